@@ -1,0 +1,25 @@
+"""avfewshot: zero-shot and few-shot classification of video clips by sight and sound."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avfewshot.classifier import Classifier, load
+
+try:
+    __version__ = version("avfewshot")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0+unknown"
+
+__all__ = ["Classifier", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported when the classifier is first asked for, so that `import avfewshot` and `avfs --help` stay quick.
+    if name in {"Classifier", "load"}:
+        from avfewshot import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

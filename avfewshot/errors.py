@@ -1,0 +1,57 @@
+"""Errors meant for the person at the keyboard.
+
+Every error that a user can cause derives from :class:`AvfsError`. The command line prints its message and its hint,
+without a traceback, and exits with :attr:`AvfsError.exit_code`.
+"""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+
+
+class AvfsError(Exception):
+    """Work that failed: exit status 1.
+
+    Args:
+        message: What is wrong and where, in one line.
+        hint: What to do about it, in one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class UsageError(AvfsError):
+    """A wrong request (arguments, label file, settings): exit status 2."""
+
+    exit_code = 2
+
+
+class MediaError(AvfsError):
+    """A media file that cannot be read; a batch reports it and goes on.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it, without the path.
+        hint: What to do about it.
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{fspath(path)}: {reason}", hint=hint)
+        self.path = fspath(path)
+        self.reason = reason
+
+
+class WeightsError(AvfsError):
+    """Weights that are missing, damaged, unsafe or of another architecture."""
+
+
+class DataError(AvfsError):
+    """A data set, annotation file or folder that is not in the expected form."""
