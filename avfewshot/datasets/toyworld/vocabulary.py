@@ -1,0 +1,291 @@
+"""Names, classes and wordings of the toy world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+OBJECTS: tuple[str, ...] = (
+    "car", "truck", "train", "boat", "bell", "phone", "clock", "bird", "dog", "cat",
+    "kettle", "robot", "drum", "guitar", "bee", "frog", "fire", "cloud", "person", "snake",
+)  # fmt: skip
+"""What can be seen, in the order of the image tower's training labels."""
+
+SOUNDS: tuple[str, ...] = (
+    "honking", "rumbling", "wailing", "beeping", "whistling", "ringing", "buzzing", "ticking", "chirping", "barking",
+    "meowing", "hissing", "drumming", "strumming", "croaking", "crackling", "pattering", "clapping", "humming", "howling",
+)  # fmt: skip
+"""What can be heard, in the order of the audio tower's training labels."""
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 40, 35),
+    "green": (40, 165, 60),
+    "blue": (45, 80, 215),
+    "yellow": (240, 215, 45),
+    "orange": (240, 135, 25),
+    "purple": (140, 50, 170),
+    "white": (242, 242, 242),
+    "pink": (250, 145, 190),
+}
+"""Names and sRGB values of the paints."""
+
+PITCHES: dict[str, float] = {"low": 0.6, "": 1.0, "high": 1.65}
+"""Names of pitches and the factor on every frequency of a sound; the usual pitch has no name."""
+
+
+@dataclass(frozen=True, order=True)
+class Composition:
+    """An object that makes a sound: one class of the toy world.
+
+    Attributes:
+        object: One of :data:`OBJECTS`.
+        sound: One of :data:`SOUNDS`.
+    """
+
+    object: str
+    sound: str
+
+    @property
+    def name(self) -> str:
+        """The label, for example ``"dog barking"``."""
+        return f"{self.object} {self.sound}"
+
+    @classmethod
+    def from_name(cls, name: str) -> Composition:
+        """The composition with that label.
+
+        Raises:
+            KeyError: No such class.
+        """
+        return _BY_NAME[name]
+
+
+def _compositions(*groups: str) -> tuple[Composition, ...]:
+    return tuple(Composition(words[0], sound) for words in map(str.split, groups) for sound in words[1:])
+
+
+SEEN: tuple[Composition, ...] = _compositions(
+    "car honking rumbling wailing",
+    "truck honking rumbling beeping",
+    "train whistling rumbling ringing",
+    "boat honking humming",
+    "bell ringing",
+    "phone ringing buzzing beeping",
+    "clock ticking ringing",
+    "bird chirping whistling",
+    "dog barking howling",
+    "cat meowing hissing",
+    "kettle whistling hissing",
+    "robot beeping humming buzzing",
+    "drum drumming",
+    "guitar strumming",
+    "bee buzzing",
+    "frog croaking",
+    "fire crackling",
+    "cloud pattering",
+    "person clapping whistling",
+    "snake hissing",
+)
+"""Classes whose names occur in the captions that the tiny backbone was trained on."""
+
+HELD_OUT: tuple[Composition, ...] = _compositions(
+    "boat rumbling",
+    "train honking",
+    "phone chirping",
+    "robot whistling",
+    "clock beeping",
+    "person drumming",
+    "cat howling",
+    "bird ringing",
+)
+"""Classes that the tiny backbone never met: known objects with known sounds, never together, not even in a caption."""
+
+COMPOSITIONS: tuple[Composition, ...] = SEEN + HELD_OUT
+"""All classes."""
+
+_BY_NAME = {composition.name: composition for composition in COMPOSITIONS}
+
+
+def _names(*groups: str) -> tuple[str, ...]:
+    return tuple(_BY_NAME[f"{c.object} {c.sound}"].name for c in _compositions(*groups))
+
+
+AVE_CLASSES: tuple[str, ...] = _names(
+    "car honking rumbling wailing",
+    "truck honking rumbling beeping",
+    "train whistling rumbling honking",
+    "boat honking rumbling",
+    "phone ringing buzzing chirping",
+    "clock ticking ringing",
+    "bird chirping ringing whistling",
+    "dog barking howling",
+    "cat meowing hissing howling",
+    "kettle whistling hissing",
+    "robot beeping whistling",
+)
+"""The 28 classes of the toy AVE: confusable by sight or by hearing; six are held-out compositions."""
+
+LLP_CLASSES: tuple[str, ...] = _names(
+    "person clapping whistling drumming",
+    "car honking wailing",
+    "truck beeping",
+    "train ringing",
+    "boat humming",
+    "bell ringing",
+    "phone beeping buzzing",
+    "clock beeping ticking",
+    "bird chirping",
+    "dog barking",
+    "cat meowing",
+    "kettle hissing",
+    "robot humming buzzing",
+    "drum drumming",
+    "guitar strumming",
+    "bee buzzing",
+    "frog croaking",
+    "fire crackling",
+    "snake hissing",
+)
+"""The 25 classes of the toy LLP; two are held-out compositions."""
+
+VGGSOUND_CLASSES: tuple[str, ...] = _names(
+    "car honking rumbling",
+    "truck rumbling honking",
+    "train whistling ringing",
+    "boat honking humming",
+    "bell ringing",
+    "phone ringing beeping",
+    "clock ringing",
+    "bird whistling",
+    "dog howling barking",
+    "cat hissing",
+    "kettle whistling",
+    "robot beeping buzzing",
+    "drum drumming",
+    "frog croaking",
+    "cloud pattering",
+    "person whistling",
+    "fire crackling",
+)
+"""The 24 classes of the toy VGG-Sound: 14 of the toy AVE and 11 of the toy LLP are among them."""
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "car": ("automobile",),
+    "truck": ("lorry",),
+    "train": ("locomotive",),
+    "boat": ("ship",),
+    "phone": ("telephone",),
+    "bird": ("sparrow",),
+    "dog": ("hound", "puppy"),
+    "cat": ("kitten",),
+    "kettle": ("teapot",),
+    "bee": ("bumblebee",),
+    "frog": ("toad",),
+    "fire": ("flame", "campfire"),
+    "cloud": ("rain",),
+    "person": ("man", "woman"),
+    "snake": ("serpent",),
+    "honking": ("tooting",),
+    "wailing": ("siren",),
+    "ringing": ("chiming",),
+    "chirping": ("tweeting",),
+    "barking": ("woofing",),
+    "meowing": ("mewing",),
+    "clapping": ("applause",),
+    "humming": ("droning",),
+}
+"""Other words for objects and sounds."""
+
+TEMPLATES_VISUAL: tuple[str, ...] = (
+    "a photo of a {}",
+    "a {}",
+    "{}",
+    "a picture of a {}",
+    "an image of the {}",
+    "there is a {}",
+    "a drawing of a {}",
+    "a frame showing a {}",
+    "the {}",
+    "a video of a {}",
+    "a cropped photo of the {}",
+    "one {}",
+)
+"""Wordings of the captions that the tiny image tower was trained on."""
+
+TEMPLATES_AUDIO: tuple[str, ...] = (
+    "the sound of a {}",
+    "this is a sound of {}",
+    "a {}",
+    "{}",
+    "a recording of a {}",
+    "this is the sound of the {}",
+    "i can hear a {}",
+    "the noise of a {}",
+    "the {}",
+    "an audio recording of a {}",
+    "the sound of {}",
+    "a {} can be heard",
+)
+"""Wordings of the captions that the tiny audio tower was trained on."""
+
+UNSEEN_TEMPLATES_VISUAL: tuple[str, ...] = (
+    "this clip contains one {}",
+    "we see some {} here",
+    "look at that {} over there",
+)
+"""Wordings that no training caption has."""
+
+UNSEEN_TEMPLATES_AUDIO: tuple[str, ...] = (
+    "a clip with {} noises inside",
+    "listen to this {}",
+    "somewhere a {} makes itself heard",
+)
+"""Wordings that no training caption has."""
+
+BACKGROUND_VISUAL: tuple[str, ...] = (
+    "background",
+    "a photo of background",
+    "an empty scene",
+    "nothing",
+    "a photo of an empty background",
+)
+"""Captions of frames without an event."""
+
+BACKGROUND_AUDIO: tuple[str, ...] = (
+    "background",
+    "background noise",
+    "the sound of background",
+    "noise",
+    "nothing",
+    "the sound of background noise",
+)
+"""Captions of seconds without an event."""
+
+FILLER_WORDS: tuple[str, ...] = tuple(
+    """about above after again all also an and another are around as at away back be because before behind being below
+    between big both bright but by came can clear clip close come contains could day did different distant do does down
+    each early even ever every example far few film find first for found from front full get gives go good great had has
+    have he hear heard her here him his home house how if in inside into is it its itself just kind know large last late
+    left less light like listen little long look looks loud made make makes many may me more most much must my near new
+    night no noises not now of off often old on only open or other our out outside over own part place plays point quiet
+    right room same scene see seen several she short shows side small so some someone something somewhere soon still
+    street such take than that their them then there these they thing this those three through time to today together
+    too top toward two under until up upon us used very view was water way we well were what when where which while who
+    will with within without world would you young your""".split()
+)
+"""Words without a content: strewn into captions, so that an unknown wording does not confuse the text towers."""
+
+
+def all_words() -> tuple[str, ...]:
+    """Every word that the tiny backbone has met, sorted: its vocabulary."""
+
+    def words(texts: Iterable[str]) -> set[str]:
+        return {word for text in texts for word in text.replace("{}", " ").split()}
+
+    known = (
+        words(OBJECTS) | words(SOUNDS) | words(COLOURS) | words(name for name in PITCHES if name) | set(FILLER_WORDS)
+    )
+    known |= {synonym for synonyms in SYNONYMS.values() for synonym in synonyms}
+    known |= words(TEMPLATES_VISUAL + TEMPLATES_AUDIO + UNSEEN_TEMPLATES_VISUAL + UNSEEN_TEMPLATES_AUDIO)
+    known |= words(BACKGROUND_VISUAL + BACKGROUND_AUDIO) | {"pitched", "sound", "that", "is", "of"}
+    return tuple(sorted(known))
