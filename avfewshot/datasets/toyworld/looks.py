@@ -251,16 +251,16 @@ def draw_backdrop(width: int, height: int, rng: np.random.Generator) -> np.ndarr
     Returns:
         float32 ``[height, width, 3]`` in 0..255.
     """
-    base = rng.uniform(50, 205, 3)
-    patches = np.clip(base + rng.normal(0, 38, (rng.integers(2, 6), rng.integers(2, 7), 3)), 0, 255)
+    base = rng.uniform(60, 195) + rng.normal(0, 22, 3)
+    patches = np.clip(base + rng.normal(0, 26, (rng.integers(2, 6), rng.integers(2, 7), 3)), 0, 255)
     small = Image.fromarray(patches.astype(np.uint8))
     method = Image.Resampling.BICUBIC if rng.random() < 0.8 else Image.Resampling.NEAREST
     picture = np.asarray(small.resize((width, height), method), dtype=np.float32)
-    if rng.random() < 0.2:
+    if rng.random() < 0.12:
         angle, frequency = rng.uniform(0, math.pi), rng.uniform(0.04, 0.25)
         y, x = np.mgrid[:height, :width]
         wave = np.sign(np.sin(frequency * (x * math.cos(angle) + y * math.sin(angle))))
-        picture = picture + rng.uniform(5, 22) * wave[..., None].astype(np.float32)
+        picture = picture + rng.uniform(4, 14) * wave[..., None].astype(np.float32)
     return np.clip(picture, 0, 255)
 
 
@@ -270,7 +270,7 @@ class Camera:
     def __init__(self, rng: np.random.Generator) -> None:
         self._contrast = rng.uniform(0.65, 1.15)
         self._brightness = rng.uniform(-20, 20)
-        self._noise = rng.uniform(1, 14)
+        self._noise = rng.uniform(1, 10)
         self._blur = rng.uniform(0.4, 1.4) if rng.random() < 0.2 else 0.0
         self._bar: tuple[bool, float, float, Rgb] | None = None
         if rng.random() < 0.12:

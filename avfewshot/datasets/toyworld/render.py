@@ -52,8 +52,8 @@ class Actor:
             scale=rng.uniform(smallest, largest),
             place=tuple(rng.uniform(0, 1, 2)),
             velocity=tuple(rng.normal(0, 0.06, 2)),
-            swing=rng.uniform(0, 6),
-            tilt=rng.uniform(-14, 14),
+            swing=rng.uniform(0, 5),
+            tilt=rng.uniform(-10, 10),
             mirrored=bool(rng.random() < 0.5),
             seed=int(rng.integers(1 << 62)),
         )
@@ -115,7 +115,7 @@ class Stage:
 
 def main_scales(count: int) -> tuple[float, float]:
     """Smallest and largest scale of `count` objects that share a picture."""
-    return (0.5, 0.9) if count <= 1 else (0.38, 0.6)
+    return (0.55, 0.92) if count <= 1 else (0.4, 0.62)
 
 
 def distractor(rng: np.random.Generator, probability: float) -> list[Actor]:

@@ -21,19 +21,21 @@ class FrameSample:
 
     Attributes:
         picture: uint8 ``[side, side, 3]``.
-        object: Index into OBJECTS, -1 for a frame without an event.
-        colour: Index into COLOURS, -1 for a frame without an event.
+        object: Index into OBJECTS of the foremost object, -1 for a frame without an event.
+        colour: Index into COLOURS of the foremost object, -1 for a frame without an event.
+        second_object: Index into OBJECTS of another large object, -1 for none.
         patches: int8 ``[grid, grid]``: what each patch shows, -1 for nothing.
     """
 
     picture: np.ndarray
     object: int
     colour: int
+    second_object: int
     patches: np.ndarray
 
 
 def sample_frame(
-    rng: np.random.Generator, *, side: int = 64, grid: int = 8, empty: float = 0.06, crowded: float = 0.15
+    rng: np.random.Generator, *, side: int = 64, grid: int = 8, empty: float = 0.06, crowded: float = 0.1
 ) -> FrameSample:
     """Draw a random frame, rendered and reduced as frames of a video are.
 
@@ -42,18 +44,18 @@ def sample_frame(
         side: Pixels of the picture.
         grid: Patches along a side, for the map of what is where.
         empty: Share of frames without an event.
-        crowded: Share of frames with a second object as large as the first; the label is one of the two.
+        crowded: Share of frames with a second object as large as the first.
 
     Returns:
         The sample.
     """
     actors = distractor(rng, 0.3)
-    main = None
+    large: list[Actor] = []
     if rng.random() >= empty:
-        names = list(rng.choice(len(OBJECTS), 2 if rng.random() < crowded else 1, replace=False))
-        smallest, largest = main_scales(len(names))
-        actors += [Actor.cast(OBJECTS[index], rng, smallest=smallest, largest=largest) for index in names]
-        main = actors[-1]
+        kinds = rng.choice(len(OBJECTS), 2 if rng.random() < crowded else 1, replace=False)
+        smallest, largest = main_scales(len(kinds))
+        large = [Actor.cast(OBJECTS[kind], rng, smallest=smallest, largest=largest) for kind in kinds]
+        actors += large
     stage = Stage(actors, _CANVAS, _CANVAS, rng)
     second = rng.uniform(0, 10)
     picture = Image.fromarray(stage.frame(second, [True] * len(actors), rng))
@@ -66,8 +68,9 @@ def sample_frame(
         patches[covered] = OBJECTS.index(actor.name)
     return FrameSample(
         picture=np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)),
-        object=OBJECTS.index(main.name) if main else -1,
-        colour=list(COLOURS).index(main.colour) if main else -1,
+        object=OBJECTS.index(large[-1].name) if large else -1,
+        colour=list(COLOURS).index(large[-1].colour) if large else -1,
+        second_object=OBJECTS.index(large[0].name) if len(large) > 1 else -1,
         patches=patches,
     )
 

@@ -13,7 +13,8 @@ OBJECTS: tuple[str, ...] = (
 
 SOUNDS: tuple[str, ...] = (
     "honking", "rumbling", "wailing", "beeping", "whistling", "ringing", "buzzing", "ticking", "chirping", "barking",
-    "meowing", "hissing", "drumming", "strumming", "croaking", "crackling", "pattering", "clapping", "humming", "howling",
+    "meowing", "hissing", "drumming", "strumming", "croaking", "crackling", "pattering", "clapping", "humming",
+    "howling",
 )  # fmt: skip
 """What can be heard, in the order of the audio tower's training labels."""
 

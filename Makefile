@@ -1,0 +1,37 @@
+# `make test` and `make demo` set up everything on a machine that has Python 3.10 to 3.12, make and a compiler.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+
+.PHONY: help install test lint demo clean
+
+help:
+	@echo "make demo     make toy clips, classify them and write a report, offline"
+	@echo "make test     run the linter and all tests"
+	@echo "make install  only set up $(VENV)"
+	@echo "make clean    remove $(VENV) and what the demo made"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+	  || { echo "error: $(PYTHON) is not Python 3.10 to 3.12; name one with: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned dependencies (about 6 GB, a few minutes) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+demo: install
+	@PATH="$(BIN):$$PATH" sh scripts/demo.sh
+
+clean:
+	rm -rf $(VENV) demo
