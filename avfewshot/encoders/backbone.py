@@ -1,0 +1,181 @@
+"""A backbone: a frozen CLIP and a frozen CLAP, ready to embed frames, sounds and texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from avfewshot.encoders.clap_model import build_clap_model, load_clap, read_clap
+from avfewshot.encoders.clap_tower import ClapTower
+from avfewshot.encoders.clip_model import build_clip_model, load_clip, normalisation
+from avfewshot.encoders.clip_tower import ClipTower
+from avfewshot.encoders.presets import Preset, load_preset
+from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
+from avfewshot.encoders.tokenizer import TextTokenizer
+from avfewshot.encoders.weights.identity import combined, file_sha256
+from avfewshot.encoders.weights.locate import needed_files, require
+from avfewshot.errors import UsageError
+
+
+@dataclass
+class Backbone:
+    """Towers and text branches of one CLIP and one CLAP.
+
+    Attributes:
+        name: Name of the preset.
+        visual: Embeds frames.
+        audio: Embeds one-second waveforms.
+        visual_text: Embeds texts in the space of the frames.
+        audio_text: Embeds texts in the space of the sounds.
+        visual_scale: What CLIP multiplies cosines with before its softmax.
+        audio_scale: What CLAP multiplies cosines with, from audio to text.
+        templates: Name or path of the prompt templates that fit.
+        identity: SHA-256 of each file that went in by its role (``"clip"``, ``"clap"``, tokenizers), the same wherever
+            and under whatever name the file lies; ``"random:<seed>"`` for random weights.
+    """
+
+    name: str
+    visual: ClipTower
+    audio: ClapTower
+    visual_text: TextBranch
+    audio_text: TextBranch
+    visual_scale: float
+    audio_scale: float
+    templates: str
+    identity: dict[str, str] = field(default_factory=dict)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Backbone:
+        """Move everything to a device, in place.
+
+        Args:
+            device: Where to.
+            dtype: Number format of the towers; unchanged when None. Text branches stay in float32.
+
+        Returns:
+            Itself.
+        """
+        self.visual.to(device=device, dtype=dtype)
+        self.audio.to(device=device, dtype=dtype)
+        self.visual_text.to(device=device)
+        self.audio_text.to(device=device)
+        return self
+
+
+def build_backbone(
+    preset: str | Path | Preset = "base",
+    *,
+    weights: str = "pretrained",
+    seed: int = 0,
+    clip_weights: str | Path | None = None,
+    clap_weights: str | Path | None = None,
+    roberta: str | Path | None = None,
+) -> Backbone:
+    """Build a backbone from files on this machine; the network is never asked.
+
+    Args:
+        preset: Name of a packaged preset, path of a YAML file, or a loaded preset.
+        weights: ``"pretrained"``, or ``"random"`` (meaningless results; to try things out without any download).
+        seed: Of random weights; torch's global generator is left as it is.
+        clip_weights: CLIP checkpoint by path, instead of the preset's.
+        clap_weights: CLAP checkpoint by path, instead of the preset's.
+        roberta: Folder with RoBERTa's tokenizer files, instead of those in the hub's cache.
+
+    Returns:
+        The backbone on the CPU in float32.
+
+    Raises:
+        UsageError: The request or the preset is at fault.
+        WeightsError: Files are missing, damaged, unsafe or of another architecture.
+    """
+    if weights not in ("pretrained", "random"):
+        raise UsageError(f"weights={weights!r} is unknown.", hint="Valid: pretrained, random.")
+    if not isinstance(preset, Preset):
+        preset = load_preset(preset)
+    needed = needed_files(preset, clip_weights=clip_weights, clap_weights=clap_weights, roberta=roberta)
+    if weights == "random":
+        given = {"--clip-weights": clip_weights, "--clap-weights": clap_weights}
+        if used := [option for option, path in given.items() if path]:
+            raise UsageError(f"{' and '.join(used)} and random weights exclude each other.", hint="Leave one out.")
+        # Merge files are packaged; RoBERTa's vocabulary is used when its folder is given, and only then, so that the
+        # same seed means the same features on every machine.
+        kept = [
+            entry for entry in needed if entry.key.endswith("_bpe") or (roberta and entry.key.startswith("roberta"))
+        ]
+        return _random(preset, require(preset, kept), seed)
+    return _pretrained(preset, require(preset, needed))
+
+
+def _pretrained(preset: Preset, files: Mapping[str, Path]) -> Backbone:
+    with torch.random.fork_rng(devices=[]):  # modules fill themselves with random numbers first
+        clip, clip_tokenizer = build_clip_model(preset, files, split_text=True)
+        load_clip(clip, preset.clip, files["clip"])
+        state, front_end = read_clap(preset.clap, files["clap"])
+        clap, clap_tokenizer = build_clap_model(preset, files)
+        load_clap(clap, preset, state, files["clap"])
+        del state
+    identity = {key: file_sha256(path) for key, path in files.items() if not key.startswith("clip_text_tokenizer_")}
+    return _assemble(
+        preset, (clip, clip_tokenizer, identity["clip"]), (clap, clap_tokenizer, identity["clap"]), identity, front_end
+    )
+
+
+def _random(preset: Preset, files: Mapping[str, Path], seed: int) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        clip, clip_tokenizer = build_clip_model(preset, files, split_text=True)
+        clap, clap_tokenizer = build_clap_model(preset, files)
+    identity = {"clip": f"random:{seed}", "clap": f"random:{seed}"}
+    # What a seed gives differs between versions of the libraries: label features are keyed by the numbers themselves.
+    return _assemble(
+        preset, (clip, clip_tokenizer, _sample_hash(clip)), (clap, clap_tokenizer, _sample_hash(clap)), identity, None
+    )
+
+
+def _assemble(
+    preset: Preset,
+    clip_parts: tuple[nn.Module, TextTokenizer, str],
+    clap_parts: tuple[nn.Module, TextTokenizer, str],
+    identity: dict[str, str],
+    front_end: str | None,
+) -> Backbone:
+    clip, clip_tokenizer, clip_hash = clip_parts
+    clap, clap_tokenizer, clap_hash = clap_parts
+    mean, std = normalisation(preset.clip, clip)
+    visual = ClipTower(clip.visual, mean=mean, std=std)
+    audio = ClapTower(clap.audio_branch, clap.audio_projection, front_end)
+    quick_gelu = str(preset.clip.quick_gelu)
+    clip_print = combined("clip text", clip_hash, clip_tokenizer.fingerprint, str(preset.clip.model), quick_gelu)
+    clap_print = combined("clap text", clap_hash, clap_tokenizer.fingerprint, str(preset.clap.text))
+    visual_text = OpenClipTextBranch(clip.text, clip_tokenizer, visual.output_dim, clip_print)
+    width = preset.clap.joint_dim
+    if preset.clap.text["type"] == "clip":
+        audio_text: TextBranch = OpenClipTextBranch(
+            clap.text_branch, clap_tokenizer, width, clap_print, clap.text_projection
+        )
+    else:
+        audio_text = RobertaTextBranch(clap.text_branch, clap.text_projection, clap_tokenizer, width, clap_print)
+    return Backbone(
+        name=preset.name,
+        visual=visual,
+        audio=audio,
+        visual_text=visual_text,
+        audio_text=audio_text,
+        visual_scale=clip.logit_scale.exp().item(),
+        audio_scale=clap.logit_scale_a.exp().item(),
+        templates=preset.templates,
+        identity=identity,
+    )
+
+
+def _sample_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode("utf-8"))
+        digest.update(str(tuple(tensor.shape)).encode("utf-8"))
+        digest.update(tensor.flatten()[:64].contiguous().numpy().tobytes())
+    return digest.hexdigest()

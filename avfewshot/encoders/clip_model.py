@@ -1,0 +1,140 @@
+"""CLIP models by open_clip's own factory, from files on this machine."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from avfewshot.encoders.presets import ClipPreset, Preset
+from avfewshot.encoders.tokenizer import ClipTokenizer, TextTokenizer, TransformersTokenizer
+from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
+from avfewshot.encoders.weights.locate import clip_tag, text_configuration
+from avfewshot.errors import UsageError
+
+
+def build_clip_model(
+    preset: Preset, files: Mapping[str, Path] | None = None, *, split_text: bool = False
+) -> tuple[nn.Module, TextTokenizer]:
+    """An open_clip model with fresh weights, and its tokenizer.
+
+    Args:
+        preset: The preset.
+        files: Files by key, see :class:`~avfewshot.encoders.weights.locate.Needed`; only those of text towers of
+            transformers are looked at.
+        split_text: Give open_clip's ``CustomTextCLIP``, whose text tower is a module of its own, rather than ``CLIP``.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        UsageError: open_clip has no such model, or cannot build it.
+        WeightsError: The tokenizer's files are damaged or do not fit the model.
+    """
+    import open_clip
+
+    clip, files = preset.clip, files or {}
+    tokenizer = _tokenizer(clip, files)
+    text = dict(text_configuration(clip))
+    if "hf_model_name" in text:
+        text |= {"hf_model_name": str(files["clip_text_config"].parent), "hf_model_pretrained": False}
+    text.setdefault("vocab_size", tokenizer.vocab_size)
+    if isinstance(clip.model, str):
+        name, overrides = clip.model, {"text_cfg": text}
+    else:
+        # The factory makes an architecture of our own when every field of a named one is overridden.
+        name, overrides = "ViT-B-32", {**_plain(clip.model), "text_cfg": _plain(text)}
+    quick = clip.quick_gelu if clip.quick_gelu is not None else bool(clip_tag(clip).get("quick_gelu"))
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the factory says that the weights are random; they are loaded afterwards
+    try:
+        model = open_clip.create_model(
+            name,
+            load_weights=False,
+            force_quick_gelu=quick,
+            force_custom_text=split_text,
+            pretrained_image=False,
+            pretrained_text=False,
+            **overrides,
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"open_clip cannot build {_name(clip)}: {reason}") from error
+    finally:
+        logging.disable(level)
+    return model, tokenizer
+
+
+def load_clip(model: nn.Module, clip: ClipPreset, path: Path) -> None:
+    """Load weights into a model of :func:`build_clip_model` with `split_text`.
+
+    Args:
+        model: The model.
+        clip: Its preset.
+        path: The weight file, in any layout that open_clip itself reads.
+
+    Raises:
+        WeightsError: See :mod:`avfewshot.encoders.weights.load`.
+    """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    state = convert_to_custom_text_state_dict(convert_state_dict(model, read_tensors(path)))
+    # Sizes that files converted from OpenAI's own programs carry along, and indices that current transformers computes.
+    for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
+        state.pop(name, None)
+    for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one number
+        if name in state and getattr(model, name, None) is not None:
+            state[name] = state[name].reshape(getattr(model, name).shape)
+    load_into(model, state, path=path, architecture=f"CLIP {_name(clip)}")
+
+
+def normalisation(clip: ClipPreset, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel means and deviations that images are normalised with: the preset's, the tag's or open_clip's default."""
+    tag = clip_tag(clip)
+    if tag.get("resize_mode", "shortest") != "shortest":
+        warnings.warn(
+            f"{_name(clip)} ({clip.pretrained}) was trained on pictures squashed to a square; here they are cropped.",
+            WeightsWarning,
+            stacklevel=2,
+        )
+    default = model.visual.preprocess_cfg
+    mean, std = (clip.mean or tag.get("mean") or default["mean"], clip.std or tag.get("std") or default["std"])
+    return tuple(mean), tuple(std)
+
+
+def _tokenizer(clip: ClipPreset, files: Mapping[str, Path]) -> TextTokenizer:
+    text = text_configuration(clip)
+    context = text.get("context_length", 77)
+    options = dict(text.get("tokenizer_kwargs") or {})
+    if not (text.get("hf_model_name") or text.get("hf_tokenizer_name")):
+        return ClipTokenizer(clip.tokenizer, context, options)
+    if "clip_text_tokenizer" not in files:
+        raise UsageError(
+            f"The tokenizer of {_name(clip)} is described by files from the hub.",
+            hint="Use the pretrained weights, or a model with a tokenizer of its own, such as ViT-B-32.",
+        )
+    vocabulary = text.get("vocab_size") or _transformers_vocabulary(files["clip_text_config"])
+    folder = files["clip_text_tokenizer"].parent
+    return TransformersTokenizer(folder, context, vocabulary, text.get("tokenizer_mode"), options)
+
+
+def _transformers_vocabulary(path: Path) -> int:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(path.parent)).vocab_size
+
+
+def _name(clip: ClipPreset) -> str:
+    return clip.model if isinstance(clip.model, str) else "of the backbone's own architecture"
+
+
+def _plain(value: Any) -> Any:
+    """Ordinary dicts and lists of a preset's read-only ones."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

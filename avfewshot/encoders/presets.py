@@ -1,0 +1,367 @@
+"""Backbone presets: which CLIP, which CLAP, which weights and prompt templates; from packaged or custom YAML files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from avfewshot.encoders.htsat import htsat_config
+from avfewshot.errors import UsageError
+from avfewshot.faults import flatten, raise_faults
+
+_FOLDER = Path(__file__).resolve().parent / "presets"
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Weight files of an open_clip repository on the hub, the safer first."""
+ROBERTA_TOKENIZER = "FacebookAI/roberta-base"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file comes from.
+
+    Attributes:
+        names: File names in the repository, the best first; one of them is needed.
+        repository: On the hub, for example ``"lukewys/laion_clap"``.
+        revision: Branch, tag or commit of the repository; its main branch when None.
+        file: The file itself, where it is not on the hub.
+        sha256: What its bytes must hash to, where that is known.
+        size: For people, for example ``"605 MB"``.
+        licence: For people.
+    """
+
+    names: tuple[str, ...] = ()
+    repository: str | None = None
+    revision: str | None = None
+    file: Path | None = None
+    sha256: str | None = None
+    size: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipPreset:
+    """The visual side.
+
+    Attributes:
+        model: open_clip's name of the architecture, or its configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``).
+        pretrained: open_clip's tag of the weights; it also says how images are normalised.
+        quick_gelu: Whether the weights want the quick form of GELU; None: as the model or the tag says.
+        mean: Channel means that images are normalised with; None: as the tag says.
+        std: Channel deviations, likewise.
+        tokenizer: A byte-pair merge file in CLIP's format; None: open_clip's own.
+        source: The weight file; without a repository and a file, open_clip's tag tells it.
+    """
+
+    model: str | Mapping[str, Any]
+    pretrained: str | None = None
+    quick_gelu: bool | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    tokenizer: Path | None = None
+    source: Source = Source()
+
+
+@dataclass(frozen=True)
+class ClapPreset:
+    """The audio side.
+
+    Attributes:
+        audio: laion_clap's name of the audio tower, or the fields of an HTS-AT configuration.
+        text: Fields of the text branch; its ``type`` is ``"roberta"`` (fields of transformers' ``RobertaConfig``) or
+            ``"clip"`` (fields of open_clip's ``TextTransformer``).
+        joint_dim: Width of the space that audio and text share.
+        fused: Whether the checkpoint is one of LAION's with feature fusion; None: found out from the file.
+        tokenizer: Repository or folder with RoBERTa's tokenizer files, or for ``"clip"`` a merge file.
+        source: The weight file.
+    """
+
+    audio: str | Mapping[str, Any]
+    text: Mapping[str, Any]
+    joint_dim: int = 512
+    fused: bool | None = None
+    tokenizer: Source = Source()
+    source: Source = Source()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pair of pretrained models that make up a backbone.
+
+    Attributes:
+        name: ``"base"``, or the stem of the YAML file.
+        description: One line for people.
+        templates: Name or path of the prompt templates that fit the models.
+        clip: The visual side.
+        clap: The audio side.
+        path: The YAML file.
+    """
+
+    name: str
+    description: str
+    templates: str
+    clip: ClipPreset
+    clap: ClapPreset
+    path: Path
+
+
+def preset_names() -> list[str]:
+    """Names of the packaged presets, the default first."""
+    return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=lambda name: (name != "base", name))
+
+
+def load_preset(name_or_path: str | Path) -> Preset:
+    """Read a preset.
+
+    Args:
+        name_or_path: One of :func:`preset_names`, or the path of a YAML file of the same form. Relative paths inside it
+            are relative to it.
+
+    Returns:
+        The checked preset.
+
+    Raises:
+        UsageError: No such preset or file, not YAML, or unknown keys and wrong values, all of them at once.
+    """
+    text = str(name_or_path)
+    if text in preset_names():
+        path = _FOLDER / f"{text}.yaml"
+    elif text.lower().endswith((".yaml", ".yml")):
+        path = Path(text).expanduser()
+    else:
+        close = get_close_matches(text, preset_names(), n=1)
+        guess = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(
+            f"There is no backbone {text!r}.{guess}",
+            hint=f"Valid ones: {', '.join(preset_names())}, or the path of a YAML file of your own.",
+        )
+    return _Reader(path).preset(_parse(path))
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such backbone file.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8.", hint="Save it as UTF-8.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+class _Reader:
+    """Turns parsed YAML into a :class:`Preset` and collects every fault on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.faults: list[UsageError] = []
+
+    def preset(self, raw: Any) -> Preset:
+        top = self.section(raw, "", ("description", "templates", "clip", "clap"))
+        preset = Preset(
+            name=self.path.stem,
+            description=self.text(top, "", "description") or "",
+            templates=self.templates(self.text(top, "", "templates") or "default"),
+            clip=self.clip(top.get("clip"), present="clip" in top),
+            clap=self.clap(top.get("clap"), present="clap" in top),
+            path=self.path,
+        )
+        raise_faults(self.faults)
+        return preset
+
+    def templates(self, name: str) -> str:
+        # A path is relative to the YAML file; a name is looked up among the packaged ones.
+        candidate = self.path.parent / name
+        return str(candidate) if candidate.suffix and candidate.is_file() else name
+
+    def clip(self, raw: Any, *, present: bool) -> ClipPreset:
+        where = "clip"
+        keys = ("model", "pretrained", "quick_gelu", "mean", "std", "tokenizer", *_SOURCE_KEYS)
+        section = self.section(raw, where, keys, present=present)
+        model = section.get("model", "")
+        if isinstance(model, Mapping):
+            architecture = self.section(model, "clip.model", ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu"))
+            self.whole(architecture, "clip.model", "embed_dim", required=True)
+            for key in ("vision_cfg", "text_cfg"):
+                if not isinstance(architecture.get(key), Mapping):
+                    self.fault(f"clip.model.{key}", "the fields of open_clip's configuration are needed.")
+        elif present and raw is not None:
+            model = self.text(section, where, "model", required=True) or ""
+        tokenizer = self.text(section, where, "tokenizer")
+        pretrained = self.text(section, where, "pretrained")
+        source = self.source(section, where, OPEN_CLIP_NAMES)
+        if present and not (pretrained or source.repository or source.file):
+            self.fault(where, "says no weights: give `pretrained` (one of open_clip's tags), `repository` or `file`.")
+        return ClipPreset(
+            model=_frozen(model),
+            pretrained=pretrained,
+            quick_gelu=self.flag(section, where, "quick_gelu"),
+            mean=self.channels(section, where, "mean"),
+            std=self.channels(section, where, "std"),
+            tokenizer=self.relative(tokenizer) if tokenizer else None,
+            source=source,
+        )
+
+    def clap(self, raw: Any, *, present: bool) -> ClapPreset:
+        where = "clap"
+        keys = ("audio", "text", "joint_dim", "fused", "tokenizer", *_SOURCE_KEYS)
+        section = self.section(raw, where, keys, present=present)
+        audio = self.audio(section.get("audio", "HTSAT-tiny"))
+        text = self.text_branch(section.get("text", "roberta"))
+        tokenizer = self.text(section, where, "tokenizer", required=text["type"] == "clip")
+        source = self.source(section, where, None)
+        if present and not (source.repository or source.file):
+            self.fault(where, "says no weights: give `repository` and `checkpoint`, or `file`.")
+        elif source.repository and not source.names:
+            self.fault("clap.checkpoint", "the name of the file in the repository is needed.")
+        return ClapPreset(
+            audio=_frozen(audio),
+            text=_frozen(text),
+            joint_dim=self.whole(section, where, "joint_dim") or 512,
+            fused=self.flag(section, where, "fused"),
+            tokenizer=self.tokenizer(tokenizer, text["type"]),
+            source=source,
+        )
+
+    def audio(self, raw: Any) -> str | Mapping[str, Any]:
+        if not isinstance(raw, str | Mapping):
+            self.fault(
+                "clap.audio", f"laion_clap's name of a tower or the fields of an HTS-AT are needed, not {raw!r}."
+            )
+            return "HTSAT-tiny"
+        try:
+            htsat_config(raw)
+        except UsageError as error:
+            for single in flatten(error):
+                self.fault("clap.audio", str(single))
+        return raw
+
+    def text_branch(self, raw: Any) -> Mapping[str, Any]:
+        fields = {"type": raw} if isinstance(raw, str) else raw
+        kind = fields.get("type") if isinstance(fields, Mapping) else None
+        if kind not in _TEXT_FIELDS:
+            self.fault("clap.text", "`roberta` is needed, or fields with `type: roberta` or `type: clip`.")
+            return {"type": "roberta"}
+        self.section(fields, "clap.text", ("type", *_TEXT_FIELDS[kind]))
+        for key in _TEXT_FIELDS[kind]:
+            self.whole(fields, "clap.text", key)
+        return fields
+
+    def tokenizer(self, given: str | None, kind: str) -> Source:
+        if kind == "clip":
+            return Source(file=self.relative(given)) if given else Source()
+        given = given or ROBERTA_TOKENIZER
+        if self.relative(given).is_dir():
+            return Source(file=self.relative(given))
+        if not _REPOSITORY.fullmatch(given):
+            self.fault("clap.tokenizer", f"{given!r} is neither a folder nor a repository on the hub.")
+        return Source(repository=given, size="1.4 MB", licence="MIT")
+
+    def source(self, section: Mapping[str, Any], where: str, names: tuple[str, ...] | None) -> Source:
+        values = {key: self.text(section, where, key) for key in _SOURCE_KEYS}
+        if values["repository"] and not _REPOSITORY.fullmatch(values["repository"]):
+            self.fault(f"{where}.repository", f"{values['repository']!r} is not `owner/name`.")
+        if values["repository"] and values["file"]:
+            self.fault(where, "`repository` and `file` exclude each other.")
+        if values["sha256"] and not _SHA256.fullmatch(values["sha256"]):
+            self.fault(f"{where}.sha256", "64 hexadecimal digits in lower case are needed.")
+        checkpoint = values["checkpoint"]
+        if checkpoint and (checkpoint.startswith("/") or ".." in Path(checkpoint).parts):
+            self.fault(f"{where}.checkpoint", f"{checkpoint!r} is not a file inside the repository.")
+        return Source(
+            names=(checkpoint,) if checkpoint else names or (),
+            repository=values["repository"],
+            revision=values["revision"],
+            file=self.relative(values["file"]) if values["file"] else None,
+            sha256=values["sha256"],
+            size=values["size"],
+            licence=values["licence"],
+        )
+
+    def relative(self, name: str) -> Path:
+        return (self.path.parent / Path(name).expanduser()).resolve()
+
+    def section(self, raw: Any, where: str, keys: tuple[str, ...], *, present: bool = True) -> Mapping[str, Any]:
+        if not present:
+            self.fault(where, "is missing.")
+            return {}
+        if not isinstance(raw, Mapping):
+            self.fault(where, f"keys and values are needed ({', '.join(keys)}).")
+            return {}
+        for key in raw:
+            if key not in keys:
+                close = get_close_matches(str(key), keys, n=1)
+                guess = f" Did you mean {close[0]!r}?" if close else ""
+                self.fault(
+                    f"{where}.{key}" if where else str(key), f"is unknown.{guess} Valid keys: {', '.join(keys)}."
+                )
+        return raw
+
+    def text(self, section: Mapping[str, Any], where: str, key: str, *, required: bool = False) -> str | None:
+        value = section.get(key)
+        if value is None and not required:
+            return None
+        if not isinstance(value, str) or not value.strip():
+            self.fault(f"{where}.{key}" if where else key, f"a text is needed, not {value!r}.")
+            return None
+        return value
+
+    def whole(self, section: Mapping[str, Any], where: str, key: str, *, required: bool = False) -> int | None:
+        value = section.get(key)
+        if value is None and not required:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.fault(f"{where}.{key}", f"a whole number of at least 1 is needed, not {value!r}.")
+            return None
+        return value
+
+    def flag(self, section: Mapping[str, Any], where: str, key: str) -> bool | None:
+        value = section.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.fault(f"{where}.{key}", f"true or false is needed, not {value!r}.")
+            return None
+        return value
+
+    def channels(self, section: Mapping[str, Any], where: str, key: str) -> tuple[float, ...] | None:
+        value = section.get(key)
+        if value is None:
+            return None
+        numbers = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+        if not numbers or len(value) != 3:
+            self.fault(f"{where}.{key}", f"three numbers (red, green, blue) are needed, not {value!r}.")
+            return None
+        return tuple(float(x) for x in value)
+
+    def fault(self, where: str, what: str) -> None:
+        self.faults.append(UsageError(f"{self.path}: {where + ': ' if where else ''}{what}"))
+
+
+_TEXT_FIELDS = {
+    "roberta": (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    ),
+    "clip": ("context_length", "vocab_size", "width", "heads", "layers"),
+}
+_SOURCE_KEYS = ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence")
+
+
+def _frozen(value: Any) -> Any:
+    """`value` with its mappings read-only, so that a preset cannot be changed by accident."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value

@@ -1,0 +1,254 @@
+"""Texts to token numbers: CLIP's byte-pair encoding, RoBERTa's, and those of other open_clip models.
+
+Every tokenizer is built from files that are already on this machine. A tokenizer that knows no words maps every text to
+the same tokens, and every label to the same embedding, without any error: its vocabulary is therefore checked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avfewshot.encoders.weights.identity import combined, file_sha256
+from avfewshot.errors import WeightsError
+
+CLAP_CONTEXT = 77  # laion_clap truncates texts to as many tokens, special ones included
+_WORDS_MARK = " words: "
+
+
+class TextTokenizer(ABC):
+    """Turns texts into rows of token numbers.
+
+    Attributes:
+        vocab_size: Number of tokens it knows.
+        fingerprint: Hash of what determines its results.
+    """
+
+    vocab_size: int
+    fingerprint: str
+
+    @abstractmethod
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of `texts`, int64 [N, L], cut to the context length and padded."""
+
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """Words of `texts` that the model never met in training; empty for tokenizers of open vocabulary."""
+        return []
+
+
+class ClipTokenizer(TextTokenizer):
+    """CLIP's byte-pair encoding, by open_clip's own class.
+
+    Args:
+        path: Gzipped merge file in CLIP's format; open_clip's own when None. Its first line may list the words that the
+            model was trained on (``scripts/make_tiny_bpe.py`` writes it), for :meth:`unknown_words`.
+        context_length: Tokens a text, special ones included.
+        options: Further arguments of open_clip's ``SimpleTokenizer``, from a model's ``tokenizer_kwargs``.
+
+    Raises:
+        WeightsError: The file is missing or not a merge file.
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, context_length: int = 77, options: dict[str, Any] | None = None
+    ) -> None:
+        from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+        path = Path(path or default_bpe())
+        self.words = _known_words(path)
+        self._tokenizer = SimpleTokenizer(str(path), context_length=context_length, **(options or {}))
+        self.vocab_size = self._tokenizer.vocab_size
+        self.fingerprint = combined(
+            "clip", file_sha256(path), str(context_length), str(sorted((options or {}).items()))
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See :meth:`TextTokenizer.__call__`; padded with zeros to the context length."""
+        return self._tokenizer(list(texts))
+
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """Words of `texts` outside the listed ones, each once, in the order met; punctuation does not count."""
+        if not self.words:
+            return []
+        unknown: dict[str, None] = {}
+        for text in texts:
+            for word in self._tokenizer.pat.findall(self._tokenizer.clean_fn(text)):
+                if word not in self.words and any(letter.isalnum() for letter in word):
+                    unknown[word] = None
+        return list(unknown)
+
+
+class RobertaTokenizer(TextTokenizer):
+    """RoBERTa's byte-level byte-pair encoding, as laion_clap uses it.
+
+    Built with the tokenizers library, the engine below transformers' class of the same name, which may be silently
+    empty where its files are not found.
+
+    Args:
+        files: ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone.
+        vocab_size: Number of tokens that the text model has; RoBERTa's is 50,265.
+
+    Raises:
+        WeightsError: A file is damaged, or the vocabulary is not that of the text model.
+    """
+
+    BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
+
+    def __init__(self, files: Sequence[str | Path], vocab_size: int = 50265) -> None:
+        paths = [Path(path) for path in files]
+        shown = " and ".join(str(path) for path in paths)
+        try:
+            tokenizer = _from_json(paths[0]) if len(paths) == 1 else _from_merges(*paths)
+            tokenizer.enable_truncation(CLAP_CONTEXT)
+            tokenizer.enable_padding(pad_id=self.PAD, pad_token="<pad>")
+            self.vocab_size = tokenizer.get_vocab_size()
+            special = [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+            probe = [tokenizer.encode(text).ids for text in ("a dog is barking", "the sound of rain")]
+        except Exception as error:  # the tokenizers library raises plain exceptions
+            raise WeightsError(f"{shown}: not RoBERTa's tokenizer ({error}).", hint=_ROBERTA_HINT) from None
+        if self.vocab_size != vocab_size:
+            raise WeightsError(
+                f"{shown}: a vocabulary of {self.vocab_size} tokens, but the text model has {vocab_size}.",
+                hint=_ROBERTA_HINT,
+            )
+        plain = [[token for token in ids if token > self.UNKNOWN] for ids in probe]
+        framed = all(ids[0] == self.BOS and ids[-1] == self.EOS for ids in probe)
+        if (
+            special != [self.BOS, self.PAD, self.EOS, self.UNKNOWN]
+            or not framed
+            or not all(plain)
+            or plain[0] == plain[1]
+        ):
+            raise WeightsError(f"{shown}: does not split texts as RoBERTa's tokenizer does.", hint=_ROBERTA_HINT)
+        self._tokenizer = tokenizer
+        self.fingerprint = combined("roberta", *(file_sha256(path) for path in paths))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts` with token 1."""
+        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.long)
+
+
+class BorrowedTokenizer(TextTokenizer):
+    """CLIP's tokens in RoBERTa's frame, for a RoBERTa with *random* weights only.
+
+    To such a model one numbering of tokens is as good as another, and this one needs no file from the hub:
+    architectures can be tried and timed on texts of realistic length without a network.
+
+    Args:
+        vocab_size: Number of tokens that the text model has.
+    """
+
+    def __init__(self, vocab_size: int = 50265) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self._tokenizer = SimpleTokenizer()
+        self.vocab_size = vocab_size
+        self.fingerprint = combined("borrowed", str(vocab_size))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts` with token 1."""
+        first = RobertaTokenizer.UNKNOWN + 1
+        rows = []
+        for text in texts:
+            tokens = [first + token % (self.vocab_size - first) for token in self._tokenizer.encode(text)]
+            rows.append([RobertaTokenizer.BOS, *tokens[: CLAP_CONTEXT - 2], RobertaTokenizer.EOS])
+        longest = max(map(len, rows), default=0)
+        padded = [row + [RobertaTokenizer.PAD] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).reshape(len(rows), longest)
+
+
+class TransformersTokenizer(TextTokenizer):
+    """Tokenizer of an open_clip model that uses one of transformers', by open_clip's own class.
+
+    Args:
+        folder: Folder with the tokenizer's files.
+        context_length: Tokens a text, special ones included.
+        vocab_size: Number of tokens that the text model has; the tokenizer may have fewer, never more.
+        mode: open_clip's ``tokenizer_mode``.
+        options: open_clip's ``tokenizer_kwargs``.
+
+    Raises:
+        WeightsError: The files are damaged, or the vocabulary does not fit.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        context_length: int,
+        vocab_size: int,
+        mode: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        from open_clip.tokenizer import HFTokenizer
+
+        folder = Path(folder)
+        hint = "Fetch the files again with `avfs weights fetch`."
+        try:
+            self._tokenizer = HFTokenizer(
+                str(folder),
+                context_length=context_length,
+                tokenizer_mode=mode,
+                local_files_only=True,
+                **(options or {}),
+            )
+            probe = self._tokenizer(["a dog is barking", "the sound of rain"])
+        except Exception as error:  # transformers raises many kinds
+            reason = str(error).strip().partition("\n")[0][:160]
+            raise WeightsError(f"{folder}: not a tokenizer that can be loaded ({reason}).", hint=hint) from None
+        self.vocab_size = len(self._tokenizer.tokenizer)
+        if torch.equal(probe[0], probe[1]) or not vocab_size * 0.9 <= self.vocab_size <= vocab_size:
+            raise WeightsError(
+                f"{folder}: a vocabulary of {self.vocab_size} tokens, but the text model has {vocab_size}.", hint=hint
+            )
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        self.fingerprint = combined("transformers", str(context_length), *(file_sha256(path) for path in files))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See :meth:`TextTokenizer.__call__`; padded to the context length."""
+        return self._tokenizer(list(texts))
+
+
+_ROBERTA_HINT = "Fetch it with `avfs weights fetch`, or give a folder with roberta-base's files with --roberta."
+
+
+def _known_words(path: Path) -> frozenset[str]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            first = stream.readline()
+            merge = stream.readline().split()
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such tokenizer file.", hint="Install avfewshot again.") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: is not a gzipped merge file ({error}).") from None
+    if "#version" not in first or len(merge) != 2:
+        raise WeightsError(f"{path}: is not a merge file in CLIP's format.")
+    return frozenset(first.partition(_WORDS_MARK)[2].split())
+
+
+def _from_json(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(os.fspath(path))
+
+
+def _from_merges(vocabulary: Path, merges: Path) -> Any:
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.BPE.from_file(os.fspath(vocabulary), os.fspath(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", RobertaTokenizer.EOS), ("<s>", RobertaTokenizer.BOS), add_prefix_space=False
+    )
+    known = tokenizer.get_vocab()
+    # A special token that the vocabulary lacks would be given a number of its own and hide that the file is wrong.
+    if lacking := [token for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if token not in known]:
+        raise ValueError(f"no {', '.join(lacking)} in the vocabulary")
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)])
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Weight files: where they lie, how they are read safely, how they are fetched and checked."""

@@ -1,0 +1,228 @@
+"""The one way by which tensors come from a file into a model.
+
+Weight files come from strangers. Tensors are read from safetensors, or from a PyTorch checkpoint whose pickle may name
+nothing but tensors, containers and numbers; every other file is refused with the reason. Into a model go exactly the
+tensors that it has: whatever is missing, left over or of another shape is an error that lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avfewshot.errors import WeightsError
+
+FETCH_HINT = "Download it again with `avfs weights fetch`, or from where you got it."
+_SHOWN = 4  # names listed of each kind of mismatch
+_MAX_HEADER = 100 * 1024 * 1024  # the safetensors library's own limit
+_PLAIN_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
+
+
+class WeightsWarning(UserWarning):
+    """Something about a weight file that its user should know."""
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a weight file on the CPU, without running anything that the file contains.
+
+    Understands safetensors and PyTorch checkpoints (a dict of tensors, or a dict with such a dict under
+    ``state_dict``, as LAION's CLAP and open_clip's training script write). A ``module.`` in front of every name, left
+    by data-parallel training, is taken off. Large files are mapped into memory rather than read.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        WeightsError: The file is missing, empty, truncated, no weight file, or asks for more than tensors.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    state = _read_safetensors(path) if kind == "safetensors" else _read_checkpoint(path, mmap=kind == "zip")
+    if not state:
+        raise WeightsError(f"{path}: holds no tensors.", hint=FETCH_HINT)
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    path: str | Path,
+    architecture: str,
+    optional: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Copy tensors into a model; every tensor of the model must be there, and nothing else.
+
+    Half precision is widened to the model's own number format.
+
+    Args:
+        module: The model.
+        state: Tensors by name.
+        path: The file they came from, for messages.
+        architecture: What the model is, for messages.
+        optional: Tells the names of the model's tensors that may be absent, since the model computes them itself.
+
+    Raises:
+        WeightsError: Names or shapes differ; they are listed, shortened.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not optional(name)]
+    left_over = [name for name in state if name not in own]
+    shapes = [
+        f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} in the model)"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if missing or left_over or shapes:
+        kinds = (("missing", missing), ("unknown", left_over), ("of another shape", shapes))
+        listed = "; ".join(f"{what}: {_shortened(names)}" for what, names in kinds if names)
+        raise WeightsError(
+            f"{path}: these weights are not of {architecture}. {listed}.",
+            hint="Give the weights that belong to the backbone, or the backbone that belongs to the weights.",
+        )
+    module.load_state_dict(dict(state), strict=False)  # strict was settled above
+
+
+def _kind(path: Path) -> str:
+    """``"safetensors"``, ``"zip"`` or ``"legacy"`` by the first bytes, never by the name alone."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(512)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path}: there is no such file.", hint="Check the path, or run `avfs weights fetch`."
+        ) from None
+    except IsADirectoryError:
+        raise WeightsError(f"{path}: is a folder, a weight file is needed.") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    if not head:
+        raise WeightsError(f"{path}: is empty.", hint=FETCH_HINT)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise WeightsError(
+            f"{path}: is a web page, not weights.", hint="Download the file itself, not the page that links to it."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path}: is a Git LFS pointer, not the weights.", hint="Run `git lfs pull` where it came from."
+        )
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "legacy"
+    if len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= _MAX_HEADER:
+        return "safetensors"
+    raise WeightsError(
+        f"{path}: is not a weight file (neither safetensors nor a PyTorch checkpoint), or its beginning is damaged.",
+        hint=FETCH_HINT,
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path}: is truncated or damaged ({error}).", hint=FETCH_HINT) from None
+
+
+def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
+    if mmap:
+        _refuse_torchscript(path)
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on storages and protocols, of no use to the person
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, str(error)) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        # torch raises whatever the half-read file happens to lead it to.
+        reason = re.sub(r"\s+", " ", str(error)).split(". ")[0][:120]
+        raise WeightsError(f"{path}: is truncated or damaged ({reason}).", hint=FETCH_HINT) from None
+    return _tensors_of(checkpoint, path)
+
+
+def _tensors_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name.")
+    strangers = [
+        str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if strangers:
+        raise WeightsError(f"{path}: not all entries are tensors: {_shortened(strangers)}.")
+    return dict(state)
+
+
+def _refuse_torchscript(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return  # torch.load words the damage
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise WeightsError(
+            f"{path}: is a TorchScript program, not plain weights; programs are not run.",
+            hint="Give the safetensors file of the same model, for example the one that `avfs weights fetch` gets.",
+        )
+
+
+def _refusal(path: Path, reason: str) -> WeightsError:
+    wanted = re.search(r"(?:GLOBAL|class|function|type)\s+([\w.]+\.[\w.]+)", reason)
+    if wanted and "unsupported" in reason.lower():
+        return WeightsError(
+            f"{path}: refused: on loading it wants to use {wanted[1]}, which weights do not need and which could run"
+            " any program.",
+            hint="Do not use this file unless you know who made it; ask for a safetensors version.",
+        )
+    last = re.sub(r"\s+", " ", reason.split("error message.")[-1]).strip()[:160]
+    return WeightsError(f"{path}: is damaged or not a plain PyTorch checkpoint ({last}).", hint=FETCH_HINT)
+
+
+def _numpy_globals() -> list[Any]:
+    """What a checkpoint may hold beside tensors: single numbers of numpy, as LAION's training script saved its metrics.
+
+    The checkpoint's own name for numpy's constructor leads to a stricter one of ours, whatever numpy is installed.
+    """
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtype_classes = [type(np.dtype(name)) for name in _PLAIN_DTYPES]
+    ours = [*((_number, name) for name in names), np.dtype, *dtype_classes]
+    # What the process allows already stays allowed when ours are taken back.
+    return [entry for entry in ours if entry not in torch.serialization.get_safe_globals()]
+
+
+def _number(dtype: Any, data: Any = None) -> Any:
+    if not (isinstance(dtype, np.dtype) and dtype.name in _PLAIN_DTYPES and isinstance(data, bytes)):
+        raise pickle.UnpicklingError(f"numpy value of {dtype!r} is not a plain number")
+    if len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError("numpy value of the wrong length")
+    return np.frombuffer(data, dtype=dtype)[0].item()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "a single number"
+
+
+def _shortened(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
