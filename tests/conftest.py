@@ -1,0 +1,93 @@
+"""Every test runs offline, on one thread, seeded, and away from the user's own files."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Set before any test module imports a library that reads them once, at its own import.
+_HOME = Path(tempfile.mkdtemp(prefix="avfs-tests-"))
+_CLEARED = ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "TERMINAL_WIDTH", "COLUMNS")
+for _name in [name for name in os.environ if name.startswith(("AVFS_", "HF_")) or name in _CLEARED]:
+    del os.environ[_name]
+os.environ.update(
+    HOME=str(_HOME),
+    XDG_CACHE_HOME=str(_HOME / "xdg-cache"),
+    XDG_CONFIG_HOME=str(_HOME / "xdg-config"),
+    AVFS_CACHE=str(_HOME / "avfs-cache"),
+    HF_HOME=str(_HOME / "hf"),
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TRANSFORMERS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+
+class NetworkBlocked(RuntimeError):
+    """A test tried to leave this machine."""
+
+
+def _is_local(address: object) -> bool:
+    if not isinstance(address, tuple):  # a Unix socket
+        return True
+    host = address[0]
+    if isinstance(host, bytes):
+        host = host.decode("ascii", "replace")
+    if host in {"", "localhost", None}:
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _guarded(original):
+    def call(self, *args, **kwargs):
+        address = args[-1] if args else None  # connect(address), sendto(data, address), sendto(data, flags, address)
+        if self.family in {socket.AF_INET, socket.AF_INET6} and not _is_local(address):
+            raise NetworkBlocked(f"a test tried to reach {address!r}; tests run without a network")
+        return original(self, *args, **kwargs)
+
+    return call
+
+
+def _guarded_lookup(original):
+    def call(host, *args, **kwargs):
+        if not _is_local((host,)):
+            raise NetworkBlocked(f"a test tried to look up {host!r}; tests run without a network")
+        return original(host, *args, **kwargs)
+
+    return call
+
+
+for _name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, _name, _guarded(getattr(socket.socket, _name)))
+socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the throw-away home."""
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of its own and the same random numbers for every test."""
+    monkeypatch.setenv("AVFS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "manual_seed"):
+        torch.manual_seed(0)
+        torch.set_num_threads(1)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avfewshot.errors import UsageError
+from avfewshot.faults import Faults
+from avfewshot.labels import LabelSet, parse_labels
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "labels.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return path
+
+
+def test_lines_comments_blanks_and_wordings(tmp_path):
+    path = write(
+        tmp_path, "# animals\n\n  dog   barking \nviolin: a person playing the violin # long\r\nC# major\ntrack #1\n"
+    )
+    labels = parse_labels(path)
+    assert labels.names == ("dog barking", "violin", "C# major", "track #1")
+    assert labels.wordings == ("dog barking", "a person playing the violin", "C# major", "track #1")
+    assert len(labels) == 4
+
+
+def test_a_colon_without_a_space_belongs_to_the_label(tmp_path):
+    assert parse_labels(write(tmp_path, "re:zero\n12:30: a chime\n")).names == ("re:zero", "12:30")
+
+
+def test_byte_order_mark_and_other_scripts(tmp_path):
+    labels = parse_labels(write(tmp_path, "\ufeffchien qui aboie\n犬の鳴き声: dog\n"))
+    assert labels.names == ("chien qui aboie", "犬の鳴き声")
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("dog\ncat\ndog\n", ("line 3", "line 1")),
+        ("Dog\n\ndog\n", ("line 3", "line 1")),
+        ("dog:\n", ("line 1",)),
+        (": a wording\n", ("line 1",)),
+        ("dog: animal\ncat: animal\n", ("line 2", "line 1")),
+        ("dog\nc\x1bat\n", ("line 2",)),
+        (b"dog\r\nc\xe4t\n", ("line 2",)),
+        (b"\xff\xfed\x00o\x00g\x00", ("line 1",)),
+    ],
+)
+def test_faults_name_the_file_and_the_line(tmp_path, content, lines):
+    path = write(tmp_path, content)
+    with pytest.raises(UsageError) as caught:
+        parse_labels(path)
+    assert str(path) in caught.value.message
+    for line in lines:
+        assert line in caught.value.message
+
+
+def test_all_faults_come_at_once(tmp_path):
+    with pytest.raises(Faults) as caught:
+        parse_labels(write(tmp_path, "dog\ncat:\ndog\n"))
+    assert [fault.message.partition(", ")[2].partition(":")[0] for fault in caught.value.faults] == ["line 2", "line 3"]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "# only a comment\n"])
+def test_a_file_without_labels_is_refused(tmp_path, content):
+    with pytest.raises(UsageError, match="no label") as caught:
+        parse_labels(write(tmp_path, content))
+    assert "one label a line" in caught.value.hint
+
+
+def test_missing_file_folder_and_video_named_by_mistake(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="no such label file"):
+        parse_labels(tmp_path / "none.txt")
+    with pytest.raises(UsageError, match="is a folder"):
+        parse_labels(tmp_path)
+    monkeypatch.setattr("avfewshot.labels.MAX_BYTES", 10)
+    with pytest.raises(UsageError, match="too large"):
+        parse_labels(write(tmp_path, "a label\n" * 10))
+
+
+def test_from_names():
+    assert LabelSet.from_names([" dog ", "cat"]) == LabelSet(("dog", "cat"), ("dog", "cat"))
+    for wrong in ([], ["dog", "DOG"], ["dog", ""], "dog", [1]):
+        with pytest.raises(UsageError):
+            LabelSet.from_names(wrong)

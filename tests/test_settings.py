@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from avfewshot.errors import UsageError
+from avfewshot.faults import Faults
+from avfewshot.settings import MODEL, TABLES, environment_name, read_config, resolve
+
+
+def config(folder: Path, text: str) -> Path:
+    (folder / "avfs.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_defaults_without_anything(tmp_path):
+    resolved = resolve("zeroshot", folder=tmp_path, environ={}).check()
+    assert resolved["backbone"] == "base"
+    assert resolved["topk"] == 5
+    assert resolved["recursive"] is True
+    assert {resolved.source(name) for name in TABLES["zeroshot"]} == {"default"}
+
+
+def test_flag_beats_environment_beats_table_beats_top_level(tmp_path):
+    folder = config(tmp_path, 'backbone = "a"\ndevice = "cpu"\nseed = 1\n[zeroshot]\nbackbone = "b"\ndevice = "mps"\n')
+    environ = {"AVFS_BACKBONE": "c"}
+    resolved = resolve("zeroshot", {"backbone": "d"}, folder=folder, environ=environ).check()
+    assert (resolved["backbone"], resolved.source("backbone")) == ("d", "--backbone")
+    resolved = resolve("zeroshot", {"backbone": None}, folder=folder, environ=environ).check()
+    assert (resolved["backbone"], resolved.source("backbone")) == ("c", "AVFS_BACKBONE")
+    resolved = resolve("zeroshot", folder=folder, environ={}).check()
+    assert (resolved["backbone"], resolved.source("backbone")) == ("b", "avfs.toml [zeroshot]")
+    assert (resolved["device"], resolved.source("device")) == ("mps", "avfs.toml [zeroshot]")
+    assert (resolved["seed"], resolved.source("seed")) == (1, "avfs.toml")
+
+
+def test_the_file_of_the_current_folder_is_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(config(tmp_path, 'backbone = "tiny"\n'))
+    assert resolve("zeroshot", environ={})["backbone"] == "tiny"
+
+
+def test_a_false_flag_counts_and_an_empty_variable_does_not(tmp_path):
+    folder = config(tmp_path, "[zeroshot]\nsegments = true\n")
+    assert resolve("zeroshot", {"segments": False}, folder=folder, environ={})["segments"] is False
+    assert resolve("zeroshot", folder=folder, environ={"AVFS_SEGMENTS": ""})["segments"] is True
+    assert resolve("zeroshot", folder=folder, environ={"AVFS_SEGMENTS": "off"})["segments"] is False
+
+
+def test_text_becomes_typed_values(tmp_path):
+    flags = {"topk": "3", "batch_size": "auto", "device": "cuda:1", "clip_weights": "~/x.pt"}
+    resolved = resolve("zeroshot", flags, folder=tmp_path, environ={"AVFS_RECURSIVE": "0"}).check()
+    assert resolved["topk"] == 3
+    assert resolved["batch_size"] == "auto"
+    assert resolved["recursive"] is False
+    assert resolved["clip_weights"] == Path.home() / "x.pt"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("topk", "0"),
+        ("topk", "-1"),
+        ("topk", "many"),
+        ("batch_size", "0"),
+        ("batch_size", "1.5"),
+        ("device", "gpu"),
+        ("device", "cuda:"),
+        ("precision", "fp8"),
+        ("format", "xml"),
+        ("modality", "video"),
+        ("backbone", " "),
+        ("labels", ""),
+    ],
+)
+def test_wrong_values_name_their_flag(tmp_path, name, value):
+    resolved = resolve("zeroshot", {name: value}, folder=tmp_path, environ={})
+    assert resolved[name] == TABLES["zeroshot"][name].default  # so that further checks can go on
+    with pytest.raises(UsageError) as caught:
+        resolved.check()
+    assert caught.value.message.startswith(f"--{name.replace('_', '-')}: ")
+    assert caught.value.exit_code == 2
+
+
+def test_a_near_miss_is_guessed(tmp_path):
+    [fault] = resolve("zeroshot", {"format": "jsno"}, folder=tmp_path, environ={}).faults
+    assert "did you mean 'json'" in fault.message
+    assert "table, json, jsonl, csv, all" in fault.message
+
+
+def test_faults_of_flags_environment_and_file_come_at_once(tmp_path):
+    folder = config(
+        tmp_path, 'bakbone = "tiny"\ntopk = "five"\n[zeroshot]\ndevice = 1\nseed = true\n[zerosho]\nx = 1\n'
+    )
+    with pytest.raises(Faults) as caught:
+        resolve("zeroshot", {"format": "xml"}, folder=folder, environ={"AVFS_TOPK": "no"}).check()
+    text = str(caught.value)
+    path = str(folder / "avfs.toml")
+    assert text.count(path) == 5
+    for part in (
+        "bakbone is unknown. Did you mean 'backbone'?",
+        "[zerosho] is unknown",
+        "Valid tables: data, zeroshot",
+    ):
+        assert part in text
+    for part in ("topk: a whole number", "[zeroshot] device:", "[zeroshot] seed:", "--format:", "AVFS_TOPK:"):
+        assert part in text
+
+
+def test_both_spellings_of_a_key_but_not_together(tmp_path):
+    assert resolve("zeroshot", folder=config(tmp_path, "batch-size = 4\n"), environ={})["batch_size"] == 4
+    with pytest.raises(UsageError, match="given twice"):
+        read_config(config(tmp_path, "batch-size = 4\nbatch_size = 5\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backbone = tiny\n", "not valid TOML"),
+        ("zeroshot = 1\n", "is a table"),
+        ("[data]\nbackbone = 'x'\n", "unknown"),
+    ],
+)
+def test_broken_files_are_explained(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        read_config(config(tmp_path, text))
+    assert "avfs.toml" in caught.value.message
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    (tmp_path / "avfs.toml").write_bytes(b'backbone = "\xff"\n')
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_config(tmp_path)
+
+
+def test_data_folders_have_their_own_table_and_variables(tmp_path):
+    folder = config(tmp_path, '[data]\nroot = "videos"\n')
+    resolved = resolve("data", folder=folder, environ={"AVFS_DATA_AVE": "/ave", "AVFS_ROOT": "/no"}).check()
+    assert resolved["root"] == Path("videos")
+    assert (resolved["ave"], resolved.source("ave")) == (Path("/ave"), "AVFS_DATA_AVE")
+    with pytest.raises(UsageError, match="root is unknown"):
+        read_config(config(tmp_path, 'root = "videos"\n'))
+
+
+def test_every_default_is_valid_and_every_variable_unique():
+    variables = [environment_name(table, setting) for table, known in TABLES.items() for setting in known.values()]
+    assert len(set(variables)) == len(variables)
+    for setting in MODEL:
+        if setting.default is not None:
+            assert setting.kind.parse(setting.default, from_text=False) == setting.default
