@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -236,7 +237,7 @@ class _Reader:
     def audio(self, raw: Any) -> str | Mapping[str, Any]:
         if not isinstance(raw, str | Mapping):
             self.fault(
-                "clap.audio", f"laion_clap's name of a tower or the fields of an HTS-AT are needed, not {raw!r}."
+                "clap.audio", f"laion_clap's name of a tower or the fields of an HTS-AT are needed, not {_shown(raw)}."
             )
             return "HTSAT-tiny"
         try:
@@ -312,7 +313,7 @@ class _Reader:
         if value is None and not required:
             return None
         if not isinstance(value, str) or not value.strip():
-            self.fault(f"{where}.{key}" if where else key, f"a text is needed, not {value!r}.")
+            self.fault(f"{where}.{key}" if where else key, f"a text is needed, not {_shown(value)}.")
             return None
         return value
 
@@ -321,14 +322,14 @@ class _Reader:
         if value is None and not required:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fault(f"{where}.{key}", f"a whole number of at least 1 is needed, not {value!r}.")
+            self.fault(f"{where}.{key}", f"a whole number of at least 1 is needed, not {_shown(value)}.")
             return None
         return value
 
     def flag(self, section: Mapping[str, Any], where: str, key: str) -> bool | None:
         value = section.get(key)
         if value is not None and not isinstance(value, bool):
-            self.fault(f"{where}.{key}", f"true or false is needed, not {value!r}.")
+            self.fault(f"{where}.{key}", f"true or false is needed, not {_shown(value)}.")
             return None
         return value
 
@@ -338,7 +339,7 @@ class _Reader:
             return None
         numbers = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
         if not numbers or len(value) != 3:
-            self.fault(f"{where}.{key}", f"three numbers (red, green, blue) are needed, not {value!r}.")
+            self.fault(f"{where}.{key}", f"three numbers (red, green, blue) are needed, not {_shown(value)}.")
             return None
         return tuple(float(x) for x in value)
 
@@ -358,6 +359,11 @@ _TEXT_FIELDS = {
     "clip": ("context_length", "vocab_size", "width", "heads", "layers"),
 }
 _SOURCE_KEYS = ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence")
+
+
+def _shown(value: Any) -> str:
+    # Aliases let a few lines of YAML stand for a value whose full text would fill the memory.
+    return reprlib.repr(value)
 
 
 def _frozen(value: Any) -> Any:

@@ -11,13 +11,14 @@ from avfewshot.fileio import sha256_file, write_text
 from avfewshot.resources import cache_dir
 
 
-def file_sha256(path: str | Path) -> str:
+def file_sha256(path: str | Path, *, remember: bool = True) -> str:
     """Hexadecimal SHA-256 of a file.
 
     Remembered under the cache folder as long as the file keeps its path, size and time of modification.
 
     Args:
         path: An existing file.
+        remember: False reads the file whatever is remembered; that finds damage which leaves size and time alone.
 
     Returns:
         64 hexadecimal digits.
@@ -26,17 +27,22 @@ def file_sha256(path: str | Path) -> str:
     status = path.stat()
     mark = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = cache_dir("hashes", f"{hashlib.sha256(str(path).encode()).hexdigest()}.json")
-    with contextlib.suppress(OSError, ValueError):
-        remembered = json.loads(note.read_text(encoding="utf-8"))
-        if isinstance(remembered, dict) and {key: remembered.get(key) for key in mark} == mark:
-            digest = remembered.get("sha256")
-            if isinstance(digest, str) and len(digest) == 64:
-                return digest
+    if remember and (digest := _remembered(note, mark)):
+        return digest
     digest = sha256_file(path)
     # Without a writable cache folder the file is hashed again next time.
     with contextlib.suppress(OSError):
         write_text(note, json.dumps({**mark, "sha256": digest}))
     return digest
+
+
+def _remembered(note: Path, mark: dict[str, str | int]) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        remembered = json.loads(note.read_text(encoding="utf-8"))
+        if isinstance(remembered, dict) and {key: remembered.get(key) for key in mark} == mark:
+            digest = remembered.get("sha256")
+            return digest if isinstance(digest, str) and len(digest) == 64 else None
+    return None
 
 
 def combined(*parts: str) -> str:

@@ -208,18 +208,29 @@ def require(preset: Preset, needed: Sequence[Needed]) -> dict[str, Path]:
     if not missing:
         return {key: path for key, path in found.items() if path is not None}
     listed = "; ".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
-    hints = []
+    raise WeightsError(
+        f"The backbone {preset.name!r} lacks {_count(missing)}: {listed}.", hint=how_to_get(preset, missing)
+    )
+
+
+def how_to_get(preset: Preset, missing: Sequence[Needed]) -> str:
+    """What to do about files that are not here, in one sentence.
+
+    Args:
+        preset: The backbone.
+        missing: At least one file.
+    """
+    advice = []
     if any(entry.source.repository for entry in missing):
         which = preset.name if preset.path.parent == _PRESETS else preset.path
-        hints.append(f"Run `avfs weights fetch {which}` once with a network")
-        options = sorted({entry.option for entry in missing if entry.source.repository and entry.option})
-        if options:
-            hints.append(f"or give the files by path with {' and '.join(options)}")
-    if any(entry.source.file for entry in missing):
-        packaged = [entry for entry in missing if entry.source.file and entry.source.file.is_relative_to(_PACKAGE)]
-        hints.append("Install avfewshot again: it brings these files" if packaged else "Check the path")
-    hint = f"{', '.join(hints)}."
-    raise WeightsError(f"The backbone {preset.name!r} lacks {_count(missing)}: {listed}.", hint=hint)
+        advice.append(f"run `avfs weights fetch {which}` once with a network")
+        if options := sorted({entry.option for entry in missing if entry.source.repository and entry.option}):
+            advice.append(f"or give the files by path with {' and '.join(options)}")
+    if given := [entry.source.file for entry in missing if entry.source.file]:
+        packaged = any(path.is_relative_to(_PACKAGE) for path in given)
+        advice.append("install avfewshot again, it brings its files along" if packaged else "check the path")
+    sentence = ", ".join(advice)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def looked_in(needed: Needed) -> Path:
@@ -227,6 +238,13 @@ def looked_in(needed: Needed) -> Path:
     if needed.source.file:
         return needed.source.file.parent
     return hub_cache() / f"models--{str(needed.source.repository).replace('/', '--')}"
+
+
+def hub_server() -> str:
+    """Address of the hub, as the environment has it now (``HF_ENDPOINT``)."""
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
 
 
 def hub_cache() -> Path:

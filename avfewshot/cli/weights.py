@@ -1,0 +1,211 @@
+"""``avfs weights``: list, fetch and check the files of backbones."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avfewshot.cli.options import setting_option
+from avfewshot.errors import UsageError
+
+if TYPE_CHECKING:
+    from avfewshot.encoders.presets import Preset
+    from avfewshot.encoders.weights.locate import Needed
+
+HELP = """
+List, fetch and check the weights of backbones.
+
+Files from the hub lie in the hub's own cache ($HF_HOME); `fetch` alone uses the network. Without one, fetch them
+elsewhere and give them by path.
+"""
+
+app = typer.Typer(no_args_is_help=True, help=HELP)
+
+_BYPATH = "Files by path"
+_Name = Annotated[
+    str | None,
+    typer.Argument(metavar="BACKBONE", help="Preset, or a YAML file of your own.", show_default=False),
+]
+_Backbone = Annotated[str | None, setting_option("backbone")]
+_Clip = Annotated[str | None, setting_option("clip_weights", _BYPATH)]
+_Clap = Annotated[str | None, setting_option("clap_weights", _BYPATH)]
+_Roberta = Annotated[str | None, setting_option("roberta", _BYPATH)]
+_Format = Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the result.")]
+
+
+@app.callback()
+def weights() -> None:
+    """List, fetch and check the weights of backbones."""
+
+
+@app.command("list")
+def list_command(name: _Name = None, backbone: _Backbone = None, form: _Format = "table") -> None:
+    """Say which backbones there are, what files each needs, and where those are or would be.
+
+    Example: avfs weights list
+    """
+    from avfewshot.encoders.presets import load_preset, preset_names
+
+    _check_format(form)
+    chosen = _one_name(name, backbone)
+    presets = [load_preset(each) for each in ([chosen] if chosen else preset_names())]
+    if form == "json":
+        import json
+
+        typer.echo(json.dumps([_as_dict(preset) for preset in presets], indent=2))
+        return
+    typer.echo("\n\n".join(_described(preset) for preset in presets))
+
+
+@app.command()
+def fetch(
+    name: _Name = None,
+    backbone: _Backbone = None,
+    clip_weights: _Clip = None,
+    clap_weights: _Clap = None,
+    roberta: _Roberta = None,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Download files again that are here.")] = False,
+) -> None:
+    """Download what a backbone lacks, with the hub's own client. HF_ENDPOINT names another server, HF_TOKEN a token.
+
+    Example: avfs weights fetch base
+    """
+    from avfewshot.encoders.weights.fetch import fetch as fetch_file
+    from avfewshot.encoders.weights.locate import needed_files
+
+    preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
+    for needed in needed_files(preset, **paths):
+        fetched = fetch_file(preset, needed, force=force, announce=_announce)
+        if fetched is not None:
+            how = "fetched" if fetched.downloaded else "here already"
+            typer.echo(f"{needed.part}: {how}: {fetched.path}")
+    typer.echo(f"Complete. Next: avfs weights check {_as_argument(preset)}")
+
+
+@app.command()
+def check(
+    name: _Name = None,
+    backbone: _Backbone = None,
+    clip_weights: _Clip = None,
+    clap_weights: _Clap = None,
+    roberta: _Roberta = None,
+    form: _Format = "table",
+) -> None:
+    """Check that a backbone's files are here and whole, that they load, and that its tokenizers tell texts apart.
+
+    Example: avfs weights check tiny
+    """
+    from avfewshot.encoders.weights import check as checking
+
+    _check_format(form)
+    preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
+    findings = checking.check(preset, **paths, progress=_progress)
+    if form == "json":
+        typer.echo(checking.as_json(findings))
+    else:
+        width = max(len(finding.part) for finding in findings)
+        for finding in findings:
+            digest = f"  sha256 {finding.sha256[:12]}" if finding.sha256 and finding.status == checking.OK else ""
+            typer.echo(f"{finding.status:8}{finding.part:{width}}  {finding.detail}{digest}")
+    if any(finding.status != checking.OK for finding in findings):
+        raise typer.Exit(1)
+
+
+def _request(
+    name: str | None, backbone: str | None, clip_weights: str | None, clap_weights: str | None, roberta: str | None
+) -> tuple[Preset, dict[str, Any]]:
+    """The preset and the paths, with the environment and ``avfs.toml`` having their say as for ``avfs zeroshot``."""
+    from avfewshot.encoders.presets import load_preset
+    from avfewshot.settings import resolve
+
+    flags = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
+    settings = resolve("zeroshot", {"backbone": _one_name(name, backbone), **flags}).check()
+    return load_preset(settings["backbone"]), {key: settings[key] for key in flags}
+
+
+def _one_name(name: str | None, backbone: str | None) -> str | None:
+    if name and backbone and name != backbone:
+        raise UsageError(f"Two backbones are given, {name!r} and {backbone!r}.", hint="Leave one out.")
+    return name or backbone
+
+
+def _check_format(form: str) -> None:
+    if form not in {"table", "json"}:
+        raise UsageError(f"--format {form}: not one of table, json.")
+
+
+def _described(preset: Preset) -> str:
+    from avfewshot.encoders.weights.locate import looked_in
+
+    lines = [f"{preset.name}: {preset.description}".rstrip(": ")]
+    for needed, path in _files(preset):
+        facts = ", ".join(fact for fact in (_size(needed, path), needed.source.licence) if fact)
+        lines.append(f"  {needed.part:20} {'here' if path else 'missing':8} {facts}".rstrip())
+        indent = " " * 32
+        if needed.source.repository:
+            lines.append(f"{indent}from {_address(needed)}")
+        lines.append(f"{indent}in {path}" if path else f"{indent}would go to {looked_in(needed)}")
+    return "\n".join(lines)
+
+
+def _as_dict(preset: Preset) -> dict[str, Any]:
+    from avfewshot.encoders.weights.locate import looked_in
+
+    files = [
+        {
+            "part": needed.part,
+            "source": _address(needed) if needed.source.repository else None,
+            "size": _size(needed, path),
+            "licence": needed.source.licence,
+            "sha256": needed.source.sha256,
+            "option": needed.option,
+            "path": str(path) if path else None,
+            "folder": str(looked_in(needed)),
+        }
+        for needed, path in _files(preset)
+    ]
+    return {"name": preset.name, "description": preset.description, "templates": preset.templates, "files": files}
+
+
+def _files(preset: Preset) -> list[tuple[Needed, Any]]:
+    from avfewshot.encoders.weights.locate import locate, needed_files
+
+    found = [(needed, locate(needed)) for needed in needed_files(preset)]
+    return [(needed, path) for needed, path in found if path is not None or not needed.optional]
+
+
+def _size(needed: Needed, path: Any) -> str | None:
+    if path is None:
+        return needed.source.size
+    size = path.stat().st_size
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"
+
+
+def _address(needed: Needed) -> str:
+    from avfewshot.encoders.weights.locate import hub_server
+
+    revision = f" at {needed.source.revision}" if needed.source.revision else ""
+    return f"{hub_server()}/{needed.title}{revision}"
+
+
+def _as_argument(preset: Preset) -> str:
+    import shlex
+
+    from avfewshot.encoders.presets import preset_names
+
+    return preset.name if preset.name in preset_names() else shlex.quote(str(preset.path))
+
+
+def _announce(needed: Needed) -> None:
+    about = f", about {needed.source.size}" if needed.source.size else ""
+    typer.echo(f"{needed.part}: fetching {needed.title}{about}", err=True)
+
+
+def _progress(what: str) -> None:
+    if sys.stderr.isatty():  # gigabytes are read, so the person is told
+        typer.echo(f"checking {what}", err=True)

@@ -1,0 +1,115 @@
+"""Checking that a backbone's files are there, whole, and load."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfewshot.encoders.presets import Preset
+from avfewshot.encoders.weights.fetch import expected_sha256
+from avfewshot.encoders.weights.identity import file_sha256
+from avfewshot.encoders.weights.locate import how_to_get, locate, looked_in, needed_files
+from avfewshot.errors import AvfsError
+
+OK, MISSING, DAMAGED = "ok", "missing", "damaged"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one file, or about the backbone as a whole.
+
+    Attributes:
+        part: What it is, for people.
+        status: ``"ok"``, ``"missing"`` or ``"damaged"``.
+        detail: Where it lies or was looked for, and what is wrong.
+        sha256: Of the file; None for none.
+    """
+
+    part: str
+    status: str
+    detail: str
+    sha256: str | None = None
+
+
+def check(
+    preset: Preset,
+    *,
+    clip_weights: str | Path | None = None,
+    clap_weights: str | Path | None = None,
+    roberta: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Finding]:
+    """Check every file of a backbone, then the backbone as a whole: it is loaded and encodes two texts.
+
+    Args:
+        preset: The preset.
+        clip_weights: As for :func:`~avfewshot.encoders.backbone.build_backbone`.
+        clap_weights: Likewise.
+        roberta: Likewise.
+        progress: Told what is being checked.
+
+    Returns:
+        A finding for each file that is needed, and one for the backbone if none is missing or damaged.
+
+    Raises:
+        UsageError: The preset is at fault.
+    """
+    paths = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
+    findings = []
+    for needed in needed_files(preset, **paths):
+        path = locate(needed)
+        if path is None:
+            if not needed.optional:
+                findings.append(
+                    Finding(
+                        needed.part,
+                        MISSING,
+                        f"{needed.title}: not in {looked_in(needed)}. {how_to_get(preset, [needed])}",
+                    )
+                )
+            continue
+        if progress:
+            progress(f"{needed.part}: {path}")
+        if not path.is_file():
+            findings.append(Finding(needed.part, DAMAGED, f"{path}: is not a file"))
+            continue
+        digest = file_sha256(path, remember=False)
+        expected = expected_sha256(needed, path)
+        if expected and digest != expected:
+            wrong = f"{path}: its SHA-256 is {digest}, {expected} was expected"
+            findings.append(Finding(needed.part, DAMAGED, wrong, digest))
+        else:
+            findings.append(Finding(needed.part, OK, str(path), digest))
+    if all(finding.status == OK for finding in findings):
+        if progress:
+            progress("loading the backbone")
+        findings.append(_load(preset, paths))
+    return findings
+
+
+def _load(preset: Preset, paths: dict[str, str | Path | None]) -> Finding:
+    from avfewshot.encoders.backbone import build_backbone
+
+    part = f"backbone {preset.name}"
+    texts = ["a dog is barking", "a train is whistling"]
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            backbone = build_backbone(preset, **paths)
+    except AvfsError as error:
+        return Finding(part, DAMAGED, str(error))
+    for name, branch in (("CLIP", backbone.visual_text), ("CLAP", backbone.audio_text)):
+        features = branch.encode(texts)
+        if not features.isfinite().all() or (features[0] - features[1]).abs().max() < 1e-4:
+            return Finding(part, DAMAGED, f"{name} gives the same or no vectors for different texts")
+    notes = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
+    sizes = f"loads: embeddings of {backbone.visual.output_dim} and {backbone.audio.output_dim} numbers"
+    return Finding(part, OK, ". ".join([sizes, *notes]))
+
+
+def as_json(findings: list[Finding]) -> str:
+    """Findings as a JSON list of objects with the fields of :class:`Finding`."""
+    return json.dumps([vars(finding) for finding in findings], indent=2)

@@ -1,0 +1,157 @@
+"""Fetching weight files from the hub: the only place from which avfewshot asks the network for anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfewshot.encoders.presets import Preset
+from avfewshot.encoders.weights.identity import file_sha256
+from avfewshot.encoders.weights.locate import Needed, how_to_get, hub_cache, hub_server, locate
+from avfewshot.errors import AvfsError, WeightsError
+
+_LFS_NAME = re.compile(r"[0-9a-f]{64}")
+_PATIENCE = 10.0  # seconds to wait for the hub's first answer
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file after :func:`fetch`.
+
+    Attributes:
+        needed: What was asked for.
+        path: Where it lies.
+        downloaded: Whether it came over the network; False if it was there already.
+    """
+
+    needed: Needed
+    path: Path
+    downloaded: bool
+
+
+def fetch(
+    preset: Preset, needed: Needed, *, force: bool = False, announce: Callable[[Needed], None] | None = None
+) -> Fetched | None:
+    """See that a file is on this machine and whole, downloading it if need be.
+
+    Files go to the hub's own cache, where every program that uses the hub finds them. ``HF_ENDPOINT`` names another
+    server, ``HF_TOKEN`` a token. A connection that breaks is taken up again where it broke. A file whose SHA-256 is not
+    the expected one is downloaded again, once.
+
+    Args:
+        preset: The backbone that needs it, for messages.
+        needed: The file.
+        force: Download it even if it is there.
+        announce: Called before a download begins.
+
+    Returns:
+        The file; None for an optional one that its repository does not have.
+
+    Raises:
+        WeightsError: There is no network, no such repository or file, no room; or the file arrived damaged.
+    """
+    present = None if force else locate(needed)
+    if needed.source.file:
+        if present is None:
+            raise WeightsError(
+                f"{needed.part}: {needed.source.file} does not exist, and it is not from the hub.",
+                hint="Check the path.",
+            )
+        return Fetched(needed, present, downloaded=False)
+    if present is not None and _is_whole(needed, present):
+        return Fetched(needed, present, downloaded=False)
+    if announce:
+        announce(needed)
+    path = _download(needed, force=force or present is not None)
+    if path is None:
+        return None
+    if not _is_whole(needed, path):
+        raise WeightsError(
+            f"{path}: arrived damaged: its SHA-256 is not {expected_sha256(needed, path)}.",
+            hint="Try again; if it happens again, the file on the hub is not the one that this backbone was made for.",
+        )
+    return Fetched(needed, path, downloaded=True)
+
+
+def expected_sha256(needed: Needed, path: Path) -> str | None:
+    """What the bytes of a file must hash to: by the preset, else by the hub's cache, which names large files so."""
+    if needed.source.sha256:
+        return needed.source.sha256
+    if needed.source.repository:
+        name = path.resolve().name
+        return name if _LFS_NAME.fullmatch(name) else None
+    return None
+
+
+def _is_whole(needed: Needed, path: Path) -> bool:
+    expected = expected_sha256(needed, path)
+    return expected is None or file_sha256(path) == expected
+
+
+def _download(needed: Needed, *, force: bool) -> Path | None:
+    server = hub_server()
+    for name in needed.source.names:
+        path = _download_as(name, needed, server, force=force)
+        if path is not None:
+            return path
+    if needed.optional:
+        return None
+    raise WeightsError(
+        f"{needed.part}: {server}/{needed.source.repository} has no file {' or '.join(needed.source.names)}.",
+        hint="Check `repository`, `checkpoint` and `revision` in the backbone's YAML file.",
+    )
+
+
+def _download_as(name: str, needed: Needed, server: str, *, force: bool) -> Path | None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repository, revision = needed.source.repository, needed.source.revision
+    try:
+        # Asked first, since the download itself would try for minutes to reach a server that is not there.
+        url = hf_hub_url(repository, name, revision=revision, endpoint=server)
+        get_hf_file_metadata(url, timeout=_PATIENCE)
+        path = hf_hub_download(
+            repository, name, revision=revision, cache_dir=hub_cache(), endpoint=server, force_download=force
+        )
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # the hub's client raises those of its network library, which differ between versions
+        raise _explained(needed, server, error) from error
+    return Path(path)
+
+
+def _explained(needed: Needed, server: str, error: Exception) -> AvfsError:
+    from huggingface_hub import errors
+
+    what = f"{needed.part}: {needed.title} cannot be fetched"
+    option = f", and give it with {needed.option} PATH" if needed.option else f", into {hub_cache()}"
+    by_path = f"fetch the file on a machine with a network{option}"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return WeightsError(f"{what}: HF_HUB_OFFLINE forbids the network.", hint=f"Unset HF_HUB_OFFLINE, or {by_path}.")
+    if isinstance(error, errors.GatedRepoError):
+        return WeightsError(
+            f"{what}: its owner asks for a permission first.", hint="Ask for it on its page; set HF_TOKEN."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return WeightsError(
+            f"{what}: {server} has no such repository, or it is private.",
+            hint="Check its name; set HF_TOKEN if private.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return WeightsError(
+            f"{what}: the repository has no revision {needed.source.revision!r}.", hint="Check its name."
+        )
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    if isinstance(error, errors.HfHubHTTPError):
+        return WeightsError(f"{what}: {server} answered: {reason}", hint=f"Try again later, or {by_path}.")
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+        return WeightsError(
+            f"{what}: {hub_cache()} cannot be written: {error.strerror}.", hint="Set HF_HOME elsewhere."
+        )
+    return WeightsError(
+        f"{what}: {server} cannot be reached ({reason}).",
+        hint=f"Check the network (HF_ENDPOINT names another server), or {by_path}.",
+    )
