@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from avfewshot.encoders.clap_model import build_clap_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -32,13 +32,14 @@ from tqdm import tqdm
 from avfewshot.datasets.toyworld.captions import Captioner
 from avfewshot.datasets.toyworld.samples import sample_frame, sample_second
 from avfewshot.datasets.toyworld.vocabulary import OBJECTS, SOUNDS
+from avfewshot.encoders.clap_model import build_clap_model, is_rebuilt
+from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.presets import load_preset
-from avfewshot.fileio import write_text
+from avfewshot.fileio import atomic_path, write_text
 
 CHUNK = 500
 BATCH = 64
 CAPTIONED = 32
-PEAK_RATE = 1e-3
 WARM_UP = 300
 JUDGED = 1000
 EVERY = 500
@@ -148,13 +149,14 @@ class ImagePair:
     kinds = len(OBJECTS)
     template = "a photo of a {}"
     names = OBJECTS
-    sampled = 60_000
-    steps = 7_000
+    sampled = 30_000
+    steps = 3_000
+    peak_rate = 1e-3
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         preset = load_preset("tiny")
-        self.model, self.tokenizer = preset.create_clip()
+        self.model, self.tokenizer = build_clip_model(preset)
         visual = self.model.visual
         start_kindly(visual)
         self.subset = visual.patch_dropout = PatchSubset(64, 0.5)
@@ -162,7 +164,7 @@ class ImagePair:
         self.heads = nn.ModuleDict({"patch": nn.Linear(width, self.kinds + 1), "whole": nn.Linear(128, self.kinds + 1)})
         self._features: Tensor | None = None
         visual.ln_post.register_forward_hook(self._keep)
-        self.mean, self.std = preset.mean[0], preset.std[0]
+        self.mean, self.std = preset.clip.mean[0], preset.clip.std[0]
 
     def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._features = output
@@ -226,8 +228,9 @@ class AudioPair:
     kinds = len(SOUNDS)
     template = "the sound of a {}"
     names = SOUNDS
-    sampled = 30_000
-    steps = 6_000
+    sampled = 24_000
+    steps = 3_600
+    peak_rate = 1.5e-3
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -339,14 +342,14 @@ def train(name: str, work: Path, seed: int, share_of_steps: float) -> None:
     wide = [p for p in modules.parameters() if p.requires_grad and p.ndim > 1]
     narrow = [p for p in modules.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": wide, "weight_decay": 0.05}, {"params": narrow, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=pair.peak_rate, betas=(0.9, 0.98))
     steps = max(2, int(pair.steps * share_of_steps))
     curve = work / f"{name}.jsonl"
     lines = []
     modules.train()
     for step in tqdm(range(steps), desc=f"{name}: train", unit="step", disable=None):
         share = step / steps
-        rate = PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+        rate = pair.peak_rate * min(1.0, (step + 1) / WARM_UP) * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         pair.start_step(share)
@@ -383,15 +386,10 @@ def train(name: str, work: Path, seed: int, share_of_steps: float) -> None:
 
 def save(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as float16 safetensors, without the buffers that the library rebuilds."""
-    from avfewshot.encoders.clap_model import REBUILT
-    from safetensors.torch import save_file
-
-    from avfewshot.fileio import atomic_path
-
     kept = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in state.items()
-        if not any(part in name for part in REBUILT)
+        if not is_rebuilt(name)
     }
     with atomic_path(path) as part:
         save_file(kept, part)

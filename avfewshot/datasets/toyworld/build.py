@@ -125,7 +125,8 @@ class Build:
                 f"{self.root}: cannot be written to: {error.strerror}.", hint="Give another --root."
             ) from error
         tasks = [Task(clip.path, self.root / clip.path, clip.script) for clip in pending]
-        bar = tqdm(total=len(tasks), unit="clip", desc="Writing clips", disable=None if progress and tasks else True)
+        hidden = None if progress and tasks else True  # None: shown on a terminal alone
+        bar = tqdm(total=len(tasks), unit="clip", desc="Writing clips", disable=hidden, dynamic_ncols=True, leave=False)
         try:
             with bar, contextlib.closing(write_clips(tasks, self.jobs)) as written:
                 for clip in written:
@@ -150,7 +151,7 @@ class Build:
         texts = {name: text for plan in self.plans for name, text in plan.texts.items()}
         used = {event.composition for clip in self.clips for event in clip.script.events}
         labels = [composition.name for composition in COMPOSITIONS if composition in used]
-        texts["labels.txt"] = "".join(f"{label}\n" for label in ["# Everything that happens in this toy world.", *labels])
+        texts["labels.txt"] = "\n".join(["# Everything that happens in this toy world.", *labels, ""])
         texts["avfs.toml"] = _SETTINGS
         texts["README.txt"] = _readme_text(self.recipe, self.plans)
         return texts

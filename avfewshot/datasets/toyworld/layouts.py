@@ -379,13 +379,7 @@ def _describe(
         **extra,
         "classes": [{"name": label, "wording": wording} for label, wording in classes],
         "files": [
-            {
-                "role": role,
-                "names": [file],
-                "rows": text.count("\n") - header,
-                "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            }
-            for role, file, text, header in files
+            {"role": role, "names": [file], "rows": text.count("\n") - header} for role, file, text, header in files
         ],
         "splits": {split: sum(row.split == split for row in rows) for split in _SPLITS},
     }

@@ -183,7 +183,7 @@ def add_event(signal: np.ndarray, sound: np.ndarray, span: tuple[float, float]) 
     signal[first:last] += gain * sound[first:last]
 
 
-def level(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Set a loudness of -36 to -14 dB, as a recording would have; float32 in -1..1."""
-    scaled = signal / (loudness(signal) + 1e-9) * 10 ** (rng.uniform(-36, -14) / 20)
+def level(signal: np.ndarray, rng: np.random.Generator, quietest: float = -36.0) -> np.ndarray:
+    """Set a loudness of `quietest` to -14 dB, as a recording would have; float32 in -1..1."""
+    scaled = signal / (loudness(signal) + 1e-9) * 10 ** (rng.uniform(quietest, -14) / 20)
     return np.clip(scaled, -1, 1).astype(np.float32)

@@ -113,4 +113,4 @@ def sample_second(rng: np.random.Generator, *, empty: float = 0.06, crowded: flo
         if quieter is not None:
             other = synthesise(SOUNDS[rng.integers(len(SOUNDS))], SAMPLE_RATE, rng.uniform(0.6, 1.6), rng)
             signal += other * 10 ** (-quieter / 20)
-    return SecondSample(level(signal, rng), sound, pitch)
+    return SecondSample(level(signal, rng, quietest=-50.0), sound, pitch)
