@@ -1,0 +1,1 @@
+"""Frozen CLIP and CLAP: towers for sight and sound, text branches, presets and weights."""

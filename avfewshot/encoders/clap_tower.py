@@ -1,0 +1,128 @@
+"""CLAP's audio transformer HTS-AT, walked block by block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
+from avfewshot.encoders.mel import MelFrontEnd
+from avfewshot.encoders.swin import WindowAttention, merge_patches
+from avfewshot.encoders.tower import Tower, add_branch
+from avfewshot.errors import UsageError
+
+
+class ClapTower(Tower):
+    """Walks laion_clap's ``HTSAT_Swin_Transformer`` and the projection behind it.
+
+    Args:
+        audio_branch: The HTS-AT, as :func:`avfewshot.encoders.htsat.build_htsat` builds it.
+        audio_projection: From its embedding to the space that is shared with the texts.
+        front_end: ``"slaney"`` or ``"htk"``; None: as the branch was built.
+
+    Attributes:
+        audio_branch: The wrapped module; with the projection it holds the parameters.
+        audio_projection: The wrapped projection.
+        config: The configuration of the branch.
+        native_samples: Length of the waveforms that the tower was trained on.
+        sample_rate: Their samples a second.
+
+    Raises:
+        UsageError: No such front end.
+    """
+
+    def __init__(self, audio_branch: nn.Module, audio_projection: nn.Module, front_end: str | None = None) -> None:
+        super().__init__()
+        config: HtsatConfig = audio_branch.config.htsat
+        if front_end is not None:
+            if front_end not in FRONT_ENDS:
+                raise UsageError(f"There is no mel front end {front_end!r}.", hint=f"Valid: {', '.join(FRONT_ENDS)}.")
+            config = replace(config, front_end=front_end)
+        self.config = config
+        self.native_samples = config.native_samples
+        self.sample_rate = config.sample_rate
+        self.audio_branch = audio_branch
+        self.audio_projection = audio_projection
+        self.front_end = MelFrontEnd(config)
+        # Each block with the merging that follows it, in the order of the walk.
+        self._walk = [
+            (block, layer.downsample if block is layer.blocks[-1] else None)
+            for layer in audio_branch.layers
+            for block in layer.blocks
+        ]
+        self.windows = nn.ModuleList(WindowAttention(block) for block, _ in self._walk)
+        self.depth = len(self._walk)
+        self.token_shapes = [
+            (block.input_resolution[0] * block.input_resolution[1], block.dim) for block, _ in self._walk
+        ]
+        widths = [module.out_features for module in audio_projection.modules() if isinstance(module, nn.Linear)]
+        self.output_dim = widths[-1] if widths else audio_branch.num_features
+        self._freeze()
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Compute the spectrograms, fold them into square images and embed their patches.
+
+        Args:
+            inputs: Waveforms, float ``[N, S]`` in [-1, 1] at :attr:`sample_rate`, usually one second each. Shorter ones
+                than :attr:`native_samples` are repeated as often as they fit and then padded with zeros (laion_clap's
+                "repeatpad"), longer ones cut at the end.
+
+        Returns:
+            Tokens ``[N, L, C]``.
+
+        Raises:
+            ValueError: Another shape, or no sample.
+        """
+        if inputs.ndim != 2 or not inputs.shape[1]:
+            raise ValueError(f"Waveforms of shape [N, samples] are needed, not {list(inputs.shape)}.")
+        stem = self.audio_branch.patch_embed
+        kernel = stem.proj.weight
+        patches = self._patches(self.front_end(inputs, self.audio_branch)).to(kernel.dtype)
+        # A convolution whose stride is its kernel is a linear map of patches.
+        tokens = stem.norm(F.linear(patches, kernel.flatten(1), stem.proj.bias))
+        return tokens + self.audio_branch.absolute_pos_embed if self.audio_branch.ape else tokens
+
+    def _patches(self, mels: Tensor) -> Tensor:
+        """Spectrograms ``[N, time, mels]`` to flattened patches ``[N, L, patch_size ** 2]``.
+
+        The image stacks consecutive stretches of the spectrogram, each `spec_size` columns long, frequency downwards.
+        """
+        size, patch, bins = self.config.spec_size, self.config.patch_size, self.config.mel_bins
+        blocks = mels.view(-1, size // bins, size // patch, patch, bins // patch, patch)
+        return blocks.permute(0, 1, 4, 2, 5, 3).reshape(-1, (size // patch) ** 2, patch * patch)
+
+    def attend(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attend`."""
+        block, _ = self._walk[i]
+        windows = self.windows[i]
+        length, channels = self.token_shapes[i]
+        return add_branch(tokens, lambda x: windows(block.norm1(x), block), 3 * length * channels)
+
+    def feed(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.feed`."""
+        block, _ = self._walk[i]
+        mlp = block.mlp
+        rows = tokens.flatten(0, 1)
+        result = add_branch(rows, lambda x: mlp.fc2(mlp.act(mlp.fc1(block.norm2(x)))), mlp.fc1.out_features)
+        return result.view_as(tokens)
+
+    def descend(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.descend`."""
+        _, merging = self._walk[i]
+        return tokens if merging is None else merge_patches(merging, tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The library's ``embedding``, the mean of the normalised tokens, through the projection."""
+        return self.audio_projection(self.audio_branch.norm(tokens).mean(dim=1))
+
+    def _keeps_float32(self, name: str) -> bool:
+        return name.startswith(
+            (
+                "front_end.",
+                "audio_branch.bn0.",
+                "audio_branch.spectrogram_extractor.",
+                "audio_branch.logmel_extractor.",
+            )
+        )

@@ -1,0 +1,261 @@
+"""HTS-AT, the audio transformer of LAION's CLAP: its configuration, and the library's own classes built from it.
+
+Source of the architecture: Chen et al., "HTS-AT: A Hierarchical Token-Semantic Audio Transformer", ICASSP 2022
+(arXiv 2202.00874); of its use in CLAP: Wu et al., ICASSP 2023 (arXiv 2211.06687).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import threading
+import types
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.errors import AvfsError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FRONT_ENDS = ("slaney", "htk")
+_PRIVATE_PACKAGE = "_avfewshot_laion_clap"
+_IMPORT_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class HtsatConfig:
+    """Sizes of an HTS-AT; the defaults are LAION's ``HTSAT-tiny``.
+
+    Attributes:
+        sample_rate: Samples a second of the waveforms.
+        n_fft: Samples of the analysis window.
+        hop: Samples from one window to the next.
+        mel_bins: Mel bands.
+        fmin: Lower end of the bands in hertz.
+        fmax: Upper end of the bands in hertz.
+        native_samples: Length of the waveforms that the tower was trained on.
+        spec_size: Side of the square image that the spectrogram is folded into; a multiple of `mel_bins`.
+        patch_size: Side of the square patches.
+        embed_dim: Width of the tokens in the first stage; it doubles from stage to stage.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage.
+        window_size: Side of the attention windows, in tokens.
+        class_num: Outputs of the classification head; never computed, but part of LAION's state dicts.
+        front_end: ``"slaney"``: the tower's own mel scale; ``"htk"``: the one that LAION's checkpoints with feature
+            fusion were trained on.
+    """
+
+    sample_rate: int = 48_000
+    n_fft: int = 1024
+    hop: int = 480
+    mel_bins: int = 64
+    fmin: float = 50
+    fmax: float = 14_000
+    native_samples: int = 480_000
+    spec_size: int = 256
+    patch_size: int = 4
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 8
+    class_num: int = 527
+    front_end: str = "slaney"
+
+    @property
+    def frames(self) -> int:
+        """Frames of the spectrogram of `native_samples`."""
+        return self.native_samples // self.hop + 1
+
+
+HTSAT_CONFIGS: Mapping[str, HtsatConfig] = MappingProxyType(
+    {
+        "HTSAT-tiny": HtsatConfig(),
+        "HTSAT-tiny-win-1536": HtsatConfig(n_fft=1536),
+        "HTSAT-base": HtsatConfig(embed_dim=128, depths=(2, 2, 12, 2)),
+        "HTSAT-large": HtsatConfig(embed_dim=256, depths=(2, 2, 12, 2)),
+    }
+)
+"""LAION's configurations by the name that laion_clap gives them."""
+
+
+def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
+    """Look up or check a configuration.
+
+    Args:
+        name_or_fields: A key of :data:`HTSAT_CONFIGS`, or fields of :class:`HtsatConfig`.
+
+    Returns:
+        A configuration that can be built.
+
+    Raises:
+        UsageError: No such name, unknown fields, or sizes that do not fit together; all faults at once.
+    """
+    if isinstance(name_or_fields, str):
+        if name_or_fields not in HTSAT_CONFIGS:
+            raise UsageError(
+                f"There is no audio tower {name_or_fields!r}.", hint=f"Valid ones: {', '.join(HTSAT_CONFIGS)}."
+            )
+        return HTSAT_CONFIGS[name_or_fields]
+    known = [field.name for field in fields(HtsatConfig)]
+    if unknown := [str(key) for key in name_or_fields if key not in known]:
+        raise UsageError(f"Unknown fields of an HTS-AT: {', '.join(unknown)}.", hint=f"Valid ones: {', '.join(known)}.")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in name_or_fields.items()}
+    config = HtsatConfig(**values)
+    if faults := _faults(config):
+        raise UsageError(f"The HTS-AT cannot be built: {'; '.join(faults)}.")
+    return config
+
+
+def build_htsat(config: HtsatConfig | str | Mapping[str, Any], *, front_end: str | None = None) -> nn.Module:
+    """Build an HTS-AT with random weights (from torch's global generator), of laion_clap's own class.
+
+    Args:
+        config: A configuration, or what :func:`htsat_config` takes.
+        front_end: ``"slaney"`` or ``"htk"``, instead of the configuration's.
+
+    Returns:
+        An ``HTSAT_Swin_Transformer`` in evaluation mode; its ``config`` carries the configuration, ``config.htsat``.
+
+    Raises:
+        UsageError: The configuration is at fault.
+        AvfsError: laion_clap is not installed or is of an unknown version.
+    """
+    if not isinstance(config, HtsatConfig):
+        config = htsat_config(config)
+    if front_end is not None:
+        config = replace(config, front_end=front_end)
+    if faults := _faults(config):
+        raise UsageError(f"The HTS-AT cannot be built: {'; '.join(faults)}.")
+    # The attributes that the library reads, by the library's names.
+    settings = types.SimpleNamespace(
+        sample_rate=config.sample_rate,
+        window_size=config.n_fft,
+        hop_size=config.hop,
+        mel_bins=config.mel_bins,
+        fmin=config.fmin,
+        fmax=config.fmax,
+        htsat=config,
+    )
+    module = load_htsat_module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
+        branch = module.HTSAT_Swin_Transformer(
+            spec_size=config.spec_size,
+            patch_size=config.patch_size,
+            patch_stride=(config.patch_size, config.patch_size),
+            num_classes=config.class_num,
+            embed_dim=config.embed_dim,
+            depths=list(config.depths),
+            num_heads=list(config.num_heads),
+            window_size=config.window_size,
+            config=settings,
+        )
+    # A complex matrix of 16 MB that the library needs no more once its convolutions are filled.
+    del branch.spectrogram_extractor.stft.W
+    return branch.eval()
+
+
+def load_htsat_module() -> types.ModuleType:
+    """Import laion_clap's ``clap_module.htsat`` alone.
+
+    ``import laion_clap`` looks up three tokenizers on the network. Here nothing but the module that holds the classes
+    is imported, under a private name: `sys.modules` gains no ``laion_clap`` that a later, real import would stumble
+    over.
+
+    Returns:
+        The module; the same one every time.
+
+    Raises:
+        AvfsError: laion_clap is not installed or is of an unknown version.
+    """
+    name = f"{_PRIVATE_PACKAGE}.htsat"
+    with _IMPORT_LOCK:
+        if name not in sys.modules:
+            folder = _library_folder()
+            package = types.ModuleType(_PRIVATE_PACKAGE)
+            package.__path__ = [str(folder)]
+            sys.modules[_PRIVATE_PACKAGE] = package
+            try:
+                importlib.import_module(name)
+            except BaseException:
+                for loaded in [key for key in sys.modules if key.split(".")[0] == _PRIVATE_PACKAGE]:
+                    del sys.modules[loaded]
+                raise
+        return sys.modules[name]
+
+
+def _library_folder() -> Path:
+    spec = importlib.util.find_spec("laion_clap")  # finds a top-level package without running it
+    if spec is None or not spec.submodule_search_locations:
+        raise AvfsError("laion_clap is not installed.", hint="Install it: pip install laion_clap")
+    folder = Path(spec.submodule_search_locations[0]) / "clap_module"
+    if not (folder / "htsat.py").is_file():
+        raise AvfsError(
+            f"{folder.parent}: this version of laion_clap is not known.",
+            hint="Install another: pip install 'laion_clap==1.1.7'",
+        )
+    return folder
+
+
+def _faults(config: HtsatConfig) -> list[str]:
+    """What keeps `config` from being built, each in one clause; empty when it is sound."""
+    if faults := _field_faults(config):
+        return faults
+    if len(config.depths) != len(config.num_heads):
+        faults.append("depths and num_heads need one entry for each stage")
+    if config.fmax > config.sample_rate / 2 or config.fmin >= config.fmax:
+        faults.append("fmin must be below fmax, and fmax at most half of sample_rate")
+    if config.n_fft % 2:
+        faults.append("n_fft must be even")
+    if config.native_samples <= config.n_fft // 2:
+        faults.append(f"native_samples must be more than {config.n_fft // 2}, half of n_fft")
+    if config.spec_size % config.mel_bins or config.spec_size % config.patch_size:
+        faults.append("spec_size must be a multiple of mel_bins and of patch_size")
+    if faults:
+        return faults
+    columns = config.spec_size * (config.spec_size // config.mel_bins)
+    if config.frames > columns:
+        faults.append(f"the spectrogram has {config.frames} frames, but only {columns} fit into spec_size")
+    last = len(config.depths) - 1
+    grid = config.spec_size // config.patch_size
+    for stage, heads in enumerate(config.num_heads):
+        side = grid >> stage
+        if config.embed_dim * 2**stage % heads:
+            faults.append(f"stage {stage}: {heads} heads do not divide {config.embed_dim * 2**stage} channels")
+        if side << stage != grid or side < 1:
+            faults.append(f"stage {stage}: a grid of {grid} x {grid} patches cannot be halved {stage} times")
+        elif side > config.window_size and side % config.window_size:
+            faults.append(f"stage {stage}: windows of {config.window_size} do not divide a grid of {side} x {side}")
+        elif stage == last and side < config.spec_size // config.mel_bins:
+            faults.append(
+                f"stage {stage}: a grid of {side} x {side} is less than {config.spec_size // config.mel_bins}"
+            )
+    return faults
+
+
+def _field_faults(config: HtsatConfig) -> list[str]:
+    faults = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "front_end":
+            if value not in FRONT_ENDS:
+                faults.append(f"front_end must be one of {', '.join(FRONT_ENDS)}, not {value!r}")
+        elif field.name in ("depths", "num_heads"):
+            if not isinstance(value, tuple) or not value or not all(_is_whole(entry) for entry in value):
+                faults.append(f"{field.name} must be a list of whole numbers above 0, not {value!r}")
+        elif field.name in ("fmin", "fmax"):
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                faults.append(f"{field.name} must be a number of hertz, not {value!r}")
+        elif not _is_whole(value):
+            faults.append(f"{field.name} must be a whole number above 0, not {value!r}")
+    return faults
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,143 @@
+"""Windowed self-attention of HTS-AT's Swin blocks, with the library's result and fewer passes over the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within the (shifted) windows of one Swin block (Liu et al., ICCV 2021, arXiv 2103.14030).
+
+    It holds no parameters: the block keeps them. The cyclic shift and the partition into windows are one reordering of
+    the tokens, and the relative position bias and the mask of the shift are added inside the attention kernel.
+
+    Args:
+        block: laion_clap's ``SwinTransformerBlock``.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        height, width = block.input_resolution
+        order = _window_order(height, width, block.window_size, block.shift_size)
+        # One window that covers the grid leaves the tokens where they are.
+        still = bool(torch.equal(order, torch.arange(height * width)))
+        self.register_buffer("order", None if still else order, persistent=False)
+        self.register_buffer("inverse", None if still else order.argsort(), persistent=False)
+        self._bias: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def forward(self, tokens: Tensor, block: nn.Module) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: Normalised tokens ``[N, L, C]`` in the order of the grid.
+            block: The block that this was made for.
+
+        Returns:
+            What the block adds to its tokens, ``[N, L, C]``.
+        """
+        attn = block.attn
+        heads = attn.num_heads
+        count, length, channels = tokens.shape
+        if self.order is not None:
+            tokens = _Reorder.apply(tokens, self.order, self.inverse)
+        joined = attn.qkv(tokens)
+        area = attn.window_size[0] * attn.window_size[1]
+        # Views only: the kernel reads queries, keys and values where the projection left them.
+        windows = joined.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+        bias = self._attention_bias(attn, block.attn_mask, joined.dtype)
+        mixed = _attend(windows, bias, attn.scale)
+        result = attn.proj(mixed.transpose(1, 2).reshape(count, length, channels))
+        return result if self.order is None else _Reorder.apply(result, self.inverse, self.order)
+
+    def _attention_bias(self, attn: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Relative position bias plus mask, ``[1 or windows, heads, area, area]``.
+
+        While the table is frozen the sum is kept. Writing into the table (loading a state dict), moving or replacing it
+        shows in the key.
+        """
+        table = attn.relative_position_bias_table
+        if torch.compiler.is_compiling() or table.requires_grad or table.is_inference():
+            return _gather_bias(attn, mask).to(dtype)
+        key = (id(table), table.data_ptr(), table._version, table.dtype, table.device, dtype)
+        if self._bias is None or self._bias[0] != key:
+            # Not an inference tensor: it may be met again where gradients flow.
+            with torch.inference_mode(False), torch.no_grad():
+                self._bias = (key, _gather_bias(attn, mask).to(dtype))
+        return self._bias[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bias": None}  # a copy has a table of its own
+
+
+class _Reorder(torch.autograd.Function):
+    """A permutation of tokens whose gradient is the inverse permutation: a gather both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return tokens.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Reorder.apply(gradient, inverse, order), None, None
+
+
+def merge_patches(merging: nn.Module, tokens: Tensor) -> Tensor:
+    """Join squares of 2 x 2 tokens, as laion_clap's ``PatchMerging`` does, with one copy.
+
+    Args:
+        merging: The module; it holds the parameters.
+        tokens: ``[N, L, C]``.
+
+    Returns:
+        ``[N, L / 4, 2 C]``.
+    """
+    height, width = merging.input_resolution
+    count, _, channels = tokens.shape
+    grid = tokens.view(count, height // 2, 2, width // 2, 2, channels)
+    # The library joins them column by column.
+    squares = grid.permute(0, 1, 3, 4, 2, 5).reshape(count, height * width // 4, 4 * channels)
+    return merging.reduction(merging.norm(squares))
+
+
+def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attention with an additive bias.
+
+    Args:
+        windows: Queries, keys and values ``[3, N * windows, heads, area, width]``, sample by sample.
+        bias: ``[1 or windows, heads, area, area]``.
+        scale: What the products are multiplied with.
+
+    Returns:
+        ``[N * windows, heads, area, width]``.
+    """
+    total, kinds = windows.shape[1], len(bias)
+    if kinds in (1, total):
+        return F.scaled_dot_product_attention(*windows.unbind(0), attn_mask=bias, scale=scale)
+    if windows.device.type == "cpu":
+        # Sample by sample, rather than a bias that is repeated for each sample.
+        parts = [
+            F.scaled_dot_product_attention(*part.unbind(0), attn_mask=bias, scale=scale)
+            for part in windows.split(kinds, dim=1)
+        ]
+        return torch.cat(parts)
+    bias = bias.repeat(total // kinds, 1, 1, 1)
+    return F.scaled_dot_product_attention(*windows.unbind(0), attn_mask=bias, scale=scale)
+
+
+def _gather_bias(attn: nn.Module, mask: Tensor | None) -> Tensor:
+    area = attn.window_size[0] * attn.window_size[1]
+    bias = attn.relative_position_bias_table[attn.relative_position_index.view(-1)]
+    bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2)
+    return bias.contiguous() if mask is None else bias + mask[:, None]
+
+
+def _window_order(height: int, width: int, window: int, shift: int) -> Tensor:
+    """For each place in the order of the (shifted) windows, the token that stands there: ``[L]``."""
+    grid = torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1))
+    return grid.view(height // window, window, width // window, window).transpose(1, 2).flatten()

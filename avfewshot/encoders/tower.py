@@ -1,0 +1,151 @@
+"""The tower protocol: a frozen encoder that can be walked block by block.
+
+A tower is walked in lockstep with another one, with adapters between the steps; walked alone it gives exactly what the
+library whose modules it wraps would give.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+# Floats of the widest intermediate of one chunk (16 MiB in float32): it stays in the cache of a processor core, and
+# below the size from which the C library gives every new tensor fresh, still unmapped pages.
+_CHUNK_FLOATS = 4 * 2**20
+
+
+class Tower(nn.Module):
+    """A frozen encoder of single segments.
+
+    It is always in evaluation mode and none of its parameters asks for a gradient, yet gradients flow through it to its
+    inputs and tokens. The parameters stay in the modules of the library that they come from, so state dicts keep the
+    library's keys.
+
+    Attributes:
+        depth: Number of transformer blocks.
+        token_shapes: For each block, the number and the width ``(L, C)`` of the tokens that enter it.
+        output_dim: Width ``D`` of the embedding.
+    """
+
+    depth: int
+    token_shapes: list[tuple[int, int]]
+    output_dim: int
+
+    @abstractmethod
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Turn N segments into the tokens ``[N, L, C]`` that enter block 0."""
+
+    @abstractmethod
+    def attend(self, i: int, tokens: Tensor) -> Tensor:
+        """The first half of block `i`, ``x + MHA(LN(x))``.
+
+        Args:
+            i: Block, from 0 to ``depth - 1``.
+            tokens: ``[N, L, C]`` with ``(L, C) == token_shapes[i]``.
+
+        Returns:
+            Tokens of the same shape.
+        """
+
+    @abstractmethod
+    def feed(self, i: int, tokens: Tensor) -> Tensor:
+        """The second half of block `i`, ``x + MLP(LN(x))``; arguments and result as for :meth:`attend`."""
+
+    @abstractmethod
+    def descend(self, i: int, tokens: Tensor) -> Tensor:
+        """What follows block `i`: patch merging where a stage ends, nothing elsewhere.
+
+        Returns:
+            Tokens of the shape ``token_shapes[i + 1]``.
+        """
+
+    @abstractmethod
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Embed the tokens that leave the last block.
+
+        Returns:
+            ``[N, output_dim]``, not normalised, in the space that is shared with the texts.
+        """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Walk the whole tower.
+
+        Args:
+            inputs: As for :meth:`embed`.
+
+        Returns:
+            As from :meth:`pool`.
+        """
+        tokens = self.embed(inputs)
+        for i in range(self.depth):
+            tokens = self.descend(i, self.feed(i, self.attend(i, tokens)))
+        return self.pool(tokens)
+
+    def train(self, mode: bool = True) -> Tower:
+        """Stay in evaluation mode, whatever the surrounding model does: statistics would drift, dropout would act."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def _keeps_float32(self, name: str) -> bool:
+        """Whether the parameter or buffer `name` stays in float32 when the tower is cast to a shorter type."""
+        return False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tower:
+        # nn.Module.to, .half, .bfloat16 and so on all come through here.
+        kept = {name: tensor.data for name, tensor in self._tensors() if self._keeps_float32(name)}
+        super()._apply(fn, recurse)
+        for name, tensor in self._tensors():
+            original = kept.get(name)
+            if original is not None and tensor.dtype != original.dtype:
+                tensor.data = original.to(tensor.device)
+        return self
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        yield from self.named_buffers()
+
+
+def in_chunks(tokens: Tensor, width: int) -> int | None:
+    """How many rows of `tokens` to take at once through a step whose widest intermediate has `width` floats a row.
+
+    Chunks pay on a CPU, where they keep intermediates in the cache, and only where no graph is recorded.
+
+    Args:
+        tokens: ``[rows, ...]``.
+        width: Floats for each row.
+
+    Returns:
+        Rows for each chunk, or None for all at once.
+    """
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if torch.is_grad_enabled() and tokens.requires_grad:
+        return None
+    rows = max(1, _CHUNK_FLOATS // width)
+    return rows if rows < tokens.shape[0] else None
+
+
+def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], width: int) -> Tensor:
+    """``tokens + branch(tokens)`` for a branch that treats every row (the first dimension) alone.
+
+    Args:
+        tokens: ``[rows, ...]``.
+        branch: Keeps the shape.
+        width: Floats of the widest intermediate of the branch, for each row.
+
+    Returns:
+        Tokens of the same shape.
+    """
+    rows = in_chunks(tokens, width)
+    if rows is None:
+        return tokens + branch(tokens)
+    result = torch.empty_like(tokens)
+    for part, out in zip(tokens.split(rows), result.split(rows), strict=True):
+        torch.add(part, branch(part), out=out)
+    return result

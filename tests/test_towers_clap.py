@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
+from towers_support import TINY_AUDIO, clap_tower, library_audio, repeat_pad, sounds
+
+from avfewshot.encoders.clap_tower import ClapTower
+from avfewshot.encoders.htsat import HTSAT_CONFIGS, build_htsat, htsat_config, load_htsat_module
+from avfewshot.errors import UsageError
+
+SHALLOW = {"depths": [1, 1, 2, 1], "embed_dim": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), [("HTSAT-tiny", 2), ("HTSAT-base", 2), (TINY_AUDIO, 5)], ids=["tiny", "base", "preset tiny"]
+)
+def test_walk_equals_the_embedding_of_laion_clap(config, count: int) -> None:
+    tower = clap_tower(config)
+    waveforms = sounds(count)
+    with torch.no_grad():
+        expected = library_audio(tower, waveforms)
+        embeddings = tower(waveforms)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2  # the sounds make a difference
+    assert (embeddings - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.37, 1, 2.5, 3, 7, 10, 12.3])
+def test_any_length_is_repeated_padded_and_cut_as_laion_clap_does(seconds: float) -> None:
+    tower = clap_tower(SHALLOW)
+    waveforms = sounds(2, int(seconds * 48_000))
+    with torch.no_grad():
+        assert (tower(waveforms) - library_audio(tower, waveforms)).abs().max() <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters")
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hop": 100, "n_fft": 256, "native_samples": 4_000},  # windows reach over two frames at each edge
+        {"hop": 50, "n_fft": 256, "native_samples": 2_000},  # over three
+        {"hop": 200, "n_fft": 256, "native_samples": 4_000},  # over one
+        {"hop": 500, "n_fft": 256, "native_samples": 4_000},  # windows that leave gaps
+    ],
+)
+@pytest.mark.parametrize("samples", [1_000, 2_000, 500])
+def test_frames_of_a_repeated_waveform_equal_those_of_the_library(sizes, samples: int) -> None:
+    tower = clap_tower({**TINY_AUDIO, **sizes, "fmax": 14_000})
+    branch = tower.audio_branch
+    waveforms = sounds(2, samples)
+    with torch.no_grad():
+        mels = branch.logmel_extractor(branch.spectrogram_extractor(repeat_pad(waveforms, tower.native_samples)))
+        expected = branch.reshape_wav2img(branch.bn0(mels.transpose(1, 3)).transpose(1, 3))
+        result = tower.front_end(waveforms, branch)
+    # One stretch of 64 columns: the library's image is the transpose.
+    assert (result.transpose(1, 2) - expected[:, 0]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("seconds", [1, 4, 10])
+def test_htk_front_end_equals_the_fused_model_fed_by_the_pipeline_of_laion(seconds: int) -> None:
+    tower = clap_tower(SHALLOW, front_end="htk")
+    config = tower.config
+    fused = (
+        load_htsat_module()
+        .HTSAT_Swin_Transformer(
+            embed_dim=config.embed_dim,
+            depths=list(config.depths),
+            num_heads=list(config.num_heads),
+            window_size=config.window_size,
+            config=tower.audio_branch.config,
+            enable_fusion=True,
+            fusion_type="aff_2d",
+        )
+        .eval()
+    )
+    missing, unexpected = fused.load_state_dict(tower.audio_branch.state_dict(), strict=False)
+    assert not unexpected
+    assert all("fusion_model" in key or "mel_conv2d" in key for key in missing)
+    waveforms = sounds(2, seconds * 48_000)
+    mel = MelSpectrogram(
+        48_000, n_fft=1024, hop_length=480, f_min=50, f_max=14_000, n_mels=64, norm=None, mel_scale="htk"
+    )
+    decibels = AmplitudeToDB(top_db=None)(mel(repeat_pad(waveforms, 480_000))).transpose(1, 2)
+    with torch.no_grad():
+        batch = {"mel_fusion": decibels[:, None].expand(-1, 4, -1, -1), "longer": torch.zeros(2, 1, dtype=torch.bool)}
+        expected = tower.audio_projection(fused(batch)["embedding"])
+        assert (tower(waveforms) - expected).abs().max() <= 1e-5
+        slaney = ClapTower(tower.audio_branch, tower.audio_projection, "slaney")
+        assert (slaney(waveforms) - expected).abs().max() > 1e-2  # the wrong front end would show
+
+
+def test_gradients_reach_the_waveform_as_through_laion_clap() -> None:
+    tower = clap_tower({**SHALLOW, "depths": [2, 2, 2, 2]})
+    waveforms = sounds(2).requires_grad_()
+    (expected,) = torch.autograd.grad(library_audio(tower, waveforms).square().sum(), waveforms)
+    (gradient,) = torch.autograd.grad(tower(waveforms).square().sum(), waveforms)
+    assert expected.abs().max() > 1e-3
+    assert (gradient - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_waveforms_beyond_the_memory_of_one_chunk_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = clap_tower()
+    waveforms = sounds(5)
+    expected = tower(waveforms.clone().requires_grad_())  # where a graph is recorded there are no chunks
+    for floats in (1, 2 * 3 * 256 * 32, 2**30):
+        monkeypatch.setattr("avfewshot.encoders.tower._CHUNK_FLOATS", floats)
+        assert (tower(waveforms) - expected).abs().max() <= 2e-6
+
+
+def test_loaded_weights_are_in_effect_at_once() -> None:
+    tower, other = clap_tower(seed=0), clap_tower(seed=1)
+    waveforms = sounds(3)
+    with torch.no_grad():
+        before = tower(waveforms)  # position biases are gathered and kept
+        tower.load_state_dict(other.state_dict())
+        assert torch.equal(tower(waveforms), other(waveforms))
+        assert (tower(waveforms) - before).abs().max() > 1e-2
+        tower.load_state_dict(clap_tower(seed=2).state_dict(), assign=True)
+        assert torch.equal(tower(waveforms), clap_tower(seed=2)(waveforms))
+        for block in tower.audio_branch.modules():
+            if hasattr(block, "relative_position_bias_table"):
+                block.relative_position_bias_table.zero_()
+        assert (tower(waveforms) - library_audio(tower, waveforms)).abs().max() <= 1e-5
+
+
+def test_front_end_stays_in_float32() -> None:
+    tower = clap_tower(front_end="htk")
+    waveforms = sounds(2)
+    expected = tower.front_end(waveforms, tower.audio_branch).clone()
+    tower.to(torch.bfloat16)
+    assert tower.audio_branch.patch_embed.proj.weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        result = tower.front_end(waveforms, tower.audio_branch)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected)
+
+
+def test_state_dict_is_that_of_laion_clap() -> None:
+    tower = clap_tower()
+    keys = [f"audio_branch.{key}" for key in tower.audio_branch.state_dict()]
+    keys += [f"audio_projection.{key}" for key in tower.audio_projection.state_dict()]
+    assert list(tower.state_dict()) == keys
+    assert "audio_branch.tscam_conv.weight" in keys
+    assert "audio_branch.spectrogram_extractor.stft.conv_real.weight" in keys
+
+
+@pytest.mark.parametrize("shape", [(48_000,), (2, 1, 48_000), (2, 0)])
+def test_waveforms_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \[N, samples\] are needed"):
+        clap_tower()(torch.zeros(shape))
+
+
+def test_silence_gives_a_finite_embedding() -> None:
+    tower = clap_tower()
+    silence = torch.zeros(2, 48_000)
+    with torch.no_grad():
+        assert (tower(silence) - library_audio(tower, silence)).abs().max() <= 1e-5
+
+
+def test_configurations_of_laion_are_known_by_name() -> None:
+    assert htsat_config("HTSAT-base").depths == (2, 2, 12, 2)
+    assert all(config.frames == 1001 and config.native_samples == 480_000 for config in HTSAT_CONFIGS.values())
+    with pytest.raises(UsageError, match="HTSAT-tiny, HTSAT-tiny-win-1536, HTSAT-base, HTSAT-large"):
+        htsat_config("HTSAT-huge")
+
+
+@pytest.mark.parametrize(
+    ("fields", "messages"),
+    [
+        ({"hop_size": 480}, ["hop_size", "native_samples"]),
+        ({"depths": "2262", "hop": -1}, ["depths must be a list", "hop must be a whole number"]),
+        ({"native_samples": 960_000}, ["2001 frames, but only 1024 fit"]),
+        ({"window_size": 7}, ["windows of 7 do not divide a grid of 64 x 64"]),
+        ({"num_heads": [5, 8, 16, 32]}, ["5 heads do not divide 96"]),
+        ({"spec_size": 100}, ["multiple of mel_bins"]),
+        ({"num_heads": [4, 8]}, ["one entry for each stage"]),
+        ({"fmax": 30_000}, ["fmax at most half"]),
+        ({"n_fft": 1023}, ["n_fft must be even"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_all_named(fields, messages: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        htsat_config(fields)
+    assert all(message in str(caught.value) for message in messages)
+
+
+def test_unknown_front_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="front_end must be one of slaney, htk, not 'bark'"):
+        build_htsat(TINY_AUDIO, front_end="bark")
+    tower = clap_tower()
+    with pytest.raises(UsageError, match="slaney, htk"):
+        ClapTower(tower.audio_branch, tower.audio_projection, "bark")

@@ -1,0 +1,114 @@
+"""What every tower promises, whatever it wraps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from towers_support import clap_tower, clip_tower, pictures, sounds
+
+from avfewshot.encoders.tower import Tower
+
+KINDS = {"clip": (clip_tower, pictures), "clap": (clap_tower, sounds)}
+
+
+@pytest.fixture(params=KINDS)
+def made(request: pytest.FixtureRequest):
+    """A tower of the size of the `tiny` preset, and inputs for it."""
+    build, inputs = KINDS[request.param]
+    tower = build()
+    return tower, inputs(3)
+
+
+def test_tokens_have_the_promised_shapes(made) -> None:
+    tower, inputs = made
+    assert isinstance(tower, Tower)
+    assert tower.depth == len(tower.token_shapes) == 12
+    tokens = tower.embed(inputs)
+    for i in range(tower.depth):
+        assert tokens.shape == (3, *tower.token_shapes[i])
+        attended = tower.attend(i, tokens)
+        assert attended.shape == tokens.shape
+        fed = tower.feed(i, attended)
+        assert fed.shape == tokens.shape
+        tokens = tower.descend(i, fed)
+    assert tower.pool(tokens).shape == (3, tower.output_dim)
+
+
+def test_steps_leave_their_arguments_alone(made) -> None:
+    tower, inputs = made
+    tokens = tower.embed(inputs)
+    for i in range(tower.depth):
+        for step in (tower.attend, tower.feed, tower.descend):
+            before = tokens.clone()
+            result = step(i, tokens)
+            assert torch.equal(tokens, before)
+            tokens = result
+
+
+def test_segments_do_not_see_each_other(made) -> None:
+    tower, inputs = made
+    together = tower(inputs)
+    alone = torch.cat([tower(one) for one in inputs.split(1)])
+    assert (together[0] - together[1]).abs().max() > 1e-2
+    assert (together - alone).abs().max() <= 1e-5
+
+
+def test_tower_stays_frozen_when_the_model_around_it_is_trained(made) -> None:
+    tower, inputs = made
+    model = torch.nn.ModuleList([tower]).train()
+    assert model.training
+    assert not any(module.training for module in tower.modules())
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+    assert torch.equal(tower(inputs), tower(inputs))
+
+
+def test_result_is_the_same_with_and_without_a_graph(made) -> None:
+    tower, inputs = made
+    with torch.inference_mode():  # fills whatever is cached
+        plain = tower(inputs)
+    tokens = tower.embed(inputs).requires_grad_()
+    walked = tokens
+    for i in range(tower.depth):
+        walked = tower.descend(i, tower.feed(i, tower.attend(i, walked)))
+    result = tower.pool(walked)
+    assert (result - plain).abs().max() <= 1e-5
+    result.sum().backward()
+    assert tokens.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_floats_keep_the_direction_of_the_embedding(made, dtype: torch.dtype) -> None:
+    tower, inputs = made
+    with torch.no_grad():
+        expected = tower(inputs)
+        with torch.autocast("cpu", dtype):
+            automatic = tower(inputs)
+        cast = copy.deepcopy(tower).to(dtype)(inputs)
+    for result in (automatic, cast):
+        assert result.dtype == dtype
+        assert torch.cosine_similarity(result.float(), expected).min() >= 0.999
+        assert not torch.equal(result.float(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_flow_in_short_floats(made, dtype: torch.dtype) -> None:
+    tower, inputs = made
+    tokens = tower.embed(inputs).requires_grad_()
+    with torch.autocast("cpu", dtype):
+        walked = tower.descend(1, tower.feed(1, tower.attend(1, tokens)))
+    walked.float().sum().backward()
+    assert torch.isfinite(tokens.grad).all()
+    assert tokens.grad.abs().sum() > 0
+
+
+def test_copy_follows_its_own_weights(made) -> None:
+    tower, inputs = made
+    before = tower(inputs)
+    twin = copy.deepcopy(tower)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(tower(inputs), before)
+    assert (twin(inputs) - before).abs().max() > 1e-2
