@@ -1,0 +1,121 @@
+"""The program: its commands, loaded only when they are called, and what becomes of errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+from avfewshot.cli.lifecycle import DEBUG_VARIABLE, status_of, wants_debug
+
+HELP = """
+Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a list of labels, with CLIP and CLAP.
+
+[bold]Examples[/bold]
+
+  avfs data toy --root toy                     make clips to play with
+  avfs zeroshot --labels labels.txt            classify what lies below this folder
+  avfs zeroshot --labels labels.txt a.mp4 b/   these files and folders
+  avfs weights list                            which backbones there are
+  avfs config                                  what is set, and where
+
+Defaults can be set in `avfs.toml` in the current folder, or in the environment as AVFS_NAME.
+"""
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """A command whose module is imported when it is called."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "zeroshot": _Lazy("avfewshot.cli.zeroshot", "Classify clips, with nothing but a list of labels."),
+    "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
+    "data": _Lazy("avfewshot.cli.data", "Make toy clips."),
+    "config": _Lazy("avfewshot.cli.config", "Show every setting, its value and where it came from."),
+}
+
+
+class LazyGroup(typer.core.TyperGroup):
+    """Knows the names and summaries of the commands; imports the one that is called."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, lazy in COMMANDS.items():
+            self.commands[name] = typer.core.TyperCommand(name, help=lazy.summary)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Put the real command in the place of its stand-in; called for runs, helps and completions of a command."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            command = _load(name)
+        return name, command, rest
+
+
+def _load(name: str) -> Any:
+    command = typer.main.get_command(importlib.import_module(COMMANDS[name].module).app)
+    command.name = name
+    # Installing completion is the business of `avfs` alone.
+    command.params = [param for param in command.params if param.name not in {"install_completion", "show_completion"}]
+    return command
+
+
+app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from avfewshot import __version__
+
+        typer.echo(f"avfs {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True, help=HELP)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", metavar="", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", metavar="", help=f"Show tracebacks and library warnings (or set {DEBUG_VARIABLE}=1)."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the program.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit status: 0 all done, 1 something failed, 2 misuse, 130 interrupted.
+    """
+    # Taken out by hand, so that it works behind the command's name as well, where people add it.
+    arguments, debug = wants_debug(arguments)
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal does not know must not end the run
+            stream.reconfigure(errors="backslashreplace")
+    program = typer.main.get_command(app)
+    return status_of(
+        # The arguments travel along for commands that record how they were called.
+        lambda: program.main(list(arguments), prog_name="avfs", standalone_mode=False, obj=tuple(arguments)),
+        debug=debug,
+    )

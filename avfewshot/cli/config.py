@@ -1,0 +1,135 @@
+"""`avfs config`: every setting, its value and where it came from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Show every setting, its value and where it came from.
+
+A flag comes before the environment (AVFS_NAME), that before `avfs.toml` in
+the current folder, and that before the default. In the file, keys outside every
+table count for all commands, and those of a table for its command:
+
+  backbone = "tiny"
+
+  \\[zeroshot]
+  segments = true
+
+[bold]Examples[/bold]
+
+  avfs config
+  avfs config zeroshot --format json
+  AVFS_DEVICE=cpu avfs config
+"""
+
+
+@app.command(help=HELP)
+def config(
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="TABLE", help="zeroshot or data; all of them unless told.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", metavar="table|json", help="Form of the answer.", show_default=False)
+    ] = "table",
+) -> None:
+    """Resolve every table, tell all faults, print."""
+    import os
+
+    from avfewshot.errors import UsageError
+    from avfewshot.faults import raise_faults
+    from avfewshot.settings import TABLES, environment_name, resolve
+
+    faults = []
+    if format not in {"table", "json"}:
+        faults.append(UsageError(f"--format: {format!r} is not one of table, json."))
+    unknown = [name for name in tables or () if name not in TABLES]
+    hint = f"Valid: {', '.join(TABLES)}."
+    faults += [UsageError(f"There are no settings for {name!r}.", hint=hint) for name in unknown]
+    resolved = {name: resolve(name) for name in TABLES}
+    seen: set[str] = set()
+    for one in resolved.values():
+        # A fault of the file is met once for each table.
+        faults += [fault for fault in one.faults if str(fault) not in seen]
+        seen.update(str(fault) for fault in one.faults)
+    raise_faults(faults)
+    rows = [
+        _row(table, setting, resolved[table].values[name])
+        for table, settings in TABLES.items()
+        if table in (tables or TABLES)
+        for name, setting in settings.items()
+    ]
+    if not tables:
+        rows.append(_cache_row())
+    if format == "json":
+        import json
+
+        typer.echo(json.dumps([{key: row[key] for key in row if key != "shown"} for row in rows], indent=2))
+        return
+    _print_table(rows)
+    known = {environment_name(table, setting) for table, settings in TABLES.items() for setting in settings.values()}
+    for variable in sorted(set(filter(lambda name: name.startswith("AVFS_"), os.environ)) - known - _OTHER_VARIABLES):
+        from avfewshot.cli.lifecycle import say_warning
+
+        say_warning(f"{variable} is set, but there is no such setting.")
+
+
+_OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG"}
+
+
+def _row(table: str, setting: Any, sourced: Any) -> dict[str, str | None]:
+    value = None if sourced.value is None else setting.kind.show(sourced.value)
+    return {
+        "table": table,
+        "name": setting.name,
+        "value": value,
+        "shown": setting.unset if value is None else value,
+        "source": sourced.source,
+        "help": setting.help,
+    }
+
+
+def _cache_row() -> dict[str, str | None]:
+    import os
+
+    from avfewshot.resources import cache_dir
+
+    source = next((name for name in ("AVFS_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)), "default")
+    folder = str(cache_dir())
+    return {
+        "table": "",
+        "name": "cache",
+        "value": folder,
+        "shown": folder,
+        "source": source,
+        "help": "Folder for what can be computed again.",
+    }
+
+
+def _print_table(rows: list[dict[str, str | None]]) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from avfewshot.reports.text import printable
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "setting", "value", "from"):
+        table.add_column(column, overflow="fold")
+    before = None
+    for row in rows:
+        set_by_person = row["source"] != "default"
+        table.add_row(
+            Text(f"[{row['table']}]" if row["table"] and row["table"] != before else "", style="dim"),
+            Text(str(row["name"])),
+            Text(printable(str(row["shown"])), style="bold" if set_by_person else ""),
+            Text(str(row["source"]), style="" if set_by_person else "dim"),
+        )
+        before = row["table"]
+    Console(file=sys.stdout, highlight=False).print(table)

@@ -1,0 +1,60 @@
+"""Paths and labels come from others: make them safe to print and to encode."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # parts of ordinary words in Persian and in the scripts of India
+
+
+def printable(text: str) -> str:
+    """`text` with every control character, line break and undecodable byte made visible.
+
+    A file name may hold terminal escape sequences or line breaks; printed raw they would change the colours, the title
+    or the layout of the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(letter)[0] == "C" and letter not in _JOINERS
+        else letter
+        for letter in text
+    )
+
+
+def shorten(text: str, width: int, gap: str = "…") -> str:
+    """`text` cut in the middle to at most `width` characters: both ends of a path tell the most."""
+    if len(text) <= width:
+        return text
+    room = width - len(gap)
+    if room < 2:
+        return text[:width]
+    return f"{text[: room // 2]}{gap}{text[len(text) - (room - room // 2) :]}"
+
+
+def percent(share: float) -> str:
+    """A probability for people, for example ``82.1 %``."""
+    return f"{100 * share:.1f} %"
+
+
+def seconds(value: float) -> str:
+    """A time in seconds without needless digits, for example ``3`` or ``9.5``."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def rate(per_second: float) -> str:
+    """A speed with two or three digits, for example ``0.42``, ``3.1`` or ``120``."""
+    return f"{per_second:.{0 if per_second >= 10 else 1 if per_second >= 1 else 2}f}"
+
+
+def clock(value: float) -> str:
+    """A position in a file, for example ``0:07`` or ``1:02:03``."""
+    whole = int(value)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def reason(path: str, error: str) -> str:
+    """An error without the path that most of them begin with, for places that name the path already."""
+    return printable(error.removeprefix(f"{path}: "))

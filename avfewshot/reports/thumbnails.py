@@ -1,0 +1,79 @@
+"""Small pictures of a clip, as ``data:`` addresses for a page without any other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from avfewshot.errors import AvfsError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SIZE = 128
+QUALITY = 78
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A frame of a clip.
+
+    Attributes:
+        second: Index of the segment it shows.
+        source: ``data:image/jpeg;base64,...``
+    """
+
+    second: int
+    source: str
+
+
+def thumbnails(path: str, count: int, *, frame_backend: str = "auto") -> list[Thumbnail]:
+    """Evenly spaced frames of a file, one a second where it has no more than `count` seconds.
+
+    Args:
+        path: The media file.
+        count: Largest number of frames.
+        frame_backend: What decodes them.
+
+    Returns:
+        In order of time; empty for a file without video, and for one that can no longer be read.
+    """
+    from avfewshot.media.reader import ClipReader
+
+    pictures = []
+    try:
+        with ClipReader(path, frame_size=SIZE, modality="visual", frame_backend=frame_backend) as reader:
+            if not reader.info.has_video:
+                return []
+            for second in spread(reader.info.num_segments, count):
+                frames = reader.read(second, second + 1).frames
+                if frames is not None:
+                    pictures.append(Thumbnail(second, jpeg_source(frames[0].permute(1, 2, 0).numpy())))
+    except AvfsError:
+        return pictures  # the scores are already there; a page without pictures is better than none
+    return pictures
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Indices of the middles of `count` equal parts of ``range(total)``; all of them when there are no more."""
+    if total <= count:
+        return list(range(total))
+    return [int((part + 0.5) * total / count) for part in range(count)]
+
+
+def jpeg_source(picture: np.ndarray) -> str:
+    """A picture as a ``data:`` address.
+
+    Args:
+        picture: uint8 ``[H, W, 3]``, RGB.
+
+    Returns:
+        ``data:image/jpeg;base64,...``
+    """
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

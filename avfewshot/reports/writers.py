@@ -1,0 +1,197 @@
+"""Writers that take results one by one and keep what they have when a run is cut short.
+
+Every writer is used as ``begin``, then ``add`` for each result in order, then ``end``; after ``end`` the output is
+complete and valid, whether all results came or only some. Nothing but failures is held in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from avfewshot.reports.records import VERSION, clip_record, distribution, dumps, failure_record
+from avfewshot.results import ClipResult, Failure, RunInfo
+
+CSV_COLUMNS = (
+    "path",
+    "duration",
+    "label",
+    "score",
+    "visual_label",
+    "visual_score",
+    "audio_label",
+    "audio_score",
+    "visual_weight",
+    "audio_weight",
+    "warnings",
+    "error",
+)
+"""Columns before the probabilities, which have one column a label named ``p:LABEL``."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run went.
+
+    Attributes:
+        clips: Files classified.
+        failed: Files that could not be.
+        total: Files asked for; more than ``clips + failed`` when the run was cut short.
+        elapsed: Seconds from the first file to the last, loading the model not counted.
+    """
+
+    clips: int
+    failed: int
+    total: int
+    elapsed: float
+
+    @property
+    def rate(self) -> float:
+        """Files a second."""
+        return (self.clips + self.failed) / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file has had its turn."""
+        return self.clips + self.failed == self.total
+
+
+class Writer(Protocol):
+    """Takes the results of one run."""
+
+    def begin(self, run: RunInfo) -> None:
+        """Called once, before the first result."""
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Called for each file, in order."""
+
+    def end(self, summary: Summary) -> None:
+        """Called once, after the last result or after an interruption."""
+
+
+class JsonWriter:
+    """The whole run as one JSON document (see docs/json.md), written clip by clip.
+
+    Args:
+        stream: Where to write.
+        segments: Whether to tell what each second holds.
+    """
+
+    def __init__(self, stream: TextIO, *, segments: bool) -> None:
+        self._stream = stream
+        self._segments = segments
+        self._failed: list[Failure] = []
+        self._clips = 0
+
+    def begin(self, run: RunInfo) -> None:
+        """Write what concerns the run."""
+        self._stream.write(f'{{\n"version": {VERSION},\n"backbone": {dumps(run.backbone)},\n')
+        self._stream.write(f'"adapter": {dumps(run.adapter)},\n"labels": {dumps(run.labels)},\n"clips": [')
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write a clip, or keep a failure for the end."""
+        if isinstance(result, Failure):
+            self._failed.append(result)
+            return
+        self._stream.write(",\n" if self._clips else "\n")
+        self._stream.write(dumps(clip_record(result, segments=self._segments)))
+        self._clips += 1
+
+    def end(self, summary: Summary) -> None:
+        """Write the failures and close the document."""
+        self._stream.write("\n],\n" if self._clips else "],\n")
+        failures = ",\n".join(dumps(failure_record(failure)) for failure in self._failed)
+        self._stream.write(f'"failed": [\n{failures}\n]\n}}\n' if failures else '"failed": []\n}\n')
+        self._stream.flush()
+
+
+class JsonlWriter:
+    """One JSON object a line, flushed as soon as the file is done; a failure is ``{"path": ..., "error": ...}``.
+
+    Args:
+        stream: Where to write.
+        segments: Whether to tell what each second holds.
+    """
+
+    def __init__(self, stream: TextIO, *, segments: bool) -> None:
+        self._stream = stream
+        self._segments = segments
+
+    def begin(self, run: RunInfo) -> None:
+        """Nothing stands before the first line."""
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write a line in one piece, so that a reader never sees half of it."""
+        failed = isinstance(result, Failure)
+        record = failure_record(result) if failed else clip_record(result, segments=self._segments)
+        self._stream.write(dumps(record) + "\n")
+        self._stream.flush()
+
+    def end(self, summary: Summary) -> None:
+        """Nothing stands after the last line."""
+
+
+class CsvWriter:
+    """One row a file, by RFC 4180 but for Unix line ends: :data:`CSV_COLUMNS`, then a probability for each label.
+
+    Args:
+        stream: Where to write.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._labels: list[str] = []
+
+    def begin(self, run: RunInfo) -> None:
+        """Write the header."""
+        self._labels = list(run.labels)
+        self._row([*CSV_COLUMNS, *(f"p:{label}" for label in self._labels)])
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write a row."""
+        if isinstance(result, Failure):
+            self._row([result.path, *[""] * 10, result.error, *[""] * len(self._labels)])
+            return
+        record = clip_record(result, segments=False)
+        weights, scores = record["weights"], record["scores"]
+        self._row(
+            [
+                record["path"],
+                record["duration"],
+                record["label"],
+                record["score"],
+                *_best(result.visual),
+                *_best(result.audio),
+                weights["visual"],
+                weights["audio"],
+                "; ".join(record["warnings"]),
+                "",
+                *(scores[label] for label in self._labels),
+            ]
+        )
+
+    def end(self, summary: Summary) -> None:
+        """Nothing stands after the last row."""
+        self._stream.flush()
+
+    def _row(self, cells: list) -> None:
+        # Built apart so that a row reaches the stream in one piece.
+        row = io.StringIO()
+        csv.writer(row, lineterminator="\n").writerow([_plain(cell) for cell in cells])
+        self._stream.write(row.getvalue())
+        self._stream.flush()
+
+
+def _plain(cell: object) -> object:
+    # 1e-07 is a number to every reader, but a column of decimals is easier on people and spreadsheets.
+    return f"{cell:.12f}".rstrip("0").rstrip(".") if isinstance(cell, float) else cell
+
+
+def _best(scores: dict[str, float] | None) -> tuple[str, float | str]:
+    if scores is None:
+        return "", ""
+    shares = distribution(scores)
+    label = max(shares, key=shares.__getitem__)
+    return label, shares[label]
