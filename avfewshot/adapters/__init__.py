@@ -1,0 +1,1 @@
+"""Cross-modal adapters: trainable modules that connect two frozen towers."""

@@ -1,0 +1,195 @@
+"""One direction of DG-SCT in one half of a layer: what the tokens of one modality gain from those of the other.
+
+The equations are those of the paper; the order of the products is not. Everything before a sigmoid is affine or a
+product of two affine maps, so the work can be arranged such that the long token sequences are read once, never widened:
+
+- Channel attention (Eq. 3) multiplies one pooled source vector with every target token and then averages over tokens.
+  The source factor is the same for all tokens, so the average moves inside: one pooled vector a side. The pooled
+  source, the mean of psi's output, is a weighted pooling of the raw source tokens.
+- psi(s) = P s W + b: its token map P and channel map W commute, and so do the maps that follow it in Eq. 4. psi's
+  output itself is never formed.
+- Spatial attention (Eq. 4) is a bilinear form in a source and a target token. With few source tokens it is evaluated as
+  a [source x channels] matrix applied to the target, which skips the d-wide features of the many target tokens; with
+  few target tokens, as the product of two d-wide features.
+- The factors of Eq. 6 and 7 meet the tokens in a single multiplication.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avfewshot.adapters.settings import GuidanceSettings
+
+
+class Maps(NamedTuple):
+    """Attention over the guided tokens; None where it is switched off.
+
+    Attributes:
+        channel: ``[N, C_t]`` in (0, 1).
+        spatial: ``[N, L_t]`` in (0, 1).
+    """
+
+    channel: Tensor | None
+    spatial: Tensor | None
+
+
+class Guidance(nn.Module):
+    """O_s2t of Eq. 1 and 2: target tokens, weighted by what the source tokens say.
+
+    Args:
+        source: (L_s, C_s), number and width of the guiding tokens.
+        target: (L_t, C_t), number and width of the guided tokens.
+        settings: Factors, switches and widths.
+        temporal: Whether this layer has the temporal gate.
+
+    Attributes:
+        temporal: As given.
+    """
+
+    def __init__(
+        self, source: tuple[int, int], target: tuple[int, int], settings: GuidanceSettings, *, temporal: bool
+    ) -> None:
+        super().__init__()
+        (source_length, source_width), (target_length, target_width) = source, target
+        width = settings.hidden
+        self.settings = settings
+        self.temporal = temporal
+        if settings.channel or settings.spatial:
+            # psi. Rows of the token map start as means, a little different from each other.
+            self.tokens = nn.Parameter(torch.rand(target_length, source_length) * (2 / source_length))
+            self.channels = nn.Linear(source_width, target_width)
+        if settings.channel:
+            self.channel_source = nn.Linear(target_width, width)
+            self.channel_target = nn.Linear(target_width, width)
+            self.channel_out = nn.Linear(width, target_width)
+        if settings.spatial:
+            self.spatial_source = nn.Linear(target_width, width)
+            self.spatial_target = nn.Linear(target_width, width)
+            self.spatial_out = nn.Linear(width, 1)
+        if temporal:
+            self.rnn = nn.GRU(source_width, width, batch_first=True)
+            self.gate_out = nn.Linear(width, 1)
+        # Zero at first, so that a fresh adapter leaves the towers as they are.
+        if settings.output == "gate":
+            self.scale = nn.Parameter(torch.zeros(target_width))
+        else:
+            self.down = nn.Linear(target_width, settings.bottleneck)
+            self.up = nn.Linear(settings.bottleneck, target_width)
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+    def maps(self, source: Tensor, target: Tensor) -> Maps:
+        """Channel and spatial attention (Eq. 3 and 4).
+
+        Args:
+            source: Guiding tokens ``[N, L_s, C_s]``.
+            target: Guided tokens ``[N, L_t, C_t]``.
+        """
+        channel = self._channel(source, target) if self.settings.channel else None
+        return Maps(channel, self._spatial(source, target, channel) if self.settings.spatial else None)
+
+    def attended_mean(self, target: Tensor, maps: Maps) -> Tensor:
+        """Mean over tokens of ``(alpha M_c + beta M_s + 1) * target`` (Eq. 6), without forming it: ``[N, C_t]``."""
+        mean = target.mean(1)
+        result = mean if maps.channel is None else mean * (1 + self.settings.alpha * maps.channel)
+        if maps.spatial is not None:
+            weighted = (maps.spatial.unsqueeze(1).to(target.dtype) @ target).squeeze(1) / target.shape[1]
+            result = result + self.settings.beta * weighted
+        return result
+
+    def gate(self, source_means: Tensor, segments: int) -> Tensor:
+        """Temporal gate (Eq. 5); the RNN is a GRU.
+
+        Args:
+            source_means: Attended guiding tokens, averaged ``[N, C_s]``, segments of a clip in a row.
+            segments: Segments of a clip, T.
+
+        Returns:
+            ``[N, 1]`` in (0, 1).
+        """
+        # A recurrence of few steps on few numbers: full precision costs nothing.
+        with torch.autocast(source_means.device.type, enabled=False):
+            sequence = source_means.to(self.gate_out.weight.dtype).unflatten(0, (-1, segments))
+            return self.gate_out(self.rnn(sequence)[0]).sigmoid().flatten(0, 1)
+
+    def forward(self, target: Tensor, maps: Maps, gate: Tensor | None) -> Tensor:
+        """What is added to the target tokens (Eq. 6 and 7, then the output map).
+
+        Args:
+            target: ``[N, L_t, C_t]``.
+            maps: From :meth:`maps`.
+            gate: ``[N, 1]`` from :meth:`gate`, or None.
+
+        Returns:
+            ``[N, L_t, C_t]``.
+        """
+        # (gamma G + 1) (alpha M_c + beta M_s + 1), split into what depends on the token and what does not.
+        overall = 1 if gate is None else 1 + self.settings.gamma * gate
+        if self.settings.output == "gate":
+            overall = overall * self.scale
+        by_channel = overall if maps.channel is None else overall * (1 + self.settings.alpha * maps.channel)
+        factor = _per_segment(by_channel, target)
+        if maps.spatial is not None:
+            by_token = _per_segment(self.settings.beta * overall, target)
+            factor = factor + maps.spatial.to(target.dtype).unsqueeze(-1) * by_token
+        guided = target * factor
+        return guided if self.settings.output == "gate" else self.up(F.relu(self.down(guided)))
+
+    def _channel(self, source: Tensor, target: Tensor) -> Tensor:
+        # mean(psi(s)) over target tokens = (mean of P's rows) s W + b.
+        pooled = self.channels(self.tokens.mean(0).to(source.dtype) @ source)
+        joint = self.channel_source(pooled) * self.channel_target(target.mean(1))
+        return self.channel_out(joint).sigmoid()
+
+    def _spatial(self, source: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:
+        # Theta_s(psi(s)) = P s (Theta_s W)' + bias: psi's own bias goes through Theta_s.
+        bias = self.spatial_source(self.channels.bias)
+        if source.shape[1] <= target.shape[1]:
+            logits = self._spatial_by_source(source, target, channel, bias)
+        else:
+            logits = self._spatial_by_target(source, target, channel, bias)
+        return logits.sigmoid()
+
+    def _spatial_by_source(self, source: Tensor, target: Tensor, channel: Tensor | None, bias: Tensor) -> Tensor:
+        """Few source tokens: contract the d-wide space first."""
+        features = self._widen(source)
+        # The bias is one more source token, which all targets see with weight 1.
+        features = torch.cat([features, bias.to(features.dtype).expand(len(features), 1, -1)], dim=1)
+        features = features * self.spatial_out.weight[0].to(features.dtype)
+        matrix = features @ self.spatial_target.weight
+        if channel is not None:  # (M_c + 1) * v meets the matrix instead of the tokens
+            matrix = matrix * (1 + channel).to(matrix.dtype).unsqueeze(1)
+        offset = features @ self.spatial_target.bias
+        similarity = torch.baddbmm(offset.unsqueeze(1), target, matrix.mT.to(target.dtype))
+        tokens = F.pad(self.tokens, (0, 1), value=1.0).to(similarity.dtype)
+        return (similarity * tokens).sum(-1) + self.spatial_out.bias
+
+    def _spatial_by_target(self, source: Tensor, target: Tensor, channel: Tensor | None, bias: Tensor) -> Tensor:
+        """Few target tokens: bring the source to their number, then multiply d-wide features."""
+        features = self._widen(self.tokens.to(source.dtype) @ source)
+        guided = target if channel is None else target * (1 + channel).to(target.dtype).unsqueeze(1)
+        joint = (features + bias.to(features.dtype)) * self.spatial_target(guided)
+        return self.spatial_out(joint).squeeze(-1)
+
+    def _widen(self, tokens: Tensor) -> Tensor:
+        """Theta_s W without their biases: ``[N, L, C_s]`` to ``[N, L, d]``, by the cheaper of two orders."""
+        first, second = self.channels.weight, self.spatial_source.weight
+        (target_width, source_width), width = first.shape, second.shape[0]
+        rows = tokens.shape[0] * tokens.shape[1]
+        one_by_one = rows * target_width * (source_width + width)
+        merged = (rows + target_width) * source_width * width
+        if merged < one_by_one:
+            return F.linear(tokens, second @ first)
+        return F.linear(F.linear(tokens, first), second)
+
+
+def _per_segment(values: Tensor | float, target: Tensor) -> Tensor | float:
+    """A number, ``[C]``, ``[N, 1]`` or ``[N, C]`` in the form and the type that multiply tokens ``[N, L, C]``."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.to(target.dtype)
+    return values if values.ndim == 1 else values.unsqueeze(1)

@@ -1,0 +1,93 @@
+"""Which device to compute on, and in which number format."""
+
+from __future__ import annotations
+
+import torch
+
+from avfewshot.errors import UsageError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats of the towers by the name that people give them."""
+
+_CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # as torch.cpu.get_capabilities names them
+
+
+def available_devices() -> list[str]:
+    """Devices that this machine has, as people name them: ``"cpu"``, ``"cuda:0"``, ``"mps"``."""
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Find a device.
+
+    Args:
+        name: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+
+    Returns:
+        The device, with its number for a GPU of several.
+
+    Raises:
+        UsageError: The name is wrong or this machine has no such device.
+    """
+    available = available_devices()
+    if name == "auto":
+        gpus = [device for device in available if device != "cpu"]
+        return torch.device(gpus[0] if gpus else "cpu")
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in available:
+        hint = f"This machine has: {', '.join(available)}. `auto` takes the best of them."
+        if wanted.startswith("cuda") and not torch.backends.cuda.is_built():
+            hint += " The installed torch was built without CUDA."
+        raise UsageError(f"There is no device {name!r}.", hint=hint)
+    return torch.device(wanted)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Find the number format of the towers.
+
+    Args:
+        name: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``. ``"auto"`` is bf16 where the hardware computes in it,
+            else fp16 on CUDA devices with tensor cores, else fp32.
+        device: Where the towers will run.
+
+    Returns:
+        A key of :data:`PRECISIONS`.
+
+    Raises:
+        UsageError: The name is unknown, or the device cannot compute in the format.
+    """
+    if name not in (*PRECISIONS, "auto"):
+        raise UsageError(f"There is no precision {name!r}.", hint=f"Choose from: auto, {', '.join(PRECISIONS)}.")
+    if name == "auto":
+        return _best_precision(device)
+    if name == "bf16" and device.type == "mps" and not _mps_has_bf16():
+        raise UsageError("This macOS has no bf16 on its GPU.", hint="Use --precision fp32 or fp16.")
+    return name
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if cpu_has_bf16() else "fp32"
+    return "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16; without them it is slower than float32."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(bool(capabilities.get(name)) for name in _CPU_BF16)
+    # Older releases of torch tell less.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _mps_has_bf16() -> bool:
+    return torch.backends.mps.is_macos_or_newer(14, 0)

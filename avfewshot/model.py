@@ -1,0 +1,274 @@
+"""Two frozen towers walked in lockstep, trainable adapters between them, projectors and temperatures on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from avfewshot.adapters.base import CrossModalAdapter, Half, pair_layers
+from avfewshot.adapters.projectors import Projectors
+from avfewshot.encoders.tower import Tower
+from avfewshot.errors import WeightsError
+
+MAX_SCALE = 100.0
+"""Largest temperature scale that training may reach, as for CLIP (Radford et al., ICML 2021, section 2.5)."""
+
+_FROZEN = ("visual_tower.", "audio_tower.")
+
+
+class Towers(Protocol):
+    """The part of a backbone that the model needs."""
+
+    visual: Tower
+    audio: Tower
+    visual_scale: float
+    audio_scale: float
+
+
+class Temperatures(nn.Module):
+    """Learnable temperature scales of the two matching spaces, kept as logarithms.
+
+    Args:
+        visual: Initial scale for sight, positive.
+        audio: Initial scale for hearing, positive.
+        limit: Upper bound of both, raised to an initial scale that is larger.
+    """
+
+    def __init__(self, visual: float, audio: float, *, limit: float = MAX_SCALE) -> None:
+        super().__init__()
+        self._limits = {"visual": math.log(max(limit, visual)), "audio": math.log(max(limit, audio))}
+        self.visual = nn.Parameter(torch.tensor(math.log(visual)))
+        self.audio = nn.Parameter(torch.tensor(math.log(audio)))
+
+    def scale(self, modality: str) -> Tensor:
+        """The scale that cosine similarities are multiplied with.
+
+        Args:
+            modality: ``"visual"`` or ``"audio"``.
+
+        Returns:
+            A positive scalar. At the limit its value stops and its gradient does not, so that it can come back.
+        """
+        logarithm = getattr(self, modality)
+        return (logarithm - F.relu(logarithm - self._limits[modality]).detach()).exp()
+
+
+class AudioVisualModel(nn.Module):
+    """From the frames and sounds of clips to unit embeddings in the two matching spaces.
+
+    Both towers are walked block by block; where blocks are paired, the adapter's guidance is added after self-attention
+    and after the MLP (Eq. 1 and 2 of Duan et al., arXiv 2311.05152). Without adapters and projectors the embeddings are
+    those of the towers alone.
+
+    Args:
+        backbone: Holds the two towers and their temperatures; the towers are frozen, and stay so.
+        adapters: Trainable guidance between the towers, built for ``pair_layers`` of their token shapes.
+        projectors: Trainable maps on embeddings and label features.
+        checkpointing: Forget the activations of each layer and compute them again in the backward pass: slower, and
+            far less memory.
+
+    Attributes:
+        layers: The paired layers.
+    """
+
+    def __init__(
+        self,
+        backbone: Towers,
+        adapters: CrossModalAdapter | None = None,
+        projectors: Projectors | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.visual_tower = backbone.visual
+        self.audio_tower = backbone.audio
+        self.adapters = adapters
+        self.projectors = projectors
+        self.temperatures = Temperatures(backbone.visual_scale, backbone.audio_scale)
+        self.checkpointing = checkpointing
+        self.layers = pair_layers(self.visual_tower.token_shapes, self.audio_tower.token_shapes)
+
+    def forward(
+        self,
+        frames: Tensor | None,
+        audio: Tensor | None,
+        *,
+        visual_present: Tensor | None = None,
+        audio_present: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Embed B clips of T segments each.
+
+        Args:
+            frames: uint8 ``[B, T, 3, S, S]``, or None when no clip has a picture: the audio tower then runs unguided.
+            audio: float32 waveforms ``[B, T, samples]``, or None when no clip has sound.
+            visual_present: Bool ``[B]``: False for a clip without a picture among others that have one. Its frames may
+                hold anything; they guide nothing, and its visual embedding means nothing.
+            audio_present: The same for sound.
+
+        Returns:
+            Unit vectors ``[B, T, D_v]`` and ``[B, T, D_a]`` in float32 or wider; None where the input is None.
+
+        Raises:
+            ValueError: Both inputs are None, or they differ in clips or segments.
+        """
+        if frames is None and audio is None:
+            raise ValueError("There are neither frames nor audio.")
+        clips, segments = (audio if frames is None else frames).shape[:2]
+        if frames is not None and audio is not None and audio.shape[:2] != frames.shape[:2]:
+            raise ValueError(
+                f"Frames of {frames.shape[0]} clips x {frames.shape[1]} segments do not fit audio of "
+                f"{audio.shape[0]} x {audio.shape[1]}."
+            )
+        visual = None if frames is None else frames.flatten(0, 1)
+        sound = None if audio is None else audio.flatten(0, 1)
+        if visual is None or sound is None or self.adapters is None:
+            visual = None if visual is None else self.visual_tower(visual)
+            sound = None if sound is None else self.audio_tower(sound)
+        else:
+            masks = _mask(visual_present, segments), _mask(audio_present, segments)
+            visual, sound = self._walk(visual, sound, segments, *masks)
+        return self._finish(visual, "visual", clips), self._finish(sound, "audio", clips)
+
+    def project_texts(
+        self, visual_texts: Tensor | None, audio_texts: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Bring label features into the matching spaces.
+
+        Args:
+            visual_texts: Unit vectors ``[K, D_v]`` of the text branch of sight, or None.
+            audio_texts: Unit vectors ``[K, D_a]`` of the text branch of hearing, or None.
+
+        Returns:
+            Unit vectors of the same shapes.
+        """
+        if self.projectors is None:
+            return visual_texts, audio_texts
+        return (
+            None if visual_texts is None else self.projectors.visual_text(visual_texts),
+            None if audio_texts is None else self.projectors.audio_text(audio_texts),
+        )
+
+    def logits(
+        self, visual: Tensor | None, audio: Tensor | None, visual_texts: Tensor | None, audio_texts: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Scaled cosine similarities of embeddings and projected texts.
+
+        Args:
+            visual: Unit vectors ``[..., D_v]``, or None.
+            audio: Unit vectors ``[..., D_a]``, or None.
+            visual_texts: Unit vectors ``[K, D_v]`` from :meth:`project_texts`; needed with `visual`.
+            audio_texts: Unit vectors ``[K, D_a]``; needed with `audio`.
+
+        Returns:
+            ``[..., K]`` for each modality that is there.
+        """
+        return (
+            None if visual is None else self.temperatures.scale("visual") * (visual @ visual_texts.T),
+            None if audio is None else self.temperatures.scale("audio") * (audio @ audio_texts.T),
+        )
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes: adapters, projectors and temperatures, by name, on the CPU."""
+        state = self.state_dict()
+        return {name: tensor.detach().cpu() for name, tensor in state.items() if not name.startswith(_FROZEN)}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`trainable_state` gave.
+
+        Raises:
+            WeightsError: Names or shapes differ; nothing is loaded then.
+        """
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_FROZEN)}
+        faults = [f"{name} is missing" for name in own.keys() - state.keys()]
+        faults += [f"{name} is not part of the model" for name in state.keys() - own.keys()]
+        faults += [
+            f"{name} is {list(state[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state and state[name].shape != tensor.shape
+        ]
+        if faults:
+            shown = "; ".join(sorted(faults)[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+            raise WeightsError(
+                f"The trained tensors do not fit the model: {shown}.",
+                hint="Use the backbone and the settings that they were trained with.",
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def _walk(
+        self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both towers in lockstep: pooled outputs ``[N, D_v]`` and ``[N, D_a]``."""
+        visual, audio = self.visual_tower.embed(frames), self.audio_tower.embed(audio)
+        for index in range(len(self.layers)):
+            if self.checkpointing and torch.is_grad_enabled():
+                # Nothing inside draws random numbers, so their state need not be kept.
+                visual, audio = checkpoint(
+                    self._layer, index, visual, audio, segments, seen, heard,
+                    use_reentrant=False, preserve_rng_state=False,
+                )  # fmt: skip
+            else:
+                visual, audio = self._layer(index, visual, audio, segments, seen, heard)
+        return self.visual_tower.pool(visual), self.audio_tower.pool(audio)
+
+    def _layer(
+        self, index: int, visual: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """A paired layer, after the blocks that stand alone between the previous one and it."""
+        layer = self.layers[index]
+        previous = self.layers[index - 1] if index else None
+        v, a = layer.visual_block, layer.audio_block
+        visual = _alone(self.visual_tower, visual, previous.visual_block + 1 if previous else 0, v)
+        audio = _alone(self.audio_tower, audio, previous.audio_block + 1 if previous else 0, a)
+        to_visual, to_audio = self._guide(index, "attend", visual, audio, segments)
+        visual = _add(self.visual_tower.attend(v, visual), to_visual, heard)
+        audio = _add(self.audio_tower.attend(a, audio), to_audio, seen)
+        to_visual, to_audio = self._guide(index, "feed", visual, audio, segments)
+        visual = _add(self.visual_tower.feed(v, visual), to_visual, heard)
+        audio = _add(self.audio_tower.feed(a, audio), to_audio, seen)
+        return self.visual_tower.descend(v, visual), self.audio_tower.descend(a, audio)
+
+    def _guide(
+        self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Call the adapter, whose parameters stay in float32 when the towers are cast to a shorter format."""
+        kind = visual.device.type
+        if visual.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, dtype=visual.dtype):
+                return self.adapters(index, half, visual, audio, segments)
+        return self.adapters(index, half, visual, audio, segments)
+
+    def _finish(self, pooled: Tensor | None, modality: str, clips: int) -> Tensor | None:
+        if pooled is None:
+            return None
+        # Lengths of half-precision vectors are off in the third digit: normalise in float32.
+        unit = F.normalize(pooled.to(torch.promote_types(pooled.dtype, torch.float32)), dim=-1)
+        if self.projectors is not None:
+            unit = getattr(self.projectors, modality)(unit)
+        return unit.unflatten(0, (clips, -1))
+
+
+def _alone(tower: Tower, tokens: Tensor, start: int, stop: int) -> Tensor:
+    for block in range(start, stop):
+        tokens = tower.descend(block, tower.feed(block, tower.attend(block, tokens)))
+    return tokens
+
+
+def _add(tokens: Tensor, guidance: Tensor | None, mask: Tensor | None) -> Tensor:
+    """Add guidance, but not what an absent modality would say."""
+    if guidance is None:
+        return tokens
+    guidance = guidance.to(tokens.dtype)
+    return tokens + (guidance if mask is None else torch.where(mask, guidance, guidance.new_zeros(())))
+
+
+def _mask(present: Tensor | None, segments: int) -> Tensor | None:
+    """Bool ``[B]`` to ``[B x T, 1, 1]``."""
+    return None if present is None else present.repeat_interleave(segments)[:, None, None]

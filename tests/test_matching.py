@@ -1,0 +1,209 @@
+"""Matching scores, weights, fusion and pooling against NumPy and at their edges (Eq. 11)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from avfewshot.matching import (
+    FUSIONS,
+    POOLS,
+    event_weights,
+    fuse,
+    matching_score,
+    modality_weights,
+    pool_segments,
+    predict_clips,
+)
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    shifted = np.exp(values - values.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+@pytest.fixture
+def logits() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(3 * torch.randn(4, 6, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+def test_weights_and_weighted_fusion_agree_with_numpy(logits):
+    visual, audio = (values.numpy() for values in logits)
+    by_sight, by_hearing = softmax(visual), softmax(audio)
+    score_v, score_a = by_sight.max(-1), by_hearing.max(-1)
+    share = score_v / (score_v + score_a)
+    expected = share[..., None] * by_sight + (1 - share)[..., None] * by_hearing
+
+    fused, weights = fuse(*logits)
+
+    np.testing.assert_allclose(matching_score(logits[0]).numpy(), score_v, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(weights.numpy(), np.stack([share, 1 - share], -1), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(fused.numpy(), expected, rtol=0, atol=1e-10)
+
+
+def test_product_fusion_is_the_normalised_product_of_probabilities(logits):
+    product = softmax(logits[0].numpy()) * softmax(logits[1].numpy())
+
+    fused, _ = fuse(*logits, fusion="product")
+
+    np.testing.assert_allclose(fused.numpy(), product / product.sum(-1, keepdims=True), rtol=0, atol=1e-10)
+
+
+def test_a_surer_modality_weighs_more():
+    sure, unsure = torch.tensor([10.0, 0, 0]), torch.tensor([0.1, 0, 0])
+
+    assert modality_weights(sure, unsure)[0] > 0.7
+    assert modality_weights(unsure, sure)[0] < 0.3
+
+
+def test_cosine_matching_uses_cosines_and_stays_positive_for_negative_ones():
+    visual, audio = torch.tensor([100 * 0.3, 100 * 0.1]), torch.tensor([20 * 0.1, 20 * -0.2])
+
+    weights = modality_weights(visual, audio, matching="cosine", visual_scale=100.0, audio_scale=20.0)
+    torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]))
+
+    opposed = modality_weights(-visual, audio, matching="cosine", visual_scale=100.0, audio_scale=20.0)
+    assert 0 < opposed[0] < 0.05
+    assert opposed.sum() == 1
+
+
+@pytest.mark.parametrize("matching", ["softmax", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4, "largest", "infinite"])
+def test_weights_are_positive_finite_and_sum_to_one_for_extreme_logits(matching, dtype, size):
+    size = {"largest": torch.finfo(dtype).max, "infinite": float("inf")}.get(size, size)
+    visual = torch.tensor([[size, -size, 0.0], [size, size, size]], dtype=dtype).nan_to_num(posinf=size, neginf=-size)
+    audio = torch.tensor([[-size, -size, -size], [0.0, -size, 0.0]], dtype=dtype)
+
+    weights = modality_weights(visual, audio, matching=matching)
+
+    assert torch.isfinite(weights).all()
+    assert (weights >= 0).all()
+    if matching == "softmax":
+        assert (weights > 0.2).all()  # at worst 1/3 against 1
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, dtype=weights.dtype), rtol=0, atol=1e-6)
+    for fusion in FUSIONS:
+        fused, _ = fuse(visual, audio, fusion=fusion, matching=matching)
+        torch.testing.assert_close(fused.sum(-1), torch.ones(2, dtype=fused.dtype), rtol=0, atol=1e-5)
+
+
+def test_half_precision_logits_are_computed_in_float32():
+    fused, weights = fuse(
+        torch.tensor([8.0, 0.0], dtype=torch.bfloat16), torch.tensor([8.0, 0.0], dtype=torch.bfloat16)
+    )
+
+    assert fused.dtype == weights.dtype == torch.float32
+    torch.testing.assert_close(fused, torch.tensor([8.0, 0.0]).softmax(-1))
+
+
+def test_weights_carry_no_gradient_and_probabilities_do():
+    visual, audio = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+
+    fused, weights = fuse(visual, audio)
+    fused[:, 0].sum().backward()
+
+    assert not weights.requires_grad
+    assert visual.grad.abs().sum() > 0
+    share = weights.detach()[:, 0]
+    probabilities = visual.detach().softmax(-1)
+    slope = share * probabilities[:, 0] * (1 - probabilities[:, 0])
+    torch.testing.assert_close(visual.grad[:, 0], slope)  # d p_0 / d logit_0 times a constant weight
+
+
+def test_absent_modalities_of_single_samples_have_no_weight():
+    logits = torch.randn(4, 3)
+    sighted, hearing = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+
+    weights = modality_weights(logits, logits, visual_present=sighted, audio_present=hearing)
+
+    assert weights.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_one_modality_alone_is_that_modality(fusion, pool, logits):
+    background = torch.zeros(4, 6, dtype=torch.float64)
+
+    only_seen = predict_clips(logits[0], None, fusion=fusion, pool=pool, visual_background=background)
+    only_heard = predict_clips(None, logits[1], fusion=fusion, pool=pool, audio_background=background)
+
+    torch.testing.assert_close(only_seen.probabilities, only_seen.visual)
+    assert only_seen.audio is None
+    assert torch.equal(only_seen.weights, torch.tensor([1.0, 0.0], dtype=torch.float64).expand(4, 2))
+    torch.testing.assert_close(only_heard.probabilities, only_heard.audio)
+    assert only_heard.visual is None
+    assert torch.equal(only_heard.segment_weights, torch.tensor([0.0, 1.0], dtype=torch.float64).expand(4, 6, 2))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (7, 1), (2, 3, 4)])
+def test_every_distribution_sums_to_one_whatever_the_shape(fusion, pool, shape):
+    visual, audio = 5 * torch.randn(shape), 5 * torch.randn(shape)
+    backgrounds = {"visual_background": torch.randn(shape[:-1]), "audio_background": torch.randn(shape[:-1])}
+
+    prediction = predict_clips(visual, audio, fusion=fusion, pool=pool, **backgrounds)
+
+    assert prediction.probabilities.shape == (*shape[:-2], shape[-1])
+    assert prediction.segment_probabilities.shape == shape
+    assert prediction.segment_weights.shape == (*shape[:-1], 2)
+    for values in vars(prediction).values():
+        torch.testing.assert_close(values.sum(-1), torch.ones(values.shape[:-1]))
+
+
+def test_mean_pooling_is_the_mean_of_the_segments_predictions(logits):
+    prediction = predict_clips(*logits)
+    segments, weights = fuse(*logits)
+
+    torch.testing.assert_close(prediction.probabilities, segments.mean(-2))
+    torch.testing.assert_close(prediction.visual, logits[0].softmax(-1).mean(-2))
+    torch.testing.assert_close(prediction.weights, weights.mean(-2))
+    torch.testing.assert_close(pool_segments(segments), segments.mean(-2))
+
+
+def test_event_pooling_agrees_with_numpy(logits):
+    backgrounds = tuple(torch.randn(4, 6, dtype=torch.float64) for _ in range(2))
+    pooled = []
+    for values, background in zip(logits, backgrounds, strict=True):
+        values, background = values.numpy(), background.numpy()
+        salience = softmax(values.max(-1) - background)
+        pooled.append((salience[..., None] * values).sum(-2))
+    by_sight, by_hearing = map(softmax, pooled)
+    share = by_sight.max(-1) / (by_sight.max(-1) + by_hearing.max(-1))
+    expected = share[:, None] * by_sight + (1 - share)[:, None] * by_hearing
+
+    prediction = predict_clips(*logits, pool="event", visual_background=backgrounds[0], audio_background=backgrounds[1])
+
+    np.testing.assert_allclose(prediction.probabilities.numpy(), expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(prediction.audio.numpy(), by_hearing, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(prediction.weights[:, 0].numpy(), share, rtol=0, atol=1e-10)
+
+
+def test_event_pooling_finds_one_loud_second_that_the_mean_loses():
+    # Nine seconds lean a little to label 1 while the background text fits best; in one second label 0 is clear.
+    quiet = torch.tensor([[0.0, 3.0]]).repeat(9, 1)
+    logits = torch.cat([quiet, torch.tensor([[9.0, 0.0]])])
+    background = torch.cat([torch.full((9,), 8.0), torch.tensor([2.0])])
+
+    mean = predict_clips(None, logits)
+    event = predict_clips(None, logits, pool="event", audio_background=background)
+
+    assert mean.probabilities.argmax() == 1
+    assert event.probabilities.argmax() == 0
+    assert event_weights(logits, background).argmax() == 9
+
+
+def test_names_and_missing_inputs_are_checked():
+    logits = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="weighted, product"):
+        fuse(logits, logits, fusion="sum")
+    with pytest.raises(ValueError, match="mean, event"):
+        predict_clips(logits, logits, pool="max")
+    with pytest.raises(ValueError, match="softmax, cosine"):
+        matching_score(logits, matching="dot")
+    with pytest.raises(ValueError, match="neither"):
+        fuse(None, None)
+    with pytest.raises(ValueError, match="background"):
+        predict_clips(logits, None, pool="event")
