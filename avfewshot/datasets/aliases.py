@@ -1,0 +1,86 @@
+"""One table for the names of a class: the same class is spelt differently from one file to the next.
+
+``Frying (food)`` and ``Frying_(food)``, ``Violin, fiddle`` and ``Violin_fiddle``, all lower case, or cut at a comma.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+# Key -> other keys of the same class, for spellings that no rule below explains: cut where the comma has become an
+# underscore (LLP), or a mended misspelling (VGG-Sound).
+_ALSO = {
+    "violin": ("violin fiddle",),
+    "chicken": ("chicken rooster",),
+    "baby cry": ("baby cry infant cry",),
+    "frying": ("frying food",),
+    "telephone bell": ("telephone bell ringing",),
+    "electric blender running": ("eletric blender running",),
+}
+_NOISE = re.compile(r"[^0-9a-z]+")
+
+
+def name_key(name: str) -> str:
+    """A spelling-independent key: lower case, and anything but letters and digits is one space.
+
+    Args:
+        name: A class name, in any spelling.
+
+    Returns:
+        The key; ``name_key("Frying_(food)") == name_key("Frying (food)")``. A name without any Latin letter or digit
+        is its own key, in lower case.
+    """
+    key = _NOISE.sub(" ", name.lower()).strip() if name.isascii() else " ".join(name.replace("_", " ").lower().split())
+    return key or name.strip().lower()
+
+
+class ClassNames:
+    """Finds the class that a name in an annotation file means.
+
+    A name matches, in this order: exactly; by its key; by the part before the first comma, of the name or of the
+    class, where that is unique; by the table of other spellings.
+
+    Args:
+        classes: Class names in the official order.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._exact = {name: index for index, name in enumerate(classes)}
+        self._keys = _unique((name_key(name), index) for index, name in enumerate(classes))
+        self._heads = _unique((name_key(name.split(",")[0]), index) for index, name in enumerate(classes))
+        self._known: dict[str, int | None] = {}
+
+    def index(self, name: str) -> int | None:
+        """Index of the class that `name` means, or None."""
+        if name in self._exact:
+            return self._exact[name]
+        if name not in self._known:
+            self._known[name] = self._look_up(name)
+        return self._known[name]
+
+    def respelt(self) -> dict[str, int]:
+        """Names asked for so far that matched, but not letter by letter, and the classes they mean."""
+        return {name: index for name, index in self._known.items() if index is not None}
+
+    def _look_up(self, name: str) -> int | None:
+        for table, key in (
+            (self._keys, name_key(name)),
+            (self._heads, name_key(name)),
+            (self._keys, name_key(name.split(",")[0])),
+            *((self._keys, other) for other in _ALSO.get(name_key(name), ())),
+        ):
+            if (found := table.get(key)) is not None:
+                return found
+        return None
+
+
+def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Keys that stand for one class alone; an ambiguous key means nothing."""
+    found: dict[str, int] = {}
+    ambiguous: set[str] = set()
+    for key, index in pairs:
+        if key in found and found[key] != index:
+            ambiguous.add(key)
+        found[key] = index
+    return {key: index for key, index in found.items() if key not in ambiguous}

@@ -1,0 +1,82 @@
+"""What a reader or a check noticed about a data set: nothing is dropped or mended in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One observation.
+
+    Attributes:
+        severity: ``info`` (known and harmless), ``warning`` (worth a look), ``error`` (the data cannot be used so).
+        code: Stable identifier, such as ``empty-event``; docs/data.md lists them.
+        message: One sentence for people; it says what was done about it.
+        count: How often.
+        examples: The first few places or ids.
+    """
+
+    severity: Severity
+    code: str
+    message: str
+    count: int = 1
+    examples: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready values."""
+        return {
+            "severity": self.severity,
+            "code": self.code,
+            "message": self.message,
+            "count": self.count,
+            "examples": list(self.examples),
+        }
+
+
+@dataclass
+class DatasetReport:
+    """All findings about one data set.
+
+    Attributes:
+        findings: In the order in which they were made.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, severity: Severity, code: str, message: str, examples: Iterable[str] = (), *, count: int = 0) -> None:
+        """Add a finding.
+
+        Args:
+            severity: See :class:`Finding`.
+            code: See :class:`Finding`.
+            message: See :class:`Finding`.
+            examples: All places or ids; the first few are kept.
+            count: How often; default: the number of examples, at least one.
+        """
+        places = tuple(examples)
+        self.findings.append(Finding(severity, code, message, count or max(1, len(places)), places[:MAX_EXAMPLES]))
+
+    def extend(self, other: DatasetReport) -> None:
+        """Add all findings of another report."""
+        self.findings.extend(other.findings)
+
+    def find(self, code: str) -> Finding | None:
+        """The first finding with this code, or None."""
+        return next((finding for finding in self.findings if finding.code == code), None)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Codes of the findings, in order."""
+        return tuple(finding.code for finding in self.findings)
+
+    @property
+    def worst(self) -> Severity | None:
+        """The gravest severity among the findings, or None without any."""
+        return max((finding.severity for finding in self.findings), key=SEVERITIES.index, default=None)

@@ -1,0 +1,132 @@
+"""Opening media files to see whether they can be used: broken, too short, silent, without sound or picture."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfewshot.errors import MediaError
+
+PROBLEMS = ("broken", "short", "no-video", "no-audio", "silent")
+SILENCE = 1e-4  # Peak amplitude, 80 dB below full scale: what a lossy codec makes of digital silence stays below it.
+_FRAME_SIZE = 32  # Frames are decoded only to see that they can be.
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found in one file.
+
+    Attributes:
+        path: The file.
+        problems: Of :data:`PROBLEMS`, empty for a good file.
+        duration: In seconds, 0 where it cannot be opened.
+        detail: The reader's words on a broken file.
+    """
+
+    path: Path
+    problems: tuple[str, ...]
+    duration: float = 0.0
+    detail: str = ""
+
+
+def probe_file(path: Path, expected_segments: int | None) -> Probe:
+    """Open and decode one file.
+
+    Args:
+        path: A media file.
+        expected_segments: Seconds it should have; only so many are decoded. None: any length will do, and the first
+            ten seconds are decoded.
+
+    Returns:
+        What was found.
+    """
+    from avfewshot.media.reader import ClipReader
+
+    problems: list[str] = []
+    try:
+        with ClipReader(path, frame_size=_FRAME_SIZE) as reader:
+            info = reader.info
+            clip = reader.read(0, min(info.num_segments, expected_segments or 10))
+    except MediaError as error:
+        return Probe(path, ("broken",), detail=error.reason)
+    if expected_segments is not None and info.num_segments < expected_segments:
+        problems.append("short")
+    if not info.has_video:
+        problems.append("no-video")
+    if not info.has_audio or clip.waveform is None:
+        problems.append("no-audio")
+    elif float(clip.waveform.abs().max()) < SILENCE:
+        problems.append("silent")
+    return Probe(path, tuple(problems), info.duration)
+
+
+def probe_files(
+    paths: Iterable[Path],
+    expected_segments: int | None,
+    *,
+    workers: int = 2,
+    progress: Callable[[int], object] | None = None,
+) -> list[Probe]:
+    """Open and decode many files in threads.
+
+    Args:
+        paths: Media files.
+        expected_segments: See :func:`probe_file`.
+        workers: Threads.
+        progress: Called with 1 whenever a file is done.
+
+    Returns:
+        What was found, in the order of `paths`.
+    """
+    paths = list(paths)
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        futures = [pool.submit(probe_file, path, expected_segments) for path in paths]
+        try:
+            for _ in as_completed(futures):
+                if progress is not None:
+                    progress(1)
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def empty_files(paths: Iterable[Path]) -> list[Path]:
+    """Files without a byte, which an interrupted download leaves behind, and files that vanished."""
+    return [path for path in paths if _size(path) <= 0]
+
+
+def identical_files(paths: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """Groups of different paths with the same content; only files of equal size are read."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        by_size[_size(path)].append(path)
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for size, same_size in by_size.items():
+        if size > 0 and len(same_size) > 1:
+            for path in same_size:
+                groups[_digest(path)].append(path)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return f"unreadable {path}"
+    return digest.hexdigest()

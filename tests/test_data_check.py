@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_files
+from media_factory import write_audio, write_media
+from typer.testing import CliRunner
+
+from avfewshot.cli.datacheck import check
+from avfewshot.datasets.check import check_dataset, find_other_datasets
+from avfewshot.datasets.folder import load_folder
+from avfewshot.datasets.load import load_dataset
+from avfewshot.datasets.probe import Probe, empty_files, identical_files, probe_files
+from avfewshot.errors import UsageError
+
+ALL_AVE = ("aaaaaaaaaaa", "-bbbbbbbbbb", "ccccccccccc", "ddddddddddd", "eeeeeeeeeee", "fffffffffff", "ggggggggggg")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """AVE and LLP side by side, all but one AVE clip and no LLP clip with a file."""
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "AVE", AVE_FILES)
+    write_files(tmp_path / "LLP", LLP_FILES)
+    for number, name in enumerate(ALL_AVE):
+        touch(tmp_path / "AVE" / "AVE", [f"{name}.mp4"], content=bytes([number]) * (number + 1))
+    return tmp_path
+
+
+def run(*arguments: str | Path):
+    app = typer.Typer()
+    app.command()(check)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_coverage_and_label_counts(data):
+    result = check_dataset(load_dataset("ave", data))
+    assert [(part.split, part.listed, part.found, part.missing, part.expected) for part in result.coverage] == [
+        ("train", 5, 5, 0, 3339),
+        ("val", 2, 2, 0, 402),
+        ("test", 2, 1, 1, 402),
+    ]
+    assert result.class_counts["Church bell"] == {"train": 2, "val": 1, "test": 1}
+    assert result.class_found["Church bell"] == 3
+    assert result.class_counts["Mandolin"] == {"train": 0, "val": 0, "test": 0}
+    assert result.usable
+    assert result.report.find("split-size").message == "The train split has 5 clips instead of 3339."
+    assert result.report.find("classes-without-clips").count == 23
+
+
+def test_leakage_within_and_between_data_sets(data):
+    dataset = load_dataset("ave", data)
+    others = find_other_datasets(dataset, [data])
+    assert [other.name for other in others] == ["llp"]
+    result = check_dataset(dataset, others=others)
+    assert ("ave/train", "ave/test", 1) in [(o.first, o.second, o.count) for o in result.overlaps]
+    assert ("ave/test", "llp/train", 1) in [(o.first, o.second, o.count) for o in result.overlaps]
+    assert result.report.find("cross-split-leakage").examples == ("-bbbbbbbbbb",)
+    # a, c, d are trained on in both; f and g are held out in both: neither is a leak.
+    assert result.report.find("cross-dataset-leakage").examples == ("-bbbbbbbbbb", "eeeeeeeeeee")
+
+
+def test_no_media_at_all_makes_a_data_set_unusable(data):
+    assert not check_dataset(load_dataset("llp", data / "LLP")).usable
+
+
+def test_empty_and_identical_files(tmp_path):
+    touch(tmp_path, ["a/1.mp4", "b/1.mp4"], b"same")
+    touch(tmp_path, ["a/2.mp4"], b"else")
+    touch(tmp_path, ["a/0.mp4", "b/0.mp4"], b"")
+    paths = sorted(tmp_path.rglob("*.mp4"))
+    assert [path.name for path in empty_files([*paths, tmp_path / "gone.mp4"])] == ["0.mp4", "0.mp4", "gone.mp4"]
+    assert identical_files(paths) == [(tmp_path / "a" / "1.mp4", tmp_path / "b" / "1.mp4")]
+
+
+def test_identical_files_in_two_splits_are_a_warning(tmp_path):
+    touch(tmp_path, ["train/a/1.mp4", "test/a/9.mp4"], b"same")
+    touch(tmp_path, ["train/b/1.mp4", "train/b/2.mp4"], b"twin")
+    touch(tmp_path, ["val/b/1.mp4"], b"")
+    report = check_dataset(load_folder(tmp_path)).report
+    assert report.find("identical-across-splits").examples == ("9.mp4 = 1.mp4",)
+    assert report.find("identical-files").severity == "info"
+    assert report.find("empty-files").count == 1
+
+
+def test_probe_results_are_told_by_kind(data, monkeypatch):
+    def probe(paths, expected, *, workers, progress):
+        kinds = {"aaaaaaaaaaa": ("broken",), "ccccccccccc": ("short", "silent"), "ddddddddddd": ("no-audio",)}
+        for _ in paths:
+            progress(1)
+        assert expected == 10
+        return [
+            Probe(path, kinds.get(path.stem, ()), 10.0, "odd" if path.stem == "aaaaaaaaaaa" else "") for path in paths
+        ]
+
+    monkeypatch.setattr("avfewshot.datasets.check.probe_files", probe)
+    done = []
+    result = check_dataset(load_dataset("ave", data), probe=True, progress=done.append)
+    assert sum(done) == 7
+    assert result.report.find("media-broken").examples[0].endswith("aaaaaaaaaaa.mp4: odd")
+    assert {code for code in result.report.codes if code.startswith("media-")} == {
+        "media-broken",
+        "media-short",
+        "media-silent",
+        "media-no-audio",
+    }
+    told = result.to_dict()["probe"]
+    assert (told["files"], told["good"], told["short"]["count"], told["no-video"]["count"]) == (7, 4, 1, 0)
+
+
+def test_json_has_the_documented_keys_and_is_valid(data):
+    done = run("ave", "--root", data, "--format", "json")
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert list(told) == [
+        "version", "dataset", "title", "description", "root", "form", "usable", "files", "splits", "classes",
+        "compared_with", "overlaps", "probe", "supports", "findings",
+    ]  # fmt: skip
+    assert told["splits"]["test"] == {"listed": 2, "found": 1, "missing": 1, "expected": 402}
+    assert told["classes"][0] == {
+        "name": "Church bell", "wording": "church bell", "train": 2, "val": 1, "test": 1, "found": 3,
+    }  # fmt: skip
+    assert told["compared_with"] == ["llp"]
+    assert told["probe"] is None
+    assert {finding["severity"] for finding in told["findings"]} <= {"info", "warning", "error"}
+
+
+def test_the_table_names_what_is_wrong(data):
+    done = run("ave_cls", "--root", data, "--missing", data / "missing.txt")
+    assert done.exit_code == 0
+    text = " ".join(done.stdout.split())
+    for part in (
+        "AVE: 9 clips, 28 classes",
+        "Frying (food)",
+        "ave/train ave/test 1",
+        "1 of 9 clips have no media file",
+    ):
+        assert part in text
+    assert "88.9 % of 9 clips have media." in text
+    assert (data / "missing.txt").read_text() == "hhhhhhhhhhh\n"
+
+
+def test_an_unusable_data_set_gives_exit_status_1_and_says_where_to_get_it(data):
+    done = run("llp", "--root", data / "LLP")
+    assert done.exit_code == 1
+    text = " ".join(done.stdout.split())
+    assert "No clip of LLP has media below" in text
+    assert "The annotation files are in data/ of the source repository" in text
+
+
+def test_square_brackets_in_names_are_no_markup(tmp_path):
+    touch(tmp_path, [f"[bold]{name}/{number}.mp4" for name in "ab" for number in range(3)])
+    done = run("folder", "--root", tmp_path)
+    assert done.exit_code == 0
+    assert "[bold]a" in done.stdout
+
+
+def test_a_folder_of_clips_can_be_checked(tmp_path):
+    touch(tmp_path, [f"{name}/{number}.mp4" for name in ("rain", "wind") for number in range(5)])
+    told = json.loads(run("folder", "--root", tmp_path, "--format", "json").stdout)
+    assert told["splits"]["train"]["found"] == 6
+    assert told["usable"]
+
+
+def test_the_root_may_come_from_the_settings(data, monkeypatch):
+    (data / "avfs.toml").write_text('[data]\nroot = "."\nave = "AVE"\n')
+    assert run("ave", "--format", "json").exit_code == 0
+    monkeypatch.setenv("AVFS_DATA_AVE", "nowhere")
+    assert "nowhere does not exist" in str(run("ave").exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ave"], "Where is AVE.*--root DIR"),
+        (["av"], "no task 'av'"),
+        (["ave", "--root", ".", "--format", "xml"], "table, json"),
+        (["folder"], "needs --root"),
+        (["folder", "--root", ".", "--list", "x"], "not for a folder"),
+        (["ave", "--root", "AVE", "--against", "absent"], "no such folder"),
+        (["ave", "--root", "AVE", "--media", "absent"], "media folder absent does not exist"),
+    ],
+)
+def test_misuse_is_one_clear_error(data, arguments, message):
+    done = run(*arguments)
+    assert isinstance(done.exception, UsageError)
+    with pytest.raises(UsageError, match=message):
+        raise done.exception
+
+
+def test_a_data_set_elsewhere_can_be_compared_with(data, tmp_path_factory):
+    other = write_files(tmp_path_factory.mktemp("elsewhere") / "AVVP", LLP_FILES)
+    alone = tmp_path_factory.mktemp("alone") / "deep"
+    write_files(alone, AVE_FILES)
+    touch(alone, ["aaaaaaaaaaa.mp4"])
+    assert json.loads(run("ave", "--root", alone, "--format", "json").stdout)["compared_with"] == []
+    told = json.loads(run("ave", "--root", alone, "--against", other.parent, "--format", "json").stdout)
+    assert told["compared_with"] == ["llp"]
+
+
+def test_official_supports_are_checked():
+    result = check_dataset(load_dataset("ave", official("AVE")))
+    assert result.supports == "match"
+    assert check_dataset(load_dataset("vggsound", official("VGGSound"))).supports is None
+
+
+def test_real_files_are_opened(tmp_path):
+    sound = 0.3 * np.sin(np.arange(2 * 48000) / 20)[None].astype(np.float32)
+    write_media(tmp_path / "good.mp4", seconds=2, audio=sound)
+    write_media(tmp_path / "silent.mp4", seconds=2, audio=np.zeros_like(sound))
+    write_media(tmp_path / "mute.mp4", seconds=2)
+    write_media(tmp_path / "short.mp4", seconds=1, audio=sound[:, :48000])
+    write_audio(tmp_path / "blind.wav", sound)
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:300])
+    paths = sorted(path for path in tmp_path.iterdir())
+    done = []
+    probes = {probe.path.name: probe for probe in probe_files(paths, 2, workers=2, progress=done.append)}
+    assert {name: probe.problems for name, probe in probes.items()} == {
+        "good.mp4": (),
+        "silent.mp4": ("silent",),
+        "mute.mp4": ("no-audio",),
+        "short.mp4": ("short",),
+        "blind.wav": ("no-video",),
+        "broken.mp4": ("broken",),
+    }
+    assert probes["broken.mp4"].detail
+    assert probes["good.mp4"].duration == pytest.approx(2, abs=0.1)
+    assert done == [1] * 6
+    assert not probe_files([tmp_path / "short.mp4"], None)[0].problems

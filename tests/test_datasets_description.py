@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+from dataset_files import write_description
+
+from avfewshot.datasets.description import (
+    all_descriptions,
+    dataset_of_task,
+    description_names,
+    load_description,
+    read_description,
+    task_names,
+)
+from avfewshot.errors import DataError, UsageError
+
+
+def test_the_packaged_descriptions_are_those_of_the_paper_and_of_public_lists():
+    assert description_names() == ("ave", "llp", "ovave", "vggsound", "vggsound40k")
+    sizes = {entry.name: len(entry.classes) for entry in all_descriptions()}
+    assert sizes == {"ave": 28, "llp": 25, "ovave": 67, "vggsound": 309, "vggsound40k": 0}
+
+
+def test_official_orders_on_which_published_figures_depend():
+    ave, llp = load_description("ave"), load_description("llp")
+    assert ave.class_names[:3] == ("Church bell", "Male speech, man speaking", "Bark")
+    assert ave.class_names[-1] == "Mandolin"
+    assert llp.class_names[0] == "Speech"
+    assert llp.class_names[5] == "Frying_(food)"
+    assert llp.class_names[-1] == "Clapping"
+
+
+@pytest.mark.parametrize("name", ["ave", "llp", "ovave", "vggsound", "vggsound40k"])
+def test_every_packaged_class_has_a_wording_of_its_own_without_symbols(name):
+    entry = load_description(name)
+    assert len(set(entry.wordings)) == len(entry.wordings)
+    assert not [wording for wording in entry.wordings if any(mark in wording for mark in "_(),")]
+
+
+@pytest.mark.parametrize("name", ["ave", "llp", "ovave", "vggsound", "vggsound40k"])
+def test_every_packaged_description_says_where_to_get_it_and_under_which_licence(name):
+    entry = load_description(name)
+    assert entry.source.startswith("https://")
+    assert entry.how_to_get
+    assert set(entry.licence) == {"annotations", "media"}
+    assert entry.paper
+
+
+def test_tasks_lead_to_their_data_set():
+    assert task_names() == ("ave", "ave_cls", "llp_cls", "ovave", "vggsound", "vggsound40k", "vggsound_cls")
+    assert dataset_of_task("ave_cls") == "ave"
+    assert dataset_of_task("llp") == "llp"
+    assert dataset_of_task("vggsound_cls") == "vggsound40k"
+
+
+def test_an_unknown_task_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"no task 'lp_cls'.*ave_cls, llp_cls.*--data FOLDER"):
+        dataset_of_task("lp_cls")
+    with pytest.raises(UsageError, match="ave, llp, ovave"):
+        load_description("llp_cls")
+
+
+def test_a_local_description_takes_precedence_in_the_root_and_in_its_usual_sub_folder(tmp_path):
+    write_description(tmp_path / "direct")
+    write_description(tmp_path / "above" / "AVE")
+    for root in (tmp_path / "direct", tmp_path / "above"):
+        assert load_description("ave", root).class_names == ("red square", "drum, snare")
+    assert len(load_description("ave", tmp_path).classes) == 28
+
+
+def test_a_local_description_of_another_data_set_is_not_used(tmp_path):
+    write_description(tmp_path, name="llp", reader="llp", tasks=["llp_cls"])
+    assert len(load_description("ave", tmp_path).classes) == 28
+
+
+def test_defaults_of_what_may_be_left_out(tmp_path):
+    entry = read_description(write_description(tmp_path, classes=["Fire_alarm", {"name": "b"}]))
+    assert entry.wordings == ("fire alarm", "b")
+    assert entry.segments == 10
+    assert entry.folders == ("ave",)
+    assert entry.file("train").required
+    assert entry.pinned_fingerprint("nested", 1, 1) is None
+
+
+def test_all_faults_are_reported_at_once(tmp_path):
+    path = write_description(tmp_path, format=2, reader="avi", title=None, classes=["a", "a"], colour="blue")
+    with pytest.raises(DataError) as caught:
+        read_description(path)
+    for fault in ("format must be 1", "reader must be one of", "title is missing", "'a' more than once", "colour"):
+        assert fault in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"files": [{"role": "train", "names": ["../../etc/passwd"]}]}, "plain file name"),
+        ({"files": [{"role": "train", "names": ["a\\b"]}]}, "plain file name"),
+        ({"folders": [".."]}, "plain name"),
+        ({"files": [{"role": "train", "names": ["a"], "sha256": "abc"}]}, "64 hexadecimal digits"),
+        ({"files": [{"role": "train", "names": ["a"], "rows": -1}]}, "whole number"),
+        ({"files": []}, "files is empty"),
+        ({"classes": []}, "classes is empty"),
+        ({"classes": [True]}, "quote names"),
+        ({"classes": [{"name": "a", "wording": "x"}, {"name": "b", "wording": "x"}]}, "words 'x' more than once"),
+        ({"segments": 0}, "segments must be a positive whole number"),
+        ({"multi_label": "yes"}, "multi_label must be true or false"),
+        ({"splits": {"train": "many"}}, "splits must map"),
+        ({"supports": {"nested": {1: {1: 5}}}}, "supports: nested"),
+        ({"supports": {"nested": "x"}}, "supports: nested"),
+    ],
+)
+def test_a_faulty_key_is_named(tmp_path, changes, fault):
+    with pytest.raises(DataError, match=fault):
+        read_description(write_description(tmp_path, **changes))
+
+
+def test_yaml_cannot_make_objects(tmp_path):
+    path = tmp_path / "dataset.yaml"
+    path.write_text("name: !!python/object/apply:os.system ['touch owned']\n")
+    with pytest.raises(DataError, match="not YAML at line 1"):
+        read_description(path)
+
+
+def test_files_that_are_no_description_give_one_error(tmp_path):
+    path = tmp_path / "dataset.yaml"
+    path.write_text("- just\n- a list\n")
+    with pytest.raises(DataError, match="top level must be a mapping"):
+        read_description(path)
+    path.write_bytes(b"name: \xff\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_description(path)
+    path.write_bytes(b"#" * (2 << 20))
+    with pytest.raises(DataError, match="too many"):
+        read_description(path)
+    with pytest.raises(DataError, match="No such file"):
+        read_description(tmp_path / "absent.yaml")
+
+
+def test_an_edited_description_is_read_again(tmp_path):
+    assert read_description(write_description(tmp_path)).title == "mine"
+    assert read_description(write_description(tmp_path, title="another title")).title == "another title"

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from dataset_files import AVE_FILES, touch, write_files
+
+from avfewshot.datasets.dataset import Sample
+from avfewshot.datasets.load import load_dataset
+from avfewshot.datasets.media_index import MediaIndex
+from avfewshot.errors import UsageError
+
+LLP_SAMPLE = Sample("aaaaaaaaaaa_20_30", (0,), "train", youtube_id="aaaaaaaaaaa", start=20.0, end=30.0)
+DECIMAL_SAMPLE = Sample("AP0061o0Nvk_101.8_111.8", (0,), "train", youtube_id="AP0061o0Nvk", start=101.8, end=111.8)
+VGG_SAMPLE = Sample("aaaaaaaaaaa_000020", (0,), "train", youtube_id="aaaaaaaaaaa", start=20.0, end=30.0)
+AVE_SAMPLE = Sample("-aaaaaaaaaa", (1,), "test", youtube_id="-aaaaaaaaaa")
+NUMBERED_SAMPLE = Sample("000012", (0,), "train")
+
+
+def find(tmp_path: Path, files: list[str], sample: Sample, classes: tuple[str, ...] = ()) -> str | None:
+    touch(tmp_path, files)
+    path = MediaIndex.scan([tmp_path]).find(sample, classes).path
+    return path and path.relative_to(tmp_path).as_posix()
+
+
+@pytest.mark.parametrize(
+    ("sample", "file"),
+    [
+        (LLP_SAMPLE, "aaaaaaaaaaa_20_30.mp4"),
+        (LLP_SAMPLE, "aaaaaaaaaaa.mp4"),
+        (LLP_SAMPLE, "videos/train/aaaaaaaaaaa_20.0_30.0.MKV"),
+        (LLP_SAMPLE, "aaaaaaaaaaa_000020.webm"),
+        (LLP_SAMPLE, "audio/aaaaaaaaaaa_20_30.wav"),
+        (DECIMAL_SAMPLE, "AP0061o0Nvk_101.8_111.8.mp4"),
+        (DECIMAL_SAMPLE, "AP0061o0Nvk_101.80_111.80.mp4"),
+        (DECIMAL_SAMPLE, "AP0061o0Nvk.mp4"),
+        (VGG_SAMPLE, "aaaaaaaaaaa_000020.mp4"),
+        (VGG_SAMPLE, "aaaaaaaaaaa_20_30.mp4"),
+        (VGG_SAMPLE, "some class/aaaaaaaaaaa.mp4"),
+        (AVE_SAMPLE, "AVE/-aaaaaaaaaa.mp4"),
+        (AVE_SAMPLE, "-aaaaaaaaaa_000030.mp4"),
+        (AVE_SAMPLE, "-aaaaaaaaaa_30_40.mp4"),
+        (NUMBERED_SAMPLE, "000012.mp4"),
+        (NUMBERED_SAMPLE, "0000000012.mp4"),
+        (NUMBERED_SAMPLE, "12.mp4"),
+    ],
+)
+def test_the_usual_layouts_are_known(tmp_path, sample, file):
+    assert find(tmp_path, [file], sample) == file
+
+
+@pytest.mark.parametrize(
+    ("sample", "file"),
+    [
+        (LLP_SAMPLE, "aaaaaaaaaaa_40_50.mp4"),
+        (LLP_SAMPLE, "aaaaaaaaaab_20_30.mp4"),
+        (LLP_SAMPLE, "AAAAAAAAAAA_20_30.mp4"),
+        (LLP_SAMPLE, "aaaaaaaaaaa_20_30.txt"),
+        (LLP_SAMPLE, "aaaaaaaaaaa_20_30.mp4.part"),
+        (LLP_SAMPLE, ".cache/aaaaaaaaaaa_20_30.mp4"),
+        (LLP_SAMPLE, "._aaaaaaaaaaa_20_30.mp4"),
+        (NUMBERED_SAMPLE, "13.mp4"),
+        (AVE_SAMPLE, "x-aaaaaaaaaa.mp4"),
+    ],
+)
+def test_other_files_are_not_taken(tmp_path, sample, file):
+    assert find(tmp_path, [file], sample) is None
+
+
+def test_the_most_telling_name_wins(tmp_path):
+    files = ["aaaaaaaaaaa.mp4", "b/aaaaaaaaaaa_000020.mp4", "c/aaaaaaaaaaa_20_30.mp4", "aaaaaaaaaaa_40_50.mp4"]
+    assert find(tmp_path, files, LLP_SAMPLE) == "c/aaaaaaaaaaa_20_30.mp4"
+
+
+def test_video_goes_before_audio_and_the_folder_of_the_split_or_class_before_others(tmp_path):
+    assert find(tmp_path / "1", ["-aaaaaaaaaa.wav", "x/-aaaaaaaaaa.mp4"], AVE_SAMPLE) == "x/-aaaaaaaaaa.mp4"
+    assert find(tmp_path / "2", ["train/-aaaaaaaaaa.mp4", "test/-aaaaaaaaaa.mp4"], AVE_SAMPLE) == "test/-aaaaaaaaaa.mp4"
+    classes = ("Church bell", "Frying (food)")
+    files = ["Church bell/-aaaaaaaaaa.mp4", "Frying_(food)/-aaaaaaaaaa.mp4"]
+    assert find(tmp_path / "3", files, AVE_SAMPLE, classes) == "Frying_(food)/-aaaaaaaaaa.mp4"
+
+
+def test_links_are_followed_once(tmp_path):
+    touch(tmp_path / "disk", ["-aaaaaaaaaa.mp4"])
+    (tmp_path / "root").mkdir()
+    os.symlink(tmp_path / "disk", tmp_path / "root" / "videos")
+    os.symlink(tmp_path / "root", tmp_path / "disk" / "loop")
+    index = MediaIndex.scan([tmp_path / "root", tmp_path / "disk", tmp_path / "root"])
+    assert len(index) == 1
+    assert index.find(AVE_SAMPLE).path == tmp_path / "root" / "videos" / "-aaaaaaaaaa.mp4"
+
+
+def test_a_missing_media_folder_is_one_clear_error(tmp_path):
+    with pytest.raises(UsageError, match=r"media folder .*absent does not exist"):
+        MediaIndex.scan([tmp_path / "absent"])
+
+
+def test_coverage_is_reported(tmp_path):
+    write_files(tmp_path, AVE_FILES)
+    dataset = load_dataset("ave", tmp_path)
+    assert dataset.report.find("no-media").severity == "error"
+    touch(tmp_path / "AVE", ["aaaaaaaaaaa.mp4", "-bbbbbbbbbb.mp4", "copy/-bbbbbbbbbb.mp4"])
+    dataset = load_dataset("ave", tmp_path)
+    assert [sample.id for sample in dataset.available()] == ["aaaaaaaaaaa", "-bbbbbbbbbb", "-bbbbbbbbbb"]
+    assert [sample.id for sample in dataset.missing("val")] == ["fffffffffff", "ggggggggggg"]
+    report = dataset.report
+    assert report.find("missing-media").message == "6 of 9 clips have no media file; the others are used."
+    assert report.find("splits-without-media").examples == ("val",)
+    assert report.find("ambiguous-media").count == 2
+    assert "shared-media" not in report.codes  # one clip under two classes is no whole video
+    assert dataset.samples[1].path == tmp_path / "AVE" / "-bbbbbbbbbb.mp4"
+
+
+def test_media_may_lie_elsewhere(tmp_path):
+    write_files(tmp_path / "lists", AVE_FILES)
+    touch(tmp_path / "disk", ["aaaaaaaaaaa.mp4"])
+    dataset = load_dataset("ave_cls", tmp_path / "lists", media=[tmp_path / "disk"])
+    assert len(dataset.available()) == 1
+
+
+def test_clips_of_one_video_that_share_a_file_are_said(tmp_path):
+    rows = "aaaaaaaaaaa,0,skiing,train\naaaaaaaaaaa,30,skiing,test\n"
+    write_files(tmp_path, {"vggsound.csv": rows})
+    touch(tmp_path, ["aaaaaaaaaaa.mp4"])
+    dataset = load_dataset("vggsound", tmp_path)
+    assert dataset.report.find("shared-media").examples == ("aaaaaaaaaaa.mp4: aaaaaaaaaaa_000000, aaaaaaaaaaa_000030",)
