@@ -150,7 +150,7 @@ class ImagePair:
     template = "a photo of a {}"
     names = OBJECTS
     sampled = 30_000
-    steps = 3_000
+    steps = 1_600
     peak_rate = 1e-3
 
     def __init__(self, seed: int) -> None:
@@ -409,7 +409,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=train, args=(name, arguments.work, arguments.seed, arguments.share)) for name in names
+        context.Process(target=train, args=(name, arguments.work, arguments.seed, arguments.share), daemon=True)
+        for name in names
     ]
     for process in processes:
         process.start()

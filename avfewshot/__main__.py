@@ -1,0 +1,5 @@
+"""`python -m avfewshot` is the program `avfs`."""
+
+from avfewshot.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""The toy world: its classes, pictures, sounds and captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from avfewshot.datasets.toyworld.captions import Captioner
+from avfewshot.datasets.toyworld.render import render_frames, render_waveform
+from avfewshot.datasets.toyworld.samples import sample_frame, sample_second
+from avfewshot.datasets.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
+from avfewshot.datasets.toyworld.sounds import SAMPLE_RATE, loudness, synthesise
+from avfewshot.datasets.toyworld.vocabulary import (
+    AVE_CLASSES,
+    COLOURS,
+    COMPOSITIONS,
+    HELD_OUT,
+    LLP_CLASSES,
+    OBJECTS,
+    SEEN,
+    SOUNDS,
+    SYNONYMS,
+    VGGSOUND_CLASSES,
+    Composition,
+    all_words,
+)
+
+SMALL = {"fps": 2, "width": 80, "height": 64}
+
+
+def test_neither_sense_suffices() -> None:
+    for part in ("object", "sound"):
+        values = [getattr(composition, part) for composition in COMPOSITIONS]
+        shared = sum(values.count(value) > 1 for value in values)
+        assert shared > 0.7 * len(values)
+
+
+def test_held_out_compositions_join_known_parts_anew() -> None:
+    assert not set(HELD_OUT) & set(SEEN)
+    assert {c.object for c in HELD_OUT} <= {c.object for c in SEEN}
+    assert {c.sound for c in HELD_OUT} <= {c.sound for c in SEEN}
+    assert {c.object for c in SEEN} == set(OBJECTS)
+    assert {c.sound for c in SEEN} == set(SOUNDS)
+
+
+def test_task_classes_exist_and_overlap_with_pretraining_in_part() -> None:
+    names = {composition.name for composition in COMPOSITIONS}
+    for classes in (AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES):
+        assert len(set(classes)) == len(classes)
+        assert set(classes) <= names
+    for classes in (AVE_CLASSES, LLP_CLASSES):
+        assert 0 < len(set(classes) & set(VGGSOUND_CLASSES)) < len(classes)
+
+
+def test_composition_is_found_by_name() -> None:
+    assert Composition.from_name("dog barking") == Composition("dog", "barking")
+    with pytest.raises(KeyError):
+        Composition.from_name("dog reading")
+
+
+def test_equal_scripts_render_equally_and_other_seeds_differ() -> None:
+    composition = Composition("dog", "barking")
+    scripts = [ave_script(composition, np.random.default_rng(seed), seconds=3) for seed in (1, 1, 2)]
+    frames = [np.stack(list(render_frames(script, **SMALL))) for script in scripts]
+    waves = [render_waveform(script) for script in scripts]
+    assert scripts[0] == scripts[1]
+    assert frames[0].shape == (6, 64, 80, 3)
+    assert frames[0].dtype == np.uint8
+    assert waves[0].shape == (3 * SAMPLE_RATE,)
+    assert waves[0].dtype == np.float32
+    assert np.array_equal(frames[0], frames[1])
+    assert np.array_equal(waves[0], waves[1])
+    assert not np.array_equal(frames[0], frames[2])
+    assert not np.array_equal(waves[0], waves[2])
+
+
+def test_event_is_seen_and_heard_only_in_its_span() -> None:
+    with_event = ClipScript(4, (Event(Composition("bell", "ringing"), (1, 3), (1, 3)),), seed=5)
+    later = ClipScript(4, (Event(Composition("bell", "ringing"), (2, 3), (2, 3)),), seed=5)
+    pictures = [list(render_frames(script, **SMALL)) for script in (with_event, later)]
+    for index in range(8):
+        same = np.array_equal(pictures[0][index], pictures[1][index])
+        assert same == (not 1 <= index / 2 < 2)
+    # Levels differ between the two clips, noise does not: compare shapes of the silent seconds.
+    silent = slice(0, SAMPLE_RATE // 2)
+    first, second = (render_waveform(script)[silent] for script in (with_event, later))
+    assert np.corrcoef(first, second)[0, 1] > 0.9999
+    assert loudness(render_waveform(with_event)[SAMPLE_RATE : 3 * SAMPLE_RATE]) > loudness(first)
+
+
+def test_scripts_keep_to_the_clip_and_to_whole_seconds() -> None:
+    rng = np.random.default_rng(0)
+    composition, other = COMPOSITIONS[:2]
+    makers = (
+        lambda: ave_script(composition, rng),
+        lambda: llp_script([composition, other], rng),
+        lambda: vggsound_script(composition, rng),
+    )
+    for make in makers:
+        for _ in range(50):
+            for event in make().events:
+                assert event.look or event.sound
+                for span in filter(None, (event.look, event.sound)):
+                    assert 0 <= span[0] < span[1] <= 10
+                    assert span[0] == int(span[0])
+                    assert span[1] == int(span[1])
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_every_sound_is_audible_finite_and_in_tune_with_its_pitch(sound: str) -> None:
+    low, high = (synthesise(sound, SAMPLE_RATE, pitch, np.random.default_rng(3)) for pitch in (0.6, 1.65))
+    for signal in (low, high):
+        assert np.isfinite(signal).all()
+        assert loudness(signal) == pytest.approx(1, abs=1e-3)
+    frequency = np.fft.rfftfreq(SAMPLE_RATE, 1 / SAMPLE_RATE)
+
+    def centre(signal: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(signal)) ** 2
+        return float((power * frequency).sum() / power.sum())
+
+    assert centre(high) > 1.3 * centre(low)
+
+
+def test_frame_sample_maps_its_object() -> None:
+    rng = np.random.default_rng(0)
+    samples = [sample_frame(rng, empty=0.0) for _ in range(30)]
+    for sample in samples:
+        assert sample.picture.shape == (64, 64, 3)
+        assert 0 <= sample.object < len(OBJECTS)
+        assert 0 <= sample.colour < len(COLOURS)
+        assert (sample.patches == sample.object).sum() >= 3
+    empty = sample_frame(rng, empty=1.0)
+    assert (empty.object, empty.colour, empty.second_object) == (-1, -1, -1)
+
+
+def test_second_sample_has_its_label() -> None:
+    rng = np.random.default_rng(0)
+    sample = sample_second(rng, empty=0.0)
+    assert sample.waveform.shape == (SAMPLE_RATE,)
+    assert np.abs(sample.waveform).max() <= 1
+    assert 0 <= sample.sound < len(SOUNDS)
+    assert sample_second(rng, empty=1.0).sound == -1
+
+
+def test_captions_are_true_in_the_vocabulary_and_never_name_a_held_out_composition() -> None:
+    captioner = Captioner(np.random.default_rng(0))
+    vocabulary = set(all_words())
+
+    def words(name: str) -> set[str]:
+        return {name, *SYNONYMS.get(name, ())}
+
+    for index in range(3000):
+        shown, heard = index % len(OBJECTS), index % len(SOUNDS)
+        frame, names_colour = captioner.frame(shown, 2)
+        second, names_pitch = captioner.second(heard, 2)
+        assert words(OBJECTS[shown]) & set(frame.split())
+        assert words(SOUNDS[heard]) & set(second.split())
+        assert names_colour == ("blue" in frame.split())
+        assert names_pitch == ("high" in second.split())
+        for caption in (frame, second):
+            used = set(caption.split())
+            assert used <= vocabulary
+            assert not any(words(c.object) & used and words(c.sound) & used for c in HELD_OUT)
+
+
+def test_empty_scenes_are_described_as_such() -> None:
+    captioner = Captioner(np.random.default_rng(0))
+    assert "bird" not in captioner.frame(-1, 0)[0]
+    assert captioner.second(-1, 1)[1] is False
