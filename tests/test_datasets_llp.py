@@ -89,6 +89,12 @@ def test_events_with_odd_numbers_or_labels_are_left_out_and_named(llp):
     assert dataset.split("val")[0].events[0].modality == "audio"
 
 
+def test_an_unknown_label_behind_a_known_one_is_named(llp):
+    dataset = llp({"AVVP_val_pd.csv": "filename\tevent_labels\neeeeeeeeeee_0_10\tDog,Unicorn\n"})
+    assert [dataset.classes[label] for label in dataset.split("val")[0].labels] == ["Dog"]
+    assert dataset.report.find("unknown-classes").examples == ("AVVP_val_pd.csv:2 eeeeeeeeeee_0_10 Unicorn",)
+
+
 def test_class_names_that_hold_a_comma_are_read_as_one_label(llp):
     dataset = llp({"AVVP_val_pd.csv": "filename\tevent_labels\neeeeeeeeeee_0_10\tViolin, fiddle\n"})
     assert [dataset.classes[label] for label in dataset.split("val")[0].labels] == ["Violin_fiddle"]

@@ -220,6 +220,13 @@ def test_repeated_json_keys_are_said(tmp_path):
     assert report.find("repeated-ids").examples == ("aaaaaaaaaaa",)
 
 
+def test_a_clip_in_two_splits_stays_in_both_and_is_said(tmp_path):
+    rows = "aaaaaaaaaaa,0,skiing,train\naaaaaaaaaaa,0,skiing,test\n"
+    dataset = load(tmp_path, "vggsound", {"vggsound.csv": rows})
+    assert dataset.split_sizes == {"train": 1, "test": 1}
+    assert dataset.report.find("repeated-ids").examples == ("aaaaaaaaaaa_000000",)
+
+
 def test_classes_of_another_data_set_are_one_clear_error(tmp_path):
     with pytest.raises(DataError, match=r"none of its classes belongs to VGG-Sound.*'unicorn'"):
         load(tmp_path, "vggsound", {"vggsound.csv": "aaaaaaaaaaa,0,unicorn,train\n"})

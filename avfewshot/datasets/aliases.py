@@ -59,6 +59,10 @@ class ClassNames:
             self._known[name] = self._look_up(name)
         return self._known[name]
 
+    def whole(self, name: str) -> int | None:
+        """Index of the class that is called `name` in full, spelling aside; no match by the part before a comma."""
+        return self._exact.get(name, self._keys.get(name_key(name)))
+
     def respelt(self) -> dict[str, int]:
         """Names asked for so far that matched, but not letter by letter, and the classes they mean."""
         return {name: index for name, index in self._known.items() if index is not None}

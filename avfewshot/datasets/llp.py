@@ -104,7 +104,7 @@ def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport
         place = f"{path.name}:{number} {name}"
         words = [word.strip() for word in text.split(",") if word.strip()]
         labels = _labels(words, names)
-        unknown += [f"{place} {word}" for word in words if names.index(word) is None and not _joined(words, names)]
+        unknown += [f"{place} {word}" for word in words if names.index(word) is None and _joined(words, names) is None]
         if len(set(labels)) != len(labels):
             repeated_labels.append(f"{place} {text}")
         if name in seen:
@@ -154,7 +154,7 @@ def _labels(words: list[str], names: ClassNames) -> list[int]:
 def _joined(words: list[str], names: ClassNames) -> int | None:
     """The class that the whole cell names, where a class name itself holds a comma and the parts are no classes."""
     if len(words) > 1 and not any(names.index(word) is not None for word in words[1:]):
-        return names.index(", ".join(words))
+        return names.whole(", ".join(words))
     return None
 
 

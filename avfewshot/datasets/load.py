@@ -27,8 +27,7 @@ def load_dataset(
     Args:
         name: A data set (``ave``) or a task that uses it (``ave_cls``).
         root: Its data root: the folder of the annotation files, or one above it.
-        media: Folders to look for media in; default: `root`, and the folder of the annotation files if that lies
-            elsewhere.
+        media: Folders to look for media in; default: `root`.
         list_file: For lists of VGG-Sound clips: the list to read.
         find_media: Whether to look for media at all.
 
@@ -52,5 +51,5 @@ def load_dataset(
         raise UsageError(f"{description.path} describes a folder of clips.", hint="Use --data FOLDER for it.")
     if not find_media:
         return dataset
-    folders = [Path(folder) for folder in media] or [Path(root), dataset.root]
+    folders = [Path(folder) for folder in media] or [Path(root)]
     return attach_media(dataset, MediaIndex.scan(folders))

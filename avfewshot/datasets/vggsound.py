@@ -149,17 +149,17 @@ def _samples(
     unknown: list[str] = []
     repeated: list[str] = []
     lengths: list[str] = []
-    seen: dict[tuple[str, int], str] = {}
+    seen: set[tuple[str, int, str | None]] = set()
     for part in lists:
         for position, row in enumerate(part.rows):
             label = names.index(row.category)
             if label is None:
                 unknown.append(f"{part.path.name}:{row.line} {row.category}")
                 continue
-            if (row.id, label) in seen:
+            if (key := (row.id, label, row.split)) in seen:
                 repeated.append(f"{part.path.name}:{row.line} {row.id}")
                 continue
-            seen[row.id, label] = row.category
+            seen.add(key)
             marks = row.bits if row.bits is not None else bits.get(row.id, (None, None))[1]
             if marks is not None and len(marks) != description.segments:
                 lengths.append(f"{row.id} {len(marks)}")
@@ -186,7 +186,7 @@ def _samples(
     twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if twice:
         report.add(
-            "info", "repeated-ids", "Clips listed under more than one class; each row is a sample.", sorted(twice)
+            "info", "repeated-ids", "Clips listed under more than one class or split; each is a sample.", sorted(twice)
         )
     if without := [sample.id for sample in samples if sample.segments is not None and not sample.events]:
         message = "Clips without a second in which the event is both seen and heard; never drawn into a support."
