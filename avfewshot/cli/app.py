@@ -30,6 +30,9 @@ Defaults can be set in `avfs.toml` in the current folder, or in the environment 
 """
 
 
+_COMPLETION = {"install_completion", "show_completion"}
+
+
 @dataclass(frozen=True)
 class _Lazy:
     """A command whose module is imported when it is called."""
@@ -54,6 +57,17 @@ class LazyGroup(typer.core.TyperGroup):
         for name, lazy in COMMANDS.items():
             self.commands[name] = typer.core.TyperCommand(name, help=lazy.summary)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options of `avfs` itself, switches off by default.
+
+        typer makes them None by default and reads a None with pydantic, whose import takes longer than a help text.
+        """
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if parameter.name in {*_COMPLETION, "help"}:
+                parameter.default = False
+        return parameters
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """Put the real command in the place of its stand-in; called for runs, helps and completions of a command."""
         name, command, rest = super().resolve_command(ctx, args)
@@ -66,7 +80,7 @@ def _load(name: str) -> Any:
     command = typer.main.get_command(importlib.import_module(COMMANDS[name].module).app)
     command.name = name
     # Installing completion is the business of `avfs` alone.
-    command.params = [param for param in command.params if param.name not in {"install_completion", "show_completion"}]
+    command.params = [parameter for parameter in command.params if parameter.name not in _COMPLETION]
     return command
 
 

@@ -29,7 +29,12 @@ def wants_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
     end = rest.index("--") if "--" in rest else len(rest)
     kept = [argument for argument in rest[:end] if argument != "--debug"]
     asked = len(kept) < end
-    return kept + rest[end:], asked or os.environ.get(DEBUG_VARIABLE, "").lower() not in {"", "0", "false", "no"}
+    return kept + rest[end:], asked or debugging()
+
+
+def debugging() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return os.environ.get(DEBUG_VARIABLE, "").lower() not in {"", "0", "false", "no"}
 
 
 def status_of(command: Callable[[], Any], *, debug: bool) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 from avfewshot.cli.console import Notices, library_messages, paused_progress, progress_bar
 from avfewshot.cli.interrupts import Interrupts
-from avfewshot.cli.lifecycle import DEBUG_VARIABLE
+from avfewshot.cli.lifecycle import debugging
 from avfewshot.cli.outputs import OpenWriter, open_page, open_writer
 from avfewshot.cli.zeroshot_request import ZeroshotRequest
 from avfewshot.reports.records import is_finite
@@ -34,11 +33,13 @@ def execute(request: ZeroshotRequest, command: str) -> int:
         AvfsError: The model cannot be loaded, or does not fit; results so far are kept.
     """
     notices = Notices()
-    debug = bool(os.environ.get(DEBUG_VARIABLE))
     bar = progress_bar(len(request.files), "clip", f"loading {request.settings['backbone']}")
-    with library_messages(notices, debug=debug), Interrupts() as interrupts, bar:
-        classifier = _load(request)
-        run, results = _start(classifier, request)
+    with library_messages(notices, debug=debugging()), Interrupts() as interrupts, bar:
+        try:
+            classifier = _load(request)
+            run, results = _start(classifier, request)
+        except KeyboardInterrupt:
+            return interrupts.status
         for warning in run.warnings:
             notices.warn(warning)
         bar.set_description("clips")
@@ -147,10 +148,13 @@ class _Session:
         try:
             with interrupts.put_off():
                 for writer in self._writers:
-                    error = error or _finish(writer, summary)
+                    late = _finish(writer, summary)
+                    error = error or late
         except KeyboardInterrupt as late:
             error = error or late
-        self._say_footer(summary)
+        # `avfs ... | head`: whoever asked has had enough. (rich turns a broken pipe into an exit.)
+        if not isinstance(error, (BrokenPipeError, SystemExit)):
+            self._say_footer(summary)
         if error is not None and not isinstance(error, KeyboardInterrupt):
             raise error
         return error is not None

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avfewshot.cli.app import COMMANDS, run
+from avfewshot.cli.lifecycle import status_of, wants_debug
+from avfewshot.errors import AvfsError, UsageError
+from avfewshot.faults import Faults
+
+HEAVY = ("torch", "transformers", "sklearn", "open_clip", "decord", "av", "numpy", "tqdm", "jinja2")
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def avfs(*arguments, cwd=None, code=None, **environment):
+    """Run the program, or some code, in a process of its own."""
+    program = ["-c", code] if code else [REPOSITORY / "cli.py"]
+    command = [sys.executable, *map(str, program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, timeout=120)
+
+
+def test_bare_command_prints_help(capsys):
+    assert run([]) == 0
+    shown = capsys.readouterr().out
+    for name, lazy in COMMANDS.items():
+        assert name in shown
+        assert lazy.summary.split(",")[0] in shown
+    assert "Examples" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(name, capsys):
+    assert run([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"avfs {name}" in shown
+    assert "install-completion" not in shown
+
+
+def test_help_texts_import_nothing_heavy():
+    code = (
+        "import sys\nfrom avfewshot.cli.app import COMMANDS, run\n"
+        "assert not any(module in sys.modules for module in ('avfewshot.cli.zeroshot', 'avfewshot.cli.data'))\n"
+        "for arguments in ([], ['--help'], ['--version'], *([name, '--help'] for name in COMMANDS)):\n"
+        "    assert run(arguments) == 0, arguments\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = avfs(code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+
+
+def test_version(capsys):
+    from avfewshot import __version__
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"avfs {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zeroshto"], "No such command 'zeroshto'. Did you mean 'zeroshot'?"),
+        (["zeroshot", "--lables", "x"], "--labels"),
+        (["zeroshot", "--topk"], "--topk"),
+        (["config", "nothing"], "Valid: zeroshot, data."),
+    ],
+)
+def test_misuse_is_one_message_with_a_suggestion(arguments, message, capsys):
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_completion_offers_commands_options_and_values():
+    def complete(words):
+        return avfs(_AVFS_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))).stdout.split()
+
+    assert complete("avfs zer") == ["zeroshot"]
+    assert complete("avfs zeroshot --prec") == ["--precision"]
+    assert complete("avfs zeroshot --precision b") == ["bf16"]
+    assert "tiny" in complete("avfs zeroshot --backbone ")
+
+
+def test_completion_can_be_installed(capsys):
+    run(["--help"])
+    assert "--install-completion" in capsys.readouterr().out
+
+
+def ended_by(error, debug=False):
+    def command():
+        raise error
+
+    return status_of(command, debug=debug)
+
+
+def test_errors_become_a_line_a_hint_and_a_status(capsys):
+    assert ended_by(AvfsError("it broke", hint="mend it")) == 1
+    assert capsys.readouterr().err == "error: it broke\n  mend it\n"
+    assert ended_by(UsageError("wrong")) == 2
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+def test_several_faults_are_told_one_by_one(capsys):
+    assert ended_by(Faults([UsageError("one", hint="do this"), UsageError("two")])) == 2
+    assert capsys.readouterr().err == "error: one\n  do this\nerror: two\n"
+
+
+def test_an_unexpected_error_is_one_line_unless_asked(capsys):
+    assert ended_by(ValueError("odd\nvalue")) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: Unexpected ValueError: odd\n")
+    assert "--debug" in message
+    assert "Traceback" not in message
+    assert ended_by(ValueError("odd"), debug=True) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_lack_of_memory_and_of_disk_are_explained(capsys):
+    assert ended_by(MemoryError()) == 1
+    assert "--batch-size" in capsys.readouterr().err
+    assert ended_by(OSError(28, "No space left on device", "out.json")) == 1
+    assert "out.json: No space left on device." in capsys.readouterr().err
+
+
+def test_interruption_has_its_own_status(capsys):
+    assert ended_by(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_escape_sequences_in_messages_are_harmless(capsys):
+    ended_by(AvfsError("bad\x1b[31m file [red]x[/red]"))
+    assert capsys.readouterr().err == "error: bad\\x1b[31m file [red]x[/red]\n"
+
+
+def test_debug_may_stand_anywhere(monkeypatch):
+    assert wants_debug(["zeroshot", "--debug", "x"]) == (["zeroshot", "x"], True)
+    assert wants_debug(["zeroshot", "--", "--debug"]) == (["zeroshot", "--", "--debug"], False)
+    monkeypatch.setenv("AVFS_DEBUG", "1")
+    assert wants_debug([]) == ([], True)
+    monkeypatch.setenv("AVFS_DEBUG", "0")
+    assert wants_debug([]) == ([], False)
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    code = "import sys; from avfewshot.cli.app import run; sys.exit(run(['config', '--format', 'json']))"
+    done = subprocess.run(
+        f'"{sys.executable}" -c "{code}" 2>err | head -c 1', shell=True, cwd=tmp_path, check=False, timeout=120
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_the_shim_runs_the_same_program(tmp_path):
+    done = avfs("config", "--format", "json", cwd=tmp_path, AVFS_BACKBONE="large")
+    assert done.returncode == 0
+    [backbone] = [row for row in json.loads(done.stdout) if row["name"] == "backbone"]
+    assert (backbone["value"], backbone["source"]) == ("large", "AVFS_BACKBONE")
