@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,16 +135,17 @@ def walk_media(folders: Sequence[str | Path]) -> Iterable[str]:
 
 
 def _choose(files: list[str], sample: Sample, class_names: Sequence[str]) -> Match:
-    if len(files) > 1:
-        files = _prefer(files, lambda file: os.path.splitext(file)[1].lower() not in AUDIO_SUFFIXES)
-        files = _prefer(files, lambda file: sample.split in {part.lower() for part in Path(file).parts[:-1]})
-        wanted = {name_key(class_names[label]) for label in sample.labels if label < len(class_names)}
-        files = _prefer(files, lambda file: bool(wanted & {name_key(part) for part in Path(file).parts[:-1]}))
+    if len(files) == 1:  # Nearly always, and there may be hundreds of thousands.
+        return Match(Path(files[0]))
+    files = _prefer(files, lambda file: os.path.splitext(file)[1].lower() not in AUDIO_SUFFIXES)
+    files = _prefer(files, lambda file: sample.split in {part.lower() for part in Path(file).parts[:-1]})
+    wanted = {name_key(class_names[label]) for label in sample.labels if label < len(class_names)}
+    files = _prefer(files, lambda file: bool(wanted & {name_key(part) for part in Path(file).parts[:-1]}))
     first, *others = sorted(files, key=lambda file: (len(Path(file).parts), file))
     return Match(Path(first), tuple(Path(other) for other in others))
 
 
-def _prefer(files: list[str], good) -> list[str]:
+def _prefer(files: list[str], good: Callable[[str], bool]) -> list[str]:
     return [file for file in files if good(file)] or files
 
 
@@ -157,13 +158,13 @@ def attach_media(dataset: Dataset, index: MediaIndex) -> Dataset:
     report = DatasetReport(list(dataset.report.findings))
     samples: list[Sample] = []
     ambiguous: list[str] = []
-    users: dict[Path, set[str]] = defaultdict(set)
+    users: dict[str, list[str]] = defaultdict(list)
     for sample in dataset.samples:
         match = index.find(sample, dataset.classes)
         if match.others:
             ambiguous.append(f"{sample.id}: {match.path} or {match.others[0]}")
         if match.path is not None:
-            users[match.path].add(sample.id)
+            users[str(match.path)].append(sample.id)
         samples.append(replace(sample, path=match.path))
     missing = [sample.id for sample in samples if sample.path is None]
     if missing and len(missing) == len(samples):
@@ -178,7 +179,9 @@ def attach_media(dataset: Dataset, index: MediaIndex) -> Dataset:
     if ambiguous:
         message = "Clips with several matching files; the first by name is used."
         report.add("warning", "ambiguous-media", message, ambiguous)
-    if shared := [f"{path.name}: {', '.join(sorted(ids))}" for path, ids in users.items() if len(ids) > 1]:
+    if shared := [
+        f"{os.path.basename(path)}: {', '.join(sorted(set(ids)))}" for path, ids in users.items() if len(set(ids)) > 1
+    ]:
         message = "Files that several clips of one video share: they are probably whole videos, not cut clips."
         report.add("warning", "shared-media", message, sorted(shared))
     return replace(dataset, samples=tuple(samples), report=report)
