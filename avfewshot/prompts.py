@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,8 +135,9 @@ def _entries(path: Path, name: str, raw: Any, required: bool, faults: list[Usage
         if isinstance(value, str) and value.strip():
             entries.append((where, value.strip()))
         else:
-            hint = "Put it in quotes." if value is not None else None
-            faults.append(UsageError(f"{path}: {where}: a sentence is needed, not {reprlib.repr(value)}.", hint=hint))
+            # Not the whole of a list or mapping: aliases can make its text as large as the memory.
+            found = f"a {type(value).__name__}" if isinstance(value, Mapping | list) else repr(value)
+            faults.append(UsageError(f"{path}: {where}: a sentence is needed, not {found}.", hint="Put it in quotes."))
     return entries
 
 

@@ -62,7 +62,7 @@ def build_clip_model(
             **overrides,
         )
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0][:200]
         raise UsageError(f"open_clip cannot build {_name(clip)}: {reason}") from error
     finally:
         logging.disable(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -240,6 +239,9 @@ class _Reader:
                 "clap.audio", f"laion_clap's name of a tower or the fields of an HTS-AT are needed, not {_shown(raw)}."
             )
             return "HTSAT-tiny"
+        if isinstance(raw, Mapping) and (deep := [str(key) for key, value in raw.items() if _is_deep(value)]):
+            self.fault("clap.audio", f"numbers or lists of numbers are needed for {', '.join(deep)}.")
+            return "HTSAT-tiny"
         try:
             htsat_config(raw)
         except UsageError as error:
@@ -363,7 +365,12 @@ _SOURCE_KEYS = ("repository", "checkpoint", "revision", "file", "sha256", "size"
 
 def _shown(value: Any) -> str:
     # Aliases let a few lines of YAML stand for a value whose full text would fill the memory.
-    return reprlib.repr(value)
+    return f"a {type(value).__name__}" if isinstance(value, Mapping | list) else repr(value)[:80]
+
+
+def _is_deep(value: Any) -> bool:
+    inner = value if isinstance(value, list) else [value]
+    return any(isinstance(entry, Mapping | list) for entry in inner)
 
 
 def _frozen(value: Any) -> Any:

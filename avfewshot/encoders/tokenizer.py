@@ -221,13 +221,12 @@ _ROBERTA_HINT = "Fetch it with `avfs weights fetch`, or give a folder with rober
 def _known_words(path: Path) -> frozenset[str]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as stream:
-            first = stream.readline()
-            merge = stream.readline().split()
+            first, *merges = stream.read().split("\n")
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such tokenizer file.", hint="Install avfewshot again.") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: is not a gzipped merge file ({error}).") from None
-    if "#version" not in first or len(merge) != 2:
+    if "#version" not in first or len(merges) < 1 or len(merges[0].split()) != 2:
         raise WeightsError(f"{path}: is not a merge file in CLIP's format.")
     return frozenset(first.partition(_WORDS_MARK)[2].split())
 

@@ -103,7 +103,7 @@ def _load(preset: Preset, paths: dict[str, str | Path | None]) -> Finding:
         return Finding(part, DAMAGED, str(error))
     for name, branch in (("CLIP", backbone.visual_text), ("CLAP", backbone.audio_text)):
         features = branch.encode(texts)
-        if not features.isfinite().all() or (features[0] - features[1]).abs().max() < 1e-4:
+        if not features.isfinite().all() or (features[0] - features[1]).abs().max() < 1e-6:
             return Finding(part, DAMAGED, f"{name} gives the same or no vectors for different texts")
     notes = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
     sizes = f"loads: embeddings of {backbone.visual.output_dim} and {backbone.audio.output_dim} numbers"

@@ -57,7 +57,7 @@ def fetch(
         if present is None:
             raise WeightsError(
                 f"{needed.part}: {needed.source.file} does not exist, and it is not from the hub.",
-                hint="Check the path.",
+                hint=how_to_get(preset, [needed]),
             )
         return Fetched(needed, present, downloaded=False)
     if present is not None and _is_whole(needed, present):

@@ -1,0 +1,204 @@
+"""The whole way from the hub to a working backbone: a local server, random weights, the official layout."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+
+import huggingface_hub.constants
+import pytest
+import torch
+from weights_support import HubServer, make_hub, write_preset
+
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.presets import load_preset
+from avfewshot.encoders.weights import fetch as fetching
+from avfewshot.encoders.weights.check import check
+from avfewshot.encoders.weights.locate import locate, needed_files
+from avfewshot.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def hub_files(tmp_path_factory):
+    return make_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub(hub_files, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with HubServer(hub_files) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+def fetch_all(preset, **options):
+    return [fetching.fetch(preset, needed, **options) for needed in needed_files(preset)]
+
+
+def one(preset, key):
+    return next(needed for needed in needed_files(preset) if needed.key == key)
+
+
+def test_from_nothing_to_a_backbone_that_embeds(hub, hub_files, tmp_path):
+    path = write_preset(tmp_path)
+    preset = load_preset(path)
+    with pytest.raises(WeightsError) as caught:
+        build_backbone(path)
+    assert "lacks 4 files" in str(caught.value)
+    assert "open_clip_model.safetensors" in str(caught.value)
+    assert str(tmp_path / "hub-cache") in str(caught.value)
+    assert "avfs weights fetch" in caught.value.hint
+    assert hub.requests == []  # building never downloads
+
+    fetched = fetch_all(preset)
+    assert all(entry.downloaded for entry in fetched)
+    assert sorted(hub.downloads()) == ["630k-small.pt", "merges.txt", "open_clip_model.safetensors", "vocab.json"]
+
+    hub.requests.clear()
+    backbone = build_backbone(path)
+    assert hub.requests == []
+    digest = hashlib.sha256(hub_files["lukewys/laion_clap/630k-small.pt"].read_bytes()).hexdigest()
+    assert backbone.identity["clap"] == digest
+    assert backbone.audio_scale == pytest.approx(float(torch.tensor(3.0).exp()))  # stored as a logarithm
+    features = backbone.audio_text.encode(["a dog is barking", "rain"])
+    assert features.norm(dim=-1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert [finding.status for finding in check(preset)] == ["ok"] * 5
+
+
+def test_a_second_fetch_downloads_nothing(hub, tmp_path):
+    preset = load_preset(write_preset(tmp_path))
+    fetch_all(preset)
+    hub.requests.clear()
+    assert not any(entry.downloaded for entry in fetch_all(preset))
+    assert hub.requests == []
+    assert fetching.fetch(preset, one(preset, "roberta_merges"), force=True).downloaded
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(hub, hub_files, monkeypatch, tmp_path):
+    preset = load_preset(write_preset(tmp_path))
+    source = hub_files["timm/small_clip/open_clip_model.safetensors"]
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 64_000)  # of 10 MB, larger than the file
+    hub.cut = [1_000_000]
+    path = fetching.fetch(preset, one(preset, "clip")).path
+    assert path.read_bytes() == source.read_bytes()
+    asked = [ranged for method, _, ranged in hub.requests if method == "GET"]
+    assert asked == [None, f"bytes={1_000_000 // 64_000 * 64_000}-"]
+
+
+def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(hub, tmp_path):
+    preset = load_preset(write_preset(tmp_path))
+    fetch_all(preset)
+    path = locate(one(preset, "clap")).resolve()
+    data = bytearray(path.read_bytes())
+    data[-2000] ^= 1
+    path.write_bytes(data)
+    statuses = {finding.part: finding.status for finding in check(preset)}
+    assert statuses["CLAP weights"] == "damaged"
+    assert "backbone small" not in statuses  # it is not loaded then
+    assert fetching.fetch(preset, one(preset, "clap")).downloaded
+    assert all(finding.status == "ok" for finding in check(preset))
+
+
+def test_a_file_that_is_not_the_one_the_preset_expects_is_refused(hub, tmp_path):
+    preset = load_preset(write_preset(tmp_path, clap={"sha256": "0" * 64}))
+    with pytest.raises(WeightsError, match="arrived damaged"):
+        fetching.fetch(preset, one(preset, "clap"))
+
+
+def test_without_safetensors_the_other_official_name_is_taken(hub, hub_files, tmp_path):
+    state_file = tmp_path / "open_clip_pytorch_model.bin"
+    from safetensors.torch import load_file
+
+    torch.save(load_file(hub_files["timm/small_clip/open_clip_model.safetensors"]), state_file)
+    hub.files = {"timm/small_clip/open_clip_pytorch_model.bin": state_file}
+    preset = load_preset(write_preset(tmp_path))
+    assert fetching.fetch(preset, one(preset, "clip")).path.name == "open_clip_pytorch_model.bin"
+    assert locate(one(preset, "clip")).name == "open_clip_pytorch_model.bin"
+
+
+def test_unknown_repository_file_and_revision(hub, tmp_path):
+    cases = [
+        ({"repository": "nobody/nothing"}, "no such repository"),
+        ({"checkpoint": "absent.pt"}, "has no file absent.pt"),
+        ({"revision": "v9"}, "no revision 'v9'"),
+    ]
+    for entries, expected in cases:
+        preset = load_preset(write_preset(tmp_path, clap=entries))
+        with pytest.raises(WeightsError, match=expected):
+            fetching.fetch(preset, one(preset, "clap"))
+
+
+def test_a_server_out_of_order_is_named(hub, tmp_path):
+    preset = load_preset(write_preset(tmp_path))
+    hub.status = 503
+    with pytest.raises(WeightsError) as caught:
+        fetching.fetch(preset, one(preset, "clip"))
+    assert "503" in str(caught.value)
+    assert hub.address in str(caught.value)
+
+
+def test_no_network_says_what_to_do(monkeypatch, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    preset = load_preset(write_preset(tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        fetching.fetch(preset, one(preset, "clip"))
+    assert "cannot be reached" in caught.value.message
+    assert "--clip-weights" in caught.value.hint
+    assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_offline_mode_is_respected(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    preset = load_preset(write_preset(tmp_path))
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE forbids the network"):
+        fetching.fetch(preset, one(preset, "clip"))
+
+
+def test_files_by_path_need_no_hub(hub_files, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    folder = tmp_path / "roberta"
+    folder.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(hub_files[f"FacebookAI/roberta-base/{name}"], folder)
+    by_path = build_backbone(
+        write_preset(tmp_path),
+        clip_weights=hub_files["timm/small_clip/open_clip_model.safetensors"],
+        clap_weights=hub_files["lukewys/laion_clap/630k-small.pt"],
+        roberta=folder,
+    )
+    assert by_path.visual_text.encode(["a dog"]).shape == (1, 16)
+
+
+def test_building_and_encoding_open_no_socket(hub_files, monkeypatch, tmp_path):
+    folder = tmp_path / "roberta"
+    folder.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(hub_files[f"FacebookAI/roberta-base/{name}"], folder)
+    preset = write_preset(tmp_path)
+    opened = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    class Refused(socket.socket):
+        def __init__(self, *args, **kwargs):
+            opened.append(args)
+            raise OSError("no sockets here")
+
+    monkeypatch.setattr(socket, "socket", Refused)
+    backbone = build_backbone(
+        preset,
+        clip_weights=hub_files["timm/small_clip/open_clip_model.safetensors"],
+        clap_weights=hub_files["lukewys/laion_clap/630k-small.pt"],
+        roberta=folder,
+    )
+    backbone.visual_text.encode(["a dog"])
+    backbone.audio_text.encode(["a dog"])
+    backbone.visual(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    backbone.audio(torch.zeros(1, 48_000))
+    build_backbone(preset, weights="random").audio_text.encode(["a dog"])
+    assert opened == []

@@ -1,0 +1,243 @@
+"""Small backbones in the official layouts, and a server that speaks the hub's language."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from avfewshot.encoders.clap_model import build_clap_model
+from avfewshot.encoders.clip_model import build_clip_model
+from avfewshot.encoders.htsat import load_htsat_module
+from avfewshot.encoders.presets import Preset, load_preset
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CLIP_MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+AUDIO = {
+    "hop": 768,
+    "native_samples": 48_000,
+    "spec_size": 64,
+    "embed_dim": 8,
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "class_num": 3,
+}
+ROBERTA = {
+    "type": "roberta",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+SOURCES = {
+    "clip": {"repository": "timm/small_clip", "licence": "MIT"},
+    "clap": {"repository": "lukewys/laion_clap", "checkpoint": "630k-small.pt"},
+}
+
+
+def write_preset(folder: Path, *, clip: dict[str, Any] | None = None, clap: dict[str, Any] | None = None) -> Path:
+    """A small backbone as a YAML file; `clip` and `clap` add to or replace its entries."""
+    document = {
+        "description": "small",
+        "clip": {"model": CLIP_MODEL, **SOURCES["clip"], **(clip or {})},
+        "clap": {"audio": AUDIO, "text": ROBERTA, "joint_dim": 16, **SOURCES["clap"], **(clap or {})},
+    }
+    for section in ("clip", "clap"):
+        document[section] = {key: value for key, value in document[section].items() if value is not None}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def write_clip(preset: Preset, path: Path, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random CLIP weights in open_clip's layout."""
+    torch.manual_seed(seed)
+    model, _ = build_clip_model(preset)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, path)
+    return state
+
+
+def laion_state(preset: Preset, seed: int = 2) -> dict[str, torch.Tensor]:
+    """Random CLAP weights under the names of LAION's checkpoints."""
+    torch.manual_seed(seed)
+    model, _ = build_clap_model(preset)
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["module.logit_scale_a"] = torch.tensor(3.0)
+    state["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
+    for side in ("audio_transform", "text_transform"):
+        for layer in (0, 3):
+            state[f"module.{side}.sequential.{layer}.weight"] = torch.randn(16, 16)
+            state[f"module.{side}.sequential.{layer}.bias"] = torch.randn(16)
+    return state
+
+
+def write_laion(state: dict[str, torch.Tensor], path: Path) -> None:
+    """A checkpoint as LAION's training script leaves it: metrics as numpy numbers, the optimizer's state."""
+    checkpoint = {
+        "epoch": 45,
+        "name": "small",
+        "state_dict": state,
+        "optimizer": {"state": {0: {"step": 7, "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1e-4}]},
+        "metrics": {"esc_50": np.float64(0.91), "mAP": np.float32(0.36), "count": np.int64(12)},
+    }
+    torch.save(checkpoint, path)
+
+
+def fusion_state(preset: Preset) -> dict[str, torch.Tensor]:
+    """The further tensors of a checkpoint with feature fusion, by the library's own class."""
+    config = preset.clap.audio
+    library = load_htsat_module()
+    settings = type("Settings", (), {"window_size": 1024, "hop_size": 768, "sample_rate": 48_000, "mel_bins": 64})
+    settings.fmin, settings.fmax, settings.class_num = 50, 14_000, 3
+    fused = library.HTSAT_Swin_Transformer(
+        spec_size=config["spec_size"],
+        patch_size=4,
+        patch_stride=(4, 4),
+        num_classes=3,
+        embed_dim=config["embed_dim"],
+        depths=list(config["depths"]),
+        num_heads=list(config["num_heads"]),
+        window_size=8,
+        config=settings,
+        enable_fusion=True,
+        fusion_type="aff_2d",
+    )
+    plain, _ = build_clap_model(preset)
+    known = {name.removeprefix("audio_branch.") for name in plain.state_dict()}
+    return {f"module.audio_branch.{k}": v for k, v in fused.state_dict().items() if k not in known}
+
+
+def write_roberta(folder: Path, size: int = 50265) -> None:
+    """Tokenizer files of RoBERTa's form: its special tokens, bytes and merges, filled up to `size` tokens."""
+    merges = ["Ġ d", "Ġd o", "Ġdo g", "b a", "ba r", "r a", "ra i", "rai n"]
+    letters = _byte_letters()
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *letters, *(merge.replace(" ", "") for merge in merges)]
+    tokens += [f"filler{number}" for number in range(size - len(tokens) - 1)]
+    vocabulary = {token: number for number, token in enumerate([*tokens, "<mask>"])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+
+
+def _byte_letters() -> list[str]:
+    from open_clip.tokenizer import bytes_to_unicode
+
+    return list(bytes_to_unicode().values())
+
+
+def make_hub(folder: Path) -> dict[str, Path]:
+    """All files of the small backbone, by repository and name."""
+    preset = load_preset(write_preset(folder))
+    clip, clap = folder / "open_clip_model.safetensors", folder / "630k-small.pt"
+    write_clip(preset, clip)
+    write_laion(laion_state(preset), clap)
+    write_roberta(folder)
+    return {
+        "timm/small_clip/open_clip_model.safetensors": clip,
+        "lukewys/laion_clap/630k-small.pt": clap,
+        "FacebookAI/roberta-base/vocab.json": folder / "vocab.json",
+        "FacebookAI/roberta-base/merges.txt": folder / "merges.txt",
+    }
+
+
+class HubServer:
+    """Serves files as the hub does: ``/{owner}/{repository}/resolve/{revision}/{file}``.
+
+    Attributes:
+        files: What it serves; may be changed while it runs.
+        requests: Method, path and Range header of each request, in order.
+        cut: Break off the next answers with a body after so many bytes each.
+        status: Answer everything with this status, when set.
+    """
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self.files = dict(files)
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.cut: list[int] = []
+        self.status: int | None = None
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                hub._answer(self, body=False)
+
+            def do_GET(self) -> None:
+                hub._answer(self, body=True)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> HubServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def downloads(self) -> list[str]:
+        """Names of the files whose bytes were asked for."""
+        return [path.rsplit("/", 1)[1] for method, path, _ in self.requests if method == "GET"]
+
+    def _answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+        asked = handler.headers.get("Range")
+        self.requests.append((handler.command, handler.path, asked))
+        matched = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", handler.path)
+        if self.status:
+            return self._refuse(handler, self.status, "")
+        if not matched or not any(name.startswith(f"{matched[1]}/") for name in self.files):
+            return self._refuse(handler, 404, "RepoNotFound")
+        if matched[2] not in ("main", COMMIT):
+            return self._refuse(handler, 404, "RevisionNotFound")
+        path = self.files.get(f"{matched[1]}/{matched[3]}")
+        if path is None:
+            return self._refuse(handler, 404, "EntryNotFound")
+        data = path.read_bytes()
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
+        handler.send_response(206 if asked else 200)
+        handler.send_header("X-Repo-Commit", COMMIT)
+        # As on the hub: SHA-256 of large files, git's SHA-1 of small ones.
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        etag = hashlib.sha256(data).hexdigest() if path.suffix in (".safetensors", ".pt", ".bin") else git
+        handler.send_header("ETag", f'"{etag}"')
+        handler.send_header("Accept-Ranges", "bytes")
+        if asked:
+            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        handler.send_header("Content-Length", str(len(data) - start))
+        handler.end_headers()
+        if not body:
+            return None
+        if self.cut:
+            handler.wfile.write(data[start : start + self.cut.pop(0)])
+            handler.close_connection = True
+            return None
+        handler.wfile.write(data[start:])
+        return None
+
+    @staticmethod
+    def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str) -> None:
+        handler.send_response(status)
+        handler.send_header("X-Error-Code", code)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
