@@ -95,7 +95,7 @@ def plan_ave(seed: int, clips_per_class: int) -> DatasetPlan:
     description = _describe(
         name="ave",
         folder="AVE",
-        title="the toy world in the layout of AVE",
+        title="toy AVE",
         tasks=["ave", "ave_cls"],
         classes=[(label, label) for label in AVE_CLASSES],
         files=[(role, name, texts[name], 0) for role, (name, _) in files.items()],
@@ -149,7 +149,7 @@ def plan_llp(seed: int, clips_per_class: int) -> DatasetPlan:
     description = _describe(
         name="llp",
         folder="LLP",
-        title="the toy world in the layout of LLP",
+        title="toy LLP",
         tasks=["llp_cls"],
         classes=[(_llp_label(label), label) for label in LLP_CLASSES],
         files=[(role, name, text, 1) for role, (name, text) in zip(roles, texts.items(), strict=True)],
@@ -197,7 +197,7 @@ def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
     description = _describe(
         name="vggsound40k",
         folder="VGGSound",
-        title="the toy world in the layout of VGG-Sound(40K)",
+        title="toy VGG-Sound(40K)",
         tasks=["vggsound40k", "vggsound_cls"],
         classes=[(label, label) for label in VGGSOUND_CLASSES],
         files=[("list", listed, texts[listed], 1)],
@@ -358,7 +358,7 @@ def _describe(
     Args:
         name: The packaged description that it takes the place of.
         folder: Where the data set is below the root.
-        title: One line for people.
+        title: Its name for people.
         tasks: Task names.
         classes: Name in the annotation files and wording of each class.
         files: Role, file name, text and number of header lines of each annotation file.
