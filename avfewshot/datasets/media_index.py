@@ -18,7 +18,6 @@ from avfewshot.datasets.dataset import Dataset, Sample
 from avfewshot.datasets.findings import DatasetReport
 from avfewshot.errors import UsageError
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".m4a", ".ogg", ".oga", ".opus", ".aac", ".wma", ".aif", ".aiff"})
 _TIMED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})(?:_(?P<start>\d+(?:\.\d+)?)(?:_(?P<end>\d+(?:\.\d+)?))?)?")
 _SAME_TIME = 0.05  # Seconds; names round their decimals differently.
 _SKIPPED_FOLDERS = {"__MACOSX", "lost+found"}
@@ -109,9 +108,8 @@ class MediaIndex:
 
 def walk_media(folders: Sequence[str | Path]) -> Iterable[str]:
     """Paths of all media files below some folders, each once, in no particular order."""
-    from avfewshot.media.discover import MEDIA_SUFFIXES
+    from avfewshot.media.discover import MEDIA_SUFFIXES  # Here: the package around it may take a while to import.
 
-    suffixes = {suffix.lower() for suffix in MEDIA_SUFFIXES}
     visited: set[tuple[int, int]] = set()
     pending = [os.fspath(folder) for folder in reversed(folders)]
     while pending:
@@ -125,7 +123,7 @@ def walk_media(folders: Sequence[str | Path]) -> Iterable[str]:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
                         continue
-                    if os.path.splitext(entry.name)[1].lower() in suffixes:
+                    if os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES:
                         if not entry.is_dir():
                             yield entry.path
                     elif entry.is_dir():
@@ -137,6 +135,8 @@ def walk_media(folders: Sequence[str | Path]) -> Iterable[str]:
 def _choose(files: list[str], sample: Sample, class_names: Sequence[str]) -> Match:
     if len(files) == 1:  # Nearly always, and there may be hundreds of thousands.
         return Match(Path(files[0]))
+    from avfewshot.media.discover import AUDIO_SUFFIXES
+
     files = _prefer(files, lambda file: os.path.splitext(file)[1].lower() not in AUDIO_SUFFIXES)
     files = _prefer(files, lambda file: sample.split in {part.lower() for part in Path(file).parts[:-1]})
     wanted = {name_key(class_names[label]) for label in sample.labels if label < len(class_names)}
