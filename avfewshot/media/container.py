@@ -1,0 +1,133 @@
+"""Opens media files with FFmpeg (PyAV) and says in plain words why one cannot be opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Stream
+
+from avfewshot.errors import MediaError
+
+# Demuxers that accept text or lists of other files. A file from a stranger must not make FFmpeg open its neighbours,
+# and a text file is not a video although FFmpeg can render one.
+_NOT_MEDIA = frozenset({"tty", "hls", "dash", "concat", "concatf", "sdp", "imf", "ffmetadata", "lavfi", "vapoursynth"})
+
+_MP4_BOXES = frozenset({b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"})
+
+
+def open_media(path: Path) -> InputContainer:
+    """Open a file for reading.
+
+    Args:
+        path: A regular file.
+
+    Returns:
+        An open container; the caller closes it.
+
+    Raises:
+        MediaError: Missing, a folder, empty, truncated or not a media file.
+    """
+    _check_file(path)
+    try:
+        # An absolute path cannot be taken for a protocol ("a:b.mp4"). Tags in a foreign encoding are no reason to fail.
+        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if _is_cut_mp4(path):
+            raise MediaError(
+                path, "is truncated: a part that the format needs is missing.", hint="Copy or download it again."
+            ) from error
+        raise MediaError(path, "is not a media file, or is damaged beyond recognition") from error
+    if _NOT_MEDIA & set(container.format.name.split(",")):
+        name = container.format.name
+        container.close()
+        raise MediaError(path, f"is not a media file (FFmpeg takes it for {name!r})")
+    return container
+
+
+def pick_streams(container: InputContainer) -> tuple[Stream | None, Stream | None]:
+    """The video and the audio stream that FFmpeg considers best, each None where there is none that can be decoded.
+
+    Attached pictures (cover art) are no video.
+    """
+    chosen = []
+    for kind in ("video", "audio"):
+        stream = container.streams.best(kind)
+        usable = stream is not None and stream.codec_context is not None and not is_picture(stream)
+        chosen.append(stream if usable else None)
+    return chosen[0], chosen[1]
+
+
+def is_picture(stream: Stream) -> bool:
+    """Whether a video stream is an attached picture."""
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def read_only(container: InputContainer, index: int) -> Stream:
+    """Let the demuxer skip all streams but one, so that it need not read their bytes.
+
+    Args:
+        container: The container.
+        index: Index of the stream to keep.
+
+    Returns:
+        That stream.
+    """
+    for stream in container.streams:
+        if stream.index != index and hasattr(stream, "discard"):  # an older PyAV cannot; it is then only slower
+            stream.discard = av.stream.Discard.all
+    return container.streams[index]
+
+
+def is_cut_riff(path: Path) -> bool:
+    """Whether a file is a RIFF file (wav, avi) that names a length beyond its own."""
+    with open(path, "rb") as stream:
+        head = stream.read(8)
+    length = int.from_bytes(head[4:8], "little")
+    # Recorders that could not go back to fill the length in leave the largest number.
+    return head[:4] == b"RIFF" and length < 0xFFFFFFF0 and length + 8 > os.path.getsize(path) + 1
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError as error:
+        raise MediaError(path, "no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise MediaError(path, f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(path, "is a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(path, "is not a regular file")
+    if status.st_size == 0:
+        raise MediaError(path, "is empty (0 bytes)")
+    if not os.access(path, os.R_OK):
+        raise MediaError(path, "cannot be opened: permission denied")
+
+
+def _is_cut_mp4(path: Path) -> bool:
+    """Whether a file consists of mp4/mov boxes of which the index is missing or the last one reaches past the end."""
+    size = os.path.getsize(path)
+    position, seen = 0, set()
+    try:
+        with open(path, "rb") as stream:
+            while position + 8 <= size and len(seen) < 64:
+                stream.seek(position)
+                header = stream.read(16)
+                length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+                if kind not in _MP4_BOXES and not seen:
+                    return False
+                seen.add(kind)
+                if length == 1:
+                    length = int.from_bytes(header[8:16], "big")
+                elif length == 0:
+                    length = size - position
+                if length < 8:
+                    return False
+                position += length
+    except OSError:
+        return False
+    return bool(seen) and (b"moov" not in seen or position > size)

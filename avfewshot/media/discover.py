@@ -1,0 +1,103 @@
+"""Finds media files in what a person names: files, folders and globs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from avfewshot.errors import UsageError
+
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .wmv .asf .3gp .3g2 .ogv .vob".split()
+)
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .mp3 .m4a .aac .ogg .oga .opus .wma .aif .aiff .aifc .amr .ac3 .mka .caf".split()
+)
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
+"""Suffixes, in lower case, of the files that are taken from a folder or a glob."""
+
+
+def find_media(paths: Sequence[str | Path], *, recursive: bool = True) -> list[Path]:
+    """Find the media files that `paths` name.
+
+    From folders and globs the files with one of :data:`MEDIA_SUFFIXES` are taken, hidden ones excepted. A file that is
+    named itself is kept whatever its suffix, even when it is missing: reading it then says what is wrong with it.
+
+    Args:
+        paths: Files, folders and globs (``*``, ``?``, ``[...]``, ``**``); the current folder if empty.
+        recursive: Whether to look into the folders below a folder, too.
+
+    Returns:
+        Sorted paths, each once, relative where they were named so.
+
+    Raises:
+        UsageError: A folder or a glob holds no media file.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    found: dict[str, Path] = {}
+    for path in paths or ["."]:
+        for one in _expand(path, recursive):
+            found.setdefault(os.path.abspath(one), one)
+    return sorted(found.values())
+
+
+def _expand(path: str | Path, recursive: bool) -> list[Path]:
+    text = os.path.expanduser(os.fspath(path))
+    if os.path.isdir(text):
+        files = list(_in_folder(text, recursive))
+        if not files:
+            below = " or below it" if recursive else ""
+            raise UsageError(f"There is no media file in the folder '{path}'{below}.", hint=_known())
+        return files
+    # A name with brackets may be a file's own.
+    if not glob.has_magic(text) or os.path.lexists(text):
+        return [Path(text)]
+    files = []
+    for match in glob.iglob(text, recursive=True):
+        if os.path.isdir(match):
+            # `**` names every folder below by itself.
+            files += [] if "**" in text else _in_folder(match, recursive)
+        elif _is_media(match):
+            files.append(Path(match))
+    if not files:
+        raise UsageError(f"No media file matches '{path}'.", hint=_known())
+    return files
+
+
+def _in_folder(folder: str, recursive: bool) -> Iterator[Path]:
+    """Media files of a folder; links to folders are followed, but no folder is entered twice."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen or not recursive else [f for f in folders if not f.startswith(".")]
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in files:
+            full = os.path.join(root, name)
+            if _is_media(full):
+                yield Path(full)
+
+
+def _is_media(path: str) -> bool:
+    name = os.path.basename(path)
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith(".") or suffix not in MEDIA_SUFFIXES:
+        return False
+    return suffix not in {".ts", ".mts"} or _is_transport_stream(path)
+
+
+def _is_transport_stream(path: str) -> bool:
+    """Tell an MPEG transport stream from a TypeScript source, which has the same suffix."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(5)
+    except OSError:
+        return True  # the reader says what is wrong
+    return head[:1] == b"\x47" or head[4:5] == b"\x47"
+
+
+def _known() -> str:
+    return f"Known suffixes: {' '.join(sorted(MEDIA_SUFFIXES))}."

@@ -1,0 +1,300 @@
+"""Finds out what a media file holds and where its timeline begins and ends, from packets, without decoding."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
+
+from avfewshot.errors import MediaError
+from avfewshot.media.container import is_cut_riff, is_picture, open_media, pick_streams
+
+FULL_SCAN_SECONDS = 120
+"""Files up to this length are read through once (well under a millisecond for each second of media); of longer ones
+only the end is, so that opening a film does not read gigabytes."""
+
+_TAIL_SECONDS = 5
+_MAX_READ_ERRORS = 100
+
+
+@dataclass
+class Track:
+    """One stream, its times in seconds on the file's own clock.
+
+    Attributes:
+        index: Index of the stream.
+        time_base: Seconds in one tick of its timestamps.
+        start: When its first picture or sample is due.
+        end: When its last one ends.
+        rate: Pictures a second on average; None where the file does not say, and for audio.
+        stamps: Sorted timestamps (ticks) of all pictures; None unless every packet of the file was read and each has
+            a presentation timestamp of its own.
+        counted: The pictures have no usable timestamps and can only be counted, at `rate`.
+        pixels: FFmpeg's name of the pixel format and the height, for example ``("yuv420p", 240)``; None for audio.
+    """
+
+    index: int
+    time_base: Fraction
+    start: Fraction
+    end: Fraction
+    rate: Fraction | None = None
+    stamps: tuple[int, ...] | None = None
+    counted: bool = False
+    pixels: tuple[str | None, int] | None = None
+
+
+@dataclass
+class Probe:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        format: FFmpeg's names of the container format, joined by commas.
+        video: The video track, or None.
+        audio: The audio track, or None.
+        zero: Where the timeline begins, in seconds on the file's own clock. Tracks may start late or before zero;
+            the earlier start counts for both, which keeps sight and sound together.
+        duration: Seconds from `zero` to the end of the longer track.
+        warnings: What is odd, for people: (what it concerns: ``"visual"``, ``"audio"`` or ``"file"``; the text).
+    """
+
+    path: Path
+    format: str
+    video: Track | None
+    audio: Track | None
+    zero: Fraction
+    duration: Fraction
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def num_segments(self) -> int:
+        """Seconds, rounded to the nearest (half up), at least 1."""
+        return max(1, math.floor(self.duration + Fraction(1, 2)))
+
+
+def probe(path: Path) -> Probe:
+    """Examine a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        MediaError: It cannot be opened, or has neither a video nor an audio track that can be decoded.
+    """
+    with open_media(path) as container:
+        chosen = [s for s in pick_streams(container) if s is not None]
+        if not chosen:
+            raise MediaError(path, _why_nothing(container))
+        declared = container.duration
+        if declared is not None and declared > FULL_SCAN_SECONDS * av.time_base:
+            scan = _Scan(container, chosen)
+            if scan.read_tail():
+                return _conclude(path, container, scan)
+    with open_media(path) as container:  # anew: seeking back to the beginning loses what precedes the first keyframe
+        scan = _Scan(container, [s for s in pick_streams(container) if s is not None])
+        scan.read_all()
+        return _conclude(path, container, scan)
+
+
+def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
+    tracks = {kind: scan.track(kind) for kind in ("video", "audio")}
+    present = [t for t in tracks.values() if t is not None]
+    if not present:
+        raise MediaError(path, "holds no pictures and no sound: its tracks are empty")
+    zero = min(t.start for t in present)
+    duration = max(t.end for t in present) - zero
+    result = Probe(path, container.format.name, tracks["video"], tracks["audio"], zero, duration)
+    result.warnings += _absent(container, result)
+    result.warnings += _short(container, scan, zero, duration)
+    result.warnings += _apart(result)
+    result.warnings += scan.holes(result.video, result.audio, zero)
+    return result
+
+
+class _Scan:
+    """Reads packets, all of them or those near the end, and notes the extent of each stream."""
+
+    def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
+        self._container = container
+        self._streams = {s.index: s for s in streams}
+        self._first: dict[int, int] = {}
+        self._end: dict[int, int] = {}
+        self._count: dict[int, int] = {}
+        self._covered: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
+        self._stamps: list[int] = []
+        self._stamped = True
+        self._whole = False
+        self._usual = {s.index: _usual_length(s) for s in streams}
+        self.errors = 0
+
+    def read_all(self) -> None:
+        """Read the file through."""
+        self._read(list(self._streams.values()))
+        self._whole = True
+
+    def read_tail(self) -> bool:
+        """Read the last seconds; False if they do not show where every stream ends."""
+        start, length = self._container.start_time or 0, self._container.duration
+        try:
+            self._container.seek(start + length - _TAIL_SECONDS * av.time_base)
+            self._read(list(self._streams.values()))
+            for stream in self._streams.values():
+                if stream.index not in self._end and stream.duration:  # it ends early
+                    end = (stream.start_time or 0) + stream.duration
+                    self._container.seek(max(0, end - int(_TAIL_SECONDS / stream.time_base)), stream=stream)
+                    self._read([stream])
+        except av.error.FFmpegError:
+            return False
+        return not self.errors and set(self._end) == set(self._streams)
+
+    def track(self, kind: str) -> Track | None:
+        """The track of a kind, None where no packet of it was found."""
+        stream = next((s for s in self._streams.values() if s.type == kind and s.index in self._count), None)
+        if stream is None:
+            return None
+        base, index = stream.time_base, stream.index
+        start = stream.start_time if stream.start_time is not None else self._first.get(index, 0)
+        # A raw stream without any timestamps is as long as its pictures are many.
+        end = max(start, self._end.get(index, start + self._count[index] * self._usual[index]))
+        if stream.duration is not None:
+            declared = start + stream.duration
+            # The container's own figure leaves out the padding that audio codecs append.
+            if index not in self._end or (kind == "audio" and 0 < (end - declared) * base < Fraction(1, 10)):
+                end = declared
+        track = Track(index, base, start * base, end * base)
+        if kind == "video":
+            track.rate = _rate(stream)
+            track.pixels = (stream.codec_context.pix_fmt, stream.codec_context.height)
+            track.counted = self._must_count(stream)
+            ordered = tuple(sorted(set(self._stamps)))
+            if (
+                self._whole
+                and not self.errors
+                and self._stamped
+                and not track.counted
+                and len(ordered) == len(self._stamps)
+            ):
+                track.stamps = ordered
+        return track
+
+    def holes(self, video: Track | None, audio: Track | None, zero: Fraction) -> Iterator[tuple[str, str]]:
+        """Stretches of which nothing is left, as far as the whole file was read."""
+        if not self._whole:
+            return
+        if audio is not None and self._covered.get(audio.index):
+            missing = float(audio.end - audio.start - self._covered[audio.index] * audio.time_base)
+            if missing > 1:
+                yield "audio", f"{missing:.1f} s of the audio are missing: silence stands for them"
+        if video is not None and self._lengths:
+            ordered = sorted(self._lengths)
+            # A picture may stand for long on purpose; then its packet mostly says so.
+            gaps = ((b - a - self._lengths[a], a, b) for a, b in itertools.pairwise(ordered))
+            lost, a, b = max(gaps, default=(0, 0, 0))
+            if lost * video.time_base > 1:
+                start, stop = (float(x * video.time_base - zero) for x in (a, b))
+                yield "visual", f"there are no pictures between {start:.1f} s and {stop:.1f} s: the one before stands"
+
+    def _must_count(self, stream: Stream) -> bool:
+        if 2 * len(self._stamps) < self._count[stream.index]:
+            return True
+        # AVI numbers pictures in the order they are stored; FFmpeg passes that on as the order they are shown.
+        reordered = any(a > b for a, b in itertools.pairwise(self._stamps))
+        return self._container.format.name == "avi" and bool(stream.codec_context.has_b_frames) and not reordered
+
+    def _read(self, streams: list[Stream]) -> None:
+        while self.errors <= _MAX_READ_ERRORS:
+            try:
+                for packet in self._container.demux(streams):
+                    if packet.size:
+                        self._note(packet)
+                return
+            except av.error.FFmpegError:  # noqa: PERF203 - what follows a damaged packet may be whole
+                self.errors += 1
+
+    def _note(self, packet: Packet) -> None:
+        index, pts = packet.stream_index, packet.pts
+        if packet.is_discard:  # cut away by an edit list: decoded for the sake of others, never shown
+            self._stamped = self._stamped and self._streams[index].type != "video"
+            return
+        self._count[index] = self._count.get(index, 0) + 1
+        if self._streams[index].type == "video":
+            if pts is None:
+                self._stamped = False
+            else:
+                self._stamps.append(pts)
+        stamp = pts if pts is not None else packet.dts
+        if stamp is not None:
+            self._first[index] = min(stamp, self._first.get(index, stamp))
+            length = packet.duration or self._usual[index]
+            self._covered[index] = self._covered.get(index, 0) + length
+            if self._streams[index].type == "video":
+                self._lengths[stamp] = length
+            end = stamp + length
+            self._end[index] = max(end, self._end.get(index, end))
+
+
+def _rate(stream: Stream) -> Fraction | None:
+    return (stream.average_rate or stream.guessed_rate or None) if stream.type == "video" else None
+
+
+def _usual_length(stream: Stream) -> int:
+    """Ticks that a picture stands where its packet does not say."""
+    rate = _rate(stream)
+    return round(1 / (rate * stream.time_base)) if rate else 0
+
+
+def _absent(container: InputContainer, result: Probe) -> Iterator[tuple[str, str]]:
+    for about, kind, track in (("visual", "video", result.video), ("audio", "audio", result.audio)):
+        if track is None:
+            there = any(s.type == kind and not is_picture(s) for s in container.streams)
+            yield about, f"the {kind} track is empty or cannot be decoded" if there else f"no {kind} track"
+    sounds = [s.index for s in container.streams if s.type == "audio"]
+    if len(sounds) > 1 and result.audio is not None:
+        yield "audio", f"{len(sounds)} audio tracks: number {sounds.index(result.audio.index) + 1} is used"
+
+
+def _short(container: InputContainer, scan: _Scan, zero: Fraction, duration: Fraction) -> Iterator[tuple[str, str]]:
+    told = float((container.duration or 0) / av.time_base)
+    # Some formats count their length from zero, some from their first timestamp.
+    if max(duration, zero + duration) < told - max(1.0, 0.02 * told):
+        yield "file", f"should last {told:.1f} s but ends after {float(duration):.1f} s: truncated or damaged"
+    elif is_cut_riff(Path(container.name)):
+        yield "file", "truncated: the file is shorter than it says"
+    elif scan.errors:
+        yield "file", "damaged: parts of the file could not be read"
+
+
+def _apart(result: Probe) -> Iterator[tuple[str, str]]:
+    video, audio = result.video, result.audio
+    if video is None or audio is None:
+        return
+    starts = [float(t.start - result.zero) for t in (video, audio)]
+    ends = [float(t.end - result.zero) for t in (video, audio)]
+    if ends[0] + 1 < ends[1]:
+        yield "visual", f"video ends at {ends[0]:.1f} s, before the audio: its last picture stands for the rest"
+    elif ends[1] + 1 < ends[0]:
+        yield "audio", f"audio ends at {ends[1]:.1f} s, before the video: silence stands for the rest"
+    if starts[1] + 1 < starts[0]:
+        yield "visual", f"video starts at {starts[0]:.1f} s, after the audio: its first picture stands till then"
+    elif starts[0] + 1 < starts[1]:
+        yield "audio", f"audio starts at {starts[1]:.1f} s, after the video: silence stands till then"
+
+
+def _why_nothing(container: InputContainer) -> str:
+    if any(s.type in {"video", "audio"} and not is_picture(s) for s in container.streams):
+        return "its tracks are in a format that this FFmpeg cannot decode"
+    if any(s.type == "video" for s in container.streams):
+        return "has neither video nor audio, only a picture"
+    return "is not a media file: it has neither video nor audio"

@@ -1,0 +1,259 @@
+"""Reads any stretch of an audio track as mono 48 kHz, placed by its timestamps."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.audio.frame import AudioFrame
+from av.packet import Packet
+
+from avfewshot.media.clip import SAMPLE_RATE
+from avfewshot.media.container import open_media, read_only
+from avfewshot.media.probe import Track
+from avfewshot.media.resample import margin, to_model_rate
+
+_JITTER = Fraction(4, 100)
+"""Seconds by which timestamps may differ from the count of samples before that means a gap: containers round them."""
+
+_PREROLL_SECONDS = 1
+"""Decoding starts this much early after a seek: codecs need some packets until their output is exact."""
+
+_FAR_SECONDS = 10
+"""A jump ahead beyond this is made by seeking, a shorter one by decoding on."""
+
+_READ_TO_SEEK = frozenset({"mp3", "aac", "ac3", "eac3", "dts", "truehd", "mp2", "amr", "avi", "loas", "tta"})
+"""Formats whose timestamps after a seek are estimates: packets are counted from the beginning instead, undecoded."""
+
+_MAX_ERRORS = 1000
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A stretch of sound.
+
+    Attributes:
+        waveform: float32 ``[seconds * 48000]`` in [-1, 1].
+        heard: Whether any of it came from the file (the rest is zero-filled).
+        nonfinite: Samples that were NaN or infinite, set to zero.
+        peak: Largest magnitude before clipping to [-1, 1].
+    """
+
+    waveform: torch.Tensor
+    heard: bool
+    nonfinite: int
+    peak: float
+
+
+class Waveform:
+    """One audio track, read by the second.
+
+    Stretches that follow each other are served in one pass over the file; the samples do not depend on how the track
+    is cut into stretches. Channels are averaged. Gaps and a late start are filled with zeros.
+
+    Args:
+        path: The file.
+        track: Its audio track.
+        zero: Beginning of the file's timeline in seconds on its own clock.
+
+    Attributes:
+        rate: Sampling rate of the track in Hz; 0 if nothing in it can be decoded.
+        errors: Packets that could not be read or decoded so far.
+
+    Raises:
+        MediaError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path, track: Track, zero: Fraction) -> None:
+        self.rate = 0
+        self.errors = 0
+        self._path = path
+        self._track = track
+        self._zero = zero
+        self._container = None
+        self._grid: tuple[int, int] | None = None
+        self._open()
+        self._learn_grid()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def read(self, start: int, stop: int) -> Sound:
+        """Read the seconds ``[start, stop)`` of the file's timeline."""
+        extra = margin(self.rate)
+        first, last = start * self.rate, stop * self.rate
+        samples = self._samples(first - extra, last + extra)
+        heard = any(at < last and at + len(block) > first for at, block in self._blocks)
+        self._drop_before(last - extra)
+        finite = np.isfinite(samples)
+        nonfinite = int(samples.size - np.count_nonzero(finite))
+        if nonfinite:
+            samples[~finite] = 0.0
+        peak = float(np.abs(samples[extra : len(samples) - extra]).max(initial=0.0))
+        waveform = to_model_rate(samples, self.rate, (stop - start) * SAMPLE_RATE)
+        return Sound(waveform.clamp(-1.0, 1.0), heard, nonfinite, peak)
+
+    # Samples by number: sample n is due n / rate seconds after the beginning of the timeline.
+
+    def _samples(self, first: int, last: int) -> np.ndarray:
+        """The samples ``[first, last)``, float32, zero where there are none."""
+        out = np.zeros(last - first, np.float32)
+        if first > (self._track.end - self._zero + 1) * self.rate:
+            return out
+        behind = first < self._kept_from
+        far = self._position is not None and first - self._position > _FAR_SECONDS * self.rate
+        if behind or far:
+            self._seek(first)
+        while (self._position is None or self._position < last) and self._decode_next():
+            pass
+        for at, block in self._blocks:
+            a, b = max(first, at), min(last, at + len(block))
+            if a < b:
+                out[a - first : b - first] = block[a - at : b - at]
+        return out
+
+    def _drop_before(self, number: int) -> None:
+        while self._blocks and self._blocks[0][0] + len(self._blocks[0][1]) <= number:
+            self._blocks.popleft()
+        self._kept_from = max(self._kept_from, number)
+
+    def _seek(self, first: int) -> None:
+        goal = self._zero + Fraction(first, self.rate) - _PREROLL_SECONDS
+        ticks = int(goal / self._track.time_base)
+        if goal > self._track.start and not _READ_TO_SEEK & set(self._container.format.name.split(",")):
+            try:
+                self._container.seek(ticks, stream=self._stream)
+                self._forget()
+                while not self._blocks and self._decode_next():
+                    pass
+                if self._blocks and self._blocks[0][0] <= first:
+                    self._kept_from = first
+                    return
+            except av.error.FFmpegError:
+                pass
+        self._open()
+        self._skip_until = ticks
+        self._kept_from = first
+
+    # Reading and decoding.
+
+    def _open(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = open_media(self._path)
+        self._stream = read_only(self._container, self._track.index)
+        self._decoder = self._stream.codec_context
+        self._forget()
+        self._kept_from = -(1 << 62)
+
+    def _forget(self) -> None:
+        self._packets = self._container.demux(self._stream)
+        self._blocks: deque[tuple[int, np.ndarray]] = deque()
+        self._position: int | None = None  # number of the sample after the last one decoded
+        self._skip_until: int | None = None
+        self._ended = False
+
+    def _learn_grid(self) -> None:
+        """Decode the beginning; note the raster of packets, by which positions are exact after a seek, too.
+
+        Some containers round timestamps to milliseconds, some files have them a little off.
+        """
+        while len(self._blocks) < 3 and self._decode_next():
+            pass
+        # Uncompressed sound is read from any sample on, Vorbis packets differ in length: neither has a raster.
+        if len(self._blocks) == 3 and not self._decoder.name.startswith(("pcm", "vorbis")):
+            (at, first), (_, second), (_, third) = self._blocks
+            if len(second) == len(third):
+                self._grid = (at + len(first), len(second))
+
+    def _decode_next(self) -> bool:
+        """Decode a packet; False at the end of the track."""
+        while not self._ended:
+            packet = self._next_packet()
+            if packet is not None and self._skip_until is not None and packet.pts is not None:
+                if packet.pts + (packet.duration or 0) < self._skip_until:
+                    continue
+                self._skip_until = None
+            self._ended = packet is None
+            try:
+                frames = self._decoder.decode(packet)
+            except av.error.EOFError:
+                return False
+            except av.error.FFmpegError:
+                self.errors += 1
+                continue
+            for frame in frames:
+                self._append(frame)
+            return True
+        return False
+
+    def _next_packet(self) -> Packet | None:
+        while self.errors <= _MAX_ERRORS:
+            try:
+                packet = next(self._packets)
+            except StopIteration:
+                return None
+            except av.error.FFmpegError:
+                self.errors += 1
+                self._packets = self._container.demux(self._stream)
+                continue
+            if packet.size:
+                return packet
+            if packet.dts is None:  # the mark that ends every stream
+                return None
+        return None
+
+    def _append(self, frame: AudioFrame) -> None:
+        if not self.rate:
+            self.rate = frame.sample_rate
+            self._scale = float(self._track.time_base * self.rate)
+            self._offset = float(self._zero * self.rate)
+        if frame.sample_rate != self.rate or not frame.samples:
+            self.errors += bool(frame.samples)
+            return
+        block = _mono(frame)
+        at = self._place(frame)
+        if self._position is not None and at < self._position:  # it repeats what is there
+            block = block[self._position - at :]
+            at = self._position
+        if len(block):
+            self._blocks.append((at, block))
+            self._position = at + len(block)
+
+    def _place(self, frame: AudioFrame) -> int:
+        """Number of a frame's first sample."""
+        told = None
+        if frame.pts is not None:
+            told = round(frame.pts * self._scale - self._offset)
+        if self._position is not None:
+            if told is None or abs(told - self._position) <= _JITTER * self.rate:
+                return self._position
+            return told
+        if told is None:
+            return 0
+        if self._grid is not None and frame.samples == self._grid[1]:
+            origin, step = self._grid
+            near = origin + round((told - origin) / step) * step
+            if abs(near - told) <= step // 4:
+                return near
+        return told
+
+
+def _mono(frame: AudioFrame) -> np.ndarray:
+    """Mean of the channels, float32 ``[samples]``."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    with np.errstate(over="ignore", invalid="ignore"):
+        samples = samples.astype(np.float32, copy=False)
+        return samples[0] if len(samples) == 1 else np.add.reduce(samples) * np.float32(1 / len(samples))

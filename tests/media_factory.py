@@ -1,0 +1,240 @@
+"""Makes small media files with PyAV: pictures that carry their own frame number, and tones whose time can be told.
+
+Nothing here knows the package under test. The picture of frame ``n`` is a moving coloured gradient below a row of
+black and white blocks that spell ``n`` in binary, so that a test can read from the pixels which frame it was given.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+COUNTER_BITS = 10
+
+
+def picture(number: int, width: int = 96, height: int = 64) -> np.ndarray:
+    """RGB picture [height, width, 3] of frame `number`."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    phase = 0.35 * number
+    channels = [
+        127 + 110 * np.sin(x / width * 5 + phase),
+        127 + 110 * np.sin(y / height * 4 - phase),
+        127 + 110 * np.sin((x + y) / (width + height) * 6 + 2 * phase),
+    ]
+    image = np.stack(channels, -1).clip(0, 255).astype(np.uint8)
+    top = height // 4
+    edges = np.linspace(0, width, COUNTER_BITS + 1).round().astype(int)
+    for bit in range(COUNTER_BITS):
+        image[:top, edges[bit] : edges[bit + 1]] = 235 if number >> bit & 1 else 16
+    # Another shade in the lower corners tells left from right and top from bottom.
+    image[-top:, : width // 4] = (220, 30, 30)
+    image[-top:, -(width // 4) :] = (30, 30, 220)
+    return image
+
+
+def counter(image: np.ndarray) -> int:
+    """The number that :func:`picture` wrote into an RGB picture [height, width, 3]."""
+    height, width = image.shape[:2]
+    edges = np.linspace(0, width, COUNTER_BITS + 1)
+    row = image[height // 8].astype(int).sum(-1)
+    middles = ((edges[:-1] + edges[1:]) / 2).astype(int)
+    return sum(1 << bit for bit, x in enumerate(middles) if row[x] > 384)
+
+
+def tone(
+    seconds: float, rate: int = 48000, frequency: float = 440.0, channels: int = 1, level: float = 0.5
+) -> np.ndarray:
+    """Sine [channels, samples] in float32; its frequency rises steadily, so that its time can be told."""
+    t = np.arange(round(seconds * rate)) / rate
+    wave = level * np.sin(2 * math.pi * (frequency * t + 40 * t**2))
+    return np.repeat(wave[None].astype(np.float32), channels, 0)
+
+
+def clicks(times: Iterable[float], seconds: float, rate: int = 48000) -> np.ndarray:
+    """Silence [1, samples] with a loud two-millisecond burst at each of `times`."""
+    wave = np.zeros((1, round(seconds * rate)), np.float32)
+    burst = 0.9 * np.sign(np.sin(np.arange(round(0.002 * rate)) * 1.2))
+    for time in times:
+        at = round(time * rate)
+        wave[0, at : at + len(burst)] = burst
+    return wave
+
+
+def write_media(
+    path: Path,
+    *,
+    seconds: float = 2.0,
+    fps: int = 10,
+    size: tuple[int, int] = (96, 64),
+    times: Sequence[float] | None = None,
+    codec: str | None = "libx264",
+    codec_options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    colour: tuple[int, int] | None = None,
+    video_start: float = 0.0,
+    audio: np.ndarray | Sequence[np.ndarray] | None = None,
+    audio_codec: str = "aac",
+    rate: int = 48000,
+    audio_start: float = 0.0,
+    audio_gap: tuple[float, float] | None = None,
+    audio_step: int = 1024,
+    container_options: dict[str, str] | None = None,
+    rotation: int = 0,
+    mirrored: bool = False,
+) -> Path:
+    """Write a file.
+
+    Args:
+        path: Where; the suffix chooses the container.
+        seconds: Length of the video at `fps`.
+        fps: Frames a second.
+        size: Width and height.
+        times: Timestamps of the frames instead of `seconds` and `fps` (variable frame rate).
+        codec: Video encoder, or None for no video.
+        codec_options: Its options; a keyframe every 10 frames unless ``g`` is given.
+        pix_fmt: Pixel format.
+        colour: FFmpeg's numbers for (colour space, colour range) to tag the frames with.
+        video_start: Added to all timestamps of the video.
+        audio: Waveform [channels, samples] in float32, several for several tracks, None for no audio.
+        audio_codec: Audio encoder.
+        rate: Sampling rate of `audio`.
+        audio_start: Added to all timestamps of the audio.
+        audio_gap: (time, length): from `time` on the timestamps jump ahead by `length`.
+        audio_step: Samples in a packet, where the encoder leaves the choice.
+        container_options: Options of the muxer.
+        rotation: Degrees that a player has to turn the picture counter-clockwise (mp4 and mov only).
+        mirrored: A player has to mirror the picture left-right (mp4 and mov only).
+    """
+    tracks = [] if audio is None else [audio] if isinstance(audio, np.ndarray) else list(audio)
+    with av.open(str(path), "w", options=container_options or {}) as out:
+        video = None
+        if codec:
+            video = out.add_stream(codec, rate=fps)
+            video.width, video.height = size
+            video.pix_fmt = pix_fmt
+            video.options = {"g": "10", **(codec_options or {})}
+            video.codec_context.time_base = Fraction(1, 1000 if times else fps * (1 if path.suffix == ".avi" else 100))
+            video.codec_context.thread_count = 1
+            if colour:
+                video.codec_context.colorspace, video.codec_context.color_range = colour
+        sounds = []
+        for wave in tracks:
+            # Noise substitution would make decoded sound depend on where decoding began.
+            options = {"aac_pns": "0"} if audio_codec == "aac" else {}
+            stream = out.add_stream(audio_codec, rate=rate, options=options)
+            stream.layout = {1: "mono", 2: "stereo", 6: "5.1"}[wave.shape[0]]
+            sounds.append(stream)
+        pending = []
+        if video is not None:
+            stamps = list(times) if times else [n / fps for n in range(round(seconds * fps))]
+            for number, stamp in enumerate(stamps):
+                frame = av.VideoFrame.from_ndarray(picture(number, *size), "rgb24").reformat(format=pix_fmt)
+                if colour:
+                    frame.colorspace, frame.color_range = colour
+                frame.time_base = video.codec_context.time_base
+                frame.pts = round((stamp + video_start) / frame.time_base)
+                pending += video.encode(frame)
+            pending += video.encode()
+        for stream, wave in zip(sounds, tracks, strict=True):
+            pending += _encode_audio(stream, wave, rate, audio_start, audio_gap, audio_step)
+        # Interleaved by time as a recorder would write them.
+        for packet in sorted(pending, key=lambda p: (p.dts if p.dts is not None else p.pts) * p.time_base):
+            out.mux(packet)
+    if rotation or mirrored:
+        _set_matrix(path, rotation, mirrored)
+    return path
+
+
+def _encode_audio(
+    stream, wave: np.ndarray, rate: int, start: float, gap: tuple[float, float] | None, step: int
+) -> list[av.Packet]:
+    context = stream.codec_context
+    context.open()
+    step = context.frame_size or step
+    resampler = av.AudioResampler(format=context.format, layout=context.layout, rate=rate)
+    packets = []
+    for at in range(0, wave.shape[1], step):
+        layout = "mono" if wave.shape[0] == 1 else stream.layout.name
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, at : at + step]), "fltp", layout)
+        frame.sample_rate = rate
+        frame.time_base = Fraction(1, rate)
+        late = start + (gap[1] if gap and at / rate >= gap[0] else 0.0)
+        stamp = at + round(late * rate)
+        (converted,) = resampler.resample(frame) if context.format.name != "fltp" else [frame]
+        converted.pts = stamp
+        converted.time_base = Fraction(1, rate)
+        packets += stream.encode(converted)
+    return packets + stream.encode()
+
+
+def _set_matrix(path: Path, rotation: int, mirrored: bool) -> None:
+    """Write a display matrix into the first video track header (`tkhd`) of an mp4."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}[rotation]
+    if mirrored:
+        a, c = -a, -c
+    position = data.find(b"tkhd")
+    while position >= 0:
+        version = data[position + 4]
+        matrix = position + 4 + (4 + 20 if version == 0 else 4 + 32) + 16
+        width = struct.unpack(">I", data[matrix + 36 : matrix + 40])[0]
+        if width:  # an audio track has none
+            one = 1 << 16
+            data[matrix : matrix + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+            break
+        position = data.find(b"tkhd", position + 4)
+    path.write_bytes(data)
+
+
+def write_audio(path: Path, wave: np.ndarray, rate: int = 48000, codec: str | None = None, **options) -> Path:
+    """Write an audio-only file; the encoder follows from the suffix unless named."""
+    by_suffix = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".m4a": "aac", ".ogg": "libopus"}
+    return write_media(path, codec=None, audio=wave, audio_codec=codec or by_suffix[path.suffix], rate=rate, **options)
+
+
+def write_cover_art(path: Path, wave: np.ndarray, rate: int = 48000) -> Path:
+    """Write an mp3 or m4a with an attached picture."""
+    plain = write_audio(path.with_name("plain-" + path.name), wave, rate)
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 64, 64, "yuvj420p", Fraction(1, 25)
+    image = av.VideoFrame.from_ndarray(picture(1, 64, 64), "rgb24").reformat(format="yuvj420p")
+    image.pts, image.time_base = 0, Fraction(1, 25)
+    jpeg = [*encoder.encode(image), *encoder.encode()]
+    muxer = {".m4a": "mp4", ".mp3": "mp3"}[path.suffix]
+    with av.open(str(plain)) as source, av.open(str(path), "w", format=muxer) as out:
+        sound = out.add_stream_from_template(source.streams.audio[0])
+        cover = out.add_stream("mjpeg", rate=25)
+        cover.width = cover.height = 64
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = sound
+                out.mux(packet)
+        for packet in jpeg:
+            packet.stream = cover
+            out.mux(packet)
+    plain.unlink()
+    return path
+
+
+def truncated(source: Path, path: Path, keep: float) -> Path:
+    """Copy the first part `keep` (0 to 1) of a file's bytes."""
+    data = source.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    return path
+
+
+def damaged(source: Path, path: Path, start: float, stop: float, seed: int = 0) -> Path:
+    """Copy a file with the bytes between two fractions of its length overwritten by noise."""
+    data = bytearray(source.read_bytes())
+    a, b = int(len(data) * start), int(len(data) * stop)
+    data[a:b] = np.random.default_rng(seed).integers(0, 256, b - a, np.uint8).tobytes()
+    path.write_bytes(data)
+    return path
