@@ -332,7 +332,8 @@ def train(name: str, work: Path, seed: int, share_of_steps: float) -> None:
     pair = PAIRS[name](seed)
     started = time.process_time()  # this thread's own work, whatever else the machine does
     data = rendered(pair, name, work, seed, max(CHUNK, int(pair.sampled * min(1.0, share_of_steps))))
-    fresh = [pair.render([seed, 10 + list(PAIRS).index(name), index], judged=True) for index in range(JUDGED // CHUNK)]
+    parts = max(1, round(JUDGED / CHUNK * min(1.0, share_of_steps)))
+    fresh = [pair.render([seed, 10 + list(PAIRS).index(name), index], judged=True) for index in range(parts)]
     judged = {key: np.concatenate([chunk[key] for chunk in fresh]) for key in fresh[0]}
 
     torch.manual_seed(seed)
