@@ -1,0 +1,276 @@
+"""The classifier on real files, with the tiny architecture and random weights."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+from media_factory import tone, write_audio, write_media
+from torch.nn import functional as F
+
+import avfewshot
+from avfewshot.classifier import Classifier, background_feature, load
+from avfewshot.errors import MediaError, UsageError
+from avfewshot.labels import LabelSet
+from avfewshot.media.reader import read_clip
+from avfewshot.reports.records import is_finite
+from avfewshot.results import ClipResult, Failure
+
+LABELS = ("red ball", "bell", "dog")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return load("tiny", device="cpu", precision="fp32", weights="random")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    write_media(folder / "both.mp4", seconds=2.6, audio=tone(2.6))
+    write_media(folder / "silent.mp4", seconds=2.0)
+    write_audio(folder / "sound.wav", tone(1.4))
+    (folder / "notes.mp4").write_text("no video")
+    return folder
+
+
+def softmax_mean(classifier: Classifier, embeddings, labels) -> tuple[torch.Tensor, torch.Tensor]:
+    features = classifier.embed_labels(labels)
+    visual = (classifier.backbone.visual_scale * embeddings.visual @ features[0].T).softmax(-1)
+    audio = (classifier.backbone.audio_scale * embeddings.audio @ features[1].T).softmax(-1)
+    return visual, audio
+
+
+def test_a_result_follows_from_embeddings_and_label_features(classifier, folder):
+    (result,) = classifier.classify(folder / "both.mp4", LABELS)
+
+    embeddings = classifier.embed(folder / "both.mp4")
+    visual, audio = softmax_mean(classifier, embeddings, LABELS)
+    share = visual.amax(-1) / (visual.amax(-1) + audio.amax(-1))
+    fused = share[:, None] * visual + (1 - share)[:, None] * audio
+    torch.testing.assert_close(torch.tensor(list(result.scores.values())), fused.mean(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(list(result.visual.values())), visual.mean(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(list(result.audio.values())), audio.mean(0), rtol=0, atol=1e-5)
+    assert result.weights["visual"] == pytest.approx(share.mean().item(), abs=1e-5)
+    assert result.label == LABELS[fused.mean(0).argmax()]
+    assert result.score == result.scores[result.label] == max(result.scores.values())
+    for segment, scores, weight in zip(result.segments, fused, share, strict=True):
+        torch.testing.assert_close(torch.tensor(segment.scores), scores, rtol=0, atol=1e-5)
+        assert segment.weights["visual"] == pytest.approx(weight.item(), abs=1e-5)
+        assert segment.label == LABELS[scores.argmax()]
+
+
+def test_event_pooling_uses_the_templates_background(classifier, folder):
+    (result,) = classifier.classify(folder / "both.mp4", LABELS, pool="event")
+
+    visual = classifier.embed(folder / "both.mp4").visual.double()
+    background = background_feature(classifier.backbone.visual_text, classifier.templates.background_visual)
+    logits = classifier.backbone.visual_scale * visual @ classifier.embed_labels(LABELS)[0].double().T
+    salience = (logits.amax(-1) - classifier.backbone.visual_scale * visual @ background).softmax(0)
+    expected = (salience[:, None] * logits).sum(0).softmax(-1)
+    torch.testing.assert_close(torch.tensor(list(result.visual.values())).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "product"])
+@pytest.mark.parametrize("pool", ["mean", "event"])
+def test_everything_that_should_sum_to_one_does(classifier, folder, fusion, pool):
+    paths = [folder / name for name in ("both.mp4", "silent.mp4", "sound.wav")]
+
+    for result in classifier.classify(paths, LABELS, fusion=fusion, pool=pool):
+        assert is_finite(result)
+        for shares in (result.scores, result.visual, result.audio, result.weights):
+            assert shares is None or math.fsum(shares.values()) == pytest.approx(1, abs=1e-9)
+        for segment in result.segments:
+            assert math.fsum(segment.scores) == pytest.approx(1, abs=1e-9)
+            assert math.fsum(segment.weights.values()) == pytest.approx(1, abs=1e-9)
+
+
+def test_one_modality_alone_decides_and_that_is_said(classifier, folder):
+    silent, sound, both = classifier.classify(
+        [str(folder / name) for name in ("silent.mp4", "sound.wav", "both.mp4")], LABELS
+    )
+
+    assert silent.audio is None
+    assert silent.scores == silent.visual
+    assert silent.weights == {"visual": 1.0, "audio": 0.0}
+    assert silent.warnings == ["no audio track", "classified by sight alone"]
+    assert sound.visual is None
+    assert sound.weights == {"visual": 0.0, "audio": 1.0}
+    assert sound.warnings[-1] == "classified by sound alone"
+    assert both.warnings == []
+
+
+def test_asking_for_one_modality_gives_it_without_a_warning(classifier, folder):
+    seen, silent, no_sound = classifier.classify(
+        [folder / "both.mp4", folder / "silent.mp4", folder / "sound.wav"], LABELS, modality="visual"
+    )
+
+    assert seen.audio is None
+    assert seen.warnings == []
+    assert silent.warnings == []
+    assert isinstance(no_sound, Failure)
+    both = classifier.classify(folder / "both.mp4", LABELS)[0]
+    assert seen.visual == pytest.approx(both.visual)
+
+
+def test_segments_are_seconds_and_end_with_the_file(classifier, folder):
+    both, sound = classifier.classify([folder / "both.mp4", folder / "sound.wav"], LABELS)
+
+    assert [(segment.start, segment.end) for segment in both.segments[:2]] == [(0.0, 1.0), (1.0, 2.0)]
+    assert both.segments[-1].start == 2.0
+    assert both.segments[-1].end == pytest.approx(both.duration, abs=1e-9)
+    assert 2.5 < both.duration < 2.8
+    assert [(segment.start, segment.end) for segment in sound.segments] == [(0.0, 1.0)]
+    assert classifier.classify(folder / "both.mp4", LABELS, segments=False)[0].segments == []
+
+
+def test_bad_files_fail_alone_and_order_is_kept(classifier, folder):
+    names = ["notes.mp4", "both.mp4", "missing.mp4", "both.mp4"]
+
+    results = classifier.classify([folder / name for name in names], LABELS)
+
+    assert [result.path for result in results] == [str(folder / name) for name in names]
+    assert [type(result) for result in results] == [Failure, ClipResult, Failure, ClipResult]
+    assert results[1] == results[3]
+    assert classifier.classify([], LABELS) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, "auto"])
+def test_the_batch_size_changes_nothing_but_speed(classifier, folder, batch_size):
+    paths = [folder / name for name in ("both.mp4", "silent.mp4", "sound.wav", "both.mp4")]
+
+    results = classifier.classify(paths, LABELS, batch_size=batch_size, workers=1)
+
+    for got, expected in zip(results, classifier.classify(paths, LABELS, batch_size=3), strict=True):
+        assert got.scores == pytest.approx(expected.scores, abs=1e-6)
+
+
+def test_a_long_file_is_one_result(classifier, tmp_path):
+    path = write_audio(tmp_path / "long.wav", tone(64.7, rate=8000), rate=8000)
+
+    (result,) = classifier.classify(path, LABELS)
+
+    assert len(result.segments) == 65
+    assert result.segments[-1].end == pytest.approx(64.7, abs=0.01)
+    embeddings = classifier.embed(path)
+    assert embeddings.visual is None
+    assert embeddings.audio.shape == (65, 128)
+
+
+def test_embeddings_are_the_towers_unit_vectors(classifier, folder):
+    embeddings = classifier.embed(folder / "both.mp4")
+
+    clip = read_clip(folder / "both.mp4", frame_size=64)
+    with torch.no_grad():
+        visual = F.normalize(classifier.backbone.visual(clip.frames), dim=-1)
+        audio = F.normalize(classifier.backbone.audio(clip.audio_segments), dim=-1)
+    torch.testing.assert_close(embeddings.visual, visual)
+    torch.testing.assert_close(embeddings.audio, audio)
+    assert embeddings.visual.dtype == embeddings.audio.dtype == torch.float32
+    assert classifier.embed(folder / "both.mp4", modality="audio").visual is None
+    with pytest.raises(MediaError, match=r"missing\.mp4: no such file"):
+        classifier.embed(folder / "missing.mp4")
+
+
+def test_label_features_are_unit_vectors_of_the_wordings(classifier):
+    visual, audio = classifier.embed_labels(LABELS)
+    other, _ = classifier.embed_labels(LabelSet(LABELS, ("blue car", "bell", "dog")))
+
+    assert visual.shape == audio.shape == (3, 128)
+    torch.testing.assert_close(visual.norm(dim=-1), torch.ones(3))
+    assert not torch.allclose(visual[0], other[0])
+    assert torch.equal(visual[1:], other[1:])
+
+
+def test_results_stream_and_closing_them_stops_the_decoding_threads(classifier, folder):
+    before = set(threading.enumerate())
+    results = classifier.iter_classify([folder / "both.mp4"] * 30, LABELS, batch_size=3)
+
+    assert next(results).path == str(folder / "both.mp4")
+    assert set(threading.enumerate()) - before
+    results.close()
+
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": "sum"}, "weighted, product"),
+        ({"pool": "max"}, "mean, event"),
+        ({"modality": "text"}, "av, visual, audio"),
+        ({"batch_size": 0}, "from 1 on"),
+        ({"batch_size": "many"}, "from 1 on"),
+        ({"workers": 0}, "at least 1"),
+        ({"frame_backend": "opencv"}, "auto, decord, pyav"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(classifier, folder, options, message):
+    with pytest.raises(UsageError, match=message):
+        classifier.iter_classify([folder / "both.mp4"], LABELS, **options)
+
+
+def test_wrong_labels_are_refused_before_any_work(classifier, folder):
+    for labels in ([], ["dog", "dog"], "dog"):
+        with pytest.raises(UsageError):
+            classifier.iter_classify([folder / "both.mp4"], labels)
+
+
+def test_one_label_gets_everything(classifier, folder):
+    (result,) = classifier.classify(folder / "both.mp4", ["dog"], pool="event")
+
+    assert result.scores == {"dog": pytest.approx(1)}
+    assert result.weights == pytest.approx({"visual": 0.5, "audio": 0.5})
+
+
+def test_info_tells_what_made_the_results_and_names_unknown_words_once(classifier):
+    labels = LabelSet(("dog", "quokka"), ("dog", "a zyzzyva frying in a zyzzyva"))
+
+    info = classifier.info(labels, fusion="product", pool="event")
+
+    assert (info.backbone, info.adapter, info.device, info.precision) == ("tiny", None, "cpu", "fp32")
+    assert (info.fusion, info.pool) == ("product", "event")
+    assert info.labels == ["dog", "pan"]
+    assert info.wordings == list(labels.wordings)
+    assert "zyzzyva" in classifier.unknown_words(labels)
+    assert len(info.warnings) == 1
+    assert info.warnings[0].count("zyzzyva") == 1
+    assert "quokka" in classifier.unknown_words(["quokka"])
+    assert "quokka" not in classifier.unknown_words(labels)  # the wording is read, not the name
+
+
+def test_bf16_stays_close_to_fp32(folder, classifier):
+    half = load("tiny", device="cpu", precision="bf16", weights="random")
+
+    got, expected = half.embed(folder / "both.mp4"), classifier.embed(folder / "both.mp4")
+
+    assert half.info(LABELS).precision == "bf16"
+    assert got.visual.dtype == torch.float32
+    assert F.cosine_similarity(got.visual, expected.visual, dim=-1).min() > 0.999
+    assert F.cosine_similarity(got.audio, expected.audio, dim=-1).min() > 0.999
+    assert not torch.equal(got.visual, expected.visual)
+    for features, others in zip(half.embed_labels(LABELS), classifier.embed_labels(LABELS), strict=True):
+        assert torch.equal(features, others)  # texts are always encoded in float32
+    assert is_finite(half.classify(folder / "both.mp4", LABELS)[0])
+
+
+def test_load_is_lazy_in_the_package_and_checks_before_reading_weights(monkeypatch):
+    assert avfewshot.load is load
+    monkeypatch.setattr("avfewshot.classifier.build_backbone", lambda *_, **__: pytest.fail("weights were read"))
+    for options, message in (
+        ({"device": "cuda:77"}, "This machine has: cpu"),
+        ({"precision": "fp8"}, "fp32, bf16, fp16"),
+        ({"templates": "nonsense"}, "nonsense"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load("tiny", weights="random", **options)
+
+
+def test_the_same_seed_gives_the_same_classifier(folder, classifier):
+    again = load("tiny", device="cpu", precision="fp32", weights="random", seed=0)
+    other = load("tiny", device="cpu", precision="fp32", weights="random", seed=1)
+
+    assert again.classify(folder / "both.mp4", LABELS) == classifier.classify(folder / "both.mp4", LABELS)
+    assert other.classify(folder / "both.mp4", LABELS) != classifier.classify(folder / "both.mp4", LABELS)

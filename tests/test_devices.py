@@ -1,0 +1,77 @@
+"""Device and precision choice, on pretended hardware."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from avfewshot.devices import PRECISIONS, available_devices, cpu_has_bf16, resolve_device, resolve_precision
+from avfewshot.errors import UsageError
+
+
+@pytest.fixture
+def hardware(monkeypatch):
+    """Pretend: GPUs by compute capability, an Apple GPU, capabilities of the CPU."""
+
+    def pretend(cuda=(), mps=False, cpu=()):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cuda))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: cuda[device.index])
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(cpu, True), raising=False)
+
+    return pretend
+
+
+def test_auto_takes_a_gpu_where_there_is_one(hardware):
+    hardware()
+    assert resolve_device("auto") == torch.device("cpu")
+    hardware(mps=True)
+    assert resolve_device("auto") == torch.device("mps")
+    hardware(cuda=[(8, 0), (9, 0)])
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:0")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "mps", "tpu", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(hardware, name):
+    hardware(cuda=[(8, 0), (9, 0)])
+    with pytest.raises(UsageError, match=r"This machine has: cpu, cuda:0, cuda:1\."):
+        resolve_device(name)
+
+
+def test_a_torch_without_cuda_is_named(hardware, monkeypatch):
+    hardware()
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(UsageError, match="built without CUDA"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [((), "fp32"), (("avx512_bf16",), "bf16"), (("amx_bf16",), "bf16"), (("bf16",), "bf16"), (("avx512_f",), "fp32")],
+)
+def test_auto_precision_on_a_cpu_is_bf16_only_where_it_has_instructions_for_it(hardware, cpu, expected):
+    hardware(cpu=cpu)
+    assert cpu_has_bf16() == (expected == "bf16")
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 6), "bf16")])
+def test_auto_precision_on_cuda_follows_the_generation(hardware, capability, expected):
+    hardware(cuda=[(9, 0), capability])
+    assert resolve_precision("auto", torch.device("cuda:1")) == expected
+
+
+def test_precisions_by_name(hardware):
+    hardware(mps=True)
+    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+    for name in PRECISIONS:
+        assert resolve_precision(name, torch.device("cpu")) == name
+    with pytest.raises(UsageError, match="auto, fp32, bf16, fp16"):
+        resolve_precision("fp8", torch.device("cpu"))
+
+
+def test_this_machine_has_at_least_a_cpu():
+    assert available_devices()[0] == "cpu"
