@@ -352,6 +352,8 @@ class Slow(FakeClassifier):
 fake = types.ModuleType("avfewshot.classifier")
 fake.load = Slow([]).load
 sys.modules["avfewshot.classifier"] = fake
+import avfewshot.reports.thumbnails
+avfewshot.reports.thumbnails.thumbnails = lambda path, count, frame_backend: []  # would import torch
 from avfewshot.cli import main
 main()
 """
@@ -359,7 +361,8 @@ main()
 
 def streaming(*arguments, **options):
     code = STREAMING.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-u", "-c", code, "zeroshot", "--labels", "labels.txt", *arguments]
+    files = [f"{number}.mp4" for number in range(1000)]
+    command = [sys.executable, "-u", "-c", code, "zeroshot", "--labels", "labels.txt", *arguments, *files]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
-from avfewshot.media.clip import SAMPLE_RATE, SEGMENT_SECONDS, Clip
-from avfewshot.media.discover import MEDIA_SUFFIXES, find_media
-from avfewshot.media.prefetch import ClipFailure, iter_clips
-from avfewshot.media.reader import FRAME_BACKENDS, MODALITIES, ClipReader, MediaInfo, read_clip
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avfewshot.media.clip import SAMPLE_RATE, SEGMENT_SECONDS, Clip
+    from avfewshot.media.discover import MEDIA_SUFFIXES, find_media
+    from avfewshot.media.prefetch import ClipFailure, iter_clips
+    from avfewshot.media.reader import FRAME_BACKENDS, MODALITIES, ClipReader, MediaInfo, read_clip
 
 __all__ = [
     "FRAME_BACKENDS",
@@ -24,3 +28,18 @@ __all__ = [
     "iter_clips",
     "read_clip",
 ]
+
+_MODULES = {
+    "clip": ("SAMPLE_RATE", "SEGMENT_SECONDS", "Clip"),
+    "discover": ("MEDIA_SUFFIXES", "find_media"),
+    "prefetch": ("ClipFailure", "iter_clips"),
+    "reader": ("FRAME_BACKENDS", "MODALITIES", "ClipReader", "MediaInfo", "read_clip"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand, so that the command line can look for files, and say that there are none, without importing torch.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"avfewshot.media.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
