@@ -27,7 +27,7 @@ if [ -f "$activate" ]; then
   echo "  . $activate"
 fi
 cat <<EOF
-  cd $(pwd)
+  cd '$(pwd)'
   avfs zeroshot --labels labels.txt AVE                      # the other clips made just now
   avfs zeroshot --labels my-labels.txt my-clips --backbone base   # your clips, with CLIP and CLAP (downloads them once)
   avfs data toy --root toy                                   # a toy world large enough to train in
