@@ -15,6 +15,7 @@ import pytest
 from sample_results import clip, failure, run_info
 
 from avfewshot.cli.app import run
+from avfewshot.cli.interrupts import Interrupts
 from avfewshot.errors import AvfsError
 
 LABELS = ("dog barking", "violin", "background")
@@ -335,6 +336,27 @@ def test_misuse_does_not_import_torch(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr.splitlines()[-1] == "2 False"
+
+
+def test_a_signal_waits_while_a_result_is_written():
+    done = []
+
+    def work(interrupts, signals):
+        with interrupts, interrupts.put_off():
+            for number in signals:
+                signal.raise_signal(number)
+            done.append("written")
+
+    before = signal.getsignal(signal.SIGINT)
+    interrupts = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        work(interrupts, [signal.SIGTERM])
+    assert done == ["written"]
+    assert interrupts.status == 143
+    with pytest.raises(KeyboardInterrupt):
+        work(Interrupts(), [signal.SIGINT, signal.SIGINT])  # whoever asks twice is not kept waiting
+    assert done == ["written"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 STREAMING = """

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from sample_results import LABELS, clip, failure, run_info
@@ -56,6 +57,18 @@ def test_json_has_the_documented_shape_and_key_order():
     assert [list(segment) for segment in first["segments"]] == [["start", "end", "label", "score", "weights"]] * 10
     for shares in (first["scores"], first["visual"], first["audio"], first["weights"], second["scores"]):
         assert math.fsum(shares.values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_documented_example_has_the_same_keys():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    documented = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    stream = written(lambda s: JsonWriter(s, segments=True), [clip(), failure()])
+
+    def keys(document):
+        [entry], [failed] = document["clips"], document["failed"]
+        return list(document), list(entry), list(entry["segments"][0]), list(entry["weights"]), list(failed)
+
+    assert keys(documented) == keys(json.loads(stream.getvalue()))
 
 
 def test_json_without_segments_keeps_an_empty_list():

@@ -44,7 +44,7 @@ class _Lazy:
 COMMANDS = {
     "zeroshot": _Lazy("avfewshot.cli.zeroshot", "Classify clips, with nothing but a list of labels."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
-    "data": _Lazy("avfewshot.cli.data", "Make toy clips."),
+    "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),
     "config": _Lazy("avfewshot.cli.config", "Show every setting, its value and where it came from."),
 }
 
