@@ -22,6 +22,7 @@ import pytest
 
 from avfewshot.cli.app import run
 from avfewshot.datasets.description import load_description
+from avfewshot.datasets.load import load_dataset
 from avfewshot.datasets.toyworld import build as build_module
 from avfewshot.datasets.toyworld import layouts, workers
 from avfewshot.datasets.toyworld.build import prepare
@@ -247,6 +248,18 @@ def test_its_description_takes_the_place_of_the_packaged_one(tmp_path, dataset, 
     for entry in description.files:
         lines = (description.path.parent / entry.names[0]).read_text(encoding="utf-8").splitlines()
         assert entry.rows in (len(lines), len(lines) - 1)
+
+
+@pytest.mark.parametrize("task", ["ave", "ave_cls", "llp_cls", "vggsound40k", "vggsound_cls"])
+def test_the_readers_of_the_real_data_sets_read_it_without_a_complaint(tmp_path, task):
+    for plan in (make_plan(0, 3) for make_plan in layouts.PLANS.values()):
+        for path in (*plan.texts, *(clip.path for clip in plan.clips)):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(plan.texts.get(path, ""), encoding="utf-8")
+    dataset = load_dataset(task, tmp_path)
+    assert {sample.split for sample in dataset.samples} == {"train", "val", "test"}
+    assert all(sample.path.is_relative_to(tmp_path) for sample in dataset.samples)
+    assert [finding for finding in dataset.report.findings if finding.severity != "info"] == []
 
 
 def test_seeds_give_other_ids_and_other_clips():
