@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avfewshot.classifier import Classifier, load
 
-try:
-    __version__ = version("avfewshot")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0+unknown"
+    __version__: str
 
 __all__ = ["Classifier", "__version__", "load"]
 
@@ -22,4 +18,11 @@ def __getattr__(name: str) -> Any:
         from avfewshot import classifier
 
         return getattr(classifier, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("avfewshot")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0.0.0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

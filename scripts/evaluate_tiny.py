@@ -10,6 +10,7 @@ Writes ``tiny.json`` and ``tiny-curves.svg`` into the docs folder and prints the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
@@ -38,7 +40,7 @@ from avfewshot.datasets.toyworld.vocabulary import (
 )
 from avfewshot.datasets.toyworld.writer import write_clip
 from avfewshot.encoders.label_features import label_features
-from avfewshot.fileio import write_text
+from avfewshot.fileio import atomic_path, write_text
 from avfewshot.matching import FUSIONS, POOLS, predict_clips
 from avfewshot.prompts import load_templates
 
@@ -80,19 +82,24 @@ class Judge:
         self.backbone = classifier.backbone
         self.templates = load_templates(self.backbone.templates)
         self.clips: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        weights = hashlib.sha256(json.dumps(self.backbone.identity, sort_keys=True).encode()).hexdigest()[:12]
         for split, count in PER_CLASS.items():
             pairs = list(itertools.product(range(len(COMPOSITIONS)), range(count)))
-            embedded = [
-                classifier.embed(clip_path(work, split, *pair)) for pair in tqdm(pairs, desc=split, disable=None)
-            ]
-            self.clips[split] = (
-                torch.stack([clip.visual for clip in embedded]),
-                torch.stack([clip.audio for clip in embedded]),
-                torch.tensor([label for label, _ in pairs]),
-            )
+            kept = work / f"{split}-{weights}.safetensors"
+            if not kept.exists():
+                embedded = [
+                    classifier.embed(clip_path(work, split, *pair)) for pair in tqdm(pairs, desc=split, disable=None)
+                ]
+                stacked = {
+                    name: torch.stack([getattr(clip, name) for clip in embedded]) for name in ("visual", "audio")
+                }
+                with atomic_path(kept) as part:
+                    save_file(stacked, part)
+            stacked = load_file(kept)
+            self.clips[split] = (stacked["visual"], stacked["audio"], torch.tensor([label for label, _ in pairs]))
         self.background = (
-            background_feature(self.backbone.visual_text, self.templates.background_visual),
-            background_feature(self.backbone.audio_text, self.templates.background_audio),
+            background_feature(self.backbone.visual_text, self.templates.background_visual).float(),
+            background_feature(self.backbone.audio_text, self.templates.background_audio).float(),
         )
 
     def single(self, templates: str) -> tuple[int, int]:
@@ -252,6 +259,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder of the training, for the clips")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder for the figures and the curves")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     make_clips(arguments.work)
     judge = Judge(avfewshot.load("tiny", device="cpu", precision="fp32"), arguments.work)
     result = evaluate(judge)
