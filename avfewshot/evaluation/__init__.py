@@ -1,0 +1,7 @@
+"""Evaluation: predictions and targets in, figures with intervals out; NumPy only, no model and no training.
+
+Entry points: :func:`avfewshot.evaluation.evaluate.evaluate` (one system),
+:func:`avfewshot.evaluation.evaluate.evaluate_systems` (several on the same clips),
+:func:`avfewshot.evaluation.background.fit_background` (what counts as background in a second) and
+:mod:`avfewshot.evaluation.seeds` (mean and interval over seeds). docs/metrics.md defines every figure.
+"""

@@ -1,0 +1,69 @@
+"""Figures that depend on the answers alone, not on probabilities: shared by systems, trivial answers and ceilings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from avfewshot.evaluation.bootstrap import MacroF1, Share, Statistic
+from avfewshot.evaluation.measures import Labels, one_hot
+from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.tasks import Task
+
+BACKGROUND = "Background"
+"""Name of the class of seconds without an event."""
+
+
+def class_names(task: Task, targets: Targets) -> tuple[str, ...]:
+    """Names of all possible answers, background last where it is one."""
+    return (*targets.classes, BACKGROUND) if task.per_second else targets.classes
+
+
+def required_segments(targets: Targets) -> Labels:
+    """Labels per second, ``[N, T]``.
+
+    Raises:
+        ValueError: The targets have none.
+    """
+    if targets.segments is None:
+        raise ValueError("Labels per second are needed, and the data set has none.")
+    return targets.segments
+
+
+def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: int) -> dict[str, Statistic]:
+    """The figures of given answers.
+
+    Args:
+        task: The task.
+        targets: The truth about N clips.
+        answers: Class indices: ``[N]``, or ``[N, T]`` with K for background where the task labels seconds.
+        seed: Of the drawn labels.
+
+    Returns:
+        Metric name -> statistic.
+
+    Raises:
+        ValueError: The answers have another shape.
+    """
+    truth = required_segments(targets) if task.per_second else targets.lowest_labels
+    if answers.shape != truth.shape:
+        raise ValueError(f"Answers are {answers.shape}, targets are {truth.shape}.")
+    if task.per_second:
+        right, events = answers == truth, truth != targets.background
+        clips = np.repeat(np.arange(targets.num_clips), truth.shape[1])
+        marks = [one_hot(labels.ravel(), targets.num_classes + 1) for labels in (answers, truth)]
+        return {
+            "segment_accuracy": Share(right.sum(1), np.full(targets.num_clips, truth.shape[1])),
+            "event_accuracy": Share((right & events).sum(1), events.sum(1)),
+            "macro_f1": MacroF1(*marks, clips),
+        }
+    answered = one_hot(answers, targets.num_classes)
+    macro_f1 = MacroF1(answered, targets.labels, np.arange(targets.num_clips))
+    if not targets.multi_label:
+        return {"top1": Share(answers == truth), "macro_f1": macro_f1}
+    hits = (answered & targets.labels).any(1)
+    statistics: dict[str, Statistic] = {"hit_at_1": Share(hits), "macro_f1": macro_f1}
+    if task.published_top1:
+        statistics["published_top1"] = Share(answers == truth)
+        statistics["random_label_top1"] = Share(answers == targets.random_labels(seed))
+        statistics["random_label_top1_expected"] = Share(hits / targets.labels.sum(1))
+    return statistics

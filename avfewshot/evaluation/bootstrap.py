@@ -1,0 +1,215 @@
+"""Bootstrap over clips (Efron, 1979), with the same resamples for every figure and every system.
+
+The seconds of a clip are alike, so whole clips are drawn, never seconds. A resample is kept as how often each clip was
+drawn; sharing these counts between two systems makes the interval of their difference a paired one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import f1_score
+
+from avfewshot.evaluation.estimate import CONFIDENCE, Estimate, finite
+from avfewshot.evaluation.measures import Bools, Floats, average_precisions
+
+REPLICATES = 1000
+_BLOCK = 250  # Resamples handled at a time: bounds the memory of rankings with many clips.
+
+Counts = npt.NDArray[np.float32]
+
+
+def resample(groups: npt.NDArray[np.int64], replicates: int, seed: int) -> Counts:
+    """Draw as many groups as there are, with replacement, `replicates` times.
+
+    Args:
+        groups: Group number of each row, ``[N]``, from 0 without gaps; rows of one group are drawn together.
+        replicates: R, may be 0.
+        seed: Of the draws; they depend on nothing but it and the number of groups.
+
+    Returns:
+        How often each row was drawn, float32 ``[N, R]`` (whole numbers).
+    """
+    number = int(groups.max()) + 1
+    rng = np.random.default_rng(seed)
+    counts = np.empty((number, replicates), dtype=np.float32)
+    for index in range(replicates):
+        counts[:, index] = np.bincount(rng.integers(number, size=number), minlength=number)
+    return counts[groups]
+
+
+class Statistic(Protocol):
+    """A figure that can be computed on all clips and on resamples of them.
+
+    Attributes:
+        biased: Resamples are off to one side of the figure, since a clip that is drawn twice ranks beside itself.
+    """
+
+    biased: bool
+
+    def value(self) -> float:
+        """The figure on all clips; NaN where it is not defined."""
+
+    def replicates(self, counts: Counts) -> Floats:
+        """The figure on each resample, ``[R]``; NaN where it is not defined.
+
+        Args:
+            counts: How often each clip was drawn, ``[N, R]``.
+        """
+
+
+class Share:
+    """A share such as accuracy: sum of what is right by sum of what counts.
+
+    Args:
+        right: What is right of each clip, ``[N]``: a truth value, a fraction, or a number of seconds.
+        total: What counts of each clip, ``[N]``; None: 1.
+    """
+
+    biased = False
+
+    def __init__(self, right: npt.NDArray[Any], total: npt.NDArray[Any] | None = None) -> None:
+        self._right = np.asarray(right, dtype=np.float64)
+        self._total = np.ones_like(self._right) if total is None else np.asarray(total, dtype=np.float64)
+
+    def value(self) -> float:
+        """See :meth:`Statistic.value`."""
+        total = self._total.sum()
+        return float(self._right.sum() / total) if total else float("nan")
+
+    def replicates(self, counts: Counts) -> Floats:
+        """See :meth:`Statistic.replicates`."""
+        return _divide(self._right @ counts, self._total @ counts)
+
+
+class MacroF1:
+    """Mean of the F1 of the classes that occur.
+
+    Args:
+        answers: What was answered, multi-hot ``[M, K]``; rows are clips, or seconds of clips.
+        labels: What is true, multi-hot ``[M, K]``.
+        clips: Clip of each row, ``[M]``, not descending, every clip of 0 to N - 1 at least once.
+    """
+
+    biased = True
+
+    def __init__(self, answers: Bools, labels: Bools, clips: npt.NDArray[np.int64]) -> None:
+        self._present = labels.any(0).nonzero()[0]
+        self._answers, self._labels, self._clips = answers, labels, clips
+
+    def value(self) -> float:
+        """See :meth:`Statistic.value`."""
+        return float(
+            f1_score(self._labels, self._answers, labels=self._present, average="macro", zero_division=0)
+            if len(self._present)
+            else np.nan
+        )
+
+    def replicates(self, counts: Counts) -> Floats:
+        """See :meth:`Statistic.replicates`; in each resample, over the classes that occur in it."""
+        answers, labels = self._answers[:, self._present], self._labels[:, self._present]
+        starts = np.searchsorted(self._clips, np.arange(len(counts)))
+        right, answered, true = (
+            counts.T @ np.add.reduceat(cells.astype(np.float32), starts)
+            for cells in (answers & labels, answers, labels)
+        )
+        return _mean_of_defined(np.where(true > 0, _divide(2 * right, answered + true), np.nan).T)
+
+
+class MeanAveragePrecision:
+    """Mean of the average precision of the classes that occur.
+
+    Args:
+        scores: ``[M, K]``; rows are clips, or seconds of clips.
+        labels: Multi-hot ``[M, K]``.
+        clips: Clip of each row, ``[M]``.
+    """
+
+    biased = True
+
+    def __init__(self, scores: Floats, labels: Bools, clips: npt.NDArray[np.int64]) -> None:
+        self._scores, self._labels, self._clips = scores, labels, clips
+
+    def value(self) -> float:
+        """See :meth:`Statistic.value`."""
+        return float(_mean_of_defined(average_precisions(self._scores, self._labels)[:, None])[0])
+
+    def replicates(self, counts: Counts) -> Floats:
+        """See :meth:`Statistic.replicates`; in each resample, over the classes that occur in it."""
+        found = np.full((self._labels.shape[1], counts.shape[1]), np.nan)
+        for start in range(0, counts.shape[1], _BLOCK):
+            block = np.ascontiguousarray(counts[:, start : start + _BLOCK])
+            for index in self._labels.any(0).nonzero()[0]:
+                found[index, start : start + _BLOCK] = self._resampled(index, block)
+        return _mean_of_defined(found)
+
+    def _resampled(self, index: int, counts: Counts) -> Floats:
+        """Average precision of one class on each resample, as scikit-learn has it with counts as sample weights."""
+        order = np.argsort(-self._scores[:, index], kind="stable")
+        scores, true = self._scores[order, index], self._labels[order, index]
+        # A cut is only possible where the score changes, and only counts where it lets in a clip of the class.
+        cut = np.append(0, scores[1:] < scores[:-1]).cumsum()
+        useful = np.unique(cut[true])
+        ends = np.searchsorted(cut, useful, side="right")
+        drawn = counts[self._clips[order[: ends[-1]]]]
+        retrieved = np.add.reduceat(drawn, np.append(0, ends[:-1])).cumsum(0)
+        relevant = np.add.reduceat(drawn[true[: ends[-1]]], np.searchsorted(cut[true], useful)).astype(np.float64)
+        precision = _divide(relevant.cumsum(0), retrieved, otherwise=0.0)
+        return _divide((precision * relevant).sum(0), relevant.sum(0))
+
+
+def distribution(statistic: Statistic, counts: Counts) -> Floats:
+    """The figure on each resample, ``[R]``, centred on the figure itself where resampling is biased.
+
+    With few clips of a class the mean average precision of resamples lies so far above the figure that their
+    percentiles may not even hold it. Their spread is what an interval is about: it is kept, and the shift taken out.
+
+    Args:
+        statistic: The figure.
+        counts: How often each clip was drawn, ``[N, R]``.
+    """
+    replicates = statistic.replicates(counts)
+    if not statistic.biased or not replicates.size:
+        return replicates
+    return replicates + (statistic.value() - _mean_of_defined(replicates))
+
+
+def interval(replicates: Floats) -> tuple[float, float] | None:
+    """The percentile interval of a bootstrap distribution; None where no resample defines the figure."""
+    defined = replicates[np.isfinite(replicates)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def estimate(value: float, replicates: Floats, clips: int, *, lowest: float = 0.0) -> Estimate:
+    """A figure with its bootstrap interval.
+
+    Args:
+        value: The figure on all clips, at most 1.
+        replicates: On each resample, ``[R]``; without any there is no interval.
+        clips: Number of clips.
+        lowest: The least possible value: -1 for differences.
+
+    Returns:
+        The estimate; its interval stays within the possible values.
+    """
+    ends = interval(replicates) if np.isfinite(value) else None
+    if ends is None:
+        return Estimate(finite(value), n=clips)
+    low, high = np.clip(ends, lowest, 1.0).tolist()
+    return Estimate(finite(value), low, high, n=clips, interval="bootstrap")
+
+
+def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any], otherwise: float = np.nan) -> Floats:
+    result = np.full(np.broadcast_shapes(above.shape, below.shape), otherwise, dtype=np.float64)
+    return np.divide(above, below, out=result, where=below > 0)
+
+
+def _mean_of_defined(values: Floats) -> Floats:
+    """Mean over the first axis of the values that are not NaN; NaN where there are none."""
+    defined = np.isfinite(values)
+    return _divide(np.where(defined, values, 0).sum(0), defined.sum(0))

@@ -1,0 +1,225 @@
+"""From targets and predictions to results: one system, or several on the same clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avfewshot.evaluation import measures
+from avfewshot.evaluation.answers import answer_statistics, class_names, required_segments
+from avfewshot.evaluation.background import decide_segments
+from avfewshot.evaluation.bootstrap import (
+    REPLICATES,
+    MacroF1,
+    MeanAveragePrecision,
+    Share,
+    Statistic,
+    distribution,
+    estimate,
+    resample,
+)
+from avfewshot.evaluation.comparison import Comparison, Difference
+from avfewshot.evaluation.estimate import Estimate
+from avfewshot.evaluation.measures import Bools, Floats, Labels
+from avfewshot.evaluation.references import baselines, ceilings
+from avfewshot.evaluation.result import Calibration, ClassRow, TaskResult
+from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.tasks import METRICS, Task, find_task
+
+_TOP = 5
+
+
+def evaluate(
+    task: str,
+    targets: Targets,
+    predictions: Predictions,
+    *,
+    system: str = "model",
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    unanswered: Sequence[str] = (),
+) -> TaskResult:
+    """Judge one system.
+
+    Args:
+        task: A key of :data:`avfewshot.evaluation.tasks.TASKS`.
+        targets: The truth about N clips.
+        predictions: What the system says about the same clips, in the same order.
+        system: Its name, for tables.
+        replicates: Bootstrap samples behind the intervals; 0: no intervals, which is fast enough for every epoch.
+        seed: Of the bootstrap and of drawn labels.
+        unanswered: Classes that the system cannot answer; a ceiling says what that costs.
+
+    Returns:
+        The result.
+
+    Raises:
+        UsageError: The task is unknown.
+        ValueError: Targets and predictions do not belong together.
+    """
+    return evaluate_systems(
+        task, targets, {system: predictions}, replicates=replicates, seed=seed, unanswered=unanswered
+    )[0][system]
+
+
+def evaluate_systems(
+    task: str,
+    targets: Targets,
+    systems: Mapping[str, Predictions],
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    unanswered: Sequence[str] = (),
+) -> tuple[dict[str, TaskResult], Comparison]:
+    """Judge several systems on the same clips and compare each pair of them.
+
+    All figures of all systems are computed on the same bootstrap samples of the clips, so the interval of a difference
+    is a paired one: what is hard for both does not widen it.
+
+    Args:
+        task: A key of :data:`avfewshot.evaluation.tasks.TASKS`.
+        targets: The truth about N clips.
+        systems: Name -> predictions, in the order of the table.
+        replicates: Bootstrap samples behind the intervals; 0: no intervals.
+        seed: Of the bootstrap and of drawn labels.
+        unanswered: Classes that a system cannot answer; a ceiling says what that costs.
+
+    Returns:
+        The result of each system, and the table that compares them; its columns are the figures that all have.
+
+    Raises:
+        UsageError: The task is unknown.
+        ValueError: There are no systems, or targets and predictions do not belong together.
+    """
+    judged = find_task(task)
+    if not systems:
+        raise ValueError("There are no systems to evaluate.")
+    statements = {name: _state(judged, targets, system, seed) for name, system in systems.items()}
+    counts = resample(targets.groups(), replicates, seed)
+    values = {
+        name: {metric: (statistic.value(), distribution(statistic, counts)) for metric, statistic in found.statistics}
+        for name, found in statements.items()
+    }
+    references = {
+        "baselines": baselines(judged, targets, seed=seed),
+        "ceilings": ceilings(judged, targets, unanswered=unanswered),
+    }
+    headline = judged.headline_for(targets.multi_label)
+    results = {
+        name: TaskResult(
+            task=task,
+            system=name,
+            headline=headline,
+            num_clips=targets.num_clips,
+            num_segments=required_segments(targets).size if judged.per_second else None,
+            metrics={metric: estimate(*value, targets.num_clips) for metric, value in values[name].items()},
+            classes=found.rows,
+            confusion=tuple(tuple(row) for row in found.confusion.tolist()),
+            calibration=found.calibration,
+            background=systems[name].background,
+            label_threshold=systems[name].label_threshold,
+            replicates=replicates,
+            seed=seed,
+            **references,
+        )
+        for name, found in statements.items()
+    }
+    columns = tuple(metric for metric in METRICS if all(metric in result.metrics for result in results.values()))
+    names = tuple(systems)
+    differences = (
+        Difference(later, earlier, metric, _difference(values[later][metric], values[earlier][metric], targets))
+        for position, later in enumerate(names)
+        for earlier in names[:position]
+        for metric in columns
+    )
+    return results, Comparison(
+        task=task,
+        headline=headline,
+        num_clips=targets.num_clips,
+        systems=names,
+        metrics=columns,
+        cells={name: {metric: result.metrics[metric] for metric in columns} for name, result in results.items()},
+        differences=tuple(differences),
+        replicates=replicates,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """Everything about one system but its intervals."""
+
+    statistics: list[tuple[str, Statistic]]
+    rows: tuple[ClassRow, ...]
+    confusion: Floats
+    calibration: Calibration
+
+
+def _difference(later: tuple[float, Floats], earlier: tuple[float, Floats], targets: Targets) -> Estimate:
+    return estimate(later[0] - earlier[0], later[1] - earlier[1], targets.num_clips, lowest=-1.0)
+
+
+def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
+    state = _state_segments if task.per_second else _state_clips
+    statistics, *rest = state(task, targets, predictions, seed)
+    order = list(METRICS)
+    return _Statement(sorted(statistics.items(), key=lambda entry: order.index(entry[0])), *rest)
+
+
+def _state_clips(
+    task: Task, targets: Targets, predictions: Predictions, seed: int
+) -> tuple[dict[str, Statistic], tuple[ClassRow, ...], Floats, Calibration]:
+    scores = predictions.probabilities
+    if scores.shape != targets.labels.shape:
+        raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {targets.labels.shape}.")
+    answers, clips = scores.argmax(1), np.arange(targets.num_clips)
+    statistics = answer_statistics(task, targets, answers, seed=seed)
+    if targets.num_classes > _TOP:
+        name = "hit_at_5" if targets.multi_label else "top5"
+        statistics[name] = Share(measures.hit_at_k(scores, targets.labels, _TOP))
+    statistics["map"] = MeanAveragePrecision(scores, targets.labels, clips)
+    if predictions.label_threshold is not None:
+        statistics["macro_f1_sets"] = MacroF1(scores >= predictions.label_threshold, targets.labels, clips)
+    answered = measures.one_hot(answers, targets.num_classes)
+    confusion = (
+        measures.multi_label_confusion(targets.labels, answers)
+        if targets.multi_label
+        else measures.single_label_confusion(targets.lowest_labels, answers, targets.num_classes)
+    )
+    return (
+        statistics,
+        measures.class_rows(targets.classes, answered, targets.labels, scores),
+        confusion,
+        measures.calibration(scores.max(1), (answered & targets.labels).any(1)),
+    )
+
+
+def _state_segments(
+    task: Task, targets: Targets, predictions: Predictions, seed: int
+) -> tuple[dict[str, Statistic], tuple[ClassRow, ...], Floats, Calibration]:
+    scores, rule, truth = predictions.probabilities, predictions.background, required_segments(targets)
+    if rule is None:
+        raise ValueError(f"{task.name} needs a background rule.")
+    if scores.shape[:-1] != truth.shape:
+        raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {truth.shape} and the classes.")
+    answers: Labels = decide_segments(rule, scores, targets.num_classes, salience=predictions.salience)
+    events = scores[..., : targets.num_classes]
+    flat: Floats = scores.reshape(truth.size, -1)
+    marks: Bools = measures.one_hot(truth.ravel(), targets.num_classes + 1)
+    answered = measures.one_hot(answers.ravel(), targets.num_classes + 1)
+    clips = np.repeat(np.arange(targets.num_clips), truth.shape[1])
+    happens = truth != targets.background
+    statistics = answer_statistics(task, targets, answers, seed=seed)
+    statistics["event_top1"] = Share(((events.argmax(-1) == truth) & happens).sum(1), happens.sum(1))
+    statistics["map"] = MeanAveragePrecision(events.reshape(truth.size, -1), marks[:, : targets.num_classes], clips)
+    names = class_names(task, targets)
+    # A second that a threshold calls background has no probability of being one: it is not judged for calibration.
+    known = (answers < scores.shape[-1]).ravel()
+    return (
+        statistics,
+        measures.class_rows(names, answered, marks, flat),
+        measures.single_label_confusion(truth.ravel(), answers.ravel(), len(names)),
+        measures.calibration(flat.max(1)[known], (answers == truth).ravel()[known]),
+    )

@@ -1,0 +1,139 @@
+"""What trivial answers reach and what cannot be exceeded, computed from the targets at hand.
+
+A figure means little without them: always answering "Speech" scores 52 % by LLP's published top-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from avfewshot.evaluation.answers import BACKGROUND, answer_statistics, class_names, required_segments
+from avfewshot.evaluation.result import Reference
+from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.tasks import Task
+
+
+def baselines(task: Task, targets: Targets, *, seed: int = 0) -> tuple[Reference, ...]:
+    """Figures of answers that look at no clip.
+
+    Args:
+        task: The task.
+        targets: The truth.
+        seed: Of the drawn labels.
+
+    Returns:
+        Always the first class; always the class that is right most often (by these targets: an upper bound of what
+        such an answer reaches); always background, for tasks that label seconds; and guessing, on average.
+    """
+    names = class_names(task, targets)
+    if task.per_second:
+        events = np.bincount(required_segments(targets).ravel(), minlength=len(names))[: targets.num_classes]
+        constants = [("first_class", 0), ("majority_class", int(events.argmax())), ("background", targets.background)]
+    else:
+        constants = [("first_class", 0), ("majority_class", int(targets.labels.sum(0).argmax()))]
+    return (
+        *(
+            Reference(key, f"always {names[index]}", _constant(task, targets, index, seed), (names[index],))
+            for key, index in constants
+        ),
+        Reference("chance", "a class at random", _chance(task, targets)),
+    )
+
+
+def ceilings(task: Task, targets: Targets, *, unanswered: Sequence[str] = ()) -> tuple[Reference, ...]:
+    """Figures that cannot be exceeded under a condition that the titles name.
+
+    Args:
+        task: The task.
+        targets: The truth.
+        unanswered: Classes that a system cannot answer, for example since no training clip has them.
+
+    Returns:
+        Never answering `unanswered`; never answering background (seconds), or the class that most published targets
+        name (several labels); knowing all labels of a clip but not which one is drawn; and one answer for clips that
+        are listed under several classes, where there are any.
+
+    Raises:
+        ValueError: `unanswered` names a class that does not exist.
+    """
+    names = class_names(task, targets)
+    if strangers := [name for name in unanswered if name not in names]:
+        raise ValueError(f"Not classes of the task: {', '.join(strangers)}.")
+    usual: tuple[str, ...] = ()
+    if task.per_second:
+        usual = (BACKGROUND,)
+    elif targets.multi_label and task.published_top1:
+        usual = (targets.classes[int(np.bincount(targets.lowest_labels).argmax())],)
+    found = [_without(task, targets, without) for without in dict.fromkeys([usual, tuple(unanswered)]) if without]
+    if targets.multi_label and task.published_top1:
+        values = {"random_label_top1_expected": float((1 / targets.labels.sum(1)).mean())}
+        found.append(Reference("label_sets", "knowing all labels of a clip, on average over draws", values))
+    if repeated := _repeated(task, targets):
+        found.append(repeated)
+    return tuple(found)
+
+
+def _constant(task: Task, targets: Targets, index: int, seed: int) -> dict[str, float]:
+    shape = required_segments(targets).shape if task.per_second else targets.num_clips
+    return _values(task, targets, np.full(shape, index), seed)
+
+
+def _values(task: Task, targets: Targets, answers: np.ndarray, seed: int) -> dict[str, float]:
+    figures = {name: s.value() for name, s in answer_statistics(task, targets, answers, seed=seed).items()}
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
+
+
+def _chance(task: Task, targets: Targets) -> dict[str, float]:
+    """Expected figures of an answer drawn uniformly from all possible ones."""
+    share = 1 / len(class_names(task, targets))
+    if task.per_second:
+        return {"segment_accuracy": share, "event_accuracy": share}
+    if not targets.multi_label:
+        return {"top1": share}
+    values = {"hit_at_1": float(targets.labels.sum(1).mean()) * share}
+    if task.published_top1:
+        values |= dict.fromkeys(("published_top1", "random_label_top1", "random_label_top1_expected"), share)
+    return values
+
+
+def _without(task: Task, targets: Targets, classes: tuple[str, ...]) -> Reference:
+    """The best figures of answers that never name `classes`."""
+    banned = np.isin(class_names(task, targets), classes)
+    values: dict[str, float]
+    if task.per_second:
+        truth = required_segments(targets)
+        possible, events = ~banned[truth], truth != targets.background
+        values = {"segment_accuracy": float(possible.mean())}
+        if events.any():
+            values["event_accuracy"] = float(possible[events].mean())
+    else:
+        allowed = targets.labels & ~banned
+        hits = allowed.any(1)
+        if not targets.multi_label:
+            values = {"top1": float(hits.mean())}
+        else:
+            values = {"hit_at_1": float(hits.mean())}
+            if task.published_top1:
+                values["published_top1"] = float((~banned[targets.lowest_labels]).mean())
+                values["random_label_top1_expected"] = float((hits / targets.labels.sum(1)).mean())
+    return Reference("without", f"never answering {', '.join(classes)}", values, classes)
+
+
+def _repeated(task: Task, targets: Targets) -> Reference | None:
+    """The best figure of one answer for each clip, where clips are listed under several classes."""
+    if targets.multi_label or len(set(targets.ids)) == targets.num_clips:
+        return None
+    groups = targets.groups()[:, None]
+    truth = required_segments(targets) if task.per_second else targets.lowest_labels[:, None]
+    seconds = np.arange(truth.shape[1])[None]
+    cells = np.stack(np.broadcast_arrays(groups, seconds, truth), axis=-1).reshape(-1, 3)
+    votes, counts = np.unique(cells, axis=0, return_counts=True)
+    # One answer for a clip's second: the label that most of its rows have.
+    starts = np.unique(votes[:, :2], axis=0, return_index=True)[1]
+    best = float(np.maximum.reduceat(counts, starts).sum() / len(cells))
+    if best == 1:
+        return None
+    metric = "segment_accuracy" if task.per_second else "top1"
+    return Reference("repeated_clips", "one answer for clips that are listed under several classes", {metric: best})

@@ -1,0 +1,164 @@
+"""What is true and what a system says, as checked arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.evaluation.background import BackgroundRule
+
+if TYPE_CHECKING:
+    from avfewshot.datasets.dataset import Dataset, Sample
+
+_SUM_TOLERANCE = 1e-2
+"""How far a distribution may be from summing to 1: half precision is off by this much, logits and cosines by more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The truth about N clips.
+
+    Attributes:
+        ids: Names of the clips; a clip that is listed under two classes occurs twice.
+        classes: Names of the K classes, in the data set's order.
+        labels: Bool ``[N, K]``, at least one class a clip.
+        segments: Class index per second, int64 ``[N, T]``, K for background; None without labels per second.
+        multi_label: Clips carry several labels.
+    """
+
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.bool_]
+    segments: npt.NDArray[np.int64] | None = None
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels, dtype=bool)
+        object.__setattr__(self, "labels", labels)
+        if not self.ids:
+            raise ValueError("There are no clips to evaluate on.")
+        if len(self.classes) < 2:
+            raise ValueError("There must be at least two classes to choose from.")
+        if labels.shape != (len(self.ids), len(self.classes)):
+            raise ValueError(f"Labels are {labels.shape}; {(len(self.ids), len(self.classes))} expected.")
+        counts = labels.sum(1)
+        if not counts.all():
+            raise ValueError(f"{self.ids[int(counts.argmin())]} has no label.")
+        if not self.multi_label and counts.max() > 1:
+            raise ValueError(f"{self.ids[int(counts.argmax())]} has several labels, but the data set is single-label.")
+        if self.segments is not None:
+            segments = np.asarray(self.segments, dtype=np.int64)
+            object.__setattr__(self, "segments", segments)
+            if segments.ndim != 2 or len(segments) != len(self.ids) or not segments.shape[1]:
+                raise ValueError(f"Segment labels are {segments.shape}; ({len(self.ids)}, T) expected.")
+            if segments.min() < 0 or segments.max() > self.background:
+                raise ValueError(f"Segment labels must lie in 0 to {self.background}.")
+
+    @classmethod
+    def from_samples(cls, dataset: Dataset, samples: Sequence[Sample], num_segments: int | None = None) -> Targets:
+        """The targets of samples of a data set, in their order.
+
+        Args:
+            dataset: The data set; it names the classes.
+            samples: Some of its samples.
+            num_segments: T, by default that of the data set.
+
+        Returns:
+            The targets; ``segments`` where every sample has labels per second.
+
+        Raises:
+            ValueError: There are no samples.
+        """
+        segments = None
+        if samples and all(sample.segments is not None for sample in samples):
+            segments = np.stack([dataset.segment_labels(sample, num_segments) for sample in samples])
+        return cls(
+            ids=tuple(sample.id for sample in samples),
+            classes=dataset.classes,
+            labels=dataset.multi_hot(samples),
+            segments=segments,
+            multi_label=dataset.multi_label,
+        )
+
+    @property
+    def num_clips(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K, background not counted."""
+        return len(self.classes)
+
+    @property
+    def background(self) -> int:
+        """The label of a second in which nothing happens: K."""
+        return len(self.classes)
+
+    @property
+    def lowest_labels(self) -> npt.NDArray[np.int64]:
+        """Argmax of the multi-hot vectors, ``[N]``: of several classes the lowest index, as LLP's top-1 has it."""
+        return self.labels.argmax(1)
+
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Clip number of each row, ``[N]``, in the order of the sorted ids: rows of one id belong together."""
+        return np.unique(np.array(self.ids), return_inverse=True)[1].reshape(-1)
+
+    def random_labels(self, seed: int) -> npt.NDArray[np.int64]:
+        """One of the labels of each clip, drawn uniformly.
+
+        The draw of a clip depends on the seed and its id alone, so neither the order nor the number of clips matters.
+
+        Args:
+            seed: Seed of the draw.
+
+        Returns:
+            int64 ``[N]``.
+        """
+        drawn = np.empty(self.num_clips, dtype=np.int64)
+        for row, name in enumerate(self.ids):
+            choices = self.labels[row].nonzero()[0]
+            digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+            drawn[row] = choices[int.from_bytes(digest[:8], "big") % len(choices)]
+        return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one system says about N clips.
+
+    Attributes:
+        probabilities: ``[N, K]`` per clip, or ``[N, T, K]`` per second; ``[N, T, K + 1]`` with the background last.
+            Every distribution sums to 1.
+        background: How a second without an event is told; needed per second only.
+        salience: ``[N, T]``, how sure the system is that something happens, for the rule ``threshold``; None: the
+            highest probability.
+        label_threshold: A clip is said to carry every class of at least this probability; chosen on validation data by
+            :func:`avfewshot.evaluation.measures.choose_label_threshold`. None: sets of labels are not judged.
+    """
+
+    probabilities: npt.NDArray[np.float64]
+    background: BackgroundRule | None = None
+    salience: npt.NDArray[np.float64] | None = None
+    label_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        probabilities = np.asarray(self.probabilities, dtype=np.float64)
+        object.__setattr__(self, "probabilities", probabilities)
+        if probabilities.ndim not in (2, 3) or not probabilities.size:
+            raise ValueError(f"Probabilities are {probabilities.shape}; [N, K] or [N, T, K] expected.")
+        if not np.isfinite(probabilities).all():
+            raise ValueError("Probabilities must be finite.")
+        sums = probabilities.sum(-1)
+        if probabilities.min() < 0 or np.abs(sums - 1).max() > _SUM_TOLERANCE:
+            raise ValueError("Probabilities must not be negative and must sum to 1 over the classes.")
+        if self.salience is not None:
+            salience = np.asarray(self.salience, dtype=np.float64)
+            object.__setattr__(self, "salience", salience)
+            if salience.shape != probabilities.shape[:2] or not np.isfinite(salience).all():
+                raise ValueError(f"Salience must be finite and {probabilities.shape[:2]}, it is {salience.shape}.")

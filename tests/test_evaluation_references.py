@@ -1,0 +1,148 @@
+"""Trivial answers and ceilings: by hand, and the known facts on the official annotation files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from dataset_files import official
+from test_evaluation_targets import targets
+
+from avfewshot.datasets.load import load_dataset
+from avfewshot.evaluation.evaluate import evaluate
+from avfewshot.evaluation.references import baselines, ceilings
+from avfewshot.evaluation.result import Reference
+from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.tasks import TASKS, find_task
+
+
+def by_key(references: tuple[Reference, ...]) -> dict[str, Reference]:
+    return {reference.key: reference for reference in references}
+
+
+def test_trivial_answers_for_several_labels_by_hand():
+    truth = targets([[0, 1], [1], [1, 2], [1, 2]], multi_label=True)
+    found = by_key(baselines(TASKS["llp_cls"], truth))
+    assert found["first_class"].title == "always a"
+    assert found["first_class"].values["published_top1"] == 0.25
+    assert found["majority_class"].classes == ("b",)
+    assert found["majority_class"].values["published_top1"] == 0.75
+    assert found["majority_class"].values["hit_at_1"] == 1.0
+    assert found["majority_class"].values["random_label_top1_expected"] == pytest.approx((0.5 * 3 + 1) / 4)
+    assert found["majority_class"].values["macro_f1"] == pytest.approx(1 / 3)
+    assert found["chance"].values["hit_at_1"] == pytest.approx(7 / 4 / 3)
+    assert found["chance"].values["published_top1"] == pytest.approx(1 / 3)
+
+
+def test_trivial_answers_for_one_label_are_those_of_a_system_that_gives_them():
+    truth = targets([[0], [2], [2]])
+    found = by_key(baselines(TASKS["ave_cls"], truth))
+    assert found["majority_class"].values["top1"] == pytest.approx(2 / 3)
+    result = evaluate("ave_cls", truth, Predictions(np.tile([0.1, 0.1, 0.8], (3, 1))), replicates=0)
+    for name, value in found["majority_class"].values.items():
+        assert result.metrics[name].value == pytest.approx(value)
+    assert found["chance"].values == {"top1": pytest.approx(1 / 3)}
+
+
+def test_trivial_answers_for_seconds_by_hand():
+    truth = targets([[0], [1]], segments=np.array([[0, 3, 3, 3], [1, 1, 3, 3]]))
+    found = by_key(baselines(TASKS["ave"], truth))
+    assert found["background"].values["segment_accuracy"] == pytest.approx(5 / 8)
+    assert found["background"].values["event_accuracy"] == 0
+    assert found["majority_class"].classes == ("b",)
+    assert found["majority_class"].values["event_accuracy"] == pytest.approx(2 / 3)
+    assert found["chance"].values["segment_accuracy"] == pytest.approx(1 / 4)
+
+
+def test_ceilings_for_several_labels_by_hand():
+    truth = targets([[0], [0, 1], [0, 2], [1]], multi_label=True)
+    usual, given, sets = ceilings(TASKS["llp_cls"], truth, unanswered=("b", "c"))
+    assert usual.classes == ("a",)  # the lowest label of most clips
+    assert usual.values["published_top1"] == 0.25
+    assert usual.values["hit_at_1"] == 0.75
+    assert usual.values["random_label_top1_expected"] == pytest.approx((0 + 0.5 + 0.5 + 1) / 4)
+    assert (given.classes, given.title) == (("b", "c"), "never answering b, c")
+    assert given.values["hit_at_1"] == 0.75
+    assert given.values["published_top1"] == 0.75
+    assert sets.values["random_label_top1_expected"] == pytest.approx((1 + 0.5 + 0.5 + 1) / 4)
+
+
+def test_ceilings_for_one_label_are_given_for_unanswered_classes_alone():
+    truth = targets([[0], [0], [1], [2]])
+    assert ceilings(TASKS["ave_cls"], truth) == ()
+    (found,) = ceilings(TASKS["ave_cls"], truth, unanswered=("a",))
+    assert found.values == {"top1": 0.5}
+
+
+def test_clips_under_several_classes_allow_one_right_answer():
+    truth = targets([[0], [1], [2]], ids=("x", "y", "x"))
+    (found,) = ceilings(TASKS["ave_cls"], truth)
+    assert (found.key, found.values) == ("repeated_clips", {"top1": pytest.approx(2 / 3)})
+    same_class = targets([[0], [1], [0]], ids=("x", "y", "x"))
+    assert ceilings(TASKS["ave_cls"], same_class) == ()
+    seconds = targets([[0], [1]], ids=("x", "x"), segments=np.array([[0, 0, 3], [1, 3, 3]]))
+    assert ceilings(TASKS["ave"], seconds)[-1].values == {"segment_accuracy": pytest.approx(4 / 6)}
+
+
+def test_a_class_that_never_occurs_costs_nothing():
+    truth = targets([[0], [1]], segments=np.array([[3, 3], [3, 3]]))
+    found = by_key(ceilings(TASKS["ave"], truth, unanswered=("c",)))
+    assert found["without"].values == {"segment_accuracy": 1.0}  # no seconds with events to speak of
+
+
+@pytest.fixture(scope="module")
+def llp() -> Targets:
+    dataset = load_dataset("llp", official("LLP"), find_media=False)
+    return Targets.from_samples(dataset, dataset.split("test"))
+
+
+def test_llp_625_of_1200_published_targets_are_speech(llp):
+    assert llp.num_clips == 1200
+    assert llp.classes[0] == "Speech"
+    assert (llp.lowest_labels == 0).sum() == 625
+
+
+def test_llp_always_answering_speech_scores_52_and_never_answering_it_at_most_48(llp):
+    always = by_key(baselines(find_task("llp_cls"), llp))["first_class"]
+    assert always.classes == ("Speech",)
+    assert round(100 * always.values["published_top1"], 1) == 52.1
+    never = by_key(ceilings(find_task("llp_cls"), llp))["without"]
+    assert never.classes == ("Speech",)
+    assert round(100 * never.values["published_top1"], 1) == 47.9
+    assert never.values["hit_at_1"] > 0.9  # most clips with speech hold something else as well
+
+
+def test_llp_figures_of_a_system_that_always_says_speech(llp):
+    scores = np.full((1200, 25), 0.01)
+    scores[:, 0] = 0.76
+    result = evaluate("llp_cls", llp, Predictions(scores), replicates=200)
+    published = result.metrics["published_top1"]
+    assert published.value == 625 / 1200
+    assert 0.48 < published.low < published.value < published.high < 0.56
+    assert result.metrics["map"].value == pytest.approx(llp.labels.mean(0).mean())
+
+
+def test_llp_a_system_that_knows_all_labels_reaches_the_ceilings(llp):
+    # It prefers the lowest label: all right as published, and as good as can be for a drawn label.
+    scores = llp.labels * np.linspace(2, 1, 25)
+    scores /= scores.sum(1, keepdims=True)
+    result = evaluate("llp_cls", llp, Predictions(scores), replicates=0)
+    sets = by_key(result.ceilings)["label_sets"]
+    assert result.metrics["published_top1"].value == result.metrics["hit_at_1"].value == 1
+    found = result.metrics["random_label_top1_expected"].value
+    assert found == pytest.approx(sets.values["random_label_top1_expected"])
+    assert result.metrics["random_label_top1"].value == pytest.approx(found, abs=0.04)
+    assert result.metrics["map"].value == 1
+
+
+def test_ave_background_is_a_sixth_of_the_test_seconds():
+    dataset = load_dataset("ave", official("AVE"), find_media=False)
+    test = Targets.from_samples(dataset, dataset.split("test"))
+    assert test.segments.shape == (402, 10)
+    without = by_key(ceilings(find_task("ave"), test))["without"]
+    assert round(100 * without.values["segment_accuracy"], 1) == 82.2
+    assert round(100 * by_key(baselines(find_task("ave"), test))["background"].values["segment_accuracy"], 1) == 17.8
+    # One validation clip is listed under two classes, no test clip is.
+    validation = Targets.from_samples(dataset, dataset.split("val"))
+    (repeated,) = ceilings(find_task("ave_cls"), validation)
+    assert repeated.values["top1"] == pytest.approx(401 / 402)
+    assert ceilings(find_task("ave_cls"), test) == ()

@@ -1,0 +1,268 @@
+"""Each task from predictions to its figures, by hand and against scikit-learn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+from test_evaluation_targets import targets
+
+from avfewshot.errors import DataError, UsageError
+from avfewshot.evaluation.background import BackgroundRule, fit_background
+from avfewshot.evaluation.evaluate import evaluate
+from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.targets import Predictions
+from avfewshot.evaluation.tasks import METRICS, TASKS
+
+
+def distributions(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.dirichlet(np.ones(shape[-1]), size=shape[:-1])
+
+
+def figures(result: TaskResult) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in result.metrics.items()}
+
+
+def test_single_label_clips_by_hand():
+    scores = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]])
+    result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(scores), replicates=0)
+    found = figures(result)
+    assert list(found) == ["top1", "map", "macro_f1"]  # no top-5 of three classes
+    assert found["top1"] == pytest.approx(2 / 3)
+    assert found["map"] == 1.0
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert result.headline == "top1"
+    assert result.score == found["top1"]
+    assert result.num_segments is None
+    assert result.confusion == ((1, 0, 0), (1, 0, 0), (0, 0, 1))
+    assert result.calibration.error == pytest.approx((0.4 + 0.5 + 0.2) / 3)
+    assert result.metrics["top1"].interval is None
+
+
+def test_single_label_clips_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(7, size=50), distributions(rng, 50, 7)
+    found = figures(evaluate("folder", targets([[k] for k in truth], 7), Predictions(scores)))
+    assert found["top1"] == pytest.approx(accuracy_score(truth, scores.argmax(1)))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, scores.argmax(1), average="macro"))
+    assert found["map"] == pytest.approx(average_precision_score(np.eye(7)[truth], scores, average="macro"))
+    assert found["top1"] < found["top5"] < 1
+
+
+def test_llp_by_hand():
+    # Lowest labels 0, 1, 0; answers 1, 1, 2.
+    truth = targets([[0, 1], [1], [0, 2]], multi_label=True)
+    scores = np.array([[0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9]])
+    result = evaluate("llp_cls", truth, Predictions(scores), replicates=0, seed=3)
+    found = figures(result)
+    assert found["published_top1"] == pytest.approx(1 / 3)
+    assert found["hit_at_1"] == 1.0
+    assert found["random_label_top1_expected"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+    assert found["random_label_top1"] == (scores.argmax(1) == truth.random_labels(3)).mean()
+    assert found["map"] == pytest.approx((average_precision_score([1, 0, 1], scores[:, 0]) + 1 + 1) / 3)
+    assert result.headline == "hit_at_1"
+    assert np.trace(result.confusion) == 3
+    assert "macro_f1_sets" not in found
+    assert [row.support for row in result.classes] == [2, 2, 1]
+
+
+def test_sets_of_labels_are_judged_by_a_given_threshold():
+    truth = targets([[0, 1], [1], [0, 2]], multi_label=True)
+    scores = np.array([[0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9]])
+    result = evaluate("llp_cls", truth, Predictions(scores, label_threshold=0.3), replicates=0)
+    expected = f1_score(truth.labels, scores >= 0.3, average="macro")
+    assert figures(result)["macro_f1_sets"] == pytest.approx(expected)
+    assert result.label_threshold == 0.3
+
+
+def test_vggsound_with_several_labels_has_hits_but_no_published_top1():
+    rng = np.random.default_rng(0)
+    rows = [[0], [1, 2], [3], [4, 5]]
+    result = evaluate("vggsound_cls", targets(rows, 6, multi_label=True), Predictions(distributions(rng, 4, 6)))
+    assert list(result.metrics) == ["hit_at_1", "hit_at_5", "map", "macro_f1"]
+    assert result.headline == "hit_at_1"
+    assert not result.ceilings
+
+
+SEGMENTS = np.array([[0, 0, 3, 3], [1, 1, 1, 3]])  # 3 is background
+PER_SECOND = np.array(
+    [
+        [[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.4, 0.3, 0.3], [0.9, 0.1, 0.0]],
+        [[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3], [0.4, 0.3, 0.3]],
+    ]
+)
+
+
+def test_ave_with_a_threshold_by_hand():
+    truth = targets([[0], [1]], segments=SEGMENTS)
+    result = evaluate("ave", truth, Predictions(PER_SECOND, background=BackgroundRule("threshold", 0.45)), replicates=0)
+    found = figures(result)
+    # Answers 0 1 b 0 / 1 1 b b.
+    assert found["segment_accuracy"] == pytest.approx(5 / 8)
+    assert found["event_accuracy"] == pytest.approx(3 / 5)
+    assert found["event_top1"] == pytest.approx(3 / 5)
+    flat = np.array([0, 1, 3, 0, 1, 1, 3, 3])
+    expected = f1_score(SEGMENTS.ravel(), flat, labels=[0, 1, 3], average="macro")
+    assert found["macro_f1"] == pytest.approx(expected)
+    assert result.classes[-1].name == "Background"
+    assert (result.classes[-1].support, result.classes[-1].answered) == (3, 3)
+    assert result.classes[-1].average_precision is None
+    assert result.confusion[3] == (1, 0, 0, 2)
+    assert result.num_segments == 8
+    assert result.calibration.answers == 5  # the three called background have no probability
+
+
+def test_events_are_told_apart_even_where_they_are_called_background():
+    truth = targets([[0], [1]], segments=SEGMENTS)
+    found = figures(evaluate("ave", truth, Predictions(PER_SECOND, background=BackgroundRule("threshold", 0.95))))
+    assert found["event_accuracy"] == 0
+    assert found["event_top1"] == pytest.approx(3 / 5)
+    assert found["segment_accuracy"] == pytest.approx(3 / 8)
+
+
+def test_ave_with_a_background_text_has_its_average_precision():
+    truth = targets([[0], [1]], segments=SEGMENTS)
+    scores = np.zeros((2, 4, 4))
+    scores[..., :3] = PER_SECOND * 0.5
+    scores[..., 3] = 0.5
+    result = evaluate("ave", truth, Predictions(scores, background=BackgroundRule("prompt")), replicates=0)
+    assert figures(result)["segment_accuracy"] == pytest.approx(3 / 8)
+    assert result.classes[-1].average_precision == pytest.approx(3 / 8)
+    assert result.calibration.answers == 8
+
+
+def test_ave_never_answering_background_stays_below_its_ceiling():
+    truth = targets([[0], [1]], segments=SEGMENTS)
+    result = evaluate("ave", truth, Predictions(PER_SECOND, background=BackgroundRule("none")), replicates=0)
+    (ceiling,) = result.ceilings
+    assert ceiling.classes == ("Background",)
+    assert ceiling.values == {"segment_accuracy": pytest.approx(5 / 8), "event_accuracy": 1.0}
+    assert result.score <= ceiling.values["segment_accuracy"]
+
+
+def test_a_threshold_fitted_on_validation_is_used_on_test():
+    rng = np.random.default_rng(2)
+    truth = targets([[0]] * 30, segments=rng.integers(4, size=(30, 5)))
+    scores = distributions(rng, 30, 5, 3)
+    salience = (truth.segments < 3) + rng.normal(0, 0.1, size=(30, 5))
+    rule = fit_background("threshold", scores[:15], truth.segments[:15], salience=salience[:15])
+    result = evaluate("ave", truth, Predictions(scores, background=rule, salience=salience), replicates=0)
+    assert result.classes[-1].recall > 0.95
+    assert result.background == rule
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_gives_described_figures_with_intervals_and_valid_json(name):
+    rng = np.random.default_rng(0)
+    labels = [[k % 6, (k + 1) % 6] if name == "llp_cls" else [k % 6] for k in range(24)]
+    per_second = TASKS[name].per_second
+    truth = targets(
+        labels,
+        6,
+        multi_label=name == "llp_cls",
+        segments=rng.integers(7, size=(24, 10)) if per_second else None,
+    )
+    shape = (24, 10, 6) if per_second else (24, 6)
+    background = BackgroundRule("threshold", 0.4) if per_second else None
+    result = evaluate(name, truth, Predictions(distributions(rng, *shape), background), replicates=200)
+    assert set(result.metrics) <= set(METRICS)
+    assert list(result.metrics) == [metric for metric in METRICS if metric in result.metrics]
+    assert result.headline in result.metrics
+    for estimate in result.metrics.values():
+        assert 0 <= estimate.low <= estimate.high <= 1
+        assert estimate.low - 0.1 <= estimate.value <= estimate.high + 0.1
+        assert estimate.n == 24
+    for reference in (*result.baselines, *result.ceilings):
+        assert set(reference.values) <= set(result.metrics)
+    text = json.dumps(result.to_dict(), allow_nan=False)
+    assert json.loads(text)["version"] == 1
+    assert TaskResult.from_dict(json.loads(text)) == result
+
+
+def test_keys_of_the_json_are_stable():
+    result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=10)
+    record = result.to_dict()
+    assert list(record) == [
+        "version",
+        "task",
+        "system",
+        "headline",
+        "num_clips",
+        "num_segments",
+        "metrics",
+        "classes",
+        "confusion",
+        "calibration",
+        "baselines",
+        "ceilings",
+        "background",
+        "label_threshold",
+        "replicates",
+        "seed",
+    ]
+    assert list(record["metrics"]["top1"]) == ["value", "low", "high", "n", "interval", "values"]
+    assert list(record["classes"][0]) == [
+        "name",
+        "support",
+        "answered",
+        "precision",
+        "recall",
+        "f1",
+        "average_precision",
+    ]
+    assert list(record["calibration"]) == ["error", "answers", "bins"]
+    assert list(record["baselines"][0]) == ["key", "title", "values", "classes"]
+
+
+def test_results_of_a_later_release_of_the_version_can_be_read_and_other_versions_are_refused():
+    result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=10)
+    record = json.loads(json.dumps(result.to_dict()))
+    record["added"] = 1
+    record["metrics"]["top1"]["added"] = 1
+    record["classes"][0]["added"] = 1
+    assert TaskResult.from_dict(record) == result
+    with pytest.raises(DataError, match="version 2"):
+        TaskResult.from_dict(record | {"version": 2})
+    with pytest.raises(DataError, match="version None"):
+        TaskResult.from_dict([])
+    del record["classes"][0]["name"]
+    with pytest.raises(DataError, match="Not the result of an evaluation"):
+        TaskResult.from_dict(record)
+
+
+def test_a_result_never_writes_a_number_that_is_not_finite():
+    result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=0)
+    result.metrics["top1"] = type(result.metrics["top1"])(float("nan"))
+    with pytest.raises(ValueError, match="nan"):
+        result.to_dict()
+
+
+def test_figures_do_not_depend_on_the_order_of_the_clips():
+    rng = np.random.default_rng(5)
+    rows, scores = [[k, (k + 2) % 6] for k in rng.integers(6, size=40)], distributions(rng, 40, 6)
+    order = rng.permutation(40)
+    straight = targets(rows, 6, multi_label=True)
+    shuffled = targets([rows[i] for i in order], 6, multi_label=True, ids=tuple(straight.ids[i] for i in order))
+    first = evaluate("llp_cls", straight, Predictions(scores), replicates=50)
+    second = evaluate("llp_cls", shuffled, Predictions(scores[order]), replicates=50)
+    for name, estimate in first.metrics.items():
+        assert second.metrics[name].value == pytest.approx(estimate.value)
+        assert second.metrics[name].low == pytest.approx(estimate.low)
+
+
+def test_what_does_not_belong_together_is_refused():
+    clips, seconds = targets([[0], [1]]), targets([[0], [1]], segments=SEGMENTS)
+    with pytest.raises(UsageError, match=r"no task 'avs'.*ave, ave_cls, llp_cls, vggsound_cls, folder"):
+        evaluate("avs", clips, Predictions(np.eye(3)[:2]))
+    with pytest.raises(ValueError, match=r"\(3, 3\); ave_cls needs \(2, 3\)"):
+        evaluate("ave_cls", clips, Predictions(np.eye(3)))
+    with pytest.raises(ValueError, match="background rule"):
+        evaluate("ave", seconds, Predictions(PER_SECOND))
+    with pytest.raises(ValueError, match="Labels per second"):
+        evaluate("ave", clips, Predictions(PER_SECOND, BackgroundRule("none")))
+    with pytest.raises(ValueError, match="needs"):
+        evaluate("ave", seconds, Predictions(PER_SECOND[:, :2], BackgroundRule("none")))
+    with pytest.raises(ValueError, match="Not classes of the task: x"):
+        evaluate("ave_cls", clips, Predictions(np.eye(3)[:2]), unanswered=("x",))
