@@ -1,0 +1,1 @@
+"""Few-shot training: configuration, decoded clips on disk, checkpoints."""

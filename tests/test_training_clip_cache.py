@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import random
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from media_factory import tone, write_media
+
+import avfewshot.training.clip_cache as module
+from avfewshot.errors import MediaError, UsageError
+from avfewshot.media import read_clip
+from avfewshot.resources import cache_dir
+from avfewshot.training.clip_cache import ClipCache
+from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four small files: two seconds of pictures and sound."""
+    folder = tmp_path_factory.mktemp("media")
+    paths = [folder / f"clip{number}.mp4" for number in range(4)]
+    for number, path in enumerate(paths):
+        write_media(path, seconds=2.0, audio=tone(2.0, frequency=300 + 100 * number))
+    return paths
+
+
+@pytest.fixture
+def no_decoding(monkeypatch: pytest.MonkeyPatch):
+    def forbid():
+        def read(path, **options):
+            raise AssertionError(f"{path} was decoded")
+
+        monkeypatch.setattr(module, "read_clip", read)
+
+    return forbid
+
+
+def same(one, two) -> bool:
+    def equal(a, b):
+        return a is b if a is None or b is None else torch.equal(a, b)
+
+    return (
+        equal(one.frames, two.frames)
+        and equal(one.waveform, two.waveform)
+        and (one.path, one.duration, one.start, one.warnings, one.last)
+        == (two.path, two.duration, two.start, two.warnings, two.last)
+    )
+
+
+def entries(cache: ClipCache) -> list[Path]:
+    return sorted(cache.folder.glob("*.zip"))
+
+
+def test_the_second_time_nothing_is_decoded_and_the_clip_is_the_same_to_the_bit(media, no_decoding):
+    first = [ClipCache().get(path, frame_size=32) for path in media]
+    no_decoding()
+    cache = ClipCache()
+    assert all(same(cache.get(path, frame_size=32), clip) for path, clip in zip(media, first, strict=True))
+    assert (cache.statistics.hits, cache.statistics.misses) == (4, 0)
+    assert cache.folder == cache_dir("clips")
+    assert cache.statistics.bytes_read == cache.size() == sum(path.stat().st_size for path in entries(cache))
+
+
+def test_pictures_are_those_of_the_file_and_sound_is_off_by_half_a_step_of_16_bits(media):
+    plain, kept = read_clip(media[0], frame_size=32), ClipCache().get(media[0], frame_size=32)
+    assert torch.equal(plain.frames, kept.frames)
+    assert 0 < (plain.waveform - kept.waveform).abs().max() <= 2**-16
+    assert kept.waveform.dtype == torch.float32
+
+
+@pytest.mark.parametrize("modality", ["visual", "audio"])
+def test_a_missing_modality_and_warnings_come_back(media, tmp_path, modality, no_decoding):
+    silent = tmp_path / "silent.mp4"
+    write_media(silent, seconds=2.0, audio=0 * tone(2.0))
+    clip = ClipCache().get(silent, frame_size=16, modality=modality)
+    assert (clip.frames is None) == (modality == "audio")
+    assert bool(clip.warnings) == (modality == "audio")
+    no_decoding()
+    assert same(ClipCache().get(silent, frame_size=16, modality=modality), clip)
+
+
+def test_pictures_that_are_not_square_survive(media):
+    clip = read_clip(media[0], frame_size=None)
+    assert clip.frames.shape[2:] == (64, 96)
+    assert torch.equal(decode_clip(encode_clip(clip, "key"), "key", clip.path).frames, clip.frames)
+
+
+def test_each_way_of_reading_has_its_own_entry_and_a_changed_file_is_decoded_anew(media, tmp_path):
+    cache = ClipCache()
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(media[0].read_bytes())
+    ways = [{}, {"frame_size": 16}, {"modality": "audio"}, {"frame_backend": "pyav"}]
+    for way in ways:
+        cache.get(path, **{"frame_size": 32, **way})
+    assert len(entries(cache)) == cache.statistics.misses == len(ways)
+    path.write_bytes(media[1].read_bytes())
+    assert torch.equal(cache.get(path, frame_size=32).waveform, ClipCache(max_bytes=0).get(media[1]).waveform)
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the same size, another time
+    cache.get(path, frame_size=32)
+    assert (cache.statistics.hits, cache.statistics.misses) == (0, len(ways) + 2)
+
+
+def test_a_damaged_entry_never_gives_another_clip(media):
+    clip = ClipCache().get(media[0], frame_size=8)
+    content = encode_clip(clip, "key")
+    rng = random.Random(0)
+    spots = [*range(0, 40, 2), *range(len(content) - 40, len(content), 2), *rng.sample(range(len(content)), 40)]
+    broken = [content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :] for at in spots]
+    broken += [content[: len(content) // 2], content[:-1], b"", b"PK", os.urandom(500)]
+    refused = [damaged for damaged in broken if not decodes_to(clip, damaged)]
+    assert len(refused) > 40
+
+
+def decodes_to(clip, content: bytes) -> bool:
+    """False where the content is refused; a byte that means nothing, such as the time of an entry, may change."""
+    try:
+        found = decode_clip(content, "key", clip.path)
+    except DamagedError:
+        return False
+    assert same(found, clip)
+    return True
+
+
+def test_a_damaged_entry_is_decoded_anew_and_replaced(media, no_decoding):
+    cache = ClipCache()
+    clip = cache.get(media[0], frame_size=16)
+    entry = entries(cache)[0]
+    content = bytearray(entry.read_bytes())
+    content[len(content) // 2] ^= 1
+    entry.write_bytes(content)
+    assert same(cache.get(media[0], frame_size=16), clip)
+    assert (cache.statistics.damaged, cache.statistics.misses) == (1, 2)
+    no_decoding()
+    assert same(cache.get(media[0], frame_size=16), clip)
+
+
+def test_an_entry_under_the_name_of_another_clip_is_refused(media):
+    cache = ClipCache()
+    cache.get(media[0], frame_size=16)
+    first = entries(cache)[0]
+    cache.get(media[1], frame_size=16)
+    (second,) = set(entries(cache)) - {first}
+    second.write_bytes(first.read_bytes())
+    assert torch.equal(cache.get(media[1], frame_size=16).frames, read_clip(media[1], frame_size=16).frames)
+    assert cache.statistics.damaged == 1
+
+
+def test_the_entry_that_was_not_used_for_the_longest_time_gives_way(media, tmp_path, no_decoding):
+    probe = ClipCache(tmp_path / "probe")
+    for path in media:
+        probe.get(path, frame_size=16)
+    largest = max(path.stat().st_size for path in entries(probe))
+    cache = ClipCache(tmp_path / "cache", max_bytes=int(3.5 * largest))
+    for number, path in enumerate(media[:3]):
+        before = set(entries(cache))
+        cache.get(path, frame_size=16)
+        (entry,) = set(entries(cache)) - before
+        os.utime(entry, ns=(number, number))
+    cache.get(media[0], frame_size=16)  # the oldest by writing is now the latest by use
+    cache.get(media[3], frame_size=16)
+    assert cache.size() <= cache.max_bytes
+    assert cache.statistics.evicted == 1
+    no_decoding()
+    for path in (media[0], media[2], media[3]):
+        cache.get(path, frame_size=16)
+    with pytest.raises(AssertionError, match="was decoded"):
+        cache.get(media[1], frame_size=16)
+
+
+def test_nothing_is_kept_without_room(media, tmp_path):
+    for bound in (0, 1000):
+        cache = ClipCache(tmp_path / str(bound), max_bytes=bound)
+        clips = [cache.get(media[0], frame_size=16) for _ in range(2)]
+        assert same(*clips)
+        assert (cache.statistics.misses, cache.size()) == (2, 0)
+    with pytest.raises(UsageError, match="negative"):
+        ClipCache(max_bytes=-1)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(media, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    cache = ClipCache(blocked / "clips")
+    assert same(cache.get(media[0], frame_size=16), cache.get(media[0], frame_size=16))
+    assert (cache.statistics.misses, cache.statistics.unstored) == (2, 2)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(media, tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(media[0].read_bytes())
+
+    def read_and_change(target, **options):
+        clip = read_clip(target, **options)
+        path.write_bytes(media[1].read_bytes())
+        return clip
+
+    monkeypatch.setattr(module, "read_clip", read_and_change)
+    cache = ClipCache()
+    cache.get(path, frame_size=16)
+    assert (cache.statistics.unstored, cache.size()) == (1, 0)
+
+
+def test_a_missing_or_broken_file_is_the_readers_error_and_is_not_remembered(media, tmp_path):
+    cache = ClipCache()
+    path = tmp_path / "clip.mp4"
+    with pytest.raises(MediaError):
+        cache.get(path)
+    path.write_bytes(b"no video")
+    with pytest.raises(MediaError):
+        cache.get(path)
+    path.write_bytes(media[0].read_bytes())
+    assert cache.get(path, frame_size=16).num_segments == 2
+
+
+def test_unfinished_files_of_killed_processes_are_removed_and_those_at_work_are_not(media):
+    cache = ClipCache()
+    cache.folder.mkdir(parents=True)
+    old, new = (cache.folder / f".{'0' * 64}.clip-{end}.part.zip" for end in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    cache.get(media[0], frame_size=16)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_the_names_of_unfinished_files_are_those_that_writing_uses(tmp_path):
+    from avfewshot.fileio import atomic_path
+
+    with atomic_path(ClipCache(tmp_path)._entry("0" * 64)) as temporary:
+        assert module._is_unfinished(temporary.name)
+
+
+def test_threads_share_a_cache(media, tmp_path):
+    cache = ClipCache(tmp_path / "cache")
+    threads = [
+        threading.Thread(target=lambda: [cache.get(path, frame_size=16) for path in media * 3]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statistics = cache.statistics
+    assert statistics.hits + statistics.misses == 48
+    assert 4 <= statistics.misses <= 16
+    assert len(entries(cache)) == 4
+
+
+def work(folder: Path, bound: int, seed: int, paths: list[Path], queue) -> None:
+    cache = ClipCache(folder, bound)
+    expected = {path: ClipCache(max_bytes=0).get(path, frame_size=16) for path in paths}
+    order = random.Random(seed).choices(paths, k=20)
+    right = all(same(cache.get(path, frame_size=16), expected[path]) for path in order)
+    queue.put((right, cache.statistics))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs processes that fork")
+def test_processes_that_evict_each_others_entries_get_the_right_clips(media, tmp_path):
+    probe = ClipCache(tmp_path / "probe")
+    probe.get(media[0], frame_size=16)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=work, args=(tmp_path / "cache", int(2.5 * probe.size()), seed, media, queue))
+        for seed in range(3)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert all(right for right, _ in outcomes)
+    assert sum(statistics.hits for _, statistics in outcomes) > 0
+    assert sum(statistics.evicted for _, statistics in outcomes) > 0
+    assert sum(statistics.unstored for _, statistics in outcomes) == 0
+
+
+def test_a_cache_can_be_sent_to_worker_processes(tmp_path):
+    cache = pickle.loads(pickle.dumps(ClipCache(tmp_path, 12345)))  # noqa: S301 - what multiprocessing does itself
+    assert (cache.folder, cache.max_bytes) == (tmp_path, 12345)
