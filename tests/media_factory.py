@@ -83,7 +83,6 @@ def write_media(
     rate: int = 48000,
     audio_start: float = 0.0,
     audio_gap: tuple[float, float] | None = None,
-    audio_step: int = 1024,
     container_options: dict[str, str] | None = None,
     rotation: int = 0,
     mirrored: bool = False,
@@ -106,7 +105,6 @@ def write_media(
         rate: Sampling rate of `audio`.
         audio_start: Added to all timestamps of the audio.
         audio_gap: (time, length): from `time` on the timestamps jump ahead by `length`.
-        audio_step: Samples in a packet, where the encoder leaves the choice.
         container_options: Options of the muxer.
         rotation: Degrees that a player has to turn the picture counter-clockwise (mp4 and mov only).
         mirrored: A player has to mirror the picture left-right (mp4 and mov only).
@@ -142,7 +140,7 @@ def write_media(
                 pending += video.encode(frame)
             pending += video.encode()
         for stream, wave in zip(sounds, tracks, strict=True):
-            pending += _encode_audio(stream, wave, rate, audio_start, audio_gap, audio_step)
+            pending += _encode_audio(stream, wave, rate, audio_start, audio_gap)
         # Interleaved by time as a recorder would write them.
         for packet in sorted(pending, key=lambda p: (p.dts if p.dts is not None else p.pts) * p.time_base):
             out.mux(packet)
@@ -152,11 +150,11 @@ def write_media(
 
 
 def _encode_audio(
-    stream, wave: np.ndarray, rate: int, start: float, gap: tuple[float, float] | None, step: int
+    stream, wave: np.ndarray, rate: int, start: float, gap: tuple[float, float] | None
 ) -> list[av.Packet]:
     context = stream.codec_context
     context.open()
-    step = context.frame_size or step
+    step = context.frame_size or 1024
     resampler = av.AudioResampler(format=context.format, layout=context.layout, rate=rate)
     packets = []
     for at in range(0, wave.shape[1], step):
@@ -237,4 +235,94 @@ def damaged(source: Path, path: Path, start: float, stop: float, seed: int = 0) 
     a, b = int(len(data) * start), int(len(data) * stop)
     data[a:b] = np.random.default_rng(seed).integers(0, 256, b - a, np.uint8).tobytes()
     path.write_bytes(data)
+    return path
+
+
+def with_negative_times(path: Path, shift: float) -> Path:
+    """Make the pictures of an mp4 without edit list begin `shift` seconds before zero, by its composition offsets."""
+    data = bytearray(path.read_bytes())
+    box = data.index(b"ctts")
+    timescale = struct.unpack(">I", data[data.index(b"mdhd") + 16 : data.index(b"mdhd") + 20])[0]
+    data[box + 4] = 1  # version 1: signed offsets
+    for entry in range(struct.unpack(">I", data[box + 8 : box + 12])[0]):
+        at = box + 12 + 8 * entry + 4
+        (offset,) = struct.unpack(">i", data[at : at + 4])
+        data[at : at + 4] = struct.pack(">i", offset - round(shift * timescale))
+    path.write_bytes(data)
+    return path
+
+
+_TONE = {"audio": tone(3.0)}
+_FAST_VP9 = {"codec": "libvpx-vp9", "codec_options": {"deadline": "realtime", "cpu-used": "8"}}
+
+# Name -> what it is made of, and the numbers of the pictures due in the middle of each second.
+VIDEOS: dict[str, tuple[dict, list[int]]] = {
+    "plain.mp4": (_TONE, [5, 15, 25]),
+    "plain.mkv": (_TONE, [5, 15, 25]),
+    "plain.mov": ({**_TONE, "codec": "mjpeg", "pix_fmt": "yuvj420p", "audio_codec": "pcm_s16le"}, [5, 15, 25]),
+    "plain.webm": ({**_TONE, **_FAST_VP9, "audio_codec": "libopus"}, [5, 15, 25]),
+    "plain.flv": ({"fps": 10, "seconds": 3}, [5, 15, 25]),
+    "plain.ts": ({"fps": 10, "seconds": 3}, [5, 15, 25]),
+    "plain.avi": ({"codec": "mpeg4"}, [5, 15, 25]),
+    "silent.mp4": ({}, [5, 15, 25]),
+    "one-keyframe.mp4": ({"codec_options": {"g": "1000"}}, [5, 15, 25]),
+    "open-groups.mp4": ({"codec_options": {"x264-params": "open-gop=1:keyint=8:bframes=3"}}, [5, 15, 25]),
+    "hevc.mp4": (
+        {"codec": "libx265", "codec_options": {"x265-params": "keyint=8:bframes=3:log-level=none:pools=none"}},
+        [5, 15, 25],
+    ),
+    "mpeg4-b.mp4": ({"codec": "mpeg4", "codec_options": {"bf": "2", "g": "9"}}, [5, 15, 25]),
+    "unreliable.avi": ({"codec": "libx264"}, [5, 15, 25]),  # H.264 with B-frames in AVI: its timestamps are wrong
+    "raw.h264": ({"fps": 25}, [12, 37, 62]),  # no timestamps at all
+    "variable.mp4": ({"times": [0, 0.1, 0.45, 0.5, 0.7, 1.2, 1.49, 1.51, 2.9]}, [3, 6, 7]),
+    "variable.mkv": ({"times": [0, 0.1, 0.45, 0.5, 0.7, 1.2, 1.49, 1.51, 2.9]}, [3, 6, 7]),
+    "slow.mp4": ({"times": [0, 2.0, 2.6]}, [0, 0, 1]),
+    "short.mp4": ({"seconds": 0.3}, [2]),
+    "late-video.mp4": ({**_TONE, "video_start": 0.7, "seconds": 2.3}, [0, 8, 18]),
+    "late-audio.mp4": ({**_TONE, "audio_start": 0.4}, [5, 15, 25]),
+    "late-both.mkv": ({**_TONE, "video_start": 3.05, "audio_start": 2.5}, [0, 9, 19, 29]),
+    "late-both.mp4": ({**_TONE, "video_start": 3.05, "audio_start": 2.5}, [0, 9, 19, 29]),
+    "long-audio.mp4": ({"seconds": 1.0, "audio": tone(3.0)}, [5, 9, 9]),
+    "short-audio.mp4": ({"audio": tone(1.0)}, [5, 15, 25]),
+    "other-size.mp4": ({"size": (98, 62)}, [5, 15, 25]),
+    "odd-both.mkv": ({"size": (97, 63), "codec": "ffv1"}, [5, 15, 25]),
+    "odd-444.mp4": ({"size": (97, 63), "pix_fmt": "yuv444p"}, [5, 15, 25]),
+    "ten-bit.mp4": ({"pix_fmt": "yuv420p10le"}, [5, 15, 25]),
+    "hd-colours.mp4": ({"colour": (1, 1)}, [5, 15, 25]),
+    "full-range.mp4": ({"colour": (1, 2)}, [5, 15, 25]),
+}
+
+
+def make_video(folder: Path, name: str) -> Path:
+    """Write one of :data:`VIDEOS` unless it is there."""
+    path = folder / name
+    if not path.exists():
+        write_media(path, **{"seconds": 3.0, **VIDEOS[name][0]})
+    return path
+
+
+def make_hour(path: Path) -> Path:
+    """Write an hour of a picture every four seconds, a keyframe every forty, and of a click at every full minute."""
+    silence, click = bytes(16000), (clicks([0.0], 1.0, 8000)[0] * 32767).astype("<i2").tobytes()
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=1)
+        video.width, video.height, video.pix_fmt = 80, 32, "yuv420p"
+        video.options = {"g": "10", "preset": "ultrafast", "bf": "2"}
+        video.codec_context.time_base = Fraction(1, 1)
+        video.codec_context.thread_count = 1
+        sound = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        packets = []
+        for number in range(900):
+            frame = av.VideoFrame.from_ndarray(picture(number, 80, 32), "rgb24")
+            frame.time_base, frame.pts = Fraction(1, 1), 4 * number
+            packets += video.encode(frame)
+        packets += video.encode()
+        for second in range(3600):
+            packet = av.Packet(silence if second % 60 else click)
+            packet.stream, packet.time_base = sound, Fraction(1, 8000)
+            packet.pts = packet.dts = second * 8000
+            packet.duration = 8000
+            packets.append(packet)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            out.mux(packet)
     return path

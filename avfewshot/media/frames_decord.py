@@ -3,6 +3,7 @@
 decord 0.6 carries an FFmpeg of 2018. Compared picture by picture with PyAV it is identical in 8-bit mp4, mov, Matroska
 and WebM files of even height, rotated ones included. It differs where it
 
+* miscounts pictures that are stored behind a keyframe but shown before it (open groups: HEVC by default, MPEG-4),
 * replaces pictures that it cannot seek to by others, silently (MPEG-TS),
 * orders pictures by timestamps that are wrong (AVI with B-frames),
 * takes a mirrored picture for one that is turned,
@@ -111,6 +112,8 @@ def _suitable(probe: Probe) -> tuple[int, ...]:
     pixels, height = probe.video.pixels
     if pixels not in _PIXELS or height % 2:
         raise DecordUnfitError(f"decord renders {pixels} pictures of {height} lines differently")
+    if not probe.video.closed:
+        raise DecordUnfitError("decord takes wrong pictures from files with open groups of pictures")
     if probe.video.stamps is None:
         raise DecordUnfitError("the file is long or its timestamps are not simple")
     return probe.video.stamps

@@ -38,6 +38,7 @@ class Track:
         stamps: Sorted timestamps (ticks) of all pictures; None unless every packet of the file was read and each has
             a presentation timestamp of its own.
         counted: The pictures have no usable timestamps and can only be counted, at `rate`.
+        closed: Every keyframe is followed by later pictures only, so that none depends on an earlier keyframe's group.
         pixels: FFmpeg's name of the pixel format and the height, for example ``("yuv420p", 240)``; None for audio.
     """
 
@@ -48,6 +49,7 @@ class Track:
     rate: Fraction | None = None
     stamps: tuple[int, ...] | None = None
     counted: bool = False
+    closed: bool = True
     pixels: tuple[str | None, int] | None = None
 
 
@@ -116,7 +118,7 @@ def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
     duration = max(t.end for t in present) - zero
     result = Probe(path, container.format.name, tracks["video"], tracks["audio"], zero, duration)
     result.warnings += _absent(container, result)
-    result.warnings += _short(container, scan, zero, duration)
+    result.warnings += _short(path, container, scan, zero, duration)
     result.warnings += _apart(result)
     result.warnings += scan.holes(result.video, result.audio, zero)
     return result
@@ -134,7 +136,8 @@ class _Scan:
         self._covered: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._stamps: list[int] = []
-        self._stamped = True
+        self._stamped = self._closed = True
+        self._keyframe: int | None = None
         self._whole = False
         self._usual = {s.index: _usual_length(s) for s in streams}
         self.errors = 0
@@ -178,6 +181,7 @@ class _Scan:
             track.rate = _rate(stream)
             track.pixels = (stream.codec_context.pix_fmt, stream.codec_context.height)
             track.counted = self._must_count(stream)
+            track.closed = self._closed
             ordered = tuple(sorted(set(self._stamps)))
             if (
                 self._whole
@@ -234,6 +238,8 @@ class _Scan:
                 self._stamped = False
             else:
                 self._stamps.append(pts)
+                self._keyframe = pts if packet.is_keyframe else self._keyframe
+                self._closed = self._closed and (self._keyframe is None or pts >= self._keyframe)
         stamp = pts if pts is not None else packet.dts
         if stamp is not None:
             self._first[index] = min(stamp, self._first.get(index, stamp))
@@ -265,12 +271,14 @@ def _absent(container: InputContainer, result: Probe) -> Iterator[tuple[str, str
         yield "audio", f"{len(sounds)} audio tracks: number {sounds.index(result.audio.index) + 1} is used"
 
 
-def _short(container: InputContainer, scan: _Scan, zero: Fraction, duration: Fraction) -> Iterator[tuple[str, str]]:
+def _short(
+    path: Path, container: InputContainer, scan: _Scan, zero: Fraction, duration: Fraction
+) -> Iterator[tuple[str, str]]:
     told = float((container.duration or 0) / av.time_base)
     # Some formats count their length from zero, some from their first timestamp.
     if max(duration, zero + duration) < told - max(1.0, 0.02 * told):
         yield "file", f"should last {told:.1f} s but ends after {float(duration):.1f} s: truncated or damaged"
-    elif is_cut_riff(Path(container.name)):
+    elif is_cut_riff(path):
         yield "file", "truncated: the file is shorter than it says"
     elif scan.errors:
         yield "file", "damaged: parts of the file could not be read"
