@@ -232,7 +232,7 @@ def test_info_tells_what_made_the_results_and_names_unknown_words_once(classifie
 
     assert (info.backbone, info.adapter, info.device, info.precision) == ("tiny", None, "cpu", "fp32")
     assert (info.fusion, info.pool) == ("product", "event")
-    assert info.labels == ["dog", "pan"]
+    assert info.labels == ["dog", "quokka"]
     assert info.wordings == list(labels.wordings)
     assert "zyzzyva" in classifier.unknown_words(labels)
     assert len(info.warnings) == 1
