@@ -339,6 +339,17 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone(sma
     assert not torch.allclose(first.visual(frames), other.visual(frames))
 
 
+def test_loading_leaves_the_global_generator_alone_and_fills_every_tensor(small):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    backbone = build_backbone(small)
+    assert torch.equal(torch.get_rng_state(), before)
+    stored = read_tensors(small.clap.source.file)
+    loaded = backbone.audio_text.model.state_dict()
+    assert all(torch.equal(tensor, stored[f"text_branch.{name}"]) for name, tensor in loaded.items())
+    assert build_backbone(small).audio.front_end(torch.randn(1, 48_000), backbone.audio.audio_branch).isfinite().all()
+
+
 def test_everything_is_frozen_and_stays_in_evaluation_mode(small):
     backbone = build_backbone(small)
     for module in (backbone.visual, backbone.audio, backbone.visual_text, backbone.audio_text):

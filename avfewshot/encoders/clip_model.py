@@ -56,7 +56,7 @@ def build_clip_model(
             name,
             load_weights=False,
             force_quick_gelu=quick,
-            force_custom_text=split_text,
+            force_custom_text=split_text or "hf_model_name" in text,
             pretrained_image=False,
             pretrained_text=False,
             **overrides,

@@ -61,8 +61,8 @@ class ClipTokenizer(TextTokenizer):
     ) -> None:
         from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
+        self.words = _known_words(Path(path)) if path else frozenset()
         path = Path(path or default_bpe())
-        self.words = _known_words(path)
         self._tokenizer = SimpleTokenizer(str(path), context_length=context_length, **(options or {}))
         self.vocab_size = self._tokenizer.vocab_size
         self.fingerprint = combined(
