@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.errors import UsageError
+from avfewshot.evaluation.tasks import TASKS
+from avfewshot.faults import flatten
+from avfewshot.training.config import ADAPTER_SETTINGS, TrainingConfig, build_config, training_settings
+
+
+def faults_of(call) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        call()
+    return [str(fault) for fault in flatten(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("task", "factors"),
+    [("ave", (0.2, 0.05, 0.01)), ("ave_cls", (0.2, 0.05, 0.05)), ("llp_cls", (0.2, 0.05, 0.05))],
+)
+def test_the_papers_settings_are_the_default_of_each_task(task, factors):
+    config = build_config({"task": task}).config
+    assert (config.alpha, config.beta, config.gamma) == factors
+    assert (config.optimizer, config.lr, config.batch_size) == ("adam", 3e-4, 2)
+
+
+def test_flags_beat_the_file_which_beats_the_tasks_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("task: ave\nlr: 1e-3\nbatch-size: 8\nseeds: [4, 5]\ntemporal: off\ncache_size: 500MB\n")
+    built = build_config({"batch_size": "4", "channel": "false", "shots": None}, file)
+    config = built.config
+    assert (config.batch_size, config.lr, config.gamma, config.shots) == (4, 1e-3, 0.01, 16)
+    assert (config.seeds, config.temporal, config.channel, config.cache_size) == ((4, 5), False, False, 500_000_000)
+    assert built.sources["batch_size"] == "--batch-size"
+    assert built.sources["lr"] == str(file)
+    assert built.sources["gamma"] == "default of ave"
+    assert built.sources["shots"] == "default"
+    assert built.changed()["batch_size"] == (4, "--batch-size")
+    assert "gamma" not in built.changed()
+    assert build_config({"task": "ave", "gamma": "0.5"}).config.gamma == 0.5
+
+
+def test_a_flag_for_the_task_also_changes_the_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("task: ave\n")
+    assert build_config({"task": "llp_cls"}, file).config.gamma == 0.05
+
+
+def test_everything_wrong_is_reported_at_once_with_the_valid_choices(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("shot: 4\nlr: fast\nsampler: random\nepochs: 2.5\nspatial: 3\n7: x\n")
+    faults = faults_of(lambda: build_config({"shots": "0", "seeds": "1,1", "micro_batch": "9", "warmup": "0.9"}, file))
+    assert len(faults) == 10
+    for part in (
+        f"{file}: shot is unknown. Did you mean 'shots'? Valid: task, shots,",
+        f"{file}: lr: a number greater than 0 is needed, not 'fast'.",
+        f"{file}: sampler: 'random' is not one of nested, first-k.",
+        f"{file}: epochs: a whole number of at least 1",
+        f"{file}: spatial: true or false",
+        f"{file}: 7 is unknown.",
+        "--shots: a whole number of at least 1 is needed, not '0'.",
+        "--seeds: different whole numbers",
+        "--warmup: a number of at least 0 and at most 0.5",
+        "micro_batch is larger than batch_size.",
+    ):
+        assert any(fault.startswith(part) for fault in faults), part
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"a2v": False, "v2a": False}, "the adapter would do nothing"),
+        ({"adapter": "none", "projector": "none"}, "nothing to train"),
+        ({"micro_batch": 3}, "larger than batch_size"),
+        ({"objective": "contrastive", "batch_size": 1}, "at least 2"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(values, message):
+    for call in (lambda: TrainingConfig(**values), lambda: build_config(values)):
+        (fault,) = faults_of(call)
+        assert message in fault
+
+
+def test_a_wrong_value_is_not_blamed_for_a_contradiction_as_well():
+    (fault,) = faults_of(lambda: build_config({"batch_size": "many", "micro_batch": "4"}))
+    assert fault.startswith("--batch-size")
+
+
+def test_projectors_alone_are_a_valid_training():
+    assert TrainingConfig(adapter="none", a2v=False, v2a=False).projector == "residual"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("lr", value) for value in (0, -1e-4, float("nan"), float("inf"), True, None, [1], 10**400, "1e999")],
+        *[("seeds", value) for value in ((), "", "1,,2", -1, 2**32, [1.0], [True], "one")],
+        *[("cache_size", value) for value in (-1, "20 apples", 1.5, True, "")],
+        *[("batch_size", value) for value in (0, "auto", 2.0, True)],
+        *[("channel", value) for value in (1, "maybe", None)],
+        *[("task", value) for value in ("AVE", None, ["ave"])],
+        ("adapter", "lora"),
+        ("step_factor", 1.5),
+    ],
+)
+def test_values_of_a_wrong_type_or_range_are_refused(name, value):
+    (fault,) = faults_of(lambda: TrainingConfig(**{name: value}))
+    assert fault.startswith(f"{name}: ")
+    if value is not None:
+        (fault,) = faults_of(lambda: build_config({name: value}))
+        assert fault.startswith(f"--{name.replace('_', '-')}: ")
+
+
+def test_a_configuration_survives_json_and_yaml(tmp_path):
+    config = TrainingConfig(task="ave", seeds=(3, 1), lr=1e-5, gamma=1, adapter="none", cache_size=7, micro_batch=1)
+    assert isinstance(config.gamma, float)
+    assert TrainingConfig.from_json(config.to_json()) == config
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+    file = tmp_path / "run.yaml"
+    file.write_text(config.to_yaml())
+    assert build_config(file=file).config == config
+    assert json.loads(config.to_json())["seeds"] == [3, 1]
+
+
+def test_every_default_is_valid_as_shown():
+    for task in TASKS:
+        for setting in training_settings(task):
+            value = setting.kind.parse(setting.shown_default(), from_text=True)
+            assert value == getattr(build_config({"task": task}).config, setting.name), setting.name
+            assert setting.help.endswith(".")
+
+
+@pytest.mark.parametrize("text", ['{"shots": 1', "[1]", "3"])
+def test_a_stored_configuration_that_is_damaged_is_refused(text):
+    (fault,) = faults_of(lambda: TrainingConfig.from_json(text))
+    assert fault.startswith("configuration: ")
+    assert faults_of(lambda: TrainingConfig.from_dict({"shots": "4", "x": 1}, where="config.json"))[0].startswith(
+        "config.json: shots: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"shots: 1\nshots: 2\n", "given twice: shots"),
+        (b"batch-size: 1\nbatch_size: 2\n", "batch_size is given twice"),
+        (b"- shots\n", "must hold"),
+        (b"shots: [1\n", "is not valid YAML"),
+        (b"shots: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+        (b"task: \xff\n", "is not UTF-8"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_clear_error(tmp_path, content, message):
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    (fault,) = faults_of(lambda: build_config({}, file))
+    assert fault.startswith(str(file))
+    assert message in fault
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xef\xbb\xbf# nothing yet\n")
+    assert build_config({"shots": 1}, file).config == TrainingConfig(shots=1)
+
+
+def test_the_adapters_settings_are_those_that_it_knows():
+    assert set(ADAPTER_SETTINGS) == {field.name for field in dataclasses.fields(GuidanceSettings)}
+    assert GuidanceSettings.from_mapping(TrainingConfig().adapter_settings) == GuidanceSettings()
+
+
+def test_the_choices_are_those_of_the_modules_that_act_on_them():
+    from avfewshot.adapters.projectors import PROJECTORS
+    from avfewshot.adapters.registry import adapter_names
+    from avfewshot.adapters.settings import OUTPUTS
+    from avfewshot.datasets.sampler import SAMPLERS
+    from avfewshot.devices import PRECISIONS
+    from avfewshot.losses import OBJECTIVES
+    from avfewshot.matching import FUSIONS, MATCHINGS, POOLS
+    from avfewshot.training.clip_cache import DEFAULT_MAX_BYTES
+
+    kinds = {setting.name: setting.kind for setting in training_settings()}
+    for name, choices in {
+        "sampler": SAMPLERS,
+        "adapter": (*adapter_names(), "none"),
+        "output": OUTPUTS,
+        "projector": (*PROJECTORS, "none"),
+        "objective": OBJECTIVES,
+        "matching": MATCHINGS,
+        "fusion": FUSIONS,
+        "pool": POOLS,
+        "precision": ("auto", *PRECISIONS),
+        "task": tuple(TASKS),
+    }.items():
+        assert kinds[name].choices == choices, name
+    assert TrainingConfig().cache_size == DEFAULT_MAX_BYTES
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, avfewshot.training.config; print([m for m in ('torch', 'numpy', 'av') if m in sys.modules])"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout == "[]\n"
+
+
+def test_yaml_of_the_defaults_is_readable():
+    assert yaml.safe_load(TrainingConfig().to_yaml())["lr"] == 3e-4
