@@ -50,7 +50,7 @@ class WindowAttention(nn.Module):
         windows = joined.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
         bias = self._attention_bias(attn, block.attn_mask, joined.dtype)
         mixed = _attend(windows, bias, attn.scale)
-        result = attn.proj(mixed.transpose(1, 2).reshape(count, length, channels))
+        result = attn.proj(mixed.reshape(count, length, channels))
         return result if self.order is None else _Reorder.apply(result, self.inverse, self.order)
 
     def _attention_bias(self, attn: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -114,20 +114,17 @@ def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
         scale: What the products are multiplied with.
 
     Returns:
-        ``[N * windows, heads, area, width]``.
+        ``[N * windows, area, heads, width]``.
     """
     total, kinds = windows.shape[1], len(bias)
-    if kinds in (1, total):
-        return F.scaled_dot_product_attention(*windows.unbind(0), attn_mask=bias, scale=scale)
-    if windows.device.type == "cpu":
-        # Sample by sample, rather than a bias that is repeated for each sample.
-        parts = [
-            F.scaled_dot_product_attention(*part.unbind(0), attn_mask=bias, scale=scale)
-            for part in windows.split(kinds, dim=1)
-        ]
-        return torch.cat(parts)
-    bias = bias.repeat(total // kinds, 1, 1, 1)
-    return F.scaled_dot_product_attention(*windows.unbind(0), attn_mask=bias, scale=scale)
+    if kinds not in (1, total):
+        if windows.device.type == "cpu":
+            # Sample by sample, rather than a bias that is repeated for each sample.
+            return torch.cat([_attend(part, bias, scale) for part in windows.split(kinds, dim=1)])
+        bias = bias.repeat(total // kinds, 1, 1, 1)
+    query, key, value = windows.unbind(0)
+    # The kernel leaves its result in this order.
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale).transpose(1, 2)
 
 
 def _gather_bias(attn: nn.Module, mask: Tensor | None) -> Tensor:
