@@ -27,7 +27,7 @@ from avfewshot.prompts import Templates, load_templates
 from avfewshot.results import ClipResult, Failure, RunInfo, SegmentResult
 
 DEFAULT_FUSION = "weighted"
-DEFAULT_POOL = "mean"
+DEFAULT_POOL = "event"
 
 
 @dataclass(frozen=True)

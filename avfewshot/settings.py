@@ -65,7 +65,7 @@ MODEL = (
     Setting("modality", Choice("av", "visual", "audio"), "av", "What to use: both, only sight, only sound."),
     Setting("frame_backend", Choice("auto", "decord", "pyav"), "auto", "What decodes the frames."),
     Setting("fusion", Choice("weighted", "product"), "weighted", "How the two modalities are joined."),
-    Setting("pool", Choice("mean", "event"), "mean", "How the seconds of a clip are pooled."),
+    Setting("pool", Choice("mean", "event"), "event", "How the seconds of a clip are pooled."),
     Setting("templates", Text(), None, "Prompt templates: a name, a YAML file or a text file.", "the backbone's"),
 )
 ZEROSHOT = (

@@ -17,6 +17,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,11 +130,10 @@ class Judge:
         *,
         candidates: Sequence[int],
         among: Sequence[int],
-        fusion: str,
         pool: str,
         templates: tuple[Sequence[str], Sequence[str]] | None = None,
     ) -> dict[str, Tensor]:
-        """Which clips of the classes `among` are named right among the classes `candidates`, by each modality."""
+        """Which clips of the classes `among` are named right among `candidates`: by each fusion and each modality."""
         visual, audio, target = self.clips[split]
         rows = torch.isin(target, torch.tensor(among))
         names = [COMPOSITIONS[index].name for index in candidates]
@@ -145,9 +145,15 @@ class Judge:
         scales = (self.backbone.visual_scale, self.backbone.audio_scale)
         logits = [s * e[rows] @ t.T for s, e, t in zip(scales, (visual, audio), texts, strict=True)]
         quiet = [s * e[rows] @ b for s, e, b in zip(scales, (visual, audio), self.background, strict=True)]
-        found = predict_clips(*logits, fusion=fusion, pool=pool, visual_background=quiet[0], audio_background=quiet[1])
         truth = torch.tensor([list(candidates).index(label) for label in target[rows].tolist()])
-        shares = {"fused": found.probabilities, "visual": found.visual, "audio": found.audio}
+        found = {
+            fusion: predict_clips(
+                *logits, fusion=fusion, pool=pool, visual_background=quiet[0], audio_background=quiet[1]
+            )
+            for fusion in FUSIONS
+        }
+        shares = {fusion: prediction.probabilities for fusion, prediction in found.items()}
+        shares |= {"visual": found["weighted"].visual, "audio": found["weighted"].audio}
         return {name: share.argmax(-1) == truth for name, share in shares.items()}
 
 
@@ -177,34 +183,30 @@ def evaluate(judge: Judge) -> dict:
         for index, composition in enumerate(COMPOSITIONS)
         if objects.count(composition.object) > 1 and sounds.count(composition.sound) > 1
     ]
-    validation = {}
-    for fusion, pool in itertools.product(FUSIONS, POOLS):
-        right = judge.right("validation", candidates=everything, among=everything, fusion=fusion, pool=pool)
-        validation[f"{fusion}, {pool}"] = {name: interval(int(r.sum()), len(r)) for name, r in right.items()}
-    best = max(validation, key=lambda name: validation[name]["fused"]["percent"])
-    fusion, pool = best.split(", ")
-    choice = {"fusion": fusion, "pool": pool}
 
+    def judged(split: str, among: Sequence[int], pool: str, **options: Any) -> dict[str, dict[str, float]]:
+        right = judge.right(split, candidates=everything, among=among, pool=pool, **options)
+        return {name: interval(int(value.sum()), len(value)) for name, value in right.items()}
+
+    validation = {f"pool {pool}": judged("validation", everything, pool) for pool in POOLS}
+    pool = max(POOLS, key=lambda name: validation[f"pool {name}"]["weighted"]["percent"])
     groups = {
         "all 45 classes": everything,
         "37 classes seen in training captions": seen,
         "8 held-out compositions": held_out,
         "looks and sounds both shared": ambiguous,
     }
-    test = {}
-    for name, among in groups.items():
-        right = judge.right("test", candidates=everything, among=among, **choice)
-        test[name] = {key: interval(int(value.sum()), len(value)) for key, value in right.items()}
-    wordings = {}
-    for visual, audio in zip(UNSEEN_TEMPLATES_VISUAL, UNSEEN_TEMPLATES_AUDIO, strict=True):
-        right = judge.right("test", candidates=everything, among=everything, templates=([visual], [audio]), **choice)
-        wordings[f"{visual} / {audio}"] = {key: interval(int(value.sum()), len(value)) for key, value in right.items()}
+    test = {name: judged("test", among, pool) for name, among in groups.items()}
+    wordings = {
+        f"{visual} / {audio}": judged("test", everything, pool, templates=([visual], [audio]))
+        for visual, audio in zip(UNSEEN_TEMPLATES_VISUAL, UNSEEN_TEMPLATES_AUDIO, strict=True)
+    }
     frames, seconds = judge.single("toy")
     return {
         "frame over 20 objects": interval(frames, SINGLE),
         "second over 20 sounds": interval(seconds, SINGLE),
         "validation": validation,
-        "chosen": choice,
+        "pool chosen on validation": pool,
         "test": test,
         "unseen wordings": wordings,
     }
@@ -221,13 +223,19 @@ def tables(result: dict) -> str:
     parts = {
         "Test clips, named among all 45 classes": "test",
         "Wordings never trained on, all 45 classes": "unseen wordings",
+        "Validation clips, all 45 classes": "validation",
     }
-    parts["Validation clips, all 45 classes, by fusion and pool"] = "validation"
+    columns = {
+        "weighted": "fused, weighted (default)",
+        "product": "fused, product",
+        "visual": "sight alone",
+        "audio": "hearing alone",
+    }
     for title, key in parts.items():
-        lines += ["", f"| {title} | clips | fused | sight alone | hearing alone |", "|---|---|---|---|---|"]
+        lines += ["", f"| {title} | clips | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
         for name, row in result[key].items():
-            cells = " | ".join(shown(row[column]) for column in ("fused", "visual", "audio"))
-            lines.append(f"| {name} | {row['fused']['of']} | {cells} |")
+            cells = " | ".join(shown(row[column]) for column in columns)
+            lines.append(f"| {name} | {row['weighted']['of']} | {cells} |")
     return "\n".join(lines)
 
 
