@@ -169,6 +169,13 @@ def test_what_open_clip_lacks_is_told_with_what_it_has(tmp_path):
     assert "not open_clip's VisionTransformer" in told(model="ViT-B-16-SigLIP", pretrained="webli")
 
 
+def test_a_tag_needs_a_model_of_open_clip(tmp_path):
+    own = {"embed_dim": 8, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1}}
+    preset = load_preset(write(tmp_path / "x.yaml", {**GOOD, "clip": {"model": own, "pretrained": "openai"}}))
+    with pytest.raises(UsageError, match="needs the name of an open_clip model"):
+        needed_files(preset)
+
+
 def test_roberta_has_no_use_for_a_backbone_without_it(tmp_path):
     with pytest.raises(UsageError, match="no RoBERTa"):
         needed_files(load_preset("tiny"), roberta=tmp_path)

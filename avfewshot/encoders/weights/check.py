@@ -76,7 +76,11 @@ def check(
         if not path.is_file():
             findings.append(Finding(needed.part, DAMAGED, f"{path}: is not a file"))
             continue
-        digest = file_sha256(path, remember=False)
+        try:
+            digest = file_sha256(path, remember=False)
+        except OSError as error:
+            findings.append(Finding(needed.part, DAMAGED, f"{path}: cannot be read: {error.strerror}"))
+            continue
         expected = expected_sha256(needed, path)
         if expected and digest != expected:
             wrong = f"{path}: its SHA-256 is {digest}, {expected} was expected"
