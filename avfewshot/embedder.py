@@ -19,7 +19,7 @@ from avfewshot.results import Failure
 
 _LOG = logging.getLogger(__name__)
 _MODALITIES = ("visual", "audio")
-_AUTO_BATCH = {"cpu": 16, "cuda": 128, "mps": 32}
+_AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
 # Parts of messages by which allocators other than CUDA's say that memory ran out.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
