@@ -120,7 +120,7 @@ def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
     result.warnings += _absent(container, result)
     result.warnings += _short(path, container, scan, zero, duration)
     result.warnings += _apart(result)
-    result.warnings += scan.holes(result.video, result.audio, zero)
+    result.warnings += scan.hole(result.video, zero)
     return result
 
 
@@ -133,7 +133,6 @@ class _Scan:
         self._first: dict[int, int] = {}
         self._end: dict[int, int] = {}
         self._count: dict[int, int] = {}
-        self._covered: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
         self._stamps: list[int] = []
         self._stamped = self._closed = True
@@ -193,15 +192,9 @@ class _Scan:
                 track.stamps = ordered
         return track
 
-    def holes(self, video: Track | None, audio: Track | None, zero: Fraction) -> Iterator[tuple[str, str]]:
-        """Stretches of which nothing is left, as far as the whole file was read."""
-        if not self._whole:
-            return
-        if audio is not None and self._covered.get(audio.index):
-            missing = float(audio.end - audio.start - self._covered[audio.index] * audio.time_base)
-            if missing > 1:
-                yield "audio", f"{missing:.1f} s of the audio are missing: silence stands for them"
-        if video is not None and self._lengths:
+    def hole(self, video: Track | None, zero: Fraction) -> Iterator[tuple[str, str]]:
+        """The longest stretch of which no picture is left, if the whole file was read."""
+        if self._whole and video is not None and self._lengths:
             ordered = sorted(self._lengths)
             # A picture may stand for long on purpose; then its packet mostly says so.
             gaps = ((b - a - self._lengths[a], a, b) for a, b in itertools.pairwise(ordered))
@@ -244,7 +237,6 @@ class _Scan:
         if stamp is not None:
             self._first[index] = min(stamp, self._first.get(index, stamp))
             length = packet.duration or self._usual[index]
-            self._covered[index] = self._covered.get(index, 0) + length
             if self._streams[index].type == "video":
                 self._lengths[stamp] = length
             end = stamp + length

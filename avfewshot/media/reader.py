@@ -277,6 +277,8 @@ class ClipReader:
         where = "" if whole else f" from {start} s to {stop} s"
         if self._new_errors("audio", self._sound.errors):
             warnings.append(f"damaged: audio that could not be decoded was replaced by silence{where}")
+        if sound.gap > 1:
+            warnings.append(f"{sound.gap:.1f} s of the audio are missing: silence stands for them{where}")
         if sound.nonfinite:
             warnings.append(f"audio has {sound.nonfinite} samples that are not numbers; they were set to zero{where}")
         if sound.peak > _LOUD:

@@ -40,12 +40,14 @@ class Sound:
     Attributes:
         waveform: float32 ``[seconds * 48000]`` in [-1, 1].
         heard: Whether any of it came from the file (the rest is zero-filled).
+        gap: Seconds within it for which the track, before its end, has no sound.
         nonfinite: Samples that were NaN or infinite, set to zero.
         peak: Largest magnitude before clipping to [-1, 1].
     """
 
     waveform: torch.Tensor
     heard: bool
+    gap: float
     nonfinite: int
     peak: float
 
@@ -90,6 +92,7 @@ class Waveform:
         first, last = start * self.rate, stop * self.rate
         samples = self._samples(first - extra, last + extra)
         heard = any(at < last and at + len(block) > first for at, block in self._blocks)
+        gap = sum(max(0, min(last, b) - max(first, a)) for a, b in self._gaps) / self.rate
         self._drop_before(last - extra)
         finite = np.isfinite(samples)
         nonfinite = int(samples.size - np.count_nonzero(finite))
@@ -97,7 +100,7 @@ class Waveform:
             samples[~finite] = 0.0
         peak = float(np.abs(samples[extra : len(samples) - extra]).max(initial=0.0))
         waveform = to_model_rate(samples, self.rate, (stop - start) * SAMPLE_RATE)
-        return Sound(waveform.clamp(-1.0, 1.0), heard, nonfinite, peak)
+        return Sound(waveform.clamp(-1.0, 1.0), heard, gap, nonfinite, peak)
 
     # Samples by number: sample n is due n / rate seconds after the beginning of the timeline.
 
@@ -121,6 +124,8 @@ class Waveform:
     def _drop_before(self, number: int) -> None:
         while self._blocks and self._blocks[0][0] + len(self._blocks[0][1]) <= number:
             self._blocks.popleft()
+        while self._gaps and self._gaps[0][1] <= number:
+            self._gaps.popleft()
         self._kept_from = max(self._kept_from, number)
 
     def _seek(self, first: int) -> None:
@@ -155,6 +160,7 @@ class Waveform:
     def _forget(self) -> None:
         self._packets = self._container.demux(self._stream)
         self._blocks: deque[tuple[int, np.ndarray]] = deque()
+        self._gaps: deque[tuple[int, int]] = deque()
         self._position: int | None = None  # number of the sample after the last one decoded
         self._skip_until: int | None = None
         self._ended = False
@@ -222,6 +228,8 @@ class Waveform:
         if self._position is not None and at < self._position:  # it repeats what is there
             block = block[self._position - at :]
             at = self._position
+        elif self._position is not None and at > self._position:
+            self._gaps.append((self._position, at))
         if len(block):
             self._blocks.append((at, block))
             self._position = at + len(block)
