@@ -144,8 +144,8 @@ class Classifier:
                 classified by that one alone, with a warning.
             fusion: ``"weighted"``: as published, the surer modality weighs more. ``"product"``: the normalised product
                 of the probabilities.
-            pool: ``"mean"`` over the seconds as published, or ``"event"``, which discounts seconds in which nothing
-                happens.
+            pool: ``"event"``, which discounts seconds in which nothing happens, or ``"mean"`` over the seconds as
+                published.
             batch_size: Segments (seconds of clips, from one or several files) that go through a tower at once;
                 ``"auto"``: what suits the device. When a GPU runs out of memory the size is halved, and it goes on.
             workers: Threads that decode ahead.

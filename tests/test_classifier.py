@@ -44,7 +44,7 @@ def softmax_mean(classifier: Classifier, embeddings, labels) -> tuple[torch.Tens
 
 
 def test_a_result_follows_from_embeddings_and_label_features(classifier, folder):
-    (result,) = classifier.classify(folder / "both.mp4", LABELS)
+    (result,) = classifier.classify(folder / "both.mp4", LABELS, pool="mean")
 
     embeddings = classifier.embed(folder / "both.mp4")
     visual, audio = softmax_mean(classifier, embeddings, LABELS)
