@@ -339,6 +339,16 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone(sma
     assert not torch.allclose(first.visual(frames), other.visual(frames))
 
 
+def test_the_kind_of_gelu_is_in_the_fingerprint_and_in_the_result(small, tmp_path):
+    quick = load_preset(write_preset(tmp_path, clip={"quick_gelu": True}))
+    paths = {"clip_weights": small.clip.source.file, "clap_weights": small.clap.source.file}
+    plain, quick = (build_backbone(preset, **paths, roberta=small.path.parent / "roberta") for preset in (small, quick))
+    assert plain.visual_text.fingerprint != quick.visual_text.fingerprint
+    assert plain.audio_text.fingerprint == quick.audio_text.fingerprint
+    difference = plain.visual_text.encode(["a dog"]) - quick.visual_text.encode(["a dog"])
+    assert difference.abs().max() > 1e-5
+
+
 def test_loading_leaves_the_global_generator_alone_and_fills_every_tensor(small):
     torch.manual_seed(5)
     before = torch.get_rng_state()

@@ -169,9 +169,9 @@ def _assemble(
     mean, std = normalisation(preset.clip, clip)
     visual = ClipTower(clip.visual, mean=mean, std=std)
     audio = ClapTower(clap.audio_branch, clap.audio_projection, front_end)
-    quick_gelu = str(preset.clip.quick_gelu)
-    clip_print = combined("clip text", clip_hash, clip_tokenizer.fingerprint, str(preset.clip.model), quick_gelu)
-    clap_print = combined("clap text", clap_hash, clap_tokenizer.fingerprint, str(preset.clap.text))
+    # The text modules' own descriptions tell what the weights do not, such as the kind of GELU.
+    clip_print = combined("clip", clip_hash, clip_tokenizer.fingerprint, str(preset.clip.model), repr(clip.text))
+    clap_print = combined("clap", clap_hash, clap_tokenizer.fingerprint, str(preset.clap.text), repr(clap.text_branch))
     visual_text = OpenClipTextBranch(clip.text, clip_tokenizer, visual.output_dim, clip_print)
     width = preset.clap.joint_dim
     if preset.clap.text["type"] == "clip":

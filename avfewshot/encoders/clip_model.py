@@ -88,8 +88,9 @@ def load_clip(model: nn.Module, clip: ClipPreset, path: Path) -> None:
     for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
         state.pop(name, None)
     for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one number
-        if name in state and getattr(model, name, None) is not None:
-            state[name] = state[name].reshape(getattr(model, name).shape)
+        own = getattr(model, name, None)
+        if name in state and own is not None and state[name].numel() == 1:
+            state[name] = state[name].reshape(own.shape)
     load_into(model, state, path=path, architecture=f"CLIP {_name(clip)}")
 
 
