@@ -11,7 +11,7 @@ from standin_towers import make_backbone, make_inputs
 
 from avfewshot.adapters.base import HALVES, pair_layers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.guidance import Guidance
+from avfewshot.adapters.guidance import Guidance, modulate
 from avfewshot.adapters.registry import adapter_class, adapter_names, build_adapter, register_adapter
 from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import UsageError
@@ -106,6 +106,35 @@ def test_every_map_agrees_with_numpy(source, target, hidden, output):
     np.testing.assert_allclose(guide.attended_mean(t, maps).detach().numpy(), attended.mean(1), rtol=0, atol=1e-10)
     np.testing.assert_allclose(guide.gate(s.mean(1), 3).detach().numpy(), gate, rtol=0, atol=1e-10)
     np.testing.assert_allclose(result.detach().numpy(), plain.output(attended, gate), rtol=0, atol=1e-10)
+
+
+def test_gradients_agree_with_finite_differences():
+    settings = GuidanceSettings(alpha=0.7, beta=0.4, gamma=0.3, hidden=3)
+    for source, target in SHAPES[:2]:
+        guide = stirred(Guidance(source, target, settings, temporal=True).double())
+        s, t = torch.randn(2, *source, dtype=torch.float64), torch.randn(2, *target, dtype=torch.float64)
+
+        def run(s, t, scale, guide=guide):
+            maps, gate = guide.maps(s, t), guide.gate(s.mean(1), 2)
+            return torch.func.functional_call(guide, {"scale": scale}, (t, maps, gate))
+
+        inputs = (s.requires_grad_(), t.requires_grad_(), guide.scale.detach().clone().requires_grad_())
+        assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_modulation_has_the_gradients_of_the_plain_product():
+    shapes = ((2, 3, 4), (2, 4), (2, 4), (2, 3))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    tokens, by_channel, by_token, attention = inputs
+    plain = tokens * (by_channel[:, None] + attention[..., None] * by_token[:, None])
+    weights = torch.randn(2, 3, 4, dtype=torch.float64)
+
+    result = modulate(*inputs)
+
+    torch.testing.assert_close(result, plain)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    for got, wanted in zip(torch.autograd.grad((result * weights).sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_both_orders_of_the_merged_channel_maps_are_exercised_above():

@@ -16,10 +16,11 @@ product of two affine maps, so the work can be arranged such that the long token
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from avfewshot.adapters.settings import GuidanceSettings
@@ -89,8 +90,18 @@ class Guidance(nn.Module):
             source: Guiding tokens ``[N, L_s, C_s]``.
             target: Guided tokens ``[N, L_t, C_t]``.
         """
-        channel = self._channel(source, target) if self.settings.channel else None
-        return Maps(channel, self._spatial(source, target, channel) if self.settings.spatial else None)
+        settings = self.settings
+        if not (settings.channel or settings.spatial):
+            return Maps(None, None)
+        if settings.spatial and target.shape[1] < source.shape[1]:
+            # Few target tokens: P s is short, and both maps can start from it.
+            adapted = self.tokens.to(source.dtype) @ source
+            channel = self._channel(adapted.mean(1), target) if settings.channel else None
+            return Maps(channel, self._spatial_by_target(adapted, target, channel).sigmoid())
+        # mean(psi(s)) over target tokens = (mean of P's rows) s W + b.
+        pooled = self.tokens.mean(0).to(source.dtype) @ source
+        channel = self._channel(pooled, target) if settings.channel else None
+        return Maps(channel, self._spatial_by_source(source, target, channel).sigmoid() if settings.spatial else None)
 
     def attended_mean(self, target: Tensor, maps: Maps) -> Tensor:
         """Mean over tokens of ``(alpha M_c + beta M_s + 1) * target`` (Eq. 6), without forming it: ``[N, C_t]``."""
@@ -128,37 +139,33 @@ class Guidance(nn.Module):
             ``[N, L_t, C_t]``.
         """
         # (gamma G + 1) (alpha M_c + beta M_s + 1), split into what depends on the token and what does not.
-        overall = 1 if gate is None else 1 + self.settings.gamma * gate
+        overall = target.new_ones(1, 1) if gate is None else 1 + self.settings.gamma * gate
         if self.settings.output == "gate":
             overall = overall * self.scale
         by_channel = overall if maps.channel is None else overall * (1 + self.settings.alpha * maps.channel)
-        factor = _per_segment(by_channel, target)
-        if maps.spatial is not None:
-            by_token = _per_segment(self.settings.beta * overall, target)
-            factor = factor + maps.spatial.to(target.dtype).unsqueeze(-1) * by_token
-        guided = target * factor
+        if maps.spatial is None:
+            guided = target * by_channel.to(target.dtype).unsqueeze(1)
+        else:
+            size = target.shape[0], target.shape[2]
+            guided = modulate(
+                target,
+                by_channel.to(target.dtype).expand(size),
+                (self.settings.beta * overall).to(target.dtype).expand(size),
+                maps.spatial.to(target.dtype),
+            )
         return guided if self.settings.output == "gate" else self.up(F.relu(self.down(guided)))
 
-    def _channel(self, source: Tensor, target: Tensor) -> Tensor:
-        # mean(psi(s)) over target tokens = (mean of P's rows) s W + b.
-        pooled = self.channels(self.tokens.mean(0).to(source.dtype) @ source)
-        joint = self.channel_source(pooled) * self.channel_target(target.mean(1))
+    def _channel(self, pooled: Tensor, target: Tensor) -> Tensor:
+        """Eq. 3 from source tokens that are pooled, but not yet brought to the target's width: ``[N, C_s]``."""
+        joint = self.channel_source(self.channels(pooled)) * self.channel_target(target.mean(1))
         return self.channel_out(joint).sigmoid()
 
-    def _spatial(self, source: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:
-        # Theta_s(psi(s)) = P s (Theta_s W)' + bias: psi's own bias goes through Theta_s.
-        bias = self.spatial_source(self.channels.bias)
-        if source.shape[1] <= target.shape[1]:
-            logits = self._spatial_by_source(source, target, channel, bias)
-        else:
-            logits = self._spatial_by_target(source, target, channel, bias)
-        return logits.sigmoid()
-
-    def _spatial_by_source(self, source: Tensor, target: Tensor, channel: Tensor | None, bias: Tensor) -> Tensor:
-        """Few source tokens: contract the d-wide space first."""
+    def _spatial_by_source(self, source: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:
+        """Eq. 4 before its sigmoid, for few source tokens: contract the d-wide space first."""
         features = self._widen(source)
         # The bias is one more source token, which all targets see with weight 1.
-        features = torch.cat([features, bias.to(features.dtype).expand(len(features), 1, -1)], dim=1)
+        bias = self._spatial_bias().to(features.dtype)
+        features = torch.cat([features, bias.expand(len(features), 1, -1)], dim=1)
         features = features * self.spatial_out.weight[0].to(features.dtype)
         matrix = features @ self.spatial_target.weight
         if channel is not None:  # (M_c + 1) * v meets the matrix instead of the tokens
@@ -168,12 +175,16 @@ class Guidance(nn.Module):
         tokens = F.pad(self.tokens, (0, 1), value=1.0).to(similarity.dtype)
         return (similarity * tokens).sum(-1) + self.spatial_out.bias
 
-    def _spatial_by_target(self, source: Tensor, target: Tensor, channel: Tensor | None, bias: Tensor) -> Tensor:
-        """Few target tokens: bring the source to their number, then multiply d-wide features."""
-        features = self._widen(self.tokens.to(source.dtype) @ source)
+    def _spatial_by_target(self, adapted: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:
+        """Eq. 4 before its sigmoid, for few target tokens: multiply d-wide features; `adapted` is P s."""
         guided = target if channel is None else target * (1 + channel).to(target.dtype).unsqueeze(1)
-        joint = (features + bias.to(features.dtype)) * self.spatial_target(guided)
+        features = self._widen(adapted)
+        joint = (features + self._spatial_bias().to(features.dtype)) * self.spatial_target(guided)
         return self.spatial_out(joint).squeeze(-1)
+
+    def _spatial_bias(self) -> Tensor:
+        """What the biases of psi and of Theta_s come to behind Theta_s: ``[d]``."""
+        return self.spatial_source(self.channels.bias)
 
     def _widen(self, tokens: Tensor) -> Tensor:
         """Theta_s W without their biases: ``[N, L, C_s]`` to ``[N, L, d]``, by the cheaper of two orders."""
@@ -187,9 +198,41 @@ class Guidance(nn.Module):
         return F.linear(F.linear(tokens, first), second)
 
 
-def _per_segment(values: Tensor | float, target: Tensor) -> Tensor | float:
-    """A number, ``[C]``, ``[N, 1]`` or ``[N, C]`` in the form and the type that multiply tokens ``[N, L, C]``."""
-    if not isinstance(values, Tensor):
-        return values
-    values = values.to(target.dtype)
-    return values if values.ndim == 1 else values.unsqueeze(1)
+def modulate(tokens: Tensor, by_channel: Tensor, by_token: Tensor, attention: Tensor) -> Tensor:
+    """``tokens * (by_channel + attention * by_token)`` without keeping the factor, which is as large as the tokens.
+
+    Args:
+        tokens: ``[N, L, C]``.
+        by_channel: ``[N, C]``.
+        by_token: ``[N, C]``.
+        attention: ``[N, L]``.
+
+    Returns:
+        ``[N, L, C]``.
+    """
+    return _Modulate.apply(tokens, by_channel, by_token, attention)
+
+
+class _Modulate(torch.autograd.Function):
+    """The factor is computed again in the backward pass: one pass over memory instead of three, and nothing kept."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, by_channel: Tensor, by_token: Tensor, attention: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, by_channel, by_token, attention)
+        return _factor(by_channel, by_token, attention).mul_(tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, by_channel, by_token, attention = ctx.saved_tensors
+        to_tokens = _factor(by_channel, by_token, attention).mul_(gradient) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return to_tokens, None, None, None
+        product = gradient * tokens
+        to_by_token = (attention.unsqueeze(1) @ product).squeeze(1)
+        to_attention = (product @ by_token.unsqueeze(-1)).squeeze(-1)
+        return to_tokens, product.sum(1), to_by_token, to_attention
+
+
+def _factor(by_channel: Tensor, by_token: Tensor, attention: Tensor) -> Tensor:
+    return torch.addcmul(by_channel.unsqueeze(1), attention.unsqueeze(-1), by_token.unsqueeze(1))
