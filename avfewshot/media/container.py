@@ -17,6 +17,7 @@ from avfewshot.errors import MediaError
 _NOT_MEDIA = frozenset({"tty", "hls", "dash", "concat", "concatf", "sdp", "imf", "ffmetadata", "lavfi", "vapoursynth"})
 
 _MP4_BOXES = frozenset({b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"})
+_MAX_BOXES = 100_000
 
 
 def open_media(path: Path) -> InputContainer:
@@ -36,10 +37,8 @@ def open_media(path: Path) -> InputContainer:
         # An absolute path cannot be taken for a protocol ("a:b.mp4"). Tags in a foreign encoding are no reason to fail.
         container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        if _is_cut_mp4(path):
-            raise MediaError(
-                path, "is truncated: a part that the format needs is missing.", hint="Copy or download it again."
-            ) from error
+        if is_cut_short(path):
+            raise truncated(path) from error
         raise MediaError(path, "is not a media file, or is damaged beyond recognition") from error
     if _NOT_MEDIA & set(container.format.name.split(",")):
         name = container.format.name
@@ -82,13 +81,14 @@ def read_only(container: InputContainer, index: int) -> Stream:
     return container.streams[index]
 
 
-def is_cut_riff(path: Path) -> bool:
-    """Whether a file is a RIFF file (wav, avi) that names a length beyond its own."""
-    with open(path, "rb") as stream:
-        head = stream.read(8)
-    length = int.from_bytes(head[4:8], "little")
-    # Recorders that could not go back to fill the length in leave the largest number.
-    return head[:4] == b"RIFF" and length < 0xFFFFFFF0 and length + 8 > os.path.getsize(path) + 1
+def truncated(path: Path) -> MediaError:
+    """The error for a file of which a part is missing without which it cannot be read."""
+    return MediaError(path, "is truncated: a part that the format needs is missing.", hint="Copy or download it again.")
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether an mp4/mov or RIFF (wav, avi) file is shorter than its own headers say, or lacks the index of an mp4."""
+    return _is_cut_mp4(path) or _is_cut_riff(path)
 
 
 def _check_file(path: Path) -> None:
@@ -108,26 +108,36 @@ def _check_file(path: Path) -> None:
         raise MediaError(path, "cannot be opened: permission denied")
 
 
+def _is_cut_riff(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        head = stream.read(8)
+    length = int.from_bytes(head[4:8], "little")
+    # Recorders that could not go back to fill the length in leave the largest number.
+    return head[:4] == b"RIFF" and length < 0xFFFFFFF0 and length + 8 > os.path.getsize(path) + 1
+
+
 def _is_cut_mp4(path: Path) -> bool:
-    """Whether a file consists of mp4/mov boxes of which the index is missing or the last one reaches past the end."""
+    """Walk over the boxes at the top: is the index missing, or does the last box reach past the end?"""
     size = os.path.getsize(path)
     position, seen = 0, set()
-    try:
-        with open(path, "rb") as stream:
-            while position + 8 <= size and len(seen) < 64:
-                stream.seek(position)
-                header = stream.read(16)
-                length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-                if kind not in _MP4_BOXES and not seen:
-                    return False
-                seen.add(kind)
-                if length == 1:
-                    length = int.from_bytes(header[8:16], "big")
-                elif length == 0:
-                    length = size - position
-                if length < 8:
-                    return False
-                position += length
-    except OSError:
-        return False
+    with open(path, "rb") as stream:
+        for _ in range(_MAX_BOXES):
+            if position + 8 > size:
+                break
+            stream.seek(position)
+            header = stream.read(16)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if kind not in _MP4_BOXES and not seen:
+                return False
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            elif length == 0:  # to the end of the file
+                length = size - position
+            # Behind the last box there may be anything: it is no promise of more.
+            if length < 8 or (kind not in _MP4_BOXES and position + length > size):
+                break
+            seen.add(kind)
+            position += length
+        else:
+            return False
     return bool(seen) and (b"moov" not in seen or position > size)

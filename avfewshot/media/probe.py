@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 from avfewshot.errors import MediaError
-from avfewshot.media.container import is_cut_riff, is_picture, open_media, pick_streams
+from avfewshot.media.container import is_cut_short, is_picture, open_media, pick_streams, truncated
 
 FULL_SCAN_SECONDS = 120
 """Files up to this length are read through once (well under a millisecond for each second of media); of longer ones
@@ -113,6 +113,8 @@ def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
     tracks = {kind: scan.track(kind) for kind in ("video", "audio")}
     present = [t for t in tracks.values() if t is not None]
     if not present:
+        if is_cut_short(path):
+            raise truncated(path)
         raise MediaError(path, "holds no pictures and no sound: its tracks are empty")
     zero = min(t.start for t in present)
     duration = max(t.end for t in present) - zero
@@ -270,7 +272,7 @@ def _short(
     # Some formats count their length from zero, some from their first timestamp.
     if max(duration, zero + duration) < told - max(1.0, 0.02 * told):
         yield "file", f"should last {told:.1f} s but ends after {float(duration):.1f} s: truncated or damaged"
-    elif is_cut_riff(path):
+    elif is_cut_short(path):
         yield "file", "truncated: the file is shorter than it says"
     elif scan.errors:
         yield "file", "damaged: parts of the file could not be read"

@@ -18,8 +18,8 @@ from avfewshot.media.container import open_media, read_only
 from avfewshot.media.probe import Track
 from avfewshot.media.resample import margin, to_model_rate
 
-_JITTER = Fraction(4, 100)
-"""Seconds by which timestamps may differ from the count of samples before that means a gap: containers round them."""
+_ROUNDING = 0.002  # seconds
+_JITTER = 0.04  # seconds
 
 _PREROLL_SECONDS = 1
 """Decoding starts this much early after a seek: codecs need some packets until their output is exact."""
@@ -239,18 +239,23 @@ class Waveform:
         told = None
         if frame.pts is not None:
             told = round(frame.pts * self._scale - self._offset)
-        if self._position is not None:
-            if told is None or abs(told - self._position) <= _JITTER * self.rate:
-                return self._position
-            return told
         if told is None:
-            return 0
+            return self._position or 0
+        if self._position is not None and abs(told - self._position) <= self._jitter(frame.samples):
+            return self._position
         if self._grid is not None and frame.samples == self._grid[1]:
             origin, step = self._grid
             near = origin + round((told - origin) / step) * step
             if abs(near - told) <= step // 4:
                 return near
         return told
+
+    def _jitter(self, samples: int) -> float:
+        """Samples by which a timestamp may miss the count of samples before that means a gap.
+
+        Containers round timestamps; but one lost packet must not shift all that follows.
+        """
+        return max(_ROUNDING * self.rate, min(_JITTER * self.rate, 0.75 * samples))
 
 
 def _mono(frame: AudioFrame) -> np.ndarray:

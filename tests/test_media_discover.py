@@ -1,0 +1,107 @@
+"""Which files a person means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from avfewshot.errors import UsageError
+from avfewshot.media import MEDIA_SUFFIXES, find_media
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch) -> Path:
+    for name in (
+        "b.mp4",
+        "a.MP4",
+        "sound.flac",
+        "notes.txt",
+        ".hidden.mp4",
+        "deep/c.webm",
+        "deep/er/d.wav",
+        ".git/e.mp4",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "void").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*paths: str, **options) -> list[str]:
+    return [path.as_posix() for path in find_media(paths, **options)]
+
+
+def test_a_folder_gives_the_media_files_below_it(tree):
+    assert names(".") == ["a.MP4", "b.mp4", "deep/c.webm", "deep/er/d.wav", "sound.flac"]
+    assert names(".", recursive=False) == ["a.MP4", "b.mp4", "sound.flac"]
+    assert find_media([tree / "deep"]) == [tree / "deep/c.webm", tree / "deep/er/d.wav"]
+
+
+def test_nothing_named_means_the_current_folder(tree):
+    assert names() == names(".")
+    assert find_media("deep") == [Path("deep/c.webm"), Path("deep/er/d.wav")]
+
+
+def test_a_named_file_is_kept_whatever_it_is(tree):
+    assert names("notes.txt", "missing.mp4", ".hidden.mp4") == [".hidden.mp4", "missing.mp4", "notes.txt"]
+
+
+def test_globs_give_media_files_and_folders_they_match(tree):
+    assert names("*.mp4") == ["b.mp4"]
+    assert names("*") == ["a.MP4", "b.mp4", "deep/c.webm", "deep/er/d.wav", "sound.flac"]
+    assert names("*", recursive=False) == ["a.MP4", "b.mp4", "deep/c.webm", "sound.flac"]
+    assert names("**/*.w*") == ["deep/c.webm", "deep/er/d.wav"]
+    assert names("deep/**") == ["deep/c.webm", "deep/er/d.wav"]
+
+
+def test_brackets_may_belong_to_a_name(tree):
+    (tree / "take[1].mp4").write_bytes(b"x")
+    assert names("take[1].mp4") == ["take[1].mp4"]
+    assert names("[ab].*") == ["a.MP4", "b.mp4"]
+
+
+def test_each_file_once_and_sorted(tree):
+    assert names("b.mp4", "deep", str(tree / "b.mp4"), "./b.mp4", "*.mp4", "a.MP4") == [
+        "a.MP4",
+        "b.mp4",
+        "deep/c.webm",
+        "deep/er/d.wav",
+    ]
+
+
+@pytest.mark.parametrize(("path", "word"), [("void", "folder 'void'"), ("*.avi", "matches '*.avi'"), ("v*", "'v*'")])
+def test_finding_nothing_is_an_error_that_names_the_place(tree, path, word):
+    with pytest.raises(UsageError) as caught:
+        find_media(["b.mp4", path])
+    assert word in caught.value.message
+    assert ".flac" in caught.value.hint
+
+
+def test_links_are_followed_and_loops_are_not(tree):
+    os.symlink(tree / "deep", tree / "void/link", target_is_directory=True)
+    os.symlink(tree, tree / "deep/er/loop", target_is_directory=True)
+    found = names("void")
+    assert found[:2] == ["void/link/c.webm", "void/link/er/d.wav"]
+    assert len(found) == len(set(found)) < 10
+
+
+def test_typescript_is_no_transport_stream(tree):
+    (tree / "code.ts").write_text("export const answer: number = 42;\n")
+    (tree / "film.ts").write_bytes(b"\x47\x40\x00\x10" + bytes(184))
+    (tree / "camera.mts").write_bytes(bytes(4) + b"\x47" + bytes(187))
+    assert names("*.*ts") == ["camera.mts", "film.ts"]
+
+
+def test_home_is_expanded(tree, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree))
+    monkeypatch.setenv("USERPROFILE", str(tree))
+    assert find_media(["~/b.mp4"]) == [tree / "b.mp4"]
+
+
+def test_suffixes_are_lower_case_and_of_both_kinds():
+    assert {".mp4", ".mkv", ".wav", ".mp3", ".flac", ".m4a"} <= MEDIA_SUFFIXES
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in MEDIA_SUFFIXES)

@@ -1,0 +1,204 @@
+"""Many files, decoded ahead: in order, in bounded memory, whatever single files do."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from media_factory import tone, write_audio, write_media
+
+from avfewshot.errors import MediaError, UsageError
+from avfewshot.media import SAMPLE_RATE, Clip, ClipFailure, iter_clips, read_clip
+from avfewshot.media import prefetch as prefetch_module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("prefetch")
+
+
+@pytest.fixture(scope="module")
+def files(folder) -> list[Path]:
+    return [
+        write_audio(folder / "five.wav", tone(5.0, 8000), 8000),
+        write_media(folder / "three.mp4", seconds=3.0, size=(32, 32), audio=tone(3.0)),
+        write_audio(folder / "one.wav", tone(1.0, 8000), 8000),
+        write_media(folder / "two.mp4", seconds=2.0, size=(32, 32)),
+    ]
+
+
+class FakeReader:
+    """Stands in for ClipReader: files named by their number of segments; counts what is alive."""
+
+    made = 0
+    alive = 0
+    most = 0
+    slow: float = 0.0
+    lock = threading.Lock()
+
+    def __init__(self, path, **options):
+        self.path = path
+        if "broken" in path.name:
+            raise MediaError(path, "is broken.", hint="Mend it.")
+        if "strange" in path.name:
+            raise RuntimeError("something\nunforeseen")
+        self.info = type("Info", (), {"num_segments": int(path.stem.split("-")[-1])})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def read(self, start, stop):
+        if "halfway" in self.path.name and start:
+            raise MediaError(self.path, "ends here")
+        cls = FakeReader
+        time.sleep(cls.slow)
+        with cls.lock:
+            cls.made += 1
+            cls.alive += 1
+            cls.most = max(cls.most, cls.alive)
+        clip = Clip(
+            self.path, 0.0, start, None, torch.zeros((stop - start) * SAMPLE_RATE), (), stop == self.info.num_segments
+        )
+        object.__setattr__(clip, "_mark", Mark())
+        return clip
+
+
+class Mark:
+    """Tells when the clip that holds it is gone."""
+
+    def __del__(self):
+        with FakeReader.lock:
+            FakeReader.alive -= 1
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    gc.collect()
+    monkeypatch.setattr(prefetch_module, "ClipReader", FakeReader)
+    for name in ("made", "alive", "most"):
+        monkeypatch.setattr(FakeReader, name, 0)
+    monkeypatch.setattr(FakeReader, "slow", 0.0)
+    return FakeReader
+
+
+def decoding_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("avfs-decode")]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_files_and_their_chunks_come_in_order_and_whole(files, workers):
+    got = list(iter_clips(files, frame_size=16, chunk_segments=2, workers=workers, prefetch=3))
+    assert [(c.path.name, c.start, c.num_segments, c.last) for c in got] == [
+        ("five.wav", 0, 2, False),
+        ("five.wav", 2, 2, False),
+        ("five.wav", 4, 1, True),
+        ("three.mp4", 0, 2, False),
+        ("three.mp4", 2, 1, True),
+        ("one.wav", 0, 1, True),
+        ("two.mp4", 0, 2, True),
+    ]
+    whole = read_clip(files[1], frame_size=16)
+    assert torch.equal(torch.cat([c.frames for c in got[3:5]]), whole.frames)
+    assert (torch.cat([c.waveform for c in got[3:5]]) - whole.waveform).abs().max() < 1e-4
+    assert not decoding_threads()
+
+
+def test_files_that_fail_fail_in_their_place(files, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    got = list(
+        iter_clips([tmp_path / "missing.mp4", files[2], tmp_path / "empty.mp4", tmp_path, files[3]], frame_size=8)
+    )
+    assert [type(one).__name__ for one in got] == ["ClipFailure", "Clip", "ClipFailure", "ClipFailure", "Clip"]
+    assert [one.error for one in got if isinstance(one, ClipFailure)] == [
+        "no such file",
+        "is empty (0 bytes)",
+        "is a folder, not a file",
+    ]
+    assert got[0].path == tmp_path / "missing.mp4"
+
+
+def test_failures_say_what_happened_in_one_line(fake):
+    got = list(iter_clips(["broken-1", "a-1", "strange-1", "halfway-3", "b-1"], chunk_segments=1))
+    assert got[0] == ClipFailure(Path("broken-1"), "is broken. Mend it.")
+    assert got[2] == ClipFailure(Path("strange-1"), "unexpected RuntimeError: something unforeseen")
+    assert (got[3].start, got[3].last) == (0, False)
+    assert got[4] == ClipFailure(Path("halfway-3"), "ends here")
+    assert [one.path.name for one in got[5:]] == ["b-1"]
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 1), (2, 2), (4, 3), (8, 4)])
+def test_no_more_chunks_are_held_than_allowed(fake, workers, prefetch):
+    paths = [f"{n}-{length}" for n, length in enumerate([50, 1, 30, 1, 1, 40, 2, 1] + [1] * 40)]
+    got = []
+    for clip in iter_clips(paths, chunk_segments=1, workers=workers, prefetch=prefetch):
+        got.append((clip.path.name, clip.start))
+        time.sleep(0.0005)
+        del clip
+    assert got == [(path, start) for path in paths for start in range(int(path.split("-")[1]))]
+    # Beside the chunks held, the one handed out; and one that its worker has not let go of yet.
+    assert prefetch <= fake.most <= prefetch + 1 + workers
+
+
+def test_decoding_runs_ahead_of_the_caller(fake):
+    clips = iter_clips([f"{n}-1" for n in range(20)], workers=2, prefetch=6)
+    assert fake.made == 0  # nothing starts before the first is asked for
+    next(clips)
+    deadline = time.monotonic() + 30
+    while fake.made < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert 6 <= fake.made <= 7
+    clips.close()
+
+
+def test_closing_stops_the_workers(fake):
+    fake.slow = 0.01
+    clips = iter_clips([f"{n}-1000" for n in range(100)], chunk_segments=1, workers=3, prefetch=4)
+    next(clips)
+    assert decoding_threads()
+    clips.close()
+    assert not decoding_threads()
+    assert fake.made < 20
+
+
+def test_an_exception_in_the_callers_loop_stops_the_workers(fake):
+    def consume():
+        for _ in iter_clips([f"{n}-1000" for n in range(100)], chunk_segments=1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    gc.collect()
+    assert not decoding_threads()
+
+
+def test_options_are_checked_at_once(files):
+    for options, word in (
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"prefetch": 0}, "prefetch must be at least 1"),
+        ({"chunk_segments": 0}, "chunk_segments must be at least 1"),
+        ({"modality": "smell"}, "av, visual, audio"),
+        ({"frame_backend": "x"}, "auto, decord, pyav"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            iter_clips(files, **options)  # not even iterated over
+
+
+def test_no_files_give_no_clips():
+    assert list(iter_clips([])) == []
+
+
+def test_threads_read_the_same_as_one_reader(files):
+    paths = files * 3
+    for got, path in zip(iter_clips(paths, frame_size=16, workers=4), paths, strict=True):
+        expected = read_clip(path, frame_size=16)
+        for name in ("frames", "waveform"):
+            a, b = getattr(got, name), getattr(expected, name)
+            assert (a is None and b is None) or torch.equal(a, b)

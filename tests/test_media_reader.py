@@ -1,0 +1,394 @@
+"""What a clip tells about its file, and one clear reason for each file that cannot be read."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media_factory import (
+    counter,
+    damaged,
+    make_video,
+    picture,
+    tone,
+    truncated,
+    write_audio,
+    write_cover_art,
+    write_media,
+)
+from PIL import Image
+
+from avfewshot.errors import MediaError, UsageError
+from avfewshot.media import SAMPLE_RATE, Clip, ClipReader, read_clip
+from avfewshot.media import frames_decord as frames_decord_module
+
+REAL_CLIP = Path(__file__).parents[2] / "shared/data/media/BjCEufrlXm4_20_30.mp4"
+HAS_DECORD = importlib.util.find_spec("decord") is not None
+needs_decord = pytest.mark.skipif(not HAS_DECORD, reason="decord is not installed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("reader")
+
+
+@pytest.fixture(scope="module")
+def ten_seconds(folder) -> Path:
+    """A video of ten seconds that can be played before it has arrived whole."""
+    options = {"movflags": "+faststart"}
+    return write_media(folder / "ten.mp4", seconds=10.0, audio=tone(10.0), container_options=options)
+
+
+# Clips.
+
+
+def test_a_clip_knows_its_segments():
+    frames = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    waveform = torch.arange(3.0 * SAMPLE_RATE)
+    clip = Clip(Path("a.mp4"), 3.0, 0, frames, waveform)
+    assert clip.num_segments == 3
+    assert clip.last
+    assert torch.equal(clip.audio_segments[1], waveform[SAMPLE_RATE : 2 * SAMPLE_RATE])
+    heard = Clip(Path("a.wav"), 3.0, 0, None, waveform)
+    assert heard.num_segments == 3
+    assert Clip(Path("a.mp4"), 3.0, 0, frames, None).audio_segments is None
+
+
+def test_a_clip_without_content_or_with_contradicting_lengths_is_refused():
+    with pytest.raises(ValueError, match="needs frames or a waveform"):
+        Clip(Path("a.mp4"), 1.0, 0, None, None)
+    with pytest.raises(ValueError, match="must have 2 x 48000 samples"):
+        Clip(Path("a.mp4"), 2.0, 0, torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(SAMPLE_RATE))
+
+
+# Reading.
+
+
+def test_both_modalities_are_read(folder):
+    with ClipReader(make_video(folder, "plain.mp4"), frame_size=64) as reader:
+        info = reader.info
+        assert (info.num_segments, info.has_video, info.has_audio, info.warnings) == (3, True, True, ())
+        assert info.duration == pytest.approx(3.0, abs=0.03)
+        clip = reader.read()
+    assert (clip.frames.shape, clip.frames.dtype) == ((3, 3, 64, 64), torch.uint8)
+    assert (clip.waveform.shape, clip.waveform.dtype) == ((3 * SAMPLE_RATE,), torch.float32)
+    assert (clip.path, clip.start, clip.warnings, clip.last) == (info.path, 0, (), True)
+
+
+def test_a_stretch_is_a_part_of_the_whole(folder):
+    path = make_video(folder, "plain.mp4")
+    whole = read_clip(path, frame_size=32)
+    with ClipReader(path, frame_size=32) as reader:
+        part = reader.read(1, 2)
+        assert (part.start, part.num_segments, part.last) == (1, 1, False)
+        assert part.duration == whole.duration
+        assert torch.equal(part.frames[0], whole.frames[1])
+        assert torch.equal(part.waveform, whole.audio_segments[1])
+        assert reader.read(2, 3).last
+        for start, stop in ((0, 0), (2, 1), (-1, 1), (0, 4), (3, 4)):
+            with pytest.raises(ValueError, match=r"has the segments \[0, 3\)"):
+                reader.read(start, stop)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "segments"), [(0.1, 1), (0.4, 1), (0.9, 1), (1.4, 1), (1.5, 2), (1.6, 2), (2.5, 3)]
+)
+def test_length_is_rounded_to_the_nearest_second_and_at_least_one(tmp_path, seconds, segments):
+    assert read_clip(write_audio(tmp_path / "a.wav", tone(seconds, 8000), 8000)).num_segments == segments
+    assert read_clip(write_media(tmp_path / "a.mp4", seconds=seconds), frame_size=8).num_segments == segments
+
+
+def test_a_single_modality_can_be_asked_for(folder):
+    path = make_video(folder, "plain.mp4")
+    seen = read_clip(path, modality="visual", frame_size=16)
+    assert (seen.frames.shape, seen.waveform, seen.warnings) == ((3, 3, 16, 16), None, ())
+    heard = read_clip(path, modality="audio")
+    assert (heard.frames, heard.waveform.shape) == (None, (3 * SAMPLE_RATE,))
+
+
+@pytest.mark.parametrize("name", ["sound.wav", "sound.flac", "sound.mp3", "sound.m4a"])
+def test_sound_alone_gives_sound_and_a_warning(tmp_path, name):
+    path = write_audio(tmp_path / name, tone(2.0, 16000), 16000)
+    clip = read_clip(path)
+    assert clip.frames is None
+    assert clip.waveform.abs().max() > 0.3
+    assert clip.warnings == ("no video track",)
+    assert read_clip(path, modality="audio").warnings == ()
+    with pytest.raises(MediaError, match="has no video track"):
+        read_clip(path, modality="visual")
+
+
+def test_a_silent_video_gives_pictures_and_a_warning(folder):
+    path = make_video(folder, "silent.mp4")
+    clip = read_clip(path, frame_size=16)
+    assert clip.waveform is None
+    assert clip.warnings == ("no audio track",)
+    assert read_clip(path, frame_size=16, modality="visual").warnings == ()
+    with pytest.raises(MediaError, match="has no audio track"):
+        read_clip(path, modality="audio")
+
+
+@pytest.mark.parametrize("name", ["song.mp3", "song.m4a"])
+def test_cover_art_is_no_video(tmp_path, name):
+    clip = read_clip(write_cover_art(tmp_path / name, tone(2.0, 44100), 44100))
+    assert clip.frames is None
+    assert clip.num_segments == 2
+    assert clip.warnings == ("no video track",)
+
+
+def test_warnings_concern_what_was_asked_for(folder):
+    path = make_video(folder, "short-audio.mp4")
+    assert any(w.startswith("audio ends at 1.0 s") for w in read_clip(path, frame_size=8).warnings)
+    assert read_clip(path, frame_size=8, modality="visual").warnings == ()
+    path = make_video(folder, "long-audio.mp4")
+    assert any(w.startswith("video ends at 1.0 s") for w in read_clip(path, frame_size=8).warnings)
+    assert read_clip(path, modality="audio").warnings == ()
+
+
+def test_a_track_that_starts_much_later_is_said(tmp_path):
+    late = write_media(tmp_path / "late.mkv", seconds=1.0, video_start=2.0, audio=tone(3.0))
+    clip = read_clip(late, frame_size=None)
+    assert any("video starts at 2.0 s" in warning for warning in clip.warnings)
+    assert [counter(image.permute(1, 2, 0).numpy()) for image in clip.frames] == [0, 0, 5]
+
+
+@pytest.mark.parametrize(
+    "name", ["caf\udce9.mp4", "ünï 漢.mp4", "-x.mp4", "a:b.mp4", "concat:x|y.mp4", "n%03d'[1]*.mp4"]
+)
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows does not allow")
+def test_odd_file_names_are_plain_names(folder, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(make_video(folder, "short.mp4").read_bytes())
+    assert read_clip(name, frame_size=8).num_segments == 1
+
+
+# Options.
+
+
+def test_unknown_options_list_the_valid_ones(folder):
+    path = make_video(folder, "short.mp4")
+    with pytest.raises(UsageError, match=r"modality 'both'.*av, visual, audio"):
+        ClipReader(path, modality="both")
+    with pytest.raises(UsageError, match=r"backend 'opencv'.*auto, decord, pyav"):
+        ClipReader(path, frame_backend="opencv")
+    with pytest.raises(UsageError, match="at least 1, not 0"):
+        ClipReader(path, frame_size=0)
+
+
+def test_without_decord_auto_works_and_decord_is_a_clear_error(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)  # import decord raises ImportError
+    path = make_video(folder, "short.mp4")
+    with ClipReader(path) as reader:
+        assert reader.frame_backend == "pyav"
+        assert reader.read().warnings == ("no audio track",)
+    with pytest.raises(UsageError, match=r"'decord' cannot be used.*'auto' or 'pyav'"):
+        ClipReader(path, frame_backend="decord")
+
+
+@needs_decord
+def test_when_decord_fails_on_the_way_pyav_goes_on(folder, monkeypatch):
+    path = make_video(folder, "plain.mp4")
+    expected = read_clip(path, frame_size=32).frames
+    with ClipReader(path, frame_size=32, frame_backend="decord") as reader:
+        assert reader.frame_backend == "decord"
+        monkeypatch.setattr(frames_decord_module, "_BATCH", 1)
+        decode = reader._frames._decode
+        calls = iter([decode])
+
+        def fail_second(numbers):
+            try:
+                return next(calls)(numbers)
+            except StopIteration:
+                raise frames_decord_module.DecordUnfitError("decord cannot decode a part of it") from None
+
+        monkeypatch.setattr(reader._frames, "_decode", fail_second)
+        clip = reader.read()
+        assert reader.frame_backend == "pyav"
+    assert torch.equal(clip.frames, expected)
+    assert clip.warnings == ("decord cannot decode a part of it: its pictures were decoded by PyAV",)
+
+
+# Files that cannot be read.
+
+
+def reason(path: Path | str, **options) -> str:
+    with pytest.raises(MediaError) as caught:
+        read_clip(path, **options)
+    assert caught.value.path == str(path)
+    assert "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+def test_missing_files_folders_and_the_like(tmp_path):
+    assert reason(tmp_path / "missing.mp4") == "no such file"
+    assert reason(tmp_path) == "is a folder, not a file"
+    assert reason("null\0byte.mp4") == "cannot be opened: embedded null byte"
+    (tmp_path / "empty.mp4").touch()
+    assert reason(tmp_path / "empty.mp4") == "is empty (0 bytes)"
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe.mp4")
+        assert reason(tmp_path / "pipe.mp4") == "is not a regular file"  # opening it would wait for ever
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom permissions bind")
+def test_unreadable_files(tmp_path):
+    path = write_audio(tmp_path / "secret.wav", tone(0.5))
+    path.chmod(0)
+    assert reason(path) == "cannot be opened: permission denied"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.mp4", b"these are notes\nof several lines\n" * 40),
+        ("notes.txt", b"these are notes\nof several lines\n" * 40),
+        ("table.mp4", b"[1, 2, 3]" * 300),
+        ("zeros.mp4", bytes(50_000)),
+        ("noise.mp4", np.random.default_rng(1).integers(0, 256, 50_000, np.uint8).tobytes()),
+        ("noise.mp3", np.random.default_rng(2).integers(0, 256, 50_000, np.uint8).tobytes()),
+        ("page.webm", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"),
+        ("lines.srt", b"1\n00:00:01,000 --> 00:00:02,000\nHello\n"),
+    ],
+)
+def test_files_that_are_not_media(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert "not a media file" in reason(path) or "nothing in it can be decoded" in reason(path)
+
+
+def test_playlists_do_not_open_other_files(tmp_path):
+    target = write_audio(tmp_path / "target.wav", tone(1.0))
+    lists = {
+        "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n",
+        "list.mp4": f"ffconcat version 1.0\nfile '{target}'\n",
+        "list.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    }
+    for name, content in lists.items():
+        (tmp_path / name).write_text(content)
+        assert "not a media file" in reason(tmp_path / name)
+
+
+def test_an_mp4_whose_end_is_missing_is_called_truncated(folder, tmp_path):
+    for keep in (0.02, 0.5, 0.95):
+        cut = truncated(make_video(folder, "plain.mp4"), tmp_path / f"cut-{keep}.mp4", keep)
+        assert "truncated" in reason(cut)
+
+
+def test_bytes_behind_the_end_are_no_sign_of_truncation(folder, tmp_path):
+    path = tmp_path / "appended.mp4"
+    path.write_bytes(make_video(folder, "plain.mp4").read_bytes() + b"\xff\xff\xff\xffJUNK and more")
+    assert read_clip(path, frame_size=8).warnings == ()
+
+
+@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
+def test_what_has_arrived_of_a_truncated_file_is_read_with_a_warning(folder, ten_seconds, tmp_path, backend, capfd):
+    sources = [
+        ten_seconds,
+        write_media(folder / "ten.mkv", seconds=10.0, audio=tone(10.0)),
+        write_audio(folder / "ten.mp3", tone(10.0)),
+        write_audio(folder / "ten.wav", tone(10.0)),
+        write_audio(folder / "ten.flac", tone(10.0)),
+    ]
+    for source in sources:
+        cut = truncated(source, tmp_path / f"cut-{source.name}", 0.55)
+        clip = read_clip(cut, frame_size=32, frame_backend=backend)
+        assert 4 <= clip.num_segments <= 7
+        assert any("truncated" in warning for warning in clip.warnings)
+        assert clip.waveform[: SAMPLE_RATE * 4].abs().max() > 0.3
+        if source.suffix in {".mp4", ".mkv"}:
+            assert torch.equal(clip.frames[:4], read_clip(source, frame_size=32).frames[:4])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
+def test_what_is_whole_of_a_damaged_file_is_read_with_a_warning(folder, ten_seconds, tmp_path, backend, capfd):
+    sources = [
+        ten_seconds,
+        write_media(folder / "damaged.mkv", seconds=10.0, audio=tone(10.0)),
+        write_media(folder / "damaged.ts", seconds=10.0, audio=tone(10.0)),
+        write_audio(folder / "damaged.flac", tone(10.0)),
+    ]
+    for source in sources:
+        path = damaged(source, tmp_path / f"bad-{source.name}", 0.4, 0.6)
+        clip = read_clip(path, frame_size=32, frame_backend=backend)
+        whole = read_clip(source, frame_size=32)
+        assert clip.num_segments == 10
+        told = [w for w in clip.warnings if "damaged" in w or "missing" in w or "no pictures" in w]
+        assert told, source.name
+        for part in (slice(0, 3), slice(8, 10)):
+            assert (clip.audio_segments[part] - whole.audio_segments[part]).abs().mean() < 0.01
+            if clip.frames is not None:
+                assert torch.equal(clip.frames[part], whole.frames[part])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_of_which_nothing_is_whole_is_one_error(ten_seconds, tmp_path, capfd):
+    path = tmp_path / "header.mp4"
+    data = bytearray(ten_seconds.read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start:] = np.random.default_rng(0).integers(0, 256, len(data) - start, np.uint8).tobytes()
+    path.write_bytes(data)
+    assert reason(path, frame_size=16) == "is damaged: nothing in it can be decoded"
+    assert reason(path, modality="audio") == "is damaged: nothing in it can be decoded"
+    assert reason(path, modality="visual") == "is damaged: nothing in it can be decoded"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_dead_track_leaves_the_other(folder, tmp_path):
+    source = write_media(folder / "two-tracks.mp4", seconds=3.0, audio=tone(3.0), audio_codec="libmp3lame")
+    import av
+
+    with av.open(str(source)) as container:
+        spans = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(source.read_bytes())
+    for position, size in spans:
+        data[position : position + size] = bytes(size)
+    path = tmp_path / "blind.mp4"
+    path.write_bytes(data)
+    clip = read_clip(path)
+    assert clip.frames is None
+    assert clip.waveform.abs().max() > 0.3
+    assert clip.warnings == ("the video track is damaged: nothing in it can be decoded",)
+    assert reason(path, modality="visual") == "is damaged: nothing in it can be decoded"
+
+
+def test_an_image_named_as_a_file_is_a_clip_of_one_segment(tmp_path):
+    Image.fromarray(picture(3)).save(tmp_path / "still.png")
+    clip = read_clip(tmp_path / "still.png", frame_size=None)
+    assert clip.num_segments == 1
+    assert np.array_equal(clip.frames[0].permute(1, 2, 0).numpy(), picture(3))
+
+
+# The rest of the program.
+
+
+def test_importing_the_package_does_not_import_decord():
+    code = "import sys, avfewshot.media; sys.exit('decord' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@needs_decord
+def test_decord_is_imported_after_torch_and_keeps_quiet(folder):
+    path = make_video(folder, "plain.mp4")
+    code = (
+        "import sys; from avfewshot.media import read_clip\n"
+        f"clip = read_clip({str(path)!r}, frame_backend='decord'); print(len(clip.frames), clip.warnings)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3 ()\n", "")
+
+
+@pytest.mark.skipif(not REAL_CLIP.exists(), reason=f"{REAL_CLIP} is not there")
+def test_a_real_clip_has_ten_segments_of_sight_and_sound():
+    clip = read_clip(REAL_CLIP)
+    assert clip.frames.shape == (10, 3, 224, 224)
+    assert clip.audio_segments.shape == (10, SAMPLE_RATE)
+    assert clip.duration == pytest.approx(10.03, abs=0.01)
+    assert clip.audio_segments.abs().amax(1).min() > 0.01
+    assert clip.warnings == ()
