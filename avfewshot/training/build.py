@@ -1,0 +1,67 @@
+"""Models from a backbone: a fresh one to train, or one with trained adapters."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import torch
+
+from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.projectors import Projectors
+from avfewshot.adapters.registry import build_adapter
+from avfewshot.model import AudioVisualModel, Towers
+from avfewshot.training.checkpoint import AdapterConfig, Identified, load_adapter
+from avfewshot.training.config import NONE, TrainingConfig
+
+
+class NamedTowers(Towers, Identified, Protocol):
+    """The part of a backbone that trained tensors need."""
+
+
+def build_model(backbone: Towers, config: TrainingConfig, *, seed: int = 0) -> AudioVisualModel:
+    """Put adapters and projectors on a backbone, as configured; fresh ones change nothing until they are trained.
+
+    Args:
+        backbone: Two frozen towers.
+        config: Says which adapters and projectors, and whether activations are computed twice.
+        seed: Of the new parameters; torch's global generators are left as they are.
+
+    Returns:
+        The model; the new parameters are on the CPU in float32.
+
+    Raises:
+        UsageError: The adapter does not know one of its settings.
+    """
+    adapters = projectors = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.adapter != NONE:
+            layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+            adapters = build_adapter(config.adapter, layers, config.adapter_settings)
+        if config.projector != NONE:
+            widths = backbone.visual.output_dim, backbone.audio.output_dim
+            projectors = Projectors(*widths, kind=config.projector)
+    return AudioVisualModel(backbone, adapters, projectors, checkpointing=config.checkpointing)
+
+
+def load_model(path: str | os.PathLike[str], backbone: NamedTowers) -> tuple[AudioVisualModel, AdapterConfig]:
+    """Put trained adapters and projectors on the backbone that they were trained with.
+
+    Args:
+        path: Folder of an adapter checkpoint or of a run.
+        backbone: The backbone, with the same weights as in training.
+
+    Returns:
+        The model, in evaluation mode, and what the checkpoint tells of itself.
+
+    Raises:
+        DataError: There is no checkpoint, or its configuration is damaged.
+        UsageError: Its training configuration is not valid.
+        WeightsError: The tensors are damaged, or belong to another backbone.
+    """
+    checkpoint = load_adapter(path, backbone)
+    config = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(checkpoint.path / "config.json"))
+    model = build_model(backbone, config)
+    model.load_trainable_state(checkpoint.tensors)
+    return model.eval(), checkpoint.config
