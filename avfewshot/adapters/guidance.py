@@ -95,7 +95,7 @@ class Guidance(nn.Module):
             return Maps(None, None)
         if settings.spatial and target.shape[1] < source.shape[1]:
             # Few target tokens: P s is short, and both maps can start from it.
-            adapted = self.tokens.to(source.dtype) @ source
+            adapted = torch.bmm(self.tokens.to(source.dtype).expand(len(source), -1, -1), source)
             channel = self._channel(adapted.mean(1), target) if settings.channel else None
             return Maps(channel, self._spatial_by_target(adapted, target, channel).sigmoid())
         # mean(psi(s)) over target tokens = (mean of P's rows) s W + b.
