@@ -29,7 +29,8 @@ fi
 cat <<EOF
   cd '$(pwd)'
   avfs zeroshot --labels labels.txt AVE                      # the other clips made just now
-  avfs zeroshot --labels my-labels.txt my-clips --backbone base   # your clips, with CLIP and CLAP (downloads them once)
+  avfs weights fetch base                                    # CLIP and CLAP for real clips: 2.5 GB, once
+  avfs zeroshot --labels my-labels.txt my-clips --backbone base
   avfs data toy --root toy                                   # a toy world large enough to train in
   avfs --help
 
