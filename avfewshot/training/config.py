@@ -21,7 +21,6 @@ import yaml
 
 from avfewshot.adapters.registry import adapter_names
 from avfewshot.errors import UsageError
-from avfewshot.evaluation.tasks import TASKS
 from avfewshot.faults import flatten, raise_faults
 from avfewshot.setting_kinds import Choice, Flag, Kind, Whole
 from avfewshot.settings import Setting
@@ -35,6 +34,7 @@ ADAPTER_SETTINGS += ("bottleneck",)
 """Fields that are the adapter's own, named as in :class:`~avfewshot.adapters.settings.GuidanceSettings`."""
 
 NONE = "none"
+TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls", "folder")
 
 
 class _Adapter(Choice):
