@@ -72,16 +72,7 @@ class TableWriter:
         head.append(f"  {seconds(result.duration)} s", style="dim")
         self._print(head)
         shares = (distribution(result.scores), result.visual, result.audio)
-        header = Text("  " + " " * self._label_width)
-        for (name, _), values in zip(_COLUMNS, shares, strict=True):
-            room = self._bar_width + 1 + _PERCENT_WIDTH
-            titles = [name]
-            if name != "both" and values is not None:
-                weight = f"{result.weights[name]:.2f}"
-                titles = [f"{name}, weight {weight}", f"{name} {'x' if self._plain else '×'} {weight}", name]
-            fitting = [title for title in titles if len(title) <= room] or titles[-1:]
-            header.append("  " + set_cell_size(fitting[0], room), style="dim")
-        self._print(header)
+        self._print(self._header(result, shares))
         for label in sorted(result.scores, key=result.scores.__getitem__, reverse=True)[: self._topk]:
             chosen = label == result.label
             line = Text("  ")
@@ -94,6 +85,24 @@ class TableWriter:
             self._strip(result)
         for warning in result.warnings:
             self._print(Text(f"  warning: {printable(warning)}", style="yellow"))
+
+    def _header(self, result: ClipResult, shares: tuple[dict[str, float] | None, ...]) -> Text:
+        """Names of the columns, with the modalities' weights as long as there is room, in one manner for all."""
+        room = self._bar_width + 1 + _PERCENT_WIDTH
+        times = "x" if self._plain else "×"
+        manners = (", weight {:.2f}", f" {times} {{:.2f}}", "")
+        titles: list[str] = []
+        for manner in manners:
+            titles = [
+                name if name == "both" or values is None else name + manner.format(result.weights[name])
+                for (name, _), values in zip(_COLUMNS, shares, strict=True)
+            ]
+            if all(len(title) <= room for title in titles):
+                break
+        header = Text("  " + " " * self._label_width)
+        for title in titles:
+            header.append("  " + set_cell_size(title, room), style="dim")
+        return header
 
     def _fit(self, label: str) -> str:
         if cell_len(label) > self._label_width:
