@@ -1,9 +1,9 @@
 """Decoded clips on disk, so that the second epoch reads no video.
 
 What is given never depends on whether it came from the cache: a clip that was just decoded has its sound rounded to
-the 16 bits that are stored, and its pictures are stored losslessly. A ten-second clip takes 0.3 to 0.8 MB with pictures of
-64 x 64 and 0.7 to 1.3 MB with 224 x 224, and comes back in a tenth to a third of the time that decoding takes with the
-former, in a sixth to a half with the latter.
+the 16 bits that are stored, and its pictures are stored losslessly. A ten-second clip takes 0.3 to 0.8 MB with pictures
+of 64 x 64 and 0.7 to 1.3 MB with 224 x 224, and comes back in a tenth to a third of the time that decoding takes with
+the former, in a sixth to a half with the latter.
 
 Several processes may share a folder. Entries appear whole or not at all, a damaged one is decoded anew, and one that
 another process has just evicted is a miss. Where the folder cannot be written (a full disk, no permission) clips are
