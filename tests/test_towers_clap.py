@@ -43,7 +43,7 @@ def test_any_length_is_repeated_padded_and_cut_as_laion_clap_does(seconds: float
         {"hop": 500, "n_fft": 256, "native_samples": 4_000},  # windows that leave gaps
     ],
 )
-@pytest.mark.parametrize("samples", [1_000, 2_000, 500])
+@pytest.mark.parametrize("samples", [1_000, 2_000, 500, 250, 200])
 def test_frames_of_a_repeated_waveform_equal_those_of_the_library(sizes, samples: int) -> None:
     tower = clap_tower({**TINY_AUDIO, **sizes, "fmax": 14_000})
     branch = tower.audio_branch
@@ -91,7 +91,10 @@ def test_htk_front_end_equals_the_fused_model_fed_by_the_pipeline_of_laion(secon
 
 def test_gradients_reach_the_waveform_as_through_laion_clap() -> None:
     tower = clap_tower({**SHALLOW, "depths": [2, 2, 2, 2]})
-    waveforms = sounds(2).requires_grad_()
+    waveforms = sounds(2)
+    with torch.inference_mode():
+        tower(waveforms)  # what it keeps must serve where gradients flow, too
+    waveforms.requires_grad_()
     (expected,) = torch.autograd.grad(library_audio(tower, waveforms).square().sum(), waveforms)
     (gradient,) = torch.autograd.grad(tower(waveforms).square().sum(), waveforms)
     assert expected.abs().max() > 1e-3
@@ -119,7 +122,7 @@ def test_loaded_weights_are_in_effect_at_once() -> None:
         assert torch.equal(tower(waveforms), clap_tower(seed=2)(waveforms))
         for block in tower.audio_branch.modules():
             if hasattr(block, "relative_position_bias_table"):
-                block.relative_position_bias_table.zero_()
+                block.relative_position_bias_table.data.mul_(-1)  # leaves no trace in the version counter
         assert (tower(waveforms) - library_audio(tower, waveforms)).abs().max() <= 1e-5
 
 

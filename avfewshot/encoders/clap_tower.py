@@ -81,8 +81,7 @@ class ClapTower(Tower):
         kernel = stem.proj.weight
         patches = self._patches(self.front_end(inputs, self.audio_branch)).to(kernel.dtype)
         # A convolution whose stride is its kernel is a linear map of patches.
-        tokens = stem.norm(F.linear(patches, kernel.flatten(1), stem.proj.bias))
-        return tokens + self.audio_branch.absolute_pos_embed if self.audio_branch.ape else tokens
+        return stem.norm(F.linear(patches, kernel.flatten(1), stem.proj.bias))
 
     def _patches(self, mels: Tensor) -> Tensor:
         """Spectrograms ``[N, time, mels]`` to flattened patches ``[N, L, patch_size ** 2]``.

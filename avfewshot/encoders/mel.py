@@ -70,8 +70,8 @@ class MelFrontEnd(nn.Module):
         return F.pad(waveforms, (0, native - waveforms.shape[1])), 1
 
     def _is_periodic(self, samples: int) -> bool:
-        """Whether frames recur from repetition to repetition, with one between the edges that sees none of them."""
-        return samples % self.config.hop == 0 and samples // self.config.hop >= 2 * self._edge
+        """Whether frames recur from repetition to repetition, and the ends of one do not share any."""
+        return samples % self.config.hop == 0 and samples // self.config.hop >= 2 * self._edge - 1
 
     @property
     def _edge(self) -> int:

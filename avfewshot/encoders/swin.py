@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class WindowAttention(nn.Module):
         still = bool(torch.equal(order, torch.arange(height * width)))
         self.register_buffer("order", None if still else order, persistent=False)
         self.register_buffer("inverse", None if still else order.argsort(), persistent=False)
-        self._bias: tuple[tuple[Any, ...], Tensor] | None = None
+        self._kept: _KeptBias | None = None
 
     def forward(self, tokens: Tensor, block: nn.Module) -> Tensor:
         """Attend.
@@ -56,21 +57,29 @@ class WindowAttention(nn.Module):
     def _attention_bias(self, attn: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Relative position bias plus mask, ``[1 or windows, heads, area, area]``.
 
-        While the table is frozen the sum is kept. Writing into the table (loading a state dict), moving or replacing it
-        shows in the key.
+        On a CPU the sum is kept for as long as the table holds the same numbers. Elsewhere comparing them would make
+        the host wait for the device, and gathering costs next to nothing.
         """
         table = attn.relative_position_bias_table
-        if torch.compiler.is_compiling() or table.requires_grad or table.is_inference():
+        if torch.compiler.is_compiling() or table.requires_grad or table.device.type != "cpu":
             return _gather_bias(attn, mask).to(dtype)
-        key = (id(table), table.data_ptr(), table._version, table.dtype, table.device, dtype)
-        if self._bias is None or self._bias[0] != key:
-            # Not an inference tensor: it may be met again where gradients flow.
+        if self._kept is None or not self._kept.holds(table, dtype):
+            # Not inference tensors: they may be met again where gradients flow.
             with torch.inference_mode(False), torch.no_grad():
-                self._bias = (key, _gather_bias(attn, mask).to(dtype))
-        return self._bias[1]
+                self._kept = _KeptBias(table.clone(), _gather_bias(attn, mask).to(dtype))
+        return self._kept.bias
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bias": None}  # a copy has a table of its own
+
+@dataclass(frozen=True)
+class _KeptBias:
+    """A gathered bias and the table that it was gathered from."""
+
+    table: Tensor
+    bias: Tensor
+
+    def holds(self, table: Tensor, dtype: torch.dtype) -> bool:
+        same_kind = self.bias.dtype == dtype and self.table.dtype == table.dtype and self.table.device == table.device
+        return same_kind and torch.equal(self.table, table)
 
 
 class _Reorder(torch.autograd.Function):
