@@ -156,7 +156,7 @@ class HtmlWriter:
                 ("precision", run.precision),
                 ("fusion", run.fusion),
                 ("pooling", run.pool),
-                ("speed", f"{rate(summary.rate)} clips/s"),
+                *([("speed", f"{rate(summary.rate)} clips/s")] if summary.clips else []),
             ],
             "warnings": [printable(warning) for warning in run.warnings],
             "labels": list(zip(run.labels, run.wordings, strict=True)),

@@ -169,7 +169,9 @@ def footer(run: RunInfo, summary: Summary, *, plain: bool = False) -> Text:
     line.append(f"{summary.clips} clip{'' if summary.clips == 1 else 's'}")
     if summary.failed:
         line.append(f", {summary.failed} failed", style="red")
-    line.append(f"{dot} {rate(summary.rate)} clips/s{dot} {run.backbone} on {run.device}, {run.precision}", style="dim")
+    if summary.clips:
+        line.append(f"{dot} {rate(summary.rate)} clips/s", style="dim")
+    line.append(f"{dot} {run.backbone} on {run.device}, {run.precision}", style="dim")
     return line
 
 
