@@ -332,7 +332,7 @@ def test_a_file_of_which_nothing_is_whole_is_one_error(ten_seconds, tmp_path, ca
     path = tmp_path / "header.mp4"
     data = bytearray(ten_seconds.read_bytes())
     start = data.index(b"mdat") + 4
-    data[start:] = np.random.default_rng(0).integers(0, 256, len(data) - start, np.uint8).tobytes()
+    data[start:] = b"\xff" * (len(data) - start)  # noise may now and then pass for sound
     path.write_bytes(data)
     assert reason(path, frame_size=16) == "is damaged: nothing in it can be decoded"
     assert reason(path, modality="audio") == "is damaged: nothing in it can be decoded"
