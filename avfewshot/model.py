@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from avfewshot.adapters.base import CrossModalAdapter, Half, pair_layers
+from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, pair_layers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import WeightsError
@@ -70,8 +70,8 @@ class AudioVisualModel(nn.Module):
         backbone: Holds the two towers and their temperatures; the towers are frozen, and stay so.
         adapters: Trainable guidance between the towers, built for ``pair_layers`` of their token shapes.
         projectors: Trainable maps on embeddings and label features.
-        checkpointing: Forget the activations of each layer and compute them again in the backward pass: slower, and
-            far less memory.
+        checkpointing: Forget the activations inside each half of a layer and compute them again in the backward pass:
+            slower, and far less memory.
 
     Attributes:
         layers: The paired layers.
@@ -208,32 +208,40 @@ class AudioVisualModel(nn.Module):
         """Both towers in lockstep: pooled outputs ``[N, D_v]`` and ``[N, D_a]``."""
         visual, audio = self.visual_tower.embed(frames), self.audio_tower.embed(audio)
         for index in range(len(self.layers)):
-            if self.checkpointing and torch.is_grad_enabled():
-                # Nothing inside draws random numbers, so their state need not be kept.
-                visual, audio = checkpoint(
-                    self._layer, index, visual, audio, segments, seen, heard,
-                    use_reentrant=False, preserve_rng_state=False,
-                )  # fmt: skip
-            else:
-                visual, audio = self._layer(index, visual, audio, segments, seen, heard)
+            for half in HALVES:
+                if self.checkpointing and torch.is_grad_enabled():
+                    # Nothing inside draws random numbers, so their state need not be kept.
+                    visual, audio = checkpoint(
+                        self._step, index, half, visual, audio, segments, seen, heard,
+                        use_reentrant=False, preserve_rng_state=False,
+                    )  # fmt: skip
+                else:
+                    visual, audio = self._step(index, half, visual, audio, segments, seen, heard)
         return self.visual_tower.pool(visual), self.audio_tower.pool(audio)
 
-    def _layer(
-        self, index: int, visual: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
+    def _step(
+        self,
+        index: int,
+        half: Half,
+        visual: Tensor,
+        audio: Tensor,
+        segments: int,
+        seen: Tensor | None,
+        heard: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """A paired layer, after the blocks that stand alone between the previous one and it."""
+        """Half of a paired layer (Eq. 1 or 2), with the blocks that stand alone before it or the merging behind it."""
         layer = self.layers[index]
-        previous = self.layers[index - 1] if index else None
         v, a = layer.visual_block, layer.audio_block
-        visual = _alone(self.visual_tower, visual, previous.visual_block + 1 if previous else 0, v)
-        audio = _alone(self.audio_tower, audio, previous.audio_block + 1 if previous else 0, a)
-        to_visual, to_audio = self._guide(index, "attend", visual, audio, segments)
-        visual = _add(self.visual_tower.attend(v, visual), to_visual, heard)
-        audio = _add(self.audio_tower.attend(a, audio), to_audio, seen)
-        to_visual, to_audio = self._guide(index, "feed", visual, audio, segments)
-        visual = _add(self.visual_tower.feed(v, visual), to_visual, heard)
-        audio = _add(self.audio_tower.feed(a, audio), to_audio, seen)
-        return self.visual_tower.descend(v, visual), self.audio_tower.descend(a, audio)
+        if half == "attend":
+            previous = self.layers[index - 1] if index else None
+            visual = _alone(self.visual_tower, visual, previous.visual_block + 1 if previous else 0, v)
+            audio = _alone(self.audio_tower, audio, previous.audio_block + 1 if previous else 0, a)
+        to_visual, to_audio = self._guide(index, half, visual, audio, segments)
+        visual = _add(getattr(self.visual_tower, half)(v, visual), to_visual, heard)
+        audio = _add(getattr(self.audio_tower, half)(a, audio), to_audio, seen)
+        if half == "feed":
+            return self.visual_tower.descend(v, visual), self.audio_tower.descend(a, audio)
+        return visual, audio
 
     def _guide(
         self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int

@@ -142,6 +142,14 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(model, caplog, messa
     ]
 
 
+def test_a_batch_that_was_not_full_is_halved_from_what_it_was(model):
+    small = SmallDevice(model, 3)
+
+    list(Embedder(small, CPU, 16).embed([clip("a", 6, modality="audio")]))
+
+    assert small.tried == [6, 3, 3]
+
+
 def test_memory_for_not_even_one_segment_is_an_error_with_advice(model):
     with pytest.raises(AvfsError, match="single second") as caught:
         list(Embedder(SmallDevice(model, 0), CPU, 4).embed([clip("a", 3)]))

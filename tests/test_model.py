@@ -148,6 +148,16 @@ def test_residual_projectors_start_as_the_identity_and_plain_ones_do_not():
         Projectors(6, 7, kind="linear")
 
 
+def test_projectors_keep_full_precision_under_autocast():
+    unit = F.normalize(torch.randn(5, 6), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(Projector(6)(unit), unit, rtol=0, atol=1e-6)
+        plain = Projector(6, residual=False)
+        got = plain(unit)
+
+    assert torch.equal(got, plain(unit))
+
+
 def test_every_projector_gets_a_gradient():
     torch.manual_seed(0)
     model = make_model()
