@@ -66,6 +66,18 @@ def test_images_beyond_the_memory_of_one_chunk_change_nothing(monkeypatch: pytes
     expected = tower(normalised(images).requires_grad_())  # where a graph is recorded there are no chunks
     monkeypatch.setattr("avfewshot.encoders.tower._CHUNK_FLOATS", 2 * 65 * 4 * 96)
     assert (tower(images) - expected).abs().max() <= 2e-6
+    recorded = tower(normalised(images).requires_grad_())
+    assert recorded.requires_grad
+    assert torch.equal(recorded, expected)
+
+
+def test_pixels_are_normalised_in_float32_whatever_the_weights() -> None:
+    tower = clip_tower(layers=2)
+    images = pictures(2)
+    expected = tower._patches(images)
+    tower.to(torch.bfloat16)
+    assert tower(images).dtype == torch.bfloat16
+    assert torch.equal(tower._patches(images), expected)
 
 
 def test_gradients_reach_the_images_as_through_open_clip() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
+
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
@@ -44,8 +48,14 @@ def randomize(module: nn.Module) -> None:
 
 def clap_tower(config=None, *, front_end: str = "slaney", joint_dim: int = 64, seed: int = 0) -> ClapTower:
     """An audio tower; of the size of the `tiny` preset unless told otherwise."""
+    config = TINY_AUDIO if config is None else config
+    return copy.deepcopy(_build_clap_tower(json.dumps(config), front_end, joint_dim, seed))
+
+
+@functools.cache  # the library takes a while to fill its Fourier matrix
+def _build_clap_tower(config: str, front_end: str, joint_dim: int, seed: int) -> ClapTower:
     torch.manual_seed(seed)
-    branch = build_htsat(TINY_AUDIO if config is None else config, front_end=front_end)
+    branch = build_htsat(json.loads(config), front_end=front_end)
     width = branch.num_features
     projection = nn.Sequential(nn.Linear(width, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim))
     randomize(branch)
