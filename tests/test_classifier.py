@@ -11,9 +11,10 @@ from media_factory import tone, write_audio, write_media
 from torch.nn import functional as F
 
 import avfewshot
-from avfewshot.classifier import Classifier, background_feature, load
+from avfewshot.classifier import Classifier, load
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.labels import LabelSet
+from avfewshot.matching import predict_clips
 from avfewshot.media.reader import read_clip
 from avfewshot.reports.records import is_finite
 from avfewshot.results import ClipResult, Failure
@@ -65,12 +66,18 @@ def test_a_result_follows_from_embeddings_and_label_features(classifier, folder)
 def test_event_pooling_uses_the_templates_background(classifier, folder):
     (result,) = classifier.classify(folder / "both.mp4", LABELS, pool="event")
 
-    visual = classifier.embed(folder / "both.mp4").visual.double()
-    background = background_feature(classifier.backbone.visual_text, classifier.templates.background_visual)
-    logits = classifier.backbone.visual_scale * visual @ classifier.embed_labels(LABELS)[0].double().T
-    salience = (logits.amax(-1) - classifier.backbone.visual_scale * visual @ background).softmax(0)
-    expected = (salience[:, None] * logits).sum(0).softmax(-1)
-    torch.testing.assert_close(torch.tensor(list(result.visual.values())).double(), expected, rtol=0, atol=1e-6)
+    embeddings = classifier.embed(folder / "both.mp4")
+    inputs = {}
+    for name, features in zip(("visual", "audio"), classifier.embed_labels(LABELS), strict=True):
+        scaled = getattr(classifier.backbone, f"{name}_scale") * getattr(embeddings, name).double()
+        branch = getattr(classifier.backbone, f"{name}_text")
+        texts = getattr(classifier.templates, f"background_{name}")
+        inputs[f"{name}_logits"] = scaled @ features.double().T
+        inputs[f"{name}_background"] = scaled @ F.normalize(branch.encode(texts).double().mean(0), dim=-1)
+    expected = predict_clips(**inputs, pool="event")
+    for got, wanted in ((result.scores, expected.probabilities), (result.audio, expected.audio)):
+        torch.testing.assert_close(torch.tensor(list(got.values())).double(), wanted, rtol=0, atol=1e-6)
+    assert result.scores != classifier.classify(folder / "both.mp4", LABELS, pool="mean")[0].scores
 
 
 @pytest.mark.parametrize("fusion", ["weighted", "product"])
