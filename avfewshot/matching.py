@@ -158,17 +158,20 @@ def fuse(
 
 
 def event_weights(logits: Tensor, background: Tensor) -> Tensor:
-    """Weights of the segments of a clip by how far their best label stands out from "nothing happens".
+    """Weights of the segments of a clip by how likely something happens in them.
+
+    A segment counts by ``sigmoid(max_k logit_k - background)``, the probability of its best label against "nothing
+    happens". So two events in one clip both count in full, whatever the temperature scale.
 
     Args:
         logits: Label logits ``[..., T, K]``.
         background: Logits of the background text ``[..., T]``, of the same modality and scale.
 
     Returns:
-        ``[..., T]``, sums to 1: the softmax over time of ``max_k logit_k - background``.
+        ``[..., T]``, sums to 1.
     """
     salience = _wide(logits).amax(-1) - _wide(background)
-    return salience.softmax(-1)
+    return torch.nn.functional.logsigmoid(salience).softmax(-1)  # normalised sigmoids, also where all of them vanish
 
 
 def pool_segments(values: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -201,9 +204,9 @@ def predict_clips(
 ) -> ClipPrediction:
     """Everything that is predicted from the logits of the segments of clips.
 
-    ``pool="mean"``: segments are fused one by one, and the clip's distributions are the means of theirs (as published).
-    ``pool="event"``: in each modality the logits are averaged with :func:`event_weights`, and the pooled logits are
-    fused once, so a clip with one second of barking in ten seconds of meadow is still a dog.
+    Segments are fused one by one, and the clip's distributions are averages of theirs. ``pool="mean"``: all segments
+    count alike (as published). ``pool="event"``: each counts by :func:`event_weights`, for the fused distribution by
+    the mean of the modalities' weights, so a clip with one second of barking in ten seconds of meadow is still a dog.
 
     Args:
         visual_logits: ``[..., T, K]`` with T, K >= 1, or None without a picture.
@@ -225,34 +228,28 @@ def predict_clips(
     _check(pool, POOLS, "pool")
     options = {"fusion": fusion, "matching": matching, "visual_scale": visual_scale, "audio_scale": audio_scale}
     segments, segment_weights = fuse(visual_logits, audio_logits, **options)
-    if pool == "mean":
-        return ClipPrediction(
-            probabilities=pool_segments(segments),
-            visual=None if visual_logits is None else pool_segments(_wide(visual_logits).softmax(-1)),
-            audio=None if audio_logits is None else pool_segments(_wide(audio_logits).softmax(-1)),
-            weights=segment_weights.mean(-2),
-            segment_probabilities=segments,
-            segment_weights=segment_weights,
-        )
-    visual = _pool_events(visual_logits, visual_background)
-    audio = _pool_events(audio_logits, audio_background)
-    probabilities, weights = fuse(visual, audio, **options)
+    visual_weights = audio_weights = None
+    if pool == "event":
+        visual_weights = _event_weights(visual_logits, visual_background)
+        audio_weights = _event_weights(audio_logits, audio_background)
+    present = [weights for weights in (visual_weights, audio_weights) if weights is not None]
+    joint = torch.stack(present).mean(0) if present else None
     return ClipPrediction(
-        probabilities=probabilities,
-        visual=None if visual is None else visual.softmax(-1),
-        audio=None if audio is None else audio.softmax(-1),
-        weights=weights,
+        probabilities=pool_segments(segments, joint),
+        visual=None if visual_logits is None else pool_segments(_wide(visual_logits).softmax(-1), visual_weights),
+        audio=None if audio_logits is None else pool_segments(_wide(audio_logits).softmax(-1), audio_weights),
+        weights=pool_segments(segment_weights, joint),
         segment_probabilities=segments,
         segment_weights=segment_weights,
     )
 
 
-def _pool_events(logits: Tensor | None, background: Tensor | None) -> Tensor | None:
+def _event_weights(logits: Tensor | None, background: Tensor | None) -> Tensor | None:
     if logits is None:
         return None
     if background is None:
         raise ValueError('pool="event" needs the background logits of every modality.')
-    return pool_segments(logits, event_weights(logits, background))
+    return event_weights(logits, background)
 
 
 def _check(name: str, choices: tuple[str, ...], what: str) -> None:

@@ -165,20 +165,35 @@ def test_mean_pooling_is_the_mean_of_the_segments_predictions(logits):
 
 def test_event_pooling_agrees_with_numpy(logits):
     backgrounds = tuple(torch.randn(4, 6, dtype=torch.float64) for _ in range(2))
-    pooled = []
+    shares, times = [], []
     for values, background in zip(logits, backgrounds, strict=True):
         values, background = values.numpy(), background.numpy()
-        salience = softmax(values.max(-1) - background)
-        pooled.append((salience[..., None] * values).sum(-2))
-    by_sight, by_hearing = map(softmax, pooled)
-    share = by_sight.max(-1) / (by_sight.max(-1) + by_hearing.max(-1))
-    expected = share[:, None] * by_sight + (1 - share)[:, None] * by_hearing
+        happening = 1 / (1 + np.exp(background - values.max(-1)))
+        times.append(happening / happening.sum(-1, keepdims=True))
+        shares.append(softmax(values))
+    first, second = (share.max(-1) for share in shares)
+    weight = first / (first + second)
+    fused = weight[..., None] * shares[0] + (1 - weight)[..., None] * shares[1]
+    joint = (times[0] + times[1]) / 2
 
     prediction = predict_clips(*logits, pool="event", visual_background=backgrounds[0], audio_background=backgrounds[1])
 
+    expected = (joint[..., None] * fused).sum(-2)
     np.testing.assert_allclose(prediction.probabilities.numpy(), expected, rtol=0, atol=1e-10)
+    by_hearing = (times[1][..., None] * shares[1]).sum(-2)
     np.testing.assert_allclose(prediction.audio.numpy(), by_hearing, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(prediction.weights[:, 0].numpy(), share, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(prediction.weights[:, 0].numpy(), (joint * weight).sum(-1), rtol=0, atol=1e-10)
+
+
+def test_event_pooling_gives_two_events_of_a_clip_their_due():
+    logits = torch.tensor([[30.0, 0.0, 0.0]] * 5 + [[0.0, 40.0, 0.0]] * 5)
+    prediction = predict_clips(logits, None, pool="event", visual_background=torch.zeros(10))
+    torch.testing.assert_close(prediction.probabilities, torch.tensor([0.5, 0.5, 0.0]))
+
+
+def test_event_weights_stay_defined_where_nothing_happens():
+    weights = event_weights(torch.full((4, 2), -500.0), torch.full((4,), 500.0))
+    torch.testing.assert_close(weights, torch.full((4,), 0.25))
 
 
 def test_event_pooling_finds_one_loud_second_that_the_mean_loses():
