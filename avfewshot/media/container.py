@@ -35,7 +35,9 @@ def open_media(path: Path) -> InputContainer:
     _check_file(path)
     try:
         # An absolute path cannot be taken for a protocol ("a:b.mp4"). Tags in a foreign encoding are no reason to fail.
-        container = av.open(os.path.abspath(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container = av.open(
+            os.path.abspath(path), container_options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if is_cut_short(path):
             raise truncated(path) from error
