@@ -273,6 +273,13 @@ VIDEOS: dict[str, tuple[dict, list[int]]] = {
         {"codec": "libx265", "codec_options": {"x265-params": "keyint=8:bframes=3:log-level=none:pools=none"}},
         [5, 15, 25],
     ),
+    "av1.mp4": ({"codec": "libsvtav1", "codec_options": {"preset": "11"}}, [5, 15, 25]),
+    "vp8.webm": (
+        {"codec": "libvpx", "codec_options": {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}},
+        [5, 15, 25],
+    ),
+    "fragmented.mp4": ({"container_options": {"movflags": "+frag_keyframe+empty_moov"}}, [5, 15, 25]),
+    "refresh.mp4": ({"codec_options": {"x264-params": "intra-refresh=1"}}, [5, 15, 25]),
     "mpeg4-b.mp4": ({"codec": "mpeg4", "codec_options": {"bf": "2", "g": "9"}}, [5, 15, 25]),
     "unreliable.avi": ({"codec": "libx264"}, [5, 15, 25]),  # H.264 with B-frames in AVI: its timestamps are wrong
     "raw.h264": ({"fps": 25}, [12, 37, 62]),  # no timestamps at all

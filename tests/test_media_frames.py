@@ -42,6 +42,8 @@ LEFT_TO_PYAV = {
     "odd-444.mp4",
     "hevc.mp4",
     "mpeg4-b.mp4",
+    "av1.mp4",
+    "refresh.mp4",
     "ten-bit.mp4",
 }
 
@@ -202,7 +204,7 @@ def test_a_stretch_of_a_long_file_is_found_by_seeking(tmp_path, suffix):
     assert [counter(image) for image in frames.at(limits[3000:3020])] == [750 + n // 4 for n in range(20)]
     assert frames.sent <= 20  # of 900: from a keyframe on, at most ten pictures early, and the reordered ones after
     assert [counter(image) for image in frames.at(limits[100:104])] == [25] * 4
-    assert frames.sent <= 40
+    assert frames.sent <= frames.taken <= 60
     frames.close()
 
 

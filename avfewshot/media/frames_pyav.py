@@ -41,7 +41,8 @@ class PyavFrames:
         track: Its video track.
 
     Attributes:
-        sent: Packets given to the decoder so far, for tests and benchmarks.
+        taken: Packets read from the file so far, for tests and benchmarks.
+        sent: Those of them that were given to the decoder.
         errors: Packets that could not be read or decoded so far.
 
     Raises:
@@ -49,13 +50,16 @@ class PyavFrames:
     """
 
     def __init__(self, path: Path, track: Track) -> None:
+        self.taken = 0
         self.sent = 0
         self.errors = 0
         self._path = path
         self._track = track
+        self._start = round(track.start / track.time_base)
         self._to_rgb = VideoReformatter()
         self._chosen: VideoFrame | None = None
         self._image: np.ndarray | None = None
+        self._may_skip = True
         self._container = None
         self._open()
 
@@ -84,34 +88,51 @@ class PyavFrames:
 
     def _find(self, limit: int) -> VideoFrame | None:
         self._approach(limit)
+        target, stamp, frame = self._run_to(limit)
+        if stamp != target and target is not None and self._skipped and not self.errors:
+            # Some decoders show nothing until some pictures after a keyframe (periodic intra refresh): skip no more.
+            self._may_skip = False
+            self._open()
+            _, _, frame = self._run_to(limit)
+        return frame
+
+    def _run_to(self, limit: int) -> tuple[int | None, int | None, VideoFrame | None]:
+        """Go forward to `limit`, in strides that bound the packets held; see :meth:`_stride`."""
+        far = self._ticks(_FAR_SECONDS)
+        for stop in range(self._reached() + far, limit, far):
+            self._stride(stop)
+        return self._stride(limit)
+
+    def _stride(self, limit: int) -> tuple[int | None, int | None, VideoFrame | None]:
+        """Find the picture due at `limit`: the timestamp it should have, if known; the one it has; the picture."""
         self._advance(limit)
         target = self._look_ahead(limit)
         while not self._ahead and not self._drained and (target is None or self._shown_at != target):
             self._decode_next(target)
             self._advance(limit)
         if self._shown_at is None and self._ahead:
-            return self._ahead[0][1]
-        return self._shown
+            return target, *self._ahead[0]
+        return target, self._shown_at, self._shown
 
     def _approach(self, limit: int) -> None:
         """Seek where reading on does not lead to `limit`, or not soon."""
         behind = self._shown_at is not None and limit < self._shown_at
-        if self._track.counted:
+        if self._track.counted or not self._may_skip:
             if behind:
                 self._open()
             return
-        if not behind and limit - (self._horizon or limit) < self._ticks(_FAR_SECONDS):
+        if not behind and limit - self._reached() < self._ticks(_FAR_SECONDS):
             return
-        start = self._track.start / self._track.time_base
         for seconds in (0, 1, 4, 16, 64):
             goal = limit - self._ticks(seconds)
-            if goal <= start:
+            if goal <= self._start:
                 break
             try:
                 self._container.seek(goal, stream=self._stream)
             except av.error.FFmpegError:
                 break
             self._forget()
+            self._skipped = True
             self._look_ahead(limit)
             if self._queue:
                 stamp, packet = self._queue[0]
@@ -128,11 +149,11 @@ class PyavFrames:
             if not self._read():
                 break
             stamp, packet = self._queue[-1]
-            if waiting and packet.is_keyframe and stamp is not None and stamp <= limit:
+            if self._may_skip and waiting and packet.is_keyframe and stamp is not None and stamp <= limit:
                 # Nothing before this keyframe is needed any more.
                 self._queue = deque([(stamp, packet)])
                 self._known = [stamp]
-                self._flush = True
+                self._flush = self._skipped = True
         due = [stamp for stamp in self._known if stamp <= limit]
         if due:
             return max(due)
@@ -156,6 +177,7 @@ class PyavFrames:
         self._decoder.thread_type = "NONE"
         self._decoder.thread_count = 1
         self._shown: VideoFrame | None = None
+        self._skipped = False
         self._forget()
 
     def _forget(self) -> None:
@@ -185,6 +207,7 @@ class PyavFrames:
                 self._packets = self._container.demux(self._stream)
                 continue
             if packet.size:
+                self.taken += 1
                 self._queue.append((self._note(packet), packet))
                 return True
             if packet.dts is None:  # the mark that ends every stream
@@ -209,11 +232,12 @@ class PyavFrames:
             self._decode(None)
             return
         stamp, packet = self._queue.popleft()
+        # Asked of every packet: a picture that is no reference may be left out, unless it is the one that is due.
+        # Not of the first one: some decoders (dav1d) take the answer for good.
+        spare = not self._flush and target is not None and stamp is not None and stamp < target
         if self._flush:
             self._decoder.flush_buffers()
             self._latest, self._flush = None, False
-        # Asked of every packet: a picture that is no reference may be left out, unless it is the one that is due.
-        spare = target is not None and stamp is not None and stamp < target
         self._decoder.skip_frame = "NONREF" if spare else "DEFAULT"
         self.sent += 1
         self._decode(packet)
@@ -238,7 +262,11 @@ class PyavFrames:
             return frame.pts if frame.pts is not None else frame.dts
         ticks = self._number / (self._track.rate or Fraction(25)) / self._track.time_base
         self._number += 1
-        return round(self._track.start / self._track.time_base + ticks)
+        return self._start + round(ticks)
+
+    def _reached(self) -> int:
+        """The time up to which packets were read."""
+        return self._start if self._horizon is None else self._horizon
 
     def _ticks(self, seconds: int) -> int:
         return round(seconds / self._track.time_base)
