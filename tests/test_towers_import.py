@@ -91,6 +91,7 @@ assert not [name for name in sys.modules if "laion_clap" in name]
         "another version": "this version of laion_clap is not known",
         "broken": "ModuleNotFoundError No module named 'a_module_that_is_missing'",
     }[layout]
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stderr
+    assert len(lines) == 2
     assert all(expected in line for line in lines)
