@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from avfewshot import media
 from avfewshot.errors import UsageError
 from avfewshot.media import MEDIA_SUFFIXES, find_media
 
@@ -105,3 +108,14 @@ def test_home_is_expanded(tree, monkeypatch):
 def test_suffixes_are_lower_case_and_of_both_kinds():
     assert {".mp4", ".mkv", ".wav", ".mp3", ".flac", ".m4a"} <= MEDIA_SUFFIXES
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in MEDIA_SUFFIXES)
+
+
+def test_finding_files_imports_neither_torch_nor_ffmpeg():
+    code = "import sys; from avfewshot.media import find_media; sys.exit(bool({'torch', 'av'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_can_be_imported():
+    assert all(getattr(media, name) is not None for name in media.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = media.nonsense

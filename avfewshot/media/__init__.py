@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = [
     "read_clip",
 ]
 
-_MODULES = {
+_HOME = {
     "clip": ("SAMPLE_RATE", "SEGMENT_SECONDS", "Clip"),
     "discover": ("MEDIA_SUFFIXES", "find_media"),
     "prefetch": ("ClipFailure", "iter_clips"),
@@ -38,8 +38,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, so that the command line can look for files, and say that there are none, without importing torch.
-    for module, names in _MODULES.items():
+    # Imported when asked for: finding files, and saying that there are none, needs neither torch nor FFmpeg.
+    for module, names in _HOME.items():
         if name in names:
-            return getattr(importlib.import_module(f"avfewshot.media.{module}"), name)
+            return getattr(import_module(f"avfewshot.media.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

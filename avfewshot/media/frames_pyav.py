@@ -274,7 +274,8 @@ class PyavFrames:
     def _convert(self, frame: VideoFrame) -> np.ndarray | None:
         matrix = frame.side_data.get("DISPLAYMATRIX")
         try:
-            image = self._to_rgb.reformat(frame, format="rgb24", interpolation="BILINEAR").to_ndarray()
+            # Bilinear is FFmpeg's way with chroma here, and decord's. Threads would be started anew for every file.
+            image = self._to_rgb.reformat(frame, format="rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
         except av.error.FFmpegError:
             self.errors += 1
             return None

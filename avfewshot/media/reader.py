@@ -142,15 +142,14 @@ class ClipReader:
         stop = total if stop is None else stop
         if not 0 <= start < stop <= total:
             raise ValueError(f"{self._path} has the segments [0, {total}), not [{start}, {stop}).")
-        warnings: list[str] = []
         try:
-            frames = self._read_frames(start, stop, warnings)
-            waveform = self._read_waveform(start, stop, warnings)
+            frames, about_frames = self._read_frames(start, stop)
+            waveform, about_waveform = self._read_waveform(start, stop)
         except (av.error.FFmpegError, OSError) as error:
             raise MediaError(self._path, f"cannot be read any further: {error}") from error
         if frames is None and waveform is None:
             raise MediaError(self._path, "is damaged: nothing in it can be decoded")
-        told = tuple(dict.fromkeys([*self._warnings, *warnings]))
+        told = tuple(dict.fromkeys([*self._warnings, *about_frames, *about_waveform]))
         return Clip(self._path, self.info.duration, start, frames, waveform, told, last=stop == total)
 
     def close(self) -> None:
@@ -241,9 +240,9 @@ class ClipReader:
                 self._frames = PyavFrames(self._path, self._probe.video)
         yield from self._frames.at(limits[done:])
 
-    def _read_frames(self, start: int, stop: int, warnings: list[str]) -> torch.Tensor | None:
+    def _read_frames(self, start: int, stop: int) -> tuple[torch.Tensor | None, list[str]]:
         if self._frames is None:
-            return None
+            return None, []
         out = last = None
         for number, image in enumerate(self._pictures(self._limits(start, stop))):
             image = self._first if image is None else image
@@ -253,8 +252,8 @@ class ClipReader:
                 out = torch.empty((stop - start, *fitted.shape), dtype=torch.uint8)
             out[number] = fitted
         if self._new_errors("video", getattr(self._frames, "errors", 0)):
-            warnings.append("damaged: pictures that could not be decoded were replaced by earlier ones")
-        return out
+            return out, ["damaged: pictures that could not be decoded were replaced by earlier ones"]
+        return out, []
 
     def _new_errors(self, track: str, count: int) -> bool:
         """Whether there were errors since this was last asked."""
@@ -269,9 +268,10 @@ class ClipReader:
                 image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         return fit(image, self._frame_size)
 
-    def _read_waveform(self, start: int, stop: int, warnings: list[str]) -> torch.Tensor | None:
+    def _read_waveform(self, start: int, stop: int) -> tuple[torch.Tensor | None, list[str]]:
         if self._sound is None:
-            return None
+            return None, []
+        warnings = []
         sound = self._sound.read(start, stop)
         whole = start == 0 and stop == self.info.num_segments
         where = "" if whole else f" from {start} s to {stop} s"
@@ -285,7 +285,7 @@ class ClipReader:
             warnings.append(f"audio exceeds full scale (peak {sound.peak:.3g}) and was clipped{where}")
         if sound.heard and sound.peak == 0:
             warnings.append(f"audio is silent: every sample is zero{where}")
-        return sound.waveform
+        return sound.waveform, warnings
 
 
 def read_clip(
