@@ -135,7 +135,7 @@ def test_sound_does_not_depend_on_how_it_is_cut(folder, name, monkeypatch):
         pieces = [reader.read(start, min(start + 2, total)).waveform for start in range(0, total, 2)]
         assert (torch.cat(pieces) - whole).abs().max() < 1e-4
     with ClipReader(path, modality="audio") as reader:
-        for start in (5, 0, 3, 4, 1, 2, 5):
+        for start in (5, 0, 3, 1):
             piece = reader.read(start, start + 1).waveform
             assert (piece - whole[start * SAMPLE_RATE : (start + 1) * SAMPLE_RATE]).abs().max() < 1e-4
 
