@@ -11,13 +11,14 @@ from media_factory import tone, write_audio, write_media
 from torch.nn import functional as F
 
 import avfewshot
-from avfewshot.classifier import Classifier, load
+from avfewshot.classifier import DEFAULT_FUSION, DEFAULT_POOL, Classifier, load
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.labels import LabelSet
-from avfewshot.matching import predict_clips
+from avfewshot.matching import FUSIONS, POOLS, predict_clips
 from avfewshot.media.reader import read_clip
 from avfewshot.reports.records import is_finite
 from avfewshot.results import ClipResult, Failure
+from avfewshot.settings import TABLES
 
 LABELS = ("red ball", "bell", "dog")
 
@@ -281,3 +282,10 @@ def test_the_same_seed_gives_the_same_classifier(folder, classifier):
 
     assert again.classify(folder / "both.mp4", LABELS) == classifier.classify(folder / "both.mp4", LABELS)
     assert other.classify(folder / "both.mp4", LABELS) != classifier.classify(folder / "both.mp4", LABELS)
+
+
+def test_command_line_and_python_have_the_same_defaults():
+    settings = TABLES["zeroshot"]
+    assert (settings["fusion"].default, settings["pool"].default) == (DEFAULT_FUSION, DEFAULT_POOL)
+    assert tuple(settings["fusion"].kind.suggestions()) == FUSIONS
+    assert set(settings["pool"].kind.suggestions()) == set(POOLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -59,9 +60,9 @@ class TextBranch(nn.Module):
                 features[chunk] = F.normalize(self.project(tokens).float(), dim=-1)
         return features
 
+    @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
         """Vectors of the token rows `tokens` [N, L], not normalised: [N, D]."""
-        raise NotImplementedError
 
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """Words of `texts` that the model never met in training, where that is known (``tiny``); else empty."""

@@ -111,7 +111,7 @@ class Tower(nn.Module):
         yield from self.named_buffers()
 
 
-def in_chunks(tokens: Tensor, width: int) -> int | None:
+def _rows_at_once(tokens: Tensor, width: int) -> int | None:
     """How many rows of `tokens` to take at once through a step whose widest intermediate has `width` floats a row.
 
     Chunks pay on a CPU, where they keep intermediates in the cache, and only where no graph is recorded.
@@ -142,7 +142,7 @@ def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], width: int) -
     Returns:
         Tokens of the same shape.
     """
-    rows = in_chunks(tokens, width)
+    rows = _rows_at_once(tokens, width)
     if rows is None:
         return tokens + branch(tokens)
     result = torch.empty_like(tokens)
