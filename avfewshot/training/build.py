@@ -38,11 +38,22 @@ def build_model(backbone: Towers, config: TrainingConfig, *, seed: int = 0) -> A
         torch.manual_seed(seed)
         if config.adapter != NONE:
             layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
-            adapters = build_adapter(config.adapter, layers, config.adapter_settings)
+            adapters = build_adapter(
+                config.adapter, layers, {"hidden": default_hidden(backbone), **config.adapter_settings}
+            )
         if config.projector != NONE:
             widths = backbone.visual.output_dim, backbone.audio.output_dim
             projectors = Projectors(*widths, kind=config.projector)
     return AudioVisualModel(backbone, adapters, projectors, checkpointing=config.checkpointing)
+
+
+def default_hidden(backbone: Towers) -> int:
+    """Width of the space of attention maps: a third of that of CLIP's tokens, 256 for ViT-B as published.
+
+    Args:
+        backbone: Two towers.
+    """
+    return max(1, backbone.visual.token_shapes[0][1] // 3)
 
 
 def load_model(path: str | os.PathLike[str], backbone: NamedTowers) -> tuple[AudioVisualModel, AdapterConfig]:

@@ -56,6 +56,8 @@ class AdapterConfig:
         training: The configuration, as :meth:`~avfewshot.training.config.TrainingConfig.to_dict` gives it.
         seed: The seed of this training.
         support: What was trained on, as :meth:`~avfewshot.datasets.sampler.Support.to_dict` gives it.
+        decision: How scores become answers: ``blend`` (share of the trained logits in the sum), ``pool``,
+            ``fusion``, ``window`` (seconds that go through the adapters together), ``background``.
         metrics: Figures by name.
         version: Version of this program that wrote it.
     """
@@ -69,6 +71,7 @@ class AdapterConfig:
     training: dict[str, Any]
     seed: int
     support: dict[str, Any] = field(default_factory=dict)
+    decision: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
 
@@ -224,6 +227,14 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         for kind in ("best", "step"):
             if found := numbered(folder, kind):
                 return found[-1]
+    seeds = numbered(path, "seed")
+    if len(seeds) == 1:
+        return find_checkpoint(seeds[0])
+    if seeds:
+        raise DataError(
+            f"{path}: holds the trainings of {len(seeds)} seeds.",
+            hint=f"Give one of them: {', '.join(str(seed) for seed in seeds)}.",
+        )
     what = "there is no such folder" if not path.exists() else "holds no adapter checkpoint"
     raise DataError(
         f"{path}: {what}.", hint="Give the folder of a run, or one that holds adapter.safetensors and config.json."

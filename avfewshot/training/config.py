@@ -34,6 +34,7 @@ ADAPTER_SETTINGS += ("bottleneck",)
 """Fields that are the adapter's own, named as in :class:`~avfewshot.adapters.settings.GuidanceSettings`."""
 
 NONE = "none"
+AUTO = "auto"
 TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls", "folder")
 
 
@@ -74,7 +75,11 @@ class TrainingConfig:
     temporal: bool = _option(True, Flag(), "Temporal gate in the last layer (T, Eq. 5).")
     a2v: bool = _option(True, Flag(), "Sound guides sight.")
     v2a: bool = _option(True, Flag(), "Sight guides sound.")
-    hidden: int = _option(256, Whole(1), "Width of the space in which attention maps are computed.")
+    hidden: int | str = _option(
+        "auto",
+        Whole(1, or_word="auto"),
+        "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base).",
+    )
     output: str = _option("gate", Choice("gate", "bottleneck"), "How guidance ends: a factor a channel, or an MLP.")
     bottleneck: int = _option(64, Whole(1), "Width of that MLP.")
     projector: str = _option("residual", Choice("residual", "mlp", NONE), "Trainable maps on all embeddings (Eq. 8).")
@@ -82,7 +87,16 @@ class TrainingConfig:
     objective: str = _option("classes", Choice("contrastive", "classes"), "Candidates: texts of the batch, or all.")
     matching: str = _option("softmax", Choice("softmax", "cosine"), "What the modality weights are made of (Eq. 11).")
     fusion: str = _option("weighted", Choice("weighted", "product"), "How the two modalities are joined.")
-    pool: str = _option("mean", Choice("mean", "event"), "How the seconds of a clip are pooled.")
+    pool: str = _option("event", Choice("mean", "event"), "How the seconds of a clip are pooled; the paper's is mean.")
+    background: str = _option(
+        "threshold", Choice("threshold", "prompt", NONE), "How seconds without an event are told (task ave)."
+    )
+    blend: float | str = _option(
+        "auto",
+        Number(0, 1, or_word="auto"),
+        "Share of the trained logits beside the zero-shot ones; `auto`: validation.",
+    )
+    window: int = _option(10, Whole(1), "Seconds that go through the adapters together.")
 
     optimizer: str = _option("adam", Choice("adam", "adamw"), "Adam is the paper's.")
     lr: float = _option(3e-4, Number(0, above=True), "Learning rate.")
@@ -114,8 +128,9 @@ class TrainingConfig:
 
     @property
     def adapter_settings(self) -> dict[str, Any]:
-        """Settings for :func:`~avfewshot.adapters.registry.build_adapter`."""
-        return {name: getattr(self, name) for name in ADAPTER_SETTINGS}
+        """Settings for :func:`~avfewshot.adapters.registry.build_adapter`; without a width of ``"auto"``."""
+        values = {name: getattr(self, name) for name in ADAPTER_SETTINGS}
+        return {name: value for name, value in values.items() if value != AUTO}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-ready values."""

@@ -21,21 +21,29 @@ class Number(Kind):
         least: Smallest value.
         most: Largest value; unbounded when None.
         above: Whether `least` itself is too small.
+        or_word: A word that may stand in place of the number.
     """
 
     metavar = "NUMBER"
 
-    def __init__(self, least: float, most: float | None = None, *, above: bool = False) -> None:
-        self.least, self.most, self.above = least, most, above
+    def __init__(
+        self, least: float, most: float | None = None, *, above: bool = False, or_word: str | None = None
+    ) -> None:
+        self.least, self.most, self.above, self.or_word = least, most, above, or_word
+        if or_word is not None:
+            self.metavar = f"NUMBER|{or_word}"
 
-    def parse(self, raw: Any, *, from_text: bool) -> float:
+    def parse(self, raw: Any, *, from_text: bool) -> float | str:
         """See :meth:`~avfewshot.setting_kinds.Kind.parse`.
 
         Text is read as a number in files as well, since YAML takes ``3e-4`` for one.
         """
+        if self.or_word is not None and raw == self.or_word:
+            return self.or_word
         bounds = f"{'greater than' if self.above else 'of at least'} {self.least:g}"
         bounds += "" if self.most is None else f" and at most {self.most:g}"
-        expected = f"a number {bounds} is needed, not {raw!r}."
+        word = f" or {self.or_word}" if self.or_word else ""
+        expected = f"a number {bounds}{word} is needed, not {raw!r}."
         if isinstance(raw, str):
             try:
                 value = float(raw)
@@ -53,9 +61,9 @@ class Number(Kind):
             raise ValueError(expected)
         return value
 
-    def show(self, value: float) -> str:
+    def show(self, value: float | str) -> str:
         """See :meth:`~avfewshot.setting_kinds.Kind.show`."""
-        return f"{value:g}"
+        return value if isinstance(value, str) else f"{value:g}"
 
 
 class Seeds(Kind):
