@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from avfewshot.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
 from avfewshot.errors import AvfsError
 from avfewshot.media.clip import Clip
 from avfewshot.media.prefetch import ClipFailure
@@ -18,7 +19,6 @@ from avfewshot.model import AudioVisualModel
 from avfewshot.results import Failure
 
 _LOG = logging.getLogger(__name__)
-_MODALITIES = ("visual", "audio")
 _AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
 # Parts of messages by which allocators other than CUDA's say that memory ran out.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -44,128 +44,121 @@ class EmbeddedFile:
 
 
 class Embedder:
-    """Runs segments of several files through the towers at once, and gives the files back in order.
+    """Runs seconds of several files through a model at once, and gives the files back in order.
 
-    Segments are independent of each other, so batches are cut without regard to files: those of many short files share
-    one, and an hour-long file, which comes in chunks, takes many. Memory is bounded by the batch and one chunk, plus
-    the embeddings of the files under way.
+    Without adapters segments are independent of each other, and batches are cut without regard to files: those of many
+    short files share one, and an hour-long file, which comes in chunks, takes many. With adapters, which connect sight
+    and sound and look at several seconds, files are cut into windows, and windows of one length share batches; a clip
+    that lacks a modality is masked. What a file gives does not depend on the files beside it. Memory is bounded by a
+    few batches and one chunk, plus the embeddings of the files under way.
 
     Args:
-        model: Without adapters.
+        model: With or without adapters.
         device: Where the model is.
-        batch_size: Segments (seconds) that go through a tower at once; None: what suits the device.
+        batch_size: Segments (seconds) that go through the model at once; None: what suits the device.
+        window: For a model with adapters: its longest clip in seconds. A longer file is cut into windows of this
+            length, counted from its beginning; the last one may be shorter.
 
     Attributes:
-        batch_size: The current size; it is halved when the device runs out of memory.
+        batch_size: The current size; it is halved when the device runs out of memory, down to one segment or window.
+
+    Raises:
+        ValueError: The window is shorter than a second.
     """
 
-    def __init__(self, model: AudioVisualModel, device: torch.device, batch_size: int | None = None) -> None:
+    def __init__(
+        self, model: AudioVisualModel, device: torch.device, batch_size: int | None = None, *, window: int = 10
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"A window has at least one second, not {window}.")
         self.model = model
         self.device = device
         self.batch_size = batch_size or _AUTO_BATCH.get(device.type, 16)
+        self.window = window
 
     def embed(self, items: Iterable[Clip | ClipFailure]) -> Iterator[EmbeddedFile | Failure]:
         """Embed files.
 
         Args:
-            items: Chunks of files in order, as :func:`avfewshot.media.prefetch.iter_clips` gives them.
+            items: Chunks of files in order, as :func:`avfewshot.media.prefetch.iter_clips` gives them, or whole clips.
 
         Yields:
             One entry a file, in order, as soon as its last segment is embedded.
 
         Raises:
-            AvfsError: Not even one segment fits into the device's memory.
+            AvfsError: Not even one segment (or window) fits into the device's memory.
         """
         files: deque[_File] = deque()
-        waiting = {name: _Waiting() for name in _MODALITIES}
+        queue: Queue = SegmentQueue() if self.model.adapters is None else WindowQueue(self.window)
         for item in items:
             if not (files and files[-1].open):
                 files.append(_File(str(item.path)))
-            files[-1].add(item, waiting)
-            while max(queue.segments for queue in waiting.values()) >= self.batch_size:
-                self._run(waiting)
+            files[-1].add(item, queue)
+            while batches := queue.take(self.batch_size):
+                self._run(batches)
             while files and files[0].done:
                 yield files.popleft().result()
-        while any(queue.segments for queue in waiting.values()):
-            self._run(waiting)
+        while batches := queue.take(self.batch_size, rest=True):
+            self._run(batches)
         while files:
             yield files.popleft().result()
 
-    def _run(self, waiting: dict[str, _Waiting]) -> None:
-        """Embed a batch of either modality: both, so that a rare modality does not keep finished files waiting."""
-        size = self.batch_size
-        for name, queue in waiting.items():
-            if queue.segments:
-                pieces = queue.take(size)
-                embeddings = self._forward(name, torch.cat([inputs for _, inputs in pieces]))
-                parts = embeddings.split([len(inputs) for _, inputs in pieces])
-                for (file, _), part in zip(pieces, parts, strict=True):
-                    file.receive(name, part)
+    def _run(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            lengths = [piece.seconds for piece in batch.pieces]
+            for name, embeddings in self._forward(batch).items():
+                for piece, part in zip(batch.pieces, embeddings.flatten(0, 1).split(lengths), strict=True):
+                    if name in piece.inputs:
+                        piece.owner.receive(name, piece.start, part)
 
-    def _forward(self, modality: str, inputs: Tensor) -> Tensor:
-        """Unit vectors ``[N, D]`` of N segments, on the CPU; in smaller batches where memory does not suffice."""
-        done: list[Tensor] = []
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Unit vectors ``[N, T, D]`` by modality, on the CPU; in smaller batches where memory does not suffice."""
+        done: dict[str, list[Tensor]] = {name: [] for name in batch.inputs}
         start = 0
-        while start < len(inputs):
-            part = inputs[start : start + self.batch_size]
-            embeddings = self._attempt(modality, part)
+        while start < batch.rows:
+            stop = min(batch.rows, start + max(1, self.batch_size // batch.segments))
+            embeddings = self._attempt(batch.arguments(start, stop))
             if embeddings is None:
-                self._shrink(len(part))
-            else:
-                done.append(embeddings)
-                start += len(part)
-        return torch.cat(done)
+                self._shrink(stop - start, batch.segments)
+                continue
+            for name, parts in done.items():
+                parts.append(embeddings[name])
+            start = stop
+        return {name: torch.cat(parts) for name, parts in done.items()}
 
-    def _attempt(self, modality: str, inputs: Tensor) -> Tensor | None:
+    def _attempt(self, arguments: dict[str, Tensor | None]) -> dict[str, Tensor] | None:
         # The error, whose traceback holds the activations, is gone when this returns: their memory is free again.
         try:
             with torch.inference_mode():
-                inputs = inputs.to(self.device, non_blocking=True).unsqueeze(1)
-                visual, audio = self.model(inputs, None) if modality == "visual" else self.model(None, inputs)
-                return (visual if modality == "visual" else audio).squeeze(1).float().cpu()
+                there = {
+                    name: None if values is None else values.to(self.device, non_blocking=True)
+                    for name, values in arguments.items()
+                }
+                embeddings = zip(MODALITY_NAMES, self.model(**there), strict=True)
+                return {name: values.float().cpu() for name, values in embeddings if values is not None}
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             return None
 
-    def _shrink(self, tried: int) -> None:
+    def _shrink(self, tried: int, segments: int) -> None:
+        """Halve the batch that was too large: so many clips of so many segments."""
         if tried == 1:
+            what = "a single second" if segments == 1 else f"a single window of {segments} seconds"
             raise AvfsError(
-                f"{self.device} has not enough memory for a single second.",
+                f"{self.device} has not enough memory for {what}.",
                 hint="Use --device cpu, --precision fp16, or a smaller backbone.",
             )
-        self.batch_size = tried // 2
+        self.batch_size = tried // 2 * segments
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         _LOG.warning(
-            "%s ran out of memory with %d seconds at once; going on with %d.", self.device, tried, self.batch_size
+            "%s ran out of memory with %d seconds at once; going on with %d.",
+            self.device,
+            tried * segments,
+            self.batch_size,
         )
-
-
-@dataclass
-class _Waiting:
-    """Segments of one modality that wait for their batch, in order."""
-
-    pieces: deque[tuple[_File, Tensor]] = field(default_factory=deque)
-    segments: int = 0
-
-    def put(self, file: _File, inputs: Tensor) -> None:
-        self.pieces.append((file, inputs))
-        self.segments += len(inputs)
-
-    def take(self, count: int) -> list[tuple[_File, Tensor]]:
-        """The first `count` segments, or all there are."""
-        taken = []
-        while self.pieces and count:
-            file, inputs = self.pieces.popleft()
-            if len(inputs) > count:
-                self.pieces.appendleft((file, inputs[count:]))
-                inputs = inputs[:count]
-            taken.append((file, inputs))
-            count -= len(inputs)
-            self.segments -= len(inputs)
-        return taken
 
 
 @dataclass(eq=False)
@@ -175,39 +168,43 @@ class _File:
     path: str
     duration: float = 0.0
     warnings: list[str] = field(default_factory=list)
-    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+    parts: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
+    seconds: int = 0
     missing: int = 0
     open: bool = True
     error: str | None = None
 
     @property
     def done(self) -> bool:
-        return not self.open and not self.missing
+        return not self.open and (self.error is not None or not self.missing)
 
-    def add(self, item: Clip | ClipFailure, waiting: dict[str, _Waiting]) -> None:
+    def add(self, item: Clip | ClipFailure, queue: Queue) -> None:
         if isinstance(item, ClipFailure):
-            # What came before the fault stays in the queues, is embedded and thrown away.
+            # What came before the fault may still be embedded; it is thrown away.
             self.open, self.error = False, item.error
+            queue.give_up()
             return
         self.duration = item.duration
         self.warnings += [warning for warning in item.warnings if warning not in self.warnings]
-        for name, inputs in (("visual", item.frames), ("audio", item.audio_segments)):
-            if inputs is not None:
-                waiting[name].put(self, inputs)
-                self.missing += len(inputs)
+        lengths = [len(inputs) for inputs in (item.frames, item.audio_segments) if inputs is not None]
+        self.missing += sum(lengths)
+        queue.put(self, item, self.seconds)
+        self.seconds += max(lengths)
         self.open = not item.last
 
-    def receive(self, modality: str, embeddings: Tensor) -> None:
-        self.parts.setdefault(modality, []).append(embeddings)
+    def receive(self, modality: str, start: int, embeddings: Tensor) -> None:
+        self.parts.setdefault(modality, []).append((start, embeddings))
         self.missing -= len(embeddings)
 
     def result(self) -> EmbeddedFile | Failure:
         if self.error is not None:
             return Failure(self.path, self.error)
         joined: dict[str, Tensor | None] = {}
-        for name in _MODALITIES:
-            # Joined outside of inference mode these are ordinary tensors, which may take part in training.
-            joined[name] = torch.cat(self.parts[name]) if name in self.parts else None
+        for name in MODALITY_NAMES:
+            # Windows of different lengths may have come back in another order. Joined outside of inference mode these
+            # are ordinary tensors, which may take part in training.
+            parts = [part for _, part in sorted(self.parts.get(name, ()), key=lambda entry: entry[0])]
+            joined[name] = torch.cat(parts) if parts else None
             if joined[name] is not None and not torch.isfinite(joined[name]).all():
                 return Failure(self.path, f"its {name} embeddings hold numbers that are not finite")
         if joined["visual"] is None and joined["audio"] is None:

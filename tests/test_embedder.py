@@ -113,6 +113,7 @@ class SmallDevice(torch.nn.Module):
     def __init__(self, model: AudioVisualModel, room: int, message: str | None = None) -> None:
         super().__init__()
         self.model, self.room, self.message, self.tried = model, room, message, []
+        self.adapters = model.adapters
 
     def forward(self, frames, audio):
         size = len(audio if frames is None else frames)
