@@ -9,6 +9,9 @@ from avfewshot.errors import UsageError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats of the towers by the name that people give them."""
 
+# Parts of messages by which allocators other than CUDA's say that memory ran out.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # as torch.cpu.get_capabilities names them
 
 
@@ -87,6 +90,11 @@ def cpu_has_bf16() -> bool:
         return any(bool(capabilities.get(name)) for name in _CPU_BF16)
     # Older releases of torch tell less.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device's memory does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error).lower() for part in _OUT_OF_MEMORY)
 
 
 def _mps_has_bf16() -> bool:

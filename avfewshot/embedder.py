@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from avfewshot.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
+from avfewshot.devices import is_out_of_memory
 from avfewshot.errors import AvfsError
 from avfewshot.media.clip import Clip
 from avfewshot.media.prefetch import ClipFailure
@@ -20,8 +21,6 @@ from avfewshot.results import Failure
 
 _LOG = logging.getLogger(__name__)
 _AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
-# Parts of messages by which allocators other than CUDA's say that memory ran out.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Embedder:
                 embeddings = zip(MODALITY_NAMES, self.model(**there), strict=True)
                 return {name: values.float().cpu() for name, values in embeddings if values is not None}
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 
@@ -210,7 +209,3 @@ class _File:
         if joined["visual"] is None and joined["audio"] is None:
             return Failure(self.path, "there is nothing in it to see or hear")
         return EmbeddedFile(self.path, self.duration, joined["visual"], joined["audio"], tuple(self.warnings))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error).lower() for part in _OUT_OF_MEMORY)

@@ -1,0 +1,1 @@
+"""From the clips of a data set to logits of frozen and trained models, and from logits to predictions."""

@@ -1,0 +1,182 @@
+"""From a batch of labelled clips to its loss (Eq. 8-11 of Duan et al., NeurIPS 2023, arXiv 2311.05152)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avfewshot.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.matching import event_weights, pool_segments
+from avfewshot.model import AudioVisualModel
+from avfewshot.scoring.texts import ClassTexts
+from avfewshot.training.config import TrainingConfig
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingClip:
+    """A clip with what is true of it.
+
+    Attributes:
+        frames: uint8 ``[T, 3, S, S]``, or None.
+        audio: float32 ``[T, samples]``, or None.
+        labels: Bool ``[K]``, the classes of the clip; bool ``[T, K + 1]``, background last, for tasks that label
+            seconds.
+    """
+
+    frames: Tensor | None
+    audio: Tensor | None
+    labels: Tensor
+
+    @property
+    def num_segments(self) -> int:
+        """T."""
+        return len(self.frames if self.frames is not None else self.audio)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipEmbeddings:
+    """Unit vectors of one clip, with gradient.
+
+    Attributes:
+        visual: ``[T, D_v]``, or None.
+        audio: ``[T, D_a]``, or None.
+    """
+
+    visual: Tensor | None
+    audio: Tensor | None
+
+
+def embed_batch(model: torch.nn.Module, clips: Sequence[TrainingClip], device: torch.device) -> list[ClipEmbeddings]:
+    """Run clips through a model, those of equal length together.
+
+    Args:
+        model: An :class:`~avfewshot.model.AudioVisualModel`, or one that Fabric has wrapped.
+        clips: At least one.
+        device: Where the model is.
+
+    Returns:
+        The embeddings of each clip.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        groups[clip.num_segments].append(index)
+    result: list[ClipEmbeddings | None] = [None] * len(clips)
+    for rows in groups.values():
+        frames, seen = _stack([clips[row].frames for row in rows], device)
+        audio, heard = _stack([clips[row].audio for row in rows], device)
+        visual, sound = model(frames, audio, visual_present=_mask(seen, device), audio_present=_mask(heard, device))
+        for position, row in enumerate(rows):
+            result[row] = ClipEmbeddings(
+                visual[position] if visual is not None and seen[position] else None,
+                sound[position] if sound is not None and heard[position] else None,
+            )
+    return result
+
+
+class Objective:
+    """The loss of a batch.
+
+    For tasks that label clips, the logits of a clip are those of its seconds, pooled as for a prediction (with
+    ``pool: event`` by weights without gradient); for tasks that label seconds, every second is a sample of its own and
+    the background text is a class.
+
+    Args:
+        config: Objective, matching and pooling.
+        texts: Features of the classes and of the background, on the training's device.
+        per_second: Whether seconds are labelled.
+    """
+
+    def __init__(self, config: TrainingConfig, texts: ClassTexts, *, per_second: bool) -> None:
+        self._config = config
+        self._texts = texts
+        self._per_second = per_second
+
+    def samples(self, clips: Sequence[TrainingClip]) -> int:
+        """How many samples clips give: the weight of their loss in that of a larger batch."""
+        return sum(clip.num_segments for clip in clips) if self._per_second else len(clips)
+
+    def __call__(
+        self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings], labels: Sequence[Tensor]
+    ) -> CombinedLoss:
+        """The loss of embedded clips.
+
+        Args:
+            model: Its text projectors and temperatures take part.
+            embeddings: Of B clips.
+            labels: As in :class:`TrainingClip`, on the same device.
+
+        Returns:
+            The loss, a mean over samples.
+        """
+        texts = self._texts.projected(model)
+        visual, seen = self._logits(model, [clip.visual for clip in embeddings], labels, "visual", texts.visual)
+        audio, heard = self._logits(model, [clip.audio for clip in embeddings], labels, "audio", texts.audio)
+        truth = torch.cat(list(labels)) if self._per_second else torch.stack(list(labels))
+        if self._config.objective == "contrastive":
+            # The text of a sample: that of its class; of several classes their mean, as the mean of the logits.
+            shares = F.normalize(truth.float(), p=1, dim=-1)
+            visual = None if visual is None else visual @ shares.T.to(visual)
+            audio = None if audio is None else audio @ shares.T.to(audio)
+            truth = shared_labels(truth)
+        return combined_loss(
+            visual,
+            audio,
+            truth,
+            objective=self._config.objective,
+            matching=self._config.matching,
+            visual_scale=model.temperatures.scale("visual").detach(),
+            audio_scale=model.temperatures.scale("audio").detach(),
+            visual_present=None if bool(seen.all()) else seen,
+            audio_present=None if bool(heard.all()) else heard,
+        )
+
+    def _logits(
+        self,
+        model: AudioVisualModel,
+        clips: Sequence[Tensor | None],
+        labels: Sequence[Tensor],
+        modality: str,
+        texts: Tensor,
+    ) -> tuple[Tensor | None, Tensor]:
+        """``[N, K]`` (``[N, K + 1]`` for seconds), None where no clip has the modality; and which samples have it."""
+        columns = len(texts) - (not self._per_second)
+        lengths = [len(truth) if self._per_second else 1 for truth in labels]
+        present = torch.tensor([clip is not None for clip in clips], device=texts.device)
+        present = present.repeat_interleave(torch.tensor(lengths, device=texts.device))
+        if not present.any():
+            return None, present
+        scale = model.temperatures.scale(modality)
+        rows = []
+        for clip, length in zip(clips, lengths, strict=True):
+            if clip is None:
+                rows.append(texts.new_zeros(length, columns))
+                continue
+            logits = scale * (clip.to(texts.dtype) @ texts.T)
+            rows.append(logits if self._per_second else self._pooled(logits)[None])
+        return torch.cat(rows), present
+
+    def _pooled(self, logits: Tensor) -> Tensor:
+        """Logits ``[T, K + 1]`` of the seconds of a clip to those ``[K]`` of the clip."""
+        weights = None
+        if self._config.pool == "event":
+            weights = event_weights(logits[:, :-1].detach(), logits[:, -1].detach())
+        return pool_segments(logits[:, :-1], weights)
+
+
+def _stack(parts: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor | None, list[bool]]:
+    """Clips of equal length on the device, zeros for those that lack the modality; None where all lack it."""
+    present = [part is not None for part in parts]
+    if not any(present):
+        return None, present
+    blank = torch.zeros_like(next(part for part in parts if part is not None))
+    stacked = torch.stack([blank if part is None else part for part in parts])
+    return stacked.to(device, non_blocking=True), present
+
+
+def _mask(present: list[bool], device: torch.device) -> Tensor | None:
+    return None if all(present) or not any(present) else torch.tensor(present, device=device)
