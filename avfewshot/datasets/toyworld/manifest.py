@@ -14,7 +14,7 @@ from avfewshot.fileio import write_text
 MANIFEST = "toy-world.json"
 _FORMAT = 1
 # What decides about the bytes of the files. The tiny backbone's training samples (samples.py) are made elsewhere.
-_SOURCES = ("vocabulary", "looks", "sounds", "script", "render", "layouts", "writer")
+_SOURCES = ("vocabulary", "looks", "sounds", "script", "recordings", "render", "layouts", "writer")
 
 
 @dataclass(frozen=True)

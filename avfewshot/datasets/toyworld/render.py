@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from avfewshot.datasets.toyworld.looks import Camera, draw_backdrop, draw_object
+from avfewshot.datasets.toyworld.recordings import RECORDINGS
 from avfewshot.datasets.toyworld.script import ClipScript
 from avfewshot.datasets.toyworld.sounds import SAMPLE_RATE, background_noise, loudness, synthesise
 from avfewshot.datasets.toyworld.vocabulary import COLOURS, OBJECTS, PITCHES, SOUNDS
@@ -131,7 +132,7 @@ def render_frames(script: ClipScript, *, fps: int, width: int, height: int) -> I
     Args:
         script: What happens.
         fps: Frames per second.
-        width: Pixels; every object stays inside the centre square.
+        width: Pixels; every object stays inside the centre square, but for what a camera held askew cuts off.
         height: Pixels.
 
     Yields:
@@ -144,10 +145,11 @@ def render_frames(script: ClipScript, *, fps: int, width: int, height: int) -> I
     extras = distractor(rng, 0.3)
     actors = [Actor.cast(name, rng, smallest=smallest, largest=largest) for name in names]
     stage = Stage([*extras, *actors], width, height, rng)
+    film = RECORDINGS[script.recording].film(script.seed)
     for index in range(round(script.seconds * fps)):
         second = index / fps
         visible = [True] * len(extras) + [on <= second < off for on, off in looks]
-        yield stage.frame(second, visible, rng)
+        yield film(stage.frame(second, visible, rng))
 
 
 def render_waveform(script: ClipScript) -> np.ndarray:
@@ -170,7 +172,7 @@ def render_waveform(script: ClipScript) -> np.ndarray:
         start = float(rng.uniform(0, script.seconds - 2))
         other = synthesise(str(rng.choice(SOUNDS)), count, rng.uniform(0.6, 1.6), rng)
         add_event(signal, other * 10 ** (-rng.uniform(10, 18) / 20), (start, start + 2))
-    return level(signal, rng)
+    return RECORDINGS[script.recording].record(level(signal, rng), script.seed)
 
 
 def add_event(signal: np.ndarray, sound: np.ndarray, span: tuple[float, float]) -> None:

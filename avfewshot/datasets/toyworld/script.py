@@ -36,11 +36,13 @@ class ClipScript:
         seconds: Length.
         events: What happens.
         seed: Source of everything that the events leave open: colours, places, motion, noise, distractors.
+        recording: Equipment that it was recorded with, a name of ``recordings.RECORDINGS``.
     """
 
     seconds: float
     events: tuple[Event, ...]
     seed: int
+    recording: str = "studio"
 
 
 def _seed(rng: np.random.Generator) -> int:
