@@ -135,6 +135,25 @@ class AudioVisualModel(nn.Module):
             visual, sound = self._walk(visual, sound, segments, *masks)
         return self._finish(visual, "visual", clips), self._finish(sound, "audio", clips)
 
+    def final_tokens(self, frames: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens behind the last block, before they are pooled: what is known at each place.
+
+        Args:
+            frames: uint8 ``[B, T, 3, S, S]``.
+            audio: float32 ``[B, T, samples]``.
+
+        Returns:
+            ``[B * T, L_v, C_v]`` and ``[B * T, L_a, C_a]``.
+        """
+        segments = frames.shape[1]
+        visual, sound = self.visual_tower.embed(frames.flatten(0, 1)), self.audio_tower.embed(audio.flatten(0, 1))
+        if self.adapters is None:
+            return (
+                _alone(self.visual_tower, visual, 0, len(self.visual_tower.token_shapes)),
+                _alone(self.audio_tower, sound, 0, len(self.audio_tower.token_shapes)),
+            )
+        return self._lockstep(visual, sound, segments, None, None)
+
     def project_texts(
         self, visual_texts: Tensor | None, audio_texts: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -206,7 +225,14 @@ class AudioVisualModel(nn.Module):
         self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Both towers in lockstep: pooled outputs ``[N, D_v]`` and ``[N, D_a]``."""
-        visual, audio = self.visual_tower.embed(frames), self.audio_tower.embed(audio)
+        tokens = self.visual_tower.embed(frames), self.audio_tower.embed(audio)
+        visual, audio = self._lockstep(*tokens, segments, seen, heard)
+        return self.visual_tower.pool(visual), self.audio_tower.pool(audio)
+
+    def _lockstep(
+        self, visual: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens through all blocks of both towers, guided."""
         for index in range(len(self.layers)):
             for half in HALVES:
                 if self.checkpointing and torch.is_grad_enabled():
@@ -217,7 +243,7 @@ class AudioVisualModel(nn.Module):
                     )  # fmt: skip
                 else:
                     visual, audio = self._step(index, half, visual, audio, segments, seen, heard)
-        return self.visual_tower.pool(visual), self.audio_tower.pool(audio)
+        return visual, audio
 
     def _step(
         self,

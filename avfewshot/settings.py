@@ -70,11 +70,25 @@ MODEL = (
 )
 ZEROSHOT = (
     *MODEL,
+    Setting(
+        "adapter",
+        PathText(),
+        None,
+        "Folder of a training run or a checkpoint, to predict with what was trained. What is not set is then as it was "
+        "trained: backbone, templates, fusion, pool.",
+    ),
     Setting("labels", PathText(), None, "Label file, needed: one a line; `label: a longer wording`."),
     Setting("topk", Whole(1), 5, "Labels to show for each clip in tables and reports."),
     Setting("segments", Flag(), False, "Also say what each second holds."),
     Setting("format", Choice("table", "json", "jsonl", "csv", "all"), "table", "Form of the results."),
     Setting("recursive", Flag(), True, "Look into sub-folders."),
+)
+_OF_TRAINING = ("backbone", "weights", "clip_weights", "clap_weights", "roberta", "device", "precision")
+TRAINING = (
+    *(setting for setting in MODEL if setting.name in (*_OF_TRAINING, "frame_backend", "templates")),
+    Setting("config", PathText(), None, "YAML file with training settings, named as the options."),
+    Setting("runs", PathText(), Path("runs"), "Folder that run folders are made in."),
+    Setting("adapter", PathText(), None, "Run or checkpoint to begin with, such as a pretrained one."),
 )
 DATA = (
     Setting("root", PathText(), None, "Folder that holds the data sets."),
@@ -85,6 +99,7 @@ DATA = (
 
 TABLES: dict[str, dict[str, Setting]] = {
     "zeroshot": {setting.name: setting for setting in ZEROSHOT},
+    "fewshot": {setting.name: setting for setting in TRAINING},
     "data": {setting.name: setting for setting in DATA},
 }
 """Settings of each command, which are also the tables of ``avfs.toml``."""

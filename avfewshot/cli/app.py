@@ -23,6 +23,7 @@ Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a li
   avfs data toy --root toy                     make clips to play with
   avfs zeroshot --labels labels.txt            classify what lies below this folder
   avfs zeroshot --labels labels.txt a.mp4 b/   these files and folders
+  avfs fewshot --shots 16 --task llp_cls       train on 16 clips a class, evaluate on the test split
   avfs weights list                            which backbones there are
   avfs config                                  what is set, and where
 
@@ -43,6 +44,7 @@ class _Lazy:
 
 COMMANDS = {
     "zeroshot": _Lazy("avfewshot.cli.zeroshot", "Classify clips, with nothing but a list of labels."),
+    "fewshot": _Lazy("avfewshot.cli.fewshot", "Train adapters on a handful of clips, and evaluate them."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
     "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),
     "config": _Lazy("avfewshot.cli.config", "Show every setting, its value and where it came from."),

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from avfewshot.setting_kinds import Flag, PathText
-from avfewshot.settings import TABLES, UNSET
+from avfewshot.settings import TABLES, UNSET, Setting
 
 
 def setting_option(name: str, panel: str | None = None, *, table: str = "zeroshot") -> Any:
@@ -21,14 +21,17 @@ def setting_option(name: str, panel: str | None = None, *, table: str = "zerosho
         panel: Title of the box that it stands in.
         table: Command that the setting belongs to.
     """
-    setting = TABLES[table][name]
+    return _option(TABLES[table][name], panel)
+
+
+def _option(setting: Setting, panel: str | None) -> Any:
     switch = isinstance(setting.kind, Flag)
     help_text = setting.help
     if setting.default is not None or setting.unset != UNSET:
         help_text += f" [dim](default: {setting.shown_default()})[/dim]"
     extra: dict[str, Any] = {}
     if not isinstance(setting.kind, PathText):  # shells complete file names by themselves
-        extra["autocompletion"] = _backbones if name == "backbone" else setting.kind.suggestions
+        extra["autocompletion"] = _backbones if setting.name == "backbone" else setting.kind.suggestions
     return typer.Option(
         f"{setting.flag}/--no-{setting.flag[2:]}" if switch else setting.flag,
         metavar="" if switch else setting.kind.metavar,
@@ -37,6 +40,19 @@ def setting_option(name: str, panel: str | None = None, *, table: str = "zerosho
         rich_help_panel=panel,
         **({} if switch else extra),
     )
+
+
+def training_option(name: str, panel: str | None = None) -> Any:
+    """The option of a field of :class:`~avfewshot.training.config.TrainingConfig`; None when it is not given.
+
+    Args:
+        name: Of the field.
+        panel: Title of the box that it stands in.
+    """
+    from avfewshot.training.config import training_settings
+
+    setting = next(setting for setting in training_settings() if setting.name == name)
+    return _option(setting, panel)
 
 
 def _backbones() -> list[str]:

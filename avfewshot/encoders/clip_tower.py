@@ -115,6 +115,23 @@ class ClipTower(Tower):
             pooled, _ = visual._pool(tokens)
         return pooled if visual.proj is None else pooled @ visual.proj.to(pooled.dtype)
 
+    def place_embeddings(self, tokens: Tensor) -> Tensor | None:
+        """Embeddings of the single patches, as if each were the one that is pooled.
+
+        Args:
+            tokens: Behind the last block, ``[N, 1 + h * w, C]``.
+
+        Returns:
+            ``[N, h, w, D]``, not normalised; None for towers that do not pool by a class token.
+        """
+        visual = self.visual
+        if visual.pool_type != "tok" or visual.attn_pool is not None:
+            return None
+        rows, columns = visual.grid_size
+        places = visual.ln_post(tokens[:, 1 : 1 + rows * columns])
+        places = places if visual.proj is None else places @ visual.proj.to(places.dtype)
+        return places.unflatten(1, (rows, columns))
+
     def _keeps_float32(self, name: str) -> bool:
         return name.startswith("pixel_")
 

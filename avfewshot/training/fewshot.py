@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,27 +11,21 @@ from typing import Any
 
 import torch
 
-from avfewshot.datasets.dataset import Dataset, Sample
+from avfewshot.datasets.dataset import Dataset
 from avfewshot.datasets.sampler import Support
-from avfewshot.embedder import EmbeddedFile
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.errors import AvfsError, DataError
+from avfewshot.errors import DataError
 from avfewshot.evaluation.comparison import Comparison
 from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.result import TaskResult
-from avfewshot.evaluation.targets import Predictions, Targets
-from avfewshot.evaluation.tasks import find_task
 from avfewshot.fileio import write_text
 from avfewshot.model import AudioVisualModel
 from avfewshot.prompts import Templates
-from avfewshot.scoring.embedding import Embedded, embed_clips
-from avfewshot.scoring.embedding_cache import EmbeddingCache
-from avfewshot.scoring.logits import ClipLogits, blend, score_clip
+from avfewshot.scoring.bench import TaskBench
+from avfewshot.scoring.observer import Observer
 from avfewshot.scoring.predictions import Decision, Fitted
-from avfewshot.scoring.reading import Reader
-from avfewshot.scoring.texts import class_texts
 from avfewshot.training.build import build_model
-from avfewshot.training.checkpoint import AdapterConfig
+from avfewshot.training.checkpoint import AdapterCheckpoint, AdapterConfig
 from avfewshot.training.clip_cache import ClipCache
 from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.fabric import single_device
@@ -40,26 +34,10 @@ from avfewshot.training.loop import Progress, Training, Watcher
 from avfewshot.training.objective import Objective
 from avfewshot.training.selection import Verdict, judge, judge_zero_shot
 from avfewshot.training.store import CheckpointStore
-from avfewshot.training.supply import Usage, labelled, readable_support, usable
+from avfewshot.training.supply import labelled, readable_support
 
-TRAINED, ZERO_SHOT, CLIP_ONLY, CLAP_ONLY = "trained", "zero-shot", "CLIP only", "CLAP only"
-SYSTEMS = (CLIP_ONLY, CLAP_ONLY, ZERO_SHOT, TRAINED)
-"""What is evaluated on the same test clips, in the order of a table."""
-
+TRAINED = "trained"
 _BLIND_SHARE = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Samples of a split with the logits of the untrained model.
-
-    Attributes:
-        samples: N samples whose clips could be read.
-        logits: Of each of them.
-    """
-
-    samples: tuple[Sample, ...]
-    logits: tuple[ClipLogits, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +48,7 @@ class SeedResult:
         seed: The seed.
         support: What was trained on, as :meth:`~avfewshot.datasets.sampler.Support.to_dict` gives it.
         progress: How the training ended.
-        results: Of each of :data:`SYSTEMS` on the test clips.
+        results: Of :data:`~avfewshot.scoring.bench.UNTRAINED` and :data:`TRAINED` on the test clips.
         comparison: Of these.
         folder: Where checkpoints and metrics of this seed lie.
     """
@@ -93,17 +71,8 @@ class SeedResult:
         }
 
 
-class Observer:
-    """Is told what a run does; this one does nothing."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Something begins that takes `total` clips."""
-
-    def advance(self) -> None:
-        """One clip of it is done."""
-
-    def say(self, message: str) -> None:
-        """Something that a person should know."""
+class RunObserver(Observer):
+    """Is told what a few-shot run does; this one does nothing."""
 
     def watcher(self, seed: int, epochs: int) -> Watcher:
         """Who watches the training of a seed."""
@@ -123,8 +92,12 @@ class FewShot:
         device: Where to compute.
         folder: The run folder; checkpoints of seed 1 go to ``seed-1`` in it.
         frame_backend: What decodes frames.
+        initial: Trained tensors to begin with, of the same adapters and projectors.
         observer: Is told what happens.
         put_off: Gives a context in which signals wait.
+
+    Attributes:
+        bench: The task.
     """
 
     dataset: Dataset
@@ -135,35 +108,29 @@ class FewShot:
     device: torch.device
     folder: Path
     frame_backend: str = "auto"
-    observer: Observer = field(default_factory=Observer)
+    initial: AdapterCheckpoint | None = None
+    observer: RunObserver = field(default_factory=RunObserver)
     put_off: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __post_init__(self) -> None:
-        self.usage = Usage()
-        self.per_second = find_task(self.config.task).per_second
-        self.decision = Decision(
-            self.config.task, self.config.fusion, self.config.pool, self.config.background, self.dataset.num_segments
+        config = self.config
+        self._fabric = single_device(self.device, config.precision)
+        clips = ClipCache(max_bytes=config.cache_size)
+        size = self.backbone.visual.image_size
+        self.bench = TaskBench(
+            self.dataset,
+            Decision(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
+            self.backbone,
+            self.templates,
+            self.device,
+            config.precision,
+            lambda path: clips.get(path, frame_size=size, frame_backend=self.frame_backend),
+            autocast=self._fabric.autocast,
+            frame_backend=self.frame_backend,
+            window=config.window,
+            workers=config.workers,
+            observer=self.observer,
         )
-        self.fabric = single_device(self.device, self.config.precision)
-        self.backbone.to(self.device, torch.float32)
-        self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates)
-        self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
-        self._clips = ClipCache(max_bytes=self.config.cache_size)
-        self._embeddings = EmbeddingCache(
-            {
-                **{f"file {role}": digest for role, digest in self.backbone.identity.items()},
-                "precision": self.config.precision,
-                "frame backend": self.frame_backend,
-                "frame size": str(self.zero_shot.visual_tower.image_size),
-            }
-        )
-        self._scored: dict[str, Scored] = {}
-
-    @property
-    def read(self) -> Reader:
-        """Decodes a clip, or takes it from the cache."""
-        size = self.zero_shot.visual_tower.image_size
-        return lambda path: self._clips.get(path, frame_size=size, frame_backend=self.frame_backend)
 
     def run(self, seed: int) -> SeedResult:
         """Train and evaluate with one seed; goes on where it was interrupted, and is not repeated when it was done.
@@ -180,7 +147,7 @@ class FewShot:
         """
         folder = self.folder / f"seed-{seed}"
         support = self.support(seed)
-        known = _read_result(folder, support)
+        known = read_result(folder, support)
         if known is not None:
             return known
         model, progress = self.train(seed, support)
@@ -193,13 +160,13 @@ class FewShot:
     def support(self, seed: int) -> Support:
         """Draw the support of a seed and read its clips."""
         self.observer.begin(f"seed {seed}: reading the support", 0)
+        usage = self.bench.usage
         support = readable_support(
-            self.dataset, self.config, seed, self.read, self.usage, progress=lambda _: self.observer.advance()
+            self.dataset, self.config, seed, self.bench.read, usage, progress=self.observer.advance
         )
-        for line in support.describe():
-            self.observer.say(line)
-        used = self.usage.used.setdefault("train", [])
-        used += [sample.id for sample in support.samples if sample.id not in set(used)]
+        used = usage.used.setdefault("train", [])
+        before = set(used)
+        used += dict.fromkeys(sample.id for sample in support.samples if sample.id not in before)
         return support
 
     def train(self, seed: int, support: Support) -> tuple[AudioVisualModel, Progress]:
@@ -212,38 +179,41 @@ class FewShot:
         Returns:
             The best model, in evaluation mode, and how the training went.
         """
+        config, bench = self.config, self.bench
         folder = self.folder / f"seed-{seed}"
         store = CheckpointStore(folder / "checkpoints")
-        validation = self.scored("val")
-        targets = self._targets(validation)
-        start = (
-            judge_zero_shot(self.decision, validation.logits, targets) if targets else Verdict(0.0, 0.0, 0.0, Fitted())
-        )
-        model = build_model(self.backbone, self.config, seed=seed).to(self.device)
-        objective = Objective(self.config, self.texts.to(self.device), per_second=self.per_second)
+        model = self.fresh_model(seed)
+        objective = Objective(config, bench.texts.to(self.device), per_second=bench.decision.per_second)
         training = Training(
-            self.fabric,
+            self._fabric,
             model,
-            self.config,
+            config,
             seed=seed,
-            clips=labelled(self.dataset, support.samples, per_second=self.per_second),
-            read=self.read,
+            clips=labelled(self.dataset, support.samples, per_second=bench.decision.per_second),
+            read=bench.read,
             objective=objective,
-            judge=lambda trained, epoch: self._verdict(trained, epoch, validation, targets),
-            start=start,
+            judge=self._verdict,
+            start=self._start(model),
             store=store,
             describe=lambda verdict: self._describe(seed, support, verdict),
             journal=Journal(folder / "metrics.jsonl"),
-            watcher=self.observer.watcher(seed, self.config.epochs),
+            watcher=self.observer.watcher(seed, config.epochs),
             put_off=self.put_off,
         )
         found = store.load_last(self.backbone)
         if found is not None:
             for warning in (*found.skipped, *training.resume(found)):
-                self.observer.say(f"Not resumed bit for bit: {warning}")
+                self.observer.say(f"This does not resume bit for bit: {warning}")
         progress = training.run()
         model.load_trainable_state(store.load_best(self.backbone).tensors)
         return model.eval(), progress
+
+    def fresh_model(self, seed: int) -> AudioVisualModel:
+        """A model as a training begins with it, on the device."""
+        model = build_model(self.backbone, self.config, seed=seed)
+        if self.initial is not None:
+            model.load_trainable_state(self.initial.tensors)
+        return model.to(self.device)
 
     def test(self, model: AudioVisualModel, verdict: Verdict) -> tuple[dict[str, TaskResult], Comparison]:
         """Evaluate a trained model and the untrained systems on the test clips.
@@ -253,126 +223,71 @@ class FewShot:
             verdict: What validation chose for it.
 
         Returns:
-            The result of each of :data:`SYSTEMS`, and their comparison.
+            The result of each system, and their comparison.
         """
-        systems = self.predictions(model, verdict)
-        return evaluate_systems(self.config.task, self._targets(self.scored("test")), systems)
+        systems = self.bench.untrained("test")
+        systems[TRAINED] = self.bench.predict(self.bench.joined(model, "test", verdict.blend), verdict.fitted)
+        return evaluate_systems(self.config.task, self.bench.targets("test"), systems)
 
-    def predictions(self, model: AudioVisualModel, verdict: Verdict, split: str = "test") -> dict[str, Predictions]:
-        """What each of :data:`SYSTEMS` says about a split, each with rules that were fitted on validation clips."""
-        validation, judged = self.scored("val"), self.scored(split)
-        targets = self._targets(validation)
-        classes = self.texts.num_classes
+    def best_model(self, seed: int) -> AudioVisualModel:
+        """The model that validation chose in a run that is done, in evaluation mode."""
+        model = self.fresh_model(seed)
+        store = CheckpointStore(self.folder / f"seed-{seed}" / "checkpoints")
+        model.load_trainable_state(store.load_best(self.backbone).tensors)
+        return model.eval()
 
-        def say(logits: Sequence[ClipLogits], fitted: Fitted) -> Predictions:
-            return self.decision.predict(logits, classes, fitted)
+    def _start(self, model: AudioVisualModel) -> Verdict:
+        """The verdict on what a training begins with."""
+        targets = self.bench.targets("val")
+        if targets is None:
+            return Verdict(0.0, 0.0, 0.0, Fitted())
+        start = judge_zero_shot(self.bench.decision, self.bench.scored("val").logits, targets)
+        if self.initial is None:
+            return start
+        given = self._verdict(model.eval(), 0)
+        return given if given.better_than(start) else start
 
-        systems = {}
-        for name, modality in ((CLIP_ONLY, "visual"), (CLAP_ONLY, "audio"), (ZERO_SHOT, None)):
-            seen = [clip if modality is None else clip.only(modality) for clip in validation.logits]
-            fitted = self.decision.fit(seen, targets) if targets else Fitted()
-            systems[name] = say([clip if modality is None else clip.only(modality) for clip in judged.logits], fitted)
-        systems[TRAINED] = say(self.joined(model, judged, verdict.blend), verdict.fitted)
-        return systems
-
-    def joined(self, model: AudioVisualModel, clips: Scored, share: float) -> list[ClipLogits]:
-        """Logits of a trained model, joined with those of the untrained one."""
-        if share == 0:
-            return list(clips.logits)
-        trained = self.trained_logits(model, clips)
-        return [blend(before, after, share) for before, after in zip(clips.logits, trained, strict=True)]
-
-    def trained_logits(self, model: AudioVisualModel, clips: Scored) -> list[ClipLogits]:
-        """Logits of a trained model."""
-        self.observer.begin("evaluating", len(clips.samples))
-        embedded = self._embed(model, [sample.path for sample in clips.samples], cache=None)
-        with torch.inference_mode():
-            projected = self.texts.projected(model).to("cpu")
-            scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
-        result = []
-        for sample in clips.samples:
-            file = embedded[sample.path]
-            if not isinstance(file, EmbeddedFile):
-                raise AvfsError(f"{file.path}: could be read before and cannot be read any more: {file.error}")
-            result.append(score_clip(file.visual, file.audio, projected, scales))
-        return result
-
-    def scored(self, split: str) -> Scored:
-        """The usable samples of a split with the untrained model's logits; computed once.
-
-        Raises:
-            DataError: The split ``test`` has no clip that can be used.
-        """
-        if split not in self._scored:
-            samples = self.dataset.split(split)
-            paths = [sample.path for sample in samples if sample.path is not None]
-            self.observer.begin(f"embedding the clips of {split}", len(set(paths)))
-            embedded = self._embed(self.zero_shot, paths, cache=self._embeddings)
-            found = usable(samples, embedded, self.usage)
-            if not found and split == "test":
-                raise DataError(
-                    f"No test clip of {self.dataset.description.title} can be used: there is nothing to evaluate on.",
-                    hint=f"`avfs data check {self.config.task} --root DIR --probe` tells what is wrong.",
-                )
-            self.usage.used[split] = [sample.id for sample, _ in found]
-            scales = self.backbone.visual_scale, self.backbone.audio_scale
-            self._scored[split] = Scored(
-                tuple(sample for sample, _ in found),
-                tuple(score_clip(file.visual, file.audio, self.texts, scales) for _, file in found),
-            )
-        return self._scored[split]
-
-    def _embed(self, model: AudioVisualModel, paths: Sequence[Path], *, cache: EmbeddingCache | None) -> Embedded:
-        with self.fabric.autocast():
-            return embed_clips(
-                model,
-                paths,
-                self.read,
-                device=self.device,
-                window=self.config.window,
-                workers=self.config.workers,
-                cache=cache,
-                progress=self.observer.advance,
-            )
-
-    def _verdict(self, model: AudioVisualModel, epoch: int, validation: Scored, targets: Targets | None) -> Verdict:
-        share = self.config.blend
+    def _verdict(self, model: AudioVisualModel, epoch: int) -> Verdict:
+        share, targets = self.config.blend, self.bench.targets("val")
         if targets is None:
             # Nothing tells whether this epoch is better than the last one: the last one counts.
             return Verdict(0.0, -float(epoch), _BLIND_SHARE if share == AUTO else float(share), Fitted())
-        return judge(self.decision, validation.logits, self.trained_logits(model, validation), targets, share)
-
-    def _targets(self, clips: Scored) -> Targets | None:
-        if not clips.samples:
-            if self.per_second:
-                raise DataError("Without validation clips nothing tells which seconds are background.")
-            return None
-        return Targets.from_samples(self.dataset, clips.samples)
+        trained = self.bench.trained_logits(model, "val")
+        return judge(self.bench.decision, self.bench.scored("val").logits, trained, targets, share)
 
     def _describe(self, seed: int, support: Support, verdict: Verdict) -> AdapterConfig:
+        config = self.config
         return AdapterConfig(
-            task=self.config.task,
+            task=config.task,
             labels=self.dataset.classes,
             wordings=self.dataset.wordings,
             templates=self.templates_name,
             backbone=self.backbone.name,
             identity=dict(self.backbone.identity),
-            training=self.config.to_dict(),
+            training=config.to_dict(),
             seed=seed,
             support=support.to_dict(),
             decision={
                 "blend": verdict.blend,
-                "pool": self.config.pool,
-                "fusion": self.config.fusion,
-                "window": self.config.window,
+                "pool": config.pool,
+                "fusion": config.fusion,
+                "window": config.window,
                 **asdict(verdict.fitted),
             },
             metrics={"validation": {"figure": verdict.figure, "loss": verdict.loss}},
         )
 
 
-def _read_result(folder: Path, support: Support) -> SeedResult | None:
-    """What an earlier run with this seed gave, if it came to its end."""
+def read_result(folder: Path, support: Support) -> SeedResult | None:
+    """What an earlier run with a seed gave, if it came to its end.
+
+    Args:
+        folder: The seed's folder.
+        support: The support that it must have had.
+
+    Raises:
+        DataError: The file is damaged.
+    """
     path = folder / "result.json"
     if not path.is_file():
         return None

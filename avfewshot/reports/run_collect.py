@@ -1,0 +1,262 @@
+"""From a finished few-shot run to what its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+
+import torch
+from torch.nn import functional as F
+
+from avfewshot import __version__
+from avfewshot.datasets.dataset import Sample
+from avfewshot.evaluation.comparison import Comparison
+from avfewshot.model import AudioVisualModel
+from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second
+from avfewshot.reports.thumbnails import jpeg_source, thumbnails
+from avfewshot.scoring.logits import ClipLogits, blend, clip_probabilities, second_probabilities
+from avfewshot.training.fewshot import FewShot, SeedResult
+from avfewshot.training.journal import Journal
+from avfewshot.training.plan import Plan
+
+_EXAMPLES = 12
+_PICTURES = 5
+_LOOKS = 3
+_LEFT = 50
+_ANSWERS = 5
+
+
+def collect(
+    run: FewShot,
+    plan: Plan,
+    results: Sequence[SeedResult],
+    comparison: Comparison,
+    *,
+    command: str,
+    settings: Sequence[tuple[str, str, str]],
+    roles: Mapping[str, str],
+) -> RunRecord:
+    """Gather everything for the report; runs the best model of the first seed on a few test clips.
+
+    Args:
+        run: The run.
+        plan: What it took.
+        results: Of each seed.
+        comparison: Over seeds.
+        command: The command line.
+        settings: (name, value, source) of every setting.
+        roles: What each split is used for.
+
+    Returns:
+        The record.
+    """
+    usage, first = run.bench.usage, results[0]
+    model = run.best_model(first.seed)
+    chosen = _spread(run.bench.scored("test").samples)
+    config = run.config
+    return RunRecord(
+        title=f"{config.task}, {config.shots} {'shot' if config.shots == 1 else 'shots'}",
+        task=config.task,
+        dataset=run.dataset.description.title,
+        command=command,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+        settings=tuple(settings),
+        components=components(plan),
+        data=tuple((*count, roles.get(count[0], "")) for count in usage.counts(run.dataset)),
+        left=tuple(usage.left[:_LEFT]),
+        left_total=len(usage.left),
+        supports=tuple((result.seed, _support_lines(result)) for result in results),
+        comparison=comparison,
+        results=first.results,
+        curves=tuple(_curve(result) for result in results),
+        examples=_examples(run, model, first, chosen),
+        looks=_looks(run, model, chosen),
+        notes=()
+        if run.bench.scored("val").samples
+        else ("There were no validation clips: the last epoch was taken, and half of each of the logits.",),
+    )
+
+
+def components(plan: Plan) -> tuple[Component, ...]:
+    """Size and cost of the parts of a model."""
+    return tuple(
+        Component(count.component, count.trainable, count.total, plan.flops.get(count.component))
+        for count in plan.parameters
+    )
+
+
+def _support_lines(result: SeedResult) -> tuple[str, ...]:
+    support = result.support
+    lines = [f"{support['clips']} clips, sampler {support['sampler']}, fingerprint {support['fingerprint']}"]
+    if support["pinned"] is not None:
+        same = support["pinned"] == support["fingerprint"]
+        lines.append("The published support." if same else "Not the published support: other clips are available here.")
+    if support["short"]:
+        few = ", ".join(f"{name} ({count})" for name, count in support["short"].items())
+        lines.append(f"Classes with fewer clips than shots, used whole: {few}.")
+    if support["replaced"]:
+        lines.append(f"{len(support['replaced'])} clips without media were replaced by the next in rank.")
+    return tuple(lines)
+
+
+def _curve(result: SeedResult) -> Curve:
+    steps, epochs = [], []
+    for entry in Journal(result.folder / "metrics.jsonl").entries():
+        if entry["kind"] == "step":
+            steps.append((entry["step"], entry["loss"], entry["visual_loss"], entry["audio_loss"], entry["lr"]))
+        elif entry["kind"] == "epoch":
+            epochs.append(
+                (entry["epoch"], entry["step"], entry["figure"], entry["loss"], entry["blend"], entry["best"])
+            )
+    return Curve(result.seed, tuple(steps), tuple(epochs), result.progress.finished)
+
+
+def _spread(samples: Sequence[Sample], count: int = _EXAMPLES) -> list[int]:
+    """Numbers of test clips of as many classes as possible, the same ones for every run on the data set."""
+    by_class: dict[int, list[int]] = {}
+    for index, sample in enumerate(samples):
+        by_class.setdefault(sample.label, []).append(index)
+    queues = [rows for _, rows in sorted(by_class.items())]
+    step = max(1, len(queues) // count)
+    queues = queues[::step] + [queue for number, queue in enumerate(queues) if number % step]
+    chosen: list[int] = []
+    while len(chosen) < count and any(queues):
+        chosen += [queue.pop(0) for queue in queues if queue][: count - len(chosen)]
+    return sorted(chosen)
+
+
+def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen: Sequence[int]) -> tuple[Example, ...]:
+    test = run.bench.scored("test")
+    samples = [test.samples[index] for index in chosen]
+    zero = [test.logits[index] for index in chosen]
+    share = result.progress.best.blend
+    trained = zero
+    if share:
+        adapted = run.bench.logits_of(model, [sample.path for sample in samples])
+        trained = [blend(before, after, share) for before, after in zip(zero, adapted, strict=True)]
+    return tuple(
+        _example(run, sample, after, before, result)
+        for sample, before, after in zip(samples, zero, trained, strict=True)
+    )
+
+
+def _example(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits, result: SeedResult) -> Example:
+    decision, classes = run.bench.decision, (*run.dataset.classes, "background")
+    known = len(run.dataset.classes)
+    tops, rights = [], []
+    for logits in (trained, zero):
+        scores = clip_probabilities([logits], known, fusion=decision.fusion, pool=decision.pool)[0]
+        order = scores.argsort()[::-1][:_ANSWERS]
+        tops.append(tuple((classes[index], float(scores[index])) for index in order))
+        rights.append(int(order[0]) in sample.labels)
+    seconds = _seconds(run, sample, trained, zero)
+    if decision.per_second and seconds and seconds[0].truth is not None:
+        rights = [
+            sum((getattr(second, name)[0] in (second.truth or ("background",))) for second in seconds)
+            > len(seconds) / 2
+            for name in ("trained", "zero_shot")
+        ]
+    return Example(
+        name=sample.id,
+        truth=tuple(run.dataset.classes[label] for label in sample.labels),
+        trained=tops[0],
+        zero_shot=tops[1],
+        right=rights[0],
+        was_right=rights[1],
+        thumbnails=tuple((picture.second, picture.source) for picture in thumbnails(str(sample.path), _PICTURES)),
+        seconds=seconds,
+    )
+
+
+def _seconds(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits) -> tuple[Second, ...]:
+    """The most probable of the classes and the background, second by second."""
+    names = (*run.dataset.classes, "background")
+    length = min(trained.num_segments, max(run.dataset.num_segments or 10, 1))
+    rows = [
+        second_probabilities([logits], len(names) - 1, length, fusion=run.config.fusion)[0]
+        for logits in (trained, zero)
+    ]
+    truths = _truths(run, sample, length)
+    return tuple(
+        Second(
+            truths[index] if truths is not None else None,
+            *((names[int(row[index].argmax())], float(row[index].max())) for row in rows),
+        )
+        for index in range(length)
+    )
+
+
+def _truths(run: FewShot, sample: Sample, length: int) -> list[tuple[str, ...]] | None:
+    """Names of what is annotated in each second; None where seconds are not annotated."""
+    names = run.dataset.classes
+    if sample.segments is not None:
+        labels = run.dataset.segment_labels(sample, length)
+        return [(names[label],) if label < len(names) else () for label in labels]
+    if sample.events:
+        happens = run.dataset.event_matrix(sample, "audio", length) | run.dataset.event_matrix(sample, "visual", length)
+        return [tuple(names[label] for label in row.nonzero()[0]) for row in happens]
+    return None
+
+
+def _looks(run: FewShot, model: AudioVisualModel, chosen: Sequence[int]) -> tuple[Look, ...]:
+    """Maps for the first clips that have picture and sound; nothing where there are no adapters to look into."""
+    recording = getattr(model.adapters, "recording", None)
+    if recording is None:
+        return ()
+    looks = []
+    for sample in (run.bench.scored("test").samples[index] for index in chosen):
+        clip = run.bench.read(sample.path)
+        if clip.frames is not None and clip.waveform is not None:
+            looks.append(_look(run, model, sample, clip.frames, clip.audio_segments))
+        if len(looks) == _LOOKS:
+            break
+    return tuple(looks)
+
+
+@torch.inference_mode()
+def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.Tensor, audio: torch.Tensor) -> Look:
+    frames, audio = frames[: run.config.window], audio[: run.config.window]
+    truths = _truths(run, sample, len(frames))
+    happens = None if truths is None else tuple(bool(names) for names in truths)
+    second = happens.index(True) if happens and any(happens) else len(frames) // 2
+    second = min(second + 1, len(frames) - 1) if happens and happens[min(second + 1, len(frames) - 1)] else second
+    batch = frames[None].to(run.device), audio[None].to(run.device)
+    heats = []
+    for title, one in (("unadapted: where the label is", run.bench.zero_shot), ("adapted: where the label is", model)):
+        tokens, _ = one.final_tokens(*batch)
+        places = one.visual_tower.place_embeddings(tokens[second : second + 1].float())
+        if places is not None:
+            places = F.normalize(places[0], dim=-1)
+            if one.projectors is not None:
+                places = one.projectors.visual(places)
+            texts = run.bench.texts.projected(one).visual[sample.label]
+            heats.append(Heat(title, _rows(places @ texts)))
+    with model.adapters.recording() as records:
+        model(*batch)
+    last = max(record.layer for record in records)
+    gates = []
+    for record in records:
+        if record.direction == "a2v" and record.spatial is not None and (record.layer, record.half) == (last, "feed"):
+            rows, columns = model.visual_tower.visual.grid_size
+            spatial = record.spatial[second]
+            if len(spatial) >= rows * columns:
+                heats.append(
+                    Heat("spatial attention, last layer", _rows(spatial[-rows * columns :].view(rows, columns)))
+                )
+        if record.temporal is not None and record.half == "feed":
+            title = "sound to sight" if record.direction == "a2v" else "sight to sound"
+            gates.append((f"temporal gate, {title}", tuple(record.temporal.flatten().tolist())))
+    return Look(
+        name=sample.id,
+        second=second,
+        label=run.dataset.classes[sample.label],
+        frame=jpeg_source(frames[second].permute(1, 2, 0).numpy()),
+        heats=tuple(heats),
+        gates=tuple(gates),
+        truth=happens,
+    )
+
+
+def _rows(values: torch.Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values.float().cpu().tolist())

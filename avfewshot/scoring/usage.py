@@ -1,0 +1,89 @@
+"""Which clips of a data set a run uses, and which it cannot use and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from avfewshot.datasets.dataset import Dataset, Sample
+from avfewshot.embedder import EmbeddedFile
+from avfewshot.fileio import write_text
+from avfewshot.results import Failure
+from avfewshot.scoring.embedding import Embedded
+
+NO_MEDIA = "no media file was found"
+
+
+@dataclass
+class Usage:
+    """What became of the clips of a run.
+
+    Attributes:
+        used: By role (``train`` for supports, ``val``, ``test``) the ids that were used.
+        left: (split, id, reason) of clips that could not be used.
+    """
+
+    used: dict[str, list[str]] = field(default_factory=dict)
+    left: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def leave(self, sample: Sample, reason: str) -> None:
+        """Note that a clip cannot be used; once."""
+        entry = (sample.split, sample.id, reason)
+        if entry not in self.left:
+            self.left.append(entry)
+
+    def counts(self, dataset: Dataset) -> list[tuple[str, int, int, int]]:
+        """(split, clips listed, used, unusable) of every split."""
+        return [
+            (
+                split,
+                size,
+                len(self.used.get(split, ())),
+                sum(left[0] == split for left in self.left),
+            )
+            for split, size in dataset.split_sizes.items()
+        ]
+
+    def write(self, path: Path) -> None:
+        """Write all clips that were used, and those that could not be, as CSV: split, id, used, reason."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("split", "id", "used", "reason"))
+        for split, ids in self.used.items():
+            writer.writerows((split, name, "yes", "") for name in ids)
+        writer.writerows((split, name, "no", reason) for split, name, reason in self.left)
+        write_text(path, text.getvalue())
+
+
+def without_media(dataset: Dataset, paths: Iterable[Path]) -> Dataset:
+    """The same data set, as if some media files were not there."""
+    gone = set(paths)
+    return dataset.with_samples(
+        replace(sample, path=None) if sample.path in gone else sample for sample in dataset.samples
+    )
+
+
+def usable(samples: Sequence[Sample], embedded: Embedded, usage: Usage) -> list[tuple[Sample, EmbeddedFile]]:
+    """The samples whose clips could be embedded.
+
+    Args:
+        samples: Of a split; those without media are left out.
+        embedded: What became of their files.
+        usage: Learns about the others.
+
+    Returns:
+        Samples with their embeddings, in order.
+    """
+    found = []
+    for sample in samples:
+        item = None if sample.path is None else embedded[sample.path]
+        if item is None:
+            usage.leave(sample, NO_MEDIA)
+        elif isinstance(item, Failure):
+            usage.leave(sample, item.error)
+        else:
+            found.append((sample, item))
+    return found

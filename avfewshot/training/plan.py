@@ -1,0 +1,123 @@
+"""What a training will take, before it begins: clips, steps, size of the model, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avfewshot.complexity import ParameterCount, count_flops, count_parameters
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.media.clip import SAMPLE_RATE
+from avfewshot.model import AudioVisualModel
+from avfewshot.training.config import AUTO, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training takes.
+
+    Attributes:
+        clips: Clips of the support.
+        batches: Batches of an epoch.
+        steps: Optimizer steps, if all epochs are done.
+        micro_batch: Clips at once, to begin with.
+        parameters: By component.
+        flops: Floating-point operations of a forward pass over a clip, by component.
+        clip_seconds: Length of that clip.
+        weights_bytes: Memory of the parameters.
+        training_bytes: Memory of gradients and of the optimizer.
+        activation_bytes: Memory of activations at the peak of a step.
+    """
+
+    clips: int
+    batches: int
+    steps: int
+    micro_batch: int
+    parameters: tuple[ParameterCount, ...]
+    flops: dict[str, int]
+    clip_seconds: int
+    weights_bytes: int
+    training_bytes: int
+    activation_bytes: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a training step takes at its peak, as far as tensors go."""
+        return self.weights_bytes + self.training_bytes + self.activation_bytes
+
+
+def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainingConfig, clips: int) -> Plan:
+    """Work out what a training takes; runs the model on a single second.
+
+    Args:
+        model: As it is trained, on the CPU in float32.
+        backbone: Its backbone; the text branches count among the weights.
+        config: The settings.
+        clips: Clips of the support.
+
+    Returns:
+        The plan. Memory is that of tensors: an allocator takes some more.
+    """
+    batches = -(-clips // config.batch_size)
+    micro = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
+    parameters = count_parameters(model, backbone)
+    trainable = next(count.trainable for count in parameters if count.component == "all")
+    seconds = config.window
+    flops = {name: count * seconds for name, count in count_flops(model, *_second(model)).items()}
+    return Plan(
+        clips=clips,
+        batches=batches,
+        steps=config.epochs * -(-batches // config.accumulation),
+        micro_batch=micro,
+        parameters=tuple(parameters),
+        flops=flops,
+        clip_seconds=seconds,
+        weights_bytes=4 * next(count.total for count in parameters if count.component == "all"),
+        training_bytes=12 * trainable,  # a gradient and two moments of Adam
+        activation_bytes=_activations(model) * seconds * micro // (1 if config.precision == "fp32" else 2),
+    )
+
+
+def _second(model: AudioVisualModel) -> tuple[Tensor, Tensor]:
+    size = model.visual_tower.image_size
+    return torch.zeros(1, 1, 3, size, size, dtype=torch.uint8), torch.zeros(1, 1, SAMPLE_RATE)
+
+
+def _activations(model: AudioVisualModel) -> int:
+    """Bytes that are kept for the backward pass of one second.
+
+    With checkpointing that is what is kept between the halves of layers, and what the largest half keeps while it is
+    computed again: the most that any stretch between two calls of the adapters keeps when nothing is forgotten.
+    """
+    everything, largest = _kept(model, checkpointing=False)
+    if not model.checkpointing or model.adapters is None:
+        return everything
+    return _kept(model, checkpointing=True)[0] + largest
+
+
+def _kept(model: AudioVisualModel, *, checkpointing: bool) -> tuple[int, int]:
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    seen: dict[int, int] = {}
+    stretches = [0]
+
+    def keep(tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in seen and pointer not in own:
+            seen[pointer] = tensor.untyped_storage().nbytes()
+            stretches[-1] += seen[pointer]
+        held.append(tensor)  # so that no address is used twice
+        return tensor
+
+    held: list[Tensor] = []
+    hook = None if model.adapters is None else model.adapters.register_forward_pre_hook(lambda *_: stretches.append(0))
+    before, model.checkpointing = model.checkpointing, checkpointing
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(*_second(model))
+    finally:
+        model.checkpointing = before
+        if hook is not None:
+            hook.remove()
+    return sum(seen.values()), max(stretches)
