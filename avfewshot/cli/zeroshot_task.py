@@ -1,0 +1,223 @@
+"""`avfs zeroshot --task`: evaluate on the test clips of a data set, without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.errors import UsageError
+from avfewshot.faults import flatten, raise_faults
+from avfewshot.fileio import write_text
+from avfewshot.settings import Resolved, resolve
+
+if TYPE_CHECKING:
+    from avfewshot.evaluation.comparison import Comparison
+    from avfewshot.evaluation.result import TaskResult
+    from avfewshot.scoring.bench import TaskBench
+
+TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
+BACKGROUNDS = ("threshold", "prompt", "none")
+_SUFFIXES = (".json", ".csv", ".md")
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """A checked request.
+
+    Attributes:
+        task: Name of the task.
+        settings: Values and their sources.
+        root: Folder of the data set.
+        media: Folders of its clips; empty: below `root`.
+        list_file: For VGG-Sound: the list, or None.
+        vggsounder: A VGGSounder annotation file, or None.
+        background: How seconds without an event are told.
+        output: Where results go beside the terminal, or None.
+    """
+
+    task: str
+    settings: Resolved
+    root: Path
+    media: tuple[Path, ...]
+    list_file: Path | None
+    vggsounder: Path | None
+    background: str
+    output: Path | None
+
+
+def build_task_request(params: Mapping[str, Any], flags: Mapping[str, Any]) -> TaskRequest:
+    """Check everything that can be checked without reading data or weights.
+
+    Args:
+        params: The command's own options: task, root, media, list_file, vggsounder, background, output, paths, report.
+        flags: Values of the options that are settings.
+
+    Raises:
+        UsageError: All that is wrong, at once.
+    """
+    from avfewshot.cli.datacheck import data_root
+
+    faults: list[UsageError] = []
+    settings = resolve("zeroshot", flags)
+    faults += settings.faults
+    task = params["task"]
+    if task not in TASKS:
+        faults.append(UsageError(f"There is no task {task!r}.", hint=f"Tasks: {', '.join(TASKS)}."))
+    for name, shown in (("paths", "PATH"), ("report", "--report")):
+        if params.get(name):
+            faults.append(UsageError(f"{shown} cannot be given with --task.", hint="The task says which clips."))
+    if flags.get("labels") is not None:
+        faults.append(UsageError("--labels cannot be given with --task.", hint="The task has labels of its own."))
+    if settings["modality"] != "av" and settings.source("modality") == "--modality":
+        faults.append(UsageError("--modality cannot be given with --task.", hint="All of them are evaluated."))
+    background = params.get("background") or "threshold"
+    if background not in BACKGROUNDS:
+        faults.append(UsageError(f"--background: {background!r} is not one of {', '.join(BACKGROUNDS)}."))
+    output = None if params.get("output") is None else Path(params["output"]).expanduser()
+    if output is not None and output.suffix.lower() not in _SUFFIXES:
+        faults.append(UsageError(f"--output {output}: its name must end in {', '.join(_SUFFIXES)}."))
+    root = Path()
+    if task in TASKS:
+        try:
+            root = data_root(task, None if params.get("root") is None else Path(params["root"]).expanduser())
+        except UsageError as error:
+            faults += flatten(error)
+    raise_faults(faults)
+    return TaskRequest(
+        task,
+        settings,
+        root,
+        tuple(Path(folder).expanduser() for folder in params.get("media") or ()),
+        _path(params.get("list_file")),
+        _path(params.get("vggsounder")),
+        background,
+        output,
+    )
+
+
+def execute_task(request: TaskRequest) -> int:
+    """Evaluate.
+
+    Args:
+        request: Checked.
+
+    Returns:
+        The exit status: 0 done, 130 or 143 cut short.
+
+    Raises:
+        AvfsError: It cannot be done.
+    """
+    from avfewshot.cli.console import Notices, library_messages
+    from avfewshot.cli.interrupts import Interrupts
+    from avfewshot.cli.lifecycle import debugging
+
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        from avfewshot.cli.fewshot_progress import Display
+        from avfewshot.training.assess import assess
+
+        try:
+            with Display() as display:
+                bench, model, share = _prepare(request, display)
+                results, comparison = assess(bench, model, share=share)
+        except KeyboardInterrupt:
+            return interrupts.status
+    _print(request, bench, results, comparison)
+    return 0
+
+
+def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, float]:
+    from avfewshot.cli.fewshot_request import check_media
+    from avfewshot.datasets.load import load_dataset
+    from avfewshot.devices import resolve_device, resolve_precision
+    from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.prompts import load_templates
+    from avfewshot.scoring.bench import TaskBench
+    from avfewshot.scoring.predictions import Decision
+    from avfewshot.training.build import load_model
+    from avfewshot.training.checkpoint import load_adapter
+    from avfewshot.training.clip_cache import ClipCache
+    from avfewshot.training.fabric import single_device
+
+    settings = request.settings
+    display.begin("reading annotations, looking for clips", 0)
+    dataset = load_dataset(request.task, request.root, media=request.media, list_file=request.list_file)
+    check_media(dataset, [str(folder) for folder in request.media or (request.root,)])
+    if request.vggsounder is not None:
+        from avfewshot.datasets.vggsounder import with_vggsounder
+
+        dataset = with_vggsounder(dataset, request.vggsounder)
+    device = resolve_device(settings["device"])
+    precision = resolve_precision(settings["precision"], device)
+    about = None if settings["adapter"] is None else load_adapter(settings["adapter"]).config
+    name = settings["backbone"]
+    if about is not None and settings.source("backbone") == "default":
+        name = about.backbone
+    display.begin(f"loading {name}", 0)
+    backbone = build_backbone(
+        name,
+        weights=settings["weights"],
+        seed=settings["seed"],
+        clip_weights=settings["clip_weights"],
+        clap_weights=settings["clap_weights"],
+        roberta=settings["roberta"],
+    )
+    decided = {} if about is None else about.decision
+    model = None
+    if about is not None:
+        model = load_model(settings["adapter"], backbone)[0].to(device)
+    fabric = single_device(device, precision)
+    clips, size = ClipCache(), backbone.visual.image_size
+    templates = settings["templates"] or (about.templates if about is not None else backbone.templates)
+    bench = TaskBench(
+        dataset,
+        Decision(request.task, settings["fusion"], settings["pool"], request.background, dataset.num_segments),
+        backbone,
+        load_templates(templates),
+        device,
+        precision,
+        lambda path: clips.get(path, frame_size=size, frame_backend=settings["frame_backend"]),
+        autocast=fabric.autocast,
+        frame_backend=settings["frame_backend"],
+        window=int(decided.get("window", 10)),
+        batch_size=None if settings["batch_size"] == "auto" else settings["batch_size"],
+        observer=display,
+    )
+    return bench, model, float(decided.get("blend", 1.0))
+
+
+def _print(request: TaskRequest, bench: TaskBench, results: Mapping[str, TaskResult], comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from avfewshot.reports.run_tables import comparison_csv, comparison_markdown, comparison_table
+
+    console = Console(highlight=False)
+    console.print(comparison_table(comparison))
+    last = list(results.values())[-1]
+    for reference in (*last.baselines, *last.ceilings):
+        values = ", ".join(f"{metric} {100 * value:.1f} %" for metric, value in reference.values.items())
+        console.print(f"{reference.title}: {values}", markup=False, soft_wrap=True)
+    notes = Console(stderr=True, highlight=False)
+    for split, listed, used, left in bench.usage.counts(bench.dataset):
+        if left:
+            notes.print(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be.", markup=False)
+    if request.output is None:
+        return
+    if request.output.suffix.lower() == ".json":
+        document = {
+            "task": request.task,
+            "comparison": comparison.to_dict(),
+            "results": {name: result.to_dict() for name, result in results.items()},
+            "unusable": [list(entry) for entry in bench.usage.left],
+        }
+        write_text(request.output, json.dumps(document, indent=1))
+    else:
+        form = comparison_csv if request.output.suffix.lower() == ".csv" else comparison_markdown
+        write_text(request.output, form(comparison))
+    notes.print(f"written: {request.output}", soft_wrap=True, markup=False)
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()
