@@ -1,0 +1,259 @@
+"""From embeddings to logits, joined logits, predictions, and the choice among them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_support import CLASSES, backbone, labelled, names, read, texts
+
+from avfewshot.embedder import EmbeddedFile
+from avfewshot.evaluation.background import BackgroundRule
+from avfewshot.evaluation.targets import Targets
+from avfewshot.losses import combined_loss
+from avfewshot.media.prefetch import ClipFailure
+from avfewshot.model import AudioVisualModel
+from avfewshot.scoring.embedding_cache import EmbeddingCache
+from avfewshot.scoring.logits import ClipLogits, blend, clip_probabilities, score_clip, second_probabilities
+from avfewshot.scoring.predictions import Decision, Fitted
+from avfewshot.scoring.reading import read_ahead
+from avfewshot.training.config import TrainingConfig
+from avfewshot.training.objective import Objective, TrainingClip, embed_batch
+from avfewshot.training.selection import SHARES, Verdict, judge, judge_zero_shot
+
+
+def softmax(values):
+    values = np.exp(values - values.max(-1, keepdims=True))
+    return values / values.sum(-1, keepdims=True)
+
+
+def logits(seed, seconds=4, scale=3.0, *, visual=True, audio=True):
+    generator = torch.Generator().manual_seed(seed)
+    draw = [scale * torch.randn(seconds, CLASSES + 1, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return ClipLogits(draw[0] if visual else None, draw[1] if audio else None)
+
+
+def test_logits_are_scaled_cosines():
+    given = texts()
+    visual = torch.nn.functional.normalize(torch.randn(3, 6), dim=-1)
+    found = score_clip(visual, None, given, (20.0, 5.0))
+    np.testing.assert_allclose(found.visual.numpy(), 20 * visual.double().numpy() @ given.visual.double().numpy().T)
+    assert found.audio is None
+
+
+def test_joined_logits_are_the_weighted_sum():
+    before, after = logits(1), logits(2)
+    joined = blend(before, after, 0.25)
+    np.testing.assert_allclose(joined.visual.numpy(), 0.75 * before.visual.numpy() + 0.25 * after.visual.numpy())
+    assert torch.equal(blend(before, after, 0.0).audio, before.audio)
+    assert torch.equal(blend(before, after, 1.0).audio, after.audio)
+    assert blend(before.only("audio"), after.only("audio"), 0.5).visual is None
+
+
+def test_clips_of_any_length_and_modality_are_predicted_as_if_alone():
+    clips = [
+        logits(1),
+        logits(2, 7),
+        logits(3, audio=False),
+        logits(4, visual=False),
+        logits(5),
+        ClipLogits(None, None),
+    ]
+    together = clip_probabilities(clips, CLASSES, fusion="weighted", pool="event")
+    alone = [clip_probabilities([clip], CLASSES, fusion="weighted", pool="event")[0] for clip in clips]
+    np.testing.assert_allclose(together, alone, atol=1e-15)
+    np.testing.assert_allclose(together[-1], 1 / CLASSES)
+
+
+def test_clip_probabilities_follow_the_equations():
+    clip = logits(1)
+    visual, audio = clip.visual.numpy(), clip.audio.numpy()
+    p_v, p_a = softmax(visual[:, :CLASSES]), softmax(audio[:, :CLASSES])
+    w = p_v.max(-1) / (p_v.max(-1) + p_a.max(-1))
+    fused = w[:, None] * p_v + (1 - w)[:, None] * p_a
+    found = clip_probabilities([clip], CLASSES, fusion="weighted", pool="mean")[0]
+    np.testing.assert_allclose(found, fused.mean(0), atol=1e-12)
+
+
+def test_seconds_that_a_clip_lacks_are_background():
+    found = second_probabilities([logits(1, 2), logits(2, 9)], CLASSES, 4, fusion="weighted")
+    assert found.shape == (2, 4, CLASSES + 1)
+    np.testing.assert_array_equal(found[0, 2:, CLASSES], 1)
+    np.testing.assert_allclose(found.sum(-1), 1)
+
+
+def targets(rows, segments=None):
+    labels = np.eye(CLASSES, dtype=bool)[rows]
+    return Targets(tuple(f"c{n}" for n in range(len(rows))), tuple("abc"), labels, segments)
+
+
+def sure(label, strength=5.0, seconds=4):
+    values = torch.zeros(seconds, CLASSES + 1, dtype=torch.float64)
+    values[:, label] = strength
+    return ClipLogits(values, values.clone())
+
+
+def test_a_background_threshold_is_fitted_for_tasks_that_label_seconds():
+    decision = Decision("ave", "weighted", "mean", "threshold", seconds=4)
+    clips = [sure(0), sure(1), sure(CLASSES), sure(CLASSES)]
+    segments = np.array([[0] * 4, [1] * 4, [CLASSES] * 4, [CLASSES] * 4])
+    truth = targets([0, 1, 2, 2], segments)
+    fitted = decision.fit(clips, truth)
+    assert fitted.background.strategy == "threshold"
+    assert judge_zero_shot(decision, clips, truth).figure == 1.0
+
+
+def test_the_background_text_competes_under_the_rule_prompt():
+    decision = Decision("ave", "weighted", "mean", "prompt", seconds=4)
+    found = decision.predict([sure(1), sure(CLASSES)], CLASSES, Fitted(BackgroundRule("prompt")))
+    assert found.probabilities.shape == (2, 4, CLASSES + 1)
+    assert found.probabilities.argmax(-1).tolist() == [[1] * 4, [CLASSES] * 4]
+
+
+def test_a_second_that_is_background_beyond_doubt_still_has_finite_scores():
+    decision = Decision("ave", "weighted", "mean", "threshold", seconds=4)
+    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Fitted(BackgroundRule("threshold", 0.0)))
+    assert np.isfinite(found.salience).all()
+    np.testing.assert_allclose(found.probabilities.sum(-1), 1)
+
+
+def test_validation_chooses_the_share_of_the_trained_logits():
+    decision = Decision("ave_cls", "weighted", "mean")
+    truth = targets([0, 1, 2])
+    good, bad = [sure(n) for n in range(3)], [sure((n + 1) % 3, 8.0) for n in range(3)]
+    assert judge(decision, bad, good, truth).blend == 1.0
+    assert judge(decision, good, bad, truth).blend == min(SHARES)
+    assert judge(decision, good, bad, truth).figure == 1.0
+    assert judge(decision, good, bad, truth, share=1.0).figure == 0.0
+
+
+def test_a_verdict_is_better_by_its_figure_and_then_by_its_loss():
+    first = Verdict(0.5, 1.0, 1.0, Fitted())
+    assert Verdict(0.6, 2.0, 1.0, Fitted()).better_than(first)
+    assert Verdict(0.5, 0.9, 1.0, Fitted()).better_than(first)
+    assert not Verdict(0.5, 1.0, 1.0, Fitted()).better_than(first)
+    assert not Verdict(0.4, 0.1, 1.0, Fitted()).better_than(first)
+
+
+@pytest.mark.parametrize("fitted", [Fitted(), Fitted(BackgroundRule("threshold", 0.25), 0.5)])
+def test_a_verdict_comes_back_from_json(fitted):
+    verdict = Verdict(0.5, 1.25, 0.75, fitted)
+    assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+def training_clips(paths):
+    return [
+        TrainingClip(clip.frames, clip.audio_segments, item.labels)
+        for item, clip in ((item, read(item.path)) for item in labelled(paths))
+    ]
+
+
+def test_clips_of_unequal_length_are_embedded_as_if_alone():
+    model = AudioVisualModel(backbone()).eval()
+    clips = training_clips([Path("0-1-2.mp4"), Path("1-1-5.mp4"), Path("2-1-2-mute.mp4"), Path("1-2-2-blind.mp4")])
+    together = embed_batch(model, clips, torch.device("cpu"))
+    for clip, found in zip(clips, together, strict=True):
+        (alone,) = embed_batch(model, [clip], torch.device("cpu"))
+        for name in ("visual", "audio"):
+            first, second = getattr(found, name), getattr(alone, name)
+            assert (first is None) == (second is None)
+            if first is not None:
+                torch.testing.assert_close(first, second)
+    assert together[2].audio is None
+    assert together[3].visual is None
+
+
+def loss_of(config, clips, *, per_second=False):
+    model, given = AudioVisualModel(backbone()).eval(), texts()
+    embedded = embed_batch(model, clips, torch.device("cpu"))
+    found = Objective(config, given, per_second=per_second)(model, embedded, [clip.labels for clip in clips])
+    return found, embedded, given
+
+
+def test_the_loss_of_clips_is_that_of_their_pooled_logits():
+    clips = training_clips(names())
+    found, embedded, given = loss_of(TrainingConfig(pool="mean"), clips)
+    visual, audio = (
+        torch.stack([10.0 * (getattr(clip, name) @ getattr(given, name).T)[:, :-1].mean(0) for clip in embedded])
+        for name in ("visual", "audio")
+    )
+    expected = combined_loss(visual, audio, torch.stack([clip.labels for clip in clips]), objective="classes")
+    torch.testing.assert_close(found.total, expected.total)
+
+
+def test_event_pooling_discounts_seconds_that_match_the_background():
+    clips = training_clips(names())
+    found, embedded, given = loss_of(TrainingConfig(pool="event"), clips)
+    rows = []
+    for clip in embedded:
+        parts = []
+        for name in ("visual", "audio"):
+            values = (10.0 * getattr(clip, name) @ getattr(given, name).T).detach().double().numpy()
+            salience = 1 / (1 + np.exp(values[:, -1] - values[:, :-1].max(-1)))
+            parts.append(((salience / salience.sum())[:, None] * values[:, :-1]).sum(0))
+        rows.append(parts)
+    visual, audio = (torch.tensor(np.array([row[part] for row in rows])) for part in (0, 1))
+    expected = combined_loss(visual, audio, torch.stack([clip.labels for clip in clips]), objective="classes")
+    torch.testing.assert_close(found.total.double(), expected.total, rtol=1e-5, atol=1e-6)
+
+
+def test_every_second_is_a_sample_where_seconds_are_labelled():
+    clips = training_clips([Path("0-1-2.mp4"), Path("1-1-5-mute.mp4")])
+    seconds = [
+        torch.nn.functional.one_hot(torch.randint(0, CLASSES + 1, (clip.num_segments,)), CLASSES + 1).bool()
+        for clip in clips
+    ]
+    clips = [TrainingClip(clip.frames, clip.audio, truth) for clip, truth in zip(clips, seconds, strict=True)]
+    config = TrainingConfig(task="ave")
+    found, embedded, given = loss_of(config, clips, per_second=True)
+    assert Objective(config, given, per_second=True).samples(clips) == 7
+    visual = torch.cat([10.0 * clip.visual @ given.visual.T for clip in embedded])
+    audio = torch.cat([10.0 * embedded[0].audio @ given.audio.T, torch.zeros(5, CLASSES + 1)])
+    heard = torch.tensor([True] * 2 + [False] * 5)
+    expected = combined_loss(visual, audio, torch.cat(seconds), objective="classes", audio_present=heard)
+    torch.testing.assert_close(found.total, expected.total)
+
+
+def test_clips_that_share_a_class_are_no_negatives_of_each_other():
+    clips = training_clips([Path("0-1.mp4"), Path("0-2.mp4"), Path("1-1.mp4")])
+    found, embedded, given = loss_of(TrainingConfig(objective="contrastive", pool="mean"), clips)
+    visual, audio = (
+        torch.stack([10.0 * (getattr(clip, name) @ getattr(given, name)[[0, 0, 1]].T).mean(0) for clip in embedded])
+        for name in ("visual", "audio")
+    )
+    shared = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool()
+    torch.testing.assert_close(found.total, combined_loss(visual, audio, shared).total)
+    assert abs(found.total - combined_loss(visual, audio, torch.eye(3).bool()).total) > 1e-3
+
+
+def test_clips_come_in_order_and_a_broken_one_stops_nothing():
+    paths = [*names(), Path("1-5-broken.mp4"), Path("2-7.mp4")]
+    for workers in (0, 3):
+        found = list(read_ahead(paths, read, workers=workers))
+        assert [item.path for item in found] == paths
+        assert [isinstance(item, ClipFailure) for item in found] == [False] * 6 + [True, False]
+        assert found[6].error == "it is broken."
+
+
+def test_embeddings_are_kept_until_the_file_or_the_model_changes(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"x")
+    cache = EmbeddingCache({"weights": "1"}, tmp_path / "cache")
+    file = EmbeddedFile(str(path), 2.5, torch.randn(2, 6), None, ("odd",))
+    cache.put(path, file)
+    found = cache.get(path)
+    assert torch.equal(found.visual, file.visual)
+    assert (found.audio, found.duration, found.warnings) == (None, 2.5, ("odd",))
+    assert EmbeddingCache({"weights": "2"}, tmp_path / "cache").get(path) is None
+    path.write_bytes(b"xy")
+    assert cache.get(path) is None
+
+
+def test_a_damaged_entry_counts_as_missing(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"x")
+    cache = EmbeddingCache({}, tmp_path / "cache")
+    cache.put(path, EmbeddedFile(str(path), 1.0, torch.randn(1, 6), torch.randn(1, 7), ()))
+    (entry,) = (tmp_path / "cache").rglob("*.safetensors")
+    entry.write_bytes(entry.read_bytes()[:-9])
+    assert cache.get(path) is None
