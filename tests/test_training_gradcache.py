@@ -127,12 +127,15 @@ def noisy_step(sizes: list[int], cached: bool) -> tuple[dict, list[float]]:
         factor = random.uniform(0.5, 1)
         return tuple(part * factor for part in chunk())
 
+    def noisy_loss(parts):
+        return model.loss(*(part * torch.empty(1, dtype=part.dtype).uniform_(0.5, 1) for part in parts), labels)
+
     chunks = [lambda chunk=chunk: noisy(chunk) for chunk in as_chunks(model, frames, sounds, sizes)]
     if cached:
-        loss = cached_backward(chunks, lambda parts: model.loss(*parts, labels))
+        loss = cached_backward(chunks, noisy_loss)
     else:
         visual, audio = zip(*[chunk() for chunk in chunks], strict=True)
-        loss = model.loss(torch.cat(visual), torch.cat(audio), labels)
+        loss = noisy_loss((torch.cat(visual), torch.cat(audio)))
         loss.total.backward()
     return outcome(model, loss), [random.random(), torch.rand(1).item()]
 

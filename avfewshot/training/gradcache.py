@@ -104,7 +104,8 @@ def cached_backward(
 def _forget_casts() -> None:
     """Drop the casts of weights that autocast keeps until its outermost context ends.
 
-    Those made without a graph would be used again where one is needed, and the weights would get no gradient.
+    Should one made without a graph be used again where one is needed, the weights would get no gradient. Not every
+    release of torch tells the two apart.
     """
     torch.clear_autocast_cache()
 
