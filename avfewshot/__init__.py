@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avfewshot.classifier import Classifier, load
+    from avfewshot.classifier import Classifier
+    from avfewshot.loading import load
 
     __version__: str
 
@@ -14,10 +15,14 @@ __all__ = ["Classifier", "__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     # torch is imported when the classifier is first asked for, so that `import avfewshot` and `avfs --help` stay quick.
-    if name in {"Classifier", "load"}:
-        from avfewshot import classifier
+    if name == "Classifier":
+        from avfewshot.classifier import Classifier
 
-        return getattr(classifier, name)
+        return Classifier
+    if name == "load":
+        from avfewshot.loading import load
+
+        return load
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

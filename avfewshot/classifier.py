@@ -1,4 +1,4 @@
-"""Zero-shot classification of video and audio files: the Python interface, and what the command line runs."""
+"""Classification of video and audio files with any labels: the Python interface, and what the command line runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.devices import PRECISIONS, resolve_device, resolve_precision
+from avfewshot.blend import SideBySide, joint_texts
+from avfewshot.devices import PRECISIONS
 from avfewshot.embedder import EmbeddedFile, Embedder
-from avfewshot.encoders.backbone import Backbone, build_backbone
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.encoders.text import TextBranch
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.labels import LabelSet
-from avfewshot.matching import FUSIONS, POOLS, ClipPrediction, predict_clips
+from avfewshot.matcher import Matcher
+from avfewshot.matching import FUSIONS, POOLS
 from avfewshot.media.prefetch import iter_clips
 from avfewshot.media.reader import MODALITIES
 from avfewshot.model import AudioVisualModel
-from avfewshot.prompts import Templates, load_templates
-from avfewshot.results import ClipResult, Failure, RunInfo, SegmentResult
+from avfewshot.prompts import Templates
+from avfewshot.results import ClipResult, Failure, RunInfo
 
 DEFAULT_FUSION = "weighted"
 DEFAULT_POOL = "event"
@@ -32,7 +34,7 @@ DEFAULT_POOL = "event"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the towers make of a file.
+    """What a model makes of a file.
 
     Attributes:
         visual: Unit vectors float32 ``[T, D_v]`` on the CPU, one a second; None without video.
@@ -41,54 +43,6 @@ class Embeddings:
 
     visual: Tensor | None
     audio: Tensor | None
-
-
-def load(
-    backbone: str | os.PathLike[str] = "base",
-    *,
-    device: str = "auto",
-    weights: str = "pretrained",
-    precision: str = "auto",
-    seed: int = 0,
-    clip_weights: str | os.PathLike[str] | None = None,
-    clap_weights: str | os.PathLike[str] | None = None,
-    roberta: str | os.PathLike[str] | None = None,
-    templates: str | os.PathLike[str] | None = None,
-) -> Classifier:
-    """Load a classifier. The network is never asked: `avfs weights fetch` brings the weights.
-
-    Args:
-        backbone: Preset (``"base"``, ``"large"``, ``"tiny"``) or a YAML file.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-        weights: ``"pretrained"``, or ``"random"`` to try things out: meaningless results.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        seed: Of random weights.
-        clip_weights: CLIP checkpoint by path, instead of the preset's.
-        clap_weights: CLAP checkpoint by path, instead of the preset's.
-        roberta: Folder with RoBERTa's tokenizer files, instead of those in the hub's cache.
-        templates: Prompt templates: a packaged name or a file; None: those that fit the backbone.
-
-    Returns:
-        A classifier.
-
-    Raises:
-        UsageError: An argument is wrong.
-        WeightsError: Weights are missing, damaged, unsafe or of another architecture.
-    """
-    # Everything cheap is checked before the weights are read.
-    place = resolve_device(device)
-    form = resolve_precision(precision, place)
-    prompts = None if templates is None else load_templates(templates)
-    built = build_backbone(
-        backbone,
-        weights=weights,
-        seed=seed,
-        clip_weights=clip_weights,
-        clap_weights=clap_weights,
-        roberta=roberta,
-    )
-    name = os.fspath(backbone)
-    return Classifier(built, prompts or load_templates(built.templates), device=place, precision=form, name=name)
 
 
 class Classifier:
@@ -101,9 +55,20 @@ class Classifier:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, for the towers; text branches and all that follows the towers
             stay in float32.
         name: How results call the backbone; its own name by default.
+        model: A trained model, built on the towers of `backbone`; moved to the device, in place. None: the towers
+            alone, which is zero-shot classification.
+        adapter: How results call what was trained.
+        blend: Share of the trained model's logits in [0, 1]; the others are the zero-shot ones. For each modality,
+            ``(1 - blend) * zero_shot + blend * trained``.
+        window: Seconds that go through the adapters together.
+        fusion: What :meth:`classify` does unless told; see there.
+        pool: Likewise.
 
     Attributes:
-        model: The towers as one model.
+        model: The trained model, or the towers as one model.
+
+    Raises:
+        ValueError: `blend` or `window` is out of range.
     """
 
     def __init__(
@@ -114,13 +79,32 @@ class Classifier:
         device: torch.device | str = "cpu",
         precision: str = "fp32",
         name: str | None = None,
+        model: AudioVisualModel | None = None,
+        adapter: str | None = None,
+        blend: float = 1.0,
+        window: int = 10,
+        fusion: str = DEFAULT_FUSION,
+        pool: str = DEFAULT_POOL,
     ) -> None:
+        if not 0 <= blend <= 1:
+            raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
+        if window < 1:
+            raise ValueError(f"A window has at least one second, not {window}.")
         self.device = torch.device(device)
         self.precision = precision
         self.templates = templates
         self.name = backbone.name if name is None else name
         self.backbone = backbone.to(self.device, PRECISIONS[precision])
-        self.model = AudioVisualModel(self.backbone)
+        plain = AudioVisualModel(self.backbone)
+        self.model = plain if model is None else model.to(self.device).eval()
+        self.adapter = adapter
+        self.blend = 0.0 if model is None else float(blend)
+        self.window = window
+        self.fusion = fusion
+        self.pool = pool
+        # A share of all or nothing needs one model alone.
+        alone = {0.0: plain, 1.0: self.model}
+        self._scored = alone.get(self.blend) or SideBySide(plain, self.model)
 
     def classify(
         self,
@@ -128,8 +112,8 @@ class Classifier:
         labels: LabelSet | Sequence[str],
         *,
         modality: str = "av",
-        fusion: str = DEFAULT_FUSION,
-        pool: str = DEFAULT_POOL,
+        fusion: str | None = None,
+        pool: str | None = None,
         batch_size: int | str = "auto",
         workers: int = 2,
         frame_backend: str = "auto",
@@ -143,9 +127,9 @@ class Classifier:
             modality: ``"av"``, ``"visual"`` or ``"audio"``. With ``"av"`` a file that has only one of them is
                 classified by that one alone, with a warning.
             fusion: ``"weighted"``: as published, the surer modality weighs more. ``"product"``: the normalised product
-                of the probabilities.
+                of the probabilities. None: this classifier's own, ``"weighted"`` unless an adapter says otherwise.
             pool: ``"event"``, which discounts seconds in which nothing happens, or ``"mean"`` over the seconds as
-                published.
+                published. None: this classifier's own, ``"event"`` unless an adapter says otherwise.
             batch_size: Segments (seconds of clips, from one or several files) that go through a tower at once;
                 ``"auto"``: what suits the device. When a GPU runs out of memory the size is halved, and it goes on.
             workers: Threads that decode ahead.
@@ -169,8 +153,8 @@ class Classifier:
         labels: LabelSet | Sequence[str],
         *,
         modality: str = "av",
-        fusion: str = DEFAULT_FUSION,
-        pool: str = DEFAULT_POOL,
+        fusion: str | None = None,
+        pool: str | None = None,
         batch_size: int | str = "auto",
         workers: int = 2,
         frame_backend: str = "auto",
@@ -182,14 +166,15 @@ class Classifier:
         are checked, and labels encoded, before this returns.
         """
         labels = _label_set(labels)
+        fusion, pool = fusion or self.fusion, pool or self.pool
         _check("fusion", fusion, FUSIONS)
         _check("pool", pool, POOLS)
-        files = self._embed_files(paths, modality, batch_size, workers, frame_backend)
-        matcher = _Matcher(self, labels, modality, fusion, pool)
+        files = self._embed_files(self._scored, paths, modality, batch_size, workers, frame_backend)
+        matcher = self._matcher(labels, modality, fusion, pool)
         return self._results(files, matcher, segments)
 
     def embed(self, path: str | os.PathLike[str], *, modality: str = "av", frame_backend: str = "auto") -> Embeddings:
-        """Embed one file, second by second.
+        """Embed one file, second by second: by the trained model, where there is one.
 
         Args:
             path: The file.
@@ -199,14 +184,14 @@ class Classifier:
         Raises:
             MediaError: The file cannot be read or embedded.
         """
-        with contextlib.closing(self._embed_files([path], modality, "auto", 1, frame_backend)) as files:
+        with contextlib.closing(self._embed_files(self.model, [path], modality, "auto", 1, frame_backend)) as files:
             file = next(files)
         if isinstance(file, Failure):
             raise MediaError(file.path, file.error)
         return Embeddings(file.visual, file.audio)
 
     def embed_labels(self, labels: LabelSet | Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features of labels in the two spaces, averaged over the templates.
+        """Features of labels in the two spaces, averaged over the templates; projected by the trained model, if any.
 
         Args:
             labels: K labels.
@@ -217,6 +202,8 @@ class Classifier:
         wordings = _label_set(labels).wordings
         visual = label_features(self.backbone.visual_text, wordings, self.templates.visual)
         audio = label_features(self.backbone.audio_text, wordings, self.templates.audio)
+        with torch.no_grad():
+            visual, audio = self.model.project_texts(visual, audio)
         return visual.cpu(), audio.cpu()
 
     def unknown_words(self, labels: LabelSet | Sequence[str]) -> list[str]:
@@ -225,9 +212,7 @@ class Classifier:
         branches = (self.backbone.visual_text, self.backbone.audio_text)
         return list(dict.fromkeys(word for branch in branches for word in branch.unknown_words(wordings)))
 
-    def info(
-        self, labels: LabelSet | Sequence[str], *, fusion: str = DEFAULT_FUSION, pool: str = DEFAULT_POOL
-    ) -> RunInfo:
+    def info(self, labels: LabelSet | Sequence[str], *, fusion: str | None = None, pool: str | None = None) -> RunInfo:
         """What a run with these labels is made of, for reports; with a warning about words that are not known."""
         labels = _label_set(labels)
         warnings = []
@@ -238,18 +223,19 @@ class Classifier:
             )
         return RunInfo(
             backbone=self.name,
-            adapter=None,
+            adapter=self.adapter,
             labels=list(labels.names),
             wordings=list(labels.wordings),
             device=str(self.device),
             precision=self.precision,
-            fusion=fusion,
-            pool=pool,
+            fusion=fusion or self.fusion,
+            pool=pool or self.pool,
             warnings=warnings,
         )
 
     def _embed_files(
         self,
+        model: AudioVisualModel | SideBySide,
         paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
         modality: str,
         batch_size: int | str,
@@ -267,90 +253,41 @@ class Classifier:
             frame_backend=frame_backend,
             workers=workers,
         )
-        embedder = Embedder(self.model, self.device, None if batch_size == "auto" else batch_size)
+        embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
         return _closing_both(embedder.embed(clips), clips)
 
     def _results(
-        self, files: Iterator[EmbeddedFile | Failure], matcher: _Matcher, segments: bool
+        self, files: Iterator[EmbeddedFile | Failure], matcher: Matcher, segments: bool
     ) -> Iterator[ClipResult | Failure]:
         with contextlib.closing(files):
             for file in files:
-                yield file if isinstance(file, Failure) else matcher.result(file, segments)
+                yield file if isinstance(file, Failure) else matcher.result(file, segments=segments)
 
-
-class _Matcher:
-    """Compares embeddings with the labels of a run."""
-
-    def __init__(self, classifier: Classifier, labels: LabelSet, modality: str, fusion: str, pool: str) -> None:
-        backbone, templates = classifier.backbone, classifier.templates
-        self.names = labels.names
-        self.modality = modality
-        self.options = {"fusion": fusion, "pool": pool}
-        # Features of a modality that is not asked for are not computed.
-        self.texts: dict[str, Tensor] = {}
-        self.background: dict[str, Tensor] = {}
-        if modality != "audio":
-            self._add("visual", backbone.visual_text, backbone.visual_scale, labels, templates)
-        if modality != "visual":
-            self._add("audio", backbone.audio_text, backbone.audio_scale, labels, templates)
-
-    def _add(self, name: str, branch: TextBranch, scale: float, labels: LabelSet, templates: Templates) -> None:
-        features = label_features(branch, labels.wordings, getattr(templates, name))
-        # Float64 from here on: these are small matrices, and what is written down should sum to 1.
-        self.texts[name] = scale * features.cpu().double()
-        if self.options["pool"] == "event":
-            self.background[name] = scale * background_feature(branch, getattr(templates, f"background_{name}"))
-
-    def result(self, file: EmbeddedFile, segments: bool) -> ClipResult:
-        prediction = self._predict(file)
-        scores = prediction.probabilities.tolist()
-        best = max(range(len(scores)), key=scores.__getitem__)
-        return ClipResult(
-            path=file.path,
-            duration=file.duration,
-            label=self.names[best],
-            score=scores[best],
-            scores=dict(zip(self.names, scores, strict=True)),
-            visual=self._by_name(prediction.visual),
-            audio=self._by_name(prediction.audio),
-            weights=_weights(prediction.weights.tolist()),
-            segments=self._segments(file, prediction) if segments else [],
-            warnings=self._warnings(file),
-        )
-
-    def _predict(self, file: EmbeddedFile) -> ClipPrediction:
-        logits, backgrounds = {}, {}
+    def _matcher(self, labels: LabelSet, modality: str, fusion: str, pool: str) -> Matcher:
+        texts, background = {}, {}
         for name in ("visual", "audio"):
-            embeddings = getattr(file, name)
-            if embeddings is not None:
-                logits[name] = embeddings.double() @ self.texts[name].T
-                if name in self.background:
-                    backgrounds[name] = embeddings.double() @ self.background[name]
-        return predict_clips(
-            logits.get("visual"),
-            logits.get("audio"),
-            visual_background=backgrounds.get("visual"),
-            audio_background=backgrounds.get("audio"),
-            **self.options,
-        )
+            if modality not in ("av", name):  # features of a modality that is not asked for are not computed
+                continue
+            branch: TextBranch = getattr(self.backbone, f"{name}_text")
+            features = label_features(branch, labels.wordings, getattr(self.templates, name))
+            # Float64 from here on: these are small matrices, and what is written down should sum to 1.
+            texts[name] = self._scaled(name, features.cpu().double())
+            if pool == "event":
+                feature = background_feature(branch, getattr(self.templates, f"background_{name}"))
+                background[name] = self._scaled(name, feature)
+        return Matcher(labels.names, texts, background, modality=modality, fusion=fusion, pool=pool)
 
-    def _segments(self, file: EmbeddedFile, prediction: ClipPrediction) -> list[SegmentResult]:
-        results = []
-        rows = zip(prediction.segment_probabilities.tolist(), prediction.segment_weights.tolist(), strict=True)
-        for index, (scores, weights) in enumerate(rows):
-            best = max(range(len(scores)), key=scores.__getitem__)
-            end = min(index + 1.0, file.duration) if file.duration > index else index + 1.0
-            results.append(SegmentResult(float(index), end, self.names[best], scores[best], _weights(weights), scores))
-        return results
-
-    def _by_name(self, probabilities: Tensor | None) -> dict[str, float] | None:
-        return None if probabilities is None else dict(zip(self.names, probabilities.tolist(), strict=True))
-
-    def _warnings(self, file: EmbeddedFile) -> list[str]:
-        warnings = list(file.warnings)
-        if self.modality == "av" and (file.visual is None or file.audio is None):
-            warnings.append(f"classified by {'sound' if file.visual is None else 'sight'} alone")
-        return warnings
+    def _scaled(self, name: str, features: Tensor) -> Tensor:
+        """Text features of a modality, times temperature scale, to multiply with the embeddings that are scored."""
+        zero_shot = getattr(self.backbone, f"{name}_scale") * features
+        if not self.blend:
+            return zero_shot
+        with torch.no_grad():
+            there = features.to(self.device, torch.float32)
+            pair = self.model.project_texts(*((there, None) if name == "visual" else (None, there)))
+            projected = pair[0] if name == "visual" else pair[1]
+            trained = self.model.temperatures.scale(name).item() * projected.cpu().double()
+        return trained if self.blend == 1 else joint_texts(zero_shot, trained, self.blend)
 
 
 def background_feature(branch: TextBranch, texts: Sequence[str]) -> Tensor:
@@ -365,10 +302,6 @@ def background_feature(branch: TextBranch, texts: Sequence[str]) -> Tensor:
     """
     features = label_features(branch, texts, ("{}",))
     return F.normalize(features.cpu().double().mean(0), dim=-1)
-
-
-def _weights(shares: list[float]) -> dict[str, float]:
-    return {"visual": shares[0], "audio": shares[1]}
 
 
 def _label_set(labels: LabelSet | Sequence[str]) -> LabelSet:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,8 +37,14 @@ class FakeClassifier:
         return self
 
     def info(self, labels, *, fusion, pool):
+        adapter = self.loaded.get("adapter")
         return run_info(
-            labels.names, warnings=self.warnings, fusion=fusion, pool=pool, backbone=self.loaded["backbone"]
+            labels.names,
+            warnings=self.warnings,
+            fusion=fusion or "product",  # what the adapter says, which is not the default
+            pool=pool or "mean",
+            backbone=self.loaded["backbone"] or "large",
+            adapter=None if adapter is None else str(adapter),
         )
 
     def iter_classify(self, paths, labels, **options):
@@ -66,9 +73,9 @@ def classify(folder, monkeypatch):
 
     def prepare(*results, **options):
         fake = FakeClassifier(list(results) or [clip("a.mp4"), clip("b.mp4"), clip("c.mp4")], **options)
-        module = types.ModuleType("avfewshot.classifier")
+        module = types.ModuleType("avfewshot.loading")
         module.load = fake.load
-        monkeypatch.setitem(sys.modules, "avfewshot.classifier", module)
+        monkeypatch.setitem(sys.modules, "avfewshot.loading", module)
         return fake
 
     return prepare
@@ -92,6 +99,7 @@ def test_as_written_in_the_readme(classify, capsys, monkeypatch):
         "clap_weights": None,
         "roberta": None,
         "templates": None,
+        "adapter": None,
     }
     assert [Path(path).name for path in fake.asked["paths"]] == ["a.mp4", "b.mp4", "c.mp4"]
     assert fake.asked["labels"].names == LABELS
@@ -126,6 +134,52 @@ def test_options_reach_the_model(classify, folder):
         "segments": True,
     }.items():
         assert fake.asked[name] == value
+
+
+def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, monkeypatch):
+    monkeypatch.setattr("avfewshot.reports.thumbnails.thumbnails", lambda path, count, frame_backend: [])
+    fake = classify()
+    (folder / "run").mkdir()
+
+    assert zeroshot("--adapter", "run", "--report", "page.html") == 0
+
+    assert str(fake.loaded["adapter"]) == "run"
+    assert (fake.loaded["backbone"], fake.loaded["templates"]) == (None, None)
+    assert (fake.asked["fusion"], fake.asked["pool"]) == ("product", "mean")
+    shown = re.sub(r"<[^>]*>|\s+", " ", Path("page.html").read_text())
+    for row in ("backbone large the adapter", "templates the adapter&#39;s the adapter", "fusion product the adapter"):
+        assert row in re.sub(" +", " ", shown)
+
+
+@pytest.mark.parametrize("source", ["flag", "environment", "file"])
+def test_with_an_adapter_what_somebody_sets_counts(classify, folder, source, monkeypatch):
+    fake = classify()
+    (folder / "run").mkdir()
+    values = {"backbone": "tiny", "templates": "single", "fusion": "weighted", "pool": "event"}  # mostly the defaults
+    arguments = []
+    for name, value in values.items():
+        if source == "flag":
+            arguments += [f"--{name}", value]
+        elif source == "environment":
+            monkeypatch.setenv(f"AVFS_{name.upper()}", value)
+    if source == "file":
+        (folder / "avfs.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in values.items()))
+
+    assert zeroshot("--adapter", "run", *arguments) == 0
+
+    assert (fake.loaded["backbone"], fake.loaded["templates"]) == ("tiny", "single")
+    assert (fake.asked["fusion"], fake.asked["pool"]) == ("weighted", "event")
+
+
+def test_the_summary_and_the_json_name_the_adapter(classify, folder, capsys):
+    classify()
+    (folder / "run").mkdir()
+
+    assert zeroshot("--adapter", "run", "--format", "json") == 0
+
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["adapter"] == "run"
+    assert "large with run on cpu" in captured.err
 
 
 def test_json_on_stdout_is_nothing_but_json(classify, capsys):
@@ -251,7 +305,7 @@ def test_a_model_that_cannot_be_loaded_leaves_old_results_alone(classify, monkey
     def fail(*args, **options):
         raise AvfsError("no weights", hint="fetch them")
 
-    sys.modules["avfewshot.classifier"].load = fail
+    sys.modules["avfewshot.loading"].load = fail
     assert zeroshot("--output", "out.json") == 1
     assert Path("out.json").read_text() == "old"
     assert fake.asked is None
@@ -292,6 +346,8 @@ def test_an_output_that_fails_does_not_take_the_others_along(classify, monkeypat
         (["--report", "nowhere/page.html"], ["there is no folder nowhere"]),
         (["--clip-weights", "none.pt"], ["--clip-weights none.pt: there is nothing at this path"]),
         (["--clap-weights", "a.mp4", "--weights", "random"], ["exclude each other"]),
+        (["--adapter", "no-run"], ["--adapter no-run: there is nothing at this path"]),
+        (["--adapter", "no-run", "--weights", "random"], ["--adapter no-run: there is nothing at this path"]),
         (["--labels", "none.txt"], ["none.txt", "no such label file"]),
         (["empty"], ["empty"]),
     ],
@@ -371,9 +427,9 @@ class Slow(FakeClassifier):
             yield clip(f"{{number}}.mp4", labels=labels.names)
             time.sleep(0.05)
 
-fake = types.ModuleType("avfewshot.classifier")
+fake = types.ModuleType("avfewshot.loading")
 fake.load = Slow([]).load
-sys.modules["avfewshot.classifier"] = fake
+sys.modules["avfewshot.loading"] = fake
 import avfewshot.reports.thumbnails
 avfewshot.reports.thumbnails.thumbnails = lambda path, count, frame_backend: []  # would import torch
 from avfewshot.cli import main

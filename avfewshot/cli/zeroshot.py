@@ -25,6 +25,7 @@ others go on.
   avfs zeroshot --labels labels.txt a.mp4 b.wav --output results.json
   avfs zeroshot --labels labels.txt 'day-*/*.mp4' --format jsonl | jq .label
   avfs zeroshot --labels labels.txt --backbone large --device cuda:0
+  avfs zeroshot --labels labels.txt --adapter runs/llp_cls/RUN
 
 [bold]The label file[/bold] has one label a line; `#` begins a comment.
 
@@ -50,6 +51,7 @@ def zeroshot(
     recursive: Annotated[bool | None, setting_option("recursive")] = None,
     modality: Annotated[str | None, setting_option("modality")] = None,
     backbone: Annotated[str | None, setting_option("backbone", _MODEL)] = None,
+    adapter: Annotated[str | None, setting_option("adapter", _MODEL)] = None,
     device: Annotated[str | None, setting_option("device", _MODEL)] = None,
     precision: Annotated[str | None, setting_option("precision", _MODEL)] = None,
     batch_size: Annotated[str | None, setting_option("batch_size", _MODEL)] = None,

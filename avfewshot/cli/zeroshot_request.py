@@ -11,7 +11,11 @@ from avfewshot.cli.outputs import Target, check_file, check_overwrite, plan_targ
 from avfewshot.errors import UsageError
 from avfewshot.faults import flatten, raise_faults
 from avfewshot.labels import LabelSet, parse_labels
+from avfewshot.results import RunInfo
 from avfewshot.settings import TABLES, Resolved, resolve
+
+_LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool")
+"""Settings that are as a model was trained, unless somebody sets them."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,28 @@ class ZeroshotRequest:
     targets: list[Target]
     report: Path | None
 
-    def shown_settings(self) -> list[tuple[str, str, str]]:
-        """Name, value and source of every setting, as text."""
+    def chosen(self, name: str) -> Any:
+        """The value of a setting; None where nobody set it and the adapter's own counts."""
+        return None if self._left_to_adapter(name) else self.settings[name]
+
+    def shown_settings(self, run: RunInfo) -> list[tuple[str, str, str]]:
+        """Name, value and source of every setting, as text.
+
+        Args:
+            run: Tells what the adapter decided.
+        """
         rows = []
         for name, setting in TABLES["zeroshot"].items():
-            value = self.settings[name]
+            value, source = self.settings[name], self.settings.source(name)
             shown = setting.unset if value is None else setting.kind.show(value)
-            rows.append((name, shown, self.settings.source(name)))
+            if self._left_to_adapter(name):
+                shown, source = getattr(run, name, "the adapter's"), "the adapter"
+            rows.append((name, shown, source))
         return rows
+
+    def _left_to_adapter(self, name: str) -> bool:
+        given = self.settings["adapter"] is not None
+        return given and name in _LEFT_TO_ADAPTER and self.settings.source(name) == "default"
 
 
 def build_request(
@@ -107,12 +125,12 @@ def _model_faults(settings: Resolved) -> list[UsageError]:
     _collect(faults, lambda: load_preset(settings["backbone"]))
     if settings["templates"] is not None:
         _collect(faults, lambda: load_templates(settings["templates"]))
-    for name in ("clip_weights", "clap_weights", "roberta"):
+    for name in ("adapter", "clip_weights", "clap_weights", "roberta"):
         path = settings[name]
         if path is None:
             continue
         option = TABLES["zeroshot"][name].flag
-        if settings["weights"] == "random" and name != "roberta":
+        if settings["weights"] == "random" and name.endswith("_weights"):
             hint = "Leave one of them out."
             faults.append(UsageError(f"{option} and --weights random exclude each other.", hint=hint))
         elif not path.exists():

@@ -33,7 +33,8 @@ def execute(request: ZeroshotRequest, command: str) -> int:
         AvfsError: The model cannot be loaded, or does not fit; results so far are kept.
     """
     notices = Notices()
-    bar = progress_bar(len(request.files), "clip", f"loading {request.settings['backbone']}")
+    loaded = request.chosen("backbone") or request.settings["adapter"]
+    bar = progress_bar(len(request.files), "clip", f"loading {loaded}")
     with library_messages(notices, debug=debugging()), Interrupts() as interrupts, bar:
         try:
             classifier = _load(request)
@@ -52,11 +53,11 @@ def execute(request: ZeroshotRequest, command: str) -> int:
 
 
 def _load(request: ZeroshotRequest) -> Any:
-    from avfewshot.classifier import load
+    from avfewshot.loading import load
 
     settings = request.settings
     return load(
-        settings["backbone"],
+        request.chosen("backbone"),
         device=settings["device"],
         weights=settings["weights"],
         seed=settings["seed"],
@@ -64,20 +65,21 @@ def _load(request: ZeroshotRequest) -> Any:
         clip_weights=settings["clip_weights"],
         clap_weights=settings["clap_weights"],
         roberta=settings["roberta"],
-        templates=settings["templates"],
+        templates=request.chosen("templates"),
+        adapter=settings["adapter"],
     )
 
 
 def _start(classifier: Any, request: ZeroshotRequest) -> tuple[RunInfo, Iterator[ClipResult | Failure]]:
     settings = request.settings
-    run = classifier.info(request.labels, fusion=settings["fusion"], pool=settings["pool"])
+    run = classifier.info(request.labels, fusion=request.chosen("fusion"), pool=request.chosen("pool"))
     run = dataclasses.replace(run, warnings=[*_own_warnings(request), *run.warnings])
     results = classifier.iter_classify(
         request.files,
         request.labels,
         modality=settings["modality"],
-        fusion=settings["fusion"],
-        pool=settings["pool"],
+        fusion=run.fusion,
+        pool=run.pool,
         batch_size=settings["batch_size"],
         frame_backend=settings["frame_backend"],
         segments=settings["segments"] or request.report is not None,  # the page draws them in any case
@@ -102,7 +104,7 @@ def _open_writers(request: ZeroshotRequest, run: RunInfo, command: str) -> list[
     if request.report is not None:
         from avfewshot.reports.html import Provenance
 
-        provenance = Provenance(command, request.shown_settings())
+        provenance = Provenance(command, request.shown_settings(run))
         writers.append(
             open_page(
                 request.report,

@@ -171,7 +171,8 @@ def footer(run: RunInfo, summary: Summary, *, plain: bool = False) -> Text:
         line.append(f", {summary.failed} failed", style="red")
     if summary.clips:
         line.append(f"{dot} {rate(summary.rate)} clips/s", style="dim")
-    line.append(f"{dot} {run.backbone} on {run.device}, {run.precision}", style="dim")
+    adapted = f" with {printable(run.adapter)}" if run.adapter else ""
+    line.append(f"{dot} {run.backbone}{adapted} on {run.device}, {run.precision}", style="dim")
     return line
 
 
