@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avfewshot.cli.datacheck import check
+from avfewshot.cli.dataprepare import prepare as prepare_command
 
 app = typer.Typer(no_args_is_help=True, help="Make and look after data sets.")
 
@@ -18,6 +19,7 @@ def data() -> None:
 
 
 app.command()(check)
+app.command("prepare")(prepare_command)
 
 
 @app.command()

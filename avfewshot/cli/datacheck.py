@@ -62,7 +62,7 @@ def check(
         raise UsageError(f"There is no format {format_!r}.", hint=f"Formats: {', '.join(FORMATS)}.")
     from avfewshot.datasets.check import check_dataset, find_other_datasets
 
-    dataset = _load(task, root, media or [], list_file)
+    dataset = load_any(task, root, media or [], list_file)
     folders = [dataset.root, dataset.root.parent, *([root, root.parent] if root else [])]
     for folder in against or []:
         if not folder.is_dir():
@@ -112,7 +112,19 @@ def data_root(name: str, root: Path | None) -> Path:
     )
 
 
-def _load(task: str, root: Path | None, media: list[Path], list_file: Path | None) -> Any:
+def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | None) -> Any:
+    """A data set by task or name, or a folder of clips where `task` is ``folder``.
+
+    Args:
+        task: The task.
+        root: ``--root``.
+        media: ``--media``.
+        list_file: ``--list``.
+
+    Raises:
+        UsageError: Nothing says where it is, or options do not go together.
+        DataError: Its annotation files cannot be read.
+    """
     from avfewshot.datasets.folder import load_folder
     from avfewshot.datasets.load import load_dataset
 

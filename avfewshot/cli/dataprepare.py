@@ -1,0 +1,169 @@
+"""``avfs data prepare``: decode a data set once, into shards that a training streams."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avfewshot.cli.options import setting_option
+from avfewshot.errors import UsageError
+
+if TYPE_CHECKING:
+    from avfewshot.datasets.shards.prepare import Preparation, Summary
+
+_PART = re.compile(r"(\d{1,6})/(\d{1,6})")
+
+
+def prepare(
+    task: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Task or data set (ave, llp_cls, vggsound40k, ...), or `folder`.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; made if needed.", show_default=False)],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder with the annotation files and clips.", show_default=False)
+    ] = None,
+    media: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder with the clips, if elsewhere; may be repeated.", show_default=False),
+    ] = None,
+    list_file: Annotated[
+        Path | None, typer.Option("--list", help="For VGG-Sound: the list to read.", show_default=False)
+    ] = None,
+    backbone: Annotated[str | None, setting_option("backbone")] = None,
+    splits: Annotated[str | None, typer.Option(help="Some of train,val,test; by default all.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one for each processor.", show_default=False)
+    ] = None,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Part I of N, for N machines that share the folder.")
+    ] = "1/1",
+    seconds: Annotated[int, typer.Option(min=1, help="Longest stretch of a clip to store.")] = 10,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG pictures.")] = 95,
+    shard_clips: Annotated[
+        int | None, typer.Option(min=1, help="Clips in a shard; by default what makes about 256 MB.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try clips again that were rejected before.")] = False,
+) -> None:
+    """Decode every clip once into WebDataset shards: a picture a second as JPEG, sound as FLAC, labels as JSON.
+
+    It can be interrupted and run again: finished shards are verified by checksum and kept. Clips that cannot be read
+    are listed in rejected.csv. Exit status 1 if there are any.
+
+    Examples: avfs data prepare ave --root DATA --out shards/ave
+              avfs data prepare vggsound40k --root DATA --out /shared/vgg --workers 16 --part 2/8
+              avfs data prepare folder --root my_clips --out shards/mine --backbone tiny
+    """
+    numbers = _parse_part(part)
+    wanted = None if splits is None else [name.strip().lower() for name in splits.split(",") if name.strip()]
+
+    from avfewshot.cli.datacheck import load_any
+    from avfewshot.settings import resolve
+
+    side = frame_side(resolve("zeroshot", {"backbone": backbone}).check()["backbone"])
+    dataset = load_any(task, root, media or [], list_file)
+
+    from avfewshot.datasets.shards.plan import plan_shards
+    from avfewshot.datasets.shards.prepare import prepare as look
+
+    plan = plan_shards(
+        dataset, frame_side=side, seconds=seconds, quality=quality, splits=wanted, shard_clips=shard_clips
+    )
+    sizes = {split: sum(s.clips for s in plan.index.shards if s.split == split) for split in dataset.split_sizes}
+    held = ", ".join(f"{split} {size:,}" for split, size in sizes.items() if size)
+    typer.echo(
+        f"{plan.index.title}: {_count(plan.clips, 'clip')} ({held}) in {_count(len(plan.shards), 'shard')}, "
+        f"pictures of {side} x {side}, up to {_count(seconds, 'second')} each."
+    )
+    if plan.missing:
+        typer.echo(f"{_count(len(plan.missing), 'clip')} without media left out; `avfs data check` lists them.")
+    todo = look(plan, out, part=numbers, workers=workers or os.cpu_count() or 1, retry=retry)
+    _announce(todo, numbers)
+    from avfewshot.cli.console import progress_bar
+
+    try:
+        with progress_bar(todo.pending_clips, "clip", "Preparing") as bar:
+            summary = todo.run(bar.update)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; the same command goes on from here.", err=True)
+        raise
+    _conclude(todo, summary)
+    if summary.rejected:
+        raise typer.Exit(1)
+
+
+def frame_side(backbone: str | Path) -> int:
+    """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell.
+
+    Args:
+        backbone: Name of a preset, or path of a YAML file.
+
+    Raises:
+        UsageError: There is no such backbone, or its pictures are not square.
+    """
+    from avfewshot.encoders.presets import load_preset
+
+    model: Any = load_preset(backbone).clip.model
+    if isinstance(model, str):
+        import open_clip
+
+        config = open_clip.get_model_config(model)
+        if config is None:
+            raise UsageError(f"open_clip knows no model {model!r}.", hint="`avfs weights list` shows the presets.")
+    else:
+        config = model
+    size = config["vision_cfg"].get("image_size", 224)
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UsageError(f"The backbone {backbone} looks at pictures of {size}; only square ones can be prepared.")
+    return sides.pop()
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    match = _PART.fullmatch(text.strip())
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--part {text} is not a part.", hint="Write 1/8, 2/8 and so on up to 8/8.")
+    return int(match[1]), int(match[2])
+
+
+def _announce(todo: Preparation, part: tuple[int, int]) -> None:
+    if part[1] > 1:
+        typer.echo(f"Part {part[0]} of {part[1]}: {_count(len(todo.shards), 'shard')}.")
+    if todo.finished:
+        typer.echo(f"Finished before, verified and kept: {_count(len(todo.finished), 'shard')}.")
+    if todo.damaged:
+        typer.echo(f"Not as written before, written anew: {', '.join(todo.damaged)}.")
+    if todo.pending:
+        typer.echo(
+            f"To write: {_count(todo.pending_clips, 'clip')} in {_count(len(todo.pending), 'shard')} with "
+            f"{_count(todo.jobs, 'process', 'processes')}; about {_size(todo.needed)} of {_size(todo.free)} free."
+        )
+
+
+def _conclude(todo: Preparation, summary: Summary) -> None:
+    size = _size(summary.bytes)
+    if todo.pending:
+        rate = summary.written / max(summary.seconds, 1e-3)
+        typer.echo(f"Wrote {_count(summary.written, 'clip')} in {summary.seconds:,.0f} s ({rate:.1f} clips/s).")
+    if summary.elsewhere:
+        typer.echo(f"Still to come from other parts: {_count(summary.elsewhere, 'shard')}.")
+    else:
+        everything = "Everything is there" + ("" if todo.pending else " already")
+        typer.echo(f"{everything}: {_count(summary.clips, 'clip')} in {_count(len(todo.shards), 'shard')}, {size}.")
+    if summary.rejected:
+        from avfewshot.datasets.shards.prepare import REJECTED_NAME
+
+        typer.echo(f"Rejected: {_count(len(summary.rejected), 'clip')}, listed in {todo.folder / REJECTED_NAME}.")
+        for clip in summary.rejected[:3]:
+            typer.echo(f"  {clip.file}: {clip.reason}")
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tarfile
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import webdataset
+from shards_support import CLASSES, make_dataset, make_plan, names, prepared
+
+from avfewshot.datasets.shards import prepare as module
+from avfewshot.datasets.shards.index import ShardEntry, ShardIndex
+from avfewshot.datasets.shards.plan import default_shard_clips
+from avfewshot.datasets.shards.prepare import prepare
+from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.errors import DataError, UsageError
+
+ALL = [f"small-set-train-00000{number}" for number in range(4)] + ["small-set-val-000000"]
+
+
+def shards_in(folder):
+    return sorted(path.stem for path in folder.glob("*.tar"))
+
+
+def test_every_clip_is_planned_once_and_shards_mix_the_order_of_the_list():
+    plan = make_plan()
+    planned = [clip.sample for shard in plan.shards for clip in shard.clips]
+    assert sorted((s.id, s.row) for s in planned) == sorted((s.id, s.row) for s in make_dataset().samples)
+    rows = [clip.sample.row for shard in plan.shards if shard.split == "train" for clip in shard.clips]
+    assert rows != sorted(rows)
+    assert [shard.name.removesuffix(".tar") for shard in plan.shards] == ALL
+
+
+def test_the_plan_does_not_depend_on_the_order_of_rows_or_where_media_lie(tmp_path):
+    dataset = make_dataset()
+    other = make_dataset(root=tmp_path).with_samples(reversed(dataset.samples))
+    assert make_plan(other).index == make_plan(dataset).index
+    assert make_plan(seed=1).index.plan != make_plan().index.plan
+
+
+def test_keys_are_safe_and_unique_whatever_the_ids_are():
+    keys = [clip.key for shard in make_plan(splits=["train"]).shards for clip in shard.clips]
+    assert len(set(keys)) == len(keys)
+    assert all(not set(key) & set("./\\ ") and key[0].isdigit() for key in keys)
+
+
+def test_some_splits_and_clips_without_media():
+    dataset = make_dataset()
+    samples = [sample if sample.row else replace(sample, path=None) for sample in dataset.samples]
+    plan = make_plan(dataset.with_samples(samples), splits=["val"])
+    assert (plan.clips, len(plan.missing)) == (2, 1)
+    with pytest.raises(UsageError, match="no split 'test'"):
+        make_plan(splits=["test"])
+
+
+def test_default_size_of_shards():
+    assert default_shard_clips(16, 1) == 1000
+    assert 200 < default_shard_clips(224, 10) < 1000
+
+
+def test_prepared_shards_are_plain_webdataset_with_no_way_out_of_a_folder(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    assert shards_in(folder) == ALL
+    members = []
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members += tar.getmembers()
+    assert all("/" not in m.name and m.isreg() for m in members)
+    assert sum(m.name.endswith(".json") for m in members) == 16
+
+
+def test_same_clips_give_the_same_bytes(tmp_path):
+    first, second = prepared(tmp_path / "a"), tmp_path / "b"
+    prepare(make_plan(), second, workers=1).run()
+    for name in ALL:
+        assert (second / f"{name}.tar").read_bytes() == (first / f"{name}.tar").read_bytes()
+
+
+def test_a_second_run_keeps_everything(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("small*")}
+    todo = prepare(make_plan(), folder)
+    assert (len(todo.finished), todo.pending, todo.damaged) == (5, (), ())
+    summary = todo.run()
+    assert (summary.clips, summary.written, summary.elsewhere) == (16, 0, 0)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("small*")} == before
+
+
+def test_one_flipped_bit_is_found_and_mended(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    path = folder / f"{ALL[1]}.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    todo = prepare(make_plan(), folder)
+    assert todo.damaged == (f"{ALL[1]}.tar",)
+    assert [shard.name for shard in todo.pending] == [f"{ALL[1]}.tar"]
+    todo.run()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("spoil", ["tar", "json", "half-json"])
+def test_a_shard_without_its_other_half_is_written_anew(tmp_path, spoil):
+    folder = prepared(tmp_path / "shards")
+    path = folder / f"{ALL[0]}.{spoil.removeprefix('half-')}"
+    path.write_text('{"version": 1') if spoil == "half-json" else path.unlink()
+    todo = prepare(make_plan(), folder)
+    assert [shard.name for shard in todo.pending] == [f"{ALL[0]}.tar"]
+    todo.run()
+    assert len(ShardSet.open(folder, verify=True).split("train")) == 13
+
+
+def test_parts_share_a_folder_and_make_the_whole(tmp_path):
+    folder = tmp_path / "shards"
+    first = prepare(make_plan(), folder, part=(1, 2)).run()
+    assert shards_in(folder) == ALL[::2]
+    assert (first.clips, first.elsewhere) == (4 + 4 + 3, 2)
+    with pytest.raises(DataError, match=r"2 of 5 shards are missing: small-set-train-000001.tar"):
+        ShardSet.open(folder)
+    second = prepare(make_plan(), folder, part=(2, 2)).run()
+    assert second.elsewhere == 0
+    assert ShardSet.open(folder).splits == {"train": 13, "val": 3}
+    with pytest.raises(UsageError, match="no part 3 of 2"):
+        prepare(make_plan(), folder, part=(3, 2))
+
+
+def test_a_split_that_is_complete_can_be_used_before_the_others(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    (folder / f"{ALL[0]}.json").unlink()
+    assert ShardSet.open(folder, splits=["val"]).splits == {"val": 3}
+
+
+def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path):
+    broken = ("train/a.b/5.mp4", "val/a.b/0.mp4")
+    plan = make_plan(make_dataset(broken=broken))
+    folder = tmp_path / "shards"
+    summary = prepare(plan, folder).run()
+    assert (summary.clips, {clip.id for clip in summary.rejected}) == (14, set(broken))
+    with open(folder / "rejected.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(row["id"], row["split"]) for row in rows} == {(broken[0], "train"), (broken[1], "val")}
+    assert all(row["reason"] and row["file"].endswith("none.mp4") for row in rows)
+    opened = ShardSet.open(folder)
+    assert opened.splits == {"train": 12, "val": 2}
+    streamed = opened.split("train", threads=0).stream(seed=0)
+    assert sorted(names(streamed)) == sorted((s.id, s.labels[0]) for s in make_dataset().split("train") if s.row != 5)
+
+
+def test_rejected_clips_are_kept_out_until_they_are_tried_again(tmp_path):
+    plan = make_plan(make_dataset(broken=("val/a.b/0.mp4",)))
+    folder = tmp_path / "shards"
+    prepare(plan, folder).run()
+    assert not prepare(plan, folder).pending
+    mended = prepare(make_plan(), folder, retry=True)
+    assert [shard.split for shard in mended.pending] == ["val"]
+    assert mended.run().rejected == ()
+    assert (folder / "rejected.csv").read_text().splitlines() == ["id,split,file,reason"]
+
+
+def test_an_interrupt_leaves_whole_shards_only(tmp_path):
+    folder = tmp_path / "shards"
+    seen = []
+
+    def interrupt(count):
+        seen.append(count)
+        if len(seen) == 6:  # the second clip of the second shard
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(make_plan(), folder, workers=1).run(interrupt)
+    assert shards_in(folder) == ALL[:1]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index.json",
+        "rejected.csv",
+        f"{ALL[0]}.json",
+        f"{ALL[0]}.tar",
+    ]
+    todo = prepare(make_plan(), folder)
+    assert len(todo.finished) == 1
+    todo.run()
+    assert ShardSet.open(folder, verify=True).splits == {"train": 13, "val": 3}
+
+
+def test_several_processes_give_the_same_shards(tmp_path):
+    first, second = prepared(tmp_path / "a"), tmp_path / "b"
+    ticks = []
+    assert prepare(make_plan(), second, workers=2).run(ticks.append).clips == 16
+    assert sum(ticks) == 16
+    for name in ALL:
+        assert (second / f"{name}.tar").read_bytes() == (first / f"{name}.tar").read_bytes()
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"need about .* MB, and 0.0 MB are free"):
+        prepare(make_plan(), tmp_path / "shards")
+    assert not shards_in(tmp_path / "shards")
+
+
+def test_the_need_is_estimated_within_reason(tmp_path):
+    todo = prepare(make_plan(), tmp_path / "shards")
+    assert todo.needed == pytest.approx(todo.run().bytes, rel=0.7)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"frame_side": 64}, "frames of 32 pixels instead of 64"),
+        ({"seconds": 5}, "10 seconds a clip instead of 5"),
+        ({"shard_clips": 5}, "another --shard-clips"),
+        ({"splits": ["val"]}, "16 clips, where now 3 are found"),
+    ],
+)
+def test_a_folder_of_another_plan_is_left_alone(tmp_path, options, text):
+    folder = prepared(tmp_path / "shards")
+    with pytest.raises(DataError, match=text):
+        prepare(make_plan(**options), folder)
+    assert shards_in(folder) == ALL
+
+
+def test_index_carries_the_data_set(tmp_path):
+    index = ShardIndex.read(prepared(tmp_path / "shards"))
+    assert (index.dataset, index.classes, index.wordings[0]) == ("small set", CLASSES, "the sound of dog, barking")
+    assert (index.frame_side, index.seconds, index.quality, index.multi_label) == (32, 10, 95, True)
+
+
+def test_entries_say_where_each_clip_begins(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    entry = ShardEntry.read(folder, f"{ALL[0]}.tar")
+    data = (folder / entry.name).read_bytes()
+    assert len(entry.clips) == 4
+    assert all(data[clip.offset :].startswith(clip.key.encode()) for clip in entry.clips)
+
+
+def test_unfinished_files_of_killed_processes_go_after_a_while(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    old, fresh = (folder / f".{ALL[0]}-{mark}.part.tar" for mark in ("old", "fresh"))
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    (folder / f"{ALL[0]}.tar").unlink()
+    prepare(make_plan(), folder).run()
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    blocked = tmp_path / "file"
+    shutil.copyfile(__file__, blocked)
+    with pytest.raises(DataError, match="cannot be written to"):
+        prepare(make_plan(), blocked / "shards")
+
+
+def test_a_disk_that_fills_up_is_told_and_leaves_whole_shards(tmp_path, monkeypatch):
+    written = []
+    real = webdataset.TarWriter.write
+
+    def write(self, sample):
+        written.append(sample)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+        return real(self, sample)
+
+    monkeypatch.setattr(webdataset.TarWriter, "write", write)
+    folder = tmp_path / "shards"
+    with pytest.raises(DataError, match=r"train-000001\.tar: cannot be written: No space left"):
+        prepare(make_plan(), folder).run()
+    assert [path.name for path in folder.glob("*.tar")] == [f"{ALL[0]}.tar"]
+    assert not list(folder.glob(".*"))
