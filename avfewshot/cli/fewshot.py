@@ -124,6 +124,7 @@ def fewshot(
     templates: Annotated[str | None, setting_option("templates", _METHOD, table="fewshot")] = None,
     epochs: Annotated[str | None, training_option("epochs", _TRAINING)] = None,
     patience: Annotated[str | None, training_option("patience", _TRAINING)] = None,
+    validate_every: Annotated[str | None, training_option("validate_every", _TRAINING)] = None,
     batch_size: Annotated[str | None, training_option("batch_size", _TRAINING)] = None,
     accumulation: Annotated[str | None, training_option("accumulation", _TRAINING)] = None,
     optimizer: Annotated[str | None, training_option("optimizer", _TRAINING)] = None,

@@ -111,6 +111,8 @@ class TrainingConfig:
     epochs: int = _option(20, Whole(1), "Passes over the support, at most. Not given by the paper.")
     patience: int = _option(5, Whole(0), "Stop after so many epochs without a better validation figure; 0: never.")
 
+    validate_every: int = _option(1, Whole(1), "Epochs between validations; the last epoch is validated in any case.")
+
     precision: str = _option("auto", Choice("auto", "fp32", "bf16", "fp16"), "Number format of the towers.")
     checkpointing: bool = _option(True, Flag(), "Compute activations twice: a third more time, far less memory.")
     micro_batch: int | str = _option(

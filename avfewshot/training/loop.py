@@ -243,9 +243,12 @@ class Training:
         )  # fmt: skip
 
     def _conclude(self) -> None:
-        """Judge the model after an epoch."""
-        self._model.eval()
+        """Judge the model after an epoch, if it is time."""
         epoch = self.progress.epoch + 1
+        if epoch % self._config.validate_every and epoch < self._config.epochs:
+            self.progress = replace(self.progress, epoch=epoch, batch=0)
+            return
+        self._model.eval()
         verdict = self._judge(self._model, epoch)
         best = verdict.better_than(self.progress.best)
         finished = ""
