@@ -73,7 +73,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for _ in range(arguments.repeats):
         for variant in VARIANTS:
             runs[variant].append(start_worker(variant, folder, arguments))
-            print(f"{variant}: {runs[variant][-1]['clips_per_second']:.2f} clips/s", file=sys.stderr)
+            rates = runs[variant][-1].values()
+            print(f"{variant}: {' '.join(f'{rate:.2f}' for rate in rates)}", file=sys.stderr)
     report: dict[str, Any] = {
         "benchmark": "data",
         "command": "python benchmarks/data.py " + " ".join(sys.argv[1:]),

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from shards_support import prepared, rewrite_index
+
+from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.errors import DataError, UsageError
+
+FIRST = "small-set-train-000000"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../other.tar", "/etc/passwd", "sub/a.tar", "..", "pipe:touch owned.tar", ".hidden.tar", "a.tgz", "a\n.tar", ""],
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    folder = prepared(tmp_path / "shards")
+    rewrite_index(folder, shards=[{"name": name, "split": "train", "clips": 4}])
+    with pytest.raises(DataError, match="is not the name of a shard"):
+        ShardSet.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"version": 99}, "version 1"),
+        ({"format": "other"}, "avfewshot-shards"),
+        ({"classes": "dog"}, "not a list"),
+        ({"wordings": []}, "different lengths"),
+        ({"frame_side": "224"}, "whole number"),
+        ({"seconds": 0}, "whole number"),
+        ({"shards": [{"name": f"{FIRST}.tar", "split": "train"}]}, "'clips' is missing"),
+        ({"shards": [{"name": f"{FIRST}.tar", "split": "hidden", "clips": 4}]}, "not a split"),
+        ({"shards": [{"name": f"{FIRST}.tar", "split": "train", "clips": 4}] * 2}, "repeated"),
+    ],
+)
+def test_an_index_that_is_not_valid_is_told(tmp_path, changes, text):
+    folder = prepared(tmp_path / "shards")
+    rewrite_index(folder, **changes)
+    with pytest.raises(DataError, match=text):
+        ShardSet.open(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "[" * 100_000, '{"format": "avfewshot-shards"}'])
+def test_an_index_that_is_no_index_is_told(tmp_path, content):
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(DataError, match=r"index\.json"):
+        ShardSet.open(tmp_path)
+
+
+def change_entry(folder, **changes):
+    path = folder / f"{FIRST}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"plan": "0" * 64}, "another a small set than the index"),
+        ({"split": "val"}, "than the index"),
+        ({"name": "other.tar"}, "not the entry of"),
+        ({"sha256": "x"}, "SHA-256"),
+        ({"clips": [{"id": "a", "key": "../a", "offset": 0}]}, "not a key"),
+        ({"clips": [{"id": "a", "key": "0_a", "offset": -1}]}, "whole number"),
+        ({"clips": [{"id": "a", "key": "0_a", "offset": 0}] * 2}, "not in order"),
+    ],
+)
+def test_an_entry_that_is_not_valid_is_told(tmp_path, changes, text):
+    folder = prepared(tmp_path / "shards")
+    change_entry(folder, **changes)
+    with pytest.raises(DataError, match=text):
+        ShardSet.open(folder)
+
+
+def test_missing_shards_are_named(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    (folder / f"{FIRST}.tar").unlink()
+    with pytest.raises(DataError, match=rf"1 of 5 shards are missing: {FIRST}\.tar\. The same"):
+        ShardSet.open(folder)
+
+
+def test_a_shard_of_another_size_is_damaged(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    with open(folder / f"{FIRST}.tar", "ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(DataError, match=rf"damaged: {FIRST}\.tar"):
+        ShardSet.open(folder)
+
+
+def test_checksums_are_compared_when_asked(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    path = folder / f"{FIRST}.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    assert ShardSet.open(folder).splits["train"] == 13
+    with pytest.raises(DataError, match=rf"damaged: {FIRST}\.tar"):
+        ShardSet.open(folder, verify=True)
+
+
+def test_no_folder_and_no_index(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        ShardSet.open(tmp_path / "none")
+    with pytest.raises(DataError, match="no such file"):
+        ShardSet.open(tmp_path)
+
+
+def test_what_does_not_exist_or_fit(tmp_path):
+    shards = ShardSet.open(prepared(tmp_path / "shards"))
+    with pytest.raises(UsageError, match="It holds: train, val"):
+        shards.split("test")
+    shards.check_frame_side(32)
+    with pytest.raises(DataError, match="32 pixels wide; this backbone needs 224"):
+        shards.check_frame_side(224)
