@@ -59,13 +59,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(work(arguments.worker, arguments)))
         return
-    report = compare(arguments)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    if arguments.table:
-        arguments.table.write_text(table(report), encoding="utf-8")
+    print(json.dumps(compare(arguments), indent=2))
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -75,25 +69,35 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         os.sched_setaffinity(0, cores)
     load = [round(value, 2) for value in os.getloadavg()]
     variants = [name for name in VARIANTS if name == "plain" or name in arguments.variants]
-    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    report: dict[str, Any] = {}
     for _ in range(arguments.repeats):
         for variant in variants:
             run = start_worker(variant, arguments)
-            runs[variant].append(run)
+            runs.setdefault(variant, []).append(run)
             print(f"{variant}: {run['seconds']:.2f} s a step, {run['peak_rss_mib']:.0f} MiB", file=sys.stderr)
-    plain = runs["plain"]
-    results = {variant: summary(runs[variant], plain) for variant in variants}
-    return {
-        "benchmark": "train_step",
-        "command": "python benchmarks/train_step.py " + " ".join(sys.argv[1:]),
-        "repeats": arguments.repeats,
-        "timed_steps_of_each": arguments.steps,
-        "settings": plain[0]["settings"],
-        "machine": {**machine(), "cores_used": len(cores) or None, "load_before": load},
-        "bf16_units": precision_reason(),
-        "variants": results,
-        "demands": demands(results),
-    }
+            results = {name: summary(done, runs["plain"]) for name, done in runs.items()}
+            report = {
+                "benchmark": "train_step",
+                "command": "python benchmarks/train_step.py " + " ".join(sys.argv[1:]),
+                "repeats": arguments.repeats,
+                "timed_steps_of_each": arguments.steps,
+                "settings": runs["plain"][0]["settings"],
+                "machine": {**machine(), "cores_used": len(cores) or None, "load_before": load},
+                "bf16_units": precision_reason(),
+                "variants": results,
+                "demands": demands(results),
+            }
+            write(report, arguments)  # minutes went into every run: an interruption loses one of them
+    return report
+
+
+def write(report: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write the files that were asked for."""
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if arguments.table:
+        arguments.table.write_text(table(report), encoding="utf-8")
 
 
 def start_worker(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -118,6 +122,7 @@ def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str
         "seconds": round(statistics.median(times), 3),
         "fastest_and_slowest": [round(min(times), 3), round(max(times), 3)],
         "processor_seconds": round(statistics.median(run["processor_seconds"] for run in runs), 3),
+        "seconds_without_a_core": [round(run["seconds_without_a_core"], 3) for run in runs],
         "parts": {part: round(statistics.median(run["parts"][part] for run in runs), 3) for part in runs[0]["parts"]},
         "texts_once_seconds": round(statistics.median(run["texts_once_seconds"] for run in runs), 3),
         "peak_rss_mib": round(max(run["peak_rss_mib"] for run in runs)),
@@ -128,8 +133,10 @@ def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str
     if runs is plain:
         return result
     # Runs of one turn share the state of the machine, so their ratio is steadier than that of the medians.
-    ratios = [other["seconds"] / run["seconds"] for other, run in zip(plain, runs, strict=True)]
+    ratios = [other["seconds"] / run["seconds"] for other, run in zip(plain, runs, strict=False)]
     result["times_faster_than_plain"] = round(statistics.median(ratios), 2)
+    fastest = min(run["seconds"] for run in plain) / min(times)
+    result["times_faster_by_the_fastest_runs"] = round(fastest, 2)
     processor = statistics.median(run["processor_seconds"] for run in plain)
     result["times_less_processor_time_than_plain"] = round(processor / result["processor_seconds"], 2)
     result["ratio_of_each_turn"] = [round(ratio, 2) for ratio in ratios]
@@ -181,7 +188,9 @@ def table(report: dict[str, Any]) -> str:
         "seconds a step": lambda r: f"{r['seconds']:.2f}",
         "fastest and slowest": lambda r: " to ".join(f"{value:.2f}" for value in r["fastest_and_slowest"]),
         "of these: texts, forward, backward, update": lambda r: ", ".join(f"{s:.2f}" for s in r["parts"].values()),
-        "times as fast as plain": lambda r: f"{r.get('times_faster_than_plain', 1):g}",
+        "of these, all threads, without a core": lambda r: "/".join(f"{s:.1f}" for s in r["seconds_without_a_core"]),
+        "times as fast as plain, median of turns": lambda r: f"{r.get('times_faster_than_plain', 1):g}",
+        "times as fast as plain, fastest runs": lambda r: f"{r.get('times_faster_by_the_fastest_runs', 1):g}",
         "processor time, times less than plain": lambda r: f"{r.get('times_less_processor_time_than_plain', 1):g}",
         "peak memory, MiB": lambda r: str(r["peak_rss_mib"]),
         "loss, relative difference to plain": lambda r: f"{r.get('first_loss_relative_difference', 0):g}",
@@ -230,12 +239,14 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     batch = make_batch(arguments, model.visual_tower.image_size, len(visual_texts))
     before = memory()
     first = step(model, forward, optimizer, trainable, config, batch)
-    processor = time.process_time()
+    processor, waited = time.process_time(), waiting()
     timed = [step(model, forward, optimizer, trainable, config, batch) for _ in range(arguments.steps)]
     processor = (time.process_time() - processor) / arguments.steps
+    waited = (waiting() - waited) / arguments.steps
     return {
         "seconds": statistics.median(sum(taken["parts"].values()) for taken in timed),
         "processor_seconds": processor,
+        "seconds_without_a_core": waited,
         "parts": {part: statistics.median(taken["parts"][part] for taken in timed) for part in first["parts"]},
         "texts_once_seconds": texts_once_seconds,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -263,6 +274,15 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "clip_norm": config.clip_norm,
         },
     }
+
+
+def waiting() -> float:
+    """Seconds in which the threads of this process could have run, but others had the cores; NaN where unknown."""
+    try:
+        threads = [entry.read_text().split() for entry in Path("/proc/self/task").glob("*/schedstat")]
+    except OSError:
+        return float("nan")
+    return sum(int(delay) for _, delay, _ in threads) / 1e9 if threads else float("nan")
 
 
 def wake(model: Any) -> None:
