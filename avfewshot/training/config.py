@@ -29,6 +29,14 @@ from avfewshot.training.config_kinds import Number, Seeds, Size
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"ave": MappingProxyType({"gamma": 0.01})})
 """What the paper sets otherwise for a task than the defaults of :class:`TrainingConfig`."""
 
+PRETRAIN_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "task": "vggsound_cls", "objective": "contrastive", "batch_size": 32, "epochs": 10, "patience": 0,
+        "warmup": 0.05, "workers": 4,
+    }
+)  # fmt: skip
+"""Where a pretraining differs from a few-shot training: batches large enough to tell a clip from many others."""
+
 ADAPTER_SETTINGS = ("alpha", "beta", "gamma", "channel", "spatial", "temporal", "a2v", "v2a", "hidden", "output")
 ADAPTER_SETTINGS += ("bottleneck",)
 """Fields that are the adapter's own, named as in :class:`~avfewshot.adapters.settings.GuidanceSettings`."""
@@ -218,12 +226,18 @@ def training_settings(task: str | None = None) -> tuple[Setting, ...]:
     )
 
 
-def build_config(flags: Mapping[str, Any] | None = None, file: str | os.PathLike[str] | None = None) -> Configured:
+def build_config(
+    flags: Mapping[str, Any] | None = None,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Configured:
     """Put a configuration together: defaults of the task < YAML file < flags.
 
     Args:
         flags: Values from the command line by field name, as text or already typed; None means not given.
         file: A YAML file with fields and values; hyphens in names count as underscores.
+        defaults: Other defaults than those of the task, such as :data:`PRETRAIN_DEFAULTS`.
 
     Returns:
         The configuration and the sources of its values.
@@ -241,7 +255,7 @@ def build_config(flags: Mapping[str, Any] | None = None, file: str | os.PathLike
             faults.extend(flatten(error))
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     layers.append(_checked(given, None, faults, from_text=True))
-    return _assemble(layers, faults)
+    return _assemble(layers, faults, defaults)
 
 
 _Found = dict[str, tuple[Any, str]]
@@ -250,13 +264,13 @@ _Found = dict[str, tuple[Any, str]]
 _WRONG = object()
 
 
-def _assemble(layers: list[_Found], faults: list[UsageError]) -> Configured:
+def _assemble(layers: list[_Found], faults: list[UsageError], others: Mapping[str, Any] | None = None) -> Configured:
     found: _Found = {}
     for layer in layers:
         found.update(layer)
     unsound = {name for name, (value, _) in found.items() if value is _WRONG}
     sound = {name: value for name, (value, _) in found.items() if name not in unsound}
-    defaults = TASK_DEFAULTS.get(sound.get("task", ""), {})
+    defaults = TASK_DEFAULTS.get(sound.get("task", ""), {}) if others is None else others
     values = {name: setting.default for name, setting in _SETTINGS.items()} | dict(defaults) | sound
     raise_faults(faults + _contradictions(values, unsound))
     sources = {}
