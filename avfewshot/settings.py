@@ -88,7 +88,6 @@ TRAINING = (
     *(setting for setting in MODEL if setting.name in (*_OF_TRAINING, "frame_backend", "templates")),
     Setting("config", PathText(), None, "YAML file with training settings, named as the options."),
     Setting("runs", PathText(), Path("runs"), "Folder that run folders are made in."),
-    Setting("adapter", PathText(), None, "Run or checkpoint to begin with, such as a pretrained one."),
 )
 DATA = (
     Setting("root", PathText(), None, "Folder that holds the data sets."),
@@ -100,6 +99,7 @@ DATA = (
 TABLES: dict[str, dict[str, Setting]] = {
     "zeroshot": {setting.name: setting for setting in ZEROSHOT},
     "fewshot": {setting.name: setting for setting in TRAINING},
+    "pretrain": {setting.name: setting for setting in TRAINING},
     "data": {setting.name: setting for setting in DATA},
 }
 """Settings of each command, which are also the tables of ``avfs.toml``."""

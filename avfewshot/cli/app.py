@@ -24,6 +24,7 @@ Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a li
   avfs zeroshot --labels labels.txt            classify what lies below this folder
   avfs zeroshot --labels labels.txt a.mp4 b/   these files and folders
   avfs fewshot --shots 16 --task llp_cls       train on 16 clips a class, evaluate on the test split
+  avfs pretrain vggsound40k                    pretrain adapters, then: avfs zeroshot --task ave --adapter RUN
   avfs weights list                            which backbones there are
   avfs config                                  what is set, and where
 
@@ -45,6 +46,7 @@ class _Lazy:
 COMMANDS = {
     "zeroshot": _Lazy("avfewshot.cli.zeroshot", "Classify clips, with nothing but a list of labels."),
     "fewshot": _Lazy("avfewshot.cli.fewshot", "Train adapters on a handful of clips, and evaluate them."),
+    "pretrain": _Lazy("avfewshot.cli.pretrain", "Pretrain adapters on VGG-Sound(40K)."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
     "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),
     "config": _Lazy("avfewshot.cli.config", "Show every setting, its value and where it came from."),

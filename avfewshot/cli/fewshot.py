@@ -91,7 +91,16 @@ def fewshot(
     ] = None,
     sampler: Annotated[str | None, training_option("sampler", _DATA)] = None,
     multi_label: Annotated[bool | None, training_option("multi_label", _DATA)] = None,
-    adapter: Annotated[str | None, setting_option("adapter", _ADAPTER, table="fewshot")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="RUN",
+            rich_help_panel=_ADAPTER,
+            show_default=False,
+            help="Run or checkpoint to begin with, such as a pretrained one.",
+        ),
+    ] = None,
     adapter_kind: Annotated[
         str | None,
         typer.Option(

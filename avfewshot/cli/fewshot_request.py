@@ -81,18 +81,19 @@ def build_request(params: Mapping[str, Any], command: str) -> FewShotRequest:
     task = configured.config.task if configured is not None else None
     data = _data(params, task, faults)
     faults += _model_faults(settings)
-    if settings["adapter"] is not None and not settings["adapter"].exists():
-        faults.append(UsageError(f"--adapter {settings['adapter']}: there is nothing at this path."))
+    adapter = None if params.get("adapter") is None else Path(params["adapter"]).expanduser().absolute()
+    if adapter is not None and not adapter.exists():
+        faults.append(UsageError(f"--adapter {adapter}: there is nothing at this path."))
     raise_faults(faults)
     assert configured is not None
     assert data is not None
     config = configured.config
     return FewShotRequest(
         config=config,
-        settings=(*_shown_training(configured), *_shown(settings)),
+        settings=(*_shown_training(configured), *_shown(settings), _shown_start(adapter)),
         model={name: _plain(settings[name]) for name in _MODEL},
         data=data,
-        adapter=_plain(settings["adapter"]),
+        adapter=None if adapter is None else str(adapter),
         folder=_new_folder(settings["runs"], config, params.get("name")),
         command=command,
     )
@@ -219,8 +220,12 @@ def _shown(settings: Resolved) -> list[tuple[str, str, str]]:
             continue
         value = settings[name]
         shown = setting.unset if value is None else setting.kind.show(value)
-        rows.append(("begin with" if name == "adapter" else name, shown, settings.source(name)))
+        rows.append((name, shown, settings.source(name)))
     return rows
+
+
+def _shown_start(adapter: Path | None) -> tuple[str, str, str]:
+    return ("begin with", "new adapters", "default") if adapter is None else ("begin with", str(adapter), "--adapter")
 
 
 def _new_folder(runs: Path, config: TrainingConfig, name: str | None) -> Path:

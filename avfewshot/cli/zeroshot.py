@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,8 @@ others go on.
   avfs zeroshot --labels labels.txt 'day-*/*.mp4' --format jsonl | jq .label
   avfs zeroshot --labels labels.txt --backbone large --device cuda:0
   avfs zeroshot --labels labels.txt --adapter runs/llp_cls/RUN
+  avfs zeroshot --task llp_cls --root DATA                 evaluate on a test split, without training
+  avfs zeroshot --task ave --adapter runs/pretrain/RUN     with what pretraining learnt beside it
 
 [bold]The label file[/bold] has one label a line; `#` begins a comment.
 
@@ -39,6 +41,12 @@ _MODEL = "Model"
 _METHOD = "Method"
 _OUTPUT = "Output"
 _FILES = "Weights by path"
+_TASK = "A task instead of files"
+_TASK_OPTIONS = ("task", "root", "media", "list_file", "vggsounder", "background")
+
+
+def _task_option(flag: str, metavar: str, text: str) -> Any:
+    return typer.Option(flag, metavar=metavar, rich_help_panel=_TASK, show_default=False, help=text)
 
 
 @app.command(help=HELP)
@@ -88,12 +96,51 @@ def zeroshot(
             help="Also write one self-contained page with pictures, scores and timelines.",
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        _task_option(
+            "--task",
+            "ave|ave_cls|llp_cls|vggsound_cls",
+            "Evaluate on the test clips of a data set: no labels, no PATH.",
+        ),
+    ] = None,
+    root: Annotated[str | None, _task_option("--root", "DIR", "Folder of the task's data set.")] = None,
+    media: Annotated[
+        list[str] | None, _task_option("--media", "DIR", "Folder of its clips, if elsewhere; may be repeated.")
+    ] = None,
+    list_file: Annotated[str | None, _task_option("--list", "FILE", "For vggsound_cls: the list to read.")] = None,
+    vggsounder: Annotated[
+        str | None, _task_option("--vggsounder", "FILE", "For vggsound_cls: several labels a clip, by vggsounder.csv.")
+    ] = None,
+    background: Annotated[
+        str | None,
+        _task_option(
+            "--background",
+            "threshold|prompt|none",
+            "For ave: how seconds without an event are told. [dim](default: threshold, by validation)[/dim]",
+        ),
+    ] = None,
 ) -> None:
     """Parse, check, run; `context.params` holds the options by the names of their settings."""
+    own = {"paths", "output", "report", *_TASK_OPTIONS}
+    flags = {name: value for name, value in context.params.items() if name not in own}
+    given = [name for name in _TASK_OPTIONS if context.params[name]]
+    if task is not None:
+        from avfewshot.cli.zeroshot_task import build_task_request, execute_task
+
+        status = execute_task(build_task_request({name: context.params[name] for name in own}, flags))
+        if status:
+            raise typer.Exit(status)
+        return
+    if given:
+        from avfewshot.errors import UsageError
+
+        raise UsageError(
+            f"--{given[0].replace('list_file', 'list')} needs --task.", hint="avfs zeroshot --task llp_cls --root DIR"
+        )
+
     from avfewshot.cli.zeroshot_request import build_request
 
-    own = {"paths", "output", "report"}
-    flags = {name: value for name, value in context.params.items() if name not in own}
     request = build_request(flags, paths or [], output, report)
 
     from avfewshot.cli.zeroshot_run import execute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -32,3 +33,43 @@ def single_device(device: torch.device, precision: str) -> Fabric:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for programs of another kind
         return Fabric(accelerator=device.type, devices=devices, precision=_PRECISIONS[precision])
+
+
+def many_devices(
+    device: torch.device, precision: str, *, devices: int | str = 1, nodes: int = 1, strategy: str = "auto"
+) -> Fabric:
+    """Set Fabric up for several devices or machines, and start the other processes where nobody has.
+
+    Under torchrun and Slurm the processes are there already, and are counted from the environment.
+
+    Args:
+        device: The kind of device.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        devices: Devices (on a CPU: processes) of each machine, or ``"auto"``: all of them.
+        nodes: Machines.
+        strategy: Of Fabric: ``"auto"`` or ``"ddp"``.
+
+    Returns:
+        Fabric, launched.
+    """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    from lightning_fabric import Fabric
+
+    single = devices == 1 and nodes == 1 and not dist_from_outside()
+    wanted: list[int] | int | str = [device.index or 0] if single and device.type == "cuda" else devices
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fabric = Fabric(
+            accelerator=device.type,
+            devices=wanted,
+            num_nodes=nodes,
+            strategy="auto" if single else ("ddp" if strategy == "auto" else strategy),
+            precision=_PRECISIONS[precision],
+        )
+        fabric.launch()
+    return fabric
+
+
+def dist_from_outside() -> bool:
+    """Whether torchrun or Slurm started this process as one of several."""
+    return any(int(os.environ.get(name, "1") or "1") > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))

@@ -1,0 +1,357 @@
+"""Classification with trained adapters on real files: the tiny architecture, random weights, tensors set by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from media_factory import tone, write_audio, write_media
+
+from avfewshot.classifier import Classifier, background_feature
+from avfewshot.cli.app import run
+from avfewshot.embedder import Embedder
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.label_features import label_features
+from avfewshot.errors import AvfsError, DataError, UsageError, WeightsError
+from avfewshot.loading import load
+from avfewshot.media.reader import read_clip
+from avfewshot.model import AudioVisualModel
+from avfewshot.training.build import build_model, load_model
+from avfewshot.training.checkpoint import AdapterConfig, write_adapter
+from avfewshot.training.config import TrainingConfig
+
+LABELS = ("red ball", "bell", "dog")
+OPTIONS = {"device": "cpu", "precision": "fp32", "weights": "random"}
+WINDOW = 2
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return build_backbone("tiny", weights="random")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    write_media(folder / "both.mp4", seconds=4.6, audio=tone(4.6))
+    write_media(folder / "silent.mp4", seconds=2.0)
+    write_audio(folder / "sound.wav", tone(2.4))
+    return folder
+
+
+def checkpoint(folder, backbone, /, *, trained: bool = True, training=None, **changes):
+    """Write a checkpoint whose tensors were moved a little, or are as they were drawn."""
+    training = training or TrainingConfig(pool="mean", fusion="product", window=7)
+    model = build_model(backbone, training, seed=3)
+    if trained:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    config = AdapterConfig(
+        task="folder",
+        labels=("cat", "cow"),
+        wordings=("cat", "cow"),
+        templates="toy",
+        backbone="tiny",
+        identity=backbone.identity,
+        training=training.to_dict(),
+        seed=3,
+    )
+    return write_adapter(folder, model.trainable_state(), dataclasses.replace(config, **changes))
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory, backbone):
+    """Write a checkpoint and load a classifier with it."""
+
+    def made(*, options=None, **changes) -> Classifier:
+        path = checkpoint(tmp_path_factory.mktemp("run") / "best-1", backbone, **changes)
+        return load(adapter=path.parent, **OPTIONS, **(options or {}))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain() -> Classifier:
+    return load("tiny", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def adapted(make) -> Classifier:
+    return make(decision={"blend": 1.0, "window": WINDOW, "pool": "mean", "fusion": "weighted"})
+
+
+def files(folder) -> list:
+    return [folder / name for name in ("both.mp4", "silent.mp4", "sound.wav")]
+
+
+def numbers(result) -> list[float]:
+    parts = [result.scores, result.visual or {}, result.audio or {}, result.weights]
+    return [value for part in parts for value in part.values()] + [
+        score for segment in result.segments for score in segment.scores
+    ]
+
+
+@pytest.mark.parametrize("pool", ["mean", "event"])
+@pytest.mark.parametrize("blend", [0.0, 0.4, 1.0])
+def test_an_untrained_adapter_gives_the_zero_shot_scores(make, plain, folder, blend, pool):
+    fresh = make(trained=False, decision={"blend": blend, "window": WINDOW})
+
+    results = fresh.classify(files(folder), LABELS, fusion="weighted", pool=pool)
+
+    for got, expected in zip(results, plain.classify(files(folder), LABELS, pool=pool), strict=True):
+        assert numbers(got) == pytest.approx(numbers(expected), abs=1e-5)
+        assert (got.label, got.warnings) == (expected.label, expected.warnings)
+
+
+@pytest.mark.parametrize("pool", ["mean", "event"])
+def test_none_of_a_trained_adapter_gives_the_zero_shot_scores_to_the_bit(make, plain, folder, pool):
+    classifier = make(decision={"blend": 0})
+
+    results = classifier.classify(files(folder), LABELS, fusion="weighted", pool=pool)
+
+    assert results == plain.classify(files(folder), LABELS, pool=pool)
+
+
+def test_a_trained_adapter_changes_the_scores(adapted, plain, folder):
+    (got,) = adapted.classify(folder / "both.mp4", LABELS)
+    (before,) = plain.classify(folder / "both.mp4", LABELS, pool="mean")
+
+    assert max(abs(got.scores[name] - before.scores[name]) for name in LABELS) > 1e-3
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@torch.no_grad()
+def logits_by_hand(classifier: Classifier, path, blend: float) -> dict[str, np.ndarray]:
+    """(1 - blend) zero-shot + blend trained, in NumPy, window by window; the last column is the background."""
+    model, backbone, templates = classifier.model, classifier.backbone, classifier.templates
+    clip = read_clip(path, frame_size=64)
+    frames, audio = clip.frames, clip.audio_segments
+    windows = range(0, len(frames), WINDOW)
+    trained = [model(frames[None, at : at + WINDOW], audio[None, at : at + WINDOW]) for at in windows]
+    towers = AudioVisualModel(backbone)
+    before = towers(frames[None], None)[0], towers(None, audio[None])[1]
+    logits = {}
+    for index, name in enumerate(("visual", "audio")):
+        branch = getattr(backbone, f"{name}_text")
+        background = background_feature(branch, getattr(templates, f"background_{name}")).float()
+        texts = torch.cat((label_features(branch, LABELS, getattr(templates, name)), background[None]))
+        pair = [None, None]
+        pair[index] = texts
+        projected = model.project_texts(*pair)[index].numpy().astype(np.float64)
+        after = torch.cat([part[index][0] for part in trained]).numpy().astype(np.float64)
+        zero_shot = getattr(backbone, f"{name}_scale") * before[index][0].numpy().astype(np.float64) @ texts.numpy().T
+        learnt = model.temperatures.scale(name).item() * after @ projected.T
+        assert np.abs(learnt - zero_shot).max() > 0.1
+        logits[name] = (1 - blend) * zero_shot + blend * learnt
+    return logits
+
+
+@pytest.mark.parametrize("blend", [0.3, 1.0])
+def test_scores_follow_from_blended_logits(make, folder, blend):
+    classifier = make(decision={"blend": blend, "window": WINDOW, "pool": "mean", "fusion": "weighted"})
+
+    (result,) = classifier.classify(folder / "both.mp4", LABELS)
+
+    logits = logits_by_hand(classifier, folder / "both.mp4", blend)
+    visual, audio = (softmax(logits[name][:, :-1]) for name in ("visual", "audio"))
+    share = (visual.max(-1) / (visual.max(-1) + audio.max(-1)))[:, None]
+    fused = share * visual + (1 - share) * audio
+    assert list(result.visual.values()) == pytest.approx(visual.mean(0), abs=1e-5)
+    assert list(result.audio.values()) == pytest.approx(audio.mean(0), abs=1e-5)
+    assert list(result.scores.values()) == pytest.approx(fused.mean(0), abs=1e-5)
+    for segment, expected in zip(result.segments, fused, strict=True):
+        assert segment.scores == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("blend", [0.3, 1.0])
+def test_event_pooling_compares_with_the_projected_background(make, folder, blend):
+    classifier = make(decision={"blend": blend, "window": WINDOW})
+
+    (result,) = classifier.classify(folder / "both.mp4", LABELS, pool="event")
+
+    for name, logits in logits_by_hand(classifier, folder / "both.mp4", blend).items():
+        weights = 1 / (1 + np.exp(logits[:, -1] - logits[:, :-1].max(-1)))
+        expected = (weights[:, None] * softmax(logits[:, :-1])).sum(0) / weights.sum()
+        assert list(getattr(result, name).values()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_files_are_decoded_once_for_both_models(make, folder, monkeypatch):
+    passed = []
+    embed = Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", lambda self, items: passed.append(items) or embed(self, items))
+
+    make(decision={"blend": 0.5}).classify(files(folder), LABELS)
+
+    assert len(passed) == 1
+
+
+def test_projectors_alone_blend_too(make, plain, folder):
+    training = TrainingConfig(adapter="none")
+    parts = [make(training=training, decision={"blend": blend}) for blend in (0.0, 0.5, 1.0)]
+
+    visual = [part.classify(folder / "silent.mp4", LABELS, pool="mean")[0].segments for part in parts]
+
+    logs = [np.log([segment.scores for segment in segments]) for segments in visual]
+    centred = [part - part.mean(-1, keepdims=True) for part in logs]  # logits, but for a constant a segment
+    np.testing.assert_allclose(centred[1], (centred[0] + centred[2]) / 2, atol=1e-5)
+    assert np.abs(centred[2] - centred[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_the_batch_size_changes_nothing_but_speed(adapted, folder, batch_size):
+    results = adapted.classify(files(folder), LABELS, batch_size=batch_size)
+
+    for got, expected in zip(results, adapted.classify(files(folder), LABELS), strict=True):
+        assert numbers(got) == pytest.approx(numbers(expected), abs=1e-5)
+
+
+def test_embeddings_and_label_features_are_those_of_the_trained_model(adapted, plain, folder):
+    embeddings = adapted.embed(folder / "both.mp4")
+    texts = adapted.embed_labels(LABELS)
+
+    clip = read_clip(folder / "both.mp4", frame_size=64)
+    with torch.no_grad():
+        first = adapted.model(clip.frames[None, :WINDOW], clip.audio_segments[None, :WINDOW])
+        projected = adapted.model.project_texts(*label_pair(plain.backbone, adapted.templates))
+    for got, expected in zip((embeddings.visual, embeddings.audio), first, strict=True):
+        torch.testing.assert_close(got[:WINDOW], expected[0], rtol=0, atol=1e-5)
+    for got, expected in zip(texts, projected, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+        assert not got.requires_grad
+
+
+def label_pair(backbone, templates) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        label_features(backbone.visual_text, LABELS, templates.visual),
+        label_features(backbone.audio_text, LABELS, templates.audio),
+    )
+
+
+def test_the_checkpoint_says_what_is_not_set(make):
+    classifier = make(templates="single", decision={"blend": 0.5, "window": 3, "pool": "event", "fusion": "product"})
+
+    info = classifier.info(LABELS)
+
+    assert (info.backbone, info.pool, info.fusion) == ("tiny", "event", "product")
+    assert classifier.templates.visual == load("tiny", templates="single", **OPTIONS).templates.visual
+    assert (classifier.blend, classifier.window) == (0.5, 3)
+
+
+def test_what_is_set_counts_before_the_checkpoint(make):
+    classifier = make(templates="single", decision={"pool": "event"}, options={"templates": "default"})
+
+    assert classifier.templates != load("tiny", templates="single", **OPTIONS).templates
+    assert classifier.info(LABELS, pool="mean", fusion="weighted").pool == "mean"
+
+
+def test_a_checkpoint_that_decides_nothing_counts_alone_and_as_it_was_trained(make, folder):
+    classifier = make()
+
+    info = classifier.info(LABELS)
+
+    assert (classifier.blend, classifier.window, info.pool, info.fusion) == (1.0, 7, "mean", "product")
+    told = classifier.classify(folder / "both.mp4", LABELS, pool="mean", fusion="product")
+    assert classifier.classify(folder / "both.mp4", LABELS) == told
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        ({"blend": 1.5}, r"blend must be a number in \[0, 1\], not 1.5"),
+        ({"blend": "all"}, "blend must be"),
+        ({"blend": True}, "blend must be"),
+        ({"blend": float("nan")}, "blend must be"),
+        ({"window": 0}, "window must be a whole number from 1 on"),
+        ({"pool": "max", "fusion": ["sum"]}, "fusion must be one of weighted, product.*pool must be one of"),
+    ],
+)
+def test_a_decision_that_makes_no_sense_is_refused(make, decision, message):
+    with pytest.raises(DataError, match=message) as caught:
+        make(decision=decision)
+
+    assert "config.json" in caught.value.message
+
+
+def test_another_backbone_is_refused(make):
+    with pytest.raises(WeightsError, match="trained with other weights"):
+        make(identity={"clip": "random:5", "clap": "random:5"})
+
+
+@pytest.mark.parametrize("name", ["backbone", "templates"])
+def test_a_backbone_or_templates_that_are_not_here_are_told_with_the_remedy(make, name):
+    with pytest.raises(UsageError, match=f"best-1: the {name} that it was trained with") as caught:
+        make(**{name: "/nowhere/mine.yaml"})
+
+    assert f"--{name}" in caught.value.hint
+    assert make(**{name: "/nowhere/mine.yaml"}, options={name: {"backbone": "tiny", "templates": "toy"}[name]})
+
+
+def test_a_path_without_a_checkpoint_is_an_error_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("avfewshot.loading.build_backbone", lambda *_, **__: pytest.fail("weights were read"))
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(AvfsError, match=path.name):
+            load(adapter=path, **OPTIONS)
+
+
+@pytest.mark.parametrize("options", [{"blend": 1.5}, {"blend": -0.1}, {"window": 0}])
+def test_a_classifier_refuses_a_share_or_a_window_out_of_range(backbone, plain, options):
+    with pytest.raises(ValueError, match=r"cannot be|not 0"):
+        Classifier(backbone, plain.templates, model=AudioVisualModel(backbone), **options)
+
+
+def test_a_ready_model_can_be_given(backbone, plain, adapted, folder, tmp_path):
+    path = checkpoint(tmp_path / "given", backbone)
+    model, _ = load_model(path, backbone)
+
+    classifier = Classifier(backbone, adapted.templates, model=model.train(), window=WINDOW)
+
+    assert not classifier.model.training
+    (got,) = classifier.classify(folder / "both.mp4", LABELS, pool="mean")
+    (expected,) = adapted.classify(folder / "both.mp4", LABELS)
+    assert numbers(got) == pytest.approx(numbers(expected), abs=1e-6)
+
+
+def test_bf16_stays_close_to_fp32(adapted, folder):
+    half = load(adapter=adapted.adapter, **{**OPTIONS, "precision": "bf16"})
+
+    got, expected = half.embed(folder / "both.mp4"), adapted.embed(folder / "both.mp4")
+
+    assert torch.nn.functional.cosine_similarity(got.visual, expected.visual, dim=-1).min() > 0.99
+    assert torch.nn.functional.cosine_similarity(got.audio, expected.audio, dim=-1).min() > 0.99
+
+
+def test_the_command_predicts_unknown_labels_with_an_adapter(adapted, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    arguments = ["--adapter", adapted.adapter, "--weights", "random", "--device", "cpu", "--precision", "fp32"]
+
+    assert run(["zeroshot", "--labels", "labels.txt", *arguments, "--format", "json", str(folder / "both.mp4")]) == 0
+
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert (document["adapter"], document["backbone"]) == (adapted.adapter, "tiny")
+    (expected,) = adapted.classify(folder / "both.mp4", LABELS)
+    assert document["clips"][0]["scores"] == pytest.approx(expected.scores, abs=1e-5)
+    assert f"tiny with {adapted.adapter} on cpu" in captured.err
+
+
+def test_the_command_refuses_a_folder_without_a_checkpoint_in_one_line(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text("dog\ncat\n")
+    (tmp_path / "empty").mkdir()
+
+    assert run(["zeroshot", "--labels", "labels.txt", "--adapter", "empty", str(folder / "both.mp4")]) == 1
+
+    message = capsys.readouterr().err
+    assert message.startswith("error: empty: holds no adapter checkpoint.\n")
+    assert "Traceback" not in message
