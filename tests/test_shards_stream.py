@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -220,6 +221,27 @@ def test_two_shards_that_were_exchanged_are_noticed(tmp_path):
     failures = [item for item in source.stream(seed=0) if isinstance(item, ReadFailure)]
     assert {failure.path.parent.name for failure in failures} == {"small-set-train-000000.tar"}
     assert len(failures) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [({"frame_side": 64}, "not of the size"), ({"classes": ("dog", "rain", "cat")}, "not in the index")],
+)
+def test_clips_that_contradict_the_index_are_failures(change, text):
+    source = train_source()
+    spoilt = reader.ShardSource(source._folder, replace(source._index, **change), source._entries, threads=0, buffer=1)
+    failures = [item for item in spoilt.stream(seed=None) if isinstance(item, ReadFailure)]
+    assert failures
+    assert all(text in failure.error for failure in failures)
+
+
+def test_a_clip_under_another_name_is_a_failure():
+    source = train_source()
+    first = source._entries[0]
+    renamed = replace(first, clips=(replace(first.clips[0], id="other"), *first.clips[1:]))
+    spoilt = reader.ShardSource(source._folder, source._index, [renamed], threads=0, buffer=1)
+    items = list(spoilt.stream(seed=None))
+    assert [isinstance(item, ReadFailure) for item in items] == [True, False, False, False]
 
 
 def test_work_ahead_keeps_the_order_and_a_bound():

@@ -112,7 +112,7 @@ def _decode_picture(content: bytes, side: int) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         if image.size != (side, side):  # looked at before a picture of unknown size is given memory
             raise DamagedClipError(f"a picture is {image.width} x {image.height} instead of {side} x {side}")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert copies in any case
 
 
 def _to_integers(waveform: torch.Tensor) -> np.ndarray:

@@ -238,6 +238,8 @@ class ShardSource:
             clip, record = decode_members(encoded.members, path)
             if record.frame_side not in (None, self._index.frame_side) or record.seconds > self._index.seconds:
                 raise DamagedClipError("it is not of the size that the index says")
+            if record.id != encoded.clip.id:
+                raise DamagedClipError("it is another clip than its entry says")
             background = len(self._index.classes)
             segments = record.segments and tuple(
                 background if name is None else self._labels[name] for name in record.segments
