@@ -14,9 +14,8 @@ from avfewshot.fileio import write_text
 from avfewshot.settings import Resolved, resolve
 
 if TYPE_CHECKING:
-    from avfewshot.evaluation.comparison import Comparison
-    from avfewshot.evaluation.result import TaskResult
     from avfewshot.scoring.bench import TaskBench
+    from avfewshot.training.assess import Assessment
 
 TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
 BACKGROUNDS = ("threshold", "prompt", "none")
@@ -120,15 +119,21 @@ def execute_task(request: TaskRequest) -> int:
 
         try:
             with Display() as display:
-                bench, model, share = _prepare(request, display)
-                results, comparison = assess(bench, model, share=share)
+                bench, model, about = _prepare(request, display)
+                decided = {} if about is None else about.decision
+                assessment = assess(
+                    bench,
+                    model,
+                    share=float(decided.get("blend", 1.0)),
+                    trained_labels=() if about is None else (*about.labels, *about.wordings),
+                )
         except KeyboardInterrupt:
             return interrupts.status
-    _print(request, bench, results, comparison)
+    _print(request, bench, assessment)
     return 0
 
 
-def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, float]:
+def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, Any]:
     from avfewshot.cli.fewshot_request import check_media
     from avfewshot.datasets.load import load_dataset
     from avfewshot.devices import resolve_device, resolve_precision
@@ -185,16 +190,20 @@ def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, float]
         batch_size=None if settings["batch_size"] == "auto" else settings["batch_size"],
         observer=display,
     )
-    return bench, model, float(decided.get("blend", 1.0))
+    return bench, model, about
 
 
-def _print(request: TaskRequest, bench: TaskBench, results: Mapping[str, TaskResult], comparison: Comparison) -> None:
+def _print(request: TaskRequest, bench: TaskBench, assessment: Assessment) -> None:
     from rich.console import Console
 
     from avfewshot.reports.run_tables import comparison_csv, comparison_markdown, comparison_table
 
+    results, comparison = assessment.results, assessment.comparison
     console = Console(highlight=False)
     console.print(comparison_table(comparison))
+    for name, part in assessment.parts.items():
+        console.print(f"{part.num_clips:,} clips of {name}:")
+        console.print(comparison_table(part))
     last = list(results.values())[-1]
     for reference in (*last.baselines, *last.ceilings):
         values = ", ".join(f"{metric} {100 * value:.1f} %" for metric, value in reference.values.items())
@@ -209,6 +218,7 @@ def _print(request: TaskRequest, bench: TaskBench, results: Mapping[str, TaskRes
         document = {
             "task": request.task,
             "comparison": comparison.to_dict(),
+            "parts": {name: part.to_dict() for name, part in assessment.parts.items()},
             "results": {name: result.to_dict() for name, result in results.items()},
             "unusable": [list(entry) for entry in bench.usage.left],
         }
