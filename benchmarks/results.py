@@ -1,4 +1,4 @@
-"""Train the few-shot grid and the ablations on the toy world, and write the tables of docs/results.md.
+"""Train the few-shot grid, the ablations and pretrainings on the toy world, and write the tables of docs/results.md.
 
     avfs data toy --root toy
     python benchmarks/results.py --root toy --runs toy-runs --table table.md
@@ -38,6 +38,8 @@ ABLATIONS = {
     "without C": ("--no-channel",),
     "without T": ("--no-temporal",),
 }
+PRETRAINED_TASKS = ("ave_cls", "llp_cls")
+PARTS = ("all classes", "classes that were trained on", "other classes")
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,32 @@ def jobs() -> list[Job]:
 
 def run(job: Job, root: Path, runs: Path) -> None:
     """Train, unless it was done."""
-    if len(job.results(runs)) == len(SEEDS.split(",")):
+    if len(job.results(runs)) < len(SEEDS.split(",")):
+        avfs(*job.arguments(root, runs))
+
+
+def run_pretraining(seed: str, root: Path, runs: Path) -> None:
+    """Pretrain with a seed and evaluate on data sets that were not trained on, unless it was done."""
+    targets = {task: runs / "pretrained" / f"{task}-{seed}.json" for task in PRETRAINED_TASKS}
+    if all(path.is_file() for path in targets.values()):
         return
+    avfs(
+        "pretrain", "vggsound40k", "--epochs", "1", "--batch-size", "16", "--lr", "1e-3", "--val-clips", "48",
+        "--no-checkpointing", "--seed", seed, "--name", f"seed-{seed}", "--root", root, "--backbone", "tiny", "--runs", runs,
+    )  # fmt: skip
+    trained = sorted((runs / "pretrain").glob(f"*-seed-{seed}"))[-1]
+    for task, path in targets.items():
+        path.parent.mkdir(exist_ok=True)
+        avfs("zeroshot", "--task", task, "--root", root, "--adapter", trained, "--output", path)
+
+
+def avfs(*arguments: object) -> None:
+    """Run the program in a process of its own, on one thread."""
+    words = [str(argument) for argument in arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "avfewshot", *job.arguments(root, runs)]
+    command = [sys.executable, "-m", "avfewshot", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    print(f"{job.task} {job.name}: {'done' if not done.returncode else done.stderr[-500:]}", flush=True)
+    print(f"avfs {' '.join(words)}: {done.stderr[-500:] if done.returncode else 'done'}", flush=True)
 
 
 def read(job: Job, runs: Path) -> Comparison | None:
@@ -134,6 +156,33 @@ def tables(runs: Path) -> Iterable[str]:
         yield "| | hit@1 | mAP | macro F1 |"
         yield "|---|---|---|---|"
         yield from rows
+        yield ""
+    yield from pretrained_tables(runs)
+
+
+def pretrained_tables(runs: Path) -> Iterable[str]:
+    """What pretraining gives on tasks that were not trained on."""
+    rows = []
+    for task in PRETRAINED_TASKS:
+        paths = sorted((runs / "pretrained").glob(f"{task}-*.json"))
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        for part in PARTS:
+            found = [record["comparison"] if part == PARTS[0] else record["parts"].get(part) for record in records]
+            comparisons = [Comparison.from_dict(record) for record in found if record is not None]
+            if not comparisons:
+                continue
+            mean = average_comparisons(comparisons)
+            cells = [shown(mean.cells[system][mean.headline]) for system in mean.systems]
+            gain = mean.difference("adapted", "zero-shot").estimate
+            metric = METRICS[mean.headline].title
+            rows.append(
+                f"| `{task}`, {metric} | {part} | {mean.num_clips} | {' | '.join(cells)} | {shown(gain, sign=True)} |"
+            )
+    if rows:
+        yield "Zero-shot on AVE and LLP after pretraining on the VGG-Sound layout, %:\n"
+        yield "| task | test clips of | clips | CLIP only | CLAP only | zero-shot fusion | pretrained | difference |"
+        yield "|---|---|---|---|---|---|---|---|"
+        yield from rows
 
 
 def main() -> None:
@@ -148,6 +197,7 @@ def main() -> None:
     if not options.tables_only:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda job: run(job, options.root, options.runs), jobs()))
+            list(pool.map(lambda seed: run_pretraining(seed, options.root, options.runs), SEEDS.split(",")))
     text = "\n".join(tables(options.runs)) + "\n"
     print(text)
     if options.table:
