@@ -91,7 +91,8 @@ def run_pretraining(seed: str, root: Path, runs: Path) -> None:
         return
     avfs(
         "pretrain", "vggsound40k", "--epochs", "1", "--batch-size", "16", "--lr", "1e-3", "--val-clips", "48",
-        "--no-checkpointing", "--seed", seed, "--name", f"seed-{seed}", "--root", root, "--backbone", "tiny", "--runs", runs,
+        "--no-checkpointing", "--seed", seed, "--name", f"seed-{seed}", "--root", root, "--backbone", "tiny",
+        "--runs", runs,
     )  # fmt: skip
     trained = sorted((runs / "pretrain").glob(f"*-seed-{seed}"))[-1]
     for task, path in targets.items():
