@@ -109,7 +109,7 @@ def resume_request(params: Mapping[str, Any]) -> FewShotRequest:
         UsageError: Other options are given, or there is no such run.
         DataError: Its record is damaged.
     """
-    given = [name for name, value in params.items() if value not in (None, False, []) and name not in _ON_RESUME]
+    given = [name for name, value in params.items() if value not in (None, False, [], ()) and name not in _ON_RESUME]
     if given:
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(

@@ -139,7 +139,7 @@ def resume_request(params: Mapping[str, Any]) -> PretrainRequest:
         UsageError: Other options are given, or there is no such run.
         DataError: Its record is damaged.
     """
-    given = [name for name, value in params.items() if value not in (None, False, []) and name not in _ON_RESUME]
+    given = [name for name, value in params.items() if value not in (None, False, [], ()) and name not in _ON_RESUME]
     faults: list[UsageError] = []
     if given:
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
