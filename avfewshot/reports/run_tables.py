@@ -1,0 +1,176 @@
+"""Figures of a few-shot run for terminals (rich), for documents (Markdown) and for programs (CSV)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from avfewshot.evaluation.comparison import Comparison, Difference
+from avfewshot.evaluation.estimate import Estimate
+from avfewshot.evaluation.result import TaskResult
+from avfewshot.reports.run_record import Component
+from avfewshot.reports.run_views import NONE, basis, interval, main_systems, metric_title, points, signed
+from avfewshot.reports.text import printable
+
+COMPARISON_COLUMNS = ("system", "reference", "metric", "value", "low", "high", "interval", "n")
+"""Columns of :func:`comparison_csv`."""
+
+CLASS_COLUMNS = ("class", "support", "answered", "precision", "recall", "f1", "average_precision")
+"""Columns of :func:`classes_csv`."""
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The systems side by side, in percent with intervals, and how far the last is from the one before it.
+
+    Metrics are rows: there are more of them than of systems, and a terminal is narrow.
+
+    Args:
+        comparison: Its last system is what the run is about.
+
+    Returns:
+        The table; a clear difference is coloured and marked with ``*``.
+    """
+    main, reference = main_systems(comparison)
+    table = Table(title=f"{printable(comparison.task)}, in percent", caption=_caption(comparison))
+    table.add_column("")
+    for system in comparison.systems:
+        table.add_column(printable(system), justify="right", style="bold" if system == main else "")
+    if reference is not None:
+        table.add_column(f"{printable(main)} - {printable(reference)}", justify="right")
+    for metric in comparison.metrics:
+        cells = [_figure(comparison.cells[system][metric]) for system in comparison.systems]
+        if reference is not None:
+            cells.append(_difference(comparison.difference(main, reference, metric)))
+        style = "bold" if metric == comparison.headline else ""
+        table.add_row(Text(printable(metric_title(metric)), style=style), *cells)
+    return table
+
+
+def components_table(components: Sequence[Component]) -> Table:
+    """Parameters and operations of the parts of a model; the part called ``all`` below a line."""
+    table = Table()
+    table.add_column("part")
+    for title in ("trainable", "parameters", "GFLOPs for 10 s"):
+        table.add_column(title, justify="right")
+    for part in components:
+        if part.name == "all":
+            table.add_section()
+        table.add_row(
+            Text(printable(part.name)),
+            f"{part.trainable:,}",
+            f"{part.total:,}",
+            "-" if part.flops is None else f"{part.flops / 1e9:,.1f}",
+        )
+    return table
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The comparison as a Markdown table: a row a system, a column a metric, in percent with intervals."""
+    titles = [_markdown(metric_title(metric)) for metric in comparison.metrics]
+    lines = [
+        f"| system | {' | '.join(titles)} |",
+        f"|---|{'---:|' * len(titles)}",
+    ]
+    for system in comparison.systems:
+        row = comparison.cells[system]
+        lines.append(_row(system, (_with_interval(row[metric]) for metric in comparison.metrics)))
+    main, reference = main_systems(comparison)
+    if reference is not None:
+        found = [comparison.difference(main, reference, metric).estimate for metric in comparison.metrics]
+        lines.append(_row(f"{main} − {reference}", map(_difference_text, found)))
+    return "\n".join([*lines, "", basis(comparison), ""])
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Every figure and every difference as CSV, one a row, as fractions; :data:`COMPARISON_COLUMNS`.
+
+    A difference names its reference; the column is empty for a figure. What is not defined is empty.
+    """
+    rows = [
+        (system, "", metric, *_numbers(comparison.cells[system][metric]))
+        for system in comparison.systems
+        for metric in comparison.metrics
+    ]
+    rows += [
+        (found.system, found.reference, found.metric, *_numbers(found.estimate)) for found in comparison.differences
+    ]
+    return _csv(COMPARISON_COLUMNS, rows)
+
+
+def classes_csv(result: TaskResult) -> str:
+    """The per-class table of a system as CSV, as fractions; :data:`CLASS_COLUMNS`. What is not defined is empty."""
+    return _csv(
+        CLASS_COLUMNS,
+        [
+            (row.name, row.support, row.answered, row.precision, row.recall, row.f1, row.average_precision)
+            for row in result.classes
+        ],
+    )
+
+
+def _caption(comparison: Comparison) -> Text:
+    return Text(f"{basis(comparison)} *: the interval of the difference excludes zero.")
+
+
+def _figure(estimate: Estimate) -> Text:
+    cell = Text("-" if estimate.value is None else points(estimate.value))
+    if found := interval(estimate):
+        cell.append(f" [{_plain(found)}]", style="dim not bold")
+    return cell
+
+
+def _difference(found: Difference) -> Text:
+    estimate = found.estimate
+    if estimate.value is None:
+        return Text("-")
+    cell = Text(_plain(signed(estimate.value)))
+    if found.clear:
+        cell.append("*")
+        cell.stylize("green" if estimate.value > 0 else "red")
+    if estimate.low is not None and estimate.high is not None:
+        cell.append(_plain(f" [{signed(estimate.low)} to {signed(estimate.high)}]"), style="dim")
+    return cell
+
+
+def _plain(text: str) -> str:
+    # Some terminals know ASCII alone.
+    return text.replace("−", "-").replace("–", "-")
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    return f"| {_markdown(name)} | {' | '.join(cells)} |"
+
+
+def _markdown(text: str) -> str:
+    escaped = printable(text).replace("\\", "\\\\").replace("|", "\\|")
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _with_interval(estimate: Estimate) -> str:
+    found = interval(estimate)
+    return f"{points(estimate.value)} ({found})" if found else points(estimate.value)
+
+
+def _difference_text(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return NONE
+    if estimate.low is None or estimate.high is None:
+        return signed(estimate.value)
+    return f"{signed(estimate.value)} ({signed(estimate.low)} to {signed(estimate.high)})"
+
+
+def _numbers(estimate: Estimate) -> tuple[Any, ...]:
+    return estimate.value, estimate.low, estimate.high, estimate.interval, estimate.n
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)  # None is an empty cell
+    return stream.getvalue()

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import re
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+import run_record_samples as samples
+from markupsafe import Markup
+from PIL import Image
+from rich.console import Console
+from test_reports_html import EVIL, Page
+
+from avfewshot.evaluation.comparison import Difference
+from avfewshot.evaluation.estimate import Estimate
+from avfewshot.evaluation.result import Calibration, CalibrationBin
+from avfewshot.reports import charts, run_tables
+from avfewshot.reports.confusion import confused_pairs, confusion
+from avfewshot.reports.overlays import heat_source, is_picture
+from avfewshot.reports.run_html import run_page, write_run_page
+from avfewshot.reports.run_record import Curve, Heat, Second
+from avfewshot.reports.run_views import class_changes, signed, verdict
+
+SECTIONS = (
+    "figures",
+    "training",
+    "classes",
+    "confusion",
+    "calibration",
+    "examples",
+    "looks",
+    "data",
+    "model",
+    "settings",
+    "again",
+)
+MAX_BYTES = 3_000_000
+
+
+@pytest.fixture(scope="module")
+def llp():
+    return samples.record("llp_cls", clips=40, replicates=20)
+
+
+@pytest.fixture(scope="module")
+def ave():
+    return samples.record("ave", seeds=3, clips=15, replicates=5)
+
+
+@pytest.fixture(scope="module")
+def llp_page(llp):
+    return run_page(llp)
+
+
+@pytest.fixture(scope="module")
+def ave_page(ave):
+    return run_page(ave)
+
+
+def shown(text):
+    return " ".join("".join(Page(text).text).split())
+
+
+@pytest.mark.parametrize("page", ["llp_page", "ave_page"])
+def test_every_section_appears_once_and_in_order(page, request):
+    headings = [attrs["id"] for attrs in Page(request.getfixturevalue(page)).all("h2") if "id" in attrs]
+    assert headings == list(SECTIONS)
+
+
+@pytest.mark.parametrize("page", ["llp_page", "ave_page"])
+def test_nothing_is_requested_from_anywhere(page, request):
+    text = request.getfixturevalue(page)
+    parsed = Page(text)
+    for tag, attrs in parsed.tags:
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+            assert attrs.get(name, "#").startswith(("data:", "#")), (tag, attrs)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert parsed.all("script") == []
+    [policy] = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_links_inside_the_page_have_targets(llp_page):
+    parsed = Page(llp_page)
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] for _, attrs in parsed.tags if attrs.get("href", "").startswith("#")]
+    assert {link[1:] for link in links} <= set(ids)
+    assert set(SECTIONS) <= {link[1:] for link in links}
+
+
+@pytest.mark.parametrize(("which", "page"), [("llp", "llp_page"), ("ave", "ave_page")])
+def test_figures_are_those_of_the_record(which, page, request):
+    record, text = request.getfixturevalue(which), shown(request.getfixturevalue(page))
+    table = record.comparison
+    for system in table.systems:
+        for found in table.cells[system].values():
+            assert f"{100 * found.value:.1f}{100 * found.low:.1f}–{100 * found.high:.1f}" in text.replace("−", "-")
+    headline = table.cells["trained"][table.headline]
+    assert f"{100 * headline.value:.1f} %" in text
+    error = record.results["trained"].calibration.error
+    assert f"trained: expected calibration error {100 * error:.1f} %" in text
+    for reference in (*record.results["trained"].baselines, *record.results["trained"].ceilings):
+        assert reference.title in text
+
+
+def test_headline_says_whether_the_difference_is_clear(llp, llp_page):
+    sentence = verdict(llp.comparison.difference("trained", "zero-shot")).text
+    assert sentence in shown(llp_page)
+    assert sentence.startswith("“trained” lies ")
+
+
+@pytest.mark.parametrize(
+    ("estimate", "kind", "words"),
+    [
+        (Estimate(0.031, 0.01, 0.05, 60, "bootstrap"), "gain", "3.1 percentage points above"),
+        (Estimate(-0.031, -0.05, -0.01, 60, "bootstrap"), "loss", "3.1 percentage points below"),
+        (Estimate(0.031, -0.01, 0.07, 3, "seeds"), "unclear", "from these 3 training runs the difference is not clear"),
+        (Estimate(0.031), "unknown", "Without an interval"),
+        (Estimate(None), "unknown", "not defined"),
+        (Estimate(0.0, -0.01, 0.01, 9, "bootstrap"), "unclear", "are equal"),
+    ],
+)
+def test_a_difference_in_plain_language(estimate, kind, words):
+    found = verdict(Difference("trained", "zero-shot", "top1", estimate))
+    assert found.kind == kind
+    assert words in found.text
+
+
+def test_what_is_on_the_page(ave, ave_page):
+    text = shown(ave_page)
+    for part in (
+        "avfs fewshot --shots 16 --task ave",
+        "avfs.toml",
+        "2,345,678",
+        "92.2",
+        "no audio track in it",
+        "and 12 more",
+        "fingerprint 1a2b3c2",
+        "9 validation clips could not be read.",
+        "Right only after training",
+        "Wrong only after training",
+        "seed 2",
+        "ended after 8 epochs",
+        "Means over 3 training runs",
+        "2025-03-01 12:00 UTC",
+        "Of seed 0, the first one.",
+        "before training",
+    ):
+        assert part in text, part
+    assert len(Page(ave_page).all("svg", **{"class": "panel"})) == 4
+    assert len(Page(ave_page).all("svg", **{"class": "chart"})) == 4
+
+
+def test_names_from_others_are_never_markup():
+    labels = (EVIL, '" onmouseover="x', "]]></svg><b>", "\x1b[31mred", "d\udce9")
+    record = samples.record(
+        "ave_cls",
+        classes=labels,
+        replicates=5,
+        title=EVIL,
+        dataset=EVIL,
+        command=f"avfs {EVIL}",
+        notes=(EVIL, "\udce9"),
+        settings=((EVIL, EVIL, EVIL),),
+        data=((EVIL, 1, 1, 0, EVIL),),
+        left=((EVIL, EVIL, EVIL),),
+        supports=((0, (EVIL,)),),
+        examples=(dataclasses.replace(samples.example(EVIL), truth=(EVIL,), trained=((EVIL, 0.5),)),),
+        looks=(dataclasses.replace(samples.look(EVIL), label=EVIL, heats=(Heat(EVIL, ((0.0, 1.0),)),)),),
+        curves=(dataclasses.replace(samples.curve(0), outcome=EVIL),),
+    )
+    text = run_page(record)
+    text.encode("utf-8")
+    parsed = Page(text)
+    assert EVIL not in text
+    assert "\x1b" not in text
+    assert parsed.all("script") == parsed.all("b") == []
+    assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+
+
+def test_a_picture_that_is_no_data_address_is_left_out():
+    outside = "https://example.org/a.png"
+    seen = dataclasses.replace(samples.example(), thumbnails=((0, outside), (1, 'data:image/png;base64,"x')))
+    looked = dataclasses.replace(samples.look(), frame=outside)
+    text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,), looks=(looked,)))
+    assert "example.org" not in text
+    assert Page(text).all("img") == []
+    assert is_picture(samples.picture(8))
+
+
+def test_a_bare_record_still_gives_a_page():
+    bare = dict.fromkeys(("examples", "looks", "curves", "settings", "components", "data", "supports", "notes"), ())
+    record = samples.record("llp_cls", replicates=0, clips=8, left=(), left_total=0, **bare)
+    text = run_page(record)
+    assert [attrs["id"] for attrs in Page(text).all("h2")] == list(SECTIONS)
+    assert "Without an interval" in text
+    assert "No examples were kept." in text
+
+
+def test_figures_that_are_not_defined_are_dashes():
+    record = samples.record("ave_cls", replicates=5)
+    table = record.comparison
+    cells = {system: dict.fromkeys(table.metrics, Estimate(None)) for system in table.systems}
+    differences = tuple(dataclasses.replace(found, estimate=Estimate(None)) for found in table.differences)
+    after = dataclasses.replace(record.results["trained"], calibration=Calibration(None, 0, ()))
+    changed = dataclasses.replace(
+        record,
+        comparison=dataclasses.replace(table, cells=cells, differences=differences),
+        results={**record.results, "trained": after},
+    )
+    text = shown(run_page(changed))
+    assert "cannot be compared" in text
+    assert "zero-shot: expected calibration error" in text
+    assert "trained: expected calibration error" not in text
+
+
+def test_a_training_without_validation_clips_or_finite_losses():
+    nan = float("nan")
+    course = Curve(0, ((1, nan, nan, nan, 1e-3), (2, 1.0, nan, 1.0, 1e-3)), (), "ended")
+    text = shown(run_page(samples.record("ave_cls", replicates=0, curves=(course,))))
+    assert "There are no figures on validation clips." in text
+    assert "1 step without a finite loss left out." in text
+
+
+def test_a_run_of_a_single_system():
+    text = run_page(samples.record("ave_cls", replicates=5, systems=(("trained", 2.0),), examples=()))
+    assert "What is taken for what" in text
+
+
+def test_many_classes_and_examples_stay_readable_and_small():
+    examples = tuple(samples.example(f"clip-{number}") for number in range(12))
+    record = samples.record(
+        "vggsound_cls", classes=141, clips=200, replicates=0, systems=samples.SYSTEMS[2:], examples=examples
+    )
+    text = run_page(record)
+    assert len(text.encode()) < MAX_BYTES
+    parsed = Page(text)
+    assert "Of 141 classes the 40 with most mix-ups" in shown(text)
+    assert len(parsed.all("svg", **{"class": "change"})) == sum(
+        row.f1 is not None for row in record.results["trained"].classes
+    )
+    assert len(parsed.all("article")) == 13
+
+
+def test_pictures_and_drawings_have_texts(ave_page):
+    parsed = Page(ave_page)
+    assert all(image["alt"] for image in parsed.all("img"))
+    assert all(drawing.get("aria-label") for drawing in parsed.all("svg"))
+    assert all(strip["aria-label"] for strip in parsed.all("div", role="img"))
+
+
+def test_timeline_shows_truth_and_both_systems():
+    seen = samples.example()
+    text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,)))
+    told = [attrs["aria-label"] for attrs in Page(text).all("div", role="img")]
+    assert told[0] == "truth over time: 0-2 s: Background; 2-8 s: Dog; 8-10 s: Background"
+    assert told[1] == "trained over time: 0-4 s: Dog; 4-6 s: Speech; 6-10 s: Dog"
+    assert told[2].startswith("zero-shot over time: 0-1 s: Dog; 1-3 s: Car")
+
+
+def test_timeline_of_a_clip_without_annotated_seconds_has_no_truth():
+    seconds = (Second(None, ("Dog", 0.9), ("Car", 0.8)),) * 3
+    seen = dataclasses.replace(samples.example(), seconds=seconds)
+    text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,)))
+    assert [attrs["aria-label"] for attrs in Page(text).all("div", role="img")] == [
+        "trained over time: 0-3 s: Dog",
+        "zero-shot over time: 0-3 s: Car",
+    ]
+
+
+def test_the_page_is_written_whole_or_not_at_all(tmp_path, llp):
+    path = tmp_path / "deep" / "report.html"
+    write_run_page(path, llp)
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    before = path.read_bytes()
+    with pytest.raises(KeyError):
+        write_run_page(path, dataclasses.replace(llp, results={}))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_classes_are_sorted_by_change(llp):
+    rows = class_changes(llp.results["trained"], llp.results["zero-shot"])
+    after = {row.name: row.f1 for row in llp.results["trained"].classes}
+    before = {row.name: row.f1 for row in llp.results["zero-shot"].classes}
+    moves = [after[row.name] - before[row.name] for row in rows]
+    assert moves == sorted(moves, reverse=True)
+    assert [row.f1s[2] for row in rows] == [signed(move) for move in moves]
+
+
+def test_confusion_keeps_shares_of_the_whole_class(llp):
+    result = llp.results["trained"]
+    part, whole = confusion(result, most=3), confusion(result)
+    assert whole.whole
+    assert not part.whole
+    assert all(sum(row) == pytest.approx(1) for row in whole.shares)
+    index = [row.name for row in result.classes].index(part.names[1])
+    assert part.shares[1][1] == pytest.approx(result.confusion[index][index] / sum(result.confusion[index]))
+
+
+def test_confused_pairs_come_from_off_the_diagonal(llp):
+    after, before = llp.results["trained"], llp.results["zero-shot"]
+    pairs = confused_pairs(after, before, most=4)
+    matrix = np.array(after.confusion)
+    np.fill_diagonal(matrix, 0)
+    assert pairs[0].count == matrix.max()
+    assert [pair.count for pair in pairs] == sorted((pair.count for pair in pairs), reverse=True)
+    names = [row.name for row in after.classes]
+    first = pairs[0]
+    assert first.before == before.confusion[names.index(first.truth)][names.index(first.answered)]
+
+
+def test_drawings_are_well_formed():
+    line = charts.Series("seed <1>", [(0, 0.1), (1, float("nan")), (2, 0.9)], marked=(2, 0.9))
+    drawings = [
+        charts.line_chart("a & b", [line], x_name="epoch", level=charts.Level(0.5, "<before>"), shares=True),
+        charts.line_chart("flat", [charts.Series("x", [(1, 2.0)])], x_name="step"),
+        charts.reliability("r", Calibration(0.1, 3, (CalibrationBin(0.4, 0.6, 3, 0.5, 0.7),))),
+        charts.change_bar("<c>", 0.2, 0.9),
+        charts.heat_map("m", confusion(samples.judged("ave_cls", replicates=0)[0]["trained"])),
+    ]
+    for drawing in drawings:
+        assert isinstance(drawing, Markup)
+        assert xml.dom.minidom.parseString(drawing).documentElement.tagName == "svg"
+
+
+def test_nothing_to_draw_draws_nothing():
+    assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
+    assert charts.reliability("t", Calibration(None, 0, ())) == ""
+
+
+def test_level_lies_among_the_heights():
+    drawing = charts.line_chart(
+        "t", [charts.Series("x", [(0, 0.0), (1, 1.0)])], x_name="epoch", level=charts.Level(0.5, "l")
+    )
+    heights = [float(y) for y in re.findall(r'class="dot" cx="[\d.]+" cy="([\d.]+)"', drawing)]
+    level = float(re.search(r'class="level"[^>]* y1="([\d.]+)"', drawing)[1])
+    assert level == pytest.approx(sum(heights) / 2, abs=0.2)
+
+
+def test_ticks_are_round_and_cover_the_range():
+    assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert charts.ticks(0.41, 0.63)[0] <= 0.41
+    assert charts.ticks(3, 3)[0] < 3 < charts.ticks(3, 3)[-1]
+
+
+def test_long_lines_are_thinned_and_smoothed():
+    points = [(float(x), float(x % 2)) for x in range(10_000)]
+    assert len(charts.thinned(points)) <= charts.MOST_POINTS
+    smooth = charts.smoothed(points)
+    assert len(smooth) == len(points)
+    assert all(abs(y - 0.5) < 0.01 for _, y in smooth)
+
+
+def test_heat_is_strongest_at_the_largest_value():
+    source, ends = heat_source(((0.0, 0.5), (float("nan"), 2.0)))
+    assert ends == (0.0, 2.0)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+    assert pixels.shape == (2, 2, 4)
+    assert pixels[1, 1, 3] == pixels[..., 3].max() > pixels[0, 1, 3] > pixels[0, 0, 3]
+    assert (pixels[1, 0] == pixels[0, 0]).all()
+    assert heat_source(((float("nan"),),)) is None
+    assert heat_source(((0.3, 0.3),))[1] == (0.3, 0.3)
+
+
+def printed(table, width=160):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_comparison_on_a_terminal(llp):
+    text = printed(run_tables.comparison_table(llp.comparison), 200)
+    found = llp.comparison.cells["trained"]["hit_at_1"]
+    assert f"{100 * found.value:.1f} [{100 * found.low:.1f}-{100 * found.high:.1f}]" in text
+    assert "trained - zero-shot" in text
+    lines = [line for line in text.splitlines() if "hit@1" in line]
+    difference = llp.comparison.difference("trained", "zero-shot")
+    assert ("*" in lines[0]) == difference.clear
+    assert all(len(line) <= 80 for line in printed(run_tables.comparison_table(llp.comparison), 80).splitlines())
+
+
+def test_components_on_a_terminal(llp):
+    text = printed(run_tables.components_table(llp.components))
+    assert re.search(r"adapters\W+2,345,678\W+2,345,678\W+4\.2", text)
+    assert re.search(r"temperatures\W+2\W+2\W+-", text)
+
+
+def test_comparison_as_markdown(llp):
+    renamed = dataclasses.replace(
+        llp.comparison,
+        systems=("a|b<i>", "trained"),
+        cells={"a|b<i>": llp.comparison.cells["zero-shot"], "trained": llp.comparison.cells["trained"]},
+        differences=(dataclasses.replace(llp.comparison.differences[-1], reference="a|b<i>"),),
+        metrics=(llp.comparison.differences[-1].metric,),
+        headline=llp.comparison.differences[-1].metric,
+    )
+    lines = run_tables.comparison_markdown(renamed).splitlines()
+    assert lines[0].startswith("| system | ")
+    assert lines[2].startswith("| a\\|b&lt;i&gt; | ")
+    assert lines[4].startswith("| trained − a\\|b&lt;i&gt; | ")
+    full = run_tables.comparison_markdown(llp.comparison).splitlines()
+    assert {line.count("|") for line in full[:7]} == {len(llp.comparison.metrics) + 2}
+
+
+def test_comparison_as_csv(llp):
+    rows = list(csv.DictReader(io.StringIO(run_tables.comparison_csv(llp.comparison))))
+    assert tuple(rows[0]) == run_tables.COMPARISON_COLUMNS
+    table = llp.comparison
+    assert len(rows) == len(table.systems) * len(table.metrics) + len(table.differences)
+    for row in rows:
+        found = (
+            table.difference(row["system"], row["reference"], row["metric"]).estimate
+            if row["reference"]
+            else table.cells[row["system"]][row["metric"]]
+        )
+        assert (float(row["value"]), float(row["low"]), row["n"]) == (found.value, found.low, str(found.n))
+
+
+def test_classes_as_csv(ave):
+    result = ave.results["trained"]
+    rows = list(csv.DictReader(io.StringIO(run_tables.classes_csv(result))))
+    assert [row["class"] for row in rows] == [row.name for row in result.classes]
+    assert [row["f1"] for row in rows] == ["" if row.f1 is None else str(row.f1) for row in result.classes]
