@@ -15,6 +15,7 @@ from avfewshot.errors import AvfsError
 from avfewshot.training.checkpoint import load_adapter
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.journal import Journal
+from avfewshot.training.loop import validation_interval
 from avfewshot.training.order import epoch_order, window_start
 from avfewshot.training.schedule import rate_factor
 from avfewshot.training.store import CheckpointStore
@@ -175,6 +176,28 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert epoch_order(9, seed=1, epoch=2) == epoch_order(9, seed=1, epoch=2)
     assert sorted(epoch_order(9, seed=1, epoch=2)) == list(range(9))
     assert len({tuple(epoch_order(9, seed=seed, epoch=epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "clips", "validation", "expected"),
+    [
+        ("auto", 10, 25, 100, 3),
+        ("auto", 20, 25, 40, 2),
+        ("auto", 10, 400, 100, 1),
+        ("auto", 1, 25, 900, 1),
+        (7, 10, 5, 9, 7),
+    ],
+)
+def test_validations_take_no_more_than_training_and_are_four_at_least(every, epochs, clips, validation, expected):
+    config = TrainingConfig(validate_every=every, epochs=epochs)
+    assert validation_interval(config, clips, validation) == expected
+
+
+def test_epochs_between_validations_are_not_judged_and_the_last_one_is(tmp_path):
+    training = make_training(tmp_path, epochs=5, validate_every=2)
+    training.run()
+    judged = [entry["epoch"] for entry in Journal(tmp_path / "metrics.jsonl").entries() if entry["kind"] == "epoch"]
+    assert judged == [0, 2, 4, 5]
 
 
 def test_windows_of_long_clips_lie_inside_and_move_from_epoch_to_epoch():

@@ -12,7 +12,10 @@ from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.model import AudioVisualModel, Towers
 from avfewshot.training.checkpoint import AdapterConfig, Identified, load_adapter
-from avfewshot.training.config import NONE, TrainingConfig
+from avfewshot.training.config import AUTO, NONE, TrainingConfig
+
+_LARGE = 50_000_000
+"""Parameters of both towers from which on activations are computed twice; ViT-B/32 and HTS-AT have 119 M."""
 
 
 class NamedTowers(Towers, Identified, Protocol):
@@ -44,7 +47,11 @@ def build_model(backbone: Towers, config: TrainingConfig, *, seed: int = 0) -> A
         if config.projector != NONE:
             widths = backbone.visual.output_dim, backbone.audio.output_dim
             projectors = Projectors(*widths, kind=config.projector)
-    return AudioVisualModel(backbone, adapters, projectors, checkpointing=config.checkpointing)
+    checkpointing = config.checkpointing
+    if checkpointing == AUTO:
+        towers = (backbone.visual, backbone.audio)
+        checkpointing = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
+    return AudioVisualModel(backbone, adapters, projectors, checkpointing=checkpointing)
 
 
 def default_hidden(backbone: Towers) -> int:

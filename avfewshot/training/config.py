@@ -24,7 +24,7 @@ from avfewshot.errors import UsageError
 from avfewshot.faults import flatten, raise_faults
 from avfewshot.setting_kinds import Choice, Flag, Kind, Whole
 from avfewshot.settings import Setting
-from avfewshot.training.config_kinds import Number, Seeds, Size
+from avfewshot.training.config_kinds import Number, Seeds, Size, Switch
 
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"ave": MappingProxyType({"gamma": 0.01})})
 """What the paper sets otherwise for a task than the defaults of :class:`TrainingConfig`."""
@@ -116,13 +116,19 @@ class TrainingConfig:
     warmup: float = _option(0.0, Number(0, 0.5), "Share of all steps in which the learning rate rises from zero.")
     step_epochs: int = _option(10, Whole(1), "Epochs between the steps of the step schedule.")
     step_factor: float = _option(0.1, Number(0, 1, above=True), "What a step multiplies the learning rate with.")
-    epochs: int = _option(20, Whole(1), "Passes over the support, at most. Not given by the paper.")
+    epochs: int = _option(10, Whole(1), "Passes over the support, at most. Not given by the paper.")
     patience: int = _option(5, Whole(0), "Stop after so many epochs without a better validation figure; 0: never.")
 
-    validate_every: int = _option(1, Whole(1), "Epochs between validations; the last epoch is validated in any case.")
+    validate_every: int | str = _option(
+        "auto",
+        Whole(1, or_word="auto"),
+        "Epochs between validations; `auto`: one takes no longer than the training does.",
+    )
 
     precision: str = _option("auto", Choice("auto", "fp32", "bf16", "fp16"), "Number format of the towers.")
-    checkpointing: bool = _option(True, Flag(), "Compute activations twice: a third more time, far less memory.")
+    checkpointing: bool | str = _option(
+        "auto", Switch(), "Compute activations twice: half as slow again, far less memory; `auto`: for large towers."
+    )
     micro_batch: int | str = _option(
         "auto", Whole(1, or_word="auto"), "Clips at once; `auto` begins with the batch and shrinks when memory ends."
     )

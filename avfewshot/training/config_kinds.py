@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from avfewshot.setting_kinds import Kind
+from avfewshot.setting_kinds import Flag, Kind
 
 _SEED_LIMIT = 2**32
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)b?", re.IGNORECASE)
@@ -64,6 +64,20 @@ class Number(Kind):
     def show(self, value: float | str) -> str:
         """See :meth:`~avfewshot.setting_kinds.Kind.show`."""
         return value if isinstance(value, str) else f"{value:g}"
+
+
+class Switch(Flag):
+    """Yes, no, or ``auto``."""
+
+    metavar = "BOOLEAN|auto"
+
+    def parse(self, raw: Any, *, from_text: bool) -> bool | str:
+        """See :meth:`~avfewshot.setting_kinds.Kind.parse`."""
+        return raw if raw == "auto" else super().parse(raw, from_text=from_text)
+
+    def show(self, value: bool | str) -> str:
+        """See :meth:`~avfewshot.setting_kinds.Kind.show`."""
+        return value if isinstance(value, str) else super().show(value)
 
 
 class Seeds(Kind):

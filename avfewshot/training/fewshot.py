@@ -194,6 +194,7 @@ class FewShot:
             objective=objective,
             judge=self._verdict,
             start=self._start(model),
+            validation_clips=len(bench.scored("val").samples),
             store=store,
             describe=lambda verdict: self._describe(seed, support, verdict),
             journal=Journal(folder / "metrics.jsonl"),

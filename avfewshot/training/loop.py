@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _SAVE_SECONDS = 300.0
 """A checkpoint is written when an epoch ends with the best model so far, and else when so much time has passed."""
+_VALIDATIONS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,7 @@ class Training:
         objective: The loss.
         judge: Judges the model, in evaluation mode, on validation clips after so many epochs.
         start: The verdict on the untrained model.
+        validation_clips: How many clips `judge` runs over.
         store: Where checkpoints go.
         describe: What a checkpoint says of itself, given the verdict.
         journal: Where the course is written down.
@@ -137,6 +139,7 @@ class Training:
         objective: Objective,
         judge: Callable[[AudioVisualModel, int], Verdict],
         start: Verdict,
+        validation_clips: int = 0,
         store: CheckpointStore,
         describe: Callable[[Verdict], AdapterConfig],
         journal: Journal,
@@ -163,6 +166,7 @@ class Training:
         self._batches = -(-len(clips) // config.batch_size)
         self.steps_per_epoch = -(-self._batches // config.accumulation)
         self._rate = rate_factor(config, self.steps_per_epoch)
+        self.validate_every = validation_interval(config, len(clips), validation_clips)
         self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0)
         self._saved = time.monotonic()
 
@@ -245,7 +249,7 @@ class Training:
     def _conclude(self) -> None:
         """Judge the model after an epoch, if it is time."""
         epoch = self.progress.epoch + 1
-        if epoch % self._config.validate_every and epoch < self._config.epochs:
+        if epoch % self.validate_every and epoch < self._config.epochs:
             self.progress = replace(self.progress, epoch=epoch, batch=0)
             return
         self._model.eval()
@@ -306,6 +310,20 @@ class Training:
             labels = _fitting(labels, clip.num_segments)[part]
         frames, audio = clip.frames, clip.audio_segments
         return TrainingClip(None if frames is None else frames[part], None if audio is None else audio[part], labels)
+
+
+def validation_interval(config: TrainingConfig, clips: int, validation_clips: int) -> int:
+    """Epochs between validations.
+
+    Args:
+        config: Says how many, or ``"auto"``: so many that no fewer clips are trained on than a validation runs over, but
+            such that there are four validations.
+        clips: Clips of an epoch.
+        validation_clips: Clips of a validation.
+    """
+    if config.validate_every != AUTO:
+        return int(config.validate_every)
+    return max(1, min(-(-validation_clips // max(1, clips)), -(-config.epochs // _VALIDATIONS)))
 
 
 def _fitting(labels: Tensor, seconds: int) -> Tensor:

@@ -273,7 +273,8 @@ class Pretraining:
 
     def _conclude(self) -> None:
         epoch = self.progress.epoch + 1
-        due = epoch % self._config.validate_every == 0 or epoch >= self._config.epochs
+        every = 1 if self._config.validate_every == AUTO else int(self._config.validate_every)
+        due = epoch % every == 0 or epoch >= self._config.epochs
         finished = f"all {epoch} epochs done" if epoch >= self._config.epochs else ""
         self.progress = replace(self.progress, epoch=epoch, batch=0, finished=finished)
         best = False

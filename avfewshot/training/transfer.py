@@ -9,7 +9,7 @@ from avfewshot.errors import UsageError
 from avfewshot.training.checkpoint import AdapterCheckpoint
 from avfewshot.training.config import ADAPTER_SETTINGS, TrainingConfig
 
-_SHAPING = ("adapter", "projector", *ADAPTER_SETTINGS)
+SHAPING = ("adapter", "projector", *ADAPTER_SETTINGS)
 """What decides which tensors there are, and what they do."""
 
 
@@ -30,8 +30,8 @@ def like_checkpoint(
         UsageError: Settings contradict the checkpoint; all of them are listed.
     """
     before = TrainingConfig.from_dict(checkpoint.config.training, where=str(checkpoint.path / "config.json"))
-    kept = {name: getattr(before, name) for name in _SHAPING}
-    wrong = [name for name in _SHAPING if name in given and getattr(config, name) != kept[name]]
+    kept = {name: getattr(before, name) for name in SHAPING}
+    wrong = [name for name in SHAPING if name in given and getattr(config, name) != kept[name]]
     if wrong:
         shown = ", ".join(f"{name} {getattr(config, name)} instead of {kept[name]}" for name in wrong)
         raise UsageError(
