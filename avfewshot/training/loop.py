@@ -316,7 +316,7 @@ def validation_interval(config: TrainingConfig, clips: int, validation_clips: in
     """Epochs between validations.
 
     Args:
-        config: Says how many, or ``"auto"``: so many that no fewer clips are trained on than a validation runs over, but
+        config: Says how many, or ``"auto"``: so many that no fewer clips are trained on than a validation has, but
             such that there are four validations.
         clips: Clips of an epoch.
         validation_clips: Clips of a validation.
