@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from avfewshot.cli.fewshot_request import FewShotRequest
 from avfewshot.fileio import write_text
+from avfewshot.settings import TABLES
+from avfewshot.training.config import training_settings
 
 if TYPE_CHECKING:
     from avfewshot.evaluation.comparison import Comparison
@@ -41,6 +43,17 @@ def write_outputs(
 
     folder = request.folder
     comparison = averaged(results)
+    display.begin("report", 0)
+    # First, since it looks at the clips: a run that was done before has not looked at any yet.
+    record = collect(
+        run,
+        plan,
+        results,
+        comparison,
+        command=request.command,
+        settings=_settings(request, run),
+        roles=_ROLES,
+    )
     document = {
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -66,18 +79,23 @@ def write_outputs(
             write_text(result.folder / f"classes-{name.replace(' ', '-').lower()}.csv", classes_csv(judged))
     run.bench.usage.write(folder / "clips.csv")
     _write_tensorboard(results, folder, display)
-    display.begin("report", 0)
-    record = collect(
-        run,
-        plan,
-        results,
-        comparison,
-        command=request.command,
-        settings=request.settings,
-        roles=_ROLES,
-    )
     write_run_page(folder / "report.html", record)
     return [folder / "report.html", folder / "results.json"]
+
+
+def _settings(request: FewShotRequest, run: FewShot) -> list[tuple[str, str, str]]:
+    """The settings as asked for, with what the checkpoint that was begun with decided instead."""
+    from avfewshot.training.transfer import SHAPING
+
+    if run.initial is None:
+        return list(request.settings)
+    decided = {name: getattr(run.config, name) for name in SHAPING} | {"backbone": run.backbone.name}
+    kinds = {setting.name: setting.kind for setting in (*training_settings(), TABLES["fewshot"]["backbone"])}
+    rows = []
+    for name, shown, source in request.settings:
+        known = kinds[name].show(decided[name]) if name in decided else shown
+        rows.append((name, known, source if known == shown else "the checkpoint begun with"))
+    return rows
 
 
 def averaged(results: Sequence[SeedResult]) -> Comparison:

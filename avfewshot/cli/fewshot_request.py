@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from avfewshot.adapters.registry import adapter_names
 from avfewshot.errors import DataError, UsageError
 from avfewshot.faults import flatten, raise_faults
 from avfewshot.fileio import write_text
 from avfewshot.settings import TABLES, Resolved, resolve
-from avfewshot.training.config import Configured, TrainingConfig, build_config, training_settings
+from avfewshot.training.config import NONE, Configured, TrainingConfig, build_config, training_settings
 
 RUN_FILE = "run.json"
 FORMAT = 1
@@ -84,6 +86,7 @@ def build_request(params: Mapping[str, Any], command: str) -> FewShotRequest:
     adapter = None if params.get("adapter") is None else Path(params["adapter"]).expanduser().absolute()
     if adapter is not None and not adapter.exists():
         faults.append(UsageError(f"--adapter {adapter}: there is nothing at this path."))
+    faults += _folder_faults(settings["runs"])
     raise_faults(faults)
     assert configured is not None
     assert data is not None
@@ -109,9 +112,9 @@ def resume_request(params: Mapping[str, Any]) -> FewShotRequest:
         UsageError: Other options are given, or there is no such run.
         DataError: Its record is damaged.
     """
-    given = [name for name, value in params.items() if value not in (None, False, [], ()) and name not in _ON_RESUME]
+    given = [name for name, value in params.items() if value not in (None, [], ()) and name not in _ON_RESUME]
     if given:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        shown = ", ".join(f"--{name.replace('_file', '').replace('_', '-')}" for name in given)
         raise UsageError(
             f"--resume goes on with the settings that the run was begun with; it cannot be given with {shown}.",
             hint="Begin a new run for other settings.",
@@ -144,7 +147,7 @@ def resume_request(params: Mapping[str, Any]) -> FewShotRequest:
 def _training_flags(params: Mapping[str, Any], settings: Resolved, faults: list[UsageError]) -> dict[str, Any]:
     flags = {setting.name: params.get(setting.name) for setting in training_settings()}
     # `--adapter` is what to begin with; the field of that name says what kind of adapter it is.
-    flags["adapter"] = params.get("adapter_kind")
+    flags["adapter"] = _adapter_kind(params.get("adapter_kind"), faults)
     flags["precision"] = settings["precision"] if settings.source("precision") != "default" else None
     if params.get("seed") is not None:
         if params.get("seeds") is not None:
@@ -153,6 +156,14 @@ def _training_flags(params: Mapping[str, Any], settings: Resolved, faults: list[
     if params.get("data") is not None and params.get("task") is None:
         flags["task"] = "folder"
     return flags
+
+
+def _adapter_kind(given: str | None, faults: list[UsageError]) -> str | None:
+    """Checked here, since the field's own fault would speak of ``--adapter``."""
+    if given is None or given in (kinds := (*adapter_names(), NONE)):
+        return given
+    faults.append(UsageError(f"--adapter-kind: {given!r} is not one of {', '.join(kinds)}."))
+    return None
 
 
 def _data(params: Mapping[str, Any], task: str | None, faults: list[UsageError]) -> dict[str, Any] | None:
@@ -165,7 +176,9 @@ def _data(params: Mapping[str, Any], task: str | None, faults: list[UsageError])
         if own is None:
             faults.append(
                 UsageError(
-                    "Which task? There is neither --task nor --data.",
+                    "Which task? There is neither --task nor --data."
+                    if params.get("task") is None
+                    else "--task folder needs --data DIR.",
                     hint="--task ave, ave_cls, llp_cls or vggsound_cls; or --data DIR with a folder of clips a class.",
                 )
             )
@@ -178,6 +191,7 @@ def _data(params: Mapping[str, Any], task: str | None, faults: list[UsageError])
         faults.append(
             UsageError(f"--data is for folders of your own clips, not for {task}.", hint=f"Use --root {own} instead.")
         )
+        return None
     from avfewshot.cli.datacheck import data_root
 
     try:
@@ -206,9 +220,21 @@ def _model_faults(settings: Resolved) -> list[UsageError]:
     return faults
 
 
+def _folder_faults(runs: Path) -> list[UsageError]:
+    """What stands against making run folders: told now, not when the weights are loaded."""
+    nearest = next((folder for folder in (runs, *runs.absolute().parents) if folder.exists()), None)
+    if nearest is None or (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        return []
+    what = "nothing may be written there" if nearest.is_dir() else f"{nearest} is not a folder"
+    return [UsageError(f"--runs {runs}: {what}.", hint="Give another folder with --runs DIR.")]
+
+
 def _shown_training(configured: Configured) -> list[tuple[str, str, str]]:
+    sources = {**configured.sources}
+    if sources["adapter"] == "--adapter":
+        sources["adapter"] = "--adapter-kind"
     return [
-        (setting.name, setting.kind.show(getattr(configured.config, setting.name)), configured.sources[setting.name])
+        (setting.name, setting.kind.show(getattr(configured.config, setting.name)), sources[setting.name])
         for setting in training_settings(configured.config.task)
     ]
 

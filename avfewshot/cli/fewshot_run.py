@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def execute(request: FewShotRequest) -> int:
                 written = write_outputs(request, run, plan, results, display)
         except KeyboardInterrupt:
             if (request.folder / "run.json").is_file():
-                _say(f"Interrupted. To go on: avfs fewshot --resume {request.folder}")
+                _say(f"Interrupted. To go on: avfs fewshot --resume {shlex.quote(str(request.folder))}")
             return interrupts.status
     from avfewshot.cli.fewshot_output import print_results
 
@@ -111,6 +112,16 @@ def _prepare(request: FewShotRequest, dataset: Any, display: Any, interrupts: In
     model = request.model
     device = resolve_device(model["device"])
     config = dataclasses.replace(request.config, precision=resolve_precision(request.config.precision, device))
+    initial = None
+    if request.adapter is not None:
+        from avfewshot.training.transfer import like_checkpoint
+
+        # Read before the weights, so that what does not fit is told at once.
+        initial = load_adapter(request.adapter)
+        given = [name for name, _, source in request.settings if not source.startswith("default")]
+        config = like_checkpoint(config, initial, given=given)
+        if "backbone" not in given:
+            model = {**model, "backbone": initial.config.backbone}
     display.begin(f"loading {model['backbone']}", 0)
     backbone = build_backbone(
         model["backbone"],
@@ -119,12 +130,8 @@ def _prepare(request: FewShotRequest, dataset: Any, display: Any, interrupts: In
         clap_weights=model["clap_weights"],
         roberta=model["roberta"],
     )
-    initial = None
-    if request.adapter is not None:
-        from avfewshot.training.transfer import like_checkpoint
-
-        initial = load_adapter(request.adapter, backbone)
-        config = like_checkpoint(config, initial, given=[row[0] for row in request.settings if row[2] != "default"])
+    if initial is not None:
+        initial.config.check_backbone(backbone, where=initial.path)
     name = model["templates"] or backbone.templates
     return FewShot(
         dataset,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from avfewshot.errors import UsageError
 from avfewshot.faults import flatten, raise_faults
 from avfewshot.fileio import write_text
-from avfewshot.settings import Resolved, resolve
+from avfewshot.settings import TABLES, Resolved, resolve
 
 if TYPE_CHECKING:
     from avfewshot.scoring.bench import TaskBench
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
 BACKGROUNDS = ("threshold", "prompt", "none")
 _SUFFIXES = (".json", ".csv", ".md")
+_SUFFIX_DECIDES = f"The suffix of --output says it: {', '.join(_SUFFIXES)}."
+_WITHOUT_MEANING = {
+    "modality": "All of them are evaluated.",
+    "topk": "Clips are judged, not listed.",
+    "segments": "Clips are judged, not listed.",
+    "format": _SUFFIX_DECIDES,
+    "recursive": "The task says which clips.",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ def build_task_request(params: Mapping[str, Any], flags: Mapping[str, Any]) -> T
         UsageError: All that is wrong, at once.
     """
     from avfewshot.cli.datacheck import data_root
+    from avfewshot.cli.outputs import check_file
 
     faults: list[UsageError] = []
     settings = resolve("zeroshot", flags)
@@ -70,14 +79,18 @@ def build_task_request(params: Mapping[str, Any], flags: Mapping[str, Any]) -> T
             faults.append(UsageError(f"{shown} cannot be given with --task.", hint="The task says which clips."))
     if flags.get("labels") is not None:
         faults.append(UsageError("--labels cannot be given with --task.", hint="The task has labels of its own."))
-    if settings["modality"] != "av" and settings.source("modality") == "--modality":
-        faults.append(UsageError("--modality cannot be given with --task.", hint="All of them are evaluated."))
+    for name in _WITHOUT_MEANING:
+        if flags.get(name) is not None:
+            shown = TABLES["zeroshot"][name].flag
+            faults.append(UsageError(f"{shown} cannot be given with --task.", hint=_WITHOUT_MEANING[name]))
     background = params.get("background") or "threshold"
     if background not in BACKGROUNDS:
         faults.append(UsageError(f"--background: {background!r} is not one of {', '.join(BACKGROUNDS)}."))
     output = None if params.get("output") is None else Path(params["output"]).expanduser()
     if output is not None and output.suffix.lower() not in _SUFFIXES:
         faults.append(UsageError(f"--output {output}: its name must end in {', '.join(_SUFFIXES)}."))
+    elif output is not None:
+        faults += check_file(output, "--output")
     root = Path()
     if task in TASKS:
         try:
@@ -173,12 +186,17 @@ def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, Any]:
     model = None
     if about is not None:
         model = load_model(settings["adapter"], backbone)[0].to(device)
+    # What nobody sets is as it was trained.
+    fusion, pool = (
+        decided.get(name, settings[name]) if settings.source(name) == "default" else settings[name]
+        for name in ("fusion", "pool")
+    )
     fabric = single_device(device, precision)
     clips, size = ClipCache(), backbone.visual.image_size
     templates = settings["templates"] or (about.templates if about is not None else backbone.templates)
     bench = TaskBench(
         dataset,
-        Decision(request.task, settings["fusion"], settings["pool"], request.background, dataset.num_segments),
+        Decision(request.task, fusion, pool, request.background, dataset.num_segments),
         backbone,
         load_templates(templates),
         device,

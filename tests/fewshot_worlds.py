@@ -1,0 +1,60 @@
+"""Small toy data sets for tests of few-shot runs: rendered once, as `avfs data toy` renders them, but few and short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from avfewshot.datasets.toyworld.script import ave_script, everywhere_script
+from avfewshot.datasets.toyworld.vocabulary import Composition
+from avfewshot.datasets.toyworld.writer import write_clip
+
+SECONDS = 3
+CLASSES = ("car honking", "clock ticking", "dog barking")
+AVE_SPLITS = {"train": 2, "val": 1, "test": 2}
+
+
+def write_class_folders(root: Path, clips: int = 6) -> Path:
+    """``CLASS/NUMBER.mp4``, each clip filled by its event."""
+    for label, name in enumerate(CLASSES):
+        for number in range(clips):
+            rng = np.random.default_rng([label, number])
+            write_clip(everywhere_script(Composition.from_name(name), rng, SECONDS), root / name / f"{number}.mp4")
+    return root
+
+
+def write_ave(root: Path) -> Path:
+    """AVE's layout with three classes and short clips, and a ``dataset.yaml`` that says so."""
+    lines: dict[str, list[str]] = {split: [] for split in AVE_SPLITS}
+    for label, name in enumerate(CLASSES):
+        number = 0
+        for split, count in AVE_SPLITS.items():
+            for _ in range(count):
+                video = f"toy{label}{number:07d}"
+                script = ave_script(Composition.from_name(name), np.random.default_rng([7, label, number]), SECONDS)
+                write_clip(script, root / "AVE" / f"{video}.mp4")
+                [event] = script.events
+                spans = [span for span in (event.look, event.sound) if span]
+                onset, offset = max(on for on, _ in spans), min(off for _, off in spans)
+                lines[split].append(f"{name}&{video}&good&{onset:.0f}&{offset:.0f}\n")
+                number += 1
+    texts = {f"{split}Set.txt": "".join(rows) for split, rows in lines.items()}
+    texts["Annotations.txt"] = "".join(texts.values())
+    for name, text in texts.items():
+        (root / name).write_text(text, encoding="utf-8")
+    description = {
+        "format": 1,
+        "name": "ave",
+        "title": "small AVE",
+        "reader": "ave",
+        "tasks": ["ave", "ave_cls"],
+        "segments": SECONDS,
+        "background": {"name": "Background", "wording": "background"},
+        "classes": [{"name": name, "wording": name} for name in CLASSES],
+        "files": [{"role": split, "names": [f"{split}Set.txt"]} for split in AVE_SPLITS],
+        "splits": {split: count * len(CLASSES) for split, count in AVE_SPLITS.items()},
+    }
+    (root / "dataset.yaml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+    return root
