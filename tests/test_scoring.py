@@ -14,7 +14,14 @@ from avfewshot.losses import combined_loss
 from avfewshot.media.prefetch import ClipFailure
 from avfewshot.model import AudioVisualModel
 from avfewshot.scoring.embedding_cache import EmbeddingCache
-from avfewshot.scoring.logits import ClipLogits, blend, clip_probabilities, score_clip, second_probabilities
+from avfewshot.scoring.logits import (
+    ClipLogits,
+    blend,
+    clip_probabilities,
+    score_clip,
+    second_probabilities,
+    second_salience,
+)
 from avfewshot.scoring.predictions import Decision, Fitted
 from avfewshot.scoring.reading import read_ahead
 from avfewshot.training.config import TrainingConfig
@@ -80,6 +87,18 @@ def test_seconds_that_a_clip_lacks_are_background():
     assert found.shape == (2, 4, CLASSES + 1)
     np.testing.assert_array_equal(found[0, 2:, CLASSES], 1)
     np.testing.assert_allclose(found.sum(-1), 1)
+
+
+def test_an_event_must_be_both_seen_and_heard():
+    clip = logits(1, 3)
+    answers = np.array([[0, 2, 1, 0]])
+    found = second_salience([clip], answers)
+    for second, label in enumerate(answers[0, :3]):
+        margins = [float(part[second, label] - part[second, -1]) for part in (clip.visual, clip.audio)]
+        assert found[0, second] == pytest.approx(min(margins))
+    assert found[0, 3] < -1e5
+    alone = second_salience([clip.only("audio")], answers)
+    assert alone[0, 1] == pytest.approx(float(clip.audio[1, 2] - clip.audio[1, -1]))
 
 
 def targets(rows, segments=None):

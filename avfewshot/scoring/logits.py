@@ -20,6 +20,8 @@ from avfewshot.scoring.texts import ClassTexts
 
 Floats = npt.NDArray[np.float64]
 
+_LACKING = -1e6
+
 
 @dataclass(frozen=True, eq=False)
 class ClipLogits:
@@ -131,6 +133,34 @@ def second_probabilities(clips: Sequence[ClipLogits], num_classes: int, seconds:
         probabilities, _ = fuse(visual, audio, fusion=fusion)
         known = min(seconds, probabilities.shape[1])
         result[rows, :known] = probabilities[:, :known].numpy()
+    return result
+
+
+def second_salience(clips: Sequence[ClipLogits], answers: npt.NDArray[np.int64]) -> Floats:
+    """How sure it is that the answered class happens in each second, and not nothing.
+
+    An audio-visual event is both seen and heard (Tian et al., ECCV 2018). So each modality that is there compares the
+    logit of the answer with that of its background text, and the one that is less sure counts: an object that stays in
+    the picture while it is silent is no event, however sure the eyes are.
+
+    Args:
+        clips: N clips.
+        answers: Class of each second, ``[N, T]``.
+
+    Returns:
+        ``[N, T]``; a value far below all others for seconds that a clip lacks.
+    """
+    result = np.full(answers.shape, _LACKING)
+    seconds = answers.shape[1]
+    for rows, visual, audio in _alike(clips):
+        known = min(seconds, (visual if visual is not None else audio).shape[1])
+        index = torch.from_numpy(answers[rows, :known])[..., None]
+        sureness = [
+            logits[:, :known].gather(-1, index)[..., 0] - logits[:, :known, -1]
+            for logits in (visual, audio)
+            if logits is not None
+        ]
+        result[rows, :known] = torch.stack(sureness).amin(0).numpy()
     return result
 
 

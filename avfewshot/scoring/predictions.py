@@ -11,7 +11,7 @@ from avfewshot.evaluation.background import BackgroundRule, find_background, fit
 from avfewshot.evaluation.measures import choose_label_threshold
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.tasks import find_task
-from avfewshot.scoring.logits import ClipLogits, Floats, clip_probabilities, second_probabilities
+from avfewshot.scoring.logits import ClipLogits, Floats, clip_probabilities, second_probabilities, second_salience
 
 _SMALLEST = 1e-300
 
@@ -95,9 +95,8 @@ class Decision:
         joint = second_probabilities(clips, num_classes, self.seconds, fusion=self.fusion)
         if find_background(self.background).extra_column:
             return joint, None
-        events, nothing = joint[..., :num_classes], joint[..., num_classes]
+        events = joint[..., :num_classes]
         # Divided by the largest first: a second that is background beyond doubt has no digits left for its events.
         largest = events.max(-1, keepdims=True)
         shares = np.where(largest > 0, events / np.maximum(largest, _SMALLEST), 1.0)
-        salience = np.log(np.maximum(largest[..., 0], _SMALLEST)) - np.log(np.maximum(nothing, _SMALLEST))
-        return shares / shares.sum(-1, keepdims=True), salience
+        return shares / shares.sum(-1, keepdims=True), second_salience(clips, events.argmax(-1))
