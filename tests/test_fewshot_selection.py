@@ -1,0 +1,231 @@
+"""What a few-shot run chooses hangs on support and validation clips alone: the test split comes in when all is chosen.
+
+On stand-in towers and made-up clips, whose class is the first number of their names.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_support import Backbone, backbone, read, texts
+
+from avfewshot.datasets.dataset import Dataset, Sample
+from avfewshot.datasets.schema import ClassEntry, Description
+from avfewshot.prompts import load_templates
+from avfewshot.scoring.bench import UNTRAINED
+from avfewshot.training.config import TrainingConfig
+from avfewshot.training.fewshot import TRAINED, FewShot, RunObserver
+from avfewshot.training.loop import Watcher
+
+NAMES = ("a", "b", "c")
+SECONDS = 3
+COUNTS = {"train": 3, "val": 2, "test": 4}
+FIRST = {"train": 0, "val": 100, "test": 200}
+
+
+@dataclass
+class Movable(Backbone):
+    """A stand-in that can be told its device, as a real one."""
+
+    def to(self, device: torch.device) -> Movable:
+        return self
+
+
+def dataset(task: str, **counts: int) -> Dataset:
+    """Clips of three classes; where seconds are labelled, the last one of each is background."""
+    samples = []
+    for split, count in {**COUNTS, **counts}.items():
+        for label in range(len(NAMES)):
+            for number in range(FIRST[split], FIRST[split] + count):
+                path = Path(f"{label}-{number}.mp4")
+                seconds = (label,) * (SECONDS - 1) + (len(NAMES),) if task == "ave" else None
+                samples.append(Sample(path.stem, (label,), split, len(samples), segments=seconds, path=path))
+    classes = tuple(ClassEntry(name, name) for name in NAMES)
+    description = Description("toy", "made-up clips", "folder", (task,), classes, (), segments=SECONDS)
+    return Dataset(description, Path(), NAMES, NAMES, tuple(samples))
+
+
+def mislabelled(data: Dataset) -> Dataset:
+    """The same clips, those of the test split with the label of the next class."""
+
+    def wrong(sample: Sample) -> Sample:
+        if sample.split != "test":
+            return sample
+        label = (sample.label + 1) % len(NAMES)
+        seconds = sample.segments
+        if seconds is not None:
+            seconds = (len(NAMES),) + (label,) * (SECONDS - 1)
+        return replace(sample, labels=(label,), segments=seconds)
+
+    return data.with_samples(wrong(sample) for sample in data.samples)
+
+
+class Diary(RunObserver, Watcher):
+    """Writes down what is read and judged, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def watcher(self, seed: int, epochs: int) -> Watcher:
+        return self
+
+    def judged(self, epoch, verdict, best):
+        self.lines.append(f"judged {epoch}")
+
+    def read(self, path: Path):
+        self.lines.append(path.stem)
+        return read(path)
+
+
+@pytest.fixture
+def make_run(monkeypatch, tmp_path):
+    """Make a run on stand-ins; its diary is its observer."""
+    monkeypatch.setattr("avfewshot.scoring.bench.class_texts", lambda *_: texts())
+    plain = backbone()
+
+    def make(data: Dataset, name: str = "run", **changes) -> FewShot:
+        settings = {"shots": 2, "epochs": 3, "hidden": 4, "workers": 0, "precision": "fp32", "lr": 3e-3, "patience": 0}
+        task = data.description.tasks[0]
+        diary = Diary()
+        run = FewShot(
+            data,
+            TrainingConfig(**{"task": task, **settings, **changes}),
+            Movable(plain.visual, plain.audio),
+            load_templates("single"),
+            "single",
+            torch.device("cpu"),
+            tmp_path / name,
+            observer=diary,
+        )
+        run.bench.read = diary.read
+        return run
+
+    return make
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files that a training wrote."""
+    files = [*(folder / "checkpoints").rglob("*"), folder / "metrics.jsonl"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.mark.parametrize("task", ["folder", "ave"])
+def test_labels_of_test_clips_cannot_reach_what_is_chosen(make_run, task):
+    data = dataset(task)
+    right = make_run(data, "right").run(1)
+    wrong = make_run(mislabelled(data), "wrong").run(1)
+
+    assert len([name for name in contents(right.folder) if name.endswith("adapter.safetensors")]) > 2
+    assert contents(wrong.folder) == contents(right.folder)
+    assert (wrong.progress, wrong.support) == (right.progress, right.support)
+    assert right.progress.best.blend > 0  # a trained model was chosen, not the untrained one
+    for system in (*UNTRAINED, TRAINED):
+        assert wrong.results[system].score != right.results[system].score
+
+
+@pytest.mark.parametrize("task", ["folder", "ave"])
+def test_test_clips_are_not_read_before_training_has_ended(make_run, task):
+    run = make_run(dataset(task))
+    run.run(1)
+
+    diary = run.observer.lines
+    of_test = {sample.path.stem for sample in run.dataset.split("test")}
+    first = next(index for index, line in enumerate(diary) if line in of_test)
+    assert of_test <= set(diary[first:])
+    assert [line for line in diary if line.startswith("judged")] == ["judged 1", "judged 2", "judged 3"]
+    assert diary.index("judged 3") < first
+    assert set(diary[first:]) == of_test
+
+
+def test_nothing_that_was_chosen_changes_once_test_clips_are_read(make_run):
+    run = make_run(dataset("folder"))
+    before = []
+
+    def spy(path):
+        if int(path.stem.partition("-")[2]) >= FIRST["test"]:
+            before.append(contents(run.folder / "seed-1"))
+        return read(path)
+
+    run.bench.read = spy
+    result = run.run(1)
+    assert before[0] == contents(result.folder)
+
+
+def test_training_needs_no_test_clips(make_run):
+    run = make_run(dataset("folder", test=0))
+    _, progress = run.train(1, run.support(1))
+    assert progress.finished == "all 3 epochs done"
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_run):
+    data = dataset("folder")
+    first, again = make_run(data, "first").run(1), make_run(data, "again").run(1)
+    other = make_run(data, "other").run(2)
+    assert contents(again.folder) == contents(first.folder)
+    assert {**again.to_dict()} == {**first.to_dict()}
+    assert other.support["fingerprint"] != first.support["fingerprint"]
+    assert contents(other.folder)["metrics.jsonl"] != contents(first.folder)["metrics.jsonl"]
+
+
+def test_a_run_that_is_done_is_not_repeated(make_run):
+    data = dataset("folder")
+    first = make_run(data).run(1)
+    before = contents(first.folder)
+    run = make_run(data)
+    again = run.run(1)
+    assert again.to_dict() == first.to_dict()
+    assert contents(again.folder) == before
+    assert set(run.observer.lines) == set(first.support["ids"])  # to see that it is the same support, and no more
+
+
+def test_without_validation_clips_the_last_epoch_is_taken(make_run):
+    run = make_run(dataset("folder", val=0), patience=1)
+    result = run.run(1)
+    progress = result.progress
+    assert (progress.epoch, progress.best_epoch, progress.finished) == (3, 3, "all 3 epochs done")
+    assert progress.best.blend == 0.5
+    best, last = (load_file(sorted((result.folder / "checkpoints").glob(f"{kind}-*"))[-1] / "adapter.safetensors")
+                  for kind in ("best", "step"))  # fmt: skip
+    assert best.keys() == last.keys()
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_without_validation_clips_a_share_that_is_set_counts(make_run):
+    result = make_run(dataset("folder", val=0), blend=0.75).run(1)
+    assert result.progress.best.blend == 0.75
+    [config] = (result.folder / "checkpoints").glob("best-*/config.json")
+    assert json.loads(config.read_text())["decision"]["blend"] == 0.75
+
+
+def test_a_share_of_zero_is_the_untrained_model(make_run):
+    result = make_run(dataset("folder"), blend=0.0, epochs=1).run(1)
+    trained, untrained = (result.results[name].to_dict() for name in (TRAINED, "zero-shot"))
+    assert {**trained, "system": ""} == {**untrained, "system": ""}
+
+
+@pytest.mark.parametrize("place", ["support", "val", "test"])
+def test_a_clip_that_cannot_be_read_is_left_out_and_named(make_run, place):
+    data = dataset("folder")
+    if place == "support":
+        broken = make_run(data).support(1).samples[0]
+    else:
+        broken = data.split(place)[0]
+    run = make_run(data.with_samples(
+        replace(sample, path=Path(f"{sample.path.stem}-broken.mp4")) if sample == broken else sample
+        for sample in data.samples
+    ))  # fmt: skip
+    result = run.run(1)
+    usage = run.bench.usage
+    assert usage.left == [(broken.split, broken.id, "it is broken.")]
+    assert result.support["clips"] == 2 * len(NAMES)
+    assert result.support["replaced"] == ([broken.id] if place == "support" else [])
+    assert broken.id not in usage.used[broken.split]
+    sizes = {split: (listed, used, left) for split, listed, used, left in usage.counts(data)}
+    for split in ("val", "test"):
+        count = COUNTS[split] * len(NAMES)
+        assert sizes[split] == ((count, count - 1, 1) if place == split else (count, count, 0))
