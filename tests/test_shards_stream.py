@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from avfewshot.datasets.clip_source import ClipStream, LabelledClip, RawSource, ReadFailure, read_start, share
 from avfewshot.datasets.decode_ahead import ordered_map
 from avfewshot.datasets.shards import reader
-from avfewshot.datasets.shards.codec import rounded
 from avfewshot.datasets.shards.reader import ShardSet
 from avfewshot.errors import UsageError
+from avfewshot.media.flac import rounded
 
 READ = partial(read_start, frame_size=SIDE)
 

@@ -25,9 +25,10 @@ from typing import Any
 from avfewshot.errors import UsageError
 from avfewshot.fileio import write_bytes
 from avfewshot.media.clip import Clip
+from avfewshot.media.flac import rounded
 from avfewshot.media.reader import read_clip
 from avfewshot.resources import cache_dir
-from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip, rounded
+from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip
 
 VERSION = 1
 """Raised when clips are decoded or stored in another way; entries of other versions are not used any more."""

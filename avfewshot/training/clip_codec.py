@@ -21,9 +21,7 @@ import torch
 from PIL import Image, features
 
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-
-_FULL_SCALE = 32768.0
-_BLOCK = 4096  # samples handed to the encoder at once
+from avfewshot.media.flac import decode_flac, encode_flac, to_floats, to_integers
 
 
 class DamagedError(ValueError):
@@ -38,15 +36,6 @@ class _Layout:
     has_frames: bool
     has_audio: bool
     warnings: list[str]
-
-
-def rounded(waveform: torch.Tensor) -> torch.Tensor:
-    """A waveform with the 16 bits a sample that are stored: float32 in [-1, 1), off by 2^-16 at most below full scale.
-
-    Args:
-        waveform: float32 ``[samples]`` in [-1, 1].
-    """
-    return torch.from_numpy(_to_integers(waveform).astype(np.float32) / np.float32(_FULL_SCALE))
 
 
 def encode_clip(clip: Clip, key: str) -> bytes:
@@ -74,7 +63,7 @@ def encode_clip(clip: Clip, key: str) -> bytes:
             for number, frame in enumerate(clip.frames):
                 archive.writestr(_frame_name(number), _encode_picture(frame))
         if clip.waveform is not None:
-            archive.writestr("audio.flac", _encode_sound(_to_integers(clip.waveform)))
+            archive.writestr("audio.flac", encode_flac(to_integers(clip.waveform)))
     return stream.getvalue()
 
 
@@ -102,8 +91,7 @@ def decode_clip(content: bytes, key: str, path: Path) -> Clip:
                 pictures = [_decode_picture(archive.read(_frame_name(i))) for i in range(layout.segments)]
                 frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
             if layout.has_audio:
-                integers = _decode_sound(archive.read("audio.flac"))
-                waveform = torch.from_numpy(integers.astype(np.float32) / np.float32(_FULL_SCALE))
+                waveform = to_floats(decode_flac(archive.read("audio.flac"), layout.segments * SAMPLE_RATE))
         return Clip(path, float(layout.duration), 0, frames, waveform, tuple(layout.warnings))
     except (
         # What zipfile, json, Pillow and PyAV make of bytes that are not theirs.
@@ -130,25 +118,3 @@ def _encode_picture(frame: torch.Tensor) -> bytes:
 def _decode_picture(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=("WEBP", "PNG")) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _to_integers(waveform: torch.Tensor) -> np.ndarray:
-    return np.clip(np.rint(waveform.numpy() * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-
-
-def _encode_sound(integers: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    with av.open(stream, "w", format="flac") as container:
-        track = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
-        for start in range(0, len(integers), _BLOCK):
-            block = np.ascontiguousarray(integers[None, start : start + _BLOCK])
-            frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
-            frame.sample_rate, frame.pts = SAMPLE_RATE, start
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
-    return stream.getvalue()
-
-
-def _decode_sound(content: bytes) -> np.ndarray:
-    with av.open(io.BytesIO(content), format="flac") as container:
-        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from avfewshot.datasets.clip_source import ClipSource, LabelledClip, ReadFailure
 from avfewshot.devices import is_out_of_memory
@@ -113,6 +114,7 @@ class Pretraining:
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self._optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
         self._module, self._wrapped = fabric.setup(model, self._optimizer)
+        _leave_buffers_alone(self._module)
         self._objective = PretrainObjective(config, texts.to(fabric.device), fabric.device)
         self._batch = config.batch_size * config.accumulation
         self.micro_batch = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
@@ -164,8 +166,11 @@ class Pretraining:
             AvfsError: Memory does not suffice, or the loss is not finite.
         """
         if not self._store.steps():
-            self._save(best=True)
+            # The journal before the checkpoint: a process that is killed in between comes by here again.
+            if self._fabric.global_rank == 0:
+                self._journal.rewind({})
             self._note(kind="epoch", step=0, epoch=0, best=True, **self.progress.best.to_dict())
+            self._save(best=True)
         self._fabric.barrier()
         while not self.progress.finished:
             if not self._epoch():
@@ -318,3 +323,14 @@ class Pretraining:
             memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             left=(total - self.progress.step) * passed / steps,
         )
+
+
+def _leave_buffers_alone(module: torch.nn.Module) -> None:
+    """Keep DDP from sending the buffers of rank 0 to all ranks in every forward pass.
+
+    Clips of each length make a pass of their own, so that ranks differ in their number of passes: they would wait for
+    each other for ever. Nor is there anything to send: only frozen towers have buffers.
+    """
+    for part in module.modules():
+        if isinstance(part, DistributedDataParallel):
+            part.broadcast_buffers = False

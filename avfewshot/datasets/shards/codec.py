@@ -18,13 +18,11 @@ from PIL import Image
 
 from avfewshot.datasets.shards.record import ClipRecord, RecordError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
+from avfewshot.media.flac import decode_flac, encode_flac, to_floats, to_integers
 
 DEFAULT_QUALITY = 95
 SOUND = "flac"
 RECORD = "json"
-
-_FULL_SCALE = 32768.0
-_BLOCK = 4096  # samples handed to the encoder at once
 
 
 class DamagedClipError(ValueError):
@@ -34,15 +32,6 @@ class DamagedClipError(ValueError):
 def picture_name(second: int) -> str:
     """Name of the member that holds the picture of a second, without the key."""
     return f"{second}.jpg"
-
-
-def rounded(waveform: torch.Tensor) -> torch.Tensor:
-    """A waveform as it comes back from a shard: float32 in [-1, 1), off by 2^-16 at most below full scale.
-
-    Args:
-        waveform: float32 ``[samples]`` in [-1, 1].
-    """
-    return _to_floats(_to_integers(waveform))
 
 
 def encode_members(clip: Clip, record: ClipRecord, *, quality: int = DEFAULT_QUALITY) -> dict[str, bytes]:
@@ -61,7 +50,7 @@ def encode_members(clip: Clip, record: ClipRecord, *, quality: int = DEFAULT_QUA
         for second, frame in enumerate(clip.frames):
             members[picture_name(second)] = _encode_picture(frame, quality)
     if clip.waveform is not None:
-        members[SOUND] = _encode_sound(_to_integers(clip.waveform))
+        members[SOUND] = encode_flac(to_integers(clip.waveform))
     return members
 
 
@@ -87,7 +76,7 @@ def decode_members(members: Mapping[str, bytes], path: Path) -> tuple[Clip, Clip
             ]
             frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         if record.has_sound:
-            waveform = _to_floats(_decode_sound(members[SOUND], record.seconds * SAMPLE_RATE))
+            waveform = to_floats(decode_flac(members[SOUND], record.seconds * SAMPLE_RATE))
         return Clip(path, record.duration, 0, frames, waveform, record.warnings, last=record.whole), record
     except KeyError as error:
         raise DamagedClipError(f"it has no member {error}") from error
@@ -113,41 +102,3 @@ def _decode_picture(content: bytes, side: int) -> np.ndarray:
         if image.size != (side, side):  # looked at before a picture of unknown size is given memory
             raise DamagedClipError(f"a picture is {image.width} x {image.height} instead of {side} x {side}")
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert copies in any case
-
-
-def _to_integers(waveform: torch.Tensor) -> np.ndarray:
-    return np.clip(np.rint(waveform.numpy() * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-
-
-def _to_floats(integers: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(integers.astype(np.float32) / np.float32(_FULL_SCALE))
-
-
-def _encode_sound(integers: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    with av.open(stream, "w", format="flac") as container:
-        track = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
-        for start in range(0, len(integers), _BLOCK):
-            block = np.ascontiguousarray(integers[None, start : start + _BLOCK])
-            frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
-            frame.sample_rate, frame.pts = SAMPLE_RATE, start
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
-    return stream.getvalue()
-
-
-def _decode_sound(content: bytes, expected: int) -> np.ndarray:
-    blocks: list[np.ndarray] = []
-    count = 0
-    with av.open(io.BytesIO(content), format="flac") as container:
-        track = container.streams.audio[0]
-        if (track.rate, track.channels, track.format.name) != (SAMPLE_RATE, 1, "s16"):
-            raise DamagedClipError("its sound is not 48 kHz, mono, 16 bit")
-        for frame in container.decode(track):
-            blocks.append(frame.to_ndarray()[0])
-            count += len(blocks[-1])
-            if count > expected:  # a small file of silence may hold hours
-                break
-    if count != expected:
-        raise DamagedClipError(f"its sound does not have {expected} samples")
-    return np.concatenate(blocks)

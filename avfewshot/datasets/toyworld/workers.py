@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +15,9 @@ from avfewshot.datasets.toyworld.script import ClipScript
 from avfewshot.datasets.toyworld.writer import write_clip
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.fileio import sha256_file
+from avfewshot.worker_processes import begin, surroundings
 
 _GO_ON = "Remedy it and run the same command again: it goes on where it stopped."
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -73,10 +69,10 @@ def write_clips(tasks: Sequence[Task], jobs: int) -> Iterator[Written]:
         yield from map(_write, tasks)
         return
     pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=begin
     )
     try:
-        with _worker_surroundings():
+        with surroundings():
             futures = [pool.submit(_write, task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
@@ -95,37 +91,3 @@ def _write(task: Task) -> Written:
     except (OSError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{task.path}: cannot be written: {reason}.", hint=_GO_ON) from error
-
-
-@contextlib.contextmanager
-def _worker_surroundings() -> Iterator[None]:
-    """What processes inherit that are started meanwhile: one thread each, and no ear for Ctrl-C.
-
-    A terminal sends the interrupt to all processes; it is the parent that ends the others. One that is still importing
-    its modules would print a traceback, so the signal has to be off before it starts.
-    """
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
-    try:
-        yield
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this a worker would wait for work for ever when its parent is killed."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
