@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +37,14 @@ def comparison_table(comparison: Comparison) -> Table:
         The table; a clear difference is coloured and marked with ``*``.
     """
     main, reference = main_systems(comparison)
-    table = Table(title=f"{printable(comparison.task)}, in percent", caption=_caption(comparison))
+    table = Table(
+        title=f"{printable(comparison.task)}, in percent",
+        caption=_caption(comparison),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("")
     for system in comparison.systems:
         table.add_column(printable(system), justify="right", style="bold" if system == main else "")
@@ -120,7 +128,7 @@ def _caption(comparison: Comparison) -> Text:
 def _figure(estimate: Estimate) -> Text:
     cell = Text("-" if estimate.value is None else points(estimate.value))
     if found := interval(estimate):
-        cell.append(f" [{_plain(found)}]", style="dim not bold")
+        cell.append(f"\n{_plain(found)}", style="dim not bold")
     return cell
 
 
@@ -133,7 +141,7 @@ def _difference(found: Difference) -> Text:
         cell.append("*")
         cell.stylize("green" if estimate.value > 0 else "red")
     if estimate.low is not None and estimate.high is not None:
-        cell.append(_plain(f" [{signed(estimate.low)} to {signed(estimate.high)}]"), style="dim")
+        cell.append(_plain(f"\n{signed(estimate.low)} to {signed(estimate.high)}"), style="dim")
     return cell
 
 
