@@ -45,11 +45,12 @@ def comparison_table(comparison: Comparison) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("")
+    # Where it is narrow, the titles are folded and the figures stay whole.
+    table.add_column("", overflow="fold")
     for system in comparison.systems:
-        table.add_column(printable(system), justify="right", style="bold" if system == main else "")
+        table.add_column(printable(system), justify="right", no_wrap=True, style="bold" if system == main else "")
     if reference is not None:
-        table.add_column(f"{printable(main)} - {printable(reference)}", justify="right")
+        table.add_column(f"{printable(main)} -\n{printable(reference)}", justify="right", no_wrap=True)
     for metric in comparison.metrics:
         cells = [_figure(comparison.cells[system][metric]) for system in comparison.systems]
         if reference is not None:
