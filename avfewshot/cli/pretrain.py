@@ -67,8 +67,15 @@ def pretrain(
         bool, typer.Option("--keep-leaks", rich_help_panel=_DATA, help="Also train on videos of their test splits.")
     ] = False,
     val_clips: Annotated[
-        int, typer.Option("--val-clips", min=0, rich_help_panel=_DATA, help="Validation clips at most.")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            "--val-clips",
+            min=0,
+            rich_help_panel=_DATA,
+            show_default=False,
+            help="Validation clips at most. [dim](default: 1000)[/dim]",
+        ),
+    ] = None,
     devices: Annotated[
         str | None,
         _option("--devices", "INTEGER|auto", _RANKS, "GPUs (or processes) a machine. [dim](default: 1)[/dim]"),

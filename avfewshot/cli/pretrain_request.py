@@ -19,8 +19,9 @@ RUN_FILE = "run.json"
 FORMAT = 1
 DATASETS = ("vggsound40k", "vggsound", "ovave")
 STRATEGIES = ("auto", "ddp")
+_VAL_CLIPS = 1000
 _MODEL = ("backbone", "weights", "clip_weights", "clap_weights", "roberta", "device", "frame_backend", "templates")
-_ON_RESUME = {"resume", "device", "devices", "nodes", "strategy", "dataset", "val_clips"}
+_ON_RESUME = {"resume", "device", "devices", "nodes", "strategy"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def resume_request(params: Mapping[str, Any]) -> PretrainRequest:
     given = [name for name, value in params.items() if value not in (None, False, [], ()) and name not in _ON_RESUME]
     faults: list[UsageError] = []
     if given:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        shown = ", ".join("DATASET" if name == "dataset" else f"--{name.replace('_', '-')}" for name in given)
         faults.append(
             UsageError(
                 f"--resume goes on with the settings that the run was begun with; it cannot be given with {shown}.",
@@ -192,7 +193,7 @@ def _data(params: Mapping[str, Any], dataset: str | None, faults: list[UsageErro
         "shards": _absolute(shards),
         "against": against,
         "keep_leaks": bool(params.get("keep_leaks")),
-        "val_clips": int(params.get("val_clips", 1000)),
+        "val_clips": _VAL_CLIPS if params.get("val_clips") is None else int(params["val_clips"]),
     }
     if shards is not None:
         extra = [flag for flag, name in (("--root", "root"), ("--media", "media"), ("--list", "list")) if data[name]]
@@ -210,12 +211,12 @@ def _data(params: Mapping[str, Any], dataset: str | None, faults: list[UsageErro
 
 def _ranks(params: Mapping[str, Any], faults: list[UsageError]) -> dict[str, Any]:
     devices, strategy = params.get("devices") or "1", params.get("strategy") or "auto"
-    if devices != "auto" and not (devices.isdigit() and int(devices) >= 1):
+    if devices != "auto" and not (devices.isdecimal() and int(devices) >= 1):
         faults.append(UsageError(f"--devices: a whole number from 1 on, or auto, is needed, not {devices!r}."))
     if strategy not in STRATEGIES:
         faults.append(UsageError(f"--strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}."))
     return {
-        "devices": int(devices) if devices.isdigit() else devices,
+        "devices": int(devices) if devices.isdecimal() else devices,
         "nodes": int(params.get("nodes") or 1),
         "strategy": strategy,
     }

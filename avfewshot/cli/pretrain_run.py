@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
 
     device = resolve_device(request.model["device"])
     config = dataclasses.replace(request.config, precision=resolve_precision(request.config.precision, device))
-    fabric = many_devices(device, config.precision, **request.ranks)
+    fabric = many_devices(device, config.precision, **launched_ranks(request.ranks))
     display.chief = fabric.global_rank == 0
     request = dataclasses.replace(request, folder=Path(fabric.broadcast(str(request.folder))))
     model = request.model
@@ -188,8 +189,11 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
         request.write()
     found = store.load_last(backbone)
     if found is not None:
-        for warning in (*found.skipped, *training.resume(found)):
-            display.say(f"This does not resume bit for bit: {warning}")
+        doubts = [*found.skipped, *training.resume(found)]
+        if found.config.support.get("fingerprint") != supply.about["fingerprint"]:
+            doubts.append("the clips are not those that the run was begun with.")
+        for doubt in doubts:
+            display.say(f"This does not resume bit for bit: {doubt}")
     trainable = sum(p.numel() for p in fresh.parameters() if p.requires_grad)
     display.say(
         f"{len(supply.train):,} clips of {len(supply.train.classes)} classes, {training.steps_per_epoch:,} steps an "
@@ -198,6 +202,18 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
         f"{fabric.device.type}, {config.precision}."
     )
     return request, training, supply
+
+
+def launched_ranks(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """How many ranks there are: what torchrun has started counts, whatever --devices and --nodes say.
+
+    Args:
+        asked: devices, nodes and strategy, as in :class:`~avfewshot.cli.pretrain_request.PretrainRequest`.
+    """
+    world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world > 1 and local:
+        return {**asked, "devices": local, "nodes": world // local}
+    return dict(asked)
 
 
 def find_supply(request: PretrainRequest, frame_size: int) -> Supply:
@@ -223,13 +239,11 @@ def find_supply(request: PretrainRequest, frame_size: int) -> Supply:
         shards.check_frame_side(frame_size)
         train = shards.split("train", threads=config.workers)
         val = shards.split("val", threads=config.workers) if shards.splits.get("val") else None
-        forbidden: set[str] = set()
-        if not data["keep_leaks"]:
-            for other in find_other_datasets(_Nobody(request.dataset), data["against"]):
-                forbidden |= youtube_ids(other, EVALUATION_SPLITS)
+        others = [] if data["keep_leaks"] else find_other_datasets(_Nobody(request.dataset), data["against"])
+        forbidden = {video for other in others for video in youtube_ids(other, EVALUATION_SPLITS)}
         leaks = LeakFilter(forbidden)
         left = sum(leaks(name) for name in train.ids)
-        notes = [leaks.describe(left, bool(data["against"]), data["keep_leaks"])]
+        notes = [leaks.describe(left, bool(others), data["keep_leaks"])]
         about = {"list": shards.index.title, "fingerprint": fingerprint(train.ids), "clips": len(train) - left}
         return Supply(train, val, leaks, about, tuple(notes))
     return _raw_supply(request, frame_size, find_other_datasets, without_leaks)

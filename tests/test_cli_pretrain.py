@@ -1,0 +1,240 @@
+"""`avfs pretrain`: what a newcomer does wrong, and whole runs from videos and from shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_files import AVE_FILES, write_files
+
+from avfewshot.cli.app import run
+from avfewshot.cli.pretrain_run import launched_ranks
+from avfewshot.datasets.toyworld.script import everywhere_script
+from avfewshot.datasets.toyworld.vocabulary import Composition
+from avfewshot.datasets.toyworld.writer import write_clip
+from avfewshot.training.checkpoint import load_adapter
+from avfewshot.training.leaks import LeakFilter
+
+CLASSES = {
+    "dog barking": ("dog", "barking"),
+    "bell ringing": ("bell", "ringing"),
+    "clock ticking": ("clock", "ticking"),
+}
+SPLITS = ("train", "train", "val")
+LEAKED = "hhhhhhhhhhh"
+"""A video of the test split of the small AVE beside the list."""
+
+SMALL = ["--backbone", "tiny", "--device", "cpu", "--precision", "fp32", "--window", "3", "--workers", "1"]
+SMALL += ["--epochs", "1", "--batch-size", "3"]
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(tmp_path, monkeypatch):
+    """No avfs.toml and no data in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """What is said of a command that is misuse."""
+    assert run(["pretrain", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return " ".join(captured.err.split())
+
+
+def test_without_data_it_names_the_remedy(capsys):
+    text = refused(capsys, "vggsound40k")
+    assert "Where is VGG-Sound(40K)? No data folder is set." in text
+    assert "avfs data toy --root toy" in text
+
+
+def test_an_unknown_list(capsys):
+    text = refused(capsys, "vggsound41k")
+    assert "There is no pretraining list 'vggsound41k'." in text
+    assert "vggsound40k|vggsound|ovave" in text
+
+
+def test_no_list_at_all(capsys):
+    assert "Which list is to be pretrained on?" in refused(capsys)
+
+
+def test_shards_and_videos_exclude_each_other(capsys):
+    text = refused(capsys, "vggsound40k", "--shards", "s", "--root", "r", "--list", "l.csv")
+    assert "--root and --list cannot be given with --shards." in text
+
+
+@pytest.mark.parametrize("devices", ["0", "-1", "two", "²", "1.5"])
+def test_a_number_of_devices_that_makes_no_sense(capsys, devices):
+    text = refused(capsys, "vggsound40k", "--root", ".", f"--devices={devices}")
+    assert f"--devices: a whole number from 1 on, or auto, is needed, not {devices!r}." in text
+
+
+def test_one_seed_at_a_time(capsys):
+    text = refused(capsys, "vggsound40k", "--root", ".", "--seed", "1,2")
+    assert "A pretraining has one seed. Run the command once for each." in text
+
+
+def test_all_faults_are_told_at_once(capsys):
+    text = refused(
+        capsys, "vggsound40k", "--devices", "0", "--strategy", "fsdp", "--lr", "fast", "--adapter", "none-such",
+        "--against", "no-folder", "--batch-size", "1",
+    )  # fmt: skip
+    for said in (
+        "Where is VGG-Sound(40K)?",
+        "--devices: ",
+        "--strategy: 'fsdp' is not one of auto, ddp.",
+        "--lr: ",
+        "none-such: there is nothing at this path.",
+        "no-folder: there is no such folder.",
+    ):
+        assert said in text, said
+
+
+def test_resuming_takes_no_other_settings(capsys):
+    text = refused(capsys, "--resume", "somewhere", "--lr", "1e-3", "--keep-leaks", "--val-clips", "5", "--root", "r")
+    assert "it cannot be given with --lr, --keep-leaks, --root, --val-clips." in text or all(
+        flag in text for flag in ("--lr", "--keep-leaks", "--root", "--val-clips")
+    )
+    assert "Begin a new run for other settings." in text
+
+
+def test_resuming_what_is_no_run(capsys, tmp_path):
+    assert "--resume none-such: is not the folder of a run." in refused(capsys, "--resume", "none-such")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"format": 1, "kind": "fewshot"}')
+    assert run(["pretrain", "--resume", "run"]) == 1
+    assert "is not the record of a pretraining" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_list_without_its_videos_is_told(capsys, tmp_path):
+    write_files(tmp_path / "lists", {"vggsound-avel40k.csv": "category,video_id,split\ndog barking,00000001,train\n"})
+    assert run(["pretrain", "vggsound40k", "--root", "lists", *SMALL]) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "none of its 1 clips" in text
+    assert "--media DIR" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_of_torchrun_are_counted_from_the_environment(monkeypatch):
+    asked = {"devices": 1, "nodes": 1, "strategy": "auto"}
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched_ranks(asked) == asked
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert launched_ranks(asked) == {"devices": 8, "nodes": 4, "strategy": "auto"}
+
+
+def test_prepared_clips_of_forbidden_videos_are_told_by_their_ids():
+    leaks = LeakFilter({LEAKED})
+    assert [name for name in (LEAKED, f"{LEAKED}_000030", f"{LEAKED}2", "0000001", f"x{LEAKED}") if leaks(name)] == [
+        LEAKED,
+        f"{LEAKED}_000030",
+    ]
+    assert "3 clips left out" in leaks.describe(3, looked=True, kept=False)
+    assert "--against DIR" in leaks.describe(0, looked=False, kept=False)
+    assert "too good" in leaks.describe(0, looked=True, kept=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Nine clips of three seconds in three classes, listed as VGG-Sound(40K) is; one is in the small AVE beside it."""
+    folder = tmp_path_factory.mktemp("world")
+    lines = ["category,video_id,split,label"]
+    for label, parts in CLASSES.items():
+        for number, split in enumerate(SPLITS):
+            video = LEAKED if (label, number) == ("clock ticking", 0) else f"{label[:4]}video_{number}"
+            rng = np.random.default_rng(len(lines))
+            write_clip(everywhere_script(Composition(*parts), rng, 3), folder / "vgg" / f"{video}_000010.mp4")
+            lines.append(f'{label},{video}_000010,{split},"[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]"')
+    write_files(folder / "vgg", {"vggsound-avel40k_labels.csv": "\n".join(lines) + "\n"})
+    write_files(folder / "AVE", AVE_FILES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(world) -> tuple[Path, str]:
+    """The run folder of one pretraining from videos, and what it said."""
+    return go(world, "videos", "--root", str(world / "vgg"))
+
+
+def go(world: Path, name: str, *options: str) -> tuple[Path, str]:
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = run(["pretrain", "vggsound40k", *options, *SMALL, "--runs", str(world / "runs"), "--name", name])
+    assert status == 0, said.getvalue()
+    [folder] = (world / "runs" / "pretrain").glob(f"*-{name}")
+    return folder, " ".join(said.getvalue().split())
+
+
+def test_a_run_says_what_it_does(pretrained):
+    folder, said = pretrained
+    assert "Leakage into evaluation (AVE): 1 clips left out (1 in ave/test)." in said
+    assert "5 clips of 3 classes, 2 steps an epoch, 1 epochs; batches of 3, 3 at once" in said
+    assert "epoch 1/1: loss" in said
+    assert f"avfs zeroshot --task ave_cls --adapter {folder}" in said
+    assert "Traceback" not in said
+
+
+def test_the_model_card_tells_what_the_adapters_are(pretrained):
+    folder, _ = pretrained
+    config = load_adapter(folder).config
+    card = (folder / "README.md").read_text()
+    assert "| backbone | tiny (" in card
+    assert all(digest[:12] in card for digest in config.identity.values())
+    assert f"| list fingerprint | {config.support['fingerprint']} |" in card
+    assert "avel-labels: 5 clips, 3 classes" in card
+    assert card.rstrip().endswith("## Classes\n\nbell ringing, clock ticking, dog barking")
+    assert "avfs pretrain vggsound40k" not in card.split("command")[0]
+    assert "1 clips left out" in card
+
+
+def test_pretrained_adapters_classify(pretrained, world, tmp_path, capsys):
+    folder, _ = pretrained
+    (tmp_path / "labels.txt").write_text("dog barking\nbell ringing\n")
+    clip = world / "vgg" / "dog video_2_000010.mp4"
+    arguments = ["--labels", "labels.txt", "--adapter", str(folder), "--backbone", "tiny", "--device", "cpu"]
+    assert run(["zeroshot", *arguments, "--format", "json", str(clip)]) == 0
+    [result] = json.loads(capsys.readouterr().out)["clips"]
+    assert set(result["scores"]) == {"dog barking", "bell ringing"}
+    assert sum(result["scores"].values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(pretrained, capsys):
+    folder, _ = pretrained
+    before = {path.name: path.read_bytes() for path in (folder / "README.md", folder / "metrics.jsonl")}
+    assert run(["pretrain", "--resume", str(folder), "--device", "cpu"]) == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "bit for bit" not in capsys.readouterr().err
+
+
+def test_a_run_whose_clips_have_changed_says_so(pretrained, world, capsys, tmp_path):
+    import shutil
+
+    folder, _ = pretrained
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    video = world / "vgg" / "bellvideo_0_000010.mp4"
+    video.rename(tmp_path / video.name)
+    try:
+        assert run(["pretrain", "--resume", str(copy), "--device", "cpu"]) == 0
+    finally:
+        (tmp_path / video.name).rename(video)
+    assert "This does not resume bit for bit: the clips are not those" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_same_from_shards(world, capsys):
+    prepare = ["data", "prepare", "vggsound40k", "--root", str(world / "vgg"), "--out", str(world / "shards")]
+    assert run([*prepare, "--backbone", "tiny", "--seconds", "3", "--workers", "1"]) == 0
+    capsys.readouterr()
+    folder, said = go(world, "shards", "--shards", str(world / "shards"), "--against", str(world / "AVE"))
+    assert "Leakage into evaluation: 1 clips left out." in said
+    assert "6 clips of 3 classes" in said
+    config = load_adapter(folder).config
+    assert config.support["clips"] == 5
+    assert "3 classes" in (folder / "README.md").read_text()
