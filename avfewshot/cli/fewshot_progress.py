@@ -12,9 +12,14 @@ from avfewshot.training.selection import Verdict
 
 
 class Display(RunObserver):
-    """Shows what a run does; bars only on a terminal."""
+    """Shows what a run does; bars only on a terminal.
+
+    Attributes:
+        validated: Whether there are validation clips; without them their figures mean nothing, and are not shown.
+    """
 
     def __init__(self) -> None:
+        self.validated = True
         self._bar: Any = None
         self._outer: Any = None
 
@@ -78,8 +83,11 @@ class _EpochBar(Watcher):
         self._bar.update(batches)
 
     def judged(self, epoch: int, verdict: Verdict, best: bool) -> None:
-        loss = f"loss {self._sum / self._steps:.3f}, " if self._steps else ""
-        self._display.say(
-            f"seed {self._seed}, epoch {epoch}/{self._epochs}: {loss}validation {100 * verdict.figure:.1f} % "
-            f"with {verdict.blend:g} of the trained logits{' (best so far)' if best else ''}"
-        )
+        parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
+        if self._display.validated:
+            parts.append(
+                f"validation {100 * verdict.figure:.1f} % with {verdict.blend:g} of the trained logits"
+                f"{' (best so far)' if best else ''}"
+            )
+        if parts:
+            self._display.say(f"seed {self._seed}, epoch {epoch}/{self._epochs}: {', '.join(parts)}")

@@ -13,6 +13,7 @@ from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.lifecycle import debugging
 
 if TYPE_CHECKING:
+    from avfewshot.cli.fewshot_progress import Display
     from avfewshot.training.fewshot import FewShot
     from avfewshot.training.plan import Plan
 
@@ -42,6 +43,7 @@ def execute(request: FewShotRequest) -> int:
                     request.write()
                 plan = plan_of(run, request)
                 _say_plan(run, plan, display)
+                _look_for_validation(run, display)
                 results = [run.run(seed) for seed in run.config.seeds]
                 from avfewshot.cli.fewshot_output import write_outputs
 
@@ -163,6 +165,16 @@ def _say_plan(run: FewShot, plan: Plan, display: Any) -> None:
         f"epochs; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
         f"{plan.memory / 1e9:.1f} GB; {run.device}, {config.precision}."
     )
+
+
+def _look_for_validation(run: FewShot, display: Display) -> None:
+    display.validated = bool(run.bench.scored("val").samples)
+    if not display.validated:
+        share = 0.5 if run.config.blend == "auto" else run.config.blend
+        display.say(
+            f"There is no validation clip to choose by: the last epoch will be taken, with {share:g} of the trained "
+            "logits."
+        )
 
 
 def _say(message: str) -> None:

@@ -74,7 +74,10 @@ def collect(
         looks=_looks(run, model, chosen),
         notes=()
         if run.bench.scored("val").samples
-        else ("There were no validation clips: the last epoch was taken, and half of each of the logits.",),
+        else (
+            "There were no validation clips: the last epoch was taken, with "
+            f"{first.progress.best.blend:g} of the trained logits.",
+        ),
     )
 
 

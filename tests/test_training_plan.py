@@ -1,0 +1,166 @@
+"""What a training takes, worked out beforehand: against sizes known by hand, and against the allocator's own record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from standin_towers import StandInTower
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from towers_support import clap_tower, clip_tower
+
+from avfewshot.media.clip import SAMPLE_RATE
+from avfewshot.model import AudioVisualModel
+from avfewshot.training.build import build_model
+from avfewshot.training.config import TrainingConfig
+from avfewshot.training.plan import Plan, make_plan
+
+TEXT_PARAMETERS = 5 * 7 + 7 + 3 * 2 + 2
+
+
+@dataclass
+class Backbone:
+    """The part of a backbone that a plan looks at."""
+
+    visual: nn.Module
+    audio: nn.Module
+    visual_text: nn.Module
+    audio_text: nn.Module
+    visual_scale: float = 10.0
+    audio_scale: float = 10.0
+
+
+def with_texts(visual: nn.Module, audio: nn.Module) -> Backbone:
+    return Backbone(visual, audio, nn.Linear(5, 7).requires_grad_(False), nn.Linear(3, 2).requires_grad_(False))
+
+
+def stand_ins() -> Backbone:
+    return with_texts(
+        StandInTower([(33, 48)] * 4, 3 * 8 * 8, 16),
+        StandInTower([(64, 24)] * 2 + [(16, 48)] * 2, SAMPLE_RATE, 16),
+    )
+
+
+def planned(backbone: Backbone, clips: int = 7, **changes) -> tuple[Plan, AudioVisualModel, TrainingConfig]:
+    settings = {"hidden": 16, "window": 2, "batch_size": 2, "epochs": 3, "precision": "fp32", "checkpointing": False}
+    config = TrainingConfig(**{**settings, **changes})
+    model = build_model(backbone, config)
+    return make_plan(model, backbone, config, clips), model, config
+
+
+def allocated(model: AudioVisualModel, clips: int, seconds: int) -> int:
+    """Bytes that a step holds at its peak beyond parameters and gradients, as the allocator reports them."""
+    size = model.visual_tower.image_size
+    frames = torch.randint(0, 256, (clips, seconds, 3, size, size), dtype=torch.uint8)
+    audio = 0.1 * torch.randn(clips, seconds, SAMPLE_RATE)
+    model.train()
+
+    def step() -> None:
+        visual, sound = model(frames, audio)
+        (visual.sum() + sound.sum()).backward()
+
+    step()  # now there are gradients, which the next step adds to
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert len(events) > 1000
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def test_weights_and_optimizer_are_exact():
+    backbone = stand_ins()
+    plan, model, _ = planned(backbone)
+    frozen = sum(p.numel() for tower in (backbone.visual, backbone.audio) for p in tower.parameters())
+    own = sum(p.numel() for part in (model.adapters, model.projectors) for p in part.parameters()) + 2  # temperatures
+    assert plan.weights_bytes == 4 * (frozen + TEXT_PARAMETERS + own)
+
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    moments = [
+        value for state in optimizer.state.values() for value in state.values() if value.ndim or value.numel() > 1
+    ]
+    scalars = 2 * 4 * 2  # the moments of the temperatures are of no dimension, as the counts of steps are
+    assert plan.training_bytes == sum(4 * value.numel() for value in (*gradients, *moments)) + scalars
+    assert plan.memory == plan.weights_bytes + plan.training_bytes + plan.activation_bytes
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "output", "seconds", "batch"),
+    [(False, "gate", 2, 2), (True, "gate", 2, 2), (True, "bottleneck", 5, 1)],
+)
+def test_activations_are_what_the_allocator_reports(checkpointing, output, seconds, batch):
+    changes = {"checkpointing": checkpointing, "output": output, "window": seconds, "batch_size": batch}
+    plan, model, _ = planned(stand_ins(), **changes)
+    assert 0.5 < plan.activation_bytes / allocated(model, batch, seconds) < 2
+
+
+def test_activations_of_the_real_towers_are_what_the_allocator_reports():
+    backbone = with_texts(clip_tower(layers=12), clap_tower())
+    plan, model, _ = planned(backbone, window=1, batch_size=1, checkpointing=True)
+    assert 0.5 < plan.activation_bytes / allocated(model, 1, 1) < 2
+
+
+def test_computing_activations_twice_takes_less_memory():
+    once, twice = (planned(stand_ins(), checkpointing=checkpointing)[0] for checkpointing in (False, True))
+    assert 2 * twice.activation_bytes < once.activation_bytes
+    assert twice.weights_bytes + twice.training_bytes == once.weights_bytes + once.training_bytes
+
+
+def test_without_adapters_the_towers_keep_nothing():
+    plan, model, _ = planned(stand_ins(), adapter="none")
+    with_adapters, *_ = planned(stand_ins())
+    assert plan.activation_bytes < with_adapters.activation_bytes / 10
+    assert plan.flops["adapters"] == 0
+    assert {count.component for count in plan.parameters if count.trainable} == {"projectors", "temperatures", "all"}
+    assert model.adapters is None
+
+
+def test_activations_grow_with_clips_and_seconds_and_halve_in_short_formats():
+    bytes_of = {
+        name: planned(stand_ins(), **changes)[0].activation_bytes
+        for name, changes in {
+            "plain": {},
+            "seconds": {"window": 6},
+            "clips": {"batch_size": 6},
+            "micro": {"batch_size": 6, "micro_batch": 2},
+            "bf16": {"precision": "bf16"},
+        }.items()
+    }
+    assert bytes_of["seconds"] == bytes_of["clips"] == 3 * bytes_of["plain"]
+    assert bytes_of["micro"] == bytes_of["plain"]
+    assert bytes_of["bf16"] == bytes_of["plain"] // 2
+
+
+@pytest.mark.parametrize(
+    ("clips", "changes", "batches", "steps"),
+    [
+        (7, {}, 4, 12),
+        (8, {}, 4, 12),
+        (7, {"accumulation": 3}, 4, 6),
+        (7, {"batch_size": 16, "epochs": 5}, 1, 5),
+    ],
+)
+def test_batches_and_steps_are_counted_as_they_are_made(clips, changes, batches, steps):
+    plan, *_ = planned(stand_ins(), clips, **changes)
+    assert (plan.clips, plan.batches, plan.steps) == (clips, batches, steps)
+
+
+def test_a_plan_leaves_the_model_as_it_was():
+    backbone = stand_ins()
+    model = build_model(backbone, config := TrainingConfig(hidden=16, window=2, checkpointing=True), seed=5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    make_plan(model, backbone, config, 4)
+    assert model.checkpointing
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.adapters._forward_pre_hooks
