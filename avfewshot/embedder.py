@@ -20,6 +20,8 @@ from avfewshot.model import AudioVisualModel
 from avfewshot.results import Failure
 
 _LOG = logging.getLogger(__name__)
+# A small model is kept busy by larger batches only; a large one gains nothing by them on a CPU.
+_SMALL_MODEL, _SMALL_FACTOR = 50_000_000, 4
 _AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
 
 
@@ -72,7 +74,7 @@ class Embedder:
             raise ValueError(f"A window has at least one second, not {window}.")
         self.model = model
         self.device = device
-        self.batch_size = batch_size or _AUTO_BATCH.get(device.type, 16)
+        self.batch_size = batch_size or _suitable(model, device)
         self.window = window
 
     def embed(self, items: Iterable[Clip | ClipFailure]) -> Iterator[EmbeddedFile | Failure]:
@@ -209,3 +211,8 @@ class _File:
         if joined["visual"] is None and joined["audio"] is None:
             return Failure(self.path, "there is nothing in it to see or hear")
         return EmbeddedFile(self.path, self.duration, joined["visual"], joined["audio"], tuple(self.warnings))
+
+
+def _suitable(model: AudioVisualModel, device: torch.device) -> int:
+    size = _AUTO_BATCH.get(device.type, 16)
+    return size * _SMALL_FACTOR if sum(p.numel() for p in model.parameters()) < _SMALL_MODEL else size

@@ -181,14 +181,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 @pytest.mark.parametrize(
     ("every", "epochs", "clips", "validation", "expected"),
     [
-        ("auto", 10, 25, 100, 3),
+        ("auto", 10, 25, 100, 4),
         ("auto", 20, 25, 40, 2),
         ("auto", 10, 400, 100, 1),
         ("auto", 1, 25, 900, 1),
         (7, 10, 5, 9, 7),
     ],
 )
-def test_validations_take_no_more_than_training_and_are_four_at_least(every, epochs, clips, validation, expected):
+def test_validations_take_no_more_than_training_and_are_three_at_least(every, epochs, clips, validation, expected):
     config = TrainingConfig(validate_every=every, epochs=epochs)
     assert validation_interval(config, clips, validation) == expected
 
