@@ -1,0 +1,158 @@
+"""What a pretraining costs: floating-point operations, bytes on disk and between GPUs, and what follows for time.
+
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --media my_clips/1.mp4 my_clips/2.mp4
+
+Counted on `base` with random weights and one clip of ten seconds: the operations of a forward pass, and of a forward
+and a backward pass with and without checkpointing. Measured, with ``--media``: bytes of each file and of the same clip
+in a prepared shard at 224 x 224. The rest is arithmetic, shown with its factors; peak rates are those of NVIDIA's data
+sheets and the share of them that is reached is an assumption (``--utilisation``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from avfewshot.complexity import count_flops, count_parameters
+from avfewshot.datasets.folder import load_folder
+from avfewshot.datasets.shards.plan import plan_shards
+from avfewshot.datasets.shards.prepare import prepare
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.training.build import build_model
+from avfewshot.training.config import PRETRAIN_DEFAULTS, TrainingConfig
+
+PEAKS = {"A100 80GB SXM": 312e12, "H100 SXM": 989e12}
+"""Dense bfloat16 operations a second on tensor cores, by NVIDIA's data sheets; for H100 half of what sparsity gives."""
+
+SECONDS, SAMPLE_RATE = 10, 48_000
+
+
+def main() -> None:
+    """Read the arguments, count, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--clips", type=int, default=40_801, help="clips of the list")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=64, help="clips of a batch on each GPU")
+    parser.add_argument("--classes", type=int, default=141)
+    parser.add_argument("--utilisation", type=float, default=0.2, help="share of the peak that is assumed")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--shard-bytes", type=float, default=600e3, help="bytes of a clip in a shard")
+    parser.add_argument("--media", type=Path, nargs="*", default=[], help="clips whose bytes are measured")
+    arguments = parser.parse_args()
+    counted = count()
+    report = {"counted": counted, "arithmetic": arithmetic(counted, arguments)}
+    if arguments.media:
+        report["measured"] = measure(arguments.media)
+    print(json.dumps(report, indent=2))
+
+
+def count() -> dict[str, Any]:
+    """Operations of one clip, and what is trained."""
+    backbone = build_backbone("base", weights="random")
+    side = backbone.visual.image_size
+    frames = torch.zeros(1, SECONDS, 3, side, side, dtype=torch.uint8)
+    audio = torch.zeros(1, SECONDS, SAMPLE_RATE)
+    result: dict[str, Any] = {}
+    for checkpointing in (False, True):
+        config = TrainingConfig(**PRETRAIN_DEFAULTS, checkpointing=checkpointing)
+        model = build_model(backbone, config)
+        if not checkpointing:
+            result["forward"] = count_flops(model.eval(), frames, audio)
+            result["trainable"] = next(e.trainable for e in count_parameters(model) if e.component == "all")
+        name = "with checkpointing" if checkpointing else "without checkpointing"
+        result[f"forward and backward, {name}"] = _trained(model.train(), frames, audio)
+    result["embedding_widths"] = [backbone.visual.output_dim, backbone.audio.output_dim]
+    return result
+
+
+def _trained(model: torch.nn.Module, frames: torch.Tensor, audio: torch.Tensor) -> int:
+    # torch's counter does not know the attention kernels of the CPU.
+    kernels = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+            sdpa_backward_flop_count(g, q, k, v)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+        visual, sound = model(frames, audio)
+        (visual.sum() + sound.sum()).backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def arithmetic(counted: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time, storage and traffic for each number of GPUs."""
+    forward = counted["forward"]["all"]
+    step = {
+        "one pass": counted["forward and backward, without checkpointing"],
+        "checkpointing": counted["forward and backward, with checkpointing"],
+        "GradCache and checkpointing": forward + counted["forward and backward, with checkpointing"],
+    }
+    rows = []
+    for gpu, peak in PEAKS.items():
+        for gpus in arguments.gpus:
+            rate = gpus * peak * arguments.utilisation / step["GradCache and checkpointing"]
+            batch = arguments.batch_size
+            rows.append(
+                {
+                    "gpu": gpu,
+                    "gpus": gpus,
+                    "clips_per_second": round(rate),
+                    "minutes_an_epoch": round(arguments.clips / rate / 60, 2),
+                    "gpu_hours_in_all": round(arguments.clips * arguments.epochs * gpus / rate / 3600, 1),
+                    "seconds_a_step": round(batch * gpus / rate, 2),
+                    "reads_MB_per_second": round(rate * arguments.shard_bytes / 1e6),
+                    "reading_cores_at_38_clips_per_second": round(rate / 38, 1),
+                    "decoding_cores_at_3.8_clips_per_second": round(rate / 3.8, 1),
+                    **traffic(counted, gpus, batch, arguments.classes),
+                }
+            )
+    return {
+        "operations_per_clip": step,
+        "times_the_forward_pass": {name: round(value / forward, 2) for name, value in step.items()},
+        "shards_GB": round(arguments.clips * arguments.shard_bytes / 1e9, 1),
+        "rows": rows,
+    }
+
+
+def traffic(counted: dict[str, Any], gpus: int, batch: int, classes: int) -> dict[str, int]:
+    """Bytes of one step between GPUs, as each GPU holds them."""
+    if gpus == 1:
+        return {"gathered_bytes": 0, "gathered_gradient_bytes": 0, "gradient_bytes": 0}
+    width = sum(counted["embedding_widths"])
+    clips = gpus * batch
+    return {
+        # float32 embeddings, a byte for each class of the labels and one for each mark of presence.
+        "gathered_bytes": clips * (4 * width + classes + 2),
+        "gathered_gradient_bytes": clips * 4 * width,
+        "gradient_bytes": 4 * counted["trainable"],
+    }
+
+
+def measure(files: list[Path]) -> dict[str, Any]:
+    """Bytes of clips as files and in shards."""
+    with tempfile.TemporaryDirectory(prefix="avfs-benchmark-") as name:
+        folder = Path(name)
+        for number, label in enumerate(("a", "b")):  # a data set has two classes at least
+            for path in files:
+                target = folder / "clips" / "train" / label / f"{number}-{path.name}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.resolve())
+        prepare(plan_shards(load_folder(folder / "clips"), frame_side=224), folder / "shards").run()
+        size = sum(path.stat().st_size for path in (folder / "shards").glob("*.tar"))
+    return {
+        "clips": len(files),
+        "bytes_per_file": sum(path.stat().st_size for path in files) // len(files),
+        "bytes_per_clip_in_shards": size // (2 * len(files)),
+    }
+
+
+if __name__ == "__main__":
+    main()
