@@ -28,7 +28,7 @@ TASKS = ("ave", "ave_cls", "llp_cls")
 SEEDS = "1,2,3"
 # Clips times epochs are held within what two cores do in an hour and a half: fewer epochs for more shots.
 GRID = {1: (6, 4), 2: (4, 4), 4: (3, 4), 8: (1, 8), 16: (1, 8)}  # shots: (epochs, batch size)
-ABLATED_TASK, ABLATED_SHOTS = "llp_cls", 2
+ABLATED_TASK, ABLATED_SHOTS = "llp_cls", 1
 ABLATIONS = {
     "all of DG-SCT": (),
     "projectors only": ("--adapter-kind", "none"),

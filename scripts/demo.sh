@@ -28,7 +28,7 @@ if [ -f "$activate" ]; then
 fi
 cat <<EOF
   cd '$(pwd)'
-  avfs zeroshot --labels labels.txt AVE                      # the other clips made just now
+  avfs zeroshot --labels labels.txt AVE                      # the other clips, which are harder: docs/toy-world.md
   avfs weights fetch base                                    # CLIP and CLAP for real clips: 2.5 GB, once
   avfs zeroshot --labels my-labels.txt my-clips --backbone base
   avfs data toy --root toy                                   # a toy world large enough to train in
