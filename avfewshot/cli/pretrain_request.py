@@ -140,7 +140,13 @@ def resume_request(params: Mapping[str, Any]) -> PretrainRequest:
         UsageError: Other options are given, or there is no such run.
         DataError: Its record is damaged.
     """
-    given = [name for name, value in params.items() if value not in (None, False, [], ()) and name not in _ON_RESUME]
+    # A switch that was turned off is given, too; keep_leaks alone is off when nobody says anything.
+    untouched = {"keep_leaks": False}
+    given = [
+        name
+        for name, value in params.items()
+        if value not in (None, [], ()) and name not in _ON_RESUME and untouched.get(name) is not value
+    ]
     faults: list[UsageError] = []
     if given:
         shown = ", ".join("DATASET" if name == "dataset" else f"--{name.replace('_', '-')}" for name in given)

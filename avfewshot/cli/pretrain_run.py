@@ -118,7 +118,7 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
     initial = None
     if request.adapter is not None:
         initial = load_adapter(request.adapter, backbone)
-        given = [row[0] for row in request.settings if row[2] != "default"]
+        given = [row[0] for row in request.settings if not row[2].startswith("default")]
         config = like_checkpoint(config, initial, given=given)
     start, judge = Verdict(0.0, 0.0, 0.0, Fitted()), None
     if display.chief and supply.val is not None and request.data["val_clips"]:
