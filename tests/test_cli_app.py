@@ -67,7 +67,7 @@ def test_version(capsys):
         (["zeroshto"], "No such command 'zeroshto'. Did you mean 'zeroshot'?"),
         (["zeroshot", "--lables", "x"], "--labels"),
         (["zeroshot", "--topk"], "--topk"),
-        (["config", "nothing"], "Valid: zeroshot, data."),
+        (["config", "nothing"], "Valid: zeroshot, fewshot, pretrain, data."),
     ],
 )
 def test_misuse_is_one_message_with_a_suggestion(arguments, message, capsys):
@@ -161,5 +161,6 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
 def test_the_shim_runs_the_same_program(tmp_path):
     done = avfs("config", "--format", "json", cwd=tmp_path, AVFS_BACKBONE="large")
     assert done.returncode == 0
-    [backbone] = [row for row in json.loads(done.stdout) if row["name"] == "backbone"]
-    assert (backbone["value"], backbone["source"]) == ("large", "AVFS_BACKBONE")
+    found = [row for row in json.loads(done.stdout) if row["name"] == "backbone"]
+    assert {row["table"] for row in found} == {"zeroshot", "fewshot", "pretrain"}
+    assert {(row["value"], row["source"]) for row in found} == {("large", "AVFS_BACKBONE")}

@@ -100,7 +100,7 @@ def test_faults_of_flags_environment_and_file_come_at_once(tmp_path):
     for part in (
         "bakbone is unknown. Did you mean 'backbone'?",
         "[zerosho] is unknown",
-        "Valid tables: data, zeroshot",
+        "Valid tables: data, fewshot, pretrain, zeroshot",
     ):
         assert part in text
     for part in ("topk: a whole number", "[zeroshot] device:", "[zeroshot] seed:", "--format:", "AVFS_TOPK:"):
@@ -143,8 +143,14 @@ def test_data_folders_have_their_own_table_and_variables(tmp_path):
 
 
 def test_every_default_is_valid_and_every_variable_unique():
-    variables = [environment_name(table, setting) for table, known in TABLES.items() for setting in known.values()]
-    assert len(set(variables)) == len(variables)
+    """Commands that share a setting share its variable; no variable stands for two settings, or for two defaults."""
+    meanings = {}
+    for table, known in TABLES.items():
+        variables = [environment_name(table, setting) for setting in known.values()]
+        assert len(set(variables)) == len(variables)
+        for variable, setting in zip(variables, known.values(), strict=True):
+            meaning = (setting.name, setting.default, setting.kind.metavar)
+            assert meanings.setdefault(variable, meaning) == meaning
     for setting in MODEL:
         if setting.default is not None:
             assert setting.kind.parse(setting.default, from_text=False) == setting.default

@@ -31,7 +31,8 @@ table count for all commands, and those of a table for its command:
 @app.command(help=HELP)
 def config(
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="TABLE", help="zeroshot or data; all of them unless told.")
+        list[str] | None,
+        typer.Argument(metavar="TABLE", help="zeroshot, fewshot, pretrain or data; all of them unless told."),
     ] = None,
     format: Annotated[
         str, typer.Option("--format", metavar="table|json", help="Form of the answer.", show_default=False)
