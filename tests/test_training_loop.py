@@ -188,7 +188,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
         (7, 10, 5, 9, 7),
     ],
 )
-def test_validations_take_no_more_than_training_and_are_three_at_least(every, epochs, clips, validation, expected):
+def test_validations_take_no_more_than_training_and_are_two_at_least(every, epochs, clips, validation, expected):
     config = TrainingConfig(validate_every=every, epochs=epochs)
     assert validation_interval(config, clips, validation) == expected
 

@@ -114,9 +114,9 @@ class TrainingConfig:
     clip_norm: float = _option(1.0, Number(0), "Bound on the gradient's norm; 0: none. Not given by the paper.")
     schedule: str = _option("cosine", Choice("constant", "cosine", "step"), "Of the learning rate; not in the paper.")
     warmup: float = _option(0.0, Number(0, 0.5), "Share of all steps in which the learning rate rises from zero.")
-    step_epochs: int = _option(10, Whole(1), "Epochs between the steps of the step schedule.")
+    step_epochs: int = _option(2, Whole(1), "Epochs between the steps of the step schedule.")
     step_factor: float = _option(0.1, Number(0, 1, above=True), "What a step multiplies the learning rate with.")
-    epochs: int = _option(10, Whole(1), "Passes over the support, at most. Not given by the paper.")
+    epochs: int = _option(5, Whole(1), "Passes over the support, at most. Not given by the paper.")
     patience: int = _option(5, Whole(0), "Stop after so many epochs without a better validation figure; 0: never.")
 
     validate_every: int | str = _option(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _SAVE_SECONDS = 300.0
 """A checkpoint is written when an epoch ends with the best model so far, and else when so much time has passed."""
-_VALIDATIONS = 3
+_VALIDATIONS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +317,7 @@ def validation_interval(config: TrainingConfig, clips: int, validation_clips: in
 
     Args:
         config: Says how many, or ``"auto"``: so many that no fewer clips are trained on than a validation has, but
-            such that there are three validations.
+            such that there are two validations.
         clips: Clips of an epoch.
         validation_clips: Clips of a validation.
     """
