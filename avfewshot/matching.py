@@ -238,7 +238,8 @@ def predict_clips(
         probabilities=pool_segments(segments, joint),
         visual=None if visual_logits is None else pool_segments(_wide(visual_logits).softmax(-1), visual_weights),
         audio=None if audio_logits is None else pool_segments(_wide(audio_logits).softmax(-1), audio_weights),
-        weights=pool_segments(segment_weights, joint),
+        # Counted from the first segment: equal weights of all segments are those of the clip, to the last digit.
+        weights=segment_weights[..., 0, :] + pool_segments(segment_weights - segment_weights[..., :1, :], joint),
         segment_probabilities=segments,
         segment_weights=segment_weights,
     )

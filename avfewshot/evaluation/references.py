@@ -5,7 +5,7 @@ A figure means little without them: always answering "Speech" scores 52 % by LLP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -40,6 +40,11 @@ def baselines(task: Task, targets: Targets, *, seed: int = 0) -> tuple[Reference
         ),
         Reference("chance", "a class at random", _chance(task, targets)),
     )
+
+
+def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
+    """References for people: the first class may also be the most frequent one, and is shown once."""
+    return tuple({reference.title: reference for reference in references}.values())
 
 
 def ceilings(task: Task, targets: Targets, *, unanswered: Sequence[str] = ()) -> tuple[Reference, ...]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import jinja2
 from markupsafe import Markup
 
 from avfewshot import __version__
 from avfewshot.fileio import atomic_path
+from avfewshot.reports.pages import TEMPLATES, environment, style
 from avfewshot.reports.strip import marks
 from avfewshot.reports.text import printable, rate, reason
 from avfewshot.reports.thumbnails import Thumbnail
@@ -26,7 +26,6 @@ from avfewshot.reports.views import clip_view
 from avfewshot.reports.writers import Summary
 from avfewshot.results import ClipResult, Failure, RunInfo
 
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
 _AHEAD = 8
 """Clips whose pictures may be read at the same time as the next ones are classified."""
 
@@ -76,7 +75,7 @@ class HtmlWriter:
         self._count = picture_count(total)
         self._provenance = provenance
         self._pictures = pictures
-        self._environment = _environment()
+        self._environment = environment()
         self._clip_template = self._environment.get_template("clip.html.j2")
         self._run: RunInfo | None = None
         self._number = 0
@@ -132,7 +131,7 @@ class HtmlWriter:
     def _context(self, summary: Summary) -> dict[str, object]:
         run = self._run
         assert run is not None
-        script = (_TEMPLATES / "filter.js").read_text(encoding="utf-8")
+        script = (TEMPLATES / "filter.js").read_text(encoding="utf-8")
         digest = hashlib.sha256(script.encode("utf-8")).digest()
         counts = self._labels.most_common()
         table = marks(run.labels, [label for label, _ in counts])
@@ -164,17 +163,7 @@ class HtmlWriter:
             "most": max(self._labels.values(), default=1),
             "failures": [(printable(failure.path), reason(failure.path, failure.error)) for failure in self._failures],
             "fragments": self._fragments(),
-            "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            "style": style("report.css"),
             "script": Markup(script),
             "script_hash": base64.b64encode(digest).decode("ascii"),
         }
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-        auto_reload=False,
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from avfewshot.evaluation.references import distinct
 from avfewshot.evaluation.result import TaskResult
 from avfewshot.fileio import write_text
 from avfewshot.reports import pages
@@ -70,10 +71,10 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "reference": reference,
         "metric": _column(comparison.headline, comparison.headline),
         "basis": basis(comparison),
-        "figures": figure_rows(comparison, after.baselines, after.ceilings),
+        "figures": figure_rows(comparison, distinct(after.baselines), after.ceilings),
         "verdicts": [verdict(comparison.difference(main, other)) for other in others],
         "columns": [_column(metric, comparison.headline) for metric in comparison.metrics],
-        "groups": table_groups(comparison, after.baselines, after.ceilings),
+        "groups": table_groups(comparison, distinct(after.baselines), after.ceilings),
         **_training(record),
         **_classes(record, after, before),
         **_clips(record, after, (main, reference or "before")),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from avfewshot.datasets.decode_ahead import ordered_map
 from avfewshot.errors import AvfsError, MediaError
 from avfewshot.media.clip import Clip
 from avfewshot.media.prefetch import ClipFailure
@@ -23,24 +23,10 @@ def read_ahead(paths: Iterable[Path], read: Reader, *, workers: int = 2) -> Iter
         read: Reads one; called from threads.
         workers: Threads; 0 reads in the caller's own.
 
-    Yields:
+    Returns:
         A clip for each path, or what was wrong with it.
     """
-    if workers == 0:
-        for path in paths:
-            yield _attempt(path, read)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="avfs-read")
-    waiting: deque[Future[Clip | ClipFailure]] = deque()
-    try:
-        for path in paths:
-            waiting.append(pool.submit(_attempt, path, read))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return ordered_map(partial(_attempt, read=read), paths, threads=workers)
 
 
 def _attempt(path: Path, read: Reader) -> Clip | ClipFailure:

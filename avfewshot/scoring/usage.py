@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,28 +24,25 @@ class Usage:
 
     Attributes:
         used: By role (``train`` for supports, ``val``, ``test``) the ids that were used.
-        left: (split, id, reason) of clips that could not be used.
     """
 
     used: dict[str, list[str]] = field(default_factory=dict)
-    left: list[tuple[str, str, str]] = field(default_factory=list)
+    _left: dict[tuple[str, str, str], None] = field(default_factory=dict)  # an ordered set
+
+    @property
+    def left(self) -> list[tuple[str, str, str]]:
+        """(split, id, reason) of clips that could not be used, each once, in the order in which that was found."""
+        return list(self._left)
 
     def leave(self, sample: Sample, reason: str) -> None:
         """Note that a clip cannot be used; once."""
-        entry = (sample.split, sample.id, reason)
-        if entry not in self.left:
-            self.left.append(entry)
+        self._left[sample.split, sample.id, reason] = None
 
     def counts(self, dataset: Dataset) -> list[tuple[str, int, int, int]]:
         """(split, clips listed, used, unusable) of every split."""
+        left = Counter(split for split, _, _ in self._left)
         return [
-            (
-                split,
-                size,
-                len(self.used.get(split, ())),
-                sum(left[0] == split for left in self.left),
-            )
-            for split, size in dataset.split_sizes.items()
+            (split, size, len(self.used.get(split, ())), left[split]) for split, size in dataset.split_sizes.items()
         ]
 
     def write(self, path: Path) -> None:

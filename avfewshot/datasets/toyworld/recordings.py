@@ -157,8 +157,8 @@ def _unchanged(frame: np.ndarray) -> np.ndarray:
     return frame
 
 
-# Strong enough that the untouched tiny backbone errs on about a clip in four, weak enough that what it would need is
-# still in its embeddings; docs/toy-world.md has the figures.
+# Strong enough that the untouched tiny backbone errs on every fifth to eighth clip, weak enough that a handful of clips
+# shows what the equipment does; docs/toy-world.md has the figures.
 _FOUND = Recording(
     name="found",
     lens=Lens(tilt=24.0, tilt_spread=3.0, cast=0.3, contrast=0.75, lines=0.35, spread=0.1, noise=4.0),
