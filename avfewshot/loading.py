@@ -69,11 +69,11 @@ def load(
     checkpoint = decision = preset = None
     if adapter is not None:
         checkpoint = load_adapter(adapter)
-        decision = _decision(checkpoint)
+        decision = decision_of(checkpoint)
         if prompts is None:
-            prompts = _recalled(checkpoint, "templates", load_templates)
+            prompts = recalled(checkpoint, "templates", load_templates)
         if backbone is None:
-            preset = _recalled(checkpoint, "backbone", load_preset)
+            preset = recalled(checkpoint, "backbone", load_preset)
             backbone = checkpoint.config.backbone
     elif backbone is None:
         backbone = DEFAULT_BACKBONE
@@ -87,13 +87,13 @@ def load(
     )
     made = {"device": place, "precision": form, "name": os.fspath(backbone)}
     if checkpoint is not None:
-        made["model"], _ = load_model(checkpoint.path, built)
+        made["model"], _ = load_model(checkpoint, built)
         made |= {"adapter": os.fspath(adapter), **vars(decision)}
     return Classifier(built, prompts or load_templates(built.templates), **made)
 
 
 @dataclass(frozen=True)
-class _Decision:
+class TrainedDecision:
     """How a trained model's scores become answers; see :class:`~avfewshot.classifier.Classifier`."""
 
     blend: float
@@ -102,8 +102,13 @@ class _Decision:
     pool: str
 
 
-def _decision(checkpoint: AdapterCheckpoint) -> _Decision:
-    """What the checkpoint says, checked; what it leaves open is as it was trained, with the trained logits alone."""
+def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
+    """What a checkpoint says, checked; what it leaves open is as it was trained, with the trained logits alone.
+
+    Raises:
+        DataError: Values are of the wrong type or out of range; all of them are listed.
+        UsageError: Its training configuration is not valid.
+    """
     where = checkpoint.path / CONFIG_NAME
     training = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(where))
     given: Mapping[str, Any] = checkpoint.config.decision
@@ -124,11 +129,20 @@ def _decision(checkpoint: AdapterCheckpoint) -> _Decision:
     ]
     if faults:
         raise DataError(f"{where}: {'; '.join(faults)}.", hint="Copy the folder again from where it was trained.")
-    return _Decision(**values)
+    return TrainedDecision(**values)
 
 
-def _recalled(checkpoint: AdapterCheckpoint, name: str, read: Callable[[str], _T]) -> _T:
-    """Find what the checkpoint names; where it lies elsewhere on this machine, say how to tell."""
+def recalled(checkpoint: AdapterCheckpoint, name: str, read: Callable[[str], _T]) -> _T:
+    """Find what a checkpoint names; where it lies elsewhere on this machine, say how to tell.
+
+    Args:
+        checkpoint: The checkpoint.
+        name: ``"backbone"`` or ``"templates"``.
+        read: Finds it by its name.
+
+    Raises:
+        UsageError: It is not here.
+    """
     value = getattr(checkpoint.config, name)
     try:
         return read(value)

@@ -117,7 +117,7 @@ def test_missing_weights_are_told_before_any_clip_is_read(fails, monkeypatch, co
 
 def test_all_faults_of_file_and_flags_come_at_once(fails, folder):
     (folder / "settings.yaml").write_text("shotz: 4\nlr: -1\nepochs: 0\npool: mean\n")
-    told = fails(f"fewshot {CLIPS} --config settings.yaml --shots 0 --fusion sum --device gpu --name a/b", 2, errors=6)
+    told = fails(f"fewshot {CLIPS} --config settings.yaml --shots 0 --fusion sum --device gpu --name a/b", 2, errors=7)
     for part in (
         "settings.yaml: shotz is unknown. Did you mean 'shots'?",
         "settings.yaml: lr: a number greater than 0",
@@ -125,6 +125,7 @@ def test_all_faults_of_file_and_flags_come_at_once(fails, folder):
         "--shots: a whole number",
         "--fusion: 'sum'",
         "--device: 'gpu'",
+        "--name 'a/b' cannot be part of a folder's name.",
     ):
         assert part in told
 
@@ -166,7 +167,15 @@ def test_a_damaged_record_of_a_run_is_told(fails, folder, text):
 
 
 def test_wrong_settings_in_the_record_of_a_run_are_told(folder):
-    record = {"format": 1, "config": {"shots": 0}, "model": {}, "settings": [], "data": {}, "adapter": None}
+    record = {
+        "format": 1,
+        "kind": "fewshot",
+        "config": {"shots": 0},
+        "model": {},
+        "settings": [],
+        "data": {},
+        "adapter": None,
+    }
     (folder / "run/run.json").write_text(json.dumps({**record, "command": ""}))
     with pytest.raises(UsageError, match=r"run\.json: shots: a whole number of at least 1"):
         resume_request({"resume": "run"})

@@ -291,7 +291,7 @@ def test_the_untrained_model_is_the_best_when_training_only_harms(tmp_path):
     training = make_pretraining(tmp_path, epochs=1, lr=0.5, clip_norm=0)
     fresh = {name: tensor.clone() for name, tensor in tensors(training).items()}
     worse = dataclasses.replace(training.progress.best, figure=training.progress.best.figure - 0.1)
-    training._judge = lambda model: worse
+    training._judge = lambda model, epoch: worse
     training.run()
     assert training.progress.best_epoch == 0
     assert same(load_adapter(tmp_path).tensors, fresh)
@@ -317,21 +317,21 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_does_harm(tmp_path
 def test_it_shrinks_the_micro_batch_when_memory_ends_and_says_so_when_nothing_is_left(tmp_path):
     training = make_pretraining(tmp_path / "short", epochs=1)
     reference = make_pretraining(tmp_path / "reference", epochs=1)
-    module, room = training._module, 1
+    module, room = training._optimisation.module, 1
 
     def greedy(frames, audio, **masks):
         if len(audio if frames is None else frames) > room:
             raise torch.OutOfMemoryError("out of memory")
         return module(frames, audio, **masks)
 
-    training._module = greedy
+    training._optimisation.module = greedy
     training.run()
     assert training.micro_batch == 1
     reference.run()
     close(tensors(reference), tensors(training))
     room = 0
     hopeless = make_pretraining(tmp_path / "hopeless", epochs=1)
-    hopeless._module = greedy
+    hopeless._optimisation.module = greedy
     with pytest.raises(AvfsError, match="not enough memory for 1 clips") as caught:
         hopeless.run()
     assert "--micro-batch" in caught.value.hint

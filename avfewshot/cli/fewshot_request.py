@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from avfewshot.adapters.registry import adapter_names
+from avfewshot.cli.run_request import (
+    RUN_FILE,
+    Rows,
+    absolute,
+    adapter_path,
+    folder_faults,
+    model_faults,
+    model_values,
+    new_folder,
+    precision_flag,
+    read_record,
+    resume_faults,
+    resumed_model,
+    shown_settings,
+    write_record,
+)
 from avfewshot.errors import DataError, UsageError
 from avfewshot.faults import flatten, raise_faults
-from avfewshot.fileio import write_text
 from avfewshot.settings import TABLES, Resolved, resolve
 from avfewshot.training.config import NONE, Configured, TrainingConfig, build_config, training_settings
 
-RUN_FILE = "run.json"
-FORMAT = 1
-_MODEL = ("backbone", "weights", "clip_weights", "clap_weights", "roberta", "device", "frame_backend", "templates")
+_KIND = "fewshot"
 _ON_RESUME = {"resume", "dry_run", "device"}
 
 
@@ -39,7 +49,7 @@ class FewShotRequest:
     """
 
     config: TrainingConfig
-    settings: tuple[tuple[str, str, str], ...]
+    settings: Rows
     model: dict[str, Any]
     data: dict[str, Any]
     adapter: str | None
@@ -50,15 +60,14 @@ class FewShotRequest:
     def write(self) -> None:
         """Put down what is needed to resume."""
         record = {
-            "format": FORMAT,
             "config": self.config.to_dict(),
-            "settings": [list(row) for row in self.settings],
+            "settings": self.settings,
             "model": self.model,
             "data": self.data,
             "adapter": self.adapter,
             "command": self.command,
         }
-        write_text(self.folder / RUN_FILE, json.dumps(record, indent=2))
+        write_record(self.folder, _KIND, record)
 
 
 def build_request(params: Mapping[str, Any], command: str) -> FewShotRequest:
@@ -82,22 +91,20 @@ def build_request(params: Mapping[str, Any], command: str) -> FewShotRequest:
         faults += flatten(error)
     task = configured.config.task if configured is not None else None
     data = _data(params, task, faults)
-    faults += _model_faults(settings)
-    adapter = None if params.get("adapter") is None else Path(params["adapter"]).expanduser().absolute()
-    if adapter is not None and not adapter.exists():
-        faults.append(UsageError(f"--adapter {adapter}: there is nothing at this path."))
-    faults += _folder_faults(settings["runs"])
+    faults += model_faults(settings)
+    adapter = adapter_path(params.get("adapter"), faults)
+    faults += folder_faults(settings["runs"], params.get("name"))
     raise_faults(faults)
     assert configured is not None
     assert data is not None
     config = configured.config
     return FewShotRequest(
         config=config,
-        settings=(*_shown_training(configured), *_shown(settings), _shown_start(adapter)),
-        model={name: _plain(settings[name]) for name in _MODEL},
+        settings=(*shown_settings("fewshot", settings, _renamed(configured)), _shown_start(adapter)),
+        model=model_values(settings),
         data=data,
-        adapter=None if adapter is None else str(adapter),
-        folder=_new_folder(settings["runs"], config, params.get("name")),
+        adapter=adapter,
+        folder=new_folder(settings["runs"], config.task, params.get("name") or f"{config.shots}-shot"),
         command=command,
     )
 
@@ -112,28 +119,14 @@ def resume_request(params: Mapping[str, Any]) -> FewShotRequest:
         UsageError: Other options are given, or there is no such run.
         DataError: Its record is damaged.
     """
-    given = [name for name, value in params.items() if value not in (None, [], ()) and name not in _ON_RESUME]
-    if given:
-        shown = ", ".join(f"--{name.replace('_file', '').replace('_', '-')}" for name in given)
-        raise UsageError(
-            f"--resume goes on with the settings that the run was begun with; it cannot be given with {shown}.",
-            hint="Begin a new run for other settings.",
-        )
+    raise_faults(resume_faults(params, _ON_RESUME))
     folder = Path(params["resume"]).expanduser()
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise UsageError(f"--resume {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
+    record = read_record(folder, _KIND)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise DataError(f"{path}: was written by another version.", hint="Begin a new run.")
-        model = dict(record["model"])
-        if params.get("device") is not None:
-            model["device"] = params["device"]
         return FewShotRequest(
-            config=TrainingConfig.from_dict(record["config"], where=str(path)),
-            settings=tuple((str(name), str(value), str(source)) for name, value, source in record["settings"]),
-            model=model,
+            config=TrainingConfig.from_dict(record["config"], where=str(folder / RUN_FILE)),
+            settings=record["settings"],
+            model=resumed_model(record, params.get("device")),
             data=dict(record["data"]),
             adapter=record["adapter"],
             folder=folder,
@@ -141,14 +134,14 @@ def resume_request(params: Mapping[str, Any]) -> FewShotRequest:
             resumed=True,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error}).", hint="Begin a new run.") from None
+        raise DataError(f"{folder}: the record of the run is damaged ({error}).", hint="Begin a new run.") from None
 
 
 def _training_flags(params: Mapping[str, Any], settings: Resolved, faults: list[UsageError]) -> dict[str, Any]:
     flags = {setting.name: params.get(setting.name) for setting in training_settings()}
     # `--adapter` is what to begin with; the field of that name says what kind of adapter it is.
     flags["adapter"] = _adapter_kind(params.get("adapter_kind"), faults)
-    flags["precision"] = settings["precision"] if settings.source("precision") != "default" else None
+    flags["precision"] = precision_flag(settings)
     if params.get("seed") is not None:
         if params.get("seeds") is not None:
             faults.append(UsageError("--seed and --seeds exclude each other.", hint="Leave one out."))
@@ -186,7 +179,7 @@ def _data(params: Mapping[str, Any], task: str | None, faults: list[UsageError])
         extra = [name for name, value in (("--root", root), ("--media", media), ("--list", listed)) if value]
         if extra:
             faults.append(UsageError(f"{' and '.join(extra)} cannot be given with --data.", hint="Leave them out."))
-        return {"root": str(Path(own).expanduser().absolute()), "media": [], "list": None}
+        return {"root": absolute(own), "media": [], "list": None}
     if own is not None:
         faults.append(
             UsageError(f"--data is for folders of your own clips, not for {task}.", hint=f"Use --root {own} instead.")
@@ -200,75 +193,22 @@ def _data(params: Mapping[str, Any], task: str | None, faults: list[UsageError])
         faults += flatten(error)
         return None
     return {
-        "root": str(Path(found).absolute()),
-        "media": [str(Path(folder).expanduser().absolute()) for folder in media],
-        "list": None if listed is None else str(Path(listed).expanduser().absolute()),
+        "root": absolute(found),
+        "media": [absolute(folder) for folder in media],
+        "list": absolute(listed),
     }
 
 
-def _model_faults(settings: Resolved) -> list[UsageError]:
-    from avfewshot.encoders.presets import load_preset
-    from avfewshot.prompts import load_templates
-
-    faults: list[UsageError] = []
-    for check, name in ((load_preset, "backbone"), (load_templates, "templates")):
-        if settings[name] is not None:
-            try:
-                check(settings[name])
-            except UsageError as error:
-                faults += flatten(error)
-    return faults
-
-
-def _folder_faults(runs: Path) -> list[UsageError]:
-    """What stands against making run folders: told now, not when the weights are loaded."""
-    nearest = next((folder for folder in (runs, *runs.absolute().parents) if folder.exists()), None)
-    if nearest is None or (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
-        return []
-    what = "nothing may be written there" if nearest.is_dir() else f"{nearest} is not a folder"
-    return [UsageError(f"--runs {runs}: {what}.", hint="Give another folder with --runs DIR.")]
-
-
-def _shown_training(configured: Configured) -> list[tuple[str, str, str]]:
+def _renamed(configured: Configured) -> Configured:
+    """The field ``adapter`` is set by ``--adapter-kind`` here."""
     sources = {**configured.sources}
     if sources["adapter"] == "--adapter":
         sources["adapter"] = "--adapter-kind"
-    return [
-        (setting.name, setting.kind.show(getattr(configured.config, setting.name)), sources[setting.name])
-        for setting in training_settings(configured.config.task)
-    ]
+    return replace(configured, sources=sources)
 
 
-def _shown(settings: Resolved) -> list[tuple[str, str, str]]:
-    rows = []
-    for name, setting in TABLES["fewshot"].items():
-        if name in {"precision", "config", "runs"}:
-            continue
-        value = settings[name]
-        shown = setting.unset if value is None else setting.kind.show(value)
-        rows.append((name, shown, settings.source(name)))
-    return rows
-
-
-def _shown_start(adapter: Path | None) -> tuple[str, str, str]:
-    return ("begin with", "new adapters", "default") if adapter is None else ("begin with", str(adapter), "--adapter")
-
-
-def _new_folder(runs: Path, config: TrainingConfig, name: str | None) -> Path:
-    label = name if name is not None else f"{config.shots}-shot"
-    if not label or any(letter in label for letter in '/\\:*?"<>|') or label.startswith("."):
-        raise UsageError(f"--name {label!r} cannot be part of a folder's name.", hint="Use letters, digits and dashes.")
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    folder = runs / config.task / f"{stamp}-{label}"
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = runs / config.task / f"{stamp}-{label}-{number}"
-    return folder
-
-
-def _plain(value: Any) -> Any:
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+def _shown_start(adapter: str | None) -> tuple[str, str, str]:
+    return ("begin with", "new adapters", "default") if adapter is None else ("begin with", adapter, "--adapter")
 
 
 def load_data(request: FewShotRequest) -> Any:
@@ -283,26 +223,8 @@ def load_data(request: FewShotRequest) -> Any:
 
         return load_folder(data["root"])
     from avfewshot.datasets.load import load_dataset
+    from avfewshot.datasets.media_index import require_media
 
     dataset = load_dataset(task, data["root"], media=data["media"], list_file=data["list"])
-    check_media(dataset, data["media"] or [data["root"]])
+    require_media(dataset, data["media"] or [data["root"]])
     return dataset
-
-
-def check_media(dataset: Any, folders: Sequence[str]) -> None:
-    """Refuse a data set none of whose clips is there.
-
-    Args:
-        dataset: A :class:`~avfewshot.datasets.dataset.Dataset`.
-        folders: Where clips were looked for.
-
-    Raises:
-        DataError: It has no media.
-    """
-    if dataset.available():
-        return
-    raise DataError(
-        f"{dataset.description.title}: the annotation files are there, but none of its {len(dataset.samples):,} clips "
-        f"below {', '.join(map(str, folders))}.",
-        hint="Name the folder of the clips with --media DIR. To try things without them: avfs data toy --root toy.",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -103,37 +104,15 @@ def _dataset(request: FewShotRequest, display: Any) -> Any:
 
 
 def _prepare(request: FewShotRequest, dataset: Any, display: Any, interrupts: Interrupts) -> FewShot:
-    import dataclasses
-
+    from avfewshot.cli.run_model import load_parts
     from avfewshot.devices import resolve_device, resolve_precision
-    from avfewshot.encoders.backbone import build_backbone
     from avfewshot.prompts import load_templates
-    from avfewshot.training.checkpoint import load_adapter
     from avfewshot.training.fewshot import FewShot
 
     model = request.model
     device = resolve_device(model["device"])
     config = dataclasses.replace(request.config, precision=resolve_precision(request.config.precision, device))
-    initial = None
-    if request.adapter is not None:
-        from avfewshot.training.transfer import like_checkpoint
-
-        # Read before the weights, so that what does not fit is told at once.
-        initial = load_adapter(request.adapter)
-        given = [name for name, _, source in request.settings if not source.startswith("default")]
-        config = like_checkpoint(config, initial, given=given)
-        if "backbone" not in given:
-            model = {**model, "backbone": initial.config.backbone}
-    display.begin(f"loading {model['backbone']}", 0)
-    backbone = build_backbone(
-        model["backbone"],
-        weights=model["weights"],
-        clip_weights=model["clip_weights"],
-        clap_weights=model["clap_weights"],
-        roberta=model["roberta"],
-    )
-    if initial is not None:
-        initial.config.check_backbone(backbone, where=initial.path)
+    config, backbone, initial = load_parts(config, model, request.adapter, request.settings, display)
     name = model["templates"] or backbone.templates
     return FewShot(
         dataset,
@@ -170,7 +149,9 @@ def _say_plan(run: FewShot, plan: Plan, display: Any) -> None:
 def _look_for_validation(run: FewShot, display: Display) -> None:
     display.validated = bool(run.bench.scored("val").samples)
     if not display.validated:
-        share = 0.5 if run.config.blend == "auto" else run.config.blend
+        from avfewshot.training.fewshot import BLIND_SHARE
+
+        share = BLIND_SHARE if run.config.blend == "auto" else run.config.blend
         display.say(
             f"There is no validation clip to choose by: the last epoch will be taken, with {share:g} of the trained "
             "logits."

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from avfewshot.cli.run_request import (
+    RUN_FILE,
+    Rows,
+    absolute,
+    adapter_path,
+    folder_faults,
+    model_faults,
+    model_values,
+    new_folder,
+    precision_flag,
+    read_record,
+    resume_faults,
+    resumed_model,
+    shown_settings,
+    write_record,
+)
 from avfewshot.errors import DataError, UsageError
 from avfewshot.faults import flatten, raise_faults
-from avfewshot.fileio import write_text
 from avfewshot.settings import TABLES, resolve
 from avfewshot.training.config import PRETRAIN_DEFAULTS, Configured, TrainingConfig, build_config, training_settings
 
-RUN_FILE = "run.json"
-FORMAT = 1
 DATASETS = ("vggsound40k", "vggsound", "ovave")
 STRATEGIES = ("auto", "ddp")
+_KIND = "pretrain"
 _VAL_CLIPS = 1000
-_MODEL = ("backbone", "weights", "clip_weights", "clap_weights", "roberta", "device", "frame_backend", "templates")
 _ON_RESUME = {"resume", "device", "devices", "nodes", "strategy"}
+_MEANINGLESS = {"task", "shots", "sampler", "multi_label", "background"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class PretrainRequest:
     dataset: str
     config: TrainingConfig
     seed: int
-    settings: tuple[tuple[str, str, str], ...]
+    settings: Rows
     model: dict[str, Any]
     data: dict[str, Any]
     ranks: dict[str, Any]
@@ -57,18 +69,16 @@ class PretrainRequest:
     def write(self) -> None:
         """Put down what is needed to resume."""
         record = {
-            "format": FORMAT,
-            "kind": "pretrain",
             "dataset": self.dataset,
             "seed": self.seed,
             "config": self.config.to_dict(),
-            "settings": [list(row) for row in self.settings],
+            "settings": self.settings,
             "model": self.model,
             "data": self.data,
             "adapter": self.adapter,
             "command": self.command,
         }
-        write_text(self.folder / RUN_FILE, json.dumps(record, indent=2))
+        write_record(self.folder, _KIND, record)
 
 
 def build_request(params: Mapping[str, Any], command: str) -> PretrainRequest:
@@ -89,43 +99,32 @@ def build_request(params: Mapping[str, Any], command: str) -> PretrainRequest:
         what = "Which list is to be pretrained on?" if dataset is None else f"There is no pretraining list {dataset!r}."
         faults.append(UsageError(what, hint=f"avfs pretrain {'|'.join(DATASETS)}; --list names a file of your own."))
     flags = {setting.name: params.get(setting.name) for setting in training_settings()} | {"adapter": None}
-    flags["precision"] = settings["precision"] if settings.source("precision") != "default" else None
-    flags["seeds"] = params.get("seed")
+    flags["precision"] = precision_flag(settings)
+    flags["seeds"] = _seed(params.get("seed"), faults)
     configured: Configured | None = None
     try:
         configured = build_config(flags, settings["config"], defaults=PRETRAIN_DEFAULTS)
-        if len(configured.config.seeds) != 1:
+        if len(configured.config.seeds) != 1:  # in a file for --config
             faults.append(UsageError("A pretraining has one seed.", hint="Run the command once for each."))
     except UsageError as error:
         faults += flatten(error)
     data = _data(params, dataset, faults)
     ranks = _ranks(params, faults)
-    adapter = _absolute(params.get("adapter"))
-    if adapter is not None and not Path(adapter).exists():
-        faults.append(UsageError(f"--adapter {adapter}: there is nothing at this path."))
+    faults += model_faults(settings)
+    adapter = adapter_path(params.get("adapter"), faults)
+    faults += folder_faults(settings["runs"], params.get("name"))
     raise_faults(faults)
     assert configured is not None
-    rows = [
-        (setting.name, setting.kind.show(getattr(configured.config, setting.name)), configured.sources[setting.name])
-        for setting in training_settings()
-        if setting.name not in {"task", "shots", "sampler", "multi_label", "background"}
-    ]
-    rows += [
-        (name, setting.unset if settings[name] is None else setting.kind.show(settings[name]), settings.source(name))
-        for name, setting in TABLES["pretrain"].items()
-        if name not in {"precision", "config", "runs"}
-    ]
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     return PretrainRequest(
         dataset=dataset,
         config=configured.config,
         seed=configured.config.seeds[0],
-        settings=tuple(rows),
-        model={name: _absolute(value) if isinstance(value := settings[name], Path) else value for name in _MODEL},
+        settings=shown_settings("pretrain", settings, configured, without=_MEANINGLESS),
+        model=model_values(settings),
         data=data,
         ranks=ranks,
         adapter=adapter,
-        folder=settings["runs"] / "pretrain" / f"{stamp}-{params.get('name') or dataset}",
+        folder=new_folder(settings["runs"], "pretrain", params.get("name") or dataset),
         command=command,
     )
 
@@ -140,41 +139,18 @@ def resume_request(params: Mapping[str, Any]) -> PretrainRequest:
         UsageError: Other options are given, or there is no such run.
         DataError: Its record is damaged.
     """
-    # A switch that was turned off is given, too; keep_leaks alone is off when nobody says anything.
-    untouched = {"keep_leaks": False}
-    given = [
-        name
-        for name, value in params.items()
-        if value not in (None, [], ()) and name not in _ON_RESUME and untouched.get(name) is not value
-    ]
-    faults: list[UsageError] = []
-    if given:
-        shown = ", ".join("DATASET" if name == "dataset" else f"--{name.replace('_', '-')}" for name in given)
-        faults.append(
-            UsageError(
-                f"--resume goes on with the settings that the run was begun with; it cannot be given with {shown}.",
-                hint="Begin a new run for other settings.",
-            )
-        )
+    faults = resume_faults(params, _ON_RESUME, {"keep_leaks": False})
     ranks = _ranks(params, faults)
     raise_faults(faults)
     folder = Path(params["resume"]).expanduser()
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise UsageError(f"--resume {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
+    record = read_record(folder, _KIND)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or record.get("kind") != "pretrain":
-            raise DataError(f"{path}: is not the record of a pretraining of this version.", hint="Begin a new run.")
-        model = dict(record["model"])
-        if params.get("device") is not None:
-            model["device"] = params["device"]
         return PretrainRequest(
             dataset=str(record["dataset"]),
-            config=TrainingConfig.from_dict(record["config"], where=str(path)),
+            config=TrainingConfig.from_dict(record["config"], where=str(folder / RUN_FILE)),
             seed=int(record["seed"]),
-            settings=tuple((str(name), str(value), str(source)) for name, value, source in record["settings"]),
-            model=model,
+            settings=record["settings"],
+            model=resumed_model(record, params.get("device")),
             data=dict(record["data"]),
             ranks=ranks,
             adapter=record["adapter"],
@@ -183,20 +159,28 @@ def resume_request(params: Mapping[str, Any]) -> PretrainRequest:
             resumed=True,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error}).", hint="Begin a new run.") from None
+        raise DataError(f"{folder}: the record of the run is damaged ({error}).", hint="Begin a new run.") from None
+
+
+def _seed(given: str | None, faults: list[UsageError]) -> str | None:
+    """Checked here, since the field's own fault would speak of ``--seeds``, and take several."""
+    if given is None or (given.isdecimal() and int(given) < 2**32):
+        return given
+    faults.append(UsageError(f"--seed: one whole number from 0 to {2**32 - 1} is needed, not {given!r}."))
+    return None
 
 
 def _data(params: Mapping[str, Any], dataset: str | None, faults: list[UsageError]) -> dict[str, Any]:
     shards, root = params.get("shards"), params.get("root")
-    against = [_absolute(folder) for folder in params.get("against") or ()]
+    against = [absolute(folder) for folder in params.get("against") or ()]
     faults += [
         UsageError(f"--against {folder}: there is no such folder.") for folder in against if not Path(folder).is_dir()
     ]
     data = {
-        "root": _absolute(root),
-        "media": [_absolute(folder) for folder in params.get("media") or ()],
-        "list": _absolute(params.get("list_file")),
-        "shards": _absolute(shards),
+        "root": absolute(root),
+        "media": [absolute(folder) for folder in params.get("media") or ()],
+        "list": absolute(params.get("list_file")),
+        "shards": absolute(shards),
         "against": against,
         "keep_leaks": bool(params.get("keep_leaks")),
         "val_clips": _VAL_CLIPS if params.get("val_clips") is None else int(params["val_clips"]),
@@ -209,7 +193,7 @@ def _data(params: Mapping[str, Any], dataset: str | None, faults: list[UsageErro
         from avfewshot.cli.datacheck import data_root
 
         try:
-            data["root"] = _absolute(str(data_root(dataset, None)))
+            data["root"] = absolute(str(data_root(dataset, None)))
         except UsageError as error:
             faults += flatten(error)
     return data
@@ -226,7 +210,3 @@ def _ranks(params: Mapping[str, Any], faults: list[UsageError]) -> dict[str, Any
         "nodes": int(params.get("nodes") or 1),
         "strategy": strategy,
     }
-
-
-def _absolute(path: Any) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())

@@ -132,25 +132,22 @@ def execute_task(request: TaskRequest) -> int:
 
         try:
             with Display() as display:
-                bench, model, about = _prepare(request, display)
-                decided = {} if about is None else about.decision
-                assessment = assess(
-                    bench,
-                    model,
-                    share=float(decided.get("blend", 1.0)),
-                    trained_labels=() if about is None else (*about.labels, *about.wordings),
-                )
+                bench, model, options = _prepare(request, display)
+                assessment = assess(bench, model, **options)
         except KeyboardInterrupt:
             return interrupts.status
     _print(request, bench, assessment)
     return 0
 
 
-def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, Any]:
-    from avfewshot.cli.fewshot_request import check_media
+def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, dict[str, Any]]:
+    """The bench, the trained model if any, and what :func:`~avfewshot.training.assess.assess` has to know of it."""
     from avfewshot.datasets.load import load_dataset
+    from avfewshot.datasets.media_index import require_media
     from avfewshot.devices import resolve_device, resolve_precision
     from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.encoders.presets import load_preset
+    from avfewshot.loading import decision_of, recalled
     from avfewshot.prompts import load_templates
     from avfewshot.scoring.bench import TaskBench
     from avfewshot.scoring.predictions import Decision
@@ -162,58 +159,58 @@ def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, Any]:
     settings = request.settings
     display.begin("reading annotations, looking for clips", 0)
     dataset = load_dataset(request.task, request.root, media=request.media, list_file=request.list_file)
-    check_media(dataset, [str(folder) for folder in request.media or (request.root,)])
+    require_media(dataset, request.media or (request.root,))
     if request.vggsounder is not None:
         from avfewshot.datasets.vggsounder import with_vggsounder
 
         dataset = with_vggsounder(dataset, request.vggsounder)
     device = resolve_device(settings["device"])
     precision = resolve_precision(settings["precision"], device)
-    about = None if settings["adapter"] is None else load_adapter(settings["adapter"]).config
-    name = settings["backbone"]
-    if about is not None and settings.source("backbone") == "default":
-        name = about.backbone
-    display.begin(f"loading {name}", 0)
+    preset, fusion, pool = settings["backbone"], settings["fusion"], settings["pool"]
+    templates = None if settings["templates"] is None else load_templates(settings["templates"])
+    window, options, checkpoint = 10, {}, None
+    if settings["adapter"] is not None:
+        checkpoint = load_adapter(settings["adapter"])
+        decision, about = decision_of(checkpoint), checkpoint.config
+        window = decision.window
+        options = {"share": decision.blend, "trained_labels": (*about.labels, *about.wordings)}
+        # What nobody sets is as it was trained.
+        templates = templates or recalled(checkpoint, "templates", load_templates)
+        preset = recalled(checkpoint, "backbone", load_preset) if settings.source("backbone") == "default" else preset
+        fusion = decision.fusion if settings.source("fusion") == "default" else fusion
+        pool = decision.pool if settings.source("pool") == "default" else pool
+    display.begin("loading the backbone", 0)
     backbone = build_backbone(
-        name,
+        preset,
         weights=settings["weights"],
         seed=settings["seed"],
         clip_weights=settings["clip_weights"],
         clap_weights=settings["clap_weights"],
         roberta=settings["roberta"],
     )
-    decided = {} if about is None else about.decision
-    model = None
-    if about is not None:
-        model = load_model(settings["adapter"], backbone)[0].to(device)
-    # What nobody sets is as it was trained.
-    fusion, pool = (
-        decided.get(name, settings[name]) if settings.source(name) == "default" else settings[name]
-        for name in ("fusion", "pool")
-    )
-    fabric = single_device(device, precision)
+    model = None if checkpoint is None else load_model(checkpoint, backbone)[0].to(device)
     clips, size = ClipCache(), backbone.visual.image_size
-    templates = settings["templates"] or (about.templates if about is not None else backbone.templates)
     bench = TaskBench(
         dataset,
         Decision(request.task, fusion, pool, request.background, dataset.num_segments),
         backbone,
-        load_templates(templates),
+        templates or load_templates(backbone.templates),
         device,
         precision,
         lambda path: clips.get(path, frame_size=size, frame_backend=settings["frame_backend"]),
-        autocast=fabric.autocast,
+        autocast=single_device(device, precision).autocast,
         frame_backend=settings["frame_backend"],
-        window=int(decided.get("window", 10)),
+        window=window,
         batch_size=None if settings["batch_size"] == "auto" else settings["batch_size"],
         observer=display,
     )
-    return bench, model, about
+    return bench, model, options
 
 
 def _print(request: TaskRequest, bench: TaskBench, assessment: Assessment) -> None:
     from rich.console import Console
 
+    from avfewshot.evaluation.references import distinct
     from avfewshot.reports.run_tables import comparison_csv, comparison_markdown, comparison_table
 
     results, comparison = assessment.results, assessment.comparison
@@ -223,7 +220,7 @@ def _print(request: TaskRequest, bench: TaskBench, assessment: Assessment) -> No
         console.print(f"{part.num_clips:,} clips of {name}:")
         console.print(comparison_table(part))
     last = list(results.values())[-1]
-    for reference in (*last.baselines, *last.ceilings):
+    for reference in distinct((*last.baselines, *last.ceilings)):
         values = ", ".join(f"{metric} {100 * value:.1f} %" for metric, value in reference.values.items())
         console.print(f"{reference.title}: {values}", markup=False, soft_wrap=True)
     notes = Console(stderr=True, highlight=False)

@@ -157,21 +157,22 @@ def check_dataset(
     )
 
 
-def find_other_datasets(dataset: Dataset, folders: Iterable[str | Path]) -> list[Dataset]:
+def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -> list[Dataset]:
     """Other data sets whose annotation files lie below some folders, media not looked up.
 
     Args:
-        dataset: The one being checked; it is not its own other.
+        dataset: The one being checked, or its name where its own files are not here; it is not its own other.
         folders: Data roots; the first that has a data set wins.
 
     Returns:
         One per data set name, sorted by name. A data set that cannot be read is left out.
     """
     folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    own = dataset if isinstance(dataset, str) else dataset.name
     found: list[Dataset] = []
     for name in description_names():
         for folder in folders:
-            if name == dataset.name or not folder.is_dir():
+            if name == own or not folder.is_dir():
                 continue
             try:
                 if not is_complete(load_description(name, folder), folder):
@@ -179,7 +180,7 @@ def find_other_datasets(dataset: Dataset, folders: Iterable[str | Path]) -> list
                 other = load_dataset(name, folder, find_media=False)
             except AvfsError:
                 continue
-            if not _same_files(other, dataset):
+            if isinstance(dataset, str) or not _same_files(other, dataset):
                 found.append(other)
                 break
     return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from avfewshot.datasets.aliases import name_key
 from avfewshot.datasets.dataset import Dataset, Sample
 from avfewshot.datasets.findings import DatasetReport
-from avfewshot.errors import UsageError
+from avfewshot.errors import DataError, UsageError
 
 _TIMED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})(?:_(?P<start>\d+(?:\.\d+)?)(?:_(?P<end>\d+(?:\.\d+)?))?)?")
 _SAME_TIME = 0.05  # Seconds; names round their decimals differently.
@@ -185,3 +185,22 @@ def attach_media(dataset: Dataset, index: MediaIndex) -> Dataset:
         message = "Files that several clips of one video share: they are probably whole videos, not cut clips."
         report.add("warning", "shared-media", message, sorted(shared))
     return replace(dataset, samples=tuple(samples), report=report)
+
+
+def require_media(dataset: Dataset, folders: Iterable[str | Path]) -> None:
+    """Refuse a data set none of whose clips is there.
+
+    Args:
+        dataset: After :func:`attach_media`.
+        folders: Where clips were looked for.
+
+    Raises:
+        DataError: It has no media.
+    """
+    if dataset.available():
+        return
+    raise DataError(
+        f"{dataset.description.title}: the annotation files are there, but none of its {len(dataset.samples):,} clips "
+        f"below {', '.join(map(str, folders))}.",
+        hint="Name the folder of the clips with --media DIR. To try things without them: avfs data toy --root toy.",
+    )

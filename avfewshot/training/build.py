@@ -11,7 +11,7 @@ from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.model import AudioVisualModel, Towers
-from avfewshot.training.checkpoint import AdapterConfig, Identified, load_adapter
+from avfewshot.training.checkpoint import AdapterCheckpoint, AdapterConfig, Identified, load_adapter
 from avfewshot.training.config import AUTO, NONE, TrainingConfig
 
 _LARGE = 50_000_000
@@ -63,11 +63,13 @@ def default_hidden(backbone: Towers) -> int:
     return max(1, backbone.visual.token_shapes[0][1] // 3)
 
 
-def load_model(path: str | os.PathLike[str], backbone: NamedTowers) -> tuple[AudioVisualModel, AdapterConfig]:
+def load_model(
+    trained: AdapterCheckpoint | str | os.PathLike[str], backbone: NamedTowers
+) -> tuple[AudioVisualModel, AdapterConfig]:
     """Put trained adapters and projectors on the backbone that they were trained with.
 
     Args:
-        path: Folder of an adapter checkpoint or of a run.
+        trained: A checkpoint that was read, or the folder of one or of a run.
         backbone: The backbone, with the same weights as in training.
 
     Returns:
@@ -78,7 +80,8 @@ def load_model(path: str | os.PathLike[str], backbone: NamedTowers) -> tuple[Aud
         UsageError: Its training configuration is not valid.
         WeightsError: The tensors are damaged, or belong to another backbone.
     """
-    checkpoint = load_adapter(path, backbone)
+    checkpoint = trained if isinstance(trained, AdapterCheckpoint) else load_adapter(trained)
+    checkpoint.config.check_backbone(backbone, where=checkpoint.path)
     config = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(checkpoint.path / "config.json"))
     model = build_model(backbone, config)
     model.load_trainable_state(checkpoint.tensors)

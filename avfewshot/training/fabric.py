@@ -1,4 +1,4 @@
-"""Lightning Fabric for one device: it runs forward and backward passes in the precision that is asked for."""
+"""Lightning Fabric for one device or many: it runs forward and backward passes in the precision that is asked for."""
 
 from __future__ import annotations
 
@@ -40,22 +40,25 @@ def many_devices(
 ) -> Fabric:
     """Set Fabric up for several devices or machines, and start the other processes where nobody has.
 
-    Under torchrun and Slurm the processes are there already, and are counted from the environment.
+    Under torchrun and Slurm the processes are there already; torchrun's are counted from the environment.
 
     Args:
         device: The kind of device.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         devices: Devices (on a CPU: processes) of each machine, or ``"auto"``: all of them.
         nodes: Machines.
-        strategy: Of Fabric: ``"auto"`` or ``"ddp"``.
+        strategy: ``"auto"``: DDP where there are several ranks; or ``"ddp"``.
 
     Returns:
         Fabric, launched.
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
-    single = devices == 1 and nodes == 1 and not dist_from_outside()
+    devices, nodes = launched_ranks(devices, nodes)
+    # A Slurm job of several tasks is never taken for a single one: Fabric says which --devices and --nodes it needs.
+    single = devices == 1 and nodes == 1 and int(os.environ.get("SLURM_NTASKS") or 1) == 1
     wanted: list[int] | int | str = [device.index or 0] if single and device.type == "cuda" else devices
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,13 +66,24 @@ def many_devices(
             accelerator=device.type,
             devices=wanted,
             num_nodes=nodes,
-            strategy="auto" if single else ("ddp" if strategy == "auto" else strategy),
+            # Clips of each length make a forward pass of their own, so ranks differ in their number of passes: if
+            # each sent buffers, they would wait for each other for ever. Only frozen towers have any.
+            strategy="auto" if single and strategy == "auto" else DDPStrategy(broadcast_buffers=False),
             precision=_PRECISIONS[precision],
         )
         fabric.launch()
     return fabric
 
 
-def dist_from_outside() -> bool:
-    """Whether torchrun or Slurm started this process as one of several."""
-    return any(int(os.environ.get(name, "1") or "1") > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+def launched_ranks(devices: int | str, nodes: int) -> tuple[int | str, int]:
+    """How many ranks there are: what torchrun has started counts, whatever was asked for.
+
+    Args:
+        devices: Devices of each machine, as asked for.
+        nodes: Machines, as asked for.
+
+    Returns:
+        The same, corrected.
+    """
+    world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return (local, world // local) if world > 1 and local else (devices, nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,23 @@ from avfewshot.model import AudioVisualModel
 from avfewshot.prompts import Templates
 from avfewshot.scoring.bench import TaskBench
 from avfewshot.scoring.observer import Observer
-from avfewshot.scoring.predictions import Decision, Fitted
+from avfewshot.scoring.predictions import Decision
 from avfewshot.training.build import build_model
 from avfewshot.training.checkpoint import AdapterCheckpoint, AdapterConfig
 from avfewshot.training.clip_cache import ClipCache
-from avfewshot.training.config import AUTO, TrainingConfig
+from avfewshot.training.config import TrainingConfig
+from avfewshot.training.description import describe_training
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Progress, Training, Watcher
 from avfewshot.training.objective import Objective
-from avfewshot.training.selection import Verdict, judge, judge_zero_shot
+from avfewshot.training.selection import Verdict, judge, judge_zero_shot, unjudged
 from avfewshot.training.store import CheckpointStore
 from avfewshot.training.supply import labelled, readable_support
 
 TRAINED = "trained"
-_BLIND_SHARE = 0.5
+BLIND_SHARE = 0.5
+"""Share of the trained logits where no validation clip tells a better one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +243,7 @@ class FewShot:
         """The verdict on what a training begins with."""
         targets = self.bench.targets("val")
         if targets is None:
-            return Verdict(0.0, 0.0, 0.0, Fitted())
+            return unjudged(0, 0.0, 0.0)
         start = judge_zero_shot(self.bench.decision, self.bench.scored("val").logits, targets)
         if self.initial is None:
             return start
@@ -251,31 +253,20 @@ class FewShot:
     def _verdict(self, model: AudioVisualModel, epoch: int) -> Verdict:
         share, targets = self.config.blend, self.bench.targets("val")
         if targets is None:
-            # Nothing tells whether this epoch is better than the last one: the last one counts.
-            return Verdict(0.0, -float(epoch), _BLIND_SHARE if share == AUTO else float(share), Fitted())
+            return unjudged(epoch, share, BLIND_SHARE)
         trained = self.bench.trained_logits(model, "val")
         return judge(self.bench.decision, self.bench.scored("val").logits, trained, targets, share)
 
     def _describe(self, seed: int, support: Support, verdict: Verdict) -> AdapterConfig:
-        config = self.config
-        return AdapterConfig(
-            task=config.task,
+        return describe_training(
+            self.config,
+            self.backbone,
             labels=self.dataset.classes,
             wordings=self.dataset.wordings,
             templates=self.templates_name,
-            backbone=self.backbone.name,
-            identity=dict(self.backbone.identity),
-            training=config.to_dict(),
             seed=seed,
             support=support.to_dict(),
-            decision={
-                "blend": verdict.blend,
-                "pool": config.pool,
-                "fusion": config.fusion,
-                "window": config.window,
-                **asdict(verdict.fitted),
-            },
-            metrics={"validation": {"figure": verdict.figure, "loss": verdict.loss}},
+            verdict=verdict,
         )
 
 

@@ -22,17 +22,3 @@ class LeakFilter:
         """Whether a clip of this id (``VIDEO`` or ``VIDEO_START...``) shows a forbidden video."""
         match = _ID.fullmatch(name)
         return match is not None and match[1] in self._forbidden
-
-    def describe(self, left: int, looked: bool, kept: bool) -> str:
-        """What a person should know.
-
-        Args:
-            left: Clips left out.
-            looked: Whether there were data sets to compare with.
-            kept: Whether clips are kept on purpose.
-        """
-        if kept:
-            return "Videos of evaluation splits are kept (--keep-leaks): figures on those data sets are too good."
-        if not looked:
-            return "Leakage into evaluation is not checked: name the folders of AVE and LLP with --against DIR."
-        return f"Leakage into evaluation: {left:,} clips left out."

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from avfewshot.errors import AvfsError, DataError
@@ -25,8 +24,8 @@ from avfewshot.training.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.journal import Journal
 from avfewshot.training.objective import Objective, TrainingClip
+from avfewshot.training.optimisation import Optimisation
 from avfewshot.training.order import epoch_order, window_start
-from avfewshot.training.schedule import rate_factor
 from avfewshot.training.selection import Verdict
 from avfewshot.training.state import TrainingState
 from avfewshot.training.steps import GradientSteps
@@ -150,29 +149,21 @@ class Training:
         self._judge, self._store, self._describe, self._journal = judge, store, describe, journal
         self._watcher = watcher or Watcher()
         self._put_off = put_off
-        self._fabric, self._model = fabric, model
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self._optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        self._module, self._wrapped = fabric.setup(model, self._optimizer)
+        self._model = model
+        self._batches = -(-len(clips) // config.batch_size)
+        self.steps_per_epoch = -(-self._batches // config.accumulation)
+        self._optimisation = Optimisation(fabric, model, config, self.steps_per_epoch)
         self._steps = GradientSteps(
             fabric,
-            self._module,
+            self._optimisation.module,
             model,
             objective,
             contrastive=config.objective == "contrastive",
             micro_batch=config.batch_size if config.micro_batch == AUTO else config.micro_batch,
         )
-        self._batches = -(-len(clips) // config.batch_size)
-        self.steps_per_epoch = -(-self._batches // config.accumulation)
-        self._rate = rate_factor(config, self.steps_per_epoch)
         self.validate_every = validation_interval(config, len(clips), validation_clips)
         self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0)
         self._saved = time.monotonic()
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer, "precision": self._fabric.strategy.precision}
 
     def resume(self, found: Resumed) -> list[str]:
         """Go on from a checkpoint.
@@ -187,7 +178,7 @@ class Training:
             AvfsError: It does not fit this training.
         """
         self.progress = Progress.from_dict(found.state.progress)
-        lost = found.state.restore(self._model, self._parts)
+        lost = found.state.restore(self._model, self._optimisation.parts)
         step = self.progress.step
         # An epoch is judged after its last step: whether that was before the checkpoint is told by the epoch.
         judged = self.progress.epoch * self.steps_per_epoch
@@ -230,20 +221,13 @@ class Training:
 
     def _step(self, group: list[list[TrainingClip]]) -> None:
         step = self.progress.step
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = self._config.lr * self._rate(step)
         loss = self._steps.accumulate(group)
-        if self._config.clip_norm:
-            self._fabric.clip_gradients(
-                self._module, self._wrapped, max_norm=self._config.clip_norm, error_if_nonfinite=False
-            )
-        self._wrapped.step()
-        self._wrapped.zero_grad(set_to_none=True)
+        rate = self._optimisation.step(step)
         self._last_loss = loss.total
         self.progress = replace(self.progress, step=step + 1, batch=self.progress.batch + len(group))
         self._journal.write(
             kind="step", step=step + 1, epoch=self.progress.epoch + 1, loss=loss.total, visual_loss=loss.visual,
-            audio_loss=loss.audio, visual_weight=loss.visual_weight, lr=self._config.lr * self._rate(step),
+            audio_loss=loss.audio, visual_weight=loss.visual_weight, lr=rate,
         )  # fmt: skip
 
     def _conclude(self) -> None:
@@ -275,7 +259,7 @@ class Training:
         self._watcher.judged(epoch, verdict, best)
 
     def _save(self, *, best: bool = False) -> None:
-        state = TrainingState.capture(self._model, self._parts, progress=self.progress.to_dict())
+        state = TrainingState.capture(self._model, self._optimisation.parts, progress=self.progress.to_dict())
         self._store.save(self.progress.step, self._describe(self.progress.best), state, best=best)
         self._saved = time.monotonic()
 
@@ -304,12 +288,7 @@ class Training:
             )
         window = self._config.window
         start = window_start(clip.num_segments, window, seed=self._seed, epoch=epoch, key=labelled.key)
-        part = slice(start, start + window)
-        labels = labelled.labels
-        if labels.ndim == 2:
-            labels = _fitting(labels, clip.num_segments)[part]
-        frames, audio = clip.frames, clip.audio_segments
-        return TrainingClip(None if frames is None else frames[part], None if audio is None else audio[part], labels)
+        return TrainingClip.of(clip, labelled.labels, start, window)
 
 
 def validation_interval(config: TrainingConfig, clips: int, validation_clips: int) -> int:
@@ -324,12 +303,3 @@ def validation_interval(config: TrainingConfig, clips: int, validation_clips: in
     if config.validate_every != AUTO:
         return int(config.validate_every)
     return max(1, min(-(-validation_clips // max(1, clips)), -(-config.epochs // _VALIDATIONS)))
-
-
-def _fitting(labels: Tensor, seconds: int) -> Tensor:
-    """Labels ``[T, K + 1]`` for a clip of another length: cut, or filled up with background."""
-    if len(labels) >= seconds:
-        return labels[:seconds]
-    background = torch.zeros(seconds - len(labels), labels.shape[1], dtype=torch.bool)
-    background[:, -1] = True
-    return torch.cat((labels, background))

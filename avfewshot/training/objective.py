@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from avfewshot.losses import CombinedLoss, combined_loss, shared_labels
 from avfewshot.matching import event_weights, pool_segments
+from avfewshot.media.clip import Clip
 from avfewshot.model import AudioVisualModel
 from avfewshot.scoring.texts import ClassTexts
 from avfewshot.training.config import TrainingConfig
@@ -31,6 +32,24 @@ class TrainingClip:
     frames: Tensor | None
     audio: Tensor | None
     labels: Tensor
+
+    @classmethod
+    def of(cls, clip: Clip, labels: Tensor, start: int, seconds: int) -> TrainingClip:
+        """A stretch of a decoded clip.
+
+        Args:
+            clip: The whole clip.
+            labels: Bool ``[K]``, or ``[T, K + 1]`` for all its annotated seconds; others are background.
+            start: First second of the stretch.
+            seconds: Its length, at most.
+        """
+        part = slice(start, start + seconds)
+        frames, audio = clip.frames, clip.audio_segments
+        return cls(
+            None if frames is None else frames[part],
+            None if audio is None else audio[part],
+            labels if labels.ndim == 1 else _fitting(labels, clip.num_segments)[part],
+        )
 
     @property
     def num_segments(self) -> int:
@@ -117,20 +136,12 @@ class Objective:
         visual, seen = self._logits(model, [clip.visual for clip in embeddings], labels, "visual", texts.visual)
         audio, heard = self._logits(model, [clip.audio for clip in embeddings], labels, "audio", texts.audio)
         truth = torch.cat(list(labels)) if self._per_second else torch.stack(list(labels))
-        if self._config.objective == "contrastive":
-            # The text of a sample: that of its class; of several classes their mean, as the mean of the logits.
-            shares = F.normalize(truth.float(), p=1, dim=-1)
-            visual = None if visual is None else visual @ shares.T.to(visual)
-            audio = None if audio is None else audio @ shares.T.to(audio)
-            truth = shared_labels(truth)
-        return combined_loss(
+        return matched_loss(
+            self._config,
+            model,
             visual,
             audio,
             truth,
-            objective=self._config.objective,
-            matching=self._config.matching,
-            visual_scale=model.temperatures.scale("visual").detach(),
-            audio_scale=model.temperatures.scale("audio").detach(),
             visual_present=None if bool(seen.all()) else seen,
             audio_present=None if bool(heard.all()) else heard,
         )
@@ -166,6 +177,54 @@ class Objective:
         if self._config.pool == "event":
             weights = event_weights(logits[:, :-1].detach(), logits[:, -1].detach())
         return pool_segments(logits[:, :-1], weights)
+
+
+def matched_loss(
+    config: TrainingConfig,
+    model: AudioVisualModel,
+    visual: Tensor | None,
+    audio: Tensor | None,
+    truth: Tensor,
+    *,
+    visual_present: Tensor | None = None,
+    audio_present: Tensor | None = None,
+) -> CombinedLoss:
+    """The combined loss of samples, whose candidates are all texts or those of the samples.
+
+    Args:
+        config: Objective and matching.
+        model: Its temperatures are inside the logits.
+        visual: Logits ``[N, K]`` of all K texts, or None when no sample has a picture.
+        audio: The same for sound.
+        truth: Bool ``[N, K]``; a sample with none does not count.
+        visual_present: Bool ``[N]``, False where a sample has no picture; None: all have.
+        audio_present: The same for sound.
+    """
+    if config.objective == "contrastive":
+        # The text of a sample: that of its class; of several classes their mean, as the mean of the logits.
+        shares = F.normalize(truth.float(), p=1, dim=-1)
+        visual, audio = (None if logits is None else logits @ shares.T.to(logits) for logits in (visual, audio))
+        truth = shared_labels(truth)
+    return combined_loss(
+        visual,
+        audio,
+        truth,
+        objective=config.objective,
+        matching=config.matching,
+        visual_scale=model.temperatures.scale("visual").detach(),
+        audio_scale=model.temperatures.scale("audio").detach(),
+        visual_present=visual_present,
+        audio_present=audio_present,
+    )
+
+
+def _fitting(labels: Tensor, seconds: int) -> Tensor:
+    """Labels ``[T, K + 1]`` for a clip of another length: cut, or filled up with background."""
+    if len(labels) >= seconds:
+        return labels[:seconds]
+    background = torch.zeros(seconds - len(labels), labels.shape[1], dtype=torch.bool)
+    background[:, -1] = True
+    return torch.cat((labels, background))
 
 
 def _stack(parts: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor | None, list[bool]]:

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from avfewshot.datasets.clip_source import ClipSource, LabelledClip, ReadFailure
 from avfewshot.devices import is_out_of_memory
@@ -21,9 +20,9 @@ from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Progress
 from avfewshot.training.objective import TrainingClip
+from avfewshot.training.optimisation import Optimisation
 from avfewshot.training.order import window_start
 from avfewshot.training.pretrain_objective import PretrainObjective
-from avfewshot.training.schedule import rate_factor
 from avfewshot.training.selection import Verdict
 from avfewshot.training.state import TrainingState
 from avfewshot.training.store import CheckpointStore, Resumed
@@ -79,7 +78,7 @@ class Pretraining:
         source: The clips.
         skip: Whether a clip is to be left out, by its id.
         texts: Features of the classes and of the background.
-        judge: Judges the model, in evaluation mode, on validation clips; called on rank 0 alone.
+        judge: Judges the model, in evaluation mode, after so many epochs; called on rank 0 alone.
         start: The verdict on the untrained model.
         store: Where checkpoints go; rank 0 writes.
         describe: What a checkpoint says of itself, given the verdict.
@@ -97,7 +96,7 @@ class Pretraining:
         seed: int,
         source: ClipSource,
         texts: ClassTexts,
-        judge: Callable[[AudioVisualModel], Verdict],
+        judge: Callable[[AudioVisualModel, int], Verdict],
         start: Verdict,
         store: CheckpointStore,
         describe: Callable[[Verdict], AdapterConfig],
@@ -110,25 +109,16 @@ class Pretraining:
         self._source, self._skip, self._judge = source, skip, judge
         self._store, self._describe, self._journal = store, describe, journal
         self._watcher, self._stopping = watcher or PretrainWatcher(), stopping
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self._optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        self._module, self._wrapped = fabric.setup(model, self._optimizer)
-        _leave_buffers_alone(self._module)
         self._objective = PretrainObjective(config, texts.to(fabric.device), fabric.device)
         self._batch = config.batch_size * config.accumulation
         self.micro_batch = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
         # Rank 0 has the most clips: the others take part in its last step with what they have, or with nothing.
         self.steps_per_epoch = -(-source.count(0, fabric.world_size) // self._batch)
-        self._rate = rate_factor(config, self.steps_per_epoch)
+        self._optimisation = Optimisation(fabric, model, config, self.steps_per_epoch)
         self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0)
         self._labels = torch.eye(texts.num_classes, dtype=torch.bool)
         self._saved = self._began = time.monotonic()
         self._waited, self._steps_here = 0.0, 0
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer, "precision": self._fabric.strategy.precision}
 
     def resume(self, found: Resumed) -> list[str]:
         """Go on from a checkpoint, with the same number of ranks.
@@ -150,7 +140,7 @@ class Pretraining:
                 hint=f"Resume on {before} ranks, or begin anew with --adapter RUN.",
             )
         self.progress = Progress.from_dict(found.state.progress)
-        lost = found.state.restore(self._model, self._parts)
+        lost = found.state.restore(self._model, self._optimisation.parts)
         if self._fabric.global_rank == 0:
             step = self.progress.step
             self._journal.rewind({"step": step, "epoch": min(step, self.progress.epoch * self.steps_per_epoch)})
@@ -219,31 +209,17 @@ class Pretraining:
         return clips
 
     def _prepared(self, item: LabelledClip) -> TrainingClip:
-        clip, window = item.clip, self._config.window
-        start = window_start(clip.num_segments, window, seed=self._seed, epoch=self.progress.epoch, key=item.id)
-        part = slice(start, start + window)
-        frames, audio = clip.frames, clip.audio_segments
-        return TrainingClip(
-            None if frames is None else frames[part],
-            None if audio is None else audio[part],
-            self._labels[list(item.labels)].any(0),
-        )
+        window = self._config.window
+        start = window_start(item.clip.num_segments, window, seed=self._seed, epoch=self.progress.epoch, key=item.id)
+        return TrainingClip.of(item.clip, self._labels[list(item.labels)].any(0), start, window)
 
     def _step(self, clips: list[TrainingClip]) -> None:
         step = self.progress.step
-        rate = self._config.lr * self._rate(step)
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
         loss = self._gradients(clips)
         total = loss.total.item()
         if not torch.isfinite(loss.total):
             raise AvfsError("The loss is not a finite number any more.", hint="Use --precision fp32 or a smaller --lr.")
-        if self._config.clip_norm:
-            self._fabric.clip_gradients(
-                self._module, self._wrapped, max_norm=self._config.clip_norm, error_if_nonfinite=False
-            )
-        self._wrapped.step()
-        self._wrapped.zero_grad(set_to_none=True)
+        rate = self._optimisation.step(step)
         self.progress = replace(self.progress, step=step + 1, batch=self.progress.batch + 1)
         self._steps_here += 1
         self._note(
@@ -258,12 +234,12 @@ class Pretraining:
             self._model.zero_grad(set_to_none=True)
             try:
                 return self._objective.backward(
-                    self._module,
+                    self._optimisation.module,
                     self._model,
                     clips,
                     micro_batch=self.micro_batch,
                     backward=self._fabric.backward,
-                    no_sync=(lambda: self._fabric.no_backward_sync(self._module)) if several else None,
+                    no_sync=(lambda: self._fabric.no_backward_sync(self._optimisation.module)) if several else None,
                 )
             except RuntimeError as error:
                 # A rank that began a step again would wait for the others, who have gone on.
@@ -285,7 +261,7 @@ class Pretraining:
         best = False
         if due:
             self._model.eval()
-            values = self._judge(self._model).to_dict() if self._fabric.global_rank == 0 else None
+            values = self._judge(self._model, epoch).to_dict() if self._fabric.global_rank == 0 else None
             verdict = Verdict.from_dict(self._fabric.broadcast(values))
             best = verdict.better_than(self.progress.best)
             if best:
@@ -297,7 +273,7 @@ class Pretraining:
     def _save(self, *, best: bool = False) -> None:
         self._saved = time.monotonic()
         if self._fabric.global_rank == 0:
-            state = TrainingState.capture(self._model, self._parts, progress=self.progress.to_dict())
+            state = TrainingState.capture(self._model, self._optimisation.parts, progress=self.progress.to_dict())
             self._store.save(self.progress.step, self._describe(self.progress.best), state, best=best)
 
     def _note(self, **entry: Any) -> None:
@@ -323,14 +299,3 @@ class Pretraining:
             memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             left=(total - self.progress.step) * passed / steps,
         )
-
-
-def _leave_buffers_alone(module: torch.nn.Module) -> None:
-    """Keep DDP from sending the buffers of rank 0 to all ranks in every forward pass.
-
-    Clips of each length make a pass of their own, so that ranks differ in their number of passes: they would wait for
-    each other for ever. Nor is there anything to send: only frozen towers have buffers.
-    """
-    for part in module.modules():
-        if isinstance(part, DistributedDataParallel):
-            part.broadcast_buffers = False

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.losses import CombinedLoss
 from avfewshot.matching import event_weights
 from avfewshot.model import AudioVisualModel
 from avfewshot.scoring.texts import ClassTexts
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.gather import gather_batch
 from avfewshot.training.gradcache import cached_backward
-from avfewshot.training.objective import TrainingClip, embed_batch
+from avfewshot.training.objective import TrainingClip, embed_batch, matched_loss
 
 Parts = tuple[Tensor | None, Tensor | None]
 
@@ -80,20 +80,12 @@ class PretrainObjective:
         batch = gather_batch(*parts, labels, visual_present=seen, audio_present=heard)
         texts = self._texts.projected(model)
         visual, audio = model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
-        truth = batch.labels
-        if self._config.objective == "contrastive":
-            # The text of a clip is that of its class; of several classes their mean.
-            shares = F.normalize(truth.float(), p=1, dim=-1)
-            visual, audio = (None if logits is None else logits @ shares.T.to(logits) for logits in (visual, audio))
-            truth = shared_labels(truth)
-        return combined_loss(
+        return matched_loss(
+            self._config,
+            model,
             visual,
             audio,
-            truth,
-            objective=self._config.objective,
-            matching=self._config.matching,
-            visual_scale=model.temperatures.scale("visual").detach(),
-            audio_scale=model.temperatures.scale("audio").detach(),
+            batch.labels,
             visual_present=batch.visual_present,
             audio_present=batch.audio_present,
         )

@@ -75,6 +75,17 @@ def fitted_from(values: Mapping[str, Any]) -> Fitted:
     )
 
 
+def unjudged(epoch: int, share: float | str, default: float) -> Verdict:
+    """A verdict where there is nothing to judge on: each epoch counts as better than the one before.
+
+    Args:
+        epoch: Epochs done.
+        share: Share of the trained logits, or ``"auto"``.
+        default: What ``"auto"`` stands for then.
+    """
+    return Verdict(0.0, -float(epoch), default if share == AUTO else float(share), Fitted())
+
+
 def judge_zero_shot(decision: Decision, zero_shot: Sequence[ClipLogits], targets: Targets) -> Verdict:
     """How good the untrained model is.
 

@@ -81,8 +81,8 @@ class StreamJudge:
         """The verdict on the untrained model; None without any validation clip."""
         return None if self._targets is None else judge_zero_shot(self._decision, self._zero, self._targets)
 
-    def __call__(self, model: AudioVisualModel) -> Verdict:
-        """The verdict on a trained model, in evaluation mode.
+    def __call__(self, model: AudioVisualModel, epoch: int) -> Verdict:
+        """The verdict on a trained model, in evaluation mode; after how many epochs does not matter.
 
         Raises:
             ValueError: There are no validation clips.

@@ -1,0 +1,56 @@
+"""The backbone of a training as its request names it, and what the training begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.cli.run_request import Rows
+
+if TYPE_CHECKING:
+    from avfewshot.encoders.backbone import Backbone
+    from avfewshot.scoring.observer import Observer
+    from avfewshot.training.checkpoint import AdapterCheckpoint
+    from avfewshot.training.config import TrainingConfig
+
+
+def load_parts(
+    config: TrainingConfig, model: Mapping[str, Any], adapter: str | None, settings: Rows, observer: Observer
+) -> tuple[TrainingConfig, Backbone, AdapterCheckpoint | None]:
+    """Load the backbone, and the checkpoint to begin with if there is one.
+
+    Args:
+        config: The settings of the training.
+        model: Values of the settings that choose the backbone, see :func:`avfewshot.cli.run_request.model_values`.
+        adapter: The checkpoint's folder, or None.
+        settings: All settings: what nobody set is as in the checkpoint.
+        observer: Is told what happens.
+
+    Returns:
+        The settings, with the adapters of the checkpoint; the backbone on the CPU; the checkpoint.
+
+    Raises:
+        AvfsError: Something is missing, damaged, or does not fit.
+    """
+    from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.training.checkpoint import load_adapter
+    from avfewshot.training.transfer import like_checkpoint
+
+    name, initial = model["backbone"], None
+    if adapter is not None:
+        # Read before the weights, so that what does not fit is told at once.
+        initial = load_adapter(adapter)
+        given = [row[0] for row in settings if not row[2].startswith("default")]
+        config = like_checkpoint(config, initial, given=given)
+        name = name if "backbone" in given else initial.config.backbone
+    observer.begin(f"loading {name}", 0)
+    backbone = build_backbone(
+        name,
+        weights=model["weights"],
+        clip_weights=model["clip_weights"],
+        clap_weights=model["clap_weights"],
+        roberta=model["roberta"],
+    )
+    if initial is not None:
+        initial.config.check_backbone(backbone, where=initial.path)
+    return config, backbone, initial
