@@ -18,6 +18,7 @@ from avfewshot.errors import AvfsError
 from avfewshot.training import pretrain
 from avfewshot.training.checkpoint import load_adapter
 from avfewshot.training.config import TrainingConfig
+from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.pretrain import PretrainWatcher
 from avfewshot.training.store import CheckpointStore
 
@@ -317,21 +318,21 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_does_harm(tmp_path
 def test_it_shrinks_the_micro_batch_when_memory_ends_and_says_so_when_nothing_is_left(tmp_path):
     training = make_pretraining(tmp_path / "short", epochs=1)
     reference = make_pretraining(tmp_path / "reference", epochs=1)
-    module, room = training._optimisation.module, 1
+    module, room = training._passes, 1
 
     def greedy(frames, audio, **masks):
         if len(audio if frames is None else frames) > room:
             raise torch.OutOfMemoryError("out of memory")
         return module(frames, audio, **masks)
 
-    training._optimisation.module = greedy
+    training._passes = Passes(greedy)
     training.run()
     assert training.micro_batch == 1
     reference.run()
     close(tensors(reference), tensors(training))
     room = 0
     hopeless = make_pretraining(tmp_path / "hopeless", epochs=1)
-    hopeless._optimisation.module = greedy
+    hopeless._passes = Passes(greedy)
     with pytest.raises(AvfsError, match="not enough memory for 1 clips") as caught:
         hopeless.run()
     assert "--micro-batch" in caught.value.hint

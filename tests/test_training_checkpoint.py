@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -410,6 +411,8 @@ def fork(work) -> int:
     if child == 0:
         try:
             work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     return child

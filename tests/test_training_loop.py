@@ -14,6 +14,7 @@ from training_support import make_training, names, resumed
 from avfewshot.errors import AvfsError
 from avfewshot.training.checkpoint import load_adapter
 from avfewshot.training.config import TrainingConfig
+from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import validation_interval
 from avfewshot.training.order import epoch_order, window_start
@@ -108,14 +109,14 @@ def test_micro_batches_change_nothing(tmp_path, objective):
 def test_it_shrinks_the_micro_batch_when_memory_ends(tmp_path, caplog):
     training = make_training(tmp_path, batch_size=4, epochs=1)
     reference = make_training(tmp_path / "reference", batch_size=4, epochs=1)
-    module = training._steps._module
+    module = training._steps._passes
 
     def greedy(frames, audio, **masks):
         if len(frames) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return module(frames, audio, **masks)
 
-    training._steps._module = greedy
+    training._steps._passes = Passes(greedy)
     training.run()
     assert training._steps.micro_batch == 1
     assert "ran out of memory" in caplog.text
@@ -130,7 +131,7 @@ def test_a_single_clip_that_does_not_fit_is_an_error_with_advice(tmp_path):
     def greedy(*_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
-    training._steps._module = greedy
+    training._steps._passes = Passes(greedy)
     with pytest.raises(AvfsError, match="not enough memory") as caught:
         training.run()
     assert "--checkpointing" in caught.value.hint

@@ -150,6 +150,7 @@ def fewshot(
     precision: Annotated[str | None, setting_option("precision", _MODEL, table="fewshot")] = None,
     frame_backend: Annotated[str | None, setting_option("frame_backend", _MODEL, table="fewshot")] = None,
     checkpointing: Annotated[bool | None, training_option("checkpointing", _COST)] = None,
+    cuda_graphs: Annotated[bool | None, training_option("cuda_graphs", _COST)] = None,
     micro_batch: Annotated[str | None, training_option("micro_batch", _COST)] = None,
     cache_size: Annotated[str | None, training_option("cache_size", _COST)] = None,
     workers: Annotated[str | None, training_option("workers", _COST)] = None,

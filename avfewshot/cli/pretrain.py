@@ -111,6 +111,7 @@ def pretrain(
     accumulation: Annotated[str | None, training_option("accumulation", _TRAINING)] = None,
     micro_batch: Annotated[str | None, training_option("micro_batch", _TRAINING)] = None,
     checkpointing: Annotated[bool | None, training_option("checkpointing", _TRAINING)] = None,
+    cuda_graphs: Annotated[bool | None, training_option("cuda_graphs", _TRAINING)] = None,
     optimizer: Annotated[str | None, training_option("optimizer", _TRAINING)] = None,
     lr: Annotated[str | None, training_option("lr", _TRAINING)] = None,
     weight_decay: Annotated[str | None, training_option("weight_decay", _TRAINING)] = None,

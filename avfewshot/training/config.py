@@ -129,6 +129,9 @@ class TrainingConfig:
     checkpointing: bool | str = _option(
         "auto", Switch(), "Compute activations twice: half as slow again, far less memory; `auto`: for large towers."
     )
+    cuda_graphs: bool | str = _option(
+        "auto", Switch(), "On a single GPU: record the passes of a step once and replay them; `auto`: there, yes."
+    )
     micro_batch: int | str = _option(
         "auto", Whole(1, or_word="auto"), "Clips at once; `auto` begins with the batch and shrinks when memory ends."
     )

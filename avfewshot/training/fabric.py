@@ -26,9 +26,9 @@ def single_device(device: torch.device, precision: str) -> Fabric:
     Returns:
         Fabric, ready for ``setup``.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     from lightning_fabric import Fabric
 
+    _quiet()
     devices: list[int] | int = [device.index or 0] if device.type == "cuda" else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for programs of another kind
@@ -52,10 +52,10 @@ def many_devices(
     Returns:
         Fabric, launched.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    _quiet()
     devices, nodes = launched_ranks(devices, nodes)
     # A Slurm job of several tasks is never taken for a single one: Fabric says which --devices and --nodes it needs.
     single = devices == 1 and nodes == 1 and int(os.environ.get("SLURM_NTASKS") or 1) == 1
@@ -87,3 +87,9 @@ def launched_ranks(devices: int | str, nodes: int) -> tuple[int | str, int]:
     """
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     return (local, world // local) if world > 1 and local else (devices, nodes)
+
+
+def _quiet() -> None:
+    """Its advice is for people who write loops, not for those who run them; its import sets levels of its own."""
+    for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -22,6 +22,7 @@ from avfewshot.model import AudioVisualModel
 from avfewshot.scoring.reading import Reader, read_ahead
 from avfewshot.training.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig
+from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.objective import Objective, TrainingClip
 from avfewshot.training.optimisation import Optimisation
@@ -155,7 +156,7 @@ class Training:
         self._optimisation = Optimisation(fabric, model, config, self.steps_per_epoch)
         self._steps = GradientSteps(
             fabric,
-            self._optimisation.module,
+            make_passes(fabric, self._optimisation.module, model, config.cuda_graphs),
             model,
             objective,
             contrastive=config.objective == "contrastive",

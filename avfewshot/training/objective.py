@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,11 +70,16 @@ class ClipEmbeddings:
     audio: Tensor | None
 
 
-def embed_batch(model: torch.nn.Module, clips: Sequence[TrainingClip], device: torch.device) -> list[ClipEmbeddings]:
+Forward = Callable[..., tuple[Tensor | None, Tensor | None]]
+"""What takes the arguments of :meth:`avfewshot.model.AudioVisualModel.forward` and gives its results."""
+
+
+def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.device) -> list[ClipEmbeddings]:
     """Run clips through a model, those of equal length together.
 
     Args:
-        model: An :class:`~avfewshot.model.AudioVisualModel`, or one that Fabric has wrapped.
+        model: An :class:`~avfewshot.model.AudioVisualModel`, one that Fabric has wrapped, or a
+            :class:`~avfewshot.training.cuda_graphs.Passes`.
         clips: At least one.
         device: Where the model is.
 

@@ -29,6 +29,7 @@ class Optimisation:
 
     def __init__(self, fabric: Fabric, model: AudioVisualModel, config: TrainingConfig, steps_per_epoch: int) -> None:
         self._fabric, self._config = fabric, config
+        model.to(fabric.device)  # Fabric would wonder that the towers are there already
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self._optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay)

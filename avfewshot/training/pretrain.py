@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from avfewshot.model import AudioVisualModel
 from avfewshot.scoring.texts import ClassTexts
 from avfewshot.training.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig
+from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Progress
 from avfewshot.training.objective import TrainingClip
@@ -115,6 +117,7 @@ class Pretraining:
         # Rank 0 has the most clips: the others take part in its last step with what they have, or with nothing.
         self.steps_per_epoch = -(-source.count(0, fabric.world_size) // self._batch)
         self._optimisation = Optimisation(fabric, model, config, self.steps_per_epoch)
+        self._passes = make_passes(fabric, self._optimisation.module, model, config.cuda_graphs)
         self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0)
         self._labels = torch.eye(texts.num_classes, dtype=torch.bool)
         self._saved = self._began = time.monotonic()
@@ -231,10 +234,11 @@ class Pretraining:
     def _gradients(self, clips: list[TrainingClip]) -> Any:
         several = self._fabric.world_size > 1
         while True:
+            self._passes.prepare()
             self._model.zero_grad(set_to_none=True)
             try:
                 return self._objective.backward(
-                    self._optimisation.module,
+                    self._passes,
                     self._model,
                     clips,
                     micro_batch=self.micro_batch,
@@ -251,6 +255,10 @@ class Pretraining:
                         ) from None
                     raise
             self.micro_batch //= 2
+            self._passes.release()
+            gc.collect()
+            if self._fabric.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _conclude(self) -> None:
         epoch = self.progress.epoch + 1

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.losses import CombinedLoss
@@ -17,7 +17,7 @@ from avfewshot.scoring.texts import ClassTexts
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.gather import gather_batch
 from avfewshot.training.gradcache import cached_backward
-from avfewshot.training.objective import TrainingClip, embed_batch, matched_loss
+from avfewshot.training.objective import Forward, TrainingClip, embed_batch, matched_loss
 
 Parts = tuple[Tensor | None, Tensor | None]
 
@@ -41,7 +41,7 @@ class PretrainObjective:
 
     def backward(
         self,
-        module: nn.Module,
+        module: Forward,
         model: AudioVisualModel,
         clips: Sequence[TrainingClip],
         *,
@@ -52,7 +52,7 @@ class PretrainObjective:
         """Add the gradients of a batch to those of the model's parameters.
 
         Args:
-            module: The model as it is called, wrapped for several ranks or not.
+            module: The model as it is called: wrapped for several ranks, replayed, or as it is.
             model: The model itself.
             clips: Of this rank; a rank without any takes part all the same.
             micro_batch: Clips that go through the model at once.
@@ -90,7 +90,7 @@ class PretrainObjective:
             audio_present=batch.audio_present,
         )
 
-    def _embedded(self, module: nn.Module, model: AudioVisualModel, clips: Sequence[TrainingClip]) -> Parts:
+    def _embedded(self, module: Forward, model: AudioVisualModel, clips: Sequence[TrainingClip]) -> Parts:
         """One unit vector a clip and modality, ``[n, D]``; zeros where a clip lacks the modality."""
         embeddings = embed_batch(module, clips, self._device)
         with torch.no_grad():

@@ -121,7 +121,9 @@ def _load_part(name: str, part: Stateful, state: dict[str, Any]) -> None:
 
 
 def rng_state(generators: Mapping[str, torch.Generator] | None = None) -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's global generators, of those of all GPUs, and of `generators`.
+    """The states of Python's, NumPy's and torch's global generators, of those of all GPUs in use, and of `generators`.
+
+    A process that computes on a CPU beside a GPU leaves it alone: not even memory is taken there.
 
     Args:
         generators: Further generators by name.
@@ -131,7 +133,7 @@ def rng_state(generators: Mapping[str, torch.Generator] | None = None) -> dict[s
         # The legacy global generator is what libraries draw from.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "generators": {name: generator.get_state() for name, generator in (generators or {}).items()},
     }
@@ -160,7 +162,7 @@ def set_rng_state(state: Mapping[str, Any], generators: Mapping[str, torch.Gener
         torch.set_rng_state(state["torch"])
         for name, generator in generators.items():
             generator.set_state(state["generators"][name])
-        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        here = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
         if here and len(state["cuda"]) == here:
             torch.cuda.set_rng_state_all(state["cuda"])
         elif len(state["cuda"]) != here:

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +14,7 @@ from avfewshot.devices import is_out_of_memory
 from avfewshot.errors import AvfsError
 from avfewshot.losses import CombinedLoss
 from avfewshot.model import AudioVisualModel
+from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.gradcache import cached_backward
 from avfewshot.training.objective import ClipEmbeddings, Objective, TrainingClip, embed_batch
 
@@ -45,7 +46,7 @@ class GradientSteps:
 
     Args:
         fabric: Runs the backward pass.
-        module: The model as Fabric has wrapped it.
+        passes: Runs the model.
         model: The model itself.
         objective: The loss.
         contrastive: Whether the clips of a batch are each other's candidates, so that it cannot simply be cut.
@@ -58,7 +59,7 @@ class GradientSteps:
     def __init__(
         self,
         fabric: Fabric,
-        module: Any,
+        passes: Passes,
         model: AudioVisualModel,
         objective: Objective,
         *,
@@ -66,7 +67,7 @@ class GradientSteps:
         micro_batch: int,
     ) -> None:
         self._fabric = fabric
-        self._module = module
+        self._passes = passes
         self._model = model
         self._objective = objective
         self._contrastive = contrastive
@@ -85,6 +86,7 @@ class GradientSteps:
             AvfsError: Not even one clip fits into the device's memory, or the loss is not finite.
         """
         while True:
+            self._passes.prepare()
             losses = self._attempt(batches)
             if losses is not None:
                 break
@@ -118,7 +120,7 @@ class GradientSteps:
         total = self._objective.samples(batch)
         done = []
         for piece in pieces:
-            embeddings = embed_batch(self._module, piece, device)
+            embeddings = embed_batch(self._passes, piece, device)
             loss = self._objective(self._model, embeddings, [clip.labels.to(device) for clip in piece])
             weight = self._objective.samples(piece) / total
             self._fabric.backward(loss.total * (share * weight))
@@ -138,7 +140,7 @@ class GradientSteps:
         lengths = [clip.num_segments for clip in clips]
 
         def run(piece: Sequence[TrainingClip]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-            embedded = embed_batch(self._module, piece, device)
+            embedded = embed_batch(self._passes, piece, device)
             seconds = [clip.num_segments for clip in piece]
             return _joined([clip.visual for clip in embedded], seconds), _joined(
                 [clip.audio for clip in embedded], seconds
@@ -162,6 +164,7 @@ class GradientSteps:
                 hint="Use --checkpointing, --precision bf16, a smaller --window or a smaller --backbone.",
             )
         tried, self.micro_batch = self.micro_batch, self.micro_batch // 2
+        self._passes.release()
         gc.collect()
         if self._fabric.device.type == "cuda":
             torch.cuda.empty_cache()

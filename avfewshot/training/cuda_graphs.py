@@ -1,0 +1,274 @@
+"""Forward and backward passes recorded once as CUDA graphs and replayed.
+
+A pass through two towers with adapters is some ten thousand small kernels. Starting them one by one keeps a fast GPU
+waiting for most of a step; a recorded graph is started as a whole.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from avfewshot.devices import is_out_of_memory
+from avfewshot.model import AudioVisualModel
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_LOG = logging.getLogger(__name__)
+_EAGER = 2
+"""Passes of a shape before it is recorded: libraries choose and allocate in the first ones."""
+_SHAPES = 4
+"""Shapes that are recorded, each with memory of its own for inputs and outputs; further ones run as usual."""
+
+
+class Passes:
+    """Runs a model's passes one kernel after another.
+
+    Args:
+        module: The model as Fabric has wrapped it.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __call__(
+        self,
+        frames: Tensor | None,
+        audio: Tensor | None,
+        *,
+        visual_present: Tensor | None = None,
+        audio_present: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
+        return self._module(frames, audio, visual_present=visual_present, audio_present=audio_present)
+
+    def prepare(self) -> None:
+        """Called before a step, when no pass is under way."""
+
+    def release(self) -> None:
+        """Called when memory has run out, and no pass is under way: let go of what can be made again."""
+
+
+class Replay(Passes):
+    """Records passes of a shape that comes again and again, and replays them.
+
+    The kernels are those of the ordinary passes. Batches in which a clip lacks a modality, and passes begun before the
+    backward pass of the one before, run as usual. When recording fails (want of memory, an operation that cannot be
+    recorded), that is logged once and everything runs as usual from then on.
+
+    Args:
+        fabric: A single CUDA device; its precision.
+        module: The model as Fabric has wrapped it, for what runs as usual.
+        model: The model itself. Its parameters are changed in place only.
+
+    Attributes:
+        shapes: How many shapes have been recorded.
+    """
+
+    def __init__(self, fabric: Fabric, module: Any, model: AudioVisualModel) -> None:
+        super().__init__(module)
+        self._fabric, self._model = fabric, model
+        self._counts: Counter[tuple[torch.Size, torch.Size]] = Counter()
+        self._graphs: dict[tuple[torch.Size, torch.Size], _Graph] = {}
+        self._gradients: _Gradients | None = None
+        self._pool: Any = None
+        self._open: weakref.ref[_Token] | None = None
+        self._failed = False
+        self._anchor = torch.zeros((), device=fabric.device, requires_grad=True)
+
+    @property
+    def shapes(self) -> int:
+        """See the class."""
+        return len(self._graphs)
+
+    def __call__(
+        self,
+        frames: Tensor | None,
+        audio: Tensor | None,
+        *,
+        visual_present: Tensor | None = None,
+        audio_present: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
+        graph = None
+        if frames is not None and audio is not None and visual_present is None and audio_present is None:
+            shapes = frames.shape, audio.shape
+            self._counts[shapes] += 1
+            graph = self._graphs.get(shapes)
+        # Activations of a pass whose backward pass is still to come lie where the next one would put its own.
+        if graph is None or (self._open is not None and self._open() is not None):
+            return super().__call__(frames, audio, visual_present=visual_present, audio_present=audio_present)
+        graph.start(frames, audio)
+        if not torch.is_grad_enabled():
+            visual, sound = (output.clone() for output in graph.outputs)
+            return visual, sound
+        token = _Token()
+        self._open = weakref.ref(token)
+        return _Replayed.apply(graph, token, self._anchor)
+
+    def prepare(self) -> None:
+        """Record the shapes that have come often enough."""
+        for shapes, count in self._counts.most_common():
+            if self._failed or count < _EAGER or len(self._graphs) >= _SHAPES:
+                return
+            if shapes not in self._graphs:
+                self._record(*shapes)
+
+    def release(self) -> None:
+        """Let go of all that was recorded; it is recorded anew when it is needed again."""
+        self._graphs.clear()
+        self._counts.clear()
+        self._gradients = self._pool = self._open = None
+
+    def _record(self, frames: torch.Size, audio: torch.Size) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()  # what is recorded has memory of its own
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        try:
+            graph = _Graph(self._fabric, self._model, parameters, frames, audio, self._pool)
+        except RuntimeError as error:
+            self.release()
+            self._failed = True
+            reason = "memory does not suffice" if is_out_of_memory(error) else str(error).splitlines()[0]
+            _LOG.warning("CUDA graphs are not used, steps take longer: %s.", reason.rstrip("."))
+            return
+        if self._gradients is None:
+            self._gradients = _Gradients([parameters[index] for index in graph.used])
+        graph.gradients = self._gradients
+        self._graphs[frames, audio] = graph
+
+
+def make_passes(fabric: Fabric, module: Any, model: AudioVisualModel, wanted: bool | str) -> Passes:
+    """How a training runs its model.
+
+    Args:
+        fabric: Devices and precision.
+        module: The model as Fabric has wrapped it.
+        model: The model itself.
+        wanted: Whether to record CUDA graphs; ``"auto"``: yes. Only a single CUDA device without ranks beside it can.
+    """
+    if wanted and fabric.device.type == "cuda" and fabric.world_size == 1:
+        return Replay(fabric, module, model)
+    return Passes(module)
+
+
+class _Token:
+    """Lives from a forward pass to its backward pass, or to the end of its autograd graph."""
+
+
+class _Graph:
+    """One shape: a graph for the forward pass, one for the backward pass, and the memory that they work on."""
+
+    gradients: _Gradients
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: AudioVisualModel,
+        parameters: Sequence[Tensor],
+        frames: torch.Size,
+        audio: torch.Size,
+        pool: Any,
+    ) -> None:
+        self._frames = torch.zeros(frames, dtype=torch.uint8, device=fabric.device)
+        self._audio = torch.zeros(audio, device=fabric.device)
+
+        def forward() -> list[Tensor]:
+            with fabric.autocast():
+                # A cast that was kept from outside would not be made again when it is replayed.
+                cached = torch.is_autocast_cache_enabled()
+                torch.set_autocast_cache_enabled(False)
+                try:
+                    return list(model(self._frames, self._audio))
+                finally:
+                    torch.set_autocast_cache_enabled(cached)
+
+        def backward(outputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(outputs, parameters, self._given, allow_unused=True)
+
+        with torch.enable_grad():
+            aside = torch.cuda.Stream(fabric.device)
+            aside.wait_stream(torch.cuda.current_stream(fabric.device))
+            with torch.cuda.stream(aside):
+                outputs = forward()
+                self._given = [torch.zeros_like(output) for output in outputs]
+                self.used = [index for index, gradient in enumerate(backward(outputs)) if gradient is not None]
+                del outputs
+            torch.cuda.current_stream(fabric.device).wait_stream(aside)
+            torch.cuda.empty_cache()
+            self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+            # Other threads, which decode clips, may do as they please meanwhile.
+            with torch.cuda.graph(self._forward, pool=pool, capture_error_mode="thread_local"):
+                outputs = forward()
+            with torch.cuda.graph(self._backward, pool=pool, capture_error_mode="thread_local"):
+                gradients = backward(outputs)
+                self._flat = torch.cat([gradients[index].flatten() for index in self.used])
+            self.outputs = [output.detach() for output in outputs]
+
+    def start(self, frames: Tensor, audio: Tensor) -> None:
+        """Run the forward pass."""
+        self._frames.copy_(frames)
+        self._audio.copy_(audio)
+        self._forward.replay()
+
+    def finish(self, gradients: Sequence[Tensor | None]) -> None:
+        """Run the backward pass of the last forward pass, and add to the parameters' gradients."""
+        for static, gradient in zip(self._given, gradients, strict=True):
+            static.zero_() if gradient is None else static.copy_(gradient)
+        self._backward.replay()
+        self.gradients.add(self._flat)
+
+
+class _Gradients:
+    """The gradients of parameters, one after another in one tensor: two kernels instead of two for each."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        sizes = [parameter.numel() for parameter in parameters]
+        self._flat = torch.zeros(sum(sizes), device=parameters[0].device)
+        parts = self._flat.split(sizes)
+        self._views = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+
+    def add(self, flat: Tensor) -> None:
+        """Add gradients; parameters that have none yet get views of the one tensor."""
+        given = [parameter.grad for parameter in self._parameters]
+        if all(gradient is view for gradient, view in zip(given, self._views, strict=True)):
+            self._flat.add_(flat)
+        elif all(gradient is None for gradient in given):
+            self._flat.copy_(flat)
+            for parameter, view in zip(self._parameters, self._views, strict=True):
+                parameter.grad = view
+        else:  # other passes gave some, too
+            parts = flat.split([parameter.numel() for parameter in self._parameters])
+            for parameter, part in zip(self._parameters, parts, strict=True):
+                part = part.view_as(parameter)
+                parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
+
+
+class _Replayed(torch.autograd.Function):
+    """A forward pass that was replayed, as a step of autograd; the gradients of parameters are put there directly."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: _Graph, token: _Token, anchor: Tensor) -> tuple[Tensor, ...]:
+        ctx.graph, ctx.token = graph, token
+        return tuple(output.clone() for output in graph.outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
+        if ctx.token is None:
+            raise RuntimeError("The backward pass was run before, and its activations are gone.")
+        ctx.token = None
+        ctx.graph.finish(gradients)
+        return None, None, None

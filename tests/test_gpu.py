@@ -1,0 +1,242 @@
+"""On a real CUDA device: the same results as on a processor, recorded passes, shorter formats, memory that ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fewshot_worlds import write_class_folders
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from avfewshot import load
+from avfewshot.cli.app import run
+from avfewshot.devices import PRECISIONS
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.scoring.texts import ClassTexts
+from avfewshot.training.build import build_model
+from avfewshot.training.config import TrainingConfig
+from avfewshot.training.cuda_graphs import make_passes
+from avfewshot.training.fabric import single_device
+from avfewshot.training.objective import Objective, TrainingClip
+from avfewshot.training.optimisation import Optimisation
+from avfewshot.training.steps import GradientSteps
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+CLASSES = 5
+
+
+def noise(count: int, seconds: int = 3, seed: int = 0) -> list[TrainingClip]:
+    generator = torch.Generator().manual_seed(seed)
+    eye = torch.eye(CLASSES, dtype=torch.bool)
+    return [
+        TrainingClip(
+            torch.randint(256, (seconds, 3, 64, 64), dtype=torch.uint8, generator=generator),
+            0.1 * torch.randn(seconds, 48_000, generator=generator),
+            eye[index % CLASSES],
+        )
+        for index in range(count)
+    ]
+
+
+def setting(device: str, *, graphs: bool = False, micro: int | None = None, **changes) -> SimpleNamespace:
+    """A training of `tiny` whose adapters have woken up."""
+    config = TrainingConfig(**{"task": "ave_cls", "hidden": 16, "precision": "fp32", "lr": 1e-3, **changes})
+    place = torch.device(device)
+    backbone = build_backbone("tiny").to(place, PRECISIONS[config.precision])
+    model = build_model(backbone, config, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (*model.adapters.parameters(), *model.projectors.parameters()):
+            if not parameter.any():
+                parameter.normal_(0, 0.1, generator=generator)
+    widths = backbone.visual.output_dim, backbone.audio.output_dim
+    texts = ClassTexts(*(F.normalize(torch.randn(CLASSES + 1, w, generator=generator), dim=-1) for w in widths))
+    fabric = single_device(place, config.precision)
+    optimisation = Optimisation(fabric, model, config, 10)
+    passes = make_passes(fabric, optimisation.module, model, graphs)
+    steps = GradientSteps(
+        fabric,
+        passes,
+        model,
+        Objective(config, texts.to(place), per_second=False),
+        contrastive=config.objective == "contrastive",
+        micro_batch=micro or 4,
+    )
+    model.train()
+    return SimpleNamespace(model=model, steps=steps, optimisation=optimisation, passes=passes)
+
+
+def train(made: SimpleNamespace, batches: list[list[TrainingClip]]) -> tuple[list[float], dict[str, torch.Tensor]]:
+    losses = []
+    for step, batch in enumerate(batches):
+        losses.append(made.steps.accumulate([batch]).total)
+        made.optimisation.step(step)
+    return losses, made.model.trainable_state()
+
+
+def gradients(made: SimpleNamespace, clips: list[TrainingClip]) -> dict[str, torch.Tensor]:
+    made.steps.accumulate([clips])
+    return {name: p.grad.cpu().clone() for name, p in made.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("precision", "cosine"), [("fp32", 0.99999), ("bf16", 0.99), ("fp16", 0.999)])
+def test_embeddings_are_those_of_the_processor(precision, cosine):
+    [clip] = noise(1)
+    arguments = clip.frames[None], clip.audio[None]
+    with torch.inference_mode():
+        expected = setting("cpu").model.eval()(*arguments)
+        found = setting("cuda", precision=precision).model.eval()(*(part.cuda() for part in arguments))
+    for one, other in zip(expected, found, strict=True):
+        assert F.cosine_similarity(one, other.cpu(), dim=-1).min() > cosine
+
+
+@pytest.mark.parametrize("objective", ["classes", "contrastive"])
+def test_gradients_are_those_of_the_processor(objective):
+    clips = noise(4)
+    expected = gradients(setting("cpu", objective=objective), clips)
+    found = gradients(setting("cuda", objective=objective), clips)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("objective", "micro"), [("classes", 4), ("classes", 2), ("contrastive", 2)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_recorded_passes_train_as_ordinary_ones_to_the_bit(precision, objective, micro, checkpointing):
+    settings = {"precision": precision, "objective": objective, "micro": micro, "checkpointing": checkpointing}
+    batches = [noise(4, seed=seed) for seed in range(5)]
+    plain, recorded = setting("cuda", **settings), setting("cuda", graphs=True, **settings)
+    expected, found = train(plain, batches), train(recorded, batches)
+    assert recorded.passes.shapes == 1
+    assert found[0] == expected[0]
+    assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())
+
+
+def test_recorded_passes_beside_ordinary_ones():
+    """Clips of several lengths in a batch, some without sound: what cannot be replayed is run as usual."""
+    batches = []
+    for seed in range(6):
+        clips = [*noise(2, seconds=3, seed=seed), *noise(2, seconds=2, seed=50 + seed)]
+        clips[0] = TrainingClip(clips[0].frames, None if seed % 3 == 2 else clips[0].audio, clips[0].labels)
+        batches.append(clips)
+    plain, recorded = setting("cuda"), setting("cuda", graphs=True)
+    expected, found = train(plain, batches), train(recorded, batches)
+    assert recorded.passes.shapes == 2
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_several_batches_are_summed_up():
+    batches = [noise(4, seed=seed) for seed in range(3)]
+    sums = []
+    for graphs in (False, True):
+        made = setting("cuda", graphs=graphs)
+        train(made, [noise(4, seed=9)] * 3)
+        made.steps.accumulate(batches)
+        sums.append({name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None})
+    for name, gradient in sums[0].items():
+        torch.testing.assert_close(sums[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_pass_that_cannot_be_recorded_is_run_as_usual(monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr("avfewshot.training.cuda_graphs._Graph", fails)
+    with caplog.at_level(logging.WARNING):
+        losses, _ = train(setting("cuda", graphs=True), [noise(4, seed=seed) for seed in range(4)])
+    assert losses == train(setting("cuda"), [noise(4, seed=seed) for seed in range(4)])[0]
+    assert [record.message for record in caplog.records] == [
+        "CUDA graphs are not used, steps take longer: operation not permitted when stream is capturing."
+    ]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_memory_that_ends_halves_the_micro_batch(graphs, caplog):
+    free, total = torch.cuda.mem_get_info()
+    made, few = (setting("cuda", graphs=graphs, micro=size, checkpointing=False) for size in (64, 8))
+    clips = noise(64, seconds=4)
+    train(few, [clips[:8]])
+    torch.cuda.empty_cache()
+    taken, bound = torch.cuda.memory_allocated(), 2**29
+    if free < bound + taken:
+        pytest.skip("others use the GPU's memory")
+    torch.cuda.set_per_process_memory_fraction((taken + bound) / total)
+    try:
+        with caplog.at_level(logging.WARNING):
+            losses, _ = train(made, [clips] * 4)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert made.steps.micro_batch < 64
+    assert any("ran out of memory with 64 clips at once; going on with 32" in entry.message for entry in caplog.records)
+    assert losses[-1] < losses[0]
+
+
+# The commands.
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_class_folders(folder / "my_clips")
+    (folder / "labels.txt").write_text("car honking\nclock ticking\ndog barking\n")
+    (folder / "avfs.toml").write_text('backbone = "tiny"\n')
+    return folder
+
+
+def call(world, *arguments: str) -> str:
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(world)
+        patch.setenv("COLUMNS", "160")
+        status = run(list(arguments))
+    assert status == 0, err.getvalue()
+    assert "arning" not in err.getvalue()
+    return out.getvalue()
+
+
+def test_zeroshot_says_the_same_on_either_device(world):
+    answers = []
+    for device in ("cpu", "cuda"):
+        call(world, "zeroshot", "--labels", "labels.txt", "--device", device, "my_clips", "--output", f"{device}.json")
+        answers.append(json.loads((world / f"{device}.json").read_text()))
+    found = [[clip["scores"] for clip in document["clips"]] for document in answers]
+    assert len(found[0]) == 18
+    same = sum(max(a, key=a.get) == max(b, key=b.get) for a, b in zip(*found, strict=True))
+    assert same >= 17  # bf16 on the GPU
+
+
+def few_shot(world, name: str, *more: str):
+    call(
+        world, "fewshot", "--data", "my_clips", "--shots", "2", "--epochs", "3", "--hidden", "8", "--name", name, *more
+    )
+    [folder] = (world / "runs" / "folder").glob(f"*-{name}")
+    results = json.loads((folder / "results.json").read_text())
+    checkpoints = sorted((folder / "seed-1").glob("checkpoints/*/adapter.safetensors"))
+    return results["seeds"][0], load_file(checkpoints[-1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_fewshot_gives_the_same_twice_and_with_graphs_or_without(world, precision):
+    settings = "--precision", precision
+    first = few_shot(world, f"{precision}-one", *settings)
+    second = few_shot(world, f"{precision}-two", *settings)
+    third = few_shot(world, f"{precision}-three", *settings, "--no-cuda-graphs")
+    assert first[0] == second[0] == third[0]
+    for other in (second[1], third[1]):
+        assert all(torch.equal(first[1][name], tensor) for name, tensor in other.items())
+
+
+def test_trained_adapters_are_read_on_the_processor(world):
+    few_shot(world, "moved")
+    [folder] = (world / "runs" / "folder").glob("*-moved")
+    classifier = load(adapter=folder, device="cpu")
+    assert classifier.device.type == "cpu"
