@@ -99,3 +99,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def _mps_has_bf16() -> bool:
     return torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def keep_float32() -> None:
+    """Let float32 be float32 on a GPU: cuDNN rounds what goes into convolutions and RNNs unless it is told not to."""
+    torch.backends.cudnn.allow_tf32 = False

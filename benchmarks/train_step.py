@@ -11,6 +11,8 @@ because it vanishes. Each variant runs in a process of its own, by turns and sev
 * ``fp32``: the model of this package; text features are computed once and the text encoders let go.
 * ``fp32-checkpointing``: the same with activation checkpointing, as `avfs fewshot` trains unless told otherwise.
 * ``bf16`` and ``bf16-checkpointing``: the same with towers in bfloat16 and adapters in autocast.
+* ``fp32-graphs`` and ``bf16-graphs``, with ``--device cuda`` only: passes replayed as CUDA graphs, as `avfs fewshot`
+  trains on a GPU unless told otherwise.
 
 Printed is one JSON object: seconds of a step and of its parts, ratios to ``plain`` (above 1 is faster) from runs that
 follow each other, peak memory of the process, and how far loss and gradient of the first step are from those of
@@ -32,7 +34,8 @@ from typing import Any
 
 from zeroshot import machine, memory
 
-VARIANTS = ("plain", "fp32", "fp32-checkpointing", "bf16", "bf16-checkpointing")
+CPU_VARIANTS = ("plain", "fp32", "fp32-checkpointing", "bf16", "bf16-checkpointing")
+VARIANTS = (*CPU_VARIANTS, "fp32-graphs", "bf16-graphs")
 TASK = "llp_cls"
 SAMPLE_RATE = 48_000
 TARGETS = {"fp32": 2.0, "bf16": 4.0}
@@ -48,7 +51,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="processes for each variant")
     parser.add_argument("--steps", type=int, default=1, help="timed steps of each process, after one that is not")
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use, one thread on each")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps are computed")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="all that the device has, unless named")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     parser.add_argument("--table", type=Path, help="also write a Markdown table to this file")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -56,6 +60,10 @@ def main() -> None:
     for name in ("batch_size", "segments", "repeats", "steps", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    possible = CPU_VARIANTS if arguments.device == "cpu" else VARIANTS
+    arguments.variants = arguments.variants or list(possible)
+    if set(arguments.variants) - set(possible):
+        parser.error("CUDA graphs need --device cuda")
     if arguments.worker:
         print(json.dumps(work(arguments.worker, arguments)))
         return
@@ -75,7 +83,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for variant in variants:
             run = start_worker(variant, arguments)
             runs.setdefault(variant, []).append(run)
-            print(f"{variant}: {run['seconds']:.2f} s a step, {run['peak_rss_mib']:.0f} MiB", file=sys.stderr)
+            print(f"{variant}: {run['seconds']:.3f} s a step, {run['peak_mib']:.0f} MiB", file=sys.stderr)
             results = {name: summary(done, runs["plain"]) for name, done in runs.items()}
             report = {
                 "benchmark": "train_step",
@@ -86,7 +94,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 "machine": {**machine(), "cores_used": len(cores) or None, "load_before": load},
                 "bf16_units": precision_reason(),
                 "variants": results,
-                "demands": demands(results),
+                "demands": demands(results) if arguments.device == "cpu" else {},
             }
             write(report, arguments)  # minutes went into every run: an interruption loses one of them
     return report
@@ -103,6 +111,7 @@ def write(report: dict[str, Any], arguments: argparse.Namespace) -> None:
 def start_worker(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one variant in a process of its own, so that its peak of memory is its own."""
     command = [sys.executable, __file__, "--worker", variant, "--backbone", arguments.backbone]
+    command += ["--device", arguments.device]
     for name in ("batch_size", "segments", "steps", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     threads = str(arguments.threads)
@@ -125,8 +134,8 @@ def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str
         "seconds_without_a_core": [round(run["seconds_without_a_core"], 3) for run in runs],
         "parts": {part: round(statistics.median(run["parts"][part] for run in runs), 3) for part in runs[0]["parts"]},
         "texts_once_seconds": round(statistics.median(run["texts_once_seconds"] for run in runs), 3),
-        "peak_rss_mib": round(max(run["peak_rss_mib"] for run in runs)),
-        "rss_before_the_steps_mib": round(statistics.median(run["rss_before_the_steps_mib"] for run in runs)),
+        "peak_mib": round(max(run["peak_mib"] for run in runs)),
+        "before_the_steps_mib": round(statistics.median(run["before_the_steps_mib"] for run in runs)),
         "first_loss": runs[0]["first_loss"],
         "first_adapter_gradient_norm": runs[0]["first_adapter_gradient_norm"],
     }
@@ -140,7 +149,7 @@ def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str
     processor = statistics.median(run["processor_seconds"] for run in plain)
     result["times_less_processor_time_than_plain"] = round(processor / result["processor_seconds"], 2)
     result["ratio_of_each_turn"] = [round(ratio, 2) for ratio in ratios]
-    result["peak_memory_of_plain"] = round(result["peak_rss_mib"] / max(run["peak_rss_mib"] for run in plain), 2)
+    result["peak_memory_of_plain"] = round(result["peak_mib"] / max(run["peak_mib"] for run in plain), 2)
     for name in ("first_loss", "first_adapter_gradient_norm"):
         reference = plain[0][name]
         result[f"{name}_relative_difference"] = float(f"{abs(runs[0][name] - reference) / abs(reference):.2g}")
@@ -157,7 +166,7 @@ def demands(results: dict[str, dict[str, Any]]) -> dict[str, bool]:
         met["fp32 with no more memory"] = results["fp32"]["peak_memory_of_plain"] <= 1
     for name, result in results.items():
         if name.endswith("-checkpointing"):
-            met[f"{name} below 5 GB at its peak"] = result["peak_rss_mib"] < PEAK_TARGET_MIB
+            met[f"{name} below 5 GB at its peak"] = result["peak_mib"] < PEAK_TARGET_MIB
     for name, result in results.items():
         if name.startswith("fp32"):
             met[f"{name}: loss within 1e-3 of plain"] = result["first_loss_relative_difference"] < 1e-3
@@ -185,14 +194,14 @@ def table(report: dict[str, Any]) -> str:
     results = report["variants"]
     names = list(results)
     rows = {
-        "seconds a step": lambda r: f"{r['seconds']:.2f}",
-        "fastest and slowest": lambda r: " to ".join(f"{value:.2f}" for value in r["fastest_and_slowest"]),
-        "of these: texts, forward, backward, update": lambda r: ", ".join(f"{s:.2f}" for s in r["parts"].values()),
+        "seconds a step": lambda r: f"{r['seconds']:.3g}",
+        "fastest and slowest": lambda r: " to ".join(f"{value:.3g}" for value in r["fastest_and_slowest"]),
+        "of these: texts, forward, backward, update": lambda r: ", ".join(f"{s:.2g}" for s in r["parts"].values()),
         "of these, all threads, without a core": lambda r: "/".join(f"{s:.1f}" for s in r["seconds_without_a_core"]),
         "times as fast as plain, median of turns": lambda r: f"{r.get('times_faster_than_plain', 1):g}",
         "times as fast as plain, fastest runs": lambda r: f"{r.get('times_faster_by_the_fastest_runs', 1):g}",
         "processor time, times less than plain": lambda r: f"{r.get('times_less_processor_time_than_plain', 1):g}",
-        "peak memory, MiB": lambda r: str(r["peak_rss_mib"]),
+        "peak memory, MiB": lambda r: str(r["peak_mib"]),
         "loss, relative difference to plain": lambda r: f"{r.get('first_loss_relative_difference', 0):g}",
         "norm of the adapters' gradient, likewise": lambda r: (
             f"{r.get('first_adapter_gradient_norm_relative_difference', 0):g}"
@@ -214,30 +223,39 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from avfewshot.encoders.backbone import build_backbone
     from avfewshot.training.build import build_model
     from avfewshot.training.config import TrainingConfig
+    from avfewshot.training.cuda_graphs import make_passes
+    from avfewshot.training.fabric import single_device
 
     torch.set_num_threads(arguments.threads)
-    precision, _, checkpointing = variant.partition("-")
+    device = torch.device(arguments.device)
+    precision, _, way = variant.partition("-")
     config = TrainingConfig(
         task=TASK,
         batch_size=arguments.batch_size,
         precision="fp32" if precision == "plain" else precision,
-        checkpointing=bool(checkpointing),
+        checkpointing=way == "checkpointing",
+        cuda_graphs=way == "graphs",
     )
     backbone = build_backbone(arguments.backbone, weights="random", seed=0)
-    if precision != "plain":
-        backbone.to("cpu", PRECISIONS[precision])
+    backbone.to(device, None if precision == "plain" else PRECISIONS[precision])
     model = build_model(backbone, config, seed=0)
     wake(model)
+    model.to(device)
     visual_texts, audio_texts = wordings()
     prepare = prepare_plain if variant == "plain" else prepare_ours
     start = time.perf_counter()
-    forward, texts_once = prepare(backbone, model, visual_texts, audio_texts)
+    forward, texts_once = prepare(backbone, model, visual_texts, audio_texts, device)
     texts_once_seconds = time.perf_counter() - start if texts_once else 0.0
     del backbone  # ours lets the text encoders go with it; the plain forward holds them
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=config.lr)
     batch = make_batch(arguments, model.visual_tower.image_size, len(visual_texts))
-    before = memory()
+    if precision != "plain":
+        fabric = single_device(device, config.precision)
+        passes = make_passes(fabric, ByFabric(fabric, model), model, config.cuda_graphs)
+        passes.prepare([(batch["frames"].shape, batch["audio"].shape)])
+        forward = forward[0], passes
+    before = taken(device)
     first = step(model, forward, optimizer, trainable, config, batch)
     processor, waited = time.process_time(), waiting()
     timed = [step(model, forward, optimizer, trainable, config, batch) for _ in range(arguments.steps)]
@@ -249,12 +267,12 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds_without_a_core": waited,
         "parts": {part: statistics.median(taken["parts"][part] for taken in timed) for part in first["parts"]},
         "texts_once_seconds": texts_once_seconds,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (2**20 if sys.platform == "darwin" else 2**10),
-        "rss_before_the_steps_mib": before,
+        "peak_mib": peak(device),
+        "before_the_steps_mib": before,
         "first_loss": first["loss"],
         "first_adapter_gradient_norm": first["adapter_gradient_norm"],
         "settings": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "backbone": arguments.backbone,
             "weights": "random, seed 0",
             "task": TASK,
@@ -274,6 +292,34 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "clip_norm": config.clip_norm,
         },
     }
+
+
+class ByFabric:
+    """A model's forward pass in Fabric's precision, as a training runs it."""
+
+    def __init__(self, fabric: Any, model: Any) -> None:
+        self._fabric, self._model = fabric, model
+
+    def __call__(self, *inputs: Any, **masks: Any) -> Any:
+        """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
+        with self._fabric.autocast():
+            return self._model(*inputs, **masks)
+
+
+def taken(device: Any) -> float:
+    """MiB of the device's tensors now; on a processor, of the whole process."""
+    import torch
+
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else memory()
+
+
+def peak(device: Any) -> float:
+    """MiB at the most: of the allocator on a GPU, of the whole process on a processor."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def waiting() -> float:
@@ -322,24 +368,28 @@ def make_batch(arguments: argparse.Namespace, side: int, classes: int) -> dict[s
     }
 
 
-def prepare_plain(backbone: Any, model: Any, visual_texts: list[str], audio_texts: list[str]) -> tuple[Any, bool]:
+def prepare_plain(
+    backbone: Any, model: Any, visual_texts: list[str], audio_texts: list[str], device: Any
+) -> tuple[Any, bool]:
     """The plain way, which encodes the texts whenever it is called."""
     from plain_dgsct import PlainModel
 
     plain = PlainModel(backbone, model)
-    tokens = plain.tokenize(visual_texts, audio_texts)
+    tokens = [rows.to(device) for rows in plain.tokenize(visual_texts, audio_texts)]
     return (lambda: plain.embed_texts(*tokens), plain.embed), False
 
 
-def prepare_ours(backbone: Any, model: Any, visual_texts: list[str], audio_texts: list[str]) -> tuple[Any, bool]:
+def prepare_ours(
+    backbone: Any, model: Any, visual_texts: list[str], audio_texts: list[str], device: Any
+) -> tuple[Any, bool]:
     """The package's way: text features once, without the cache on disk, then no text encoders."""
     import gc
 
     from avfewshot.encoders.label_features import label_features
 
     features = (
-        label_features(backbone.visual_text, visual_texts, ["{}"], cache=False),
-        label_features(backbone.audio_text, audio_texts, ["{}"], cache=False),
+        label_features(backbone.visual_text, visual_texts, ["{}"], cache=False).to(device),
+        label_features(backbone.audio_text, audio_texts, ["{}"], cache=False).to(device),
     )
     backbone.visual_text = backbone.audio_text = None
     gc.collect()
@@ -353,22 +403,30 @@ def step(model: Any, forward: Any, optimizer: Any, trainable: list, config: Any,
     from avfewshot.losses import combined_loss
 
     texts, embed = forward
-    times = [time.perf_counter()]
+    device = model.temperatures.visual.device
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    times = [now()]
     features = texts()
-    times.append(time.perf_counter())
-    embeddings = embed(batch["frames"], batch["audio"])
+    times.append(now())
+    embeddings = embed(batch["frames"].to(device), batch["audio"].to(device))
     logits = model.logits(*embeddings, *model.project_texts(*features))
     seen, heard = (values.mean(1) for values in logits)  # a clip is the mean of its seconds
-    loss = combined_loss(seen, heard, batch["positives"], objective=config.objective, matching=config.matching).total
-    times.append(time.perf_counter())
+    positives = batch["positives"].to(device)
+    loss = combined_loss(seen, heard, positives, objective=config.objective, matching=config.matching).total
+    times.append(now())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    times.append(time.perf_counter())
+    times.append(now())
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.adapters.parameters() if p.grad is not None])
-    times.append(time.perf_counter())
+    times.append(now())
     torch.nn.utils.clip_grad_norm_(trainable, config.clip_norm)
     optimizer.step()
-    times.append(time.perf_counter())
+    times.append(now())
     parts = ("texts", "forward", "backward", None, "update")  # the norm of the adapters alone is no part of a step
     taken = {part: end - start for part, start, end in zip(parts, times, times[1:], strict=False) if part}
     return {"parts": taken, "loss": loss.item(), "adapter_gradient_norm": norm.item()}

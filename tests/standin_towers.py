@@ -84,7 +84,7 @@ def make_backbone(
     visual: list[tuple[int, int]] | None = None, audio: list[tuple[int, int]] | None = None, seed: int = 0
 ) -> StandInBackbone:
     """Two towers with random weights: images 3 x 8 x 8, sounds of 48 samples, embeddings of 6 and 7 numbers."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         towers = StandInTower(visual or VISUAL_SHAPES, 3 * 8 * 8, 6), StandInTower(audio or AUDIO_SHAPES, 48, 7)
         for tower in towers:  # statistics that would visibly drift

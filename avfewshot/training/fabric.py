@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from avfewshot.devices import keep_float32
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -29,6 +31,7 @@ def single_device(device: torch.device, precision: str) -> Fabric:
     from lightning_fabric import Fabric
 
     _quiet()
+    keep_float32()
     devices: list[int] | int = [device.index or 0] if device.type == "cuda" else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice for programs of another kind
@@ -56,6 +59,7 @@ def many_devices(
     from lightning_fabric.strategies import DDPStrategy
 
     _quiet()
+    keep_float32()
     devices, nodes = launched_ranks(devices, nodes)
     # A Slurm job of several tasks is never taken for a single one: Fabric says which --devices and --nodes it needs.
     single = devices == 1 and nodes == 1 and int(os.environ.get("SLURM_NTASKS") or 1) == 1
