@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.blend import SideBySide, joint_texts
-from avfewshot.devices import PRECISIONS
+from avfewshot.devices import PRECISIONS, keep_float32
 from avfewshot.embedder import EmbeddedFile, Embedder
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
@@ -90,6 +90,7 @@ class Classifier:
             raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
         if window < 1:
             raise ValueError(f"A window has at least one second, not {window}.")
+        keep_float32()
         self.device = torch.device(device)
         self.precision = precision
         self.templates = templates

@@ -92,6 +92,11 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def keep_float32() -> None:
+    """Let float32 be float32 on a GPU: cuDNN rounds what goes into convolutions and RNNs unless it is told not to."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch says that the device's memory does not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error).lower() for part in _OUT_OF_MEMORY)
@@ -99,8 +104,3 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def _mps_has_bf16() -> bool:
     return torch.backends.mps.is_macos_or_newer(14, 0)
-
-
-def keep_float32() -> None:
-    """Let float32 be float32 on a GPU: cuDNN rounds what goes into convolutions and RNNs unless it is told not to."""
-    torch.backends.cudnn.allow_tf32 = False

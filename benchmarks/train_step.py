@@ -11,8 +11,8 @@ because it vanishes. Each variant runs in a process of its own, by turns and sev
 * ``fp32``: the model of this package; text features are computed once and the text encoders let go.
 * ``fp32-checkpointing``: the same with activation checkpointing, as `avfs fewshot` trains unless told otherwise.
 * ``bf16`` and ``bf16-checkpointing``: the same with towers in bfloat16 and adapters in autocast.
-* ``fp32-graphs`` and ``bf16-graphs``, with ``--device cuda`` only: passes replayed as CUDA graphs, as `avfs fewshot`
-  trains on a GPU unless told otherwise.
+* ``fp32-graphs`` and ``bf16-graphs``, with ``--device cuda`` only: passes replayed as CUDA graphs, as with
+  `avfs fewshot --cuda-graphs`.
 
 Printed is one JSON object: seconds of a step and of its parts, ratios to ``plain`` (above 1 is faster) from runs that
 follow each other, peak memory of the process, and how far loss and gradient of the first step are from those of
@@ -253,10 +253,12 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if precision != "plain":
         fabric = single_device(device, config.precision)
         passes = make_passes(fabric, ByFabric(fabric, model), model, config.cuda_graphs)
-        passes.prepare([(batch["frames"].shape, batch["audio"].shape)])
         forward = forward[0], passes
     before = taken(device)
     first = step(model, forward, optimizer, trainable, config, batch)
+    if way == "graphs":
+        step(model, forward, optimizer, trainable, config, batch)
+        passes.prepare()
     processor, waited = time.process_time(), waiting()
     timed = [step(model, forward, optimizer, trainable, config, batch) for _ in range(arguments.steps)]
     processor = (time.process_time() - processor) / arguments.steps

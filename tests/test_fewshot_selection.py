@@ -32,7 +32,7 @@ FIRST = {"train": 0, "val": 100, "test": 200}
 class Movable(Backbone):
     """A stand-in that can be told its device, as a real one."""
 
-    def to(self, device: torch.device) -> Movable:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Movable:
         return self
 
 

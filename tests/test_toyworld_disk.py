@@ -458,6 +458,8 @@ def start_and_wait_for_a_clip(tmp_path: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Children of a job in the background ignore Ctrl-C, unless somebody changes that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 200
     while not list((tmp_path / "world").rglob("[!.]*.mp4")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,3 +165,15 @@ def test_a_plan_leaves_the_model_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.adapters._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "expected"),
+    [(None, 0, True), ("cpu", 0, True), ("cuda:0", 8 * 10**9, True), ("cuda:0", 24 * 10**9, False)],
+)
+def test_large_towers_are_computed_twice_unless_a_gpu_has_room(monkeypatch, device, memory, expected):
+    monkeypatch.setattr("avfewshot.training.build._LARGE", 100)
+    properties = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: properties)
+    model = build_model(stand_ins(), TrainingConfig(hidden=8), device=device and torch.device(device))
+    assert model.checkpointing is expected

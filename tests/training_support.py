@@ -78,14 +78,11 @@ def labelled(paths: list[Path]) -> list[Labelled]:
     return [Labelled(path.stem, path, eye[int(path.stem[0])]) for path in paths]
 
 
-def make_training(
-    folder: Path, *, seed: int = 1, paths: list[Path] | None = None, device: str = "cpu", **changes
-) -> Training:
+def make_training(folder: Path, *, seed: int = 1, paths: list[Path] | None = None, **changes) -> Training:
     """A training whose validation clips are others of the same kind."""
-    place = torch.device(device)
     config = TrainingConfig(**{**SETTINGS, **changes})
     base = backbone()
-    given = texts().to(place)
+    given = texts()
     decision = Decision(config.task, config.fusion, config.pool)
     held = [Path(f"{label}-{9 + number}.mp4") for label in range(CLASSES) for number in range(2)]
     labels = torch.eye(CLASSES, dtype=torch.bool)[[int(path.stem[0]) for path in held]].numpy()
@@ -95,15 +92,15 @@ def make_training(
     def logits(model):
         with torch.inference_mode():
             model.eval()
-            projected = given.projected(model).to("cpu")
+            projected = given.projected(model)
             scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
             result = []
             for clip in clips:
-                visual, audio = model(clip.frames[None].to(place), clip.audio_segments[None].to(place))
-                result.append(score_clip(visual[0].cpu(), audio[0].cpu(), projected, scales))
+                visual, audio = model(clip.frames[None], clip.audio_segments[None])
+                result.append(score_clip(visual[0], audio[0], projected, scales))
             return result
 
-    model = build_model(base, config, seed=seed).to(place)
+    model = build_model(base, config, seed=seed)
     zero = logits(model)
 
     def describe(verdict):
@@ -113,7 +110,7 @@ def make_training(
         )  # fmt: skip
 
     return Training(
-        single_device(place, "fp32"),
+        single_device(torch.device("cpu"), "fp32"),
         model,
         config,
         seed=seed,

@@ -77,7 +77,10 @@ def show_plan(request: FewShotRequest) -> None:
 
 def plan_of(run: FewShot, request: FewShotRequest) -> Plan:
     """What a run takes; supports are drawn, clips are not read."""
+    import torch
+
     from avfewshot.datasets.sampler import draw_support
+    from avfewshot.devices import PRECISIONS
     from avfewshot.training.build import build_model
     from avfewshot.training.plan import make_plan
 
@@ -90,12 +93,12 @@ def plan_of(run: FewShot, request: FewShotRequest) -> Plan:
         multi_label=config.multi_label,
         only_available=True,
     )
-    device = run.device
-    run.backbone.to("cpu")
+    run.backbone.to("cpu", torch.float32)
     try:
-        return make_plan(build_model(run.backbone, config), run.backbone, config, len(support.samples))
+        model = build_model(run.backbone, config, device=run.device)
+        return make_plan(model, run.backbone, config, len(support.samples))
     finally:
-        run.backbone.to(device)
+        run.backbone.to(run.device, PRECISIONS[config.precision])
 
 
 def _dataset(request: FewShotRequest, display: Any) -> Any:

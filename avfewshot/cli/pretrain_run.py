@@ -62,7 +62,7 @@ def execute(request: PretrainRequest) -> int:
 
 def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> tuple[PretrainRequest, Any, Supply]:
     from avfewshot.cli.run_model import load_parts
-    from avfewshot.devices import resolve_device, resolve_precision
+    from avfewshot.devices import PRECISIONS, resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.scoring.texts import class_texts
     from avfewshot.training.build import build_model
@@ -78,7 +78,7 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
     display.chief = fabric.global_rank == 0
     request = dataclasses.replace(request, folder=Path(fabric.broadcast(str(request.folder))))
     config, backbone, initial = load_parts(config, request.model, request.adapter, request.settings, display)
-    backbone.to(fabric.device)
+    backbone.to(fabric.device, PRECISIONS[config.precision])
     display.begin("reading the list, looking for clips", 0)
     supply = _supply(request, backbone.visual.image_size)
     for note in supply.notes:
@@ -86,7 +86,7 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
     templates = request.model["templates"] or backbone.templates
     texts = class_texts(backbone, supply.train.wordings, load_templates(templates))
     start, judge = _judge(request, config, supply, backbone, texts, fabric, display)
-    fresh = build_model(backbone, config, seed=request.seed)
+    fresh = build_model(backbone, config, seed=request.seed, device=fabric.device)
     if initial is not None:
         fresh.load_trainable_state(initial.tensors)
     store = CheckpointStore(request.folder / "checkpoints")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from avfewshot.datasets.dataset import Dataset, Sample
+from avfewshot.devices import PRECISIONS
 from avfewshot.embedder import EmbeddedFile
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
@@ -57,7 +58,7 @@ class TaskBench:
         templates: Prompt templates.
         device: Where to compute.
         precision: What the towers compute in, which the kept embeddings belong to.
-        autocast: Gives the context that computes in that precision.
+        autocast: Gives the context in which a training computes in that precision.
         read: Decodes a clip.
         frame_backend: What it decodes frames with, which the kept embeddings belong to.
         window: Seconds that go through adapters together.
@@ -87,7 +88,7 @@ class TaskBench:
 
     def __post_init__(self) -> None:
         self.usage = Usage()
-        self.backbone.to(self.device)
+        self.backbone.to(self.device, PRECISIONS[self.precision])
         self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates)
         self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
         self._cache = EmbeddingCache(

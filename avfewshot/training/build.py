@@ -16,19 +16,24 @@ from avfewshot.training.config import AUTO, NONE, TrainingConfig
 
 _LARGE = 50_000_000
 """Parameters of both towers from which on activations are computed twice; ViT-B/32 and HTS-AT have 119 M."""
+_ROOMY = 16 * 10**9
+"""Bytes of a GPU that holds the activations of a clip of any packaged backbone; larger batches go in pieces."""
 
 
 class NamedTowers(Towers, Identified, Protocol):
     """The part of a backbone that trained tensors need."""
 
 
-def build_model(backbone: Towers, config: TrainingConfig, *, seed: int = 0) -> AudioVisualModel:
+def build_model(
+    backbone: Towers, config: TrainingConfig, *, seed: int = 0, device: torch.device | None = None
+) -> AudioVisualModel:
     """Put adapters and projectors on a backbone, as configured; fresh ones change nothing until they are trained.
 
     Args:
         backbone: Two frozen towers.
         config: Says which adapters and projectors, and whether activations are computed twice.
         seed: Of the new parameters; torch's global generators are left as they are.
+        device: Where it will be trained; None: on a processor.
 
     Returns:
         The model; the new parameters are on the CPU in float32.
@@ -50,8 +55,15 @@ def build_model(backbone: Towers, config: TrainingConfig, *, seed: int = 0) -> A
     checkpointing = config.checkpointing
     if checkpointing == AUTO:
         towers = (backbone.visual, backbone.audio)
-        checkpointing = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
+        large = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
+        checkpointing = large and not _is_roomy(device)
     return AudioVisualModel(backbone, adapters, projectors, checkpointing=checkpointing)
+
+
+def _is_roomy(device: torch.device | None) -> bool:
+    return (
+        device is not None and device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= _ROOMY
+    )
 
 
 def default_hidden(backbone: Towers) -> int:

@@ -127,10 +127,13 @@ class TrainingConfig:
 
     precision: str = _option("auto", Choice("auto", "fp32", "bf16", "fp16"), "Number format of the towers.")
     checkpointing: bool | str = _option(
-        "auto", Switch(), "Compute activations twice: half as slow again, far less memory; `auto`: for large towers."
+        "auto",
+        Switch(),
+        "Compute activations twice: half as slow again, far less memory; `auto`: for large towers, if not on a GPU of "
+        "16 GB or more.",
     )
-    cuda_graphs: bool | str = _option(
-        "auto", Switch(), "On a single GPU: record the passes of a step once and replay them; `auto`: there, yes."
+    cuda_graphs: bool = _option(
+        False, Flag(), "On a single GPU: record the passes of a step once and replay them; faster for small batches."
     )
     micro_batch: int | str = _option(
         "auto", Whole(1, or_word="auto"), "Clips at once; `auto` begins with the batch and shrinks when memory ends."

@@ -10,7 +10,8 @@ import contextlib
 import gc
 import logging
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _LOG = logging.getLogger(__name__)
-_WARM = 2
-"""Passes before one is recorded: libraries choose and allocate in the first ones."""
-
-Shapes = tuple[torch.Size, torch.Size]
-"""Of frames and of waveforms."""
+_EAGER = 2
+"""Passes of a shape before it is recorded: libraries choose and allocate in the first ones."""
+_SHAPES = 4
+"""Shapes that are recorded, each with memory of its own for inputs and outputs; further ones run as usual."""
 
 
 class Passes:
@@ -53,24 +53,19 @@ class Passes:
         with fresh_casts():
             return self._module(frames, audio, visual_present=visual_present, audio_present=audio_present)
 
-    def prepare(self, shapes: Iterable[Shapes]) -> None:
-        """Called before a step, when no pass is under way.
-
-        Args:
-            shapes: Of passes that the step will make, which lack nothing.
-        """
+    def prepare(self) -> None:
+        """Called before a step, when no pass is under way."""
 
     def release(self) -> None:
         """Called when memory has run out, and no pass is under way: let go of what can be made again."""
 
 
 class Replay(Passes):
-    """Records the passes that it was prepared for, and replays them.
+    """Records passes of a shape that comes again and again, and replays them.
 
-    The kernels are those of the ordinary passes. Passes of other shapes or with masks, and those begun before the
-    backward pass of the one before, run as usual. What is recorded follows from the shapes alone, never from what came
-    before: a training that goes on computes as one that was not interrupted. When recording fails, that is logged once
-    and everything runs as usual from then on.
+    The kernels are those of the ordinary passes. Batches in which a clip lacks a modality, and passes begun before the
+    backward pass of the one before, run as usual. When recording fails (want of memory, an operation that cannot be
+    recorded), that is logged once and everything runs as usual from then on.
 
     Args:
         fabric: A single CUDA device; its precision.
@@ -78,13 +73,14 @@ class Replay(Passes):
         model: The model itself. Its parameters are changed in place only.
 
     Attributes:
-        recorded: The shapes that have been recorded.
+        shapes: How many shapes have been recorded.
     """
 
     def __init__(self, fabric: Fabric, module: Any, model: AudioVisualModel) -> None:
         super().__init__(module)
         self._fabric, self._model = fabric, model
-        self._graphs: dict[Shapes, _Graph] = {}
+        self._counts: Counter[tuple[torch.Size, torch.Size]] = Counter()
+        self._graphs: dict[tuple[torch.Size, torch.Size], _Graph] = {}
         self._gradients: _Gradients | None = None
         self._pool: Any = None
         self._open: weakref.ref[_Token] | None = None
@@ -92,9 +88,9 @@ class Replay(Passes):
         self._anchor = torch.zeros((), device=fabric.device, requires_grad=True)
 
     @property
-    def recorded(self) -> tuple[Shapes, ...]:
+    def shapes(self) -> int:
         """See the class."""
-        return tuple(self._graphs)
+        return len(self._graphs)
 
     def __call__(
         self,
@@ -107,7 +103,9 @@ class Replay(Passes):
         """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
         graph = None
         if frames is not None and audio is not None and visual_present is None and audio_present is None:
-            graph = self._graphs.get((frames.shape, audio.shape))
+            shapes = frames.shape, audio.shape
+            self._counts[shapes] += 1
+            graph = self._graphs.get(shapes)
         # Activations of a pass whose backward pass is still to come lie where the next one would put its own.
         if graph is None or (self._open is not None and self._open() is not None):
             return super().__call__(frames, audio, visual_present=visual_present, audio_present=audio_present)
@@ -119,45 +117,38 @@ class Replay(Passes):
         self._open = weakref.ref(token)
         return _Replayed.apply(graph, token, self._anchor)
 
-    def prepare(self, shapes: Iterable[Shapes]) -> None:
-        """Record passes.
-
-        Args:
-            shapes: Of the passes.
-
-        Raises:
-            RuntimeError: Memory does not suffice, and there are several clips in a pass.
-        """
-        for wanted in shapes:
-            if not self._failed and wanted not in self._graphs:
-                self._record(wanted)
+    def prepare(self) -> None:
+        """Record the shapes that have come often enough."""
+        for shapes, count in self._counts.most_common():
+            if self._failed or count < _EAGER or len(self._graphs) >= _SHAPES:
+                return
+            if shapes not in self._graphs:
+                self._record(*shapes)
 
     def release(self) -> None:
-        """Let go of all that was recorded."""
+        """Let go of all that was recorded; it is recorded anew when it is needed again."""
         self._graphs.clear()
+        self._counts.clear()
         self._gradients = self._pool = self._open = None
 
-    def _record(self, shapes: Shapes) -> None:
+    def _record(self, frames: torch.Size, audio: torch.Size) -> None:
         gc.collect()
         torch.cuda.empty_cache()  # what is recorded has memory of its own
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         try:
-            graph = _Graph(self._fabric, self._model, parameters, shapes, self._pool)
+            graph = _Graph(self._fabric, self._model, parameters, frames, audio, self._pool)
         except RuntimeError as error:
             self.release()
-            short = is_out_of_memory(error)
-            if short and shapes[0][0] > 1:
-                raise
             self._failed = True
-            reason = "memory does not suffice" if short else str(error).splitlines()[0].rstrip(".")
-            _LOG.warning("CUDA graphs are not used, steps take longer: %s.", reason)
+            reason = "memory does not suffice" if is_out_of_memory(error) else str(error).splitlines()[0]
+            _LOG.warning("CUDA graphs are not used, steps take longer: %s.", reason.rstrip("."))
             return
         if self._gradients is None:
             self._gradients = _Gradients([parameters[index] for index in graph.used])
         graph.gradients = self._gradients
-        self._graphs[shapes] = graph
+        self._graphs[frames, audio] = graph
 
 
 @contextlib.contextmanager
@@ -175,16 +166,16 @@ def fresh_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
-def make_passes(fabric: Fabric, module: Any, model: AudioVisualModel, wanted: bool | str) -> Passes:
+def make_passes(fabric: Fabric, module: Any, model: AudioVisualModel, graphs: bool) -> Passes:
     """How a training runs its model.
 
     Args:
         fabric: Devices and precision.
         module: The model as Fabric has wrapped it.
         model: The model itself.
-        wanted: Whether to record CUDA graphs; ``"auto"``: yes. Only a single CUDA device without ranks beside it can.
+        graphs: Whether to record CUDA graphs. Only a single CUDA device without ranks beside it can.
     """
-    if wanted and fabric.device.type == "cuda" and fabric.world_size == 1:
+    if graphs and fabric.device.type == "cuda" and fabric.world_size == 1:
         return Replay(fabric, module, model)
     return Passes(module)
 
@@ -203,11 +194,12 @@ class _Graph:
         fabric: Fabric,
         model: AudioVisualModel,
         parameters: Sequence[Tensor],
-        shapes: Shapes,
+        frames: torch.Size,
+        audio: torch.Size,
         pool: Any,
     ) -> None:
-        self._frames = torch.zeros(shapes[0], dtype=torch.uint8, device=fabric.device)
-        self._audio = torch.zeros(shapes[1], device=fabric.device)
+        self._frames = torch.zeros(frames, dtype=torch.uint8, device=fabric.device)
+        self._audio = torch.zeros(audio, device=fabric.device)
 
         def forward() -> list[Tensor]:
             with fresh_casts(), fabric.autocast():
@@ -220,11 +212,10 @@ class _Graph:
             aside = torch.cuda.Stream(fabric.device)
             aside.wait_stream(torch.cuda.current_stream(fabric.device))
             with torch.cuda.stream(aside):
-                for _ in range(_WARM):
-                    outputs = forward()
-                    self._given = [torch.zeros_like(output) for output in outputs]
-                    self.used = [index for index, gradient in enumerate(backward(outputs)) if gradient is not None]
-                    del outputs
+                outputs = forward()
+                self._given = [torch.zeros_like(output) for output in outputs]
+                self.used = [index for index, gradient in enumerate(backward(outputs)) if gradient is not None]
+                del outputs
             torch.cuda.current_stream(fabric.device).wait_stream(aside)
             torch.cuda.empty_cache()
             self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()

@@ -213,7 +213,7 @@ class FewShot:
 
     def fresh_model(self, seed: int) -> AudioVisualModel:
         """A model as a training begins with it, on the device."""
-        model = build_model(self.backbone, self.config, seed=seed)
+        model = build_model(self.backbone, self.config, seed=seed, device=self.device)
         if self.initial is not None:
             model.load_trainable_state(self.initial.tensors)
         return model.to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,27 +100,6 @@ def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.dev
                 sound[position] if sound is not None and heard[position] else None,
             )
     return result
-
-
-def full_shapes(pieces: Iterable[Sequence[TrainingClip]], size: int) -> list[tuple[torch.Size, torch.Size]]:
-    """Shapes of the passes of pieces that have their full size, one length and no clip without picture or sound.
-
-    Args:
-        pieces: What goes through :func:`embed_batch` at once.
-        size: Clips of a full piece.
-
-    Returns:
-        Shapes ``[B, T, 3, S, S]`` of frames and ``[B, T, samples]`` of waveforms, each pair once.
-    """
-    found: dict[tuple[torch.Size, torch.Size], None] = {}
-    for piece in pieces:
-        if len(piece) != size or any(clip.frames is None or clip.audio is None for clip in piece):
-            continue
-        shapes = {(clip.frames.shape, clip.audio.shape) for clip in piece}
-        if len(shapes) == 1:
-            [(frames, audio)] = shapes
-            found[torch.Size((size, *frames)), torch.Size((size, *audio))] = None
-    return list(found)
 
 
 class Objective:

@@ -21,7 +21,7 @@ from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Progress
-from avfewshot.training.objective import TrainingClip, full_shapes
+from avfewshot.training.objective import TrainingClip
 from avfewshot.training.optimisation import Optimisation
 from avfewshot.training.order import window_start
 from avfewshot.training.pretrain_objective import PretrainObjective
@@ -234,10 +234,9 @@ class Pretraining:
     def _gradients(self, clips: list[TrainingClip]) -> Any:
         several = self._fabric.world_size > 1
         while True:
+            self._passes.prepare()
             self._model.zero_grad(set_to_none=True)
             try:
-                pieces = [clips[at : at + self.micro_batch] for at in range(0, len(clips), self.micro_batch)]
-                self._passes.prepare(full_shapes(pieces, self.micro_batch))
                 return self._objective.backward(
                     self._passes,
                     self._model,

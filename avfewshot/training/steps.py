@@ -16,7 +16,7 @@ from avfewshot.losses import CombinedLoss
 from avfewshot.model import AudioVisualModel
 from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.gradcache import cached_backward
-from avfewshot.training.objective import ClipEmbeddings, Objective, TrainingClip, embed_batch, full_shapes
+from avfewshot.training.objective import ClipEmbeddings, Objective, TrainingClip, embed_batch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -86,6 +86,7 @@ class GradientSteps:
             AvfsError: Not even one clip fits into the device's memory, or the loss is not finite.
         """
         while True:
+            self._passes.prepare()
             losses = self._attempt(batches)
             if losses is not None:
                 break
@@ -105,9 +106,6 @@ class GradientSteps:
         # The error, whose traceback holds the activations, is gone when this returns: their memory is free again.
         self._model.zero_grad(set_to_none=True)
         try:
-            self._passes.prepare(
-                full_shapes((piece for batch in batches for piece in self._cut(batch)), self.micro_batch)
-            )
             return [self._batch(batch, 1 / len(batches)) for batch in batches]
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -116,7 +114,7 @@ class GradientSteps:
 
     def _batch(self, batch: Sequence[TrainingClip], share: float) -> StepLoss:
         device = self._fabric.device
-        pieces = self._cut(batch)
+        pieces = [batch[start : start + self.micro_batch] for start in range(0, len(batch), self.micro_batch)]
         if self._contrastive and len(pieces) > 1:
             return self._cached(pieces, share)
         total = self._objective.samples(batch)
@@ -133,9 +131,6 @@ class GradientSteps:
                 for name in ("total", "visual", "audio", "visual_weight")
             )
         )
-
-    def _cut(self, batch: Sequence[TrainingClip]) -> list[Sequence[TrainingClip]]:
-        return [batch[start : start + self.micro_batch] for start in range(0, len(batch), self.micro_batch)]
 
     def _cached(self, pieces: Sequence[Sequence[TrainingClip]], share: float) -> StepLoss:
         """The whole batch as candidates, and only a piece of it in memory."""
