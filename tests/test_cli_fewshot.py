@@ -261,6 +261,25 @@ def test_what_one_task_taught_begins_another(seconds, call):
     assert "Nothing was trained" in out
 
 
+def test_towers_in_a_short_format_see_all_the_way_through(call, world, seconds):
+    short = ["--task", "ave", "--precision", "bf16"]
+    status, out, err = call("fewshot", *short, *SETTINGS, "--shots", "1", "--name", "short")
+    assert status == 0, err
+    [folder] = (world / "runs" / "ave").glob("*-short")
+    assert "where the label is" in (folder / "report.html").read_text()
+    wide, narrow = (read(run)["seeds"][0]["results"]["zero-shot"] for run in (seconds[0], folder))
+    assert wide["headline"] == narrow["headline"]
+    figures_of = [document["metrics"][document["headline"]]["value"] for document in (wide, narrow)]
+    assert figures_of[1] == pytest.approx(figures_of[0], abs=0.2)  # a few of eighteen seconds
+
+    status, out, err = call("zeroshot", *short, "--adapter", folder)
+    assert status == 0, err
+    assert "adapted" in out
+    status, out, err = call("fewshot", *short, *SETTINGS, "--shots", "1", "--dry-run")
+    assert status == 0, err
+    assert "bf16" in out + err
+
+
 def test_a_task_is_judged_without_training(call, world, seconds):
     status, out, err = call("zeroshot", "--task", "ave_cls", "--output", "judged.json")
     assert status == 0, err

@@ -206,6 +206,28 @@ def test_the_model_card_tells_what_the_adapters_are(pretrained):
     assert "1 clips left out" in card
 
 
+def test_towers_in_a_short_format_are_pretrained_on(world, capsys):
+    short = ["bf16" if value == "fp32" else value for value in SMALL]
+    runs = world / "short"
+    command = ["pretrain", "vggsound40k", "--root", str(world / "vgg"), *short, "--runs", str(runs), "--name", "short"]
+    assert run(command) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    [folder] = (runs / "pretrain").glob("*-short")
+    (world / "labels.txt").write_text("dog barking\nbell ringing\n")
+    arguments = [
+        "--labels",
+        str(world / "labels.txt"),
+        "--adapter",
+        str(folder),
+        "--device",
+        "cpu",
+        "--precision",
+        "bf16",
+    ]
+    assert run(["zeroshot", *arguments, "--format", "json", str(world / "vgg" / "dog video_2_000010.mp4")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["clips"]) == 1
+
+
 def test_pretrained_adapters_classify(pretrained, world, tmp_path, capsys):
     folder, _ = pretrained
     (tmp_path / "labels.txt").write_text("dog barking\nbell ringing\n")

@@ -228,9 +228,9 @@ def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.T
     heats = []
     for title, one in (("unadapted: where the label is", run.bench.zero_shot), ("adapted: where the label is", model)):
         tokens, _ = one.final_tokens(*batch)
-        places = one.visual_tower.place_embeddings(tokens[second : second + 1].float())
+        places = one.visual_tower.place_embeddings(tokens[second : second + 1])
         if places is not None:
-            places = F.normalize(places[0], dim=-1)
+            places = F.normalize(places[0].float(), dim=-1)
             if one.projectors is not None:
                 places = one.projectors.visual(places)
             texts = run.bench.texts.projected(one).visual[sample.label]
