@@ -109,8 +109,8 @@ def arithmetic(counted: dict[str, Any], arguments: argparse.Namespace) -> dict[s
                     "gpu_hours_in_all": round(arguments.clips * arguments.epochs * gpus / rate / 3600, 1),
                     "seconds_a_step": round(batch * gpus / rate, 2),
                     "reads_MB_per_second": round(rate * arguments.shard_bytes / 1e6),
-                    "reading_cores_at_38_clips_per_second": round(rate / 38, 1),
-                    "decoding_cores_at_3.8_clips_per_second": round(rate / 3.8, 1),
+                    "reading_cores_at_45.7_clips_per_second": round(rate / 45.7, 1),
+                    "decoding_cores_at_4.9_clips_per_second": round(rate / 4.9, 1),
                     **traffic(counted, gpus, batch, arguments.classes),
                 }
             )

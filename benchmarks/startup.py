@@ -18,11 +18,15 @@ COMMANDS = (
     ["--version"],
     ["--help"],
     ["zeroshot", "--help"],
+    ["fewshot", "--help"],
+    ["pretrain", "--help"],
     ["weights", "--help"],
     ["data", "--help"],
     ["config", "--help"],
     ["config"],
     ["zeroshot", "--labels", "no-such-file.txt"],
+    ["fewshot", "--shots", "0"],
+    ["pretrain", "no-such-list"],
 )
 HEAVY = ("torch", "transformers", "sklearn", "open_clip", "decord", "av", "numpy", "jinja2")
 RUN = "import sys; from avfewshot.cli.app import run; run(sys.argv[1:])"
