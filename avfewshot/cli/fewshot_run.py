@@ -107,7 +107,7 @@ def _dataset(request: FewShotRequest, display: Any) -> Any:
 
 
 def _prepare(request: FewShotRequest, dataset: Any, display: Any, interrupts: Interrupts) -> FewShot:
-    from avfewshot.cli.run_model import load_parts
+    from avfewshot.cli.run_model import load_parts, say_without_graphs
     from avfewshot.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.training.fewshot import FewShot
@@ -115,6 +115,7 @@ def _prepare(request: FewShotRequest, dataset: Any, display: Any, interrupts: In
     model = request.model
     device = resolve_device(model["device"])
     config = dataclasses.replace(request.config, precision=resolve_precision(request.config.precision, device))
+    say_without_graphs(config, device, display)
     config, backbone, initial = load_parts(config, model, request.adapter, request.settings, display)
     name = model["templates"] or backbone.templates
     return FewShot(

@@ -61,7 +61,7 @@ def execute(request: PretrainRequest) -> int:
 
 
 def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> tuple[PretrainRequest, Any, Supply]:
-    from avfewshot.cli.run_model import load_parts
+    from avfewshot.cli.run_model import load_parts, say_without_graphs
     from avfewshot.devices import PRECISIONS, resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.scoring.texts import class_texts
@@ -77,6 +77,7 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
     fabric = many_devices(device, config.precision, **request.ranks)
     display.chief = fabric.global_rank == 0
     request = dataclasses.replace(request, folder=Path(fabric.broadcast(str(request.folder))))
+    say_without_graphs(config, fabric.device, display, ranks=fabric.world_size)
     config, backbone, initial = load_parts(config, request.model, request.adapter, request.settings, display)
     backbone.to(fabric.device, PRECISIONS[config.precision])
     display.begin("reading the list, looking for clips", 0)

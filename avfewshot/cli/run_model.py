@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from avfewshot.cli.run_request import Rows
 
 if TYPE_CHECKING:
+    import torch
+
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.scoring.observer import Observer
     from avfewshot.training.checkpoint import AdapterCheckpoint
@@ -54,3 +56,17 @@ def load_parts(
     if initial is not None:
         initial.config.check_backbone(backbone, where=initial.path)
     return config, backbone, initial
+
+
+def say_without_graphs(config: TrainingConfig, device: torch.device, observer: Observer, *, ranks: int = 1) -> None:
+    """Say so where ``cuda_graphs`` is asked for and cannot be had: everything is computed all the same.
+
+    Args:
+        config: The settings of the training.
+        device: Where it computes.
+        observer: Is told.
+        ranks: How many devices take part.
+    """
+    if config.cuda_graphs and (device.type != "cuda" or ranks > 1):
+        where = f"{ranks} devices" if ranks > 1 else str(device)
+        observer.say(f"--cuda-graphs is for a single CUDA device and does nothing on {where}.")

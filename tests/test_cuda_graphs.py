@@ -1,0 +1,168 @@
+"""What surrounds recorded passes, on a processor: when they are used, what becomes of gradients. See test_gpu.py."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from training_support import make_training, names
+
+from avfewshot.training import cuda_graphs
+from avfewshot.training.cuda_graphs import Passes, Replay, _Gradients, fresh_casts, make_passes
+from avfewshot.training.journal import Journal
+
+
+class FakeGraph:
+    """Runs the model where a graph would be replayed, and keeps one pass only, as a graph does."""
+
+    made = 0
+
+    def __init__(self, fabric, model, parameters, frames, audio, pool):
+        type(self).made += 1
+        self.model, self.parameters = model, parameters
+        self.used = [
+            index for index, (name, _) in enumerate(trainable(model)) if name.startswith("adapters") or "audio." in name
+            or name.startswith("projectors.visual.")
+        ]  # fmt: skip
+
+    def start(self, frames, audio):
+        with torch.enable_grad():
+            self.graph = self.model(frames, audio)
+        self.outputs = [output.detach() for output in self.graph]
+
+    def finish(self, gradients):
+        found = torch.autograd.grad(self.graph, [self.parameters[i] for i in self.used], gradients, allow_unused=True)
+        flat = [
+            torch.zeros_like(self.parameters[i]) if gradient is None else gradient
+            for i, gradient in zip(self.used, found, strict=True)
+        ]
+        self.gradients.add(torch.cat([gradient.flatten() for gradient in flat]))
+
+
+def trainable(model):
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "_Graph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(FakeGraph, "made", 0)
+
+
+def replaying(folder, **changes):
+    training = make_training(folder, **changes)
+    fabric = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
+    training._steps._passes = Replay(fabric, training._optimisation.module, training._model)
+    return training
+
+
+def losses(folder):
+    return [entry["loss"] for entry in Journal(folder / "metrics.jsonl").entries() if entry["kind"] == "step"]
+
+
+@pytest.mark.parametrize("objective", ["classes", "contrastive"])
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_training_is_the_same_with_recorded_passes(tmp_path, fake, objective, micro):
+    changes = {"objective": objective, "micro_batch": micro, "accumulation": 2, "batch_size": 2}
+    make_training(tmp_path / "plain", **changes).run()
+    training = replaying(tmp_path / "replayed", **changes)
+    training.run()
+    assert FakeGraph.made == training._steps._passes.shapes == 1
+    assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
+def test_clips_that_lack_something_and_other_lengths_are_computed_as_usual(tmp_path, fake):
+    paths = [*names(count=2), *names("-2", count=2), *names("-mute", count=1), *names("-blind", count=1)]
+    make_training(tmp_path / "plain", paths=paths, batch_size=3).run()
+    training = replaying(tmp_path / "replayed", paths=paths, batch_size=3)
+    training.run()
+    assert training._steps._passes.shapes
+    assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
+def test_a_pass_before_the_backward_pass_of_the_last_one_is_computed_as_usual(tmp_path, fake):
+    training = replaying(tmp_path)
+    passes, model = training._steps._passes, training._model
+    frames, audio = torch.randint(256, (2, 1, 3, 8, 8), dtype=torch.uint8), 0.1 * torch.randn(2, 1, 48_000)
+    found = []
+    for prepared in (False, True):
+        for _ in range(2):
+            passes(frames, audio)
+        if prepared:
+            passes.prepare()
+            assert passes.shapes == 1
+        model.zero_grad()
+        first, second = passes(frames, audio), passes(frames.flip(0), 2 * audio)
+        sum(part.cumsum(-1).sum() * weight for parts, weight in ((first, 1), (second, 3)) for part in parts).backward()
+        found.append({name: p.grad.clone() for name, p in trainable(model) if p.grad is not None and p.grad.any()})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+def test_what_cannot_be_recorded_is_said_once(tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("operation not permitted when stream is capturing.\nand more")
+
+    monkeypatch.setattr(cuda_graphs, "_Graph", fails)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    make_training(tmp_path / "plain").run()
+    with caplog.at_level(logging.WARNING):
+        replaying(tmp_path / "replayed").run()
+    assert [record.message for record in caplog.records] == [
+        "CUDA graphs are not used, steps take longer: operation not permitted when stream is capturing."
+    ]
+    assert losses(tmp_path / "replayed") == losses(tmp_path / "plain")
+
+
+def test_released_passes_are_recorded_anew(tmp_path, fake):
+    passes = replaying(tmp_path)._steps._passes
+    frames, audio = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 48_000)
+    for times in (1, 2):
+        for _ in range(3):
+            passes(frames, audio)
+            passes.prepare()
+        assert FakeGraph.made == times
+        passes.release()
+        assert passes.shapes == 0
+
+
+def test_gradients_are_added_to_whatever_is_there():
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,))]
+    gradients = _Gradients(parameters)
+    flat = torch.arange(10.0)
+    parts = flat[:6].view(2, 3), flat[6:]
+
+    def hold(*expected):
+        assert all(torch.equal(p.grad, value) for p, value in zip(parameters, expected, strict=True))
+
+    gradients.add(flat)
+    hold(*parts)
+    gradients.add(flat)
+    hold(2 * parts[0], 2 * parts[1])
+    parameters[0].grad, parameters[1].grad = torch.ones(2, 3), None
+    gradients.add(flat)
+    hold(1 + parts[0], parts[1])
+    gradients.add(flat)
+    hold(1 + 2 * parts[0], 2 * parts[1])
+    for parameter in parameters:
+        parameter.grad = None
+    gradients.add(flat)
+    hold(*parts)
+
+
+def test_casts_are_kept_outside_only():
+    assert torch.is_autocast_cache_enabled()
+    with fresh_casts(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.is_autocast_cache_enabled()
+    assert torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.parametrize(("device", "ranks", "wanted"), [("cpu", 1, True), ("cuda:0", 2, True), ("cuda:0", 1, False)])
+def test_only_a_single_gpu_replays_and_only_when_asked(device, ranks, wanted):
+    fabric = SimpleNamespace(device=torch.device(device), world_size=ranks)
+    assert type(make_passes(fabric, None, None, wanted)) is Passes
