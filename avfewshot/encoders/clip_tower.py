@@ -9,6 +9,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avfewshot.encoders.attention import attention
 from avfewshot.encoders.tower import Tower, add_branch
 from avfewshot.errors import UsageError
 
@@ -146,7 +147,7 @@ def _attention(block: nn.Module, tokens: Tensor) -> Tensor:
     joined = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
     # Views only: the kernel reads queries, keys and values where the projection left them.
     query, key, value = joined.view(batch, length, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed = F.scaled_dot_product_attention(query, key, value)
+    mixed = attention(query, key, value)
     return attn.out_proj(mixed.transpose(1, 2).reshape(batch, length, channels))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from avfewshot.encoders.attention import attention
 
 
 class WindowAttention(nn.Module):
@@ -133,7 +134,7 @@ def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
         bias = bias.repeat(total // kinds, 1, 1, 1)
     query, key, value = windows.unbind(0)
     # The kernel leaves its result in this order.
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale).transpose(1, 2)
+    return attention(query, key, value, bias, scale=scale).transpose(1, 2)
 
 
 def _gather_bias(attn: nn.Module, mask: Tensor | None) -> Tensor:
