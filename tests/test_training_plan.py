@@ -177,3 +177,9 @@ def test_large_towers_are_computed_twice_unless_a_gpu_has_room(monkeypatch, devi
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: properties)
     model = build_model(stand_ins(), TrainingConfig(hidden=8), device=device and torch.device(device))
     assert model.checkpointing is expected
+
+
+def test_towers_in_a_short_format_take_half_the_memory():
+    wide, short = (planned(stand_ins(), precision=precision)[0] for precision in ("fp32", "bf16"))
+    towers = sum(count.total for count in wide.parameters if count.component.endswith("tower"))
+    assert wide.weights_bytes - short.weights_bytes == 2 * towers > 0

@@ -74,10 +74,15 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainingConfi
         parameters=tuple(parameters),
         flops=flops,
         clip_seconds=seconds,
-        weights_bytes=4 * next(count.total for count in parameters if count.component == "all"),
+        weights_bytes=sum(_bytes(count.component, config.precision) * count.total for count in parameters[:-1]),
         training_bytes=12 * trainable,  # a gradient and two moments of Adam
         activation_bytes=_activations(model) * seconds * micro // (1 if config.precision == "fp32" else 2),
     )
+
+
+def _bytes(component: str, precision: str) -> int:
+    """Of a parameter: frozen towers are held in the short format, all else in float32."""
+    return 2 if component.endswith("tower") and precision in ("bf16", "fp16") else 4
 
 
 def _second(model: AudioVisualModel) -> tuple[Tensor, Tensor]:
