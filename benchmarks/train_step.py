@@ -254,7 +254,7 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
         fabric = single_device(device, config.precision)
         passes = make_passes(fabric, ByFabric(fabric, model), model, config.cuda_graphs)
         forward = forward[0], passes
-    before = taken(device)
+    before = in_use(device)
     first = step(model, forward, optimizer, trainable, config, batch)
     if way == "graphs":
         step(model, forward, optimizer, trainable, config, batch)
@@ -308,7 +308,7 @@ class ByFabric:
             return self._model(*inputs, **masks)
 
 
-def taken(device: Any) -> float:
+def in_use(device: Any) -> float:
     """MiB of the device's tensors now; on a processor, of the whole process."""
     import torch
 
