@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from avfewshot.errors import UsageError
@@ -95,6 +97,13 @@ def cpu_has_bf16() -> bool:
 def keep_float32() -> None:
     """Let float32 be float32 on a GPU: cuDNN rounds what goes into convolutions and RNNs unless it is told not to."""
     torch.backends.cudnn.allow_tf32 = False
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing holds any more: objects in cycles, and what torch keeps of a GPU for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avfewshot.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
-from avfewshot.devices import is_out_of_memory
+from avfewshot.devices import free_memory, is_out_of_memory
 from avfewshot.errors import AvfsError
 from avfewshot.media.clip import Clip
 from avfewshot.media.prefetch import ClipFailure
@@ -151,9 +150,7 @@ class Embedder:
                 hint="Use --device cpu, --precision fp16, or a smaller backbone.",
             )
         self.batch_size = tried // 2 * segments
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.device)
         _LOG.warning(
             "%s ran out of memory with %d seconds at once; going on with %d.",
             self.device,

@@ -93,7 +93,7 @@ def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> 
     store = CheckpointStore(request.folder / "checkpoints")
     training = Pretraining(
         fabric,
-        fresh.to(fabric.device),
+        fresh,
         config,
         seed=request.seed,
         source=supply.train,

@@ -1,13 +1,12 @@
 """Forward and backward passes recorded once as CUDA graphs and replayed.
 
-A pass through two towers with adapters is some ten thousand small kernels. Starting them one by one keeps a fast GPU
+A pass through two towers with adapters is thousands of small kernels. Starting them one by one keeps a fast GPU
 waiting for most of a step; a recorded graph is started as a whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import weakref
 from collections import Counter
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from avfewshot.devices import is_out_of_memory
+from avfewshot.devices import free_memory, is_out_of_memory
 from avfewshot.model import AudioVisualModel
 
 if TYPE_CHECKING:
@@ -42,16 +41,11 @@ class Passes:
         self._module = module
 
     def __call__(
-        self,
-        frames: Tensor | None,
-        audio: Tensor | None,
-        *,
-        visual_present: Tensor | None = None,
-        audio_present: Tensor | None = None,
+        self, frames: Tensor | None, audio: Tensor | None, **masks: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
         with fresh_casts():
-            return self._module(frames, audio, visual_present=visual_present, audio_present=audio_present)
+            return self._module(frames, audio, **masks)
 
     def prepare(self) -> None:
         """Called before a step, when no pass is under way."""
@@ -93,22 +87,17 @@ class Replay(Passes):
         return len(self._graphs)
 
     def __call__(
-        self,
-        frames: Tensor | None,
-        audio: Tensor | None,
-        *,
-        visual_present: Tensor | None = None,
-        audio_present: Tensor | None = None,
+        self, frames: Tensor | None, audio: Tensor | None, **masks: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
         graph = None
-        if frames is not None and audio is not None and visual_present is None and audio_present is None:
+        if frames is not None and audio is not None and all(mask is None for mask in masks.values()):
             shapes = frames.shape, audio.shape
             self._counts[shapes] += 1
             graph = self._graphs.get(shapes)
         # Activations of a pass whose backward pass is still to come lie where the next one would put its own.
         if graph is None or (self._open is not None and self._open() is not None):
-            return super().__call__(frames, audio, visual_present=visual_present, audio_present=audio_present)
+            return super().__call__(frames, audio, **masks)
         graph.start(frames, audio)
         if not torch.is_grad_enabled():
             visual, sound = (output.clone() for output in graph.outputs)
@@ -132,8 +121,7 @@ class Replay(Passes):
         self._gradients = self._pool = self._open = None
 
     def _record(self, frames: torch.Size, audio: torch.Size) -> None:
-        gc.collect()
-        torch.cuda.empty_cache()  # what is recorded has memory of its own
+        free_memory(self._fabric.device)  # what is recorded has memory of its own
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from avfewshot.datasets.clip_source import ClipSource, LabelledClip, ReadFailure
-from avfewshot.devices import is_out_of_memory
+from avfewshot.devices import free_memory, is_out_of_memory
 from avfewshot.errors import AvfsError
 from avfewshot.model import AudioVisualModel
 from avfewshot.scoring.texts import ClassTexts
@@ -256,9 +255,7 @@ class Pretraining:
                     raise
             self.micro_batch //= 2
             self._passes.release()
-            gc.collect()
-            if self._fabric.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory(self._fabric.device)
 
     def _conclude(self) -> None:
         epoch = self.progress.epoch + 1

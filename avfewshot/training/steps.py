@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from avfewshot.devices import is_out_of_memory
+from avfewshot.devices import free_memory, is_out_of_memory
 from avfewshot.errors import AvfsError
 from avfewshot.losses import CombinedLoss
 from avfewshot.model import AudioVisualModel
@@ -165,9 +164,7 @@ class GradientSteps:
             )
         tried, self.micro_batch = self.micro_batch, self.micro_batch // 2
         self._passes.release()
-        gc.collect()
-        if self._fabric.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self._fabric.device)
         _LOG.warning(
             "%s ran out of memory with %d clips at once; going on with %d.",
             self._fabric.device,
