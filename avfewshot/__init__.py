@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avfewshot.classifier import Classifier
-    from avfewshot.loading import load
+    from avfewshot.inference.classifier import Classifier
+    from avfewshot.inference.loading import load
 
     __version__: str
 
@@ -16,18 +16,15 @@ __all__ = ["Classifier", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     # torch is imported when the classifier is first asked for, so that `import avfewshot` and `avfs --help` stay quick.
     if name == "Classifier":
-        from avfewshot.classifier import Classifier
+        from avfewshot.inference.classifier import Classifier
 
         return Classifier
     if name == "load":
-        from avfewshot.loading import load
+        from avfewshot.inference.loading import load
 
         return load
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from avfewshot.version import __version__
 
-        try:
-            return version("avfewshot")
-        except PackageNotFoundError:  # a source tree that was never installed
-            return "0.0.0+unknown"
+        return __version__
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

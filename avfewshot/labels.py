@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfewshot.errors import UsageError
-from avfewshot.faults import raise_faults
+from avfewshot.errors import UsageError, raise_faults
 
 MAX_BYTES = 16 * 1024 * 1024  # a label file is text that someone wrote; a video named by mistake is larger
 
@@ -69,7 +68,7 @@ def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
     Raises:
         UsageError: The file is missing, not UTF-8 or holds no label; or labels are repeated or malformed. The message
             names the file and the lines. Several faults come together as one
-            :class:`~avfewshot.faults.Faults`.
+            :class:`~avfewshot.errors.Faults`.
     """
     path = Path(path)
     entries = []

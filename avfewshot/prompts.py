@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from avfewshot.errors import UsageError
-from avfewshot.faults import raise_faults
-from avfewshot.resources import resource_dir
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import resource_dir
 
 SLOT = "{}"
 _SUFFIXES = (".yaml", ".yml")

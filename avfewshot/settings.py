@@ -14,8 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from avfewshot.errors import UsageError
-from avfewshot.faults import flatten, raise_faults
+from avfewshot.errors import UsageError, flatten, raise_faults
 from avfewshot.setting_kinds import Choice, Device, Flag, Kind, PathText, Text, Whole
 
 CONFIG_NAME = "avfs.toml"

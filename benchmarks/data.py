@@ -177,9 +177,9 @@ def processor_seconds() -> float:
 
 def prepare(folder: Path, side: int, epochs: int) -> Callable[[], int]:
     """All clips into new shards; without the estimate of the disk need, which decodes four clips of however many."""
-    from avfewshot.datasets.folder import load_folder
-    from avfewshot.datasets.shards.plan import plan_shards
-    from avfewshot.datasets.shards.prepare import prepare as look
+    from avfewshot.data.folder import load_folder
+    from avfewshot.data.shards.plan import plan_shards
+    from avfewshot.data.shards.prepare import prepare as look
 
     shutil.rmtree(folder / "shards", ignore_errors=True)
     dataset = load_folder(folder / "clips", val_fraction=0, test_fraction=0)
@@ -196,7 +196,7 @@ def prepare(folder: Path, side: int, epochs: int) -> Callable[[], int]:
 
 def read_shards(folder: Path, side: int, epochs: int) -> Callable[[], int]:
     """Epochs from the shards."""
-    from avfewshot.datasets.shards.reader import ShardSet
+    from avfewshot.data.shards.reader import ShardSet
 
     return reading(ShardSet.open(folder / "shards").split("train", threads=0), epochs)
 
@@ -205,8 +205,8 @@ def read_raw(folder: Path, side: int, epochs: int) -> Callable[[], int]:
     """Epochs from the videos."""
     from functools import partial
 
-    from avfewshot.datasets.clip_source import RawSource, read_start
-    from avfewshot.datasets.folder import load_folder
+    from avfewshot.data.clip_source import RawSource, read_start
+    from avfewshot.data.folder import load_folder
 
     dataset = load_folder(folder / "clips", val_fraction=0, test_fraction=0)
     read = partial(read_start, frame_size=side, seconds=SECONDS)
@@ -215,7 +215,7 @@ def read_raw(folder: Path, side: int, epochs: int) -> Callable[[], int]:
 
 def reading(source: Any, epochs: int) -> Callable[[], int]:
     """Read a source several times over; its first clip pays for what is set up once."""
-    from avfewshot.datasets.clip_source import LabelledClip
+    from avfewshot.data.clip_source import LabelledClip
 
     next(source.stream(seed=0))
 

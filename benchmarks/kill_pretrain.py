@@ -30,18 +30,18 @@ from typing import Any
 
 import torch
 
-from avfewshot.datasets.clip_source import ClipSource, LabelledClip, RawSource, read_start, share
-from avfewshot.datasets.folder import load_folder
+from avfewshot.data.clip_source import ClipSource, LabelledClip, RawSource, read_start, share
+from avfewshot.data.folder import load_folder
 from avfewshot.encoders.backbone import Backbone, build_backbone
+from avfewshot.evaluation.observer import Observer
+from avfewshot.evaluation.predictions import Decision
+from avfewshot.evaluation.texts import ClassTexts, class_texts
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.model import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.build import build_model
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.prompts import load_templates
-from avfewshot.scoring.observer import Observer
-from avfewshot.scoring.predictions import Decision
-from avfewshot.scoring.texts import ClassTexts, class_texts
 from avfewshot.training import pretrain
-from avfewshot.training.build import build_model
-from avfewshot.training.checkpoint import AdapterConfig
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal
@@ -77,7 +77,7 @@ class MadeUpClips:
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[LabelledClip]:
-        """See :class:`~avfewshot.datasets.clip_source.ClipSource`."""
+        """See :class:`~avfewshot.data.clip_source.ClipSource`."""
         order = list(range(len(self))) if seed is None else epoch_order(len(self), seed=seed, epoch=epoch)
         for index in order[rank::world][start:]:
             yield self._clip(self._numbers[index])

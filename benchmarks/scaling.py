@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from avfewshot.complexity import count_flops, count_parameters
-from avfewshot.datasets.folder import load_folder
-from avfewshot.datasets.shards.plan import plan_shards
-from avfewshot.datasets.shards.prepare import prepare
+from avfewshot.data.folder import load_folder
+from avfewshot.data.shards.plan import plan_shards
+from avfewshot.data.shards.prepare import prepare
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.training.build import build_model
+from avfewshot.models.build import build_model
+from avfewshot.models.complexity import count_flops, count_parameters
 from avfewshot.training.config import PRETRAIN_DEFAULTS, TrainingConfig
 
 PEAKS = {"A100 80GB SXM": 312e12, "H100 SXM": 989e12}

@@ -177,7 +177,7 @@ def precision_reason() -> dict[str, Any]:
     """What `--precision auto` chooses on this processor, and why."""
     import torch
 
-    from avfewshot.devices import cpu_has_bf16, resolve_precision
+    from avfewshot.inference.devices import cpu_has_bf16, resolve_precision
 
     native = cpu_has_bf16()
     return {
@@ -219,9 +219,9 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Build the model, take one step to warm up and the timed ones, and report the cost."""
     import torch
 
-    from avfewshot.devices import PRECISIONS
     from avfewshot.encoders.backbone import build_backbone
-    from avfewshot.training.build import build_model
+    from avfewshot.inference.devices import PRECISIONS
+    from avfewshot.models.build import build_model
     from avfewshot.training.config import TrainingConfig
     from avfewshot.training.cuda_graphs import make_passes
     from avfewshot.training.fabric import single_device
@@ -303,7 +303,7 @@ class ByFabric:
         self._fabric, self._model = fabric, model
 
     def __call__(self, *inputs: Any, **masks: Any) -> Any:
-        """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
+        """See :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`."""
         with self._fabric.autocast():
             return self._model(*inputs, **masks)
 
@@ -347,7 +347,7 @@ def wake(model: Any) -> None:
 
 def wordings() -> tuple[list[str], list[str]]:
     """A text for each class of the task, for either text encoder."""
-    from avfewshot.datasets.description import dataset_of_task, load_description
+    from avfewshot.data.description import dataset_of_task, load_description
     from avfewshot.prompts import load_templates
 
     classes = load_description(dataset_of_task(TASK)).classes
@@ -402,7 +402,7 @@ def step(model: Any, forward: Any, optimizer: Any, trainable: list, config: Any,
     """One training step, and the time of its parts."""
     import torch
 
-    from avfewshot.losses import combined_loss
+    from avfewshot.models.losses import combined_loss
 
     texts, embed = forward
     device = model.temperatures.visual.device

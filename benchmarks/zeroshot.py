@@ -255,12 +255,12 @@ def prepare_ours(visual, branch, projection, precision: str, batch_size: int | N
     import torch
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-    from avfewshot.devices import PRECISIONS
-    from avfewshot.embedder import EmbeddedFile, Embedder
     from avfewshot.encoders.clap_tower import ClapTower
     from avfewshot.encoders.clip_tower import ClipTower
+    from avfewshot.inference.devices import PRECISIONS
+    from avfewshot.inference.features import EmbeddedFile, Embedder
     from avfewshot.media.prefetch import iter_clips
-    from avfewshot.model import AudioVisualModel
+    from avfewshot.models.audio_visual import AudioVisualModel
 
     towers = SimpleNamespace(
         visual=ClipTower(visual, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD).to(PRECISIONS[precision]),

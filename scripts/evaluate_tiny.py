@@ -27,10 +27,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import avfewshot
-from avfewshot.classifier import background_feature
-from avfewshot.datasets.toyworld.samples import sample_frame, sample_second
-from avfewshot.datasets.toyworld.script import ave_script
-from avfewshot.datasets.toyworld.vocabulary import (
+from avfewshot.encoders.label_features import label_features
+from avfewshot.inference.classifier import background_feature
+from avfewshot.io import atomic_path, write_text
+from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
+from avfewshot.prompts import load_templates
+from avfewshot.toyworld.samples import sample_frame, sample_second
+from avfewshot.toyworld.script import ave_script
+from avfewshot.toyworld.vocabulary import (
     COMPOSITIONS,
     HELD_OUT,
     OBJECTS,
@@ -39,11 +43,7 @@ from avfewshot.datasets.toyworld.vocabulary import (
     UNSEEN_TEMPLATES_AUDIO,
     UNSEEN_TEMPLATES_VISUAL,
 )
-from avfewshot.datasets.toyworld.writer import write_clip
-from avfewshot.encoders.label_features import label_features
-from avfewshot.fileio import atomic_path, write_text
-from avfewshot.matching import FUSIONS, POOLS, predict_clips
-from avfewshot.prompts import load_templates
+from avfewshot.toyworld.writer import write_clip
 
 SINGLE = 3000
 PER_CLASS = {"validation": 8, "test": 16}

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from avfewshot.datasets.toyworld.captions import Captioner
-from avfewshot.datasets.toyworld.samples import sample_frame, sample_second
-from avfewshot.datasets.toyworld.vocabulary import OBJECTS, SOUNDS
 from avfewshot.encoders.clap_model import build_clap_model, is_rebuilt
 from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.presets import load_preset
-from avfewshot.fileio import atomic_path, write_text
+from avfewshot.io import atomic_path, write_text
+from avfewshot.toyworld.captions import Captioner
+from avfewshot.toyworld.samples import sample_frame, sample_second
+from avfewshot.toyworld.vocabulary import OBJECTS, SOUNDS
 
 CHUNK = 500
 BATCH = 64

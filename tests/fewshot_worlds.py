@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from avfewshot.datasets.toyworld.script import ave_script, everywhere_script
-from avfewshot.datasets.toyworld.vocabulary import Composition
-from avfewshot.datasets.toyworld.writer import write_clip
+from avfewshot.toyworld.script import ave_script, everywhere_script
+from avfewshot.toyworld.vocabulary import Composition
+from avfewshot.toyworld.writer import write_clip
 
 SECONDS = 3
 CLASSES = ("car honking", "clock ticking", "dog barking")

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from training_support import CLASSES, SETTINGS, backbone, read, texts
 
-from avfewshot.datasets.clip_source import LabelledClip, ReadFailure, check_place, explain, share
+from avfewshot.data.clip_source import LabelledClip, ReadFailure, check_place, explain, share
 from avfewshot.errors import MediaError
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.observer import Observer
-from avfewshot.scoring.predictions import Decision
-from avfewshot.training.build import build_model
-from avfewshot.training.checkpoint import AdapterConfig
+from avfewshot.evaluation.observer import Observer
+from avfewshot.evaluation.predictions import Decision
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.build import build_model
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
 
 CLASSES = 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from avfewshot.results import ClipResult, Failure, RunInfo, SegmentResult
+from avfewshot.inference.results import ClipResult, Failure, RunInfo, SegmentResult
 
 LABELS = ("dog barking", "violin", "background")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from media_factory import tone, write_audio, write_media
 
-from avfewshot.datasets.dataset import Dataset, Event, Sample
-from avfewshot.datasets.schema import ClassEntry, Description
-from avfewshot.datasets.shards.plan import Plan, plan_shards
-from avfewshot.datasets.shards.prepare import prepare
-from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.data.dataset import Dataset, Event, Sample
+from avfewshot.data.schema import ClassEntry, Description
+from avfewshot.data.shards.plan import Plan, plan_shards
+from avfewshot.data.shards.prepare import prepare
+from avfewshot.data.shards.reader import ShardSet
 
 SIDE = 32
 CLASSES = ("dog, barking", "rain", "violin/fiddle")

@@ -14,9 +14,8 @@ from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.guidance import Guidance, modulate
 from avfewshot.adapters.registry import adapter_class, adapter_names, build_adapter, register_adapter
 from avfewshot.adapters.settings import GuidanceSettings
-from avfewshot.errors import UsageError
-from avfewshot.faults import Faults
-from avfewshot.model import AudioVisualModel
+from avfewshot.errors import Faults, UsageError
+from avfewshot.models.audio_visual import AudioVisualModel
 
 # (tokens, channels): few to many, many to few, equal, single tokens; also wide enough for both orders of products.
 SHAPES = [

@@ -11,7 +11,7 @@ from towers_support import clap_tower, clip_tower, pictures, sounds
 
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.registry import build_adapter
-from avfewshot.model import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel
 
 
 def make_model(layers: int = 12, **settings) -> AudioVisualModel:

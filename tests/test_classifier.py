@@ -11,14 +11,14 @@ from media_factory import tone, write_audio, write_media
 from torch.nn import functional as F
 
 import avfewshot
-from avfewshot.classifier import DEFAULT_FUSION, DEFAULT_POOL, Classifier
 from avfewshot.errors import MediaError, UsageError
+from avfewshot.inference.classifier import DEFAULT_FUSION, DEFAULT_POOL, Classifier
+from avfewshot.inference.loading import load
+from avfewshot.inference.results import ClipResult, Failure
 from avfewshot.labels import LabelSet
-from avfewshot.loading import load
-from avfewshot.matching import FUSIONS, POOLS, predict_clips
 from avfewshot.media.reader import read_clip
+from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
 from avfewshot.reports.records import is_finite
-from avfewshot.results import ClipResult, Failure
 from avfewshot.settings import TABLES
 
 LABELS = ("red ball", "bell", "dog")
@@ -267,7 +267,7 @@ def test_bf16_stays_close_to_fp32(folder, classifier):
 
 def test_load_is_lazy_in_the_package_and_checks_before_reading_weights(monkeypatch):
     assert avfewshot.load is load
-    monkeypatch.setattr("avfewshot.loading.build_backbone", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("avfewshot.inference.loading.build_backbone", lambda *_, **__: pytest.fail("weights were read"))
     for options, message in (
         ({"device": "cuda:77"}, "This machine has: cpu"),
         ({"precision": "fp8"}, "fp32, bf16, fp16"),

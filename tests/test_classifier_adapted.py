@@ -10,17 +10,17 @@ import pytest
 import torch
 from media_factory import tone, write_audio, write_media
 
-from avfewshot.classifier import Classifier, background_feature
 from avfewshot.cli.app import run
-from avfewshot.embedder import Embedder
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import AvfsError, DataError, UsageError, WeightsError
-from avfewshot.loading import load
+from avfewshot.inference.classifier import Classifier, background_feature
+from avfewshot.inference.features import Embedder
+from avfewshot.inference.loading import load
 from avfewshot.media.reader import read_clip
-from avfewshot.model import AudioVisualModel
-from avfewshot.training.build import build_model, load_model
-from avfewshot.training.checkpoint import AdapterConfig, write_adapter
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.build import build_model, load_model
+from avfewshot.models.checkpoint import AdapterConfig, write_adapter
 from avfewshot.training.config import TrainingConfig
 
 LABELS = ("red ball", "bell", "dog")
@@ -297,7 +297,7 @@ def test_a_backbone_or_templates_that_are_not_here_are_told_with_the_remedy(make
 
 
 def test_a_path_without_a_checkpoint_is_an_error_before_weights_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("avfewshot.loading.build_backbone", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("avfewshot.inference.loading.build_backbone", lambda *_, **__: pytest.fail("weights were read"))
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(AvfsError, match=path.name):
             load(adapter=path, **OPTIONS)

@@ -10,8 +10,7 @@ import pytest
 
 from avfewshot.cli.app import COMMANDS, run
 from avfewshot.cli.lifecycle import status_of, wants_debug
-from avfewshot.errors import AvfsError, UsageError
-from avfewshot.faults import Faults
+from avfewshot.errors import AvfsError, Faults, UsageError
 
 HEAVY = ("torch", "transformers", "sklearn", "open_clip", "decord", "av", "numpy", "tqdm", "jinja2")
 REPOSITORY = Path(__file__).resolve().parents[1]

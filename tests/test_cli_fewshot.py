@@ -18,8 +18,8 @@ from fewshot_worlds import AVE_SPLITS, CLASSES, SECONDS, write_ave, write_class_
 from safetensors.torch import load_file
 
 from avfewshot.cli.app import run
-from avfewshot.datasets.folder import load_folder
-from avfewshot.datasets.sampler import draw_support
+from avfewshot.data.folder import load_folder
+from avfewshot.data.sampler import draw_support
 
 SETTINGS = ["--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0"]
 SYSTEMS = ["CLIP only", "CLAP only", "zero-shot", "trained"]

@@ -14,10 +14,10 @@ import pytest
 from dataset_files import AVE_FILES, write_files
 
 from avfewshot.cli.app import run
-from avfewshot.datasets.toyworld.script import everywhere_script
-from avfewshot.datasets.toyworld.vocabulary import Composition
-from avfewshot.datasets.toyworld.writer import write_clip
-from avfewshot.training.checkpoint import load_adapter
+from avfewshot.models.checkpoint import load_adapter
+from avfewshot.toyworld.script import everywhere_script
+from avfewshot.toyworld.vocabulary import Composition
+from avfewshot.toyworld.writer import write_clip
 from avfewshot.training.fabric import launched_ranks
 from avfewshot.training.leaks import LeakFilter
 from avfewshot.training.pretrain_supply import supply_from_shards

@@ -73,9 +73,9 @@ def classify(folder, monkeypatch):
 
     def prepare(*results, **options):
         fake = FakeClassifier(list(results) or [clip("a.mp4"), clip("b.mp4"), clip("c.mp4")], **options)
-        module = types.ModuleType("avfewshot.loading")
+        module = types.ModuleType("avfewshot.inference.loading")
         module.load = fake.load
-        monkeypatch.setitem(sys.modules, "avfewshot.loading", module)
+        monkeypatch.setitem(sys.modules, "avfewshot.inference.loading", module)
         return fake
 
     return prepare
@@ -305,7 +305,7 @@ def test_a_model_that_cannot_be_loaded_leaves_old_results_alone(classify, monkey
     def fail(*args, **options):
         raise AvfsError("no weights", hint="fetch them")
 
-    sys.modules["avfewshot.loading"].load = fail
+    sys.modules["avfewshot.inference.loading"].load = fail
     assert zeroshot("--output", "out.json") == 1
     assert Path("out.json").read_text() == "old"
     assert fake.asked is None
@@ -427,9 +427,9 @@ class Slow(FakeClassifier):
             yield clip(f"{{number}}.mp4", labels=labels.names)
             time.sleep(0.05)
 
-fake = types.ModuleType("avfewshot.loading")
+fake = types.ModuleType("avfewshot.inference.loading")
 fake.load = Slow([]).load
-sys.modules["avfewshot.loading"] = fake
+sys.modules["avfewshot.inference.loading"] = fake
 import avfewshot.reports.thumbnails
 avfewshot.reports.thumbnails.thumbnails = lambda path, count, frame_backend: []  # would import torch
 from avfewshot.cli import main

@@ -12,8 +12,8 @@ from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.settings import GuidanceSettings
-from avfewshot.complexity import _run, count_flops, count_parameters
-from avfewshot.model import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.complexity import _run, count_flops, count_parameters
 
 SETTINGS = {"hidden": 8, "temporal": False}
 

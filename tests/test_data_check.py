@@ -11,10 +11,10 @@ from media_factory import write_audio, write_media
 from typer.testing import CliRunner
 
 from avfewshot.cli.datacheck import check
-from avfewshot.datasets.check import check_dataset, find_other_datasets
-from avfewshot.datasets.folder import load_folder
-from avfewshot.datasets.load import load_dataset
-from avfewshot.datasets.probe import Probe, empty_files, identical_files, probe_files
+from avfewshot.data.check import check_dataset, find_other_datasets
+from avfewshot.data.folder import load_folder
+from avfewshot.data.load import load_dataset
+from avfewshot.data.probe import Probe, empty_files, identical_files, probe_files
 from avfewshot.errors import UsageError
 
 ALL_AVE = ("aaaaaaaaaaa", "-bbbbbbbbbb", "ccccccccccc", "ddddddddddd", "eeeeeeeeeee", "fffffffffff", "ggggggggggg")
@@ -97,7 +97,7 @@ def test_probe_results_are_told_by_kind(data, monkeypatch):
             Probe(path, kinds.get(path.stem, ()), 10.0, "odd" if path.stem == "aaaaaaaaaaa" else "") for path in paths
         ]
 
-    monkeypatch.setattr("avfewshot.datasets.check.probe_files", probe)
+    monkeypatch.setattr("avfewshot.data.check.probe_files", probe)
     done = []
     result = check_dataset(load_dataset("ave", data), probe=True, progress=done.append)
     assert sum(done) == 7

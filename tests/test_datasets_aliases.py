@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from avfewshot.datasets.aliases import ClassNames, name_key
-from avfewshot.datasets.description import load_description
+from avfewshot.data.aliases import ClassNames, name_key
+from avfewshot.data.description import load_description
 
 
 @pytest.mark.parametrize(

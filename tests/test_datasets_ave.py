@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from dataset_files import AVE_FILES, counts, official, write_description, write_files
 
-from avfewshot.datasets.ave import load_ave
-from avfewshot.datasets.description import load_description
+from avfewshot.data.ave import load_ave
+from avfewshot.data.description import load_description
 from avfewshot.errors import DataError, UsageError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from dataset_files import write_description
 
-from avfewshot.datasets.description import (
+from avfewshot.data.description import (
     all_descriptions,
     dataset_of_task,
     description_names,

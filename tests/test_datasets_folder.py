@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from dataset_files import touch, write_description, write_files
 
-from avfewshot.datasets.folder import load_folder
+from avfewshot.data.folder import load_folder
 from avfewshot.errors import DataError, UsageError
 
 

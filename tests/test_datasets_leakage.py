@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from dataset_files import AVE_FILES, LLP_FILES, official, write_files
 
-from avfewshot.datasets.leakage import cross_dataset_overlaps, cross_split_overlaps, without_leaks, youtube_ids
-from avfewshot.datasets.load import load_dataset
+from avfewshot.data.leakage import cross_dataset_overlaps, cross_split_overlaps, without_leaks, youtube_ids
+from avfewshot.data.load import load_dataset
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from dataset_files import LLP_FILES, counts, official, write_files
 
-from avfewshot.datasets.description import load_description
-from avfewshot.datasets.llp import load_llp
+from avfewshot.data.description import load_description
+from avfewshot.data.llp import load_llp
 from avfewshot.errors import DataError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from dataset_files import AVE_FILES, touch, write_files
 
-from avfewshot.datasets.dataset import Sample
-from avfewshot.datasets.load import load_dataset
-from avfewshot.datasets.media_index import MediaIndex
+from avfewshot.data.dataset import Sample
+from avfewshot.data.load import load_dataset
+from avfewshot.data.media_index import MediaIndex
 from avfewshot.errors import UsageError
 
 LLP_SAMPLE = Sample("aaaaaaaaaaa_20_30", (0,), "train", youtube_id="aaaaaaaaaaa", start=20.0, end=30.0)

@@ -5,12 +5,12 @@ import json
 import pytest
 from dataset_files import counts, official, write_description, write_files
 
-from avfewshot.datasets.clip_lists import parse_bits, read_clip_list
-from avfewshot.datasets.description import load_description
-from avfewshot.datasets.findings import DatasetReport
-from avfewshot.datasets.load import load_dataset
-from avfewshot.datasets.vggsound import load_vggsound
-from avfewshot.datasets.vggsounder import with_vggsounder
+from avfewshot.data.clip_lists import parse_bits, read_clip_list
+from avfewshot.data.description import load_description
+from avfewshot.data.findings import DatasetReport
+from avfewshot.data.load import load_dataset
+from avfewshot.data.vggsound import load_vggsound
+from avfewshot.data.vggsounder import with_vggsounder
 from avfewshot.errors import DataError, UsageError
 
 AVEL_LABELS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avfewshot.devices import PRECISIONS, available_devices, cpu_has_bf16, resolve_device, resolve_precision
 from avfewshot.errors import UsageError
+from avfewshot.inference.devices import PRECISIONS, available_devices, cpu_has_bf16, resolve_device, resolve_precision
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 import torch
 from standin_towers import make_backbone, make_inputs
 
-from avfewshot.embedder import EmbeddedFile, Embedder
 from avfewshot.errors import AvfsError
+from avfewshot.inference.features import EmbeddedFile, Embedder
+from avfewshot.inference.results import Failure
 from avfewshot.media.prefetch import ClipFailure
-from avfewshot.model import AudioVisualModel
-from avfewshot.results import Failure
+from avfewshot.models.audio_visual import AudioVisualModel
 
 CPU = torch.device("cpu")
 

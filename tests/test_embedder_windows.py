@@ -13,11 +13,11 @@ from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.settings import GuidanceSettings
-from avfewshot.embedder import EmbeddedFile, Embedder
 from avfewshot.errors import AvfsError
+from avfewshot.inference.features import EmbeddedFile, Embedder
+from avfewshot.inference.results import Failure
 from avfewshot.media.prefetch import ClipFailure
-from avfewshot.model import AudioVisualModel
-from avfewshot.results import Failure
+from avfewshot.models.audio_visual import AudioVisualModel
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 from dataset_files import official
 from test_evaluation_targets import targets
 
-from avfewshot.datasets.load import load_dataset
+from avfewshot.data.load import load_dataset
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.references import baselines, ceilings
 from avfewshot.evaluation.result import Reference

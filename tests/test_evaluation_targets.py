@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataset_files import AVE_FILES, LLP_FILES, write_files
 
-from avfewshot.datasets.load import load_dataset
+from avfewshot.data.load import load_dataset
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.targets import Predictions, Targets
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from training_support import Backbone, backbone, read, texts
 
-from avfewshot.datasets.dataset import Dataset, Sample
-from avfewshot.datasets.schema import ClassEntry, Description
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.schema import ClassEntry, Description
+from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
-from avfewshot.scoring.bench import UNTRAINED
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fewshot import TRAINED, FewShot, RunObserver
 from avfewshot.training.loop import Watcher
@@ -85,7 +85,7 @@ class Diary(RunObserver, Watcher):
 @pytest.fixture
 def make_run(monkeypatch, tmp_path):
     """Make a run on stand-ins; its diary is its observer."""
-    monkeypatch.setattr("avfewshot.scoring.bench.class_texts", lambda *_: texts())
+    monkeypatch.setattr("avfewshot.evaluation.evaluator.class_texts", lambda *_: texts())
     plain = backbone()
 
     def make(data: Dataset, name: str = "run", **changes) -> FewShot:

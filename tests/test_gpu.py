@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from avfewshot import load
 from avfewshot.cli.app import run
-from avfewshot.devices import PRECISIONS
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.scoring.texts import ClassTexts
-from avfewshot.training.build import build_model
+from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.inference.devices import PRECISIONS
+from avfewshot.models.build import build_model
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.fabric import single_device

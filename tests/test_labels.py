@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from avfewshot.errors import UsageError
-from avfewshot.faults import Faults
+from avfewshot.errors import Faults, UsageError
 from avfewshot.labels import LabelSet, parse_labels
 
 

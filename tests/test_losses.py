@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from avfewshot.losses import combined_loss, contrastive_loss, matching_loss, shared_labels
+from avfewshot.models.losses import combined_loss, contrastive_loss, matching_loss, shared_labels
 
 
 def log_softmax(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avfewshot.matching import (
+from avfewshot.models.fusion import (
     FUSIONS,
     POOLS,
     event_weights,

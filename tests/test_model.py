@@ -14,7 +14,7 @@ from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.projectors import Projector, Projectors
 from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import UsageError, WeightsError
-from avfewshot.model import AudioVisualModel, Temperatures
+from avfewshot.models.audio_visual import AudioVisualModel, Temperatures
 
 
 def make_model(*, trained: bool = False, **options) -> AudioVisualModel:

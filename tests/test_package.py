@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 import json, sys
 import avfewshot
-from avfewshot.datasets.description import load_description
+from avfewshot.data.description import load_description
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.prompts import load_templates
-from avfewshot.resources import resource_dir
+from avfewshot.io import resource_dir
 preset = load_preset("tiny")
 print(json.dumps({
     "module": avfewshot.__file__,

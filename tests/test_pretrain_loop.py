@@ -15,8 +15,8 @@ import torch
 from pretrain_support import MemorySource, clips, journal, losses, make_pretraining, resumed, stream_judge, tensors
 
 from avfewshot.errors import AvfsError
+from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training import pretrain
-from avfewshot.training.checkpoint import load_adapter
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.pretrain import PretrainWatcher

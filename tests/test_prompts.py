@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from avfewshot.datasets.toyworld import vocabulary
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.tokenizer import ClipTokenizer
 from avfewshot.errors import UsageError
 from avfewshot.prompts import Templates, load_templates, template_names
+from avfewshot.toyworld import vocabulary
 
 
 def faults(path) -> str:

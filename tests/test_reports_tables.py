@@ -7,11 +7,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from sample_results import LABELS, clip, failure, run_info
 
+from avfewshot.inference.results import SegmentResult
 from avfewshot.reports.strip import LETTERS, OTHER, cells, marks, runs
 from avfewshot.reports.tables import TableWriter, bar
 from avfewshot.reports.text import clock, printable, rate, reason, seconds, shorten
 from avfewshot.reports.writers import Summary
-from avfewshot.results import SegmentResult
 
 
 def shown(results, *, width=100, topk=2, segments=False, labels=LABELS, encoding="utf-8", **console):

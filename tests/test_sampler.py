@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from dataset_files import official
 
-from avfewshot.datasets.dataset import Dataset, Sample
-from avfewshot.datasets.description import load_description
-from avfewshot.datasets.load import load_dataset
-from avfewshot.datasets.sampler import draw_support, fingerprint, support_table
-from avfewshot.datasets.schema import ClassEntry, Description
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.description import load_description
+from avfewshot.data.load import load_dataset
+from avfewshot.data.sampler import draw_support, fingerprint, support_table
+from avfewshot.data.schema import ClassEntry, Description
 from avfewshot.errors import DataError, UsageError
 
 CLASSES = ("cat", "dog", "bird")

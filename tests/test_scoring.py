@@ -7,14 +7,9 @@ import pytest
 import torch
 from training_support import CLASSES, backbone, labelled, names, read, texts
 
-from avfewshot.embedder import EmbeddedFile
 from avfewshot.evaluation.background import BackgroundRule
-from avfewshot.evaluation.targets import Targets
-from avfewshot.losses import combined_loss
-from avfewshot.media.prefetch import ClipFailure
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.embedding_cache import EmbeddingCache
-from avfewshot.scoring.logits import (
+from avfewshot.evaluation.embedding_cache import EmbeddingCache
+from avfewshot.evaluation.logits import (
     ClipLogits,
     blend,
     clip_probabilities,
@@ -22,8 +17,13 @@ from avfewshot.scoring.logits import (
     second_probabilities,
     second_salience,
 )
-from avfewshot.scoring.predictions import Decision, Fitted
-from avfewshot.scoring.reading import read_ahead
+from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.targets import Targets
+from avfewshot.inference.features import EmbeddedFile
+from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.reading import read_ahead
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.losses import combined_loss
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.selection import SHARES, Verdict, judge, judge_zero_shot

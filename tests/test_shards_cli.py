@@ -10,7 +10,7 @@ from shards_support import media_folder
 from typer.testing import CliRunner
 
 from avfewshot.cli.dataprepare import frame_side, prepare
-from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError, UsageError
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from shards_support import CLASSES, SIDE, make_dataset, media_folder
 
-from avfewshot.datasets.clip_source import read_start
-from avfewshot.datasets.shards.codec import DamagedClipError, decode_members, encode_members
-from avfewshot.datasets.shards.record import ClipRecord
+from avfewshot.data.clip_source import read_start
+from avfewshot.data.shards.codec import DamagedClipError, decode_members, encode_members
+from avfewshot.data.shards.record import ClipRecord
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.media.flac import rounded
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from shards_support import prepared, rewrite_index
 
-from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError, UsageError
 
 FIRST = "small-set-train-000000"

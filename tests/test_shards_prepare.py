@@ -11,11 +11,11 @@ import pytest
 import webdataset
 from shards_support import CLASSES, make_dataset, make_plan, names, prepared
 
-from avfewshot.datasets.shards import prepare as module
-from avfewshot.datasets.shards.index import ShardEntry, ShardIndex
-from avfewshot.datasets.shards.plan import default_shard_clips
-from avfewshot.datasets.shards.prepare import prepare
-from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.data.shards import prepare as module
+from avfewshot.data.shards.index import ShardEntry, ShardIndex
+from avfewshot.data.shards.plan import default_shard_clips
+from avfewshot.data.shards.prepare import prepare
+from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError, UsageError
 
 ALL = [f"small-set-train-00000{number}" for number in range(4)] + ["small-set-val-000000"]

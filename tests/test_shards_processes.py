@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avfewshot.datasets.shards.processes import run_tasks
+from avfewshot.data.shards.processes import run_tasks
 from avfewshot.errors import AvfsError
 
 

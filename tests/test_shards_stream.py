@@ -10,11 +10,11 @@ import torch
 from shards_support import SIDE, make_dataset, names, prepared, train_source
 from torch.utils.data import DataLoader
 
-from avfewshot.datasets.clip_source import ClipStream, LabelledClip, RawSource, ReadFailure, read_start, share
-from avfewshot.datasets.decode_ahead import ordered_map
-from avfewshot.datasets.shards import reader
-from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.data.clip_source import ClipStream, LabelledClip, RawSource, ReadFailure, read_start, share
+from avfewshot.data.shards import reader
+from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import UsageError
+from avfewshot.media.decode_ahead import ordered_map
 from avfewshot.media.flac import rounded
 
 READ = partial(read_start, frame_size=SIDE)
@@ -44,7 +44,7 @@ REAL_READ = RawSource._decode
 
 
 def _only_record(members, path):
-    from avfewshot.datasets.shards.record import ClipRecord
+    from avfewshot.data.shards.record import ClipRecord
 
     return None, ClipRecord.parse(members["json"])
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from weights_support import ROBERTA, write_roberta
 
-from avfewshot.datasets.toyworld.vocabulary import COMPOSITIONS, all_words
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TransformersTokenizer
 from avfewshot.errors import WeightsError
-from avfewshot.resources import cache_dir
+from avfewshot.io import cache_dir
+from avfewshot.toyworld.vocabulary import COMPOSITIONS, all_words
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXTS = ["a dog", "the sound of rain on a tin roof at night", "train whistling", "noise"]

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import avfewshot
-from avfewshot.datasets.toyworld.samples import sample_frame, sample_second
-from avfewshot.datasets.toyworld.script import everywhere_script
-from avfewshot.datasets.toyworld.vocabulary import COMPOSITIONS, OBJECTS, SOUNDS, Composition
-from avfewshot.datasets.toyworld.writer import write_clip
 from avfewshot.encoders import presets
 from avfewshot.encoders.label_features import label_features
 from avfewshot.prompts import load_templates
+from avfewshot.toyworld.samples import sample_frame, sample_second
+from avfewshot.toyworld.script import everywhere_script
+from avfewshot.toyworld.vocabulary import COMPOSITIONS, OBJECTS, SOUNDS, Composition
+from avfewshot.toyworld.writer import write_clip
 
 FOLDER = Path(presets.__file__).parent / "tiny"
 

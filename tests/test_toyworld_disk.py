@@ -21,20 +21,20 @@ import numpy as np
 import pytest
 
 from avfewshot.cli.app import run
-from avfewshot.datasets.description import load_description
-from avfewshot.datasets.load import load_dataset
-from avfewshot.datasets.toyworld import build as build_module
-from avfewshot.datasets.toyworld import layouts, workers
-from avfewshot.datasets.toyworld.build import prepare
-from avfewshot.datasets.toyworld.manifest import MANIFEST
-from avfewshot.datasets.toyworld.render import render_frames, render_waveform
-from avfewshot.datasets.toyworld.script import ClipScript, Event, ave_script
-from avfewshot.datasets.toyworld.vocabulary import AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES, Composition
-from avfewshot.datasets.toyworld.writer import FPS, HEIGHT, WIDTH, write_clip
+from avfewshot.data.description import load_description
+from avfewshot.data.load import load_dataset
 from avfewshot.errors import DataError, UsageError
-from avfewshot.fileio import write_text
+from avfewshot.io import write_text
 from avfewshot.labels import parse_labels
 from avfewshot.settings import read_config
+from avfewshot.toyworld import build as build_module
+from avfewshot.toyworld import layouts, workers
+from avfewshot.toyworld.build import prepare
+from avfewshot.toyworld.manifest import MANIFEST
+from avfewshot.toyworld.render import render_frames, render_waveform
+from avfewshot.toyworld.script import ClipScript, Event, ave_script
+from avfewshot.toyworld.vocabulary import AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES, Composition
+from avfewshot.toyworld.writer import FPS, HEIGHT, WIDTH, write_clip
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 SMALL = {
@@ -105,9 +105,9 @@ def test_a_clip_is_h264_and_aac_and_holds_what_was_rendered(tmp_path):
 def test_bytes_do_not_depend_on_what_is_in_memory(tmp_path):
     program = (
         "import sys, numpy as np\n"
-        "from avfewshot.datasets.toyworld.script import ave_script\n"
-        "from avfewshot.datasets.toyworld.vocabulary import Composition\n"
-        "from avfewshot.datasets.toyworld.writer import write_clip\n"
+        "from avfewshot.toyworld.script import ave_script\n"
+        "from avfewshot.toyworld.vocabulary import Composition\n"
+        "from avfewshot.toyworld.writer import write_clip\n"
         "script = ave_script(Composition.from_name('car wailing'), np.random.default_rng(3), 4)\n"
         "write_clip(script, sys.argv[1])\n"
     )
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         yield np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("avfewshot.datasets.toyworld.writer.render_frames", broken)
+    monkeypatch.setattr("avfewshot.toyworld.writer.render_frames", broken)
     task = workers.Task("x", tmp_path / "x.mp4", whole_script("dog barking", 2))
     with pytest.raises(DataError, match=r"x\.mp4: cannot be written: No space left on device"):
         list(workers.write_clips([task], 1))
@@ -429,7 +429,7 @@ INTERRUPTED = {**SMALL, "AVE_CLASSES": ("dog barking", "car honking", "cat meowi
 PROGRAM = f"""
 import sys
 from avfewshot.cli.app import run
-from avfewshot.datasets.toyworld import layouts
+from avfewshot.toyworld import layouts
 
 if __name__ == "__main__":
     for name, value in {INTERRUPTED!r}.items():

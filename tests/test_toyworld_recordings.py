@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avfewshot.datasets.toyworld import layouts, manifest
-from avfewshot.datasets.toyworld.recordings import RECORDINGS, Lens, Microphone
-from avfewshot.datasets.toyworld.render import render_frames, render_waveform
-from avfewshot.datasets.toyworld.script import ClipScript, Event
-from avfewshot.datasets.toyworld.sounds import SAMPLE_RATE, loudness
-from avfewshot.datasets.toyworld.vocabulary import Composition
+from avfewshot.toyworld import layouts, manifest
+from avfewshot.toyworld.recordings import RECORDINGS, Lens, Microphone
+from avfewshot.toyworld.render import render_frames, render_waveform
+from avfewshot.toyworld.script import ClipScript, Event
+from avfewshot.toyworld.sounds import SAMPLE_RATE, loudness
+from avfewshot.toyworld.vocabulary import Composition
 
 SIZE = {"fps": 2, "width": 160, "height": 120}
 EVENT = Event(Composition("clock", "ticking"), (0.0, 2.0), (0.0, 2.0))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from avfewshot.datasets.toyworld.captions import Captioner
-from avfewshot.datasets.toyworld.render import render_frames, render_waveform
-from avfewshot.datasets.toyworld.samples import sample_frame, sample_second
-from avfewshot.datasets.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
-from avfewshot.datasets.toyworld.sounds import SAMPLE_RATE, loudness, synthesise
-from avfewshot.datasets.toyworld.vocabulary import (
+from avfewshot.toyworld.captions import Captioner
+from avfewshot.toyworld.render import render_frames, render_waveform
+from avfewshot.toyworld.samples import sample_frame, sample_second
+from avfewshot.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
+from avfewshot.toyworld.sounds import SAMPLE_RATE, loudness, synthesise
+from avfewshot.toyworld.vocabulary import (
     AVE_CLASSES,
     COLOURS,
     COMPOSITIONS,

@@ -18,10 +18,10 @@ from standin_towers import StandInBackbone, make_backbone, make_inputs
 from torch import Tensor
 
 from avfewshot.errors import DataError, WeightsError
-from avfewshot.losses import combined_loss
-from avfewshot.model import AudioVisualModel
-from avfewshot.training.build import build_model, load_model
-from avfewshot.training.checkpoint import AdapterConfig, find_checkpoint, load_adapter, write_adapter
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.build import build_model, load_model
+from avfewshot.models.checkpoint import AdapterConfig, find_checkpoint, load_adapter, write_adapter
+from avfewshot.models.losses import combined_loss
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.packing import pack, unpack
 from avfewshot.training.state import TrainingState

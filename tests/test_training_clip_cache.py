@@ -13,8 +13,8 @@ from media_factory import tone, write_media
 
 import avfewshot.training.clip_cache as module
 from avfewshot.errors import MediaError, UsageError
+from avfewshot.io import cache_dir
 from avfewshot.media import read_clip
-from avfewshot.resources import cache_dir
 from avfewshot.training.clip_cache import ClipCache
 from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip
 
@@ -230,7 +230,7 @@ def test_unfinished_files_of_killed_processes_are_removed_and_those_at_work_are_
 
 
 def test_the_names_of_unfinished_files_are_those_that_writing_uses(tmp_path):
-    from avfewshot.fileio import atomic_path
+    from avfewshot.io import atomic_path
 
     with atomic_path(ClipCache(tmp_path)._entry("0" * 64)) as temporary:
         assert module._is_unfinished(temporary.name)

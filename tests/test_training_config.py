@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from avfewshot.adapters.settings import GuidanceSettings
-from avfewshot.errors import UsageError
+from avfewshot.errors import UsageError, flatten
 from avfewshot.evaluation.tasks import TASKS
-from avfewshot.faults import flatten
 from avfewshot.training.config import ADAPTER_SETTINGS, TrainingConfig, build_config, training_settings
 
 
@@ -183,10 +182,10 @@ def test_the_choices_are_those_of_the_modules_that_act_on_them():
     from avfewshot.adapters.projectors import PROJECTORS
     from avfewshot.adapters.registry import adapter_names
     from avfewshot.adapters.settings import OUTPUTS
-    from avfewshot.datasets.sampler import SAMPLERS
-    from avfewshot.devices import PRECISIONS
-    from avfewshot.losses import OBJECTIVES
-    from avfewshot.matching import FUSIONS, MATCHINGS, POOLS
+    from avfewshot.data.sampler import SAMPLERS
+    from avfewshot.inference.devices import PRECISIONS
+    from avfewshot.models.fusion import FUSIONS, MATCHINGS, POOLS
+    from avfewshot.models.losses import OBJECTIVES
     from avfewshot.training.clip_cache import DEFAULT_MAX_BYTES
 
     kinds = {setting.name: setting.kind for setting in training_settings()}

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from ranks_support import Encoders, assert_same, clips, outcome, run_on_ranks
 
-from avfewshot.losses import shared_labels
+from avfewshot.models.losses import shared_labels
 from avfewshot.training.gather import average_gradients, gather_batch, gather_with_gradient
 from avfewshot.training.ranks import rank, world_size
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from avfewshot.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
 from avfewshot.training.gather import average_gradients, gather_batch
 from avfewshot.training.gradcache import cached_backward
 
@@ -292,7 +292,7 @@ def test_exchange_between_ranks_is_put_off_until_the_last_chunk():
 
 def test_the_audio_visual_model_on_the_tiny_backbone():
     from avfewshot.encoders.backbone import build_backbone
-    from avfewshot.training.build import build_model
+    from avfewshot.models.build import build_model
     from avfewshot.training.config import TrainingConfig
 
     backbone = build_backbone("tiny")

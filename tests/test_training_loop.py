@@ -12,7 +12,7 @@ import torch
 from training_support import make_training, names, resumed
 
 from avfewshot.errors import AvfsError
-from avfewshot.training.checkpoint import load_adapter
+from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.journal import Journal

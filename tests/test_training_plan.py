@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from towers_support import clap_tower, clip_tower
 
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.model import AudioVisualModel
-from avfewshot.training.build import build_model
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.build import build_model
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.plan import Plan, make_plan
 
@@ -172,7 +172,7 @@ def test_a_plan_leaves_the_model_as_it_was():
     [(None, 0, True), ("cpu", 0, True), ("cuda:0", 8 * 10**9, True), ("cuda:0", 24 * 10**9, False)],
 )
 def test_large_towers_are_computed_twice_unless_a_gpu_has_room(monkeypatch, device, memory, expected):
-    monkeypatch.setattr("avfewshot.training.build._LARGE", 100)
+    monkeypatch.setattr("avfewshot.models.build._LARGE", 100)
     properties = SimpleNamespace(total_memory=memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: properties)
     model = build_model(stand_ins(), TrainingConfig(hidden=8), device=device and torch.device(device))

@@ -9,13 +9,13 @@ import torch
 from standin_towers import StandInTower
 
 from avfewshot.errors import MediaError
+from avfewshot.evaluation.logits import score_clip
+from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.texts import ClassTexts
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.scoring.logits import score_clip
-from avfewshot.scoring.predictions import Decision
-from avfewshot.scoring.texts import ClassTexts
-from avfewshot.training.build import build_model
-from avfewshot.training.checkpoint import AdapterConfig
+from avfewshot.models.build import build_model
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal

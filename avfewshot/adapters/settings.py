@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from avfewshot.errors import UsageError
-from avfewshot.faults import raise_faults
+from avfewshot.errors import UsageError, raise_faults
 
 OUTPUTS = ("gate", "bottleneck")
 """How guidance ends, zero at first: a factor for each channel, or a small two-layer MLP."""

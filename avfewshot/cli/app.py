@@ -93,7 +93,7 @@ app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "
 
 def _print_version(value: bool) -> None:
     if value:
-        from avfewshot import __version__
+        from avfewshot.version import __version__
 
         typer.echo(f"avfs {__version__}")
         raise typer.Exit

@@ -41,8 +41,7 @@ def config(
     """Resolve every table, tell all faults, print."""
     import os
 
-    from avfewshot.errors import UsageError
-    from avfewshot.faults import raise_faults
+    from avfewshot.errors import UsageError, raise_faults
     from avfewshot.settings import TABLES, environment_name, resolve
 
     faults = []
@@ -97,7 +96,7 @@ def _row(table: str, setting: Any, sourced: Any) -> dict[str, str | None]:
 def _cache_row() -> dict[str, str | None]:
     import os
 
-    from avfewshot.resources import cache_dir
+    from avfewshot.io import cache_dir
 
     source = next((name for name in ("AVFS_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)), "default")
     folder = str(cache_dir())

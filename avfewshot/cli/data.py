@@ -42,7 +42,7 @@ def toy(
     """
     import shlex
 
-    from avfewshot.datasets.toyworld.build import prepare
+    from avfewshot.toyworld.build import prepare
 
     names = None if only is None else [name.strip().lower() for name in only.split(",") if name.strip()]
     build = prepare(root, seed=seed, clips_per_class=clips_per_class, datasets=names, jobs=jobs, force=force)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from avfewshot.datasets.check import CheckResult
+    from avfewshot.data.check import CheckResult
 
 FORMATS = ("table", "json")
 _MOST_CLASSES = 40  # A longer table is shown only when it is asked for.
@@ -60,7 +60,7 @@ def check(
     """
     if format_ not in FORMATS:
         raise UsageError(f"There is no format {format_!r}.", hint=f"Formats: {', '.join(FORMATS)}.")
-    from avfewshot.datasets.check import check_dataset, find_other_datasets
+    from avfewshot.data.check import check_dataset, find_other_datasets
 
     dataset = load_any(task, root, media or [], list_file)
     folders = [dataset.root, dataset.root.parent, *([root, root.parent] if root else [])]
@@ -98,7 +98,7 @@ def data_root(name: str, root: Path | None) -> Path:
     """
     if root is not None:
         return root
-    from avfewshot.datasets.description import dataset_of_task, load_description
+    from avfewshot.data.description import dataset_of_task, load_description
     from avfewshot.settings import TABLES, resolve
 
     dataset = dataset_of_task(name)
@@ -125,8 +125,8 @@ def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | 
         UsageError: Nothing says where it is, or options do not go together.
         DataError: Its annotation files cannot be read.
     """
-    from avfewshot.datasets.folder import load_folder
-    from avfewshot.datasets.load import load_dataset
+    from avfewshot.data.folder import load_folder
+    from avfewshot.data.load import load_dataset
 
     if task != "folder":
         return load_dataset(task, data_root(task, root), media=media, list_file=list_file)
@@ -138,7 +138,7 @@ def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | 
 
 
 def _write_missing(result: CheckResult, path: Path) -> None:
-    from avfewshot.fileio import write_text
+    from avfewshot.io import write_text
 
     ids = dict.fromkeys(sample.id for sample in result.dataset.missing())
     write_text(path, "".join(f"{name}\n" for name in ids))

@@ -13,7 +13,7 @@ from avfewshot.cli.options import setting_option
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
-    from avfewshot.datasets.shards.prepare import Preparation, Summary
+    from avfewshot.data.shards.prepare import Preparation, Summary
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
 
@@ -66,8 +66,8 @@ def prepare(
     side = frame_side(resolve("zeroshot", {"backbone": backbone}).check()["backbone"])
     dataset = load_any(task, root, media or [], list_file)
 
-    from avfewshot.datasets.shards.plan import plan_shards
-    from avfewshot.datasets.shards.prepare import prepare as look
+    from avfewshot.data.shards.plan import plan_shards
+    from avfewshot.data.shards.prepare import prepare as look
 
     plan = plan_shards(
         dataset, frame_side=side, seconds=seconds, quality=quality, splits=wanted, shard_clips=shard_clips
@@ -154,7 +154,7 @@ def _conclude(todo: Preparation, summary: Summary) -> None:
         everything = "Everything is there" + ("" if todo.pending else " already")
         typer.echo(f"{everything}: {_count(summary.clips, 'clip')} in {_count(len(todo.shards), 'shard')}, {size}.")
     if summary.rejected:
-        from avfewshot.datasets.shards.prepare import REJECTED_NAME
+        from avfewshot.data.shards.prepare import REJECTED_NAME
 
         typer.echo(f"Rejected: {_count(len(summary.rejected), 'clip')}, listed in {todo.folder / REJECTED_NAME}.")
         for clip in summary.rejected[:3]:

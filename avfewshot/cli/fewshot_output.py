@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avfewshot.cli.fewshot_request import FewShotRequest
-from avfewshot.fileio import write_text
+from avfewshot.io import write_text
 from avfewshot.settings import TABLES
 from avfewshot.training.config import training_settings
 
@@ -36,10 +36,10 @@ def write_outputs(
     Returns:
         The files that a person may want to open, the most interesting first.
     """
-    from avfewshot import __version__
     from avfewshot.reports.run_collect import collect
     from avfewshot.reports.run_html import write_run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
+    from avfewshot.version import __version__
 
     folder = request.folder
     comparison = averaged(results)

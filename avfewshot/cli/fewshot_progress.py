@@ -30,17 +30,17 @@ class Display(RunObserver):
         self.close()
 
     def begin(self, what: str, total: int) -> None:
-        """See :class:`~avfewshot.scoring.observer.Observer`."""
+        """See :class:`~avfewshot.evaluation.observer.Observer`."""
         self._close_bar()
         self._bar = progress_bar(total or None, "clip", what)
 
     def advance(self) -> None:
-        """See :class:`~avfewshot.scoring.observer.Observer`."""
+        """See :class:`~avfewshot.evaluation.observer.Observer`."""
         if self._bar is not None:
             self._bar.update()
 
     def say(self, message: str) -> None:
-        """See :class:`~avfewshot.scoring.observer.Observer`."""
+        """See :class:`~avfewshot.evaluation.observer.Observer`."""
         with paused_progress():
             print(message, file=sys.stderr)  # noqa: T201
 

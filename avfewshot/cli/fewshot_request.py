@@ -24,8 +24,7 @@ from avfewshot.cli.run_request import (
     shown_settings,
     write_record,
 )
-from avfewshot.errors import DataError, UsageError
-from avfewshot.faults import flatten, raise_faults
+from avfewshot.errors import DataError, UsageError, flatten, raise_faults
 from avfewshot.settings import TABLES, Resolved, resolve
 from avfewshot.training.config import NONE, Configured, TrainingConfig, build_config, training_settings
 
@@ -219,11 +218,11 @@ def load_data(request: FewShotRequest) -> Any:
     """
     data, task = request.data, request.config.task
     if task == "folder":
-        from avfewshot.datasets.folder import load_folder
+        from avfewshot.data.folder import load_folder
 
         return load_folder(data["root"])
-    from avfewshot.datasets.load import load_dataset
-    from avfewshot.datasets.media_index import require_media
+    from avfewshot.data.load import load_dataset
+    from avfewshot.data.media_index import require_media
 
     dataset = load_dataset(task, data["root"], media=data["media"], list_file=data["list"])
     require_media(dataset, data["media"] or [data["root"]])

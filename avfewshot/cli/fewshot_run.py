@@ -79,9 +79,9 @@ def plan_of(run: FewShot, request: FewShotRequest) -> Plan:
     """What a run takes; supports are drawn, clips are not read."""
     import torch
 
-    from avfewshot.datasets.sampler import draw_support
-    from avfewshot.devices import PRECISIONS
-    from avfewshot.training.build import build_model
+    from avfewshot.data.sampler import draw_support
+    from avfewshot.inference.devices import PRECISIONS
+    from avfewshot.models.build import build_model
     from avfewshot.training.plan import make_plan
 
     config = run.config
@@ -108,7 +108,7 @@ def _dataset(request: FewShotRequest, display: Any) -> Any:
 
 def _prepare(request: FewShotRequest, dataset: Any, display: Any, interrupts: Interrupts) -> FewShot:
     from avfewshot.cli.run_model import load_parts, say_without_graphs
-    from avfewshot.devices import resolve_device, resolve_precision
+    from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.training.fewshot import FewShot
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import typer
 
-from avfewshot.errors import AvfsError
-from avfewshot.faults import Faults
+from avfewshot.errors import AvfsError, Faults
 
 DEBUG_VARIABLE = "AVFS_DEBUG"
 INTERRUPTED = 130

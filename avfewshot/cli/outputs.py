@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from avfewshot.errors import UsageError
-from avfewshot.fileio import atomic_path
+from avfewshot.io import atomic_path
 
 if TYPE_CHECKING:
+    from avfewshot.inference.results import ClipResult, Failure, RunInfo
     from avfewshot.reports.html import Provenance
     from avfewshot.reports.writers import Summary
-    from avfewshot.results import ClipResult, Failure, RunInfo
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
 _STEM = "results"

@@ -9,8 +9,8 @@ from typing import Any
 
 from avfewshot.cli.console import progress_bar
 from avfewshot.cli.fewshot_progress import Display
-from avfewshot.datasets.clip_source import ReadFailure
-from avfewshot.fileio import write_text
+from avfewshot.data.clip_source import ReadFailure
+from avfewshot.io import write_text
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.pretrain import Pace, PretrainWatcher
 from avfewshot.training.selection import Verdict
@@ -32,12 +32,12 @@ class PretrainDisplay(Display):
         self._left: dict[str, tuple[str, str]] = {}
 
     def begin(self, what: str, total: int) -> None:
-        """See :class:`~avfewshot.scoring.observer.Observer`."""
+        """See :class:`~avfewshot.evaluation.observer.Observer`."""
         if self.chief:
             super().begin(what, total)
 
     def say(self, message: str) -> None:
-        """See :class:`~avfewshot.scoring.observer.Observer`."""
+        """See :class:`~avfewshot.evaluation.observer.Observer`."""
         if self.chief:
             super().say(message)
 

@@ -23,8 +23,7 @@ from avfewshot.cli.run_request import (
     shown_settings,
     write_record,
 )
-from avfewshot.errors import DataError, UsageError
-from avfewshot.faults import flatten, raise_faults
+from avfewshot.errors import DataError, UsageError, flatten, raise_faults
 from avfewshot.settings import TABLES, resolve
 from avfewshot.training.config import PRETRAIN_DEFAULTS, Configured, TrainingConfig, build_config, training_settings
 

@@ -13,14 +13,14 @@ from avfewshot.cli.console import Notices, library_messages, paused_progress
 from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.lifecycle import debugging
 from avfewshot.cli.pretrain_request import PretrainRequest
-from avfewshot.fileio import write_text
+from avfewshot.io import write_text
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from avfewshot.encoders.backbone import Backbone
-    from avfewshot.model import AudioVisualModel
-    from avfewshot.scoring.texts import ClassTexts
+    from avfewshot.evaluation.texts import ClassTexts
+    from avfewshot.models.audio_visual import AudioVisualModel
     from avfewshot.training.config import TrainingConfig
     from avfewshot.training.pretrain import Pretraining
     from avfewshot.training.pretrain_supply import Supply
@@ -62,10 +62,10 @@ def execute(request: PretrainRequest) -> int:
 
 def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> tuple[PretrainRequest, Any, Supply]:
     from avfewshot.cli.run_model import load_parts, say_without_graphs
-    from avfewshot.devices import PRECISIONS, resolve_device, resolve_precision
+    from avfewshot.evaluation.texts import class_texts
+    from avfewshot.inference.devices import PRECISIONS, resolve_device, resolve_precision
+    from avfewshot.models.build import build_model
     from avfewshot.prompts import load_templates
-    from avfewshot.scoring.texts import class_texts
-    from avfewshot.training.build import build_model
     from avfewshot.training.description import describe_training
     from avfewshot.training.fabric import many_devices
     from avfewshot.training.journal import Journal
@@ -145,8 +145,8 @@ def _judge(
     display: Any,
 ) -> tuple[Verdict, Callable[[AudioVisualModel, int], Verdict]]:
     """The verdict on the untrained model, and what judges a trained one after so many epochs; rank 0 alone does."""
-    from avfewshot.model import AudioVisualModel
-    from avfewshot.scoring.predictions import Decision
+    from avfewshot.evaluation.predictions import Decision
+    from avfewshot.models.audio_visual import AudioVisualModel
     from avfewshot.training.selection import unjudged
     from avfewshot.training.stream_judge import StreamJudge
 
@@ -189,8 +189,8 @@ def _supply(request: PretrainRequest, frame_size: int) -> Supply:
 
 
 def _finish(request: PretrainRequest, training: Pretraining, supply: Supply, display: Any) -> None:
+    from avfewshot.models.checkpoint import find_checkpoint, load_adapter
     from avfewshot.reports.model_card import model_card
-    from avfewshot.training.checkpoint import find_checkpoint, load_adapter
 
     folder = find_checkpoint(request.folder)
     config = load_adapter(folder).config

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
 
     from avfewshot.encoders.backbone import Backbone
-    from avfewshot.scoring.observer import Observer
-    from avfewshot.training.checkpoint import AdapterCheckpoint
+    from avfewshot.evaluation.observer import Observer
+    from avfewshot.models.checkpoint import AdapterCheckpoint
     from avfewshot.training.config import TrainingConfig
 
 
@@ -35,7 +35,7 @@ def load_parts(
         AvfsError: Something is missing, damaged, or does not fit.
     """
     from avfewshot.encoders.backbone import build_backbone
-    from avfewshot.training.checkpoint import load_adapter
+    from avfewshot.models.checkpoint import load_adapter
     from avfewshot.training.transfer import like_checkpoint
 
     name, initial = model["backbone"], None

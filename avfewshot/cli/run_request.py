@@ -9,9 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from avfewshot.errors import DataError, UsageError
-from avfewshot.faults import flatten
-from avfewshot.fileio import write_text
+from avfewshot.errors import DataError, UsageError, flatten
+from avfewshot.io import write_text
 from avfewshot.settings import TABLES, Resolved
 from avfewshot.training.config import Configured, training_settings
 

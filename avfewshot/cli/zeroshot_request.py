@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.cli.outputs import Target, check_file, check_overwrite, plan_targets
-from avfewshot.errors import UsageError
-from avfewshot.faults import flatten, raise_faults
+from avfewshot.errors import UsageError, flatten, raise_faults
+from avfewshot.inference.results import RunInfo
 from avfewshot.labels import LabelSet, parse_labels
-from avfewshot.results import RunInfo
 from avfewshot.settings import TABLES, Resolved, resolve
 
 _LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool")

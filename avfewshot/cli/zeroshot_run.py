@@ -14,9 +14,9 @@ from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.lifecycle import debugging
 from avfewshot.cli.outputs import OpenWriter, open_page, open_writer
 from avfewshot.cli.zeroshot_request import ZeroshotRequest
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.reports.records import is_finite
 from avfewshot.reports.writers import Summary
-from avfewshot.results import ClipResult, Failure, RunInfo
 
 
 def execute(request: ZeroshotRequest, command: str) -> int:
@@ -53,7 +53,7 @@ def execute(request: ZeroshotRequest, command: str) -> int:
 
 
 def _load(request: ZeroshotRequest) -> Any:
-    from avfewshot.loading import load
+    from avfewshot.inference.loading import load
 
     settings = request.settings
     return load(

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avfewshot.errors import UsageError
-from avfewshot.faults import flatten, raise_faults
-from avfewshot.fileio import write_text
+from avfewshot.errors import UsageError, flatten, raise_faults
+from avfewshot.io import write_text
 from avfewshot.settings import TABLES, Resolved, resolve
 
 if TYPE_CHECKING:
-    from avfewshot.scoring.bench import TaskBench
+    from avfewshot.evaluation.evaluator import TaskBench
     from avfewshot.training.assess import Assessment
 
 TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
@@ -142,17 +141,17 @@ def execute_task(request: TaskRequest) -> int:
 
 def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, dict[str, Any]]:
     """The bench, the trained model if any, and what :func:`~avfewshot.training.assess.assess` has to know of it."""
-    from avfewshot.datasets.load import load_dataset
-    from avfewshot.datasets.media_index import require_media
-    from avfewshot.devices import resolve_device, resolve_precision
+    from avfewshot.data.load import load_dataset
+    from avfewshot.data.media_index import require_media
     from avfewshot.encoders.backbone import build_backbone
     from avfewshot.encoders.presets import load_preset
-    from avfewshot.loading import decision_of, recalled
+    from avfewshot.evaluation.evaluator import TaskBench
+    from avfewshot.evaluation.predictions import Decision
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+    from avfewshot.inference.loading import decision_of, recalled
+    from avfewshot.models.build import load_model
+    from avfewshot.models.checkpoint import load_adapter
     from avfewshot.prompts import load_templates
-    from avfewshot.scoring.bench import TaskBench
-    from avfewshot.scoring.predictions import Decision
-    from avfewshot.training.build import load_model
-    from avfewshot.training.checkpoint import load_adapter
     from avfewshot.training.clip_cache import ClipCache
     from avfewshot.training.fabric import single_device
 
@@ -161,7 +160,7 @@ def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, dict[s
     dataset = load_dataset(request.task, request.root, media=request.media, list_file=request.list_file)
     require_media(dataset, request.media or (request.root,))
     if request.vggsounder is not None:
-        from avfewshot.datasets.vggsounder import with_vggsounder
+        from avfewshot.data.vggsounder import with_vggsounder
 
         dataset = with_vggsounder(dataset, request.vggsounder)
     device = resolve_device(settings["device"])

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from avfewshot.encoders.text import TextBranch
 from avfewshot.encoders.weights.identity import combined
-from avfewshot.fileio import atomic_path
-from avfewshot.resources import cache_dir
+from avfewshot.io import atomic_path, cache_dir
 
 _REMEMBERED = 32  # label sets kept in memory by each text branch
 _KEY = "avfewshot"

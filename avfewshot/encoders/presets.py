@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from avfewshot.encoders.htsat import htsat_config
-from avfewshot.errors import UsageError
-from avfewshot.faults import flatten, raise_faults
+from avfewshot.errors import UsageError, flatten, raise_faults
 
 _FOLDER = Path(__file__).resolve().parent / "presets"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")

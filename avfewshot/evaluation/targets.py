@@ -13,7 +13,7 @@ import numpy.typing as npt
 from avfewshot.evaluation.background import BackgroundRule
 
 if TYPE_CHECKING:
-    from avfewshot.datasets.dataset import Dataset, Sample
+    from avfewshot.data.dataset import Dataset, Sample
 
 _SUM_TOLERANCE = 1e-2
 """How far a distribution may be from summing to 1: half precision is off by this much, logits and cosines by more."""

@@ -16,15 +16,15 @@ from typing import BinaryIO
 
 from markupsafe import Markup
 
-from avfewshot import __version__
-from avfewshot.fileio import atomic_path
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
+from avfewshot.io import atomic_path
 from avfewshot.reports.pages import TEMPLATES, environment, style
 from avfewshot.reports.strip import marks
 from avfewshot.reports.text import printable, rate, reason
 from avfewshot.reports.thumbnails import Thumbnail
 from avfewshot.reports.views import clip_view
 from avfewshot.reports.writers import Summary
-from avfewshot.results import ClipResult, Failure, RunInfo
+from avfewshot.version import __version__
 
 _AHEAD = 8
 """Clips whose pictures may be read at the same time as the next ones are classified."""

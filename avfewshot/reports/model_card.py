@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from avfewshot.training.checkpoint import AdapterConfig
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.loop import Progress
 
 

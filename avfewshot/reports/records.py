@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from avfewshot.results import ClipResult, Failure
+from avfewshot.inference.results import ClipResult, Failure
 
 VERSION = 1
 SECONDS_DIGITS = 3

@@ -8,16 +8,16 @@ from datetime import datetime, timezone
 import torch
 from torch.nn import functional as F
 
-from avfewshot import __version__
-from avfewshot.datasets.dataset import Sample
+from avfewshot.data.dataset import Sample
 from avfewshot.evaluation.comparison import Comparison
-from avfewshot.model import AudioVisualModel
+from avfewshot.evaluation.logits import ClipLogits, blend, clip_probabilities, second_probabilities
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second
 from avfewshot.reports.thumbnails import jpeg_source, thumbnails
-from avfewshot.scoring.logits import ClipLogits, blend, clip_probabilities, second_probabilities
 from avfewshot.training.fewshot import FewShot, SeedResult
 from avfewshot.training.journal import Journal
 from avfewshot.training.plan import Plan
+from avfewshot.version import __version__
 
 _EXAMPLES = 12
 _PICTURES = 5

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from avfewshot.evaluation.references import distinct
 from avfewshot.evaluation.result import TaskResult
-from avfewshot.fileio import write_text
+from avfewshot.io import write_text
 from avfewshot.reports import pages
 from avfewshot.reports.charts import TONES, Level, Series, heat_map, line_chart, quantity, reliability
 from avfewshot.reports.confusion import confused_pairs, confusion

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from avfewshot.results import SegmentResult
+from avfewshot.inference.results import SegmentResult
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 OTHER = "•"

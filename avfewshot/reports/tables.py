@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.reports.records import distribution
 from avfewshot.reports.strip import Mark, Run, cells, marks, runs
 from avfewshot.reports.text import percent, printable, rate, reason, seconds, shorten
 from avfewshot.reports.writers import Summary
-from avfewshot.results import ClipResult, Failure, RunInfo
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _PERCENT_WIDTH = len("100.0 %")

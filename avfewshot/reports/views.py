@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from avfewshot.inference.results import ClipResult, RunInfo, SegmentResult
 from avfewshot.reports.records import distribution
 from avfewshot.reports.strip import Mark, cells, marks, runs
 from avfewshot.reports.text import clock, percent, printable, seconds
 from avfewshot.reports.thumbnails import Thumbnail
-from avfewshot.results import ClipResult, RunInfo, SegmentResult
 
 MOST_BINS = 240
 """Steps of a curve; seconds of longer clips are averaged, since a screen could not show more."""

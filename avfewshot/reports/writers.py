@@ -11,8 +11,8 @@ import io
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.reports.records import VERSION, clip_record, distribution, dumps, failure_record
-from avfewshot.results import ClipResult, Failure, RunInfo
 
 CSV_COLUMNS = (
     "path",

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from avfewshot.evaluation.comparison import Comparison
 from avfewshot.evaluation.evaluate import evaluate_systems
+from avfewshot.evaluation.evaluator import TaskBench
 from avfewshot.evaluation.result import TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.bench import TaskBench
+from avfewshot.models.audio_visual import AudioVisualModel
 
 ADAPTED = "adapted"
 TRAINED_CLASSES, OTHER_CLASSES = "classes that were trained on", "other classes"

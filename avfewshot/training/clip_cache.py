@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.errors import UsageError
-from avfewshot.fileio import write_bytes
+from avfewshot.io import cache_dir, write_bytes
 from avfewshot.media.clip import Clip
 from avfewshot.media.flac import rounded
 from avfewshot.media.reader import read_clip
-from avfewshot.resources import cache_dir
 from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip
 
 VERSION = 1
@@ -234,7 +233,7 @@ class ClipCache:
 
 
 def _is_unfinished(name: str) -> bool:
-    """Whether a file is one that :func:`~avfewshot.fileio.atomic_path` would have renamed in the end."""
+    """Whether a file is one that :func:`~avfewshot.io.atomic_path` would have renamed in the end."""
     return name.startswith(".") and ".clip-" in name and name.endswith(".part.zip")
 
 

@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 
 from avfewshot.adapters.registry import adapter_names
-from avfewshot.errors import UsageError
-from avfewshot.faults import flatten, raise_faults
+from avfewshot.errors import UsageError, flatten, raise_faults
 from avfewshot.setting_kinds import Choice, Flag, Kind, Whole
 from avfewshot.settings import Setting
 from avfewshot.training.config_kinds import Number, Seeds, Size, Switch

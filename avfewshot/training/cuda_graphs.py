@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from avfewshot.devices import free_memory, is_out_of_memory
-from avfewshot.model import AudioVisualModel
+from avfewshot.inference.devices import free_memory, is_out_of_memory
+from avfewshot.models.audio_visual import AudioVisualModel
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -43,7 +43,7 @@ class Passes:
     def __call__(
         self, frames: Tensor | None, audio: Tensor | None, **masks: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
+        """See :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`."""
         with fresh_casts():
             return self._module(frames, audio, **masks)
 
@@ -89,7 +89,7 @@ class Replay(Passes):
     def __call__(
         self, frames: Tensor | None, audio: Tensor | None, **masks: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """See :meth:`avfewshot.model.AudioVisualModel.forward`."""
+        """See :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`."""
         graph = None
         if frames is not None and audio is not None and all(mask is None for mask in masks.values()):
             shapes = frames.shape, audio.shape

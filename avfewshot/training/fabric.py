@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from avfewshot.devices import keep_float32
+from avfewshot.inference.devices import keep_float32
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -21,7 +21,7 @@ def single_device(device: torch.device, precision: str) -> Fabric:
     """Set Fabric up for one device of this process.
 
     Args:
-        device: From :func:`avfewshot.devices.resolve_device`.
+        device: From :func:`avfewshot.inference.devices.resolve_device`.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``; the shorter formats in mixed precision, with parameters, their
             gradients and the optimizer in float32.
 

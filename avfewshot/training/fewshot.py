@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from avfewshot.datasets.dataset import Dataset
-from avfewshot.datasets.sampler import Support
+from avfewshot.data.dataset import Dataset
+from avfewshot.data.sampler import Support
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
 from avfewshot.evaluation.comparison import Comparison
 from avfewshot.evaluation.evaluate import evaluate_systems
+from avfewshot.evaluation.evaluator import TaskBench
+from avfewshot.evaluation.observer import Observer
+from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.result import TaskResult
-from avfewshot.fileio import write_text
-from avfewshot.model import AudioVisualModel
+from avfewshot.io import write_text
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.build import build_model
+from avfewshot.models.checkpoint import AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
-from avfewshot.scoring.bench import TaskBench
-from avfewshot.scoring.observer import Observer
-from avfewshot.scoring.predictions import Decision
-from avfewshot.training.build import build_model
-from avfewshot.training.checkpoint import AdapterCheckpoint, AdapterConfig
 from avfewshot.training.clip_cache import ClipCache
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.description import describe_training
@@ -48,9 +48,9 @@ class SeedResult:
 
     Attributes:
         seed: The seed.
-        support: What was trained on, as :meth:`~avfewshot.datasets.sampler.Support.to_dict` gives it.
+        support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
         progress: How the training ended.
-        results: Of :data:`~avfewshot.scoring.bench.UNTRAINED` and :data:`TRAINED` on the test clips.
+        results: Of :data:`~avfewshot.evaluation.evaluator.UNTRAINED` and :data:`TRAINED` on the test clips.
         comparison: Of these.
         folder: Where checkpoints and metrics of this seed lie.
     """

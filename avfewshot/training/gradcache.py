@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from avfewshot.losses import CombinedLoss
+from avfewshot.models.losses import CombinedLoss
 from avfewshot.training.state import rng_state, set_rng_state
 
 Embeddings = tuple[Tensor | None, ...]

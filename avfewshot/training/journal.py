@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from avfewshot.fileio import write_text
+from avfewshot.io import write_text
 
 
 class Journal:

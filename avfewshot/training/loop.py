@@ -18,9 +18,9 @@ from torch import Tensor
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.media.clip import Clip
 from avfewshot.media.prefetch import ClipFailure
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.reading import Reader, read_ahead
-from avfewshot.training.checkpoint import AdapterConfig
+from avfewshot.media.reading import Reader, read_ahead
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.losses import CombinedLoss, combined_loss, shared_labels
-from avfewshot.matching import event_weights, pool_segments
+from avfewshot.evaluation.texts import ClassTexts
 from avfewshot.media.clip import Clip
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.texts import ClassTexts
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.fusion import event_weights, pool_segments
+from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
 from avfewshot.training.config import TrainingConfig
 
 
@@ -71,14 +71,14 @@ class ClipEmbeddings:
 
 
 Forward = Callable[..., tuple[Tensor | None, Tensor | None]]
-"""What takes the arguments of :meth:`avfewshot.model.AudioVisualModel.forward` and gives its results."""
+"""What takes the arguments of :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward` and gives its results."""
 
 
 def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.device) -> list[ClipEmbeddings]:
     """Run clips through a model, those of equal length together.
 
     Args:
-        model: An :class:`~avfewshot.model.AudioVisualModel`, one that Fabric has wrapped, or a
+        model: An :class:`~avfewshot.models.audio_visual.AudioVisualModel`, one that Fabric has wrapped, or a
             :class:`~avfewshot.training.cuda_graphs.Passes`.
         clips: At least one.
         device: Where the model is.

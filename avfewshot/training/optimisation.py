@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avfewshot.model import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.schedule import rate_factor
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avfewshot.complexity import ParameterCount, count_flops, count_parameters
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.model import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.complexity import ParameterCount, count_flops, count_parameters
 from avfewshot.training.config import AUTO, TrainingConfig
 
 

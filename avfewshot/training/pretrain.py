@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avfewshot.datasets.clip_source import ClipSource, LabelledClip, ReadFailure
-from avfewshot.devices import free_memory, is_out_of_memory
+from avfewshot.data.clip_source import ClipSource, LabelledClip, ReadFailure
 from avfewshot.errors import AvfsError
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.texts import ClassTexts
-from avfewshot.training.checkpoint import AdapterConfig
+from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.inference.devices import free_memory, is_out_of_memory
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal

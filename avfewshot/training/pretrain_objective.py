@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.losses import CombinedLoss
-from avfewshot.matching import event_weights
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.texts import ClassTexts
+from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.fusion import event_weights
+from avfewshot.models.losses import CombinedLoss
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.gather import gather_batch
 from avfewshot.training.gradcache import cached_backward

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avfewshot.datasets.check import find_other_datasets
-from avfewshot.datasets.clip_source import ClipSource, RawSource, read_start
-from avfewshot.datasets.leakage import EVALUATION_SPLITS, without_leaks, youtube_ids
-from avfewshot.datasets.load import load_dataset
-from avfewshot.datasets.media_index import require_media
-from avfewshot.datasets.sampler import fingerprint
-from avfewshot.datasets.shards.reader import ShardSet
+from avfewshot.data.check import find_other_datasets
+from avfewshot.data.clip_source import ClipSource, RawSource, read_start
+from avfewshot.data.leakage import EVALUATION_SPLITS, without_leaks, youtube_ids
+from avfewshot.data.load import load_dataset
+from avfewshot.data.media_index import require_media
+from avfewshot.data.sampler import fingerprint
+from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError
 from avfewshot.training.clip_cache import ClipCache
 from avfewshot.training.leaks import LeakFilter

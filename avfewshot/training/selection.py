@@ -16,9 +16,9 @@ import numpy as np
 
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import evaluate
+from avfewshot.evaluation.logits import ClipLogits, blend, clip_probabilities, second_probabilities
+from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
-from avfewshot.scoring.logits import ClipLogits, blend, clip_probabilities, second_probabilities
-from avfewshot.scoring.predictions import Decision, Fitted
 from avfewshot.training.config import AUTO
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -62,7 +62,7 @@ class Verdict:
 
 
 def fitted_from(values: Mapping[str, Any]) -> Fitted:
-    """Read a :class:`~avfewshot.scoring.predictions.Fitted` that was stored as JSON.
+    """Read a :class:`~avfewshot.evaluation.predictions.Fitted` that was stored as JSON.
 
     Raises:
         KeyError, TypeError, ValueError: It is something else.

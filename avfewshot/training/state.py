@@ -16,7 +16,7 @@ from avfewshot.errors import DataError
 
 
 class Trainable(Protocol):
-    """The part of a model that is trained; see :class:`~avfewshot.model.AudioVisualModel`."""
+    """The part of a model that is trained; see :class:`~avfewshot.models.audio_visual.AudioVisualModel`."""
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Tensors by name."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from avfewshot.devices import free_memory, is_out_of_memory
 from avfewshot.errors import AvfsError
-from avfewshot.losses import CombinedLoss
-from avfewshot.model import AudioVisualModel
+from avfewshot.inference.devices import free_memory, is_out_of_memory
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.losses import CombinedLoss
 from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.gradcache import cached_backward
 from avfewshot.training.objective import ClipEmbeddings, Objective, TrainingClip, embed_batch

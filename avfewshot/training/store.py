@@ -18,8 +18,8 @@ from typing import Any
 
 from avfewshot.encoders.weights.load import read_tensors
 from avfewshot.errors import DataError, WeightsError
-from avfewshot.fileio import sha256_file
-from avfewshot.training.checkpoint import (
+from avfewshot.io import sha256_file
+from avfewshot.models.checkpoint import (
     FORMAT,
     UNFINISHED,
     AdapterCheckpoint,
@@ -109,7 +109,7 @@ class CheckpointStore:
         """Read the best checkpoint; None where there is none.
 
         Raises:
-            AvfsError: As :func:`~avfewshot.training.checkpoint.load_adapter`.
+            AvfsError: As :func:`~avfewshot.models.checkpoint.load_adapter`.
         """
         path = self.best()
         return None if path is None else load_adapter(path, backbone)

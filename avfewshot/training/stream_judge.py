@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from avfewshot.datasets.clip_source import ClipSource, LabelledClip
-from avfewshot.embedder import EmbeddedFile, Embedder
+from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
+from avfewshot.evaluation.logits import ClipLogits, score_clip
+from avfewshot.evaluation.observer import Observer
+from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.media.clip import Clip
-from avfewshot.model import AudioVisualModel
-from avfewshot.scoring.logits import ClipLogits, score_clip
-from avfewshot.scoring.observer import Observer
-from avfewshot.scoring.predictions import Decision
-from avfewshot.scoring.texts import ClassTexts
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.selection import Verdict, judge, judge_zero_shot
 
 

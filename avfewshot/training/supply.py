@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avfewshot.datasets.dataset import Dataset, Sample
-from avfewshot.datasets.sampler import Support, draw_support
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.sampler import Support, draw_support
+from avfewshot.evaluation.usage import Usage, without_media
 from avfewshot.media.prefetch import ClipFailure
-from avfewshot.scoring.reading import Reader, read_ahead
-from avfewshot.scoring.usage import Usage, without_media
+from avfewshot.media.reading import Reader, read_ahead
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.loop import Labelled
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 
 from avfewshot.errors import UsageError
-from avfewshot.training.checkpoint import AdapterCheckpoint
+from avfewshot.models.checkpoint import AdapterCheckpoint
 from avfewshot.training.config import ADAPTER_SETTINGS, TrainingConfig
 
 SHAPING = ("adapter", "projector", *ADAPTER_SETTINGS)

@@ -7,8 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from avfewshot.fileio import sha256_file, write_text
-from avfewshot.resources import cache_dir
+from avfewshot.io import cache_dir, sha256_file, write_text
 
 
 def file_sha256(path: str | Path, *, remember: bool = True) -> str:

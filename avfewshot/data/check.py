@@ -1,0 +1,293 @@
+"""Everything that can be said about a data set before training on it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avfewshot.data.dataset import Dataset
+from avfewshot.data.description import description_names, load_description
+from avfewshot.data.findings import MAX_EXAMPLES, DatasetReport
+from avfewshot.data.leakage import EVALUATION_SPLITS, Overlap, cross_dataset_overlaps, cross_split_overlaps
+from avfewshot.data.load import load_dataset
+from avfewshot.data.locate import is_complete
+from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_files
+from avfewshot.data.sampler import support_table
+from avfewshot.errors import AvfsError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a split has media.
+
+    Attributes:
+        split: Name of the split.
+        listed: Samples in the annotation files.
+        found: Samples whose media file was found.
+        expected: Samples that the official split has, if known.
+    """
+
+    split: str
+    listed: int
+    found: int
+    expected: int | None
+
+    @property
+    def missing(self) -> int:
+        """Samples without media."""
+        return self.listed - self.found
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        dataset: The data set.
+        coverage: Per split.
+        class_counts: Class name -> split -> samples that carry the class.
+        class_found: Class name -> samples that carry the class and have media.
+        overlaps: Shared YouTube videos between splits and with other data sets.
+        compared_with: Names of the other data sets.
+        probes: What opening the media told; None where they were not opened.
+        supports: ``match``, ``differ``, or None where none are published or the training split is not official.
+        report: The reader's findings and those of the check.
+    """
+
+    dataset: Dataset
+    coverage: tuple[Coverage, ...]
+    class_counts: dict[str, dict[str, int]]
+    class_found: dict[str, int]
+    overlaps: tuple[Overlap, ...]
+    compared_with: tuple[str, ...]
+    probes: tuple[Probe, ...] | None
+    supports: str | None
+    report: DatasetReport = field(default_factory=DatasetReport)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing stands in the way of using the data set."""
+        return self.report.worst != "error"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON-ready values; docs/data.md describes them."""
+        dataset = self.dataset
+        return {
+            "version": FORMAT_VERSION,
+            "dataset": dataset.name,
+            "title": dataset.description.title,
+            "description": None if dataset.description.path is None else str(dataset.description.path),
+            "root": str(dataset.root),
+            "form": dataset.form,
+            "usable": self.usable,
+            "files": {role: str(path) for role, path in dataset.files.items()},
+            "splits": {
+                part.split: {
+                    "listed": part.listed,
+                    "found": part.found,
+                    "missing": part.missing,
+                    "expected": part.expected,
+                }
+                for part in self.coverage
+            },
+            "classes": [
+                {"name": name, "wording": wording, **self.class_counts[name], "found": self.class_found[name]}
+                for name, wording in zip(dataset.classes, dataset.wordings, strict=True)
+            ],
+            "compared_with": list(self.compared_with),
+            "overlaps": [overlap.to_dict() for overlap in self.overlaps],
+            "probe": None if self.probes is None else _probe_dict(self.probes),
+            "supports": self.supports,
+            "findings": [finding.to_dict() for finding in self.report.findings],
+        }
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    others: Sequence[Dataset] = (),
+    probe: bool = False,
+    workers: int = 2,
+    progress: Callable[[int], object] | None = None,
+) -> CheckResult:
+    """Check a data set whose media have been looked up.
+
+    Args:
+        dataset: The data set.
+        others: Data sets to look for shared YouTube videos in.
+        probe: Also open every media file found.
+        workers: Threads that open files.
+        progress: Called with 1 whenever a file has been opened.
+
+    Returns:
+        The result; nothing is raised for bad data.
+    """
+    report = DatasetReport(list(dataset.report.findings))
+    paths = sorted({sample.path for sample in dataset.samples if sample.path is not None})
+    _check_counts(dataset, report)
+    _check_files(dataset, paths, report)
+    overlaps = _check_leakage(dataset, others, report)
+    probes = None
+    if probe:
+        expected = None if dataset.description.reader == "folder" else dataset.num_segments
+        probes = tuple(probe_files(paths, expected, workers=workers, progress=progress))
+        _check_probes(dataset, probes, report)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    found: Counter[str] = Counter()
+    for sample in dataset.samples:
+        for label in sample.labels:
+            counts[dataset.classes[label]][sample.split] += 1
+            found[dataset.classes[label]] += sample.path is not None
+    splits = list(dataset.split_sizes)
+    return CheckResult(
+        dataset=dataset,
+        coverage=tuple(_coverage(dataset, split) for split in splits),
+        class_counts={name: {split: counts[name][split] for split in splits} for name in dataset.classes},
+        class_found={name: found[name] for name in dataset.classes},
+        overlaps=tuple(overlaps),
+        compared_with=tuple(other.name for other in others),
+        probes=probes,
+        supports=_check_supports(dataset, report),
+        report=report,
+    )
+
+
+def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -> list[Dataset]:
+    """Other data sets whose annotation files lie below some folders, media not looked up.
+
+    Args:
+        dataset: The one being checked, or its name where its own files are not here; it is not its own other.
+        folders: Data roots; the first that has a data set wins.
+
+    Returns:
+        One per data set name, sorted by name. A data set that cannot be read is left out.
+    """
+    folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    own = dataset if isinstance(dataset, str) else dataset.name
+    found: list[Dataset] = []
+    for name in description_names():
+        for folder in folders:
+            if name == own or not folder.is_dir():
+                continue
+            try:
+                if not is_complete(load_description(name, folder), folder):
+                    continue
+                other = load_dataset(name, folder, find_media=False)
+            except AvfsError:
+                continue
+            if isinstance(dataset, str) or not _same_files(other, dataset):
+                found.append(other)
+                break
+    return found
+
+
+def _same_files(first: Dataset, second: Dataset) -> bool:
+    ours, theirs = ({path.resolve() for path in dataset.files.values()} for dataset in (first, second))
+    return bool(ours & theirs)
+
+
+def _coverage(dataset: Dataset, split: str) -> Coverage:
+    listed = dataset.split_sizes[split]
+    return Coverage(split, listed, len(dataset.available(split)), dataset.description.splits.get(split))
+
+
+def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
+    for split, expected in dataset.description.splits.items():
+        listed = dataset.split_sizes.get(split, 0)
+        if listed != expected:
+            message = f"The {split} split has {listed} clips instead of {expected}."
+            report.add("warning", "split-size", message, count=abs(expected - listed))
+    used = {label for sample in dataset.samples for label in sample.labels}
+    if unused := [name for label, name in enumerate(dataset.classes) if label not in used]:
+        report.add("warning", "classes-without-clips", "Classes without any clip.", unused)
+    if any(sample.path is not None for sample in dataset.samples):
+        covered = {label for s in dataset.samples if s.path is not None for label in s.labels}
+        if bare := [dataset.classes[label] for label in sorted(used - covered)]:
+            report.add("warning", "classes-without-media", "Classes of whose clips none has media.", bare)
+
+
+def _check_files(dataset: Dataset, paths: list[Path], report: DatasetReport) -> None:
+    if empty := empty_files(paths):
+        report.add("warning", "empty-files", "Media files without a byte; fetch them again.", map(str, empty))
+    splits = defaultdict(set)
+    for sample in dataset.samples:
+        if sample.path is not None:
+            splits[sample.path].add(sample.split)
+    across: list[str] = []
+    within: list[str] = []
+    for group in identical_files(paths):
+        reached = set().union(*(splits[path] for path in group))
+        (across if len(reached) > 1 else within).append(" = ".join(path.name for path in group))
+    if across:
+        report.add("warning", "identical-across-splits", "Files with the same content in different splits.", across)
+    if within:
+        report.add("info", "identical-files", "Different files with the same content.", within)
+
+
+def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetReport) -> list[Overlap]:
+    within = cross_split_overlaps(dataset)
+    for overlap in within:
+        message = f"{overlap.first} and {overlap.second} share YouTube videos."
+        report.add("warning", "cross-split-leakage", message, overlap.ids)
+    between = [overlap for other in others for overlap in cross_dataset_overlaps(dataset, other)]
+    leaks = [overlap for overlap in between if _is_leak(overlap)]
+    for other in others:
+        ids = {name for o in leaks if other.name in (o.first.split("/")[0], o.second.split("/")[0]) for name in o.ids}
+        if ids:
+            message = f"Videos that one of {dataset.name} and {other.name} trains on and the other is evaluated on."
+            report.add("info", "cross-dataset-leakage", message, sorted(ids))
+    return within + between
+
+
+def _is_leak(overlap: Overlap) -> bool:
+    """Whether one side is learnt from and the other evaluated on."""
+    evaluated = {part.split("/")[1] in EVALUATION_SPLITS for part in (overlap.first, overlap.second)}
+    return len(evaluated) == 2
+
+
+def _check_probes(dataset: Dataset, probes: Sequence[Probe], report: DatasetReport) -> None:
+    for problem, message in (
+        ("broken", "Files that cannot be decoded; training leaves them out and says so."),
+        ("short", f"Files shorter than the {dataset.num_segments} seconds that are annotated."),
+        ("no-video", "Files without a video track."),
+        ("no-audio", "Files without an audio track."),
+        ("silent", "Files whose audio is digital silence."),
+    ):
+        hit = [probe for probe in probes if problem in probe.problems]
+        if hit:
+            places = [f"{probe.path}: {probe.detail}" if probe.detail else str(probe.path) for probe in hit]
+            report.add("warning", f"media-{problem}", message, places)
+
+
+def _check_supports(dataset: Dataset, report: DatasetReport) -> str | None:
+    pinned = dict(dataset.description.supports)
+    if not pinned or dataset.split_sizes.get("train") != dataset.description.splits.get("train"):
+        return None
+    seeds = pinned["nested"].keys()
+    shots = sorted({k for table in pinned["nested"].values() for k in table})
+    drawn = support_table(dataset, seeds, shots)
+    if drawn == pinned:
+        report.add("info", "supports-match", "The k-shot supports are the published ones.")
+        return "match"
+    message = "The k-shot supports are not the published ones: the training list is not the official one."
+    report.add("warning", "supports-differ", message)
+    return "differ"
+
+
+def _probe_dict(probes: Sequence[Probe]) -> dict[str, Any]:
+    return {
+        "files": len(probes),
+        "good": sum(not probe.problems for probe in probes),
+        **{
+            problem: {
+                "count": sum(problem in probe.problems for probe in probes),
+                "examples": [str(probe.path) for probe in probes if problem in probe.problems][:MAX_EXAMPLES],
+            }
+            for problem in PROBLEMS
+        },
+    }

@@ -1,0 +1,252 @@
+"""Lists of VGG-Sound clips, in every form in which they are handed around.
+
+===================  ===========================================================================================
+form                 rows
+===================  ===========================================================================================
+``avel-labels``      header ``category,video_id,split,label``; `label` a list of ten 0/1; `video_id` a row number
+``avel``             header ``category,video_id,split``
+``ovave-csv``        header ``split,cls_name,cls_type,vid_name`` (OV-AVEBench)
+``ovave-json``       ``{id: {"category": ..., "label": "[0, 1, ...]"}}`` (OV-AVEBench), no splits
+``vggsound``         no header, ``id,start,label,split`` (VGG-Sound's vggsound.csv)
+``vggsound-split``   no header, ``id_start6.mp4,label`` (VGG-Sound's train.csv and test.csv)
+``vggsounder``       header ``video_id,label,modality,...``; a row per label of a clip (VGGSounder)
+===================  ===========================================================================================
+
+Columns of forms with a header are found by name, in any order.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfewshot.data.findings import DatasetReport
+from avfewshot.data.textfiles import normalise_split, read_csv, read_text, seconds, youtube_id
+from avfewshot.errors import DataError
+
+FORMS = ("avel-labels", "avel", "ovave-csv", "ovave-json", "vggsound", "vggsound-split", "vggsounder")
+_CATEGORY = ("category", "cls_name", "class")
+_VIDEO = ("video_id", "vid_name", "youtube_id", "ytid")
+_SEGMENTS = ("label", "labels")
+_STARTED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d{1,6})")
+_FILE_NAME = re.compile(r"(.+_\d{6})(?:\.mp4)?")
+_BITS = re.compile(r"\[?\s*([01](?:\.0*)?(?:[\s,]+[01](?:\.0*)?)*)\s*\]?")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """One row of a list.
+
+    Attributes:
+        line: Line (or entry) number, from 1.
+        id: Id of the clip: ``ID_START6`` where the start is known, otherwise what the list says.
+        category: Name of the class, as spelt in the list.
+        split: ``train``, ``val``, ``test``, or None where the list does not say.
+        youtube_id: Id of the video, None where the list has row numbers.
+        start: Where the clip begins in the video.
+        bits: Per second whether the event is there, or None.
+        modality: VGGSounder's: ``A``, ``V`` or ``AV``; otherwise empty.
+    """
+
+    line: int
+    id: str
+    category: str
+    split: str | None = None
+    youtube_id: str | None = None
+    start: float | None = None
+    bits: tuple[int, ...] | None = None
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """A list of clips.
+
+    Attributes:
+        path: The file.
+        form: One of :data:`FORMS`.
+        rows: Its rows, in file order, with those that cannot be read left out.
+        total: Number of all data rows.
+    """
+
+    path: Path
+    form: str
+    rows: tuple[ClipRow, ...]
+    total: int
+
+
+def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None = None) -> ClipList:
+    """Read a list of clips in any form.
+
+    Args:
+        path: The file; JSON where its suffix says so, otherwise CSV.
+        report: Gets a finding for every kind of row that cannot be read.
+        split: The split of forms that do not name one.
+
+    Returns:
+        The list.
+
+    Raises:
+        DataError: The file cannot be read, is in none of the forms, or no row of it can be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        result = _read_json(path, split, report)
+    else:
+        table = read_csv(path)
+        if not table:
+            raise DataError(f"{path}: the file is empty.")
+        result = _read_headed(path, table, split, report) or _read_plain(path, table, split, report)
+    if not result.rows:
+        raise DataError(f"{path}: no row of the form {result.form!r} can be read.")
+    return result
+
+
+def parse_bits(text: object) -> tuple[int, ...] | None:
+    """Segment labels written as ``[0, 1, ...]`` or as a list; None for anything but zeros and ones."""
+    if isinstance(text, list):
+        text = " ".join(str(int(item)) if isinstance(item, (bool, int)) else "?" for item in text)
+    return _bits_of(text) if isinstance(text, str) else None
+
+
+@functools.lru_cache(maxsize=4096)  # Ten zeros and ones can be written in 1024 ways, in tens of thousands of rows.
+def _bits_of(text: str) -> tuple[int, ...] | None:
+    match = _BITS.fullmatch(text.strip())
+    return tuple(int(float(bit)) for bit in re.split(r"[\s,]+", match[1])) if match else None
+
+
+def _read_headed(
+    path: Path, table: Sequence[tuple[int, list[str]]], split: str | None, report: DatasetReport
+) -> ClipList | None:
+    header = [cell.lower() for cell in table[0][1]]
+    columns = {name: position for position, name in enumerate(header)}
+    video = _column(columns, _VIDEO)
+    if video is None:
+        return None
+    if "modality" in columns and "label" in columns:
+        form, category, bits = "vggsounder", columns["label"], None
+    else:
+        category, bits = _column(columns, _CATEGORY), _column(columns, _SEGMENTS)
+        form = "ovave-csv" if "vid_name" in columns else "avel" if bits is None else "avel-labels"
+    if category is None:
+        raise DataError(f"{path}: the header {','.join(header)} names no class column ({', '.join(_CATEGORY)}).")
+    where = columns.get("split")
+    rows: list[ClipRow] = []
+    faults = _Faults(path)
+    for line, cells in table[1:]:
+        if len(cells) != len(header) or not cells[video] or not cells[category]:
+            faults.malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
+            continue
+        part = normalise_split(cells[where]) if where is not None else split
+        if part is None and where is not None:
+            faults.splits.append(f"{path.name}:{line} {cells[where]}")
+            continue
+        marks = parse_bits(cells[bits]) if bits is not None else None
+        if bits is not None and marks is None:
+            faults.bits.append(f"{path.name}:{line} {cells[bits][:60]}")
+        modality = cells[columns["modality"]].upper() if form == "vggsounder" else ""
+        rows.append(_row(line, cells[video], cells[category], part, marks, modality))
+    faults.tell(report, form)
+    return ClipList(path, form, tuple(rows), len(table) - 1)
+
+
+def _read_plain(
+    path: Path, table: Sequence[tuple[int, list[str]]], split: str | None, report: DatasetReport
+) -> ClipList:
+    widths = {len(cells) for _, cells in table}
+    form = "vggsound" if 4 in widths else "vggsound-split"
+    rows: list[ClipRow] = []
+    faults = _Faults(path)
+    for line, cells in table:
+        if form == "vggsound" and len(cells) == 4:
+            start, part = seconds(cells[1]), normalise_split(cells[3])
+            if cells[0] and start is not None and part and cells[2]:
+                name = f"{cells[0]}_{round(start):06d}"
+                rows.append(ClipRow(line, name, cells[2], part, youtube_id(cells[0]), start))
+                continue
+        elif form == "vggsound-split" and len(cells) == 2:
+            match = _FILE_NAME.fullmatch(cells[0])
+            if match and cells[1]:
+                rows.append(_row(line, match[1], cells[1], split, None, ""))
+                continue
+        faults.malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
+    if not rows:
+        raise DataError(
+            f"{path}: this is no list of clips that avfewshot knows.",
+            hint="Known: category,video_id,split[,label] with a header; id,start,label,split; id_start6.mp4,label; "
+            "OV-AVEBench's CSV and JSON; VGGSounder's CSV.",
+        )
+    faults.tell(report, form)
+    return ClipList(path, form, tuple(rows), len(table))
+
+
+def _read_json(path: Path, split: str | None, report: DatasetReport) -> ClipList:
+    repeated: list[str] = []
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        made = dict(items)
+        if len(made) != len(items):
+            repeated.extend(key for key, count in Counter(key for key, _ in items).items() if count > 1)
+        return made
+
+    try:
+        entries = json.loads(read_text(path), object_pairs_hook=pairs)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}.") from error
+    if not isinstance(entries, dict):
+        raise DataError(f'{path}: expected {{"ID": {{"category": ..., "label": "[0, 1, ...]"}}, ...}}.')
+    rows: list[ClipRow] = []
+    faults = _Faults(path)
+    for number, (name, entry) in enumerate(entries.items(), 1):
+        category = entry.get("category") if isinstance(entry, dict) else None
+        if not isinstance(category, str) or not category.strip():
+            faults.malformed.append(f"{path.name} {name}")
+            continue
+        marks = parse_bits(entry.get("label"))
+        if marks is None:
+            faults.bits.append(f"{path.name} {name}")
+        rows.append(_row(number, name, category.strip(), split, marks, ""))
+    if repeated:
+        report.add("warning", "repeated-ids", f"{path.name}: clips listed more than once; the last counts.", repeated)
+    faults.tell(report, "ovave-json")
+    return ClipList(path, "ovave-json", tuple(rows), len(entries))
+
+
+def _row(
+    line: int, name: str, category: str, split: str | None, bits: tuple[int, ...] | None, modality: str
+) -> ClipRow:
+    name = name[:-4] if name.lower().endswith(".mp4") else name
+    match = _STARTED.fullmatch(name)
+    video = match["video"] if match else youtube_id(name)
+    return ClipRow(line, name, category, split, video, float(match["start"]) if match else None, bits, modality)
+
+
+def _column(columns: dict[str, int], names: Sequence[str]) -> int | None:
+    return next((columns[name] for name in names if name in columns), None)
+
+
+class _Faults:
+    """Rows that cannot be read, by kind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.malformed: list[str] = []
+        self.splits: list[str] = []
+        self.bits: list[str] = []
+
+    def tell(self, report: DatasetReport, form: str) -> None:
+        name = self.path.name
+        if self.malformed:
+            report.add("warning", "malformed-rows", f"{name}: rows not of the form {form!r}, left out.", self.malformed)
+        if self.splits:
+            report.add(
+                "warning", "unknown-splits", f"{name}: splits other than train, val, test, left out.", self.splits
+            )
+        if self.bits:
+            message = f"{name}: segment labels that are not a list of 0 and 1; those clips have none."
+            report.add("warning", "malformed-segments", message, self.bits)

@@ -1,0 +1,262 @@
+"""Clips with their labels in a seeded order, wherever they come from: raw videos here, prepared shards in `shards`.
+
+A training asks a :class:`ClipSource` for the stream of its rank. The streams of all ranks hold every clip exactly once
+an epoch, for any number of ranks; a stream can be entered anywhere, so that an interrupted epoch goes on with the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.ranking import rank_key
+from avfewshot.errors import AvfsError, MediaError, UsageError
+from avfewshot.media.decode_ahead import ordered_map
+
+if TYPE_CHECKING:
+    from avfewshot.media.clip import Clip
+
+DEFAULT_THREADS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledClip:
+    """A decoded clip.
+
+    Attributes:
+        id: Its name in the annotation file.
+        labels: Indices of its classes, ascending.
+        clip: The clip.
+        segments: Class index per second, the number of classes where nothing happens; None where the data set has no
+            such labels.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    clip: Clip
+    segments: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ReadFailure:
+    """Stands in the place of a clip that could not be read.
+
+    Attributes:
+        id: The clip's name in the annotation file.
+        path: Its file, or its place in a shard.
+        error: Why, in one line, without the path.
+    """
+
+    id: str
+    path: Path
+    error: str
+
+
+class ClipSource(Protocol):
+    """Clips of one split."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels are indices into them."""
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Wording of each class for prompts."""
+
+    def __len__(self) -> int:
+        """Number of clips, those that cannot be read included."""
+
+    def count(self, rank: int, world: int) -> int:
+        """Length of the stream of a rank, the same in every epoch: see :func:`share`."""
+
+    def stream(
+        self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
+    ) -> Iterator[LabelledClip | ReadFailure]:
+        """The clips of a rank in the order of an epoch.
+
+        Inside a worker of a ``DataLoader`` it is this worker's part; see :class:`ClipStream`.
+
+        Args:
+            seed: Seed of the order; None keeps the order of the files.
+            epoch: Number of the epoch; each has an order of its own.
+            rank: This process, from 0.
+            world: Number of processes.
+            start: Clips of this stream that were already used, which are left out without being decoded.
+
+        Raises:
+            UsageError: There is no such rank, or `start` is negative.
+        """
+
+
+class ClipStream(IterableDataset):
+    """A stream for the worker processes of a ``DataLoader``, whose ``batch_size`` must be None.
+
+    The loader takes clips from its workers by turns, and so they arrive in an order that only depends on the arguments
+    and the number of workers. To enter an epoch again in the middle, use the same number of workers as before.
+
+    Args:
+        source: Where the clips come from.
+        seed: See :meth:`ClipSource.stream`.
+        epoch: Likewise.
+        rank: Likewise.
+        world: Likewise.
+        start: Likewise: clips already used by all workers of this rank together.
+    """
+
+    def __init__(
+        self, source: ClipSource, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
+    ) -> None:
+        super().__init__()
+        self._stream = partial(source.stream, seed=seed, epoch=epoch, rank=rank, world=world, start=start)
+
+    def __iter__(self) -> Iterator[LabelledClip | ReadFailure]:
+        return self._stream()
+
+
+def check_place(rank: int, world: int, start: int) -> None:
+    """Raise :class:`~avfewshot.errors.UsageError` unless ``0 <= rank < world`` and ``start >= 0``."""
+    if not 0 <= rank < world:
+        raise UsageError(f"There is no rank {rank} of {world}.", hint="Ranks count from 0.")
+    if start < 0:
+        raise UsageError(f"A stream cannot start at clip {start}.", hint="0 is its beginning.")
+
+
+def share(total: int, rank: int, world: int) -> int:
+    """How many of `total` clips a rank gets; two ranks differ by one at most, the first ones have more.
+
+    A training that needs equal numbers of steps uses ``total // world`` clips of each rank.
+    """
+    check_place(rank, world, 0)
+    return total // world + (rank < total % world)
+
+
+def worker_place(start: int) -> tuple[int, int, int]:
+    """This worker's place among those of a ``DataLoader``.
+
+    The loader asks worker 0 first, then 1 and so on. If a stream is entered at `start`, the worker whose turn it is
+    there must become worker 0.
+
+    Args:
+        start: Clips already used by all workers together.
+
+    Returns:
+        Number of the worker whose part is to be read, number of workers, clips of this part already used;
+        ``(0, 1, start)`` outside of a worker.
+    """
+    info = get_worker_info()
+    if info is None:
+        return 0, 1, start
+    worker = (info.id + start) % info.num_workers
+    return worker, info.num_workers, share(start, worker, info.num_workers)
+
+
+def read_start(
+    path: str | Path, *, frame_size: int = 224, seconds: int = 10, modality: str = "av", frame_backend: str = "auto"
+) -> Clip:
+    """Read the first seconds of a media file.
+
+    Args:
+        path: The file.
+        frame_size: Side of the square pictures in pixels.
+        seconds: Longest stretch to read.
+        modality: See :class:`~avfewshot.media.reader.ClipReader`.
+        frame_backend: Likewise.
+
+    Returns:
+        The clip; its ``last`` says whether this is all of the file.
+
+    Raises:
+        MediaError: The file cannot be read.
+    """
+    from avfewshot.media.reader import ClipReader
+
+    with ClipReader(path, frame_size=frame_size, modality=modality, frame_backend=frame_backend) as reader:
+        return reader.read(0, min(reader.info.num_segments, seconds))
+
+
+class RawSource:
+    """Clips decoded from their media files each time.
+
+    Args:
+        dataset: The data set they belong to.
+        samples: The clips; those without a media file are left out.
+        read: Reads a file; :func:`read_start` with 224 pixels and ten seconds unless told. It must be picklable for the
+            workers of a ``DataLoader``.
+        threads: Threads that decode ahead; a worker of a ``DataLoader`` uses none.
+
+    Attributes:
+        samples: The clips, in the order given.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        samples: Sequence[Sample],
+        read: Callable[[Path], Clip] = read_start,
+        *,
+        threads: int = DEFAULT_THREADS,
+    ) -> None:
+        self.samples = tuple(sample for sample in samples if sample.path is not None)
+        self._classes, self._wordings = dataset.classes, dataset.wordings
+        self._read = read
+        self._threads = threads
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        return self._classes
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Wording of each class for prompts."""
+        return self._wordings
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def count(self, rank: int, world: int) -> int:
+        """See :meth:`ClipSource.count`."""
+        return share(len(self), rank, world)
+
+    def stream(
+        self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
+    ) -> Iterator[LabelledClip | ReadFailure]:
+        """See :meth:`ClipSource.stream`. The order does not depend on the number of workers."""
+        check_place(rank, world, start)
+        return self._stream(seed, epoch, rank, world, start)
+
+    def _stream(
+        self, seed: int | None, epoch: int, rank: int, world: int, start: int
+    ) -> Iterator[LabelledClip | ReadFailure]:
+        order = list(self.samples)
+        if seed is not None:
+            order.sort(key=lambda sample: rank_key(seed, "epoch", str(epoch), f"{sample.id}\x1f{sample.row}"))
+        worker, workers, done = worker_place(start)
+        mine = order[rank::world][worker::workers][done:]
+        yield from ordered_map(self._decode, mine, threads=self._threads if workers == 1 else 0)
+
+    def _decode(self, sample: Sample) -> LabelledClip | ReadFailure:
+        try:
+            clip = self._read(sample.path)
+        except Exception as error:  # whatever it is, it is this file's failure
+            return ReadFailure(sample.id, sample.path, explain(error))
+        return LabelledClip(sample.id, sample.labels, clip, sample.segments)
+
+
+def explain(error: Exception) -> str:
+    """Why a file could not be read, in one line and without its path."""
+    if isinstance(error, MediaError):
+        text = f"{error.reason} {error.hint}" if error.hint else error.reason
+    elif isinstance(error, AvfsError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = f"unexpected {type(error).__name__}: {error}"
+    return " ".join(text.split())

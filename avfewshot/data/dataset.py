@@ -1,0 +1,210 @@
+"""Samples and data sets: what every reader returns, whatever the layout of its annotation files."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.data.findings import DatasetReport
+from avfewshot.data.schema import Description
+
+if TYPE_CHECKING:
+    from avfewshot.labels import LabelSet
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens in a clip.
+
+    Attributes:
+        label: Index of the class.
+        onset: Start in seconds from the beginning of the clip.
+        offset: End in seconds, greater than `onset`.
+        modality: ``av`` seen and heard, ``audio`` heard, ``visual`` seen.
+    """
+
+    label: int
+    onset: float
+    offset: float
+    modality: Literal["av", "audio", "visual"] = "av"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One annotated clip.
+
+    Attributes:
+        id: The clip's name in its annotation file. AVE lists some clips under two classes: two samples, one id.
+        labels: Indices of its classes, ascending.
+        split: ``train``, ``val`` or ``test``.
+        row: Position in its annotation file, from 0.
+        segments: Class index per second, ``len(classes)`` where nothing happens; None where the data set has no such
+            labels.
+        events: Events with onset and offset, where the data set has them.
+        youtube_id: The 11 characters of the video on YouTube, if known.
+        start: Where the clip begins in that video, in seconds, if known.
+        end: Where it ends.
+        path: Its media file, if found.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    split: str
+    row: int = 0
+    segments: tuple[int, ...] | None = None
+    events: tuple[Event, ...] = ()
+    youtube_id: str | None = None
+    start: float | None = None
+    end: float | None = None
+    path: Path | None = None
+
+    @property
+    def label(self) -> int:
+        """The class of a clip with one label; of several, the lowest index (as LLP's published top-1 has it)."""
+        return self.labels[0]
+
+    def has_event(self, num_classes: int) -> bool:
+        """Whether any second carries a class; True where the data set has no labels per second."""
+        return self.segments is None or any(label < num_classes for label in self.segments)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its classes, its samples in file order, and what was noticed on reading.
+
+    Attributes:
+        description: Where it comes from and what it should contain.
+        root: The folder that the annotation files were read from.
+        classes: Class names; a label is an index into them.
+        wordings: Wording of each class for prompts.
+        samples: All samples, by split and then in file order.
+        multi_label: Clips carry several labels.
+        form: Which form of annotation file was read, for people.
+        files: Annotation files read, by role.
+        report: Findings of the reader.
+    """
+
+    description: Description
+    root: Path
+    classes: tuple[str, ...]
+    wordings: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    multi_label: bool = False
+    form: str = ""
+    files: dict[str, Path] = field(default_factory=dict)
+    report: DatasetReport = field(default_factory=DatasetReport)
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.description.name
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background not counted."""
+        return len(self.classes)
+
+    @property
+    def background(self) -> int:
+        """The label of a second in which nothing happens: one past the last class."""
+        return len(self.classes)
+
+    @property
+    def num_segments(self) -> int:
+        """Seconds in an annotated clip."""
+        return self.description.segments
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Samples per split, in the order train, val, test."""
+        counts = Counter(sample.split for sample in self.samples)
+        return {split: counts[split] for split in SPLITS if split in counts}
+
+    def split(self, name: str) -> tuple[Sample, ...]:
+        """The samples of a split, in file order."""
+        return tuple(sample for sample in self.samples if sample.split == name)
+
+    def label_set(self) -> LabelSet:
+        """Names and wordings in the form in which label features are computed."""
+        from avfewshot.labels import LabelSet
+
+        return LabelSet(names=self.classes, wordings=self.wordings)
+
+    def filtered(self, keep: Callable[[Sample], bool]) -> Dataset:
+        """The same data set with the samples that `keep` accepts."""
+        return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
+
+    def with_samples(self, samples: Iterable[Sample]) -> Dataset:
+        """The same data set with other samples."""
+        return replace(self, samples=tuple(samples))
+
+    def available(self, split: str | None = None) -> tuple[Sample, ...]:
+        """Samples (of a split) whose media file was found."""
+        return tuple(s for s in self.samples if s.path is not None and split in (None, s.split))
+
+    def missing(self, split: str | None = None) -> tuple[Sample, ...]:
+        """Samples (of a split) whose media file was not found."""
+        return tuple(s for s in self.samples if s.path is None and split in (None, s.split))
+
+    def multi_hot(self, samples: Sequence[Sample]) -> npt.NDArray[np.bool_]:
+        """Labels of `samples` as a boolean matrix ``[N, K]``."""
+        matrix = np.zeros((len(samples), self.num_classes), dtype=bool)
+        for row, sample in enumerate(samples):
+            matrix[row, list(sample.labels)] = True
+        return matrix
+
+    def segment_labels(self, sample: Sample, num_segments: int | None = None) -> npt.NDArray[np.int64]:
+        """Class per second of one sample, :attr:`background` where nothing happens.
+
+        Args:
+            sample: A sample with labels per second.
+            num_segments: Wanted length T; a longer clip is background beyond its annotation, a shorter one is cut.
+
+        Returns:
+            int64 ``[T]``.
+
+        Raises:
+            ValueError: The sample has no labels per second.
+        """
+        if sample.segments is None:
+            raise ValueError(f"{self.name} has no labels per second for {sample.id}.")
+        length = self.num_segments if num_segments is None else num_segments
+        labels = np.full(length, self.background, dtype=np.int64)
+        known = sample.segments[:length]
+        labels[: len(known)] = known
+        return labels
+
+    def event_matrix(
+        self, sample: Sample, modality: Literal["audio", "visual", "av"], num_segments: int | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Which class happens in which second, for data sets with events.
+
+        A second counts for an event if the event covers any part of it.
+
+        Args:
+            sample: A sample.
+            modality: ``audio`` what is heard, ``visual`` what is seen (an ``av`` event is both), ``av`` what is both
+                seen and heard in the same second.
+            num_segments: T, by default that of the data set.
+
+        Returns:
+            bool ``[T, K]``.
+        """
+        length = self.num_segments if num_segments is None else num_segments
+        heard, seen = np.zeros((2, length, self.num_classes), dtype=bool)
+        for event in sample.events:
+            seconds = slice(math.floor(event.onset), math.ceil(event.offset))
+            if event.modality != "visual":
+                heard[seconds, event.label] = True
+            if event.modality != "audio":
+                seen[seconds, event.label] = True
+        return {"audio": heard, "visual": seen, "av": heard & seen}[modality]

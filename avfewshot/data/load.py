@@ -1,0 +1,55 @@
+"""One way in for every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from avfewshot.data.ave import load_ave
+from avfewshot.data.dataset import Dataset
+from avfewshot.data.description import dataset_of_task, load_description
+from avfewshot.data.llp import load_llp
+from avfewshot.data.media_index import MediaIndex, attach_media
+from avfewshot.data.vggsound import load_vggsound
+from avfewshot.errors import UsageError
+
+
+def load_dataset(
+    name: str,
+    root: str | Path,
+    *,
+    media: Sequence[str | Path] = (),
+    list_file: str | Path | None = None,
+    find_media: bool = True,
+) -> Dataset:
+    """Read a data set and find its media.
+
+    Args:
+        name: A data set (``ave``) or a task that uses it (``ave_cls``).
+        root: Its data root: the folder of the annotation files, or one above it.
+        media: Folders to look for media in; default: `root`.
+        list_file: For lists of VGG-Sound clips: the list to read.
+        find_media: Whether to look for media at all.
+
+    Returns:
+        The data set, with ``path`` set on the samples whose media were found, and a report that says what is missing.
+
+    Raises:
+        UsageError: The name is unknown, a folder does not exist, or `list_file` is given for another kind of data set.
+        DataError: Annotation files are missing or cannot be read.
+    """
+    description = load_description(dataset_of_task(name), root)
+    if description.reader in {"vggsound", "ovave"}:
+        dataset = load_vggsound(description, root, list_file=list_file)
+    elif list_file is not None:
+        raise UsageError(f"{description.title} has split files of its own: a list cannot be given for it.")
+    elif description.reader == "ave":
+        dataset = load_ave(description, root)
+    elif description.reader == "llp":
+        dataset = load_llp(description, root)
+    else:
+        raise UsageError(f"{description.path} describes a folder of clips.", hint="Use --data FOLDER for it.")
+    if not find_media:
+        return dataset
+    folders = [Path(folder) for folder in media] or [Path(root)]
+    return attach_media(dataset, MediaIndex.scan(folders))

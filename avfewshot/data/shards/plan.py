@@ -1,0 +1,186 @@
+"""Which clip goes into which shard: decided by the data set alone, so that machines need not talk to each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from avfewshot.data.dataset import SPLITS, Dataset, Sample
+from avfewshot.data.ranking import ranked
+from avfewshot.data.shards.index import ShardIndex, ShardName
+from avfewshot.errors import DataError, UsageError
+
+SHARD_CLIPS = 1000
+SHARD_BYTES = 256_000_000
+
+# JPEG at quality 95 takes about 0.4 bytes a pixel, FLAC about 40 kB a second of 48 kHz mono.
+_BYTES_PER_PIXEL = 0.4
+_BYTES_PER_SECOND = 40_000
+_ODD = re.compile(r"[^A-Za-z0-9_-]")
+
+
+@dataclass(frozen=True)
+class PlannedClip:
+    """A clip and its name in the shard.
+
+    Attributes:
+        key: Unique in the data set; made of digits, letters, ``_`` and ``-`` only, whatever the id is made of.
+        sample: The sample.
+    """
+
+    key: str
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to write.
+
+    Attributes:
+        name: Its file name.
+        split: Its split.
+        clips: What goes into it, in order.
+    """
+
+    name: str
+    split: str
+    clips: tuple[PlannedClip, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a data set.
+
+    Attributes:
+        index: What ``index.json`` will say.
+        shards: The shards, in the order of the index.
+        missing: Samples without a media file, which are left out.
+    """
+
+    index: ShardIndex
+    shards: tuple[PlannedShard, ...]
+    missing: tuple[Sample, ...]
+
+    @property
+    def clips(self) -> int:
+        """Number of clips planned."""
+        return sum(len(shard.clips) for shard in self.shards)
+
+    def part(self, number: int, count: int) -> tuple[PlannedShard, ...]:
+        """The shards of part `number` of `count`: every `count`-th, from shard `number` - 1 on.
+
+        Raises:
+            UsageError: There is no such part.
+        """
+        if not 1 <= number <= count:
+            raise UsageError(f"There is no part {number} of {count}.", hint="Parts are 1/n, 2/n and so on up to n/n.")
+        return self.shards[number - 1 :: count]
+
+
+def plan_shards(
+    dataset: Dataset,
+    *,
+    frame_side: int,
+    seconds: int = 10,
+    quality: int = 95,
+    splits: Sequence[str] | None = None,
+    shard_clips: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Assign the clips of a data set to shards.
+
+    Clips of a split are put into a seeded order first, so that every shard is a mixture of classes.
+
+    Args:
+        dataset: The data set, with media looked up.
+        frame_side: Side of the square pictures in pixels.
+        seconds: Longest stretch of a clip to store.
+        quality: Of JPEG.
+        splits: Some of its splits; all when None.
+        shard_clips: Clips in a shard; by default :func:`default_shard_clips`.
+        seed: Of the order.
+
+    Returns:
+        The plan; the same for the same data set and settings, on any machine.
+
+    Raises:
+        UsageError: A setting is out of range, or a split does not exist.
+        DataError: No clip has a media file.
+    """
+    size = default_shard_clips(frame_side, seconds) if shard_clips is None else shard_clips
+    limits = (("--shard-clips", size, None), ("--seconds", seconds, None), ("--quality", quality, 100))
+    for option, value, most in limits:
+        if value < 1 or (most is not None and value > most):
+            raise UsageError(f"{option} {value} is out of range.", hint=f"From 1 to {most}." if most else "At least 1.")
+    known = tuple(dataset.split_sizes)
+    if unknown := [split for split in splits or () if split not in known]:
+        raise UsageError(
+            f"{dataset.description.title} has no split {unknown[0]!r}.", hint=f"Its splits: {', '.join(known)}."
+        )
+    wanted = [split for split in SPLITS if split in (splits or known)]
+    shards: list[PlannedShard] = []
+    for split in wanted:
+        samples = sorted(dataset.available(split), key=lambda sample: (sample.id, sample.row))
+        order = ranked(samples, lambda sample: sample.id, seed=seed, purpose="shards", group=split)
+        clips = [PlannedClip(_key(number, sample.id), sample) for number, sample in enumerate(order)]
+        for number, start in enumerate(range(0, len(clips), size)):
+            name = f"{_plain(dataset.name)}-{split}-{number:06d}.tar"
+            shards.append(PlannedShard(name, split, tuple(clips[start : start + size])))
+    if not shards:
+        raise DataError(
+            f"No clip of {dataset.description.title} has a media file below {dataset.root}.",
+            hint="`avfs data check` tells what is missing; --media DIR names another place.",
+        )
+    index = ShardIndex(
+        dataset=dataset.name,
+        title=dataset.description.title,
+        classes=dataset.classes,
+        wordings=dataset.wordings,
+        multi_label=dataset.multi_label,
+        num_segments=dataset.num_segments,
+        list_sha256=_fingerprint(shards, dataset.classes),
+        frame_side=frame_side,
+        seconds=seconds,
+        quality=quality,
+        shards=tuple(ShardName(shard.name, shard.split, len(shard.clips)) for shard in shards),
+    )
+    missing = tuple(sample for split in wanted for sample in dataset.missing(split))
+    return Plan(index, tuple(shards), missing)
+
+
+def default_shard_clips(frame_side: int, seconds: int) -> int:
+    """Clips that make a shard of about 256 MB, at most 1000.
+
+    Args:
+        frame_side: Side of the pictures in pixels.
+        seconds: Seconds of a clip.
+    """
+    return max(1, min(SHARD_CLIPS, SHARD_BYTES // expected_bytes(frame_side, seconds)))
+
+
+def expected_bytes(frame_side: int, seconds: int) -> int:
+    """What a clip takes by rule of thumb."""
+    return round(seconds * (frame_side**2 * _BYTES_PER_PIXEL + _BYTES_PER_SECOND))
+
+
+def _fingerprint(shards: Sequence[PlannedShard], classes: Sequence[str]) -> str:
+    """SHA-256 over what is planned; where the media lie on this machine does not count."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        for clip in shard.clips:
+            sample = clip.sample
+            line = [shard.name, clip.key, sample.id, sample.row, [classes[label] for label in sample.labels]]
+            digest.update(json.dumps(line).encode("ascii") + b"\n")
+    return digest.hexdigest()
+
+
+def _key(number: int, name: str) -> str:
+    # The number makes it unique: AVE lists clips under two classes, and odd characters all become "_".
+    return f"{number:06d}_{_ODD.sub('_', name)[:80] or '_'}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:80] or "clips"

@@ -1,0 +1,245 @@
+"""Lists of VGG-Sound clips as data sets: VGG-Sound, VGG-Sound(40K), OV-AVEBench and their like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from avfewshot.data.aliases import ClassNames
+from avfewshot.data.clip_lists import ClipList, ClipRow, read_clip_list
+from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
+from avfewshot.data.description import load_description
+from avfewshot.data.findings import DatasetReport
+from avfewshot.data.locate import Annotations, locate
+from avfewshot.data.official import compare_with_official
+from avfewshot.data.schema import ClassEntry, Description, default_wording
+from avfewshot.data.textfiles import read_lines
+from avfewshot.errors import DataError, UsageError
+
+CLIP_SECONDS = 10.0
+
+
+def load_vggsound(description: Description, root: str | Path, *, list_file: str | Path | None = None) -> Dataset:
+    """Read a list of VGG-Sound clips.
+
+    Args:
+        description: Its description; where it names no classes, they come from the list, in the order of the
+            categories file if there is one and alphabetically otherwise.
+        root: The data root.
+        list_file: A list to read instead of the one below `root`, in any known form.
+
+    Returns:
+        The data set, media not yet looked up. ``segments`` is filled where the list has labels per second.
+
+    Raises:
+        UsageError: The root is not a folder, or `list_file` does not exist.
+        DataError: The list is missing or cannot be read.
+    """
+    report = DatasetReport()
+    annotations = _annotations(description, root, list_file)
+    lists, counts = _read_lists(annotations, report)
+    rows = [row for part in lists for row in part.rows]
+    if all(row.split is None for row in rows):
+        report.add("warning", "no-splits", "The list names no splits: all of its clips count as training clips.")
+    bits = _segment_bits(annotations, report, counts) if lists[0].form == "ovave-csv" else {}
+    entries = _classes(description, rows, annotations, report)
+    samples = _samples(lists, entries, bits, description, report)
+    if not samples:
+        raise DataError(
+            f"{lists[0].path}: none of its classes belongs to {description.title}.",
+            hint=f"Read it with another data set, or put a dataset.yaml beside it. First class: {rows[0].category!r}.",
+        )
+    _report_expectations(description, entries, samples, report)
+    compare_with_official(description, annotations.files, counts, report)
+    return Dataset(
+        description=description,
+        root=annotations.folder,
+        classes=tuple(entry.name for entry in entries),
+        wordings=tuple(entry.wording for entry in entries),
+        samples=tuple(sorted(samples, key=lambda sample: SPLITS.index(sample.split))),
+        form=" + ".join(dict.fromkeys([*(part.form for part in lists), *(["ovave-json"] if bits else [])])),
+        files=annotations.files,
+        report=report,
+    )
+
+
+def _annotations(description: Description, root: str | Path, list_file: str | Path | None) -> Annotations:
+    if list_file is None:
+        return locate(description, root)
+    list_file = Path(list_file)
+    if not list_file.is_file():
+        raise UsageError(f"The list {list_file} does not exist.")
+    files = {"list": list_file}
+    # Files that belong to the list lie beside it.
+    for beside in (description, load_description("ovave")):
+        for entry in beside.files:
+            if entry.role in {"annotations", "categories"} and entry.role not in files:
+                found = [path for name in entry.names if (path := list_file.parent / name).is_file()]
+                if found and list_file not in found:
+                    files[entry.role] = found[0]
+    return Annotations(list_file.parent, files)
+
+
+def _read_lists(annotations: Annotations, report: DatasetReport) -> tuple[list[ClipList], dict[str, int]]:
+    """The list; without one the lists of single splits; without any, VGGSounder's test clips."""
+    roles = [role for role in ("list", "train", "test") if role in annotations.files]
+    roles = ["list"] if "list" in roles else roles
+    lists, counts = [], {}
+    for role in roles:
+        part = read_clip_list(annotations.files[role], report, split=None if role == "list" else role)
+        if part.form == "vggsounder":
+            raise DataError(
+                f"{part.path}: VGGSounder has several labels a clip and no training clips.",
+                hint="It is used to evaluate: put it beside the list as vggsounder.csv.",
+            )
+        lists.append(part)
+        counts[role] = part.total
+    if not lists:
+        names = ", ".join(path.name for path in annotations.files.values())
+        raise DataError(f"{annotations.folder} holds {names}, but no list of clips.")
+    return lists, counts
+
+
+def _segment_bits(
+    annotations: Annotations, report: DatasetReport, counts: dict[str, int]
+) -> dict[str, tuple[str, tuple[int, ...] | None]]:
+    """Class name and labels per second by id, from OV-AVEBench's JSON beside its CSV."""
+    path = annotations.files.get("annotations")
+    if path is None:
+        return {}
+    part = read_clip_list(path, report)
+    counts["annotations"] = part.total
+    return {row.id: (row.category, row.bits) for row in part.rows}
+
+
+def _classes(
+    description: Description, rows: list[ClipRow], annotations: Annotations, report: DatasetReport
+) -> tuple[ClassEntry, ...]:
+    if description.classes:
+        return description.classes
+    used = sorted({row.category for row in rows})
+    if "categories" in annotations.files:
+        listed = [line.strip() for _, line in read_lines(annotations.files["categories"])]
+        names = ClassNames(listed)
+        strangers = [name for name in used if names.index(name) is None]
+        if strangers:
+            name = annotations.files["categories"].name
+            report.add(
+                "warning", "unknown-classes", f"Classes that {name} does not list; put behind its own.", strangers
+            )
+        used = list(dict.fromkeys(listed)) + strangers
+    known = load_description("vggsound")
+    names = ClassNames(known.class_names)
+    wordings = [None if (index := names.index(name)) is None else known.classes[index].wording for name in used]
+    return tuple(
+        ClassEntry(name, wording or default_wording(name)) for name, wording in zip(used, wordings, strict=True)
+    )
+
+
+def _samples(
+    lists: Iterable[ClipList],
+    entries: tuple[ClassEntry, ...],
+    bits: dict[str, tuple[str, tuple[int, ...] | None]],
+    description: Description,
+    report: DatasetReport,
+) -> list[Sample]:
+    names = ClassNames([entry.name for entry in entries])
+    samples: list[Sample] = []
+    unknown: list[str] = []
+    repeated: list[str] = []
+    lengths: list[str] = []
+    seen: set[tuple[str, int, str | None]] = set()
+    for part in lists:
+        for position, row in enumerate(part.rows):
+            label = names.index(row.category)
+            if label is None:
+                unknown.append(f"{part.path.name}:{row.line} {row.category}")
+                continue
+            if (key := (row.id, label, row.split)) in seen:
+                repeated.append(f"{part.path.name}:{row.line} {row.id}")
+                continue
+            seen.add(key)
+            marks = row.bits if row.bits is not None else bits.get(row.id, (None, None))[1]
+            if marks is not None and len(marks) != description.segments:
+                lengths.append(f"{row.id} {len(marks)}")
+                marks = None
+            samples.append(_sample(row, label, marks, position, len(entries)))
+    for severity, code, message, places in (
+        ("error", "unknown-classes", "Rows of classes that are not in the data set, left out.", unknown),
+        ("warning", "repeated-rows", "Clips listed more than once under one class, read once.", repeated),
+        (
+            "warning",
+            "malformed-segments",
+            f"Segment labels that are not {description.segments} long; ignored.",
+            lengths,
+        ),
+        (
+            "warning",
+            "labels-differ-from-events",
+            "Clips with another class in the JSON than in the list; the list counts.",
+            _other_class(samples, bits, names),
+        ),
+    ):
+        if places:
+            report.add(severity, code, message, places)
+    twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
+    if twice:
+        report.add(
+            "info", "repeated-ids", "Clips listed under more than one class or split; each is a sample.", sorted(twice)
+        )
+    if without := [sample.id for sample in samples if sample.segments is not None and not sample.events]:
+        message = "Clips without a second in which the event is both seen and heard; never drawn into a support."
+        report.add("info", "empty-event", message, without)
+    if respelt := names.respelt():
+        report.add("info", "respelt-classes", "Class names were matched by another spelling.", sorted(respelt))
+    return samples
+
+
+def _sample(row: ClipRow, label: int, marks: tuple[int, ...] | None, position: int, background: int) -> Sample:
+    return Sample(
+        id=row.id,
+        labels=(label,),
+        split=row.split or "train",
+        row=position,
+        segments=None if marks is None else tuple(label if mark else background for mark in marks),
+        events=() if marks is None else tuple(Event(label, onset, offset) for onset, offset in _runs(marks)),
+        youtube_id=row.youtube_id,
+        start=row.start,
+        end=None if row.start is None else row.start + CLIP_SECONDS,
+    )
+
+
+def _runs(marks: tuple[int, ...]) -> list[tuple[float, float]]:
+    """Stretches of ones as (onset, offset) in seconds."""
+    runs: list[tuple[float, float]] = []
+    for second, mark in enumerate(marks):
+        if mark and runs and runs[-1][1] == second:
+            runs[-1] = (runs[-1][0], second + 1.0)
+        elif mark:
+            runs.append((float(second), second + 1.0))
+    return runs
+
+
+def _other_class(
+    samples: list[Sample], bits: dict[str, tuple[str, tuple[int, ...] | None]], names: ClassNames
+) -> list[str]:
+    return [s.id for s in samples if s.id in bits and names.index(bits[s.id][0]) not in s.labels]
+
+
+def _report_expectations(
+    description: Description, entries: tuple[ClassEntry, ...], samples: list[Sample], report: DatasetReport
+) -> None:
+    used = {label for sample in samples for label in sample.labels}
+    if description.expected_classes and len(used) != description.expected_classes:
+        message = f"The list has {len(used)} classes; {description.title} has {description.expected_classes}."
+        report.add("warning", "class-count", message)
+    names = ClassNames([entry.name for entry in entries])
+    if absent := [name for name in description.known_classes if names.index(name) is None]:
+        report.add("warning", "classes-absent", f"Classes of {description.title} that the list lacks.", absent)
+    if description.minimum_rows and len(samples) < description.minimum_rows:
+        message = f"The list has {len(samples)} clips; fewer than {description.minimum_rows} is not all of it."
+        report.add("warning", "few-rows", message)
+    if not any(sample.youtube_id for sample in samples):
+        message = "The ids are no YouTube ids (row numbers?): leakage into other data sets cannot be checked."
+        report.add("warning", "no-youtube-ids", message, [samples[0].id])

@@ -1,0 +1,224 @@
+"""A task with everything to judge systems on it: clips, label features, what the untrained model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.errors import AvfsError, DataError
+from avfewshot.evaluation.embedding import Embedded, embed_clips
+from avfewshot.evaluation.embedding_cache import EmbeddingCache
+from avfewshot.evaluation.logits import ClipLogits, blend, score_clip
+from avfewshot.evaluation.observer import Observer
+from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.texts import class_texts
+from avfewshot.evaluation.usage import Usage, usable
+from avfewshot.inference.devices import PRECISIONS
+from avfewshot.inference.features import EmbeddedFile
+from avfewshot.media.reading import Reader
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.prompts import Templates
+
+ZERO_SHOT, CLIP_ONLY, CLAP_ONLY = "zero-shot", "CLIP only", "CLAP only"
+UNTRAINED = (CLIP_ONLY, CLAP_ONLY, ZERO_SHOT)
+"""Systems that need no training, in the order of a table."""
+
+_MODALITIES = {CLIP_ONLY: "visual", CLAP_ONLY: "audio", ZERO_SHOT: None}
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Samples of a split with the logits of the untrained model.
+
+    Attributes:
+        samples: N samples whose clips could be read.
+        logits: Of each of them.
+    """
+
+    samples: tuple[Sample, ...]
+    logits: tuple[ClipLogits, ...]
+
+
+@dataclass(eq=False)
+class TaskBench:
+    """Judges models on one task; what the frozen towers say is computed once, and kept on disk.
+
+    Args:
+        dataset: With media.
+        decision: How logits become answers.
+        backbone: Moved to the device in place.
+        templates: Prompt templates.
+        device: Where to compute.
+        precision: What the towers compute in, which the kept embeddings belong to.
+        autocast: Gives the context in which a training computes in that precision.
+        read: Decodes a clip.
+        frame_backend: What it decodes frames with, which the kept embeddings belong to.
+        window: Seconds that go through adapters together.
+        batch_size: Seconds that go through the towers at once; None: what suits the device.
+        workers: Threads that decode ahead.
+        observer: Is told what happens.
+
+    Attributes:
+        texts: Features of the classes and the background.
+        zero_shot: The untrained model.
+        usage: What became of the clips.
+    """
+
+    dataset: Dataset
+    decision: Decision
+    backbone: Backbone
+    templates: Templates
+    device: torch.device
+    precision: str
+    read: Reader
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    frame_backend: str = "auto"
+    window: int = 10
+    batch_size: int | None = None
+    workers: int = 2
+    observer: Observer = field(default_factory=Observer)
+
+    def __post_init__(self) -> None:
+        self.usage = Usage()
+        self.backbone.to(self.device, PRECISIONS[self.precision])
+        self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates)
+        self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
+        self._cache = EmbeddingCache(
+            {
+                **{f"file {role}": digest for role, digest in self.backbone.identity.items()},
+                "precision": self.precision,
+                "frame backend": self.frame_backend,
+                "frame size": str(self.zero_shot.visual_tower.image_size),
+            }
+        )
+        self._scored: dict[str, Scored] = {}
+
+    def scored(self, split: str) -> Scored:
+        """The usable samples of a split with the untrained model's logits; computed once.
+
+        Raises:
+            DataError: The split ``test`` has no clip that can be used.
+        """
+        if split not in self._scored:
+            samples = self.dataset.split(split)
+            paths = [sample.path for sample in samples if sample.path is not None]
+            self.observer.begin(f"embedding {split} clips", len(set(paths)))
+            embedded = self._embed(self.zero_shot, paths, cache=self._cache)
+            found = usable(samples, embedded, self.usage)
+            if not found and split == "test":
+                raise DataError(
+                    f"No test clip of {self.dataset.description.title} can be used: there is nothing to evaluate on.",
+                    hint=f"`avfs data check {self.decision.task} --root DIR --probe` tells what is wrong.",
+                )
+            self.usage.used[split] = [sample.id for sample, _ in found]
+            scales = self.backbone.visual_scale, self.backbone.audio_scale
+            self._scored[split] = Scored(
+                tuple(sample for sample, _ in found),
+                tuple(score_clip(file.visual, file.audio, self.texts, scales) for _, file in found),
+            )
+        return self._scored[split]
+
+    def targets(self, split: str) -> Targets | None:
+        """What is true of the usable clips of a split; None where there are none.
+
+        Raises:
+            DataError: The task labels seconds, and there are no validation clips to choose a threshold on.
+        """
+        samples = self.scored(split).samples
+        if samples:
+            return Targets.from_samples(self.dataset, samples)
+        if self.decision.per_second and self.decision.background == "threshold":
+            raise DataError(
+                f"{self.dataset.description.title} has no usable {split} clip, so nothing tells which seconds are "
+                "background.",
+                hint="Use --background prompt.",
+            )
+        return None
+
+    def fit(self, logits: Sequence[ClipLogits]) -> Fitted:
+        """What validation chooses for a system, given its logits of the validation clips."""
+        targets = self.targets("val")
+        return self.decision.fit(logits, targets) if targets else Fitted()
+
+    def predict(self, logits: Sequence[ClipLogits], fitted: Fitted) -> Predictions:
+        """What a system says, given its logits."""
+        return self.decision.predict(logits, self.texts.num_classes, fitted)
+
+    def untrained(self, split: str = "test") -> dict[str, Predictions]:
+        """What each of :data:`UNTRAINED` says about a split, with rules fitted on validation clips."""
+        validation, judged = self.scored("val").logits, self.scored(split).logits
+        systems = {}
+        for name, modality in _MODALITIES.items():
+            seen, asked = validation, judged
+            if modality is not None:
+                seen, asked = ([clip.only(modality) for clip in clips] for clips in (validation, judged))
+            systems[name] = self.predict(asked, self.fit(seen))
+        return systems
+
+    def joined(self, model: AudioVisualModel, split: str, share: float) -> list[ClipLogits]:
+        """Logits of a trained model, joined with those of the untrained one.
+
+        Args:
+            model: In evaluation mode, on the device.
+            split: Whose clips.
+            share: Share of the trained logits; with 0 the model is not run.
+        """
+        clips = self.scored(split).logits
+        if share == 0:
+            return list(clips)
+        trained = self.trained_logits(model, split)
+        return [blend(before, after, share) for before, after in zip(clips, trained, strict=True)]
+
+    def trained_logits(self, model: AudioVisualModel, split: str) -> list[ClipLogits]:
+        """Logits of a trained model on the usable clips of a split.
+
+        Raises:
+            AvfsError: A clip cannot be read any more.
+        """
+        paths = [sample.path for sample in self.scored(split).samples]
+        self.observer.begin(f"evaluating on {split} clips", len(set(paths)))
+        return self.logits_of(model, paths)
+
+    def logits_of(self, model: AudioVisualModel, paths: Sequence[Path]) -> list[ClipLogits]:
+        """Logits of a trained model on clips.
+
+        Args:
+            model: In evaluation mode, on the device.
+            paths: Their files, which could be read before.
+
+        Raises:
+            AvfsError: A clip cannot be read any more.
+        """
+        embedded = self._embed(model, paths, cache=None)
+        with torch.inference_mode():
+            projected = self.texts.projected(model).to("cpu")
+            scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
+        result = []
+        for path in paths:
+            file = embedded[path]
+            if not isinstance(file, EmbeddedFile):
+                raise AvfsError(f"{file.path}: could be read before and cannot be read any more: {file.error}")
+            result.append(score_clip(file.visual, file.audio, projected, scales))
+        return result
+
+    def _embed(self, model: AudioVisualModel, paths: Sequence[Path], *, cache: EmbeddingCache | None) -> Embedded:
+        with self.autocast():
+            return embed_clips(
+                model,
+                paths,
+                self.read,
+                device=self.device,
+                window=self.window,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                cache=cache,
+                progress=self.observer.advance,
+            )

@@ -1,0 +1,102 @@
+"""From logits to what the evaluation judges, with rules that are chosen on validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avfewshot.evaluation.background import BackgroundRule, find_background, fit_background
+from avfewshot.evaluation.logits import ClipLogits, Floats, clip_probabilities, second_probabilities, second_salience
+from avfewshot.evaluation.measures import choose_label_threshold
+from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.tasks import find_task
+
+_SMALLEST = 1e-300
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was chosen on validation data for one system.
+
+    Attributes:
+        background: How seconds without an event are told; None for tasks that label clips.
+        label_threshold: From which probability on a clip is said to carry a class; None where clips have one label.
+    """
+
+    background: BackgroundRule | None = None
+    label_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How logits become answers.
+
+    Attributes:
+        task: Name of the task.
+        fusion: How the modalities are joined.
+        pool: How the seconds of a clip are pooled, for tasks that label clips.
+        background: Strategy for seconds without an event, for tasks that label seconds.
+        seconds: Annotated seconds of a clip, for the same.
+    """
+
+    task: str
+    fusion: str
+    pool: str
+    background: str = "threshold"
+    seconds: int = 10
+
+    @property
+    def per_second(self) -> bool:
+        """Whether seconds are labelled, not clips."""
+        return find_task(self.task).per_second
+
+    def fit(self, clips: Sequence[ClipLogits], targets: Targets) -> Fitted:
+        """Choose on validation data what has to be chosen.
+
+        Args:
+            clips: Logits of the validation clips.
+            targets: Their labels.
+
+        Returns:
+            The choices.
+        """
+        if not self.per_second:
+            if not targets.multi_label:
+                return Fitted()
+            probabilities = clip_probabilities(clips, targets.num_classes, fusion=self.fusion, pool=self.pool)
+            return Fitted(label_threshold=choose_label_threshold(probabilities, targets.labels))
+        probabilities, salience = self._seconds(clips, targets.num_classes)
+        rule = fit_background(
+            self.background, probabilities[..., : targets.num_classes], targets.segments, salience=salience
+        )
+        return Fitted(background=rule)
+
+    def predict(self, clips: Sequence[ClipLogits], num_classes: int, fitted: Fitted) -> Predictions:
+        """What a system says about clips.
+
+        Args:
+            clips: Its logits.
+            num_classes: K.
+            fitted: From :meth:`fit`; tasks that label seconds need its rule.
+
+        Returns:
+            Probabilities, with what was fitted.
+        """
+        if not self.per_second:
+            probabilities = clip_probabilities(clips, num_classes, fusion=self.fusion, pool=self.pool)
+            return Predictions(probabilities, label_threshold=fitted.label_threshold)
+        probabilities, salience = self._seconds(clips, num_classes)
+        return Predictions(probabilities, background=fitted.background, salience=salience)
+
+    def _seconds(self, clips: Sequence[ClipLogits], num_classes: int) -> tuple[Floats, Floats | None]:
+        """Probabilities in the form that the background's strategy takes, and how sure it is that something happens."""
+        joint = second_probabilities(clips, num_classes, self.seconds, fusion=self.fusion)
+        if find_background(self.background).extra_column:
+            return joint, None
+        events = joint[..., :num_classes]
+        # Divided by the largest first: a second that is background beyond doubt has no digits left for its events.
+        largest = events.max(-1, keepdims=True)
+        shares = np.where(largest > 0, events / np.maximum(largest, _SMALLEST), 1.0)
+        return shares / shares.sum(-1, keepdims=True), second_salience(clips, events.argmax(-1))

@@ -1,0 +1,87 @@
+"""Which clips of a data set a run uses, and which it cannot use and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.evaluation.embedding import Embedded
+from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.results import Failure
+from avfewshot.io import write_text
+
+NO_MEDIA = "no media file was found"
+
+
+@dataclass
+class Usage:
+    """What became of the clips of a run.
+
+    Attributes:
+        used: By role (``train`` for supports, ``val``, ``test``) the ids that were used.
+    """
+
+    used: dict[str, list[str]] = field(default_factory=dict)
+    _left: dict[tuple[str, str, str], None] = field(default_factory=dict)  # an ordered set
+
+    @property
+    def left(self) -> list[tuple[str, str, str]]:
+        """(split, id, reason) of clips that could not be used, each once, in the order in which that was found."""
+        return list(self._left)
+
+    def leave(self, sample: Sample, reason: str) -> None:
+        """Note that a clip cannot be used; once."""
+        self._left[sample.split, sample.id, reason] = None
+
+    def counts(self, dataset: Dataset) -> list[tuple[str, int, int, int]]:
+        """(split, clips listed, used, unusable) of every split."""
+        left = Counter(split for split, _, _ in self._left)
+        return [
+            (split, size, len(self.used.get(split, ())), left[split]) for split, size in dataset.split_sizes.items()
+        ]
+
+    def write(self, path: Path) -> None:
+        """Write all clips that were used, and those that could not be, as CSV: split, id, used, reason."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("split", "id", "used", "reason"))
+        for split, ids in self.used.items():
+            writer.writerows((split, name, "yes", "") for name in ids)
+        writer.writerows((split, name, "no", reason) for split, name, reason in self.left)
+        write_text(path, text.getvalue())
+
+
+def without_media(dataset: Dataset, paths: Iterable[Path]) -> Dataset:
+    """The same data set, as if some media files were not there."""
+    gone = set(paths)
+    return dataset.with_samples(
+        replace(sample, path=None) if sample.path in gone else sample for sample in dataset.samples
+    )
+
+
+def usable(samples: Sequence[Sample], embedded: Embedded, usage: Usage) -> list[tuple[Sample, EmbeddedFile]]:
+    """The samples whose clips could be embedded.
+
+    Args:
+        samples: Of a split; those without media are left out.
+        embedded: What became of their files.
+        usage: Learns about the others.
+
+    Returns:
+        Samples with their embeddings, in order.
+    """
+    found = []
+    for sample in samples:
+        item = None if sample.path is None else embedded[sample.path]
+        if item is None:
+            usage.leave(sample, NO_MEDIA)
+        elif isinstance(item, Failure):
+            usage.leave(sample, item.error)
+        else:
+            found.append((sample, item))
+    return found

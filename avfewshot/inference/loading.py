@@ -1,0 +1,157 @@
+"""From names and paths to a classifier, with or without trained adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.presets import load_preset
+from avfewshot.errors import DataError, UsageError
+from avfewshot.inference.classifier import Classifier
+from avfewshot.inference.devices import resolve_device, resolve_precision
+from avfewshot.models.build import load_model
+from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
+from avfewshot.models.fusion import FUSIONS, POOLS
+from avfewshot.prompts import load_templates
+from avfewshot.training.config import TrainingConfig
+
+DEFAULT_BACKBONE = "base"
+
+_T = TypeVar("_T")
+
+
+def load(
+    backbone: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    weights: str = "pretrained",
+    precision: str = "auto",
+    seed: int = 0,
+    clip_weights: str | os.PathLike[str] | None = None,
+    clap_weights: str | os.PathLike[str] | None = None,
+    roberta: str | os.PathLike[str] | None = None,
+    templates: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+) -> Classifier:
+    """Load a classifier. The network is never asked: `avfs weights fetch` brings the weights.
+
+    Args:
+        backbone: Preset (``"base"``, ``"large"``, ``"tiny"``) or a YAML file; None: the one that the adapter was
+            trained with, or ``"base"`` without an adapter.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        weights: ``"pretrained"``, or ``"random"`` to try things out: meaningless results.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        seed: Of random weights.
+        clip_weights: CLIP checkpoint by path, instead of the preset's.
+        clap_weights: CLAP checkpoint by path, instead of the preset's.
+        roberta: Folder with RoBERTa's tokenizer files, instead of those in the hub's cache.
+        templates: Prompt templates: a packaged name or a file; None: those that the adapter was trained with, or those
+            that fit the backbone without an adapter.
+        adapter: Folder of a training run or of a checkpoint. What was learnt also serves labels that were not trained
+            on. How scores become answers (share of the trained logits, pooling, fusion) is what the checkpoint says.
+
+    Returns:
+        A classifier.
+
+    Raises:
+        UsageError: An argument is wrong.
+        DataError: There is no adapter, or its configuration is damaged.
+        WeightsError: Weights are missing, damaged, unsafe, of another architecture, or not those that the adapter was
+            trained with.
+    """
+    # Everything cheap is checked before the weights are read.
+    place = resolve_device(device)
+    form = resolve_precision(precision, place)
+    prompts = None if templates is None else load_templates(templates)
+    checkpoint = decision = preset = None
+    if adapter is not None:
+        checkpoint = load_adapter(adapter)
+        decision = decision_of(checkpoint)
+        if prompts is None:
+            prompts = recalled(checkpoint, "templates", load_templates)
+        if backbone is None:
+            preset = recalled(checkpoint, "backbone", load_preset)
+            backbone = checkpoint.config.backbone
+    elif backbone is None:
+        backbone = DEFAULT_BACKBONE
+    built = build_backbone(
+        preset or backbone,
+        weights=weights,
+        seed=seed,
+        clip_weights=clip_weights,
+        clap_weights=clap_weights,
+        roberta=roberta,
+    )
+    made = {"device": place, "precision": form, "name": os.fspath(backbone)}
+    if checkpoint is not None:
+        made["model"], _ = load_model(checkpoint, built)
+        made |= {"adapter": os.fspath(adapter), **vars(decision)}
+    return Classifier(built, prompts or load_templates(built.templates), **made)
+
+
+@dataclass(frozen=True)
+class TrainedDecision:
+    """How a trained model's scores become answers; see :class:`~avfewshot.inference.classifier.Classifier`."""
+
+    blend: float
+    window: int
+    fusion: str
+    pool: str
+
+
+def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
+    """What a checkpoint says, checked; what it leaves open is as it was trained, with the trained logits alone.
+
+    Raises:
+        DataError: Values are of the wrong type or out of range; all of them are listed.
+        UsageError: Its training configuration is not valid.
+    """
+    where = checkpoint.path / CONFIG_NAME
+    training = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(where))
+    given: Mapping[str, Any] = checkpoint.config.decision
+    values = {
+        "blend": given.get("blend", 1.0),
+        **{name: given.get(name, getattr(training, name)) for name in ("window", "fusion", "pool")},
+    }
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "blend": (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),
+        "window": (lambda value: type(value) is int and value >= 1, "a whole number from 1 on"),
+        "fusion": (lambda value: value in FUSIONS, f"one of {', '.join(FUSIONS)}"),
+        "pool": (lambda value: value in POOLS, f"one of {', '.join(POOLS)}"),
+    }
+    faults = [
+        f"decision: {name} must be {wanted}, not {values[name]!r}"
+        for name, (fits, wanted) in rules.items()
+        if not fits(values[name])
+    ]
+    if faults:
+        raise DataError(f"{where}: {'; '.join(faults)}.", hint="Copy the folder again from where it was trained.")
+    return TrainedDecision(**values)
+
+
+def recalled(checkpoint: AdapterCheckpoint, name: str, read: Callable[[str], _T]) -> _T:
+    """Find what a checkpoint names; where it lies elsewhere on this machine, say how to tell.
+
+    Args:
+        checkpoint: The checkpoint.
+        name: ``"backbone"`` or ``"templates"``.
+        read: Finds it by its name.
+
+    Raises:
+        UsageError: It is not here.
+    """
+    value = getattr(checkpoint.config, name)
+    try:
+        return read(value)
+    except UsageError as error:
+        raise UsageError(
+            f"{checkpoint.path}: the {name} that it was trained with cannot be read: {error.message}",
+            hint=f"Name a file with --{name}.",
+        ) from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

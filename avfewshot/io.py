@@ -1,0 +1,149 @@
+"""Files and processes: atomic writes and digests, packaged files and caches, how worker processes behave."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `target`; on success it is synced and renamed to `target`.
+
+    The temporary name keeps the suffix of `target`, since some writers choose their format by it. Parent folders are
+    made. On an exception the temporary file is removed and `target` is untouched.
+
+    Args:
+        target: The file to write.
+
+    Yields:
+        The temporary path to write to.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=f".part{target.suffix}", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_bytes(target: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def resource_dir(name: str) -> Path:
+    """Folder of packaged files.
+
+    In a wheel they lie inside the package; in a checkout at the top level of the repository.
+
+    Args:
+        name: ``"prompts"`` or ``"data_splits"``.
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        FileNotFoundError: The installation lacks the folder.
+    """
+    for candidate in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"The installation of avfewshot lacks its {name!r} folder; install it again.")
+
+
+def cache_dir(*parts: str) -> Path:
+    """Folder for caches: ``$AVFS_CACHE``, else ``$XDG_CACHE_HOME/avfewshot``, else ``~/.cache/avfewshot``.
+
+    The folder is not created.
+
+    Args:
+        *parts: Sub-folders to append.
+
+    Returns:
+        The path.
+    """
+    if explicit := os.environ.get("AVFS_CACHE"):
+        base = Path(explicit).expanduser()
+    elif xdg := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(xdg).expanduser() / "avfewshot"
+    else:
+        base = Path.home() / ".cache" / "avfewshot"
+    return base.joinpath(*parts)
+
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextlib.contextmanager
+def worker_env() -> Iterator[None]:
+    """What processes inherit that are started meanwhile.
+
+    A terminal sends the interrupt to all processes; it is the parent that ends the others. One that is still importing
+    its modules would print a traceback, so the signal has to be off before it starts.
+    """
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        yield
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def begin_worker() -> None:
+    """Called first in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this a worker would wait for work for ever when its parent is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""The audio-visual model, fusion of its logits, losses, checkpoints."""

@@ -1,0 +1,100 @@
+"""Models from a backbone: a fresh one to train, or one with trained adapters."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import torch
+
+from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.projectors import Projectors
+from avfewshot.adapters.registry import build_adapter
+from avfewshot.models.audio_visual import AudioVisualModel, Towers
+from avfewshot.models.checkpoint import AdapterCheckpoint, AdapterConfig, Identified, load_adapter
+from avfewshot.training.config import AUTO, NONE, TrainingConfig
+
+_LARGE = 50_000_000
+"""Parameters of both towers from which on activations are computed twice; ViT-B/32 and HTS-AT have 119 M."""
+_ROOMY = 16 * 10**9
+"""Bytes of a GPU that holds the activations of a clip of any packaged backbone; larger batches go in pieces."""
+
+
+class NamedTowers(Towers, Identified, Protocol):
+    """The part of a backbone that trained tensors need."""
+
+
+def build_model(
+    backbone: Towers, config: TrainingConfig, *, seed: int = 0, device: torch.device | None = None
+) -> AudioVisualModel:
+    """Put adapters and projectors on a backbone, as configured; fresh ones change nothing until they are trained.
+
+    Args:
+        backbone: Two frozen towers.
+        config: Says which adapters and projectors, and whether activations are computed twice.
+        seed: Of the new parameters; torch's global generators are left as they are.
+        device: Where it will be trained; None: on a processor.
+
+    Returns:
+        The model; the new parameters are on the CPU in float32.
+
+    Raises:
+        UsageError: The adapter does not know one of its settings.
+    """
+    adapters = projectors = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.adapter != NONE:
+            layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+            adapters = build_adapter(
+                config.adapter, layers, {"hidden": default_hidden(backbone), **config.adapter_settings}
+            )
+        if config.projector != NONE:
+            widths = backbone.visual.output_dim, backbone.audio.output_dim
+            projectors = Projectors(*widths, kind=config.projector)
+    checkpointing = config.checkpointing
+    if checkpointing == AUTO:
+        towers = (backbone.visual, backbone.audio)
+        large = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
+        checkpointing = large and not _is_roomy(device)
+    return AudioVisualModel(backbone, adapters, projectors, checkpointing=checkpointing)
+
+
+def _is_roomy(device: torch.device | None) -> bool:
+    return (
+        device is not None and device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= _ROOMY
+    )
+
+
+def default_hidden(backbone: Towers) -> int:
+    """Width of the space of attention maps: a third of that of CLIP's tokens, 256 for ViT-B as published.
+
+    Args:
+        backbone: Two towers.
+    """
+    return max(1, backbone.visual.token_shapes[0][1] // 3)
+
+
+def load_model(
+    trained: AdapterCheckpoint | str | os.PathLike[str], backbone: NamedTowers
+) -> tuple[AudioVisualModel, AdapterConfig]:
+    """Put trained adapters and projectors on the backbone that they were trained with.
+
+    Args:
+        trained: A checkpoint that was read, or the folder of one or of a run.
+        backbone: The backbone, with the same weights as in training.
+
+    Returns:
+        The model, in evaluation mode, and what the checkpoint tells of itself.
+
+    Raises:
+        DataError: There is no checkpoint, or its configuration is damaged.
+        UsageError: Its training configuration is not valid.
+        WeightsError: The tensors are damaged, or belong to another backbone.
+    """
+    checkpoint = trained if isinstance(trained, AdapterCheckpoint) else load_adapter(trained)
+    checkpoint.config.check_backbone(backbone, where=checkpoint.path)
+    config = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(checkpoint.path / "config.json"))
+    model = build_model(backbone, config)
+    model.load_trainable_state(checkpoint.tensors)
+    return model.eval(), checkpoint.config

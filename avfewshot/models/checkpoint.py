@@ -1,0 +1,334 @@
+"""Adapter checkpoints: a folder with ``adapter.safetensors``, the trained tensors, and ``config.json``, what they are.
+
+Folders are written under another name and renamed when everything in them is on the disk, so that one under its own
+name is always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from avfewshot.encoders.weights.load import read_tensors
+from avfewshot.errors import DataError, WeightsError
+from avfewshot.io import sha256_file
+from avfewshot.version import __version__
+
+FORMAT = 1
+"""Raised when the form of ``config.json`` changes such that older programs cannot read it."""
+
+TENSORS_NAME = "adapter.safetensors"
+CONFIG_NAME = "config.json"
+_NUMBERED = re.compile(r"([a-z]+)-([0-9]+)(?:\.([0-9]+))?")
+UNFINISHED = ".part-"
+"""How the names of folders begin that are being written, or removed."""
+
+
+class Identified(Protocol):
+    """The part of a backbone that tells it from others."""
+
+    name: str
+    identity: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What trained tensors belong to and how they came about.
+
+    Attributes:
+        task: Name of the task.
+        labels: Class names, in order.
+        wordings: What stands for each of them in prompts.
+        templates: Name or path of the prompt templates.
+        backbone: Name of the backbone's preset.
+        identity: SHA-256 of the backbone's files by role, see :class:`~avfewshot.encoders.backbone.Backbone`.
+        training: The configuration, as :meth:`~avfewshot.training.config.TrainingConfig.to_dict` gives it.
+        seed: The seed of this training.
+        support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
+        decision: How scores become answers: ``blend`` (share of the trained logits in the sum), ``pool``,
+            ``fusion``, ``window`` (seconds that go through the adapters together), ``background``.
+        metrics: Figures by name.
+        version: Version of this program that wrote it.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    wordings: tuple[str, ...]
+    templates: str
+    backbone: str
+    identity: dict[str, str]
+    training: dict[str, Any]
+    seed: int
+    support: dict[str, Any] = field(default_factory=dict)
+    decision: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    version: str = __version__
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str | os.PathLike[str]) -> AdapterConfig:
+        """Check what was read from ``config.json``.
+
+        Args:
+            values: Its content.
+            where: The file, for messages.
+
+        Raises:
+            DataError: Fields are missing or of another type; all of them are listed.
+        """
+        wanted = {entry.name: _FIELD_TYPES[entry.type.partition("[")[0]] for entry in dataclasses.fields(cls)}
+        faults = [f"{name} is missing" for name in wanted if name not in values]
+        faults += [
+            f"{name} must be {shown}"
+            for name, (kind, shown) in wanted.items()
+            if name in values and not (isinstance(values[name], kind) and not isinstance(values[name], bool))
+        ]
+        for name in ("labels", "wordings"):
+            if isinstance(values.get(name), list) and not all(isinstance(item, str) for item in values[name]):
+                faults.append(f"{name} must hold texts")
+        if not faults and len(values["labels"]) != len(values["wordings"]):
+            faults.append("labels and wordings differ in number")
+        if faults:
+            raise DataError(
+                f"{os.fspath(where)}: is not the configuration of an adapter: {'; '.join(faults)}.",
+                hint="Give the folder of a run, or one that holds adapter.safetensors and config.json.",
+            )
+        kept = {name: values[name] for name in wanted}
+        return cls(**{**kept, "labels": tuple(kept["labels"]), "wordings": tuple(kept["wordings"])})
+
+    def check_backbone(self, backbone: Identified, *, where: str | os.PathLike[str]) -> None:
+        """Refuse a backbone of other weights than those that the tensors were trained with.
+
+        Args:
+            backbone: The backbone at hand.
+            where: The checkpoint, for messages.
+
+        Raises:
+            WeightsError: Files differ; all of them are listed.
+        """
+        roles = sorted(self.identity.keys() | backbone.identity.keys())
+        faults = [
+            f"{role}: {_short(self.identity.get(role))} when trained, {_short(backbone.identity.get(role))} here"
+            for role in roles
+            if self.identity.get(role) != backbone.identity.get(role)
+        ]
+        if faults:
+            raise WeightsError(
+                f"{os.fspath(where)}: was trained with other weights than those of backbone {backbone.name!r}: "
+                f"{'; '.join(faults)}.",
+                hint=f"Use the backbone that it was trained with: {self.backbone!r}, with the same weight files.",
+            )
+
+
+_FIELD_TYPES: dict[str, tuple[type, str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "tuple": (list, "a list"),
+    "dict": (dict, "an object"),
+}
+
+
+@dataclass(frozen=True)
+class AdapterCheckpoint:
+    """What :func:`load_adapter` read.
+
+    Attributes:
+        path: The folder.
+        tensors: The trained tensors by name, for ``load_trainable_state``.
+        config: What they are.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: AdapterConfig
+
+
+def write_adapter(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: AdapterConfig) -> Path:
+    """Write an adapter checkpoint; it appears whole or not at all.
+
+    Args:
+        folder: A folder that does not exist yet.
+        tensors: The trained tensors by name, from ``trainable_state``.
+        config: What they are.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: The folder exists.
+    """
+    with publishing(Path(folder)) as unfinished:
+        write_adapter_files(unfinished, tensors, config)
+    return Path(folder)
+
+
+def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    """Write the two files of an adapter checkpoint into a folder that :func:`publishing` gave."""
+    write_tensors(folder / TENSORS_NAME, tensors)
+    document = {"format": FORMAT, **dataclasses.asdict(config), "sha256": sha256_file(folder / TENSORS_NAME)}
+    (folder / CONFIG_NAME).write_text(json.dumps(document, indent=2), encoding="utf-8")
+
+
+def load_adapter(path: str | os.PathLike[str], backbone: Identified | None = None) -> AdapterCheckpoint:
+    """Read an adapter checkpoint.
+
+    Args:
+        path: Its folder, or a run folder, whose best checkpoint is then taken (its last one where there is no best).
+        backbone: What it is going to be used with; None skips the check.
+
+    Returns:
+        Tensors and configuration.
+
+    Raises:
+        DataError: There is no checkpoint, or its configuration is damaged.
+        WeightsError: The tensors are damaged, or were trained with another backbone.
+    """
+    folder = find_checkpoint(path)
+    document = read_json(folder / CONFIG_NAME)
+    stored = document.get("format")
+    if not isinstance(stored, int) or stored > FORMAT:
+        raise DataError(
+            f"{folder / CONFIG_NAME}: has format {stored!r}, this version reads up to {FORMAT}.",
+            hint="Install a newer avfewshot.",
+        )
+    config = AdapterConfig.from_dict(document, where=folder / CONFIG_NAME)
+    tensors_path = folder / TENSORS_NAME
+    if backbone is not None:
+        config.check_backbone(backbone, where=folder)
+    tensors = read_tensors(tensors_path)
+    if sha256_file(tensors_path) != document.get("sha256"):
+        raise WeightsError(
+            f"{tensors_path}: is not the file that {CONFIG_NAME} beside it was written for, or is damaged.",
+            hint="Copy the whole folder again from where it was trained.",
+        )
+    return AdapterCheckpoint(folder, tensors, config)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """The folder of an adapter checkpoint: the path itself, or the best or else the last one of a run.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = Path(path)
+    if (path / CONFIG_NAME).is_file() and (path / TENSORS_NAME).is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        for kind in ("best", "step"):
+            if found := numbered(folder, kind):
+                return found[-1]
+    seeds = numbered(path, "seed")
+    if len(seeds) == 1:
+        return find_checkpoint(seeds[0])
+    if seeds:
+        raise DataError(
+            f"{path}: holds the trainings of {len(seeds)} seeds.",
+            hint=f"Give one of them: {', '.join(str(seed) for seed in seeds)}.",
+        )
+    what = "there is no such folder" if not path.exists() else "holds no adapter checkpoint"
+    raise DataError(
+        f"{path}: {what}.", hint="Give the folder of a run, or one that holds adapter.safetensors and config.json."
+    )
+
+
+def numbered(folder: Path, kind: str) -> list[Path]:
+    """The sub-folders ``<kind>-<number>``, by number; ``<kind>-<number>.<n>`` is one written later for that number."""
+    found = []
+    with contextlib.suppress(OSError):
+        for item in folder.iterdir():
+            match = _NUMBERED.fullmatch(item.name)
+            if match and match[1] == kind and item.is_dir():
+                found.append(item)
+    return sorted(found, key=lambda item: (number_of(item), revision_of(item)))
+
+
+def number_of(folder: Path) -> int:
+    """The number in the name of one of :func:`numbered`."""
+    return int(_NUMBERED.fullmatch(folder.name)[2])
+
+
+def revision_of(folder: Path) -> int:
+    """How many were written for the same number before one of :func:`numbered`."""
+    return int(_NUMBERED.fullmatch(folder.name)[3] or 0)
+
+
+@contextlib.contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write files into; on success it is synced to the disk and renamed.
+
+    Args:
+        folder: The final name, which must not exist.
+
+    Yields:
+        The folder to write into, beside the final one.
+
+    Raises:
+        DataError: The folder exists.
+    """
+    if folder.exists():
+        raise DataError(f"{folder}: exists already.", hint="Choose another folder, or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    try:
+        yield unfinished
+        umask = os.umask(0)
+        os.umask(umask)
+        unfinished.chmod(0o777 & ~umask)  # temporary folders are private
+        for item in (*unfinished.iterdir(), unfinished):
+            _sync(item)
+        os.rename(unfinished, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, whatever device or layout they have."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: It is missing, damaged or something else.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged, it is not JSON ({error}).") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: is damaged, it does not hold an object.")
+    return document
+
+
+def _sync(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows cannot open folders
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _short(digest: str | None) -> str:
+    if digest is None:
+        return "absent"
+    return digest if digest.startswith("random:") else f"{digest[:12]}..."

@@ -1,0 +1,91 @@
+"""How large a model is and how much it computes: parameters and FLOPs by component (the paper's Table 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.models.audio_visual import AudioVisualModel
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of a component.
+
+    Attributes:
+        component: What it is, for people; ``"all"`` for the sum.
+        trainable: Those that ask for a gradient.
+        total: All of them.
+    """
+
+    component: str
+    trainable: int
+    total: int
+
+
+def count_parameters(model: AudioVisualModel, backbone: Backbone | None = None) -> list[ParameterCount]:
+    """Count parameters by component.
+
+    Args:
+        model: The model.
+        backbone: Its backbone, to count the text branches too, which the model does not hold.
+
+    Returns:
+        One entry for each component that is there, and the sum under ``"all"``.
+    """
+    parts: dict[str, nn.Module | None] = {
+        "visual tower": model.visual_tower,
+        "audio tower": model.audio_tower,
+        "visual text branch": backbone.visual_text if backbone else None,
+        "audio text branch": backbone.audio_text if backbone else None,
+        "adapters": model.adapters,
+        "projectors": model.projectors,
+        "temperatures": model.temperatures,
+    }
+    counts = [_count(name, part.parameters()) for name, part in parts.items() if part is not None]
+    trainable, total = (sum(getattr(count, field) for count in counts) for field in ("trainable", "total"))
+    return [*counts, ParameterCount("all", trainable, total)]
+
+
+def count_flops(model: AudioVisualModel, frames: Tensor, audio: Tensor) -> dict[str, int]:
+    """Count the floating-point operations of one forward pass over clips, by component.
+
+    Matrix products, convolutions and attention are counted, a multiplication and an addition as two operations;
+    spectrograms, normalisations, recurrences and element-wise work, together a few per cent, are not.
+
+    Args:
+        model: The model; it runs three times.
+        frames: uint8 ``[B, T, 3, S, S]``; the values do not matter.
+        audio: float32 ``[B, T, samples]``.
+
+    Returns:
+        Operations for ``"visual tower"``, ``"audio tower"``, ``"adapters"`` and ``"all"``. Divide by B for a clip.
+    """
+    visual = _run(model, frames, None)
+    sound = _run(model, None, audio)
+    both = _run(model, frames, audio)
+    return {"visual tower": visual, "audio tower": sound, "adapters": both - visual - sound, "all": both}
+
+
+def _count(component: str, parameters: Iterable[nn.Parameter]) -> ParameterCount:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    return ParameterCount(
+        component, sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+    )
+
+
+def _run(model: AudioVisualModel, frames: Tensor | None, audio: Tensor | None) -> int:
+    # torch's counter does not know the attention kernel of the CPU.
+    kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+        model(frames, audio)
+    return counter.get_total_flops()
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)

@@ -1,0 +1,392 @@
+"""Toy data sets in the official layouts of AVE, LLP and VGG-Sound: which clips, in which files, annotated how.
+
+Nothing is rendered here: a plan holds the script of every clip and the text of every annotation file. Plans of equal
+arguments are equal.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import yaml
+
+from avfewshot.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
+from avfewshot.toyworld.vocabulary import AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES, Composition
+
+FEWEST_CLIPS = 3
+"""Clips of a class below which a split would be empty."""
+
+_SPLITS = ("train", "val", "test")
+_SECONDS = 10
+_RECORDING = "found"  # of the data sets; the tiny backbone, and the samples that show it at work, know the studio alone
+_ID_LETTERS = string.ascii_letters + string.digits + "-_"  # those of YouTube; an id may begin with any of them
+
+
+@dataclass(frozen=True)
+class PlannedClip:
+    """A media file to be written.
+
+    Attributes:
+        path: Below the root of the toy world, with forward slashes.
+        script: What happens in it.
+    """
+
+    path: str
+    script: ClipScript
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """All files of one data set.
+
+    Attributes:
+        name: ``"ave"``, ``"llp"`` or ``"vggsound"``.
+        title: What people call it.
+        classes: Names of its classes as people read them.
+        clips: Media files.
+        texts: Contents of the annotation files by path below the root.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    clips: tuple[PlannedClip, ...]
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A clip with what its annotation needs."""
+
+    video: str
+    start: int
+    label: str
+    split: str
+    script: ClipScript
+
+
+def plan_ave(seed: int, clips_per_class: int) -> DatasetPlan:
+    """Plan the toy AVE: one audio-visual event a clip, annotated with the seconds in which it is seen and heard.
+
+    Args:
+        seed: Seed of the toy world.
+        clips_per_class: Clips of each of its 28 classes, over all splits.
+
+    Returns:
+        Videos ``AVE/AVE/ID.mp4``, as in the official archive; ``Annotations.txt`` and the split files in AVE.
+    """
+    rows = []
+    for label in AVE_CLASSES:
+        composition = Composition.from_name(label)
+        for number, split in enumerate(_splits(clips_per_class)):
+            video, rng = _identity(seed, "ave", label, number)
+            rows.append(_Row(video, 0, label, split, _found(ave_script(composition, rng, _SECONDS))))
+    files = {"annotations": ("Annotations.txt", _SPLITS)}
+    files |= {split: (f"{split}Set.txt", (split,)) for split in _SPLITS}
+    texts = {}
+    for name, splits in files.values():
+        lines = [line for row in rows if row.split in splits for line in _ave_lines(row)]
+        texts[name] = "".join(f"{line}\n" for line in lines)
+    description = _describe(
+        name="ave",
+        folder="AVE",
+        title="toy AVE",
+        tasks=["ave", "ave_cls"],
+        classes=[(label, label) for label in AVE_CLASSES],
+        files=[(role, name, texts[name], 0) for role, (name, _) in files.items()],
+        rows=rows,
+        extra={"background": {"name": "Background", "wording": "background"}},
+    )
+    return DatasetPlan(
+        name="ave",
+        title="AVE",
+        classes=AVE_CLASSES,
+        clips=tuple(PlannedClip(f"AVE/AVE/{row.video}.mp4", row.script) for row in rows),
+        texts={f"AVE/{name}": text for name, text in texts.items()} | {"AVE/dataset.yaml": description},
+    )
+
+
+def plan_llp(seed: int, clips_per_class: int) -> DatasetPlan:
+    """Plan the toy LLP: clips with one to three events, each seen, heard, or both.
+
+    The training split has as many clips with a single label as `clips_per_class` gives it, for k-shot supports, and a
+    quarter as many with several labels on top. In the other splits every second clip has several labels.
+
+    Args:
+        seed: Seed of the toy world.
+        clips_per_class: Clips of each of its 25 classes, over all splits, without those on top.
+
+    Returns:
+        Videos ``LLP/LLP_dataset/video/ID_START_END.mp4``; the five ``AVVP_*.csv`` files in LLP.
+    """
+    rows = []
+    splits = _splits(clips_per_class)
+    extra = -(-splits.count("train") // 4)
+    for index, label in enumerate(LLP_CLASSES):
+        for number, split in enumerate([*splits, *["train"] * extra]):
+            # Alternate by class as well, so that even single clips per class give both kinds.
+            several = number >= len(splits) or (split != "train" and (number + index) % 2 == 1)
+            video, rng = _identity(seed, "llp", label, number)
+            events = [Composition.from_name(label)]
+            if several:
+                events += _others(events[0], rng)
+            start = 10 * int(rng.integers(0, 30))
+            rows.append(_Row(video, start, label, split, _found(llp_script(events, rng, _SECONDS))))
+    # The official files are in no order; neither are these, so that their first rows are of many classes.
+    rows = [rows[index] for index in _generator(seed, "llp", "order").permutation(len(rows))]
+    texts = {
+        "AVVP_train.csv": _llp_labels(rows, "train"),
+        "AVVP_val_pd.csv": _llp_labels(rows, "val"),
+        "AVVP_test_pd.csv": _llp_labels(rows, "test"),
+        "AVVP_eval_audio.csv": _llp_spans(rows, lambda event: event.sound),
+        "AVVP_eval_visual.csv": _llp_spans(rows, lambda event: event.look),
+    }
+    roles = ("train", "val", "test", "audio_events", "visual_events")
+    description = _describe(
+        name="llp",
+        folder="LLP",
+        title="toy LLP",
+        tasks=["llp_cls"],
+        classes=[(_llp_label(label), label) for label in LLP_CLASSES],
+        files=[(role, name, text, 1) for role, (name, text) in zip(roles, texts.items(), strict=True)],
+        rows=rows,
+        extra={"multi_label": True},
+    )
+    return DatasetPlan(
+        name="llp",
+        title="LLP",
+        classes=LLP_CLASSES,
+        clips=tuple(PlannedClip(f"LLP/LLP_dataset/video/{_llp_name(row)}.mp4", row.script) for row in rows),
+        texts={f"LLP/{name}": text for name, text in texts.items()} | {"LLP/dataset.yaml": description},
+    )
+
+
+def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
+    """Plan the toy VGG-Sound: one class a clip.
+
+    Two lists name the same clips: ``vggsound.csv`` as published (``id,start,label,split`` with the splits train and
+    test), and ``vggsound-avel40k_labels.csv`` (``category,video_id,split,label`` with ten 0/1 that tell in which
+    seconds the event is both seen and heard).
+
+    Args:
+        seed: Seed of the toy world.
+        clips_per_class: Clips of each of its 24 classes, over all splits.
+
+    Returns:
+        Videos ``VGGSound/video/ID_START.mp4``, START in six digits; the lists in VGGSound.
+    """
+    rows = []
+    for label in VGGSOUND_CLASSES:
+        composition = Composition.from_name(label)
+        for number, split in enumerate(_splits(clips_per_class)):
+            video, rng = _identity(seed, "vggsound", label, number)
+            start = int(rng.integers(0, 300))
+            rows.append(_Row(video, start, label, split, _found(vggsound_script(composition, rng, _SECONDS))))
+    rows.sort(key=lambda row: row.video)
+    official = [(row.video, row.start, row.label, "test" if row.split == "test" else "train") for row in rows]
+    per_second = [(row.label, row.video, row.split, str(_active_seconds(row.script))) for row in rows]
+    texts = {
+        "vggsound.csv": _csv(official),
+        "vggsound-avel40k_labels.csv": _csv([("category", "video_id", "split", "label"), *per_second]),
+    }
+    listed = "vggsound-avel40k_labels.csv"
+    description = _describe(
+        name="vggsound40k",
+        folder="VGGSound",
+        title="toy VGG-Sound(40K)",
+        tasks=["vggsound40k", "vggsound_cls"],
+        classes=[(label, label) for label in VGGSOUND_CLASSES],
+        files=[("list", listed, texts[listed], 1)],
+        rows=rows,
+        extra={},
+    )
+    return DatasetPlan(
+        name="vggsound",
+        title="VGG-Sound",
+        classes=VGGSOUND_CLASSES,
+        clips=tuple(PlannedClip(f"VGGSound/video/{row.video}_{row.start:06d}.mp4", row.script) for row in rows),
+        texts={f"VGGSound/{name}": text for name, text in texts.items()} | {"VGGSound/dataset.yaml": description},
+    )
+
+
+PLANS: dict[str, Callable[[int, int], DatasetPlan]] = {"ave": plan_ave, "llp": plan_llp, "vggsound": plan_vggsound}
+"""Data sets of the toy world by name."""
+
+
+def plan_samples(seed: int) -> tuple[PlannedClip, ...]:
+    """Plan a few clips with plain names, for a first trial: ``samples/dog-barking.mp4`` and the like.
+
+    Their compositions look or sound alike in part; ``train-honking`` is one that the tiny backbone was never told of.
+    """
+    clips = []
+    for name in _SAMPLES:
+        _, rng = _identity(seed, "samples", name, 0)
+        clips.append(PlannedClip(f"samples/{name.replace(' ', '-')}.mp4", _sample_script(name, rng)))
+    return tuple(clips)
+
+
+_SAMPLES = (
+    "dog barking",
+    "dog howling",
+    "car honking",
+    "boat honking",
+    "kettle whistling",
+    "train honking",
+    "cat meowing then bell ringing",
+    "bird chirping then fire crackling",
+)
+
+
+def _sample_script(name: str, rng: np.random.Generator) -> ClipScript:
+    """Events that fill the clip, one after another: there is no second that shows nothing."""
+    parts = [Composition.from_name(part) for part in name.split(" then ")]
+    length = _SECONDS / len(parts)
+    spans = [(float(round(i * length)), float(round((i + 1) * length))) for i in range(len(parts))]
+    events = tuple(Event(part, span, span) for part, span in zip(parts, spans, strict=True))
+    return ClipScript(_SECONDS, events, int(rng.integers(1 << 62)))
+
+
+def _found(script: ClipScript) -> ClipScript:
+    """The script of a clip of a data set: the same events, recorded with other equipment."""
+    return replace(script, recording=_RECORDING)
+
+
+def _splits(clips_per_class: int) -> list[str]:
+    """The split of each clip of a class: two thirds train, a sixth val, a sixth test, at least one of each."""
+    held = max(1, clips_per_class // 6)
+    return ["train"] * (clips_per_class - 2 * held) + ["val"] * held + ["test"] * held
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+
+
+def _generator(*parts: object) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(_digest(*parts), "big"))
+
+
+def _identity(seed: int, dataset: str, label: str, number: int) -> tuple[str, np.random.Generator]:
+    """An id as YouTube makes them and the source of a clip's script."""
+    key = (seed, dataset, label, number)
+    video = "".join(_ID_LETTERS[byte % len(_ID_LETTERS)] for byte in _digest(*key, "id")[:11])
+    return video, _generator(*key, "script")
+
+
+def _others(first: Composition, rng: np.random.Generator) -> list[Composition]:
+    """One or, less often, two further classes of the toy LLP, all different in looks and in sound."""
+    chosen = [first]
+    for index in rng.permutation(len(LLP_CLASSES)):
+        other = Composition.from_name(LLP_CLASSES[index])
+        if all(other.object != known.object and other.sound != known.sound for known in chosen):
+            chosen.append(other)
+    return chosen[1 : 2 + (rng.random() < 0.25)]
+
+
+def _whole_seconds(span: tuple[float, float]) -> range:
+    """The seconds of which a span covers the larger part."""
+    return range(round(span[0]), round(span[1]))
+
+
+def _active_seconds(script: ClipScript) -> list[int]:
+    """For each second 1 where an event is both seen and heard, else 0."""
+    active = [0] * round(script.seconds)
+    for event in script.events:
+        if event.look and event.sound:
+            for second in set(_whole_seconds(event.look)) & set(_whole_seconds(event.sound)):
+                active[second] = 1
+    return active
+
+
+def _ave_lines(row: _Row) -> Iterable[str]:
+    """A line for each unbroken stretch in which the event is seen and heard."""
+    active = [0, *_active_seconds(row.script), 0]
+    onsets = [second for second in range(len(active) - 1) if (active[second], active[second + 1]) == (0, 1)]
+    offsets = [second for second in range(len(active) - 1) if (active[second], active[second + 1]) == (1, 0)]
+    for onset, offset in zip(onsets, offsets, strict=True):
+        yield f"{row.label}&{row.video}&good&{onset}&{offset}"
+
+
+def _llp_label(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _llp_name(row: _Row) -> str:
+    return f"{row.video}_{row.start}_{row.start + _SECONDS}"
+
+
+def _llp_labels(rows: Iterable[_Row], split: str) -> str:
+    lines = ["filename\tevent_labels"]
+    lines += [f"{_llp_name(row)}\t{','.join(_llp_labels_of(row))}" for row in rows if row.split == split]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _llp_labels_of(row: _Row) -> list[str]:
+    return [_llp_label(event.composition.name) for event in row.script.events]
+
+
+def _llp_spans(rows: Iterable[_Row], span_of: Callable[[Event], tuple[float, float] | None]) -> str:
+    """When each event of the evaluation splits is seen, or heard."""
+    lines = ["filename\tonset\toffset\tevent_labels"]
+    for row in rows:
+        for event in row.script.events if row.split != "train" else ():
+            if span := span_of(event):
+                seconds = _whole_seconds(span)
+                label = _llp_label(event.composition.name)
+                lines.append(f"{_llp_name(row)}\t{seconds.start}\t{seconds.stop}\t{label}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def _describe(
+    *,
+    name: str,
+    folder: str,
+    title: str,
+    tasks: list[str],
+    classes: Iterable[tuple[str, str]],
+    files: Iterable[tuple[str, str, str, int]],
+    rows: Sequence[_Row],
+    extra: dict[str, object],
+) -> str:
+    """A ``dataset.yaml`` in the format of ``data_splits/README.md``.
+
+    Args:
+        name: The packaged description that it takes the place of.
+        folder: Where the data set is below the root.
+        title: Its name for people.
+        tasks: Task names.
+        classes: Name in the annotation files and wording of each class.
+        files: Role, file name, text and number of header lines of each annotation file.
+        rows: All clips, to be counted.
+        extra: Further keys.
+
+    Returns:
+        YAML.
+    """
+    document = {
+        "format": 1,
+        "name": name,
+        "title": title,
+        "reader": {"vggsound40k": "vggsound"}.get(name, name),
+        "tasks": tasks,
+        "how_to_get": "avfs data toy --root DIR",
+        "folders": [folder],
+        **extra,
+        "classes": [{"name": label, "wording": wording} for label, wording in classes],
+        "files": [
+            {"role": role, "names": [file], "rows": text.count("\n") - header} for role, file, text, header in files
+        ],
+        "splits": {split: sum(row.split == split for row in rows) for split in _SPLITS},
+    }
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,94 @@
+"""What happens in a toy clip: events with their onsets and offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avfewshot.toyworld.vocabulary import Composition
+
+Span = tuple[float, float]
+"""Seconds from the beginning of the clip, ``[on, off)``."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An object that is seen, heard, or both.
+
+    Attributes:
+        composition: What is seen and heard.
+        look: When it is seen; None: never.
+        sound: When it is heard; None: never.
+    """
+
+    composition: Composition
+    look: Span | None
+    sound: Span | None
+
+
+@dataclass(frozen=True)
+class ClipScript:
+    """All that a clip is rendered from; equal scripts give equal clips.
+
+    Attributes:
+        seconds: Length.
+        events: What happens.
+        seed: Source of everything that the events leave open: colours, places, motion, noise, distractors.
+        recording: Equipment that it was recorded with, a name of ``recordings.RECORDINGS``.
+    """
+
+    seconds: float
+    events: tuple[Event, ...]
+    seed: int
+    recording: str = "studio"
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(1 << 62))
+
+
+def _span(rng: np.random.Generator, seconds: int, shortest: int) -> Span:
+    length = int(rng.integers(min(shortest, seconds), seconds + 1))
+    start = int(rng.integers(0, seconds - length + 1))
+    return float(start), float(start + length)
+
+
+def ave_script(composition: Composition, rng: np.random.Generator, seconds: int = 10) -> ClipScript:
+    """A clip with one audio-visual event, as in AVE: two seconds to the whole clip, at whole seconds.
+
+    Now and then the object stays in the picture while it is silent, or sounds while out of sight: such seconds are
+    background, since an audio-visual event is seen and heard.
+    """
+    span = _span(rng, seconds, 2)
+    look, sound = span, span
+    extra = rng.random()
+    if extra < 0.15:
+        look = (0.0, float(seconds))
+    elif extra < 0.25:
+        sound = (0.0, float(seconds))
+    return ClipScript(seconds, (Event(composition, look, sound),), _seed(rng))
+
+
+def llp_script(compositions: Sequence[Composition], rng: np.random.Generator, seconds: int = 10) -> ClipScript:
+    """A clip with several events, as in LLP: each is seen, heard, or both, at times of its own."""
+    events = []
+    for composition in compositions:
+        kind = rng.random()
+        look = None if kind < 0.2 else _span(rng, seconds, 3)
+        sound = None if 0.2 <= kind < 0.4 else (look if look and rng.random() < 0.5 else _span(rng, seconds, 3))
+        events.append(Event(composition, look, sound))
+    return ClipScript(seconds, tuple(events), _seed(rng))
+
+
+def vggsound_script(composition: Composition, rng: np.random.Generator, seconds: int = 10) -> ClipScript:
+    """A clip of one class, as in VGG-Sound: the event is both seen and heard in most of the clip."""
+    span = _span(rng, seconds, 4)
+    return ClipScript(seconds, (Event(composition, span, span),), _seed(rng))
+
+
+def everywhere_script(composition: Composition, rng: np.random.Generator, seconds: int = 10) -> ClipScript:
+    """A clip that is filled by one event from its beginning to its end."""
+    span = (0.0, float(seconds))
+    return ClipScript(seconds, (Event(composition, span, span),), _seed(rng))
