@@ -70,6 +70,19 @@ class Faults(UsageError):
         self.faults = tuple(faults)
 
 
+def explain(error: BaseException) -> str:
+    """Why a file could not be read, in one line and without its path."""
+    if isinstance(error, MediaError):
+        text = f"{error.reason} {error.hint}" if error.hint else error.reason
+    elif isinstance(error, AvfsError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = f"unexpected {type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
 def flatten(error: UsageError) -> tuple[UsageError, ...]:
     """The single errors inside `error`: those of a :class:`Faults`, else itself alone."""
     return error.faults if isinstance(error, Faults) else (error,)

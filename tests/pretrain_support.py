@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from training_support import CLASSES, SETTINGS, backbone, read, texts
 
-from avfewshot.data.clip_source import LabelledClip, ReadFailure, check_place, explain, share
-from avfewshot.errors import MediaError
+from avfewshot.data.clip_source import LabelledClip, check_place, share
+from avfewshot.errors import MediaError, explain
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
+from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
@@ -49,7 +50,7 @@ class MemorySource:
 
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
-    ) -> Iterator[LabelledClip | ReadFailure]:
+    ) -> Iterator[LabelledClip | Failure]:
         check_place(rank, world, start)
         order = range(len(self)) if seed is None else epoch_order(len(self), seed=seed, epoch=epoch)
         for index in list(order)[rank::world][start:]:
@@ -58,7 +59,7 @@ class MemorySource:
             try:
                 clip = read(path)
             except MediaError as error:
-                yield ReadFailure(path.stem, path, explain(error))
+                yield Failure(str(path), explain(error), path.stem)
             else:
                 yield LabelledClip(path.stem, (int(path.stem[0]),), clip)
 

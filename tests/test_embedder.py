@@ -12,8 +12,7 @@ from standin_towers import make_backbone, make_inputs
 
 from avfewshot.errors import AvfsError
 from avfewshot.inference.features import EmbeddedFile, Embedder
-from avfewshot.inference.results import Failure
-from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 
 CPU = torch.device("cpu")
@@ -70,8 +69,8 @@ def test_a_file_that_breaks_off_is_one_failure_and_the_others_go_on(model, batch
     items = [
         clip("good", 2, seed=1),
         clip("bad", 3, last=False, seed=2),
-        ClipFailure("bad", "the file ends too early"),
-        ClipFailure("worse", "no such file"),
+        Failure("bad", "the file ends too early"),
+        Failure("worse", "no such file"),
         clip("fine", 2, seed=3),
     ]
 

@@ -15,8 +15,7 @@ from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import AvfsError
 from avfewshot.inference.features import EmbeddedFile, Embedder
-from avfewshot.inference.results import Failure
-from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 
 CPU = torch.device("cpu")
@@ -168,8 +167,8 @@ def test_a_file_that_breaks_off_is_one_failure_and_the_next_window_begins_anew(m
     items = [
         clip("good", 3, seed=1),
         clip("bad", 6, last=False, seed=2),
-        ClipFailure("bad", "the file ends too early"),
-        ClipFailure("worse", "no such file"),
+        Failure("bad", "the file ends too early"),
+        Failure("worse", "no such file"),
         clip("fine", 5, seed=3),
     ]
 

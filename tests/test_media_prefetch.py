@@ -12,7 +12,7 @@ import torch
 from media_factory import tone, write_audio, write_media
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.media import SAMPLE_RATE, Clip, ClipFailure, iter_clips, read_clip
+from avfewshot.media import SAMPLE_RATE, Clip, Failure, iter_clips, read_clip
 from avfewshot.media import prefetch as prefetch_module
 
 
@@ -115,21 +115,21 @@ def test_files_that_fail_fail_in_their_place(files, tmp_path):
     got = list(
         iter_clips([tmp_path / "missing.mp4", files[2], tmp_path / "empty.mp4", tmp_path, files[3]], frame_size=8)
     )
-    assert [type(one).__name__ for one in got] == ["ClipFailure", "Clip", "ClipFailure", "ClipFailure", "Clip"]
-    assert [one.error for one in got if isinstance(one, ClipFailure)] == [
+    assert [type(one).__name__ for one in got] == ["Failure", "Clip", "Failure", "Failure", "Clip"]
+    assert [one.error for one in got if isinstance(one, Failure)] == [
         "no such file",
         "is empty (0 bytes)",
         "is a folder, not a file",
     ]
-    assert got[0].path == tmp_path / "missing.mp4"
+    assert got[0].path == str(tmp_path / "missing.mp4")
 
 
 def test_failures_say_what_happened_in_one_line(fake):
     got = list(iter_clips(["broken-1", "a-1", "strange-1", "halfway-3", "b-1"], chunk_segments=1))
-    assert got[0] == ClipFailure(Path("broken-1"), "is broken. Mend it.")
-    assert got[2] == ClipFailure(Path("strange-1"), "unexpected RuntimeError: something unforeseen")
+    assert got[0] == Failure("broken-1", "is broken. Mend it.")
+    assert got[2] == Failure("strange-1", "unexpected RuntimeError: something unforeseen")
     assert (got[3].start, got[3].last) == (0, False)
-    assert got[4] == ClipFailure(Path("halfway-3"), "ends here")
+    assert got[4] == Failure("halfway-3", "ends here")
     assert [one.path.name for one in got[5:]] == ["b-1"]
 
 

@@ -225,7 +225,7 @@ def test_clips_that_cannot_be_read_are_left_out_and_told(tmp_path):
     training._step = lambda batch: (batches.append(len(batch)), step(batch))
     assert training.run()
     [failure] = watcher.failures
-    assert (failure.id, failure.path, failure.error) == ("1-80-broken", paths[-1], "it is broken.")
+    assert (failure.id, failure.path, failure.error) == ("1-80-broken", str(paths[-1]), "it is broken.")
     assert sum(batches) == 6
     assert training.progress.step == 2
 

@@ -20,7 +20,7 @@ from avfewshot.evaluation.logits import (
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.clip import Failure
 from avfewshot.media.reading import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
@@ -249,8 +249,8 @@ def test_clips_come_in_order_and_a_broken_one_stops_nothing():
     paths = [*names(), Path("1-5-broken.mp4"), Path("2-7.mp4")]
     for workers in (0, 3):
         found = list(read_ahead(paths, read, workers=workers))
-        assert [item.path for item in found] == paths
-        assert [isinstance(item, ClipFailure) for item in found] == [False] * 6 + [True, False]
+        assert [Path(item.path) for item in found] == paths
+        assert [isinstance(item, Failure) for item in found] == [False] * 6 + [True, False]
         assert found[6].error == "it is broken."
 
 

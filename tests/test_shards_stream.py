@@ -4,16 +4,18 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from shards_support import SIDE, make_dataset, names, prepared, train_source
 from torch.utils.data import DataLoader
 
-from avfewshot.data.clip_source import ClipStream, LabelledClip, RawSource, ReadFailure, read_start, share
+from avfewshot.data.clip_source import ClipStream, LabelledClip, RawSource, read_start, share
 from avfewshot.data.shards import reader
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import UsageError
+from avfewshot.media.clip import Failure
 from avfewshot.media.decode_ahead import ordered_map
 from avfewshot.media.flac import rounded
 
@@ -185,8 +187,8 @@ def test_a_raw_file_that_cannot_be_read_is_named_and_the_rest_goes_on(monkeypatc
     monkeypatch.setattr(RawSource, "_decode", REAL_READ)
     dataset = make_dataset(broken=("val/a.b/1.mp4",))
     items = list(RawSource(dataset, dataset.split("val"), READ, threads=2).stream(seed=0))
-    (failure,) = [item for item in items if isinstance(item, ReadFailure)]
-    assert (failure.id, failure.path.name) == ("val/a.b/1.mp4", "none.mp4")
+    (failure,) = [item for item in items if isinstance(item, Failure)]
+    assert (failure.id, Path(failure.path).name) == ("val/a.b/1.mp4", "none.mp4")
     assert failure.error
     assert len(items) == 3
 
@@ -200,7 +202,7 @@ def test_a_shard_damaged_after_it_was_opened_costs_only_clips_behind_the_damage(
     at = data.index(b"000001_")  # the header of the second clip
     path.write_bytes(data[:at] if cut else data[:at] + b"\xff" * 512 + data[at + 512 :])
     items = list(source.stream(seed=None))
-    assert [isinstance(item, ReadFailure) for item in items] == [False, True, True]
+    assert [isinstance(item, Failure) for item in items] == [False, True, True]
     assert [item.id for item in items] == list(source.ids)
     assert "small-set-val-000000.tar" in str(items[1].path)
 
@@ -218,8 +220,8 @@ def test_two_shards_that_were_exchanged_are_noticed(tmp_path):
     folder = prepared(tmp_path / "shards")
     source = ShardSet.open(folder).split("train", threads=0)
     shutil.copy(folder / "small-set-val-000000.tar", folder / "small-set-train-000000.tar")
-    failures = [item for item in source.stream(seed=0) if isinstance(item, ReadFailure)]
-    assert {failure.path.parent.name for failure in failures} == {"small-set-train-000000.tar"}
+    failures = [item for item in source.stream(seed=0) if isinstance(item, Failure)]
+    assert {Path(failure.path).parent.name for failure in failures} == {"small-set-train-000000.tar"}
     assert len(failures) == 4
 
 
@@ -230,7 +232,7 @@ def test_two_shards_that_were_exchanged_are_noticed(tmp_path):
 def test_clips_that_contradict_the_index_are_failures(change, text):
     source = train_source()
     spoilt = reader.ShardSource(source._folder, replace(source._index, **change), source._entries, threads=0, buffer=1)
-    failures = [item for item in spoilt.stream(seed=None) if isinstance(item, ReadFailure)]
+    failures = [item for item in spoilt.stream(seed=None) if isinstance(item, Failure)]
     assert failures
     assert all(text in failure.error for failure in failures)
 
@@ -241,7 +243,7 @@ def test_a_clip_under_another_name_is_a_failure():
     renamed = replace(first, clips=(replace(first.clips[0], id="other"), *first.clips[1:]))
     spoilt = reader.ShardSource(source._folder, source._index, [renamed], threads=0, buffer=1)
     items = list(spoilt.stream(seed=None))
-    assert [isinstance(item, ReadFailure) for item in items] == [True, False, False, False]
+    assert [isinstance(item, Failure) for item in items] == [True, False, False, False]
 
 
 def test_work_ahead_keeps_the_order_and_a_bound():

@@ -9,8 +9,8 @@ from typing import Any
 
 from avfewshot.cli.console import progress_bar
 from avfewshot.cli.fewshot_progress import Display
-from avfewshot.data.clip_source import ReadFailure
 from avfewshot.io import write_text
+from avfewshot.media.clip import Failure
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.pretrain import Pace, PretrainWatcher
 from avfewshot.training.selection import Verdict
@@ -51,7 +51,7 @@ class PretrainDisplay(Display):
         """
         return _StepBar(self, config, clips, device)
 
-    def unreadable(self, failure: ReadFailure) -> None:
+    def unreadable(self, failure: Failure) -> None:
         """Remember a clip that could not be read; say the first ones."""
         if failure.id not in self._left:
             self._left[failure.id] = (str(failure.path), failure.error)
@@ -103,7 +103,7 @@ class _StepBar(PretrainWatcher):
             figure = "no validation clips"
         self._display.say(f"epoch {epoch}/{self._epochs}: {loss}{figure}{' (best so far)' if best else ''}")
 
-    def unreadable(self, failure: ReadFailure) -> None:
+    def unreadable(self, failure: Failure) -> None:
         self._display.unreadable(failure)
 
     def _estimate(self, pace: Pace) -> None:

@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import rank_key
-from avfewshot.errors import AvfsError, MediaError, UsageError
+from avfewshot.errors import UsageError, explain
+from avfewshot.media.clip import Failure
 from avfewshot.media.decode_ahead import ordered_map
 
 if TYPE_CHECKING:
@@ -43,21 +44,6 @@ class LabelledClip:
     segments: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
-class ReadFailure:
-    """Stands in the place of a clip that could not be read.
-
-    Attributes:
-        id: The clip's name in the annotation file.
-        path: Its file, or its place in a shard.
-        error: Why, in one line, without the path.
-    """
-
-    id: str
-    path: Path
-    error: str
-
-
 class ClipSource(Protocol):
     """Clips of one split."""
 
@@ -77,7 +63,7 @@ class ClipSource(Protocol):
 
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
-    ) -> Iterator[LabelledClip | ReadFailure]:
+    ) -> Iterator[LabelledClip | Failure]:
         """The clips of a rank in the order of an epoch.
 
         Inside a worker of a ``DataLoader`` it is this worker's part; see :class:`ClipStream`.
@@ -115,7 +101,7 @@ class ClipStream(IterableDataset):
         super().__init__()
         self._stream = partial(source.stream, seed=seed, epoch=epoch, rank=rank, world=world, start=start)
 
-    def __iter__(self) -> Iterator[LabelledClip | ReadFailure]:
+    def __iter__(self) -> Iterator[LabelledClip | Failure]:
         return self._stream()
 
 
@@ -226,14 +212,14 @@ class RawSource:
 
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
-    ) -> Iterator[LabelledClip | ReadFailure]:
+    ) -> Iterator[LabelledClip | Failure]:
         """See :meth:`ClipSource.stream`. The order does not depend on the number of workers."""
         check_place(rank, world, start)
         return self._stream(seed, epoch, rank, world, start)
 
     def _stream(
         self, seed: int | None, epoch: int, rank: int, world: int, start: int
-    ) -> Iterator[LabelledClip | ReadFailure]:
+    ) -> Iterator[LabelledClip | Failure]:
         order = list(self.samples)
         if seed is not None:
             order.sort(key=lambda sample: rank_key(seed, "epoch", str(epoch), f"{sample.id}\x1f{sample.row}"))
@@ -241,22 +227,9 @@ class RawSource:
         mine = order[rank::world][worker::workers][done:]
         yield from ordered_map(self._decode, mine, threads=self._threads if workers == 1 else 0)
 
-    def _decode(self, sample: Sample) -> LabelledClip | ReadFailure:
+    def _decode(self, sample: Sample) -> LabelledClip | Failure:
         try:
             clip = self._read(sample.path)
         except Exception as error:  # whatever it is, it is this file's failure
-            return ReadFailure(sample.id, sample.path, explain(error))
+            return Failure(str(sample.path), explain(error), sample.id)
         return LabelledClip(sample.id, sample.labels, clip, sample.segments)
-
-
-def explain(error: Exception) -> str:
-    """Why a file could not be read, in one line and without its path."""
-    if isinstance(error, MediaError):
-        text = f"{error.reason} {error.hint}" if error.hint else error.reason
-    elif isinstance(error, AvfsError):
-        text = str(error)
-    elif isinstance(error, OSError) and error.strerror:
-        text = error.strerror
-    else:
-        text = f"unexpected {type(error).__name__}: {error}"
-    return " ".join(text.split())

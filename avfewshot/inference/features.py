@@ -13,9 +13,7 @@ from torch import Tensor
 from avfewshot.errors import AvfsError
 from avfewshot.inference.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
 from avfewshot.inference.devices import free_memory, is_out_of_memory
-from avfewshot.inference.results import Failure
-from avfewshot.media.clip import Clip
-from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.clip import Clip, Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +74,7 @@ class Embedder:
         self.batch_size = batch_size or _suitable(model, device)
         self.window = window
 
-    def embed(self, items: Iterable[Clip | ClipFailure]) -> Iterator[EmbeddedFile | Failure]:
+    def embed(self, items: Iterable[Clip | Failure]) -> Iterator[EmbeddedFile | Failure]:
         """Embed files.
 
         Args:
@@ -176,8 +174,8 @@ class _File:
     def done(self) -> bool:
         return not self.open and (self.error is not None or not self.missing)
 
-    def add(self, item: Clip | ClipFailure, queue: Queue) -> None:
-        if isinstance(item, ClipFailure):
+    def add(self, item: Clip | Failure, queue: Queue) -> None:
+        if isinstance(item, Failure):
             # What came before the fault may still be embedded; it is thrown away.
             self.open, self.error = False, item.error
             queue.give_up()

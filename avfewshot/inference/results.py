@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from avfewshot.media.clip import Failure as Failure  # a file that could not be classified
+
 
 @dataclass(frozen=True)
 class SegmentResult:
@@ -53,19 +55,6 @@ class ClipResult:
     weights: dict[str, float]
     segments: list[SegmentResult]
     warnings: list[str]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A file that could not be classified.
-
-    Attributes:
-        path: The file as it was named.
-        error: Why, in one line.
-    """
-
-    path: str
-    error: str
 
 
 @dataclass(frozen=True)

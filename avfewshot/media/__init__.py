@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avfewshot.media.clip import SAMPLE_RATE, SEGMENT_SECONDS, Clip
+    from avfewshot.media.clip import SAMPLE_RATE, SEGMENT_SECONDS, Clip, Failure
     from avfewshot.media.discover import MEDIA_SUFFIXES, find_media
-    from avfewshot.media.prefetch import ClipFailure, iter_clips
+    from avfewshot.media.prefetch import iter_clips
     from avfewshot.media.reader import FRAME_BACKENDS, MODALITIES, ClipReader, MediaInfo, read_clip
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "SAMPLE_RATE",
     "SEGMENT_SECONDS",
     "Clip",
-    "ClipFailure",
     "ClipReader",
+    "Failure",
     "MediaInfo",
     "find_media",
     "iter_clips",
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "clip": ("SAMPLE_RATE", "SEGMENT_SECONDS", "Clip"),
+    "clip": ("SAMPLE_RATE", "SEGMENT_SECONDS", "Clip", "Failure"),
     "discover": ("MEDIA_SUFFIXES", "find_media"),
-    "prefetch": ("ClipFailure", "iter_clips"),
+    "prefetch": ("iter_clips",),
     "reader": ("FRAME_BACKENDS", "MODALITIES", "ClipReader", "MediaInfo", "read_clip"),
 }
 

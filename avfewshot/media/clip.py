@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_RATE = 48_000
 """Samples a second of every waveform in this program."""
 
 SEGMENT_SECONDS = 1.0
 """Length of a segment: the unit that is embedded, scored and reported."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Stands in the place of the clip, the embeddings or the result of a file that could not be used."""
+
+    path: str  # the file as it was named, or its place in a shard
+    error: str  # why, in one line, without the path
+    id: str | None = None  # its name in an annotation file
+    ok: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +51,7 @@ class Clip:
     waveform: torch.Tensor | None
     warnings: tuple[str, ...] = ()
     last: bool = True
+    ok: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.frames is None and self.waveform is None:

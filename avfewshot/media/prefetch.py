@@ -9,25 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from avfewshot.errors import AvfsError, MediaError, UsageError
-from avfewshot.media.clip import Clip
+from avfewshot.errors import UsageError, explain
+from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.reader import ClipReader, check_options
 
 _WAIT_SECONDS = 0.5  # an unlimited wait could not be interrupted by Ctrl-C on Windows
 _STOP_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class ClipFailure:
-    """A file that could not be read (to its end, if parts of it came before).
-
-    Attributes:
-        path: The file.
-        error: Why, in one line, without the path.
-    """
-
-    path: Path
-    error: str
 
 
 def iter_clips(
@@ -39,11 +26,11 @@ def iter_clips(
     chunk_segments: int = 60,
     workers: int = 2,
     prefetch: int = 8,
-) -> Iterator[Clip | ClipFailure]:
+) -> Iterator[Clip | Failure]:
     """Read many files, decoding ahead in worker threads (FFmpeg works outside Python's lock).
 
     Files come in the order of `paths`, the chunks of a long file in order; :attr:`Clip.last` marks a file's last one.
-    A file that cannot be read gives one :class:`ClipFailure` in its place and the rest goes on. At most `prefetch`
+    A file that cannot be read gives one :class:`Failure` in its place and the rest goes on. At most `prefetch`
     chunks are in memory, decoded or being decoded, beside the one that was handed out. Closing the iterator, an
     exception in the caller's loop or Ctrl-C stop the workers.
 
@@ -70,7 +57,7 @@ def iter_clips(
     return _run(_Line([Path(p) for p in paths], options, chunk_segments, prefetch), workers)
 
 
-def _run(line: _Line, workers: int) -> Iterator[Clip | ClipFailure]:
+def _run(line: _Line, workers: int) -> Iterator[Clip | Failure]:
     count = min(workers, len(line.jobs))
     threads = [threading.Thread(target=line.work, name=f"avfs-decode-{i}", daemon=True) for i in range(count)]
     for thread in threads:
@@ -88,7 +75,7 @@ class _Job:
     """A file and what has been read of it."""
 
     path: Path
-    ready: deque[Clip | ClipFailure] = field(default_factory=deque)
+    ready: deque[Clip | Failure] = field(default_factory=deque)
     done: bool = False
 
 
@@ -106,7 +93,7 @@ class _Line:
         self._held = 0
         self._stopped = False
 
-    def results(self) -> Iterator[Clip | ClipFailure]:
+    def results(self) -> Iterator[Clip | Failure]:
         """Hand out results in order."""
         for number, job in enumerate(self.jobs):
             with self._changed:
@@ -129,7 +116,7 @@ class _Line:
             try:
                 self._read(number, job)
             except Exception as error:  # whatever it is, it is this file's failure
-                self._put(job, ClipFailure(job.path, _explain(error)))
+                self._put(job, Failure(str(job.path), explain(error)))
             finally:
                 with self._changed:
                     job.done = True
@@ -159,12 +146,12 @@ class _Line:
                 self._changed.wait()
             return False
 
-    def _put(self, job: _Job, result: Clip | ClipFailure) -> None:
+    def _put(self, job: _Job, result: Clip | Failure) -> None:
         with self._changed:
             job.ready.append(result)
             self._changed.notify_all()
 
-    def _next_of(self, job: _Job) -> Clip | ClipFailure | None:
+    def _next_of(self, job: _Job) -> Clip | Failure | None:
         with self._changed:
             while not job.ready:
                 if job.done:
@@ -173,13 +160,3 @@ class _Line:
             self._held -= 1
             self._changed.notify_all()
             return job.ready.popleft()
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, MediaError):
-        text = f"{error.reason} {error.hint}" if error.hint else error.reason
-    elif isinstance(error, AvfsError):
-        text = str(error)
-    else:
-        text = f"unexpected {type(error).__name__}: {error}"
-    return " ".join(text.split())

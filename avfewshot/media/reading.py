@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from avfewshot.errors import AvfsError, MediaError
-from avfewshot.media.clip import Clip
+from avfewshot.errors import AvfsError, explain
+from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.decode_ahead import ordered_map
-from avfewshot.media.prefetch import ClipFailure
 
 Reader = Callable[[Path], Clip]
 """Decodes a whole file; raises an :class:`~avfewshot.errors.AvfsError` where it cannot be read."""
 
 
-def read_ahead(paths: Iterable[Path], read: Reader, *, workers: int = 2) -> Iterator[Clip | ClipFailure]:
+def read_ahead(paths: Iterable[Path], read: Reader, *, workers: int = 2) -> Iterator[Clip | Failure]:
     """Read whole clips, in the order of `paths`, twice as many ahead as there are threads.
 
     Args:
@@ -29,10 +28,8 @@ def read_ahead(paths: Iterable[Path], read: Reader, *, workers: int = 2) -> Iter
     return ordered_map(partial(_attempt, read=read), paths, threads=workers)
 
 
-def _attempt(path: Path, read: Reader) -> Clip | ClipFailure:
+def _attempt(path: Path, read: Reader) -> Clip | Failure:
     try:
         return read(path)
-    except MediaError as error:
-        return ClipFailure(path, error.reason)
     except AvfsError as error:
-        return ClipFailure(path, error.message)
+        return Failure(str(path), explain(error))

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from avfewshot.errors import AvfsError, DataError
-from avfewshot.media.clip import Clip
-from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.reading import Reader, read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig
@@ -281,8 +280,8 @@ class Training:
                     yield group
                     group = []
 
-    def _prepared(self, labelled: Labelled, clip: Clip | ClipFailure, epoch: int) -> TrainingClip:
-        if isinstance(clip, ClipFailure):
+    def _prepared(self, labelled: Labelled, clip: Clip | Failure, epoch: int) -> TrainingClip:
+        if isinstance(clip, Failure):
             raise AvfsError(
                 f"{clip.path}: could be read when the training was set up, and cannot be read any more: {clip.error}",
                 hint="Put the file back and go on with --resume.",

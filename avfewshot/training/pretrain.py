@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avfewshot.data.clip_source import ClipSource, LabelledClip, ReadFailure
+from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.texts import ClassTexts
 from avfewshot.inference.devices import free_memory, is_out_of_memory
+from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig
@@ -64,7 +65,7 @@ class PretrainWatcher:
     def judged(self, epoch: int, verdict: Verdict, best: bool) -> None:
         """A validation is done."""
 
-    def unreadable(self, failure: ReadFailure) -> None:
+    def unreadable(self, failure: Failure) -> None:
         """A clip could not be read and is left out."""
 
 
@@ -201,10 +202,10 @@ class Pretraining:
                 stream.close()
         return True
 
-    def _take(self, stream: Iterator[LabelledClip | ReadFailure]) -> list[TrainingClip]:
+    def _take(self, stream: Iterator[LabelledClip | Failure]) -> list[TrainingClip]:
         clips = []
         for item in islice(stream, self._batch):
-            if isinstance(item, ReadFailure):
+            if isinstance(item, Failure):
                 self._watcher.unreadable(item)
             elif not self._skip(item.id):
                 clips.append(self._prepared(item))

@@ -11,7 +11,7 @@ from torch import Tensor
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support
 from avfewshot.evaluation.usage import Usage, without_media
-from avfewshot.media.prefetch import ClipFailure
+from avfewshot.media.clip import Failure
 from avfewshot.media.reading import Reader, read_ahead
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.loop import Labelled
@@ -49,7 +49,7 @@ def readable_support(
         )
         fresh = [sample.path for sample in support.samples if sample.path not in known]
         for path, item in zip(fresh, read_ahead(fresh, read, workers=config.workers), strict=True):
-            known[path] = item.error if isinstance(item, ClipFailure) else None
+            known[path] = item.error if isinstance(item, Failure) else None
             if progress is not None:
                 progress()
         broken = {sample.path: known[sample.path] for sample in support.samples if known[sample.path]}

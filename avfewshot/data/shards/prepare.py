@@ -18,6 +18,7 @@ from avfewshot.data.shards.processes import run_tasks
 from avfewshot.data.shards.writer import ShardTask, encode_sample, examine, write_shard
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import write_text
+from avfewshot.media.clip import Failure
 from avfewshot.media.decode_ahead import ordered_map
 
 REJECTED_NAME = "rejected.csv"
@@ -245,7 +246,7 @@ def _estimate(pending: list[PlannedShard], others: list[PlannedShard], index: Sh
     sizes = []
     for clip in firsts:
         members = encode_sample(clip.sample, index)
-        if not isinstance(members, Rejected):
+        if not isinstance(members, Failure):
             sizes.append(sum(len(content) + _HEADER for content in members.values()))
     each = sum(sizes) / len(sizes) if sizes else expected_bytes(index.frame_side, index.seconds)
     return round(each * sum(len(shard.clips) for shard in [*pending, *others]))

@@ -21,17 +21,16 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from avfewshot.data.clip_source import (
     DEFAULT_THREADS,
     LabelledClip,
-    ReadFailure,
     check_place,
-    explain,
     share,
     worker_place,
 )
 from avfewshot.data.ranking import rank_key
 from avfewshot.data.shards.codec import DamagedClipError, decode_members
 from avfewshot.data.shards.index import ShardEntry, ShardIndex, StoredClip
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError, UsageError, explain
 from avfewshot.io import sha256_file
+from avfewshot.media.clip import Failure
 from avfewshot.media.decode_ahead import ordered_map
 
 DEFAULT_BUFFER = 200
@@ -200,14 +199,14 @@ class ShardSource:
 
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
-    ) -> Iterator[LabelledClip | ReadFailure]:
+    ) -> Iterator[LabelledClip | Failure]:
         """See :meth:`~avfewshot.data.clip_source.ClipSource.stream`."""
         check_place(rank, world, start)
         return self._stream(seed, epoch, rank, world, start)
 
     def _stream(
         self, seed: int | None, epoch: int, rank: int, world: int, start: int
-    ) -> Iterator[LabelledClip | ReadFailure]:
+    ) -> Iterator[LabelledClip | Failure]:
         worker, workers, done = worker_place(start)
         first, stop = _stretch(0, self._total, rank, world)
         first, stop = _stretch(first, stop, worker, workers)
@@ -230,7 +229,7 @@ class ShardSource:
             entries.sort(key=lambda entry: rank_key(seed, "shards", str(epoch), entry.name))
         return [_Piece(self._folder / entry.name, entry.clips) for entry in entries]
 
-    def _decode(self, encoded: _Encoded) -> LabelledClip | ReadFailure:
+    def _decode(self, encoded: _Encoded) -> LabelledClip | Failure:
         path = encoded.shard / encoded.clip.key
         try:
             if isinstance(encoded.members, str):
@@ -249,7 +248,7 @@ class ShardSource:
             reason = str(error)
         except KeyError as error:
             reason = f"its class {error} is not in the index"
-        return ReadFailure(encoded.clip.id, path, f"{reason}; `avfs data prepare` mends damaged shards")
+        return Failure(str(path), f"{reason}; `avfs data prepare` mends damaged shards", encoded.clip.id)
 
 
 def _stretch(first: int, stop: int, number: int, count: int) -> tuple[int, int]:

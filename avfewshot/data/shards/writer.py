@@ -11,15 +11,16 @@ from typing import BinaryIO, Literal
 
 import webdataset
 
-from avfewshot.data.clip_source import explain, read_start
+from avfewshot.data.clip_source import read_start
 from avfewshot.data.dataset import Sample
 from avfewshot.data.shards.codec import encode_members
 from avfewshot.data.shards.index import Rejected, ShardEntry, ShardIndex, StoredClip, entry_path
 from avfewshot.data.shards.plan import PlannedShard
 from avfewshot.data.shards.processes import Tick
 from avfewshot.data.shards.record import ClipRecord
-from avfewshot.errors import DataError
+from avfewshot.errors import DataError, explain
 from avfewshot.io import atomic_path, sha256_file
+from avfewshot.media.clip import Failure
 
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
 
@@ -72,7 +73,7 @@ def write_shard(task: ShardTask, tick: Tick) -> ShardEntry:
     return entry
 
 
-def encode_sample(sample: Sample, index: ShardIndex) -> dict[str, bytes] | Rejected:
+def encode_sample(sample: Sample, index: ShardIndex) -> dict[str, bytes] | Failure:
     """Decode a sample's media file and encode it for a shard.
 
     Args:
@@ -86,7 +87,7 @@ def encode_sample(sample: Sample, index: ShardIndex) -> dict[str, bytes] | Rejec
         clip = read_start(sample.path, frame_size=index.frame_side, seconds=index.seconds)
         return encode_members(clip, ClipRecord.of(sample, index.classes, clip), quality=index.quality)
     except Exception as error:  # whatever it is, it is this file's failure
-        return Rejected(sample.id, sample.split, str(sample.path), explain(error))
+        return Failure(str(sample.path), explain(error), sample.id)
 
 
 def examine(folder: Path, plan: str, shard: PlannedShard) -> ShardEntry | Literal["absent", "damaged"]:
@@ -124,8 +125,8 @@ def _fill(task: ShardTask, stream: BinaryIO, tick: Tick) -> ShardEntry:
     with webdataset.TarWriter(hashed, encoder=False, mtime=0, user="", group="") as tar:
         for clip in task.shard.clips:
             members = encode_sample(clip.sample, task.index)
-            if isinstance(members, Rejected):
-                rejected.append(members)
+            if isinstance(members, Failure):
+                rejected.append(Rejected(clip.sample.id, clip.sample.split, members.path, members.error))
             else:
                 stored.append(StoredClip(clip.sample.id, clip.key, tar.tarstream.offset))
                 tar.write({"__key__": clip.key, **members})
