@@ -1,0 +1,275 @@
+"""CoOp, CoCoOp, MaPLe and CLIP-LoRA for sight and sound, with their published settings.
+
+Each is a module that turns the seconds of clips into logits over K + 1 texts (the classes, then the background) in both
+matching spaces. What they have in common with their papers is the visual side; the sound side is the same construction
+on CLAP's text branch and HTS-AT.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.tower import Tower
+from avfewshot.tuning.lora import add_low_rank
+from avfewshot.tuning.prompted_text import PromptedText
+
+MODALITIES = ("visual", "audio")
+_BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Published training settings of a method."""
+
+    optimizer: str  # "sgd" (momentum 0.9, weight decay 5e-4) or "adamw"
+    lr: float
+    batch_size: int  # clips
+    epochs: dict[int, int] | int = 0  # by the largest number of shots that they are for, or one number
+    iterations_per_shot: int = 0  # instead of epochs
+    warmup_lr: float = 0.0  # of the first epoch; 0: none
+    final_lr: float = 0.0
+    weight_decay: float = 5e-4
+
+    def steps(self, shots: int, clips: int) -> tuple[int, int]:
+        """(optimizer steps, steps of an epoch) of a training."""
+        batches = -(-clips // self.batch_size)
+        if self.iterations_per_shot:
+            return self.iterations_per_shot * shots, batches
+        epochs = self.epochs
+        if isinstance(epochs, dict):
+            epochs = next((count for most, count in sorted(epochs.items()) if shots <= most), max(epochs.values()))
+        return epochs * batches, batches
+
+
+class TunedMethod(nn.Module):
+    """What the methods share: frozen towers and text branches of a backbone, logits in both spaces.
+
+    Args:
+        backbone: Its encoders are used and never changed.
+        texts: K + 1 wordings: the classes, then the background.
+    """
+
+    name: str
+    recipe: Recipe
+    source: str
+    uses_pixels = False  # whether it reads frames and waveforms; else the frozen embeddings of seconds
+
+    def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
+        super().__init__()
+        self.__dict__["backbone"] = backbone
+        self.texts = tuple(texts)
+        self.scales = {"visual": backbone.visual_scale, "audio": backbone.audio_scale}
+
+    def forward(self, visual: Tensor | None, audio: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Logits of the seconds of one clip.
+
+        Args:
+            visual: Unit vectors ``[T, D_v]``, or uint8 frames ``[T, 3, S, S]`` where `uses_pixels`; None: no picture.
+            audio: Unit vectors ``[T, D_a]``, or waveforms ``[T, samples]``; None: no sound.
+
+        Returns:
+            Logits ``[T, K + 1]`` for each modality that is there.
+        """
+        return self.logits([(visual, audio)])[0]
+
+    def logits(self, clips: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Logits of the seconds of several clips; texts are encoded once for all of them."""
+        columns = []
+        for index, modality in enumerate(MODALITIES):
+            present = [clip[index] for clip in clips if clip[index] is not None]
+            if not present:
+                columns.append([None] * len(clips))
+                continue
+            vectors = iter(self.embed(modality, torch.cat(present)).split([len(part) for part in present]))
+            texts = self.text_features(modality)
+            columns.append(
+                [None if clip[index] is None else self.scales[modality] * next(vectors) @ texts.T for clip in clips]
+            )
+        return list(zip(*columns, strict=True))
+
+    def embed(self, modality: str, inputs: Tensor) -> Tensor:
+        """Unit vectors ``[N, D]`` of seconds."""
+        if not self.uses_pixels:
+            return inputs
+        return F.normalize(self.tower(modality)(inputs).float(), dim=-1)
+
+    def tower(self, modality: str) -> Tower:
+        """The encoder of a modality."""
+        return getattr(self.backbone, modality)
+
+    def text_features(self, modality: str) -> Tensor:
+        """Unit vectors ``[K + 1, D]`` of the texts, with gradient."""
+        raise TypeError(f"{type(self).__name__} has no text features of its own.")
+
+    def learning(self, on: bool) -> None:
+        """Switch what acts in training alone."""
+
+    @property
+    def num_trainable(self) -> dict[str, int]:
+        """Learned parameters by the first part of their name (``visual``, ``audio``)."""
+        counts: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part = name.split(".")[1] if "." in name else name
+                counts[part] = counts.get(part, 0) + parameter.numel()
+        return counts
+
+
+class CoOp(TunedMethod):
+    """Zhou et al., IJCV 2022 (arXiv 2109.01134): M learned context vectors, shared by all classes; towers frozen."""
+
+    name, source = "coop", "Zhou et al., IJCV 2022"
+    recipe = Recipe("sgd", 2e-3, 32, epochs={1: 50, 4: 100, 16: 200}, warmup_lr=1e-5)
+
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: int = 16) -> None:
+        super().__init__(backbone, texts)
+        self.prompts = nn.ModuleDict(
+            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, context) for name in MODALITIES}
+        )
+        self.context = nn.ParameterDict(
+            {
+                name: nn.Parameter(0.02 * torch.randn(self.prompts[name].context, self.prompts[name].width))
+                for name in MODALITIES
+            }
+        )
+
+    def text_features(self, modality: str) -> Tensor:
+        """See :meth:`TunedMethod.text_features`."""
+        return self.prompts[modality](self.context[modality])
+
+
+class CoCoOp(TunedMethod):
+    """Zhou et al., CVPR 2022 (arXiv 2203.05557): the context is shifted by a small network that sees the input.
+
+    A clip's input is the mean of its seconds, so that its texts are encoded once a clip and modality.
+    """
+
+    name, source = "cocoop", "Zhou et al., CVPR 2022"
+    recipe = Recipe("sgd", 2e-3, 1, epochs=10, warmup_lr=1e-5)
+
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: int = 4) -> None:
+        super().__init__(backbone, texts)
+        self.prompts = nn.ModuleDict(
+            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, context) for name in MODALITIES}
+        )
+        self.context = nn.ParameterDict(
+            {name: nn.Parameter(self.prompts[name].embedding_of(_BEGINNINGS[name])) for name in MODALITIES}
+        )
+        self.shift = nn.ModuleDict({name: self._meta_net(backbone, name) for name in MODALITIES})
+
+    def _meta_net(self, backbone: Backbone, modality: str) -> nn.Module:
+        dim = getattr(backbone, f"{modality}_text").output_dim
+        hidden = max(1, dim // 16)
+        return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, self.prompts[modality].width))
+
+    def logits(self, clips: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[tuple[Tensor | None, Tensor | None]]:
+        """See :meth:`TunedMethod.logits`."""
+        return [tuple(map(self._conditioned, MODALITIES, clip)) for clip in clips]
+
+    def _conditioned(self, modality: str, seconds: Tensor | None) -> Tensor | None:
+        if seconds is None:
+            return None
+        shift = self.shift[modality](F.normalize(seconds.mean(0), dim=-1))
+        return self.scales[modality] * seconds @ self.prompts[modality](self.context[modality] + shift).T
+
+
+class MaPLe(TunedMethod):
+    """Khattak et al., CVPR 2023 (arXiv 2210.03117): deep prompts in the text branch, mapped into the visual tower.
+
+    The sound side has deep prompts in CLAP's text branch alone: HTS-AT's windows leave no place for further tokens.
+    """
+
+    name, source, uses_pixels = "maple", "Khattak et al., CVPR 2023", True
+    recipe = Recipe("sgd", 3.5e-3, 4, epochs=5, warmup_lr=1e-5)
+
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: int = 2, depth: int = 9) -> None:
+        super().__init__(backbone, texts)
+        self.prompts = nn.ModuleDict(
+            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, context) for name in MODALITIES}
+        )
+        parts: dict[str, nn.Module] = {}
+        for name in MODALITIES:
+            prompts = self.prompts[name]
+            first = nn.Parameter(prompts.embedding_of(_BEGINNINGS[name]))
+            deep = [nn.Parameter(0.02 * torch.randn(prompts.context, prompts.width)) for _ in range(depth - 1)]
+            parts[name] = nn.ParameterList([first, *deep])
+        self.context = nn.ModuleDict(parts)
+        width = backbone.visual.token_shapes[0][1]
+        maps = {"visual": nn.ModuleList(nn.Linear(self.prompts["visual"].width, width) for _ in range(depth))}
+        self.maps = nn.ModuleDict(maps)
+
+    def text_features(self, modality: str) -> Tensor:
+        """See :meth:`TunedMethod.text_features`."""
+        first, *deep = self.context[modality]
+        return self.prompts[modality](first, deep)
+
+    def embed(self, modality: str, inputs: Tensor) -> Tensor:
+        """See :meth:`TunedMethod.embed`; the visual prompts stand behind the patches, replaced layer by layer."""
+        if modality == "audio":
+            with torch.no_grad():
+                return super().embed(modality, inputs)
+        tower = self.tower(modality)
+        tokens = tower.embed(inputs)
+        length = tokens.shape[1]
+        for index in range(tower.depth):
+            if index < len(self.maps["visual"]):
+                prompts = self.maps["visual"][index](self.context["visual"][index]).to(tokens.dtype)
+                tokens = torch.cat((tokens[:, :length], prompts.expand(len(tokens), -1, -1)), dim=1)
+            tokens = tower.descend(index, tower.feed(index, tower.attend(index, tokens)))
+        return F.normalize(tower.pool(tokens[:, :length]).float(), dim=-1)
+
+
+class ClipLora(TunedMethod):
+    """Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541): rank-2 updates of q, k and v in every attention.
+
+    Published for CLIP's two encoders; here the same on CLAP's two as well. Encoders are copied, not changed.
+    """
+
+    name, source, uses_pixels = "clip-lora", "Zanella and Ben Ayed, CVPRW 2024", True
+    recipe = Recipe("adamw", 2e-4, 32, iterations_per_shot=500, final_lr=1e-6, weight_decay=1e-2)
+
+    def __init__(
+        self, backbone: Backbone, texts: Sequence[str], *, rank: int = 2, alpha: float = 1.0, dropout: float = 0.25
+    ) -> None:
+        super().__init__(backbone, texts)
+        options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout}
+        self.__dict__["towers"] = {name: copy.deepcopy(getattr(backbone, name)) for name in MODALITIES}
+        branches = {name: copy.deepcopy(getattr(backbone, f"{name}_text")) for name in MODALITIES}
+        self.updates = nn.ModuleDict(
+            {name: nn.ModuleList(
+                [*add_low_rank(self.towers[name], **options), *add_low_rank(branches[name], **options)]
+            ) for name in MODALITIES}
+        )  # fmt: skip
+        self.prompts = nn.ModuleDict(
+            {
+                name: PromptedText(branches[name], [f"{_BEGINNINGS[name]} {text}" for text in texts], 0)
+                for name in MODALITIES
+            }
+        )
+
+    def tower(self, modality: str) -> Tower:
+        """See :meth:`TunedMethod.tower`."""
+        return self.towers[modality]
+
+    def text_features(self, modality: str) -> Tensor:
+        """See :meth:`TunedMethod.text_features`."""
+        prompts = self.prompts[modality]
+        return prompts(prompts.embedded.new_zeros(0, prompts.width))
+
+    def learning(self, on: bool) -> None:
+        """Dropout inside the updates."""
+        for updates in self.updates.values():
+            for update in updates:
+                update.learning = on
+
+
+TUNED: dict[str, type[TunedMethod]] = {method.name: method for method in (CoOp, CoCoOp, MaPLe, ClipLora)}
+"""By name."""

@@ -1,0 +1,152 @@
+"""CoOp, CoCoOp, MaPLe, CLIP-LoRA: published sizes, identity at the start, learning, saving."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.text import RobertaTextBranch
+from avfewshot.errors import DataError
+from avfewshot.tuning.fit import TuningClip, answers, clip_loss, load, save, tune
+from avfewshot.tuning.methods import TUNED, ClipLora, CoCoOp, CoOp, MaPLe
+from avfewshot.tuning.prompted_text import PromptedText
+
+TEXTS = ("dog barking", "cat meowing", "car honking", "nothing")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_backbone("tiny")
+
+
+@pytest.fixture(scope="module")
+def vit_b_16(tiny):
+    """A backbone whose visual half has the published architecture, with random weights."""
+    import open_clip
+
+    from avfewshot.encoders.clip_tower import ClipTower
+    from avfewshot.encoders.text import OpenClipTextBranch
+    from avfewshot.encoders.tokenizer import ClipTokenizer
+
+    clip = open_clip.create_model("ViT-B-16", load_weights=False, force_custom_text=True)
+    return SimpleNamespace(
+        visual=ClipTower(clip.visual, mean=(0.5,) * 3, std=(0.5,) * 3),
+        visual_text=OpenClipTextBranch(clip.text, ClipTokenizer(), 512, "random"),
+        audio=tiny.audio,
+        audio_text=tiny.audio_text,
+        visual_scale=100.0,
+        audio_scale=tiny.audio_scale,
+    )
+
+
+def clips_for(backbone, pixels: bool, count: int = 6, seconds: int = 2):
+    generator = torch.Generator().manual_seed(1)
+    size = backbone.visual.image_size
+    result = []
+    for index in range(count):
+        if pixels:
+            visual = torch.randint(0, 256, (seconds, 3, size, size), dtype=torch.uint8, generator=generator)
+            audio = 0.1 * torch.randn(seconds, 48000, generator=generator)
+        else:
+            visual = F.normalize(torch.randn(seconds, backbone.visual.output_dim, generator=generator), dim=-1)
+            audio = F.normalize(torch.randn(seconds, backbone.audio.output_dim, generator=generator), dim=-1)
+        result.append(TuningClip(visual, audio, torch.eye(3, dtype=torch.bool)[index % 3]))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"), [(CoOp, 8_192), (CoCoOp, 35_360), (MaPLe, 3_555_072), (ClipLora, 184_320)]
+)
+def test_learned_parameters_of_the_visual_side_are_as_many_as_published(vit_b_16, method, parameters):
+    assert method(vit_b_16, TEXTS).num_trainable["visual"] == parameters
+
+
+@pytest.mark.parametrize("modality", ["visual", "audio"])
+def test_without_context_a_prompted_text_is_the_branchs_own(tiny, modality):
+    branch = getattr(tiny, f"{modality}_text")
+    prompted = PromptedText(branch, TEXTS, 0)
+    ours = prompted(torch.zeros(0, prompted.width))
+    assert torch.allclose(ours, branch.encode([f"{text}." for text in TEXTS]), atol=1e-6)
+
+
+def test_context_equals_the_words_that_it_was_copied_from(tiny):
+    branch = tiny.visual_text
+    prompted = PromptedText(branch, ["dog", "a cat"], 2)
+    ours = prompted(prompted.embedding_of("red car"))
+    assert torch.allclose(ours, branch.encode(["red car dog.", "red car a cat."]), atol=1e-5)
+
+
+def test_roberta_reads_context_as_it_reads_words():
+    from transformers import RobertaConfig, RobertaModel
+
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=100, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=40, pad_token_id=1,
+    )  # fmt: skip
+
+    class Words:
+        PAD = 1
+
+        def __call__(self, texts):
+            rows = [[0, *(3 + sum(map(ord, word)) % 90 for word in text.split()), 2] for text in texts]
+            longest = max(map(len, rows))
+            return torch.tensor([row + [1] * (longest - len(row)) for row in rows])
+
+    branch = RobertaTextBranch(RobertaModel(config).eval(), torch.nn.Linear(16, 8), Words(), 8, "random")
+    prompted = PromptedText(branch, ["dog", "one two three"], 2)
+    ours = prompted(prompted.embedding_of("red car"))
+    assert torch.allclose(ours, branch.encode(["red car dog.", "red car one two three."]), atol=1e-5)
+
+
+def test_low_rank_updates_change_nothing_at_the_start_and_leave_the_backbone_alone(tiny):
+    before = copy.deepcopy(tiny.visual.state_dict())
+    method = ClipLora(tiny, TEXTS)
+    clip = clips_for(tiny, pixels=True, count=1)[0]
+    plain = F.normalize(tiny.visual(clip.visual), dim=-1), F.normalize(tiny.audio(clip.audio), dim=-1)
+    assert torch.allclose(method.embed("visual", clip.visual), plain[0], atol=1e-5)
+    assert torch.allclose(method.embed("audio", clip.audio), plain[1], atol=1e-5)
+    tune("clip-lora", tiny, TEXTS, clips_for(tiny, pixels=True), shots=1, seed=0, max_steps=2)
+    assert tiny.visual.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in tiny.visual.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(TUNED))
+def test_training_lowers_the_loss_is_seeded_and_survives_a_file(tiny, tmp_path, name):
+    clips = clips_for(tiny, TUNED[name].uses_pixels)
+    losses: list[float] = []
+    options = {"shots": 2, "seed": 3, "max_steps": 30}
+    method = tune(name, tiny, TEXTS, clips, progress=lambda done, total, loss: losses.append(loss), **options)
+    untrained = tune(name, tiny, TEXTS, clips, shots=2, seed=3, max_steps=1)
+    assert clip_loss(method, clips).item() < clip_loss(untrained, clips).item()
+    again = tune(name, tiny, TEXTS, clips, **options)
+    save(method, tmp_path)
+    stored = load(tmp_path, tiny)
+    queries = [(clip.visual, clip.audio) for clip in clips[:2]] + [(clips[0].visual, None), (None, clips[0].audio)]
+    for first, second, third in zip(*(answers(m, queries) for m in (method, again, stored)), strict=True):
+        for a, b, c in zip(first, second, third, strict=True):
+            assert (a is None) == (b is None) == (c is None)
+            if a is not None:
+                assert a.shape == (2, len(TEXTS))
+                assert torch.equal(a, b)
+                assert torch.equal(a, c)
+
+
+def test_seconds_are_samples_where_seconds_are_labelled(tiny):
+    clip = clips_for(tiny, pixels=False, count=1)[0]
+    method = CoOp(tiny, TEXTS)
+    seconds = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    visual, audio = method(clip.visual, clip.audio)
+    expected = F.cross_entropy(torch.cat((visual, audio)), torch.tensor([0, 3, 0, 3]))
+    assert torch.allclose(clip_loss(method, [TuningClip(clip.visual, clip.audio, seconds)]), expected)
+
+
+def test_a_file_of_something_else_is_refused_by_name(tiny, tmp_path):
+    (tmp_path / "tuned.json").write_text('{"method": "unknown", "texts": []}')
+    with pytest.raises(DataError, match="holds no tuned method"):
+        load(tmp_path, tiny)
