@@ -71,18 +71,49 @@ def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
             :class:`~avfewshot.errors.Faults`.
     """
     path = Path(path)
+    return _parse(_read_text(path), str(path))
+
+
+def _parse(text: str, where: str) -> LabelSet:
+    if kind := _other_format(text, where):
+        raise UsageError(f"{where}: this is {kind}, not a list of labels.", hint=_FORMAT_HINT)
     entries = []
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", _read_text(path)), start=1):
-        if line.lstrip().startswith("#"):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        content = visible(line)
+        if content.startswith("#"):
             continue
-        content = _COMMENT.sub("", line)
-        if not content.strip():
+        content = _COMMENT.sub("", content)
+        if not content:
             continue
         colon = _WORDING.search(content)
         name = content[: colon.start()] if colon else content
         wording = content[colon.end() :] if colon else None
         entries.append((f"line {number}", _tidy(name), "" if wording is None else _tidy(wording) or None))
-    return _checked(entries, where=str(path), empty_hint=_FORMAT_HINT)
+    return _checked(entries, where=where, empty_hint=_FORMAT_HINT)
+
+
+_HEADER = re.compile(
+    r"(index|id|mid|label|labels|class|classes|name|category|video_id|display_name|file|path|split)", re.IGNORECASE
+)
+
+
+def _other_format(text: str, where: str) -> str | None:
+    """What a file is that was given as a label file by mistake; None for one that may be one."""
+    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    if not lines:
+        return None
+    if text.strip()[0] in "{[" and text.strip()[-1] in "}]":
+        return "JSON"
+    if lines[0].lstrip().startswith("<") and lines[-1].rstrip().endswith(">"):
+        return "HTML or XML"
+    for mark in "\t,;":
+        cells = [line.count(mark) for line in lines]
+        titles = [cell.strip(" \"'") for cell in lines[0].split(mark)]
+        if cells[0] and all(_HEADER.fullmatch(title) for title in titles):
+            return "a table (CSV)"
+        if min(cells) > 0 and (where.lower().endswith((".csv", ".tsv")) or (mark == "\t" and len(lines) > 1)):
+            return "a table (CSV)"
+    return None
 
 
 def _read_text(path: Path) -> str:
@@ -99,6 +130,8 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"{path}: too large for a label file (more than {MAX_BYTES >> 20} MiB).", hint=_FORMAT_HINT)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError(f"{path}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
+    if b"\0" in raw:
+        raise UsageError(f"{path}: this is no text, and so no label file.", hint=_FORMAT_HINT)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,7 +143,46 @@ def _read_text(path: Path) -> str:
 def _tidy(text: object) -> str:
     if not isinstance(text, str):
         raise UsageError(f"A label must be a text, not {text!r}.")
+    return visible(text)
+
+
+# Letters and symbols that show nothing (Hangul fillers, the empty Braille cell), and format characters that do show.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+_SHOWN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+_BLANKS = re.compile(f"[{_BLANK}]")
+
+
+def visible(text: str) -> str:
+    """`text` without characters that cannot be seen, white space collapsed.
+
+    Format characters (Unicode category Cf: zero-width spaces, byte order marks, direction marks, soft hyphens) are
+    removed, apart from those within a word or an emoji: joiners between two letters, and the tags of flags.
+    """
+    text = _BLANKS.sub(" ", text)
+    if any(unicodedata.category(letter) == "Cf" for letter in text):
+        text = "".join(letter for place, letter in enumerate(text) if _is_shown(text, place))
     return " ".join(text.split())
+
+
+def _is_shown(text: str, place: int) -> bool:
+    letter = text[place]
+    if unicodedata.category(letter) != "Cf" or letter in _SHOWN:
+        return True
+    before, after = text[place - 1 : place], text[place + 1 : place + 2]
+    if letter in "\u200c\u200d":  # joiners of Persian and Indic words and of emoji; Latin letters have none
+        joins = (before, after)
+        return all(side and not side.isascii() and unicodedata.category(side)[0] in "LMS" for side in joins)
+    return "\U000e0020" <= letter <= "\U000e007f" and ("\U0001f3f4" in text[:place])
+
+
+def fold(text: str) -> str:
+    """What two spellings of one label have in common: case, ``_``, white space and Unicode form do not count."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    plain = (letter for letter in folded if unicodedata.category(letter) != "Cf" and letter not in _VARIATIONS)
+    return " ".join("".join(plain).replace("_", " ").split())
+
+
+_VARIATIONS = frozenset(["\u034f", *map(chr, range(0xFE00, 0xFE10))])
 
 
 def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empty_hint: str) -> LabelSet:
@@ -135,24 +207,19 @@ def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empt
             faults.append(UsageError(f"{where}, {position}: there is no wording after the colon.", hint=hint))
             continue
         wording = wording or name
-        if first := seen.get(_key(name)):
+        if first := seen.get(fold(name)):
             message = f"{where}, {position}: {name!r} repeats {first[1]!r} of {first[0]}."
             faults.append(UsageError(message, hint="Remove one of them."))
             continue
-        seen[_key(name)] = (position, name)
-        if first := read.get(_key(wording)):
+        seen[fold(name)] = (position, name)
+        if first := read.get(fold(wording)):
             message = f"{where}, {position}: {name!r} has the same wording as {first[1]!r} of {first[0]}: {wording!r}."
             faults.append(UsageError(message, hint="The model could not tell them apart: change one wording."))
             continue
-        read[_key(wording)] = (position, name)
+        read[fold(wording)] = (position, name)
         names.append(name)
         wordings.append(wording)
     raise_faults(faults)
     if not names:
         raise UsageError(f"{where}: there is no label in it.", hint=empty_hint)
     return LabelSet(tuple(names), tuple(wordings))
-
-
-def _key(text: str) -> str:
-    # CLIP and RoBERTa pipelines fold case or nearly so: `Dog` and `dog` would be one class under two names.
-    return unicodedata.normalize("NFKC", text).casefold()

@@ -9,10 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from avfewshot.errors import UsageError, raise_faults
-from avfewshot.io import resource_dir
+from avfewshot.io import load_yaml, resource_dir
 
 SLOT = "{}"
 _SUFFIXES = (".yaml", ".yml")
@@ -85,11 +83,7 @@ def _from_text(path: Path) -> Templates:
 
 
 def _from_yaml(path: Path) -> Templates:
-    try:
-        document = yaml.safe_load(_read(path))
-    except yaml.YAMLError as error:
-        hint = "Templates that begin with {} need quotes."
-        raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.", hint=hint) from None
+    document = load_yaml(path)
     faults: list[UsageError] = []
     top = _section(path, "", document, ("visual", "audio", "background"), faults)
     background = _section(path, "background", top.get("background") or {}, ("visual", "audio"), faults)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from dataset_files import touch, write_description, write_files
 
@@ -50,7 +52,7 @@ def test_given_splits_are_kept_and_only_missing_ones_drawn(tmp_path):
     dataset = load_folder(tmp_path)
     assert dataset.split_sizes == {"train": 8, "val": 8, "test": 8}
     assert dataset.form == "folder with splits"
-    assert dataset.report.findings == []
+    assert dataset.report.codes == ("split-folders",)
     touch(
         tmp_path / "two", [f"{split}/{clip}" for split in ("train", "test") for clip in clips("a", 5) + clips("b", 5)]
     )
@@ -106,3 +108,131 @@ def test_too_little_or_nonsense_is_one_clear_error(tmp_path):
         load_folder(tmp_path / "one")
     with pytest.raises(UsageError, match="leave nothing to train on"):
         load_folder(tmp_path, val_fraction=0.5, test_fraction=0.5)
+
+
+def test_a_split_that_a_link_names_again_is_read_under_both_names(tmp_path):
+    touch(tmp_path, [*clips("train/a", 3), *clips("train/b", 3), *clips("test/a", 3), *clips("test/b", 3)])
+    os.symlink("test", tmp_path / "val")
+    dataset = load_folder(tmp_path)
+    assert dataset.split_sizes == {"train": 6, "val": 6, "test": 6}
+    assert {sample.id for sample in dataset.split("test")} == {f"test/{c}/00{n}.mp4" for c in "ab" for n in range(3)}
+    assert dataset.report.find("cross-split-ids").count == 6
+
+
+def test_class_folders_may_be_links(tmp_path):
+    touch(tmp_path, [*clips("all/dog", 3), *clips("all/cat", 3), *clips("test/dog", 3), *clips("test/cat", 3)])
+    (tmp_path / "train").mkdir()
+    for name in ("dog", "cat"):
+        os.symlink(tmp_path / "all" / name, tmp_path / "train" / name)
+    os.symlink(tmp_path, tmp_path / "all" / "round")
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.split_sizes == {"train": 4, "val": 2, "test": 6}
+    assert dataset.report.find("stray-folders").examples == ("all",)
+
+
+def test_a_link_to_a_clip_that_is_there_is_not_drawn_into_another_split(tmp_path):
+    touch(tmp_path, [*clips("a", 4), *clips("b", 4)])
+    os.symlink(tmp_path / "a" / "000.mp4", tmp_path / "a" / "again.mp4")
+    os.symlink(tmp_path / "a" / "001.mp4", tmp_path / "b" / "other.mp4")
+    os.symlink("loop.mp4", tmp_path / "a" / "loop.mp4")
+    dataset = load_folder(tmp_path)
+    assert dataset.report.find("repeated-files").examples == ("a/again.mp4 = a/000.mp4",)
+    assert dataset.report.find("several-classes").examples == ("a/001.mp4 = b/other.mp4",)
+    assert "a/loop.mp4" in {sample.id for sample in dataset.samples}
+
+
+def test_a_web_of_links_is_refused(tmp_path):
+    (tmp_path / "8").mkdir()
+    for level in range(8):
+        (tmp_path / str(level)).mkdir()
+        for name in "abc":
+            os.symlink(tmp_path / str(level + 1), tmp_path / str(level) / name)
+    with pytest.raises(DataError, match="more than 100 names"):
+        load_folder(tmp_path / "0")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("training_set", "test_set"), ("Train-data", "TestData"), ("01_train", "02_test"), ("training", "evaluation")],
+)
+def test_splits_by_other_names_are_recognised_and_said(tmp_path, train, test):
+    touch(tmp_path, [f"{split}/{clip}" for split in (train, test) for clip in clips("a", 3) + clips("b", 3)])
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert len(dataset.split("test")) == 6
+    assert f"{train}/ as train" in dataset.report.find("split-folders").message
+
+
+@pytest.mark.parametrize(
+    ("tops", "problem"),
+    [
+        (("val/", "test/"), "no train/"),
+        (("set_train_a/", "set_test_a/"), "look like splits"),
+        (("train", "test"), "no class"),
+    ],
+)
+def test_splits_are_not_taken_for_classes(tmp_path, tops, problem):
+    names = ["dog/1.mp4", "cat/1.mp4"]
+    touch(tmp_path, [f"{top}{name}" if top[-1] == "/" else f"{top}/1.mp4" for top in tops for name in names])
+    with pytest.raises(DataError, match=f"{problem}.*FOLDER/train/CLASS"):
+        load_folder(tmp_path)
+
+
+def test_top_folders_of_the_same_contents_are_doubted(tmp_path):
+    touch(tmp_path, [f"{top}/{name}/1.mp4" for top in ("part1", "part2") for name in ("dog", "cat")])
+    dataset = load_folder(tmp_path)
+    assert "are those the classes?" in dataset.report.find("same-sub-folders").message
+    touch(tmp_path / "one", [*clips("data/dog", 2), *clips("data/cat", 2)])
+    with pytest.raises(DataError, match=r"only the class 'data'.*Then give .*one/data"):
+        load_folder(tmp_path / "one")
+
+
+def test_folders_that_differ_by_spelling_alone_are_one_class(tmp_path):
+    touch(tmp_path, [*clips("dog_barking", 3), *clips("dog barking", 2), *clips("Dog  Barking", 1), *clips("cat", 3)])
+    touch(tmp_path, [*clips("caf\u00e9", 2), *clips("cafe\u0301", 1), *clips("d\u200bog barking", 1)])
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("caf\u00e9", "cat", "dog_barking")
+    assert len(dataset.samples) == 13
+    assert dataset.report.find("merged-classes").count == 2
+    touch(
+        tmp_path / "s", [*clips("train/dog", 2), *clips("train/cat", 2), *clips("test/Dog", 2), *clips("test/CAT", 1)]
+    )
+    dataset = load_folder(tmp_path / "s")
+    assert dataset.classes == ("cat", "dog")
+    assert [sample.labels for sample in dataset.split("test")] == [(0,), (1,), (1,)]
+
+
+def test_folder_names_that_cannot_be_shown_are_cleaned_and_said(tmp_path):
+    touch(tmp_path, [*clips("dog\nbark\x1b[2J", 2), *clips("\u200bcat", 2), *clips("\u3164", 1)])
+    touch(tmp_path, [*clips(os.fsdecode(b"caf\xe9"), 1)])
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == (r"caf\xe9", "cat", "dog bark [2J")
+    assert dataset.report.find("odd-folder-names").count == 4
+    assert dataset.report.find("unknown-classes").examples == ("\u3164 (1)",)
+
+
+def test_folders_named_like_media_are_folders_and_empty_ones_are_named(tmp_path):
+    touch(tmp_path, [*clips("dog.mp4", 2), *clips("cat", 2), "bird/notes.txt"])
+    (tmp_path / "nothing").mkdir()
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("cat", "dog.mp4")
+    assert dataset.report.find("empty-classes").examples == ("bird (1 other files)", "nothing")
+
+
+def test_one_clip_a_class_is_a_data_set_without_test_clips(tmp_path):
+    touch(tmp_path, ["a/1.mp4", "b/1.mp4"])
+    dataset = load_folder(tmp_path)
+    assert dataset.split_sizes == {"train": 2}
+    assert "No clip is left to test on" in dataset.report.find("no-test-clips").message
+
+
+def test_none_is_a_class_of_its_own_and_negatives_are_apart(tmp_path):
+    touch(tmp_path, [*clips("dog", 4), *clips("cat", 4), *clips("none", 3), *clips("-dog", 2), *clips("-fish", 1)])
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("cat", "dog", "none")
+    assert dataset.none_class == 2
+    assert [(sample.id, sample.labels) for sample in dataset.negatives] == [(f"-dog/00{n}.mp4", (1,)) for n in (0, 1)]
+    assert not {sample.id for sample in dataset.negatives} & {sample.id for sample in dataset.samples}
+    assert dataset.report.find("unknown-negatives").examples == ("-fish (1)",)
+    assert load_folder(tmp_path / "dog" / "..").none_class == 2

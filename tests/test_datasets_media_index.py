@@ -20,7 +20,7 @@ NUMBERED_SAMPLE = Sample("000012", (0,), "train")
 
 def find(tmp_path: Path, files: list[str], sample: Sample, classes: tuple[str, ...] = ()) -> str | None:
     touch(tmp_path, files)
-    path = MediaIndex.scan([tmp_path]).find(sample, classes).path
+    path = MediaIndex.scan([tmp_path], {sample.youtube_id} - {None}).find(sample, classes).path
     return path and path.relative_to(tmp_path).as_posix()
 
 
@@ -41,6 +41,15 @@ def find(tmp_path: Path, files: list[str], sample: Sample, classes: tuple[str, .
         (AVE_SAMPLE, "AVE/-aaaaaaaaaa.mp4"),
         (AVE_SAMPLE, "-aaaaaaaaaa_000030.mp4"),
         (AVE_SAMPLE, "-aaaaaaaaaa_30_40.mp4"),
+        (VGG_SAMPLE, "aaaaaaaaaaa_20000_30000.mp4"),
+        (VGG_SAMPLE, "aaaaaaaaaaa_20-30.mp4"),
+        (VGG_SAMPLE, "Yaaaaaaaaaaa.mp4"),
+        (VGG_SAMPLE, "Yaaaaaaaaaaa_20_30.wav"),
+        (VGG_SAMPLE, "A horse (1080p) [aaaaaaaaaaa].mp4"),
+        (VGG_SAMPLE, "A horse-aaaaaaaaaaa.mkv"),
+        (VGG_SAMPLE, "A horse [aaaaaaaaaaa]_20.0_30.0.mp4"),
+        (DECIMAL_SAMPLE, "AP0061o0Nvk_101800_111800.mp4"),
+        (AVE_SAMPLE, "Title [-aaaaaaaaaa].mp4"),
         (NUMBERED_SAMPLE, "000012.mp4"),
         (NUMBERED_SAMPLE, "0000000012.mp4"),
         (NUMBERED_SAMPLE, "12.mp4"),
@@ -55,6 +64,10 @@ def test_the_usual_layouts_are_known(tmp_path, sample, file):
     [
         (LLP_SAMPLE, "aaaaaaaaaaa_40_50.mp4"),
         (LLP_SAMPLE, "aaaaaaaaaab_20_30.mp4"),
+        (LLP_SAMPLE, "aaaaaaaaaaa_40000_50000.mp4"),
+        (LLP_SAMPLE, "Title [aaaaaaaaaaa]_40_50.mp4"),
+        (LLP_SAMPLE, "xaaaaaaaaaaa.mp4"),
+        (LLP_SAMPLE, "aaaaaaaaaaaa_20_30.mp4"),
         (LLP_SAMPLE, "AAAAAAAAAAA_20_30.mp4"),
         (LLP_SAMPLE, "aaaaaaaaaaa_20_30.txt"),
         (LLP_SAMPLE, "aaaaaaaaaaa_20_30.mp4.part"),
@@ -125,3 +138,31 @@ def test_clips_of_one_video_that_share_a_file_are_said(tmp_path):
     touch(tmp_path, ["aaaaaaaaaaa.mp4"])
     dataset = load_dataset("vggsound", tmp_path)
     assert dataset.report.find("shared-media").examples == ("aaaaaaaaaaa.mp4: aaaaaaaaaaa_000000, aaaaaaaaaaa_000030",)
+
+
+def test_names_that_nobody_knows_are_shown_beside_the_known_forms(tmp_path):
+    write_files(tmp_path, {"vggsound.csv": "aaaaaaaaaa1,5,horse neighing,train\naaaaaaaaaa2,7,rain,test\n"})
+    touch(tmp_path, ["video/clip one.mp4", "video/clip two.mp4"])
+    message = load_dataset("vggsound", tmp_path).report.find("no-media").message
+    for part in ("clip one.mp4, clip two.mp4", "aaaaaaaaaa1_000005", "Title [ID].mp4"):
+        assert part in message
+
+
+def test_of_two_starts_of_a_video_an_avel_list_means_the_larger(tmp_path):
+    rows = "category,video_id,split\nhorse neighing,aaaaaaaaaa1,train\npeople marching,aaaaaaaaaa2,train\n"
+    write_files(tmp_path, {"vggsound-avel40k.csv": rows})
+    touch(
+        tmp_path, [f"video/{name}.mp4" for name in ("aaaaaaaaaa1_000017", "aaaaaaaaaa1_000046", "aaaaaaaaaa2_000005")]
+    )
+    dataset = load_dataset("vggsound40k", tmp_path)
+    assert [s.path.name for s in dataset.samples] == ["aaaaaaaaaa1_000046.mp4", "aaaaaaaaaa2_000005.mp4"]
+    assert "larger start is used" in dataset.report.find("larger-start").message
+    assert dataset.report.find("ambiguous-media") is None
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "..", "x/../../secret", "a\\b", "\x1b[2Jaaaaaaa"])
+def test_ids_that_are_paths_reach_no_file(tmp_path, name):
+    touch(tmp_path, ["secret.mp4", "data/inside.mp4"])
+    write_files(tmp_path / "data", AVE_FILES | {"trainSet.txt": f"Cat&{name}&good&0&10\nCat&eeeeeeeeeee&good&0&10\n"})
+    dataset = load_dataset("ave", tmp_path / "data")
+    assert dataset.available() == ()

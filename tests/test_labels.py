@@ -83,3 +83,45 @@ def test_from_names():
     for wrong in ([], ["dog", "DOG"], ["dog", ""], "dog", [1]):
         with pytest.raises(UsageError):
             LabelSet.from_names(wrong)
+
+
+def test_invisible_characters_are_no_labels_and_hide_no_duplicates(tmp_path):
+    persian, family, flag = (
+        "\u0645\u06cc\u200c\u0631\u0648\u062f",
+        "\U0001f468\u200d\U0001f469",
+        "\U0001f3f4\U000e0067\U000e007f",
+    )
+    text = f"dog\u00ad barking\n\u200b\n\u3164\n\ufeff# note\n{persian}\n{family}\n{flag}\n"
+    assert parse_labels(write(tmp_path, text)).names == ("dog barking", persian, family, flag)
+    with pytest.raises(Faults) as caught:
+        parse_labels(
+            write(tmp_path, "dog barking\n\u200b\n\ufeffdog barking\n\u200bcat\ncat\n\u202ecat\ndog_barking\n")
+        )
+    assert [fault.message.split(", ")[1].split(":")[0] for fault in caught.value.faults] == [
+        f"line {number}" for number in (3, 5, 6, 7)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", "dog,1\ncat,2\n", "CSV"),
+        ("a.txt", "index,mid,display_name\n0,/m/1,dog\n", "CSV"),
+        ("a.txt", "0\tdog\n1\tcat\n", "CSV"),
+        ("a.txt", '["dog", "cat"]', "JSON"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text"),
+        ("a.txt", b"\0\0\0 ftypisom\0" + bytes(range(256)) * 20, "no text"),
+    ],
+)
+def test_another_kind_of_file_is_one_message(tmp_path, name, content, kind):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=kind) as caught:
+        parse_labels(path)
+    assert not isinstance(caught.value, Faults)
+    assert "one label a line" in caught.value.hint
+
+
+def test_labels_with_commas_are_labels(tmp_path):
+    names = ("Violin, fiddle", "Baby cry, infant cry")
+    assert parse_labels(write(tmp_path, "\n".join(names))).names == names

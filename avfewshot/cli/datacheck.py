@@ -181,7 +181,8 @@ def show(result: CheckResult, *, all_classes: bool = False, console: Console | N
 def _verdict(result: CheckResult, found: int) -> str:
     total = len(result.dataset.samples)
     if not found:
-        how = result.dataset.description.how_to_get
+        missed = result.report.find("no-media")
+        how = "" if missed and "Names met" in missed.message else result.dataset.description.how_to_get
         return (
             f"[bold red]No clip of {_plain(result.dataset.description.title)} has media below "
             f"{_plain(result.dataset.root)}.[/bold red] {_plain(how)}"
@@ -196,7 +197,8 @@ def _verdict(result: CheckResult, found: int) -> str:
 def _plain(text: object) -> str:
     from rich.markup import escape
 
-    return escape(str(text))
+    shown = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in str(text))
+    return escape(shown)
 
 
 def _table(*columns: str) -> Table:

@@ -91,6 +91,8 @@ class Dataset:
         form: Which form of annotation file was read, for people.
         files: Annotation files read, by role.
         report: Findings of the reader.
+        none_class: Label of the class "none of these" (a folder ``none/``), or None.
+        negatives: Clips that are *not* of their label (folders ``-CLASS/``); in no split's `samples`.
     """
 
     description: Description
@@ -102,6 +104,8 @@ class Dataset:
     form: str = ""
     files: dict[str, Path] = field(default_factory=dict)
     report: DatasetReport = field(default_factory=DatasetReport)
+    none_class: int | None = None
+    negatives: tuple[Sample, ...] = ()
 
     @property
     def name(self) -> str:

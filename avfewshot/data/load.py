@@ -9,7 +9,7 @@ from avfewshot.data.ave import load_ave
 from avfewshot.data.dataset import Dataset
 from avfewshot.data.description import dataset_of_task, load_description
 from avfewshot.data.llp import load_llp
-from avfewshot.data.media_index import MediaIndex, attach_media
+from avfewshot.data.media_index import attach_media
 from avfewshot.data.vggsound import load_vggsound
 from avfewshot.errors import UsageError
 
@@ -52,4 +52,4 @@ def load_dataset(
     if not find_media:
         return dataset
     folders = [Path(folder) for folder in media] or [Path(root)]
-    return attach_media(dataset, MediaIndex.scan(folders))
+    return attach_media(dataset, folders)

@@ -1,15 +1,16 @@
 """Finding the media of a data set: one walk over its folders, then look-ups by id.
 
-The usual layouts are known: ``ID.mp4``, ``ID_START_END.mp4`` (also with decimals), VGG-Sound's ``ID_START6.mp4``, row
-numbers with any zero padding, all of them in any sub-folders, per split or per class.
+The usual names are known: ``ID.mp4``, ``ID_START_END.mp4`` (also with decimals, in milliseconds or with dashes),
+VGG-Sound's ``ID_START6.mp4``, row numbers with any zero padding, and what downloaders write: ``YID.mp4``,
+``Title [ID].mp4``, ``Title-ID.mp4``; all of them in any sub-folders, per split or per class.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,22 +19,22 @@ from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError, UsageError
 
-_TIMED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})(?:_(?P<start>\d+(?:\.\d+)?)(?:_(?P<end>\d+(?:\.\d+)?))?)?")
+_ID_LENGTH = 11
+_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_TIMES = re.compile(r"(?P<start>\d+(?:\.\d+)?)s?(?:[_-](?P<end>\d+(?:\.\d+)?)s?)?(?![A-Za-z0-9])")
 _SAME_TIME = 0.05  # Seconds; names round their decimals differently.
 _SKIPPED_FOLDERS = {"__MACOSX", "lost+found"}
+_MOST_NAMES = 100  # Paths by which links may lead to one folder; a web of links would have no end.
+_KNOWN_NAMES = "ID.mp4, ID_START.mp4, ID_START_END.mp4 (seconds or milliseconds), YID.mp4, 'Title [ID].mp4'"
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What was found for a sample.
-
-    Attributes:
-        path: The file, None where there is none.
-        others: Further files that match as well; not empty means that the choice is arbitrary.
-    """
+    """What was found for a sample."""
 
     path: Path | None
-    others: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()  # Further files that match as well; not empty: the choice is arbitrary.
+    larger_start: bool = False  # Chosen as the latest of several stretches of its video.
 
 
 class MediaIndex:
@@ -41,24 +42,30 @@ class MediaIndex:
 
     Args:
         files: Paths of media files.
+        ids: YouTube ids that are looked for anywhere in a name, as in ``Title [ID].mp4``.
     """
 
-    def __init__(self, files: Iterable[str]) -> None:
+    def __init__(self, files: Iterable[str], ids: Iterable[str] = ()) -> None:
         self._stems: dict[str, list[str]] = defaultdict(list)
-        self._videos: dict[str, list[tuple[float | None, str]]] = defaultdict(list)
+        self._videos: dict[str, list[tuple[tuple[float, ...], str]]] = defaultdict(list)
         self._numbers: dict[int, list[str]] = defaultdict(list)
         self._count = 0
+        self.examples: list[str] = []  # names of the first files
+        wanted = frozenset(ids)
         for file in files:
             self._count += 1
-            stem = os.path.splitext(os.path.basename(file))[0]
+            name = os.path.basename(file)
+            if len(self.examples) < 2:
+                self.examples.append(name)
+            stem = os.path.splitext(name)[0]
             self._stems[stem].append(file)
-            if match := _TIMED.fullmatch(stem):
-                self._videos[match["video"]].append((float(match["start"]) if match["start"] else None, file))
-            if stem.isdecimal():
-                self._numbers[int(stem)].append(file)
+            if stem.isdecimal() and stem.isascii():
+                self._numbers[int(stem[-18:])].append(file)
+            for video, starts in _videos_in(stem, wanted):
+                self._videos[video].append((starts, file))
 
     @classmethod
-    def scan(cls, folders: Sequence[str | Path]) -> MediaIndex:
+    def scan(cls, folders: Sequence[str | Path], ids: Iterable[str] = ()) -> MediaIndex:
         """Index all media files below some folders, symbolic links followed, hidden folders left out.
 
         Raises:
@@ -69,12 +76,12 @@ class MediaIndex:
                 raise UsageError(
                     f"The media folder {folder} does not exist.", hint="Give a folder that holds the clips."
                 )
-        return cls(walk_media(folders))
+        return cls(walk_media(folders), ids)
 
     def __len__(self) -> int:
         return self._count
 
-    def find(self, sample: Sample, class_names: Sequence[str] = ()) -> Match:
+    def find(self, sample: Sample, class_names: Sequence[str] = (), *, larger_start: bool = False) -> Match:
         """The media file of a sample.
 
         Names are tried from the most to the least telling: the id itself; the video with the same start; the video
@@ -84,12 +91,17 @@ class MediaIndex:
         Args:
             sample: The sample.
             class_names: Names of the data set's classes, to recognise class folders.
-
-        Returns:
-            The match.
+            larger_start: Where the list names a video without its start and there are several stretches of it, take
+                the latest: what the authors of the AVEL lists say.
         """
         for candidates in self._candidates(sample):
             if candidates:
+                if larger_start and sample.start is None and sample.youtube_id:
+                    starts = {file: max(times, default=-1.0) for times, file in self._videos[sample.youtube_id]}
+                    latest = max(starts.get(file, -1.0) for file in candidates)
+                    if any(starts.get(file, -1.0) < latest for file in candidates):
+                        rest = [file for file in candidates if starts.get(file, -1.0) == latest]
+                        return replace(_choose(sorted(set(rest)), sample, class_names), larger_start=True)
                 return _choose(sorted(set(candidates)), sample, class_names)
         return Match(None)
 
@@ -97,39 +109,96 @@ class MediaIndex:
         yield self._stems.get(sample.id, [])
         if sample.youtube_id is not None:
             files = self._videos.get(sample.youtube_id, [])
-            if sample.start is None:
+            start = sample.start
+            if start is None:
                 yield [file for _, file in files]
             else:
-                yield [file for start, file in files if start is not None and abs(start - sample.start) < _SAME_TIME]
-                yield [file for start, file in files if start is None]
-        elif sample.id.isdecimal():
+                yield [file for starts, file in files if starts and abs(starts[0] - start) < _SAME_TIME]
+                yield [file for starts, file in files if any(abs(time - start) < _SAME_TIME for time in starts)]
+                yield [file for starts, file in files if not starts]
+        elif sample.id.isdecimal() and sample.id.isascii() and len(sample.id) <= 18:
             yield self._numbers.get(int(sample.id), [])
 
 
-def walk_media(folders: Sequence[str | Path]) -> Iterable[str]:
-    """Paths of all media files below some folders, each once, in no particular order."""
+def _videos_in(stem: str, wanted: frozenset[str]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Videos that a file name may stand for, each with the times at which the clip may begin in it."""
+    head, rest = stem[:_ID_LENGTH], stem[_ID_LENGTH:]
+    if _ID.fullmatch(head) and (not rest or (rest[0] in "_-" and _TIMES.fullmatch(rest[1:]))):
+        yield head, _starts(rest)
+        if head in wanted:
+            return
+    for place in range(len(stem) - _ID_LENGTH + 1):
+        if (video := stem[place : place + _ID_LENGTH]) in wanted:
+            before, rest = stem[:place], stem[place + _ID_LENGTH :]
+            # Not a part of some longer word; AudioSet's tools put a Y before the id.
+            if (not before or before == "Y" or not before[-1].isalnum()) and not rest[:1].isalnum():
+                yield video, _starts(rest)
+
+
+def _starts(rest: str) -> tuple[float, ...]:
+    """Times that the rest of a name behind the id may mean: in seconds, and in milliseconds where that can be."""
+    match = _TIMES.match(rest.lstrip(" _-])}."))
+    if match is None:
+        return ()
+    start, end = match["start"], match["end"]
+    milliseconds = float(end) - float(start) >= 500 if end else start.isdecimal() and start.endswith("000")
+    return (float(start), float(start) / 1000) if milliseconds and not start.startswith("00") else (float(start),)
+
+
+def walk_media(folders: Sequence[str | Path], barren: dict[str, int] | None = None) -> Iterator[str]:
+    """Paths of all media files below some folders, in no particular order.
+
+    A folder that links reach under two names is read under both; only a link to a folder around itself is not followed.
+    Folders given that lie within one another are read once.
+
+    Args:
+        folders: Where to look.
+        barren: Gets the path of every folder without a media file of its own, and the number of other files in it.
+
+    Raises:
+        DataError: Links lead to one folder by more than a hundred names.
+    """
     from avfewshot.media.discover import MEDIA_SUFFIXES  # Here: the package around it may take a while to import.
 
-    visited: set[tuple[int, int]] = set()
-    pending = [os.fspath(folder) for folder in reversed(folders)]
-    while pending:
-        folder = pending.pop()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in visited:  # Overlapping folders and circular links.
+    Place = tuple[int, int]
+    earlier: set[Place] = set()
+    for root in folders:
+        names: Counter[Place] = Counter()
+        pending: list[tuple[str, frozenset[Place]]] = [(os.fspath(root), frozenset())]
+        while pending:
+            folder, around = pending.pop()
+            try:
+                status = os.stat(folder)
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:  # A folder that may not be read holds nothing for us; its clips are reported missing.
                 continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
-                        continue
-                    if os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES:
-                        if not entry.is_dir():
-                            yield entry.path
-                    elif entry.is_dir():
-                        pending.append(entry.path)
-        except OSError:  # A folder that may not be read holds nothing for us; its clips are reported missing.
-            continue
+            place = (status.st_dev, status.st_ino)
+            if place in earlier or place in around:
+                continue
+            names[place] += 1
+            if names[place] > _MOST_NAMES:
+                raise DataError(f"{folder}: links lead to this folder by more than {_MOST_NAMES} names.")
+            found = others = 0
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
+                    continue
+                if _is_folder(entry):
+                    pending.append((entry.path, around | {place}))
+                elif os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES:
+                    found += 1
+                    yield entry.path
+                else:
+                    others += 1
+            if barren is not None and not found:
+                barren[folder] = others
+        earlier |= set(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed as a file, which cannot be read and is named then
+        return False
 
 
 def _choose(files: list[str], sample: Sample, class_names: Sequence[str]) -> Match:
@@ -142,33 +211,42 @@ def _choose(files: list[str], sample: Sample, class_names: Sequence[str]) -> Mat
     wanted = {name_key(class_names[label]) for label in sample.labels if label < len(class_names)}
     files = _prefer(files, lambda file: bool(wanted & {name_key(part) for part in Path(file).parts[:-1]}))
     first, *others = sorted(files, key=lambda file: (len(Path(file).parts), file))
-    return Match(Path(first), tuple(Path(other) for other in others))
+    target = os.path.realpath(first)
+    return Match(Path(first), tuple(Path(other) for other in others if os.path.realpath(other) != target))
 
 
 def _prefer(files: list[str], good: Callable[[str], bool]) -> list[str]:
     return [file for file in files if good(file)] or files
 
 
-def attach_media(dataset: Dataset, index: MediaIndex) -> Dataset:
-    """The data set with ``path`` set where media were found.
+def attach_media(dataset: Dataset, folders: Sequence[str | Path]) -> Dataset:
+    """The data set with ``path`` set where media were found below some folders.
 
-    The report gets ``no-media`` (nothing found at all), ``missing-media``, ``ambiguous-media`` and ``shared-media``
-    (different clips of one video that all match the same file).
+    The report gets ``no-media`` (nothing found at all), ``missing-media``, ``splits-without-media``,
+    ``ambiguous-media``, ``larger-start`` and ``shared-media`` (different clips of one video that match the same file).
     """
+    index = MediaIndex.scan(folders, {sample.youtube_id for sample in dataset.samples if sample.youtube_id})
     report = DatasetReport(list(dataset.report.findings))
     samples: list[Sample] = []
     ambiguous: list[str] = []
+    later: list[str] = []
     users: dict[str, list[str]] = defaultdict(list)
     for sample in dataset.samples:
-        match = index.find(sample, dataset.classes)
+        match = index.find(sample, dataset.classes, larger_start=dataset.form.startswith("avel"))
         if match.others:
             ambiguous.append(f"{sample.id}: {match.path} or {match.others[0]}")
+        if match.larger_start and match.path is not None:
+            later.append(f"{sample.id}: {match.path.name}")
         if match.path is not None:
             users[str(match.path)].append(sample.id)
         samples.append(replace(sample, path=match.path))
     missing = [sample.id for sample in samples if sample.path is None]
     if missing and len(missing) == len(samples):
         message = f"None of the {len(samples)} clips is among the {len(index)} media files found."
+        if index.examples:
+            message += (
+                f" Names met: {', '.join(index.examples)}; looked for: {missing[0]}. Known forms: {_KNOWN_NAMES}."
+            )
         report.add("error", "no-media", message, missing)
     elif missing:
         message = f"{len(missing)} of {len(samples)} clips have no media file; the others are used."
@@ -179,6 +257,9 @@ def attach_media(dataset: Dataset, index: MediaIndex) -> Dataset:
     if ambiguous:
         message = "Clips with several matching files; the first by name is used."
         report.add("warning", "ambiguous-media", message, ambiguous)
+    if later:
+        message = "Videos with several clips, where the list names no start: the larger start is used, as its authors "
+        report.add("info", "larger-start", f"{message}say ({later[0]}).", later)
     if shared := [
         f"{os.path.basename(path)}: {', '.join(sorted(set(ids)))}" for path, ids in users.items() if len(set(ids)) > 1
     ]:
@@ -188,19 +269,16 @@ def attach_media(dataset: Dataset, index: MediaIndex) -> Dataset:
 
 
 def require_media(dataset: Dataset, folders: Iterable[str | Path]) -> None:
-    """Refuse a data set none of whose clips is there.
-
-    Args:
-        dataset: After :func:`attach_media`.
-        folders: Where clips were looked for.
+    """Refuse a data set, after :func:`attach_media`, none of whose clips is there.
 
     Raises:
         DataError: It has no media.
     """
     if dataset.available():
         return
+    names = dataset.report.find("no-media")
     raise DataError(
         f"{dataset.description.title}: the annotation files are there, but none of its {len(dataset.samples):,} clips "
-        f"below {', '.join(map(str, folders))}.",
+        f"below {', '.join(map(str, folders))}." + (f" {names.message}" if names else ""),
         hint="Name the folder of the clips with --media DIR. To try things without them: avfs data toy --root toy.",
     )

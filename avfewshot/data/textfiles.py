@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from avfewshot.errors import DataError
+from avfewshot.labels import visible
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
@@ -19,13 +20,24 @@ def read_text(path: str | Path) -> str:
         DataError: It cannot be read or is not UTF-8.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return _visible_lines(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8.", hint="Save the file as UTF-8, or take the official one."
         ) from error
+
+
+def _visible_lines(text: str) -> str:
+    """`text` without invisible characters; line ends and tabs stay. Nearly every annotation file is plain ASCII."""
+    if text.isascii():
+        return text
+    return "".join(part if part in "\r\n\t" else _spaced(part) for part in re.split(r"([\r\n\t])", text))
+
+
+def _spaced(part: str) -> str:
+    return part if part.isascii() else visible(part)
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -62,12 +74,21 @@ def seconds(text: str) -> float | None:
 
 
 def normalise_split(text: str) -> str | None:
-    """``train``, ``val`` or ``test`` for any usual name of a split, else None."""
-    return _SPLIT_NAMES.get(text.strip().lower())
+    """``train``, ``val`` or ``test`` for any usual name of a split (``Training_set``, ``02-valid``), else None."""
+    words = re.findall(r"[a-z]+", visible(text).lower())
+    while len(words) > 1 and words[-1] in _FILLERS:
+        words.pop()
+    while len(words) > 1 and words[0] in _FILLERS:
+        words.pop(0)
+    return _SPLIT_NAMES.get("".join(words))
 
 
+_FILLERS = frozenset("set data dataset split splits subset folder dir clips clip videos video files samples".split())
+_NAMES = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
 _SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "valset"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "eval"), "test"),
+    name + filler: split for split, names in _NAMES.items() for name in names for filler in ("", "set", "data", "split")
 }

@@ -16,6 +16,7 @@ from avfewshot.data.official import compare_with_official
 from avfewshot.data.schema import ClassEntry, Description, default_wording
 from avfewshot.data.textfiles import read_lines
 from avfewshot.errors import DataError, UsageError
+from avfewshot.labels import fold
 
 CLIP_SECONDS = 10.0
 
@@ -118,7 +119,12 @@ def _classes(
 ) -> tuple[ClassEntry, ...]:
     if description.classes:
         return description.classes
-    used = sorted({row.category for row in rows})
+    groups: dict[str, Counter[str]] = {}
+    for row in rows:
+        groups.setdefault(fold(row.category), Counter())[row.category] += 1
+    used = sorted(group.most_common(1)[0][0] for group in groups.values())
+    if merged := sorted(" = ".join(sorted(group)) for group in groups.values() if len(group) > 1):
+        report.add("warning", "merged-classes", "Names that differ by spelling alone; each group is one class.", merged)
     if "categories" in annotations.files:
         listed = [line.strip() for _, line in read_lines(annotations.files["categories"])]
         names = ClassNames(listed)

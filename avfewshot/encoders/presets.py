@@ -10,10 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from avfewshot.encoders.htsat import htsat_config
 from avfewshot.errors import UsageError, flatten, raise_faults
+from avfewshot.io import load_yaml
 
 _FOLDER = Path(__file__).resolve().parent / "presets"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -146,16 +145,9 @@ def load_preset(name_or_path: str | Path) -> Preset:
 
 
 def _parse(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such backbone file.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8.", hint="Save it as UTF-8.") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such backbone file.")
+    return load_yaml(path)
 
 
 class _Reader:
