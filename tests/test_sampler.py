@@ -13,7 +13,7 @@ from dataset_files import official
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.description import load_description
 from avfewshot.data.load import load_dataset
-from avfewshot.data.sampler import draw_support, fingerprint, support_table
+from avfewshot.data.sampler import draw_support, draw_validation, fingerprint, support_table
 from avfewshot.data.schema import ClassEntry, Description
 from avfewshot.errors import DataError, UsageError
 
@@ -140,7 +140,7 @@ def test_missing_media_are_replaced_by_the_next_in_rank(dataset, tmp_path):
     official_draw = draw_support(dataset, 4, 1)
     lost = {official_draw.samples[0].id, official_draw.samples[5].id}
     present = dataset.with_samples(
-        Sample(s.id, s.labels, s.split, s.row, path=None if s.id in lost else tmp_path) for s in dataset.samples
+        Sample(s.id, s.labels, s.split, s.row, path=None if s.id in lost else tmp_path / s.id) for s in dataset.samples
     )
     support = draw_support(present, 4, 1, only_available=True)
     assert set(support.replaced) == lost
@@ -184,10 +184,81 @@ def test_pinned_fingerprints_are_those_of_the_official_files(name, folder):
     assert support_table(dataset) == pinned
     support = draw_support(dataset, 16, 2)
     assert support.matches_pinned
-    assert "(the published one)" in support.describe()[0]
+    assert "(the published one" in support.describe()[0]
+    assert draw_support(dataset, 16, 2, keep_overlap=True).fingerprint == pinned["nested"][2][16]
+
+
+def test_official_ave_test_videos_are_in_no_support_and_no_validation():
+    dataset = load_dataset("ave", official("AVE"), find_media=False)
+    support = draw_support(dataset, 16, 2)
+    assert len(support.overlapping) == 2
+    assert len(support.samples) == 28 * 16
+    tested = {sample.youtube_id for sample in dataset.split("test")}
+    assert not {sample.youtube_id for sample in support.samples} & tested
+    assert "2 clips show videos that are also in the test split" in " ".join(support.describe())
+    everything = draw_support(dataset, 1000, 1)
+    assert len(everything.overlapping) == 8
+    whole = draw_validation(dataset, 16, 1, count="all", support=everything.samples)
+    assert len(whole.samples) + len(whole.overlapping) == 402
+    assert not {sample.youtube_id for sample in whole.samples} & {s.youtube_id for s in everything.samples}
 
 
 def test_official_llp_support_of_sixteen_has_384_clips_and_no_speech():
     support = draw_support(load_dataset("llp", official("LLP"), find_media=False), 16, 1)
     assert len(support.samples) == 384
     assert support.short == {"Speech": 0}
+
+
+def with_val(dataset: Dataset, per_class: int) -> Dataset:
+    val = [Sample(f"val{row:03d}", (row % 3,), "val", row) for row in range(3 * per_class)]
+    return dataset.with_samples([*dataset.samples, *val])
+
+
+@pytest.mark.parametrize(
+    ("shots", "count", "each"), [(1, None, 1), (16, None, 4), (16, 0, 0), (2, 7, 7), (2, "all", 9)]
+)
+def test_validation_clips_are_drawn_per_class_from_the_val_split(dataset, shots, count, each):
+    drawn = draw_validation(with_val(dataset, 9), shots, 1, count=count)
+    assert len(drawn.samples) == 3 * each
+    assert {sample.split for sample in drawn.samples} <= {"val"}
+    assert [sum(sample.label == label for sample in drawn.samples) for label in range(3)] == [each] * 3
+
+
+def test_validation_draws_are_nested_and_seeded(dataset):
+    data = with_val(dataset, 20)
+    draws = [set(ids(draw_validation(data, 16, 1, count=count))) for count in range(5)]
+    assert all(small < large for small, large in itertools.pairwise(draws))
+    assert draws[4] != set(ids(draw_validation(data, 16, 2, count=4)))
+    assert ids(draw_support(data, 4, 1)) == ids(draw_support(dataset, 4, 1))
+
+
+def test_without_a_val_split_validation_is_drawn_beside_the_support(dataset):
+    support = draw_support(dataset, 28, 1)
+    drawn = draw_validation(dataset, 28, 1, support=support.samples)
+    assert (drawn.split, drawn.short) == ("train", dict.fromkeys(CLASSES, 2))
+    assert len(drawn.samples) == 6
+    assert not set(ids(drawn)) & set(ids(support))
+    assert "6 clips of the train split" in drawn.describe()[0]
+    with pytest.raises(UsageError, match="no val split"):
+        draw_validation(dataset, 1, count="all")
+    with pytest.raises(UsageError, match="-1 validation clips"):
+        draw_validation(dataset, 1, count=-1)
+
+
+def test_videos_of_the_test_split_are_in_neither(dataset, tmp_path):
+    """The same by YouTube id and by links to one file."""
+    by_id = [replace(s, youtube_id="x" * 11 if s.id in ("clip000", "test0") else None) for s in dataset.samples]
+    (tmp_path / "clip000").write_bytes(b"")
+    (tmp_path / "test0").symlink_to("clip000")
+    by_file = [replace(s, path=tmp_path / s.id) for s in dataset.samples]
+    for samples in (by_id, by_file):
+        data = dataset.with_samples(samples)
+        support = draw_support(data, 30, 1)
+        assert support.overlapping == ("clip000",)
+        assert "clip000" not in ids(support)
+        assert support.short == {"cat": 29}
+        assert support.fingerprint == fingerprint(ids(support)) != support.drawn
+        assert "clip000" not in ids(draw_validation(data, 30, 1, count=30))
+        assert len(draw_support(data, 30, 1, keep_overlap=True).samples) == 90
+    val = dataset.with_samples(replace(s, split="val") if s.split == "train" else s for s in by_id)
+    assert draw_validation(val, 1, 1, count="all").overlapping == ("clip000",)

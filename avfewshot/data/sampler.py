@@ -1,18 +1,21 @@
-"""k-shot supports: per class, seeded, nested over k, independent of the order of rows.
+"""k-shot supports: per class, seeded, nested over k, independent of the order of rows; and the validation clips beside.
 
 Each clip of a class gets a rank from a keyed hash of (seed, class, id); the support of k shots are the k first by
 rank. So the support of 1 lies within that of 2, that within that of 4; shuffling or extending the annotation file
 changes nothing for the clips that stay; and a missing clip is replaced by the next one without touching the others.
 ``first-k`` takes the first k rows of the file instead, as the released DG-SCT code does.
+
+Videos of the test split are in no support, though AVE lists eight in its training split as well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import ranked
@@ -20,46 +23,38 @@ from avfewshot.errors import DataError, UsageError
 
 ALGORITHM = "nested-1"
 SAMPLERS = ("nested", "first-k")
+VALIDATION_SHOTS = 4  # CoOp's: min(k, 4) validation clips a class
 
 
 @dataclass(frozen=True)
 class Support:
-    """The clips that a model may learn from.
+    """The clips that a model may learn from."""
 
-    Attributes:
-        samples: By class and rank; each sample once.
-        shots: k.
-        seed: Seed of the draw (``first-k`` does not use it).
-        sampler: ``nested`` or ``first-k``.
-        multi_label: Drawn from all clips instead of those with a single label.
-        fingerprint: SHA-256 of the sorted ids, see :func:`fingerprint`.
-        short: Class name -> clips it has, for classes with fewer than k; those are used whole.
-        replaced: Ids that belong to the support but have no media; the next by rank took their places.
-        pinned: The published fingerprint of this draw from the official files, or None where none is published.
-    """
-
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample, ...]  # by class and rank; each sample once
     shots: int
-    seed: int
+    seed: int  # first-k does not use it
     sampler: str
-    multi_label: bool
-    fingerprint: str
-    short: dict[str, int]
-    replaced: tuple[str, ...]
-    pinned: str | None
+    multi_label: bool  # drawn from all clips instead of those with a single label
+    fingerprint: str  # of the ids, see fingerprint()
+    short: dict[str, int]  # class -> clips it has, for classes with fewer than `shots`; those are used whole
+    replaced: tuple[str, ...]  # ids without media; the next by rank took their places
+    pinned: str | None  # the published fingerprint of this draw from the official files
+    overlapping: tuple[str, ...] = ()  # ids of the draw whose videos are in the test split; the next took their places
+    drawn: str = ""  # fingerprint before those were replaced: what is published; empty: the same as `fingerprint`
 
     @property
     def matches_pinned(self) -> bool | None:
-        """Whether this is the published support; None where none is published."""
-        return None if self.pinned is None else self.pinned == self.fingerprint
+        """Whether this is the published draw; None where none is published."""
+        return None if self.pinned is None else self.pinned == (self.drawn or self.fingerprint)
 
     def describe(self) -> list[str]:
         """What a person should know about the draw, one sentence each."""
+        apart = f", without {len(self.overlapping)} videos of the test split" if self.overlapping else ""
         lines = [
             f"Support: {len(self.samples)} clips, {self.shots} per class, sampler {self.sampler}"
             + (f", seed {self.seed}" if self.sampler == "nested" else "")
             + f", fingerprint {self.fingerprint[:16]}"
-            + (" (the published one)." if self.matches_pinned else ".")
+            + (f" (the published one{apart})." if self.matches_pinned else ".")
         ]
         none = [name for name, count in self.short.items() if count == 0]
         few = [f"{name} ({count})" for name, count in self.short.items() if count]
@@ -70,6 +65,11 @@ class Support:
         if self.replaced:
             lines.append(
                 f"{len(self.replaced)} clips of the support have no media and were replaced by the next in rank."
+            )
+        if self.overlapping:
+            lines.append(
+                f"{len(self.overlapping)} clips show videos that are also in the test split ({_some(self.overlapping)})"
+                " and were replaced by the next in rank."
             )
         return lines
 
@@ -86,6 +86,47 @@ class Support:
             "clips": len(self.samples),
             "short": self.short,
             "replaced": list(self.replaced),
+            "overlapping": list(self.overlapping),
+            "ids": sorted(sample.id for sample in self.samples),
+        }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The clips that may choose between models: none of them in the support, none of their videos in the test split."""
+
+    samples: tuple[Sample, ...]  # by class and rank; each sample once
+    shots: int | Literal["all"]  # clips a class
+    seed: int
+    split: str  # where they come from: val, or train where there is no val split
+    overlapping: tuple[str, ...]  # ids left out since their videos are in the support or the test split
+    short: dict[str, int]  # class -> clips it has, for classes with fewer than `shots`
+
+    def describe(self) -> list[str]:
+        """What a person should know, one sentence each."""
+        each = "all there are" if self.shots == "all" else f"{self.shots} per class"
+        lines = [f"Validation: {len(self.samples)} clips of the {self.split} split, {each}, seed {self.seed}."]
+        if self.short:
+            lines.append(
+                f"Classes with fewer validation clips: {_some([f'{n} ({c})' for n, c in self.short.items()])}."
+            )
+        if self.overlapping:
+            lines.append(
+                f"{len(self.overlapping)} validation clips show videos of the support or the test split and are left "
+                f"out ({_some(self.overlapping)})."
+            )
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The draw as JSON-ready values, ids included."""
+        return {
+            "shots": self.shots,
+            "seed": self.seed,
+            "split": self.split,
+            "clips": len(self.samples),
+            "fingerprint": fingerprint(sample.id for sample in self.samples),
+            "short": self.short,
+            "overlapping": list(self.overlapping),
             "ids": sorted(sample.id for sample in self.samples),
         }
 
@@ -108,6 +149,7 @@ def draw_support(
     sampler: str = "nested",
     multi_label: bool = False,
     only_available: bool = False,
+    keep_overlap: bool = False,
 ) -> Support:
     """Draw k clips per class from the training split.
 
@@ -121,9 +163,7 @@ def draw_support(
         multi_label: For data sets with several labels a clip: draw from all clips that carry a class, so that a clip
             may stand for several; by default only clips with a single label are drawn, as published for LLP.
         only_available: Draw only clips whose media were found; the next in rank replaces a missing one.
-
-    Returns:
-        The support.
+        keep_overlap: Also draw clips whose videos are in the test split, as the published protocols do.
 
     Raises:
         UsageError: `shots` is less than 1, or the sampler is unknown.
@@ -135,41 +175,109 @@ def draw_support(
         )
     if sampler not in SAMPLERS:
         raise UsageError(f"There is no sampler {sampler!r}.", hint=f"Samplers: {', '.join(SAMPLERS)}.")
-    orders = _orders(dataset, sampler, multi_label, seed)
+    tested = set() if keep_overlap else {_video(sample) for sample in dataset.split("test")}
+    drawn: dict[int, Sample] = {}
     chosen: dict[int, Sample] = {}
     short: dict[str, int] = {}
     replaced: list[str] = []
-    for label, name in enumerate(dataset.classes):
-        order = orders[label]
+    overlapping: list[str] = []
+    for name, order in zip(dataset.classes, _orders(dataset, sampler, multi_label, seed), strict=True):
         usable = [sample for sample in order if sample.path is not None] if only_available else order
-        picked = usable[:shots]
-        if len(picked) < shots:
-            short[name] = len(picked)
         replaced += [sample.id for sample in order[:shots] if only_available and sample.path is None]
-        chosen.update({id(sample): sample for sample in picked})
+        drawn.update({id(sample): sample for sample in usable[:shots]})
+        free = [sample for sample in usable if _video(sample) not in tested]
+        overlapping += [sample.id for sample in usable[:shots] if _video(sample) in tested]
+        if len(free) < shots:
+            short[name] = len(free)
+        chosen.update({id(sample): sample for sample in free[:shots]})
     if not chosen:
         raise DataError(
             f"There is no training clip to draw a support from in {dataset.description.title}.",
             hint="avfs data check TASK --root DIR tells what is missing.",
         )
-    samples = tuple(chosen.values())
+    key = sampler.replace("-", "_") + ("_multi_label" if multi_label and dataset.multi_label else "")
     return Support(
-        samples=samples,
+        samples=tuple(chosen.values()),
         shots=shots,
         seed=seed,
         sampler=sampler,
         multi_label=multi_label,
-        fingerprint=fingerprint(sample.id for sample in samples),
+        fingerprint=fingerprint(sample.id for sample in chosen.values()),
         short=short,
         replaced=tuple(dict.fromkeys(replaced)),
-        pinned=_pinned(dataset, sampler, multi_label, seed, shots),
+        pinned=dataset.description.pinned_fingerprint(key, seed, shots),
+        overlapping=tuple(dict.fromkeys(overlapping)),
+        drawn=fingerprint(sample.id for sample in drawn.values()) if overlapping else "",
     )
 
 
-def _pools(dataset: Dataset, sampler: str, multi_label: bool) -> dict[int, list[Sample]]:
-    """Training clips by class, in file order."""
+def draw_validation(
+    dataset: Dataset,
+    shots: int,
+    seed: int = 1,
+    *,
+    count: int | Literal["all"] | None = None,
+    support: Sequence[Sample] = (),
+    multi_label: bool = False,
+    only_available: bool = False,
+) -> Validation:
+    """Draw validation clips: from the val split, or from the training clips where there is none.
+
+    Args:
+        dataset: The data set.
+        shots: k of the support.
+        seed: Seed of the draw; the draws are nested like supports.
+        count: Clips a class; None: min(k, 4), as CoOp does; 0: none; ``"all"``: the whole val split.
+        support: Clips of the support; no video of theirs is drawn.
+        multi_label: As for :func:`draw_support`.
+        only_available: Draw only clips whose media were found.
+
+    Raises:
+        UsageError: `count` is negative, or ``"all"`` without a val split.
+    """
+    split = "val" if dataset.split("val") else "train"
+    wanted = min(shots, VALIDATION_SHOTS) if count is None else count
+    if wanted != "all" and wanted < 0:
+        raise UsageError(f"There cannot be {wanted} validation clips a class.", hint="0 is none.")
+    if wanted == "all" and split != "val":
+        raise UsageError(
+            f"{dataset.description.title} has no val split to use whole.", hint="Give a number of clips per class."
+        )
+    taken = {_video(sample) for sample in (*dataset.split("test"), *support)}
+    chosen: dict[int, Sample] = {}
+    short: dict[str, int] = {}
+    overlapping: list[str] = []
+    if wanted == "all":
+        for sample in dataset.split(split):
+            if sample.path is not None or not only_available:
+                if _video(sample) in taken:
+                    overlapping.append(sample.id)
+                else:
+                    chosen[id(sample)] = sample
+    elif wanted:
+        pools = _pools(dataset, "nested", multi_label, split)
+        for label, name in enumerate(dataset.classes):
+            order = ranked(pools[label], lambda sample: sample.id, seed=seed, purpose="validation-1", group=name)
+            usable = [sample for sample in order if sample.path is not None] if only_available else order
+            free = [sample for sample in usable if _video(sample) not in taken]
+            overlapping += [s.id for s in usable[:wanted] if _video(s) in taken] if split == "val" else []
+            if len(free) < wanted:
+                short[name] = len(free)
+            chosen.update({id(sample): sample for sample in free[:wanted]})
+    return Validation(tuple(chosen.values()), wanted, seed, split, tuple(dict.fromkeys(overlapping)), short)
+
+
+def _video(sample: Sample) -> str:
+    """What two samples of one recording have in common: the video's id, else the file that all links lead to."""
+    if sample.youtube_id is not None:
+        return sample.youtube_id
+    return sample.id if sample.path is None else os.path.realpath(sample.path)
+
+
+def _pools(dataset: Dataset, sampler: str, multi_label: bool, split: str = "train") -> dict[int, list[Sample]]:
+    """Clips of a split by class, in file order."""
     pools: dict[int, list[Sample]] = defaultdict(list)
-    for sample in sorted(dataset.split("train"), key=lambda sample: sample.row):
+    for sample in sorted(dataset.split(split), key=lambda sample: sample.row):
         if len(sample.labels) > 1 and not multi_label:
             continue
         if sampler == "nested" and not sample.has_event(dataset.num_classes):
@@ -190,23 +298,10 @@ def _orders(dataset: Dataset, sampler: str, multi_label: bool, seed: int) -> lis
     ]
 
 
-def _pinned(dataset: Dataset, sampler: str, multi_label: bool, seed: int, shots: int) -> str | None:
-    if sampler == "first-k":
-        key = "first_k_multi_label" if multi_label and dataset.multi_label else "first_k"
-    else:
-        key = "nested_multi_label" if multi_label and dataset.multi_label else "nested"
-    return dataset.description.pinned_fingerprint(key, seed, shots)
-
-
 def support_table(
     dataset: Dataset, seeds: Iterable[int] = (1, 2, 3), shots: Iterable[int] = (1, 2, 4, 8, 16)
 ) -> dict[str, Any]:
-    """Fingerprints of many draws, in the form in which descriptions pin them.
-
-    Args:
-        dataset: The data set, with its full official lists.
-        seeds: Seeds of the ``nested`` draws.
-        shots: Values of k.
+    """Fingerprints of many draws from the full official lists, test videos kept, in the form that descriptions pin.
 
     Returns:
         ``{"algorithm": ..., "nested": {seed: {k: digest}}, "nested_multi_label": {...}, "first_k": {k: digest}}``; the
