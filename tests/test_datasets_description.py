@@ -95,7 +95,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
     [
         ({"files": [{"role": "train", "names": ["../../etc/passwd"]}]}, "plain file name"),
         ({"files": [{"role": "train", "names": ["a\\b"]}]}, "plain file name"),
-        ({"folders": [".."]}, "plain name"),
+        ({"folders": [".."]}, "plain file name"),
         ({"files": [{"role": "train", "names": ["a"], "sha256": "abc"}]}, "64 hexadecimal digits"),
         ({"files": [{"role": "train", "names": ["a"], "rows": -1}]}, "whole number"),
         ({"files": []}, "files is empty"),
@@ -104,9 +104,15 @@ def test_all_faults_are_reported_at_once(tmp_path):
         ({"classes": [{"name": "a", "wording": "x"}, {"name": "b", "wording": "x"}]}, "words 'x' more than once"),
         ({"segments": 0}, "segments must be a positive whole number"),
         ({"multi_label": "yes"}, "multi_label must be true or false"),
-        ({"splits": {"train": "many"}}, "splits must map"),
+        ({"splits": {"train": "many"}}, "splits.train must be a whole number"),
         ({"supports": {"nested": {1: {1: 5}}}}, "supports: nested"),
         ({"supports": {"nested": "x"}}, "supports: nested"),
+        ({"classes": [{"name": "a_b"}, {"name": "A b"}]}, "names 'a b' more than once"),
+        ({"classes": [{"name": "a", "word": "x"}, "b"]}, "unknown key classes.0..word"),
+        ({"files": [{"role": "train"}]}, "files.0..names is missing"),
+        ({"files": [{"role": "a", "names": ["x"]}] * 2}, "role 'a' more than once"),
+        ({"path": "/etc/passwd"}, "unknown key path"),
+        ({"tasks": "ave"}, "tasks must be a list"),
     ],
 )
 def test_a_faulty_key_is_named(tmp_path, changes, fault):
@@ -117,7 +123,7 @@ def test_a_faulty_key_is_named(tmp_path, changes, fault):
 def test_yaml_cannot_make_objects(tmp_path):
     path = tmp_path / "dataset.yaml"
     path.write_text("name: !!python/object/apply:os.system ['touch owned']\n")
-    with pytest.raises(DataError, match="not YAML at line 1"):
+    with pytest.raises(DataError, match="not valid YAML at line 1"):
         read_description(path)
 
 
@@ -130,7 +136,7 @@ def test_files_that_are_no_description_give_one_error(tmp_path):
     with pytest.raises(DataError, match="not UTF-8"):
         read_description(path)
     path.write_bytes(b"#" * (2 << 20))
-    with pytest.raises(DataError, match="too many"):
+    with pytest.raises(DataError, match="too large"):
         read_description(path)
     with pytest.raises(DataError, match="No such file"):
         read_description(tmp_path / "absent.yaml")

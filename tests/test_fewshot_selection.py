@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training_support import Backbone, backbone, read, texts
 
 from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.schema import ClassEntry, Description
+from avfewshot.data.description import ClassEntry, Description
 from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
 from avfewshot.training.config import TrainingConfig

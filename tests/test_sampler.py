@@ -11,10 +11,9 @@ import pytest
 from dataset_files import official
 
 from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.description import load_description
+from avfewshot.data.description import ClassEntry, Description, load_description
 from avfewshot.data.load import load_dataset
 from avfewshot.data.sampler import draw_support, draw_validation, fingerprint, support_table
-from avfewshot.data.schema import ClassEntry, Description
 from avfewshot.errors import DataError, UsageError
 
 CLASSES = ("cat", "dog", "bird")

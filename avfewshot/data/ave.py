@@ -12,10 +12,10 @@ from pathlib import Path
 
 from avfewshot.data.aliases import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
+from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.data.locate import locate
 from avfewshot.data.official import compare_with_official
-from avfewshot.data.schema import Description
 from avfewshot.data.textfiles import read_lines, seconds, youtube_id
 from avfewshot.errors import DataError
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
-from avfewshot.data.schema import Description
 
 if TYPE_CHECKING:
     from avfewshot.labels import LabelSet

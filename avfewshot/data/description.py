@@ -1,24 +1,196 @@
 """Descriptions of data sets: ``data_splits/*.yaml``, or a ``dataset.yaml`` inside a data folder.
 
 The format is documented in ``data_splits/README.md``. A description comes from a file that may have been written by
-anybody, so it is parsed with the safe YAML loader, its file names may not leave the data folder, and all of its faults
-are reported at once.
+anybody: it is plain data, its file names may not leave the data folder, and all of its faults are reported at once.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    PositiveInt,
+    StrictBool,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 
-from avfewshot.data.description_parser import parse_description
-from avfewshot.data.schema import Description
 from avfewshot.errors import DataError, UsageError
-from avfewshot.io import resource_dir
+from avfewshot.io import load_yaml, resource_dir
+from avfewshot.labels import fold
 
+FORMAT = 1
 DESCRIPTION_FILE = "dataset.yaml"
-_MAX_BYTES = 1 << 20  # A thousand classes take 60 kB; anything larger than this is not a description.
+Reader = Literal["ave", "llp", "vggsound", "ovave", "folder"]
+READERS: tuple[str, ...] = get_args(Reader)
+_BRING_THEIR_OWN_CLASSES = ("vggsound", "folder")
+
+
+def _check_plain(name: str) -> str:
+    """One path component that stays in its folder, on any system."""
+    if name in {".", ".."} or any(mark in name for mark in "/\\:\0"):
+        raise ValueError(f"{name!r} must be a plain file name")
+    return name
+
+
+def _check_number(value: Any) -> Any:
+    if type(value) is not int:
+        raise ValueError(f"must be a whole number, not {value!r}")
+    return value
+
+
+Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+Note = Annotated[str, StringConstraints(strict=True, strip_whitespace=True)]
+PlainName = Annotated[Text, AfterValidator(_check_plain)]
+Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-fA-F]{64}$")]
+Count = Annotated[PositiveInt, BeforeValidator(_check_number)]
+Rows = Annotated[int, BeforeValidator(_check_number), AfterValidator(lambda value: _check_rows(value))]
+
+
+def _check_rows(value: int) -> int:
+    if value < 0:
+        raise ValueError(f"must be a whole number from 0 on, not {value}")
+    return value
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """A class: the name that annotation files use and the wording that prompts use."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Text
+    wording: Text
+
+
+def default_wording(name: str) -> str:
+    """A class or folder name as words: ``Frying_(food)`` becomes ``frying (food)``."""
+    return " ".join(name.replace("_", " ").split()).lower() or name
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, str):  # A bare name is a class with the default wording.
+        value = {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("name"), str) and "wording" not in value:
+        value = {**value, "wording": default_wording(value["name"])}
+    if not isinstance(value, dict | ClassEntry):
+        raise ValueError("must be {name: ..., wording: ...} with texts (quote names such as 'yes')")
+    return value
+
+
+def _check_classes(entries: tuple[ClassEntry, ...], info: ValidationInfo) -> tuple[ClassEntry, ...]:
+    if repeated := _repeated(entry.name for entry in entries):
+        raise ValueError(f"names {repeated} more than once")
+    if repeated := _repeated(entry.wording for entry in entries):
+        raise ValueError(f"words {repeated} more than once: the model could not tell them apart")
+    if not entries and info.data.get("reader") not in _BRING_THEIR_OWN_CLASSES:
+        raise ValueError("is empty")
+    return entries
+
+
+def _repeated(items: Any) -> str:
+    counts = Counter(fold(item) for item in items)
+    return ", ".join(repr(item) for item, count in counts.items() if count > 1)
+
+
+@dataclass(frozen=True)
+class OfficialFile:
+    """An annotation file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    role: Text  # what the file is for; the reader knows the roles
+    names: Annotated[tuple[PlainName, ...], AfterValidator(lambda names: _check_some(names))]  # the official one first
+    required: StrictBool = True  # the data set cannot be read without it
+    rows: Rows | None = None  # data rows of the official file, without header
+    sha256: Digest | None = None  # of the official file
+    variants: tuple[Digest, ...] = ()  # SHA-256 of other official releases
+
+
+def _check_some(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not items:
+        raise ValueError("is empty")
+    return items
+
+
+def _check_files(files: tuple[OfficialFile, ...], info: ValidationInfo) -> tuple[OfficialFile, ...]:
+    if not files and info.data.get("reader") != "folder":
+        raise ValueError("is empty")
+    if repeated := _repeated(entry.role for entry in files):
+        raise ValueError(f"has the role {repeated} more than once")
+    return files
+
+
+def _check_supports(table: Any) -> Any:
+    if not isinstance(table, dict):
+        raise ValueError("must be a mapping")
+    for sampler, seeds in table.items():
+        if sampler == "algorithm":
+            continue
+        one = str(sampler).startswith("first_k")
+        levels = [seeds] if one else list(seeds.values()) if isinstance(seeds, dict) else [None]
+        for level in levels:
+            if not isinstance(level, dict) or not all(type(k) is int and isinstance(v, str) for k, v in level.items()):
+                raise ValueError(f": {sampler} must map seeds to shots to digests")
+    return table
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a data set without its annotation files."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Text
+    title: Text  # one line for people
+    reader: Reader  # layout of the annotation files
+    tasks: Annotated[tuple[Text, ...], AfterValidator(_check_some)]  # tasks that use it
+    classes: Annotated[tuple[Annotated[ClassEntry, BeforeValidator(_entry)], ...], AfterValidator(_check_classes)]
+    files: Annotated[tuple[OfficialFile, ...], AfterValidator(_check_files)] = ()
+    path: Path | None = None  # the YAML file this was read from
+    background: Annotated[ClassEntry, BeforeValidator(_entry)] | None = None  # the class "no event"
+    folders: tuple[PlainName, ...] = ()  # names of the folder looked for below a data root
+    segments: Count = 10  # seconds in a clip
+    multi_label: StrictBool = False
+    splits: Mapping[Text, Rows] = field(default_factory=dict)  # expected clips per split
+    expected_classes: Count | None = None  # classes that a list bringing its own should have
+    minimum_rows: Count | None = None  # below these such a list is suspiciously short
+    known_classes: tuple[Text, ...] = ()  # classes that such a list should contain
+    # Pinned fingerprints: sampler -> seed -> k -> hex digest (first_k: k -> hex digest)
+    supports: Annotated[Mapping[str, Any], BeforeValidator(_check_supports)] = field(default_factory=dict)
+    paper: Note = ""
+    source: Note = ""
+    how_to_get: Note = ""
+    licence: Mapping[Text, Note] = field(default_factory=dict)  # of annotations and of media
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the official order."""
+        return tuple(entry.name for entry in self.classes)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Wordings of the classes, in the official order."""
+        return tuple(entry.wording for entry in self.classes)
+
+    def file(self, role: str) -> OfficialFile | None:
+        """The annotation file of `role`, or None if this data set has none."""
+        return next((entry for entry in self.files if entry.role == role), None)
+
+    def pinned_fingerprint(self, sampler: str, seed: int, k: int) -> str | None:
+        """The published fingerprint of a draw from the official files, or None; ``first_k`` has no seed."""
+        table = self.supports.get(sampler, {})
+        return table.get(k) if sampler == "first_k" else table.get(seed, {}).get(k)
 
 
 def description_names() -> tuple[str, ...]:
@@ -91,25 +263,59 @@ def read_description(path: str | Path) -> Description:
         stat = path.stat()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}.") from error
-    if stat.st_size > _MAX_BYTES:
-        raise DataError(f"{path}: {stat.st_size} bytes are too many for a data set description.")
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=32)
 def _read(path: Path, _modified: int, _size: int) -> Description:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}).") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise DataError(f"{path}: not YAML{line}: {getattr(error, 'problem', None) or error}.") from error
-    description, faults = parse_description(raw, path)
+        raw = load_yaml(path)
+    except UsageError as error:
+        raise DataError(error.message, hint=error.hint) from None
+    faults: list[str] = []
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: the top level must be a mapping of keys.", hint=_HINT)
+    if raw.get("format") != FORMAT:
+        faults.append(f"format must be {FORMAT}, not {raw.get('format')!r}")
+    values = {"files": [], **raw}
+    values.pop("format", None)
+    if values.pop("path", None) is not None:  # a field, but no key
+        faults.append("unknown key path")
+    try:
+        description = _CHECKED.validate_python({str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        faults += [_fault(item) for item in error.errors()]
     if faults:
-        raise DataError(
-            f"{path}: {len(faults)} fault(s) in the data set description: {'; '.join(faults)}.",
-            hint="data_splits/README.md describes the format.",
-        )
-    return description
+        raise DataError(f"{path}: {len(faults)} fault(s) in the data set description: {'; '.join(faults)}.", hint=_HINT)
+    return replace(description, path=path, folders=description.folders or (description.name,))
+
+
+_HINT = "data_splits/README.md describes the format."
+_CHECKED = TypeAdapter(Description)
+_WANTED = {
+    "string_type": "must be a text",
+    "string_too_short": "must be a text, not empty",
+    "tuple_type": "must be a list",
+    "mapping_type": "must be a mapping",
+    "bool_type": "must be true or false",
+    "dataclass_type": "must be a mapping of keys",
+    "greater_than": "must be a positive whole number",
+    "string_pattern_mismatch": "must be a SHA-256, which has 64 hexadecimal digits",
+}
+
+
+def _fault(error: Any) -> str:
+    where = ""
+    for part in error["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    kind = error["type"]
+    if kind == "missing":
+        return f"{where} is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {where}"
+    if kind == "literal_error":
+        return f"{where} must be one of {', '.join(READERS)}, not {error['input']!r}"
+    if kind == "value_error":
+        reason = str(error["ctx"]["error"])
+        return where + reason if reason.startswith(":") else f"{where} {reason}"
+    return f"{where} {_WANTED.get(kind, error['msg'])}"

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from avfewshot.data.aliases import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
-from avfewshot.data.description import DESCRIPTION_FILE, read_description
+from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description, default_wording, read_description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.data.media_index import walk_media
 from avfewshot.data.ranking import ranked
-from avfewshot.data.schema import ClassEntry, Description, default_wording
 from avfewshot.data.textfiles import normalise_split, youtube_id
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold, visible

@@ -15,10 +15,10 @@ from typing import Literal
 
 from avfewshot.data.aliases import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
+from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.data.locate import locate
 from avfewshot.data.official import compare_with_official
-from avfewshot.data.schema import Description
 from avfewshot.data.textfiles import read_csv, seconds, youtube_id
 from avfewshot.errors import DataError
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfewshot.data.description import DESCRIPTION_FILE
-from avfewshot.data.schema import Description
+from avfewshot.data.description import DESCRIPTION_FILE, Description
 from avfewshot.errors import AvfsError, DataError, UsageError
 
 # Where annotation files lie beside the media in the authors' own archives and repositories.

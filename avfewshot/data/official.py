@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
-from avfewshot.data.schema import Description
 
 
 def compare_with_official(

@@ -9,11 +9,10 @@ from pathlib import Path
 from avfewshot.data.aliases import ClassNames
 from avfewshot.data.clip_lists import ClipList, ClipRow, read_clip_list
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
-from avfewshot.data.description import load_description
+from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.data.locate import Annotations, locate
 from avfewshot.data.official import compare_with_official
-from avfewshot.data.schema import ClassEntry, Description, default_wording
 from avfewshot.data.textfiles import read_lines
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold
