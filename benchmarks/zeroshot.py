@@ -259,7 +259,7 @@ def prepare_ours(visual, branch, projection, precision: str, batch_size: int | N
     from avfewshot.encoders.clip_tower import ClipTower
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.inference.features import EmbeddedFile, Embedder
-    from avfewshot.media.prefetch import iter_clips
+    from avfewshot.media.stream import iter_clips
     from avfewshot.models.audio_visual import AudioVisualModel
 
     towers = SimpleNamespace(

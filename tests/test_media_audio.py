@@ -51,7 +51,7 @@ def onsets(waveform: torch.Tensor) -> list[float]:
         ("16k.wav", 16000, "pcm_s16le", 1e-4),
         ("44k.wav", 44100, "pcm_s24le", 1e-5),
         ("48k.wav", 48000, "pcm_s32le", 1e-5),
-        ("22k.wav", 22050, "pcm_f32le", 1e-6),
+        ("22k.wav", 22050, "pcm_f32le", 1e-5),
         ("96k.wav", 96000, "pcm_f64le", 1e-6),
         ("44k.flac", 44100, "flac", 1e-4),
         ("11k.mkv", 11025, "pcm_s16le", 1e-4),
@@ -226,19 +226,20 @@ def test_the_filter_evaluated_by_sample_is_torchaudios(monkeypatch, rate):
     extra = resample.margin(rate)
     piece = samples[rate - extra : 2 * rate + extra]
     expected = resample.to_model_rate(piece, rate, SAMPLE_RATE)
-    assert (expected - reference(samples, rate)[SAMPLE_RATE : 2 * SAMPLE_RATE]).abs().max() < 1e-5
+    whole = reference(samples, rate)[SAMPLE_RATE : 2 * SAMPLE_RATE].numpy()
+    assert np.abs(expected - whole).max() < 2e-5  # torchaudio makes its filter in single precision
     monkeypatch.setattr(resample, "_MAX_KERNEL", 0)
-    assert (resample.to_model_rate(piece, rate, SAMPLE_RATE) - expected).abs().max() < 1e-4
+    assert np.abs(resample.to_model_rate(piece, rate, SAMPLE_RATE) - expected).max() < 1e-6
 
 
 def test_a_rate_that_does_not_reduce_takes_no_giant_filter(monkeypatch):
-    monkeypatch.setattr(torchaudio.functional, "resample", None)  # its table would take 8.5 GB
+    monkeypatch.setattr(resample, "_taps", None)  # a table of 8.5 GB
     rate = 48001
     extra = resample.margin(rate)
     samples = np.zeros(rate + 2 * extra, np.float32)
     samples[extra : extra + rate] = tone(1.0, rate)[0]
     got = resample.to_model_rate(samples, rate, SAMPLE_RATE)
-    assert (got - torch.from_numpy(tone(1.0)[0]))[100:-100].abs().max() < 2e-3
+    assert np.abs(got - tone(1.0)[0])[100:-100].max() < 2e-3
 
 
 def test_an_hour_is_read_by_the_minute_and_held_no_longer(tmp_path):
@@ -247,7 +248,7 @@ def test_an_hour_is_read_by_the_minute_and_held_no_longer(tmp_path):
     assert float(found.duration) == pytest.approx(3600, abs=4)
     sound = Waveform(path, found.audio, found.zero)
     for start in (3000, 3060, 120, 600):
-        heard = sound.read(start, start + 60).waveform
+        heard = torch.from_numpy(sound.read(start, start + 60).waveform)
         assert onsets(heard) == pytest.approx([0.0], abs=0.002)
         held = sum(len(block) for _, block in sound._blocks)
         assert held <= 2 * sound.rate

@@ -21,7 +21,7 @@ from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.media.clip import Failure
-from avfewshot.media.reading import read_ahead
+from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
 from avfewshot.training.config import TrainingConfig

@@ -16,8 +16,8 @@ from avfewshot.data.shards import reader
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import UsageError
 from avfewshot.media.clip import Failure
-from avfewshot.media.decode_ahead import ordered_map
 from avfewshot.media.flac import rounded
+from avfewshot.media.stream import ordered_map
 
 READ = partial(read_start, frame_size=SIDE)
 
@@ -254,14 +254,14 @@ def test_work_ahead_keeps_the_order_and_a_bound():
             taken.append(number)
             yield number
 
-    results = ordered_map(lambda number: number * number, items(), threads=2)
+    results = ordered_map(lambda number: number * number, items(), workers=2)
     assert next(results) == 0
     assert len(taken) <= 4
     assert list(results) == [number**2 for number in range(1, 20)]
 
 
 def test_an_error_in_work_ahead_comes_in_its_place():
-    results = ordered_map(lambda number: 1 // number, [1, 0, 1], threads=1)
+    results = ordered_map(lambda number: 1 // number, [1, 0, 1], workers=1)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)

@@ -35,7 +35,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch):
         def read(path, **options):
             raise AssertionError(f"{path} was decoded")
 
-        monkeypatch.setattr(module, "read_clip", read)
+        monkeypatch.setattr(module, "read_isolated", read)
 
     return forbid
 
@@ -200,7 +200,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(media, tmp_path, monke
         path.write_bytes(media[1].read_bytes())
         return clip
 
-    monkeypatch.setattr(module, "read_clip", read_and_change)
+    monkeypatch.setattr(module, "read_isolated", read_and_change)
     cache = ClipCache()
     cache.get(path, frame_size=16)
     assert (cache.statistics.unstored, cache.size()) == (1, 0)

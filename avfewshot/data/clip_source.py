@@ -18,7 +18,7 @@ from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import rank_key
 from avfewshot.errors import UsageError, explain
 from avfewshot.media.clip import Failure
-from avfewshot.media.decode_ahead import ordered_map
+from avfewshot.media.stream import IsolatedReader, ordered_map
 
 if TYPE_CHECKING:
     from avfewshot.media.clip import Clip
@@ -160,9 +160,7 @@ def read_start(
     Raises:
         MediaError: The file cannot be read.
     """
-    from avfewshot.media.reader import ClipReader
-
-    with ClipReader(path, frame_size=frame_size, modality=modality, frame_backend=frame_backend) as reader:
+    with IsolatedReader(path, frame_size=frame_size, modality=modality, frame_backend=frame_backend) as reader:
         return reader.read(0, min(reader.info.num_segments, seconds))
 
 
@@ -225,7 +223,7 @@ class RawSource:
             order.sort(key=lambda sample: rank_key(seed, "epoch", str(epoch), f"{sample.id}\x1f{sample.row}"))
         worker, workers, done = worker_place(start)
         mine = order[rank::world][worker::workers][done:]
-        yield from ordered_map(self._decode, mine, threads=self._threads if workers == 1 else 0)
+        yield from ordered_map(self._decode, mine, workers=self._threads if workers == 1 else 0)
 
     def _decode(self, sample: Sample) -> LabelledClip | Failure:
         try:

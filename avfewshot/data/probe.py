@@ -45,11 +45,11 @@ def probe_file(path: Path, expected_segments: int | None) -> Probe:
     Returns:
         What was found.
     """
-    from avfewshot.media.reader import ClipReader
+    from avfewshot.media.stream import IsolatedReader
 
     problems: list[str] = []
     try:
-        with ClipReader(path, frame_size=_FRAME_SIZE) as reader:
+        with IsolatedReader(path, frame_size=_FRAME_SIZE) as reader:
             info = reader.info
             clip = reader.read(0, min(info.num_segments, expected_segments or 10))
     except MediaError as error:

@@ -10,7 +10,7 @@ import torch
 from avfewshot.evaluation.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.results import Failure
-from avfewshot.media.reading import Reader, read_ahead
+from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 
 Embedded = dict[Path, EmbeddedFile | Failure]

@@ -23,7 +23,7 @@ from avfewshot.evaluation.texts import class_texts
 from avfewshot.evaluation.usage import Usage, usable
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.media.reading import Reader
+from avfewshot.media.stream import Reader
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.prompts import Templates
 

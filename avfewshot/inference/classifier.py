@@ -21,8 +21,8 @@ from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.matcher import Matcher
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.labels import LabelSet
-from avfewshot.media.prefetch import iter_clips
 from avfewshot.media.reader import MODALITIES
+from avfewshot.media.stream import iter_clips
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.ensemble import SideBySide, joint_texts
 from avfewshot.models.fusion import FUSIONS, POOLS

@@ -78,7 +78,7 @@ class Embedder:
         """Embed files.
 
         Args:
-            items: Chunks of files in order, as :func:`avfewshot.media.prefetch.iter_clips` gives them, or whole clips.
+            items: Chunks of files in order, as :func:`avfewshot.media.stream.iter_clips` gives them, or whole clips.
 
         Yields:
             One entry a file, in order, as soon as its last segment is embedded.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avfewshot.media.clip import SAMPLE_RATE, SEGMENT_SECONDS, Clip, Failure
     from avfewshot.media.discover import MEDIA_SUFFIXES, find_media
-    from avfewshot.media.prefetch import iter_clips
     from avfewshot.media.reader import FRAME_BACKENDS, MODALITIES, ClipReader, MediaInfo, read_clip
+    from avfewshot.media.stream import iter_clips
 
 __all__ = [
     "FRAME_BACKENDS",
@@ -32,7 +32,7 @@ __all__ = [
 _HOME = {
     "clip": ("SAMPLE_RATE", "SEGMENT_SECONDS", "Clip", "Failure"),
     "discover": ("MEDIA_SUFFIXES", "find_media"),
-    "prefetch": ("iter_clips",),
+    "stream": ("iter_clips",),
     "reader": ("FRAME_BACKENDS", "MODALITIES", "ClipReader", "MediaInfo", "read_clip"),
 }
 

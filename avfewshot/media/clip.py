@@ -71,4 +71,4 @@ class Clip:
     @property
     def audio_segments(self) -> torch.Tensor | None:
         """The waveform cut into seconds, float32 ``[T, 48000]`` (a view), or None without audio."""
-        return None if self.waveform is None else self.waveform.view(-1, SAMPLE_RATE)
+        return None if self.waveform is None else self.waveform.reshape(-1, SAMPLE_RATE)

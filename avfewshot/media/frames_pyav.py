@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from avfewshot.media.container import open_media, read_only
 from avfewshot.media.picture import orientation, turn
-from avfewshot.media.probe import Track
+from avfewshot.media.probe import MAX_PIXELS, Track
 
 _FAR_SECONDS = 10
 """A jump ahead beyond this is made by seeking, a shorter one by reading on."""
@@ -247,6 +247,8 @@ class PyavFrames:
             frames = self._decoder.decode(packet)
         except av.error.EOFError:
             return
+        except MemoryError:  # no damage, but a bound of this process
+            raise
         except av.error.FFmpegError:
             self.errors += 1
             return
@@ -272,10 +274,15 @@ class PyavFrames:
         return round(seconds / self._track.time_base)
 
     def _convert(self, frame: VideoFrame) -> np.ndarray | None:
+        if frame.width * frame.height > MAX_PIXELS:
+            self.errors += 1
+            return None
         matrix = frame.side_data.get("DISPLAYMATRIX")
         try:
             # Bilinear is FFmpeg's way with chroma here, and decord's. Threads would be started anew for every file.
             image = self._to_rgb.reformat(frame, format="rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             self.errors += 1
             return None

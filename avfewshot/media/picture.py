@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
 
 _UPRIGHT = (1, 0, 0, 1)
@@ -62,7 +61,7 @@ def turn(image: np.ndarray, how: tuple[int, int, int, int]) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def fit(image: np.ndarray, size: int | None) -> torch.Tensor:
+def fit(image: np.ndarray, size: int | None) -> np.ndarray:
     """Bring a picture to the size of a tower's input as CLIP's evaluation transform does.
 
     Equals torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` on a PIL image, to the bit: the shorter
@@ -84,4 +83,4 @@ def fit(image: np.ndarray, size: int | None) -> torch.Tensor:
             image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
         top, left = round((new_height - size) / 2), round((new_width - size) / 2)
         image = image[top : top + size, left : left + size]
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

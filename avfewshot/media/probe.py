@@ -21,6 +21,12 @@ FULL_SCAN_SECONDS = 120
 """Files up to this length are read through once (well under a millisecond for each second of media); of longer ones
 only the end is, so that opening a film does not read gigabytes."""
 
+RATES = range(1_000, 768_001)
+"""Sampling rates in Hz that are read: memory grows with the rate, whatever a damaged header says."""
+
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest picture that is decoded (8,000 x 8,000): it takes half a gigabyte on its way to a small one."""
+
 _TAIL_SECONDS = 5
 _MAX_READ_ERRORS = 100
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
 import av
 import numpy as np
-import torch
 from PIL import Image
 
 from avfewshot.errors import MediaError, UsageError
@@ -103,7 +102,7 @@ class ClipReader:
         self._sound: Waveform | None = None
         self._probe = probe(self._path)
         self._first: np.ndarray | None = None
-        self._errors_told = {"video": 0, "audio": 0}
+        self._errors_told = {"video": 0, "audio": 0, "opposed": 0}
         self._warnings: list[str] = []
         try:
             has_video, has_audio = self._open(modality, frame_backend)
@@ -125,7 +124,11 @@ class ClipReader:
         return {PyavFrames: "pyav", DecordFrames: "decord"}.get(type(self._frames))
 
     def read(self, start: int = 0, stop: int | None = None) -> Clip:
-        """Read the segments ``[start, stop)``.
+        """Read the segments ``[start, stop)`` as tensors; see :meth:`read_arrays`."""
+        return as_tensors(self.read_arrays(start, stop))
+
+    def read_arrays(self, start: int = 0, stop: int | None = None) -> Clip:
+        """Read the segments ``[start, stop)``, frames and waveform as NumPy arrays; nothing here imports torch.
 
         Args:
             start: First segment.
@@ -240,7 +243,7 @@ class ClipReader:
                 self._frames = PyavFrames(self._path, self._probe.video)
         yield from self._frames.at(limits[done:])
 
-    def _read_frames(self, start: int, stop: int) -> tuple[torch.Tensor | None, list[str]]:
+    def _read_frames(self, start: int, stop: int) -> tuple[np.ndarray | None, list[str]]:
         if self._frames is None:
             return None, []
         out = last = None
@@ -249,7 +252,7 @@ class ClipReader:
             if image is not last:
                 last, fitted = image, self._fit(image)
             if out is None:
-                out = torch.empty((stop - start, *fitted.shape), dtype=torch.uint8)
+                out = np.empty((stop - start, *fitted.shape), np.uint8)
             out[number] = fitted
         if self._new_errors("video", getattr(self._frames, "errors", 0)):
             return out, ["damaged: pictures that could not be decoded were replaced by earlier ones"]
@@ -260,7 +263,7 @@ class ClipReader:
         told, self._errors_told[track] = self._errors_told[track], count
         return count > told
 
-    def _fit(self, image: np.ndarray) -> torch.Tensor:
+    def _fit(self, image: np.ndarray) -> np.ndarray:
         if self._frame_size is None:
             self._native = self._native or image.shape[:2]
             if image.shape[:2] != self._native:  # the picture may change its size on the way
@@ -268,7 +271,7 @@ class ClipReader:
                 image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         return fit(image, self._frame_size)
 
-    def _read_waveform(self, start: int, stop: int) -> tuple[torch.Tensor | None, list[str]]:
+    def _read_waveform(self, start: int, stop: int) -> tuple[np.ndarray | None, list[str]]:
         if self._sound is None:
             return None, []
         warnings = []
@@ -277,6 +280,8 @@ class ClipReader:
         where = "" if whole else f" from {start} s to {stop} s"
         if self._new_errors("audio", self._sound.errors):
             warnings.append(f"damaged: audio that could not be decoded was replaced by silence{where}")
+        if self._new_errors("opposed", self._sound.opposed):
+            warnings.append(f"audio channels cancel each other when they are mixed: the loudest is used there{where}")
         if sound.gap > 1:
             warnings.append(f"{sound.gap:.1f} s of the audio are missing: silence stands for them{where}")
         if sound.nonfinite:
@@ -286,6 +291,14 @@ class ClipReader:
         if sound.heard and sound.peak == 0:
             warnings.append(f"audio is silent: every sample is zero{where}")
         return sound.waveform, warnings
+
+
+def as_tensors(clip: Clip) -> Clip:
+    """The clip with tensors that share the memory of its arrays."""
+    import torch
+
+    frames, waveform = (None if a is None else torch.from_numpy(a) for a in (clip.frames, clip.waveform))
+    return replace(clip, frames=frames, waveform=waveform)
 
 
 def read_clip(

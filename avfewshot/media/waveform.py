@@ -9,13 +9,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
 from av.packet import Packet
 
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.media.container import open_media, read_only
-from avfewshot.media.probe import Track
+from avfewshot.media.probe import RATES, Track
 from avfewshot.media.resample import margin, to_model_rate
 
 _ROUNDING = 0.002  # seconds
@@ -32,31 +32,27 @@ _READ_TO_SEEK = frozenset({"mp3", "aac", "ac3", "eac3", "dts", "truehd", "mp2", 
 
 _MAX_ERRORS = 1000
 
+_OPPOSED = 0.01
+"""Channels cancel each other where the energy of their mean is below this part of the mean of their energies."""
+
 
 @dataclass(frozen=True)
 class Sound:
-    """A stretch of sound.
+    """A stretch of sound."""
 
-    Attributes:
-        waveform: float32 ``[seconds * 48000]`` in [-1, 1].
-        heard: Whether any of it came from the file (the rest is zero-filled).
-        gap: Seconds within it for which the track, before its end, has no sound.
-        nonfinite: Samples that were NaN or infinite, set to zero.
-        peak: Largest magnitude before clipping to [-1, 1].
-    """
-
-    waveform: torch.Tensor
-    heard: bool
-    gap: float
-    nonfinite: int
-    peak: float
+    waveform: np.ndarray  # float32 [seconds * 48000] in [-1, 1]
+    heard: bool  # whether any of it came from the file (the rest is zero-filled)
+    gap: float  # seconds within it for which the track, before its end, has no sound
+    nonfinite: int  # samples that were NaN or infinite, set to zero
+    peak: float  # largest magnitude before clipping to [-1, 1]
 
 
 class Waveform:
     """One audio track, read by the second.
 
     Stretches that follow each other are served in one pass over the file; the samples do not depend on how the track
-    is cut into stretches. Channels are averaged. Gaps and a late start are filled with zeros.
+    is cut into stretches. Channels are averaged; in a packet in which they cancel each other the loudest one is taken
+    instead. Gaps and a late start are filled with zeros. A rate outside of :data:`RATES` counts as undecodable.
 
     Args:
         path: The file.
@@ -66,6 +62,7 @@ class Waveform:
     Attributes:
         rate: Sampling rate of the track in Hz; 0 if nothing in it can be decoded.
         errors: Packets that could not be read or decoded so far.
+        opposed: Packets so far in which the channels cancelled each other.
 
     Raises:
         MediaError: The file cannot be opened.
@@ -74,6 +71,8 @@ class Waveform:
     def __init__(self, path: Path, track: Track, zero: Fraction) -> None:
         self.rate = 0
         self.errors = 0
+        self.opposed = 0
+        self._packer: tuple[tuple, AudioResampler] | None = None
         self._path = path
         self._track = track
         self._zero = zero
@@ -100,7 +99,7 @@ class Waveform:
             samples[~finite] = 0.0
         peak = float(np.abs(samples[extra : len(samples) - extra]).max(initial=0.0))
         waveform = to_model_rate(samples, self.rate, (stop - start) * SAMPLE_RATE)
-        return Sound(waveform.clamp(-1.0, 1.0), heard, gap, nonfinite, peak)
+        return Sound(waveform.clip(-1.0, 1.0), heard, gap, nonfinite, peak)
 
     # Samples by number: sample n is due n / rate seconds after the beginning of the timeline.
 
@@ -191,6 +190,8 @@ class Waveform:
                 frames = self._decoder.decode(packet)
             except av.error.EOFError:
                 return False
+            except MemoryError:  # no damage, but a bound of this process
+                raise
             except av.error.FFmpegError:
                 self.errors += 1
                 continue
@@ -216,6 +217,9 @@ class Waveform:
         return None
 
     def _append(self, frame: AudioFrame) -> None:
+        if frame.sample_rate not in RATES:
+            self.errors += 1
+            return
         if not self.rate:
             self.rate = frame.sample_rate
             self._scale = float(self._track.time_base * self.rate)
@@ -223,7 +227,7 @@ class Waveform:
         if frame.sample_rate != self.rate or not frame.samples:
             self.errors += bool(frame.samples)
             return
-        block = _mono(frame)
+        block = self._mono(frame)
         at = self._place(frame)
         if self._position is not None and at < self._position:  # it repeats what is there
             block = block[self._position - at :]
@@ -257,16 +261,34 @@ class Waveform:
         """
         return max(_ROUNDING * self.rate, min(_JITTER * self.rate, 0.75 * samples))
 
-
-def _mono(frame: AudioFrame) -> np.ndarray:
-    """Mean of the channels, float32 ``[samples]``."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    with np.errstate(over="ignore", invalid="ignore"):
-        samples = samples.astype(np.float32, copy=False)
-        return samples[0] if len(samples) == 1 else np.add.reduce(samples) * np.float32(1 / len(samples))
+    def _mono(self, frame: AudioFrame) -> np.ndarray:
+        """Mean of the channels, or the loudest one where that would be silence; float32 ``[samples]``."""
+        channels = frame.layout.nb_channels
+        if frame.format.is_planar and channels >= 8:
+            # PyAV runs past the planes of eight or more channels: let swresample interleave them, which changes no bit.
+            key = (frame.format.name, frame.layout.name, channels, frame.sample_rate)
+            if self._packer is None or self._packer[0] != key:
+                resampler = AudioResampler(format=frame.format.packed, layout=frame.layout, rate=frame.sample_rate)
+                self._packer = (key, resampler)
+            frame.pts = None
+            parts = [part.to_ndarray() for part in self._packer[1].resample(frame)]
+            samples = np.concatenate(parts, axis=1).reshape(-1, channels).T
+        else:
+            samples = frame.to_ndarray()
+            if not frame.format.is_planar:
+                samples = samples.reshape(-1, channels).T
+        if samples.dtype == np.uint8:
+            samples = (samples.astype(np.float32) - 128) / 128
+        elif samples.dtype.kind == "i":
+            samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+        with np.errstate(over="ignore", invalid="ignore"):
+            samples = samples.astype(np.float32, copy=False)
+            if channels == 1:
+                return samples[0]
+            mean = np.add.reduce(samples) * np.float32(1 / channels)
+            energies = np.einsum("cs,cs->c", samples, samples)
+            if np.vdot(mean, mean) >= _OPPOSED * energies.mean() or not np.isfinite(energies).all():
+                return mean
+        self.opposed += 1
+        loudest = int(energies.argmax())
+        return samples[0 if 2 * energies[0] >= energies[loudest] else loudest]

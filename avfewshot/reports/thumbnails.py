@@ -40,11 +40,11 @@ def thumbnails(path: str, count: int, *, frame_backend: str = "auto") -> list[Th
     Returns:
         In order of time; empty for a file without video, and for one that can no longer be read.
     """
-    from avfewshot.media.reader import ClipReader
+    from avfewshot.media.stream import IsolatedReader
 
     pictures = []
     try:
-        with ClipReader(path, frame_size=SIZE, modality="visual", frame_backend=frame_backend) as reader:
+        with IsolatedReader(path, frame_size=SIZE, modality="visual", frame_backend=frame_backend) as reader:
             if not reader.info.has_video:
                 return []
             for second in spread(reader.info.num_segments, count):

@@ -26,7 +26,7 @@ from avfewshot.errors import UsageError
 from avfewshot.io import cache_dir, write_bytes
 from avfewshot.media.clip import Clip
 from avfewshot.media.flac import rounded
-from avfewshot.media.reader import read_clip
+from avfewshot.media.stream import read_isolated
 from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip
 
 VERSION = 1
@@ -127,7 +127,7 @@ class ClipCache:
         key = None if mark is None else _key(path, mark, options)
         if key is not None and (clip := self._read(key, path)) is not None:
             return clip
-        clip = read_clip(path, **options)
+        clip = read_isolated(path, **options)
         if clip.waveform is not None:
             clip = replace(clip, waveform=rounded(clip.waveform))
         self._count(misses=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.media.clip import Clip, Failure
-from avfewshot.media.reading import Reader, read_ahead
+from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.config import AUTO, TrainingConfig

@@ -12,7 +12,7 @@ from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support
 from avfewshot.evaluation.usage import Usage, without_media
 from avfewshot.media.clip import Failure
-from avfewshot.media.reading import Reader, read_ahead
+from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.loop import Labelled
 

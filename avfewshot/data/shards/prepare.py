@@ -19,7 +19,7 @@ from avfewshot.data.shards.writer import ShardTask, encode_sample, examine, writ
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import write_text
 from avfewshot.media.clip import Failure
-from avfewshot.media.decode_ahead import ordered_map
+from avfewshot.media.stream import ordered_map
 
 REJECTED_NAME = "rejected.csv"
 
@@ -144,7 +144,7 @@ def prepare(
     shards = plan.part(*part)
     fingerprint = _claim(folder, plan.index)
     look = partial(examine, folder, fingerprint)
-    states = list(zip(shards, ordered_map(look, shards, threads=min(workers, 8)), strict=True))
+    states = list(zip(shards, ordered_map(look, shards, workers=min(workers, 8)), strict=True))
     finished = [state for _, state in states if isinstance(state, ShardEntry) and not (retry and state.rejected)]
     kept = {entry.name for entry in finished}
     pending = [shard for shard in shards if shard.name not in kept]

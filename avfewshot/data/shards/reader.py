@@ -31,7 +31,7 @@ from avfewshot.data.shards.index import ShardEntry, ShardIndex, StoredClip
 from avfewshot.errors import DataError, UsageError, explain
 from avfewshot.io import sha256_file
 from avfewshot.media.clip import Failure
-from avfewshot.media.decode_ahead import ordered_map
+from avfewshot.media.stream import ordered_map
 
 DEFAULT_BUFFER = 200
 _NAMED = 5
@@ -221,7 +221,7 @@ class ShardSource:
         used = frozenset(order[:done])
         encoded = _pipeline(lambda: _read_pieces(pieces, used), shuffles)
         rest = islice(encoded, done, None)
-        yield from ordered_map(self._decode, rest, threads=self._threads if workers == 1 else 0)
+        yield from ordered_map(self._decode, rest, workers=self._threads if workers == 1 else 0)
 
     def _order(self, seed: int | None, epoch: int) -> list[_Piece]:
         entries = list(self._entries)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +18,21 @@ from media_factory import tone, write_audio, write_media
 
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.media import SAMPLE_RATE, Clip, Failure, iter_clips, read_clip
-from avfewshot.media import prefetch as prefetch_module
+from avfewshot.media import stream as module
+
+
+@pytest.fixture(autouse=True)
+def time_limit():
+    """What waits for ever must not hold up the other tests."""
+
+    def late(*_):
+        raise TimeoutError("the test takes more than 60 seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +100,7 @@ class Mark:
 @pytest.fixture
 def fake(monkeypatch):
     gc.collect()
-    monkeypatch.setattr(prefetch_module, "ClipReader", FakeReader)
+    monkeypatch.setattr(module, "IsolatedReader", FakeReader)
     for name in ("made", "alive", "most"):
         monkeypatch.setattr(FakeReader, name, 0)
     monkeypatch.setattr(FakeReader, "slow", 0.0)
@@ -92,7 +111,7 @@ def decoding_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("avfs-decode")]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
 def test_files_and_their_chunks_come_in_order_and_whole(files, workers):
     got = list(iter_clips(files, frame_size=16, chunk_segments=2, workers=workers, prefetch=3))
     assert [(c.path.name, c.start, c.num_segments, c.last) for c in got] == [
@@ -181,7 +200,8 @@ def test_an_exception_in_the_callers_loop_stops_the_workers(fake):
 
 def test_options_are_checked_at_once(files):
     for options, word in (
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"timeout": 0.0}, "more than 0 seconds"),
         ({"prefetch": 0}, "prefetch must be at least 1"),
         ({"chunk_segments": 0}, "chunk_segments must be at least 1"),
         ({"modality": "smell"}, "av, visual, audio"),
@@ -202,3 +222,96 @@ def test_threads_read_the_same_as_one_reader(files):
         for name in ("frames", "waveform"):
             a, b = getattr(got, name), getattr(expected, name)
             assert (a is None and b is None) or torch.equal(a, b)
+
+
+# Files that kill, stop or exhaust their decoder.
+
+
+def decoders() -> list[int]:
+    """Processes that this one has started to decode."""
+    return [worker._process.pid for worker in module._pool()._all if worker._process.poll() is None]
+
+
+class Mischief:
+    """Stops the decoder that has opened a certain file, from outside."""
+
+    def __init__(self, monkeypatch, file: Path, number: signal.Signals) -> None:
+        ask = module._Worker.ask
+
+        def ask_and_strike(worker, request, seconds):
+            if request.get("path", "").endswith(file.name):
+                os.kill(worker._process.pid, number)
+            return ask(worker, request, seconds)
+
+        monkeypatch.setattr(module._Worker, "ask", ask_and_strike)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
+def test_a_decoder_that_dies_costs_its_file_only(files, monkeypatch, number):
+    Mischief(monkeypatch, files[1], number)
+    got = list(iter_clips(files, frame_size=16, workers=2))
+    assert [one.ok for one in got] == [True, False, True, True]
+    assert got[1] == Failure(str(files[1]), f"the decoder crashed (signal {int(number)}, {number.name})")
+
+
+def test_a_file_that_takes_too_long_is_given_up_and_named(files, monkeypatch):
+    Mischief(monkeypatch, files[1], signal.SIGSTOP)
+    got = list(iter_clips(files, frame_size=16, workers=1, timeout=1.5))
+    assert [one.ok for one in got] == [True, False, True, True]
+    assert got[1].error == "took longer than 1.5 s to decode"
+
+
+def test_closing_ends_a_decoder_that_hangs(files, monkeypatch):
+    Mischief(monkeypatch, files[1], signal.SIGSTOP)
+    clips = iter_clips(files, frame_size=16, workers=2)
+    next(clips)
+    began = time.monotonic()
+    clips.close()
+    assert time.monotonic() - began < 10
+
+
+def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch):
+    huge = folder / "huge.mkv"
+    if not huge.exists():
+        write_media(huge, seconds=0.2, size=(8000, 6000), codec="mjpeg", pix_fmt="yuvj420p")
+    monkeypatch.setattr(module, "MEMORY", 100_000_000)
+    module._pools.clear()  # new decoders
+    got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))
+    module._pools.clear()
+    assert [one.ok for one in got] == [False, True]
+    assert "memory" in got[0].error
+
+
+def test_decoders_are_reused_and_end_with_their_parent(files):
+    list(iter_clips(files * 3, frame_size=16, workers=1))
+    before = decoders()
+    list(iter_clips(files, frame_size=16, workers=1))
+    assert before
+    assert decoders() == before
+    code = (
+        "import os, sys; from avfewshot.media import iter_clips\n"
+        "next(iter_clips(sys.argv[1:], frame_size=16, workers=1)); from avfewshot.media import stream\n"
+        "print([w._process.pid for w in stream._pool()._all][0], flush=True); os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
+    (pid,) = map(int, ended.stdout.split())
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.05)
+        pytest.fail("the decoder outlives its parent")
+
+
+def test_a_decoder_imports_no_torch():
+    code = "import sys; from avfewshot.media import worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_script_without_a_main_guard_can_decode(files, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom avfewshot.media import iter_clips\nprint(len(list(iter_clips(sys.argv[1:]))))\n"
+    )
+    done = subprocess.run([sys.executable, script, *map(str, files)], capture_output=True, text=True)
+    assert done.stdout.split() == ["4"], done.stderr

@@ -1,0 +1,105 @@
+"""Timestamps as far as they can be believed: what jumps is moved to where it can be.
+
+A packet that lies far from all that came before it in the file (a flipped bit, a bomb, a recording joined to another
+one whose clock starts anew) is given the next time on the clock. So the length of a file is bounded by its packets,
+and joined files are read to their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+from av.packet import Packet
+from av.stream import Stream
+
+MAX_GAP = 60
+"""Seconds without any packet that are believed; twelve in formats whose clock may start anew."""
+
+LONG_GAP, LONG_GAPS = 12, 600
+"""Gaps of more than twelve seconds are believed up to ten minutes of them in a file."""
+
+_BACK = 2  # seconds by which a packet may be stored after its turn
+_REORDER = 12  # seconds between the decoding and the presentation of a picture
+ANEW = frozenset({"mpegts", "mpeg"})
+"""Formats that may be joined byte by byte, with clocks that start anew."""
+
+Shifts = dict[int, int]
+"""Number of a packet of the stream, from which on so many ticks are added to its timestamps."""
+
+
+class Clock:
+    """Goes through the packets of all streams in the order of the file, and says by how much each has to be moved."""
+
+    def __init__(self, streams: Iterable[Stream], format_name: str) -> None:
+        streams = list(streams)
+        self.shifts: dict[int, Shifts] = {stream.index: {} for stream in streams}
+        self.jumps: list[tuple[Fraction, Fraction]] = []  # (seconds on the clock, by how much a packet was off)
+        self._bases = {stream.index: stream.time_base for stream in streams}
+        self._gap = LONG_GAP if ANEW & set(format_name.split(",")) else MAX_GAP
+        self._believed = Fraction(0)
+        self._number = dict.fromkeys(self.shifts, 0)
+        self._last: dict[int, Fraction] = {}  # of each stream, in seconds
+        self._end: Fraction | None = None  # of all
+        self._offset = dict.fromkeys(self.shifts, Fraction(0))  # of each stream
+        self._offsets = [Fraction(0)]  # the last few, newest first
+
+    def shift(self, packet: Packet) -> int:
+        """Note the next packet of its stream; ticks to add to its timestamps."""
+        index = packet.stream_index
+        number = self._number[index]
+        self._number[index] = number + 1
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        base, before = self._bases[index], self._offset[index]
+        if stamp is not None:
+            time = stamp * base
+            offset = next((o for o in (before, *self._offsets) if self._fits(index, time + o)), None)
+            if offset is None:
+                place = max(self._last.get(index, self._end), self._end) + Fraction(1, 25)
+                self.jumps.append((place, time + before - place))
+                offset = place - time
+            if offset != self._offsets[0]:
+                self._offsets = [offset, *(o for o in self._offsets if o != offset)][:4]
+            now = time + offset
+            if self._end is not None and now - self._end > LONG_GAP:
+                self._believed += now - self._end
+            self._last[index] = now
+            self._end = now if self._end is None else max(now, self._end)
+            if offset != before:
+                self._offset[index] = offset
+                self.shifts[index][number] = round(offset / base)
+        return round(self._offset[index] / base)
+
+    def _fits(self, index: int, time: Fraction) -> bool:
+        if self._end is None:
+            return True
+        if index in self._last:
+            if time < self._last[index] - _BACK:
+                return False
+        elif time < self._end - self._gap:  # the first one of its stream
+            return True
+        ahead = time - self._end
+        return ahead <= LONG_GAP or (ahead <= self._gap and self._believed + ahead <= LONG_GAPS)
+
+
+def mend(packet: Packet, shift: int, time_base: Fraction) -> Packet:
+    """Move a packet, and bring a presentation far from its decoding back to it."""
+    pts, dts = packet.pts, packet.dts
+    if pts is not None and dts is not None and abs(pts - dts) * time_base > _REORDER:
+        packet.pts = dts
+    if shift:
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        packet.dts = None if dts is None else dts + shift
+    return packet
+
+
+def mended(packets: Iterator[Packet], shifts: Shifts, time_base: Fraction) -> Iterator[Packet]:
+    """The packets of one stream, from the beginning of the file, as :class:`Clock` would have them."""
+    shift = number = 0
+    for packet in packets:
+        if not packet.size:
+            yield packet
+            continue
+        shift = shifts.get(number, shift)
+        number += 1
+        yield mend(packet, shift, time_base)

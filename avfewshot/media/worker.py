@@ -1,0 +1,103 @@
+"""The decoding process: reads media files for its parent, which survives whatever a file does to it.
+
+Requests come on the standard input, one JSON object a line; answers go to what was the standard output: a line of JSON,
+and behind it the bytes of the arrays that it names. No pickle: what a hostile file makes of this process must not reach
+the parent. Nothing here imports torch, so that a process is ready in a fifth of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from avfewshot.errors import AvfsError, MediaError, explain
+from avfewshot.media.clip import Clip
+from avfewshot.media.reader import ClipReader
+
+
+def serve(memory: int) -> None:
+    """Answer requests until the parent closes the pipe or dies; see `stream._Worker` for the other side."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    _limit_memory(memory)
+    with contextlib.ExitStack() as stack:
+        reader: ClipReader | None = None
+        for line in sys.stdin.buffer:
+            request = json.loads(line)
+            arrays: list[np.ndarray] = []
+            try:
+                if "path" in request:
+                    stack.close()
+                    reader = ClipReader(Path(os.fsdecode(request["path"].encode("latin-1"))), **request["options"])
+                    stack.callback(reader.close)
+                    info = reader.info
+                    answer = {
+                        "duration": info.duration, "num_segments": info.num_segments, "has_video": info.has_video,
+                        "has_audio": info.has_audio, "warnings": info.warnings, "backend": reader.frame_backend,
+                    }  # fmt: skip
+                elif "read" in request:
+                    answer, arrays = _answer(reader.read_arrays(*request["read"]))
+                else:
+                    stack.close()
+                    answer = {}
+            except Exception as error:  # whatever it is, it is this file's failure
+                answer = {"error": _reason(error, memory), "hint": getattr(error, "hint", None)}
+            _send(out, answer, arrays)
+
+
+def _answer(clip: Clip) -> tuple[dict, list[np.ndarray]]:
+    named = {"frames": clip.frames, "waveform": clip.waveform}
+    named = {name: np.ascontiguousarray(array) for name, array in named.items() if array is not None}
+    answer = {
+        "start": clip.start, "last": clip.last, "duration": clip.duration, "warnings": clip.warnings,
+        "arrays": [[name, array.dtype.str, array.shape] for name, array in named.items()],
+    }  # fmt: skip
+    return answer, list(named.values())
+
+
+def _reason(error: Exception, memory: int) -> str:
+    if isinstance(error, MemoryError):
+        return f"needs more memory to decode than the {memory / 1e9:.1f} GB that one file may use"
+    if isinstance(error, MediaError):
+        return error.reason
+    return error.message if isinstance(error, AvfsError) else explain(error)
+
+
+def _send(out: BinaryIO, answer: dict, arrays: list[np.ndarray]) -> None:
+    for part in (json.dumps(answer).encode() + b"\n", *arrays):
+        view = memoryview(part).cast("B")
+        while view:
+            view = view[out.write(view) :]
+
+
+def _limit_memory(memory: int) -> None:
+    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit)."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = now + memory if hard == resource.RLIM_INFINITY else min(hard, now + memory)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, and its dump is of no use
+
+
+def _end_with_parent(parent: int) -> None:
+    """A process that hangs in a decoder would not see that its pipe was closed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
