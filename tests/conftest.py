@@ -91,3 +91,8 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     if torch is not None and hasattr(torch, "manual_seed"):
         torch.manual_seed(0)
         torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Golden files are recorded anew on request only."""
+    parser.addoption("--update-golden", action="store_true", help="record the files in tests/golden anew")
