@@ -7,7 +7,7 @@ and joined files are read to their end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 
 from av.packet import Packet
@@ -20,7 +20,7 @@ LONG_GAP, LONG_GAPS = 12, 600
 """Gaps of more than twelve seconds are believed up to ten minutes of them in a file."""
 
 _BACK = 2  # seconds by which a packet may be stored after its turn
-_REORDER = 12  # seconds between the decoding and the presentation of a picture
+_REORDER = 60  # seconds between the decoding and the presentation of a picture
 ANEW = frozenset({"mpegts", "mpeg"})
 """Formats that may be joined byte by byte, with clocks that start anew."""
 
@@ -40,7 +40,8 @@ class Clock:
         self._believed = Fraction(0)
         self._number = dict.fromkeys(self.shifts, 0)
         self._last: dict[int, Fraction] = {}  # of each stream, in seconds
-        self._end: Fraction | None = None  # of all
+        self._begin = self._end = None  # of all
+        self._stop = Fraction(0)  # when the last packet so far ends
         self._offset = dict.fromkeys(self.shifts, Fraction(0))  # of each stream
         self._offsets = [Fraction(0)]  # the last few, newest first
 
@@ -53,18 +54,20 @@ class Clock:
         base, before = self._bases[index], self._offset[index]
         if stamp is not None:
             time = stamp * base
+            shown = time if packet.pts is None or abs(packet.pts * base - time) > _REORDER else packet.pts * base
             offset = next((o for o in (before, *self._offsets) if self._fits(index, time + o)), None)
             if offset is None:
-                place = max(self._last.get(index, self._end), self._end) + Fraction(1, 25)
-                self.jumps.append((place, time + before - place))
-                offset = place - time
+                self.jumps.append((self._stop, shown + before - self._stop))
+                offset = self._stop - shown
             if offset != self._offsets[0]:
                 self._offsets = [offset, *(o for o in self._offsets if o != offset)][:4]
             now = time + offset
             if self._end is not None and now - self._end > LONG_GAP:
                 self._believed += now - self._end
             self._last[index] = now
+            self._begin = now if self._begin is None else min(now, self._begin)
             self._end = now if self._end is None else max(now, self._end)
+            self._stop = max(self._stop, shown + offset + min((packet.duration or 0) * base, MAX_GAP))
             if offset != before:
                 self._offset[index] = offset
                 self.shifts[index][number] = round(offset / base)
@@ -76,30 +79,32 @@ class Clock:
         if index in self._last:
             if time < self._last[index] - _BACK:
                 return False
-        elif time < self._end - self._gap:  # the first one of its stream
-            return True
+        elif time < self._begin - self._gap:  # the first one of its stream; all of it may be stored behind the others
+            return False
         ahead = time - self._end
         return ahead <= LONG_GAP or (ahead <= self._gap and self._believed + ahead <= LONG_GAPS)
 
 
-def mend(packet: Packet, shift: int, time_base: Fraction) -> Packet:
+class Mender:
+    """Moves the packets of one stream, read from the beginning of the file, to where :class:`Clock` would have them."""
+
+    def __init__(self, shifts: Shifts, time_base: Fraction) -> None:
+        self._shifts = shifts
+        self._base = time_base
+        self._shift = self._number = 0
+
+    def __call__(self, packet: Packet) -> None:
+        """Mend the next packet that is not empty."""
+        self._shift = self._shifts.get(self._number, self._shift)
+        self._number += 1
+        mend(packet, self._shift, self._base)
+
+
+def mend(packet: Packet, shift: int, time_base: Fraction) -> None:
     """Move a packet, and bring a presentation far from its decoding back to it."""
     pts, dts = packet.pts, packet.dts
     if pts is not None and dts is not None and abs(pts - dts) * time_base > _REORDER:
-        packet.pts = dts
+        pts = packet.pts = dts
     if shift:
-        packet.pts = None if packet.pts is None else packet.pts + shift
+        packet.pts = None if pts is None else pts + shift
         packet.dts = None if dts is None else dts + shift
-    return packet
-
-
-def mended(packets: Iterator[Packet], shifts: Shifts, time_base: Fraction) -> Iterator[Packet]:
-    """The packets of one stream, from the beginning of the file, as :class:`Clock` would have them."""
-    shift = number = 0
-    for packet in packets:
-        if not packet.size:
-            yield packet
-            continue
-        shift = shifts.get(number, shift)
-        number += 1
-        yield mend(packet, shift, time_base)

@@ -16,6 +16,9 @@ from avfewshot.errors import MediaError
 # and a text file is not a video although FFmpeg can render one.
 _NOT_MEDIA = frozenset({"tty", "hls", "dash", "concat", "concatf", "sdp", "imf", "ffmetadata", "lavfi", "vapoursynth"})
 
+READ_ERRORS = (av.error.FFmpegError, IndexError)
+"""What reading a packet may raise; IndexError: PyAV meets a stream that turned up in the middle of a damaged file."""
+
 _MP4_BOXES = frozenset({b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"})
 _MAX_BOXES = 100_000
 
@@ -49,6 +52,25 @@ def open_media(path: Path) -> InputContainer:
     return container
 
 
+RATES = range(1_000, 768_001)
+"""Sampling rates in Hz that are read: memory grows with the rate, whatever a damaged header says."""
+
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest picture that is decoded (8,000 x 8,000): it takes half a gigabyte on its way to a small one."""
+
+
+def beyond_bounds(stream: Stream) -> str | None:
+    """Why a stream is not decoded although it could be, or None."""
+    codec = stream.codec_context
+    if stream.type == "audio" and codec is not None and codec.sample_rate and codec.sample_rate not in RATES:
+        return f"a sampling rate of {codec.sample_rate:,} Hz is not read ({RATES[0]:,} to {RATES[-1]:,} Hz are)"
+    if stream.type == "video" and codec is not None and codec.width * codec.height > MAX_PIXELS:
+        return (
+            f"pictures of {codec.width:,} x {codec.height:,} pixels are not decoded (up to {MAX_PIXELS:,} pixels are)"
+        )
+    return None
+
+
 def pick_streams(container: InputContainer) -> tuple[Stream | None, Stream | None]:
     """The video and the audio stream that FFmpeg considers best, each None where there is none that can be decoded.
 
@@ -58,7 +80,7 @@ def pick_streams(container: InputContainer) -> tuple[Stream | None, Stream | Non
     for kind in ("video", "audio"):
         stream = container.streams.best(kind)
         usable = stream is not None and stream.codec_context is not None and not is_picture(stream)
-        chosen.append(stream if usable else None)
+        chosen.append(stream if usable and beyond_bounds(stream) is None else None)
     return chosen[0], chosen[1]
 
 

@@ -13,9 +13,10 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from avfewshot.media.container import open_media, read_only
+from avfewshot.media.clock import Mender
+from avfewshot.media.container import MAX_PIXELS, READ_ERRORS, open_media, read_only
 from avfewshot.media.picture import orientation, turn
-from avfewshot.media.probe import MAX_PIXELS, Track
+from avfewshot.media.probe import Track
 
 _FAR_SECONDS = 10
 """A jump ahead beyond this is made by seeking, a shorter one by reading on."""
@@ -117,7 +118,7 @@ class PyavFrames:
     def _approach(self, limit: int) -> None:
         """Seek where reading on does not lead to `limit`, or not soon."""
         behind = self._shown_at is not None and limit < self._shown_at
-        if self._track.counted or not self._may_skip:
+        if self._track.counted or self._track.shifts or not self._may_skip:
             if behind:
                 self._open()
             return
@@ -174,6 +175,7 @@ class PyavFrames:
         self._container = open_media(self._path)
         self._stream = read_only(self._container, self._track.index)
         self._decoder = self._stream.codec_context
+        self._mend = Mender(self._track.shifts, self._track.time_base)
         self._decoder.thread_type = "NONE"
         self._decoder.thread_count = 1
         self._shown: VideoFrame | None = None
@@ -200,7 +202,7 @@ class PyavFrames:
                 packet = next(self._packets)
             except StopIteration:
                 break
-            except av.error.FFmpegError:
+            except READ_ERRORS:
                 self.errors += 1
                 if self.errors > _MAX_ERRORS:
                     break
@@ -208,6 +210,7 @@ class PyavFrames:
                 continue
             if packet.size:
                 self.taken += 1
+                self._mend(packet)
                 self._queue.append((self._note(packet), packet))
                 return True
             if packet.dts is None:  # the mark that ends every stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,19 +16,24 @@ from av.packet import Packet
 from av.stream import Stream
 
 from avfewshot.errors import MediaError
-from avfewshot.media.container import is_cut_short, is_picture, open_media, pick_streams, truncated
+from avfewshot.media.clock import ANEW, LONG_GAP, MAX_GAP, Clock, Shifts, mend
+from avfewshot.media.container import (
+    READ_ERRORS,
+    beyond_bounds,
+    is_cut_short,
+    is_picture,
+    open_media,
+    pick_streams,
+    truncated,
+)
 
 FULL_SCAN_SECONDS = 120
 """Files up to this length are read through once (well under a millisecond for each second of media); of longer ones
 only the end is, so that opening a film does not read gigabytes."""
 
-RATES = range(1_000, 768_001)
-"""Sampling rates in Hz that are read: memory grows with the rate, whatever a damaged header says."""
-
-MAX_PIXELS = 64_000_000
-"""Pixels of the largest picture that is decoded (8,000 x 8,000): it takes half a gigabyte on its way to a small one."""
-
 _TAIL_SECONDS = 5
+_LEAST_BYTES = 2_000  # a second: a file that has less is read through, since the length that it declares may be made up
+_MOST_BYTES = 2_000_000_000  # of a file that is read through because its clock may start anew
 _MAX_READ_ERRORS = 100
 
 
@@ -46,6 +52,7 @@ class Track:
         counted: The pictures have no usable timestamps and can only be counted, at `rate`.
         closed: Every keyframe is followed by later pictures only, so that none depends on an earlier keyframe's group.
         pixels: FFmpeg's name of the pixel format and the height, for example ``("yuv420p", 240)``; None for audio.
+        shifts: How the timestamps of its packets have to be mended; where there are any, the file cannot be sought.
     """
 
     index: int
@@ -57,6 +64,7 @@ class Track:
     counted: bool = False
     closed: bool = True
     pixels: tuple[str | None, int] | None = None
+    shifts: Shifts = field(default_factory=dict)
 
 
 @dataclass
@@ -105,7 +113,10 @@ def probe(path: Path) -> Probe:
         if not chosen:
             raise MediaError(path, _why_nothing(container))
         declared = container.duration
-        if declared is not None and declared > FULL_SCAN_SECONDS * av.time_base:
+        size = os.path.getsize(path)
+        believed = declared is not None and size > _LEAST_BYTES * declared / av.time_base
+        anew = ANEW & set(container.format.name.split(",")) and size < _MOST_BYTES
+        if believed and not anew and declared > FULL_SCAN_SECONDS * av.time_base:
             scan = _Scan(container, chosen)
             if scan.read_tail():
                 return _conclude(path, container, scan)
@@ -126,7 +137,7 @@ def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
     duration = max(t.end for t in present) - zero
     result = Probe(path, container.format.name, tracks["video"], tracks["audio"], zero, duration)
     result.warnings += _absent(container, result)
-    result.warnings += _short(path, container, scan, zero, duration)
+    result.warnings += scan.jumps(zero) or _short(path, container, scan, zero, duration)
     result.warnings += _apart(result)
     result.warnings += scan.hole(result.video, zero)
     return result
@@ -146,13 +157,14 @@ class _Scan:
         self._stamped = self._closed = True
         self._keyframe: int | None = None
         self._whole = False
+        self._clock = Clock(streams, container.format.name)
         self._usual = {s.index: _usual_length(s) for s in streams}
         self.errors = 0
 
     def read_all(self) -> None:
         """Read the file through."""
-        self._read(list(self._streams.values()))
         self._whole = True
+        self._read(list(self._streams.values()))
 
     def read_tail(self) -> bool:
         """Read the last seconds; False if they do not show where every stream ends."""
@@ -167,7 +179,9 @@ class _Scan:
                     self._read([stream])
         except av.error.FFmpegError:
             return False
-        return not self.errors and set(self._end) == set(self._streams)
+        latest = (start + length) / av.time_base + _TAIL_SECONDS
+        plausible = all(end * self._streams[index].time_base <= latest for index, end in self._end.items())
+        return not self.errors and plausible and set(self._end) == set(self._streams)
 
     def track(self, kind: str) -> Track | None:
         """The track of a kind, None where no packet of it was found."""
@@ -175,15 +189,19 @@ class _Scan:
         if stream is None:
             return None
         base, index = stream.time_base, stream.index
-        start = stream.start_time if stream.start_time is not None else self._first.get(index, 0)
+        first = self._first.get(index, 0)
+        start = first if stream.start_time is None else stream.start_time
+        if self._whole and abs(start - first) * base > LONG_GAP:
+            start = first
+        shifts = self._clock.shifts[index] if self._whole else {}
         # A raw stream without any timestamps is as long as its pictures are many.
         end = max(start, self._end.get(index, start + self._count[index] * self._usual[index]))
-        if stream.duration is not None:
+        if stream.duration is not None and not shifts and stream.duration * base <= self._count[index] * MAX_GAP:
             declared = start + stream.duration
             # The container's own figure leaves out the padding that audio codecs append.
             if index not in self._end or (kind == "audio" and 0 < (end - declared) * base < Fraction(1, 10)):
                 end = declared
-        track = Track(index, base, start * base, end * base)
+        track = Track(index, base, start * base, end * base, shifts=shifts)
         if kind == "video":
             track.rate = _rate(stream)
             track.pixels = (stream.codec_context.pix_fmt, stream.codec_context.height)
@@ -199,6 +217,17 @@ class _Scan:
             ):
                 track.stamps = ordered
         return track
+
+    def jumps(self, zero: Fraction) -> list[tuple[str, str]]:
+        """Timestamps that were not believed."""
+        if not self._clock.jumps:
+            return []
+        place, far = self._clock.jumps[0]
+        more = f" (and {len(self._clock.jumps) - 1} times more)" if len(self._clock.jumps) > 1 else ""
+        text = (
+            f"timestamps jump by {float(far):+.1f} s after {float(place - zero):.1f} s{more}: what follows is put there"
+        )
+        return [("file", text)]
 
     def hole(self, video: Track | None, zero: Fraction) -> Iterator[tuple[str, str]]:
         """The longest stretch of which no picture is left, if the whole file was read."""
@@ -223,9 +252,11 @@ class _Scan:
             try:
                 for packet in self._container.demux(streams):
                     if packet.size:
+                        shift = self._clock.shift(packet) if self._whole else 0
+                        mend(packet, shift, self._streams[packet.stream_index].time_base)
                         self._note(packet)
                 return
-            except av.error.FFmpegError:  # noqa: PERF203 - what follows a damaged packet may be whole
+            except READ_ERRORS:  # noqa: PERF203 - what follows a damaged packet may be whole
                 self.errors += 1
 
     def _note(self, packet: Packet) -> None:
@@ -244,7 +275,7 @@ class _Scan:
         stamp = pts if pts is not None else packet.dts
         if stamp is not None:
             self._first[index] = min(stamp, self._first.get(index, stamp))
-            length = packet.duration or self._usual[index]
+            length = min(packet.duration or self._usual[index], int(MAX_GAP / self._streams[index].time_base))
             if self._streams[index].type == "video":
                 self._lengths[stamp] = length
             end = stamp + length
@@ -258,14 +289,16 @@ def _rate(stream: Stream) -> Fraction | None:
 def _usual_length(stream: Stream) -> int:
     """Ticks that a picture stands where its packet does not say."""
     rate = _rate(stream)
-    return round(1 / (rate * stream.time_base)) if rate else 0
+    return round(min(1 / rate, LONG_GAP) / stream.time_base) if rate else 0
 
 
 def _absent(container: InputContainer, result: Probe) -> Iterator[tuple[str, str]]:
     for about, kind, track in (("visual", "video", result.video), ("audio", "audio", result.audio)):
         if track is None:
             there = any(s.type == kind and not is_picture(s) for s in container.streams)
-            yield about, f"the {kind} track is empty or cannot be decoded" if there else f"no {kind} track"
+            bounds = next(filter(None, (beyond_bounds(s) for s in container.streams if s.type == kind)), None)
+            empty = f"the {kind} track is empty or cannot be decoded" if there else f"no {kind} track"
+            yield about, bounds or empty
     sounds = [s.index for s in container.streams if s.type == "audio"]
     if len(sounds) > 1 and result.audio is not None:
         yield "audio", f"{len(sounds)} audio tracks: number {sounds.index(result.audio.index) + 1} is used"
@@ -301,6 +334,8 @@ def _apart(result: Probe) -> Iterator[tuple[str, str]]:
 
 
 def _why_nothing(container: InputContainer) -> str:
+    if bounds := [text for s in container.streams if not is_picture(s) and (text := beyond_bounds(s))]:
+        return bounds[0]
     if any(s.type in {"video", "audio"} and not is_picture(s) for s in container.streams):
         return "its tracks are in a format that this FFmpeg cannot decode"
     if any(s.type == "video" for s in container.streams):

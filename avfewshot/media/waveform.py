@@ -14,8 +14,9 @@ from av.audio.resampler import AudioResampler
 from av.packet import Packet
 
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.media.container import open_media, read_only
-from avfewshot.media.probe import RATES, Track
+from avfewshot.media.clock import Mender
+from avfewshot.media.container import RATES, READ_ERRORS, open_media, read_only
+from avfewshot.media.probe import Track
 from avfewshot.media.resample import margin, to_model_rate
 
 _ROUNDING = 0.002  # seconds
@@ -130,7 +131,11 @@ class Waveform:
     def _seek(self, first: int) -> None:
         goal = self._zero + Fraction(first, self.rate) - _PREROLL_SECONDS
         ticks = int(goal / self._track.time_base)
-        if goal > self._track.start and not _READ_TO_SEEK & set(self._container.format.name.split(",")):
+        if (
+            not self._track.shifts
+            and goal > self._track.start
+            and not _READ_TO_SEEK & set(self._container.format.name.split(","))
+        ):
             try:
                 self._container.seek(ticks, stream=self._stream)
                 self._forget()
@@ -153,6 +158,7 @@ class Waveform:
         self._container = open_media(self._path)
         self._stream = read_only(self._container, self._track.index)
         self._decoder = self._stream.codec_context
+        self._mend = Mender(self._track.shifts, self._track.time_base)
         self._forget()
         self._kept_from = -(1 << 62)
 
@@ -206,11 +212,12 @@ class Waveform:
                 packet = next(self._packets)
             except StopIteration:
                 return None
-            except av.error.FFmpegError:
+            except READ_ERRORS:
                 self.errors += 1
                 self._packets = self._container.demux(self._stream)
                 continue
             if packet.size:
+                self._mend(packet)
                 return packet
             if packet.dts is None:  # the mark that ends every stream
                 return None

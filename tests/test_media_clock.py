@@ -1,0 +1,141 @@
+"""Timestamps that cannot be: files end where their packets do, and joined ones are read to their end."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from media_factory import counter, picture, tone, write_audio, write_media
+
+from avfewshot.errors import MediaError
+from avfewshot.media import ClipReader, read_clip
+
+
+def with_stamps(path: Path, stamps: list[float], size=(96, 64)) -> Path:
+    """Pictures at any times, however far apart."""
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("mjpeg", rate=1)
+        video.width, video.height, video.pix_fmt = *size, "yuvj420p"
+        encoder = av.CodecContext.create("mjpeg", "w")
+        encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = *size, "yuvj420p", Fraction(1, 1000)
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), "rgb24").reformat(format="yuvj420p")
+            frame.pts = number
+            for packet in encoder.encode(frame):
+                packet.stream, packet.time_base = video, Fraction(1, 1000)
+                packet.pts = packet.dts = round(stamp * 1000)
+                out.mux(packet)
+    return path
+
+
+def numbers(path: Path) -> list[int]:
+    return [counter(frame.permute(1, 2, 0).numpy()) for frame in read_clip(path, frame_size=None).frames]
+
+
+@pytest.mark.parametrize("far", [1e9, 1e6, 11_933.0, 100.0])
+def test_a_picture_that_claims_to_be_far_away_adds_no_seconds(tmp_path, far):
+    path = with_stamps(tmp_path / "bomb.mkv", [0.0, 0.5, 1.0, 1.5, far])
+    with ClipReader(path, frame_size=None) as reader:
+        assert reader.info.num_segments <= 4
+        assert any("timestamps jump" in warning for warning in reader.info.warnings)
+        assert reader.read().num_segments == reader.info.num_segments
+
+
+def test_a_single_wrong_stamp_moves_nothing_behind_it(tmp_path):
+    path = write_media(tmp_path / "one.flv", seconds=4.0)
+    data, at, pictures = bytearray(path.read_bytes()), 13, 0
+    while at < len(data):
+        pictures += data[at] == 9
+        if pictures == 20 and data[at] == 9:
+            data[at + 7] = 1  # the highest byte of its time in milliseconds: 16,777 s
+        at += 11 + int.from_bytes(data[at + 1 : at + 4], "big") + 4
+    path.write_bytes(data)
+    with ClipReader(path, frame_size=None) as reader:
+        assert reader.info.num_segments == 4
+        assert any("timestamps jump by +16" in warning for warning in reader.info.warnings)
+    assert numbers(path) == [5, 15, 25, 35]
+
+
+def test_slides_that_stand_for_long_are_believed(tmp_path):
+    path = with_stamps(tmp_path / "slides.mkv", [0.0, 30.0, 60.0, 61.0])
+    with ClipReader(path) as reader:
+        assert reader.info.num_segments in (61, 62)
+        assert not any("timestamps" in warning for warning in reader.info.warnings)
+
+
+def test_many_small_jumps_do_not_make_a_long_file(tmp_path):
+    path = with_stamps(tmp_path / "many.mkv", [59.0 * number for number in range(300)])
+    with ClipReader(path) as reader:
+        assert reader.info.num_segments < 1000
+
+
+def test_joined_streams_whose_clock_starts_anew_are_read_to_their_end(tmp_path):
+    sound = {"audio": tone(3.0, frequency=300), "audio_codec": "mp2"}
+    one = write_media(tmp_path / "one.ts", seconds=3.0, **sound)
+    path = tmp_path / "joined.ts"
+    path.write_bytes(one.read_bytes() * 3)
+    with ClipReader(path, frame_size=None) as reader:
+        assert reader.info.num_segments == 9
+        assert any("timestamps jump" in warning for warning in reader.info.warnings)
+        clip = reader.read()
+    seen = [counter(frame.permute(1, 2, 0).numpy()) for frame in clip.frames]
+    assert all(abs(a - b) <= 2 for a, b in zip(seen, [5, 15, 25] * 3, strict=True)), seen
+    loud = clip.waveform.view(9, -1).square().mean(1)
+    assert (loud > 0.05).all()
+
+
+def test_sound_that_is_said_to_come_a_day_later_follows_the_pictures(tmp_path):
+    path = write_media(tmp_path / "late.mkv", seconds=3.0, audio=tone(3.0), audio_start=100_000.0)
+    with ClipReader(path) as reader:
+        assert reader.info.num_segments <= 7
+        assert any("timestamps jump" in warning for warning in reader.info.warnings)
+        assert reader.read().waveform.abs().max() > 0.3
+
+
+@pytest.mark.parametrize("what", ["timescale 0", "timescale 1", "stts"])
+def test_an_mp4_with_an_absurd_clock_is_short(tmp_path, what):
+    path = write_media(tmp_path / "clock.mp4", seconds=3.0)
+    data = bytearray(path.read_bytes())
+    if what == "stts":
+        at = data.index(b"stts") + 16  # of its first entry, the ticks of a picture
+        data[at : at + 4] = struct.pack(">I", 1 << 31)
+    else:
+        at = data.index(b"mdhd") + 16
+        data[at : at + 4] = struct.pack(">I", int(what[-1]))
+    path.write_bytes(data)
+    try:
+        with ClipReader(path) as reader:
+            assert reader.info.num_segments < 700
+    except MediaError:
+        pass  # named, which is right, too
+
+
+def test_a_transport_stream_with_flipped_bits_does_not_become_hours(tmp_path):
+    path = write_media(tmp_path / "clean.ts", seconds=4.0, audio=tone(4.0), audio_codec="mp2")
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        data = np.frombuffer(path.read_bytes(), np.uint8).copy()
+        places = random.choice(len(data), len(data) // 100, replace=False)
+        data[places] ^= 1 << random.integers(0, 8, len(places)).astype(np.uint8)
+        damaged = tmp_path / f"flipped-{seed}.ts"
+        damaged.write_bytes(data.tobytes())
+        try:
+            with ClipReader(damaged) as reader:
+                assert reader.info.num_segments < 120
+                reader.read()
+        except MediaError:
+            pass
+
+
+@pytest.mark.parametrize("rate", [1, 100, 10_000_019, 1_000_000_000, 2_147_483_647])
+def test_a_rate_beyond_all_reason_is_named(tmp_path, rate):
+    path = write_audio(tmp_path / "rate.wav", tone(1.0))
+    data = bytearray(path.read_bytes())
+    data[24:32] = struct.pack("<II", rate, 2 * rate & 0xFFFFFFFF)
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=rf"sampling rate of {rate:,} Hz"):
+        read_clip(path)
