@@ -27,12 +27,15 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     [
         ({"version": 99}, "version 1"),
         ({"format": "other"}, "avfewshot-shards"),
-        ({"classes": "dog"}, "not a list"),
+        ({"classes": "dog"}, "classes must be a list"),
         ({"wordings": []}, "different lengths"),
         ({"frame_side": "224"}, "whole number"),
         ({"seconds": 0}, "whole number"),
-        ({"shards": [{"name": f"{FIRST}.tar", "split": "train"}]}, "'clips' is missing"),
-        ({"shards": [{"name": f"{FIRST}.tar", "split": "hidden", "clips": 4}]}, "not a split"),
+        ({"shards": [{"name": f"{FIRST}.tar", "split": "train"}]}, r"shards\[0\].clips is missing"),
+        (
+            {"shards": [{"name": f"{FIRST}.tar", "split": "hidden", "clips": 4}]},
+            "split must be one of .train",
+        ),
         ({"shards": [{"name": f"{FIRST}.tar", "split": "train", "clips": 4}] * 2}, "repeated"),
     ],
 )

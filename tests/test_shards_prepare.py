@@ -12,10 +12,10 @@ import webdataset
 from shards_support import CLASSES, make_dataset, make_plan, names, prepared
 
 from avfewshot.data.shards import prepare as module
-from avfewshot.data.shards.index import ShardEntry, ShardIndex
 from avfewshot.data.shards.plan import default_shard_clips
 from avfewshot.data.shards.prepare import prepare
 from avfewshot.data.shards.reader import ShardSet
+from avfewshot.data.shards.record import ShardEntry, ShardIndex
 from avfewshot.errors import DataError, UsageError
 
 ALL = [f"small-set-train-00000{number}" for number in range(4)] + ["small-set-val-000000"]

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from shards_support import SIDE, make_dataset, names, prepared, train_source
-from torch.utils.data import DataLoader
 
-from avfewshot.data.clip_source import ClipStream, LabelledClip, RawSource, read_start, share
+from avfewshot.data.clip_source import LabelledClip, RawSource, read_start, share
 from avfewshot.data.shards import reader
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import UsageError
@@ -26,9 +25,6 @@ def raw_source(**options) -> RawSource:
     dataset = make_dataset()
     return RawSource(dataset, dataset.split("train"), READ, **{"threads": 0, **options})
 
-
-# The loader warns where there are more workers than processors, which is nothing here.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 SOURCES = pytest.mark.parametrize("make", [train_source, raw_source], ids=["shards", "raw"])
 EVERY_CLIP = sorted((sample.id, sample.labels[0]) for sample in make_dataset().split("train"))
@@ -59,26 +55,6 @@ def test_all_ranks_together_see_every_clip_exactly_once(make, world):
     assert sorted(chain.from_iterable(seen)) == EVERY_CLIP
     assert [len(part) for part in seen] == [source.count(rank, world) for rank in range(world)]
     assert max(map(len, seen)) - min(map(len, seen)) <= 1
-
-
-@SOURCES
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_of_a_loader_share_a_rank(make, workers):
-    source = make()
-    parts = []
-    for rank in range(2):
-        stream = ClipStream(source, seed=1, rank=rank, world=2)
-        parts += names(DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context="fork"))
-    assert sorted(parts) == EVERY_CLIP
-
-
-@SOURCES
-@pytest.mark.parametrize("start", [1, 4, 6])
-def test_a_loader_goes_on_in_the_middle_of_an_epoch(make, start):
-    source = make()
-    load = partial(DataLoader, batch_size=None, num_workers=3, multiprocessing_context="fork")
-    whole = names(load(ClipStream(source, seed=5, rank=0, world=2)))
-    assert names(load(ClipStream(source, seed=5, rank=0, world=2, start=start))) == whole[start:]
 
 
 @SOURCES
@@ -119,18 +95,6 @@ def test_a_small_buffer_still_gives_every_clip_and_mixes_less():
     wide, narrow = (names(train_source(buffer=size).stream(seed=1)) for size in (200, 2))
     assert sorted(narrow) == sorted(wide) == EVERY_CLIP
     assert narrow != wide
-
-
-def test_used_shards_are_not_even_opened(monkeypatch):
-    source = train_source(buffer=2)
-    opened = []
-    real = reader._read_piece
-    monkeypatch.setattr(reader, "_read_piece", lambda piece: (opened.append(piece.shard.name), real(piece))[1])
-    names(source.stream(seed=1))
-    assert len(opened) == 4
-    opened.clear()
-    assert len(names(source.stream(seed=1, start=9))) == 4
-    assert len(opened) < 4
 
 
 def test_used_clips_are_not_decoded(monkeypatch):

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-from torch.utils.data import IterableDataset, get_worker_info
 
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import rank_key
@@ -28,20 +25,12 @@ DEFAULT_THREADS = 2
 
 @dataclass(frozen=True, eq=False)
 class LabelledClip:
-    """A decoded clip.
+    """A decoded clip."""
 
-    Attributes:
-        id: Its name in the annotation file.
-        labels: Indices of its classes, ascending.
-        clip: The clip.
-        segments: Class index per second, the number of classes where nothing happens; None where the data set has no
-            such labels.
-    """
-
-    id: str
-    labels: tuple[int, ...]
+    id: str  # its name in the annotation file
+    labels: tuple[int, ...]  # indices of its classes, ascending
     clip: Clip
-    segments: tuple[int, ...] | None = None
+    segments: tuple[int, ...] | None = None  # class index per second, the number of classes where nothing happens
 
 
 class ClipSource(Protocol):
@@ -66,8 +55,6 @@ class ClipSource(Protocol):
     ) -> Iterator[LabelledClip | Failure]:
         """The clips of a rank in the order of an epoch.
 
-        Inside a worker of a ``DataLoader`` it is this worker's part; see :class:`ClipStream`.
-
         Args:
             seed: Seed of the order; None keeps the order of the files.
             epoch: Number of the epoch; each has an order of its own.
@@ -78,31 +65,6 @@ class ClipSource(Protocol):
         Raises:
             UsageError: There is no such rank, or `start` is negative.
         """
-
-
-class ClipStream(IterableDataset):
-    """A stream for the worker processes of a ``DataLoader``, whose ``batch_size`` must be None.
-
-    The loader takes clips from its workers by turns, and so they arrive in an order that only depends on the arguments
-    and the number of workers. To enter an epoch again in the middle, use the same number of workers as before.
-
-    Args:
-        source: Where the clips come from.
-        seed: See :meth:`ClipSource.stream`.
-        epoch: Likewise.
-        rank: Likewise.
-        world: Likewise.
-        start: Likewise: clips already used by all workers of this rank together.
-    """
-
-    def __init__(
-        self, source: ClipSource, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
-    ) -> None:
-        super().__init__()
-        self._stream = partial(source.stream, seed=seed, epoch=epoch, rank=rank, world=world, start=start)
-
-    def __iter__(self) -> Iterator[LabelledClip | Failure]:
-        return self._stream()
 
 
 def check_place(rank: int, world: int, start: int) -> None:
@@ -120,26 +82,6 @@ def share(total: int, rank: int, world: int) -> int:
     """
     check_place(rank, world, 0)
     return total // world + (rank < total % world)
-
-
-def worker_place(start: int) -> tuple[int, int, int]:
-    """This worker's place among those of a ``DataLoader``.
-
-    The loader asks worker 0 first, then 1 and so on. If a stream is entered at `start`, the worker whose turn it is
-    there must become worker 0.
-
-    Args:
-        start: Clips already used by all workers together.
-
-    Returns:
-        Number of the worker whose part is to be read, number of workers, clips of this part already used;
-        ``(0, 1, start)`` outside of a worker.
-    """
-    info = get_worker_info()
-    if info is None:
-        return 0, 1, start
-    worker = (info.id + start) % info.num_workers
-    return worker, info.num_workers, share(start, worker, info.num_workers)
 
 
 def read_start(
@@ -211,19 +153,12 @@ class RawSource:
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[LabelledClip | Failure]:
-        """See :meth:`ClipSource.stream`. The order does not depend on the number of workers."""
+        """See :meth:`ClipSource.stream`."""
         check_place(rank, world, start)
-        return self._stream(seed, epoch, rank, world, start)
-
-    def _stream(
-        self, seed: int | None, epoch: int, rank: int, world: int, start: int
-    ) -> Iterator[LabelledClip | Failure]:
         order = list(self.samples)
         if seed is not None:
             order.sort(key=lambda sample: rank_key(seed, "epoch", str(epoch), f"{sample.id}\x1f{sample.row}"))
-        worker, workers, done = worker_place(start)
-        mine = order[rank::world][worker::workers][done:]
-        yield from ordered_map(self._decode, mine, workers=self._threads if workers == 1 else 0)
+        return ordered_map(self._decode, order[rank::world][start:], workers=self._threads)
 
     def _decode(self, sample: Sample) -> LabelledClip | Failure:
         try:

@@ -284,7 +284,7 @@ def _read(path: Path, _modified: int, _size: int) -> Description:
     try:
         description = _CHECKED.validate_python({str(key): value for key, value in values.items()})
     except ValidationError as error:
-        faults += [_fault(item) for item in error.errors()]
+        faults += faults_of(error)
     if faults:
         raise DataError(f"{path}: {len(faults)} fault(s) in the data set description: {'; '.join(faults)}.", hint=_HINT)
     return replace(description, path=path, folders=description.folders or (description.name,))
@@ -299,9 +299,16 @@ _WANTED = {
     "mapping_type": "must be a mapping",
     "bool_type": "must be true or false",
     "dataclass_type": "must be a mapping of keys",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
     "greater_than": "must be a positive whole number",
     "string_pattern_mismatch": "must be a SHA-256, which has 64 hexadecimal digits",
 }
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """What pydantic found wrong, one phrase each that begins with the place."""
+    return [_fault(item) for item in error.errors()]
 
 
 def _fault(error: Any) -> str:
@@ -314,7 +321,7 @@ def _fault(error: Any) -> str:
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {where}"
     if kind == "literal_error":
-        return f"{where} must be one of {', '.join(READERS)}, not {error['input']!r}"
+        return f"{where} must be one of {error['ctx']['expected']}, not {str(error['input'])[:40]!r}"
     if kind == "value_error":
         reason = str(error["ctx"]["error"])
         return where + reason if reason.startswith(":") else f"{where} {reason}"

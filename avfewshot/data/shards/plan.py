@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.ranking import ranked
-from avfewshot.data.shards.index import ShardIndex, ShardName
+from avfewshot.data.shards.record import ShardIndex, ShardName
 from avfewshot.errors import DataError, UsageError
 
 SHARD_CLIPS = 1000
@@ -22,28 +23,15 @@ _BYTES_PER_SECOND = 40_000
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
 
 
-@dataclass(frozen=True)
-class PlannedClip:
-    """A clip and its name in the shard.
-
-    Attributes:
-        key: Unique in the data set; made of digits, letters, ``_`` and ``-`` only, whatever the id is made of.
-        sample: The sample.
-    """
+class PlannedClip(NamedTuple):
+    """A clip and its name in the shard, which is unique and plain, whatever the clip's id is made of."""
 
     key: str
     sample: Sample
 
 
-@dataclass(frozen=True)
-class PlannedShard:
-    """A shard to write.
-
-    Attributes:
-        name: Its file name.
-        split: Its split.
-        clips: What goes into it, in order.
-    """
+class PlannedShard(NamedTuple):
+    """A shard to write: its file name, its split, and what goes into it, in order."""
 
     name: str
     split: str
@@ -52,17 +40,11 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a data set.
+    """All shards of a data set."""
 
-    Attributes:
-        index: What ``index.json`` will say.
-        shards: The shards, in the order of the index.
-        missing: Samples without a media file, which are left out.
-    """
-
-    index: ShardIndex
-    shards: tuple[PlannedShard, ...]
-    missing: tuple[Sample, ...]
+    index: ShardIndex  # what index.json will say
+    shards: tuple[PlannedShard, ...]  # in the order of the index
+    missing: tuple[Sample, ...]  # samples without a media file, which are left out
 
     @property
     def clips(self) -> int:
@@ -90,21 +72,19 @@ def plan_shards(
     shard_clips: int | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Assign the clips of a data set to shards.
+    """Assign the clips of a data set, whose media have been looked up, to shards.
 
-    Clips of a split are put into a seeded order first, so that every shard is a mixture of classes.
+    Clips of a split are put into a seeded order first, so that every shard is a mixture of classes. The plan is the
+    same for the same data set and settings, on any machine.
 
     Args:
-        dataset: The data set, with media looked up.
+        dataset: The data set.
         frame_side: Side of the square pictures in pixels.
         seconds: Longest stretch of a clip to store.
-        quality: Of JPEG.
+        quality: Of JPEG, 1 to 100.
         splits: Some of its splits; all when None.
         shard_clips: Clips in a shard; by default :func:`default_shard_clips`.
         seed: Of the order.
-
-    Returns:
-        The plan; the same for the same data set and settings, on any machine.
 
     Raises:
         UsageError: A setting is out of range, or a split does not exist.
@@ -152,12 +132,7 @@ def plan_shards(
 
 
 def default_shard_clips(frame_side: int, seconds: int) -> int:
-    """Clips that make a shard of about 256 MB, at most 1000.
-
-    Args:
-        frame_side: Side of the pictures in pixels.
-        seconds: Seconds of a clip.
-    """
+    """Clips that make a shard of about 256 MB, at most 1000, for pictures of `frame_side` pixels."""
     return max(1, min(SHARD_CLIPS, SHARD_BYTES // expected_bytes(frame_side, seconds)))
 
 
@@ -170,9 +145,8 @@ def _fingerprint(shards: Sequence[PlannedShard], classes: Sequence[str]) -> str:
     """SHA-256 over what is planned; where the media lie on this machine does not count."""
     digest = hashlib.sha256()
     for shard in shards:
-        for clip in shard.clips:
-            sample = clip.sample
-            line = [shard.name, clip.key, sample.id, sample.row, [classes[label] for label in sample.labels]]
+        for key, sample in shard.clips:
+            line = [shard.name, key, sample.id, sample.row, [classes[label] for label in sample.labels]]
             digest.update(json.dumps(line).encode("ascii") + b"\n")
     return digest.hexdigest()
 

@@ -1,24 +1,40 @@
-"""Prepares a data set: what is there is verified and kept, the rest is written by several processes."""
+"""Prepares a data set: finished shards are verified and kept, the others written, whole or not at all.
+
+Clips are decoded ahead, in processes that may die of one, and written in order: the same clips and settings give the
+same bytes, however many processes there are.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, Literal
 
-from avfewshot.data.shards.index import INDEX_NAME, Rejected, ShardEntry, ShardIndex, entry_path
+import webdataset
+
+from avfewshot.data.clip_source import read_start
+from avfewshot.data.dataset import Sample
+from avfewshot.data.shards.codec import encode_members
 from avfewshot.data.shards.plan import Plan, PlannedShard, expected_bytes
-from avfewshot.data.shards.processes import run_tasks
-from avfewshot.data.shards.writer import ShardTask, encode_sample, examine, write_shard
-from avfewshot.errors import DataError, UsageError
-from avfewshot.io import write_text
-from avfewshot.media.clip import Failure
+from avfewshot.data.shards.record import (
+    INDEX_NAME,
+    ClipRecord,
+    Rejected,
+    ShardEntry,
+    ShardIndex,
+    StoredClip,
+    entry_path,
+)
+from avfewshot.errors import DataError, UsageError, explain
+from avfewshot.io import atomic_path, sha256_file, write_text
 from avfewshot.media.stream import ordered_map
 
 REJECTED_NAME = "rejected.csv"
@@ -26,54 +42,36 @@ REJECTED_NAME = "rejected.csv"
 _TRIED = 4  # clips that the size of all is estimated from
 _HEADER = 768  # a tar header, and half a block of padding
 _HEADROOM = 1.05
+_ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
+
+Members = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was done.
+    """What was done."""
 
-    Attributes:
-        clips: Clips in the shards of this part, old and new.
-        written: Clips written now.
-        bytes: Size of the shards of this part.
-        seconds: Time taken.
-        rejected: Clips of this part that could not be prepared, now or before.
-        elsewhere: Shards of other parts that are not there yet.
-    """
-
-    clips: int
-    written: int
-    bytes: int
+    clips: int  # in the shards of this part, old and new
+    written: int  # now
+    bytes: int  # of the shards of this part
     seconds: float
-    rejected: tuple[Rejected, ...]
-    elsewhere: int
+    rejected: tuple[Rejected, ...]  # clips of this part that could not be prepared, now or before
+    elsewhere: int  # shards of other parts that are not there yet
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What there is to do.
-
-    Attributes:
-        plan: All shards of the data set.
-        folder: Where they go.
-        shards: Those of this part.
-        finished: Entries of those that are there and whole.
-        damaged: Names of those that are there and not as they were written.
-        pending: Those to write.
-        needed: Bytes that the shards still to be written will take, those of other parts included.
-        free: Bytes free in the folder.
-        jobs: Processes.
-    """
+    """What there is to do; :func:`prepare` makes it."""
 
     plan: Plan
     folder: Path
-    shards: tuple[PlannedShard, ...]
-    finished: tuple[ShardEntry, ...]
-    damaged: tuple[str, ...]
+    shards: tuple[PlannedShard, ...]  # those of this part
+    finished: tuple[ShardEntry, ...]  # those that are there and whole
+    damaged: tuple[str, ...]  # names of those that are there and not as they were written
     pending: tuple[PlannedShard, ...]
-    needed: int
-    free: int
-    jobs: int
+    needed: int  # bytes that the shards still to be written will take, those of other parts included
+    free: int  # bytes free in the folder
+    jobs: int  # processes
 
     @property
     def pending_clips(self) -> int:
@@ -86,23 +84,23 @@ class Preparation:
         It may be interrupted at any time: finished shards stay, the one at hand leaves nothing behind.
 
         Args:
-            progress: Called with the number of clips done since the last call.
+            progress: Called with 1 after each clip.
 
         Raises:
             DataError: A shard cannot be written.
-            AvfsError: A process died.
         """
         began = time.monotonic()
-        index, fingerprint = self.plan.index, self.plan.index.plan
-        tasks = [ShardTask(self.folder, index, fingerprint, shard) for shard in self.pending]
+        samples = [clip.sample for shard in self.pending for clip in shard.clips]
         new: list[ShardEntry] = []
         try:
-            new.extend(run_tasks(write_shard, tasks, jobs=self.jobs, progress=progress))
+            encode = partial(_encode, index=self.plan.index)
+            with contextlib.closing(ordered_map(encode, samples, workers=self.jobs)) as encoded:
+                new.extend(_write_shard(self.folder, self.plan.index, s, encoded, progress) for s in self.pending)
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk, say: the first error is the one to tell
-                write_rejected(self.folder, index)
+                _write_rejected(self.folder, self.plan.index)
             raise
-        write_rejected(self.folder, index)
+        _write_rejected(self.folder, self.plan.index)
         entries = [*self.finished, *new]
         mine = {shard.name for shard in self.shards}
         return Summary(
@@ -111,9 +109,7 @@ class Preparation:
             bytes=sum(entry.bytes for entry in entries),
             seconds=time.monotonic() - began,
             rejected=tuple(clip for entry in entries for clip in entry.rejected),
-            elsewhere=sum(
-                shard.name not in mine and not entry_path(self.folder, shard.name).is_file() for shard in index.shards
-            ),
+            elsewhere=len(_absent(self.plan, self.folder, mine)),
         )
 
 
@@ -128,11 +124,8 @@ def prepare(
         plan: What there should be.
         folder: Where; made if needed.
         part: ``(i, n)``: this is part i of n.
-        workers: Processes to write with.
+        workers: Processes that decode.
         retry: Also write those shards anew that lack rejected clips.
-
-    Returns:
-        What is to be done, to be done by :meth:`Preparation.run`.
 
     Raises:
         UsageError: There is no such part, or fewer than one worker.
@@ -142,14 +135,13 @@ def prepare(
         raise UsageError(f"--workers {workers} is out of range.", hint="At least 1.")
     folder = Path(folder)
     shards = plan.part(*part)
-    fingerprint = _claim(folder, plan.index)
-    look = partial(examine, folder, fingerprint)
+    _claim(folder, plan.index)
+    look = partial(_examine, folder, plan.index.plan)
     states = list(zip(shards, ordered_map(look, shards, workers=min(workers, 8)), strict=True))
     finished = [state for _, state in states if isinstance(state, ShardEntry) and not (retry and state.rejected)]
     kept = {entry.name for entry in finished}
-    pending = [shard for shard in shards if shard.name not in kept]
-    mine = {shard.name for shard in shards}
-    others = [s for s in plan.shards if s.name not in mine and not entry_path(folder, s.name).is_file()]
+    pending = tuple(shard for shard in shards if shard.name not in kept)
+    others = _absent(plan, folder, {shard.name for shard in shards})
     needed = _estimate(pending, others, plan.index) if pending else 0
     free = shutil.disk_usage(folder).free
     if needed * _HEADROOM > free:
@@ -163,20 +155,156 @@ def prepare(
         shards=shards,
         finished=tuple(finished),
         damaged=tuple(shard.name for shard, state in states if state == "damaged"),
-        pending=tuple(pending),
+        pending=pending,
         needed=needed,
         free=free,
-        jobs=max(1, min(workers, len(pending))),
+        jobs=max(1, min(workers, sum(len(shard.clips) for shard in pending))),
     )
 
 
-def write_rejected(folder: Path, index: ShardIndex) -> None:
-    """Write ``rejected.csv``: the rejected clips of all shards that are there, whoever wrote them.
+def _absent(plan: Plan, folder: Path, mine: set[str]) -> list[PlannedShard]:
+    """Shards of other parts that are not there yet."""
+    return [s for s in plan.shards if s.name not in mine and not entry_path(folder, s.name).is_file()]
 
-    Args:
-        folder: Folder of shards.
-        index: Its index.
-    """
+
+def _claim(folder: Path, index: ShardIndex) -> None:
+    """Write the index unless it is there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / INDEX_NAME).exists():
+            index.write(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
+    there = ShardIndex.read(folder)
+    if there != index:
+        raise DataError(
+            f"{folder} holds shards of another plan: {_difference(there, index)}.",
+            hint="Repeat the command with the options of the first time, or choose another --out.",
+        )
+
+
+def _difference(there: ShardIndex, index: ShardIndex) -> str:
+    for name, what in (
+        ("dataset", "data set {}"),
+        ("frame_side", "frames of {} pixels"),
+        ("seconds", "{} seconds a clip"),
+        ("quality", "JPEG quality {}"),
+        ("classes", "other classes"),
+        ("wordings", "other wordings of classes"),
+    ):
+        old, new = getattr(there, name), getattr(index, name)
+        if old != new:
+            return f"{what.format(old)} instead of {new}" if "{}" in what else what
+    old, new = (sum(shard.clips for shard in some.shards) for some in (there, index))
+    if old != new:
+        return f"{old:,} clips, where now {new:,} are found"
+    return "other clips, or another --shard-clips or --splits"
+
+
+def _examine(folder: Path, plan: str, shard: PlannedShard) -> ShardEntry | Literal["absent", "damaged"]:
+    """The entry of a shard that has been written and is as it was written, to the last bit; else what is wrong."""
+    path = folder / shard.name
+    try:
+        entry = ShardEntry.read(folder, shard.name)
+        if entry is None:
+            return "absent"
+        if entry.plan != plan or len(entry.clips) + len(entry.rejected) != len(shard.clips):
+            return "damaged"
+        sound = path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+    except (OSError, DataError):
+        return "damaged"
+    return entry if sound else "damaged"
+
+
+def _estimate(pending: Sequence[PlannedShard], others: Sequence[PlannedShard], index: ShardIndex) -> int:
+    """Bytes that shards will take, judging by their first few clips."""
+    # The first clips of several shards rather than of one: the order is random, but a split may be unlike another.
+    firsts = [shard.clips[n] for n in range(_TRIED) for shard in pending if n < len(shard.clips)][:_TRIED]
+    encoded = [_encode(clip.sample, index) for clip in firsts]
+    sizes = [sum(len(content) + _HEADER for content in e.values()) for e in encoded if not isinstance(e, Rejected)]
+    each = sum(sizes) / len(sizes) if sizes else expected_bytes(index.frame_side, index.seconds)
+    return round(each * sum(len(shard.clips) for shard in [*pending, *others]))
+
+
+def _encode(sample: Sample, index: ShardIndex) -> Members | Rejected:
+    """Members of a clip by name without the key, or why there are none."""
+    try:
+        assert sample.path is not None
+        clip = read_start(sample.path, frame_size=index.frame_side, seconds=index.seconds)
+        return encode_members(clip, ClipRecord.of(sample, index.classes, clip), quality=index.quality)
+    except Exception as error:  # whatever it is, it is this file's failure
+        return Rejected(sample.id, sample.split, str(sample.path), explain(error))
+
+
+def _write_shard(
+    folder: Path,
+    index: ShardIndex,
+    shard: PlannedShard,
+    encoded: Iterator[Members | Rejected],
+    progress: Callable[[int], object],
+) -> ShardEntry:
+    """Write a shard, taking its clips from `encoded`, and its entry after it."""
+    target = folder / shard.name
+    try:
+        _remove_abandoned(target)
+        # A shard without an entry counts for nothing; an entry must never stand beside another shard than its own.
+        entry_path(folder, shard.name).unlink(missing_ok=True)
+        stored: list[StoredClip] = []
+        rejected: list[Rejected] = []
+        with atomic_path(target) as temporary, open(temporary, "wb") as stream:
+            hashed = _Hashed(stream)
+            # Neither a time nor an owner, so that equal clips give equal bytes.
+            with webdataset.TarWriter(hashed, encoder=False, mtime=0, user="", group="") as tar:
+                for clip in shard.clips:
+                    members = next(encoded)
+                    if isinstance(members, Rejected):
+                        rejected.append(members)
+                    else:
+                        stored.append(StoredClip(clip.sample.id, clip.key, tar.tarstream.offset))
+                        tar.write({"__key__": clip.key, **members})
+                    progress(1)
+        entry = ShardEntry(
+            plan=index.plan,
+            name=shard.name,
+            split=shard.split,
+            sha256=hashed.digest.hexdigest(),
+            bytes=hashed.size,
+            clips=tuple(stored),
+            rejected=tuple(rejected),
+        )
+        entry.write(folder)
+    except OSError as error:
+        raise DataError(
+            f"{target}: cannot be written: {error.strerror or error}.",
+            hint="Remedy it and run the same command again: it goes on where it stopped.",
+        ) from error
+    return entry
+
+
+class _Hashed:
+    """A stream that hashes what is written to it, so that a shard need not be read again."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._stream.write(data)
+
+
+def _remove_abandoned(target: Path) -> None:
+    # Others may be writing to this folder right now: only what nobody has touched for long is removed.
+    for path in target.parent.glob(f".{target.stem}-*.part{target.suffix}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
+def _write_rejected(folder: Path, index: ShardIndex) -> None:
+    """Write ``rejected.csv``: the rejected clips of all shards that are there, whoever wrote them."""
     while True:  # another machine may have finished a shard meanwhile and have written the list before us
         before = _entries(folder, index)
         stream = io.StringIO(newline="")
@@ -191,65 +319,12 @@ def write_rejected(folder: Path, index: ShardIndex) -> None:
 
 
 def _entries(folder: Path, index: ShardIndex) -> list[ShardEntry]:
-    found: list[ShardEntry] = []
+    entries: list[ShardEntry] = []
     for shard in index.shards:
-        try:
-            entry = ShardEntry.read(folder, shard.name)
-        except DataError:  # written anew when its part is prepared again
-            continue
-        if entry is not None:
-            found.append(entry)
-    return found
-
-
-def _claim(folder: Path, index: ShardIndex) -> str:
-    """Write the index unless it is there; the plan's fingerprint."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / INDEX_NAME).exists():
-            index.write(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
-    there = ShardIndex.read(folder)
-    if there == index:
-        return index.plan
-    raise DataError(
-        f"{folder} holds shards of another plan: {_difference(there, index)}.",
-        hint="Repeat the command with the options of the first time, or choose another --out.",
-    )
-
-
-def _difference(there: ShardIndex, index: ShardIndex) -> str:
-    for name, what in (
-        ("dataset", "data set"),
-        ("frame_side", "frames of {} pixels"),
-        ("seconds", "{} seconds a clip"),
-        ("quality", "JPEG quality"),
-        ("classes", "classes"),
-        ("wordings", "wordings of classes"),
-    ):
-        old, new = getattr(there, name), getattr(index, name)
-        if old != new:
-            if isinstance(old, tuple):
-                return f"other {what}"
-            return f"{what.format(old)} instead of {new}" if "{}" in what else f"{what} {old} instead of {new}"
-    old, new = (sum(shard.clips for shard in some.shards) for some in (there, index))
-    if old != new:
-        return f"{old:,} clips, where now {new:,} are found"
-    return "other clips, or another --shard-clips or --splits"
-
-
-def _estimate(pending: list[PlannedShard], others: list[PlannedShard], index: ShardIndex) -> int:
-    """Bytes that shards will take, judging by their first few clips."""
-    # The first clips of several shards rather than of one: the order is random, but a split may be unlike another.
-    firsts = [shard.clips[n] for n in range(_TRIED) for shard in pending if n < len(shard.clips)][:_TRIED]
-    sizes = []
-    for clip in firsts:
-        members = encode_sample(clip.sample, index)
-        if not isinstance(members, Failure):
-            sizes.append(sum(len(content) + _HEADER for content in members.values()))
-    each = sum(sizes) / len(sizes) if sizes else expected_bytes(index.frame_side, index.seconds)
-    return round(each * sum(len(shard.clips) for shard in [*pending, *others]))
+        with contextlib.suppress(DataError):  # a faulty one is written anew when its part is prepared again
+            if entry := ShardEntry.read(folder, shard.name):
+                entries.append(entry)
+    return entries
 
 
 def _size(count: int) -> str:

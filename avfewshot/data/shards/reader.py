@@ -1,33 +1,25 @@
 """Reads prepared shards: a folder checked for completeness, and streams of its splits for any number of ranks.
 
 An epoch puts the shards into a seeded order and cuts the row of all their clips into one stretch for each rank, equal
-but for one clip. Nearly every shard is read by one rank alone; where there are fewer shards than ranks, ranks read
-different stretches of the same one. Within its stretch a rank shuffles by a buffer, as is usual with WebDataset.
+but for one clip: whole shards, with the last one split. Within its stretch a rank shuffles by a buffer, as is usual
+with WebDataset; an epoch that was interrupted goes on by skipping what was used.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import webdataset
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from avfewshot.data.clip_source import (
-    DEFAULT_THREADS,
-    LabelledClip,
-    check_place,
-    share,
-    worker_place,
-)
+from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_place, share
 from avfewshot.data.ranking import rank_key
 from avfewshot.data.shards.codec import DamagedClipError, decode_members
-from avfewshot.data.shards.index import ShardEntry, ShardIndex, StoredClip
+from avfewshot.data.shards.record import ClipRecord, RecordError, ShardEntry, ShardIndex, StoredClip
 from avfewshot.errors import DataError, UsageError, explain
 from avfewshot.io import sha256_file
 from avfewshot.media.clip import Failure
@@ -38,12 +30,7 @@ _NAMED = 5
 
 
 class ShardSet:
-    """A folder of prepared shards.
-
-    Attributes:
-        folder: The folder.
-        index: What it holds.
-    """
+    """A folder of prepared shards; :meth:`open` makes it."""
 
     def __init__(self, folder: Path, index: ShardIndex, entries: Sequence[ShardEntry]) -> None:
         self.folder = folder
@@ -59,9 +46,6 @@ class ShardSet:
             splits: Splits that must be complete; all when None.
             verify: Also compare checksums, which reads every shard.
 
-        Returns:
-            The folder's shards.
-
         Raises:
             DataError: The index or an entry is missing, not valid, or from another plan; shards are missing or damaged.
         """
@@ -69,6 +53,7 @@ class ShardSet:
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder.", hint="Make shards with: avfs data prepare.")
         index = ShardIndex.read(folder)
+        plan = index.plan
         wanted = [shard for shard in index.shards if splits is None or shard.split in splits]
         entries: list[ShardEntry] = []
         missing: list[str] = []
@@ -78,7 +63,7 @@ class ShardSet:
             if entry is None or not path.is_file():
                 missing.append(shard.name)
                 continue
-            if (entry.plan, entry.split) != (index.plan, shard.split):
+            if (entry.plan, entry.split) != (plan, shard.split):
                 raise DataError(
                     f"{path}: was written for another {index.title} than the index of its folder describes.",
                     hint="Do not mix folders of shards; prepare the data into a new one.",
@@ -89,21 +74,12 @@ class ShardSet:
             entries.append(entry)
         for names, what in ((missing, "missing"), (damaged, "damaged")):
             if names:
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 raise DataError(
-                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {_some(names)}.",
+                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {', '.join(names[:_NAMED])}{more}.",
                     hint="The same `avfs data prepare` command writes them (with --part, every part of it).",
                 )
         return cls(folder, index, entries)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-        return self.index.classes
-
-    @property
-    def wordings(self) -> tuple[str, ...]:
-        """Wording of each class for prompts."""
-        return self.index.wordings
 
     @property
     def splits(self) -> dict[str, int]:
@@ -114,11 +90,7 @@ class ShardSet:
         return sizes
 
     def check_frame_side(self, side: int) -> None:
-        """Raise :class:`~avfewshot.errors.DataError` unless pictures have the side that a backbone needs.
-
-        Args:
-            side: In pixels.
-        """
+        """Raise :class:`~avfewshot.errors.DataError` unless pictures have the side in pixels that a backbone needs."""
         if side != self.index.frame_side:
             raise DataError(
                 f"{self.folder}: its pictures are {self.index.frame_side} pixels wide; this backbone needs {side}.",
@@ -130,7 +102,7 @@ class ShardSet:
 
         Args:
             name: The split.
-            threads: Threads that decode ahead; a worker of a ``DataLoader`` uses none.
+            threads: Threads that decode ahead.
             buffer: Clips to shuffle among, held in memory as they lie on disk; the order depends on it.
 
         Raises:
@@ -143,14 +115,6 @@ class ShardSet:
                 hint=f"It holds: {', '.join(self.splits)}.",
             )
         return ShardSource(self.folder, self.index, entries, threads=threads, buffer=buffer)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Clips that lie one after another in a shard."""
-
-    shard: Path
-    clips: tuple[StoredClip, ...]
 
 
 @dataclass(frozen=True)
@@ -202,121 +166,102 @@ class ShardSource:
     ) -> Iterator[LabelledClip | Failure]:
         """See :meth:`~avfewshot.data.clip_source.ClipSource.stream`."""
         check_place(rank, world, start)
-        return self._stream(seed, epoch, rank, world, start)
-
-    def _stream(
-        self, seed: int | None, epoch: int, rank: int, world: int, start: int
-    ) -> Iterator[LabelledClip | Failure]:
-        worker, workers, done = worker_place(start)
-        first, stop = _stretch(0, self._total, rank, world)
-        first, stop = _stretch(first, stop, worker, workers)
-        shuffles = []
+        encoded = self._read(seed, epoch, rank, world)
         if seed is not None and self._buffer > 1:
-            mixed = hashlib.blake2b(f"{seed} {epoch} {rank} {world} {worker} {workers}".encode(), digest_size=8)
+            mixed = hashlib.blake2b(f"{seed} {epoch} {rank} {world} 0 1".encode(), digest_size=8)
             number = int.from_bytes(mixed.digest(), "big")
-            shuffles = [partial(webdataset.shuffle, self._buffer, initial=self._buffer, seed=number)]
-        pieces = list(_cut(self._order(seed, epoch), first, stop))
-        # Which clips have been used follows from the seed alone; shards that hold no others are not opened.
-        order = list(_pipeline(lambda: iter(range(stop - first)), shuffles))
-        used = frozenset(order[:done])
-        encoded = _pipeline(lambda: _read_pieces(pieces, used), shuffles)
-        rest = islice(encoded, done, None)
-        yield from ordered_map(self._decode, rest, workers=self._threads if workers == 1 else 0)
+            encoded = webdataset.shuffle(self._buffer, initial=self._buffer, seed=number)(encoded)
+        return ordered_map(self._decode, islice(encoded, start, None), workers=self._threads)
 
-    def _order(self, seed: int | None, epoch: int) -> list[_Piece]:
+    def _read(self, seed: int | None, epoch: int, rank: int, world: int) -> Iterator[_Encoded]:
+        """The clips of a rank, shard by shard."""
         entries = list(self._entries)
         if seed is not None:
             entries.sort(key=lambda entry: rank_key(seed, "shards", str(epoch), entry.name))
-        return [_Piece(self._folder / entry.name, entry.clips) for entry in entries]
+        first = rank * (self._total // world) + min(rank, self._total % world)
+        stop = first + share(self._total, rank, world)
+        position = 0
+        for entry in entries:
+            begin, end = max(first - position, 0), min(stop - position, len(entry.clips))
+            if begin < end:
+                yield from self._read_shard(self._folder / entry.name, entry.clips[begin:end])
+            position += len(entry.clips)
+
+    def _read_shard(self, shard: Path, clips: Sequence[StoredClip]) -> Iterator[_Encoded]:
+        """Clips that lie one after another in a shard; whatever happens, one item for each."""
+        read, reason = 0, "the shard ends before it"
+        members: dict[str, bytes] = {}
+        try:
+            with open(shard, "rb") as stream:
+                stream.seek(clips[0].offset)
+                # Not compressed, and read as it comes: no member is looked for elsewhere.
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    while (member := tar.next()) is not None:
+                        key, _, name = member.name.partition(".")
+                        if key != clips[read].key and members:
+                            yield _Encoded(shard, clips[read], members)
+                            read, members = read + 1, {}
+                            if read == len(clips):
+                                return
+                        if key != clips[read].key:
+                            raise DamagedClipError("the shard holds another clip in its place")
+                        members[name] = self._content(tar, member, len(members))
+                        tar.members.clear()  # what was read is not kept
+            if members:
+                yield _Encoded(shard, clips[read], members)
+                read += 1
+        except DamagedClipError as error:
+            reason = str(error)
+        except Exception as error:  # whatever tarfile makes of bytes that are not its own
+            # A damaged shard costs the clips behind the damage, not the training.
+            reason = f"the shard is damaged: {explain(error)}"
+            if members:  # of a clip that may be whole: what it lacks is noticed when it is decoded
+                yield _Encoded(shard, clips[read], members)
+                read += 1
+        for clip in clips[read:]:
+            yield _Encoded(shard, clip, reason)
+
+    def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, before: int) -> bytes:
+        """The bytes of a member that may come from anybody: a plain file, no larger than a clip's can be."""
+        side, seconds = self._index.frame_side, self._index.seconds
+        most = (1 << 20) + max(4 * side * side, 4 * 48_000 * seconds)
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+            raise DamagedClipError(f"its member {member.name[:80]!r} is not a plain file")
+        if member.size > most or before > seconds + 2:
+            raise DamagedClipError(f"its member {member.name[:80]!r} is larger than that of a clip can be")
+        stream = tar.extractfile(member)
+        content = b"" if stream is None else stream.read()
+        if len(content) != member.size:
+            raise DamagedClipError("the shard ends within it")
+        return content
 
     def _decode(self, encoded: _Encoded) -> LabelledClip | Failure:
         path = encoded.shard / encoded.clip.key
         try:
             if isinstance(encoded.members, str):
                 raise DamagedClipError(encoded.members)
-            clip, record = decode_members(encoded.members, path)
+            record = ClipRecord.parse(encoded.members["json"])
+            # Before anything is decoded: what a record claims decides how much memory that takes.
             if record.frame_side not in (None, self._index.frame_side) or record.seconds > self._index.seconds:
                 raise DamagedClipError("it is not of the size that the index says")
             if record.id != encoded.clip.id:
                 raise DamagedClipError("it is another clip than its entry says")
             background = len(self._index.classes)
             segments = record.segments and tuple(
-                background if name is None else self._labels[name] for name in record.segments
+                background if name is None else self._label(name) for name in record.segments
             )
-            return LabelledClip(record.id, tuple(sorted(self._labels[name] for name in record.labels)), clip, segments)
+            labels = tuple(sorted(self._label(name) for name in record.labels))
+            clip, _ = decode_members(encoded.members, path)
+            return LabelledClip(record.id, labels, clip, segments)
+        except KeyError as error:
+            reason = f"it has no member {error}"
+        except RecordError as error:
+            reason = f"its description is not valid: {error}"
         except DamagedClipError as error:
             reason = str(error)
-        except KeyError as error:
-            reason = f"its class {error} is not in the index"
         return Failure(str(path), f"{reason}; `avfs data prepare` mends damaged shards", encoded.clip.id)
 
-
-def _stretch(first: int, stop: int, number: int, count: int) -> tuple[int, int]:
-    """Stretch `number` of `count` of the clips ``[first, stop)``; the first stretches may be longer by one."""
-    total = stop - first
-    begin = first + number * (total // count) + min(number, total % count)
-    return begin, begin + share(total, number, count)
-
-
-def _cut(pieces: Iterable[_Piece], first: int, stop: int) -> Iterator[_Piece]:
-    """The clips ``[first, stop)`` of the row that the pieces make."""
-    position = 0
-    for piece in pieces:
-        begin, end = max(first - position, 0), min(stop - position, len(piece.clips))
-        if begin < end:
-            yield _Piece(piece.shard, piece.clips[begin:end])
-        position += len(piece.clips)
-
-
-def _pipeline(source: Callable[[], Iterator[Any]], stages: Sequence[Callable[[], Any]]) -> Iterator[Any]:
-    return iter(webdataset.DataPipeline(source, *(stage() for stage in stages)))
-
-
-def _read_pieces(pieces: Sequence[_Piece], used: frozenset[int]) -> Iterator[_Encoded | None]:
-    """Read clips in order; None for the clips of a piece that were all used."""
-    position = 0
-    for piece in pieces:
-        numbers = range(position, position + len(piece.clips))
-        position += len(piece.clips)
-        if all(number in used for number in numbers):
-            yield from (None for _ in numbers)
-        else:
-            yield from _read_piece(piece)
-
-
-def _read_piece(piece: _Piece) -> Iterator[_Encoded]:
-    """Read clips that lie one after another; whatever happens, one item for each."""
-    read, problems = 0, []
-    try:
-        with open(piece.shard, "rb") as stream:
-            stream.seek(piece.clips[0].offset)
-            # Also keeps out what only poses as a shard, such as a compressed file that unpacks to any size.
-            if stream.read(len(piece.clips[0].key)) != piece.clips[0].key.encode():
-                raise DamagedClipError("the shard does not hold it where the index says")
-            stream.seek(piece.clips[0].offset)
-            samples = group_by_keys(_files(stream, piece.shard, problems))
-            for clip, sample in zip(piece.clips, samples, strict=False):
-                if sample["__key__"] != clip.key:
-                    raise DamagedClipError("the shard holds another clip in its place")
-                members = {name: content for name, content in sample.items() if not name.startswith("__")}
-                yield _Encoded(piece.shard, clip, members)
-                read += 1
-    except (DamagedClipError, OSError, ValueError) as error:
-        problems.append(str(error) if isinstance(error, DamagedClipError) else explain(error))
-    reason = next(iter(problems), "the shard ends before it")
-    for clip in piece.clips[read:]:
-        yield _Encoded(piece.shard, clip, reason)
-
-
-def _files(stream: BinaryIO, shard: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Members of a shard up to its end or to the first damage, which is added to `problems`."""
-    try:
-        yield from tar_file_expander([{"url": str(shard), "stream": stream}])
-    except Exception as error:  # a damaged shard costs the clips behind the damage, not the training
-        problems.append(f"the shard is damaged: {explain(error)}")
-        yield {}  # the end of a shard, after which the clip at hand is given out
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    def _label(self, name: str) -> int:
+        if name not in self._labels:
+            raise DamagedClipError(f"its class {name!r} is not in the index")
+        return self._labels[name]

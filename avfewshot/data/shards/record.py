@@ -1,89 +1,233 @@
-"""What a prepared clip is: the JSON member of its WebDataset sample."""
+"""What is written beside and inside shards, all of it plain JSON that may come from anybody.
+
+``index.json`` says what there should be and follows from the plan alone, so every machine that shares a folder writes
+the same bytes; ``SHARD.json`` says what a finished shard holds; a JSON member of each clip says what the clip is. What
+a machine adds goes into files of its own; nothing is ever merged, and nobody has to wait for anybody.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, AllowInfNan, Field, PlainValidator, StrictBool, TypeAdapter, ValidationError
 
 from avfewshot.data.dataset import Sample
+from avfewshot.data.description import faults_of
+from avfewshot.errors import DataError
+from avfewshot.io import write_text
 from avfewshot.media.clip import Clip
 
+INDEX_NAME = "index.json"
+FORMAT = "avfewshot-shards"
 VERSION = 1
-_MODALITIES = ("av", "audio", "visual")
+_AGAIN = "Prepare the data again: avfs data prepare."
+_MOST_BYTES = 1 << 28
+
+T = TypeVar("T")
 
 
 class RecordError(ValueError):
     """JSON that does not describe a clip."""
 
 
+def _matching(pattern: str, what: str) -> Callable[[Any], str]:
+    expression = re.compile(pattern, re.DOTALL)
+
+    def check(value: Any) -> str:
+        # Not pydantic's own texts: ids made from file names that are not valid UTF-8 hold lone surrogates.
+        if not isinstance(value, str):
+            raise ValueError("is not a text")
+        if not expression.fullmatch(value):
+            raise ValueError(f"is not {what}: {value[:80]!r}")
+        return value
+
+    return check
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"is not a whole number from 0 on: {str(value)[:40]!r}")
+    return value
+
+
+def _positive(value: Any) -> int:
+    if _whole(value) < 1:
+        raise ValueError("is not a whole number from 1 on")
+    return value
+
+
+Text = Annotated[str, PlainValidator(_matching(r".*", "a text"))]
+Whole = Annotated[int, PlainValidator(_whole)]
+Positive = Annotated[int, PlainValidator(_positive)]
+Number = Annotated[float, Field(strict=True), AllowInfNan(False)]
+Split = Literal["train", "val", "test"]
+# Nothing but a plain file name: no folder, no other place, no command.
+ShardFile = Annotated[str, PlainValidator(_matching(r"[A-Za-z0-9][A-Za-z0-9-]{0,120}\.tar", "the name of a shard"))]
+Key = Annotated[str, PlainValidator(_matching(r"[0-9]{1,12}_[A-Za-z0-9_-]{1,80}", "a key"))]
+Sha256 = Annotated[str, PlainValidator(_matching(r"[0-9a-f]{64}", "a SHA-256"))]
+
+
+@dataclass(frozen=True)
+class ShardName:
+    """A shard that there should be."""
+
+    name: ShardFile
+    split: Split
+    clips: Positive  # planned for it; some may be rejected when it is written
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What a folder of shards holds: the content of ``index.json``."""
+
+    dataset: Text
+    title: Text
+    classes: tuple[Text, ...]  # labels in shards are names, too
+    wordings: tuple[Text, ...]
+    multi_label: StrictBool
+    num_segments: Positive  # seconds of an annotated clip
+    list_sha256: Text  # fingerprint of the planned clips: ids, splits, labels and rows
+    frame_side: Positive  # of the square pictures, in pixels
+    seconds: Positive  # longest stretch of a clip that is stored
+    quality: Positive  # of JPEG
+    shards: tuple[ShardName, ...]  # in the order of their names within a split
+
+    def to_json(self) -> str:
+        """The content of ``index.json``; equal plans give equal texts."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @property
+    def plan(self) -> str:
+        """SHA-256 of :meth:`to_json`: shards of another plan do not belong together with these."""
+        return hashlib.sha256(self.to_json().encode("ascii")).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write ``index.json`` into `folder`, atomically."""
+        write_text(folder / INDEX_NAME, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> ShardIndex:
+        """Read and check ``index.json``.
+
+        Raises:
+            DataError: It is missing, not of this form or version, or names files outside of its folder.
+        """
+        path = folder / INDEX_NAME
+        raw = _read_json(path)
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
+            raise DataError(f"{path}: is not of format {FORMAT}, version {VERSION}.", hint=_AGAIN)
+        index = _checked(_INDEX, raw, path)
+        names = {shard.name for shard in index.shards}
+        if len(names) != len(index.shards) or len(set(index.classes)) != len(index.classes):
+            raise DataError(f"{path}: names of shards or classes are repeated.", hint=_AGAIN)
+        if len(index.classes) != len(index.wordings):
+            raise DataError(f"{path}: classes and wordings are lists of different lengths.", hint=_AGAIN)
+        return index
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip in a shard."""
+
+    id: Text  # its name in the annotation file
+    key: Key  # its name in the shard
+    offset: Whole  # where its first member begins in the shard, in bytes
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A clip that could not be prepared, and why."""
+
+    id: Text
+    split: Text
+    file: Text
+    reason: Text
+
+
+def _in_order(clips: tuple[StoredClip, ...]) -> tuple[StoredClip, ...]:
+    offsets = [clip.offset for clip in clips]
+    if offsets != sorted(set(offsets)) or len({clip.key for clip in clips}) != len(clips):
+        raise ValueError("are not in order")
+    return clips
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A finished shard: the content of ``SHARD.json``."""
+
+    plan: Text  # ShardIndex.plan of the plan it was written by
+    name: ShardFile
+    split: Split
+    sha256: Sha256  # of the shard's bytes
+    bytes: Whole
+    clips: Annotated[tuple[StoredClip, ...], AfterValidator(_in_order)]
+    rejected: tuple[Rejected, ...] = ()  # planned, and not in it
+
+    def write(self, folder: Path) -> None:
+        """Write it beside its shard, atomically."""
+        write_text(entry_path(folder, self.name), json.dumps({"version": VERSION, **asdict(self)}))
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> ShardEntry | None:
+        """The entry of the shard `name`, or None where there is none.
+
+        Raises:
+            DataError: It is not of this form, or of another shard.
+        """
+        path = entry_path(folder, name)
+        if not path.is_file():
+            return None
+        raw = _read_json(path)
+        if not isinstance(raw, dict) or raw.get("version") != VERSION or raw.get("name") != name:
+            raise DataError(f"{path}: is not the entry of {name}, version {VERSION}.", hint=_AGAIN)
+        return _checked(_ENTRY, raw, path)
+
+
+def entry_path(folder: Path, name: str) -> Path:
+    """Path of the entry of the shard `name`."""
+    return folder / f"{name.removesuffix('.tar')}.json"
+
+
 @dataclass(frozen=True)
 class EventRecord:
-    """An event of a clip.
+    """An event of a clip, in seconds."""
 
-    Attributes:
-        label: Name of its class.
-        onset: Start in seconds.
-        offset: End in seconds.
-        modality: ``av``, ``audio`` or ``visual``.
-    """
-
-    label: str
-    onset: float
-    offset: float
-    modality: str
+    label: Text
+    onset: Number
+    offset: Number
+    modality: Literal["av", "audio", "visual"]
 
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One clip of a shard. Classes go by name, so that a shard can be read without its index.
+    """One clip of a shard. Classes go by name, so that a shard can be read without its index."""
 
-    Attributes:
-        id: The clip's name in its annotation file.
-        labels: Names of its classes.
-        split: ``train``, ``val`` or ``test``.
-        row: Position in its annotation file.
-        duration: Length of the whole media file in seconds.
-        seconds: T, the seconds stored.
-        whole: Whether these are all seconds of the file.
-        frame_side: Side of the square pictures in pixels, None without pictures.
-        has_sound: Whether there is sound.
-        segments: Name of the class per second, None where nothing happens; None as a whole where the data set has no
-            such labels.
-        events: Its events, where the data set has them.
-        youtube_id: The video's id on YouTube, if known.
-        start: Where the clip begins in that video, in seconds, if known.
-        end: Where it ends.
-        warnings: What the reader found odd about the media file.
-    """
-
-    id: str
-    labels: tuple[str, ...]
-    split: str
-    row: int
-    duration: float
-    seconds: int
-    whole: bool
-    frame_side: int | None
-    has_sound: bool
-    segments: tuple[str | None, ...] | None = None
+    id: Text  # the clip's name in its annotation file
+    labels: tuple[Text, ...]
+    split: Text
+    row: Whole  # position in its annotation file
+    duration: Number  # of the whole media file, in seconds
+    seconds: Positive  # T, the seconds stored
+    whole: StrictBool  # whether these are all seconds of the file
+    frame_side: Positive | None  # of the square pictures, in pixels; None without pictures
+    has_sound: StrictBool
+    # Class per second, None where nothing happens; None as a whole where the data set has no such labels.
+    segments: tuple[Text | None, ...] | None = None
     events: tuple[EventRecord, ...] = ()
-    youtube_id: str | None = None
-    start: float | None = None
-    end: float | None = None
-    warnings: tuple[str, ...] = ()
+    youtube_id: Text | None = None
+    start: Number | None = None  # of the clip in that video, in seconds
+    end: Number | None = None
+    warnings: tuple[Text, ...] = ()  # what the reader found odd about the media file
 
     @classmethod
     def of(cls, sample: Sample, classes: Sequence[str], clip: Clip) -> ClipRecord:
-        """The record of a sample and what was decoded of it.
-
-        Args:
-            sample: The sample.
-            classes: Class names of its data set.
-            clip: Its first seconds.
-        """
+        """The record of a sample of a data set with these classes, and of what was decoded of it."""
         names = [*classes, None]  # the label after the last class is "nothing happens"
         return cls(
             id=sample.id,
@@ -121,63 +265,30 @@ class ClipRecord:
             raise RecordError("not JSON") from error
         if not isinstance(raw, dict) or raw.get("version") != VERSION:
             raise RecordError(f"not of version {VERSION}")
-        return cls(
-            id=_checked(raw, "id", str),
-            labels=_texts(raw, "labels"),
-            split=_checked(raw, "split", str),
-            row=_whole(raw, "row"),
-            duration=_number(raw, "duration"),
-            seconds=_whole(raw, "seconds", least=1),
-            whole=_checked(raw, "whole", bool),
-            frame_side=None if raw.get("frame_side") is None else _whole(raw, "frame_side", least=1),
-            has_sound=_checked(raw, "has_sound", bool),
-            segments=_segments(raw),
-            events=tuple(_event(item) for item in _checked(raw, "events", list)),
-            youtube_id=None if raw.get("youtube_id") is None else _checked(raw, "youtube_id", str),
-            start=None if raw.get("start") is None else _number(raw, "start"),
-            end=None if raw.get("end") is None else _number(raw, "end"),
-            warnings=_texts(raw, "warnings"),
-        )
+        try:
+            return _RECORD.validate_python(raw)
+        except ValidationError as error:
+            raise RecordError("; ".join(faults_of(error)[:5])) from error
 
 
-def _checked(raw: dict[str, Any], name: str, kind: type) -> Any:
-    value = raw.get(name)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise RecordError(f"{name} is missing or of the wrong kind")
-    return value
+_INDEX, _ENTRY, _RECORD = (TypeAdapter(kind) for kind in (ShardIndex, ShardEntry, ClipRecord))
 
 
-def _whole(raw: dict[str, Any], name: str, least: int = 0) -> int:
-    value = _checked(raw, name, int)
-    if value < least:
-        raise RecordError(f"{name} is {value}")
-    return value
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path}: is too large.", hint=_AGAIN)
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.", hint="Make shards with: avfs data prepare.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: is not valid JSON.", hint=_AGAIN) from None
 
 
-def _number(raw: dict[str, Any], name: str) -> float:
-    value = raw.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RecordError(f"{name} is missing or not a number")
-    return float(value)
-
-
-def _texts(raw: dict[str, Any], name: str) -> tuple[str, ...]:
-    values = _checked(raw, name, list)
-    if not all(isinstance(value, str) for value in values):
-        raise RecordError(f"{name} is not a list of texts")
-    return tuple(values)
-
-
-def _segments(raw: dict[str, Any]) -> tuple[str | None, ...] | None:
-    if raw.get("segments") is None:
-        return None
-    values = _checked(raw, "segments", list)
-    if not all(value is None or isinstance(value, str) for value in values):
-        raise RecordError("segments is not a list of texts")
-    return tuple(values)
-
-
-def _event(raw: Any) -> EventRecord:
-    if not isinstance(raw, dict) or raw.get("modality") not in _MODALITIES:
-        raise RecordError("an event is of the wrong kind")
-    return EventRecord(_checked(raw, "label", str), _number(raw, "onset"), _number(raw, "offset"), raw["modality"])
+def _checked(adapter: TypeAdapter[T], raw: dict[str, Any], path: Path) -> T:
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        raise DataError(f"{path}: is not valid: {'; '.join(faults_of(error)[:5])}.", hint=_AGAIN) from None
