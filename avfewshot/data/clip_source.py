@@ -112,9 +112,8 @@ class RawSource:
     Args:
         dataset: The data set they belong to.
         samples: The clips; those without a media file are left out.
-        read: Reads a file; :func:`read_start` with 224 pixels and ten seconds unless told. It must be picklable for the
-            workers of a ``DataLoader``.
-        threads: Threads that decode ahead; a worker of a ``DataLoader`` uses none.
+        read: Reads a file; :func:`read_start` with 224 pixels and ten seconds unless told.
+        threads: Threads that decode ahead.
 
     Attributes:
         samples: The clips, in the order given.
