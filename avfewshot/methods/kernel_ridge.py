@@ -1,0 +1,330 @@
+"""Kernel ridge regression on sight and sound, hyper-parameters by exact leave-one-clip-out, text as one more expert.
+
+Four Gaussian kernels are fitted side by side: of sight, of sound, their product (both must agree), their mean (either
+may). Each chooses its metric, bandwidth and penalty by the log-loss of its leave-one-clip-out predictions, which have a
+closed form: with ``A = inv(K + lam W^-1)`` and ``a = A Y``, the rows B of a clip, had they not been in the support,
+would have got ``Y_B - inv(A_BB) a_B``. Then the log-posterior is ``sum_e w_e f_e + w_t log p_text``: a product of
+experts whose weights (>= 0) minimise the log-loss of the left-out clips. The text takes part only where it beats chance
+on the support.
+
+The metric: vectors are centred on the support's mean and whitened by the scatter of seconds *within* clips, ``(S + beta
+I)^-1/2``: what changes while a clip goes on says little about its class, and needs no label to be known.
+
+With one clip a class nothing is left of a class whose clip is left out. Then the evidence of a modality is the cosine
+in units of the spread of cosines between different classes, and the posteriors of the modalities are *averaged*: a
+modality that carries nothing is uniform for most clips and spoils no product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.methods.base import MODALITIES, Floats, Rows, log_loss, log_softmax, unit
+from avfewshot.methods.method import Head, Method, register
+from avfewshot.methods.stacking import countable, stack, text_is_useful
+
+KERNELS = ("visual", "audio", "product", "mean")
+BETAS = (0.3, 1.0, 3.0)
+SHARPNESS = (0.1, 0.3, 1.0)  # b = sharpness ln 10 / median distance of different classes
+PENALTIES = (0.01, 0.1)
+SCALES = (4.0, 8.0, 16.0, 32.0)  # only while an expert is chosen; the weights end as a continuous scale
+ONE_SHOT_BETA = 1.0
+ONE_SHOT_SHARE = 0.3  # of the evidence of single clips, where the text is of use
+SELECTION_ROWS = 600  # more rows: hyper-parameters are chosen on a subset of the classes
+
+
+def text_experts(rows: Rows, centres: Mapping[str, Floats]) -> dict[str, Floats]:
+    """What the text says, in five ways: logits ``[n, C]``.
+
+    As the project's zero-shot prediction has it, by each modality alone, and by cosines of embeddings and texts that
+    are centred each on their own mean. Embeddings of one camera share an offset from those that the text branch was
+    trained on; the support shows it without labels.
+    """
+    experts = dict(rows.text)
+    for modality, scale in zip(MODALITIES, rows.scales, strict=True):
+        labels = rows.labels[modality] - rows.labels[modality].mean(0)
+        vectors = rows.vectors["mean", modality]
+        moved = np.where(vectors.any(-1, keepdims=True), vectors - centres[modality], 0.0)
+        experts[f"centred {modality}"] = scale * moved @ labels.T
+    return experts
+
+
+def centre_of(vectors: Floats) -> Floats:
+    """The mean of the rows that are there; zero of a single one."""
+    present = vectors[vectors.any(-1)]
+    return present.mean(0) if len(present) > 1 else np.zeros(vectors.shape[1])
+
+
+class Metric:
+    """Centre and whiten the vectors of a modality: unit vectors again, zero (the centre) where missing."""
+
+    def __init__(self, centre: Floats, whitening: Floats | None) -> None:
+        self.centre, self.whitening = centre, whitening
+
+    @classmethod
+    def fit(cls, vectors: Floats, within: tuple[Floats, Floats] | None, beta: float) -> Metric:
+        """From the support's vectors and the eigenvalues and -vectors of the scatter within its clips."""
+        centre = centre_of(vectors)
+        if within is None:
+            return cls(centre, None)
+        values, directions = within
+        return cls(centre, (directions * (np.maximum(values, 0) + beta) ** -0.5) @ directions.T)
+
+    def __call__(self, vectors: Floats) -> Floats:
+        """Vectors in this metric."""
+        moved = np.where(vectors.any(-1, keepdims=True), vectors - self.centre, 0.0)
+        return unit(moved if self.whitening is None else moved @ self.whitening)
+
+
+def distances(left: Floats, right: Floats) -> Floats:
+    """Half the squared distances, ``[n, m]``: 1 - cosine of unit vectors, 1/2 to a missing one (the centre)."""
+    halves = ((left**2).sum(1)[:, None] + (right**2).sum(1)[None]) / 2
+    return np.maximum(halves - left @ right.T, 0)
+
+
+def joint_kernel(kind: str, visual: Floats, audio: Floats) -> Floats:
+    """One of :data:`KERNELS` from the kernels of the modalities."""
+    if kind == "product":
+        return visual * audio
+    if kind == "mean":
+        return (visual + audio) / 2
+    return visual if kind == "visual" else audio
+
+
+def solve(
+    kernel: Floats, targets: Floats, groups: npt.NDArray[np.int64], weights: Floats, penalty: float
+) -> tuple[Floats, Floats, Floats]:
+    """Ridge and its exact leave-one-clip-out.
+
+    Args:
+        kernel: ``[n, n]``.
+        targets: ``[n, C]``.
+        groups: ``[n]``; rows of one group are left out together.
+        weights: ``[n]``; a row of weight w counts as w rows.
+        penalty: lambda.
+
+    Returns:
+        ``inv(K + lambda W^-1)``, dual coefficients ``[n, C]``, left-out predictions ``[n, C]``.
+    """
+    inverse = np.linalg.inv(kernel + np.diag(penalty / weights))
+    return inverse, inverse @ targets, leave_out(inverse, targets, groups)
+
+
+def leave_out(inverse: Floats, targets: Floats, groups: npt.NDArray[np.int64]) -> Floats:
+    """What each group's rows would be predicted without them."""
+    dual = inverse @ targets
+    if len(np.unique(groups)) == len(groups):
+        return targets - dual / np.diag(inverse)[:, None]
+    result = np.empty_like(targets)
+    order = np.argsort(groups, kind="stable")
+    for rows in np.split(order, np.unique(groups[order], return_index=True)[1][1:]):
+        result[rows] = targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
+    return result
+
+
+def fit_head(rows: Rows, targets: Floats) -> Head:
+    """Fit on n rows with target distributions ``[n, C]``, C >= 2 (every column has a row)."""
+    judged = countable(targets, rows.groups)
+    covered = (targets[judged] > 0).any(0).mean() if judged.any() else 0
+    arrays: dict[str, Floats] = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
+    arrays["targets"] = targets
+    arrays |= {f"text centre.{modality}": centre_of(rows.vectors["mean", modality]) for modality in MODALITIES}
+    within = {m: None if rows.within[m] is None else np.linalg.eigh(rows.within[m]) for m in MODALITIES}
+    fit = _fit_ridge if covered >= 0.5 else _fit_one_shot
+    return fit(rows, targets, judged, text_is_useful(rows.text["fused"], targets), within, arrays)
+
+
+def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
+    params: dict[str, Any] = {"rule": "one-shot", "null": {}, "text": {}}
+    different = ~((targets @ targets.T) > 0)
+    for (view, modality), raw in rows.vectors.items():
+        metric = Metric.fit(raw, within[modality], ONE_SHOT_BETA)
+        vectors, present = metric(raw), rows.present(modality)
+        cosines = (vectors @ vectors.T)[different & present[:, None] & present[None]]
+        usable = cosines.size > 1 and cosines.std() > 1e-9
+        params["null"][f"{view}.{modality}"] = [float(cosines.mean()), float(cosines.std())] if usable else None
+        _keep_metric(arrays, f"{view}.{modality}.{ONE_SHOT_BETA}", metric)
+    if use_text:
+        centres = {modality: arrays[f"text centre.{modality}"] for modality in MODALITIES}
+        experts = text_experts(rows, centres)
+        start = np.eye(len(experts))[0]
+        params["text"] = dict(
+            zip(experts, stack(list(experts.values()), targets, rows.weights, start).tolist(), strict=True)
+        )
+    diagnostics = {"rule": "one clip a class: cosines against those of different classes", "text": params["text"]}
+    return Head(arrays, params, diagnostics=diagnostics)
+
+
+def _fit_ridge(
+    rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_], use_text: bool, within: Any, arrays: dict[str, Floats]
+) -> Head:
+    chosen = _choose(*_selection(rows, targets, judged), within)
+    centred = targets - 1 / targets.shape[1]
+    loo = {}
+    for name, setting in chosen.items():
+        kernels = []
+        for modality in MODALITIES:
+            raw = rows.vectors[setting["view"], modality]
+            metric = Metric.fit(raw, within[modality], setting["beta"])
+            _keep_metric(arrays, f"{setting['view']}.{modality}.{setting['beta']}", metric)
+            vectors = metric(raw)
+            kernels.append(np.exp(-setting["bandwidths"][modality] * distances(vectors, vectors)))
+        kernel = joint_kernel(setting["kernel"], *kernels)
+        _, arrays[f"dual.{name}"], loo[name] = solve(kernel, centred, rows.groups, rows.weights, setting["penalty"])
+    centres = {modality: arrays[f"text centre.{modality}"] for modality in MODALITIES}
+    text = text_experts(rows, centres) if use_text else {}
+    # Which experts speak for a clip that has both modalities, or only one of them.
+    weights = {}
+    for pattern in ("both", *MODALITIES):
+        experts = {n: loo[n] for n, setting in chosen.items() if pattern in ("both", setting["kernel"])}
+        own = {n: values for n, values in text.items() if pattern == "both" or n.endswith(pattern)}
+        if not experts and not own:
+            continue
+        start = np.array([8.0 / max(len(experts), 1)] * len(experts) + [1.0 / max(len(own), 1)] * len(own))
+        experts |= own
+        found = stack([expert[judged] for expert in experts.values()], targets[judged], rows.weights[judged], start)
+        weights[pattern] = {n: weight for n, weight in zip(experts, found.tolist(), strict=True) if weight > 1e-6}
+    both = {**loo, **text}
+    left_out = sum((weight * both[n] for n, weight in weights["both"].items()), np.zeros_like(targets))
+    diagnostics = {"rule": "leave-one-clip-out", "experts": chosen, "weights": weights["both"], "text gate": use_text}
+    return Head(arrays, {"rule": "ridge", "experts": chosen, "weights": weights}, log_softmax(left_out), diagnostics)
+
+
+def _selection(
+    rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_]
+) -> tuple[Rows, Floats, npt.NDArray[np.bool_]]:
+    """All rows, or those of as many classes, evenly spaced, as keep the inverses small."""
+    if len(rows) <= SELECTION_ROWS:
+        return rows, targets, judged
+    classes = targets.shape[1]
+    number = max(2, classes * SELECTION_ROWS // len(rows))
+    columns = np.unique(np.linspace(0, classes - 1, number).round().astype(np.int64))
+    kept = np.flatnonzero(targets[:, columns].any(1))[: 2 * SELECTION_ROWS]
+    part = targets[np.ix_(kept, columns)]
+    return rows.take(kept, columns), part / part.sum(1, keepdims=True), judged[kept]
+
+
+def _choose(rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_], within: Any) -> dict[str, dict[str, Any]]:
+    """The best setting of each kernel by the log-loss of the rows left out."""
+    centred = targets - 1 / targets.shape[1]
+    has = {modality: rows.present(modality) for modality in MODALITIES}
+    kinds = [kind for kind in KERNELS if all(has[m].any() for m in MODALITIES if kind in (m, "product", "mean"))]
+    different = ~((targets @ targets.T) > 0)
+    best: dict[str, dict[str, Any]] = {}
+    for view in rows.views:
+        for beta in BETAS:
+            gaps, medians = {}, {}
+            for modality in MODALITIES:
+                raw = rows.vectors[view, modality]
+                vectors = Metric.fit(raw, within[modality], beta)(raw)
+                gaps[modality] = distances(vectors, vectors)
+                between = gaps[modality][different & has[modality][:, None] & has[modality][None]]
+                medians[modality] = max(float(np.median(between)), 1e-6) if between.size else 1.0
+            for sharpness in SHARPNESS:
+                bandwidths = {modality: sharpness * np.log(10) / medians[modality] for modality in MODALITIES}
+                kernels = [np.exp(-bandwidths[modality] * gaps[modality]) for modality in MODALITIES]
+                for kind in kinds:
+                    kernel, name = joint_kernel(kind, *kernels), f"{view} {kind}"
+                    for penalty in PENALTIES:
+                        left = solve(kernel, centred, rows.groups, rows.weights, penalty)[2][judged]
+                        loss = min(
+                            float(
+                                np.average(
+                                    log_loss(log_softmax(scale * left), targets[judged]), weights=rows.weights[judged]
+                                )
+                            )
+                            for scale in SCALES
+                        )
+                        if name not in best or loss < best[name]["log-loss"]:
+                            best[name] = {
+                                "view": view, "kernel": kind, "beta": beta, "sharpness": sharpness,
+                                "bandwidths": bandwidths, "penalty": penalty, "log-loss": loss,
+                            }  # fmt: skip
+    return best
+
+
+def _keep_metric(arrays: dict[str, Floats], name: str, metric: Metric) -> None:
+    arrays[f"centre.{name}"] = metric.centre
+    if metric.whitening is not None:
+        arrays[f"whitening.{name}"] = metric.whitening
+
+
+def _metric(head: Head, name: str) -> Metric:
+    return Metric(head.arrays[f"centre.{name}"], head.arrays.get(f"whitening.{name}"))
+
+
+def score(head: Head, rows: Rows) -> Floats:
+    """Log-posteriors ``[n, C]`` of rows."""
+    return log_softmax(evidence(head, rows))
+
+
+def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
+    """Logits ``[n, C]``, with or without what the text says."""
+    one_shot = head.params["rule"] == "one-shot"
+    centres = {modality: head.arrays[f"text centre.{modality}"] for modality in MODALITIES}
+    text = text_experts(rows, centres) if with_text else {}
+    if one_shot:
+        weights = head.params["text"]
+        share = ONE_SHOT_SHARE if weights and with_text else 1.0
+        result = share * _one_shot_evidence(head, rows)
+        return result + sum(
+            (weight * text[name] for name, weight in weights.items() if with_text), np.zeros_like(result)
+        )
+    has = {modality: rows.present(modality) for modality in MODALITIES}
+    experts = dict(text)
+    for name, setting in head.params["experts"].items():
+        kernels = []
+        for modality in MODALITIES:
+            view = setting["view"] if setting["view"] in rows.views else "mean"
+            metric = _metric(head, f"{setting['view']}.{modality}.{setting['beta']}")
+            gaps = distances(metric(rows.vectors[view, modality]), metric(head.arrays[f"{setting['view']}.{modality}"]))
+            kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
+        experts[name] = joint_kernel(setting["kernel"], *kernels) @ head.arrays[f"dual.{name}"]
+    result = np.zeros_like(rows.text["fused"])
+    for pattern, members in (
+        ("both", has["visual"] & has["audio"]),
+        ("visual", has["visual"] & ~has["audio"]),
+        ("audio", has["audio"] & ~has["visual"]),
+    ):
+        for name, weight in head.params["weights"].get(pattern, {}).items():
+            if name in experts:
+                result[members] += weight * experts[name][members]
+    return result
+
+
+def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
+    targets = head.arrays["targets"]
+    classes = targets.shape[1]
+    total, number = np.zeros((len(rows), classes)), np.zeros((len(rows), 1))
+    for name, null in head.params["null"].items():
+        view, _, modality = name.partition(".")
+        if null is None or (view, modality) not in rows.vectors:
+            continue
+        metric, raw = _metric(head, f"{name}.{ONE_SHOT_BETA}"), head.arrays[name]
+        cosines = metric(rows.vectors[view, modality]) @ metric(raw).T
+        scores = np.where(raw.any(-1)[None], (cosines - null[0]) / null[1], 0.0)
+        best = np.stack([scores[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)
+        present = rows.present(modality)[:, None]
+        total += np.where(present, np.exp(log_softmax(best)), 0.0)
+        number += present
+    return np.log(np.where(number > 0, total / np.maximum(number, 1), 1 / classes))
+
+
+@register
+class KernelRidge(Method):
+    """Joint kernel ridge with exact leave-one-clip-out and the text as an expert."""
+
+    name = "kernel_ridge"
+    title = "kernel ridge (sight x sound) with text"
+
+    def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
+        """See :meth:`Method.fit_head`."""
+        return fit_head(rows, targets)
+
+    def score_head(self, head: Head, rows: Rows) -> Floats:
+        """See :meth:`Method.score_head`."""
+        return score(head, rows)

@@ -1,0 +1,358 @@
+"""One protocol for all few-shot methods: ``Method.fit(support, texts) -> Scorer``, saved, loaded, found by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from avfewshot.errors import DataError, UsageError
+from avfewshot.io import write_bytes, write_text
+from avfewshot.methods.base import (
+    Features,
+    Floats,
+    LabelFeatures,
+    Rows,
+    Support,
+    check_width,
+    clip_rows,
+    log_loss,
+    log_softmax,
+)
+
+FORMAT = 1
+TENSORS_NAME, CONFIG_NAME = "scorer.safetensors", "scorer.json"
+ENTRY_POINTS = "avfewshot.methods"
+_SMALLEST = 1e-12
+
+
+@dataclass(eq=False)
+class Head:
+    """A fitted head: everything that scoring needs, as arrays and JSON values."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    params: dict[str, Any] = field(default_factory=dict)
+    loo: Floats | None = None  # log-posteriors of the support's rows when their clips are left out [n, C]
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    trainable: int = 0  # number of parameters that were trained
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-posteriors of N clips over K classes."""
+
+    fused: Floats  # [N, K]; with `none`, the probabilities of both sum to 1
+    visual: Floats  # [N, K], zero-shot by sight alone; uniform where there is no picture
+    audio: Floats  # [N, K]
+    none: Floats | None = None  # [N], "none of these", where the support had negatives
+
+
+class Method:
+    """A few-shot method; subclasses give :meth:`fit_head` and :meth:`score_head`, and register themselves."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
+        """Fit on n rows.
+
+        Args:
+            rows: The support; every column has a row.
+            targets: Distributions ``[n, C]``, C >= 2.
+            seed: Of whatever is random.
+        """
+        raise NotImplementedError
+
+    def score_head(self, head: Head, rows: Rows) -> Floats:
+        """Log-posteriors ``[n, C]`` of rows."""
+        raise NotImplementedError
+
+    def fit(
+        self, support: Support, texts: LabelFeatures, *, seed: int = 1, validation: Support | None = None
+    ) -> Scorer:
+        """Learn from a support.
+
+        Args:
+            support: Clips with labels; classes without clips are left to the text.
+            texts: The classes, K as in the support.
+            seed: Of whatever is random.
+            validation: Labelled clips that may be learnt from as well: they join the support, and are counted in
+                ``diagnostics["labels_used"]``.
+
+        Raises:
+            DataError: Support and texts do not belong together.
+        """
+        begun = time.perf_counter()
+        if support.num_classes != len(texts.names):
+            raise DataError(f"The support has {support.num_classes} classes, the texts {len(texts.names)}.")
+        check_width(support.features, texts)
+        used = {"support": len(support), "validation": 0}
+        if validation is not None:
+            used["validation"] = len(validation)
+            support = join(support, validation)
+        # In the order of their ids, so that the order in which clips come changes nothing.
+        order = np.array(sorted(range(len(support)), key=lambda row: (support.features.ids[row], row)))
+        given, support = support, support.take(order)
+        trained = support.labels.any(0)
+        negatives = not support.labels.any(1).all()
+        scorer = Scorer(self, texts, trained, negatives, Head({}), None)
+        if trained.sum() + negatives >= 2:
+            targets = np.concatenate((support.labels[:, trained], ~support.labels.any(1, keepdims=True)), 1)
+            targets = targets[:, : trained.sum() + negatives].astype(np.float64)
+            rows = scorer.rows(support.features, support.groups)
+            scorer.clip = self.fit_head(rows, targets / targets.sum(1, keepdims=True), seed=seed)
+        if support.segments is not None:
+            from avfewshot.methods.seconds import fit_seconds
+
+            scorer.second = fit_seconds(self, support, scorer, seed)
+        if scorer.clip.loo is not None:
+            scorer.clip.loo = scorer.clip.loo[np.argsort(order)]
+        scorer.diagnostics = {
+            **scorer.clip.diagnostics,
+            **scorer.left_out(given),
+            "method": self.name,
+            "labels_used": used,
+            "trainable": scorer.clip.trainable,
+            "seconds": time.perf_counter() - begun,
+        }
+        return scorer
+
+
+@dataclass(eq=False)
+class Scorer:
+    """A fitted method: scores clips it has not seen."""
+
+    method: Method
+    texts: LabelFeatures
+    trained: npt.NDArray[np.bool_]  # [K], classes that had clips
+    negatives: bool  # the support had clips of "none of these"
+    clip: Head
+    second: Head | None  # where the support labelled seconds
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self, features: Features, groups: npt.NDArray[np.int64] | None = None) -> Rows:
+        """Clips as rows over the classes that the head knows."""
+        return clip_rows(features, self.texts, groups, np.flatnonzero(self.trained), none=self.negatives)
+
+    def head_scores(self, rows: Rows) -> Floats:
+        """Log-posteriors over the head's columns ``[n, C]``."""
+        if not self.clip.arrays:
+            return rows.text["fused"]
+        return log_softmax(self.method.score_head(self.clip, rows))
+
+    def scores(self, features: Features, texts: LabelFeatures | None = None) -> Scores:
+        """Score clips.
+
+        Args:
+            features: N clips, of the backbone that the support was embedded with.
+            texts: Other labels than those that were trained with: what was learnt serves those of the same name, the
+                others are left to the text.
+        """
+        texts = self.texts if texts is None else texts
+        zero_shot = texts.clip_log_posteriors(features)
+        return self._spread(self.head_scores(self.rows(features)), zero_shot, texts)
+
+    def logits(self, features: Features, texts: LabelFeatures | None = None) -> Floats:
+        """Fused log-posteriors ``[N, K]``; see :meth:`scores`."""
+        return self.scores(features, texts).fused
+
+    def segment_logits(self, features: Features) -> list[Floats]:
+        """Log-posteriors of each second of each clip: ``[T_i, K + 1]``, background last, if seconds were labelled.
+
+        Else ``[T_i, K]``: every second scored as if it were a clip.
+        """
+        if self.second is not None:
+            from avfewshot.methods.seconds import score_seconds
+
+            return score_seconds(self, features)
+        cut = [
+            (f"{name}#{second}", *(None if clip is None else clip[second : second + 1] for clip in (visual, audio)))
+            for name, visual, audio, seconds in zip(
+                features.ids, features.visual, features.audio, features.seconds, strict=True
+            )
+            for second in range(seconds)
+        ]
+        return np.split(self.logits(Features.of(cut)), np.cumsum(features.seconds)[:-1])
+
+    def left_out(self, support: Support) -> dict[str, Any]:
+        """Accuracy and log-loss of the support's clips, each without itself; None where the method has no such."""
+        if self.clip.loo is None:
+            return {"loo_accuracy": None, "loo_log_loss": None}
+        labels = support.labels[:, self.trained]
+        if self.negatives:
+            labels = np.concatenate((labels, ~support.labels.any(1, keepdims=True)), 1)
+        hits = labels[np.arange(len(labels)), self.clip.loo.argmax(1)]
+        losses = log_loss(self.clip.loo, labels / labels.sum(1, keepdims=True))
+        return {"loo_accuracy": float(hits.mean()), "loo_log_loss": float(losses.mean())}
+
+    def loo(self, support: Support) -> Floats | None:
+        """Log-posteriors ``[N, K]`` of the support's clips, each without itself; None where the method has none."""
+        if self.clip.loo is None:
+            return None
+        zero_shot = self.texts.clip_log_posteriors(support.features)
+        return self._spread(self.clip.loo, zero_shot, self.texts).fused
+
+    def _spread(self, head: Floats, zero_shot: Mapping[str, Floats], texts: LabelFeatures) -> Scores:
+        """Put the head's columns where they belong; the text divides between them and the labels not trained on."""
+        known = np.flatnonzero(self.trained)
+        names = {self.texts.names[column]: index for index, column in enumerate(known)}
+        columns = [names.get(name) for name in texts.names]
+        old = np.array([column is not None for column in columns])
+        text = zero_shot["fused"]
+        fused = text.copy()
+        taken = np.log(np.maximum(np.exp(text[:, old]).sum(1, keepdims=True), _SMALLEST)) if old.any() else None
+        if taken is not None:
+            kept = head[:, [column for column in columns if column is not None]]
+            total = np.concatenate((kept, head[:, len(known) :]), 1)
+            norm = np.log(np.maximum(np.exp(total).sum(1, keepdims=True), _SMALLEST))
+            fused[:, old] = kept - norm + (0.0 if old.all() else taken)
+        none = None
+        if self.negatives:
+            none = head[:, -1]
+            if taken is not None:
+                none = none - norm[:, 0] + (0.0 if old.all() else taken[:, 0])
+        return Scores(fused, zero_shot["visual"], zero_shot["audio"], none)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write ``scorer.safetensors`` and ``scorer.json``; what :meth:`load` gives scores alike, to the bit."""
+        folder = Path(folder)
+        arrays = {"trained": self.trained}
+        for part, head in (("clip", self.clip), ("second", self.second)):
+            if head is not None:
+                arrays |= {f"{part}/{name}": values for name, values in head.arrays.items()}
+                arrays |= {} if head.loo is None else {f"{part}.loo": head.loo}
+        options: dict[str, Any] = {}
+        for name, value in vars(self.texts).items():
+            if isinstance(value, np.ndarray):
+                arrays[f"texts/{name}"] = value
+            else:
+                options[name] = value
+        config = {
+            "format": FORMAT,
+            "method": self.method.name,
+            "negatives": self.negatives,
+            "texts": options,
+            **{
+                part: None if head is None else {"params": head.params, "trainable": head.trainable}
+                for part, head in (("clip", self.clip), ("second", self.second))
+            },
+            "diagnostics": self.diagnostics,
+        }
+        write_bytes(folder / TENSORS_NAME, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+        write_text(folder / CONFIG_NAME, json.dumps(config, indent=1))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> Scorer:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: A file is missing, damaged, or not of this form.
+            UsageError: There is no such method.
+        """
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+            arrays = load_tensors((folder / TENSORS_NAME).read_bytes())
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}.", hint="Give the folder of a finished run.") from None
+        except (ValueError, SafetensorError) as error:
+            raise DataError(f"{folder}: holds a damaged scorer ({error}).", hint="Fit it again.") from None
+        try:
+            if config["format"] != FORMAT:
+                raise ValueError(f"format {config['format']}, this program reads {FORMAT}")
+            if any(
+                a.dtype.kind not in "fbi" or (a.dtype.kind == "f" and not np.isfinite(a).all()) for a in arrays.values()
+            ):
+                raise ValueError("a value is not finite")
+            parts = {
+                part: Head(
+                    {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith(f"{part}/")},
+                    config[part]["params"],
+                    arrays.get(f"{part}.loo"),
+                    trainable=int(config[part]["trainable"]),
+                )
+                for part in ("clip", "second")
+                if config[part] is not None
+            }
+            options = {**config["texts"], "names": tuple(map(str, config["texts"]["names"]))}
+            options["scales"] = tuple(map(float, options["scales"]))
+            options |= {n.removeprefix("texts/"): v for n, v in arrays.items() if n.startswith("texts/")}
+            texts = _exact_texts(options)
+            if arrays["trained"].shape != (len(texts.names),):
+                raise ValueError("labels and classes differ in number")
+            trained, negatives = arrays["trained"].astype(bool), bool(config["negatives"])
+            method = find_method(config["method"])
+            return cls(
+                method, texts, trained, negatives, parts["clip"], parts.get("second"), dict(config["diagnostics"])
+            )
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None
+
+
+def _exact_texts(options: Mapping[str, Any]) -> LabelFeatures:
+    """Label features with their arrays as they were: normalising twice may change the last bit."""
+    texts = LabelFeatures(**options)
+    for name, value in options.items():
+        if isinstance(value, np.ndarray):
+            object.__setattr__(texts, name, value)
+    return texts
+
+
+def join(first: Support, second: Support) -> Support:
+    """Both supports as one; clips of one id stay together."""
+    segments = None
+    if first.segments is not None and second.segments is not None:
+        segments = first.segments + second.segments
+    labels = np.concatenate((first.labels, second.labels))
+    return Support(first.features + second.features, labels, segments)
+
+
+METHODS: dict[str, type[Method] | str] = {
+    "zero_shot": "avfewshot.methods.zero_shot:ZeroShot",
+    "nearest_mean": "avfewshot.methods.nearest_mean:NearestMean",
+    "kernel_ridge": "avfewshot.methods.kernel_ridge:KernelRidge",
+}
+"""Methods by name: a class, or ``"module:Class"`` that is imported when it is first used."""
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Make a method known by its name; a decorator."""
+    METHODS[method.name] = method
+    return method
+
+
+def method_names() -> tuple[str, ...]:
+    """Names that :func:`find_method` knows, those of other packages (entry points) last."""
+    return tuple(dict.fromkeys((*METHODS, *(point.name for point in entry_points(group=ENTRY_POINTS)))))
+
+
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        UsageError: There is none; the message lists those there are.
+    """
+    if name not in METHODS:
+        for point in entry_points(group=ENTRY_POINTS):
+            if point.name == name:
+                METHODS[name] = point.load()
+    if name not in METHODS:
+        raise UsageError(f"There is no method {name!r}.", hint=f"Choose from: {', '.join(method_names())}.")
+    target = METHODS[name]
+    if isinstance(target, str):
+        module, _, attribute = target.partition(":")
+        target = METHODS[name] = getattr(importlib.import_module(module), attribute)
+    return target()

@@ -1,0 +1,168 @@
+"""Labels for seconds: which event, and whether there is one, for tasks such as AVE.
+
+Two heads of the same method: one on whole clips, one on seconds with the background as a class. Which event a second
+shows is a product of both (a clip seldom holds two). Whether there is one is a logistic regression on what the text and
+the head of seconds say about the second and its neighbours, fitted on left-out predictions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.methods.base import MODALITIES, Features, Floats, Rows, Support, log_softmax, unit
+from avfewshot.methods.stacking import stack
+
+if TYPE_CHECKING:
+    from avfewshot.methods.method import Head, Method, Scorer
+
+MAX_ROWS = 800
+"""More seconds than this: neighbours with one label become one row, so that the largest matrix stays small."""
+_FIXED = (0.5, 1.0)  # weights of the seconds' head and the clip's where neither can be judged
+_LEAST = -30.0
+
+
+def second_rows(scorer: Scorer, features: Features, groups: npt.NDArray[np.int64]) -> tuple[Rows, Floats]:
+    """Every second of every clip as a row over the trained classes and the background; and the text's salience."""
+    texts, columns = scorer.texts, np.flatnonzero(scorer.trained)
+    events, salience = texts.second_log_posteriors(features)
+    lengths = features.seconds
+    sure = np.concatenate(salience)
+    probability = 1 / (1 + np.exp(-np.clip(sure, -30, 30)))[:, None]
+    fused = log_softmax(np.concatenate(events)[:, columns])
+    text = {"fused": np.concatenate((fused + np.log(probability), np.log1p(-probability * (1 - 1e-12))), 1)}
+    vectors, labels = {}, {}
+    for modality, scale in zip(MODALITIES, texts.scales, strict=True):
+        known, background = getattr(texts, modality)[columns], getattr(texts, f"{modality}_background")
+        row = np.zeros(known.shape[1]) if background is None else background
+        labels[modality] = np.concatenate((known, row[None]))
+        clips = zip(getattr(features, modality), lengths, strict=True)
+        vectors["mean", modality] = np.concatenate(
+            [np.zeros((seconds, known.shape[1])) if clip is None else clip for clip, seconds in clips]
+        )
+        text[modality] = log_softmax(scale * vectors["mean", modality] @ labels[modality].T)
+    owner = np.repeat(groups, lengths)
+    return Rows(vectors, text, labels, texts.scales, owner, np.repeat(1 / lengths, lengths)), sure
+
+
+def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> Head | None:
+    """The head of seconds, with the weights of both heads and of the signs of an event in its parameters."""
+    from sklearn.linear_model import LogisticRegression
+
+    features, lengths = support.features, support.features.seconds
+    columns = np.append(np.flatnonzero(scorer.trained), support.num_classes)
+    labels = np.concatenate(support.segments)[:, columns].astype(np.float64)
+    labels[~labels.any(1), -1] = 1
+    targets = labels / labels.sum(1, keepdims=True)
+    every, salience = second_rows(scorer, features, support.groups)
+    clip_of = np.repeat(np.arange(len(features)), lengths)
+    chunk = chunks(labels, clip_of)
+    rows, row_targets = merge(every, targets, chunk)
+    present = row_targets.any(0)
+    if present.sum() < 2 or not len(columns) > 1:
+        return None
+    from avfewshot.methods.base import within_clip_scatter
+
+    within = {modality: within_clip_scatter(getattr(features, modality)) for modality in MODALITIES}
+    rows.within.update(within)
+    kept = np.flatnonzero(present)
+    head = method.fit_head(rows.take(np.arange(len(rows)), kept), row_targets[:, kept], seed=seed)
+    head.params["columns"] = kept.tolist()
+    known = (
+        log_softmax(method.score_head(head, every.take(np.arange(len(every)), kept)))
+        if head.loo is None
+        else head.loo[chunk]
+    )
+    seconds = _spread(known, kept, len(columns))
+    event = labels[:, :-1].any(1)
+    # Which event: both heads' left-out predictions.
+    weights: Any = _FIXED
+    if head.loo is not None and scorer.clip.loo is not None and event.any() and len(columns) > 2:
+        experts = [log_softmax(seconds[:, :-1]), log_softmax(scorer.clip.loo[:, : len(columns) - 1])[clip_of]]
+        wanted = targets[event, :-1] / targets[event, :-1].sum(1, keepdims=True)
+        weights = stack([expert[event] for expert in experts], wanted, every.weights[event]).tolist()
+    head.params["event weights"] = [float(weight) for weight in weights]
+    # Whether there is one.
+    signs = presence_signs(seconds if head.loo is not None else None, salience, lengths)
+    if event.all() or not event.any():
+        head.params["presence"] = {"mean": [], "scale": [], "weights": [], "bias": 30.0 if event.all() else -30.0}
+    else:
+        mean, scale = signs.mean(0), signs.std(0) + 1e-9
+        fitted = LogisticRegression(C=1.0, max_iter=200).fit((signs - mean) / scale, event)
+        head.params["presence"] = {
+            "mean": mean.tolist(),
+            "scale": scale.tolist(),
+            "weights": fitted.coef_[0].tolist(),
+            "bias": float(fitted.intercept_[0]),
+        }
+    head.params["with odds"] = head.loo is not None
+    head.loo = None
+    return head
+
+
+def score_seconds(scorer: Scorer, features: Features) -> list[Floats]:
+    """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last."""
+    head, lengths = scorer.second, features.seconds
+    rows, salience = second_rows(scorer, features, np.arange(len(features)))
+    kept = np.array(head.params["columns"])
+    trained = np.flatnonzero(scorer.trained)
+    known = log_softmax(scorer.method.score_head(head, rows.take(np.arange(len(rows)), kept)))
+    seconds = _spread(known, kept, len(trained) + 1)
+    clip = scorer.logits(features)
+    weights, clip_of = head.params["event weights"], np.repeat(np.arange(len(features)), lengths)
+    joined = weights[1] * clip[clip_of]
+    joined[:, trained] += weights[0] * log_softmax(seconds[:, :-1])
+    presence = head.params["presence"]
+    odds = np.full(len(rows), presence["bias"])
+    if presence["weights"]:
+        signs = presence_signs(seconds if head.params["with odds"] else None, salience, lengths)
+        odds += (signs - presence["mean"]) / presence["scale"] @ np.array(presence["weights"])
+    there = -np.logaddexp(0, -odds)[:, None]
+    result = np.concatenate((log_softmax(joined) + there, -np.logaddexp(0, odds)[:, None]), 1)
+    return np.split(result, np.cumsum(lengths)[:-1])
+
+
+def presence_signs(seconds: Floats | None, salience: Floats, lengths: npt.NDArray[np.int64]) -> Floats:
+    """Signs of an event in each second, ``[n, S]``: salience, the head's odds, their means over the neighbours."""
+    signs = [salience]
+    if seconds is not None:
+        signs.append(np.logaddexp.reduce(seconds[:, :-1], axis=1) - seconds[:, -1])
+    signs = [np.clip(sign, _LEAST, -_LEAST) for sign in signs]
+    around = []
+    for sign in signs:
+        parts = [np.pad(part, 1, mode="edge") for part in np.split(sign, np.cumsum(lengths)[:-1])]
+        around.append(np.concatenate([(part[:-2] + part[2:]) / 2 for part in parts]))
+    return np.stack([*signs, *around], 1)
+
+
+def chunks(labels: Floats, clip_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The row that each second becomes part of: runs of one label in one clip, cut to equal lengths."""
+    size = -(-len(labels) // MAX_ROWS)
+    begins = np.ones(len(labels), dtype=bool)
+    begins[1:] = (clip_of[1:] != clip_of[:-1]) | (labels[1:] != labels[:-1]).any(1)
+    run = begins.cumsum() - 1
+    within = np.arange(len(labels)) - np.flatnonzero(begins)[run]
+    return (begins | (within % size == 0)).cumsum() - 1
+
+
+def merge(rows: Rows, targets: Floats, chunk: npt.NDArray[np.int64]) -> tuple[Rows, Floats]:
+    """Seconds of one chunk as one row: mean vectors, mean log-probabilities, summed weights."""
+    first = np.unique(chunk, return_index=True)[1]
+    if len(first) == len(chunk):
+        return rows, targets
+    number = np.bincount(chunk)[:, None]
+    merged = rows.take(first)
+    for key, values in rows.vectors.items():
+        merged.vectors[key] = unit(np.add.reduceat(values, first))
+    for name, values in rows.text.items():
+        merged.text[name] = log_softmax(np.add.reduceat(values, first) / number)
+    merged.weights[:] = np.add.reduceat(rows.weights, first)
+    return merged, targets[first]
+
+
+def _spread(known: Floats, columns: npt.NDArray[np.int64], total: int) -> Floats:
+    result = np.full((len(known), total), _LEAST)
+    result[:, columns] = known
+    return result

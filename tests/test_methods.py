@@ -1,0 +1,211 @@
+"""Every few-shot method through one door: shapes, missing modalities, several labels, unknown labels, saving."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from avfewshot.errors import DataError, UsageError
+from avfewshot.methods import kernel_ridge
+from avfewshot.methods.base import Features, LabelFeatures, Support, clip_rows, unit
+from avfewshot.methods.method import Method, Scorer, find_method, method_names
+from avfewshot.methods.stacking import text_is_useful
+
+CLASSES, WIDTH = 4, 12
+
+
+def world(clips=3, *, seconds=4, classes=CLASSES, noise=0.35, seed=0, text_noise=0.3, bias=2):
+    """Clips of classes that have a direction of their own in both modalities, and texts near those directions."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(2, CLASSES, WIDTH))[:, :classes]
+    labels = np.repeat(np.eye(classes, dtype=bool), clips, 0)
+    items = []
+    for row, label in enumerate(labels.argmax(1)):
+        pair = [
+            centre[label] + noise * rng.normal(size=(1, WIDTH)) * 1.5 + noise * rng.normal(size=(seconds, WIDTH))
+            for centre in centres
+        ]
+        items.append((f"clip-{seed}-{row}", *pair))
+    rng = np.random.default_rng(7)
+    rows = [np.concatenate((c + text_noise * rng.normal(size=c.shape), rng.normal(size=(1, WIDTH)))) for c in centres]
+    texts = LabelFeatures.with_background([f"c{i}" for i in range(classes)], *rows, scales=(8.0, 8.0))
+    return Support(Features.of(items), labels), texts
+
+
+@pytest.fixture(params=method_names())
+def method(request) -> Method:
+    return find_method(request.param)
+
+
+def accuracy(scores, labels):
+    return labels[np.arange(len(labels)), scores.argmax(1)].mean()
+
+
+def test_a_method_learns_and_gives_log_posteriors(method):
+    support, texts = world()
+    queries, _ = world(clips=10, seed=5)
+    scorer = method.fit(support, texts, seed=1)
+    scores = scorer.scores(queries.features)
+    for values in (scores.fused, scores.visual, scores.audio):
+        assert values.shape == (40, CLASSES)
+        np.testing.assert_allclose(np.exp(values).sum(1), 1, atol=1e-6)
+    assert accuracy(scores.fused, queries.labels) >= 0.85
+    assert scorer.diagnostics["labels_used"] == {"support": 12, "validation": 0}
+    assert scorer.diagnostics["seconds"] > 0
+    json.dumps(scorer.diagnostics)
+
+
+@pytest.mark.parametrize("missing", ["visual", "audio", "both by turns"])
+def test_clips_may_lack_a_modality(method, missing):
+    support, texts = world(clips=4)
+    queries, _ = world(clips=6, seed=5)
+
+    def without(features):
+        clips = []
+        for row, (name, visual, audio) in enumerate(zip(features.ids, features.visual, features.audio, strict=True)):
+            gone = missing if missing in ("visual", "audio") else ("visual", "audio", "")[row % 3]
+            clips.append((name, None if gone == "visual" else visual, None if gone == "audio" else audio))
+        return Features.of(clips)
+
+    part = Support(without(support.features), support.labels)
+    for learnt in (part, support):
+        scores = method.fit(learnt, texts, seed=1).logits(without(queries.features))
+        assert np.isfinite(scores).all()
+        assert accuracy(scores, queries.labels) >= 0.6
+
+
+def test_one_clip_a_class_is_enough(method):
+    support, texts = world(clips=1, noise=0.2)
+    queries, _ = world(clips=8, noise=0.2, seed=5)
+    assert accuracy(method.fit(support, texts, seed=1).logits(queries.features), queries.labels) >= 0.8
+
+
+def test_clips_may_carry_several_labels(method):
+    support, texts = world()
+    labels = support.labels.copy()
+    labels[::3, 1] = True
+    scores = method.fit(Support(support.features, labels), texts, seed=1).logits(support.features)
+    assert np.isfinite(scores).all()
+    assert accuracy(scores, labels) >= 0.7
+
+
+def test_a_single_class_and_a_class_without_clips(method):
+    support, texts = world(clips=3)
+    alone = method.fit(Support(support.features.take([0, 1]), support.labels[:2, :1]), texts.take([0]), seed=1)
+    np.testing.assert_allclose(alone.logits(support.features), 0, atol=1e-9)
+    rows = np.flatnonzero(~support.labels[:, 3])
+    scores = method.fit(support.take(rows), texts, seed=1).logits(support.features)
+    zero_shot = texts.clip_log_posteriors(support.features)["fused"]
+    np.testing.assert_allclose(scores[:, 3], zero_shot[:, 3], atol=1e-9)  # only the text knows this class
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-6)
+
+
+def test_a_new_label_is_a_column_of_text(method):
+    support, texts = world(clips=3)
+    known = texts.take([0, 1, 2])
+    rows = np.flatnonzero(~support.labels[:, 3])
+    scorer = method.fit(Support(support.features.take(rows), support.labels[rows][:, :3]), known, seed=1)
+    old, new = scorer.logits(support.features), scorer.logits(support.features, texts)
+    zero_shot = texts.clip_log_posteriors(support.features)["fused"]
+    np.testing.assert_allclose(new[:, 3], zero_shot[:, 3], atol=1e-9)
+    np.testing.assert_allclose(new[:, 0] - new[:, 1], old[:, 0] - old[:, 1], atol=1e-6)  # what was learnt stays
+
+
+def test_none_of_these_is_kept_at_inference(method):
+    support, texts = world(clips=4)
+    scorer = method.fit(
+        Support(support.features, support.labels & (np.arange(CLASSES) < 3)), texts.take(range(CLASSES))
+    )
+    scores = scorer.scores(support.features)
+    np.testing.assert_allclose(np.exp(scores.fused).sum(1) + np.exp(scores.none), 1, atol=0.2)
+    if method.name != "zero_shot":
+        assert scores.none[support.labels[:, 3]].mean() > scores.none[~support.labels[:, 3]].mean()
+
+
+def test_the_order_of_rows_does_not_matter(method):
+    support, texts = world()
+    queries, _ = world(seed=5)
+    order = np.random.default_rng(3).permutation(len(support))
+    first = method.fit(support, texts, seed=1).logits(queries.features)
+    second = method.fit(support.take(order), texts, seed=1).logits(queries.features)
+    np.testing.assert_allclose(first, second, atol=1e-9)
+
+
+def test_saved_and_loaded_it_scores_alike_to_the_bit(method, tmp_path):
+    support, texts = world()
+    queries, _ = world(seed=5)
+    scorer = method.fit(support, texts, seed=1)
+    loaded = Scorer.load(scorer.save(tmp_path / "scorer"))
+    assert loaded.method.name == method.name
+    assert loaded.diagnostics == json.loads(json.dumps(scorer.diagnostics))
+    for name in ("fused", "visual", "audio"):
+        ours, theirs = getattr(scorer.scores(queries.features), name), getattr(loaded.scores(queries.features), name)
+        assert (ours == theirs).all()
+
+
+def test_a_damaged_scorer_is_refused(tmp_path):
+    support, texts = world()
+    folder = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer")
+    with pytest.raises(DataError, match="No such file"):
+        Scorer.load(tmp_path / "nothing")
+    whole = (folder / "scorer.json").read_text(encoding="utf-8")
+    (folder / "scorer.json").write_text(whole.replace('"c0"', "17", 1)[:-20], encoding="utf-8")
+    with pytest.raises(DataError, match="damaged"):
+        Scorer.load(folder)
+    (folder / "scorer.json").write_text(whole.replace('"format": 1', '"format": 9'), encoding="utf-8")
+    with pytest.raises(DataError, match="format 9"):
+        Scorer.load(folder)
+    with pytest.raises(UsageError, match=r"kernel_ridge"):
+        find_method("nonsense")
+
+
+def rows_of(support, texts):
+    targets = support.labels / support.labels.sum(1, keepdims=True)
+    return clip_rows(support.features, texts, support.groups), targets
+
+
+def test_leaving_a_clip_out_equals_fitting_without_it():
+    rng = np.random.default_rng(2)
+    vectors = unit(rng.normal(size=(20, 6)))
+    groups = np.repeat(np.arange(7), 3)[:20]
+    targets, weights = rng.normal(size=(20, 3)), rng.uniform(0.2, 1, 20)
+    kernel = np.exp(-kernel_ridge.distances(vectors, vectors))
+    left = kernel_ridge.solve(kernel, targets, groups, weights, 0.3)[2]
+    for group in range(7):
+        out, kept = groups == group, groups != group
+        dual = np.linalg.solve(kernel[np.ix_(kept, kept)] + np.diag(0.3 / weights[kept]), targets[kept])
+        np.testing.assert_allclose(left[out], kernel[np.ix_(out, kept)] @ dual, atol=1e-9)
+
+
+def test_a_kernel_is_what_the_formula_says():
+    support, texts = world(clips=2)
+    rows, targets = rows_of(support, texts)
+    head = kernel_ridge.fit_head(rows, targets)
+    setting = head.params["experts"]["mean product"]
+    expected = np.ones((len(rows), len(rows)))
+    for modality in ("visual", "audio"):
+        vectors = rows.vectors["mean", modality]
+        values, directions = np.linalg.eigh(rows.within[modality])
+        whitening = directions @ np.diag(1 / np.sqrt(np.maximum(values, 0) + setting["beta"])) @ directions.T
+        moved = (vectors - vectors.mean(0)) @ whitening
+        moved = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+        for i in range(len(rows)):
+            for j in range(len(rows)):
+                expected[i, j] *= math.exp(-setting["bandwidths"][modality] * (1 - moved[i] @ moved[j]))
+    dual = np.linalg.solve(expected + setting["penalty"] * np.eye(len(rows)), targets - 1 / CLASSES)
+    np.testing.assert_allclose(head.arrays["dual.mean product"], dual, rtol=1e-6, atol=1e-9)
+
+
+def test_text_takes_part_only_where_it_beats_chance():
+    support, texts = world(clips=3, text_noise=0.1)
+    rows, targets = rows_of(support, texts)
+    assert text_is_useful(rows.text["fused"], targets)
+    assert not text_is_useful(rows.text["fused"][:, [1, 2, 3, 0]], targets)
+    shuffled = texts.take([1, 2, 3, 0])
+    queries, _ = world(clips=10, seed=5)
+    meaningless = LabelFeatures(texts.names, shuffled.visual, shuffled.audio, scales=texts.scales)
+    for clips in (1, 3):
+        support, _ = world(clips=clips)
+        scorer = find_method("kernel_ridge").fit(support, meaningless)
+        assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.8
