@@ -1,6 +1,6 @@
-"""How long `avfs --help` and its kind take, in a fresh process each time. Prints JSON.
+"""How long `avfs --help` and its kind take, in a fresh process each time; one clip, as a multiple of `import torch`.
 
-Run: python benchmarks/startup.py [--repeat 9]
+Prints JSON. Run: python benchmarks/startup.py [--repeat 9]
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 COMMANDS = (
     ["--version"],
@@ -46,6 +48,17 @@ def once(arguments: list[str], code: str = RUN) -> tuple[float, float, str]:
     return wall, work, (done.stderr.strip().splitlines() or [""])[-1]
 
 
+def one_clip() -> list[str]:
+    """Arguments of a classification of one made-up clip of four seconds with the packaged backbone."""
+    import numpy as np
+    import soundfile
+
+    folder = Path(tempfile.mkdtemp())
+    soundfile.write(folder / "tone.wav", 0.1 * np.sin(np.arange(4 * 48000) * 0.06), 48000)
+    (folder / "labels.txt").write_text("dog barking\ncar honking\n")
+    return ["zeroshot", "--labels", str(folder / "labels.txt"), str(folder / "tone.wav"), "--backbone", "tiny"]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -63,7 +76,16 @@ def main() -> None:
                 "heavy_imports": [name for name in heavy.split(",") if name in HEAVY],
             }
         )
-    print(json.dumps({"repeat": repeat, "python": sys.version.split()[0], "median": results}, indent=1))
+    torch, clip = (
+        statistics.median(once(arguments, code)[1] for _ in range(repeat))
+        for arguments, code in (([], "import torch"), (one_clip(), RUN))
+    )
+    one = {"import_torch_s": round(torch, 2), "zeroshot_s": round(clip, 2), "ratio": round(clip / torch, 2)}
+    print(
+        json.dumps(
+            {"one_clip_with_tiny": one, "repeat": repeat, "python": sys.version.split()[0], "median": results}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 BLOCK = """
@@ -95,3 +96,31 @@ assert not [name for name in sys.modules if "laion_clap" in name]
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     assert all(expected in line for line in lines)
+
+
+def test_open_clip_itself_can_be_imported_whole_afterwards() -> None:
+    done = run("""
+import sys
+from avfewshot.encoders.backbone import build_backbone
+build_backbone("tiny")
+heavy = {"open_clip", "laion_clap", "timm", "transformers", "torchvision", "librosa", "torchlibrosa", "h5py", "scipy"}
+assert not heavy & {name.split(".")[0] for name in sys.modules}, heavy & {name.split(".")[0] for name in sys.modules}
+import open_clip
+import open_clip.timm_model
+import torchvision.ops.misc
+assert open_clip.timm_model.timm is not None
+assert open_clip.transformer.VisionTransformer.__module__ == "open_clip.transformer"
+assert hasattr(torchvision.ops.misc.FrozenBatchNorm2d, "forward")
+print("as it should be")
+""")
+    assert done.stdout.strip() == "as it should be", done.stderr
+
+
+def test_filters_of_the_lean_import_are_those_of_librosa() -> None:
+    librosa = pytest.importorskip("librosa")
+    from avfewshot.encoders.lean_imports import _hann, _mel_filters, _pad_center
+
+    settings = {"sr": 48000, "n_fft": 1024, "n_mels": 64, "fmin": 50, "fmax": 14000}
+    assert np.abs(_mel_filters(**settings) - librosa.filters.mel(**settings)).max() < 1e-6
+    assert np.abs(_hann("hann", 1024) - librosa.filters.get_window("hann", 1024, fftbins=True)).max() < 1e-12
+    assert np.array_equal(_pad_center(np.ones(3), size=6), librosa.util.pad_center(np.ones(3), size=6))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from avfewshot.encoders.htsat import build_htsat
+from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.presets import ClapPreset, Preset
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TextTokenizer
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
@@ -87,12 +88,11 @@ def build_clap_model(preset: Preset, files: Mapping[str, Path] | None = None) ->
     audio = build_htsat(clap.audio)
     fields = {key: value for key, value in clap.text.items() if key != "type"}
     if clap.text["type"] == "clip":
-        from open_clip.transformer import TextTransformer
-
+        text_transformer = library_module("open_clip", "transformer").TextTransformer
         context = fields.setdefault("context_length", 77)
         tokenizer: TextTokenizer = ClipTokenizer(files.get("clap_bpe", clap.tokenizer.file), context)
         fields.setdefault("vocab_size", tokenizer.vocab_size)
-        text, text_projection = _build(TextTransformer, **fields, output_dim=clap.joint_dim), nn.Identity()
+        text, text_projection = _build(text_transformer, **fields, output_dim=clap.joint_dim), nn.Identity()
     else:
         text = _build(_roberta, **fields)
         tokenizer = _roberta_tokenizer(files, text.config.vocab_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import importlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.presets import ClipPreset, Preset
 from avfewshot.encoders.tokenizer import ClipTokenizer, TextTokenizer, TransformersTokenizer
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
-from avfewshot.encoders.weights.locate import clip_tag, text_configuration
+from avfewshot.encoders.weights.locate import clip_tag, model_configuration, text_configuration
 from avfewshot.errors import UsageError
 
 
@@ -35,38 +36,32 @@ def build_clip_model(
         UsageError: open_clip has no such model, or cannot build it.
         WeightsError: The tokenizer's files are damaged or do not fit the model.
     """
-    import open_clip
-
     clip, files = preset.clip, files or {}
     tokenizer = _tokenizer(clip, files)
-    text = dict(text_configuration(clip))
+    text = _plain(dict(text_configuration(clip)))
     if "hf_model_name" in text:
         text |= {"hf_model_name": str(files["clip_text_config"].parent), "hf_model_pretrained": False}
     text.setdefault("vocab_size", tokenizer.vocab_size)
-    if isinstance(clip.model, str):
-        name, overrides = clip.model, {"text_cfg": text}
-    else:
-        # The factory makes an architecture of our own when every field of a named one is overridden.
-        name, overrides = "ViT-B-32", {**_plain(clip.model), "text_cfg": _plain(text)}
+    config = {**_plain(model_configuration(clip)), "text_cfg": text}
     quick = clip.quick_gelu if clip.quick_gelu is not None else bool(clip_tag(clip).get("quick_gelu"))
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the factory says that the weights are random; they are loaded afterwards
+    if quick:
+        config["quick_gelu"] = True
+    split_text = bool(config.pop("custom_text", False)) or split_text or "hf_model_name" in text
     try:
-        model = open_clip.create_model(
-            name,
-            load_weights=False,
-            force_quick_gelu=quick,
-            force_custom_text=split_text or "hf_model_name" in text,
-            pretrained_image=False,
-            pretrained_text=False,
-            **overrides,
-        )
+        classes = _library(clip, "model")
+        model = (classes.CustomTextCLIP if split_text else classes.CLIP)(**config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise UsageError(f"open_clip cannot build {_name(clip)}: {reason}") from error
-    finally:
-        logging.disable(level)
     return model, tokenizer
+
+
+def _library(clip: ClipPreset, module: str) -> Any:
+    """A module of open_clip; the package itself is imported only for towers of timm and transformers."""
+    config = model_configuration(clip)
+    if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
+        return importlib.import_module(f"open_clip.{module}")
+    return library_module("open_clip", module)
 
 
 def load_clip(model: nn.Module, clip: ClipPreset, path: Path) -> None:
@@ -80,10 +75,8 @@ def load_clip(model: nn.Module, clip: ClipPreset, path: Path) -> None:
     Raises:
         WeightsError: See :mod:`avfewshot.encoders.weights.load`.
     """
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict
-
-    state = convert_to_custom_text_state_dict(convert_state_dict(model, read_tensors(path)))
+    state = _library(clip, "convert").convert_state_dict(model, read_tensors(path))
+    state = _library(clip, "model").convert_to_custom_text_state_dict(state)
     # Sizes that files converted from OpenAI's own programs carry along, and indices that current transformers computes.
     for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
         state.pop(name, None)
@@ -103,8 +96,9 @@ def normalisation(clip: ClipPreset, model: nn.Module) -> tuple[tuple[float, ...]
             WeightsWarning,
             stacklevel=2,
         )
-    default = model.visual.preprocess_cfg
-    mean, std = (clip.mean or tag.get("mean") or default["mean"], clip.std or tag.get("std") or default["std"])
+    default = library_module("open_clip", "constants")
+    mean = clip.mean or tag.get("mean") or default.OPENAI_DATASET_MEAN
+    std = clip.std or tag.get("std") or default.OPENAI_DATASET_STD
     return tuple(mean), tuple(std)
 
 

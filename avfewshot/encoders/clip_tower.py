@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.attention import attention
+from avfewshot.encoders.lean_imports import is_a
 from avfewshot.encoders.tower import Tower, add_branch
 from avfewshot.errors import UsageError
 
@@ -34,7 +34,7 @@ class ClipTower(Tower):
 
     def __init__(self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if not isinstance(visual, VisionTransformer):
+        if not is_a(visual, "VisionTransformer"):
             raise UsageError(
                 f"The image encoder is a {type(visual).__name__}; only open_clip's vision transformers can be used.",
                 hint="Choose a model whose name begins with ViT-, for example ViT-B-32.",
@@ -139,7 +139,7 @@ class ClipTower(Tower):
 
 def _attention(block: nn.Module, tokens: Tensor) -> Tensor:
     """Self-attention of a block over ``[N, L, C]``."""
-    if not isinstance(block, ResidualAttentionBlock):
+    if not is_a(block, "ResidualAttentionBlock"):
         return block.ln_attn(block.attn(tokens))
     attn = block.attn
     batch, length, channels = tokens.shape
@@ -153,7 +153,7 @@ def _attention(block: nn.Module, tokens: Tensor) -> Tensor:
 
 def _mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
     """The MLP of a block over ``[N, L, C]``."""
-    if not isinstance(mlp.gelu, QuickGELU) or hasattr(mlp, "ln"):
+    if not is_a(mlp.gelu, "QuickGELU") or hasattr(mlp, "ln"):
         return mlp(tokens)
     # x sigmoid(a x) = silu(a x) / a, and both factors ride along in the matrix products: one pass instead of three.
     rows = tokens.flatten(0, 1)

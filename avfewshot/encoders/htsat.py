@@ -6,26 +6,20 @@ Source of the architecture: Chen et al., "HTS-AT: A Hierarchical Token-Semantic 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import threading
 import types
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from avfewshot.errors import AvfsError, UsageError
+from avfewshot.encoders.lean_imports import library_module
+from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
 FRONT_ENDS = ("slaney", "htk")
-_PRIVATE_PACKAGE = "_avfewshot_laion_clap"
-_IMPORT_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -174,33 +168,7 @@ def load_htsat_module() -> types.ModuleType:
     Raises:
         AvfsError: laion_clap is not installed or is of an unknown version.
     """
-    name = f"{_PRIVATE_PACKAGE}.htsat"
-    with _IMPORT_LOCK:
-        if name not in sys.modules:
-            folder = _library_folder()
-            package = types.ModuleType(_PRIVATE_PACKAGE)
-            package.__path__ = [str(folder)]
-            sys.modules[_PRIVATE_PACKAGE] = package
-            try:
-                importlib.import_module(name)
-            except BaseException:
-                for loaded in [key for key in sys.modules if key.split(".")[0] == _PRIVATE_PACKAGE]:
-                    del sys.modules[loaded]
-                raise
-        return sys.modules[name]
-
-
-def _library_folder() -> Path:
-    spec = importlib.util.find_spec("laion_clap")  # finds a top-level package without running it
-    if spec is None or not spec.submodule_search_locations:
-        raise AvfsError("laion_clap is not installed.", hint="Install it: pip install laion_clap")
-    folder = Path(spec.submodule_search_locations[0]) / "clap_module"
-    if not (folder / "htsat.py").is_file():
-        raise AvfsError(
-            f"{folder.parent}: this version of laion_clap is not known.",
-            hint="Install another: pip install 'laion_clap==1.1.7'",
-        )
-    return folder
+    return library_module("laion_clap", "htsat", "clap_module")
 
 
 def _faults(config: HtsatConfig) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.weights.identity import combined, file_sha256
 from avfewshot.errors import WeightsError
 
@@ -59,11 +60,10 @@ class ClipTokenizer(TextTokenizer):
     def __init__(
         self, path: str | Path | None = None, context_length: int = 77, options: dict[str, Any] | None = None
     ) -> None:
-        from open_clip.tokenizer import SimpleTokenizer, default_bpe
-
+        library = library_module("open_clip", "tokenizer")
         self.words = _known_words(Path(path)) if path else frozenset()
-        path = Path(path or default_bpe())
-        self._tokenizer = SimpleTokenizer(str(path), context_length=context_length, **(options or {}))
+        path = Path(path or library.default_bpe())
+        self._tokenizer = library.SimpleTokenizer(str(path), context_length=context_length, **(options or {}))
         self.vocab_size = self._tokenizer.vocab_size
         self.fingerprint = combined(
             "clip", file_sha256(path), str(context_length), str(sorted((options or {}).items()))
@@ -146,9 +146,7 @@ class BorrowedTokenizer(TextTokenizer):
     """
 
     def __init__(self, vocab_size: int = 50265) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        self._tokenizer = SimpleTokenizer()
+        self._tokenizer = library_module("open_clip", "tokenizer").SimpleTokenizer()
         self.vocab_size = vocab_size
         self.fingerprint = combined("borrowed", str(vocab_size))
 

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.presets import ClipPreset, Preset, Source
 from avfewshot.errors import UsageError, WeightsError
 
@@ -127,14 +128,13 @@ def clip_tag(clip: ClipPreset) -> Mapping[str, Any]:
     """
     if clip.pretrained is None:
         return {}
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
+    library = library_module("open_clip", "pretrained")
     if not isinstance(clip.model, str):
         raise UsageError("clip.pretrained needs the name of an open_clip model, not an architecture of your own.")
-    entry = get_pretrained_cfg(clip.model, clip.pretrained)
+    entry = library.get_pretrained_cfg(clip.model, clip.pretrained)
     if not entry:
         text_configuration(clip)  # raises for an unknown model
-        tags = list_pretrained_tags_by_model(clip.model)
+        tags = library.list_pretrained_tags_by_model(clip.model)
         raise UsageError(
             f"open_clip has no weights {clip.pretrained!r} for {clip.model}.",
             hint=f"Valid ones: {', '.join(tags)}." if tags else "It has none at all for it; give a file.",
@@ -155,10 +155,15 @@ def text_configuration(clip: ClipPreset) -> Mapping[str, Any]:
     Raises:
         UsageError: open_clip has no such model.
     """
-    return _configuration(clip)["text_cfg"]
+    return model_configuration(clip)["text_cfg"]
 
 
-def _configuration(clip: ClipPreset) -> Mapping[str, Any]:
+def model_configuration(clip: ClipPreset) -> Mapping[str, Any]:
+    """open_clip's configuration of the preset's model.
+
+    Raises:
+        UsageError: open_clip has no such model.
+    """
     if not isinstance(clip.model, str):
         return clip.model
     for path in _clip_configurations():  # read here, since the import of open_clip takes seconds
@@ -300,7 +305,7 @@ def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
 
 def _refuse_other_towers(clip: ClipPreset) -> None:
     # Told before gigabytes are fetched in vain.
-    vision = _configuration(clip)["vision_cfg"]
+    vision = model_configuration(clip)["vision_cfg"]
     if "timm_model_name" in vision or isinstance(vision.get("layers"), list | tuple):
         raise UsageError(
             f"The vision tower of {clip.model} is not open_clip's VisionTransformer.",
