@@ -21,15 +21,10 @@ _FORMAT_HINT = "Write one label a line, for example `dog barking` or `dog: a dog
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Labels in order, each with the wording that stands for it in the prompt templates.
+    """Labels in order, each with the wording that stands for it in the prompt templates."""
 
-    Attributes:
-        names: What the results call each label; unique.
-        wordings: What the text branches read, in the same order; unique.
-    """
-
-    names: tuple[str, ...]
-    wordings: tuple[str, ...]
+    names: tuple[str, ...]  # what the results call each label; unique
+    wordings: tuple[str, ...]  # what the text branches read, in the same order; unique
 
     def __len__(self) -> int:
         return len(self.names)

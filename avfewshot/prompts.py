@@ -18,19 +18,12 @@ _SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Templates:
-    """Sentences with a slot for the label, and sentences for "no event".
+    """Sentences with a slot for the label, and sentences for "no event"."""
 
-    Attributes:
-        visual: For the image side's text branch; each holds ``{}`` once.
-        audio: For the sound side's.
-        background_visual: What stands for seconds in which no event is seen; without a slot.
-        background_audio: What stands for seconds in which no event is heard.
-    """
-
-    visual: tuple[str, ...]
-    audio: tuple[str, ...]
-    background_visual: tuple[str, ...]
-    background_audio: tuple[str, ...]
+    visual: tuple[str, ...]  # for the image side's text branch; each holds ``{}`` once
+    audio: tuple[str, ...]  # for the sound side's
+    background_visual: tuple[str, ...]  # what stands for seconds in which no event is seen; without a slot
+    background_audio: tuple[str, ...]  # what stands for seconds in which no event is heard
 
 
 def template_names() -> list[str]:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from torch import Tensor
+from toy_samples import sample_frame, sample_second
 from tqdm import tqdm
 
 import avfewshot
@@ -32,7 +33,6 @@ from avfewshot.inference.classifier import background_feature
 from avfewshot.io import atomic_path, write_text
 from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
 from avfewshot.prompts import load_templates
-from avfewshot.toyworld.samples import sample_frame, sample_second
 from avfewshot.toyworld.script import ave_script
 from avfewshot.toyworld.vocabulary import (
     COMPOSITIONS,

@@ -27,14 +27,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from toy_captions import Captioner
+from toy_samples import sample_frame, sample_second
 from tqdm import tqdm
 
 from avfewshot.encoders.clap_model import build_clap_model, is_rebuilt
 from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.presets import load_preset
 from avfewshot.io import atomic_path, write_text
-from avfewshot.toyworld.captions import Captioner
-from avfewshot.toyworld.samples import sample_frame, sample_second
 from avfewshot.toyworld.vocabulary import OBJECTS, SOUNDS
 
 CHUNK = 500

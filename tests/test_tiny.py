@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy_samples import sample_frame, sample_second
 
 import avfewshot
 from avfewshot.encoders import presets
 from avfewshot.encoders.label_features import label_features
 from avfewshot.prompts import load_templates
-from avfewshot.toyworld.samples import sample_frame, sample_second
 from avfewshot.toyworld.script import everywhere_script
 from avfewshot.toyworld.vocabulary import COMPOSITIONS, OBJECTS, SOUNDS, Composition
 from avfewshot.toyworld.writer import write_clip

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avfewshot.toyworld import layouts, manifest
+from avfewshot.toyworld import layouts
 from avfewshot.toyworld.recordings import RECORDINGS, Lens, Microphone
 from avfewshot.toyworld.render import render_frames, render_waveform
 from avfewshot.toyworld.script import ClipScript, Event
@@ -81,12 +81,6 @@ def test_all_data_sets_are_found_footage_and_the_samples_studio() -> None:
     for plan in layouts.PLANS.values():
         assert {clip.script.recording for clip in plan(0, 3).clips} == {"found"}
     assert {clip.script.recording for clip in layouts.plan_samples(0)} == {"studio"}
-
-
-def test_the_recordings_are_part_of_a_toy_worlds_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_recordings = manifest.generator_digest()
-    monkeypatch.setattr(manifest, "_SOURCES", tuple(name for name in manifest._SOURCES if name != "recordings"))
-    assert manifest.generator_digest() != with_recordings
 
 
 # -- camera ------------------------------------------------------------------------------------------------------------

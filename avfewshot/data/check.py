@@ -23,19 +23,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a split has media.
-
-    Attributes:
-        split: Name of the split.
-        listed: Samples in the annotation files.
-        found: Samples whose media file was found.
-        expected: Samples that the official split has, if known.
-    """
+    """How much of a split has media."""
 
     split: str
-    listed: int
-    found: int
-    expected: int | None
+    listed: int  # samples in the annotation files
+    found: int  # samples whose media file was found
+    expected: int | None  # samples that the official split has, if known
 
     @property
     def missing(self) -> int:
@@ -45,29 +38,18 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found.
-
-    Attributes:
-        dataset: The data set.
-        coverage: Per split.
-        class_counts: Class name -> split -> samples that carry the class.
-        class_found: Class name -> samples that carry the class and have media.
-        overlaps: Shared YouTube videos between splits and with other data sets.
-        compared_with: Names of the other data sets.
-        probes: What opening the media told; None where they were not opened.
-        supports: ``match``, ``differ``, or None where none are published or the training split is not official.
-        report: The reader's findings and those of the check.
-    """
+    """What a check found."""
 
     dataset: Dataset
-    coverage: tuple[Coverage, ...]
-    class_counts: dict[str, dict[str, int]]
-    class_found: dict[str, int]
-    overlaps: tuple[Overlap, ...]
-    compared_with: tuple[str, ...]
-    probes: tuple[Probe, ...] | None
+    coverage: tuple[Coverage, ...]  # per split
+    class_counts: dict[str, dict[str, int]]  # class name -> split -> samples that carry the class
+    class_found: dict[str, int]  # class name -> samples that carry the class and have media
+    overlaps: tuple[Overlap, ...]  # shared YouTube videos between splits and with other data sets
+    compared_with: tuple[str, ...]  # names of the other data sets
+    probes: tuple[Probe, ...] | None  # what opening the media told; None where they were not opened
+    # ``match``, ``differ``, or None where none are published or the training split is not official
     supports: str | None
-    report: DatasetReport = field(default_factory=DatasetReport)
+    report: DatasetReport = field(default_factory=DatasetReport)  # the reader's findings and those of the check
 
     @property
     def usable(self) -> bool:

@@ -40,44 +40,26 @@ _BITS = re.compile(r"\[?\s*([01](?:\.0*)?(?:[\s,]+[01](?:\.0*)?)*)\s*\]?")
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """One row of a list.
+    """One row of a list."""
 
-    Attributes:
-        line: Line (or entry) number, from 1.
-        id: Id of the clip: ``ID_START6`` where the start is known, otherwise what the list says.
-        category: Name of the class, as spelt in the list.
-        split: ``train``, ``val``, ``test``, or None where the list does not say.
-        youtube_id: Id of the video, None where the list has row numbers.
-        start: Where the clip begins in the video.
-        bits: Per second whether the event is there, or None.
-        modality: VGGSounder's: ``A``, ``V`` or ``AV``; otherwise empty.
-    """
-
-    line: int
-    id: str
-    category: str
-    split: str | None = None
-    youtube_id: str | None = None
-    start: float | None = None
-    bits: tuple[int, ...] | None = None
-    modality: str = ""
+    line: int  # line (or entry) number, from 1
+    id: str  # id of the clip: ``ID_START6`` where the start is known, otherwise what the list says
+    category: str  # name of the class, as spelt in the list
+    split: str | None = None  # ``train``, ``val``, ``test``, or None where the list does not say
+    youtube_id: str | None = None  # id of the video, None where the list has row numbers
+    start: float | None = None  # where the clip begins in the video
+    bits: tuple[int, ...] | None = None  # per second whether the event is there, or None
+    modality: str = ""  # VGGSounder's: ``A``, ``V`` or ``AV``; otherwise empty
 
 
 @dataclass(frozen=True)
 class ClipList:
-    """A list of clips.
-
-    Attributes:
-        path: The file.
-        form: One of :data:`FORMS`.
-        rows: Its rows, in file order, with those that cannot be read left out.
-        total: Number of all data rows.
-    """
+    """A list of clips."""
 
     path: Path
-    form: str
-    rows: tuple[ClipRow, ...]
-    total: int
+    form: str  # one of :data:`FORMS`
+    rows: tuple[ClipRow, ...]  # its rows, in file order, with those that cannot be read left out
+    total: int  # number of all data rows
 
 
 def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None = None) -> ClipList:

@@ -23,49 +23,29 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happens in a clip.
+    """Something that happens in a clip."""
 
-    Attributes:
-        label: Index of the class.
-        onset: Start in seconds from the beginning of the clip.
-        offset: End in seconds, greater than `onset`.
-        modality: ``av`` seen and heard, ``audio`` heard, ``visual`` seen.
-    """
-
-    label: int
-    onset: float
-    offset: float
-    modality: Literal["av", "audio", "visual"] = "av"
+    label: int  # index of the class
+    onset: float  # start in seconds from the beginning of the clip
+    offset: float  # end in seconds, greater than `onset`
+    modality: Literal["av", "audio", "visual"] = "av"  # ``av`` seen and heard, ``audio`` heard, ``visual`` seen
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One annotated clip.
+    """One annotated clip."""
 
-    Attributes:
-        id: The clip's name in its annotation file. AVE lists some clips under two classes: two samples, one id.
-        labels: Indices of its classes, ascending.
-        split: ``train``, ``val`` or ``test``.
-        row: Position in its annotation file, from 0.
-        segments: Class index per second, ``len(classes)`` where nothing happens; None where the data set has no such
-            labels.
-        events: Events with onset and offset, where the data set has them.
-        youtube_id: The 11 characters of the video on YouTube, if known.
-        start: Where the clip begins in that video, in seconds, if known.
-        end: Where it ends.
-        path: Its media file, if found.
-    """
-
-    id: str
-    labels: tuple[int, ...]
-    split: str
-    row: int = 0
+    id: str  # the clip's name in its annotation file. AVE lists some clips under two classes: two samples, one id.
+    labels: tuple[int, ...]  # indices of its classes, ascending
+    split: str  # ``train``, ``val`` or ``test``
+    row: int = 0  # position in its annotation file, from 0
+    # class index per second, ``len(classes)`` where nothing happens; None where the data set has no such labels
     segments: tuple[int, ...] | None = None
-    events: tuple[Event, ...] = ()
-    youtube_id: str | None = None
-    start: float | None = None
-    end: float | None = None
-    path: Path | None = None
+    events: tuple[Event, ...] = ()  # events with onset and offset, where the data set has them
+    youtube_id: str | None = None  # the 11 characters of the video on YouTube, if known
+    start: float | None = None  # where the clip begins in that video, in seconds, if known
+    end: float | None = None  # where it ends
+    path: Path | None = None  # its media file, if found
 
     @property
     def label(self) -> int:
@@ -79,32 +59,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its classes, its samples in file order, and what was noticed on reading.
+    """A data set: its classes, its samples in file order, and what was noticed on reading."""
 
-    Attributes:
-        description: Where it comes from and what it should contain.
-        root: The folder that the annotation files were read from.
-        classes: Class names; a label is an index into them.
-        wordings: Wording of each class for prompts.
-        samples: All samples, by split and then in file order.
-        multi_label: Clips carry several labels.
-        form: Which form of annotation file was read, for people.
-        files: Annotation files read, by role.
-        report: Findings of the reader.
-        none_class: Label of the class "none of these" (a folder ``none/``), or None.
-        negatives: Clips that are *not* of their label (folders ``-CLASS/``); in no split's `samples`.
-    """
-
-    description: Description
-    root: Path
-    classes: tuple[str, ...]
-    wordings: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    multi_label: bool = False
-    form: str = ""
-    files: dict[str, Path] = field(default_factory=dict)
-    report: DatasetReport = field(default_factory=DatasetReport)
-    none_class: int | None = None
+    description: Description  # where it comes from and what it should contain
+    root: Path  # the folder that the annotation files were read from
+    classes: tuple[str, ...]  # class names; a label is an index into them
+    wordings: tuple[str, ...]  # wording of each class for prompts
+    samples: tuple[Sample, ...]  # all samples, by split and then in file order
+    multi_label: bool = False  # clips carry several labels
+    form: str = ""  # which form of annotation file was read, for people
+    files: dict[str, Path] = field(default_factory=dict)  # annotation files read, by role
+    report: DatasetReport = field(default_factory=DatasetReport)  # findings of the reader
+    none_class: int | None = None  # label of the class "none of these" (a folder ``none/``), or None
+    # clips that are *not* of their label (folders ``-CLASS/``); in no split's `samples`
     negatives: tuple[Sample, ...] = ()
 
     @property

@@ -13,21 +13,14 @@ MAX_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """One observation.
+    """One observation."""
 
-    Attributes:
-        severity: ``info`` (known and harmless), ``warning`` (worth a look), ``error`` (the data cannot be used so).
-        code: Stable identifier, such as ``empty-event``; docs/data.md lists them.
-        message: One sentence for people; it says what was done about it.
-        count: How often.
-        examples: The first few places or ids.
-    """
-
+    # ``info`` (known and harmless), ``warning`` (worth a look), ``error`` (the data cannot be used so)
     severity: Severity
-    code: str
-    message: str
-    count: int = 1
-    examples: tuple[str, ...] = ()
+    code: str  # stable identifier, such as ``empty-event``; docs/data.md lists them
+    message: str  # one sentence for people; it says what was done about it
+    count: int = 1  # how often
+    examples: tuple[str, ...] = ()  # the first few places or ids
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON-ready values."""
@@ -42,13 +35,9 @@ class Finding:
 
 @dataclass
 class DatasetReport:
-    """All findings about one data set.
+    """All findings about one data set."""
 
-    Attributes:
-        findings: In the order in which they were made.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)  # in the order in which they were made
 
     def add(self, severity: Severity, code: str, message: str, examples: Iterable[str] = (), *, count: int = 0) -> None:
         """Add a finding.

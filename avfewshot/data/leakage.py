@@ -14,17 +14,11 @@ EVALUATION_SPLITS = ("val", "test")
 
 @dataclass(frozen=True)
 class Overlap:
-    """Videos that two splits share.
+    """Videos that two splits share."""
 
-    Attributes:
-        first: ``dataset/split``.
-        second: ``dataset/split``.
-        ids: YouTube ids, sorted.
-    """
-
-    first: str
-    second: str
-    ids: tuple[str, ...]
+    first: str  # ``dataset/split``
+    second: str  # ``dataset/split``
+    ids: tuple[str, ...]  # YouTube ids, sorted
 
     @property
     def count(self) -> int:
@@ -73,17 +67,11 @@ def cross_dataset_overlaps(first: Dataset, second: Dataset) -> list[Overlap]:
 
 @dataclass(frozen=True)
 class LeakRemoval:
-    """A data set without the clips that would leak into an evaluation.
+    """A data set without the clips that would leak into an evaluation."""
 
-    Attributes:
-        dataset: Without them.
-        removed: Ids of the removed clips, sorted.
-        by_source: How many of them are in which ``dataset/split``; a clip may be in several.
-    """
-
-    dataset: Dataset
-    removed: tuple[str, ...]
-    by_source: dict[str, int]
+    dataset: Dataset  # without them
+    removed: tuple[str, ...]  # ids of the removed clips, sorted
+    by_source: dict[str, int]  # how many of them are in which ``dataset/split``; a clip may be in several
 
 
 def without_leaks(

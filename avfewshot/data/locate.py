@@ -14,15 +14,10 @@ _SUBFOLDERS = ("", "data", "annotations", "labels", "splits", "meta_anno_files",
 
 @dataclass(frozen=True)
 class Annotations:
-    """The annotation files of a data set on disk.
+    """The annotation files of a data set on disk."""
 
-    Attributes:
-        folder: Where they lie.
-        files: File by role.
-    """
-
-    folder: Path
-    files: dict[str, Path]
+    folder: Path  # where they lie
+    files: dict[str, Path]  # file by role
 
 
 def locate(description: Description, root: str | Path) -> Annotations:

@@ -19,19 +19,12 @@ _FRAME_SIZE = 32  # Frames are decoded only to see that they can be.
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found in one file.
-
-    Attributes:
-        path: The file.
-        problems: Of :data:`PROBLEMS`, empty for a good file.
-        duration: In seconds, 0 where it cannot be opened.
-        detail: The reader's words on a broken file.
-    """
+    """What was found in one file."""
 
     path: Path
-    problems: tuple[str, ...]
-    duration: float = 0.0
-    detail: str = ""
+    problems: tuple[str, ...]  # of :data:`PROBLEMS`, empty for a good file
+    duration: float = 0.0  # in seconds, 0 where it cannot be opened
+    detail: str = ""  # the reader's words on a broken file
 
 
 def probe_file(path: Path, expected_segments: int | None) -> Probe:

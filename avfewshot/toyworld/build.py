@@ -1,89 +1,130 @@
-"""The toy world on disk: what is to be written, what is there already, and the writing."""
+"""The toy world on disk: what is missing or not as it was written is written, by digest.
+
+``toy-world.json`` in its folder records the settings it was made with and the SHA-256 of its files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import multiprocessing
 import os
-import shutil
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import av
 from tqdm import tqdm
 
-from avfewshot.errors import DataError, UsageError
-from avfewshot.io import sha256_file, write_text
+from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
 from avfewshot.toyworld.layouts import FEWEST_CLIPS, PLANS, DatasetPlan, PlannedClip, plan_samples
-from avfewshot.toyworld.manifest import MANIFEST, Manifest, Recipe, generator_digest, read_manifest
 from avfewshot.toyworld.vocabulary import COMPOSITIONS
-from avfewshot.toyworld.workers import Task, write_clips
+from avfewshot.toyworld.writer import write_clip
 
 DEFAULT_CLIPS_PER_CLASS = 24
 """Gives 16 training clips a class, so that 16 shots are possible."""
+GENERATOR = "3acdb426618632143c1f9043a882341dcce415e6e88939765662f8d16698ee18"
+"""Names the world's contents: changed whenever a clip or an annotation file comes out otherwise."""
+MANIFEST = "toy-world.json"
+_FORMAT = 1
 
 # Measured on one core of a cloud server; the sizes vary little, the time with the machine.
 _BYTES_PER_CLIP = 150_000
 _SECONDS_PER_CLIP = 0.55
 
 _FOLDERS = {"ave": "AVE", "llp": "LLP", "vggsound": "VGGSound"}
-# Files that people are invited to change: what they changed is kept.
-_EDITABLE = ("avfs.toml", "labels.txt", "README.txt")
+_EDITABLE = ("avfs.toml", "labels.txt", "README.txt")  # people are invited to change these: what they changed is kept
 _TOP_LEVEL = (*_FOLDERS.values(), "samples", *_EDITABLE)
+
+
+@dataclass
+class Manifest:
+    """State of a toy world on disk."""
+
+    seed: int
+    clips_per_class: int
+    generator: str
+    datasets: tuple[str, ...]
+    files: dict[str, str | None] = field(default_factory=dict)  # SHA-256 by path below the root; None: planned
+
+    @property
+    def recipe(self) -> tuple[int, int, str]:
+        """What the files follow from."""
+        return self.seed, self.clips_per_class, self.generator
+
+    def write(self, root: Path) -> None:
+        """Write it to `root` atomically."""
+        document = {
+            "format": _FORMAT,
+            "made_by": "avfs data toy",
+            "seed": self.seed,
+            "clips_per_class": self.clips_per_class,
+            "generator": self.generator,
+            "datasets": list(self.datasets),
+            "complete": all(self.files.values()),
+            "files": dict(sorted(self.files.items())),
+        }
+        write_text(root / MANIFEST, json.dumps(document, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, root: Path) -> Manifest | None:
+        """The manifest in `root`, or None if there is none.
+
+        Raises:
+            DataError: It is damaged, or names a file outside of `root`.
+        """
+        path = root / MANIFEST
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format"] != _FORMAT:
+                raise ValueError(f"format {document['format']!r} is unknown")
+            files = dict(document["files"])
+            for name, digest in files.items():  # files are removed by this list: it must not reach outside
+                place = PurePosixPath(name)
+                if place.is_absolute() or not place.parts or ".." in place.parts or any(c in name for c in "\\:\0"):
+                    raise ValueError(f"{name!r} is outside of the folder")
+                if not (digest is None or isinstance(digest, str)):
+                    raise ValueError(f"the digest of {name!r} is {digest!r}")
+            seed, clips, generator = (document[key] for key in ("seed", "clips_per_class", "generator"))
+            return cls(int(seed), int(clips), str(generator), tuple(map(str, document["datasets"])), files)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"{path}: damaged ({type(error).__name__}: {error}).",
+                hint="Remove the folder, or give another --root.",
+            ) from error
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build did.
+    """What a build did."""
 
-    Attributes:
-        written: Clips written.
-        kept: Clips that were there.
-        edited: Files that somebody has changed and that were left alone.
-        bytes: Size of all files of the toy world.
-        seconds: Time that it took.
-    """
-
-    written: int
-    kept: int
-    edited: tuple[str, ...]
-    bytes: int
+    written: int  # clips
+    kept: int  # clips that were there
+    edited: tuple[str, ...]  # files that somebody has changed and that were left alone
+    bytes: int  # of all files of the toy world
     seconds: float
 
 
 @dataclass(frozen=True)
 class Build:
-    """A toy world about to be written; see :func:`prepare`.
-
-    Attributes:
-        root: Its folder.
-        recipe: What the files follow from.
-        plans: The data sets.
-        clips: All media files, the samples first.
-        kept: SHA-256 of those that are there, by path below the root.
-        damaged: Media files that are there but not as they were written.
-        recorded: SHA-256 of the other files that an earlier run wrote, by path below the root.
-        obsolete: Files of an earlier toy world that are to be removed.
-        jobs: Processes.
-        force: Whether edited files are written anew.
-    """
+    """A toy world about to be written; :func:`prepare` makes it."""
 
     root: Path
-    recipe: Recipe
+    manifest: Manifest  # with a digest for every file that is there
     plans: tuple[DatasetPlan, ...]
-    clips: tuple[PlannedClip, ...]
-    kept: dict[str, str]
-    damaged: tuple[str, ...]
-    recorded: dict[str, str]
-    obsolete: tuple[str, ...]
+    clips: tuple[PlannedClip, ...]  # all media files, the samples first
+    pending: tuple[PlannedClip, ...]  # those to write
+    damaged: tuple[str, ...]  # those that are there but not as they were written
+    obsolete: tuple[str, ...]  # files of an earlier toy world, to be removed
     jobs: int
     force: bool
-
-    @property
-    def pending(self) -> tuple[PlannedClip, ...]:
-        """Clips to write."""
-        return tuple(clip for clip in self.clips if clip.path not in self.kept)
 
     @property
     def expected_bytes(self) -> int:
@@ -96,73 +137,62 @@ class Build:
         return len(self.pending) * _SECONDS_PER_CLIP / self.jobs
 
     def run(self, *, progress: bool = True) -> Summary:
-        """Write what is missing.
+        """Write what is missing, with a progress bar where standard error is a terminal.
 
         Interrupted at any moment, it leaves whole files, and the same call goes on from there to the same result.
-
-        Args:
-            progress: Show a progress bar where standard error is a terminal.
-
-        Returns:
-            What was done.
 
         Raises:
             UsageError: The folder cannot be written to.
             DataError: A file cannot be written.
         """
         began = time.monotonic()
-        pending = self.pending
-        texts = self._texts()
-        files: dict[str, str | None] = {name: self.recorded.get(name) for name in texts}
-        files |= {clip.path: self.kept.get(clip.path) for clip in self.clips}
-        manifest = Manifest(self.recipe, tuple(plan.name for plan in self.plans), files)
+        files = self.manifest.files
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            manifest.write(self.root)
+            for folder in {(self.root / clip.path).parent for clip in self.clips}:  # of a run that was killed
+                for leftover in folder.glob(".*.part.mp4"):
+                    leftover.unlink(missing_ok=True)
+            self._remove_obsolete()
+            self.manifest.write(self.root)
         except OSError as error:
             raise UsageError(
                 f"{self.root}: cannot be written to: {error.strerror}.", hint="Give another --root."
             ) from error
-        tasks = [Task(clip.path, self.root / clip.path, clip.script) for clip in pending]
-        hidden = None if progress and tasks else True  # None: shown on a terminal alone
-        bar = tqdm(total=len(tasks), unit="clip", desc="Writing clips", disable=hidden, dynamic_ncols=True, leave=False)
+        total, hidden = (
+            len(self.pending),
+            None if progress and self.pending else True,
+        )  # None: shown on a terminal alone
+        bar = tqdm(total=total, unit="clip", desc="Writing clips", disable=hidden, dynamic_ncols=True, leave=False)
         try:
-            with bar, contextlib.closing(write_clips(tasks, self.jobs)) as written:
-                for clip in written:
-                    files[clip.name] = clip.sha256
+            with bar, contextlib.closing(_write_clips(self.root, self.pending, self.jobs)) as written:
+                for name, digest in written:
+                    files[name] = digest
                     bar.update()
-            edited = self._write_texts(texts, files)
-            manifest.write(self.root)
-        except BaseException:
+            edited = self._write_texts()
+        finally:
             with contextlib.suppress(OSError):  # a full disk, say: the record of the plan is there and will do
-                manifest.write(self.root)
-            raise
+                self.manifest.write(self.root)
         return Summary(
-            written=len(pending),
-            kept=len(self.kept),
+            written=total,
+            kept=len(self.clips) - total,
             edited=edited,
             bytes=sum((self.root / name).stat().st_size for name in files),
             seconds=time.monotonic() - began,
         )
 
-    def _texts(self) -> dict[str, str]:
-        """Contents of all files that are not media."""
+    def _write_texts(self) -> tuple[str, ...]:
+        """Write all files that are not media; returns those left alone because somebody changed them."""
         texts = {name: text for plan in self.plans for name, text in plan.texts.items()}
         used = {event.composition for clip in self.clips for event in clip.script.events}
         labels = [composition.name for composition in COMPOSITIONS if composition in used]
         texts["labels.txt"] = "\n".join(["# Everything that happens in this toy world.", *labels, ""])
         texts["avfs.toml"] = _SETTINGS
-        texts["README.txt"] = _readme_text(self.recipe, self.plans)
-        return texts
-
-    def _write_texts(self, texts: dict[str, str], files: dict[str, str | None]) -> tuple[str, ...]:
-        """Write the texts and note their digests in `files`; returns those left alone because somebody changed them."""
+        texts["README.txt"] = _readme_text(self.manifest, self.plans)
         edited = []
         for name, text in texts.items():
             path, digest = self.root / name, hashlib.sha256(text.encode()).hexdigest()
             present = sha256_file(path) if path.is_file() else None
-            recorded = self.recorded.get(name)
+            recorded = self.manifest.files.get(name)
             if name in _EDITABLE and not self.force and present and recorded and present not in (recorded, digest):
                 edited.append(name)
                 continue
@@ -171,14 +201,10 @@ class Build:
                     write_text(path, text)
                 except OSError as error:
                     raise DataError(f"{path}: cannot be written: {error.strerror}.") from error
-            files[name] = digest
+            self.manifest.files[name] = digest
         return tuple(edited)
 
-    def _remove_leftovers(self) -> None:
-        """Remove half-written files of a run that was killed, and files of the toy world that this one replaces."""
-        for folder in {(self.root / clip.path).parent for clip in self.clips}:
-            for leftover in folder.glob(".*.part.mp4"):
-                leftover.unlink(missing_ok=True)
+    def _remove_obsolete(self) -> None:
         for name in self.obsolete:
             (self.root / name).unlink(missing_ok=True)
         emptied = {folder for name in self.obsolete for folder in PurePosixPath(name).parents[:-1]}
@@ -207,15 +233,15 @@ def prepare(
         jobs: Processes; None: one for each processor that may be used.
         force: Replace what another seed, number of clips or version made there.
 
-    Returns:
-        The build, to be run.
-
     Raises:
         UsageError: A wrong argument, or a folder that holds something else.
         DataError: The folder's own record is damaged.
     """
     root = Path(root)
-    names = _checked_datasets(datasets)
+    unknown = [name for name in datasets or () if name not in PLANS]
+    if unknown or (datasets is not None and not datasets):
+        shown = ", ".join(map(repr, unknown)) or "nothing"
+        raise UsageError(f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(PLANS)}.")
     if clips_per_class < FEWEST_CLIPS:
         raise UsageError(
             f"--clips-per-class {clips_per_class}: too few.",
@@ -224,47 +250,44 @@ def prepare(
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs {jobs}: at least one process is needed.")
     _check_root(root)
-    recipe = Recipe(seed, clips_per_class, generator_digest())
     try:
-        manifest = read_manifest(root)
+        before = Manifest.read(root)
     except DataError:
         if not force:
             raise
-        manifest = None
-    same = manifest is not None and manifest.recipe == recipe
+        before = None
+    wanted = (seed, clips_per_class, GENERATOR)
+    same = before is not None and before.recipe == wanted
     if not force and not same:
-        _refuse_other_contents(root, manifest, recipe)
-    if same:
-        names = tuple(name for name in PLANS if name in {*names, *manifest.datasets})
+        _refuse_other_contents(root, before, wanted)
+    recorded = before.files if before else {}
+    there = before.datasets if before and same else ()
+    names = tuple(name for name in PLANS if datasets is None or name in {*datasets, *there})
     plans = tuple(PLANS[name](seed, clips_per_class) for name in names)
     clips = (*plan_samples(seed), *(clip for plan in plans for clip in plan.clips))
-    before = manifest.files if manifest else {}
-    kept, damaged = _existing(root, clips, before) if same else ({}, ())
-    planned = {clip.path for clip in clips}
-    build = Build(
+    texts = {name for plan in plans for name in plan.texts} | set(_EDITABLE)
+    files: dict[str, str | None] = {name: recorded.get(name) for name in texts}
+    damaged = []
+    for clip in clips:
+        path, files[clip.path] = root / clip.path, None
+        if same and clip.path in recorded and path.is_file():
+            digest = sha256_file(path)
+            # Without a digest the run that wrote it was killed before it took note; files appear whole or not at all.
+            if digest == recorded[clip.path] or (recorded[clip.path] is None and path.stat().st_size > 0):
+                files[clip.path] = digest
+            else:
+                damaged.append(clip.path)
+    return Build(
         root=root,
-        recipe=recipe,
+        manifest=Manifest(*wanted, names, files),
         plans=plans,
         clips=clips,
-        kept=kept,
-        damaged=damaged,
-        recorded={name: digest for name, digest in before.items() if digest and name not in planned},
-        obsolete=() if same else tuple(name for name in before if name not in planned),
-        jobs=jobs or _processors(),
+        pending=tuple(clip for clip in clips if files[clip.path] is None),
+        damaged=tuple(damaged),
+        obsolete=() if same else tuple(name for name in recorded if name not in files),
+        jobs=jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
         force=force,
     )
-    _check_space(build)
-    return build
-
-
-def _checked_datasets(datasets: Sequence[str] | None) -> tuple[str, ...]:
-    if datasets is None:
-        return tuple(PLANS)
-    unknown = [name for name in datasets if name not in PLANS]
-    if unknown or not datasets:
-        shown = ", ".join(map(repr, unknown)) or "nothing"
-        raise UsageError(f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(PLANS)}.")
-    return tuple(name for name in PLANS if name in datasets)
 
 
 def _check_root(root: Path) -> None:
@@ -280,19 +303,17 @@ def _check_root(root: Path) -> None:
         raise UsageError(f"{nearest}: cannot be written to.", hint="Give another --root.")
 
 
-def _refuse_other_contents(root: Path, manifest: Manifest | None, recipe: Recipe) -> None:
+def _refuse_other_contents(root: Path, before: Manifest | None, wanted: tuple[int, int, str]) -> None:
     """Refuse a folder that holds another toy world, or files of somebody's own under the names to be written."""
-    if manifest is None:
+    if before is None:
         if taken := [name for name in _TOP_LEVEL if (root / name).exists()]:
             raise UsageError(
                 f"{root}: holds {', '.join(taken)}, but no toy world.",
                 hint="Give another --root, or --force to write over what is there.",
             )
         return
-    there = manifest.recipe
-    if (there.seed, there.clips_per_class) != (recipe.seed, recipe.clips_per_class):
-        made = f"made with --seed {there.seed} --clips-per-class {there.clips_per_class}"
-    else:
+    made = f"made with --seed {before.seed} --clips-per-class {before.clips_per_class}"
+    if before.recipe[:2] == wanted[:2]:
         made = "made by another version of avfewshot"
     raise UsageError(
         f"{root}: holds a toy world {made}.",
@@ -300,36 +321,39 @@ def _refuse_other_contents(root: Path, manifest: Manifest | None, recipe: Recipe
     )
 
 
-def _existing(
-    root: Path, clips: Iterable[PlannedClip], recorded: dict[str, str | None]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Digests of the clips that need no writing, and the paths of those that were changed since."""
-    kept, damaged = {}, []
-    for clip in clips:
-        path = root / clip.path
-        if clip.path not in recorded or not path.is_file():
-            continue
-        digest = sha256_file(path)
-        # Without a digest the run that wrote the file was killed before it took note; files appear whole or not at all.
-        if digest == recorded[clip.path] or (recorded[clip.path] is None and path.stat().st_size > 0):
-            kept[clip.path] = digest
-        else:
-            damaged.append(clip.path)
-    return kept, tuple(damaged)
+def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Iterator[tuple[str, str]]:
+    """Write clips, in the order in which they get done: path below the root and digest of each.
+
+    Closing the iterator, or an exception such as KeyboardInterrupt, lets each process end the clip at hand and drops
+    the rest.
+    """
+    if jobs == 1 or len(clips) < 2:
+        yield from (_write(root, clip) for clip in clips)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(clips)), mp_context=context, initializer=begin_worker)
+    try:
+        with worker_env():
+            futures = [pool.submit(_write, root, clip) for clip in clips]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise AvfsError(
+            "A process that writes clips died; perhaps the memory ran out.", hint="Run it again with fewer --jobs."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_space(build: Build) -> None:
-    nearest = next(folder for folder in (build.root, *build.root.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(nearest).free
-    if build.expected_bytes > free:
-        raise UsageError(
-            f"{build.root}: about {build.expected_bytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free.",
-            hint="Give another --root, a smaller --clips-per-class, or --only one data set.",
-        )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _write(root: Path, clip: PlannedClip) -> tuple[str, str]:
+    path = root / clip.path
+    try:
+        write_clip(clip.script, path)
+        return clip.path, sha256_file(path)
+    except (OSError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        hint = "Remedy it and run the same command again: it goes on where it stopped."
+        raise DataError(f"{path}: cannot be written: {reason}.", hint=hint) from error
 
 
 _SETTINGS = """\
@@ -343,7 +367,7 @@ root = "."
 """
 
 
-def _readme_text(recipe: Recipe, plans: Sequence[DatasetPlan]) -> str:
+def _readme_text(manifest: Manifest, plans: Sequence[DatasetPlan]) -> str:
     counts = "\n".join(
         f"  {_FOLDERS[plan.name] + '/':<10} {len(plan.clips):,} clips of {len(plan.classes)} classes "
         f"in the layout of {plan.title}"
@@ -353,7 +377,7 @@ def _readme_text(recipe: Recipe, plans: Sequence[DatasetPlan]) -> str:
     return f"""\
 A toy world for avfewshot: drawn objects and synthesised sounds. Nothing here is real, and nothing was recorded.
 
-Made by: avfs data toy --seed {recipe.seed} --clips-per-class {recipe.clips_per_class}{only}
+Made by: avfs data toy --seed {manifest.seed} --clips-per-class {manifest.clips_per_class}{only}
 
   samples/   a few clips with plain names, for a first trial
 {counts}

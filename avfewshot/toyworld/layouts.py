@@ -30,34 +30,21 @@ _ID_LETTERS = string.ascii_letters + string.digits + "-_"  # those of YouTube; a
 
 @dataclass(frozen=True)
 class PlannedClip:
-    """A media file to be written.
+    """A media file to be written."""
 
-    Attributes:
-        path: Below the root of the toy world, with forward slashes.
-        script: What happens in it.
-    """
-
-    path: str
-    script: ClipScript
+    path: str  # below the root of the toy world, with forward slashes
+    script: ClipScript  # what happens in it
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """All files of one data set.
+    """All files of one data set."""
 
-    Attributes:
-        name: ``"ave"``, ``"llp"`` or ``"vggsound"``.
-        title: What people call it.
-        classes: Names of its classes as people read them.
-        clips: Media files.
-        texts: Contents of the annotation files by path below the root.
-    """
-
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    clips: tuple[PlannedClip, ...]
-    texts: dict[str, str]
+    name: str  # ``"ave"``, ``"llp"`` or ``"vggsound"``
+    title: str  # what people call it
+    classes: tuple[str, ...]  # names of its classes as people read them
+    clips: tuple[PlannedClip, ...]  # media files
+    texts: dict[str, str]  # contents of the annotation files by path below the root
 
 
 @dataclass(frozen=True)
@@ -360,16 +347,6 @@ def _describe(
     extra: dict[str, object],
 ) -> str:
     """A ``dataset.yaml`` in the format of ``data_splits/README.md``.
-
-    Args:
-        name: The packaged description that it takes the place of.
-        folder: Where the data set is below the root.
-        title: Its name for people.
-        tasks: Task names.
-        classes: Name in the annotation files and wording of each class.
-        files: Role, file name, text and number of header lines of each annotation file.
-        rows: All clips, to be counted.
-        extra: Further keys.
 
     Returns:
         YAML.

@@ -27,25 +27,15 @@ Film = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Lens:
-    """A camera that is held askew, with few lines and faded colours.
+    """A camera that is held askew, with few lines and faded colours."""
 
-    Attributes:
-        tilt: Degrees by which the picture is turned about its middle.
-        tilt_spread: Largest deviation of a clip from it, degrees.
-        cast: Share of its neighbour that each colour channel takes up: red of green, green of blue, blue of red.
-        contrast: Factor on the distance from middle grey.
-        lines: Share of the lines, and of the dots on each, that are resolved.
-        spread: Largest deviation of a clip's contrast and lines, as a natural logarithm.
-        noise: Standard deviation of the sensor's noise, of 255.
-    """
-
-    tilt: float
-    tilt_spread: float
-    cast: float
-    contrast: float
-    lines: float
-    spread: float
-    noise: float
+    tilt: float  # degrees by which the picture is turned about its middle
+    tilt_spread: float  # largest deviation of a clip from it, degrees
+    cast: float  # share of its neighbour that each colour channel takes up: red of green, green of blue, blue of red
+    contrast: float  # factor on the distance from middle grey
+    lines: float  # share of the lines, and of the dots on each, that are resolved
+    spread: float  # largest deviation of a clip's contrast and lines, as a natural logarithm
+    noise: float  # standard deviation of the sensor's noise, of 255
 
     def film(self, rng: np.random.Generator) -> Film:
         """The camera of one clip.
@@ -74,27 +64,16 @@ class Lens:
 
 @dataclass(frozen=True)
 class Microphone:
-    """A small microphone in an echoing room, on a bad cable.
+    """A small microphone in an echoing room, on a bad cable."""
 
-    Attributes:
-        low: Frequency below which it loses 6 dB per octave, Hz.
-        high: Frequency above which it loses 6 dB per octave, Hz.
-        spread: Largest deviation of a clip's frequencies and of its echo's delay, as a natural logarithm.
-        echo: Gain of the echo, which is itself echoed.
-        delay: Of the echo, seconds.
-        hiss: Level of a steady white noise, dB of the clip's loudness.
-        hum: Level of the mains hum, dB of the clip's loudness.
-        level_spread: Largest deviation of a clip's hiss and hum, dB.
-    """
-
-    low: float
-    high: float
-    spread: float
-    echo: float
-    delay: float
-    hiss: float
-    hum: float
-    level_spread: float
+    low: float  # frequency below which it loses 6 dB per octave, Hz
+    high: float  # frequency above which it loses 6 dB per octave, Hz
+    spread: float  # largest deviation of a clip's frequencies and of its echo's delay, as a natural logarithm
+    echo: float  # gain of the echo, which is itself echoed
+    delay: float  # of the echo, seconds
+    hiss: float  # level of a steady white noise, dB of the clip's loudness
+    hum: float  # level of the mains hum, dB of the clip's loudness
+    level_spread: float  # largest deviation of a clip's hiss and hum, dB
 
     def record(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Record a whole clip, as loud as it was.
@@ -129,17 +108,11 @@ def _hum(count: int, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Recording:
-    """Equipment.
+    """Equipment."""
 
-    Attributes:
-        name: What scripts call it.
-        lens: Of the camera; None: pictures stay as they were rendered.
-        microphone: None: the sound stays as it was rendered.
-    """
-
-    name: str
-    lens: Lens | None = None
-    microphone: Microphone | None = None
+    name: str  # what scripts call it
+    lens: Lens | None = None  # of the camera; None: pictures stay as they were rendered
+    microphone: Microphone | None = None  # none: the sound stays as it was rendered
 
     def film(self, seed: int) -> Film:
         """What the camera does to the frames of the clip of that seed, called once a frame in their order."""

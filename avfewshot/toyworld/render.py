@@ -20,29 +20,17 @@ _RAMP_SECONDS = 0.04
 
 @dataclass
 class Actor:
-    """An object on the stage; it stays inside the centre square of the picture.
+    """An object on the stage; it stays inside the centre square of the picture."""
 
-    Attributes:
-        name: The object.
-        colour: Its paint.
-        scale: Side as a share of the centre square.
-        place: Centre of its path as shares ``(x, y)`` of the room that it has.
-        velocity: Shares per second; it turns round at the edges.
-        swing: Degrees by which it rocks.
-        tilt: Degrees by which it leans.
-        mirrored: Whether it faces left.
-        seed: Shade of its paint.
-    """
-
-    name: str
-    colour: str
-    scale: float
-    place: tuple[float, float]
-    velocity: tuple[float, float]
-    swing: float
-    tilt: float
-    mirrored: bool
-    seed: int
+    name: str  # the object
+    colour: str  # its paint
+    scale: float  # side as a share of the centre square
+    place: tuple[float, float]  # centre of its path as shares ``(x, y)`` of the room that it has
+    velocity: tuple[float, float]  # shares per second; it turns round at the edges
+    swing: float  # degrees by which it rocks
+    tilt: float  # degrees by which it leans
+    mirrored: bool  # whether it faces left
+    seed: int  # shade of its paint
 
     @classmethod
     def cast(cls, name: str, rng: np.random.Generator, *, smallest: float, largest: float) -> Actor:

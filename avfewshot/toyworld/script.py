@@ -15,34 +15,21 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Event:
-    """An object that is seen, heard, or both.
+    """An object that is seen, heard, or both."""
 
-    Attributes:
-        composition: What is seen and heard.
-        look: When it is seen; None: never.
-        sound: When it is heard; None: never.
-    """
-
-    composition: Composition
-    look: Span | None
-    sound: Span | None
+    composition: Composition  # what is seen and heard
+    look: Span | None  # when it is seen; None: never
+    sound: Span | None  # when it is heard; None: never
 
 
 @dataclass(frozen=True)
 class ClipScript:
-    """All that a clip is rendered from; equal scripts give equal clips.
+    """All that a clip is rendered from; equal scripts give equal clips."""
 
-    Attributes:
-        seconds: Length.
-        events: What happens.
-        seed: Source of everything that the events leave open: colours, places, motion, noise, distractors.
-        recording: Equipment that it was recorded with, a name of ``recordings.RECORDINGS``.
-    """
-
-    seconds: float
-    events: tuple[Event, ...]
-    seed: int
-    recording: str = "studio"
+    seconds: float  # length
+    events: tuple[Event, ...]  # what happens
+    seed: int  # source of everything that the events leave open: colours, places, motion, noise, distractors
+    recording: str = "studio"  # equipment that it was recorded with, a name of ``recordings.RECORDINGS``
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -36,15 +36,10 @@ PITCHES: dict[str, float] = {"low": 0.6, "": 1.0, "high": 1.65}
 
 @dataclass(frozen=True, order=True)
 class Composition:
-    """An object that makes a sound: one class of the toy world.
+    """An object that makes a sound: one class of the toy world."""
 
-    Attributes:
-        object: One of :data:`OBJECTS`.
-        sound: One of :data:`SOUNDS`.
-    """
-
-    object: str
-    sound: str
+    object: str  # one of :data:`OBJECTS`
+    sound: str  # one of :data:`SOUNDS`
 
     @property
     def name(self) -> str:
