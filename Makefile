@@ -8,7 +8,8 @@ BIN := $(abspath $(VENV))/bin
 
 help:
 	@echo "make demo     make toy clips, classify them and write a report, offline"
-	@echo "make test     run the linter and all tests"
+	@echo "make lint     check style, layers (import-linter) and types (basedpyright)"
+	@echo "make test     make lint, then all tests"
 	@echo "make install  only set up $(VENV)"
 	@echo "make clean    remove $(VENV) and what the demo made"
 
@@ -26,6 +27,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
