@@ -96,6 +96,21 @@ def test_batched_windows_give_what_each_gives_alone(model, batch_size):
         assert_as_by_hand(file, model, source, 4)
 
 
+def test_windows_of_mixed_lengths_that_come_back_out_of_order_are_put_in_order(model):
+    # Four windows of three seconds fill a batch while the four-second window before the last of them still waits.
+    sources = [*(clip(f"short {seed}", 3, seed=seed) for seed in range(3)), clip("mixed", 7, seed=4)]
+    passed = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: passed.append(kwargs["audio"].shape[1]), with_kwargs=True
+    )
+
+    *_, mixed = Embedder(model, CPU, 12, window=4).embed(sources)
+
+    hook.remove()
+    assert passed == [3, 4]
+    assert_as_by_hand(mixed, model, sources[-1], 4)
+
+
 def test_adapters_see_whole_windows_and_not_single_seconds(model):
     source = clip("a", 8, seed=1)
 

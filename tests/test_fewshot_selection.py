@@ -128,6 +128,22 @@ def test_labels_of_test_clips_cannot_reach_what_is_chosen(make_run, task):
         assert wrong.results[system].score != right.results[system].score
 
 
+@pytest.mark.parametrize(("task", "multi_label"), [("ave", False), ("folder", True)])
+def test_thresholds_of_no_system_move_with_the_labels_of_test_clips(make_run, task, multi_label):
+    data = replace(dataset(task), multi_label=multi_label)
+    right, wrong = make_run(data, "right").bench, make_run(mislabelled(data), "wrong").bench
+
+    before, after = right.untrained(), wrong.untrained()
+
+    for system in UNTRAINED:
+        if multi_label:
+            assert before[system].label_threshold is not None
+        else:
+            assert before[system].background.threshold is not None
+        assert after[system].background == before[system].background
+        assert after[system].label_threshold == before[system].label_threshold
+
+
 @pytest.mark.parametrize("task", ["folder", "ave"])
 def test_test_clips_are_not_read_before_training_has_ended(make_run, task):
     run = make_run(dataset(task))

@@ -149,7 +149,8 @@ def test_every_distribution_sums_to_one_whatever_the_shape(fusion, pool, shape):
     assert prediction.probabilities.shape == (*shape[:-2], shape[-1])
     assert prediction.segment_probabilities.shape == shape
     assert prediction.segment_weights.shape == (*shape[:-1], 2)
-    for values in vars(prediction).values():
+    distributions = [prediction.probabilities, prediction.visual, prediction.audio, prediction.weights]
+    for values in (*distributions, prediction.segment_probabilities, prediction.segment_weights):
         torch.testing.assert_close(values.sum(-1), torch.ones(values.shape[:-1]))
 
 

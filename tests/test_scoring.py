@@ -1,5 +1,6 @@
 """From embeddings to logits, joined logits, predictions, and the choice among them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,17 @@ def test_embeddings_are_kept_until_the_file_or_the_model_changes(tmp_path):
     assert (found.audio, found.duration, found.warnings) == (None, 2.5, ("odd",))
     assert EmbeddingCache({"weights": "2"}, tmp_path / "cache").get(path) is None
     path.write_bytes(b"xy")
+    assert cache.get(path) is None
+
+
+def test_a_file_rewritten_at_the_same_size_has_no_kept_embeddings(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"x")
+    cache = EmbeddingCache({}, tmp_path / "cache")
+    cache.put(path, EmbeddedFile(str(path), 1.0, torch.randn(1, 6), None, ()))
+    assert cache.get(path) is not None
+    path.write_bytes(b"y")
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))  # some disks count in coarse ticks
     assert cache.get(path) is None
 
 

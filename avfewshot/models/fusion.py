@@ -1,15 +1,18 @@
-"""From logits to predictions: matching scores, modality weights, fusion and pooling over segments.
+"""From embeddings to predictions: logits, ensembles, matching scores, modality weights, fusion, pooling over segments.
 
-Pure functions on tensors (design: Eq. 11 and Fig. 6 of Duan et al., NeurIPS 2023, arXiv 2311.05152). A *logit* is the
-cosine similarity of an embedding and a label's text features times the modality's temperature scale. Whatever the
-dtype that comes in, the arithmetic is done in float32 at least, since bfloat16 cannot even hold a probability of 0.999.
+Pure functions on tensors (Eq. 11 and Fig. 6 of Duan et al., NeurIPS 2023, arXiv 2311.05152); classifier, evaluator and
+training all call these. A *logit* is the cosine similarity of an embedding and a label's text features times the
+modality's temperature scale. Whatever the dtype that comes in, the arithmetic is done in float32 at least, since
+bfloat16 cannot even hold a probability of 0.999.
 
 The leading dimensions ``...`` are free: a single clip ``[T, K]`` and a batch ``[N, T, K]`` work alike.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,23 +32,61 @@ _SMALLEST_COSINE = 1e-3
 
 @dataclass(frozen=True)
 class ClipPrediction:
-    """What the logits of one or many clips say. Every distribution sums to 1.
+    """What the logits of one or many clips say. Every distribution sums to 1."""
 
-    Attributes:
-        probabilities: Fused, per clip, ``[..., K]``.
-        visual: By sight alone, per clip, ``[..., K]``, or None.
-        audio: By hearing alone, per clip, ``[..., K]``, or None.
-        weights: Share of sight and hearing, per clip, ``[..., 2]``.
-        segment_probabilities: Fused, per segment, ``[..., T, K]``.
-        segment_weights: Share of sight and hearing, per segment, ``[..., T, 2]``.
+    log_probabilities: Tensor  # fused, per clip, [..., K]
+    visual_log_probabilities: Tensor | None  # visual alone, per clip, [..., K]
+    audio_log_probabilities: Tensor | None  # audio alone, per clip, [..., K]
+    weights: Tensor  # of visual and audio, per clip, [..., 2]
+    segment_probabilities: Tensor  # fused, per segment, [..., T, K]
+    segment_weights: Tensor  # of visual and audio, per segment, [..., T, 2]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Fused, per clip, ``[..., K]``."""
+        return self.log_probabilities.exp()
+
+    @property
+    def visual(self) -> Tensor | None:
+        """By the visual modality alone, per clip, ``[..., K]``."""
+        return None if self.visual_log_probabilities is None else self.visual_log_probabilities.exp()
+
+    @property
+    def audio(self) -> Tensor | None:
+        """By the audio modality alone, per clip, ``[..., K]``."""
+        return None if self.audio_log_probabilities is None else self.audio_log_probabilities.exp()
+
+
+def logits(embeddings: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
+    """Scaled cosine similarities of embeddings with texts.
+
+    Args:
+        embeddings: Unit vectors ``[..., D]``.
+        texts: Unit vectors ``[K, D]``.
+        scale: Temperature scale of the modality.
+
+    Returns:
+        ``[..., K]``, float32 at least, in the wider of both dtypes; also under autocast.
     """
+    dtype = torch.promote_types(_wide_type(embeddings), texts.dtype)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return scale * (embeddings.to(dtype) @ texts.to(dtype).T)
 
-    probabilities: Tensor
-    visual: Tensor | None
-    audio: Tensor | None
-    weights: Tensor
-    segment_probabilities: Tensor
-    segment_weights: Tensor
+
+def ensemble(zero_shot: Tensor | None, trained: Tensor | None, alpha: float) -> Tensor | None:
+    """Join the logits of the frozen towers and of a trained model: ``(1 - alpha) zero_shot + alpha trained``.
+
+    Args:
+        zero_shot: ``[...]`` of one modality, or None without it.
+        trained: The same of the trained model.
+        alpha: Share of the trained logits in [0, 1] (the ``blend`` of a run; cf. Wortsman et al., CVPR 2022).
+
+    Returns:
+        ``[...]``; None where the modality is missing.
+    """
+    if zero_shot is None or trained is None:
+        return None
+    return torch.lerp(zero_shot, trained, alpha)
 
 
 def matching_score(logits: Tensor, *, matching: str = "softmax", scale: float | Tensor = 1.0) -> Tensor:
@@ -143,18 +184,10 @@ def fuse(
     Raises:
         ValueError: Both logits are None, or a name is unknown.
     """
-    _check(fusion, FUSIONS, "fusion")
-    weights = modality_weights(
-        visual_logits, audio_logits, matching=matching, visual_scale=visual_scale, audio_scale=audio_scale
+    logs, weights = _log_fuse(
+        visual_logits, audio_logits, fusion, matching=matching, visual_scale=visual_scale, audio_scale=audio_scale
     )
-    if visual_logits is None or audio_logits is None:
-        return _wide(visual_logits if audio_logits is None else audio_logits).softmax(-1), weights
-    if fusion == "weighted":
-        shares = weights.unsqueeze(-1)
-        by_sight, by_hearing = _wide(visual_logits).softmax(-1), _wide(audio_logits).softmax(-1)
-        return shares[..., 0, :] * by_sight + shares[..., 1, :] * by_hearing, weights
-    logs = _wide(visual_logits).log_softmax(-1) + _wide(audio_logits).log_softmax(-1)
-    return logs.softmax(-1), weights
+    return logs.exp(), weights
 
 
 def event_weights(logits: Tensor, background: Tensor) -> Tensor:
@@ -168,9 +201,9 @@ def event_weights(logits: Tensor, background: Tensor) -> Tensor:
         background: Logits of the background text ``[..., T]``, of the same modality and scale.
 
     Returns:
-        ``[..., T]``, sums to 1.
+        ``[..., T]``, sums to 1, without gradient.
     """
-    salience = _wide(logits).amax(-1) - _wide(background)
+    salience = _wide(logits.detach()).amax(-1) - _wide(background.detach())
     return torch.nn.functional.logsigmoid(salience).softmax(-1)  # normalised sigmoids, also where all of them vanish
 
 
@@ -201,12 +234,17 @@ def predict_clips(
     matching: str = "softmax",
     visual_scale: float | Tensor = 1.0,
     audio_scale: float | Tensor = 1.0,
+    visual_present: Tensor | None = None,
+    audio_present: Tensor | None = None,
 ) -> ClipPrediction:
-    """Everything that is predicted from the logits of the segments of clips.
+    """Everything that is predicted from the logits of the segments of clips; training puts its loss on the same.
 
     Segments are fused one by one, and the clip's distributions are averages of theirs. ``pool="mean"``: all segments
     count alike (as published). ``pool="event"``: each counts by :func:`event_weights`, for the fused distribution by
     the mean of the modalities' weights, so a clip with one second of barking in ten seconds of meadow is still a dog.
+
+    Distributions are computed as logarithms, so that the gradient of a loss on them does not vanish where a
+    probability does. Weights of modalities and segments carry no gradient: they steer, they are not learned through.
 
     Args:
         visual_logits: ``[..., T, K]`` with T, K >= 1, or None without a picture.
@@ -218,6 +256,9 @@ def predict_clips(
         matching: See :func:`matching_score`.
         visual_scale: Temperature scale inside `visual_logits`.
         audio_scale: Temperature scale inside `audio_logits`.
+        visual_present: Bool ``[...]``, False for clips of a batch without a picture, whose visual logits may be
+            anything finite: they are predicted as if these were None, and their visual distribution means nothing.
+        audio_present: The same for sound.
 
     Returns:
         The prediction, float32 or float64.
@@ -226,23 +267,60 @@ def predict_clips(
         ValueError: Both logits are None, a name is unknown, or ``pool="event"`` lacks a background.
     """
     _check(pool, POOLS, "pool")
-    options = {"fusion": fusion, "matching": matching, "visual_scale": visual_scale, "audio_scale": audio_scale}
-    segments, segment_weights = fuse(visual_logits, audio_logits, **options)
+    masks = [None if present is None else present.unsqueeze(-1) for present in (visual_present, audio_present)]
+    segments, segment_weights = _log_fuse(
+        visual_logits, audio_logits, fusion, matching=matching, visual_scale=visual_scale, audio_scale=audio_scale,
+        visual_present=masks[0], audio_present=masks[1],
+    )  # fmt: skip
     visual_weights = audio_weights = None
     if pool == "event":
         visual_weights = _event_weights(visual_logits, visual_background)
         audio_weights = _event_weights(audio_logits, audio_background)
-    present = [weights for weights in (visual_weights, audio_weights) if weights is not None]
-    joint = torch.stack(present).mean(0) if present else None
+    pairs = zip((visual_weights, audio_weights), masks, strict=True)
+    counted = [(w, torch.ones_like(w) if m is None else m.to(w).expand_as(w)) for w, m in pairs if w is not None]
+    joint = None
+    if counted:
+        both, shares = (torch.stack(rows) for rows in zip(*counted, strict=True))
+        shares = torch.where(shares.sum(0) > 0, shares, 1.0)
+        joint = (both * shares).sum(0) / shares.sum(0)
     return ClipPrediction(
-        probabilities=pool_segments(segments, joint),
-        visual=None if visual_logits is None else pool_segments(_wide(visual_logits).softmax(-1), visual_weights),
-        audio=None if audio_logits is None else pool_segments(_wide(audio_logits).softmax(-1), audio_weights),
+        log_probabilities=_log_pool(segments, joint),
+        visual_log_probabilities=None
+        if visual_logits is None
+        else _log_pool(_wide(visual_logits).log_softmax(-1), visual_weights),
+        audio_log_probabilities=None
+        if audio_logits is None
+        else _log_pool(_wide(audio_logits).log_softmax(-1), audio_weights),
         # Counted from the first segment: equal weights of all segments are those of the clip, to the last digit.
         weights=segment_weights[..., 0, :] + pool_segments(segment_weights - segment_weights[..., :1, :], joint),
-        segment_probabilities=segments,
+        segment_probabilities=segments.exp(),
         segment_weights=segment_weights,
     )
+
+
+def _log_fuse(
+    visual_logits: Tensor | None, audio_logits: Tensor | None, fusion: str, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of what :func:`fuse` gives, and the weights."""
+    _check(fusion, FUSIONS, "fusion")
+    weights = modality_weights(visual_logits, audio_logits, **options)
+    logs = [_wide(given).log_softmax(-1) for given in (visual_logits, audio_logits) if given is not None]
+    if len(logs) == 1:
+        return logs[0], weights
+    if fusion == "product":
+        for row, name in enumerate(("visual_present", "audio_present")):
+            if (present := options.get(name)) is not None:
+                logs[row] = torch.where(present.unsqueeze(-1), logs[row], 0.0)
+        return (logs[0] + logs[1]).log_softmax(-1), weights
+    shares = weights.log().unsqueeze(-1)
+    return torch.logaddexp(shares[..., 0, :] + logs[0], shares[..., 1, :] + logs[1]), weights
+
+
+def _log_pool(logs: Tensor, weights: Tensor | None) -> Tensor:
+    """Logarithm of the average over segments of ``[..., T, K]`` log-probabilities."""
+    if weights is None:
+        return logs.logsumexp(-2) - math.log(logs.shape[-2])
+    return (logs + weights.log().unsqueeze(-1)).logsumexp(-2)
 
 
 def _event_weights(logits: Tensor | None, background: Tensor | None) -> Tensor | None:
