@@ -35,7 +35,7 @@ from avfewshot.data.folder import load_folder
 from avfewshot.encoders.backbone import Backbone, build_backbone
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
-from avfewshot.evaluation.texts import ClassTexts, class_texts
+from avfewshot.inference.logits import ClassTexts, class_texts
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model

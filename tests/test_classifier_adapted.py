@@ -14,9 +14,10 @@ from avfewshot.cli.app import run
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import AvfsError, DataError, UsageError, WeightsError
-from avfewshot.inference.classifier import Classifier, background_feature
+from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import Embedder
 from avfewshot.inference.loading import load
+from avfewshot.inference.logits import background_feature
 from avfewshot.media.reader import read_clip
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model

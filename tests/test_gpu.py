@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from avfewshot import load
 from avfewshot.cli.app import run
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.evaluation.texts import ClassTexts
 from avfewshot.inference.devices import PRECISIONS
+from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.build import build_model
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes

@@ -15,7 +15,9 @@ from avfewshot.models.fusion import (
     modality_weights,
     pool_segments,
     predict_clips,
+    predict_events,
 )
+from avfewshot.models.fusion import logits as logits_of
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -223,3 +225,59 @@ def test_names_and_missing_inputs_are_checked():
         fuse(None, None)
     with pytest.raises(ValueError, match="background"):
         predict_clips(logits, None, pool="event")
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_clips_that_lack_a_modality_are_predicted_in_a_batch_as_if_alone(fusion, pool):
+    logits = [5 * torch.randn(3, 4, 6, dtype=torch.float64) for _ in range(2)]
+    masks = {
+        "visual_present": torch.tensor([True, False, True]),
+        "audio_present": torch.tensor([True, True, False]),
+    }
+
+    together = predict_events(*logits, fusion=fusion, pool=pool, **masks)
+
+    alone = [
+        predict_events(logits[0][0], logits[1][0], fusion=fusion, pool=pool),
+        predict_events(None, logits[1][1], fusion=fusion, pool=pool),
+        predict_events(logits[0][2], None, fusion=fusion, pool=pool),
+    ]
+    for row, expected in enumerate(alone):
+        torch.testing.assert_close(together.log_probabilities[row], expected.log_probabilities)
+        torch.testing.assert_close(together.weights[row], expected.weights)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_loss_on_the_prediction_has_gradients_for_logits_alone_and_not_for_weights(pool):
+    visual, audio = (torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    predict_events(visual, audio, pool=pool).log_probabilities[:, 1].sum().backward()
+
+    v, a = (part.detach().clone().requires_grad_() for part in (visual, audio))
+    with torch.no_grad():
+        shares = modality_weights(v[..., :-1], a[..., :-1])
+        times = torch.full((2, 4), 0.25, dtype=torch.float64)
+        if pool == "event":
+            times = (event_weights(v[..., :-1], v[..., -1]) + event_weights(a[..., :-1], a[..., -1])) / 2
+    fused = shares[..., :1] * v[..., :-1].softmax(-1) + shares[..., 1:] * a[..., :-1].softmax(-1)
+    (times[..., None] * fused).sum(-2).log()[:, 1].sum().backward()
+
+    torch.testing.assert_close(visual.grad, v.grad)
+    torch.testing.assert_close(audio.grad, a.grad)
+
+
+def test_the_gradient_does_not_vanish_where_a_probability_does():
+    visual = torch.tensor([[[0.0, 200.0, 0.0]]], requires_grad=True)
+    found = predict_events(visual, None).log_probabilities
+    (-found[0, 0]).backward()
+    assert found[0, 0].item() == pytest.approx(-200.0)
+    assert visual.grad[0, 0, 0].item() == pytest.approx(-1.0)
+
+
+def test_logits_are_float32_at_least_even_under_autocast():
+    embeddings, texts = (torch.nn.functional.normalize(torch.randn(6, 64), dim=-1) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = logits_of(embeddings, texts, 100.0)
+    torch.testing.assert_close(found, 100 * embeddings @ texts.T)
+    assert logits_of(embeddings.bfloat16(), texts.bfloat16(), 100.0).dtype == torch.float32
+    assert logits_of(embeddings.double(), texts, 100.0).dtype == torch.float64

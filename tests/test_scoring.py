@@ -11,16 +11,14 @@ from training_support import CLASSES, backbone, labelled, names, read, texts
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.embedding_cache import EmbeddingCache
 from avfewshot.evaluation.logits import (
-    ClipLogits,
-    blend,
     clip_probabilities,
-    score_clip,
     second_probabilities,
     second_salience,
 )
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.logits import ClipLogits, score_clip
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -51,11 +49,11 @@ def test_logits_are_scaled_cosines():
 
 def test_joined_logits_are_the_weighted_sum():
     before, after = logits(1), logits(2)
-    joined = blend(before, after, 0.25)
+    joined = before.ensemble(after, 0.25)
     np.testing.assert_allclose(joined.visual.numpy(), 0.75 * before.visual.numpy() + 0.25 * after.visual.numpy())
-    assert torch.equal(blend(before, after, 0.0).audio, before.audio)
-    assert torch.equal(blend(before, after, 1.0).audio, after.audio)
-    assert blend(before.only("audio"), after.only("audio"), 0.5).visual is None
+    assert torch.equal(before.ensemble(after, 0.0).audio, before.audio)
+    assert torch.equal(before.ensemble(after, 1.0).audio, after.audio)
+    assert before.only("audio").ensemble(after.only("audio"), 0.5).visual is None
 
 
 def test_clips_of_any_length_and_modality_are_predicted_as_if_alone():

@@ -9,10 +9,9 @@ import torch
 from standin_towers import StandInTower
 
 from avfewshot.errors import MediaError
-from avfewshot.evaluation.logits import score_clip
 from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.targets import Targets
-from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.inference.logits import ClassTexts, score_clip
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig

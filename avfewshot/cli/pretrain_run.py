@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from avfewshot.encoders.backbone import Backbone
-    from avfewshot.evaluation.texts import ClassTexts
+    from avfewshot.inference.logits import ClassTexts
     from avfewshot.models.audio_visual import AudioVisualModel
     from avfewshot.training.config import TrainingConfig
     from avfewshot.training.pretrain import Pretraining
@@ -62,8 +62,8 @@ def execute(request: PretrainRequest) -> int:
 
 def _prepare(request: PretrainRequest, display: Any, interrupts: Interrupts) -> tuple[PretrainRequest, Any, Supply]:
     from avfewshot.cli.run_model import load_parts, say_without_graphs
-    from avfewshot.evaluation.texts import class_texts
     from avfewshot.inference.devices import PRECISIONS, resolve_device, resolve_precision
+    from avfewshot.inference.logits import class_texts
     from avfewshot.models.build import build_model
     from avfewshot.prompts import load_templates
     from avfewshot.training.description import describe_training

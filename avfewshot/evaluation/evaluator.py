@@ -15,14 +15,13 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.embedding import Embedded, embed_clips
 from avfewshot.evaluation.embedding_cache import EmbeddingCache
-from avfewshot.evaluation.logits import ClipLogits, blend, score_clip
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Predictions, Targets
-from avfewshot.evaluation.texts import class_texts
 from avfewshot.evaluation.usage import Usage, usable
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.stream import Reader
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.prompts import Templates
@@ -175,7 +174,7 @@ class TaskBench:
         if share == 0:
             return list(clips)
         trained = self.trained_logits(model, split)
-        return [blend(before, after, share) for before, after in zip(clips, trained, strict=True)]
+        return [before.ensemble(after, share) for before, after in zip(clips, trained, strict=True)]
 
     def trained_logits(self, model: AudioVisualModel, split: str) -> list[ClipLogits]:
         """Logits of a trained model on the usable clips of a split.

@@ -1,92 +1,21 @@
-"""Logits of clips: from embeddings, joined with those of another model, and as probabilities.
-
-The last of the K + 1 columns belongs to the background text. Tasks that label clips use it to find the seconds that
-count, tasks that label seconds as one more answer.
-"""
+"""From the logits of clips of any length and modality to arrays of probabilities."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from avfewshot.evaluation.texts import ClassTexts
-from avfewshot.models.fusion import fuse, predict_clips
+from avfewshot.inference.logits import ClipLogits
+from avfewshot.models.fusion import fuse, predict_events
 
 Floats = npt.NDArray[np.float64]
 
 _LACKING = -1e6
-
-
-@dataclass(frozen=True, eq=False)
-class ClipLogits:
-    """Scaled cosine similarities of the T seconds of a clip with K + 1 texts.
-
-    Attributes:
-        visual: Float64 ``[T, K + 1]`` on the CPU, or None without a picture.
-        audio: The same of the sound.
-    """
-
-    visual: Tensor | None
-    audio: Tensor | None
-
-    @property
-    def num_segments(self) -> int:
-        """T; 0 for a clip with neither."""
-        present = self.visual if self.visual is not None else self.audio
-        return 0 if present is None else len(present)
-
-    def only(self, modality: str) -> ClipLogits:
-        """What one modality says alone.
-
-        Args:
-            modality: ``"visual"`` or ``"audio"``.
-        """
-        return ClipLogits(self.visual if modality == "visual" else None, self.audio if modality == "audio" else None)
-
-
-def score_clip(
-    visual: Tensor | None, audio: Tensor | None, texts: ClassTexts, scales: tuple[float, float]
-) -> ClipLogits:
-    """Compare the embeddings of a clip with texts.
-
-    Args:
-        visual: Unit vectors ``[T, D_v]`` on the CPU, or None.
-        audio: Unit vectors ``[T, D_a]``, or None.
-        texts: Features in the same spaces, on the CPU.
-        scales: Temperature scales of sight and hearing.
-
-    Returns:
-        The logits.
-    """
-    # Float64 from here on: these are small matrices, and results should not hang on how they were batched.
-    return ClipLogits(
-        None if visual is None else scales[0] * (visual.double() @ texts.visual.double().T),
-        None if audio is None else scales[1] * (audio.double() @ texts.audio.double().T),
-    )
-
-
-def blend(zero_shot: ClipLogits, trained: ClipLogits, share: float) -> ClipLogits:
-    """Join what the untrained and the trained model say: ``(1 - share) * zero_shot + share * trained``.
-
-    Args:
-        zero_shot: Logits of the frozen towers alone.
-        trained: Logits of the trained model on the same clip.
-        share: Share of the trained logits in [0, 1].
-
-    Returns:
-        The joined logits.
-    """
-
-    def mix(before: Tensor | None, after: Tensor | None) -> Tensor | None:
-        return None if before is None or after is None else torch.lerp(before, after, share)
-
-    return ClipLogits(mix(zero_shot.visual, trained.visual), mix(zero_shot.audio, trained.audio))
 
 
 def clip_probabilities(clips: Sequence[ClipLogits], num_classes: int, *, fusion: str, pool: str) -> Floats:
@@ -103,15 +32,7 @@ def clip_probabilities(clips: Sequence[ClipLogits], num_classes: int, *, fusion:
     """
     result = np.full((len(clips), num_classes), 1 / num_classes)
     for rows, visual, audio in _alike(clips):
-        prediction = predict_clips(
-            None if visual is None else visual[..., :-1],
-            None if audio is None else audio[..., :-1],
-            fusion=fusion,
-            pool=pool,
-            visual_background=None if visual is None else visual[..., -1],
-            audio_background=None if audio is None else audio[..., -1],
-        )
-        result[rows] = prediction.probabilities.numpy()
+        result[rows] = predict_events(visual, audio, fusion=fusion, pool=pool).probabilities.numpy()
     return result
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from avfewshot.evaluation.background import BackgroundRule, find_background, fit_background
-from avfewshot.evaluation.logits import ClipLogits, Floats, clip_probabilities, second_probabilities, second_salience
+from avfewshot.evaluation.logits import Floats, clip_probabilities, second_probabilities, second_salience
 from avfewshot.evaluation.measures import choose_label_threshold
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.tasks import find_task
+from avfewshot.inference.logits import ClipLogits
 
 _SMALLEST = 1e-300
 

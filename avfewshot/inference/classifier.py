@@ -10,21 +10,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
-from avfewshot.encoders.text import TextBranch
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.features import EmbeddedFile, Embedder
-from avfewshot.inference.matcher import Matcher
+from avfewshot.inference.head import ZeroShotHead
+from avfewshot.inference.logits import class_texts
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.labels import LabelSet
 from avfewshot.media.reader import MODALITIES
 from avfewshot.media.stream import iter_clips
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.ensemble import SideBySide, joint_texts
+from avfewshot.models.ensemble import EnsembleModel
 from avfewshot.models.fusion import FUSIONS, POOLS
 from avfewshot.prompts import Templates
 
@@ -105,7 +104,7 @@ class Classifier:
         self.pool = pool
         # A share of all or nothing needs one model alone.
         alone = {0.0: plain, 1.0: self.model}
-        self._scored = alone.get(self.blend) or SideBySide(plain, self.model)
+        self._scored = alone.get(self.blend) or EnsembleModel(plain, self.model)
 
     def classify(
         self,
@@ -171,8 +170,8 @@ class Classifier:
         _check("fusion", fusion, FUSIONS)
         _check("pool", pool, POOLS)
         files = self._embed_files(self._scored, paths, modality, batch_size, workers, frame_backend)
-        matcher = self._matcher(labels, modality, fusion, pool)
-        return self._results(files, matcher, segments)
+        head = self._head(labels, modality, fusion, pool)
+        return self._results(files, head, segments)
 
     def embed(self, path: str | os.PathLike[str], *, modality: str = "av", frame_backend: str = "auto") -> Embeddings:
         """Embed one file, second by second: by the trained model, where there is one.
@@ -236,7 +235,7 @@ class Classifier:
 
     def _embed_files(
         self,
-        model: AudioVisualModel | SideBySide,
+        model: AudioVisualModel | EnsembleModel,
         paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
         modality: str,
         batch_size: int | str,
@@ -258,51 +257,22 @@ class Classifier:
         return _closing_both(embedder.embed(clips), clips)
 
     def _results(
-        self, files: Iterator[EmbeddedFile | Failure], matcher: Matcher, segments: bool
+        self, files: Iterator[EmbeddedFile | Failure], head: ZeroShotHead, segments: bool
     ) -> Iterator[ClipResult | Failure]:
         with contextlib.closing(files):
             for file in files:
-                yield file if isinstance(file, Failure) else matcher.result(file, segments=segments)
+                yield file if isinstance(file, Failure) else head.result(file, segments=segments)
 
-    def _matcher(self, labels: LabelSet, modality: str, fusion: str, pool: str) -> Matcher:
-        texts, background = {}, {}
-        for name in ("visual", "audio"):
-            if modality not in ("av", name):  # features of a modality that is not asked for are not computed
-                continue
-            branch: TextBranch = getattr(self.backbone, f"{name}_text")
-            features = label_features(branch, labels.wordings, getattr(self.templates, name))
-            # Float64 from here on: these are small matrices, and what is written down should sum to 1.
-            texts[name] = self._scaled(name, features.cpu().double())
-            if pool == "event":
-                feature = background_feature(branch, getattr(self.templates, f"background_{name}"))
-                background[name] = self._scaled(name, feature)
-        return Matcher(labels.names, texts, background, modality=modality, fusion=fusion, pool=pool)
-
-    def _scaled(self, name: str, features: Tensor) -> Tensor:
-        """Text features of a modality, times temperature scale, to multiply with the embeddings that are scored."""
-        zero_shot = getattr(self.backbone, f"{name}_scale") * features
-        if not self.blend:
-            return zero_shot
-        with torch.no_grad():
-            there = features.to(self.device, torch.float32)
-            pair = self.model.project_texts(*((there, None) if name == "visual" else (None, there)))
-            projected = pair[0] if name == "visual" else pair[1]
-            trained = self.model.temperatures.scale(name).item() * projected.cpu().double()
-        return trained if self.blend == 1 else joint_texts(zero_shot, trained, self.blend)
-
-
-def background_feature(branch: TextBranch, texts: Sequence[str]) -> Tensor:
-    """The mean of the unit vectors of texts that say that nothing happens, scaled to length one.
-
-    Args:
-        branch: A text branch.
-        texts: At least one.
-
-    Returns:
-        Float64 ``[D]`` on the CPU.
-    """
-    features = label_features(branch, texts, ("{}",))
-    return F.normalize(features.cpu().double().mean(0), dim=-1)
+    def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str) -> ZeroShotHead:
+        texts = class_texts(self.backbone, labels.wordings, self.templates, modality=modality)
+        spaces = []
+        if self.blend < 1:
+            spaces.append((texts, (self.backbone.visual_scale, self.backbone.audio_scale)))
+        if self.blend > 0:
+            with torch.no_grad():
+                scales = self.model.temperatures.scale("visual").item(), self.model.temperatures.scale("audio").item()
+                spaces.append((texts.projected(self.model).to("cpu"), scales))
+        return ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
 
 
 def _label_set(labels: LabelSet | Sequence[str]) -> LabelSet:

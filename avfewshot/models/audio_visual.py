@@ -15,6 +15,7 @@ from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, pair_layers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import WeightsError
+from avfewshot.models import fusion
 
 MAX_SCALE = 100.0
 """Largest temperature scale that training may reach, as for CLIP (Radford et al., ICML 2021, section 2.5)."""
@@ -188,8 +189,8 @@ class AudioVisualModel(nn.Module):
             ``[..., K]`` for each modality that is there.
         """
         return (
-            None if visual is None else self.temperatures.scale("visual") * (visual @ visual_texts.T),
-            None if audio is None else self.temperatures.scale("audio") * (audio @ audio_texts.T),
+            None if visual is None else fusion.logits(visual, visual_texts, self.temperatures.scale("visual")),
+            None if audio is None else fusion.logits(audio, audio_texts, self.temperatures.scale("audio")),
         )
 
     def trainable_state(self) -> dict[str, Tensor]:

@@ -1,12 +1,4 @@
-"""A trained model and the frozen towers that it was built on, joined in their logits.
-
-Logits are products of embeddings and scaled texts, so a blend of two models' logits is a single product:
-
-    (1 - s) z (v . t) + s z' (v' . t')  =  [v, v'] . [(1 - s) z t, s z' t']
-
-with embeddings v, v', texts t, t' and temperature scales z, z' of the towers and of the trained model, and the share s.
-Whoever matches embeddings with texts need not know that they are two models'.
-"""
+"""A trained model beside the frozen towers that it was built on; :func:`.fusion.ensemble` joins their logits."""
 
 from __future__ import annotations
 
@@ -17,7 +9,7 @@ from avfewshot.adapters.base import CrossModalAdapter
 from avfewshot.models.audio_visual import AudioVisualModel
 
 
-class SideBySide(nn.Module):
+class EnsembleModel(nn.Module):
     """Embeddings of the frozen towers alone, and beside them those of the trained model, from one decoded clip.
 
     Args:
@@ -59,20 +51,6 @@ class SideBySide(nn.Module):
             None if visual is None else projectors.visual(visual),
             None if audio is None else projectors.audio(audio),
         )
-
-
-def joint_texts(zero_shot: Tensor, trained: Tensor, share: float) -> Tensor:
-    """What the embeddings of :class:`SideBySide` are multiplied with to give blended logits.
-
-    Args:
-        zero_shot: Texts of the towers times their temperature scale, ``[..., D]``.
-        trained: Projected texts of the trained model times its temperature scale, ``[..., D]``.
-        share: Share of the trained logits in [0, 1].
-
-    Returns:
-        ``[..., 2 D]``.
-    """
-    return torch.cat(((1 - share) * zero_shot, share * trained), dim=-1)
 
 
 def _joined(before: Tensor | None, after: Tensor | None) -> Tensor | None:

@@ -298,6 +298,24 @@ def predict_clips(
     )
 
 
+def predict_events(visual_logits: Tensor | None, audio_logits: Tensor | None, **options: Any) -> ClipPrediction:
+    """:func:`predict_clips` from logits ``[..., T, K + 1]`` whose last column belongs to the background text.
+
+    The one way from logits to a clip's distribution: the classifier and the evaluator take its ``probabilities``, and
+    training takes a loss on its ``log_probabilities`` (or on those of each modality, and ``weights``).
+
+    Args:
+        visual_logits: From :func:`logits`, or None without a picture.
+        audio_logits: The same of the sound.
+        options: Of :func:`predict_clips`, but the backgrounds.
+    """
+    classes, background = {}, {}
+    for name, given in (("visual", visual_logits), ("audio", audio_logits)):
+        classes[f"{name}_logits"] = None if given is None else given[..., :-1]
+        background[f"{name}_background"] = None if given is None else given[..., -1]
+    return predict_clips(**classes, **background, **options)
+
+
 def _log_fuse(
     visual_logits: Tensor | None, audio_logits: Tensor | None, fusion: str, **options: Any
 ) -> tuple[Tensor, Tensor]:

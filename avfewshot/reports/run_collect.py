@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from avfewshot.data.dataset import Sample
 from avfewshot.evaluation.comparison import Comparison
-from avfewshot.evaluation.logits import ClipLogits, blend, clip_probabilities, second_probabilities
+from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
+from avfewshot.inference.logits import ClipLogits
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second
 from avfewshot.reports.thumbnails import jpeg_source, thumbnails
@@ -137,7 +138,7 @@ def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen:
     trained = zero
     if share:
         adapted = run.bench.logits_of(model, [sample.path for sample in samples])
-        trained = [blend(before, after, share) for before, after in zip(zero, adapted, strict=True)]
+        trained = [before.ensemble(after, share) for before, after in zip(zero, adapted, strict=True)]
     return tuple(
         _example(run, sample, after, before, result)
         for sample, before, after in zip(samples, zero, trained, strict=True)

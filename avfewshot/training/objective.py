@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Clip
+from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights, pool_segments
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
@@ -172,7 +173,7 @@ class Objective:
             if clip is None:
                 rows.append(texts.new_zeros(length, columns))
                 continue
-            logits = scale * (clip.to(texts.dtype) @ texts.T)
+            logits = fusion.logits(clip, texts, scale)
             rows.append(logits if self._per_second else self._pooled(logits)[None])
         return torch.cat(rows), present
 

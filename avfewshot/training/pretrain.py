@@ -12,8 +12,8 @@ import torch
 
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
-from avfewshot.evaluation.texts import ClassTexts
 from avfewshot.inference.devices import free_memory, is_out_of_memory
+from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig

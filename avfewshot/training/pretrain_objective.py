@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.evaluation.texts import ClassTexts
+from avfewshot.inference.logits import ClassTexts
+from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights
 from avfewshot.models.losses import CombinedLoss
@@ -110,7 +111,7 @@ class PretrainObjective:
     def _pooled(self, seconds: Tensor, words: Tensor, scale: Tensor) -> Tensor:
         if self._config.pool == "mean":
             return F.normalize(seconds.mean(0), dim=-1)
-        logits = scale * (seconds.detach() @ words.T)
+        logits = fusion.logits(seconds.detach(), words, scale)
         weights = event_weights(logits[:, :-1], logits[:, -1])
         return F.normalize((weights[:, None].to(seconds.dtype) * seconds).sum(0), dim=-1)
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import evaluate
-from avfewshot.evaluation.logits import ClipLogits, blend, clip_probabilities, second_probabilities
+from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
+from avfewshot.inference.logits import ClipLogits
 from avfewshot.training.config import AUTO
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -118,7 +119,7 @@ def judge(
     """
     best: Verdict | None = None
     for candidate in SHARES if share == AUTO else (float(share),):
-        joined = [blend(before, after, candidate) for before, after in zip(zero_shot, trained, strict=True)]
+        joined = [before.ensemble(after, candidate) for before, after in zip(zero_shot, trained, strict=True)]
         verdict = _judge(decision, joined, targets, candidate)
         if best is None or verdict.better_than(best):
             best = verdict

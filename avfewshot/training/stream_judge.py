@@ -13,12 +13,11 @@ import torch
 
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
-from avfewshot.evaluation.logits import ClipLogits, score_clip
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.targets import Targets
-from avfewshot.evaluation.texts import ClassTexts
 from avfewshot.inference.features import EmbeddedFile, Embedder
+from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.media.clip import Clip
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.selection import Verdict, judge, judge_zero_shot

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.inference.results import ClipResult, SegmentResult
-from avfewshot.models.fusion import ClipPrediction, predict_clips
+from avfewshot.models.fusion import ClipPrediction, predict_events
 
 
-class Matcher:
+class ZeroShotHead:
     """Compares embeddings with the labels of a run.
 
     Args:
         names: K labels.
-        texts: By modality (``"visual"``, ``"audio"``) float64 ``[K, D]``: label features times temperature scale, such
-            that their products with embeddings are logits.
-        background: The same for the background text, ``[D]``; only for ``pool="event"``.
+        spaces: Texts and temperature scales of the model; or of the frozen towers and of the trained model, whose
+            embeddings then stand side by side (:class:`~avfewshot.models.ensemble.EnsembleModel`).
+        alpha: Share of the trained logits where there are two.
         modality: What was asked for: ``"av"``, ``"visual"`` or ``"audio"``.
         fusion: See :func:`avfewshot.models.fusion.fuse`.
         pool: See :func:`avfewshot.models.fusion.predict_clips`.
@@ -27,16 +28,16 @@ class Matcher:
     def __init__(
         self,
         names: Sequence[str],
-        texts: Mapping[str, Tensor],
-        background: Mapping[str, Tensor],
+        spaces: Sequence[tuple[ClassTexts, tuple[float, float]]],
+        alpha: float,
         *,
         modality: str,
         fusion: str,
         pool: str,
     ) -> None:
         self._names = names
-        self._texts = texts
-        self._background = background
+        self._spaces = spaces
+        self._alpha = alpha
         self._modality = modality
         self._options = {"fusion": fusion, "pool": pool}
 
@@ -47,7 +48,8 @@ class Matcher:
             file: Its embeddings, of the widths D of the texts.
             segments: Whether to say what each second holds.
         """
-        prediction = self._predict(file)
+        logits = self.logits(file)
+        prediction = predict_events(logits.visual, logits.audio, **self._options)
         scores = prediction.probabilities.tolist()
         best = max(range(len(scores)), key=scores.__getitem__)
         return ClipResult(
@@ -63,21 +65,15 @@ class Matcher:
             warnings=self._warnings(file),
         )
 
-    def _predict(self, file: EmbeddedFile) -> ClipPrediction:
-        logits, backgrounds = {}, {}
-        for name in ("visual", "audio"):
-            embeddings = getattr(file, name)
-            if embeddings is not None:
-                logits[name] = embeddings.double() @ self._texts[name].T
-                if name in self._background:
-                    backgrounds[name] = embeddings.double() @ self._background[name]
-        return predict_clips(
-            logits.get("visual"),
-            logits.get("audio"),
-            visual_background=backgrounds.get("visual"),
-            audio_background=backgrounds.get("audio"),
-            **self._options,
-        )
+    def logits(self, file: EmbeddedFile) -> ClipLogits:
+        """Logits of the seconds of a file."""
+        count = len(self._spaces)
+        visual = [None] * count if file.visual is None else file.visual.chunk(count, -1)
+        audio = [None] * count if file.audio is None else file.audio.chunk(count, -1)
+        found = [
+            score_clip(v, a, texts, scales) for v, a, (texts, scales) in zip(visual, audio, self._spaces, strict=True)
+        ]
+        return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
 
     def _segments(self, file: EmbeddedFile, prediction: ClipPrediction) -> list[SegmentResult]:
         results = []

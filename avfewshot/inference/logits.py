@@ -1,0 +1,124 @@
+"""The texts that clips are compared with, those of the classes and one for "nothing happens", and the logits.
+
+The last of the K + 1 columns belongs to the background text. Tasks that label clips use it to find the seconds that
+count, tasks that label seconds as one more answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.label_features import label_features
+from avfewshot.encoders.text import TextBranch
+from avfewshot.models import fusion
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.prompts import Templates
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTexts:
+    """Features of K classes, and of the background as row K: unit vectors float32."""
+
+    visual: Tensor  # [K + 1, D_v]; no rows where the modality was not asked for
+    audio: Tensor  # [K + 1, D_a]; likewise
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return max(len(self.visual), len(self.audio)) - 1
+
+    def to(self, device: torch.device | str) -> ClassTexts:
+        """The same features on a device."""
+        return ClassTexts(self.visual.to(device), self.audio.to(device))
+
+    def projected(self, model: AudioVisualModel) -> ClassTexts:
+        """The features in a trained model's matching spaces; on the model's device."""
+        device = model.temperatures.visual.device
+        given = [part.to(device) for part in (self.visual, self.audio)]
+        found = model.project_texts(*(part if len(part) else None for part in given))
+        return ClassTexts(*(part if new is None else new for part, new in zip(given, found, strict=True)))
+
+
+def class_texts(
+    backbone: Backbone, wordings: Sequence[str], templates: Templates, *, modality: str = "av"
+) -> ClassTexts:
+    """Encode the classes' wordings and the background, once for a whole run.
+
+    Args:
+        backbone: Its text branches do the work.
+        wordings: What stands for each of the K classes in prompts.
+        templates: Prompt templates.
+        modality: ``"av"``, ``"visual"`` or ``"audio"``: which features are computed.
+
+    Returns:
+        Features on the CPU.
+    """
+    parts = []
+    for name, branch, prompts, background in (
+        ("visual", backbone.visual_text, templates.visual, templates.background_visual),
+        ("audio", backbone.audio_text, templates.audio, templates.background_audio),
+    ):
+        if modality not in ("av", name):
+            parts.append(torch.empty(0, 0))
+            continue
+        classes = label_features(branch, wordings, prompts).cpu()
+        parts.append(torch.cat((classes, background_feature(branch, background)[None].float())))
+    return ClassTexts(*parts)
+
+
+def background_feature(branch: TextBranch, texts: Sequence[str]) -> Tensor:
+    """The mean of the unit vectors of texts that say that nothing happens, scaled to length one.
+
+    Returns:
+        Float64 ``[D]`` on the CPU.
+    """
+    features = label_features(branch, texts, ("{}",))
+    return F.normalize(features.cpu().double().mean(0), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipLogits:
+    """Scaled cosine similarities of the T seconds of a clip with K + 1 texts."""
+
+    visual: Tensor | None  # float64 [T, K + 1] on the CPU, or None without a picture
+    audio: Tensor | None  # the same of the sound
+
+    @property
+    def num_segments(self) -> int:
+        """T; 0 for a clip with neither."""
+        present = self.visual if self.visual is not None else self.audio
+        return 0 if present is None else len(present)
+
+    def only(self, modality: str) -> ClipLogits:
+        """What one modality (``"visual"`` or ``"audio"``) says alone."""
+        return ClipLogits(self.visual if modality == "visual" else None, self.audio if modality == "audio" else None)
+
+    def ensemble(self, trained: ClipLogits, alpha: float) -> ClipLogits:
+        """These of the frozen towers joined with those of a trained model; see :func:`.fusion.ensemble`."""
+        return ClipLogits(
+            fusion.ensemble(self.visual, trained.visual, alpha), fusion.ensemble(self.audio, trained.audio, alpha)
+        )
+
+
+def score_clip(
+    visual: Tensor | None, audio: Tensor | None, texts: ClassTexts, scales: tuple[float, float]
+) -> ClipLogits:
+    """Compare the embeddings of a clip with texts.
+
+    Args:
+        visual: Unit vectors ``[T, D_v]`` on the CPU, or None.
+        audio: Unit vectors ``[T, D_a]``, or None.
+        texts: Features in the same spaces, on the CPU.
+        scales: Temperature scales of the visual and the audio modality.
+    """
+    # Float64 from here on: these are small matrices, and results should not hang on how they were batched.
+    return ClipLogits(
+        None if visual is None else fusion.logits(visual.double(), texts.visual, scales[0]),
+        None if audio is None else fusion.logits(audio.double(), texts.audio, scales[1]),
+    )
