@@ -109,7 +109,7 @@ def test_missing_weights_are_told_before_any_clip_is_read(fails, monkeypatch, co
     def read(*_, **__):
         raise AssertionError("a clip is read")
 
-    monkeypatch.setattr("avfewshot.training.clip_cache.ClipCache.get", read)
+    monkeypatch.setattr("avfewshot.media.clip_cache.ClipCache.get", read)
     told = fails(f"{command} --backbone base --device cpu", 1)
     for part in ("The backbone 'base' lacks", "avfs weights fetch base", "--clip-weights"):
         assert part in told

@@ -10,7 +10,7 @@ from avfewshot.data.clip_source import read_start
 from avfewshot.data.shards.codec import DamagedClipError, decode_members, encode_members
 from avfewshot.data.shards.record import ClipRecord
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.media.flac import rounded
+from avfewshot.media.codec import rounded
 
 DATASET = make_dataset()
 SAMPLE = DATASET.samples[2]

@@ -184,9 +184,9 @@ def test_the_choices_are_those_of_the_modules_that_act_on_them():
     from avfewshot.adapters.settings import OUTPUTS
     from avfewshot.data.sampler import SAMPLERS
     from avfewshot.inference.devices import PRECISIONS
+    from avfewshot.media.clip_cache import DEFAULT_MAX_BYTES
     from avfewshot.models.fusion import FUSIONS, MATCHINGS, POOLS
     from avfewshot.models.losses import OBJECTIVES
-    from avfewshot.training.clip_cache import DEFAULT_MAX_BYTES
 
     kinds = {setting.name: setting.kind for setting in training_settings()}
     for name, choices in {

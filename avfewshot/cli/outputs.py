@@ -105,11 +105,11 @@ def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path]) -
         written: Option and file of everything that will be written.
         read: Files that the run reads.
     """
-    inputs = {path.resolve() for path in read}
-    taken: dict[Path, str] = {}
+    inputs = {os.path.realpath(path) for path in read}
+    taken: dict[str, str] = {}
     faults = []
     for option, path in written:
-        place = path.resolve()
+        place = os.path.realpath(path)
         if place in inputs:
             faults.append(UsageError(f"{option} {path}: would overwrite a file that is read.", hint="Name another."))
         elif place in taken:

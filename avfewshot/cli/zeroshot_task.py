@@ -149,10 +149,10 @@ def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, dict[s
     from avfewshot.evaluation.predictions import Decision
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.inference.loading import decision_of, recalled
+    from avfewshot.media.clip_cache import ClipCache
     from avfewshot.models.build import load_model
     from avfewshot.models.checkpoint import load_adapter
     from avfewshot.prompts import load_templates
-    from avfewshot.training.clip_cache import ClipCache
     from avfewshot.training.fabric import single_device
 
     settings = request.settings

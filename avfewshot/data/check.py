@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
     Returns:
         One per data set name, sorted by name. A data set that cannot be read is left out.
     """
-    folders = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    folders = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
     own = dataset if isinstance(dataset, str) else dataset.name
     found: list[Dataset] = []
     for name in description_names():
@@ -169,7 +170,7 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
 
 
 def _same_files(first: Dataset, second: Dataset) -> bool:
-    ours, theirs = ({path.resolve() for path in dataset.files.values()} for dataset in (first, second))
+    ours, theirs = ({os.path.realpath(path) for path in dataset.files.values()} for dataset in (first, second))
     return bool(ours & theirs)
 
 

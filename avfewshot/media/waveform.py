@@ -271,11 +271,14 @@ class Waveform:
     def _mono(self, frame: AudioFrame) -> np.ndarray:
         """Mean of the channels, or the loudest one where that would be silence; float32 ``[samples]``."""
         channels = frame.layout.nb_channels
-        if frame.format.is_planar and channels >= 8:
+        wide = frame.format.name.startswith("s64")  # which NumPy is not given
+        if wide or (frame.format.is_planar and channels >= 8):
             # PyAV runs past the planes of eight or more channels: let swresample interleave them, which changes no bit.
             key = (frame.format.name, frame.layout.name, channels, frame.sample_rate)
             if self._packer is None or self._packer[0] != key:
-                resampler = AudioResampler(format=frame.format.packed, layout=frame.layout, rate=frame.sample_rate)
+                resampler = AudioResampler(
+                    format="dbl" if wide else frame.format.packed, layout=frame.layout, rate=frame.sample_rate
+                )
                 self._packer = (key, resampler)
             frame.pts = None
             parts = [part.to_ndarray() for part in self._packer[1].resample(frame)]

@@ -22,11 +22,11 @@ from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.result import TaskResult
 from avfewshot.io import write_text
+from avfewshot.media.clip_cache import ClipCache
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
-from avfewshot.training.clip_cache import ClipCache
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.description import describe_training
 from avfewshot.training.fabric import single_device

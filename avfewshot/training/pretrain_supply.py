@@ -16,7 +16,7 @@ from avfewshot.data.media_index import require_media
 from avfewshot.data.sampler import fingerprint
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError
-from avfewshot.training.clip_cache import ClipCache
+from avfewshot.media.clip_cache import ClipCache
 from avfewshot.training.leaks import LeakFilter
 
 _BYTES_PER_CLIP = 1_000_000

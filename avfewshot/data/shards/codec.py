@@ -7,18 +7,12 @@ colours are stored at full resolution (4:4:4), since halving it would save an ei
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
-import av
-import numpy as np
-import torch
-from PIL import Image
-
 from avfewshot.data.shards.record import ClipRecord, RecordError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.media.flac import decode_flac, encode_flac, to_floats, to_integers
+from avfewshot.media.codec import DamagedError, decode_pictures, decode_sound, encode_picture, encode_sound
 
 DEFAULT_QUALITY = 95
 SOUND = "flac"
@@ -48,9 +42,9 @@ def encode_members(clip: Clip, record: ClipRecord, *, quality: int = DEFAULT_QUA
     members = {RECORD: record.to_json()}
     if clip.frames is not None:
         for second, frame in enumerate(clip.frames):
-            members[picture_name(second)] = _encode_picture(frame, quality)
+            members[picture_name(second)] = encode_picture(frame, quality)
     if clip.waveform is not None:
-        members[SOUND] = encode_flac(to_integers(clip.waveform))
+        members[SOUND] = encode_sound(clip.waveform)
     return members
 
 
@@ -71,34 +65,14 @@ def decode_members(members: Mapping[str, bytes], path: Path) -> tuple[Clip, Clip
         record = ClipRecord.parse(members[RECORD])
         frames = waveform = None
         if record.frame_side is not None:
-            pictures = [
-                _decode_picture(members[picture_name(second)], record.frame_side) for second in range(record.seconds)
-            ]
-            frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+            pictures = [members[picture_name(second)] for second in range(record.seconds)]
+            frames = decode_pictures(pictures, ("JPEG",), record.frame_side)
         if record.has_sound:
-            waveform = to_floats(decode_flac(members[SOUND], record.seconds * SAMPLE_RATE))
+            waveform = decode_sound(members[SOUND], record.seconds * SAMPLE_RATE)
         return Clip(path, record.duration, 0, frames, waveform, record.warnings, last=record.whole), record
     except KeyError as error:
         raise DamagedClipError(f"it has no member {error}") from error
     except RecordError as error:
         raise DamagedClipError(f"its description is not valid: {error}") from error
-    except (
-        # What Pillow and PyAV make of bytes that are not theirs.
-        *(AttributeError, TypeError, ValueError, EOFError, OSError, IndexError, SyntaxError, OverflowError),
-        *(av.error.FFmpegError, Image.DecompressionBombError),
-    ) as error:
-        raise DamagedClipError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def _encode_picture(frame: torch.Tensor, quality: int) -> bytes:
-    stream = io.BytesIO()
-    image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
-    image.save(stream, "JPEG", quality=quality, subsampling=0)
-    return stream.getvalue()
-
-
-def _decode_picture(content: bytes, side: int) -> np.ndarray:
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        if image.size != (side, side):  # looked at before a picture of unknown size is given memory
-            raise DamagedClipError(f"a picture is {image.width} x {image.height} instead of {side} x {side}")
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert copies in any case
+    except (DamagedError, ValueError) as error:
+        raise DamagedClipError(" ".join(str(error).split())) from error

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from media_factory import tone, write_media
+from PIL import Image
 
-import avfewshot.training.clip_cache as module
+import avfewshot.media.clip_cache as module
 from avfewshot.errors import MediaError, UsageError
+from avfewshot.evaluation.embedding_cache import EmbeddingCache
+from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import cache_dir
-from avfewshot.media import read_clip
-from avfewshot.training.clip_cache import ClipCache
-from avfewshot.training.clip_codec import DamagedError, decode_clip, encode_clip
+from avfewshot.media import SAMPLE_RATE, read_clip
+from avfewshot.media.clip_cache import ClipCache
+from avfewshot.media.codec import DamagedError, decode_clip, encode_clip, encode_sound
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,9 @@ def test_the_second_time_nothing_is_decoded_and_the_clip_is_the_same_to_the_bit(
     no_decoding()
     cache = ClipCache()
     assert all(same(cache.get(path, frame_size=32), clip) for path, clip in zip(media, first, strict=True))
-    assert (cache.statistics.hits, cache.statistics.misses) == (4, 0)
+    assert (cache.counts["hits"], cache.counts["misses"]) == (4, 0)
     assert cache.folder == cache_dir("clips")
-    assert cache.statistics.bytes_read == cache.size() == sum(path.stat().st_size for path in entries(cache))
+    assert cache.size() == sum(path.stat().st_size for path in entries(cache))
 
 
 def test_pictures_are_those_of_the_file_and_sound_is_off_by_half_a_step_of_16_bits(media):
@@ -97,13 +100,13 @@ def test_each_way_of_reading_has_its_own_entry_and_a_changed_file_is_decoded_ane
     ways = [{}, {"frame_size": 16}, {"modality": "audio"}, {"frame_backend": "pyav"}]
     for way in ways:
         cache.get(path, **{"frame_size": 32, **way})
-    assert len(entries(cache)) == cache.statistics.misses == len(ways)
+    assert len(entries(cache)) == cache.counts["misses"] == len(ways)
     path.write_bytes(media[1].read_bytes())
     assert torch.equal(cache.get(path, frame_size=32).waveform, ClipCache(max_bytes=0).get(media[1]).waveform)
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the same size, another time
     cache.get(path, frame_size=32)
-    assert (cache.statistics.hits, cache.statistics.misses) == (0, len(ways) + 2)
+    assert (cache.counts["hits"], cache.counts["misses"]) == (0, len(ways) + 2)
 
 
 def test_a_damaged_entry_never_gives_another_clip(media):
@@ -135,7 +138,7 @@ def test_a_damaged_entry_is_decoded_anew_and_replaced(media, no_decoding):
     content[len(content) // 2] ^= 1
     entry.write_bytes(content)
     assert same(cache.get(media[0], frame_size=16), clip)
-    assert (cache.statistics.damaged, cache.statistics.misses) == (1, 2)
+    assert (cache.counts["damaged"], cache.counts["misses"]) == (1, 2)
     no_decoding()
     assert same(cache.get(media[0], frame_size=16), clip)
 
@@ -148,7 +151,7 @@ def test_an_entry_under_the_name_of_another_clip_is_refused(media):
     (second,) = set(entries(cache)) - {first}
     second.write_bytes(first.read_bytes())
     assert torch.equal(cache.get(media[1], frame_size=16).frames, read_clip(media[1], frame_size=16).frames)
-    assert cache.statistics.damaged == 1
+    assert cache.counts["damaged"] == 1
 
 
 def test_the_entry_that_was_not_used_for_the_longest_time_gives_way(media, tmp_path, no_decoding):
@@ -165,7 +168,7 @@ def test_the_entry_that_was_not_used_for_the_longest_time_gives_way(media, tmp_p
     cache.get(media[0], frame_size=16)  # the oldest by writing is now the latest by use
     cache.get(media[3], frame_size=16)
     assert cache.size() <= cache.max_bytes
-    assert cache.statistics.evicted == 1
+    assert cache.counts["evicted"] == 1
     no_decoding()
     for path in (media[0], media[2], media[3]):
         cache.get(path, frame_size=16)
@@ -178,7 +181,7 @@ def test_nothing_is_kept_without_room(media, tmp_path):
         cache = ClipCache(tmp_path / str(bound), max_bytes=bound)
         clips = [cache.get(media[0], frame_size=16) for _ in range(2)]
         assert same(*clips)
-        assert (cache.statistics.misses, cache.size()) == (2, 0)
+        assert (cache.counts["misses"], cache.size()) == (2, 0)
     with pytest.raises(UsageError, match="negative"):
         ClipCache(max_bytes=-1)
 
@@ -188,7 +191,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(media, tmp_path):
     blocked.write_text("in the way")
     cache = ClipCache(blocked / "clips")
     assert same(cache.get(media[0], frame_size=16), cache.get(media[0], frame_size=16))
-    assert (cache.statistics.misses, cache.statistics.unstored) == (2, 2)
+    assert (cache.counts["misses"], cache.counts["unstored"]) == (2, 2)
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(media, tmp_path, monkeypatch):
@@ -203,7 +206,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(media, tmp_path, monke
     monkeypatch.setattr(module, "read_isolated", read_and_change)
     cache = ClipCache()
     cache.get(path, frame_size=16)
-    assert (cache.statistics.unstored, cache.size()) == (1, 0)
+    assert (cache.counts["unstored"], cache.size()) == (1, 0)
 
 
 def test_a_missing_or_broken_file_is_the_readers_error_and_is_not_remembered(media, tmp_path):
@@ -232,8 +235,89 @@ def test_unfinished_files_of_killed_processes_are_removed_and_those_at_work_are_
 def test_the_names_of_unfinished_files_are_those_that_writing_uses(tmp_path):
     from avfewshot.io import atomic_path
 
-    with atomic_path(ClipCache(tmp_path)._entry("0" * 64)) as temporary:
-        assert module._is_unfinished(temporary.name)
+    cache = ClipCache(tmp_path)
+    with atomic_path(cache.entry("0" * 64)) as temporary:
+        os.utime(temporary, (1, 1))
+        assert cache.size() == 0
+        assert not temporary.exists()
+        temporary.touch()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("zip"), MemoryError(), KeyError()]
+)
+def test_whatever_goes_wrong_in_writing_costs_only_time(media, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("avfewshot.cache.write_bytes", fail)
+    cache = ClipCache(tmp_path / "cache")
+    assert same(cache.get(media[0], frame_size=16), cache.get(media[0], frame_size=16))
+    assert cache.counts["unstored"] == 2
+
+
+def test_a_disk_that_is_full_costs_only_time(media, tmp_path):
+    """A limit on the size of a file stands for it."""
+    import resource
+    import signal
+
+    cache = ClipCache(tmp_path / "cache")
+    embeddings = EmbeddingCache({}, tmp_path / "embeddings")
+    file = EmbeddedFile(str(media[0]), 1.0, torch.randn(10, 600), None, ())
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        cache.get(media[0], frame_size=32)
+        embeddings.put(media[0], file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (cache.counts["unstored"], embeddings.disk.counts["unstored"]) == (1, 1)
+    assert embeddings.get(media[0]) is None
+    assert not list((tmp_path / "embeddings").iterdir())
+
+
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(tmp_path):
+    loop = tmp_path / "loop.mp4"
+    loop.symlink_to("loop.mp4")
+    with pytest.raises(MediaError, match="symbolic links"):
+        ClipCache(tmp_path / "cache").get(loop)
+    cache = EmbeddingCache({}, tmp_path / "embeddings")
+    cache.put(loop, EmbeddedFile(str(loop), 1.0, torch.zeros(1, 2), None, ()))
+    assert cache.get(loop) is None
+
+
+def test_parts_of_an_entry_that_unpack_to_more_than_they_say_are_refused(media):
+    """Silence of an hour is a few kilobytes of FLAC, a picture of one colour likewise."""
+    import io
+    import json
+    import zipfile
+
+    clip = ClipCache().get(media[0], frame_size=8)
+    good = {}
+    with zipfile.ZipFile(io.BytesIO(encode_clip(clip, "key"))) as archive:
+        good = {name: archive.read(name) for name in archive.namelist()}
+
+    def packed(how=zipfile.ZIP_STORED, **parts) -> bytes:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", how) as archive:
+            for name, content in {**good, **parts}.items():
+                archive.writestr(name, content)
+        return stream.getvalue()
+
+    assert same(decode_clip(packed(), "key", clip.path), clip)
+    hour = encode_sound(torch.zeros(3600 * SAMPLE_RATE // 10))
+    huge = io.BytesIO()
+    Image.new("RGB", (9000, 9000)).save(huge, "PNG")
+    about = {**json.loads(good["clip.json"]), "segments": 10**9}
+    for bomb in (
+        packed(**{"audio.flac": hour}),
+        packed(**{"000000.img": huge.getvalue()}),
+        packed(**{"clip.json": json.dumps(about)}),
+        packed(zipfile.ZIP_DEFLATED),
+    ):
+        with pytest.raises(DamagedError):
+            decode_clip(bomb, "key", clip.path)
 
 
 def test_threads_share_a_cache(media, tmp_path):
@@ -245,9 +329,8 @@ def test_threads_share_a_cache(media, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    statistics = cache.statistics
-    assert statistics.hits + statistics.misses == 48
-    assert 4 <= statistics.misses <= 16
+    assert cache.counts["hits"] + cache.counts["misses"] == 48
+    assert 4 <= cache.counts["misses"] <= 16
     assert len(entries(cache)) == 4
 
 
@@ -256,7 +339,7 @@ def work(folder: Path, bound: int, seed: int, paths: list[Path], queue) -> None:
     expected = {path: ClipCache(max_bytes=0).get(path, frame_size=16) for path in paths}
     order = random.Random(seed).choices(paths, k=20)
     right = all(same(cache.get(path, frame_size=16), expected[path]) for path in order)
-    queue.put((right, cache.statistics))
+    queue.put((right, cache.counts))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs processes that fork")
@@ -275,9 +358,9 @@ def test_processes_that_evict_each_others_entries_get_the_right_clips(media, tmp
     for process in processes:
         process.join()
     assert all(right for right, _ in outcomes)
-    assert sum(statistics.hits for _, statistics in outcomes) > 0
-    assert sum(statistics.evicted for _, statistics in outcomes) > 0
-    assert sum(statistics.unstored for _, statistics in outcomes) == 0
+    assert sum(counts["hits"] for _, counts in outcomes) > 0
+    assert sum(counts["evicted"] for _, counts in outcomes) > 0
+    assert sum(counts["unstored"] for _, counts in outcomes) == 0
 
 
 def test_a_cache_can_be_sent_to_worker_processes(tmp_path):
