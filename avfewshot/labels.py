@@ -54,12 +54,6 @@ def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
     is a comment, and so is the rest of a line after a ``#`` between spaces (``C#`` and ``track #1`` are labels).
     ``label: a longer wording`` (a colon followed by a space) gives the text that stands for the label in the prompts.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The labels in the order of the file.
-
     Raises:
         UsageError: The file is missing, not UTF-8 or holds no label; or labels are repeated or malformed. The message
             names the file and the lines. Several faults come together as one

@@ -40,9 +40,6 @@ def load_templates(name_or_path: str | Path = "default") -> Templates:
             optionally ``background`` with the same two keys; or a plain text file with a template a line (``#`` begins
             a comment), used for both sides. Without a background of its own, a file takes the default one.
 
-    Returns:
-        The templates.
-
     Raises:
         UsageError: No such name or file, or templates that are at fault, all of them at once.
     """

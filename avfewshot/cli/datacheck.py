@@ -89,10 +89,6 @@ def check(
 def data_root(name: str, root: Path | None) -> Path:
     """The folder of a data set: the flag, else what ``avfs.toml`` or the environment says.
 
-    Args:
-        name: A task or a data set.
-        root: The flag.
-
     Raises:
         UsageError: Nothing says where it is.
     """

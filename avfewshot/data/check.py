@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from avfewshot.data.annotations import is_complete
 from avfewshot.data.dataset import Dataset
 from avfewshot.data.description import description_names, load_description
 from avfewshot.data.findings import MAX_EXAMPLES, DatasetReport
 from avfewshot.data.leakage import EVALUATION_SPLITS, Overlap, cross_dataset_overlaps, cross_split_overlaps
 from avfewshot.data.load import load_dataset
-from avfewshot.data.locate import is_complete
 from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_files
 from avfewshot.data.sampler import support_table
 from avfewshot.errors import AvfsError
@@ -186,12 +186,12 @@ def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
             message = f"The {split} split has {listed} clips instead of {expected}."
             report.add("warning", "split-size", message, count=abs(expected - listed))
     used = {label for sample in dataset.samples for label in sample.labels}
-    if unused := [name for label, name in enumerate(dataset.classes) if label not in used]:
-        report.add("warning", "classes-without-clips", "Classes without any clip.", unused)
+    unused = [name for label, name in enumerate(dataset.classes) if label not in used]
+    report.note("warning", "classes-without-clips", "Classes without any clip.", unused)
     if any(sample.path is not None for sample in dataset.samples):
         covered = {label for s in dataset.samples if s.path is not None for label in s.labels}
-        if bare := [dataset.classes[label] for label in sorted(used - covered)]:
-            report.add("warning", "classes-without-media", "Classes of whose clips none has media.", bare)
+        bare = [dataset.classes[label] for label in sorted(used - covered)]
+        report.note("warning", "classes-without-media", "Classes of whose clips none has media.", bare)
 
 
 def _check_files(dataset: Dataset, paths: list[Path], report: DatasetReport) -> None:
@@ -206,10 +206,8 @@ def _check_files(dataset: Dataset, paths: list[Path], report: DatasetReport) -> 
     for group in identical_files(paths):
         reached = set().union(*(splits[path] for path in group))
         (across if len(reached) > 1 else within).append(" = ".join(path.name for path in group))
-    if across:
-        report.add("warning", "identical-across-splits", "Files with the same content in different splits.", across)
-    if within:
-        report.add("info", "identical-files", "Different files with the same content.", within)
+    report.note("warning", "identical-across-splits", "Files with the same content in different splits.", across)
+    report.note("info", "identical-files", "Different files with the same content.", within)
 
 
 def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetReport) -> list[Overlap]:
@@ -221,9 +219,8 @@ def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetR
     leaks = [overlap for overlap in between if _is_leak(overlap)]
     for other in others:
         ids = {name for o in leaks if other.name in (o.first.split("/")[0], o.second.split("/")[0]) for name in o.ids}
-        if ids:
-            message = f"Videos that one of {dataset.name} and {other.name} trains on and the other is evaluated on."
-            report.add("info", "cross-dataset-leakage", message, sorted(ids))
+        message = f"Videos that one of {dataset.name} and {other.name} trains on and the other is evaluated on."
+        report.note("info", "cross-dataset-leakage", message, sorted(ids))
     return within + between
 
 

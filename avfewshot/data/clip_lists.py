@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from avfewshot.data.annotations import normalise_split, read_csv, read_text, seconds, youtube_id
 from avfewshot.data.findings import DatasetReport
-from avfewshot.data.textfiles import normalise_split, read_csv, read_text, seconds, youtube_id
 from avfewshot.errors import DataError
 
 FORMS = ("avel-labels", "avel", "ovave-csv", "ovave-json", "vggsound", "vggsound-split", "vggsounder")
@@ -69,9 +69,6 @@ def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None
         path: The file; JSON where its suffix says so, otherwise CSV.
         report: Gets a finding for every kind of row that cannot be read.
         split: The split of forms that do not name one.
-
-    Returns:
-        The list.
 
     Raises:
         DataError: The file cannot be read, is in none of the forms, or no row of it can be read.
@@ -119,21 +116,26 @@ def _read_headed(
         raise DataError(f"{path}: the header {','.join(header)} names no class column ({', '.join(_CATEGORY)}).")
     where = columns.get("split")
     rows: list[ClipRow] = []
-    faults = _Faults(path)
+    malformed: list[str] = []
+    bad_splits: list[str] = []
+    bad_bits: list[str] = []
     for line, cells in table[1:]:
         if len(cells) != len(header) or not cells[video] or not cells[category]:
-            faults.malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
+            malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
             continue
         part = normalise_split(cells[where]) if where is not None else split
         if part is None and where is not None:
-            faults.splits.append(f"{path.name}:{line} {cells[where]}")
+            bad_splits.append(f"{path.name}:{line} {cells[where]}")
             continue
         marks = parse_bits(cells[bits]) if bits is not None else None
         if bits is not None and marks is None:
-            faults.bits.append(f"{path.name}:{line} {cells[bits][:60]}")
+            bad_bits.append(f"{path.name}:{line} {cells[bits][:60]}")
         modality = cells[columns["modality"]].upper() if form == "vggsounder" else ""
         rows.append(_row(line, cells[video], cells[category], part, marks, modality))
-    faults.tell(report, form)
+    _note_malformed(report, path, form, malformed)
+    message = f"{path.name}: splits other than train, val, test, left out."
+    report.note("warning", "unknown-splits", message, bad_splits)
+    _note_bits(report, path, bad_bits)
     return ClipList(path, form, tuple(rows), len(table) - 1)
 
 
@@ -143,7 +145,7 @@ def _read_plain(
     widths = {len(cells) for _, cells in table}
     form = "vggsound" if 4 in widths else "vggsound-split"
     rows: list[ClipRow] = []
-    faults = _Faults(path)
+    malformed: list[str] = []
     for line, cells in table:
         if form == "vggsound" and len(cells) == 4:
             start, part = seconds(cells[1]), normalise_split(cells[3])
@@ -156,14 +158,14 @@ def _read_plain(
             if match and cells[1]:
                 rows.append(_row(line, match[1], cells[1], split, None, ""))
                 continue
-        faults.malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
+        malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
     if not rows:
         raise DataError(
             f"{path}: this is no list of clips that avfewshot knows.",
             hint="Known: category,video_id,split[,label] with a header; id,start,label,split; id_start6.mp4,label; "
             "OV-AVEBench's CSV and JSON; VGGSounder's CSV.",
         )
-    faults.tell(report, form)
+    _note_malformed(report, path, form, malformed)
     return ClipList(path, form, tuple(rows), len(table))
 
 
@@ -183,19 +185,21 @@ def _read_json(path: Path, split: str | None, report: DatasetReport) -> ClipList
     if not isinstance(entries, dict):
         raise DataError(f'{path}: expected {{"ID": {{"category": ..., "label": "[0, 1, ...]"}}, ...}}.')
     rows: list[ClipRow] = []
-    faults = _Faults(path)
+    malformed: list[str] = []
+    bad_bits: list[str] = []
     for number, (name, entry) in enumerate(entries.items(), 1):
         category = entry.get("category") if isinstance(entry, dict) else None
         if not isinstance(category, str) or not category.strip():
-            faults.malformed.append(f"{path.name} {name}")
+            malformed.append(f"{path.name} {name}")
             continue
         marks = parse_bits(entry.get("label"))
         if marks is None:
-            faults.bits.append(f"{path.name} {name}")
+            bad_bits.append(f"{path.name} {name}")
         rows.append(_row(number, name, category.strip(), split, marks, ""))
     if repeated:
         report.add("warning", "repeated-ids", f"{path.name}: clips listed more than once; the last counts.", repeated)
-    faults.tell(report, "ovave-json")
+    _note_malformed(report, path, "ovave-json", malformed)
+    _note_bits(report, path, bad_bits)
     return ClipList(path, "ovave-json", tuple(rows), len(entries))
 
 
@@ -212,23 +216,10 @@ def _column(columns: dict[str, int], names: Sequence[str]) -> int | None:
     return next((columns[name] for name in names if name in columns), None)
 
 
-class _Faults:
-    """Rows that cannot be read, by kind."""
+def _note_malformed(report: DatasetReport, path: Path, form: str, places: list[str]) -> None:
+    report.note("warning", "malformed-rows", f"{path.name}: rows not of the form {form!r}, left out.", places)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.malformed: list[str] = []
-        self.splits: list[str] = []
-        self.bits: list[str] = []
 
-    def tell(self, report: DatasetReport, form: str) -> None:
-        name = self.path.name
-        if self.malformed:
-            report.add("warning", "malformed-rows", f"{name}: rows not of the form {form!r}, left out.", self.malformed)
-        if self.splits:
-            report.add(
-                "warning", "unknown-splits", f"{name}: splits other than train, val, test, left out.", self.splits
-            )
-        if self.bits:
-            message = f"{name}: segment labels that are not a list of 0 and 1; those clips have none."
-            report.add("warning", "malformed-segments", message, self.bits)
+def _note_bits(report: DatasetReport, path: Path, places: list[str]) -> None:
+    message = f"{path.name}: segment labels that are not a list of 0 and 1; those clips have none."
+    report.note("warning", "malformed-segments", message, places)

@@ -206,9 +206,6 @@ def load_description(name: str, root: str | Path | None = None) -> Description:
         root: Data folder; a ``dataset.yaml`` in it that describes `name`, or in a sub-folder that the packaged
             description names, takes precedence over the packaged one.
 
-    Returns:
-        The description.
-
     Raises:
         UsageError: No data set has this name.
         DataError: A description file is faulty.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,6 +52,19 @@ class DatasetReport:
         """
         places = tuple(examples)
         self.findings.append(Finding(severity, code, message, count or max(1, len(places)), places[:MAX_EXAMPLES]))
+
+    def note(self, severity: Severity, code: str, message: str, examples: Iterable[str]) -> None:
+        """Add a finding if there are examples."""
+        if examples := tuple(examples):
+            self.add(severity, code, message, examples)
+
+    @contextmanager
+    def collect(self, prefix: str = "") -> Iterator[Callable[[Severity, str, str, str], None]]:
+        """Gather examples one by one: gives ``remark(severity, code, message, example)``; one finding for each kind."""
+        kinds: dict[tuple[Severity, str, str], list[str]] = {}
+        yield lambda severity, code, message, example: kinds.setdefault((severity, code, message), []).append(example)
+        for (severity, code, message), examples in kinds.items():
+            self.add(severity, code, f"{prefix}{message}", examples)
 
     def extend(self, other: DatasetReport) -> None:
         """Add all findings of another report."""

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from avfewshot.data.aliases import ClassNames
+from avfewshot.data.annotations import normalise_split, youtube_id
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description, default_wording, read_description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.data.media_index import walk_media
 from avfewshot.data.ranking import ranked
-from avfewshot.data.textfiles import normalise_split, youtube_id
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold, visible
 
@@ -80,8 +80,8 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
         message = f"Drawn from the training clips, seed {seed}: {shares}."
         report.add("info", "drawn-splits", message, count=sum(sample.split in fractions for sample in samples))
     trained = {label for sample in samples if sample.split == "train" for label in sample.labels}
-    if lacking := [name for label, name in enumerate(description.class_names) if label not in trained]:
-        report.add("warning", "classes-not-in-train", "Classes without a training clip.", lacking)
+    lacking = [name for label, name in enumerate(description.class_names) if label not in trained]
+    report.note("warning", "classes-not-in-train", "Classes without a training clip.", lacking)
     if "test" not in {sample.split for sample in samples}:
         message = "No clip is left to test on: a class needs two clips for that. What is learnt is saved all the same."
         report.add("warning", "no-test-clips", message)
@@ -118,11 +118,10 @@ def _clips(root: Path, report: DatasetReport) -> list[tuple[str, str, Path]]:
             stray.append(file.as_posix())
         else:
             clips.append((split, file.parts[depth], file))
-    if stray:
-        report.add("warning", "stray-files", "Clips that lie in no class folder, left out.", stray)
+    report.note("warning", "stray-files", "Clips that lie in no class folder, left out.", stray)
     if has_splits:
-        if others := sorted(top for top in folders if normalise_split(top) is None):
-            report.add("warning", "stray-folders", "Folders beside train, val and test, left out.", others)
+        others = sorted(top for top in folders if normalise_split(top) is None)
+        report.note("warning", "stray-folders", "Folders beside train, val and test, left out.", others)
         read_as = {top: split for top in sorted(folders) if (split := normalise_split(top)) not in (None, top)}
         if read_as:
             told = ", ".join(f"{top}/ as {split}" for top, split in read_as.items())
@@ -202,9 +201,9 @@ def _classes(
         for folder in group:
             if (index := classes[folder]) is not None:
                 merged[index].append(folder)
-    if twice := [" = ".join(sorted(group)) for group in merged.values() if len(group) > 1]:
-        message = "Class folders whose names differ by spelling alone; each group is one class."
-        report.add("warning", "merged-classes", message, sorted(twice))
+    twice = [" = ".join(sorted(group)) for group in merged.values() if len(group) > 1]
+    message = "Class folders whose names differ by spelling alone; each group is one class."
+    report.note("warning", "merged-classes", message, sorted(twice))
     return description, classes
 
 
@@ -237,9 +236,9 @@ def _samples(
         report.add(
             "warning", "unknown-classes", f"Class folders that {DESCRIPTION_FILE} does not name, left out.", strangers
         )
-    if strangers := [f"{name} ({count})" for name, count in unknown.items() if clean_name(name).startswith("-")]:
-        message = "Folders -NAME hold clips that are not of the class NAME; there is no such class, left out."
-        report.add("warning", "unknown-negatives", message, strangers)
+    strangers = [f"{name} ({count})" for name, count in unknown.items() if clean_name(name).startswith("-")]
+    message = "Folders -NAME hold clips that are not of the class NAME; there is no such class, left out."
+    report.note("warning", "unknown-negatives", message, strangers)
     if negatives:
         told = Counter(description.class_names[sample.label] for sample in negatives)
         message = "Clips in -CLASS folders, which are not of that class."
@@ -278,8 +277,7 @@ def _without_repeats(samples: list[Sample], report: DatasetReport) -> list[Sampl
             continue
         group.append(sample)
         kept.append(sample)
-    if repeated:
-        report.add("warning", "repeated-files", "Files that are there twice (links), read once.", repeated)
+    report.note("warning", "repeated-files", "Files that are there twice (links), read once.", repeated)
     for code, what, key in (
         ("cross-split-ids", "in more than one split (links)", lambda sample: sample.split),
         ("several-classes", "in more than one class (links)", lambda sample: sample.labels),

@@ -14,27 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 from avfewshot.data.aliases import ClassNames
+from avfewshot.data.annotations import locate, make_dataset, read_csv, seconds, youtube_id
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
 from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
-from avfewshot.data.locate import locate
-from avfewshot.data.official import compare_with_official
-from avfewshot.data.textfiles import read_csv, seconds, youtube_id
 from avfewshot.errors import DataError
 
 _NAME = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
-_EVENT_FILES: tuple[tuple[str, Literal["audio", "visual"]], ...] = (
-    ("audio_events", "audio"),
-    ("visual_events", "visual"),
-)
 
 
 def load_llp(description: Description, root: str | Path) -> Dataset:
     """Read LLP, or a data set in its layout.
-
-    Args:
-        description: Its description.
-        root: The data root.
 
     Returns:
         The data set, media not yet looked up. ``labels`` are those of the split files; ``events`` those of the
@@ -50,34 +40,21 @@ def load_llp(description: Description, root: str | Path) -> Dataset:
     samples: list[Sample] = []
     counts: dict[str, int] = {}
     for split in SPLITS:
-        part, counts[split] = _read_split(annotations.files[split], split, names, report)
-        samples += part
-    events: dict[str, list[Event]] = defaultdict(list)
-    for role, modality in _EVENT_FILES:
-        if role in annotations.files:
-            known = {sample.id for sample in samples}
-            counts[role] = _read_events(annotations.files[role], modality, names, known, description, events, report)
-        else:
-            official = description.file(role)
-            if official is not None:
-                message = f"{official.names[0]} is not there: no {modality} events per second. Clip labels need none."
-                report.add("info", "no-events", message)
-    samples = [replace(sample, events=tuple(events.get(sample.id, ()))) for sample in samples]
+        if path := annotations.files.get(split):
+            part, counts[split] = _read_split(path, split, names, report)
+            samples += part
+    events: dict[str, list[Event]] = {sample.id: [] for sample in samples}
+    modalities: tuple[Literal["audio", "visual"], ...] = ("audio", "visual")
+    for modality in modalities:
+        role = f"{modality}_events"
+        if path := annotations.files.get(role):
+            counts[role] = _read_events(path, modality, names, description, events, report)
+        elif official := description.file(role):
+            message = f"{official.names[0]} is not there: no {modality} events per second. Clip labels need none."
+            report.add("info", "no-events", message)
+    samples = [replace(sample, events=tuple(events[sample.id])) for sample in samples]
     _report_samples(samples, description, report)
-    if respelt := names.respelt():
-        report.add("info", "respelt-classes", "Class names were matched by another spelling.", sorted(respelt))
-    compare_with_official(description, annotations.files, counts, report)
-    return Dataset(
-        description=description,
-        root=annotations.folder,
-        classes=description.class_names,
-        wordings=description.wordings,
-        samples=tuple(samples),
-        multi_label=True,
-        form="LLP",
-        files=annotations.files,
-        report=report,
-    )
+    return make_dataset(description, annotations, names, samples, counts, report, form="LLP", multi_label=True)
 
 
 def _rows(path: Path, columns: int, report: DatasetReport) -> tuple[list[tuple[int, list[str]]], int]:
@@ -87,37 +64,36 @@ def _rows(path: Path, columns: int, report: DatasetReport) -> tuple[list[tuple[i
         rows = rows[1:]
     good = [(number, row) for number, row in rows if len(row) == columns and all(row)]
     bad = [f"{path.name}:{number} {' '.join(row)[:80]}" for number, row in rows if len(row) != columns or not all(row)]
-    if bad:
-        report.add("warning", "malformed-rows", f"{path.name}: rows without {columns} cells, left out.", bad)
+    report.note("warning", "malformed-rows", f"{path.name}: rows without {columns} cells, left out.", bad)
     return good, len(rows)
 
 
 def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport) -> tuple[list[Sample], int]:
     rows, total = _rows(path, 2, report)
-    samples: list[Sample] = []
-    unknown: list[str] = []
-    repeated: list[str] = []
-    repeated_labels: list[str] = []
-    odd_names: list[str] = []
-    seen: set[str] = set()
-    for position, (number, (name, text)) in enumerate(rows):
-        place = f"{path.name}:{number} {name}"
-        words = [word.strip() for word in text.split(",") if word.strip()]
-        labels = _labels(words, names)
-        unknown += [f"{place} {word}" for word in words if names.index(word) is None and _joined(words, names) is None]
-        if len(set(labels)) != len(labels):
-            repeated_labels.append(f"{place} {text}")
-        if name in seen:
-            repeated.append(place)
-            continue
-        if not labels:
-            continue
-        seen.add(name)
-        match = _NAME.fullmatch(name)
-        if match is None:
-            odd_names.append(place)
-        samples.append(
-            Sample(
+    samples: dict[str, Sample] = {}
+    with report.collect(f"{path.name}: ") as remark:
+        for position, (number, (name, text)) in enumerate(rows):
+            place = f"{path.name}:{number} {name}"
+            words = [word.strip() for word in text.split(",") if word.strip()]
+            whole = _joined(words, names)
+            labels = [whole] if whole is not None else []
+            for word in words if whole is None else ():
+                if (label := names.index(word)) is None:
+                    message = "labels that are not in the data set, left out."
+                    remark("error", "unknown-classes", message, f"{place} {word}")
+                else:
+                    labels.append(label)
+            if len(set(labels)) != len(labels):
+                remark("info", "repeated-labels", "rows that name a label twice.", f"{place} {text}")
+            if name in samples:
+                remark("warning", "repeated-ids", "clips listed more than once; the first row is used.", place)
+                continue
+            if not labels:
+                continue
+            match = _NAME.fullmatch(name)
+            if match is None:
+                remark("info", "odd-names", "file names that are not ID_START_END.", place)
+            samples[name] = Sample(
                 id=name,
                 labels=tuple(sorted(set(labels))),
                 split=split,
@@ -126,29 +102,12 @@ def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport
                 start=float(match["start"]) if match else None,
                 end=float(match["end"]) if match else None,
             )
-        )
-    if unknown:
-        report.add("error", "unknown-classes", f"{path.name}: labels that are not in the data set, left out.", unknown)
-    if repeated:
-        report.add(
-            "warning", "repeated-ids", f"{path.name}: clips listed more than once; the first row is used.", repeated
-        )
-    if repeated_labels:
-        report.add("info", "repeated-labels", f"{path.name}: rows that name a label twice.", repeated_labels)
-    if odd_names:
-        report.add("info", "odd-names", f"{path.name}: file names that are not ID_START_END.", odd_names)
     if not samples:
         raise DataError(
             f"{path}: no row of the form filename<TAB>label,label with known labels.",
             hint="Another data set's classes go into a dataset.yaml beside it (data_splits/README.md).",
         )
-    return samples, total
-
-
-def _labels(words: list[str], names: ClassNames) -> list[int]:
-    if (whole := _joined(words, names)) is not None:
-        return [whole]
-    return [label for word in words if (label := names.index(word)) is not None]
+    return list(samples.values()), total
 
 
 def _joined(words: list[str], names: ClassNames) -> int | None:
@@ -162,69 +121,56 @@ def _read_events(
     path: Path,
     modality: Literal["audio", "visual"],
     names: ClassNames,
-    known: set[str],
     description: Description,
     events: dict[str, list[Event]],
     report: DatasetReport,
 ) -> int:
+    """Add the events of an evaluation file to those of the clips; returns the number of its rows."""
     rows, total = _rows(path, 4, report)
-    bad_numbers, empty, repeated, malformed, strangers, unknown = ([] for _ in range(6))
-    seen: set[tuple[str, ...]] = set()
-    for number, row in rows:
-        name, first, last, word = row
-        place = f"{path.name}:{number} {' '.join(row)}"
-        if name not in known:
-            strangers.append(name)
-            if _NAME.fullmatch(name) is None:
-                malformed.append(place)
-        onset, offset, label = seconds(first), seconds(last), names.index(word)
-        if tuple(row) in seen:
-            repeated.append(place)
-        elif onset is None or offset is None:
-            bad_numbers.append(place)
-        elif onset >= offset:
-            empty.append(place)
-        elif label is None:
-            unknown.append(place)
-        elif name in known:
-            events[name].append(Event(label, onset, min(offset, float(description.segments)), modality))
-        seen.add(tuple(row))
-    for severity, code, message, places in (
-        ("info", "repeated-rows", "rows repeated word for word, read once", repeated),
-        ("info", "empty-event", "events that end when or before they begin, left out", empty),
-        ("warning", "malformed-rows", "onset or offset is not a number, left out", bad_numbers),
-        ("error", "unknown-classes", "labels that are not in the data set, left out", unknown),
-        (
-            "info",
-            "malformed-names",
-            "file names that are not ID_START_END and belong to no clip, left out",
-            malformed,
-        ),
-        ("info", "in-no-split", "events of clips that are in no split, left out", sorted(set(strangers))),
-    ):
-        if places:
-            report.add(severity, code, f"{path.name}: {message}.", places)
+    read: set[tuple[str, ...]] = set()
+    strangers: set[str] = set()
+    with report.collect(f"{path.name}: ") as remark:
+        for number, row in rows:
+            name, first, last, word = row
+            place = f"{path.name}:{number} {' '.join(row)}"
+            if name not in events:
+                strangers.add(name)
+                if _NAME.fullmatch(name) is None:
+                    message = "file names that are not ID_START_END and belong to no clip, left out."
+                    remark("info", "malformed-names", message, place)
+            onset, offset, label = seconds(first), seconds(last), names.index(word)
+            if tuple(row) in read:
+                remark("info", "repeated-rows", "rows repeated word for word, read once.", place)
+            elif onset is None or offset is None:
+                remark("warning", "malformed-rows", "onset or offset is not a number, left out.", place)
+            elif onset >= offset:
+                remark("info", "empty-event", "events that end when or before they begin, left out.", place)
+            elif label is None:
+                remark("error", "unknown-classes", "labels that are not in the data set, left out.", place)
+            elif name in events:
+                events[name].append(Event(label, onset, min(offset, float(description.segments)), modality))
+            read.add(tuple(row))
+        for name in sorted(strangers):
+            remark("info", "in-no-split", "events of clips that are in no split, left out.", name)
     return total
 
 
 def _report_samples(samples: list[Sample], description: Description, report: DatasetReport) -> None:
     decimals = [sample.id for sample in samples if "." in sample.id]
-    if decimals:
-        report.add("info", "decimal-names", "File names whose start and end have decimals.", decimals)
+    report.note("info", "decimal-names", "File names whose start and end have decimals.", decimals)
     splits = defaultdict(set)
     for sample in samples:
         splits[sample.id].add(sample.split)
-    if shared := sorted(name for name, of in splits.items() if len(of) > 1):
-        report.add("warning", "cross-split-ids", "Clips that are in more than one split.", shared)
+    shared = sorted(name for name, of in splits.items() if len(of) > 1)
+    report.note("warning", "cross-split-ids", "Clips that are in more than one split.", shared)
     differing = [
         sample.id
         for sample in samples
         if sample.events and {event.label for event in sample.events} != set(sample.labels)
     ]
-    if differing:
-        message = "Clips whose labels differ from those of their events; the labels of the split file count."
-        report.add("info", "labels-differ-from-events", message, differing)
+    message = "Clips whose labels differ from those of their events; the labels of the split file count."
+    report.note("info", "labels-differ-from-events", message, differing)
     singles = Counter(sample.label for sample in samples if sample.split == "train" and len(sample.labels) == 1)
-    if lacking := [name for index, name in enumerate(description.class_names) if not singles[index]]:
-        message = "Classes without any training clip of that label alone: absent from single-label supports."
-        report.add("info", "no-single-label-clips", message, lacking)
+    lacking = [name for index, name in enumerate(description.class_names) if not singles[index]]
+    message = "Classes without any training clip of that label alone: absent from single-label supports."
+    report.note("info", "no-single-label-clips", message, lacking)

@@ -254,12 +254,10 @@ def attach_media(dataset: Dataset, folders: Sequence[str | Path]) -> Dataset:
     reached = {sample.split for sample in samples if sample.path is not None}
     if reached and (bare := sorted({sample.split for sample in samples} - reached)):
         report.add("warning", "splits-without-media", "Splits of which no clip has a media file.", bare)
-    if ambiguous:
-        message = "Clips with several matching files; the first by name is used."
-        report.add("warning", "ambiguous-media", message, ambiguous)
-    if later:
-        message = "Videos with several clips, where the list names no start: the larger start is used, as its authors "
-        report.add("info", "larger-start", f"{message}say ({later[0]}).", later)
+    message = "Clips with several matching files; the first by name is used."
+    report.note("warning", "ambiguous-media", message, ambiguous)
+    message = "Videos with several clips, where the list names no start: the larger start is used, as its authors say."
+    report.note("info", "larger-start", message, later)
     if shared := [
         f"{os.path.basename(path)}: {', '.join(sorted(set(ids)))}" for path, ids in users.items() if len(set(ids)) > 1
     ]:

@@ -34,9 +34,6 @@ def probe_file(path: Path, expected_segments: int | None) -> Probe:
         path: A media file.
         expected_segments: Seconds it should have; only so many are decoded. None: any length will do, and the first
             ten seconds are decoded.
-
-    Returns:
-        What was found.
     """
     from avfewshot.media.stream import IsolatedReader
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from avfewshot.data.aliases import ClassNames
+from avfewshot.data.annotations import Annotations, locate, make_dataset, read_lines
 from avfewshot.data.clip_lists import ClipList, ClipRow, read_clip_list
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
 from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
 from avfewshot.data.findings import DatasetReport
-from avfewshot.data.locate import Annotations, locate
-from avfewshot.data.official import compare_with_official
-from avfewshot.data.textfiles import read_lines
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold
 
@@ -44,24 +43,19 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
         report.add("warning", "no-splits", "The list names no splits: all of its clips count as training clips.")
     bits = _segment_bits(annotations, report, counts) if lists[0].form == "ovave-csv" else {}
     entries = _classes(description, rows, annotations, report)
-    samples = _samples(lists, entries, bits, description, report)
+    names = ClassNames([entry.name for entry in entries])
+    samples = _samples(lists, names, len(entries), bits, description, report)
     if not samples:
         raise DataError(
             f"{lists[0].path}: none of its classes belongs to {description.title}.",
             hint=f"Read it with another data set, or put a dataset.yaml beside it. First class: {rows[0].category!r}.",
         )
     _report_expectations(description, entries, samples, report)
-    compare_with_official(description, annotations.files, counts, report)
-    return Dataset(
-        description=description,
-        root=annotations.folder,
-        classes=tuple(entry.name for entry in entries),
-        wordings=tuple(entry.wording for entry in entries),
-        samples=tuple(sorted(samples, key=lambda sample: SPLITS.index(sample.split))),
-        form=" + ".join(dict.fromkeys([*(part.form for part in lists), *(["ovave-json"] if bits else [])])),
-        files=annotations.files,
-        report=report,
-    )
+    samples.sort(key=lambda sample: SPLITS.index(sample.split))
+    form = " + ".join(dict.fromkeys([*(part.form for part in lists), *(["ovave-json"] if bits else [])]))
+    dataset = make_dataset(description, annotations, names, samples, counts, report, form=form)
+    classes, wordings = (tuple(getattr(entry, what) for entry in entries) for what in ("name", "wording"))
+    return replace(dataset, classes=classes, wordings=wordings)
 
 
 def _annotations(description: Description, root: str | Path, list_file: str | Path | None) -> Annotations:
@@ -122,17 +116,14 @@ def _classes(
     for row in rows:
         groups.setdefault(fold(row.category), Counter())[row.category] += 1
     used = sorted(group.most_common(1)[0][0] for group in groups.values())
-    if merged := sorted(" = ".join(sorted(group)) for group in groups.values() if len(group) > 1):
-        report.add("warning", "merged-classes", "Names that differ by spelling alone; each group is one class.", merged)
+    merged = sorted(" = ".join(sorted(group)) for group in groups.values() if len(group) > 1)
+    report.note("warning", "merged-classes", "Names that differ by spelling alone; each group is one class.", merged)
     if "categories" in annotations.files:
         listed = [line.strip() for _, line in read_lines(annotations.files["categories"])]
         names = ClassNames(listed)
         strangers = [name for name in used if names.index(name) is None]
-        if strangers:
-            name = annotations.files["categories"].name
-            report.add(
-                "warning", "unknown-classes", f"Classes that {name} does not list; put behind its own.", strangers
-            )
+        message = f"Classes that {annotations.files['categories'].name} does not list; put behind its own."
+        report.note("warning", "unknown-classes", message, strangers)
         used = list(dict.fromkeys(listed)) + strangers
     known = load_description("vggsound")
     names = ClassNames(known.class_names)
@@ -144,60 +135,43 @@ def _classes(
 
 def _samples(
     lists: Iterable[ClipList],
-    entries: tuple[ClassEntry, ...],
+    names: ClassNames,
+    background: int,
     bits: dict[str, tuple[str, tuple[int, ...] | None]],
     description: Description,
     report: DatasetReport,
 ) -> list[Sample]:
-    names = ClassNames([entry.name for entry in entries])
     samples: list[Sample] = []
-    unknown: list[str] = []
-    repeated: list[str] = []
-    lengths: list[str] = []
-    seen: set[tuple[str, int, str | None]] = set()
-    for part in lists:
-        for position, row in enumerate(part.rows):
-            label = names.index(row.category)
-            if label is None:
-                unknown.append(f"{part.path.name}:{row.line} {row.category}")
-                continue
-            if (key := (row.id, label, row.split)) in seen:
-                repeated.append(f"{part.path.name}:{row.line} {row.id}")
-                continue
-            seen.add(key)
-            marks = row.bits if row.bits is not None else bits.get(row.id, (None, None))[1]
-            if marks is not None and len(marks) != description.segments:
-                lengths.append(f"{row.id} {len(marks)}")
-                marks = None
-            samples.append(_sample(row, label, marks, position, len(entries)))
-    for severity, code, message, places in (
-        ("error", "unknown-classes", "Rows of classes that are not in the data set, left out.", unknown),
-        ("warning", "repeated-rows", "Clips listed more than once under one class, read once.", repeated),
-        (
-            "warning",
-            "malformed-segments",
-            f"Segment labels that are not {description.segments} long; ignored.",
-            lengths,
-        ),
-        (
-            "warning",
-            "labels-differ-from-events",
-            "Clips with another class in the JSON than in the list; the list counts.",
-            _other_class(samples, bits, names),
-        ),
-    ):
-        if places:
-            report.add(severity, code, message, places)
-    twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
-    if twice:
-        report.add(
-            "info", "repeated-ids", "Clips listed under more than one class or split; each is a sample.", sorted(twice)
-        )
-    if without := [sample.id for sample in samples if sample.segments is not None and not sample.events]:
-        message = "Clips without a second in which the event is both seen and heard; never drawn into a support."
-        report.add("info", "empty-event", message, without)
-    if respelt := names.respelt():
-        report.add("info", "respelt-classes", "Class names were matched by another spelling.", sorted(respelt))
+    read: set[tuple[str, int, str | None]] = set()
+    with report.collect() as remark:
+        for part in lists:
+            for position, row in enumerate(part.rows):
+                place = f"{part.path.name}:{row.line}"
+                if (label := names.index(row.category)) is None:
+                    message = "Rows of classes that are not in the data set, left out."
+                    remark("error", "unknown-classes", message, f"{place} {row.category}")
+                    continue
+                if (key := (row.id, label, row.split)) in read:
+                    message = "Clips listed more than once under one class, read once."
+                    remark("warning", "repeated-rows", message, f"{place} {row.id}")
+                    continue
+                read.add(key)
+                category, marks = bits.get(row.id, (None, None))
+                marks = marks if row.bits is None else row.bits
+                if marks is not None and len(marks) != description.segments:
+                    message = f"Segment labels that are not {description.segments} long; ignored."
+                    remark("warning", "malformed-segments", message, f"{row.id} {len(marks)}")
+                    marks = None
+                if category is not None and names.index(category) != label:
+                    message = "Clips with another class in the JSON than in the list; the list counts."
+                    remark("warning", "labels-differ-from-events", message, row.id)
+                samples.append(_sample(row, label, marks, position, background))
+    counts = Counter(sample.id for sample in samples)
+    message = "Clips listed under more than one class or split; each is a sample."
+    report.note("info", "repeated-ids", message, sorted(name for name, count in counts.items() if count > 1))
+    without = [sample.id for sample in samples if sample.segments is not None and not sample.events]
+    message = "Clips without a second in which the event is both seen and heard; never drawn into a support."
+    report.note("info", "empty-event", message, without)
     return samples
 
 
@@ -226,12 +200,6 @@ def _runs(marks: tuple[int, ...]) -> list[tuple[float, float]]:
     return runs
 
 
-def _other_class(
-    samples: list[Sample], bits: dict[str, tuple[str, tuple[int, ...] | None]], names: ClassNames
-) -> list[str]:
-    return [s.id for s in samples if s.id in bits and names.index(bits[s.id][0]) not in s.labels]
-
-
 def _report_expectations(
     description: Description, entries: tuple[ClassEntry, ...], samples: list[Sample], report: DatasetReport
 ) -> None:
@@ -240,8 +208,8 @@ def _report_expectations(
         message = f"The list has {len(used)} classes; {description.title} has {description.expected_classes}."
         report.add("warning", "class-count", message)
     names = ClassNames([entry.name for entry in entries])
-    if absent := [name for name in description.known_classes if names.index(name) is None]:
-        report.add("warning", "classes-absent", f"Classes of {description.title} that the list lacks.", absent)
+    absent = [name for name in description.known_classes if names.index(name) is None]
+    report.note("warning", "classes-absent", f"Classes of {description.title} that the list lacks.", absent)
     if description.minimum_rows and len(samples) < description.minimum_rows:
         message = f"The list has {len(samples)} clips; fewer than {description.minimum_rows} is not all of it."
         report.add("warning", "few-rows", message)

@@ -346,11 +346,7 @@ def _describe(
     rows: Sequence[_Row],
     extra: dict[str, object],
 ) -> str:
-    """A ``dataset.yaml`` in the format of ``data_splits/README.md``.
-
-    Returns:
-        YAML.
-    """
+    """A ``dataset.yaml`` in the format of ``data_splits/README.md``."""
     document = {
         "format": 1,
         "name": name,

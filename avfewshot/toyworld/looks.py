@@ -243,11 +243,6 @@ def draw_object(name: str, colour: str, size: int, rng: np.random.Generator) -> 
 def draw_backdrop(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     """Paint a blurry backdrop of muted colours, sometimes striped.
 
-    Args:
-        width: Pixels.
-        height: Pixels.
-        rng: Source of the picture.
-
     Returns:
         float32 ``[height, width, 3]`` in 0..255.
     """

@@ -143,9 +143,6 @@ def render_frames(script: ClipScript, *, fps: int, width: int, height: int) -> I
 def render_waveform(script: ClipScript) -> np.ndarray:
     """Render the sound of a clip: its events over noise, with a short ramp at each onset and offset.
 
-    Args:
-        script: What happens.
-
     Returns:
         float32 ``[round(seconds * 48000)]`` in -1..1.
     """

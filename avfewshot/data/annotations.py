@@ -1,0 +1,297 @@
+"""Annotation files: finding them below a data root, reading them, and telling whether they are the official ones.
+
+Any line ends will do, with or without a byte order mark or a final newline; invisible characters are no part of a text.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfewshot.data.aliases import ClassNames
+from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.description import DESCRIPTION_FILE, Description
+from avfewshot.data.findings import DatasetReport
+from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.labels import visible
+
+# Where annotation files lie beside the media in the authors' own archives and repositories.
+_SUBFOLDERS = ("", "data", "annotations", "labels", "splits", "meta_anno_files", "csv")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The annotation files of a data set on disk."""
+
+    folder: Path  # where they lie
+    files: dict[str, Path]  # file by role
+
+
+def locate(description: Description, root: str | Path) -> Annotations:
+    """Find the annotation files below a data root.
+
+    They are looked for in the root itself, in the sub-folders that the description names, and in the usual
+    sub-folders of those (``data``, ``annotations``, ...); all of them must lie in one folder.
+
+    Returns:
+        The files of the first folder that has every required one.
+
+    Raises:
+        UsageError: The root is not a folder.
+        DataError: No folder has the required files; the message names what was looked for and where to get it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        kind = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UsageError(f"The data folder {root} {kind}.", hint=_way_out(description))
+    complete, best = _search(description, root)
+    if complete is not None:
+        return complete
+    raise DataError(_explain(description, root, best), hint=_way_out(description))
+
+
+def is_complete(description: Description, root: str | Path) -> bool:
+    """Whether :func:`locate` would succeed."""
+    try:
+        locate(description, root)
+    except AvfsError:
+        return False
+    return True
+
+
+def _search(description: Description, root: Path) -> tuple[Annotations | None, Annotations | None]:
+    """The first folder with every required file, and the fullest of those that lack some."""
+    best: Annotations | None = None
+    beside = []
+    if description.path is not None and description.path.name == DESCRIPTION_FILE:  # It describes what lies beside it.
+        beside = [description.path.parent] if description.path.parent.is_relative_to(root) else []
+    for base in (*beside, root, *(root / sub for sub in description.folders)):
+        for folder in (base / sub for sub in _SUBFOLDERS):
+            found = _files_in(description, folder)
+            if found and not _lacking(description, found):
+                return Annotations(folder, found), best
+            if found and (best is None or len(found) > len(best.files)):
+                best = Annotations(folder, found)
+    return None, best
+
+
+def _files_in(description: Description, folder: Path) -> dict[str, Path]:
+    found = {}
+    for entry in description.files:
+        for name in entry.names:
+            if (folder / name).is_file():
+                found[entry.role] = folder / name
+                break
+    return found
+
+
+def _lacking(description: Description, found: dict[str, Path]) -> list[str]:
+    lacking = [entry.names[0] for entry in description.files if entry.required and entry.role not in found]
+    if lacking or any(entry.required for entry in description.files):
+        return lacking
+    # No file is needed by itself, but one that lists clips is.
+    lists = [entry for entry in description.files if entry.role in {"list", "train", "test"}]
+    return [] if any(entry.role in found for entry in lists) else [entry.names[0] for entry in lists]
+
+
+def _explain(description: Description, root: Path, best: Annotations | None) -> str:
+    if best is not None:
+        lacking = ", ".join(_lacking(description, best.files))
+        return f"{best.folder} lacks {lacking} of {description.title}."
+    parent = root.resolve().parent
+    if _search(description, parent)[0] is not None:
+        return f"{root} holds no annotation files of {description.title}, but its parent does: give {parent}."
+    wanted = ", ".join(entry.names[0] for entry in description.files if entry.required) or ", ".join(
+        f"{entry.names[0]}" for entry in description.files
+    )
+    other = f" (its {DESCRIPTION_FILE} describes another data set)" if (root / DESCRIPTION_FILE).is_file() else ""
+    return f"No annotation files of {description.title} below {root}{other}; looked for {wanted}."
+
+
+def _way_out(description: Description) -> str:
+    source = f" {description.title} is at {description.source}." if description.source else ""
+    return f"Give the folder with --root.{source} To try things without it: avfs data toy --root DIR."
+
+
+YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of an annotation file.
+
+    Raises:
+        DataError: It cannot be read or is not UTF-8.
+    """
+    try:
+        return _visible_lines(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8.", hint="Save the file as UTF-8, or take the official one."
+        ) from error
+
+
+def _visible_lines(text: str) -> str:
+    """`text` without invisible characters; line ends and tabs stay. Nearly every annotation file is plain ASCII."""
+    if text.isascii():
+        return text
+    return "".join(part if part in "\r\n\t" else _spaced(part) for part in re.split(r"([\r\n\t])", text))
+
+
+def _spaced(part: str) -> str:
+    return part if part.isascii() else visible(part)
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """Non-blank lines with their numbers, from 1. Only line feeds and carriage returns end a line."""
+    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
+    """Rows of a CSV file with the number of their last line, blank rows left out and cells stripped.
+
+    Raises:
+        DataError: It cannot be read as CSV.
+    """
+    reader = csv.reader(io.StringIO(read_text(path).replace("\0", ""), newline=""), delimiter=delimiter)
+    try:
+        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def youtube_id(text: str) -> str | None:
+    """`text` if it has the form of a YouTube id (11 letters, digits, ``-`` or ``_``, and not a mere row number)."""
+    return text if YOUTUBE_ID.fullmatch(text) and not text.isdigit() else None
+
+
+def seconds(text: str) -> float | None:
+    """A number of seconds, or None where `text` is not a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+def normalise_split(text: str) -> str | None:
+    """``train``, ``val`` or ``test`` for any usual name of a split (``Training_set``, ``02-valid``), else None."""
+    words = re.findall(r"[a-z]+", visible(text).lower())
+    while len(words) > 1 and words[-1] in _FILLERS:
+        words.pop()
+    while len(words) > 1 and words[0] in _FILLERS:
+        words.pop(0)
+    return _SPLIT_NAMES.get("".join(words))
+
+
+_FILLERS = frozenset("set data dataset split splits subset folder dir clips clip videos video files samples".split())
+_NAMES = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+_SPLIT_NAMES = {
+    name + filler: split for split, names in _NAMES.items() for name in names for filler in ("", "set", "data", "split")
+}
+
+
+def make_dataset(
+    description: Description,
+    annotations: Annotations,
+    names: ClassNames,
+    samples: Iterable[Sample],
+    rows: dict[str, int],
+    report: DatasetReport,
+    *,
+    form: str,
+    multi_label: bool = False,
+) -> Dataset:
+    """The data set of a reader, after telling which names were respelt and which files are the official ones.
+
+    Args:
+        description: With the classes.
+        annotations: Where it was read.
+        names: Has looked up the names of classes.
+        samples: What was read.
+        rows: Data rows of the files, by role.
+        report: What was noticed.
+        form: Form of the annotation files, for people.
+        multi_label: Whether clips carry several labels.
+
+    Raises:
+        DataError: There are no samples.
+    """
+    samples = tuple(samples)
+    if not samples:
+        raise DataError(f"{annotations.folder}: no file of {description.title} lists a clip.")
+    respelt = sorted(names.respelt())
+    report.note("info", "respelt-classes", "Class names were matched by another spelling.", respelt)
+    _compare_with_official(description, annotations.files, rows, report)
+    return Dataset(
+        description=description,
+        root=annotations.folder,
+        classes=description.class_names,
+        wordings=description.wordings,
+        samples=samples,
+        multi_label=multi_label,
+        form=form,
+        files=annotations.files,
+        report=report,
+    )
+
+
+def _compare_with_official(
+    description: Description, files: dict[str, Path], rows: dict[str, int], report: DatasetReport
+) -> None:
+    """Say for each file whether it is the official one.
+
+    Args:
+        description: With the official SHA-256 and row counts.
+        files: Files read, by role.
+        rows: Data rows read per role.
+        report: Gets ``official-files``, ``other-release`` and ``differs-from-official`` per file with a known digest,
+            and ``row-count`` where the digest is unknown but the number of rows is not.
+    """
+    as_published: list[str] = []
+    for role, path in files.items():
+        official = description.file(role)
+        if official is None:
+            continue
+        count = rows.get(role)
+        bears_the_name = path.name in official.names
+        wrong_count = official.rows is not None and count is not None and count != official.rows
+        numbers = f"{count} rows; the official file has {official.rows}"
+        if official.sha256 is None:
+            if wrong_count and bears_the_name:
+                report.add("warning", "row-count", f"{path.name} has {numbers}.")
+            continue
+        data = path.read_bytes()
+        if _sha256(data) == official.sha256:
+            as_published.append(path.name)
+        elif _sha256(data) in official.variants:
+            report.add("info", "other-release", f"{path.name} is another official release of {official.names[0]}.")
+        elif any(_sha256(form) == official.sha256 for form in _line_end_forms(data)):
+            as_published.append(f"{path.name} (with other line ends)")
+        elif bears_the_name:  # A list given by path claims nothing.
+            note = f"it has {numbers}" if wrong_count else "its rows are as many, but not the same"
+            report.add("warning", "differs-from-official", f"{path.name} is not as published: {note}.")
+    if as_published:
+        report.add("info", "official-files", f"As published: {', '.join(as_published)}.", as_published)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _line_end_forms(data: bytes) -> list[bytes]:
+    """The same text with Unix and with Windows line ends, with and without a final one, without byte order mark."""
+    plain = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n")
+    windows = plain.replace(b"\n", b"\r\n")
+    return [plain, plain + b"\n", windows, windows + b"\r\n"]
