@@ -117,6 +117,9 @@ class Method:
             from avfewshot.methods.seconds import fit_seconds
 
             scorer.second = fit_seconds(self, support, scorer, seed)
+        for head in (scorer.clip, scorer.second):
+            if head is not None:  # one layout in memory, as loaded: products of matrices differ by it in the last bit
+                head.arrays = {name: np.ascontiguousarray(values) for name, values in head.arrays.items()}
         if scorer.clip.loo is not None:
             scorer.clip.loo = scorer.clip.loo[np.argsort(order)]
         scorer.diagnostics = {
@@ -265,7 +268,7 @@ class Scorer:
         folder = Path(folder)
         try:
             config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-            arrays = load_tensors((folder / TENSORS_NAME).read_bytes())
+            arrays = {k: np.array(v) for k, v in load_tensors((folder / TENSORS_NAME).read_bytes()).items()}
         except OSError as error:
             raise DataError(f"{error.filename}: {error.strerror}.", hint="Give the folder of a finished run.") from None
         except (ValueError, SafetensorError) as error:
@@ -323,6 +326,14 @@ def join(first: Support, second: Support) -> Support:
 METHODS: dict[str, type[Method] | str] = {
     "zero_shot": "avfewshot.methods.zero_shot:ZeroShot",
     "nearest_mean": "avfewshot.methods.nearest_mean:NearestMean",
+    "logistic": "avfewshot.methods.logistic:Logistic",
+    "tip_adapter": "avfewshot.methods.tip_adapter:TipAdapter",
+    "tip_adapter_f": "avfewshot.methods.tip_adapter:TipAdapterF",
+    "gda": "avfewshot.methods.gda:GDA",
+    "timo": "avfewshot.methods.gda:TIMO",
+    "lp_plus_plus": "avfewshot.methods.probes:LPPlusPlus",
+    "class_adaptive": "avfewshot.methods.probes:ClassAdaptive",
+    "clip_adapter": "avfewshot.methods.probes:ClipAdapter",
     "kernel_ridge": "avfewshot.methods.kernel_ridge:KernelRidge",
 }
 """Methods by name: a class, or ``"module:Class"`` that is imported when it is first used."""

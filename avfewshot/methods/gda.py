@@ -1,0 +1,82 @@
+"""Gaussian discriminant analysis as a training-free classifier (Wang et al., ICLR 2024), and TIMO's text-guided form.
+
+Class means mu_c, covariance S of the centred support: ``P = D pinv((n - 1) S + tr(S) I)``, ``W = P mu``,
+``b_c = -log C - mu_c' P mu_c / 2``. Where a class has one clip its scatter is not known: that about the common mean
+takes its place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from avfewshot.methods.base import MODALITIES, Floats, Rows, unit
+from avfewshot.methods.evidence import EvidenceMethod
+from avfewshot.methods.method import Head, register
+from avfewshot.methods.nearest_mean import class_means
+
+
+def discriminant(vectors: Floats, targets: Floats, weights: Floats) -> Head:
+    """Weights ``[C, D]`` and biases ``[C]``, scaled such that the support's evidence has a spread of one."""
+    means = class_means(vectors, targets, weights)
+    centred = vectors - targets @ means
+    if (centred**2).sum() < 1e-6 * (vectors**2).sum():
+        centred = vectors - vectors.mean(0)
+    rows, width = vectors.shape
+    scatter = centred.T @ (centred * weights[:, None])
+    trace = max(np.trace(scatter) / max(rows - 1, 1), 1e-9)
+    # D pinv(scatter + trace I) mu, in the space of the rows where those are fewer than the dimensions.
+    weighted = width * np.linalg.solve(scatter + trace * np.eye(width), means.T).T
+    bias = -np.log(len(means)) - (weighted * means).sum(1) / 2
+    evidence = vectors @ weighted.T + bias
+    spread = max(float((evidence - evidence.mean(1, keepdims=True)).std()), 1e-9)
+    return Head({"weights": weighted / spread, "bias": bias / spread})
+
+
+@register
+class GDA(EvidenceMethod):
+    """Gaussian discriminant analysis plus text."""
+
+    name = "gda"
+    title = "GDA"
+
+    def fit_evidence(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
+        """See :meth:`EvidenceMethod.fit_evidence`."""
+        return discriminant(rows.joint()[0], targets, rows.weights)
+
+    def evidence(self, head: Head, rows: Rows) -> Floats:
+        """See :meth:`EvidenceMethod.evidence`."""
+        return rows.joint()[0] @ head.arrays["weights"].T + head.arrays["bias"]
+
+
+@register
+class TIMO(GDA):
+    """GDA with the texts as further samples; prompts weighted by the support (Li et al., AAAI 2025).
+
+    ``q_{c,p} = m_c . u_{c,p}`` divided by the norm of ``q_c``, weights ``softmax(gamma q_c)``: prompts that lie near
+    the class's clips stand for it. Without single prompts their mean stands for each.
+    """
+
+    name = "timo"
+    title = "TIMO"
+    gamma = 50.0
+
+    def fit_evidence(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
+        """See :meth:`EvidenceMethod.fit_evidence`."""
+        vectors, texts, _ = rows.joint()
+        means = unit(class_means(vectors, targets, rows.weights))
+        total = sum(rows.scales)
+        if all(rows.templates.get(modality) is not None for modality in MODALITIES):
+            prompts = np.concatenate(
+                [np.sqrt(s / total) * rows.templates[m] for m, s in zip(MODALITIES, rows.scales, strict=True)], -1
+            )
+            near = np.einsum("cd,cpd->cp", means, prompts)
+            near = self.gamma * near / np.maximum(np.linalg.norm(near, axis=1, keepdims=True), 1e-9)
+            shares = np.exp(near - near.max(1, keepdims=True))
+            texts = np.einsum("cp,cpd->cd", shares / shares.sum(1, keepdims=True), prompts)
+        # Texts and clips lie in different cones: the texts are moved to where the clips are before they join them.
+        moved = unit(texts - texts.mean(0) + vectors.mean(0))
+        return discriminant(
+            np.concatenate((vectors, moved)),
+            np.concatenate((targets, np.eye(len(texts)))),
+            np.concatenate((rows.weights, np.ones(len(texts)))),
+        )
