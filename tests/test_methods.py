@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from methods_worlds import CLASSES, accuracy, world
 
 from avfewshot.errors import DataError, UsageError
 from avfewshot.methods import kernel_ridge
@@ -12,34 +13,10 @@ from avfewshot.methods.base import Features, LabelFeatures, Support, clip_rows, 
 from avfewshot.methods.method import Method, Scorer, find_method, method_names
 from avfewshot.methods.stacking import text_is_useful
 
-CLASSES, WIDTH = 4, 12
-
-
-def world(clips=3, *, seconds=4, classes=CLASSES, noise=0.35, seed=0, text_noise=0.3, bias=2):
-    """Clips of classes that have a direction of their own in both modalities, and texts near those directions."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(2, CLASSES, WIDTH))[:, :classes]
-    labels = np.repeat(np.eye(classes, dtype=bool), clips, 0)
-    items = []
-    for row, label in enumerate(labels.argmax(1)):
-        pair = [
-            centre[label] + noise * rng.normal(size=(1, WIDTH)) * 1.5 + noise * rng.normal(size=(seconds, WIDTH))
-            for centre in centres
-        ]
-        items.append((f"clip-{seed}-{row}", *pair))
-    rng = np.random.default_rng(7)
-    rows = [np.concatenate((c + text_noise * rng.normal(size=c.shape), rng.normal(size=(1, WIDTH)))) for c in centres]
-    texts = LabelFeatures.with_background([f"c{i}" for i in range(classes)], *rows, scales=(8.0, 8.0))
-    return Support(Features.of(items), labels), texts
-
 
 @pytest.fixture(params=method_names())
 def method(request) -> Method:
     return find_method(request.param)
-
-
-def accuracy(scores, labels):
-    return labels[np.arange(len(labels)), scores.argmax(1)].mean()
 
 
 def test_a_method_learns_and_gives_log_posteriors(method):

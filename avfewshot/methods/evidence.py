@@ -12,17 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import Floats, Rows, log_softmax
+from avfewshot.methods.base import Floats, Rows, countable, log_softmax
 from avfewshot.methods.method import Head, Method
-from avfewshot.methods.stacking import countable, stack, text_is_useful
-
-FOLDS = 4
+from avfewshot.methods.stacking import stack, text_is_useful
 
 
 class EvidenceMethod(Method):
     """A method in two parts; subclasses give :meth:`fit_evidence` and :meth:`evidence`."""
 
     fixed: ClassVar[tuple[float, float]] = (1.0, 1.0)  # weights of evidence and text where nothing can be left out
+    folds: ClassVar[int] = 4
     with_text: ClassVar[bool] = True  # False: the text is inside the evidence, or has no part
 
     def fit_evidence(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
@@ -62,7 +61,7 @@ class EvidenceMethod(Method):
         out = np.zeros_like(targets)
         if (targets[judged] > 0).any(0).mean() < 0.5 or not judged.any():
             return out, np.zeros(len(targets), dtype=bool)
-        folds = fold_numbers(targets, rows.groups)
+        folds = fold_numbers(targets, rows.groups, self.folds)
         folds[~judged] = -1
         for fold in range(folds.max() + 1):
             inside, outside = folds != fold, folds == fold
@@ -78,10 +77,10 @@ class EvidenceMethod(Method):
         return out, judged
 
 
-def fold_numbers(targets: Floats, groups: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The fold of each row: the clips of each class are dealt out in turn, at most :data:`FOLDS`."""
-    folds = {}
+def fold_numbers(targets: Floats, groups: npt.NDArray[Any], number: int) -> npt.NDArray[np.int64]:
+    """The fold of each row, one of `number`: the clips of each class are dealt out in turn."""
+    folds: dict[int, int] = {}
     for column in targets.T:
         members = [group for group in dict.fromkeys(groups[column > 0].tolist()) if group not in folds]
-        folds |= {group: index % FOLDS for index, group in enumerate(members)}
+        folds |= {group: index % number for index, group in enumerate(members)}
     return np.array([folds.get(group, 0) for group in groups.tolist()], dtype=np.int64)

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import MODALITIES, Floats, Rows, log_loss, log_softmax, unit
+from avfewshot.methods.base import MODALITIES, Floats, Rows, countable, log_loss, log_softmax, unit
 from avfewshot.methods.method import Head, Method, register
-from avfewshot.methods.stacking import countable, stack, text_is_useful
+from avfewshot.methods.stacking import stack, text_is_useful
 
 KERNELS = ("visual", "audio", "product", "mean")
 BETAS = (0.3, 1.0, 3.0)
@@ -253,7 +253,8 @@ def _keep_metric(arrays: dict[str, Floats], name: str, metric: Metric) -> None:
         arrays[f"whitening.{name}"] = metric.whitening
 
 
-def _metric(head: Head, name: str) -> Metric:
+def metric_of(head: Head, name: str) -> Metric:
+    """A metric that was kept with a head."""
     return Metric(head.arrays[f"centre.{name}"], head.arrays.get(f"whitening.{name}"))
 
 
@@ -280,7 +281,7 @@ def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
         kernels = []
         for modality in MODALITIES:
             view = setting["view"] if setting["view"] in rows.views else "mean"
-            metric = _metric(head, f"{setting['view']}.{modality}.{setting['beta']}")
+            metric = metric_of(head, f"{setting['view']}.{modality}.{setting['beta']}")
             gaps = distances(metric(rows.vectors[view, modality]), metric(head.arrays[f"{setting['view']}.{modality}"]))
             kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
         experts[name] = joint_kernel(setting["kernel"], *kernels) @ head.arrays[f"dual.{name}"]
@@ -304,7 +305,7 @@ def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
         view, _, modality = name.partition(".")
         if null is None or (view, modality) not in rows.vectors:
             continue
-        metric, raw = _metric(head, f"{name}.{ONE_SHOT_BETA}"), head.arrays[name]
+        metric, raw = metric_of(head, f"{name}.{ONE_SHOT_BETA}"), head.arrays[name]
         cosines = metric(rows.vectors[view, modality]) @ metric(raw).T
         scores = np.where(raw.any(-1)[None], (cosines - null[0]) / null[1], 0.0)
         best = np.stack([scores[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)

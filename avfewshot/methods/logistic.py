@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from avfewshot.methods.base import Floats, Rows
@@ -25,7 +27,9 @@ class Logistic(EvidenceMethod):
 
         row, label = np.nonzero(targets)  # a clip with several labels counts once for each, with its share
         model = LogisticRegression(C=INVERSE_PENALTY, max_iter=300)
-        model.fit(rows.joint()[0][row], label, sample_weight=targets[row, label] * rows.weights[row])
+        with warnings.catch_warnings():  # "might be a regression": one clip a class is what we are here for
+            warnings.simplefilter("ignore", UserWarning)
+            model.fit(rows.joint()[0][row], label, sample_weight=targets[row, label] * rows.weights[row])
         weights, bias = model.coef_, model.intercept_
         if targets.shape[1] == 2:  # scikit-learn keeps one row for two classes
             weights, bias = np.concatenate((-weights / 2, weights / 2)), np.concatenate((-bias / 2, bias / 2))

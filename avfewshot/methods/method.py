@@ -6,7 +6,7 @@ import importlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from os import PathLike
 from pathlib import Path
@@ -28,6 +28,7 @@ from avfewshot.methods.base import (
     Support,
     check_width,
     clip_rows,
+    countable,
     log_loss,
     log_softmax,
 )
@@ -78,6 +79,10 @@ class Method:
     def score_head(self, head: Head, rows: Rows) -> Floats:
         """Log-posteriors ``[n, C]`` of rows."""
         raise NotImplementedError
+
+    def for_seconds(self) -> Method:
+        """The method of the head of seconds."""
+        return self
 
     def fit(
         self, support: Support, texts: LabelFeatures, *, seed: int = 1, validation: Support | None = None
@@ -143,6 +148,8 @@ class Scorer:
     negatives: bool  # the support had clips of "none of these"
     clip: Head
     second: Head | None  # where the support labelled seconds
+    temperature: float = 1.0  # of the head's posterior, by left-out clips
+    tuned: dict[str, Any] | None = None  # weights of a tuned text posterior, see avfewshot.methods.auto.join_tuned
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, features: Features, groups: npt.NDArray[np.int64] | None = None) -> Rows:
@@ -153,23 +160,29 @@ class Scorer:
         """Log-posteriors over the head's columns ``[n, C]``."""
         if not self.clip.arrays:
             return rows.text["fused"]
-        return log_softmax(self.method.score_head(self.clip, rows))
+        return log_softmax(self.method.score_head(self.clip, rows) / self.temperature)
 
-    def scores(self, features: Features, texts: LabelFeatures | None = None) -> Scores:
+    def scores(self, features: Features, texts: LabelFeatures | None = None, *, tuned: Floats | None = None) -> Scores:
         """Score clips.
 
         Args:
             features: N clips, of the backbone that the support was embedded with.
             texts: Other labels than those that were trained with: what was learnt serves those of the same name, the
                 others are left to the text.
+            tuned: Log-posteriors ``[N, K]`` of the tuned part, if one was joined.
         """
         texts = self.texts if texts is None else texts
         zero_shot = texts.clip_log_posteriors(features)
-        return self._spread(self.head_scores(self.rows(features)), zero_shot, texts)
+        scores = self._spread(self.head_scores(self.rows(features)), zero_shot, texts)
+        if tuned is None or not self.tuned or not self.tuned["tuned"]:
+            return scores
+        joined = log_softmax(self.tuned["light"] * scores.fused + self.tuned["tuned"] * log_softmax(tuned))
+        known = 0.0 if scores.none is None else np.log1p(-np.minimum(np.exp(scores.none), 1 - _SMALLEST))[:, None]
+        return replace(scores, fused=joined + known)
 
-    def logits(self, features: Features, texts: LabelFeatures | None = None) -> Floats:
+    def logits(self, features: Features, texts: LabelFeatures | None = None, *, tuned: Floats | None = None) -> Floats:
         """Fused log-posteriors ``[N, K]``; see :meth:`scores`."""
-        return self.scores(features, texts).fused
+        return self.scores(features, texts, tuned=tuned).fused
 
     def segment_logits(self, features: Features) -> list[Floats]:
         """Log-posteriors of each second of each clip: ``[T_i, K + 1]``, background last, if seconds were labelled.
@@ -190,15 +203,29 @@ class Scorer:
         return np.split(self.logits(Features.of(cut)), np.cumsum(features.seconds)[:-1])
 
     def left_out(self, support: Support) -> dict[str, Any]:
-        """Accuracy and log-loss of the support's clips, each without itself; None where the method has no such."""
+        """Calibrate on the support's clips, each without itself; their accuracy, log-loss and ECE, None without."""
+        from avfewshot.methods.calibration import temperature
+
         if self.clip.loo is None:
-            return {"loo_accuracy": None, "loo_log_loss": None}
+            return {"loo_accuracy": None, "loo_log_loss": None, "calibration": None}
         labels = support.labels[:, self.trained]
         if self.negatives:
             labels = np.concatenate((labels, ~support.labels.any(1, keepdims=True)), 1)
+        targets = labels / labels.sum(1, keepdims=True)
+        known = countable(targets, support.groups)
+        calibration = None
+        if known.any() and self.method.name != "zero_shot":
+            calibration = temperature(self.clip.loo[known], labels[known])
+            self.temperature = calibration["temperature"]
+            self.clip.loo = log_softmax(self.clip.loo / self.temperature)
         hits = labels[np.arange(len(labels)), self.clip.loo.argmax(1)]
-        losses = log_loss(self.clip.loo, labels / labels.sum(1, keepdims=True))
-        return {"loo_accuracy": float(hits.mean()), "loo_log_loss": float(losses.mean())}
+        losses = log_loss(self.clip.loo, targets)
+        return {
+            "loo_accuracy": float(hits.mean()),
+            "loo_log_loss": float(losses.mean()),
+            "loo_clips": int(known.sum()),
+            "calibration": calibration,
+        }
 
     def loo(self, support: Support) -> Floats | None:
         """Log-posteriors ``[N, K]`` of the support's clips, each without itself; None where the method has none."""
@@ -246,6 +273,8 @@ class Scorer:
             "format": FORMAT,
             "method": self.method.name,
             "negatives": self.negatives,
+            "temperature": self.temperature,
+            "tuned": self.tuned,
             "texts": options,
             **{
                 part: None if head is None else {"params": head.params, "trainable": head.trainable}
@@ -299,8 +328,9 @@ class Scorer:
             trained, negatives = arrays["trained"].astype(bool), bool(config["negatives"])
             method = find_method(config["method"])
             return cls(
-                method, texts, trained, negatives, parts["clip"], parts.get("second"), dict(config["diagnostics"])
-            )
+                method, texts, trained, negatives, parts["clip"], parts.get("second"),
+                float(config["temperature"]), config["tuned"], dict(config["diagnostics"]),
+            )  # fmt: skip
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None
 
@@ -335,6 +365,7 @@ METHODS: dict[str, type[Method] | str] = {
     "class_adaptive": "avfewshot.methods.probes:ClassAdaptive",
     "clip_adapter": "avfewshot.methods.probes:ClipAdapter",
     "kernel_ridge": "avfewshot.methods.kernel_ridge:KernelRidge",
+    "auto": "avfewshot.methods.auto:Auto",
 }
 """Methods by name: a class, or ``"module:Class"`` that is imported when it is first used."""
 

@@ -68,6 +68,7 @@ def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> 
     within = {modality: within_clip_scatter(getattr(features, modality)) for modality in MODALITIES}
     rows.within.update(within)
     kept = np.flatnonzero(present)
+    method = method.for_seconds()
     head = method.fit_head(rows.take(np.arange(len(rows)), kept), row_targets[:, kept], seed=seed)
     head.params["columns"] = kept.tolist()
     known = (
@@ -108,7 +109,7 @@ def score_seconds(scorer: Scorer, features: Features) -> list[Floats]:
     rows, salience = second_rows(scorer, features, np.arange(len(features)))
     kept = np.array(head.params["columns"])
     trained = np.flatnonzero(scorer.trained)
-    known = log_softmax(scorer.method.score_head(head, rows.take(np.arange(len(rows)), kept)))
+    known = log_softmax(scorer.method.for_seconds().score_head(head, rows.take(np.arange(len(rows)), kept)))
     seconds = _spread(known, kept, len(trained) + 1)
     clip = scorer.logits(features)
     weights, clip_of = head.params["event weights"], np.repeat(np.arange(len(features)), lengths)

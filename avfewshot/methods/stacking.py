@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.stats import binom
 
@@ -41,9 +40,3 @@ def stack(experts: Sequence[Floats], targets: Floats, row_weights: Floats, start
 
     first = np.ones(len(logits)) if start is None else start
     return minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits)).x
-
-
-def countable(targets: Floats, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Rows whose classes all have another clip, so that leaving theirs out still leaves something of the class."""
-    clips = np.array([len(np.unique(groups[column > 0])) for column in targets.T])
-    return ((targets > 0) <= (clips > 1)).all(1)

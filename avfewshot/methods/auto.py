@@ -1,0 +1,110 @@
+"""The default: light methods side by side, kernel ridge with text unless another is clearly better; then a tuned part.
+
+What is compared is the log-loss of the support's clips, each without itself. Kernel ridge joined with the text stays
+unless another method's is lower by more than one standard error of the difference. Where nothing can be left out (one
+clip a class) it stays too.
+
+A *tuned* text posterior (adapters or prompts trained through the towers on the same support) joins by
+:func:`join_tuned`: its weight is chosen on clips whose labels it has not seen, for on its own support it is always
+right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from avfewshot.errors import UsageError
+from avfewshot.methods.base import Floats, Rows, Support, countable, log_loss, log_softmax
+from avfewshot.methods.method import Head, Method, Scorer, find_method, register
+from avfewshot.methods.stacking import stack, text_is_useful
+
+DEFAULT = "kernel_ridge"
+LIGHT = ("zero_shot", "nearest_mean", "logistic", "gda", "tip_adapter", DEFAULT)
+TUNED_ROWS = 8  # fewer clips that the tuned part has not seen: it is not trusted
+
+
+@register
+class Auto(Method):
+    """The best of :data:`LIGHT` by left-out clips, leaning towards :data:`DEFAULT`."""
+
+    name = "auto"
+    title = "auto"
+
+    def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
+        """See :meth:`Method.fit_head`."""
+        judged = countable(targets, rows.groups)
+        heads = {name: find_method(name).fit_head(rows, targets, seed=seed) for name in LIGHT}
+        losses: dict[str, Floats] = {}
+        table: dict[str, Any] = {}
+        for name, head in heads.items():
+            table[name] = {"log_loss": None, "accuracy": None}
+            if head.loo is None or not judged.any():
+                continue
+            losses[name] = log_loss(head.loo, targets)[judged]
+            hits = targets[np.arange(len(targets)), head.loo.argmax(1)][judged] > 0
+            table[name] = {"log_loss": float(losses[name].mean()), "accuracy": float(hits.mean())}
+        chosen, why = DEFAULT, "one clip a class: nothing can be left out"
+        if DEFAULT in losses:
+            why = "no other method is better by more than one standard error"
+            best = min(losses, key=lambda name: losses[name].mean())
+            gap = losses[DEFAULT] - losses[best]
+            if best != DEFAULT and gap.mean() > gap.std() / np.sqrt(len(gap)):
+                chosen, why = best, f"log-loss lower by {gap.mean():.3f}, more than one standard error"
+        head = heads[chosen]
+        head.params = {"auto": chosen, "params": head.params}
+        head.diagnostics = {**head.diagnostics, "methods": table, "choice": chosen, "why": why}
+        return head
+
+    def score_head(self, head: Head, rows: Rows) -> Floats:
+        """See :meth:`Method.score_head`."""
+        return find_method(head.params["auto"]).score_head(Head(head.arrays, head.params["params"]), rows)
+
+    def for_seconds(self) -> Method:
+        """Seconds are many: the default alone."""
+        return find_method(DEFAULT)
+
+
+def join_tuned(scorer: Scorer, unseen: Support, tuned: Floats, *, left_out: Floats | None = None) -> dict[str, Any]:
+    """Choose how much a tuned text posterior counts beside a scorer; kept in the scorer, saved with it.
+
+    Args:
+        scorer: Fitted on frozen embeddings.
+        unseen: Labelled clips whose labels the tuned part has *not* been trained with: validation clips, or the support
+            with `tuned` from cross-fitting.
+        tuned: Its log-posteriors of these clips ``[N, K]``.
+        left_out: The scorer's own of the same clips, each without itself, where they are its support
+            (:meth:`Scorer.loo`); None: clips it has not seen either.
+
+    Returns:
+        The weights of both, the log-losses, and why.
+
+    Raises:
+        UsageError: The posteriors are not those of the clips.
+    """
+    if tuned.shape != unseen.labels.shape:
+        raise UsageError(f"The tuned part's posteriors must be {unseen.labels.shape}, they are {tuned.shape}.")
+    labelled = unseen.labels.any(1)
+    targets = unseen.labels[labelled] / unseen.labels[labelled].sum(1, keepdims=True)
+    light = log_softmax(scorer.logits(unseen.features) if left_out is None else left_out)[labelled]
+    tuned = log_softmax(np.asarray(tuned, dtype=np.float64))[labelled]
+    ones = np.ones(len(targets))
+    result: dict[str, Any] = {"light": 1.0, "tuned": 0.0, "clips": len(targets)}
+    if len(targets) < TUNED_ROWS:
+        result["why"] = "too few clips that it has not seen"
+    elif not text_is_useful(tuned, targets):
+        result["why"] = "no better than chance on clips that it has not seen"
+    else:
+        weights = stack([light, tuned], targets, ones)
+        alone = log_loss(log_softmax(stack([light], targets, ones)[0] * light), targets)
+        joined = log_loss(log_softmax(weights[0] * light + weights[1] * tuned), targets)
+        gap = alone - joined
+        result |= {"log_loss_light": float(alone.mean()), "log_loss_joined": float(joined.mean())}
+        if gap.mean() > gap.std() / np.sqrt(len(gap)):
+            result |= {"light": float(weights[0]), "tuned": float(weights[1]), "why": "lower log-loss on unseen clips"}
+        else:
+            result["why"] = "gains less than one standard error on clips that it has not seen"
+    scorer.tuned = result
+    scorer.diagnostics["tuned"] = result
+    return result

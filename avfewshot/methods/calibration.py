@@ -1,0 +1,84 @@
+"""What probabilities mean, by left-out clips: temperature and ECE, per-class thresholds, when to answer "unknown"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+
+from avfewshot.methods.base import Floats, log_loss, log_softmax
+
+BINS = 15
+SHRINKAGE = 10  # clips that the common threshold counts for against a class's own
+
+
+def expected_calibration_error(log_posterior: Floats, labels: npt.NDArray[np.bool_]) -> float:
+    """ECE of the best answer: mean over 15 bins of |confidence - accuracy|, weighted by their clips."""
+    confidence = np.exp(log_posterior.max(1))
+    right = labels[np.arange(len(labels)), log_posterior.argmax(1)]
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [abs(confidence[bins == b].sum() - right[bins == b].sum()) for b in range(BINS)]
+    return float(sum(gaps) / len(labels))
+
+
+def temperature(log_posterior: Floats, labels: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """The temperature of least log-loss on left-out clips, within 1/10 to 10, and the ECE before and after.
+
+    The ECE after is that of the clips the temperature was chosen on: one parameter, so little is flattered.
+    """
+    targets = labels / labels.sum(1, keepdims=True)
+
+    def loss(log_temperature: float) -> float:
+        return float(log_loss(log_softmax(log_posterior / np.exp(log_temperature)), targets).mean())
+
+    best = float(np.exp(minimize_scalar(loss, bounds=(-np.log(10), np.log(10)), method="bounded").x))
+    after = log_softmax(log_posterior / best)
+    return {
+        "temperature": best,
+        "ece_before": expected_calibration_error(log_posterior, labels),
+        "ece_after": expected_calibration_error(after, labels),
+    }
+
+
+def label_thresholds(log_posterior: Floats, labels: npt.NDArray[np.bool_]) -> Floats:
+    """From which probability on a clip carries a class, ``[K]``: best F1 on left-out clips, shrunk to the common one.
+
+    ``(n_c own_c + 10 common) / (n_c + 10)``, n_c the clips of the class: a threshold of two clips is no threshold.
+    """
+    probability = np.exp(log_posterior)
+    common = _best_f1(probability.ravel(), labels.ravel(), 0.5)
+    own = np.array([_best_f1(probability[:, c], labels[:, c], common) for c in range(labels.shape[1])])
+    clips = labels.sum(0)
+    return (clips * own + SHRINKAGE * common) / (clips + SHRINKAGE)
+
+
+def _best_f1(scores: Floats, truth: npt.NDArray[np.bool_], otherwise: float) -> float:
+    if not truth.any():
+        return otherwise
+    order = np.argsort(-scores, kind="stable")
+    hits = truth[order].cumsum()
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum())
+    best = int(f1.argmax())
+    following = scores[order[best + 1]] if best + 1 < len(order) else 0.0
+    return float((scores[order[best]] + following) / 2)
+
+
+def reject_threshold(known: Floats, unknown: Floats, keep: float = 0.95) -> dict[str, Any]:
+    """Below which score a clip is "unknown".
+
+    Args:
+        known: Scores of clips of known classes, each left out, ``[n]``.
+        unknown: Scores of clips when all clips of their class are left out, ``[m]``.
+        keep: Share of the known clips that shall be accepted.
+
+    Returns:
+        ``threshold``; ``false_accepts``, the share of unknown clips at or above it; ``false_rejects``.
+    """
+    threshold = float(np.quantile(known, 1 - keep))
+    return {
+        "threshold": threshold,
+        "false_accepts": float((unknown >= threshold).mean()) if len(unknown) else None,
+        "false_rejects": float((known < threshold).mean()),
+    }

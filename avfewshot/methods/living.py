@@ -1,0 +1,175 @@
+"""Classes that come and go: clips and classes of a kernel ridge are added and removed by block updates of its inverses.
+
+The metric, the bandwidths and the weights of the experts stay as they were chosen; given these, the result equals a
+full fit on the new support.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.errors import UsageError
+from avfewshot.methods import kernel_ridge
+from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, clip_rows
+from avfewshot.methods.calibration import reject_threshold
+from avfewshot.methods.method import Head, Scorer
+
+
+class LivingRidge:
+    """A fitted kernel-ridge scorer that learns on.
+
+    Raises:
+        UsageError: The scorer is of another method, or labels seconds.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        params = scorer.clip.params.get("params", scorer.clip.params)
+        if "rule" not in params or scorer.second is not None:
+            raise UsageError(
+                "Classes can be added to and removed from kernel-ridge runs that label clips, not from this one.",
+                hint="Fit with --method kernel_ridge.",
+            )
+        self.scorer = scorer
+        self._inverses: dict[str, Floats] = {}
+
+    @property
+    def _params(self) -> dict[str, Any]:
+        return self.scorer.clip.params.get("params", self.scorer.clip.params)
+
+    @property
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return self.scorer.clip.arrays
+
+    def add(self, features: Features, labels: npt.NDArray[np.bool_], texts: LabelFeatures) -> None:
+        """Learn clips, of old classes or new ones.
+
+        Args:
+            features: M clips.
+            labels: ``[M, K']`` over the labels of `texts`.
+            texts: The labels from now on: all that the scorer knows in any order, and new ones.
+        """
+        scorer = self.scorer
+        missing = [name for name in scorer.texts.names if name not in texts.names]
+        if missing:
+            raise UsageError(f"The new label texts lack {', '.join(missing)}.", hint="Give old and new labels.")
+        if labels.shape != (len(features), len(texts.names)) or not labels.any(1).all():
+            raise UsageError("Every clip to learn needs a label among the texts.")
+        position = [texts.names.index(name) for name in scorer.texts.names]
+        old_columns = [position[column] for column in np.flatnonzero(scorer.trained)]
+        trained = labels.any(0)
+        trained[old_columns] = True
+        columns = np.flatnonzero(trained)
+        new_rows = clip_rows(features, texts)
+        old = self._arrays["targets"]
+        targets = np.zeros((len(old) + len(features), len(columns) + scorer.negatives))
+        targets[: len(old), np.searchsorted(columns, old_columns)] = old[:, : len(old_columns)]
+        if scorer.negatives:
+            targets[: len(old), -1] = old[:, -1]
+        share = labels[:, columns] / labels.sum(1, keepdims=True)
+        targets[len(old) :, : len(columns)] = share
+        self._inverses = {name: self._grown(name, new_rows) for name in self._params.get("experts", {})}
+        for key, values in new_rows.vectors.items():
+            name = ".".join(key)
+            if name in self._arrays:
+                self._arrays[name] = np.concatenate((self._arrays[name], values))
+        scorer.texts, scorer.trained = texts, trained
+        self._finish(targets)
+
+    def remove(self, name: str) -> None:
+        """Forget a class and the clips that carry no other; its label goes too."""
+        scorer = self.scorer
+        if name not in scorer.texts.names:
+            raise UsageError(f"There is no class {name!r}.", hint=f"Classes: {', '.join(scorer.texts.names)}.")
+        index = scorer.texts.names.index(name)
+        if len(scorer.texts.names) == 1 or (scorer.trained[index] and scorer.trained.sum() + scorer.negatives <= 2):
+            raise UsageError(f"{name!r} cannot go: two classes have to stay.")
+        others = np.array([row for row in range(len(scorer.texts.names)) if row != index])
+        targets = self._arrays["targets"]
+        if scorer.trained[index]:
+            column = int(scorer.trained[:index].sum())
+            targets = np.delete(targets, column, axis=1)
+            kept = np.flatnonzero(targets.any(1))
+            gone = np.setdiff1d(np.arange(len(targets)), kept)
+            for expert in self._params.get("experts", {}):
+                inverse = self.inverse(expert)
+                cross = inverse[np.ix_(kept, gone)]
+                down = np.linalg.solve(inverse[np.ix_(gone, gone)], cross.T) if len(gone) else cross.T
+                self._inverses[expert] = inverse[np.ix_(kept, kept)] - cross @ down
+            targets = targets[kept] / targets[kept].sum(1, keepdims=True)
+            for view in ("mean", "event"):
+                for modality in MODALITIES:
+                    if f"{view}.{modality}" in self._arrays:
+                        self._arrays[f"{view}.{modality}"] = self._arrays[f"{view}.{modality}"][kept]
+        scorer.texts, scorer.trained = scorer.texts.take(others), scorer.trained[others]
+        self._finish(targets)
+
+    def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
+        """The threshold on the kernels' evidence below which a clip is "unknown", by leaving out clips and classes.
+
+        Returns:
+            See :func:`~avfewshot.methods.calibration.reject_threshold`.
+
+        Raises:
+            UsageError: One clip a class: nothing can be left out.
+        """
+        if self._params["rule"] != "ridge":
+            raise UsageError("With one clip a class no threshold for `unknown` can be calibrated.")
+        targets = self._arrays["targets"]
+        centred = targets - 1 / targets.shape[1]
+        single = np.arange(len(targets))
+        known, unknown = np.zeros_like(targets), np.zeros_like(targets)
+        for name, weight in self._params["weights"]["both"].items():
+            if name in self._params["experts"]:
+                inverse = self.inverse(name)
+                known += weight * kernel_ridge.leave_out(inverse, centred, single)
+                unknown += weight * kernel_ridge.leave_out(inverse, centred, targets.argmax(1))
+        unknown[single, targets.argmax(1)] = -np.inf
+        result = reject_threshold(known.max(1), unknown.max(1), keep)
+        self._params["reject"] = result
+        self.scorer.diagnostics["reject"] = result
+        return result
+
+    def unknown(self, features: Features) -> npt.NDArray[np.bool_]:
+        """Which clips lie below the threshold of :meth:`calibrate_reject`, ``[N]``."""
+        head = Head(self._arrays, self._params)
+        evidence = kernel_ridge.evidence(head, self.scorer.rows(features), with_text=False)
+        return evidence.max(1) < self._params["reject"]["threshold"]
+
+    def inverse(self, expert: str) -> Floats:
+        """``inv(K + lambda I)`` of an expert; computed when first needed."""
+        if expert not in self._inverses:
+            setting = self._params["experts"][expert]
+            kernel = self._kernel(expert, None)
+            self._inverses[expert] = np.linalg.inv(kernel + setting["penalty"] * np.eye(len(kernel)))
+        return self._inverses[expert]
+
+    def _kernel(self, expert: str, rows: Any, *, own: bool = False) -> Floats:
+        """Of the support with itself (no rows), of rows with the support, or of rows with themselves (`own`)."""
+        setting, kernels = self._params["experts"][expert], []
+        for modality in MODALITIES:
+            name = f"{setting['view']}.{modality}"
+            metric = kernel_ridge.metric_of(self.scorer.clip, f"{name}.{setting['beta']}")
+            support = metric(self._arrays[name])
+            vectors = support if rows is None else metric(rows.vectors[setting["view"], modality])
+            gaps = kernel_ridge.distances(vectors, vectors if own else support)
+            kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
+        return kernel_ridge.joint_kernel(setting["kernel"], *kernels)
+
+    def _grown(self, expert: str, rows: Any) -> Floats:
+        inverse, cross = self.inverse(expert), self._kernel(expert, rows).T
+        corner = self._kernel(expert, rows, own=True)
+        corner += self._params["experts"][expert]["penalty"] * np.eye(len(corner))
+        moved = inverse @ cross
+        schur = np.linalg.inv(corner - cross.T @ moved)
+        return np.block([[inverse + moved @ schur @ moved.T, -moved @ schur], [-schur @ moved.T, schur]])
+
+    def _finish(self, targets: Floats) -> None:
+        self._arrays["targets"] = targets
+        centred = targets - 1 / targets.shape[1]
+        for expert in self._params.get("experts", {}):
+            self._arrays[f"dual.{expert}"] = np.ascontiguousarray(self.inverse(expert) @ centred)
+        self.scorer.clip.loo = None  # of another support
+        self.scorer.diagnostics = {**self.scorer.diagnostics, "classes": list(self.scorer.texts.names)}

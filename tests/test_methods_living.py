@@ -1,0 +1,180 @@
+"""What is decided by left-out clips, and classes that come and go."""
+
+import numpy as np
+import pytest
+from methods_worlds import CLASSES, accuracy, world
+
+from avfewshot.errors import UsageError
+from avfewshot.methods import kernel_ridge
+from avfewshot.methods.auto import join_tuned
+from avfewshot.methods.base import Support, log_softmax
+from avfewshot.methods.calibration import label_thresholds, reject_threshold, temperature
+from avfewshot.methods.living import LivingRidge
+from avfewshot.methods.method import Scorer, find_method
+
+
+def fitted(clips=4, classes=CLASSES, name="kernel_ridge", **options):
+    support, texts = world(clips=clips, **options)
+    rows = support.labels[:, :classes].any(1)
+    part = Support(support.features.take(np.flatnonzero(rows)), support.labels[rows][:, :classes])
+    return find_method(name).fit(part, texts.take(range(classes))), part, support, texts
+
+
+def assert_equals_refit(living):
+    """Every inverse and dual is that of a fit from nothing on the support as it now is, settings kept."""
+    arrays = living.scorer.clip.arrays
+    targets = arrays["targets"]
+    for name, setting in living.scorer.clip.params["experts"].items():
+        kernels = []
+        for modality in ("visual", "audio"):
+            metric = kernel_ridge.metric_of(living.scorer.clip, f"{setting['view']}.{modality}.{setting['beta']}")
+            vectors = metric(arrays[f"{setting['view']}.{modality}"])
+            kernels.append(np.exp(-setting["bandwidths"][modality] * kernel_ridge.distances(vectors, vectors)))
+        kernel = kernel_ridge.joint_kernel(setting["kernel"], *kernels)
+        inverse = np.linalg.inv(kernel + setting["penalty"] * np.eye(len(kernel)))
+        np.testing.assert_allclose(living.inverse(name), inverse, atol=1e-9)
+        dual = inverse @ (targets - 1 / targets.shape[1])
+        np.testing.assert_allclose(arrays[f"dual.{name}"], dual, atol=1e-9)
+
+
+def test_adding_a_class_equals_a_refit_and_learns_it(tmp_path):
+    scorer, part, support, texts = fitted(classes=3)
+    living = LivingRidge(scorer)
+    new = support.labels[:, 3]
+    before = scorer.logits(part.features)
+    living.add(support.features.take(np.flatnonzero(new)), support.labels[new], texts)
+    assert_equals_refit(living)
+    queries, _ = world(clips=10, seed=5)
+    assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.85
+    assert accuracy(before, part.labels) == accuracy(scorer.logits(part.features)[:, :3], part.labels)
+    loaded = Scorer.load(scorer.save(tmp_path / "run"))
+    assert (loaded.logits(queries.features) == scorer.logits(queries.features)).all()
+
+
+def test_more_clips_of_an_old_class_and_a_class_removed_equal_a_refit():
+    scorer, _, support, texts = fitted(classes=CLASSES)
+    living = LivingRidge(scorer)
+    more, _ = world(clips=2, seed=11)
+    living.add(more.features, more.labels, texts)
+    assert_equals_refit(living)
+    living.remove("c1")
+    assert_equals_refit(living)
+    assert scorer.texts.names == ("c0", "c2", "c3")
+    scores = scorer.logits(support.features)
+    assert scores.shape == (len(support), 3)
+    known = ~support.labels[:, 1]
+    assert accuracy(scores[known], support.labels[known][:, [0, 2, 3]]) >= 0.9
+    with pytest.raises(UsageError, match="no class 'c1'"):
+        living.remove("c1")
+    with pytest.raises(UsageError, match="lack c0"):
+        living.add(more.features, more.labels[:, 1:], texts.take([1, 2, 3]))
+
+
+def test_a_class_can_be_added_to_a_one_shot_run():
+    scorer, _, support, texts = fitted(clips=1, classes=3, noise=0.2)
+    new = support.labels[:, 3]
+    LivingRidge(scorer).add(support.features.take(np.flatnonzero(new)), support.labels[new], texts)
+    queries, _ = world(clips=8, noise=0.2, seed=5)
+    assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.8
+
+
+def test_only_kernel_ridge_learns_on():
+    with pytest.raises(UsageError, match="kernel-ridge"):
+        LivingRidge(fitted(name="gda")[0])
+
+
+def test_unknown_clips_are_rejected_at_a_stated_rate():
+    scorer, *_ = fitted(clips=8, classes=3)
+    living = LivingRidge(scorer)
+    stated = living.calibrate_reject(keep=0.9)
+    assert 0 <= stated["false_accepts"] <= 0.6
+    queries, _ = world(clips=20, seed=5)
+    unknown = living.unknown(queries.features)
+    foreign = queries.labels[:, 3]
+    assert unknown[foreign].mean() > 0.6
+    assert unknown[~foreign].mean() < 0.35
+
+
+def test_a_threshold_keeps_the_share_of_known_clips_that_was_asked_for():
+    result = reject_threshold(np.arange(100.0), np.arange(-50.0, 50.0), keep=0.9)
+    assert result["threshold"] == pytest.approx(9.9)
+    assert result["false_rejects"] == pytest.approx(0.1)
+    assert result["false_accepts"] == pytest.approx(0.4)
+
+
+def test_a_temperature_makes_overconfident_answers_honest():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 5))
+    labels = np.eye(5, dtype=bool)[[rng.choice(5, p=np.exp(row)) for row in log_softmax(logits)]]
+    result = temperature(log_softmax(3 * logits), labels)
+    assert result["temperature"] == pytest.approx(3, rel=0.1)
+    assert result["ece_after"] < 0.03 < result["ece_before"]
+
+
+def test_thresholds_of_rare_labels_are_close_to_the_common_one():
+    rng = np.random.default_rng(0)
+    labels = rng.random((400, 3)) < [0.5, 0.5, 0.01]
+    labels[0, 2] = True
+    scores = np.log(np.where(labels, 0.6, 0.3) + 0.05 * rng.random((400, 3)))
+    scores[:, 1] = np.log(np.where(labels[:, 1], 0.9, 0.8))
+    thresholds = label_thresholds(scores, labels)
+    assert 0.3 < thresholds[0] < 0.61
+    assert 0.75 < thresholds[1] < 0.9
+    assert abs(thresholds[2] - thresholds[0]) < 0.15
+
+
+def test_auto_says_what_it_chose_and_why():
+    scorer, *_ = fitted(name="auto")
+    about = scorer.diagnostics
+    assert about["choice"] in about["methods"]
+    assert about["why"]
+    assert all(row["log_loss"] is not None for row in about["methods"].values())
+    one_shot, *_ = fitted(clips=1, name="auto", noise=0.2)
+    assert one_shot.diagnostics["choice"] == "kernel_ridge"
+
+
+def test_auto_leaves_the_default_only_for_a_clearly_better_method(monkeypatch):
+    from avfewshot.methods.nearest_mean import NearestMean
+
+    original = NearestMean.fit_head
+
+    def oracle(self, rows, targets, *, seed):
+        head = original(self, rows, targets, seed=seed)
+        head.loo = np.log(np.where(targets > 0, 0.999, 0.001 / 3))
+        return head
+
+    monkeypatch.setattr(NearestMean, "fit_head", oracle)
+    assert fitted(name="auto", noise=1.2)[0].diagnostics["choice"] == "nearest_mean"
+
+
+def test_a_tuned_part_counts_for_what_it_does_on_clips_it_has_not_seen():
+    scorer, part, _, _ = fitted(noise=0.9)
+    unseen, _ = world(clips=8, seed=21, noise=0.9)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=unseen.labels.shape)
+    good = join_tuned(scorer, unseen, log_softmax(3.0 * unseen.labels + noise))
+    assert good["tuned"] > 0.1
+    queries, _ = world(clips=8, seed=31, noise=0.9)
+    tuned = log_softmax(3.0 * queries.labels + rng.normal(size=queries.labels.shape))
+    assert accuracy(scorer.logits(queries.features, tuned=tuned), queries.labels) >= accuracy(
+        scorer.logits(queries.features), queries.labels
+    )
+    # Trained on shuffled labels it is sure of its support, and at chance on everything else: it has no say.
+    useless = join_tuned(scorer, unseen, log_softmax(6.0 * np.roll(unseen.labels, 5, 0) + noise))
+    assert useless["tuned"] == 0
+    assert "chance" in useless["why"] or "standard error" in useless["why"]
+    plain = scorer.logits(queries.features)
+    assert (scorer.logits(queries.features, tuned=tuned) == plain).all()
+    few = join_tuned(scorer, unseen.take(np.arange(3)), log_softmax(9.0 * unseen.labels[:3]))
+    assert few["tuned"] == 0
+    with pytest.raises(UsageError, match="posteriors must be"):
+        join_tuned(scorer, part, noise)
+
+
+def test_shuffled_support_labels_make_nothing_sure():
+    support, texts = world(clips=6, text_noise=5.0)
+    order = np.random.default_rng(1).permutation(len(support))
+    scorer = find_method("auto").fit(Support(support.features, support.labels[order]), texts)
+    assert scorer.diagnostics["loo_accuracy"] <= 0.6
+    queries, _ = world(clips=10, seed=5)
+    assert np.exp(scorer.logits(queries.features)).max(1).mean() < 0.6

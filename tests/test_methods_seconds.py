@@ -1,0 +1,62 @@
+"""Labels for seconds: the event, and whether there is one."""
+
+import numpy as np
+import pytest
+from methods_worlds import CLASSES, WIDTH
+
+from avfewshot.methods.base import Features, LabelFeatures, Support
+from avfewshot.methods.method import Scorer, find_method
+from avfewshot.methods.seconds import chunks
+
+
+def world(clips, seed):
+    """Clips of eight seconds whose event fills four; the others show noise of their own kind."""
+    centres = np.random.default_rng(99).normal(size=(2, CLASSES + 1, WIDTH))
+    rng = np.random.default_rng(seed)
+    items, segments = [], []
+    labels = np.repeat(np.eye(CLASSES, dtype=bool), clips, 0)
+    for row, label in enumerate(labels.argmax(1)):
+        shown = np.full(8, CLASSES)
+        start = rng.integers(0, 5)
+        shown[start : start + 4] = label
+        items.append((f"{seed}-{row}", *(centre[shown] + 0.5 * rng.normal(size=(8, WIDTH)) for centre in centres)))
+        segments.append(np.eye(CLASSES + 1, dtype=bool)[shown])
+    names = [f"c{i}" for i in range(CLASSES)]
+    texts = LabelFeatures.with_background(names, *centres, scales=(8.0, 8.0))
+    return Support(Features.of(items), labels, tuple(segments)), texts
+
+
+@pytest.mark.parametrize("name", ["auto", "kernel_ridge", "gda", "zero_shot"])
+@pytest.mark.parametrize("clips", [1, 3])
+def test_seconds_are_told_and_so_is_the_background(name, clips, tmp_path):
+    support, texts = world(clips, 1)
+    queries, _ = world(6, 2)
+    scorer = find_method(name).fit(support, texts)
+    scores = scorer.segment_logits(queries.features)
+    truth = np.concatenate(queries.segments).argmax(1)
+    joined = np.concatenate(scores)
+    assert joined.shape == (len(queries) * 8, CLASSES + 1)
+    np.testing.assert_allclose(np.exp(joined).sum(1), 1, atol=1e-6)
+    answers = joined.argmax(1)
+    assert (answers == truth).mean() >= 0.85
+    background = truth == CLASSES
+    assert ((answers == CLASSES) == background).mean() >= 0.85
+    loaded = Scorer.load(scorer.save(tmp_path / "run"))
+    assert all((a == b).all() for a, b in zip(scores, loaded.segment_logits(queries.features), strict=True))
+
+
+def test_without_labels_of_seconds_each_is_scored_as_a_clip():
+    support, texts = world(3, 1)
+    scorer = find_method("kernel_ridge").fit(Support(support.features, support.labels), texts)
+    scores = scorer.segment_logits(support.features)
+    assert [part.shape for part in scores] == [(8, CLASSES)] * len(support)
+    events = np.concatenate(support.segments)[:, :CLASSES]
+    seconds = events.any(1)
+    assert events[seconds][np.arange(seconds.sum()), np.concatenate(scores)[seconds].argmax(1)].mean() >= 0.8
+
+
+def test_runs_of_one_label_are_cut_to_keep_the_matrix_small(monkeypatch):
+    monkeypatch.setattr("avfewshot.methods.seconds.MAX_ROWS", 5)
+    labels = np.eye(2)[[0, 0, 0, 1, 1, 1, 1, 1, 0, 0]]
+    clip_of = np.array([0] * 7 + [1] * 3)
+    assert chunks(labels, clip_of).tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 5, 5]
