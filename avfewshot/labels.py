@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from avfewshot.errors import UsageError, raise_faults
 
 MAX_BYTES = 16 * 1024 * 1024  # a label file is text that someone wrote; a video named by mistake is larger
 
-_COMMENT = re.compile(r"\s#(\s.*)?$")
+_COMMENT = re.compile(r"^#.*|\s#(\s.*)?$")
 _WORDING = re.compile(r":(\s+|$)")
 _FORMAT_HINT = "Write one label a line, for example `dog barking` or `dog: a dog barking loudly`."
 
@@ -46,9 +47,19 @@ class LabelSet:
         entries = [(f"label {number}", _tidy(name), "") for number, name in enumerate(names, start=1)]
         return _checked(entries, where="labels", empty_hint="Give at least one label.")
 
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> LabelSet:
+        """Labels as on a command line, each written like a line of a label file: ``label`` or ``label: wording``.
+
+        Raises:
+            UsageError: As for :meth:`from_names`, or a wording is missing behind its colon.
+        """
+        entries = [_entry(f"number {number}", text) for number, text in enumerate(texts, start=1)]
+        return _checked(entries, where="--label", empty_hint="Give at least one label.")
+
 
 def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
-    """Read a label file.
+    """Read a label file, or standard input where `path` is ``-``.
 
     One label a line in UTF-8 (a byte order mark is accepted). Blank lines are skipped; a line that begins with ``#``
     is a comment, and so is the rest of a line after a ``#`` between spaces (``C#`` and ``track #1`` are labels).
@@ -59,26 +70,21 @@ def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
             names the file and the lines. Several faults come together as one
             :class:`~avfewshot.errors.Faults`.
     """
-    path = Path(path)
-    return _parse(_read_text(path), str(path))
-
-
-def _parse(text: str, where: str) -> LabelSet:
+    path, where = Path(path), "standard input" if os.fspath(path) == "-" else str(path)
+    text = _read_text(path, where)
     if kind := _other_format(text, where):
         raise UsageError(f"{where}: this is {kind}, not a list of labels.", hint=_FORMAT_HINT)
-    entries = []
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
-        content = visible(line)
-        if content.startswith("#"):
-            continue
-        content = _COMMENT.sub("", content)
-        if not content:
-            continue
-        colon = _WORDING.search(content)
-        name = content[: colon.start()] if colon else content
-        wording = content[colon.end() :] if colon else None
-        entries.append((f"line {number}", _tidy(name), "" if wording is None else _tidy(wording) or None))
+    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    contents = ((number, _COMMENT.sub("", visible(line))) for number, line in lines)
+    entries = [_entry(f"line {number}", content) for number, content in contents if content]
     return _checked(entries, where=where, empty_hint=_FORMAT_HINT)
+
+
+def _entry(position: str, text: str) -> tuple[str, str, str | None]:
+    colon = _WORDING.search(text)
+    if colon is None:
+        return position, _tidy(text), ""
+    return position, _tidy(text[: colon.start()]), _tidy(text[colon.end() :]) or None
 
 
 _HEADER = re.compile(
@@ -105,28 +111,31 @@ def _other_format(text: str, where: str) -> str | None:
     return None
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, where: str) -> str:
     try:
         if path.is_dir():
-            raise UsageError(f"{path}: is a folder, not a label file.", hint=_FORMAT_HINT)
-        with open(path, "rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+            raise UsageError(f"{where}: is a folder, not a label file.", hint=_FORMAT_HINT)
+        if where == "standard input":
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with open(path, "rb") as stream:
+                raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such label file.", hint=_FORMAT_HINT) from None
+        raise UsageError(f"{where}: there is no such label file.", hint=_FORMAT_HINT) from None
     except OSError as error:
-        raise UsageError(f"{path}: the label file cannot be read: {error.strerror}.") from None
+        raise UsageError(f"{where}: the label file cannot be read: {error.strerror}.") from None
     if len(raw) > MAX_BYTES:
-        raise UsageError(f"{path}: too large for a label file (more than {MAX_BYTES >> 20} MiB).", hint=_FORMAT_HINT)
+        raise UsageError(f"{where}: too large for a label file (more than {MAX_BYTES >> 20} MiB).", hint=_FORMAT_HINT)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError(f"{path}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
+        raise UsageError(f"{where}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
     if b"\0" in raw:
-        raise UsageError(f"{path}: this is no text, and so no label file.", hint=_FORMAT_HINT)
+        raise UsageError(f"{where}: this is no text, and so no label file.", hint=_FORMAT_HINT)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # The codec counts from behind a byte order mark; the number of line ends before the fault is the same.
         line = len(re.findall(rb"\r\n|\r|\n", error.object[: error.start])) + 1
-        raise UsageError(f"{path}, line {line}: the label file is not UTF-8.", hint="Save it as UTF-8.") from None
+        raise UsageError(f"{where}, line {line}: the label file is not UTF-8.", hint="Save it as UTF-8.") from None
 
 
 def _tidy(text: object) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,16 @@ def test_another_kind_of_file_is_one_message(tmp_path, name, content, kind):
 def test_labels_with_commas_are_labels(tmp_path):
     names = ("Violin, fiddle", "Baby cry, infant cry")
     assert parse_labels(write(tmp_path, "\n".join(names))).names == names
+
+
+def test_labels_as_texts_and_from_standard_input(monkeypatch):
+    texts = ["dog barking", "rain: heavy rain # on a roof"]
+    assert LabelSet.from_texts(texts) == LabelSet(("dog barking", "rain"), ("dog barking", "heavy rain # on a roof"))
+    for wrong in (["dog", "Dog"], ["rain:"], [], ["\u200b"]):
+        with pytest.raises(UsageError, match="--label"):
+            LabelSet.from_texts(wrong)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"dog\n# no\ncat: a cat # quiet\n")))
+    assert parse_labels("-").wordings == ("dog", "a cat")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"dog\ndog\n")))
+    with pytest.raises(UsageError, match="standard input, line 2"):
+        parse_labels("-")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from avfewshot.toyworld.looks import Camera, draw_backdrop, draw_object
 from avfewshot.toyworld.recordings import RECORDINGS
 from avfewshot.toyworld.script import ClipScript
 from avfewshot.toyworld.sounds import SAMPLE_RATE, background_noise, loudness, synthesise
+from avfewshot.toyworld.sprites import Camera, draw_backdrop, draw_object
 from avfewshot.toyworld.vocabulary import COLOURS, OBJECTS, PITCHES, SOUNDS
 
 _RAMP_SECONDS = 0.04
