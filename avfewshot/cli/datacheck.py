@@ -152,7 +152,7 @@ def show(result: CheckResult, *, all_classes: bool = False, console: Console | N
 
     console = console or Console(highlight=False)
     dataset = result.dataset
-    found = sum(part.found for part in result.coverage)
+    found = len(dataset.available())
     title = f"{dataset.description.title}: {len(dataset.samples):,} clips, {dataset.num_classes} classes"
     console.print(f"[bold]{_plain(title)}[/bold]  ({_plain(dataset.form)}, {_plain(dataset.root)})")
     console.print(_split_table(result))
@@ -209,18 +209,17 @@ def _table(*columns: str) -> Table:
 
 def _split_table(result: CheckResult) -> Table:
     table = _table("split", "listed", "with media", "missing", "official")
-    for part in result.coverage:
-        official = "" if part.expected is None else f"{part.expected:,}"
-        table.add_row(part.split, f"{part.listed:,}", f"{part.found:,}", f"{part.missing:,}", official)
+    for split, row in result.splits.items():
+        numbers = (row["listed"], row["found"], row["missing"], row["expected"])
+        table.add_row(split, *("" if number is None else f"{number:,}" for number in numbers))
     return table
 
 
 def _class_table(result: CheckResult) -> Table:
-    splits = [part.split for part in result.coverage]
+    splits = list(result.splits)
     table = _table("class", *splits, "with media")
-    for name in result.dataset.classes:
-        counts = result.class_counts[name]
-        table.add_row(_plain(name), *(f"{counts[split]:,}" for split in splits), f"{result.class_found[name]:,}")
+    for row in result.classes:
+        table.add_row(_plain(row["name"]), *(f"{row[key]:,}" for key in (*splits, "found")))
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +23,44 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """How much of a split has media."""
-
-    split: str
-    listed: int  # samples in the annotation files
-    found: int  # samples whose media file was found
-    expected: int | None  # samples that the official split has, if known
-
-    @property
-    def missing(self) -> int:
-        """Samples without media."""
-        return self.listed - self.found
-
-
-@dataclass(frozen=True)
 class CheckResult:
     """What a check found."""
 
     dataset: Dataset
-    coverage: tuple[Coverage, ...]  # per split
-    class_counts: dict[str, dict[str, int]]  # class name -> split -> samples that carry the class
-    class_found: dict[str, int]  # class name -> samples that carry the class and have media
     overlaps: tuple[Overlap, ...]  # shared YouTube videos between splits and with other data sets
     compared_with: tuple[str, ...]  # names of the other data sets
     probes: tuple[Probe, ...] | None  # what opening the media told; None where they were not opened
-    # ``match``, ``differ``, or None where none are published or the training split is not official
-    supports: str | None
-    report: DatasetReport = field(default_factory=DatasetReport)  # the reader's findings and those of the check
+    supports: str | None  # match, differ, or None where none are published or the training split is not official
+    report: DatasetReport  # the reader's findings and those of the check
 
     @property
     def usable(self) -> bool:
         """Whether nothing stands in the way of using the data set."""
         return self.report.worst != "error"
+
+    @property
+    def splits(self) -> dict[str, dict[str, int | None]]:
+        """Of each split the samples listed, found (with media), missing (without), and expected (None: unknown)."""
+        table: dict[str, dict[str, int | None]] = {}
+        for split, listed in self.dataset.split_sizes.items():
+            found, expected = len(self.dataset.available(split)), self.dataset.description.splits.get(split)
+            table[split] = {"listed": listed, "found": found, "missing": listed - found, "expected": expected}
+        return table
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """Of each class its name and wording, the samples of each split that carry it, and those with media."""
+        counts: dict[int, Counter[str]] = defaultdict(Counter)
+        for sample in self.dataset.samples:
+            for label in sample.labels:
+                counts[label][sample.split] += 1
+                counts[label]["found"] += sample.path is not None
+        keys = [*self.dataset.split_sizes, "found"]
+        named = enumerate(zip(self.dataset.classes, self.dataset.wordings, strict=True))
+        return [
+            {"name": name, "wording": wording} | {key: counts[label][key] for key in keys}
+            for label, (name, wording) in named
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values; docs/data.md describes them."""
@@ -69,19 +74,8 @@ class CheckResult:
             "form": dataset.form,
             "usable": self.usable,
             "files": {role: str(path) for role, path in dataset.files.items()},
-            "splits": {
-                part.split: {
-                    "listed": part.listed,
-                    "found": part.found,
-                    "missing": part.missing,
-                    "expected": part.expected,
-                }
-                for part in self.coverage
-            },
-            "classes": [
-                {"name": name, "wording": wording, **self.class_counts[name], "found": self.class_found[name]}
-                for name, wording in zip(dataset.classes, dataset.wordings, strict=True)
-            ],
+            "splits": self.splits,
+            "classes": self.classes,
             "compared_with": list(self.compared_with),
             "overlaps": [overlap.to_dict() for overlap in self.overlaps],
             "probe": None if self.probes is None else _probe_dict(self.probes),
@@ -120,18 +114,8 @@ def check_dataset(
         expected = None if dataset.description.reader == "folder" else dataset.num_segments
         probes = tuple(probe_files(paths, expected, workers=workers, progress=progress))
         _check_probes(dataset, probes, report)
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    found: Counter[str] = Counter()
-    for sample in dataset.samples:
-        for label in sample.labels:
-            counts[dataset.classes[label]][sample.split] += 1
-            found[dataset.classes[label]] += sample.path is not None
-    splits = list(dataset.split_sizes)
     return CheckResult(
         dataset=dataset,
-        coverage=tuple(_coverage(dataset, split) for split in splits),
-        class_counts={name: {split: counts[name][split] for split in splits} for name in dataset.classes},
-        class_found={name: found[name] for name in dataset.classes},
         overlaps=tuple(overlaps),
         compared_with=tuple(other.name for other in others),
         probes=probes,
@@ -174,11 +158,6 @@ def _same_files(first: Dataset, second: Dataset) -> bool:
     return bool(ours & theirs)
 
 
-def _coverage(dataset: Dataset, split: str) -> Coverage:
-    listed = dataset.split_sizes[split]
-    return Coverage(split, listed, len(dataset.available(split)), dataset.description.splits.get(split))
-
-
 def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
     for split, expected in dataset.description.splits.items():
         listed = dataset.split_sizes.get(split, 0)
@@ -195,8 +174,8 @@ def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
 
 
 def _check_files(dataset: Dataset, paths: list[Path], report: DatasetReport) -> None:
-    if empty := empty_files(paths):
-        report.add("warning", "empty-files", "Media files without a byte; fetch them again.", map(str, empty))
+    message = "Media files without a byte; fetch them again."
+    report.note("warning", "empty-files", message, map(str, empty_files(paths)))
     splits = defaultdict(set)
     for sample in dataset.samples:
         if sample.path is not None:
@@ -239,14 +218,13 @@ def _check_probes(dataset: Dataset, probes: Sequence[Probe], report: DatasetRepo
         ("silent", "Files whose audio is digital silence."),
     ):
         hit = [probe for probe in probes if problem in probe.problems]
-        if hit:
-            places = [f"{probe.path}: {probe.detail}" if probe.detail else str(probe.path) for probe in hit]
-            report.add("warning", f"media-{problem}", message, places)
+        places = [f"{probe.path}: {probe.detail}" if probe.detail else str(probe.path) for probe in hit]
+        report.note("warning", f"media-{problem}", message, places)
 
 
 def _check_supports(dataset: Dataset, report: DatasetReport) -> str | None:
     pinned = dict(dataset.description.supports)
-    if not pinned or dataset.split_sizes.get("train") != dataset.description.splits.get("train"):
+    if not pinned.get("nested") or dataset.split_sizes.get("train") != dataset.description.splits.get("train"):
         return None
     seeds = pinned["nested"].keys()
     shots = sorted({k for table in pinned["nested"].values() for k in table})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from avfewshot.errors import MediaError
+from avfewshot.io import sha256_file
 
 PROBLEMS = ("broken", "short", "no-video", "no-audio", "silent")
 SILENCE = 1e-4  # Peak amplitude, 80 dB below full scale: what a lossy codec makes of digital silence stays below it.
@@ -62,28 +62,15 @@ def probe_files(
     workers: int = 2,
     progress: Callable[[int], object] | None = None,
 ) -> list[Probe]:
-    """Open and decode many files in threads.
+    """Open and decode many files, `workers` at a time; `progress` is called with 1 whenever a file is done."""
+    from avfewshot.media.stream import ordered_map
 
-    Args:
-        paths: Media files.
-        expected_segments: See :func:`probe_file`.
-        workers: Threads.
-        progress: Called with 1 whenever a file is done.
-
-    Returns:
-        What was found, in the order of `paths`.
-    """
-    paths = list(paths)
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = [pool.submit(probe_file, path, expected_segments) for path in paths]
-        try:
-            for _ in as_completed(futures):
-                if progress is not None:
-                    progress(1)
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    probes = []
+    for probe in ordered_map(partial(probe_file, expected_segments=expected_segments), paths, workers=workers):
+        probes.append(probe)
+        if progress is not None:
+            progress(1)
+    return probes
 
 
 def empty_files(paths: Iterable[Path]) -> list[Path]:
@@ -112,11 +99,7 @@ def _size(path: Path) -> int:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return sha256_file(path)
     except OSError:
         return f"unreadable {path}"
-    return digest.hexdigest()
