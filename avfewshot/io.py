@@ -1,14 +1,16 @@
-"""Files and processes: atomic writes, digests, YAML from strangers, packaged files and caches, worker processes."""
+"""Files, processes, text of strangers: atomic writes, digests, YAML, what is safe to print, caches, workers."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import multiprocessing
 import os
+import secrets
 import signal
-import tempfile
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,19 +31,65 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=f".part{target.suffix}", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.parent / f".{target.stem[:100]}-{secrets.token_hex(4)}.part{target.suffix}"
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # its mode follows the umask
     try:
+        _lock(handle)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def sweep_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target`; what somebody is writing right now is locked, and stays."""
+    for path in target.parent.glob(f".{glob.escape(target.stem[:100])}-????????.part{glob.escape(target.suffix)}"):
+        with contextlib.suppress(OSError), open(path, "rb") as stream:
+            if _lock(stream.fileno()):
+                path.unlink()
+
+
+def _lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is swept
+        return False
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+_JOINERS = "\u200c\u200d"  # parts of ordinary words in Persian and in the scripts of India
+
+
+def is_hidden(letter: str) -> bool:
+    """Whether a character acts instead of being seen: control, escape, bidi, line separators, undecodable bytes."""
+    category = unicodedata.category(letter)
+    return (category[0] == "C" or category in ("Zl", "Zp")) and letter not in _JOINERS
+
+
+def printable(text: str) -> str:
+    r"""`text` with every character that acts instead of being seen written out, as ``\x1b``.
+
+    File names and labels come from others; printed raw they could change a terminal's colours, title or layout.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter.encode("unicode_escape").decode("ascii") if is_hidden(letter) else letter for letter in text)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file: text is printable, and an apostrophe keeps a spreadsheet from taking it for a formula."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:

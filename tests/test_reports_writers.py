@@ -6,12 +6,14 @@ import io
 import json
 import math
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from sample_results import LABELS, clip, failure, run_info
 
 from avfewshot.reports.records import clip_record, distribution, is_finite
-from avfewshot.reports.writers import CSV_COLUMNS, CsvWriter, JsonlWriter, JsonWriter, Summary
+from avfewshot.reports.timelines import TimelineWriter
+from avfewshot.reports.writers import CSV_COLUMNS, CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter, Summary
 
 SUMMARY = Summary(clips=2, failed=1, total=3, elapsed=2.0)
 
@@ -120,7 +122,7 @@ def test_csv_has_one_row_a_file():
     assert good["visual_label"] == max(results[0].visual, key=results[0].visual.__getitem__)
     assert sum(float(good[f"p:{label}"]) for label in LABELS) == pytest.approx(1.0, abs=1e-6)
     assert float(good["visual_weight"]) + float(good["audio_weight"]) == pytest.approx(1.0, abs=1e-6)
-    assert (bad["path"], bad["error"], bad["label"], bad["p:violin"]) == ("x\n.mp4", "x\n.mp4: is damaged", "", "")
+    assert (bad["path"], bad["error"], bad["label"], bad["p:violin"]) == ("x\\n.mp4", "x\\n.mp4: is damaged", "", "")
     assert (heard["visual_label"], heard["visual_score"], heard["warnings"]) == ("", "", "one; two")
 
 
@@ -151,3 +153,92 @@ def test_summary():
     assert SUMMARY.rate == 1.5
     assert not Summary(1, 0, 3, 1.0).complete
     assert Summary(0, 0, 0, 0.0).rate == 0.0
+
+
+FORMULA = "=HYPERLINK(1).mp4"
+ACTING = "esc\x1b]0;owned\x07 c1\x9b31m bidi\u202e line\u2028.mp4"
+
+
+def test_csv_cells_are_neither_formulas_nor_acting_characters():
+    text = written(CsvWriter, [clip(FORMULA), clip(ACTING), failure("-7O3.mp4"), clip("a=b.mp4", warnings=["@x"])])
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [row["path"] for row in rows] == [
+        "'" + FORMULA,
+        r"esc\x1b]0;owned\x07 c1\x9b31m bidi\u202e line\u2028.mp4",
+        "'-7O3.mp4",
+        "a=b.mp4",
+    ]
+    assert rows[3]["warnings"] == "'@x"
+    labelled = written(CsvWriter, [clip(labels=["+1", "b"])], run_info(["+1", "b"])).getvalue()
+    [row] = csv.DictReader(io.StringIO(labelled))
+    assert row["label"] in ("'+1", "b")
+    assert list(row)[-2:] == ["p:+1", "p:b"]
+
+
+def test_json_escapes_what_acts_and_gives_it_back():
+    for writer in (JsonWriter, JsonlWriter):
+        text = written(lambda s, w=writer: w(s, segments=False), [clip(ACTING)]).getvalue()
+        assert all(letter.isprintable() or letter == "\n" for letter in text)
+        document = json.loads(text)
+        assert (document["clips"][0] if writer is JsonWriter else document)["path"] == ACTING
+
+
+def test_csv_segments_has_a_row_a_second():
+    result = clip("a.mp4", seconds=3)
+    rows = list(csv.DictReader(io.StringIO(written(SegmentsCsvWriter, [result, failure()]).getvalue())))
+    assert [(row["path"], row["start"], row["end"]) for row in rows[:3]] == [
+        ("a.mp4", "0", "1"),
+        ("a.mp4", "1", "2"),
+        ("a.mp4", "2", "3"),
+    ]
+    assert [row["label"] for row in rows[:3]] == [segment.label for segment in result.segments]
+    assert float(rows[0]["visual_weight"]) + float(rows[0]["audio_weight"]) == pytest.approx(1)
+    assert (rows[3]["path"], rows[3]["label"], rows[3]["error"]) == ("broken.mp4", "", "broken.mp4: is damaged")
+
+
+def timeline(form, *results):
+    stream = io.StringIO()
+    writer = TimelineWriter(form, stream)
+    for result in results:
+        writer.add(result)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def film():
+    """Two seconds of one label, one and a half of another that looks like markup."""
+    result = clip("b&w.mp4", seconds=4, labels=["dog", "<i>--> x"])
+    labels, ends = ["dog", "dog", "<i>--> x", "<i>--> x"], [1.0, 2.0, 3.0, 3.5]
+    segments = [
+        dataclasses.replace(segment, label=label, end=end)
+        for segment, label, end in zip(result.segments, labels, ends, strict=True)
+    ]
+    return dataclasses.replace(result, segments=segments)
+
+
+def test_subtitles(film):
+    assert timeline("srt", film, failure()) == (
+        "1\n00:00:00,000 --> 00:00:02,000\ndog\n\n2\n00:00:02,000 --> 00:00:03,500\n<i>-> x\n"
+    )
+    assert timeline("vtt", film) == (
+        "WEBVTT\n\nNOTE b&w.mp4\n\n00:00:00.000 --> 00:00:02.000\ndog\n\n"
+        "00:00:02.000 --> 00:00:03.500\n&lt;i&gt;-&gt; x\n"
+    )
+
+
+def test_elan(film):
+    root = ElementTree.fromstring(timeline("eaf", film))
+    times = {slot.get("TIME_SLOT_ID"): int(slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")}
+    spans = [
+        (times[entry.get("TIME_SLOT_REF1")], times[entry.get("TIME_SLOT_REF2")], entry.findtext("ANNOTATION_VALUE"))
+        for entry in root.iter("ALIGNABLE_ANNOTATION")
+    ]
+    assert spans == [(0, 2000, "dog"), (2000, 3500, "<i>--> x")]
+    assert root.find("HEADER/MEDIA_DESCRIPTOR").get("RELATIVE_MEDIA_URL") == "./b&w.mp4"
+
+
+def test_timelines_of_one_name_do_not_overwrite_each_other(tmp_path):
+    writer = TimelineWriter("srt", folder=tmp_path)
+    for path in ("a/x.mp4", "a/x.wav", "b/x.wav"):
+        writer.add(clip(path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.srt", "x.wav-2.srt", "x.wav.srt"]

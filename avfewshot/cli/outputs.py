@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from avfewshot.errors import UsageError
-from avfewshot.io import atomic_path
+from avfewshot.errors import AvfsError, UsageError
+from avfewshot.io import atomic_path, sweep_leftovers
 
 if TYPE_CHECKING:
     from avfewshot.inference.results import ClipResult, Failure, RunInfo
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from avfewshot.reports.writers import Summary
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
+TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
+FORMATS = ("table", "json", "jsonl", "csv", "csv-segments", *TIMELINES, "all")
 _STEM = "results"
 _TEXT_WIDTH = 110
 """Columns of a table in a file, which has no terminal to ask."""
@@ -30,21 +35,24 @@ class Target:
     """A place for results.
 
     Attributes:
-        form: A key of :data:`SUFFIXES`.
-        path: The file; None is stdout.
+        form: One of :data:`FORMATS` but ``"all"``.
+        path: The file, or the folder for timelines of several clips; None is stdout.
     """
 
     form: str
     path: Path | None
 
 
-def plan_targets(form: str, output: str | None, *, form_given: bool) -> tuple[list[Target], list[UsageError]]:
+def plan_targets(
+    form: str, output: str | None, *, form_given: bool, clips: int = 1
+) -> tuple[list[Target], list[UsageError]]:
     """Decide what is written where, without touching anything.
 
     Args:
-        form: ``"table"``, ``"json"``, ``"jsonl"``, ``"csv"`` or ``"all"``.
+        form: One of :data:`FORMATS`.
         output: What the person named; None or ``"-"`` is stdout. For ``"all"`` a folder, or a path without suffix.
         form_given: Whether the person chose the form; if not, the suffix of `output` does.
+        clips: Files of the run: timelines of several go into a folder.
 
     Returns:
         The targets, and what is wrong with the request.
@@ -53,12 +61,14 @@ def plan_targets(form: str, output: str | None, *, form_given: bool) -> tuple[li
         if form == "all":
             hint = "Add `--output FOLDER`, or choose one format."
             return [], [UsageError("--format all writes four files and needs --output.", hint=hint)]
-        return [Target(form, None)], []
+        faults = [_one_file_a_clip(form, clips)] if form in TIMELINES and clips > 1 else []
+        return [Target(form, None)], faults
     if not output:
         return [], [UsageError("--output is empty.", hint="Name a file, for example `--output results.json`.")]
     path = Path(output).expanduser()
     if not form_given:
-        form = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), form)
+        suffixes = SUFFIXES | TIMELINES
+        form = next((name for name, suffix in suffixes.items() if suffix == path.suffix.lower()), form)
     if form == "all":
         if path.is_dir() or output.endswith(("/", os.sep)):
             stem = path / _STEM
@@ -68,9 +78,17 @@ def plan_targets(form: str, output: str | None, *, form_given: bool) -> tuple[li
             faults = check_parent(path, "--output")
         targets = [Target(name, stem.with_name(stem.name + suffix)) for name, suffix in SUFFIXES.items()]
         for target in targets:
-            faults += check_file(target.path, "--output") if not faults else []
+            faults += check_file(target.path, "--output") if target.path and not faults else []
         return targets, faults
-    return [Target(form, path)], check_file(path, "--output")
+    if form in TIMELINES and path.suffix.lower() != TIMELINES[form]:
+        return [Target(form, path)], [] if path.is_dir() else _missing(path, "--output")
+    faults = [_one_file_a_clip(form, clips)] if form in TIMELINES and clips > 1 else []
+    return [Target(form, path)], faults + check_file(path, "--output")
+
+
+def _one_file_a_clip(form: str, clips: int) -> UsageError:
+    hint = f"Name a folder: `--format {form} --output FOLDER`."
+    return UsageError(f"--format {form} writes one file a clip, and there are {clips:,} files.", hint=hint)
 
 
 def check_file(path: Path, option: str) -> list[UsageError]:
@@ -118,6 +136,70 @@ def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path]) -
     return faults
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What a JSON lines file holds already."""
+
+    paths: frozenset[str]  # of clips and of failures
+    failed: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def run_id(**shaping: Any) -> str:
+    """A fingerprint of what shapes results (labels, model, method): lines of one file must agree in it."""
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def earlier_results(path: Path, run: str) -> Earlier:
+    """Files that an earlier run has written into a JSON lines file; half a line at the end is cut off.
+
+    Args:
+        path: The file; need not exist.
+        run: The :func:`run_id` of this run.
+
+    Raises:
+        UsageError: The file holds something else, or results of other labels, another model or other settings.
+    """
+    if not path.is_file():
+        return Earlier(frozenset(), 0)
+    _cut_half_line(path)
+    paths, failed = set(), 0
+    hint = "Name another file, or add --overwrite to begin anew."
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                name, found = record["path"], record.get("run")
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                message = f"--output {path}, line {number}: is not a result of `avfs zeroshot`."
+                raise UsageError(message, hint=hint) from None
+            if found != run:
+                message = (
+                    f"--output {path} holds results of another run: other labels, another model or other settings."
+                )
+                raise UsageError(message, hint=hint)
+            paths.add(name)
+            failed += "error" in record
+    return Earlier(frozenset(paths), failed)
+
+
+def _cut_half_line(path: Path) -> None:
+    """A process that was killed, or a full disk, may have left half a line at the end."""
+    with open(path, "r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - 65536)
+            stream.seek(begin)
+            place = stream.read(end - begin).rfind(b"\n")
+            if place >= 0:
+                stream.truncate(begin + place + 1)
+                return
+            end = begin
+        stream.truncate(0)
+
+
 class OpenWriter:
     """A writer and the file behind it.
 
@@ -126,14 +208,18 @@ class OpenWriter:
         path: The file; None is stdout.
         files: Closes the file; one that is written atomically gets its name only then.
         shows_footer: Whether the person sees how the run went in what it writes.
+        lines: Whether whole lines stay when one of them cannot be written.
     """
 
-    def __init__(self, writer: Any, path: Path | None, files: contextlib.ExitStack, *, shows_footer: bool) -> None:
+    def __init__(
+        self, writer: Any, path: Path | None, files: contextlib.ExitStack, *, shows_footer: bool, lines: bool = False
+    ) -> None:
         self.path = path
         self.shows_footer = shows_footer
         self.finished = False
         self._writer = writer
         self._files = files
+        self._lines = lines
         self._error: Exception | None = None
 
     def add(self, result: ClipResult | Failure) -> None:
@@ -141,24 +227,42 @@ class OpenWriter:
         try:
             self._writer.add(result)
         except Exception as error:
-            self._error = error
-            raise
+            self._error = self._explained(error)
+            raise self._error from error
 
     def finish(self, summary: Summary) -> None:
         """Complete the output.
 
         Raises:
             Exception: What kept it from being completed. A result that could be written in part only spoils the whole
-                file, which is then not put in its place.
+                file, which is then not put in its place; of JSON lines the whole ones stay.
         """
-        with self._files:
-            if self._error is not None:
-                raise self._error
-            self._writer.end(summary)
+        try:
+            with self._files:
+                if self._error is not None:
+                    raise self._error
+                self._writer.end(summary)
+        except Exception as error:
+            if self._lines and self.path is not None:
+                with contextlib.suppress(OSError):
+                    _cut_half_line(self.path)
+            raise self._explained(error) from error
         self.finished = True
 
+    def _explained(self, error: Exception) -> Exception:
+        if self.path is None or not isinstance(error, OSError) or error.errno == errno.EPIPE:
+            return error
+        hint = (
+            "Results so far are in it; the same command goes on from there."
+            if self._lines
+            else "An older file of this name is as it was. A .jsonl file keeps what is done, and can be gone on with."
+        )
+        return AvfsError(f"{self.path}: cannot be written: {error.strerror or error}.", hint=hint)
 
-def open_writer(target: Target, run: RunInfo, *, topk: int, segments: bool) -> OpenWriter:
+
+def open_writer(
+    target: Target, run: RunInfo, *, topk: int, segments: bool, run_id: str = "", resume: bool = False
+) -> OpenWriter:
     """Open a target and begin it.
 
     Args:
@@ -166,23 +270,43 @@ def open_writer(target: Target, run: RunInfo, *, topk: int, segments: bool) -> O
         run: What produces the results.
         topk: Labels of each clip in a table.
         segments: Whether to tell what each second holds.
+        run_id: Fingerprint for JSON lines, see :func:`run_id`.
+        resume: Append to a JSON lines file that :func:`earlier_results` has looked through.
     """
     from avfewshot.reports.tables import TableWriter
-    from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter
+    from avfewshot.reports.timelines import TimelineWriter
+    from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter
 
     files = contextlib.ExitStack()
-    stream = _standard_output(target.form) if target.path is None else files.enter_context(_opened(target))
-    writer: Any
-    if target.form == "table":
-        writer = TableWriter(_table_console(stream, target.path), topk=topk, segments=segments)
-    elif target.form == "json":
-        writer = JsonWriter(stream, segments=segments)
-    elif target.form == "jsonl":
-        writer = JsonlWriter(stream, segments=segments)
+    form, path = target.form, target.path
+    if form in TIMELINES and path is not None and path.is_dir():
+        return OpenWriter(TimelineWriter(form, folder=path), path, files, shows_footer=False)
+    # A device or a pipe must not be replaced by a file; lines are to be read while they come.
+    special = path is not None and path.exists() and not path.is_file()
+    lines = form == "jsonl" and not special
+    if path is None:
+        stream = _standard_output(form)
+    elif lines or special:
+        mode = "a" if resume else "w"
+        opened = open(path, mode, encoding="utf-8", errors="backslashreplace", newline="\n")  # noqa: SIM115
+        stream = files.enter_context(opened)
     else:
-        writer = CsvWriter(stream)
+        sweep_leftovers(path)
+        stream = files.enter_context(_replaced(path))
+    writer: Any
+    if form == "table":
+        writer = TableWriter(_table_console(stream, path), topk=topk, segments=segments)
+    elif form == "json":
+        writer = JsonWriter(stream, segments=segments)
+    elif form == "jsonl":
+        writer = JsonlWriter(stream, segments=segments, run_id=run_id if path is not None else "")
+    elif form in TIMELINES:
+        writer = TimelineWriter(form, stream)
+    else:
+        writer = SegmentsCsvWriter(stream) if form == "csv-segments" else CsvWriter(stream)
+    target_writer = OpenWriter(writer, path, files, shows_footer=target == Target("table", None), lines=lines)
     writer.begin(run)
-    return OpenWriter(writer, target.path, files, shows_footer=target == Target("table", None))
+    return target_writer
 
 
 def open_page(path: Path, run: RunInfo, *, topk: int, total: int, provenance: Provenance, decoder: str) -> OpenWriter:
@@ -220,14 +344,7 @@ def _standard_output(form: str) -> TextIO:
 
 
 @contextlib.contextmanager
-def _opened(target: Target) -> Iterator[TextIO]:
-    path = target.path
-    assert path is not None
-    if target.form == "jsonl" or (path.exists() and not path.is_file()):
-        # Lines are to be read while they come; and a device or a pipe must not be replaced by a file.
-        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-            yield stream
-        return
+def _replaced(path: Path) -> Iterator[TextIO]:
     with (
         atomic_path(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream,

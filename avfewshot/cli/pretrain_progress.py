@@ -9,7 +9,7 @@ from typing import Any
 
 from avfewshot.cli.console import progress_bar
 from avfewshot.cli.fewshot_progress import Display
-from avfewshot.io import write_text
+from avfewshot.io import csv_cell, write_text
 from avfewshot.media.clip import Failure
 from avfewshot.training.config import TrainingConfig
 from avfewshot.training.pretrain import Pace, PretrainWatcher
@@ -65,7 +65,7 @@ class PretrainDisplay(Display):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("id", "path", "reason"))
-        writer.writerows((name, *rest) for name, rest in self._left.items())
+        writer.writerows(map(csv_cell, (name, *rest)) for name, rest in self._left.items())
         write_text(path, text.getvalue())
         self.say(f"{len(self._left):,} clips could not be read: {path}")
 

@@ -13,7 +13,7 @@ from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.evaluation.embedding import Embedded
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.results import Failure
-from avfewshot.io import write_text
+from avfewshot.io import csv_cell, write_text
 
 NO_MEDIA = "no media file was found"
 
@@ -51,8 +51,8 @@ class Usage:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("split", "id", "used", "reason"))
         for split, ids in self.used.items():
-            writer.writerows((split, name, "yes", "") for name in ids)
-        writer.writerows((split, name, "no", reason) for split, name, reason in self.left)
+            writer.writerows((split, csv_cell(name), "yes", "") for name in ids)
+        writer.writerows((split, csv_cell(name), "no", csv_cell(reason)) for split, name, reason in self.left)
         write_text(path, text.getvalue())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from avfewshot.io import printable
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.loop import Progress
 
@@ -25,7 +27,7 @@ def model_card(config: AdapterConfig, progress: Progress, command: str, notes: S
     judged = "figure" in validation and validation.get("loss", -1) >= 0  # without validation clips it is below zero
     rows = [
         ("made by", f"avfewshot {config.version}"),
-        ("command", f"`{command}`"),
+        ("command", command),
         ("backbone", f"{config.backbone} ({', '.join(f'{k} {v[:12]}' for k, v in sorted(config.identity.items()))})"),
         ("adapters", f"{training['adapter']}, hidden {training['hidden']}; projectors {training['projector']}"),
         ("list", f"{support.get('list', '')}: {support.get('clips', 0):,} clips, {len(config.labels)} classes"),
@@ -46,7 +48,7 @@ def model_card(config: AdapterConfig, progress: Progress, command: str, notes: S
     ]
     table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows)
     classes = ", ".join(_cell(label) for label in config.labels)
-    remarks = "".join(f"- {note}\n" for note in notes)
+    remarks = "".join(f"- {_cell(note)}\n" for note in notes)
     return f"""# Adapters pretrained on {_cell(str(support.get("list", "a list of clips")))}
 
 DG-SCT adapters and projectors between a frozen CLIP and a frozen CLAP (Duan et al., NeurIPS 2023). They hold no part of
@@ -80,4 +82,6 @@ Clips of YouTube: their licences are those of their uploaders.
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text of others inside Markdown: neither marks nor HTML, on one line."""
+    text = re.sub(r"([\\`*\[\]|])", r"\\\1", printable(text.replace("\n", " ")))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avfewshot.inference.results import ClipResult, Failure
+from avfewshot.io import is_hidden
 
 VERSION = 1
 SECONDS_DIGITS = 3
@@ -77,10 +78,8 @@ def is_finite(result: ClipResult) -> bool:
 
 
 def dumps(record: Any) -> str:
-    """JSON on one line, readable letters kept; a file name that is not UTF-8 is escaped."""
+    """JSON on one line: readable letters kept, whatever acts instead of being seen (also bytes not UTF-8) escaped."""
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(record, allow_nan=False)
-    return text
+    if text.isprintable():
+        return text
+    return "".join(json.dumps(letter)[1:-1] if is_hidden(letter) else letter for letter in text)

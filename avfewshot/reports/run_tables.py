@@ -14,6 +14,7 @@ from rich.text import Text
 from avfewshot.evaluation.comparison import Comparison, Difference
 from avfewshot.evaluation.estimate import Estimate
 from avfewshot.evaluation.result import TaskResult
+from avfewshot.io import csv_cell
 from avfewshot.reports.run_record import Component
 from avfewshot.reports.run_views import NONE, basis, interval, main_systems, metric_title, points, signed
 from avfewshot.reports.text import printable
@@ -181,5 +182,5 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)  # None is an empty cell
+    writer.writerows(map(csv_cell, row) for row in rows)  # None is an empty cell
     return stream.getvalue()

@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
-
-_JOINERS = "\u200c\u200d"  # parts of ordinary words in Persian and in the scripts of India
-
-
-def printable(text: str) -> str:
-    """`text` with every control character, line break and undecodable byte made visible.
-
-    A file name may hold terminal escape sequences or line breaks; printed raw they would change the colours, the title
-    or the layout of the terminal.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        letter.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(letter)[0] == "C" and letter not in _JOINERS
-        else letter
-        for letter in text
-    )
+from avfewshot.io import printable as printable
 
 
 def shorten(text: str, width: int, gap: str = "…") -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
+from avfewshot.io import csv_cell
 from avfewshot.reports.records import VERSION, clip_record, distribution, dumps, failure_record
 
 CSV_COLUMNS = (
@@ -29,6 +30,9 @@ CSV_COLUMNS = (
     "error",
 )
 """Columns before the probabilities, which have one column a label named ``p:LABEL``."""
+
+SEGMENT_COLUMNS = ("path", "start", "end", "label", "score", "visual_weight", "audio_weight", "error")
+"""Columns of :class:`SegmentsCsvWriter`."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,13 @@ class JsonlWriter:
     Args:
         stream: Where to write.
         segments: Whether to tell what each second holds.
+        run_id: Written into each line as ``"run"``, so that a later run knows whether it may go on; empty: not.
     """
 
-    def __init__(self, stream: TextIO, *, segments: bool) -> None:
+    def __init__(self, stream: TextIO, *, segments: bool, run_id: str = "") -> None:
         self._stream = stream
         self._segments = segments
+        self._more = {"run": run_id} if run_id else {}
 
     def begin(self, run: RunInfo) -> None:
         """Nothing stands before the first line."""
@@ -126,7 +132,7 @@ class JsonlWriter:
         """Write a line in one piece, so that a reader never sees half of it."""
         failed = isinstance(result, Failure)
         record = failure_record(result) if failed else clip_record(result, segments=self._segments)
-        self._stream.write(dumps(record) + "\n")
+        self._stream.write(dumps({**record, **self._more}) + "\n")
         self._stream.flush()
 
     def end(self, summary: Summary) -> None:
@@ -177,11 +183,43 @@ class CsvWriter:
         self._stream.flush()
 
     def _row(self, cells: list) -> None:
-        # Built apart so that a row reaches the stream in one piece.
-        row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow([_plain(cell) for cell in cells])
-        self._stream.write(row.getvalue())
+        _write_row(self._stream, cells)
+
+
+class SegmentsCsvWriter:
+    """One row a second of each clip: :data:`SEGMENT_COLUMNS`; a failure has a row with its error.
+
+    Args:
+        stream: Where to write.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def begin(self, run: RunInfo) -> None:
+        """Write the header."""
+        _write_row(self._stream, [*SEGMENT_COLUMNS])
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write the rows of a file."""
+        if isinstance(result, Failure):
+            _write_row(self._stream, [result.path, *[""] * 6, result.error])
+            return
+        for segment in clip_record(result, segments=True)["segments"]:
+            row = [segment[key] for key in ("start", "end", "label", "score")]
+            _write_row(self._stream, [result.path, *row, *segment["weights"].values(), ""])
+
+    def end(self, summary: Summary) -> None:
+        """Nothing stands after the last row."""
         self._stream.flush()
+
+
+def _write_row(stream: TextIO, cells: list) -> None:
+    # Built apart so that a row reaches the stream in one piece.
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow([csv_cell(_plain(cell)) for cell in cells])
+    stream.write(row.getvalue())
+    stream.flush()
 
 
 def _plain(cell: object) -> object:

@@ -34,7 +34,7 @@ from avfewshot.data.shards.record import (
     entry_path,
 )
 from avfewshot.errors import DataError, UsageError, explain
-from avfewshot.io import atomic_path, sha256_file, write_text
+from avfewshot.io import atomic_path, csv_cell, sha256_file, write_text
 from avfewshot.media.stream import ordered_map
 
 REJECTED_NAME = "rejected.csv"
@@ -311,7 +311,7 @@ def _write_rejected(folder: Path, index: ShardIndex) -> None:
         table = csv.writer(stream)
         table.writerow(("id", "split", "file", "reason"))
         for entry in before:
-            table.writerows((clip.id, clip.split, clip.file, clip.reason) for clip in entry.rejected)
+            table.writerows(map(csv_cell, (clip.id, clip.split, clip.file, clip.reason)) for clip in entry.rejected)
         text = stream.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
         write_text(folder / REJECTED_NAME, text)
         if [entry.sha256 for entry in _entries(folder, index)] == [entry.sha256 for entry in before]:

@@ -1,0 +1,130 @@
+"""What happens when, for players (SubRip, WebVTT) and for annotators (ELAN): one file a clip."""
+
+from __future__ import annotations
+
+import datetime
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
+from avfewshot.io import printable, write_text
+from avfewshot.reports.strip import Run, runs
+from avfewshot.reports.writers import Summary
+from avfewshot.version import __version__
+
+
+def srt(path: str, spans: Sequence[Run]) -> str:
+    """SubRip: numbered subtitles, times with a comma."""
+    blocks = [
+        f"{number}\n{_stamp(span.start, ',')} --> {_stamp(span.end, ',')}\n{_cue(span.label)}\n"
+        for number, span in enumerate(spans, start=1)
+    ]
+    return "\n".join(blocks)
+
+
+def vtt(path: str, spans: Sequence[Run]) -> str:
+    """WebVTT."""
+    head = f"WEBVTT\n\nNOTE {_cue(path)}\n"
+    return "\n".join([head, *(f"{_stamp(s.start)} --> {_stamp(s.end)}\n{_markup(s.label)}\n" for s in spans)])
+
+
+def eaf(path: str, spans: Sequence[Run]) -> str:
+    """ELAN's annotation format 2.8: one tier named ``label``, linked to the media file."""
+    schema = "{http://www.w3.org/2001/XMLSchema-instance}noNamespaceSchemaLocation"
+    root = ET.Element(
+        "ANNOTATION_DOCUMENT",
+        {
+            "AUTHOR": f"avfewshot {__version__}",
+            "DATE": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "FORMAT": "2.8",
+            "VERSION": "2.8",
+            schema: "http://www.mpi.nl/tools/elan/EAFv2.8.xsd",
+        },
+    )
+    header = ET.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
+    place = Path(path)
+    kind = "audio/x-wav" if place.suffix.lower() == ".wav" else "video/mp4" if place.suffix == ".mp4" else "unknown"
+    url = Path(printable(str(place.absolute()))).as_uri()
+    ET.SubElement(
+        header,
+        "MEDIA_DESCRIPTOR",
+        MEDIA_URL=url,
+        MIME_TYPE=kind,
+        RELATIVE_MEDIA_URL=f"./{printable(place.name)}",
+    )
+    order = ET.SubElement(root, "TIME_ORDER")
+    tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="label", TIER_ID="label")
+    for number, span in enumerate(spans):
+        slots = f"ts{2 * number + 1}", f"ts{2 * number + 2}"
+        for slot, time in zip(slots, (span.start, span.end), strict=True):
+            ET.SubElement(order, "TIME_SLOT", TIME_SLOT_ID=slot, TIME_VALUE=str(round(1000 * time)))
+        entry = ET.SubElement(
+            ET.SubElement(tier, "ANNOTATION"),
+            "ALIGNABLE_ANNOTATION",
+            ANNOTATION_ID=f"a{number + 1}",
+            TIME_SLOT_REF1=slots[0],
+            TIME_SLOT_REF2=slots[1],
+        )
+        ET.SubElement(entry, "ANNOTATION_VALUE").text = printable(span.label)
+    ET.SubElement(
+        root, "LINGUISTIC_TYPE", GRAPHIC_REFERENCES="false", LINGUISTIC_TYPE_ID="label", TIME_ALIGNABLE="true"
+    )
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+FORMATS: dict[str, Callable[[str, Sequence[Run]], str]] = {"srt": srt, "vtt": vtt, "eaf": eaf}
+
+
+class TimelineWriter:
+    """A timeline a clip: neighbouring seconds with one label are one span.
+
+    Args:
+        form: A key of :data:`FORMATS`.
+        stream: Where the one clip of a run goes; None: into `folder`.
+        folder: Gets a file a clip, named as the clip; two of one name keep their suffix, or get a number.
+    """
+
+    def __init__(self, form: str, stream: TextIO | None = None, folder: Path | None = None) -> None:
+        self._form, self._stream, self._folder = form, stream, folder
+        self._taken: set[str] = set()
+
+    def begin(self, run: RunInfo) -> None:
+        """Nothing stands before the first clip."""
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write the timeline of a clip; a file that failed has none."""
+        if isinstance(result, Failure):
+            return
+        text = FORMATS[self._form](result.path, runs(result.segments))
+        if self._folder is None:
+            assert self._stream is not None
+            self._stream.write(text)
+            return
+        source, number = Path(result.path), 1
+        name = f"{source.stem}.{self._form}"
+        while name in self._taken:
+            name = f"{source.name}{f'-{number}' if number > 1 else ''}.{self._form}"
+            number += 1
+        self._taken.add(name)
+        write_text(self._folder / name, text)
+
+    def end(self, summary: Summary) -> None:
+        """Nothing stands after the last clip."""
+
+
+def _stamp(time: float, point: str = ".") -> str:
+    milliseconds = round(1000 * time)
+    seconds = milliseconds // 1000
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{milliseconds % 1000:03d}"
+
+
+def _cue(text: str) -> str:
+    # An arrow would begin the times of another cue.
+    return printable(text).replace("-->", "->")
+
+
+def _markup(text: str) -> str:
+    return _cue(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
