@@ -19,9 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfewshot.evaluation.comparison import Comparison
-from avfewshot.evaluation.estimate import Estimate
-from avfewshot.evaluation.seeds import average_comparisons
+from avfewshot.evaluation.evaluate import average_comparisons
+from avfewshot.evaluation.results import Comparison, Estimate
 from avfewshot.evaluation.tasks import METRICS
 
 TASKS = ("ave", "ave_cls", "llp_cls")
@@ -113,7 +112,7 @@ def avfs(*arguments: object) -> None:
 def read(job: Job, runs: Path) -> Comparison | None:
     """The comparison of a job's systems over its seeds."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in job.results(runs)]
-    return average_comparisons([Comparison.from_dict(record["comparison"]) for record in found]) if found else None
+    return average_comparisons([Comparison.model_validate(record["comparison"]) for record in found]) if found else None
 
 
 def shown(estimate: Estimate, *, sign: bool = False) -> str:
@@ -170,7 +169,7 @@ def pretrained_tables(runs: Path) -> Iterable[str]:
         records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         for part in PARTS:
             found = [record["comparison"] if part == PARTS[0] else record["parts"].get(part) for record in records]
-            comparisons = [Comparison.from_dict(record) for record in found if record is not None]
+            comparisons = [Comparison.model_validate(record) for record in found if record is not None]
             if not comparisons:
                 continue
             mean = average_comparisons(comparisons)

@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 
 from avfewshot.evaluation.background import BackgroundRule
-from avfewshot.evaluation.evaluate import evaluate_systems
-from avfewshot.evaluation.seeds import average_comparisons
+from avfewshot.evaluation.evaluate import average_comparisons, evaluate_systems
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second
 from avfewshot.reports.thumbnails import jpeg_source

@@ -6,13 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
 from test_evaluation_targets import targets
 
-from avfewshot.errors import DataError
-from avfewshot.evaluation.comparison import Comparison
-from avfewshot.evaluation.evaluate import evaluate, evaluate_systems
-from avfewshot.evaluation.seeds import average_comparisons, average_results, over_seeds
+from avfewshot.evaluation.evaluate import average_comparisons, evaluate, evaluate_systems
+from avfewshot.evaluation.results import Comparison
 from avfewshot.evaluation.targets import Predictions, Targets
 
 
@@ -93,8 +90,9 @@ def test_columns_are_the_figures_that_all_systems_have():
 def test_a_comparison_survives_json(truth):
     systems = {"a": answering(truth, np.arange(200) < 9), "b": answering(truth, np.arange(200) < 150)}
     _, table = evaluate_systems("ave_cls", truth, systems, replicates=20)
-    record = json.loads(json.dumps(table.to_dict(), allow_nan=False))
-    assert Comparison.from_dict(record) == table
+    text = table.model_dump_json()
+    assert Comparison.model_validate_json(text) == table
+    record = json.loads(text)
     assert list(record) == [
         "version",
         "task",
@@ -106,37 +104,18 @@ def test_a_comparison_survives_json(truth):
         "differences",
         "replicates",
         "seed",
+        "draws",
     ]
     assert list(record["differences"][0]) == ["system", "reference", "metric", "estimate"]
-    with pytest.raises(DataError, match="version 0"):
-        Comparison.from_dict(record | {"version": 0})
-    with pytest.raises(DataError, match="Not a comparison"):
-        Comparison.from_dict(record | {"cells": 3})
+    with pytest.raises(ValueError, match="version"):
+        Comparison.model_validate(record | {"version": 0})
+    with pytest.raises(ValueError, match="cells"):
+        Comparison.model_validate(record | {"cells": 3})
 
 
 def test_no_systems_no_table(truth):
     with pytest.raises(ValueError, match="no systems"):
         evaluate_systems("ave_cls", truth, {})
-
-
-def test_mean_and_t_interval_over_seeds():
-    # sd = 0.02, t(0.975, 2) = 4.30265: 0.72 -+ 4.30265 * 0.02 / sqrt(3).
-    found = over_seeds([0.70, 0.72, 0.74])
-    assert found.value == pytest.approx(0.72)
-    assert found.low == pytest.approx(0.72 - 0.049683, abs=1e-6)
-    assert found.high == pytest.approx(0.72 + 0.049683, abs=1e-6)
-    assert (found.n, found.interval, found.values) == (3, "seeds", (0.70, 0.72, 0.74))
-    values = [0.3, 0.5, 0.45, 0.2, 0.6]
-    expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (over_seeds(values).low, over_seeds(values).high) == pytest.approx(tuple(expected))
-
-
-def test_one_seed_has_no_interval_and_missing_figures_have_no_mean():
-    assert over_seeds([0.5]).interval is None
-    assert over_seeds([0.5]).value == 0.5
-    assert over_seeds([0.5, None]).value is None
-    with pytest.raises(ValueError, match="no runs"):
-        over_seeds([])
 
 
 def runs(truth: Targets, rights: list[int]) -> list[tuple[dict, Comparison]]:
@@ -151,19 +130,15 @@ def runs(truth: Targets, rights: list[int]) -> list[tuple[dict, Comparison]]:
     ]
 
 
-def test_results_are_averaged_over_seeds(truth):
-    found = average_results([results["trained"] for results, _ in runs(truth, [120, 130, 140])])
-    assert found["top1"].value == pytest.approx(0.65)
-    assert found["top1"].interval == "seeds"
-    assert list(found) == ["top1", "map", "macro_f1"]
-
-
 def test_tables_are_averaged_over_seeds_and_what_is_fixed_keeps_its_bootstrap_interval(truth):
     tables = [table for _, table in runs(truth, [120, 130, 140])]
     found = average_comparisons(tables)
     assert found.cells["zero-shot"] == tables[0].cells["zero-shot"]
     assert found.cells["zero-shot"]["top1"].interval == "bootstrap"
-    assert found.cells["trained"]["top1"] == over_seeds([0.6, 0.65, 0.7])
+    trained = found.cells["trained"]["top1"]
+    assert (trained.value, trained.n, trained.interval) == (pytest.approx(0.65), 3, "seeds")
+    assert trained.values == (0.6, 0.65, 0.7)
+    assert 0.55 < trained.low < 0.6 < 0.7 < trained.high < 0.75
     difference = found.difference("trained", "zero-shot", "top1")
     assert difference.estimate.values == pytest.approx((0.1, 0.15, 0.2))
     assert difference.estimate.value == pytest.approx(0.15)
@@ -173,16 +148,48 @@ def test_tables_are_averaged_over_seeds_and_what_is_fixed_keeps_its_bootstrap_in
     assert fixed.difference("trained", "zero-shot") == tables[0].difference("trained", "zero-shot")
 
 
+def test_runs_that_agree_still_have_the_interval_of_their_clips(truth):
+    # The same accuracy in every run, by different clips, so that the system is not a fixed one.
+    clips = np.arange(200)
+    tables = [
+        evaluate_systems(
+            "ave_cls",
+            truth,
+            {"a": answering(truth, clips < 100), "b": answering(truth, (clips + shift) % 200 < 180)},
+            replicates=300,
+        )[1]
+        for shift in (0, 3, 5)
+    ]
+    found = average_comparisons(tables)
+    cell = found.cells["b"]["top1"]
+    assert cell.values == (0.9, 0.9, 0.9)
+    reach = 1.96 * np.sqrt(0.9 * 0.1 / 200)
+    assert cell.value - cell.low == pytest.approx(reach, rel=0.3)
+    assert cell.high - cell.value == pytest.approx(reach, rel=0.3)
+    difference = found.difference("b", "a", "top1").estimate
+    assert difference.low < 0.4 < difference.high
+
+
+def test_intervals_over_runs_stay_within_what_is_possible_and_widen_as_runs_disagree(truth):
+    def reach(rights):
+        cell = average_comparisons([table for _, table in runs(truth, rights)]).cells["trained"]["top1"]
+        assert 0 <= cell.low <= cell.value <= cell.high <= 1
+        return cell.high - cell.low
+
+    assert reach([130, 150, 170]) > 1.5 * reach([149, 150, 151])
+    assert 0 < reach([200, 199, 200]) < 0.1
+    perfect = average_comparisons([table for _, table in runs(truth, [200, 200])]).cells["trained"]["top1"]
+    assert perfect.low < 1.0 == perfect.high
+
+
 def test_runs_that_do_not_belong_together_are_refused(truth):
-    (results, table), (_, _) = runs(truth, [120, 130])
+    _, table = runs(truth, [120])[0]
     half = targets([[k % 3] for k in range(100)])
-    other, other_table = evaluate_systems(
+    _, other_table = evaluate_systems(
         "ave_cls",
         half,
         {"zero-shot": answering(half, np.ones(100, bool)), "trained": answering(half, np.ones(100, bool))},
     )
-    with pytest.raises(ValueError, match="do not belong together"):
-        average_results([results["trained"], other["trained"]])
     with pytest.raises(ValueError, match="do not belong together"):
         average_comparisons([table, other_table])
     with pytest.raises(ValueError, match="no runs"):

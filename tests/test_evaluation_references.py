@@ -10,7 +10,7 @@ from test_evaluation_targets import targets
 from avfewshot.data.load import load_dataset
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.references import baselines, ceilings
-from avfewshot.evaluation.result import Reference
+from avfewshot.evaluation.results import Reference
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.tasks import TASKS, find_task
 

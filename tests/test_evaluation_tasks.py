@@ -9,10 +9,10 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from test_evaluation_targets import targets
 
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import UsageError
 from avfewshot.evaluation.background import BackgroundRule, fit_background
 from avfewshot.evaluation.evaluate import evaluate
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import Estimate, TaskResult
 from avfewshot.evaluation.targets import Predictions
 from avfewshot.evaluation.tasks import METRICS, TASKS
 
@@ -176,14 +176,15 @@ def test_every_task_gives_described_figures_with_intervals_and_valid_json(name):
         assert estimate.n == 24
     for reference in (*result.baselines, *result.ceilings):
         assert set(reference.values) <= set(result.metrics)
-    text = json.dumps(result.to_dict(), allow_nan=False)
+    text = result.model_dump_json()
     assert json.loads(text)["version"] == 1
-    assert TaskResult.from_dict(json.loads(text)) == result
+    assert "NaN" not in text
+    assert TaskResult.model_validate_json(text) == result
 
 
 def test_keys_of_the_json_are_stable():
     result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=10)
-    record = result.to_dict()
+    record = result.model_dump(mode="json")
     assert list(record) == [
         "version",
         "task",
@@ -218,25 +219,32 @@ def test_keys_of_the_json_are_stable():
 
 def test_results_of_a_later_release_of_the_version_can_be_read_and_other_versions_are_refused():
     result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=10)
-    record = json.loads(json.dumps(result.to_dict()))
+    record = json.loads(result.model_dump_json())
     record["added"] = 1
     record["metrics"]["top1"]["added"] = 1
     record["classes"][0]["added"] = 1
-    assert TaskResult.from_dict(record) == result
-    with pytest.raises(DataError, match="version 2"):
-        TaskResult.from_dict(record | {"version": 2})
-    with pytest.raises(DataError, match="version None"):
-        TaskResult.from_dict([])
+    assert TaskResult.model_validate(record) == result
+    with pytest.raises(ValueError, match="version"):
+        TaskResult.model_validate(record | {"version": 2})
     del record["classes"][0]["name"]
-    with pytest.raises(DataError, match="Not the result of an evaluation"):
-        TaskResult.from_dict(record)
+    with pytest.raises(ValueError, match=r"classes\.0\.name"):
+        TaskResult.model_validate(record)
 
 
-def test_a_result_never_writes_a_number_that_is_not_finite():
-    result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=0)
-    result.metrics["top1"] = type(result.metrics["top1"])(float("nan"))
+def test_a_result_never_holds_a_number_that_is_not_finite():
     with pytest.raises(ValueError, match="nan"):
-        result.to_dict()
+        Estimate(float("nan"))
+    with pytest.raises(ValueError, match="inf"):
+        Estimate(0.5, 0.4, float("inf"))
+
+
+def test_perfect_answers_on_few_clips_have_an_interval_with_a_width():
+    truth = targets([[k % 3] for k in range(6)])
+    result = evaluate("ave_cls", truth, Predictions(np.eye(3)[truth.lowest_labels]), replicates=50)
+    for name in ("top1", "map", "macro_f1"):
+        found = result.metrics[name]
+        assert (found.value, found.high, found.interval) == (1.0, 1.0, "wilson")
+        assert found.low == pytest.approx(6 / (6 + 1.959964**2))
 
 
 def test_figures_do_not_depend_on_the_order_of_the_clips():

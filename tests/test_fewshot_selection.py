@@ -220,7 +220,7 @@ def test_without_validation_clips_a_share_that_is_set_counts(make_run):
 
 def test_a_share_of_zero_is_the_untrained_model(make_run):
     result = make_run(dataset("folder"), blend=0.0, epochs=1).run(1)
-    trained, untrained = (result.results[name].to_dict() for name in (TRAINED, "zero-shot"))
+    trained, untrained = (result.results[name].model_dump() for name in (TRAINED, "zero-shot"))
     assert {**trained, "system": ""} == {**untrained, "system": ""}
 
 

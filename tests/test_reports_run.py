@@ -15,9 +15,7 @@ from PIL import Image
 from rich.console import Console
 from test_reports_html import EVIL, Page
 
-from avfewshot.evaluation.comparison import Difference
-from avfewshot.evaluation.estimate import Estimate
-from avfewshot.evaluation.result import Calibration, CalibrationBin
+from avfewshot.evaluation.results import Calibration, CalibrationBin, Difference, Estimate
 from avfewshot.reports import charts, run_tables
 from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.overlays import heat_source, is_picture
@@ -207,10 +205,10 @@ def test_figures_that_are_not_defined_are_dashes():
     table = record.comparison
     cells = {system: dict.fromkeys(table.metrics, Estimate(None)) for system in table.systems}
     differences = tuple(dataclasses.replace(found, estimate=Estimate(None)) for found in table.differences)
-    after = dataclasses.replace(record.results["trained"], calibration=Calibration(None, 0, ()))
+    after = record.results["trained"].model_copy(update={"calibration": Calibration(None, 0, ())})
     changed = dataclasses.replace(
         record,
-        comparison=dataclasses.replace(table, cells=cells, differences=differences),
+        comparison=table.model_copy(update={"cells": cells, "differences": differences}),
         results={**record.results, "trained": after},
     )
     text = shown(run_page(changed))
@@ -395,13 +393,15 @@ def test_components_on_a_terminal(llp):
 
 
 def test_comparison_as_markdown(llp):
-    renamed = dataclasses.replace(
-        llp.comparison,
-        systems=("a|b<i>", "trained"),
-        cells={"a|b<i>": llp.comparison.cells["zero-shot"], "trained": llp.comparison.cells["trained"]},
-        differences=(dataclasses.replace(llp.comparison.differences[-1], reference="a|b<i>"),),
-        metrics=(llp.comparison.differences[-1].metric,),
-        headline=llp.comparison.differences[-1].metric,
+    last = llp.comparison.differences[-1]
+    renamed = llp.comparison.model_copy(
+        update={
+            "systems": ("a|b<i>", "trained"),
+            "cells": {"a|b<i>": llp.comparison.cells["zero-shot"], "trained": llp.comparison.cells["trained"]},
+            "differences": (dataclasses.replace(last, reference="a|b<i>"),),
+            "metrics": (last.metric,),
+            "headline": last.metric,
+        }
     )
     lines = run_tables.comparison_markdown(renamed).splitlines()
     assert lines[0].startswith("| system | ")

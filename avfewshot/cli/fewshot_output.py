@@ -14,7 +14,7 @@ from avfewshot.settings import TABLES
 from avfewshot.training.config import training_settings
 
 if TYPE_CHECKING:
-    from avfewshot.evaluation.comparison import Comparison
+    from avfewshot.evaluation.results import Comparison
     from avfewshot.training.fewshot import FewShot, SeedResult
     from avfewshot.training.plan import Plan
 
@@ -67,7 +67,7 @@ def write_outputs(
             count.component: {"trainable": count.trainable, "total": count.total} for count in plan.parameters
         },
         "flops_per_clip": plan.flops,
-        "comparison": comparison.to_dict(),
+        "comparison": comparison.model_dump(mode="json"),
         "seeds": [result.to_dict() for result in results],
     }
     write_text(folder / "results.json", json.dumps(document, indent=1))
@@ -100,7 +100,7 @@ def _settings(request: FewShotRequest, run: FewShot) -> list[tuple[str, str, str
 
 def averaged(results: Sequence[SeedResult]) -> Comparison:
     """The comparison of the systems, over seeds."""
-    from avfewshot.evaluation.seeds import average_comparisons
+    from avfewshot.evaluation.evaluate import average_comparisons
 
     return average_comparisons([result.comparison for result in results])
 

@@ -231,9 +231,9 @@ def _print(request: TaskRequest, bench: TaskBench, assessment: Assessment) -> No
     if request.output.suffix.lower() == ".json":
         document = {
             "task": request.task,
-            "comparison": comparison.to_dict(),
-            "parts": {name: part.to_dict() for name, part in assessment.parts.items()},
-            "results": {name: result.to_dict() for name, result in results.items()},
+            "comparison": comparison.model_dump(mode="json"),
+            "parts": {name: part.model_dump(mode="json") for name, part in assessment.parts.items()},
+            "results": {name: result.model_dump(mode="json") for name, result in results.items()},
             "unusable": [list(entry) for entry in bench.usage.left],
         }
         write_text(request.output, json.dumps(document, indent=1))

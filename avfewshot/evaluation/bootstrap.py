@@ -6,16 +6,19 @@ drawn; sharing these counts between two systems makes the interval of their diff
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import f1_score
 
-from avfewshot.evaluation.estimate import CONFIDENCE, Estimate, finite
 from avfewshot.evaluation.measures import Bools, Floats, average_precisions
+from avfewshot.evaluation.results import CONFIDENCE, Estimate, finite
 
 REPLICATES = 1000
+_FEW = 50  # clips below which proportions get Wilson's interval
 _BLOCK = 250  # Resamples handled at a time: bounds the memory of rankings with many clips.
 
 Counts = npt.NDArray[np.float32]
@@ -185,14 +188,20 @@ def interval(replicates: Floats) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def estimate(value: float, replicates: Floats, clips: int, *, lowest: float = 0.0) -> Estimate:
-    """A figure with its bootstrap interval.
+def estimate(
+    value: float, replicates: Floats, clips: int, *, lowest: float = 0.0, proportion: bool = False
+) -> Estimate:
+    """A figure with its interval.
+
+    The percentile bootstrap is too narrow for proportions of few clips, and has no width where all clips are alike.
+    There Wilson's score interval (1927) with clips as units stands in.
 
     Args:
         value: The figure on all clips, at most 1.
         replicates: On each resample, ``[R]``; without any there is no interval.
         clips: Number of clips.
         lowest: The least possible value: -1 for differences.
+        proportion: The figure is a share of the clips.
 
     Returns:
         The estimate; its interval stays within the possible values.
@@ -201,7 +210,39 @@ def estimate(value: float, replicates: Floats, clips: int, *, lowest: float = 0.
     if ends is None:
         return Estimate(finite(value), n=clips)
     low, high = np.clip(ends, lowest, 1.0).tolist()
+    if lowest == 0 and ((proportion and clips < _FEW) or low == high):
+        return Estimate(finite(value), *wilson(value, clips), n=clips, interval="wilson")
     return Estimate(finite(value), low, high, n=clips, interval="bootstrap")
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """Wilson's score interval of a share of `number` independent cases."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
+    reach = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def over_runs(draws: Floats, seed: int) -> Floats:
+    """Hierarchical bootstrap of the mean over runs on the same clips: runs are drawn too.
+
+    Every column is one resample of the clips, which all runs share; in it runs are drawn with replacement. As the mean
+    of S drawn runs varies too little by ``(S - 1) / S``, its distance from the mean of all is widened by the root of
+    the inverse (Rao and Wu, JASA 1988).
+
+    Args:
+        draws: The figure of each of S runs on each resample, ``[S, R]``; or a difference of two systems.
+        seed: Of the draws of runs: the same for all figures, so that differences are paired.
+
+    Returns:
+        ``[R]``.
+    """
+    runs, replicates = draws.shape
+    means = draws.mean(0)
+    if runs == 1:
+        return means
+    chosen = np.random.default_rng(seed).integers(runs, size=(runs, replicates))
+    return means + math.sqrt(runs / (runs - 1)) * (np.take_along_axis(draws, chosen, 0).mean(0) - means)
 
 
 def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any], otherwise: float = np.nan) -> Floats:

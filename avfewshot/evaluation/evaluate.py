@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +20,12 @@ from avfewshot.evaluation.bootstrap import (
     Statistic,
     distribution,
     estimate,
+    over_runs,
     resample,
 )
-from avfewshot.evaluation.comparison import Comparison, Difference
-from avfewshot.evaluation.estimate import Estimate
 from avfewshot.evaluation.measures import Bools, Floats, Labels
 from avfewshot.evaluation.references import baselines, ceilings
-from avfewshot.evaluation.result import Calibration, ClassRow, TaskResult
+from avfewshot.evaluation.results import Calibration, ClassRow, Comparison, Difference, Estimate, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.tasks import METRICS, Task, find_task
 
@@ -114,7 +115,10 @@ def evaluate_systems(
             headline=headline,
             num_clips=targets.num_clips,
             num_segments=required_segments(targets).size if judged.per_second else None,
-            metrics={metric: estimate(*value, targets.num_clips) for metric, value in values[name].items()},
+            metrics={
+                metric: estimate(*values[name][metric], targets.num_clips, proportion=isinstance(statistic, Share))
+                for metric, statistic in found.statistics
+            },
             classes=found.rows,
             confusion=tuple(tuple(row) for row in found.confusion.tolist()),
             calibration=found.calibration,
@@ -128,23 +132,100 @@ def evaluate_systems(
     }
     columns = tuple(metric for metric in METRICS if all(metric in result.metrics for result in results.values()))
     names = tuple(systems)
-    differences = (
-        Difference(later, earlier, metric, _difference(values[later][metric], values[earlier][metric], targets))
-        for position, later in enumerate(names)
-        for earlier in names[:position]
-        for metric in columns
+    return results, _compare(
+        Comparison(
+            task=task,
+            headline=headline,
+            num_clips=targets.num_clips,
+            systems=names,
+            metrics=columns,
+            cells={name: {metric: result.metrics[metric] for metric in columns} for name, result in results.items()},
+            differences=(),
+            replicates=replicates,
+            seed=seed,
+            draws={
+                name: {metric: tuple(map(_rounded, found[metric][1])) for metric in columns}
+                for name, found in values.items()
+            },
+        ),
+        lambda later, earlier, metric: estimate(
+            values[later][metric][0] - values[earlier][metric][0],
+            values[later][metric][1] - values[earlier][metric][1],
+            targets.num_clips,
+            lowest=-1.0,
+        ),
     )
-    return results, Comparison(
-        task=task,
-        headline=headline,
-        num_clips=targets.num_clips,
-        systems=names,
-        metrics=columns,
-        cells={name: {metric: result.metrics[metric] for metric in columns} for name, result in results.items()},
-        differences=tuple(differences),
-        replicates=replicates,
-        seed=seed,
-    )
+
+
+def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
+    """One table over runs with different seeds on the same test clips.
+
+    Intervals are over runs and clips together (:func:`~avfewshot.evaluation.bootstrap.over_runs`), those of differences
+    paired in both. A system that does the same in every run, such as one without training, keeps the interval over
+    clips alone, as does the difference of two such systems.
+
+    Args:
+        comparisons: One for each run, of the same task, systems and metrics, on equally many clips.
+
+    Returns:
+        The table; that of the only run if there is but one.
+
+    Raises:
+        ValueError: There are none, or they do not belong together.
+    """
+    identities = [(table.task, table.systems, table.metrics, table.num_clips) for table in comparisons]
+    if not identities:
+        raise ValueError("There are no runs.")
+    if any(identity != identities[0] for identity in identities):
+        raise ValueError(f"Runs do not belong together: {'; '.join(map(str, dict.fromkeys(identities)))}.")
+    first = comparisons[0]
+    if len(comparisons) == 1:
+        return first
+    fixed = {system for system in first.systems if all(t.cells[system] == first.cells[system] for t in comparisons)}
+
+    def draws(system: str, metric: str) -> Floats:
+        rows = [table.draws.get(system, {}).get(metric, ()) for table in comparisons]
+        shared = min(map(len, rows))
+        return np.array([row[:shared] for row in rows], dtype=np.float64)
+
+    def over_seeds(values: Sequence[float | None], replicates: Floats, lowest: float) -> Estimate:
+        known = tuple(value for value in values if value is not None)
+        if len(known) < len(values):
+            return Estimate(None, n=len(values), values=known)
+        found = estimate(
+            math.fsum(known) / len(known), over_runs(replicates, first.seed), first.num_clips, lowest=lowest
+        )
+        kind = None if found.interval is None else "seeds"
+        return dataclasses.replace(found, n=len(known), interval=kind, values=known)
+
+    def cell(system: str, metric: str) -> Estimate:
+        if system in fixed:
+            return first.cells[system][metric]
+        return over_seeds([table.cells[system][metric].value for table in comparisons], draws(system, metric), 0.0)
+
+    def difference(later: str, earlier: str, metric: str) -> Estimate:
+        if {later, earlier} <= fixed:
+            return first.difference(later, earlier, metric).estimate
+        values = [table.difference(later, earlier, metric).estimate.value for table in comparisons]
+        return over_seeds(values, draws(later, metric) - draws(earlier, metric), -1.0)
+
+    cells = {system: {metric: cell(system, metric) for metric in first.metrics} for system in first.systems}
+    return _compare(first.model_copy(update={"cells": cells, "draws": {}}), difference)
+
+
+def _compare(table: Comparison, difference: Callable[[str, str, str], Estimate]) -> Comparison:
+    """The table with the differences of every pair of systems, given how to get one."""
+    found = [
+        Difference(later, earlier, metric, difference(later, earlier, metric))
+        for position, later in enumerate(table.systems)
+        for earlier in table.systems[:position]
+        for metric in table.metrics
+    ]
+    return table.model_copy(update={"differences": tuple(found)})
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -155,10 +236,6 @@ class _Statement:
     rows: tuple[ClassRow, ...]
     confusion: Floats
     calibration: Calibration
-
-
-def _difference(later: tuple[float, Floats], earlier: tuple[float, Floats], targets: Targets) -> Estimate:
-    return estimate(later[0] - earlier[0], later[1] - earlier[1], targets.num_clips, lowest=-1.0)
 
 
 def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
-from avfewshot.evaluation.estimate import finite
-from avfewshot.evaluation.result import Calibration, CalibrationBin, ClassRow
+from avfewshot.evaluation.results import Calibration, CalibrationBin, ClassRow, finite
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]

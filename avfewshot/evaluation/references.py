@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from avfewshot.evaluation.answers import BACKGROUND, answer_statistics, class_names, required_segments
-from avfewshot.evaluation.result import Reference
+from avfewshot.evaluation.results import Reference
 from avfewshot.evaluation.targets import Targets
 from avfewshot.evaluation.tasks import Task
 

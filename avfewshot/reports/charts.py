@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from avfewshot.evaluation.result import Calibration
+from avfewshot.evaluation.results import Calibration
 from avfewshot.reports.confusion import Confusion
 from avfewshot.reports.text import percent, printable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import TaskResult
 
 MOST_CLASSES = 40
 """Classes of a heat map whose names can still be read."""

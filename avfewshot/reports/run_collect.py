@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from avfewshot.data.dataset import Sample
-from avfewshot.evaluation.comparison import Comparison
 from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
+from avfewshot.evaluation.results import Comparison
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second

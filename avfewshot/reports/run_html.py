@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from avfewshot.evaluation.references import distinct
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import TaskResult
 from avfewshot.io import write_text
 from avfewshot.reports import pages
 from avfewshot.reports.charts import TONES, Level, Series, heat_map, line_chart, quantity, reliability

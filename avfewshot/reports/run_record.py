@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from avfewshot.evaluation.comparison import Comparison
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import Comparison, TaskResult
 
 
 @dataclass(frozen=True)

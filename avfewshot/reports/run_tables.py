@@ -11,9 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from avfewshot.evaluation.comparison import Comparison, Difference
-from avfewshot.evaluation.estimate import Estimate
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import Comparison, Difference, Estimate, TaskResult
 from avfewshot.io import csv_cell
 from avfewshot.reports.run_record import Component
 from avfewshot.reports.run_views import NONE, basis, interval, main_systems, metric_title, points, signed

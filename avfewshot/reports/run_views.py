@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from avfewshot.evaluation.comparison import Comparison, Difference
-from avfewshot.evaluation.estimate import Estimate
-from avfewshot.evaluation.result import ClassRow, Reference, TaskResult
+from avfewshot.evaluation.results import FEW_CLIPS, ClassRow, Comparison, Difference, Estimate, Reference, TaskResult
 from avfewshot.evaluation.tasks import METRICS
 from avfewshot.reports.charts import change_bar
 from avfewshot.reports.text import percent
@@ -219,16 +217,19 @@ def basis(comparison: Comparison) -> str:
     """What the intervals of a table are over, for people."""
     cells = [cell for row in comparison.cells.values() for cell in row.values()]
     runs = max((cell.n for cell in cells if cell.interval == "seeds"), default=0)
-    resampled = any(cell.interval == "bootstrap" for cell in cells)
+    resampled = any(cell.interval in ("bootstrap", "wilson") for cell in cells)
     clips = f"{comparison.num_clips} test clip{'' if comparison.num_clips == 1 else 's'}"
+    few = ""
+    if comparison.num_clips < FEW_CLIPS:
+        few = f"Only {clips}: one clip moves a figure by {100 / comparison.num_clips:.0f} points. "
     if runs:
-        text = f"Means over {runs} training runs with other seeds, with Student's t-interval of the mean, on {clips}."
+        text = f"Means over {runs} training runs with other seeds; 95 % intervals over runs and {clips} together."
         if resampled:
-            text += " A system without training does the same in every run: its interval is over resampled clips."
-        return text
+            text += " A system without training does the same in every run: its interval is over clips alone."
+        return few + text
     if resampled:
-        return f"95 % intervals over {comparison.replicates} resamples of the {clips}."
-    return f"On {clips}, without intervals."
+        return few + f"95 % intervals over {comparison.replicates} resamples of the {clips}."
+    return few + f"On {clips}, without intervals."
 
 
 def metric_title(name: str) -> str:

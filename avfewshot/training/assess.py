@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.evaluation.comparison import Comparison
 from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.evaluator import TaskBench
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.models.audio_visual import AudioVisualModel
 

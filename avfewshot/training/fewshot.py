@@ -15,12 +15,11 @@ from avfewshot.data.dataset import Dataset
 from avfewshot.data.sampler import Support
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
-from avfewshot.evaluation.comparison import Comparison
 from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.evaluator import TaskBench
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
-from avfewshot.evaluation.result import TaskResult
+from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -68,8 +67,8 @@ class SeedResult:
             "seed": self.seed,
             "support": self.support,
             "progress": self.progress.to_dict(),
-            "results": {name: result.to_dict() for name, result in self.results.items()},
-            "comparison": self.comparison.to_dict(),
+            "results": {name: result.model_dump(mode="json") for name, result in self.results.items()},
+            "comparison": self.comparison.model_dump(mode="json"),
         }
 
 
@@ -291,11 +290,11 @@ def read_result(folder: Path, support: Support) -> SeedResult | None:
             values["seed"],
             values["support"],
             Progress.from_dict(values["progress"]),
-            {name: TaskResult.from_dict(record) for name, record in values["results"].items()},
-            Comparison.from_dict(values["comparison"]),
+            {name: TaskResult.model_validate(record) for name, record in values["results"].items()},
+            Comparison.model_validate(values["comparison"]),
             folder,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: is damaged ({error}).", hint="Remove it: the evaluation is then done again."
+            f"{path}: is damaged ({str(error).splitlines()[0]}).", hint="Remove it: the evaluation is then done again."
         ) from None
