@@ -385,3 +385,16 @@ def test_a_real_clip_has_ten_segments_of_sight_and_sound():
     assert clip.duration == pytest.approx(10.03, abs=0.01)
     assert clip.audio_segments.abs().amax(1).min() > 0.01
     assert clip.warnings == ()
+
+
+@pytest.mark.parametrize("size", [(8192, 5000), (5000, 8192)])
+def test_pictures_beyond_the_bound_are_named_and_the_sound_is_kept(tmp_path, size):
+    path = write_media(tmp_path / "huge.mkv", seconds=0.2, size=size, codec="mjpeg", pix_fmt="yuvj420p")
+    with pytest.raises(MediaError, match=f"pictures of {size[0]:,} x {size[1]:,} pixels are not decoded"):
+        read_clip(path)
+    both = write_media(
+        tmp_path / "both.mkv", seconds=0.2, size=size, codec="mjpeg", pix_fmt="yuvj420p", audio=tone(1.0)
+    )
+    clip = read_clip(both)
+    assert clip.frames is None
+    assert any("are not decoded" in warning for warning in clip.warnings)

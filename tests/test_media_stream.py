@@ -273,7 +273,7 @@ def test_closing_ends_a_decoder_that_hangs(files, monkeypatch):
 def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch):
     huge = folder / "huge.mkv"
     if not huge.exists():
-        write_media(huge, seconds=0.2, size=(8000, 6000), codec="mjpeg", pix_fmt="yuvj420p")
+        write_media(huge, seconds=0.2, size=(7680, 4320), codec="mjpeg", pix_fmt="yuvj420p")
     monkeypatch.setattr(module, "MEMORY", 100_000_000)
     module._pools.clear()  # new decoders
     got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))

@@ -48,13 +48,14 @@ class Clock:
     def shift(self, packet: Packet) -> int:
         """Note the next packet of its stream; ticks to add to its timestamps."""
         index = packet.stream_index
-        number = self._number[index]
+        number, base = self._number[index], self._bases[index]
         self._number[index] = number + 1
+        mend(packet, 0, base, first=not number)
         stamp = packet.dts if packet.dts is not None else packet.pts
-        base, before = self._bases[index], self._offset[index]
+        before = self._offset[index]
         if stamp is not None:
             time = stamp * base
-            shown = time if packet.pts is None or abs(packet.pts * base - time) > _REORDER else packet.pts * base
+            shown = time if packet.pts is None else packet.pts * base
             offset = next((o for o in (before, *self._offsets) if self._fits(index, time + o)), None)
             if offset is None:
                 self.jumps.append((self._stop, shown + before - self._stop))
@@ -67,7 +68,7 @@ class Clock:
             self._last[index] = now
             self._begin = now if self._begin is None else min(now, self._begin)
             self._end = now if self._end is None else max(now, self._end)
-            self._stop = max(self._stop, shown + offset + min((packet.duration or 0) * base, MAX_GAP))
+            self._stop = max(self._stop, shown + offset + min((packet.duration or 0) * base, 1))
             if offset != before:
                 self._offset[index] = offset
                 self.shifts[index][number] = round(offset / base)
@@ -96,15 +97,16 @@ class Mender:
     def __call__(self, packet: Packet) -> None:
         """Mend the next packet that is not empty."""
         self._shift = self._shifts.get(self._number, self._shift)
+        mend(packet, self._shift, self._base, first=not self._number)
         self._number += 1
-        mend(packet, self._shift, self._base)
 
 
-def mend(packet: Packet, shift: int, time_base: Fraction) -> None:
-    """Move a packet, and bring a presentation far from its decoding back to it."""
+def mend(packet: Packet, shift: int, time_base: Fraction, *, first: bool = False) -> None:
+    """Move a packet; where its two timestamps lie far apart, only one of them is believed."""
     pts, dts = packet.pts, packet.dts
     if pts is not None and dts is not None and abs(pts - dts) * time_base > _REORDER:
-        pts = packet.pts = dts
+        pts = dts = pts if first else dts
+        packet.pts = packet.dts = pts
     if shift:
         packet.pts = None if pts is None else pts + shift
         packet.dts = None if dts is None else dts + shift

@@ -55,8 +55,8 @@ def open_media(path: Path) -> InputContainer:
 RATES = range(1_000, 768_001)
 """Sampling rates in Hz that are read: memory grows with the rate, whatever a damaged header says."""
 
-MAX_PIXELS = 64_000_000
-"""Pixels of the largest picture that is decoded (8,000 x 8,000): it takes half a gigabyte on its way to a small one."""
+MAX_PIXELS = 40_000_000
+"""Pixels of the largest picture that is decoded (8K video has 33 million): beyond, a few would fill the memory."""
 
 
 def beyond_bounds(stream: Stream) -> str | None:

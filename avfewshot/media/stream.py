@@ -35,7 +35,7 @@ R = TypeVar("R")
 TIMEOUT = 60.0
 """Seconds that a file may take, and one more for each of its seconds that was delivered."""
 
-MEMORY = 1_500_000_000
+MEMORY = 1_200_000_000
 """Bytes that the decoding of a file may allocate (where the system has ``RLIMIT_AS``)."""
 
 _WAIT_SECONDS = 0.5  # an unlimited wait could not be interrupted by Ctrl-C on Windows
