@@ -303,6 +303,12 @@ def test_decoders_are_reused_and_end_with_their_parent(files):
         pytest.fail("the decoder outlives its parent")
 
 
+def test_decord_has_its_libraries_beside_the_memory_of_a_file(files):
+    pytest.importorskip("decord")
+    clip = next(iter_clips([files[1]], frame_size=16, frame_backend="decord"))
+    assert torch.equal(clip.frames, read_clip(files[1], frame_size=16).frames)
+
+
 def test_a_decoder_imports_no_torch():
     code = "import sys; from avfewshot.media import worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -39,6 +39,12 @@ def serve(memory: int) -> None:
             try:
                 if "path" in request:
                     stack.close()
+                    if request["options"].get("frame_backend") == "decord" and "decord" not in sys.modules:
+                        _limit_memory(None)  # it comes with torch, whose libraries alone take more than a file may
+                        with contextlib.suppress(ImportError, OSError):
+                            import decord  # noqa: F401
+                            import torch  # noqa: F401 - has to come before decord
+                        _limit_memory(memory)
                     reader = ClipReader(Path(os.fsdecode(request["path"].encode("latin-1"))), **request["options"])
                     stack.callback(reader.close)
                     info = reader.info
@@ -81,14 +87,15 @@ def _send(out: BinaryIO, answer: dict, arrays: list[np.ndarray]) -> None:
             view = view[out.write(view) :]
 
 
-def _limit_memory(memory: int) -> None:
-    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit)."""
+def _limit_memory(memory: int | None) -> None:
+    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit); None: no more do."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = now + memory if hard == resource.RLIM_INFINITY else min(hard, now + memory)
+        limit = hard if memory is None else now + memory
+        limit = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
