@@ -11,6 +11,7 @@ from typing import Any
 
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import load_yaml, resource_dir
+from avfewshot.labels import visible
 
 SLOT = "{}"
 _SUFFIXES = (".yaml", ".yml")
@@ -61,7 +62,7 @@ def _from_text(path: Path) -> Templates:
     faults: list[UsageError] = []
     entries = []
     for number, line in enumerate(_read(path).splitlines(), start=1):
-        template = line.strip()
+        template = visible(line)
         if template and not template.startswith("#"):
             entries.append((f"line {number}", template))
     if not entries:
@@ -115,8 +116,8 @@ def _entries(path: Path, name: str, raw: Any, required: bool, faults: list[Usage
     entries = []
     for number, value in enumerate(raw, start=1):
         where = f"{name}, entry {number}"
-        if isinstance(value, str) and value.strip():
-            entries.append((where, value.strip()))
+        if isinstance(value, str) and visible(value):
+            entries.append((where, visible(value)))
         else:
             # Not the whole of a list or mapping: aliases can make its text as large as the memory.
             found = f"a {type(value).__name__}" if isinstance(value, Mapping | list) else repr(value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,17 @@ def test_real_files_are_opened(tmp_path):
     assert probes["good.mp4"].duration == pytest.approx(2, abs=0.1)
     assert done == [1] * 6
     assert not probe_files([tmp_path / "short.mp4"], None)[0].problems
+
+
+def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(tmp_path):
+    names = ("1\x1b]0;x\x07", "2\x9b31m", "\u202e3", "4\u72ac")
+    clips = [f"{folder}/{name}.mp4" for folder in ("a", "b") for name in names]
+    touch(tmp_path, [*clips, os.fsdecode(b"a/\xff.mp4"), "\x1b[2Jstray.mp4"])
+    for form in ("table", "json"):
+        result = run("folder", "--root", tmp_path, "--format", form)
+        assert result.exit_code == 0
+        said = result.output
+        assert "stray.mp4" in said
+        assert all(letter.isprintable() or letter == "\n" for letter in said)
+    stray = json.loads(said)["findings"][0]
+    assert stray["examples"] == ["\x1b[2Jstray.mp4"]

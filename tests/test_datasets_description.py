@@ -108,6 +108,8 @@ def test_all_faults_are_reported_at_once(tmp_path):
         ({"supports": {"nested": {1: {1: 5}}}}, "supports: nested"),
         ({"supports": {"nested": "x"}}, "supports: nested"),
         ({"classes": [{"name": "a_b"}, {"name": "A b"}]}, "names 'a b' more than once"),
+        ({"classes": ["a", "\u200ba"]}, "names 'a' more than once"),
+        ({"classes": ["a", "\u200b"]}, "classes.1..name must be a text, not empty"),
         ({"classes": [{"name": "a", "word": "x"}, "b"]}, "unknown key classes.0..word"),
         ({"files": [{"role": "train"}]}, "files.0..names is missing"),
         ({"files": [{"role": "a", "names": ["x"]}] * 2}, "role 'a' more than once"),

@@ -108,3 +108,10 @@ def test_an_unknown_name_lists_the_valid_ones(tmp_path):
     assert "Did you mean 'default'?" in told
     assert "default, single, toy" in told
     assert "is a folder" in faults(tmp_path)
+
+
+def test_invisible_characters_are_no_part_of_a_template(tmp_path):
+    (tmp_path / "t.txt").write_text("\u200b\n\ufeffa photo of a {}\u200b\n")
+    assert load_templates(tmp_path / "t.txt").visual == ("a photo of a {}",)
+    (tmp_path / "t.txt").write_text("a {}\na\u00ad {}\n")
+    assert "there already" in faults(tmp_path / "t.txt")

@@ -148,6 +148,13 @@ def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path):
     assert sorted(names(streamed)) == sorted((s.id, s.labels[0]) for s in make_dataset().split("train") if s.row != 5)
 
 
+def test_the_list_of_rejected_clips_is_no_formula_and_no_command():
+    cells = ["-abc_DEF-12", "=1+1", "-1+cmd|x", "@x", "+1", "a\x1b[2J\u202e", "na\udcefve", "\u72ac"]
+    assert [module._cell(cell) for cell in cells] == [
+        *("-abc_DEF-12", "'=1+1", "'-1+cmd|x", "'@x", "'+1", r"a\x1b[2J\u202e", r"na\udcefve", "\u72ac")
+    ]
+
+
 def test_rejected_clips_are_kept_out_until_they_are_tried_again(tmp_path):
     plan = make_plan(make_dataset(broken=("val/a.b/0.mp4",)))
     folder = tmp_path / "shards"

@@ -61,6 +61,7 @@ def check(
     if format_ not in FORMATS:
         raise UsageError(f"There is no format {format_!r}.", hint=f"Formats: {', '.join(FORMATS)}.")
     from avfewshot.data.check import check_dataset, find_other_datasets
+    from avfewshot.io import is_hidden
 
     dataset = load_any(task, root, media or [], list_file)
     folders = [dataset.root, dataset.root.parent, *([root, root.parent] if root else [])]
@@ -79,7 +80,9 @@ def check(
     if missing is not None:
         _write_missing(result, missing)
     if format_ == "json":
-        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        # As readable as before, but what a terminal would obey or could not show (names may hold anything) is escaped.
+        text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+        typer.echo("".join(json.dumps(c)[1:-1] if c != "\n" and is_hidden(c) else c for c in text))
     else:
         show(result, all_classes=classes)
     if not result.usable:
@@ -134,10 +137,10 @@ def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | 
 
 
 def _write_missing(result: CheckResult, path: Path) -> None:
-    from avfewshot.io import write_text
+    from avfewshot.io import write_bytes
 
     ids = dict.fromkeys(sample.id for sample in result.dataset.missing())
-    write_text(path, "".join(f"{name}\n" for name in ids))
+    write_bytes(path, "".join(f"{name}\n" for name in ids).encode("utf-8", "surrogateescape"))
 
 
 def show(result: CheckResult, *, all_classes: bool = False, console: Console | None = None) -> None:
@@ -193,8 +196,9 @@ def _verdict(result: CheckResult, found: int) -> str:
 def _plain(text: object) -> str:
     from rich.markup import escape
 
-    shown = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in str(text))
-    return escape(shown)
+    from avfewshot.io import printable
+
+    return escape(printable(str(text)))
 
 
 def _table(*columns: str) -> Table:

@@ -155,10 +155,11 @@ def _conclude(todo: Preparation, summary: Summary) -> None:
         typer.echo(f"{everything}: {_count(summary.clips, 'clip')} in {_count(len(todo.shards), 'shard')}, {size}.")
     if summary.rejected:
         from avfewshot.data.shards.prepare import REJECTED_NAME
+        from avfewshot.io import printable
 
         typer.echo(f"Rejected: {_count(len(summary.rejected), 'clip')}, listed in {todo.folder / REJECTED_NAME}.")
         for clip in summary.rejected[:3]:
-            typer.echo(f"  {clip.file}: {clip.reason}")
+            typer.echo(printable(f"  {clip.file}: {clip.reason}"))
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

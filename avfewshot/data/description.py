@@ -27,7 +27,7 @@ from pydantic import (
 
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import load_yaml, resource_dir
-from avfewshot.labels import fold
+from avfewshot.labels import fold, visible
 
 FORMAT = 1
 DESCRIPTION_FILE = "dataset.yaml"
@@ -51,6 +51,7 @@ def _check_number(value: Any) -> Any:
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 Note = Annotated[str, StringConstraints(strict=True, strip_whitespace=True)]
+Shown = Annotated[Text, BeforeValidator(lambda value: visible(value) if isinstance(value, str) else value)]
 PlainName = Annotated[Text, AfterValidator(_check_plain)]
 Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-fA-F]{64}$")]
 Count = Annotated[PositiveInt, BeforeValidator(_check_number)]
@@ -69,8 +70,8 @@ class ClassEntry:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: Text
-    wording: Text
+    name: Shown
+    wording: Shown
 
 
 def default_wording(name: str) -> str:

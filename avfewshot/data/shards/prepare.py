@@ -10,6 +10,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ _TRIED = 4  # clips that the size of all is estimated from
 _HEADER = 768  # a tar header, and half a block of padding
 _HEADROOM = 1.05
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 
 Members = dict[str, bytes]
 
@@ -311,11 +314,14 @@ def _write_rejected(folder: Path, index: ShardIndex) -> None:
         table = csv.writer(stream)
         table.writerow(("id", "split", "file", "reason"))
         for entry in before:
-            table.writerows(map(csv_cell, (clip.id, clip.split, clip.file, clip.reason)) for clip in entry.rejected)
-        text = stream.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
-        write_text(folder / REJECTED_NAME, text)
+            table.writerows(map(_cell, (clip.id, clip.split, clip.file, clip.reason)) for clip in entry.rejected)
+        write_text(folder / REJECTED_NAME, stream.getvalue())
         if [entry.sha256 for entry in _entries(folder, index)] == [entry.sha256 for entry in before]:
             return
+
+
+def _cell(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else csv_cell(text)  # an id of YouTube may begin with a dash: no formula
 
 
 def _entries(folder: Path, index: ShardIndex) -> list[ShardEntry]:
