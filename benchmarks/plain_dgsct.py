@@ -127,7 +127,8 @@ def guidance(guides: nn.ModuleDict, visual: Tensor, audio: Tensor, segments: int
 
 def attended(guide: nn.Module, source: Tensor, target: Tensor) -> Tensor:
     """Eq. 3, 4 and 6, every map on every token: ``(alpha M_c + beta M_s + 1) * target``."""
-    adapted = guide.channels(torch.matmul(guide.tokens, source))  # psi: as many tokens, then as many channels
+    tokens = torch.matmul(guide.tokens, source)  # psi: as many tokens, then as many channels
+    adapted = guide.channels(tokens if guide.token_bias is None else tokens + guide.token_bias[:, None])
     pooled = adapted.mean(1, keepdim=True)
     joint = guide.channel_source(pooled) * guide.channel_target(target)
     channel = torch.sigmoid(guide.channel_out(joint.mean(1, keepdim=True)))

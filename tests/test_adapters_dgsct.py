@@ -43,10 +43,19 @@ class Plain:
         return values @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
 
     def maps(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        adapted = self.linear("channels", np.einsum("ts,nsc->ntc", self.w["tokens"], source))  # psi
+        convolved = np.einsum("ts,nsc->ntc", self.w["tokens"], source)
+        if self.settings.variant == "paper":
+            convolved = convolved + self.w["token_bias"][:, None]
+        adapted = self.linear("channels", convolved)  # psi
         pooled = adapted.mean(1, keepdims=True)
-        joint = self.linear("channel_source", pooled) * self.linear("channel_target", target)
-        channel = sigmoid(self.linear("channel_out", joint.mean(1)))  # (3)
+        joint = (self.linear("channel_source", pooled) * self.linear("channel_target", target)).mean(1)
+        if self.settings.variant == "paper":
+            width = target.shape[2]
+            assert self.w["channel_source.weight"].shape == self.w["channel_target.weight"].shape == (width, width)
+            phi = self.linear("channel_out.2", np.maximum(self.linear("channel_out.0", joint), 0))
+        else:
+            phi = self.linear("channel_out", joint)
+        channel = sigmoid(phi)  # (3)
         weighted = (channel[:, None] + 1) * target
         joint = self.linear("spatial_source", adapted) * self.linear("spatial_target", weighted)
         spatial = sigmoid(self.linear("spatial_out", joint))[..., 0]  # (4)
@@ -85,11 +94,12 @@ def stirred(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-@pytest.mark.parametrize("output", ["gate", "bottleneck"])
+@pytest.mark.parametrize(("variant", "output"), [("paper", "gate"), ("compact", "gate"), ("paper", "bottleneck")])
 @pytest.mark.parametrize("hidden", [3, 50])
 @pytest.mark.parametrize(("source", "target"), SHAPES)
-def test_every_map_agrees_with_numpy(source, target, hidden, output):
-    settings = GuidanceSettings(alpha=0.7, beta=-0.4, gamma=0.3, hidden=hidden, output=output, bottleneck=5)
+def test_every_map_agrees_with_numpy(source, target, hidden, variant, output):
+    widths = {"hidden": hidden, "bottleneck": 5}
+    settings = GuidanceSettings(alpha=0.7, beta=-0.4, gamma=0.3, variant=variant, output=output, **widths)
     guide = stirred(Guidance(source, target, settings, temporal=True).double())
     s, t = torch.randn(6, *source, dtype=torch.float64), torch.randn(6, *target, dtype=torch.float64)
     plain = Plain(guide)
@@ -174,11 +184,12 @@ def plain_walk(model: AudioVisualModel, frames: torch.Tensor, audio: torch.Tenso
     return tuple(p / np.linalg.norm(p, axis=-1, keepdims=True) for p in pooled.values())
 
 
-def test_the_whole_model_agrees_with_numpy():
+@pytest.mark.parametrize("variant", ["paper", "compact"])
+def test_the_whole_model_agrees_with_numpy(variant):
     backbone = make_backbone()
     backbone.visual.double(), backbone.audio.double()
     layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
-    adapters = stirred(DGSCT(layers, GuidanceSettings(hidden=10)).double())
+    adapters = stirred(DGSCT(layers, GuidanceSettings(hidden=10, variant=variant)).double())
     model = AudioVisualModel(backbone, adapters)
     frames, audio = make_inputs(2, 3)
 
@@ -199,6 +210,7 @@ SWITCHED = [
     {"v2a": False},
     {"channel": False, "spatial": False, "temporal": False},
     {"output": "bottleneck"},
+    {"variant": "compact"},
 ]
 
 

@@ -27,8 +27,8 @@ def model() -> AudioVisualModel:
 
 def one_direction(source: tuple[int, int], target: tuple[int, int], d: int) -> int:
     (ls, cs), (lt, ct) = source, target
-    psi = lt * ls + ct * cs + ct
-    channel = 2 * (ct * d + d) + d * ct + ct
+    psi = lt * ls + lt + ct * cs + ct
+    channel = 2 * (ct * ct + ct) + (ct * d + d) + (d * ct + ct)
     spatial = 2 * (ct * d + d) + d + 1
     return psi + channel + spatial + ct
 

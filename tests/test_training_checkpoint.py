@@ -280,6 +280,21 @@ def test_a_trained_adapter_gives_the_same_embeddings_after_loading(tmp_path):
     assert tensors.keys() == run.model.trainable_state().keys()
 
 
+def test_an_adapter_from_before_there_were_variants_has_the_compact_one(tmp_path):
+    backbone = named_backbone()
+    trained = build_model(backbone, TrainingConfig(variant="compact"), seed=5)
+    config = adapter_config(training=TrainingConfig().to_dict())
+    folder = write_adapter(tmp_path / "adapter", trained.trainable_state(), config)
+    document = json.loads((folder / "config.json").read_text())
+    del document["training"]["variant"]
+    (folder / "config.json").write_text(json.dumps(document))
+
+    model, found = load_model(folder, backbone)
+
+    assert found.training["variant"] == model.adapters.settings["variant"] == "compact"
+    assert all(torch.equal(model.trainable_state()[name], value) for name, value in trained.trainable_state().items())
+
+
 def test_another_backbone_is_refused_with_every_difference(tmp_path):
     folder = write_adapter(tmp_path / "adapter", {"x": torch.ones(1)}, adapter_config())
     other = named_backbone(name="large", identity={"clip": "cd" * 32, "roberta": "ef" * 32})

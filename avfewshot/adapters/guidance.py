@@ -6,8 +6,8 @@ product of two affine maps, so the work can be arranged such that the long token
 - Channel attention (Eq. 3) multiplies one pooled source vector with every target token and then averages over tokens.
   The source factor is the same for all tokens, so the average moves inside: one pooled vector a side. The pooled
   source, the mean of psi's output, is a weighted pooling of the raw source tokens.
-- psi(s) = P s W + b: its token map P and channel map W commute, and so do the maps that follow it in Eq. 4. psi's
-  output itself is never formed.
+- psi(s) = (P s + p) W + b: a convolution over tokens with weights P and bias p, then a linear map of channels. P and W
+  commute, and so do the maps that follow in Eq. 4. psi's output itself is never formed; p and b are more source tokens.
 - Spatial attention (Eq. 4) is a bilinear form in a source and a target token. With few source tokens it is evaluated as
   a [source x channels] matrix applied to the target, which skips the d-wide features of the many target tokens; with
   few target tokens, as the product of two d-wide features.
@@ -57,16 +57,23 @@ class Guidance(nn.Module):
         super().__init__()
         (source_length, source_width), (target_length, target_width) = source, target
         width = settings.hidden
+        compact = settings.variant == "compact"
         self.settings = settings
         self.temporal = temporal
         if settings.channel or settings.spatial:
             # psi. Rows of the token map start as means, a little different from each other.
             self.tokens = nn.Parameter(torch.rand(target_length, source_length) * (2 / source_length))
+            self.register_parameter("token_bias", None if compact else nn.Parameter(torch.zeros(target_length)))
             self.channels = nn.Linear(source_width, target_width)
-        if settings.channel:
+        if settings.channel and compact:
             self.channel_source = nn.Linear(target_width, width)
             self.channel_target = nn.Linear(target_width, width)
             self.channel_out = nn.Linear(width, target_width)
+        elif settings.channel:
+            # Theta^c keeps the width of the guided modality; Phi is a bottleneck of two layers.
+            self.channel_source = nn.Linear(target_width, target_width)
+            self.channel_target = nn.Linear(target_width, target_width)
+            self.channel_out = nn.Sequential(nn.Linear(target_width, width), nn.ReLU(), nn.Linear(width, target_width))
         if settings.spatial:
             self.spatial_source = nn.Linear(target_width, width)
             self.spatial_target = nn.Linear(target_width, width)
@@ -96,10 +103,14 @@ class Guidance(nn.Module):
         if settings.spatial and target.shape[1] < source.shape[1]:
             # Few target tokens: P s is short, and both maps can start from it.
             adapted = torch.bmm(self.tokens.to(source.dtype).expand(len(source), -1, -1), source)
+            if self.token_bias is not None:
+                adapted = adapted + self.token_bias.to(source.dtype)[:, None]
             channel = self._channel(adapted.mean(1), target) if settings.channel else None
             return Maps(channel, self._spatial_by_target(adapted, target, channel).sigmoid())
-        # mean(psi(s)) over target tokens = (mean of P's rows) s W + b.
+        # mean(psi(s)) over target tokens = ((mean of P's rows) s + mean of p) W + b.
         pooled = self.tokens.mean(0).to(source.dtype) @ source
+        if self.token_bias is not None:
+            pooled = pooled + self.token_bias.mean().to(source.dtype)
         channel = self._channel(pooled, target) if settings.channel else None
         return Maps(channel, self._spatial_by_source(source, target, channel).sigmoid() if settings.spatial else None)
 
@@ -163,20 +174,23 @@ class Guidance(nn.Module):
     def _spatial_by_source(self, source: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:
         """Eq. 4 before its sigmoid, for few source tokens: contract the d-wide space first."""
         features = self._widen(source)
-        # The bias is one more source token, which all targets see with weight 1.
-        bias = self._spatial_bias().to(features.dtype)
-        features = torch.cat([features, bias.expand(len(features), 1, -1)], dim=1)
+        # The bias is one more source token, which all targets see with weight 1; p is the weight of a token of ones.
+        constant, weights = self._spatial_bias()[None], F.pad(self.tokens, (0, 1), value=1.0)
+        if self.token_bias is not None:
+            ones = self.spatial_source.weight @ self.channels.weight.sum(1)
+            constant = torch.stack([constant[0], ones.to(constant.dtype)])
+            weights = torch.cat([weights, self.token_bias[:, None]], dim=1)
+        features = torch.cat([features, constant.to(features.dtype).expand(len(features), -1, -1)], dim=1)
         features = features * self.spatial_out.weight[0].to(features.dtype)
         matrix = features @ self.spatial_target.weight
         if channel is not None:  # (M_c + 1) * v meets the matrix instead of the tokens
             matrix = matrix * (1 + channel).to(matrix.dtype).unsqueeze(1)
         offset = features @ self.spatial_target.bias
         similarity = torch.baddbmm(offset.unsqueeze(1), target, matrix.mT.to(target.dtype))
-        tokens = F.pad(self.tokens, (0, 1), value=1.0).to(similarity.dtype)
-        return (similarity * tokens).sum(-1) + self.spatial_out.bias
+        return (similarity * weights.to(similarity.dtype)).sum(-1) + self.spatial_out.bias
 
     def _spatial_by_target(self, adapted: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:
-        """Eq. 4 before its sigmoid, for few target tokens: multiply d-wide features; `adapted` is P s."""
+        """Eq. 4 before its sigmoid, for few target tokens: multiply d-wide features; `adapted` is P s + p."""
         guided = target if channel is None else target * (1 + channel).to(target.dtype).unsqueeze(1)
         features = self._widen(adapted)
         joint = (features + self._spatial_bias().to(features.dtype)) * self.spatial_target(guided)

@@ -9,6 +9,8 @@ from typing import Any
 
 from avfewshot.errors import UsageError, raise_faults
 
+VARIANTS = ("paper", "compact")
+"""Eq. 3 as printed, or with all its maps in the `hidden` space, as checkpoints were before there was a choice."""
 OUTPUTS = ("gate", "bottleneck")
 """How guidance ends, zero at first: a factor for each channel, or a small two-layer MLP."""
 
@@ -26,6 +28,8 @@ class GuidanceSettings:
         temporal: Whether there is a temporal gate in the last layer (Eq. 5).
         a2v: Whether sound guides sight.
         v2a: Whether sight guides sound.
+        variant: ``"paper"``: channel attention (Eq. 3) keeps the width of the guided modality and ends in a bottleneck
+            of width `hidden`, and psi's convolution has a bias; ``"compact"``: channel attention in the `hidden` space.
         hidden: Width d of the joint space in which attention maps are computed.
         output: ``"gate"`` or ``"bottleneck"``.
         bottleneck: Width of the bottleneck, for that output.
@@ -39,6 +43,7 @@ class GuidanceSettings:
     temporal: bool = True
     a2v: bool = True
     v2a: bool = True
+    variant: str = "paper"
     hidden: int = 256
     output: str = "gate"
     bottleneck: int = 64
@@ -81,8 +86,9 @@ class GuidanceSettings:
             for name in names
             if not fits(getattr(self, name))
         ]
-        if self.output not in OUTPUTS:
-            faults.append(f"The adapter's output must be one of {', '.join(OUTPUTS)}, not {self.output!r}.")
+        for name, choices in (("variant", VARIANTS), ("output", OUTPUTS)):
+            if getattr(self, name) not in choices:
+                faults.append(f"The adapter's {name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.a2v is False and self.v2a is False:
             faults.append("With a2v and v2a both off there is no adapter: leave it out instead.")
         return faults

@@ -95,6 +95,7 @@ def pretrain(
     temporal: Annotated[bool | None, training_option("temporal", _ADAPTER)] = None,
     a2v: Annotated[bool | None, training_option("a2v", _ADAPTER)] = None,
     v2a: Annotated[bool | None, training_option("v2a", _ADAPTER)] = None,
+    variant: Annotated[str | None, training_option("variant", _ADAPTER)] = None,
     hidden: Annotated[str | None, training_option("hidden", _ADAPTER)] = None,
     output: Annotated[str | None, training_option("output", _ADAPTER)] = None,
     bottleneck: Annotated[str | None, training_option("bottleneck", _ADAPTER)] = None,

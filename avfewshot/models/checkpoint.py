@@ -104,6 +104,8 @@ class AdapterConfig:
                 hint="Give the folder of a run, or one that holds adapter.safetensors and config.json.",
             )
         kept = {name: values[name] for name in wanted}
+        # Before there was a choice, adapters had the compact form.
+        kept["training"] = {"variant": "compact", **kept["training"]}
         return cls(**{**kept, "labels": tuple(kept["labels"]), "wordings": tuple(kept["wordings"])})
 
     def check_backbone(self, backbone: Identified, *, where: str | os.PathLike[str]) -> None:

@@ -36,8 +36,8 @@ PRETRAIN_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )  # fmt: skip
 """Where a pretraining differs from a few-shot training: batches large enough to tell a clip from many others."""
 
-ADAPTER_SETTINGS = ("alpha", "beta", "gamma", "channel", "spatial", "temporal", "a2v", "v2a", "hidden", "output")
-ADAPTER_SETTINGS += ("bottleneck",)
+ADAPTER_SETTINGS = ("alpha", "beta", "gamma", "channel", "spatial", "temporal", "a2v", "v2a", "variant", "hidden")
+ADAPTER_SETTINGS += ("output", "bottleneck")
 """Fields that are the adapter's own, named as in :class:`~avfewshot.adapters.settings.GuidanceSettings`."""
 
 NONE = "none"
@@ -82,6 +82,9 @@ class TrainingConfig:
     temporal: bool = _option(True, Flag(), "Temporal gate in the last layer (T, Eq. 5).")
     a2v: bool = _option(True, Flag(), "Sound guides sight.")
     v2a: bool = _option(True, Flag(), "Sight guides sound.")
+    variant: str = _option(
+        "paper", Choice("paper", "compact"), "Channel attention as printed (Eq. 3), or in the space of `--hidden`."
+    )
     hidden: int | str = _option(
         "auto",
         Whole(1, or_word="auto"),
