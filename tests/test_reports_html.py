@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sample_results import LABELS, clip, failure, run_info
 
-from avfewshot.reports.html import HtmlWriter, Provenance, picture_count
+from avfewshot.reports.html import MOST_IN_FULL, HtmlWriter, Provenance, clip_view, picture_count
+from avfewshot.reports.strip import MOST_BINS, step_path
 from avfewshot.reports.thumbnails import Thumbnail, jpeg_source, spread
-from avfewshot.reports.views import MOST_BINS, clip_view, step_path
 from avfewshot.reports.writers import Summary
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path"}
@@ -172,23 +172,23 @@ def test_a_failing_page_leaves_nothing_behind(tmp_path):
 
 def test_view_of_the_timeline():
     result = clip(seconds=10)
-    view = clip_view(1, result, run_info(), [], topk=3)
-    spans = view.timeline.spans
+    view = clip_view(result, run_info(), topk=3)["timeline"]
+    spans = view["spans"]
     assert spans[0].left == 0
     assert sum(span.width for span in spans) == pytest.approx(100)
-    assert all(track.bins == 10 for track in view.timeline.tracks)
-    assert view.timeline.tracks[0].name in {segment.label for segment in result.segments}
-    assert view.timeline.ticks[0] == (0, "0:00")
-    assert view.timeline.ticks[-1] == (100, "0:10")
-    assert view.timeline.balance is not None
-    assert clip_view(1, clip(audio=False), run_info(), [], topk=3).timeline.balance is None
+    assert all(track["bins"] == 10 for track in view["tracks"])
+    assert view["tracks"][0]["name"] in {segment.label for segment in result.segments}
+    assert view["ticks"][0] == (0, "0:00")
+    assert view["ticks"][-1] == (100, "0:10")
+    assert view["balance"] is not None
+    assert clip_view(clip(audio=False), run_info(), topk=3)["timeline"]["balance"] is None
 
 
 def test_an_hour_long_clip_stays_small():
-    view = clip_view(1, clip(seconds=3600), run_info(), [], topk=3)
-    assert len(view.timeline.spans) <= MOST_BINS
-    assert all(track.bins <= MOST_BINS for track in view.timeline.tracks)
-    assert len(view.timeline.ticks) <= 12
+    view = clip_view(clip(seconds=3600), run_info(), topk=3)["timeline"]
+    assert len(view["spans"]) <= MOST_BINS
+    assert all(track["bins"] <= MOST_BINS for track in view["tracks"])
+    assert len(view["ticks"]) <= 12
 
 
 def test_more_labels_than_letters(tmp_path):
@@ -203,7 +203,7 @@ def test_step_path():
 def test_pictures_are_spread_evenly():
     assert spread(3, 10) == [0, 1, 2]
     assert spread(100, 4) == [12, 37, 62, 87]
-    assert [picture_count(clips) for clips in (1, 500, 5000)] == [10, 5, 2]
+    assert [picture_count(clips) for clips in (1, 500, 5000)] == [10, 5, 1]
 
 
 def test_jpeg_source_is_the_picture():
@@ -215,3 +215,23 @@ def test_jpeg_source_is_the_picture():
     decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert decoded.shape == (32, 32, 3)
     assert np.abs(decoded.astype(int) - picture).max() < 12
+
+
+def test_many_clips_have_a_line_each_and_pictures_in_a_folder(tmp_path):
+    (tmp_path / "report-files").mkdir()
+    (tmp_path / "report-files" / "999999.jpg").write_bytes(b"of an earlier page")
+    (tmp_path / "report-files" / "mine.txt").write_text("kept")
+    count = MOST_IN_FULL + 1
+    results = [clip(f"a folder of clips/and a rather long name of a clip {index}.mp4") for index in range(count)]
+    text = page_of(tmp_path, [*results, failure()], total=10_000, pictures=lambda path, count: pictures(path, 1))
+    assert len(text.encode()) - 20_000 < count * 900  # 10,000 clips stay below 10 MB
+    page = Page(text)
+    images = page.all("img")
+    assert [image["src"] for image in images[:2]] == ["report-files/000001.jpg", "report-files/000002.jpg"]
+    files = sorted(path.name for path in (tmp_path / "report-files").iterdir())
+    assert len(files) == count + 1
+    assert files[-1] == "mine.txt"
+    assert Image.open(tmp_path / images[0]["src"]).size == (16, 16)
+    assert [article["data-label"] for article in page.all("article")] == [result.label for result in results]
+    [policy] = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "img-src data: 'self' file:;" in policy["content"]

@@ -12,9 +12,8 @@ from avfewshot.evaluation.answers import BACKGROUND
 from avfewshot.reports.charts import ticks
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.run_record import Example, Look, Second
-from avfewshot.reports.strip import Mark, marks
+from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
-from avfewshot.reports.views import MOST_BINS, Span, step_path
 
 
 @dataclass(frozen=True)

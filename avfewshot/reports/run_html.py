@@ -12,10 +12,10 @@ from markupsafe import Markup
 from avfewshot.evaluation.references import distinct
 from avfewshot.evaluation.results import TaskResult
 from avfewshot.io import write_text
-from avfewshot.reports import pages
 from avfewshot.reports.charts import TONES, Level, Series, heat_map, line_chart, quantity, reliability
 from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.example_views import ExampleView, example_view, look_view
+from avfewshot.reports.html import environment, style
 from avfewshot.reports.run_record import Curve, RunRecord
 from avfewshot.reports.run_views import (
     NONE,
@@ -47,7 +47,7 @@ def write_run_page(path: Path, record: RunRecord) -> None:
 
 def run_page(record: RunRecord) -> str:
     """The page as text."""
-    return pages.environment().get_template("run.html.j2").render(_context(record))
+    return environment().get_template("run.html.j2").render(_context(record))
 
 
 def _context(record: RunRecord) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
     others = reversed(comparison.systems[:-1])
     return {
         "version": record.version,
-        "style": pages.style("report.css", "run.css"),
+        "style": style("report.css", "run.css"),
         "script_hash": "",
         "title": record.title,
         "task": record.task,

@@ -8,23 +8,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from avfewshot.inference.results import SegmentResult
+from avfewshot.reports.text import clock
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 OTHER = "•"
 """Stands for every label beyond the letters."""
 
+MOST_BINS = 240
+"""Steps of a timeline or a curve; seconds of longer clips are joined, since a screen could not show more."""
+
+NARROWEST_LETTER = 3.0
+"""Width in percent of the timeline from which on a span carries its letter."""
+
 
 @dataclass(frozen=True)
 class Paint:
-    """A colour and the one to write on it.
+    """A colour and the one to write on it."""
 
-    Attributes:
-        fill: ``#rrggbb``.
-        ink: ``#rrggbb`` with a contrast of at least 4.5 to 1 against the fill.
-    """
-
-    fill: str
-    ink: str
+    fill: str  # #rrggbb
+    ink: str  # #rrggbb with a contrast of at least 4.5 to 1 against the fill
 
 
 # Okabe and Ito's colours, distinct for every common form of colour blindness ("Color Universal Design", 2008).
@@ -42,30 +44,34 @@ _QUIET = Paint("#b8b8b8", "#000000")
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive segments with one label.
+    """Consecutive segments with one label."""
 
-    Attributes:
-        start: Seconds.
-        end: Seconds.
-        label: Their label.
-    """
-
-    start: float
+    start: float  # seconds
     end: float
     label: str
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a label is shown: never by colour alone.
+    """How a label is shown: never by colour alone."""
 
-    Attributes:
-        letter: One character; unique among the first 52 labels.
-        paint: Its colour; colours repeat after seven labels.
-    """
+    letter: str  # one character, unique among the first 52 labels
+    paint: Paint  # repeats after seven labels
 
-    letter: str
-    paint: Paint
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a timeline; position and width in percent."""
+
+    left: float
+    width: float
+    mark: Mark
+    title: str
+
+    @property
+    def letter(self) -> str:
+        """What is written on it: nothing where there is no room."""
+        return self.mark.letter if self.width >= NARROWEST_LETTER else ""
 
 
 def runs(segments: Iterable[SegmentResult]) -> list[Run]:
@@ -84,13 +90,6 @@ def marks(labels: Sequence[str], used: Iterable[str] | None = None) -> dict[str,
 
     With at most 52 labels a label has the same mark in every clip. With more, the labels `used` in a clip get theirs in
     order of appearance, since letters would run out.
-
-    Args:
-        labels: All labels of the run, in order.
-        used: Labels that occur in the clip at hand; may repeat.
-
-    Returns:
-        Marks by label: of all labels, or of the used ones.
     """
     named = labels if used is None or len(labels) <= len(LETTERS) else list(dict.fromkeys(used))
     table: dict[str, Mark] = {}
@@ -106,15 +105,21 @@ def marks(labels: Sequence[str], used: Iterable[str] | None = None) -> dict[str,
 
 
 def cells(segments: Sequence[SegmentResult], limit: int) -> tuple[list[str], int]:
-    """Labels of equal spans of a clip, at most `limit` of them.
-
-    Args:
-        segments: The seconds of a clip.
-        limit: Largest number of cells, at least 1.
-
-    Returns:
-        The most frequent label of each cell (the earlier one of equals), and how many segments a cell covers.
-    """
+    """Labels of at most `limit` equal spans of a clip, the most frequent one of each, and segments in a span."""
     span = max(1, -(-len(segments) // limit))
     spans = (segments[begin : begin + span] for begin in range(0, len(segments), span))
     return [Counter(segment.label for segment in part).most_common(1)[0][0] for part in spans], span
+
+
+def step_path(values: Sequence[float]) -> str:
+    """An SVG path that fills the area under a step curve: heights in [0, 1], steps one unit wide, y points down."""
+    steps = "".join(f"V{1 - min(max(value, 0.0), 1.0):.3g}H{index}" for index, value in enumerate(values, start=1))
+    return f"M0 1{steps}V1Z"
+
+
+def time_ticks(origin: float, length: float) -> list[tuple[float, str]]:
+    """Positions in percent and their times, at most about ten of them."""
+    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+    step = next((step for step in steps if length / step <= 10), 7200)
+    count = int(length // step)
+    return [(100 * index * step / length, clock(origin + index * step)) for index in range(count + 1)]
