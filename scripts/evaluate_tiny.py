@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from torch import Tensor
+from toy_captions import UNSEEN_TEMPLATES_AUDIO, UNSEEN_TEMPLATES_VISUAL
 from toy_samples import sample_frame, sample_second
 from tqdm import tqdm
 
@@ -34,15 +35,7 @@ from avfewshot.io import atomic_path, write_text
 from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
 from avfewshot.prompts import load_templates
 from avfewshot.toyworld.script import ave_script
-from avfewshot.toyworld.vocabulary import (
-    COMPOSITIONS,
-    HELD_OUT,
-    OBJECTS,
-    SEEN,
-    SOUNDS,
-    UNSEEN_TEMPLATES_AUDIO,
-    UNSEEN_TEMPLATES_VISUAL,
-)
+from avfewshot.toyworld.vocabulary import COMPOSITIONS, HELD_OUT, OBJECTS, SEEN, SOUNDS
 from avfewshot.toyworld.writer import write_clip
 
 SINGLE = 3000

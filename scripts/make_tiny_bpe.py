@@ -120,7 +120,7 @@ def build(words: Iterable[str]) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write or check the packaged file; returns the exit status."""
-    from avfewshot.toyworld.vocabulary import all_words
+    from toy_captions import all_words
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=PACKAGED, help="file to write (default: the packaged one)")

@@ -1,25 +1,134 @@
-"""Captions of frames and seconds, for training the tiny backbone."""
+"""Captions of frames and seconds, for training the tiny backbone, and the words that they are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from avfewshot.toyworld.vocabulary import (
-    BACKGROUND_AUDIO,
-    BACKGROUND_VISUAL,
-    COLOURS,
-    FILLER_WORDS,
-    HELD_OUT,
-    OBJECTS,
-    PITCHES,
-    SEEN,
-    SOUNDS,
-    SYNONYMS,
-    TEMPLATES_AUDIO,
-    TEMPLATES_VISUAL,
+from avfewshot.toyworld.vocabulary import COLOURS, HELD_OUT, OBJECTS, PITCHES, SEEN, SOUNDS
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "car": ("automobile",),
+    "truck": ("lorry",),
+    "train": ("locomotive",),
+    "boat": ("ship",),
+    "phone": ("telephone",),
+    "bird": ("sparrow",),
+    "dog": ("hound", "puppy"),
+    "cat": ("kitten",),
+    "kettle": ("teapot",),
+    "bee": ("bumblebee",),
+    "frog": ("toad",),
+    "fire": ("flame", "campfire"),
+    "cloud": ("rain",),
+    "person": ("man", "woman"),
+    "snake": ("serpent",),
+    "honking": ("tooting",),
+    "wailing": ("siren",),
+    "ringing": ("chiming",),
+    "chirping": ("tweeting",),
+    "barking": ("woofing",),
+    "meowing": ("mewing",),
+    "clapping": ("applause",),
+    "humming": ("droning",),
+}
+"""Other words for objects and sounds."""
+
+TEMPLATES_VISUAL: tuple[str, ...] = (
+    "a photo of a {}",
+    "a {}",
+    "{}",
+    "a picture of a {}",
+    "an image of the {}",
+    "there is a {}",
+    "a drawing of a {}",
+    "a frame showing a {}",
+    "the {}",
+    "a video of a {}",
+    "a cropped photo of the {}",
+    "one {}",
 )
+"""Wordings of the captions that the tiny image tower was trained on."""
+
+TEMPLATES_AUDIO: tuple[str, ...] = (
+    "the sound of a {}",
+    "this is a sound of {}",
+    "a {}",
+    "{}",
+    "a recording of a {}",
+    "this is the sound of the {}",
+    "i can hear a {}",
+    "the noise of a {}",
+    "the {}",
+    "an audio recording of a {}",
+    "the sound of {}",
+    "a {} can be heard",
+)
+"""Wordings of the captions that the tiny audio tower was trained on."""
+
+UNSEEN_TEMPLATES_VISUAL: tuple[str, ...] = (
+    "this clip contains one {}",
+    "we see some {} here",
+    "look at that {} over there",
+)
+"""Wordings that no training caption has."""
+
+UNSEEN_TEMPLATES_AUDIO: tuple[str, ...] = (
+    "a clip with {} noises inside",
+    "listen to this {}",
+    "somewhere a {} makes itself heard",
+)
+"""Wordings that no training caption has."""
+
+BACKGROUND_VISUAL: tuple[str, ...] = (
+    "background",
+    "a photo of background",
+    "an empty scene",
+    "nothing",
+    "a photo of an empty background",
+)
+"""Captions of frames without an event."""
+
+BACKGROUND_AUDIO: tuple[str, ...] = (
+    "background",
+    "background noise",
+    "the sound of background",
+    "noise",
+    "nothing",
+    "the sound of background noise",
+)
+"""Captions of seconds without an event."""
+
+FILLER_WORDS: tuple[str, ...] = tuple(
+    """about above after again all also an and another are around as at away back be because before behind being below
+    between big both bright but by came can clear clip close come contains could day did different distant do does down
+    each early even ever every example far few film find first for found from front full get gives go good great had has
+    have he hear heard her here him his home house how if in inside into is it its itself just kind know large last late
+    left less light like listen little long look looks loud made make makes many may me more most much must my near new
+    night no noises not now of off often old on only open or other our out outside over own part place plays point quiet
+    right room same scene see seen several she short shows side small so some someone something somewhere soon still
+    street such take than that their them then there these they thing this those three through time to today together
+    too top toward two under until up upon us used very view was water way we well were what when where which while who
+    will with within without world would you young your""".split()
+)
+"""Words without a content: strewn into captions, so that an unknown wording does not confuse the text towers."""
+
+
+def all_words() -> tuple[str, ...]:
+    """Every word that the tiny backbone has met, sorted: its vocabulary."""
+
+    def words(texts: Iterable[str]) -> set[str]:
+        return {word for text in texts for word in text.replace("{}", " ").split()}
+
+    known = (
+        words(OBJECTS) | words(SOUNDS) | words(COLOURS) | words(name for name in PITCHES if name) | set(FILLER_WORDS)
+    )
+    known |= {synonym for synonyms in SYNONYMS.values() for synonym in synonyms}
+    known |= words(TEMPLATES_VISUAL + TEMPLATES_AUDIO + UNSEEN_TEMPLATES_VISUAL + UNSEEN_TEMPLATES_AUDIO)
+    known |= words(BACKGROUND_VISUAL + BACKGROUND_AUDIO) | {"pitched", "sound", "that", "is", "of"}
+    return tuple(sorted(known))
+
 
 _FORBIDDEN = {(composition.object, composition.sound) for composition in HELD_OUT}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import toy_captions as vocabulary
 
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.tokenizer import ClipTokenizer
 from avfewshot.errors import UsageError
 from avfewshot.prompts import Templates, load_templates, template_names
-from avfewshot.toyworld import vocabulary
 
 
 def faults(path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_captions import all_words
 from weights_support import ROBERTA, write_roberta
 
 from avfewshot.encoders.backbone import build_backbone
@@ -19,7 +20,7 @@ from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TransformersTokenizer
 from avfewshot.errors import WeightsError
 from avfewshot.io import cache_dir
-from avfewshot.toyworld.vocabulary import COMPOSITIONS, all_words
+from avfewshot.toyworld.vocabulary import COMPOSITIONS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXTS = ["a dog", "the sound of rain on a tin roof at night", "train whistling", "noise"]

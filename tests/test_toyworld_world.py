@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from toy_captions import Captioner
+from toy_captions import SYNONYMS, Captioner, all_words
 from toy_samples import sample_frame, sample_second
 
 from avfewshot.toyworld import build, layouts
@@ -22,10 +22,8 @@ from avfewshot.toyworld.vocabulary import (
     OBJECTS,
     SEEN,
     SOUNDS,
-    SYNONYMS,
     VGGSOUND_CLASSES,
     Composition,
-    all_words,
 )
 
 SMALL = {"fps": 2, "width": 80, "height": 64}
