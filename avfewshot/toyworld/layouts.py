@@ -61,12 +61,7 @@ class _Row:
 def plan_ave(seed: int, clips_per_class: int) -> DatasetPlan:
     """Plan the toy AVE: one audio-visual event a clip, annotated with the seconds in which it is seen and heard.
 
-    Args:
-        seed: Seed of the toy world.
-        clips_per_class: Clips of each of its 28 classes, over all splits.
-
-    Returns:
-        Videos ``AVE/AVE/ID.mp4``, as in the official archive; ``Annotations.txt`` and the split files in AVE.
+    Videos ``AVE/AVE/ID.mp4``, as in the official archive; ``Annotations.txt`` and the split files in AVE.
     """
     rows = []
     for label in AVE_CLASSES:
@@ -105,12 +100,7 @@ def plan_llp(seed: int, clips_per_class: int) -> DatasetPlan:
     The training split has as many clips with a single label as `clips_per_class` gives it, for k-shot supports, and a
     quarter as many with several labels on top. In the other splits every second clip has several labels.
 
-    Args:
-        seed: Seed of the toy world.
-        clips_per_class: Clips of each of its 25 classes, over all splits, without those on top.
-
-    Returns:
-        Videos ``LLP/LLP_dataset/video/ID_START_END.mp4``; the five ``AVVP_*.csv`` files in LLP.
+    Videos ``LLP/LLP_dataset/video/ID_START_END.mp4``; the five ``AVVP_*.csv`` files in LLP.
     """
     rows = []
     splits = _splits(clips_per_class)
@@ -161,12 +151,7 @@ def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
     test), and ``vggsound-avel40k_labels.csv`` (``category,video_id,split,label`` with ten 0/1 that tell in which
     seconds the event is both seen and heard).
 
-    Args:
-        seed: Seed of the toy world.
-        clips_per_class: Clips of each of its 24 classes, over all splits.
-
-    Returns:
-        Videos ``VGGSound/video/ID_START.mp4``, START in six digits; the lists in VGGSound.
+    Videos ``VGGSound/video/ID_START.mp4``, START in six digits; the lists in VGGSound.
     """
     rows = []
     for label in VGGSOUND_CLASSES:
@@ -346,7 +331,7 @@ def _describe(
     rows: Sequence[_Row],
     extra: dict[str, object],
 ) -> str:
-    """A ``dataset.yaml`` in the format of ``data_splits/README.md``."""
+    """A ``dataset.yaml``; `files` gives role, file name, text and number of header lines of each annotation file."""
     document = {
         "format": 1,
         "name": name,

@@ -38,11 +38,7 @@ class Lens:
     noise: float  # standard deviation of the sensor's noise, of 255
 
     def film(self, rng: np.random.Generator) -> Film:
-        """The camera of one clip.
-
-        Args:
-            rng: Source of what is particular about the clip, and of the noise of its frames.
-        """
+        """The camera of one clip."""
         tilt = self.tilt + rng.uniform(-1, 1) * self.tilt_spread
         contrast = self.contrast * np.exp(rng.uniform(-1, 1) * self.spread)
         lines = min(1.0, self.lines * np.exp(rng.uniform(-1, 1) * self.spread))

@@ -86,11 +86,6 @@ class Stage:
     def frame(self, second: float, visible: Sequence[bool], rng: np.random.Generator) -> np.ndarray:
         """Photograph the stage.
 
-        Args:
-            second: Moment.
-            visible: For each actor whether it is on the stage.
-            rng: Source of the camera's noise.
-
         Returns:
             uint8 ``[height, width, 3]``.
         """

@@ -275,10 +275,6 @@ class Camera:
     def take(self, scene: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Photograph a scene.
 
-        Args:
-            scene: RGB picture; may be drawn upon.
-            rng: Source of the noise.
-
         Returns:
             uint8 ``[height, width, 3]``.
         """

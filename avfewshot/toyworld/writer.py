@@ -33,10 +33,6 @@ def write_clip(script: ClipScript, path: str | os.PathLike[str]) -> None:
 
     The same script gives the same bytes on the same machine with the same library versions.
 
-    Args:
-        script: What happens.
-        path: File to write; parent folders are made.
-
     Raises:
         OSError: The file cannot be written.
     """
