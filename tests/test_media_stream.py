@@ -17,7 +17,7 @@ import torch
 from media_factory import tone, write_audio, write_media
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.media import SAMPLE_RATE, Clip, Failure, iter_clips, read_clip
+from avfewshot.media import SAMPLE_RATE, Clip, Failure, decoders, iter_clips, read_clip
 from avfewshot.media import stream as module
 
 
@@ -227,23 +227,23 @@ def test_threads_read_the_same_as_one_reader(files):
 # Files that kill, stop or exhaust their decoder.
 
 
-def decoders() -> list[int]:
+def running() -> list[int]:
     """Processes that this one has started to decode."""
-    return [worker._process.pid for worker in module._pool()._all if worker._process.poll() is None]
+    return [worker._process.pid for worker in decoders._pool()._all if worker._process.poll() is None]
 
 
 class Mischief:
     """Stops the decoder that has opened a certain file, from outside."""
 
     def __init__(self, monkeypatch, file: Path, number: signal.Signals) -> None:
-        ask = module._Worker.ask
+        ask = decoders._Worker.ask
 
         def ask_and_strike(worker, request, seconds):
             if request.get("path", "").endswith(file.name):
                 os.kill(worker._process.pid, number)
             return ask(worker, request, seconds)
 
-        monkeypatch.setattr(module._Worker, "ask", ask_and_strike)
+        monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
@@ -274,24 +274,24 @@ def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch)
     huge = folder / "huge.mkv"
     if not huge.exists():
         write_media(huge, seconds=0.2, size=(7680, 4320), codec="mjpeg", pix_fmt="yuvj420p")
-    monkeypatch.setattr(module, "MEMORY", 100_000_000)
-    module._pools.clear()  # new decoders
+    monkeypatch.setattr(decoders, "MEMORY", 100_000_000)
+    decoders._pools.clear()  # new decoders
     got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))
-    module._pools.clear()
+    decoders._pools.clear()
     assert [one.ok for one in got] == [False, True]
     assert "memory" in got[0].error
 
 
 def test_decoders_are_reused_and_end_with_their_parent(files):
     list(iter_clips(files * 3, frame_size=16, workers=1))
-    before = decoders()
+    before = running()
     list(iter_clips(files, frame_size=16, workers=1))
     assert before
-    assert decoders() == before
+    assert running() == before
     code = (
         "import os, sys; from avfewshot.media import iter_clips\n"
-        "next(iter_clips(sys.argv[1:], frame_size=16, workers=1)); from avfewshot.media import stream\n"
-        "print([w._process.pid for w in stream._pool()._all][0], flush=True); os.kill(os.getpid(), 9)"
+        "next(iter_clips(sys.argv[1:], frame_size=16, workers=1)); from avfewshot.media import decoders\n"
+        "print([w._process.pid for w in decoders._pool()._all][0], flush=True); os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
     (pid,) = map(int, ended.stdout.split())

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avfewshot.cache import DiskCache
 from avfewshot.encoders.text import TextBranch
 from avfewshot.encoders.weights.identity import combined
-from avfewshot.io import atomic_path, cache_dir
+from avfewshot.io import cache_dir
 
 _REMEMBERED = 32  # label sets kept in memory by each text branch
-_KEY = "avfewshot"
+_MAX_BYTES = 1_000_000_000
 
 
 def label_features(
@@ -49,12 +48,12 @@ def label_features(
         remembered[key] = remembered.pop(key)  # most recently used last
         return remembered[key].to(device, copy=True)
     shape = (len(wordings), branch.output_dim)
-    path = cache_dir("labels", f"{key}.safetensors")
-    features = _read(path, key, shape) if cache else None
+    disk = DiskCache(cache_dir("labels"), ".safetensors", _MAX_BYTES)
+    features = _read(disk, key, shape) if cache else None
     if features is None:
         features = _compute(branch, wordings, templates).cpu()
         if cache:
-            _write(path, key, features)
+            disk.put(key, _bytes(key, features))
     if cache:
         remembered[key] = features
         while len(remembered) > _REMEMBERED:
@@ -73,24 +72,26 @@ def _key(branch: TextBranch, wordings: Sequence[str], templates: Sequence[str]) 
     return combined(branch.fingerprint, json.dumps([list(templates), list(wordings)]))
 
 
-def _read(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
-    from safetensors import SafetensorError, safe_open
+def _read(disk: DiskCache, key: str, shape: tuple[int, int]) -> Tensor | None:
+    from safetensors.torch import load
 
-    try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            features = stored.get_tensor("features")
-    except (OSError, SafetensorError, ValueError):
-        return None  # absent or damaged
-    whole = metadata.get(_KEY) == key and features.shape == shape and features.dtype == torch.float32
-    if not whole or not torch.allclose(features.norm(dim=-1), torch.ones(shape[0]), atol=1e-3):
+    content = disk.get(key)
+    if content is None:
         return None
-    return features
+    try:
+        tensors = load(content)
+        features = tensors["features"]
+        if bytes(tensors["key"].tolist()).decode() != key or (features.shape, features.dtype) != (shape, torch.float32):
+            return None
+    except Exception:  # damaged, in whatever way
+        return None
+    # A bit that was flipped in the numbers shows in their length.
+    return features if torch.allclose(features.norm(dim=-1), torch.ones(shape[0]), atol=1e-3) else None
 
 
-def _write(path: Path, key: str, features: Tensor) -> None:
-    from safetensors.torch import save_file
+def _bytes(key: str, features: Tensor) -> bytes:
+    from safetensors.torch import save
 
-    # A cache that cannot be written costs time, not the result.
-    with contextlib.suppress(OSError), atomic_path(path) as temporary:
-        save_file({"features": features.contiguous()}, temporary, metadata={_KEY: key})
+    return save(
+        {"features": features.contiguous(), "key": torch.frombuffer(bytearray(key.encode()), dtype=torch.uint8)}
+    )

@@ -25,7 +25,7 @@ from avfewshot.media.reader import ClipReader
 
 
 def serve(memory: int) -> None:
-    """Answer requests until the parent closes the pipe or dies; see `stream._Worker` for the other side."""
+    """Answer requests until the parent closes the pipe or dies; see `decoders._Worker` for the other side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints must not get between the answers
