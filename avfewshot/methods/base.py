@@ -24,6 +24,7 @@ from avfewshot.models.fusion import fuse, predict_clips
 Floats = npt.NDArray[np.float64]
 MODALITIES = ("visual", "audio")
 _SMALLEST = 1e-12
+_LEAST = np.log(_SMALLEST)
 VIEWS = ("mean", "event")
 """How the seconds of a clip become a vector: all alike, or weighted by how likely something happens in them."""
 
@@ -209,18 +210,17 @@ class LabelFeatures:
 
         A modality that a clip lacks is uniform.
         """
-        uniform = np.full((len(features), len(self.names)), 1 / len(self.names))
+        uniform = np.full((len(features), len(self.names)), -np.log(len(self.names)))
         result = {name: uniform.copy() for name in ("fused", *MODALITIES)}
         backgrounds = self.visual_background is not None and self.audio_background is not None
         pool = self.pool if backgrounds else "mean"
         for clip in range(len(features)):
-            prediction = predict_clips(**self.clip_logits(features, clip), fusion=self.fusion, pool=pool)
-            for name, values in zip(
-                result, (prediction.probabilities, prediction.visual, prediction.audio), strict=True
-            ):
+            made = predict_clips(**self.clip_logits(features, clip), fusion=self.fusion, pool=pool)
+            parts = made.log_probabilities, made.visual_log_probabilities, made.audio_log_probabilities
+            for name, values in zip(result, parts, strict=True):
                 if values is not None:
-                    result[name][clip] = values.numpy()
-        return {name: np.log(np.maximum(values, _SMALLEST)) for name, values in result.items()}
+                    result[name][clip] = np.maximum(values.numpy(), _LEAST)
+        return result
 
     def second_log_posteriors(self, features: Features) -> tuple[list[Floats], list[Floats]]:
         """Zero-shot for seconds: log-probabilities of the events ``[T_i, K]``, and how sure it is that one happens.
@@ -382,7 +382,8 @@ def within_clip_scatter(clips: Sequence[Floats | None]) -> Floats | None:
     moved = [clip - clip.mean(0) for clip in clips if clip is not None and len(clip) > 1]
     if not moved:
         return None
-    scatter = sum(deviation.T @ deviation / len(deviation) for deviation in moved)
+    stacked = np.concatenate([deviation / np.sqrt(len(deviation)) for deviation in moved])
+    scatter = stacked.T @ stacked
     size = np.trace(scatter) / len(scatter)
     return scatter / size if size > 1e-9 * len(moved) else None
 
