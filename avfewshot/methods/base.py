@@ -10,7 +10,8 @@ a second. Head and text branch never see test labels: there is no way to pass an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -190,20 +191,24 @@ class LabelFeatures:
         names = tuple(self.names[column] for column in columns)
         return replace(self, names=names, visual=self.visual[columns], audio=self.audio[columns], **templates)
 
-    def clip_logits(self, features: Features, clip: int) -> dict[str, torch.Tensor | None]:
-        """Scaled cosines of the seconds of a clip, ``[T, K]`` a modality, and with the background text ``[T]``."""
-        logits: dict[str, torch.Tensor | None] = {}
-        for modality, scale in zip(MODALITIES, self.scales, strict=True):
-            seconds, background = getattr(features, modality)[clip], getattr(self, f"{modality}_background")
-            has = seconds is not None
-            logits[f"{modality}_logits"] = (
-                torch.from_numpy(scale * seconds @ getattr(self, modality).T) if has else None
-            )
-            with_background = has and background is not None
-            logits[f"{modality}_background"] = (
-                torch.from_numpy(scale * seconds @ background) if with_background else None
-            )
-        return logits
+    def alike(self, features: Features) -> Iterator[tuple[list[int], dict[str, torch.Tensor | None]]]:
+        """Clips of one length and the same modalities, stacked: their numbers and arguments of ``predict_clips``.
+
+        Scaled cosines ``[n, T, K]`` a modality, and with the background text ``[n, T]``.
+        """
+        groups: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
+        lengths = features.seconds.tolist()
+        for clip, (visual, audio) in enumerate(zip(features.visual, features.audio, strict=True)):
+            groups[lengths[clip], visual is not None, audio is not None].append(clip)
+        for (_, *has), clips in groups.items():
+            logits: dict[str, torch.Tensor | None] = {}
+            for modality, scale, there in zip(MODALITIES, self.scales, has, strict=True):
+                background = getattr(self, f"{modality}_background")
+                stacked = np.stack([getattr(features, modality)[clip] for clip in clips]) if there else None
+                for name, texts in (("logits", getattr(self, modality).T), ("background", background)):
+                    known = stacked is not None and texts is not None
+                    logits[f"{modality}_{name}"] = torch.from_numpy(scale * (stacked @ texts)) if known else None
+            yield clips, logits
 
     def clip_log_posteriors(self, features: Features) -> dict[str, Floats]:
         """The zero-shot prediction: log-probabilities ``[N, K]`` as ``fused``, ``visual``, ``audio``.
@@ -214,12 +219,12 @@ class LabelFeatures:
         result = {name: uniform.copy() for name in ("fused", *MODALITIES)}
         backgrounds = self.visual_background is not None and self.audio_background is not None
         pool = self.pool if backgrounds else "mean"
-        for clip in range(len(features)):
-            made = predict_clips(**self.clip_logits(features, clip), fusion=self.fusion, pool=pool)
+        for clips, logits in self.alike(features):
+            made = predict_clips(**logits, fusion=self.fusion, pool=pool)
             parts = made.log_probabilities, made.visual_log_probabilities, made.audio_log_probabilities
             for name, values in zip(result, parts, strict=True):
                 if values is not None:
-                    result[name][clip] = np.maximum(values.numpy(), _LEAST)
+                    result[name][clips] = np.maximum(values.numpy(), _LEAST)
         return result
 
     def second_log_posteriors(self, features: Features) -> tuple[list[Floats], list[Floats]]:
@@ -228,19 +233,21 @@ class LabelFeatures:
         The second, ``[T_i]``, is the best event's logit minus the background text's, in the less sure modality: an
         audio-visual event is both seen and heard. Zero without background texts.
         """
-        events, salience = [], []
-        for clip, seconds in enumerate(features.seconds):
-            logits = self.clip_logits(features, clip)
-            visual, audio = logits["visual_logits"], logits["audio_logits"]
-            probabilities = fuse(visual, audio, fusion=self.fusion)[0].numpy()
-            events.append(np.log(np.maximum(probabilities, _SMALLEST)))
-            best = torch.from_numpy(probabilities.argmax(-1))[:, None]
+        events: list[Floats] = [np.zeros((0, 0))] * len(features)
+        salience: list[Floats] = [np.zeros(0)] * len(features)
+        for clips, logits in self.alike(features):
+            pair = logits["visual_logits"], logits["audio_logits"]
+            probabilities = fuse(*pair, fusion=self.fusion)[0].numpy()
+            best = torch.from_numpy(probabilities.argmax(-1))[..., None]
             sure = [
-                (scores.gather(-1, best)[:, 0] - logits[f"{modality}_background"]).numpy()
-                for modality, scores in (("visual", visual), ("audio", audio))
+                (scores.gather(-1, best)[..., 0] - logits[f"{modality}_background"]).numpy()
+                for modality, scores in zip(MODALITIES, pair, strict=True)
                 if scores is not None and logits[f"{modality}_background"] is not None
             ]
-            salience.append(np.min(sure, axis=0) if sure else np.zeros(seconds))
+            least = np.min(sure, axis=0) if sure else np.zeros(probabilities.shape[:-1])
+            for row, clip in enumerate(clips):
+                events[clip] = np.log(np.maximum(probabilities[row], _SMALLEST))
+                salience[clip] = least[row]
         return events, salience
 
 
