@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,19 @@ class LabelSet:
                 f"Labels must be a list of texts, not the single text {names!r}.", hint="Write [label, ...]."
             )
         entries = [(f"label {number}", _tidy(name), "") for number, name in enumerate(names, start=1)]
+        return _checked(entries, where="labels", empty_hint="Give at least one label.")
+
+    @classmethod
+    def from_wordings(cls, wordings: Mapping[str, str]) -> LabelSet:
+        """Labels with the wording that stands for each in the prompts.
+
+        Raises:
+            UsageError: As for :meth:`from_names`, or a wording is empty or occurs twice.
+        """
+        entries = [
+            (f"label {number}", _tidy(name), _tidy(wording) or None)
+            for number, (name, wording) in enumerate(wordings.items(), start=1)
+        ]
         return _checked(entries, where="labels", empty_hint="Give at least one label.")
 
     @classmethod

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from media_factory import tone, write_audio, write_media
+from PIL import Image
 from torch.nn import functional as F
+from torchaudio.functional import resample
 
 import avfewshot
 from avfewshot.errors import MediaError, UsageError
@@ -290,3 +293,143 @@ def test_command_line_and_python_have_the_same_defaults():
     assert (settings["fusion"].default, settings["pool"].default) == (DEFAULT_FUSION, DEFAULT_POOL)
     assert tuple(settings["fusion"].kind.suggestions()) == FUSIONS
     assert set(settings["pool"].kind.suggestions()) == set(POOLS)
+
+
+# What can be given from Python.
+
+
+def rows(path, **options) -> dict:
+    clip = read_clip(path, frame_size=None, **options)
+    return {"frames": clip.frames, "waveform": clip.waveform, "rate": 48_000}
+
+
+def test_frames_and_sound_in_memory_are_classified_as_the_file_they_came_from(classifier, folder):
+    (expected,) = classifier.classify(folder / "both.mp4", LABELS)
+    given = rows(folder / "both.mp4")
+    arrays = {"frames": given["frames"].permute(0, 2, 3, 1).numpy(), "waveform": given["waveform"].numpy()}
+
+    for item in (given, {**arrays, "rate": 48_000}):
+        (result,) = classifier.classify(item, LABELS)
+        assert result.ok
+        assert result.path == "input 1"
+        assert result.scores == pytest.approx(expected.scores, abs=1e-6)
+        assert len(result.segments) == 3
+
+    (visual,) = classifier.classify(given["frames"], LABELS)
+    assert visual.visual == pytest.approx(expected.visual, abs=1e-6)
+    assert visual.warnings[-1] == "classified by sight alone"
+    stereo = (given["waveform"].repeat(2, 1), 48_000)
+    (audio,) = classifier.classify(stereo, LABELS)
+    assert audio.audio == pytest.approx(expected.audio, abs=1e-6)
+
+
+def test_sound_of_another_rate_and_of_integers_is_brought_to_the_models(classifier):
+    rate = 16_000
+    wave = (0.1 * torch.randn(2 * rate, generator=torch.Generator().manual_seed(0))).clamp(-0.9, 0.9)
+    expected = classifier.embed((resample(wave, rate, 48_000), 48_000)).audio
+
+    for given in ((wave, rate), ((wave * 32768).short().numpy(), rate)):
+        torch.testing.assert_close(classifier.embed(given).audio, expected, atol=1e-3, rtol=0)
+
+
+def test_pictures_are_clips_of_one_second(classifier, folder):
+    frames = rows(folder / "silent.mp4")["frames"]
+    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+
+    results = classifier.classify(pictures, LABELS)
+
+    (together,) = classifier.classify(frames, LABELS)
+    assert [result.path for result in results] == ["input 1", "input 2"]
+    assert [result.visual for result in results] == [
+        pytest.approx(dict(zip(LABELS, segment.scores, strict=True)), abs=1e-6) for segment in together.segments
+    ]
+    assert classifier.embed(pictures[0]).visual.shape[0] == 1
+
+
+def test_folders_and_globs_are_expanded_and_failures_can_be_used_like_results(classifier, folder):
+    results = classifier.classify([folder, str(folder / "s*.wav")], LABELS)
+
+    assert [Path(result.path).name for result in results] == [
+        *("both.mp4", "notes.mp4", "silent.mp4", "sound.wav"),
+        "sound.wav",
+    ]
+    assert [result.ok for result in results] == [True, False, True, True, True]
+    embedded = classifier.embed(folder)
+    assert [item.ok for item in embedded] == [True, False, True, True]
+    assert embedded[0].path == str(folder / "both.mp4")
+    with pytest.raises(UsageError, match="No media file matches"):
+        classifier.classify(str(folder / "*.mkv"), LABELS)
+
+
+def test_results_become_a_table(classifier, folder):
+    pandas = pytest.importorskip("pandas")
+    results = classifier.classify([folder / "both.mp4", folder / "notes.mp4"], LABELS)
+
+    table = results.to_pandas()
+    assert isinstance(table, pandas.DataFrame)
+    assert list(table.columns[:5]) == ["path", "duration", "label", "score", "error"]
+    assert table["label"][0] == results[0].label
+    assert table[f"score_{LABELS[1]}"][0] == results[0].scores[LABELS[1]]
+    assert table["error"][1] == results[1].error
+    seconds = results.to_pandas(segments=True)
+    assert seconds["start"].tolist()[:3] == [0, 1, 2]
+    assert seconds["label"][2] == results[0].segments[2].label
+
+
+def test_progress_is_told(classifier, folder, capsys):
+    told = []
+    paths = [folder / "sound.wav", folder / "notes.mp4"]
+    classifier.classify(paths, LABELS, progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+    classifier.classify(paths, LABELS, progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_wordings_of_labels_can_be_a_dictionary(classifier, folder):
+    wordings = {"ball": "red ball", "ring": "bell"}
+    found = classifier.embed_labels(wordings)
+    for got, expected in zip(found, classifier.embed_labels(["red ball", "bell"]), strict=True):
+        torch.testing.assert_close(got, expected)
+    (result,) = classifier.classify(folder / "sound.wav", wordings)
+    assert set(result.scores) == {"ball", "ring"}
+    with pytest.raises(UsageError, match="no wording"):
+        classifier.classify(folder / "sound.wav", {"ball": ""})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"paths": None}, "NoneType cannot be classified"),
+        ({"paths": 3}, "int cannot be classified"),
+        ({"paths": b"a.mp4"}, "bytes cannot be classified"),
+        ({"paths": [3.5]}, "input 1: float cannot"),
+        ({"paths": {"film": 1}}, "film means nothing"),
+        ({"paths": {"waveform": [0.0] * 10}}, "rate of the waveform cannot be None"),
+        ({"paths": torch.zeros(2, 3, 8, 8)}, "frames are uint8"),
+        ({"paths": torch.zeros(2, 8, 8, dtype=torch.uint8)}, r"not \[1, 2, 8, 8\]"),
+        ({"paths": (torch.full((9,), math.nan), 8000)}, "not finite"),
+        ({"paths": {}}, "nothing in it"),
+        ({"labels": None}, "list of texts"),
+        ({"labels": 3}, "list of texts"),
+        ({"labels": [1, 2]}, "must be a text"),
+        ({"labels": {"a": None}}, "must be a text"),
+        ({"modality": 3}, "There is no modality 3"),
+        ({"fusion": 3}, "There is no fusion 3"),
+        ({"workers": "x"}, "workers must be a whole number"),
+        ({"workers": True}, "workers must be a whole number"),
+        ({"batch_size": 2.5}, "batch size"),
+        ({"frame_backend": 1}, "frame backend 1"),
+    ],
+)
+def test_what_cannot_be_used_is_said(classifier, folder, change, message):
+    arguments = {"paths": folder / "sound.wav", "labels": LABELS, **change}
+    with pytest.raises(UsageError, match=message):
+        classifier.classify(**arguments)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"backbone": 3}, {"device": 3}, {"adapter": 3}, {"seed": "x"}, {"precision": None}, {"templates": []}]
+)
+def test_arguments_of_other_types_are_said_when_loading(argument):
+    with pytest.raises(UsageError):
+        load(**{"backbone": "tiny", "weights": "random", **argument})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,11 +16,11 @@ from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
+from avfewshot.inference.inputs import expand, is_single, names_many, read_items
 from avfewshot.inference.logits import class_texts
-from avfewshot.inference.results import ClipResult, Failure, RunInfo
+from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet
-from avfewshot.media.reader import MODALITIES
-from avfewshot.media.stream import iter_clips
+from avfewshot.media.reader import MODALITIES, check_options
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.ensemble import EnsembleModel
 from avfewshot.models.fusion import FUSIONS, POOLS
@@ -33,15 +32,24 @@ DEFAULT_POOL = "event"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What a model makes of a file.
+    """What a model makes of a file: unit vectors float32 on the CPU, one a second."""
 
-    Attributes:
-        visual: Unit vectors float32 ``[T, D_v]`` on the CPU, one a second; None without video.
-        audio: Unit vectors float32 ``[T, D_a]``; None without sound.
-    """
+    visual: Tensor | None  # [T, D_v]; None without video
+    audio: Tensor | None  # [T, D_a]; None without sound
+    path: str = ""  # as it was named
+    ok: ClassVar[bool] = True
 
-    visual: Tensor | None
-    audio: Tensor | None
+
+Inputs = Any
+"""A path (of a file, a folder or a glob), a PIL image, an array or a tensor of frames, sound with its rate; or several.
+
+Frames are uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``, RGB, one a second. Sound is ``(waveform, rate)``, floats in
+[-1, 1] or integers, ``[samples]`` or ``[channels, samples]``.
+Both together are ``dict(frames=..., waveform=..., rate=...)``.
+"""
+
+Labels = LabelSet | Sequence[str] | Mapping[str, str]
+"""Names, or a dictionary with the wording of each name."""
 
 
 class Classifier:
@@ -108,8 +116,8 @@ class Classifier:
 
     def classify(
         self,
-        paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
-        labels: LabelSet | Sequence[str],
+        paths: Inputs,
+        labels: Labels,
         *,
         modality: str = "av",
         fusion: str | None = None,
@@ -118,12 +126,13 @@ class Classifier:
         workers: int = 2,
         frame_backend: str = "auto",
         segments: bool = True,
-    ) -> list[ClipResult | Failure]:
-        """Classify files.
+        progress: bool | Callable[[int, int], object] = False,
+    ) -> Results:
+        """Classify files, pictures or arrays.
 
         Args:
-            paths: Files, or a single one. `avfewshot.media.discover.find_media` expands folders and globs.
-            labels: Labels to choose from.
+            paths: What to classify: see :data:`Inputs`. Inputs in memory are called ``input 1``, ``input 2``, ...
+            labels: Labels to choose from; a dictionary gives the wording of each.
             modality: ``"av"``, ``"visual"`` or ``"audio"``. With ``"av"`` a file that has only one of them is
                 classified by that one alone, with a warning.
             fusion: ``"weighted"``: as published, the surer modality weighs more. ``"product"``: the normalised product
@@ -132,25 +141,26 @@ class Classifier:
                 published. None: this classifier's own, ``"event"`` unless an adapter says otherwise.
             batch_size: Segments (seconds of clips, from one or several files) that go through a tower at once;
                 ``"auto"``: what suits the device. When a GPU runs out of memory the size is halved, and it goes on.
-            workers: Threads that decode ahead.
+            workers: Processes that decode ahead; 0 decodes in this one.
             frame_backend: ``"auto"``, ``"decord"`` or ``"pyav"``.
             segments: Whether to say what each second holds.
+            progress: Show a bar; or a function that is called after each file with how many are done, of how many.
 
         Returns:
-            A :class:`ClipResult` or a :class:`Failure` for each file, in order.
+            A :class:`ClipResult` or a :class:`Failure` (its ``ok`` is False) for each file, in order.
 
         Raises:
             UsageError: An argument is wrong.
         """
-        options = {"modality": modality, "fusion": fusion, "pool": pool, "batch_size": batch_size}
-        options |= {"workers": workers, "frame_backend": frame_backend, "segments": segments}
+        options = {"modality": modality, "fusion": fusion, "pool": pool, "batch_size": batch_size, "workers": workers}
+        options |= {"frame_backend": frame_backend, "segments": segments, "progress": progress}
         with contextlib.closing(self.iter_classify(paths, labels, **options)) as results:
-            return list(results)
+            return Results(results)
 
     def iter_classify(
         self,
-        paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
-        labels: LabelSet | Sequence[str],
+        paths: Inputs,
+        labels: Labels,
         *,
         modality: str = "av",
         fusion: str | None = None,
@@ -159,42 +169,61 @@ class Classifier:
         workers: int = 2,
         frame_backend: str = "auto",
         segments: bool = True,
+        progress: bool | Callable[[int, int], object] = False,
     ) -> Iterator[ClipResult | Failure]:
         """Classify files one after another; see :meth:`classify`.
 
-        Results come in order, each as soon as it is known. Closing the iterator stops the decoding threads. Arguments
+        Results come in order, each as soon as it is known. Closing the iterator stops the decoding processes. Arguments
         are checked, and labels encoded, before this returns.
         """
         labels = _label_set(labels)
         fusion, pool = fusion or self.fusion, pool or self.pool
         _check("fusion", fusion, FUSIONS)
         _check("pool", pool, POOLS)
-        files = self._embed_files(self._scored, paths, modality, batch_size, workers, frame_backend)
+        files, total = self._embed_inputs(self._scored, paths, modality, batch_size, workers, frame_backend)
         head = self._head(labels, modality, fusion, pool)
-        return self._results(files, head, segments)
+        results = self._results(files, head, segments)
+        return _counted(results, total, progress) if progress else results
 
-    def embed(self, path: str | os.PathLike[str], *, modality: str = "av", frame_backend: str = "auto") -> Embeddings:
-        """Embed one file, second by second: by the trained model, where there is one.
+    def embed(
+        self,
+        paths: Inputs,
+        *,
+        modality: str = "av",
+        batch_size: int | str = "auto",
+        workers: int = 1,
+        frame_backend: str = "auto",
+    ) -> Embeddings | list[Embeddings | Failure]:
+        """Embed second by second: by the trained model, where there is one.
 
         Args:
-            path: The file.
+            paths: See :meth:`classify`.
             modality: ``"av"``, ``"visual"`` or ``"audio"``.
+            batch_size: See :meth:`classify`.
+            workers: Likewise.
             frame_backend: ``"auto"``, ``"decord"`` or ``"pyav"``.
 
-        Raises:
-            MediaError: The file cannot be read or embedded.
-        """
-        with contextlib.closing(self._embed_files(self.model, [path], modality, "auto", 1, frame_backend)) as files:
-            file = next(files)
-        if isinstance(file, Failure):
-            raise MediaError(file.path, file.error)
-        return Embeddings(file.visual, file.audio)
+        Returns:
+            The embeddings of one file, picture or array; a list for several, for a folder and for a glob.
 
-    def embed_labels(self, labels: LabelSet | Sequence[str]) -> tuple[Tensor, Tensor]:
+        Raises:
+            MediaError: The only file cannot be read or embedded; among several, a :class:`Failure` stands for it.
+            UsageError: An argument is wrong.
+        """
+        files, _ = self._embed_inputs(self.model, paths, modality, batch_size, workers, frame_backend)
+        with contextlib.closing(files):
+            found = [f if isinstance(f, Failure) else Embeddings(f.visual, f.audio, f.path) for f in files]
+        if not is_single(paths) or names_many(paths):
+            return found
+        if isinstance(found[0], Failure):
+            raise MediaError(found[0].path, found[0].error)
+        return found[0]
+
+    def embed_labels(self, labels: Labels) -> tuple[Tensor, Tensor]:
         """Features of labels in the two spaces, averaged over the templates; projected by the trained model, if any.
 
         Args:
-            labels: K labels.
+            labels: K labels; a dictionary gives the wording of each.
 
         Returns:
             Unit vectors float32 ``[K, D_v]`` (to compare with :attr:`Embeddings.visual`) and ``[K, D_a]``, on the CPU.
@@ -206,13 +235,13 @@ class Classifier:
             visual, audio = self.model.project_texts(visual, audio)
         return visual.cpu(), audio.cpu()
 
-    def unknown_words(self, labels: LabelSet | Sequence[str]) -> list[str]:
+    def unknown_words(self, labels: Labels) -> list[str]:
         """Words of the wordings that the backbone never met, where that is known (``tiny``), in order."""
         wordings = _label_set(labels).wordings
         branches = (self.backbone.visual_text, self.backbone.audio_text)
         return list(dict.fromkeys(word for branch in branches for word in branch.unknown_words(wordings)))
 
-    def info(self, labels: LabelSet | Sequence[str], *, fusion: str | None = None, pool: str | None = None) -> RunInfo:
+    def info(self, labels: Labels, *, fusion: str | None = None, pool: str | None = None) -> RunInfo:
         """What a run with these labels is made of, for reports; with a warning about words that are not known."""
         labels = _label_set(labels)
         warnings = []
@@ -233,28 +262,27 @@ class Classifier:
             warnings=warnings,
         )
 
-    def _embed_files(
+    def _embed_inputs(
         self,
         model: AudioVisualModel | EnsembleModel,
-        paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+        inputs: Inputs,
         modality: str,
         batch_size: int | str,
         workers: int,
         frame_backend: str,
-    ) -> Iterator[EmbeddedFile | Failure]:
+    ) -> tuple[Iterator[EmbeddedFile | Failure], int]:
+        """Embeddings of all that is named, and how many there will be."""
         _check("modality", modality, MODALITIES)
-        if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+        check_options(modality, frame_backend)
+        if batch_size != "auto" and not (type(batch_size) is int and batch_size >= 1):
             raise UsageError(f"A batch size is a whole number from 1 on, or auto, not {batch_size!r}.")
-        paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-        clips = iter_clips(
-            [Path(path) for path in paths],
-            frame_size=self.model.visual_tower.image_size,
-            modality=modality,
-            frame_backend=frame_backend,
-            workers=workers,
-        )
+        if not (type(workers) is int and workers >= 0):
+            raise UsageError(f"workers must be a whole number, at least 0, not {workers!r}.")
+        size = self.model.visual_tower.image_size
+        items = expand(inputs, frame_size=size, modality=modality)
+        clips = read_items(items, frame_size=size, modality=modality, frame_backend=frame_backend, workers=workers)
         embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
-        return _closing_both(embedder.embed(clips), clips)
+        return _closing_both(embedder.embed(clips), clips), len(items)
 
     def _results(
         self, files: Iterator[EmbeddedFile | Failure], head: ZeroShotHead, segments: bool
@@ -275,13 +303,36 @@ class Classifier:
         return ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
 
 
-def _label_set(labels: LabelSet | Sequence[str]) -> LabelSet:
-    return labels if isinstance(labels, LabelSet) else LabelSet.from_names(labels)
+def _label_set(labels: Labels) -> LabelSet:
+    if isinstance(labels, LabelSet):
+        return labels
+    if isinstance(labels, Mapping):
+        return LabelSet.from_wordings(labels)
+    if not isinstance(labels, (str, Iterable)) or isinstance(labels, bytes):
+        raise UsageError(f"Labels must be a list of texts, not {labels!r}.", hint="Write [label, ...].")
+    return LabelSet.from_names(labels if isinstance(labels, str) else list(labels))
 
 
 def _check(what: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UsageError(f"There is no {what} {value!r}.", hint=f"Choose from: {', '.join(choices)}.")
+
+
+def _counted(
+    results: Iterator[ClipResult | Failure], total: int, progress: bool | Callable[[int, int], object]
+) -> Iterator[ClipResult | Failure]:
+    with contextlib.closing(results), contextlib.ExitStack() as stack:
+        bar = None
+        if not callable(progress):
+            from tqdm.auto import tqdm
+
+            bar = stack.enter_context(tqdm(total=total, unit="clip"))
+        for done, result in enumerate(results, start=1):
+            if bar is not None:
+                bar.update()
+            else:
+                progress(done, total)
+            yield result
 
 
 def _closing_both(outer: Iterator, inner: Iterator) -> Iterator:

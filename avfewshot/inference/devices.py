@@ -39,7 +39,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: The name is wrong or this machine has no such device.
     """
-    available = available_devices()
+    name, available = str(name), available_devices()
     if name == "auto":
         gpus = [device for device in available if device != "cpu"]
         return torch.device(gpus[0] if gpus else "cpu")

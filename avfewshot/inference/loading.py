@@ -63,6 +63,12 @@ def load(
             trained with.
     """
     # Everything cheap is checked before the weights are read.
+    paths = {"backbone": backbone, "clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
+    for argument, value in {**paths, "templates": templates, "adapter": adapter}.items():
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise UsageError(f"{argument} is a name or a path, not {value!r}.")
+    if type(seed) is not int:
+        raise UsageError(f"seed is a whole number, not {seed!r}.")
     place = resolve_device(device)
     form = resolve_precision(precision, place)
     prompts = None if templates is None else load_templates(templates)

@@ -3,82 +3,87 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
+from avfewshot.errors import AvfsError
 from avfewshot.media.clip import Failure as Failure  # a file that could not be classified
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """One second of a clip.
+    """One second of a clip."""
 
-    Attributes:
-        start: Seconds from the beginning of the file.
-        end: Seconds from the beginning of the file.
-        label: The most probable label.
-        score: Its probability.
-        weights: Share of each modality in the fused scores, ``{"visual": w, "audio": 1 - w}``.
-        scores: Fused probabilities in the order of the run's labels; for timelines, not part of the JSON.
-    """
-
-    start: float
+    start: float  # seconds from the beginning of the file
     end: float
-    label: str
-    score: float
-    weights: dict[str, float]
-    scores: list[float] = field(repr=False)
+    label: str  # the most probable one
+    score: float  # its probability
+    weights: dict[str, float]  # share of each modality in the fused scores, {"visual": w, "audio": 1 - w}
+    scores: list[float] = field(repr=False)  # in the order of the run's labels; for timelines, not part of the JSON
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """A classified file.
+    """A classified file."""
 
-    Attributes:
-        path: The file as it was named.
-        duration: Seconds.
-        label: The most probable label.
-        score: Its probability.
-        scores: Fused probability of every label; they sum to 1.
-        visual: Probabilities by sight alone, or None without video.
-        audio: Probabilities by hearing alone, or None without sound.
-        weights: Share of each modality; they sum to 1.
-        segments: One entry a second.
-        warnings: What was odd about the file, for people.
-    """
-
-    path: str
-    duration: float
-    label: str
-    score: float
-    scores: dict[str, float]
-    visual: dict[str, float] | None
-    audio: dict[str, float] | None
-    weights: dict[str, float]
-    segments: list[SegmentResult]
-    warnings: list[str]
+    path: str  # as it was named
+    duration: float  # seconds
+    label: str  # the most probable one
+    score: float  # its probability
+    scores: dict[str, float]  # fused probability of every label; they sum to 1
+    visual: dict[str, float] | None  # probabilities by the picture alone, or None without video
+    audio: dict[str, float] | None  # by the sound alone, or None without it
+    weights: dict[str, float]  # share of each modality; they sum to 1
+    segments: list[SegmentResult]  # one a second
+    warnings: list[str]  # what was odd about the file, for people
+    ok: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What produced a set of results.
+    """What produced a set of results."""
 
-    Attributes:
-        backbone: Preset name or YAML path.
-        adapter: Folder of the trained adapter, or None.
-        labels: Labels in order.
-        wordings: What the text branches read for each label.
-        device: Torch device, for example ``"cpu"``.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        fusion: How the modalities were joined.
-        pool: How segments were pooled.
-        warnings: What concerns the whole run, for example words that the backbone does not know.
-    """
-
-    backbone: str
-    adapter: str | None
+    backbone: str  # preset name or YAML path
+    adapter: str | None  # folder of the trained adapter, or None
     labels: list[str]
-    wordings: list[str]
+    wordings: list[str]  # what the text branches read for each label
     device: str
     precision: str
     fusion: str
     pool: str
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # what concerns the whole run
+
+
+class Results(list["ClipResult | Failure"]):
+    """The results of several files, in order."""
+
+    def to_pandas(self, *, segments: bool = False) -> pandas.DataFrame:
+        """A row a file, or a row a second; failures have their error and no label.
+
+        Args:
+            segments: A row a second, with ``start`` and ``end``.
+
+        Raises:
+            AvfsError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise AvfsError("pandas is not installed.", hint="pip install pandas") from None
+        rows = []
+        for result in self:
+            if not result.ok:
+                rows.append({"path": result.path, "error": result.error})
+            for part in result.segments if result.ok and segments else [result] if result.ok else []:
+                span = {"start": part.start, "end": part.end} if segments else {"duration": result.duration}
+                scores = dict(zip(result.scores, part.scores, strict=True)) if segments else result.scores
+                rows.append(
+                    {"path": result.path, **span, "label": part.label, "score": part.score}
+                    | {f"weight_{name}": share for name, share in part.weights.items()}
+                    | {f"score_{name}": score for name, score in scores.items()}
+                )
+        first = ["path", *(("start", "end") if segments else ("duration",)), "label", "score", "error"]
+        columns = dict.fromkeys([*first, *(name for row in rows for name in row)])
+        return pandas.DataFrame(rows, columns=list(columns))
