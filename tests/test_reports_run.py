@@ -18,10 +18,10 @@ from test_reports_html import EVIL, Page
 from avfewshot.evaluation.results import Calibration, CalibrationBin, Difference, Estimate
 from avfewshot.reports import charts, run_tables
 from avfewshot.reports.confusion import confused_pairs, confusion
+from avfewshot.reports.figures import verdict
 from avfewshot.reports.overlays import heat_source, is_picture
-from avfewshot.reports.run_html import run_page, write_run_page
+from avfewshot.reports.run_html import class_changes, run_page, write_run_page
 from avfewshot.reports.run_record import Curve, Heat, Second
-from avfewshot.reports.run_views import class_changes, signed, verdict
 
 SECTIONS = (
     "figures",
@@ -107,7 +107,7 @@ def test_figures_are_those_of_the_record(which, page, request):
 
 
 def test_headline_says_whether_the_difference_is_clear(llp, llp_page):
-    sentence = verdict(llp.comparison.difference("trained", "zero-shot")).text
+    _, sentence = verdict(llp.comparison.difference("trained", "zero-shot"))
     assert sentence in shown(llp_page)
     assert sentence.startswith("“trained” lies ")
 
@@ -124,9 +124,9 @@ def test_headline_says_whether_the_difference_is_clear(llp, llp_page):
     ],
 )
 def test_a_difference_in_plain_language(estimate, kind, words):
-    found = verdict(Difference("trained", "zero-shot", "top1", estimate))
-    assert found.kind == kind
-    assert words in found.text
+    found, sentence = verdict(Difference("trained", "zero-shot", "top1", estimate))
+    assert found == kind
+    assert words in sentence
 
 
 def test_what_is_on_the_page(ave, ave_page):
@@ -286,9 +286,9 @@ def test_classes_are_sorted_by_change(llp):
     rows = class_changes(llp.results["trained"], llp.results["zero-shot"])
     after = {row.name: row.f1 for row in llp.results["trained"].classes}
     before = {row.name: row.f1 for row in llp.results["zero-shot"].classes}
-    moves = [after[row.name] - before[row.name] for row in rows]
+    moves = [after[row.name] - before[row.name] for row, _, _ in rows]
     assert moves == sorted(moves, reverse=True)
-    assert [row.f1s[2] for row in rows] == [signed(move) for move in moves]
+    assert [change for _, _, change in rows] == moves
 
 
 def test_confusion_keeps_shares_of_the_whole_class(llp):

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from avfewshot.evaluation.answers import BACKGROUND
 from avfewshot.evaluation.references import distinct
-from avfewshot.evaluation.results import TaskResult
+from avfewshot.evaluation.results import ClassRow, Comparison, Difference, TaskResult
 from avfewshot.io import write_text
-from avfewshot.reports.charts import TONES, Level, Series, heat_map, line_chart, quantity, reliability
-from avfewshot.reports.confusion import confused_pairs, confusion
-from avfewshot.reports.example_views import ExampleView, example_view, look_view
-from avfewshot.reports.html import environment, style
-from avfewshot.reports.run_record import Curve, RunRecord
-from avfewshot.reports.run_views import (
-    NONE,
-    basis,
-    class_changes,
-    figure_rows,
-    main_systems,
-    metric_description,
-    metric_title,
-    share,
-    table_groups,
-    verdict,
+from avfewshot.reports import figures
+from avfewshot.reports.charts import (
+    TONES,
+    Level,
+    Series,
+    change_bar,
+    heat_map,
+    line_chart,
+    quantity,
+    reliability,
+    ticks,
 )
+from avfewshot.reports.confusion import confused_pairs, confusion
+from avfewshot.reports.html import environment, style
+from avfewshot.reports.overlays import heat_source, is_picture
+from avfewshot.reports.run_record import Curve, Example, Look, RunRecord, Second
+from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
+from avfewshot.reports.text import clock
 
 _LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))
 """What is drawn of a step, and its place in :attr:`Curve.steps`."""
@@ -47,52 +52,42 @@ def write_run_page(path: Path, record: RunRecord) -> None:
 
 def run_page(record: RunRecord) -> str:
     """The page as text."""
-    return environment().get_template("run.html.j2").render(_context(record))
-
-
-def _context(record: RunRecord) -> dict[str, Any]:
     comparison = record.comparison
-    main, reference = main_systems(comparison)
+    main, reference = figures.main_systems(comparison)
     after = record.results[main]
     before = record.results.get(reference) if reference else None
-    others = reversed(comparison.systems[:-1])
-    return {
-        "version": record.version,
-        "style": style("report.css", "run.css"),
-        "script_hash": "",
-        "title": record.title,
-        "task": record.task,
-        "dataset": record.dataset,
-        "created": _when(record.created),
-        "command": record.command,
-        "settings": record.settings,
-        "notes": record.notes,
-        "main": main,
-        "reference": reference,
-        "metric": _column(comparison.headline, comparison.headline),
-        "basis": basis(comparison),
-        "figures": figure_rows(comparison, distinct(after.baselines), after.ceilings),
-        "verdicts": [verdict(comparison.difference(main, other)) for other in others],
-        "columns": [_column(metric, comparison.headline) for metric in comparison.metrics],
-        "groups": table_groups(comparison, distinct(after.baselines), after.ceilings),
+    templates = environment()
+    templates.filters |= {
+        "points": figures.points,
+        "share": figures.share,
+        "signed": figures.signed,
+        "interval": figures.interval,
+        "metric_title": figures.metric_title,
+        "metric_description": figures.metric_description,
+        "quantity": quantity,
+        "place": lambda value: None if value is None else 100 * min(max(value, 0.0), 1.0),
+    }
+    return templates.get_template("run.html.j2").render(
+        record=record,
+        comparison=comparison,
+        main=main,
+        reference=reference,
+        baselines=distinct(after.baselines),
+        ceilings=after.ceilings,
+        basis=figures.basis(comparison),
+        verdict=figures.verdict,
+        difference_cell=_difference_cell,
+        best=_best_values(comparison),
+        version=record.version,
+        title=record.title,
+        script_hash="",
+        style=style("report.css", "run.css"),
+        created=_when(record.created),
+        tones=TONES,
         **_training(record),
         **_classes(record, after, before),
         **_clips(record, after, (main, reference or "before")),
-        "data": record.data,
-        "supports": record.supports,
-        "left": record.left,
-        "left_total": record.left_total,
-        "components": [
-            {
-                "name": part.name,
-                "trainable": f"{part.trainable:,}",
-                "total": f"{part.total:,}",
-                "gflops": NONE if part.flops is None else f"{part.flops / 1e9:,.1f}",
-                "sum": part.name == "all",
-            }
-            for part in record.components
-        ],
-    }
+    )
 
 
 def _when(stamp: str) -> str:
@@ -103,19 +98,31 @@ def _when(stamp: str) -> str:
         return stamp
 
 
-def _column(metric: str, headline: str) -> dict[str, Any]:
-    return {
-        "title": metric_title(metric),
-        "description": metric_description(metric),
-        "headline": metric == headline,
+def _best_values(comparison: Comparison) -> dict[str, float]:
+    """The best figure of each metric that several systems have."""
+    columns = {
+        metric: [row[metric].value for row in comparison.cells.values() if row[metric].value is not None]
+        for metric in comparison.metrics
     }
+    return {metric: max(values) for metric, values in columns.items() if len(values) > 1}
+
+
+def _difference_cell(found: Difference) -> tuple[str, str, str]:
+    """Its kind (``gain``, ``loss`` or empty), the figure and the interval, for people."""
+    value, low, high = found.estimate.value, found.estimate.low, found.estimate.high
+    if value is None:
+        return "", figures.NONE, ""
+    if low is None or high is None:
+        return "", figures.signed(value), ""
+    kind = "" if not found.clear else "gain" if low > 0 else "loss"
+    return kind, figures.signed(value), f"{figures.signed(low)} to {figures.signed(high)}"
 
 
 def _training(record: RunRecord) -> dict[str, Any]:
     curves, names = record.curves, [f"seed {curve.seed}" for curve in record.curves]
     start = next((epoch[2] for curve in curves for epoch in curve.epochs if epoch[0] == 0), None)
     validation = line_chart(
-        f"{metric_title(record.comparison.headline)} on validation clips",
+        f"{figures.metric_title(record.comparison.headline)} on validation clips",
         [
             Series(name, [(epoch[0], epoch[2]) for epoch in curve.epochs], marked=_best(curve))
             for name, curve in zip(names, curves, strict=True)
@@ -137,9 +144,8 @@ def _training(record: RunRecord) -> dict[str, Any]:
         if drawing:
             losses.append((name, drawing))
     return {
-        "curves": [_course(curve) for curve in curves],
+        "courses": [_course(curve) for curve in curves],
         "seeds": names,
-        "tones": TONES,
         "validation": validation,
         "losses": losses,
         "lost_steps": sum(not math.isfinite(step[1]) for step in steps),
@@ -161,51 +167,157 @@ def _course(curve: Curve) -> dict[str, Any]:
     known = kept is not None and math.isfinite(kept[2])
     return {
         "seed": curve.seed,
-        "kept": NONE if kept is None else f"epoch {kept[0]} of {curve.epochs[-1][0]} (step {kept[1]})",
-        "figure": share(kept[2]) if kept is not None and known else NONE,
-        "blend": NONE if kept is None or not math.isfinite(kept[4]) else f"{kept[4]:.2f}",
+        "kept": figures.NONE if kept is None else f"epoch {kept[0]} of {curve.epochs[-1][0]} (step {kept[1]})",
+        "figure": figures.share(kept[2]) if kept is not None and known else figures.NONE,
+        "blend": figures.NONE if kept is None or not math.isfinite(kept[4]) else f"{kept[4]:.2f}",
         "outcome": curve.outcome,
     }
 
 
 def _classes(record: RunRecord, after: TaskResult, before: TaskResult | None) -> dict[str, Any]:
-    seconds = after.num_segments is not None
     matrix = confusion(after)
     first = record.curves[0].seed if record.curves else record.supports[0][0] if record.supports else None
     several = len(record.curves) > 1 and first is not None
-    judged = [result for result in (after, before) if result is not None and result.calibration.answers]
     return {
-        "unit": "seconds" if seconds else "clips",
+        "unit": "clips" if after.num_segments is None else "seconds",
         "of_seed": f"Of seed {first}, the first one." if several else "",
         "classes": class_changes(after, before),
-        "matrix": heat_map(f"Confusion matrix of {after.system}", matrix) if matrix.names else Markup(),
-        "matrix_whole": matrix.whole,
-        "matrix_classes": matrix.classes,
-        "matrix_shown": len(matrix.names),
+        "change_bar": change_bar,
+        "matrix": matrix,
+        "heat_map": heat_map(f"Confusion matrix of {after.system}", matrix) if matrix.names else Markup(),
         "pairs": confused_pairs(after, before),
-        "quantity": quantity,
         "calibrations": [
-            {
-                "system": result.system,
-                "error": share(result.calibration.error),
-                "answers": result.calibration.answers,
-                "drawing": reliability(f"Reliability of {result.system}", result.calibration),
-            }
-            for result in judged
+            (result, reliability(f"Reliability of {result.system}", result.calibration))
+            for result in (after, before)
+            if result is not None and result.calibration.answers
         ],
     }
 
 
+def class_changes(after: TaskResult, before: TaskResult | None) -> list[tuple[ClassRow, ClassRow | None, float | None]]:
+    """Each class after and before with the change of its F1: those that gained most first, undefined changes last."""
+    earlier = {} if before is None else {row.name: row for row in before.classes}
+
+    def change(row: ClassRow) -> float | None:
+        other = earlier.get(row.name)
+        return None if other is None or row.f1 is None or other.f1 is None else row.f1 - other.f1
+
+    rows = [(row, earlier.get(row.name), change(row)) for row in after.classes]
+    return sorted(rows, key=lambda row: (row[2] is None, -(row[2] or 0.0)))
+
+
 def _clips(record: RunRecord, after: TaskResult, systems: tuple[str, str]) -> dict[str, Any]:
     classes = [row.name for row in after.classes]
-    views = [example_view(example, classes, systems) for example in record.examples]
-    kinds: tuple[tuple[str, list[ExampleView]], ...] = (
-        ("Right only after training", [view for view in views if view.right and not view.was_right]),
-        ("Wrong only after training", [view for view in views if view.was_right and not view.right]),
-        ("Wrong before and after", [view for view in views if not view.right and not view.was_right]),
-        ("Right before and after", [view for view in views if view.right and view.was_right]),
+    kinds = (
+        ("Right only after training", True, False),
+        ("Wrong only after training", False, True),
+        ("Wrong before and after", False, False),
+        ("Right before and after", True, True),
     )
+    groups = [
+        (title, [example for example in record.examples if (example.right, example.was_right) == (right, was_right)])
+        for title, right, was_right in kinds
+    ]
     return {
-        "examples": [(title, found) for title, found in kinds if found],
-        "looks": [look_view(look) for look in record.looks],
+        "systems": systems,
+        "examples": [
+            (title, [(example, _example(example, classes, systems)) for example in examples])
+            for title, examples in groups
+            if examples
+        ],
+        "looks": [(look, _look(look)) for look in record.looks],
     }
+
+
+def _example(example: Example, classes: Sequence[str], systems: tuple[str, str]) -> dict[str, Any]:
+    """Marks and timeline of a clip; the order of all `classes` decides which letter and colour a label has."""
+    used = [*example.truth, *(label for second in example.seconds for label in _mentioned(second))]
+    background = next((label for label in used if label.casefold() == BACKGROUND.casefold()), BACKGROUND)
+    table = marks(list(dict.fromkeys([*classes, *used, background])), [*used, background])
+    seconds = example.seconds
+    rows: list[tuple[str, list[tuple[str, ...] | None]]] = [
+        ("truth", [second.truth if second.truth is None else second.truth or (background,) for second in seconds]),
+        (systems[0], [(second.trained[0],) for second in seconds]),
+        (systems[1], [(second.zero_shot[0],) for second in seconds]),
+    ]
+    shown = [label for _, answers in rows for answer in answers for label in answer or ()]
+    return {
+        "marks": table,
+        "legend": list(dict.fromkeys(shown)),
+        "pictures": [(second, source) for second, source in example.thumbnails if is_picture(source)],
+        "strips": [_strip(name, answers, table) for name, answers in rows if any(a is not None for a in answers)],
+        "ticks": _ticks(len(seconds)),
+        "columns": max(1, min(len(seconds), 10)),
+    }
+
+
+def _mentioned(second: Second) -> list[str]:
+    return [*(second.truth or ()), second.trained[0], second.zero_shot[0]]
+
+
+def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str, Mark]) -> dict[str, Any]:
+    total, width = len(answers), max(1, -(-len(answers) // MOST_BINS))
+    # Of a very long clip several seconds share a step, with what most of them hold.
+    steps = [Counter(answers[begin : begin + width]).most_common(1)[0][0] for begin in range(0, total, width)]
+    spans, told, begin = [], [], 0
+    for answer, group in groupby(steps):
+        end = min(begin + width * len(list(group)), total)
+        if answer is not None:
+            title = f"{begin}-{end} s: {', '.join(answer)}"
+            left, reach = 100 * begin / total, 100 * (end - begin) / total
+            letters = "".join(table[label].letter for label in answer)
+            # The letters of all labels, the colour of the first one.
+            spans.append(Span(left, reach, Mark(letters, table[answer[0]].paint), title))
+            told.append(title)
+        begin = end
+    return {"name": name, "spans": spans, "described": "; ".join(told[:50])}
+
+
+def _look(look: Look) -> dict[str, Any]:
+    """A second of a clip: its frame alone and with each map, gates and truth over the seconds of the clip."""
+    frame = look.frame if is_picture(look.frame) else ""
+    panels = [("the frame", "", "")] if frame else []
+    for heat in look.heats:
+        drawn = heat_source(heat.values)
+        if drawn is not None:
+            panels.append((heat.title, drawn[0], _range(*drawn[1])))
+    truth = None
+    if look.truth:
+        told = ", ".join(clock(second) for second, on in enumerate(look.truth) if on) or "never"
+        path = step_path([float(on) for on in look.truth])
+        truth = {"title": "annotated", "path": path, "bins": len(look.truth), "ends": told}
+    length = max([len(values) for _, values in look.gates] + [len(look.truth or ())])
+    return {
+        "frame": frame,
+        "panels": panels,
+        "gates": [gate for title, values in look.gates if (gate := _gate(title, values)) is not None],
+        "truth": truth,
+        "shown": (100 * look.second / length, 100 / length) if look.second < length else None,
+        "ticks": _ticks(length),
+        "columns": max(1, min(length, 10)),
+    }
+
+
+def _gate(title: str, values: Sequence[float]) -> dict[str, Any] | None:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    # A gate moves little around its mean: between its own ends it can be seen to follow the events or not.
+    heights = [
+        (0.12 + 0.88 * (value - low) / (high - low) if high > low else 0.5) if math.isfinite(value) else 0.0
+        for value in values
+    ]
+    return {"title": title, "path": step_path(heights), "bins": len(values), "ends": _range(low, high)}
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g} throughout"
+
+
+def _ticks(length: int) -> list[tuple[float, str]]:
+    if not length:
+        return []
+    return [
+        (100 * tick / length, clock(tick)) for tick in ticks(0, length, most=10) if tick <= length and tick % 1 == 0
+    ]

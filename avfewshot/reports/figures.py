@@ -1,0 +1,91 @@
+"""Figures for people: how numbers, intervals and differences are written, and what they are over."""
+
+from __future__ import annotations
+
+from avfewshot.evaluation.results import FEW_CLIPS, Comparison, Difference, Estimate
+from avfewshot.evaluation.tasks import METRICS
+from avfewshot.reports.text import percent
+
+NONE = "–"
+"""Stands for a figure that is not defined."""
+
+
+def main_systems(comparison: Comparison) -> tuple[str, str | None]:
+    """The system that a run is about and the one that it started from: the last one and the one before it."""
+    systems = comparison.systems
+    return systems[-1], systems[-2] if len(systems) > 1 else None
+
+
+def verdict(difference: Difference) -> tuple[str, str]:
+    """What a difference means: ``gain``, ``loss``, ``unclear`` or ``unknown``, and a sentence in plain language."""
+    found = difference.estimate
+    pair = f"“{difference.system}” and “{difference.reference}”"
+    if found.value is None:
+        return ("unknown", f"{pair} cannot be compared: the figure is not defined for both.")
+    points = f"{100 * abs(found.value):.1f} percentage points"
+    side = "above" if found.value > 0 else "below"
+    text = f"“{difference.system}” lies {points} {side} “{difference.reference}”"
+    if found.value == 0:
+        text = f"{pair} are equal"
+    if found.low is None or found.high is None:
+        return ("unknown", f"{text}. Without an interval nobody can tell whether that is more than chance.")
+    basis = f"{found.n} {'training runs' if found.interval == 'seeds' else 'test clips'}"
+    text += f" (95 % interval of the difference: {signed(found.low)} to {signed(found.high)}, over {basis}). "
+    if not difference.clear:
+        return ("unclear", f"{text}The interval includes zero: from these {basis} the difference is not clear.")
+    if found.low > 0:
+        return ("gain", f"{text}The interval lies above zero: a clear gain.")
+    return ("loss", f"{text}The interval lies below zero: a clear loss.")
+
+
+def basis(comparison: Comparison) -> str:
+    """What the intervals of a table are over, for people."""
+    cells = [cell for row in comparison.cells.values() for cell in row.values()]
+    runs = max((cell.n for cell in cells if cell.interval == "seeds"), default=0)
+    resampled = any(cell.interval in ("bootstrap", "wilson") for cell in cells)
+    clips = f"{comparison.num_clips} test clip{'' if comparison.num_clips == 1 else 's'}"
+    few = ""
+    if comparison.num_clips < FEW_CLIPS:
+        few = f"Only {clips}: one clip moves a figure by {100 / comparison.num_clips:.0f} points. "
+    if runs:
+        text = f"Means over {runs} training runs with other seeds; 95 % intervals over runs and {clips} together."
+        if resampled:
+            text += " A system without training does the same in every run: its interval is over clips alone."
+        return few + text
+    if resampled:
+        return few + f"95 % intervals over {comparison.replicates} resamples of the {clips}."
+    return few + f"On {clips}, without intervals."
+
+
+def metric_title(name: str) -> str:
+    """What a metric is called."""
+    return METRICS[name].title if name in METRICS else name
+
+
+def metric_description(name: str) -> str:
+    """What a metric means."""
+    return METRICS[name].description if name in METRICS else ""
+
+
+def share(value: float | None) -> str:
+    """A fraction for people, for example ``52.4 %``."""
+    return NONE if value is None else percent(value)
+
+
+def points(value: float | None) -> str:
+    """A fraction in percent without the sign, for the cells of a table."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in percentage points, for example ``+3.1``; nothing has no sign."""
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def interval(estimate: Estimate) -> str:
+    """The interval of a figure, for example ``49.1–55.6``; empty without one."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    low, high = points(estimate.low), points(estimate.high)
+    return f"{low}–{high}" if estimate.low >= 0 else f"{low} to {high}".replace("-", "−")
