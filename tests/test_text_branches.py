@@ -14,7 +14,7 @@ from toy_captions import all_words
 from weights_support import ROBERTA, write_roberta
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.label_features import _bytes, label_features
+from avfewshot.encoders.label_features import _bytes, label_features, lost_texts
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TransformersTokenizer
@@ -341,3 +341,43 @@ def test_the_vocabulary_of_tiny_is_that_of_its_merge_file(tiny):
     size = ClipTokenizer(preset.clip.tokenizer).vocab_size
     assert tiny.visual_text.tower.token_embedding.num_embeddings == size
     assert tiny.audio_text.tower.token_embedding.num_embeddings == size
+
+
+# Texts that do not reach the encoder whole
+
+
+def test_labels_that_are_cut_or_become_the_same_text_are_named(tiny):
+    long = "barking in the kitchen of a house near a table and a chair and a lamp and a door and a shelf"
+    names, wordings = ("dog", "cat", "rain"), (f"{long} of a dog", f"{long} of a cat", "falling rain")
+
+    cut, same = lost_texts(tiny.visual_text, names, wordings, ("a photo of {}", "{}"))
+
+    assert "dog, cat" in cut
+    assert "rain" not in cut
+    assert "dog, cat" in same
+    assert lost_texts(tiny.visual_text, names, ("a dog", "a cat", "falling rain"), ("a photo of {}", "{}")) == []
+
+
+def test_labels_that_differ_in_a_short_template_only_are_cut_but_not_the_same(tiny):
+    filling = " and a chair" * 5
+    names = wordings = ("dog", "cat")
+
+    (cut,) = lost_texts(tiny.visual_text, names, wordings, ("{}", f"a table{filling} and {{}}"))
+
+    assert "dog, cat" in cut
+    assert "Too long" in cut
+
+
+def test_labels_that_differ_in_what_the_tokenizer_ignores_are_the_same_text(tiny):
+    (same,) = lost_texts(tiny.audio_text, ("dog", "Dog"), ("a dog", "A  Dog"), ("{}",))
+    assert "dog, Dog" in same
+
+
+def test_every_tokenizer_tells_where_its_context_ends(roberta_files):
+    words = ["dog"] * 200
+    for tokenizer in (ClipTokenizer(), RobertaTokenizer(roberta_files), BorrowedTokenizer()):
+        cut = [count for count in range(1, 200) if tokenizer.is_cut(" ".join(words[:count]))]
+        whole = " ".join(words[: cut[0] - 1])
+        assert cut == list(range(cut[0], 200))
+        assert torch.equal(tokenizer([whole + " dog"]), tokenizer([whole + " dog dog"])), type(tokenizer)
+        assert not torch.equal(tokenizer([whole[: -len(" dog")]]), tokenizer([whole])), type(tokenizer)

@@ -61,6 +61,52 @@ def label_features(
     return features.to(device, copy=True)  # a caller may write into its own
 
 
+def lost_texts(
+    branch: TextBranch, names: Sequence[str], wordings: Sequence[str], templates: Sequence[str]
+) -> list[str]:
+    """Warnings about labels whose texts do not reach the encoder whole, or do not differ there.
+
+    Args:
+        branch: Its tokenizer cuts texts at its context (77 tokens for CLIP and CLAP).
+        names: The labels, for the messages.
+        wordings: What stands for each of them in the templates.
+        templates: Texts with one ``{}`` each.
+
+    Returns:
+        A sentence about labels that are cut and one for each group of labels that have the same tokens in every
+        template; empty when nothing is lost.
+    """
+
+    def rows(template: str, chosen: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+        texts = [template.replace("{}", wordings[index]) for index in chosen]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, row in zip(chosen, branch.tokenizer(texts).tolist() if texts else [], strict=True):
+            groups.setdefault(tuple(row), []).append(index)
+        return groups
+
+    longest = max(templates, key=len)
+    cut = [
+        name
+        for name, wording in zip(names, wordings, strict=True)
+        if branch.tokenizer.is_cut(longest.replace("{}", wording))
+    ]
+    warnings = []
+    if cut:
+        warnings.append(f"Too long for the text encoder, the end is not read: {_shortened(cut)}.")
+    groups = [group for group in rows(longest, range(len(names))).values() if len(group) > 1]
+    for template in templates:
+        groups = [part for group in groups for part in rows(template, group).values() if len(part) > 1]
+    for group in groups:
+        same = [names[index] for index in group]
+        warnings.append(f"The text encoder cannot tell these labels apart, they are the same text: {_shortened(same)}.")
+    return warnings
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
+
+
 def _compute(branch: TextBranch, wordings: Sequence[str], templates: Sequence[str]) -> Tensor:
     # str.replace, not str.format: a wording may hold braces of its own.
     texts = [template.replace("{}", wording) for wording in wordings for template in templates]

@@ -39,6 +39,10 @@ class TextTokenizer(ABC):
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Tokens of `texts`, int64 [N, L], cut to the context length and padded."""
 
+    @abstractmethod
+    def is_cut(self, text: str) -> bool:
+        """Whether the end of `text` is lost, since the text has more tokens than the context."""
+
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """Words of `texts` that the model never met in training; empty for tokenizers of open vocabulary."""
         return []
@@ -72,6 +76,10 @@ class ClipTokenizer(TextTokenizer):
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """See :meth:`TextTokenizer.__call__`; padded with zeros to the context length."""
         return self._tokenizer(list(texts))
+
+    def is_cut(self, text: str) -> bool:
+        """See :meth:`TextTokenizer.is_cut`; two tokens frame the text."""
+        return len(self._tokenizer.encode(text)) + 2 > self._tokenizer.context_length
 
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """Words of `texts` outside the listed ones, each once, in the order met; punctuation does not count."""
@@ -134,6 +142,10 @@ class RobertaTokenizer(TextTokenizer):
         """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts` with token 1."""
         return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.long)
 
+    def is_cut(self, text: str) -> bool:
+        """See :meth:`TextTokenizer.is_cut`."""
+        return bool(self._tokenizer.encode(text).overflowing)
+
 
 class BorrowedTokenizer(TextTokenizer):
     """CLIP's tokens in RoBERTa's frame, for a RoBERTa with *random* weights only.
@@ -160,6 +172,10 @@ class BorrowedTokenizer(TextTokenizer):
         longest = max(map(len, rows), default=0)
         padded = [row + [RobertaTokenizer.PAD] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long).reshape(len(rows), longest)
+
+    def is_cut(self, text: str) -> bool:
+        """See :meth:`TextTokenizer.is_cut`."""
+        return len(self._tokenizer.encode(text)) > CLAP_CONTEXT - 2
 
 
 class TransformersTokenizer(TextTokenizer):
@@ -211,6 +227,10 @@ class TransformersTokenizer(TextTokenizer):
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """See :meth:`TextTokenizer.__call__`; padded to the context length."""
         return self._tokenizer(list(texts))
+
+    def is_cut(self, text: str) -> bool:
+        """See :meth:`TextTokenizer.is_cut`."""
+        return len(self._tokenizer.tokenizer(text)["input_ids"]) > self._tokenizer.context_length
 
 
 _ROBERTA_HINT = "Fetch it with `avfs weights fetch`, or give a folder with roberta-base's files with --roberta."

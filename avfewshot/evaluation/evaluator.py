@@ -88,7 +88,7 @@ class TaskBench:
     def __post_init__(self) -> None:
         self.usage = Usage()
         self.backbone.to(self.device, PRECISIONS[self.precision])
-        self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates)
+        self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates, names=self.dataset.classes)
         self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
         self._cache = EmbeddingCache(
             {

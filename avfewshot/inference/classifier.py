@@ -17,7 +17,7 @@ from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
-from avfewshot.inference.logits import class_texts
+from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet
 from avfewshot.media.reader import MODALITIES, check_options
@@ -242,9 +242,9 @@ class Classifier:
         return list(dict.fromkeys(word for branch in branches for word in branch.unknown_words(wordings)))
 
     def info(self, labels: Labels, *, fusion: str | None = None, pool: str | None = None) -> RunInfo:
-        """What a run with these labels is made of, for reports; with a warning about words that are not known."""
+        """What a run with these labels is made of, with warnings about words and texts that the encoders lose."""
         labels = _label_set(labels)
-        warnings = []
+        warnings = text_warnings(self.backbone, labels.names, labels.wordings, self.templates)
         if words := self.unknown_words(labels):
             warnings.append(
                 f"The backbone {self.name} does not know {'this word' if len(words) == 1 else 'these words'}: "
@@ -292,7 +292,7 @@ class Classifier:
                 yield file if isinstance(file, Failure) else head.result(file, segments=segments)
 
     def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str) -> ZeroShotHead:
-        texts = class_texts(self.backbone, labels.wordings, self.templates, modality=modality)
+        texts = class_texts(self.backbone, labels.wordings, self.templates, names=labels.names, modality=modality)
         spaces = []
         if self.blend < 1:
             spaces.append((texts, (self.backbone.visual_scale, self.backbone.audio_scale)))

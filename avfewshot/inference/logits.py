@@ -6,6 +6,7 @@ count, tasks that label seconds as one more answer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.encoders.label_features import label_features
+from avfewshot.encoders.label_features import label_features, lost_texts
 from avfewshot.encoders.text import TextBranch
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -46,19 +47,27 @@ class ClassTexts:
 
 
 def class_texts(
-    backbone: Backbone, wordings: Sequence[str], templates: Templates, *, modality: str = "av"
+    backbone: Backbone,
+    wordings: Sequence[str],
+    templates: Templates,
+    *,
+    names: Sequence[str] | None = None,
+    modality: str = "av",
 ) -> ClassTexts:
-    """Encode the classes' wordings and the background, once for a whole run.
+    """Encode the classes' wordings and the background, once for a whole run, with warnings as of :func:`text_warnings`.
 
     Args:
         backbone: Its text branches do the work.
         wordings: What stands for each of the K classes in prompts.
         templates: Prompt templates.
+        names: Of the classes, for the warnings; None: the wordings.
         modality: ``"av"``, ``"visual"`` or ``"audio"``: which features are computed.
 
     Returns:
         Features on the CPU.
     """
+    for message in text_warnings(backbone, names or wordings, wordings, templates):
+        warnings.warn(message, stacklevel=1)
     parts = []
     for name, branch, prompts, background in (
         ("visual", backbone.visual_text, templates.visual, templates.background_visual),
@@ -70,6 +79,18 @@ def class_texts(
         classes = label_features(branch, wordings, prompts).cpu()
         parts.append(torch.cat((classes, background_feature(branch, background)[None].float())))
     return ClassTexts(*parts)
+
+
+def text_warnings(backbone: Backbone, names: Sequence[str], wordings: Sequence[str], templates: Templates) -> list[str]:
+    """What the text encoders lose of the classes' texts: those that are cut, and those that are the same."""
+    lost = [
+        lost_texts(branch, names, wordings, prompts)
+        for branch, prompts in (
+            (backbone.visual_text, templates.visual),
+            (backbone.audio_text, templates.audio),
+        )
+    ]
+    return list(dict.fromkeys(warning for messages in lost for warning in messages))
 
 
 def background_feature(branch: TextBranch, texts: Sequence[str]) -> Tensor:
