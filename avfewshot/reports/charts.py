@@ -25,29 +25,17 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 38
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart.
-
-    Attributes:
-        name: What it is.
-        points: (x, y), x ascending; points that are not finite are left out.
-        marked: A point to put a ring around, if any.
-        smooth: Draw a moving average, and the line itself faintly.
-    """
+    """A line of a chart."""
 
     name: str
-    points: Sequence[tuple[float, float]]
-    marked: tuple[float, float] | None = None
-    smooth: bool = False
+    points: Sequence[tuple[float, float]]  # (x, y), x ascending; those that are not finite are left out
+    marked: tuple[float, float] | None = None  # a point to put a ring around
+    smooth: bool = False  # draw a moving average, and the line itself faintly
 
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal dashed line.
-
-    Attributes:
-        value: Its height.
-        name: What it stands for.
-    """
+    """A horizontal dashed line: its height, and what it stands for."""
 
     value: float
     name: str
@@ -60,22 +48,17 @@ def line_chart(
     x_name: str,
     level: Level | None = None,
     shares: bool = False,
-    whole: bool = True,
     limits: tuple[float, float] | None = None,
 ) -> Markup:
-    """Lines over a common axis.
+    """Lines over a common axis as ``<svg>``; empty where no line has a finite point.
 
     Args:
         title: What is drawn, for those who do not see it.
-        series: The lines; colours by position, the same position in another chart has the same colour.
+        series: Colours go by position: the same position in another chart has the same colour.
         x_name: Under the horizontal axis.
         level: A dashed line across.
         shares: Heights are fractions, to be labelled in percent.
-        whole: Positions on the horizontal axis are whole numbers.
         limits: Lowest and highest height, where charts stand side by side; None: from the lines.
-
-    Returns:
-        An ``<svg>``; empty where no line has a finite point.
     """
     lines = [[point for point in line.points if all(map(math.isfinite, point))] for line in series]
     known = [point for line in lines for point in line]
@@ -84,7 +67,7 @@ def line_chart(
     heights = [y for _, y in known] + ([level.value] if level else [])
     low, high = limits or (min(heights), max(heights))
     y_ticks = ticks(low, high)
-    x_ticks = [tick for tick in ticks(*_ends([x for x, _ in known]), most=6) if not whole or tick == int(tick)]
+    x_ticks = [tick for tick in ticks(*_ends([x for x, _ in known]), most=6) if tick == int(tick)]  # epochs, steps
     box = _Box(_ends([*(x for x, _ in known), *x_ticks]), (min(low, y_ticks[0]), max(high, y_ticks[-1])))
     parts = [*_axes(box, x_ticks, y_ticks, x_name, shares)]
     if level is not None:
@@ -98,15 +81,7 @@ def line_chart(
 
 
 def reliability(title: str, judged: Calibration) -> Markup:
-    """Accuracy over confidence; underneath how many answers each bin holds, beside the fullest one.
-
-    Args:
-        title: What is drawn.
-        judged: The calibration of a system.
-
-    Returns:
-        An ``<svg>``; empty without answers.
-    """
+    """Accuracy over confidence, and underneath how many answers each bin holds; empty without answers."""
     if not judged.answers or judged.error is None:
         return Markup()
     left, top, size, low = 46, 12, 220, 46
@@ -137,16 +112,7 @@ def reliability(title: str, judged: Calibration) -> Markup:
 
 
 def change_bar(name: str, before: float, after: float) -> Markup:
-    """From one figure to another on a scale of 0 to 1: a thin ring for the first, an arrow-like bar to the second.
-
-    Args:
-        name: Whose figures they are.
-        before: In [0, 1].
-        after: In [0, 1].
-
-    Returns:
-        An ``<svg>``.
-    """
+    """From one figure in [0, 1] to another: a thin ring for the first, an arrow-like bar to the second."""
     start, end = 4 + 112 * before, 4 + 112 * after
     kind = "up" if after > before else "down" if after < before else "same"
     parts = [
@@ -159,17 +125,7 @@ def change_bar(name: str, before: float, after: float) -> Markup:
 
 
 def heat_map(title: str, confusion: Confusion) -> Markup:
-    """A confusion matrix: rows true, columns answered, each row in shares of itself.
-
-    Right answers lie on the diagonal and have another colour than wrong ones.
-
-    Args:
-        title: What is drawn.
-        confusion: The matrix.
-
-    Returns:
-        An ``<svg>`` at a size at which its texts can be read; a page lets it scroll.
-    """
+    """A confusion matrix, each row in shares of itself, at a size at which its texts can be read."""
     names, size = confusion.names, len(confusion.names)
     cell = 26 if size <= 20 else 20 if size <= 32 else 16
     longest = max(map(len, names))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avfewshot.evaluation.results import TaskResult
@@ -15,19 +14,12 @@ MOST_PAIRS = 15
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix, or a part of one.
-
-    Attributes:
-        names: Its classes.
-        counts: Rows true, columns answered.
-        shares: The same as shares of everything of the true class, also of what lies outside of the part.
-        classes: Classes of the whole matrix.
-    """
+    """A confusion matrix, or a part of one."""
 
     names: tuple[str, ...]
-    counts: tuple[tuple[float, ...], ...]
-    shares: tuple[tuple[float, ...], ...]
-    classes: int
+    counts: tuple[tuple[float, ...], ...]  # rows true, columns predicted
+    shares: tuple[tuple[float, ...], ...]  # of everything of the true class, also of what lies outside of the part
+    classes: int  # of the whole matrix
 
     @property
     def whole(self) -> bool:
@@ -37,34 +29,19 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Pair:
-    """A class that is taken for another.
-
-    Attributes:
-        truth: What is true.
-        answered: What was answered.
-        count: How often.
-        share: Part of all of the true class.
-        before: How often the other system did so; None where there is none.
-    """
+    """A class that is taken for another."""
 
     truth: str
     answered: str
     count: float
-    share: float
-    before: float | None
+    share: float  # of all of the true class
+    before: float | None  # how often the other system did so
 
 
 def confusion(result: TaskResult, most: int = MOST_CLASSES) -> Confusion:
     """The matrix of a result; of many classes those with most wrong answers, in their own order.
 
     A wrong answer counts for the true class and for the answered one, so that both partners of a mix-up stay.
-
-    Args:
-        result: With a square matrix over its classes.
-        most: Classes to keep.
-
-    Returns:
-        The matrix, or the part.
     """
     matrix, names = result.confusion, [row.name for row in result.classes]
     kept = list(range(len(names)))
@@ -82,24 +59,13 @@ def confusion(result: TaskResult, most: int = MOST_CLASSES) -> Confusion:
 
 
 def confused_pairs(result: TaskResult, other: TaskResult | None = None, most: int = MOST_PAIRS) -> list[Pair]:
-    """The pairs of classes that are mixed up most often.
-
-    Args:
-        result: Of the system that it is about.
-        other: Of a system to compare with, over the same classes.
-        most: How many pairs.
-
-    Returns:
-        The most frequent first; of equally frequent ones in the order of the classes.
-    """
+    """The pairs of classes that are mixed up most often, beside how often `other` does so; the most frequent first."""
     names, matrix = [row.name for row in result.classes], result.confusion
     found = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count > 0]
     found.sort(key=lambda entry: -entry[0])
     return [
-        Pair(names[i], names[j], count, count / _total(matrix[i]), None if other is None else other.confusion[i][j])
+        Pair(
+            names[i], names[j], count, count / (sum(matrix[i]) or 1.0), None if other is None else other.confusion[i][j]
+        )
         for count, i, j in found[:most]
     ]
-
-
-def _total(row: Sequence[float]) -> float:
-    return sum(row) or 1.0

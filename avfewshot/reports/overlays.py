@@ -30,14 +30,10 @@ _PICTURE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}
 
 
 def heat_source(values: Sequence[Sequence[float]]) -> tuple[str, tuple[float, float]] | None:
-    """A map as a ``data:`` address of a small picture with transparency; browsers smooth it when they enlarge it.
+    """A map ``[h][w]`` as ``data:image/png;base64,...`` with transparency, and its smallest and largest value.
 
-    Args:
-        values: Rows of numbers, ``[h][w]``; those that are not finite count as the smallest.
-
-    Returns:
-        ``data:image/png;base64,...``, and the smallest and largest value, which the faintest and the strongest colour
-        stand for. None for a map without a finite number.
+    The faintest and the strongest colour stand for these two; numbers that are not finite count as the smallest. None
+    for a map without a finite number.
     """
     heights = np.array([list(row) for row in values], dtype=np.float64, ndmin=2)
     finite = np.isfinite(heights)

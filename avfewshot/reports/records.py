@@ -17,14 +17,9 @@ TOLERANCE = 1e-6
 
 
 def clip_record(result: ClipResult, *, segments: bool) -> dict[str, Any]:
-    """One clip as JSON-ready data, keys in their documented order.
+    """One clip as JSON-ready data, keys in their documented order; ``segments`` is empty unless asked for.
 
-    Args:
-        result: The classified clip.
-        segments: Whether to tell what each second holds; otherwise ``segments`` is empty.
-
-    Returns:
-        Plain data. ``scores``, ``visual``, ``audio`` and the weights sum to 1 within :data:`TOLERANCE`.
+    ``scores``, ``visual``, ``audio`` and the weights sum to 1 within :data:`TOLERANCE`.
     """
     scores = distribution(result.scores)
     return {

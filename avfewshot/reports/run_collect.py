@@ -47,9 +47,6 @@ def collect(
         command: The command line.
         settings: (name, value, source) of every setting.
         roles: What each split is used for.
-
-    Returns:
-        The record.
     """
     usage, first = run.bench.usage, results[0]
     model = run.best_model(first.seed)

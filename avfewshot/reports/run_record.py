@@ -9,156 +9,97 @@ from avfewshot.evaluation.results import Comparison, TaskResult
 
 @dataclass(frozen=True)
 class Curve:
-    """The course of one training.
+    """The course of one training."""
 
-    Attributes:
-        seed: Its seed.
-        steps: (optimizer step, total loss, loss of sight, loss of hearing, learning rate).
-        epochs: (epoch, optimizer step, headline figure on validation clips, loss on them, share of the trained logits,
-            whether it was the best so far); epoch 0 is the untrained model.
-        outcome: Why it ended, for people.
-    """
-
-    seed: int
+    seed: int  # its seed
+    # (optimizer step, total loss, loss of sight, loss of hearing, learning rate)
     steps: tuple[tuple[int, float, float, float, float], ...]
+    # (epoch, optimizer step, headline figure on validation clips, loss on them, share of the trained logits,
+    # whether it was the best so far); epoch 0 is the untrained model
     epochs: tuple[tuple[int, int, float, float, float, bool], ...]
-    outcome: str
+    outcome: str  # why it ended, for people
 
 
 @dataclass(frozen=True)
 class Second:
-    """What two models say about a second of a clip.
+    """What two models say about a second of a clip."""
 
-    Attributes:
-        truth: Names of what is annotated there; empty for background, None where seconds are not annotated.
-        trained: The trained model's answer and its probability.
-        zero_shot: The untrained model's.
-    """
-
+    # names of what is annotated there; empty for background, None where seconds are not annotated
     truth: tuple[str, ...] | None
-    trained: tuple[str, float]
-    zero_shot: tuple[str, float]
+    trained: tuple[str, float]  # the trained model's answer and its probability
+    zero_shot: tuple[str, float]  # the untrained model's
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test clip.
+    """A test clip."""
 
-    Attributes:
-        name: Its id.
-        truth: Its labels.
-        trained: The trained model's (label, probability), the best first, up to five.
-        zero_shot: The untrained model's.
-        right: Whether the trained model is right (for tasks that label seconds: mostly).
-        was_right: Whether the untrained model is.
-        thumbnails: (second, ``data:`` address of a small JPEG).
-        seconds: Second by second.
-    """
-
-    name: str
-    truth: tuple[str, ...]
-    trained: tuple[tuple[str, float], ...]
-    zero_shot: tuple[tuple[str, float], ...]
-    right: bool
-    was_right: bool
-    thumbnails: tuple[tuple[int, str], ...]
-    seconds: tuple[Second, ...]
+    name: str  # its id
+    truth: tuple[str, ...]  # its labels
+    trained: tuple[tuple[str, float], ...]  # the trained model's (label, probability), the best first, up to five
+    zero_shot: tuple[tuple[str, float], ...]  # the untrained model's
+    right: bool  # whether the trained model is right (for tasks that label seconds: mostly)
+    was_right: bool  # whether the untrained model is
+    thumbnails: tuple[tuple[int, str], ...]  # (second, ``data:`` address of a small JPEG)
+    seconds: tuple[Second, ...]  # second by second
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A map over a frame.
+    """A map over a frame."""
 
-    Attributes:
-        title: What it shows.
-        values: Rows of numbers, ``[h][w]``, upper left first; shown between their smallest and largest.
-    """
-
-    title: str
+    title: str  # what it shows
+    # rows of numbers, ``[h][w]``, upper left first; shown between their smallest and largest
     values: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Look:
-    """Where the model looked in one second of a clip, beside the unadapted model.
+    """Where the model looked in one second of a clip, beside the unadapted model."""
 
-    Attributes:
-        name: Id of the clip.
-        second: Which second.
-        label: The label that the maps are about.
-        frame: ``data:`` address of the frame, square, as the model sees it.
-        heats: Maps over it: where the unadapted tower finds the label, where the adapted one does, where the adapters'
-            spatial attention lies.
-        gates: (title, one number for each second of the clip): the temporal gates, 0 to 1.
-        truth: For each second whether something is annotated, or None.
-    """
-
-    name: str
-    second: int
-    label: str
-    frame: str
+    name: str  # id of the clip
+    second: int  # which second
+    label: str  # the label that the maps are about
+    frame: str  # ``data:`` address of the frame, square, as the model sees it
+    # maps over it: where the unadapted tower finds the label, where the adapted one does, where the adapters'
+    # spatial attention lies
     heats: tuple[Heat, ...]
+    # (title, one number for each second of the clip): the temporal gates, 0 to 1
     gates: tuple[tuple[str, tuple[float, ...]], ...]
-    truth: tuple[bool, ...] | None
+    truth: tuple[bool, ...] | None  # For each second whether something is annotated, or None
 
 
 @dataclass(frozen=True)
 class Component:
-    """Size and cost of a part of the model (the paper's Table 6).
+    """Size and cost of a part of the model (the paper's Table 6)."""
 
-    Attributes:
-        name: What it is.
-        trainable: Trainable parameters.
-        total: All parameters.
-        flops: Floating-point operations for a clip of ten seconds, or None.
-    """
-
-    name: str
-    trainable: int
-    total: int
-    flops: int | None
+    name: str  # what it is
+    trainable: int  # trainable parameters
+    total: int  # all parameters
+    flops: int | None  # floating-point operations for a clip of ten seconds, or None
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A whole few-shot run.
+    """A whole few-shot run."""
 
-    Attributes:
-        title: For example ``"llp_cls, 16 shots"``.
-        task: Name of the task.
-        dataset: Title of the data set.
-        command: The command line.
-        created: When it ended, ISO 8601.
-        version: Version of this program.
-        settings: (name, value, source) of every setting.
-        components: Size and cost, ``"all"`` last.
-        data: (split, listed, used, unusable, what it is used for).
-        left: (split, id, reason) of clips that could not be used, the first ones.
-        left_total: How many there are in all.
-        supports: For each seed what a person should know about its support.
-        comparison: Of the systems, over seeds.
-        results: Of each system, first seed: per-class tables, confusion matrices, calibration, baselines, ceilings.
-        curves: One a seed.
-        examples: Test clips, right ones and wrong ones.
-        looks: Where the adapters looked.
-        notes: What a person should know, for example that there were no validation clips.
-    """
-
-    title: str
-    task: str
-    dataset: str
-    command: str
-    created: str
-    version: str
-    settings: tuple[tuple[str, str, str], ...]
-    components: tuple[Component, ...]
-    data: tuple[tuple[str, int, int, int, str], ...]
-    left: tuple[tuple[str, str, str], ...]
-    left_total: int
-    supports: tuple[tuple[int, tuple[str, ...]], ...]
-    comparison: Comparison
+    title: str  # For example ``"llp_cls, 16 shots"``
+    task: str  # name of the task
+    dataset: str  # title of the data set
+    command: str  # the command line
+    created: str  # when it ended, ISO 8601
+    version: str  # version of this program
+    settings: tuple[tuple[str, str, str], ...]  # (name, value, source) of every setting
+    components: tuple[Component, ...]  # size and cost, ``"all"`` last
+    data: tuple[tuple[str, int, int, int, str], ...]  # (split, listed, used, unusable, what it is used for)
+    left: tuple[tuple[str, str, str], ...]  # (split, id, reason) of clips that could not be used, the first ones
+    left_total: int  # how many there are in all
+    supports: tuple[tuple[int, tuple[str, ...]], ...]  # For each seed what a person should know about its support
+    comparison: Comparison  # of the systems, over seeds
+    # of each system, first seed: per-class tables, confusion matrices, calibration, baselines, ceilings
     results: dict[str, TaskResult]
-    curves: tuple[Curve, ...]
-    examples: tuple[Example, ...] = ()
-    looks: tuple[Look, ...] = ()
+    curves: tuple[Curve, ...]  # one a seed
+    examples: tuple[Example, ...] = ()  # test clips, right ones and wrong ones
+    looks: tuple[Look, ...] = ()  # where the adapters looked
+    # what a person should know, for example that there were no validation clips
     notes: tuple[str, ...] = field(default=())

@@ -27,13 +27,8 @@ CLASS_COLUMNS = ("class", "support", "answered", "precision", "recall", "f1", "a
 def comparison_table(comparison: Comparison) -> Table:
     """The systems side by side, in percent with intervals, and how far the last is from the one before it.
 
-    Metrics are rows: there are more of them than of systems, and a terminal is narrow.
-
-    Args:
-        comparison: Its last system is what the run is about.
-
-    Returns:
-        The table; a clear difference is coloured and marked with ``*``.
+    Metrics are rows: there are more of them than of systems, and a terminal is narrow. A clear difference is coloured
+    and marked with ``*``.
     """
     main, reference = main_systems(comparison)
     table = Table(

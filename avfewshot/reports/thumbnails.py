@@ -18,28 +18,14 @@ QUALITY = 78
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A frame of a clip.
+    """A frame of a clip."""
 
-    Attributes:
-        second: Index of the segment it shows.
-        source: ``data:image/jpeg;base64,...``
-    """
-
-    second: int
-    source: str
+    second: int  # index of the segment it shows
+    source: str  # data:image/jpeg;base64,...
 
 
 def thumbnails(path: str, count: int, *, frame_backend: str = "auto") -> list[Thumbnail]:
-    """Evenly spaced frames of a file, one a second where it has no more than `count` seconds.
-
-    Args:
-        path: The media file.
-        count: Largest number of frames.
-        frame_backend: What decodes them.
-
-    Returns:
-        In order of time; empty for a file without video, and for one that can no longer be read.
-    """
+    """At most `count` evenly spaced frames of a file; none without video, or where it can no longer be read."""
     from avfewshot.media.stream import IsolatedReader
 
     pictures = []
@@ -64,14 +50,7 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def jpeg_source(picture: np.ndarray) -> str:
-    """A picture as a ``data:`` address.
-
-    Args:
-        picture: uint8 ``[H, W, 3]``, RGB.
-
-    Returns:
-        ``data:image/jpeg;base64,...``
-    """
+    """A picture, uint8 ``[H, W, 3]``, RGB, as ``data:image/jpeg;base64,...``."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -37,19 +37,12 @@ SEGMENT_COLUMNS = ("path", "start", "end", "label", "score", "visual_weight", "a
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run went.
+    """How a run went."""
 
-    Attributes:
-        clips: Files classified.
-        failed: Files that could not be.
-        total: Files asked for; more than ``clips + failed`` when the run was cut short.
-        elapsed: Seconds from the first file to the last, loading the model not counted.
-    """
-
-    clips: int
-    failed: int
-    total: int
-    elapsed: float
+    clips: int  # files classified
+    failed: int  # files that could not be
+    total: int  # files asked for; more than clips + failed when the run was cut short
+    elapsed: float  # seconds from the first file to the last, loading the model not counted
 
     @property
     def rate(self) -> float:
@@ -76,12 +69,7 @@ class Writer(Protocol):
 
 
 class JsonWriter:
-    """The whole run as one JSON document (see docs/json.md), written clip by clip.
-
-    Args:
-        stream: Where to write.
-        segments: Whether to tell what each second holds.
-    """
+    """The whole run as one JSON document (see docs/json.md), written clip by clip."""
 
     def __init__(self, stream: TextIO, *, segments: bool) -> None:
         self._stream = stream
@@ -116,7 +104,7 @@ class JsonlWriter:
 
     Args:
         stream: Where to write.
-        segments: Whether to tell what each second holds.
+        segments: Whether each line tells what each second holds.
         run_id: Written into each line as ``"run"``, so that a later run knows whether it may go on; empty: not.
     """
 
@@ -140,11 +128,7 @@ class JsonlWriter:
 
 
 class CsvWriter:
-    """One row a file, by RFC 4180 but for Unix line ends: :data:`CSV_COLUMNS`, then a probability for each label.
-
-    Args:
-        stream: Where to write.
-    """
+    """One row a file, by RFC 4180 but for Unix line ends: :data:`CSV_COLUMNS`, then a probability for each label."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -187,11 +171,7 @@ class CsvWriter:
 
 
 class SegmentsCsvWriter:
-    """One row a second of each clip: :data:`SEGMENT_COLUMNS`; a failure has a row with its error.
-
-    Args:
-        stream: Where to write.
-    """
+    """One row a second of each clip: :data:`SEGMENT_COLUMNS`; a failure has a row with its error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
