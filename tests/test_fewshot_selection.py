@@ -245,3 +245,22 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_named(make_run, place):
     for split in ("val", "test"):
         count = COUNTS[split] * len(NAMES)
         assert sizes[split] == ((count, count - 1, 1) if place == split else (count, count, 0))
+
+
+def test_frozen_embeddings_of_splits_and_supports_serve_the_light_methods(make_run):
+    run = make_run(dataset("folder"))
+    support = run.support(1)
+
+    samples, features = run.bench.features(support.samples)
+
+    assert [sample.id for sample in samples] == list(features.ids) == [sample.id for sample in support.samples]
+    expected = run.bench.zero_shot(*(part[None] for part in inputs(samples[0])))
+    for got, wanted in zip((features.visual[0], features.audio[0]), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got).float(), wanted[0].detach())
+    assert run.bench.features("val")[1].ids == tuple(sample.id for sample in run.dataset.split("val"))
+    assert len(make_run(dataset("folder", val=0)).bench.features("val")[1]) == 0
+
+
+def inputs(sample):
+    clip = read(sample.path)
+    return clip.frames, clip.audio_segments

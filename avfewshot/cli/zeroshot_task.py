@@ -13,8 +13,7 @@ from avfewshot.io import write_text
 from avfewshot.settings import TABLES, Resolved, resolve
 
 if TYPE_CHECKING:
-    from avfewshot.evaluation.evaluator import TaskBench
-    from avfewshot.training.assess import Assessment
+    from avfewshot.evaluation.evaluator import EvalReport, TaskBench
 
 TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
 BACKGROUNDS = ("threshold", "prompt", "none")
@@ -206,7 +205,7 @@ def _prepare(request: TaskRequest, display: Any) -> tuple[TaskBench, Any, dict[s
     return bench, model, options
 
 
-def _print(request: TaskRequest, bench: TaskBench, assessment: Assessment) -> None:
+def _print(request: TaskRequest, bench: TaskBench, assessment: EvalReport) -> None:
     from rich.console import Console
 
     from avfewshot.evaluation.references import distinct

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from avfewshot.data.dataset import Dataset, Sample
@@ -15,14 +16,17 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.embedding import Embedded, embed_clips
 from avfewshot.evaluation.embedding_cache import EmbeddingCache
+from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage, usable
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.stream import Reader
+from avfewshot.methods.base import Features
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.prompts import Templates
 
@@ -33,56 +37,48 @@ UNTRAINED = (CLIP_ONLY, CLAP_ONLY, ZERO_SHOT)
 _MODALITIES = {CLIP_ONLY: "visual", CLAP_ONLY: "audio", ZERO_SHOT: None}
 
 
+TRAINED_CLASSES, OTHER_CLASSES = "classes that were trained on", "other classes"
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Samples of a split with the logits of the untrained model.
-
-    Attributes:
-        samples: N samples whose clips could be read.
-        logits: Of each of them.
-    """
+    """N samples of a split whose clips could be read, with what the frozen towers make of them."""
 
     samples: tuple[Sample, ...]
-    logits: tuple[ClipLogits, ...]
+    embeddings: tuple[EmbeddedFile, ...]
+    logits: tuple[ClipLogits, ...]  # zero-shot
+
+
+@dataclass(frozen=True, eq=False)
+class EvalReport:
+    """Systems on the test clips of a task."""
+
+    results: dict[str, TaskResult]
+    comparison: Comparison
+    parts: dict[str, Comparison] = field(default_factory=dict)
+    """The comparison on clips all of whose classes were trained on, and on clips none of whose were: only where there
+    are both kinds. All classes of the task are candidates in any case."""
 
 
 @dataclass(eq=False)
 class TaskBench:
-    """Judges models on one task; what the frozen towers say is computed once, and kept on disk.
+    """Evaluates models on one task; what the frozen towers say is computed once, and kept on disk.
 
-    Args:
-        dataset: With media.
-        decision: How logits become answers.
-        backbone: Moved to the device in place.
-        templates: Prompt templates.
-        device: Where to compute.
-        precision: What the towers compute in, which the kept embeddings belong to.
-        autocast: Gives the context in which a training computes in that precision.
-        read: Decodes a clip.
-        frame_backend: What it decodes frames with, which the kept embeddings belong to.
-        window: Seconds that go through adapters together.
-        batch_size: Seconds that go through the towers at once; None: what suits the device.
-        workers: Threads that decode ahead.
-        observer: Is told what happens.
-
-    Attributes:
-        texts: Features of the classes and the background.
-        zero_shot: The untrained model.
-        usage: What became of the clips.
+    Labels of test clips come in by :meth:`report` alone: whatever is chosen is chosen before, on other clips.
     """
 
-    dataset: Dataset
-    decision: Decision
-    backbone: Backbone
+    dataset: Dataset  # with media
+    decision: Decision  # how logits become predictions
+    backbone: Backbone  # moved to the device in place
     templates: Templates
     device: torch.device
-    precision: str
-    read: Reader
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    frame_backend: str = "auto"
-    window: int = 10
-    batch_size: int | None = None
-    workers: int = 2
+    precision: str  # what the towers compute in, which the kept embeddings belong to
+    read: Reader  # decodes a clip
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which a training computes in that precision
+    frame_backend: str = "auto"  # what `read` decodes frames with, which the kept embeddings belong to
+    window: int = 10  # seconds that go through adapters together
+    batch_size: int | None = None  # seconds that go through the towers at once; None: what suits the device
+    workers: int = 2  # that decode ahead
     observer: Observer = field(default_factory=Observer)
 
     def __post_init__(self) -> None:
@@ -101,17 +97,13 @@ class TaskBench:
         self._scored: dict[str, Scored] = {}
 
     def scored(self, split: str) -> Scored:
-        """The usable samples of a split with the untrained model's logits; computed once.
+        """The usable samples of a split with embeddings and logits of the frozen towers; computed once.
 
         Raises:
             DataError: The split ``test`` has no clip that can be used.
         """
         if split not in self._scored:
-            samples = self.dataset.split(split)
-            paths = [sample.path for sample in samples if sample.path is not None]
-            self.observer.begin(f"embedding {split} clips", len(set(paths)))
-            embedded = self._embed(self.zero_shot, paths, cache=self._cache)
-            found = usable(samples, embedded, self.usage)
+            found = self._usable(self.dataset.split(split), f"embedding {split} clips")
             if not found and split == "test":
                 raise DataError(
                     f"No test clip of {self.dataset.description.title} can be used: there is nothing to evaluate on.",
@@ -121,22 +113,41 @@ class TaskBench:
             scales = self.backbone.visual_scale, self.backbone.audio_scale
             self._scored[split] = Scored(
                 tuple(sample for sample, _ in found),
+                tuple(file for _, file in found),
                 tuple(score_clip(file.visual, file.audio, self.texts, scales) for _, file in found),
             )
         return self._scored[split]
 
-    def targets(self, split: str) -> Targets | None:
-        """What is true of the usable clips of a split; None where there are none.
+    def features(self, clips: str | Sequence[Sample]) -> tuple[tuple[Sample, ...], Features]:
+        """Embeddings of the frozen towers for the few-shot methods, from the cache where they are known.
+
+        Args:
+            clips: A split, or samples such as those of a support.
+
+        Returns:
+            The samples that can be used, and their embeddings.
+        """
+        if isinstance(clips, str):
+            scored = self.scored(clips)
+            found = list(zip(scored.samples, scored.embeddings, strict=True))
+        else:
+            found = self._usable(clips, "embedding clips")
+        if not found:
+            return (), Features((), (), ())
+        return tuple(sample for sample, _ in found), Features.of((s.id, f.visual, f.audio) for s, f in found)
+
+    def validation_targets(self) -> Targets | None:
+        """What is true of the usable validation clips; None where there are none.
 
         Raises:
             DataError: The task labels seconds, and there are no validation clips to choose a threshold on.
         """
-        samples = self.scored(split).samples
+        samples = self.scored("val").samples
         if samples:
             return Targets.from_samples(self.dataset, samples)
         if self.decision.per_second and self.decision.background == "threshold":
             raise DataError(
-                f"{self.dataset.description.title} has no usable {split} clip, so nothing tells which seconds are "
+                f"{self.dataset.description.title} has no usable val clip, so nothing tells which seconds are "
                 "background.",
                 hint="Use --background prompt.",
             )
@@ -144,7 +155,7 @@ class TaskBench:
 
     def fit(self, logits: Sequence[ClipLogits]) -> Fitted:
         """What validation chooses for a system, given its logits of the validation clips."""
-        targets = self.targets("val")
+        targets = self.validation_targets()
         return self.decision.fit(logits, targets) if targets else Fitted()
 
     def predict(self, logits: Sequence[ClipLogits], fitted: Fitted) -> Predictions:
@@ -161,6 +172,28 @@ class TaskBench:
                 seen, asked = ([clip.only(modality) for clip in clips] for clips in (validation, judged))
             systems[name] = self.predict(asked, self.fit(seen))
         return systems
+
+    def report(self, systems: Mapping[str, Predictions], *, trained_labels: Collection[str] = ()) -> EvalReport:
+        """Compare what systems say about the test clips with what is true of them.
+
+        Args:
+            systems: Name -> predictions of the usable test clips, in the order of a table.
+            trained_labels: Names or wordings of the classes that one of them was trained on elsewhere.
+
+        Raises:
+            DataError: There are no test clips.
+        """
+        task, targets = self.decision.task, Targets.from_samples(self.dataset, self.scored("test").samples)
+        trained = {label.casefold() for label in trained_labels}
+        names = zip(self.dataset.classes, self.dataset.wordings, strict=True)
+        known = np.array([name.casefold() in trained or wording.casefold() in trained for name, wording in names])
+        inside, outside = (targets.labels & known).any(1), (targets.labels & ~known).any(1)
+        parts = {}
+        for name, rows in ((TRAINED_CLASSES, inside & ~outside), (OTHER_CLASSES, outside & ~inside)):
+            if trained and rows.any() and not rows.all():
+                picked = {system: said.rows(rows) for system, said in systems.items()}
+                parts[name] = evaluate_systems(task, targets.rows(rows), picked)[1]
+        return EvalReport(*evaluate_systems(task, targets, systems), parts)
 
     def joined(self, model: AudioVisualModel, split: str, share: float) -> list[ClipLogits]:
         """Logits of a trained model, joined with those of the untrained one.
@@ -207,6 +240,11 @@ class TaskBench:
                 raise AvfsError(f"{file.path}: could be read before and cannot be read any more: {file.error}")
             result.append(score_clip(file.visual, file.audio, projected, scales))
         return result
+
+    def _usable(self, samples: Sequence[Sample], title: str) -> list[tuple[Sample, EmbeddedFile]]:
+        paths = [sample.path for sample in samples if sample.path is not None]
+        self.observer.begin(title, len(set(paths)))
+        return usable(samples, self._embed(self.zero_shot, paths, cache=self._cache), self.usage)
 
     def _embed(self, model: AudioVisualModel, paths: Sequence[Path], *, cache: EmbeddingCache | None) -> Embedded:
         with self.autocast():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,6 +85,15 @@ class Targets:
             multi_label=dataset.multi_label,
         )
 
+    def rows(self, chosen: npt.NDArray[np.bool_]) -> Targets:
+        """Those of some clips, bool ``[N]``."""
+        return replace(
+            self,
+            ids=tuple(np.array(self.ids, dtype=object)[chosen]),
+            labels=self.labels[chosen],
+            segments=None if self.segments is None else self.segments[chosen],
+        )
+
     @property
     def num_clips(self) -> int:
         """N."""
@@ -162,3 +171,8 @@ class Predictions:
             object.__setattr__(self, "salience", salience)
             if salience.shape != probabilities.shape[:2] or not np.isfinite(salience).all():
                 raise ValueError(f"Salience must be finite and {probabilities.shape[:2]}, it is {salience.shape}.")
+
+    def rows(self, chosen: npt.NDArray[np.bool_]) -> Predictions:
+        """Those of some clips, bool ``[N]``."""
+        salience = None if self.salience is None else self.salience[chosen]
+        return replace(self, probabilities=self.probabilities[chosen], salience=salience)

@@ -15,7 +15,6 @@ from avfewshot.data.dataset import Dataset
 from avfewshot.data.sampler import Support
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
-from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.evaluator import TaskBench
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
@@ -229,7 +228,8 @@ class FewShot:
         """
         systems = self.bench.untrained("test")
         systems[TRAINED] = self.bench.predict(self.bench.joined(model, "test", verdict.blend), verdict.fitted)
-        return evaluate_systems(self.config.task, self.bench.targets("test"), systems)
+        report = self.bench.report(systems)
+        return report.results, report.comparison
 
     def best_model(self, seed: int) -> AudioVisualModel:
         """The model that validation chose in a run that is done, in evaluation mode."""
@@ -240,7 +240,7 @@ class FewShot:
 
     def _start(self, model: AudioVisualModel) -> Verdict:
         """The verdict on what a training begins with."""
-        targets = self.bench.targets("val")
+        targets = self.bench.validation_targets()
         if targets is None:
             return unjudged(0, 0.0, 0.0)
         start = judge_zero_shot(self.bench.decision, self.bench.scored("val").logits, targets)
@@ -250,7 +250,7 @@ class FewShot:
         return given if given.better_than(start) else start
 
     def _verdict(self, model: AudioVisualModel, epoch: int) -> Verdict:
-        share, targets = self.config.blend, self.bench.targets("val")
+        share, targets = self.config.blend, self.bench.validation_targets()
         if targets is None:
             return unjudged(epoch, share, BLIND_SHARE)
         trained = self.bench.trained_logits(model, "val")
