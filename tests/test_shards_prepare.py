@@ -8,8 +8,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import webdataset
 from shards_support import CLASSES, make_dataset, make_plan, names, prepared
+from webdataset.writer import TarWriter
 
 from avfewshot.data.shards import prepare as module
 from avfewshot.data.shards.plan import default_shard_clips
@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_disk_that_fills_up_is_told_and_leaves_whole_shards(tmp_path, monkeypatch):
     written = []
-    real = webdataset.TarWriter.write
+    real = TarWriter.write
 
     def write(self, sample):
         written.append(sample)
@@ -270,7 +270,7 @@ def test_a_disk_that_fills_up_is_told_and_leaves_whole_shards(tmp_path, monkeypa
             raise OSError(28, "No space left on device")
         return real(self, sample)
 
-    monkeypatch.setattr(webdataset.TarWriter, "write", write)
+    monkeypatch.setattr(TarWriter, "write", write)
     folder = tmp_path / "shards"
     with pytest.raises(DataError, match=r"train-000001\.tar: cannot be written: No space left"):
         prepare(make_plan(), folder).run()

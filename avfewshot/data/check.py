@@ -134,11 +134,11 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
     Returns:
         One per data set name, sorted by name. A data set that cannot be read is left out.
     """
-    folders = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
+    roots = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
     own = dataset if isinstance(dataset, str) else dataset.name
     found: list[Dataset] = []
     for name in description_names():
-        for folder in folders:
+        for folder in roots:
             if name == own or not folder.is_dir():
                 continue
             try:

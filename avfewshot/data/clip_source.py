@@ -39,16 +39,20 @@ class ClipSource(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; labels are indices into them."""
+        ...
 
     @property
     def wordings(self) -> tuple[str, ...]:
         """Wording of each class for prompts."""
+        ...
 
     def __len__(self) -> int:
         """Number of clips, those that cannot be read included."""
+        ...
 
     def count(self, rank: int, world: int) -> int:
         """Length of the stream of a rank, the same in every epoch: see :func:`share`."""
+        ...
 
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
@@ -65,6 +69,7 @@ class ClipSource(Protocol):
         Raises:
             UsageError: There is no such rank, or `start` is negative.
         """
+        ...
 
 
 def check_place(rank: int, world: int, start: int) -> None:
@@ -161,6 +166,7 @@ class RawSource:
 
     def _decode(self, sample: Sample) -> LabelledClip | Failure:
         try:
+            assert sample.path is not None
             clip = self._read(sample.path)
         except Exception as error:  # whatever it is, it is this file's failure
             return Failure(str(sample.path), explain(error), sample.id)

@@ -18,7 +18,7 @@ from avfewshot.data.findings import DatasetReport
 if TYPE_CHECKING:
     from avfewshot.labels import LabelSet
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,4 +82,5 @@ class DatasetReport:
     @property
     def worst(self) -> Severity | None:
         """The gravest severity among the findings, or None without any."""
-        return max((finding.severity for finding in self.findings), key=SEVERITIES.index, default=None)
+        told = {finding.severity for finding in self.findings}
+        return next((severity for severity in reversed(SEVERITIES) if severity in told), None)

@@ -267,7 +267,7 @@ def _without_repeats(samples: list[Sample], report: DatasetReport) -> list[Sampl
     repeated: list[str] = []
     for sample in samples:
         try:
-            status = os.stat(sample.path)
+            status = os.stat(sample.path or "")
         except OSError:
             kept.append(sample)
             continue

@@ -24,6 +24,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _TIMES = re.compile(r"(?P<start>\d+(?:\.\d+)?)s?(?:[_-](?P<end>\d+(?:\.\d+)?)s?)?(?![A-Za-z0-9])")
 _SAME_TIME = 0.05  # Seconds; names round their decimals differently.
 _SKIPPED_FOLDERS = {"__MACOSX", "lost+found"}
+_Place = tuple[int, int]  # device and number of a folder
 _MOST_NAMES = 100  # Paths by which links may lead to one folder; a web of links would have no end.
 _KNOWN_NAMES = "ID.mp4, ID_START.mp4, ID_START_END.mp4 (seconds or milliseconds), YID.mp4, 'Title [ID].mp4'"
 
@@ -160,11 +161,10 @@ def walk_media(folders: Sequence[str | Path], barren: dict[str, int] | None = No
     """
     from avfewshot.media.discover import MEDIA_SUFFIXES  # Here: the package around it may take a while to import.
 
-    Place = tuple[int, int]
-    earlier: set[Place] = set()
+    earlier: set[_Place] = set()
     for root in folders:
-        names: Counter[Place] = Counter()
-        pending: list[tuple[str, frozenset[Place]]] = [(os.fspath(root), frozenset())]
+        names: Counter[_Place] = Counter()
+        pending: list[tuple[str, frozenset[_Place]]] = [(os.fspath(root), frozenset())]
         while pending:
             folder, around = pending.pop()
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from avfewshot.data.aliases import ClassNames
 from avfewshot.data.clip_lists import read_clip_list
@@ -37,7 +38,7 @@ def with_vggsounder(dataset: Dataset, path: str | Path) -> Dataset:
     names = ClassNames(dataset.classes)
     events: dict[str, set[Event]] = {}
     end = float(dataset.num_segments)
-    modalities = {"A": "audio", "V": "visual"}
+    modalities: dict[str, Literal["audio", "visual"]] = {"A": "audio", "V": "visual"}
     for row in part.rows:
         if (label := names.index(row.category)) is not None:
             event = Event(label, 0.0, end, modalities.get(row.modality, "av"))

@@ -11,13 +11,13 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import av
+import av.error
 from tqdm import tqdm
 
 from avfewshot.errors import AvfsError, DataError, UsageError
@@ -321,7 +321,7 @@ def _refuse_other_contents(root: Path, before: Manifest | None, wanted: tuple[in
     )
 
 
-def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Iterator[tuple[str, str]]:
+def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Generator[tuple[str, str]]:
     """Write clips, in the order in which they get done: path below the root and digest of each.
 
     Closing the iterator, or an exception such as KeyboardInterrupt, lets each process end the clip at hand and drops
@@ -350,7 +350,7 @@ def _write(root: Path, clip: PlannedClip) -> tuple[str, str]:
     try:
         write_clip(clip.script, path)
         return clip.path, sha256_file(path)
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, av.error.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         hint = "Remedy it and run the same command again: it goes on where it stopped."
         raise DataError(f"{path}: cannot be written: {reason}.", hint=hint) from error

@@ -99,7 +99,7 @@ def _hum(count: int, rng: np.random.Generator) -> np.ndarray:
     turns = _TAU * _HUM_HERTZ * np.arange(SAMPLE_RATE // _HUM_HERTZ) / SAMPLE_RATE
     phases = rng.uniform(0, _TAU, _HUM_PARTIALS)
     period = sum(np.sin(turns * (k + 1) + phase) / (k + 1) for k, phase in enumerate(phases))
-    return np.resize(period / loudness(period), count)
+    return np.resize(period / loudness(period), count)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _ringing(s: _Synth) -> np.ndarray:
     t = s.grain(0.9)
     partials = ((0.5, 0.5, 2), (1, 1, 3), (1.19, 0.8, 4), (1.5, 0.5, 5), (2, 0.6, 6), (2.74, 0.4, 8), (3.76, 0.3, 10))
     strike = sum(loud * np.exp(-t * decay) * np.sin(_TAU * 620 * s.pitch * r * t) for r, loud, decay in partials)
-    return s.repeat(s.beats(s.between(0.35, 0.7)), strike)
+    return s.repeat(s.beats(s.between(0.35, 0.7)), strike)  # pyright: ignore[reportArgumentType]
 
 
 def _buzzing(s: _Synth) -> np.ndarray:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from avfewshot.toyworld.vocabulary import COLOURS
 
-Rgb = tuple[int, int, int]
+Rgb = tuple[int, ...]  # red, green, blue
 
 
 class _Pen:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable
 from fractions import Fraction
 
-import av
+import av.codec.context
+import av.container
 import numpy as np
 
 from avfewshot.io import atomic_path

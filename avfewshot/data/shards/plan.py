@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.ranking import ranked
-from avfewshot.data.shards.record import ShardIndex, ShardName
+from avfewshot.data.shards.record import ShardIndex, ShardName, Split
 from avfewshot.errors import DataError, UsageError
 
 SHARD_CLIPS = 1000
@@ -34,7 +34,7 @@ class PlannedShard(NamedTuple):
     """A shard to write: its file name, its split, and what goes into it, in order."""
 
     name: str
-    split: str
+    split: Split
     clips: tuple[PlannedClip, ...]
 
 
@@ -100,7 +100,7 @@ def plan_shards(
         raise UsageError(
             f"{dataset.description.title} has no split {unknown[0]!r}.", hint=f"Its splits: {', '.join(known)}."
         )
-    wanted = [split for split in SPLITS if split in (splits or known)]
+    wanted: list[Split] = [split for split in SPLITS if split in (splits or known)]
     shards: list[PlannedShard] = []
     for split in wanted:
         samples = sorted(dataset.available(split), key=lambda sample: (sample.id, sample.row))

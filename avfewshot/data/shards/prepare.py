@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
-import webdataset
+from webdataset.writer import TarWriter
 
 from avfewshot.data.clip_source import read_start
 from avfewshot.data.dataset import Sample
@@ -97,7 +97,8 @@ class Preparation:
         new: list[ShardEntry] = []
         try:
             encode = partial(_encode, index=self.plan.index)
-            with contextlib.closing(ordered_map(encode, samples, workers=self.jobs)) as encoded:
+            encoder = ordered_map(encode, samples, workers=self.jobs)
+            with contextlib.closing(encoder) as encoded:  # pyright: ignore[reportArgumentType]
                 new.extend(_write_shard(self.folder, self.plan.index, s, encoded, progress) for s in self.pending)
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk, say: the first error is the one to tell
@@ -257,7 +258,7 @@ def _write_shard(
         with atomic_path(target) as temporary, open(temporary, "wb") as stream:
             hashed = _Hashed(stream)
             # Neither a time nor an owner, so that equal clips give equal bytes.
-            with webdataset.TarWriter(hashed, encoder=False, mtime=0, user="", group="") as tar:
+            with TarWriter(cast(BinaryIO, hashed), encoder=False, mtime=0, user="", group="") as tar:
                 for clip in shard.clips:
                     members = next(encoded)
                     if isinstance(members, Rejected):

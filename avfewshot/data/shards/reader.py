@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import webdataset
+from webdataset.filters import shuffle
 
 from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_place, share
 from avfewshot.data.ranking import rank_key
@@ -170,7 +170,7 @@ class ShardSource:
         if seed is not None and self._buffer > 1:
             mixed = hashlib.blake2b(f"{seed} {epoch} {rank} {world} 0 1".encode(), digest_size=8)
             number = int.from_bytes(mixed.digest(), "big")
-            encoded = webdataset.shuffle(self._buffer, initial=self._buffer, seed=number)(encoded)
+            encoded = shuffle(self._buffer, initial=self._buffer, seed=number)(encoded)
         return ordered_map(self._decode, islice(encoded, start, None), workers=self._threads)
 
     def _read(self, seed: int | None, epoch: int, rank: int, world: int) -> Iterator[_Encoded]:
@@ -206,7 +206,6 @@ class ShardSource:
                         if key != clips[read].key:
                             raise DamagedClipError("the shard holds another clip in its place")
                         members[name] = self._content(tar, member, len(members))
-                        tar.members.clear()  # what was read is not kept
             if members:
                 yield _Encoded(shard, clips[read], members)
                 read += 1
@@ -247,9 +246,9 @@ class ShardSource:
             if record.id != encoded.clip.id:
                 raise DamagedClipError("it is another clip than its entry says")
             background = len(self._index.classes)
-            segments = record.segments and tuple(
-                background if name is None else self._label(name) for name in record.segments
-            )
+            segments = None
+            if record.segments is not None:
+                segments = tuple(background if name is None else self._label(name) for name in record.segments)
             labels = tuple(sorted(self._label(name) for name in record.labels))
             clip, _ = decode_members(encoded.members, path)
             return LabelledClip(record.id, labels, clip, segments)

@@ -271,7 +271,7 @@ class ClipRecord:
             raise RecordError("; ".join(faults_of(error)[:5])) from error
 
 
-_INDEX, _ENTRY, _RECORD = (TypeAdapter(kind) for kind in (ShardIndex, ShardEntry, ClipRecord))
+_INDEX, _ENTRY, _RECORD = TypeAdapter(ShardIndex), TypeAdapter(ShardEntry), TypeAdapter(ClipRecord)
 
 
 def _read_json(path: Path) -> Any:
