@@ -87,7 +87,7 @@ class Features:
     @property
     def seconds(self) -> npt.NDArray[np.int64]:
         """T_i, ``[N]``."""
-        pairs = zip(self.visual, self.audio, strict=True)
+        pairs: Any = zip(self.visual, self.audio, strict=True)
         return np.array([len(audio if visual is None else visual) for visual, audio in pairs], dtype=np.int64)
 
     def width(self, modality: str) -> int:
@@ -117,7 +117,7 @@ class Support:
     features: Features
     labels: npt.NDArray[np.bool_]  # [N, K]
     segments: tuple[npt.NDArray[np.bool_], ...] | None = None  # [T_i, K + 1] a clip, background last
-    groups: npt.NDArray[np.int64] | None = None  # [N], what is left out together; None: clips of one id
+    groups: Any = None  # int64 [N], what is left out together; None: clips of one id
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels, dtype=bool)
@@ -191,7 +191,7 @@ class LabelFeatures:
         names = tuple(self.names[column] for column in columns)
         return replace(self, names=names, visual=self.visual[columns], audio=self.audio[columns], **templates)
 
-    def alike(self, features: Features) -> Iterator[tuple[list[int], dict[str, torch.Tensor | None]]]:
+    def alike(self, features: Features) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Clips of one length and the same modalities, stacked: their numbers and arguments of ``predict_clips``.
 
         Scaled cosines ``[n, T, K]`` a modality, and with the background text ``[n, T]``.
@@ -201,11 +201,12 @@ class LabelFeatures:
         for clip, (visual, audio) in enumerate(zip(features.visual, features.audio, strict=True)):
             groups[lengths[clip], visual is not None, audio is not None].append(clip)
         for (_, *has), clips in groups.items():
-            logits: dict[str, torch.Tensor | None] = {}
+            logits: dict[str, Any] = {}
             for modality, scale, there in zip(MODALITIES, self.scales, has, strict=True):
                 background = getattr(self, f"{modality}_background")
-                stacked = np.stack([getattr(features, modality)[clip] for clip in clips]) if there else None
-                for name, texts in (("logits", getattr(self, modality).T), ("background", background)):
+                stacked: Any = np.stack([getattr(features, modality)[clip] for clip in clips]) if there else None
+                parts: Any = ("logits", getattr(self, modality).T), ("background", background)
+                for name, texts in parts:
                     known = stacked is not None and texts is not None
                     logits[f"{modality}_{name}"] = torch.from_numpy(scale * (stacked @ texts)) if known else None
             yield clips, logits

@@ -33,7 +33,8 @@ def temperature(log_posterior: Floats, labels: npt.NDArray[np.bool_]) -> dict[st
     def loss(log_temperature: float) -> float:
         return float(log_loss(log_softmax(log_posterior / np.exp(log_temperature)), targets).mean())
 
-    best = float(np.exp(minimize_scalar(loss, bounds=(-np.log(10), np.log(10)), method="bounded").x))
+    found: Any = minimize_scalar(loss, bounds=(-np.log(10), np.log(10)), method="bounded")
+    best = float(np.exp(found.x))
     after = log_softmax(log_posterior / best)
     return {
         "temperature": best,

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg import get_lapack_funcs
 
 from avfewshot.methods.base import MODALITIES, Floats, Rows, countable, log_loss, log_softmax, unit
 from avfewshot.methods.method import Head, Method, register
 from avfewshot.methods.stacking import stack, text_is_useful
 
 KERNELS = ("visual", "audio", "product", "mean")
-BETAS = (0.3, 1.0, 3.0)
+BETAS = (0.1, 0.3, 1.0, 3.0)
 SHARPNESS = (0.1, 0.3, 1.0)  # b = sharpness ln 10 / median distance of different classes
 PENALTIES = (0.01, 0.1)
 SCALES = (4.0, 8.0, 16.0, 32.0)  # only while an expert is chosen; the weights end as a continuous scale
@@ -117,10 +117,11 @@ def solve(
 
 def invert(matrix: Floats) -> Floats:
     """The inverse of a symmetric positive definite matrix, by Cholesky: half the work of the general one."""
-    factor, fault = dpotrf(matrix)
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factor, fault = potrf(matrix)
     if fault:  # not positive definite to the last digit
         return np.linalg.inv(matrix)
-    upper = dpotri(factor)[0]
+    upper: Any = potri(factor)[0]
     return np.triu(upper) + np.triu(upper, 1).T
 
 
@@ -143,7 +144,8 @@ def fit_head(rows: Rows, targets: Floats) -> Head:
     arrays: dict[str, Floats] = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
     arrays["targets"] = targets
     arrays |= {f"text centre.{modality}": centre_of(rows.vectors["mean", modality]) for modality in MODALITIES}
-    within = {m: None if rows.within[m] is None else np.linalg.eigh(rows.within[m]) for m in MODALITIES}
+    scatters: dict[str, Any] = rows.within
+    within = {m: None if scatters[m] is None else np.linalg.eigh(scatters[m]) for m in MODALITIES}
     fit = _fit_ridge if covered >= 0.5 else _fit_one_shot
     return fit(rows, targets, judged, text_is_useful(rows.text["fused"], targets), within, arrays)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Logistic(EvidenceMethod):
         from sklearn.linear_model import LogisticRegression
 
         row, label = np.nonzero(targets)  # a clip with several labels counts once for each, with its share
-        model = LogisticRegression(C=INVERSE_PENALTY, max_iter=300)
+        model: Any = LogisticRegression(C=INVERSE_PENALTY, max_iter=300)
         with warnings.catch_warnings():  # "might be a regression": one clip a class is what we are here for
             warnings.simplefilter("ignore", UserWarning)
             model.fit(rows.joint()[0][row], label, sample_weight=targets[row, label] * rows.weights[row])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -193,7 +193,7 @@ class Scorer:
             from avfewshot.methods.seconds import score_seconds
 
             return score_seconds(self, features)
-        cut = [
+        cut: Any = [
             (f"{name}#{second}", *(None if clip is None else clip[second : second + 1] for clip in (visual, audio)))
             for name, visual, audio, seconds in zip(
                 features.ids, features.visual, features.audio, features.seconds, strict=True
@@ -353,6 +353,8 @@ def join(first: Support, second: Support) -> Support:
     return Support(first.features + second.features, labels, segments)
 
 
+_Method = TypeVar("_Method", bound=Method)
+
 METHODS: dict[str, type[Method] | str] = {
     "zero_shot": "avfewshot.methods.zero_shot:ZeroShot",
     "nearest_mean": "avfewshot.methods.nearest_mean:NearestMean",
@@ -370,7 +372,7 @@ METHODS: dict[str, type[Method] | str] = {
 """Methods by name: a class, or ``"module:Class"`` that is imported when it is first used."""
 
 
-def register(method: type[Method]) -> type[Method]:
+def register(method: type[_Method]) -> type[_Method]:
     """Make a method known by its name; a decorator."""
     METHODS[method.name] = method
     return method

@@ -51,6 +51,7 @@ def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> 
     """The head of seconds, with the weights of both heads and of the signs of an event in its parameters."""
     from sklearn.linear_model import LogisticRegression
 
+    assert support.segments is not None
     features, lengths = support.features, support.features.seconds
     columns = np.append(np.flatnonzero(scorer.trained), support.num_classes)
     labels = np.concatenate(support.segments)[:, columns].astype(np.float64)
@@ -106,6 +107,7 @@ def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> 
 def score_seconds(scorer: Scorer, features: Features) -> list[Floats]:
     """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last."""
     head, lengths = scorer.second, features.seconds
+    assert head is not None
     rows, salience = second_rows(scorer, features, np.arange(len(features)))
     kept = np.array(head.params["columns"])
     trained = np.flatnonzero(scorer.trained)
