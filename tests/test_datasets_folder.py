@@ -218,6 +218,9 @@ def test_folders_named_like_media_are_folders_and_empty_ones_are_named(tmp_path)
     dataset = load_folder(tmp_path)
     assert dataset.classes == ("cat", "dog.mp4")
     assert dataset.report.find("empty-classes").examples == ("bird (1 other files)", "nothing")
+    assert dataset.report.describe() == [
+        "Class folders without a clip, left out. (2) E.g. bird (1 other files), nothing."
+    ]
 
 
 def test_one_clip_a_class_is_a_data_set_without_test_clips(tmp_path):

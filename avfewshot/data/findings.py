@@ -74,6 +74,16 @@ class DatasetReport:
         """The first finding with this code, or None."""
         return next((finding for finding in self.findings if finding.code == code), None)
 
+    def describe(self) -> list[str]:
+        """What a person should know before using the data, a sentence each: every finding but the harmless ones."""
+        lines = []
+        for finding in self.findings:
+            if finding.severity != "info":
+                places = ", ".join(finding.examples[:3])
+                many = f" ({finding.count:,})" if finding.count > 1 else ""
+                lines.append(finding.message + many + (f" E.g. {places}." if places else ""))
+        return lines
+
     @property
     def codes(self) -> tuple[str, ...]:
         """Codes of the findings, in order."""
