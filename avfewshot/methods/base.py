@@ -207,8 +207,10 @@ class LabelFeatures:
                 stacked: Any = np.stack([getattr(features, modality)[clip] for clip in clips]) if there else None
                 parts: Any = ("logits", getattr(self, modality).T), ("background", background)
                 for name, texts in parts:
-                    known = stacked is not None and texts is not None
-                    logits[f"{modality}_{name}"] = torch.from_numpy(scale * (stacked @ texts)) if known else None
+                    lacking = stacked is None or texts is None
+                    logits[f"{modality}_{name}"] = (
+                        None if lacking else torch.from_numpy(scale * np.matmul(stacked, texts))
+                    )
             yield clips, logits
 
     def clip_log_posteriors(self, features: Features) -> dict[str, Floats]:

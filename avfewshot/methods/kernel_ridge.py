@@ -122,7 +122,8 @@ def invert(matrix: Floats) -> Floats:
     if fault:  # not positive definite to the last digit
         return np.linalg.inv(matrix)
     upper: Any = potri(factor)[0]
-    return np.triu(upper) + np.triu(upper, 1).T
+    full: Any = np.triu(upper) + np.triu(upper, 1).T
+    return full
 
 
 def leave_out(inverse: Floats, targets: Floats, groups: npt.NDArray[np.int64]) -> Floats:
