@@ -22,13 +22,13 @@ import torch
 from avfewshot.data.load import load_dataset
 from avfewshot.data.sampler import draw_support
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.evaluation.embedding import embed_clips
-from avfewshot.evaluation.embedding_cache import EmbeddingCache
 from avfewshot.evaluation.tasks import find_task
-from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
+from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import class_texts
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
+from avfewshot.media.stream import read_ahead
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import find_method, method_names
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -67,13 +67,15 @@ class Task:
                 "frame size": str(model.visual_tower.image_size),
             }
         )
-        self.embedded = embed_clips(
-            model,
-            [sample.path for sample in wanted.values()],
-            lambda path: clips.get(path, frame_size=size, frame_backend="auto"),
-            device=torch.device("cpu"),
-            cache=cache,
-        )
+        embedder = Embedder(model, torch.device("cpu"))
+        paths = list(dict.fromkeys(sample.path for sample in wanted.values()))
+
+        def embed(missing: Any) -> Any:
+            return embedder.embed(
+                read_ahead(missing, lambda path: clips.get(path, frame_size=size, frame_backend="auto"), workers=2)
+            )
+
+        self.embedded = dict(zip(paths, embed_cached(paths, embed, cache), strict=True))
         self.draws = {key: self.support(draw) for key, draw in draws.items()}
         self.test = self.support(test)
 

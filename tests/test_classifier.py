@@ -435,3 +435,27 @@ def test_what_cannot_be_used_is_said(classifier, folder, change, message):
 def test_arguments_of_other_types_are_said_when_loading(argument):
     with pytest.raises(UsageError):
         load(**{"backbone": "tiny", "weights": "random", **argument})
+
+
+def test_a_second_run_over_the_same_files_decodes_nothing_and_says_the_same(classifier, folder, tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("both.mp4", "notes.mp4", "sound.wav")]
+    for path in paths:
+        path.write_bytes((folder / path.name).read_bytes())
+    caching = load("tiny", device="cpu", precision="fp32", weights="random", cache=True)
+    first = caching.classify(paths, LABELS)
+    assert [result.ok for result in first] == [True, False, True]
+
+    read = []
+    monkeypatch.setattr(
+        "avfewshot.inference.classifier.read_items",
+        lambda items, **_: (read.append(item) or Failure(str(item), "no decoding") for item in items),
+    )
+    again = caching.classify(paths, LABELS)
+    assert read == [paths[1]]
+    assert [again[0], again[2]] == [first[0], first[2]]
+
+    (entry,) = [p for p in caching._cache.disk.folder.iterdir() if caching._cache.disk.entry(p.stem) == p][:1]
+    entry.write_bytes(b"damaged")
+    read.clear()
+    caching.classify(paths, LABELS)
+    assert len(read) == 2

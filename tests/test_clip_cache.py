@@ -14,7 +14,7 @@ from PIL import Image
 
 import avfewshot.media.clip_cache as module
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.evaluation.embedding_cache import EmbeddingCache
+from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import cache_dir
 from avfewshot.media import SAMPLE_RATE, read_clip

@@ -85,7 +85,7 @@ class Diary(RunObserver, Watcher):
 @pytest.fixture
 def make_run(monkeypatch, tmp_path):
     """Make a run on stand-ins; its diary is its observer."""
-    monkeypatch.setattr("avfewshot.evaluation.evaluator.class_texts", lambda *_: texts())
+    monkeypatch.setattr("avfewshot.evaluation.evaluator.class_texts", lambda *_, **__: texts())
     plain = backbone()
 
     def make(data: Dataset, name: str = "run", **changes) -> FewShot:

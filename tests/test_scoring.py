@@ -9,7 +9,6 @@ import torch
 from training_support import CLASSES, backbone, labelled, names, read, texts
 
 from avfewshot.evaluation.background import BackgroundRule
-from avfewshot.evaluation.embedding_cache import EmbeddingCache
 from avfewshot.evaluation.logits import (
     clip_probabilities,
     second_probabilities,
@@ -17,6 +16,7 @@ from avfewshot.evaluation.logits import (
 )
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
+from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClipLogits, score_clip
 from avfewshot.media.clip import Failure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,6 @@ import torch
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
-from avfewshot.evaluation.embedding import Embedded, embed_clips
-from avfewshot.evaluation.embedding_cache import EmbeddingCache
 from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision, Fitted
@@ -23,9 +21,11 @@ from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage, usable
 from avfewshot.inference.devices import PRECISIONS
-from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
+from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
-from avfewshot.media.stream import Reader
+from avfewshot.media.clip import Failure
+from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.methods.base import Features
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.prompts import Templates
@@ -246,16 +246,18 @@ class TaskBench:
         self.observer.begin(title, len(set(paths)))
         return usable(samples, self._embed(self.zero_shot, paths, cache=self._cache), self.usage)
 
-    def _embed(self, model: AudioVisualModel, paths: Sequence[Path], *, cache: EmbeddingCache | None) -> Embedded:
+    def _embed(
+        self, model: AudioVisualModel, paths: Sequence[Path], *, cache: EmbeddingCache | None
+    ) -> dict[Path, EmbeddedFile | Failure]:
+        """An entry for each file, once; `cache` is for frozen towers."""
+
+        def embed(paths: Sequence[Path]) -> Iterator[EmbeddedFile | Failure]:
+            embedder = Embedder(model, self.device, self.batch_size, window=self.window)
+            return embedder.embed(read_ahead(paths, self.read, workers=self.workers))
+
+        found, paths = {}, list(dict.fromkeys(paths))
         with self.autocast():
-            return embed_clips(
-                model,
-                paths,
-                self.read,
-                device=self.device,
-                window=self.window,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                cache=cache,
-                progress=self.observer.advance,
-            )
+            for path, file in zip(paths, embed_cached(paths, embed, cache), strict=True):
+                found[path] = file
+                self.observer.advance()
+        return found

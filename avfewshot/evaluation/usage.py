@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.evaluation.embedding import Embedded
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.results import Failure
 from avfewshot.io import csv_cell, write_text
@@ -64,7 +63,9 @@ def without_media(dataset: Dataset, paths: Iterable[Path]) -> Dataset:
     )
 
 
-def usable(samples: Sequence[Sample], embedded: Embedded, usage: Usage) -> list[tuple[Sample, EmbeddedFile]]:
+def usable(
+    samples: Sequence[Sample], embedded: Mapping[Path, EmbeddedFile | Failure], usage: Usage
+) -> list[tuple[Sample, EmbeddedFile]]:
     """The samples whose clips could be embedded.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +15,14 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32
+from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
 from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet
+from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MODALITIES, check_options
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.ensemble import EnsembleModel
@@ -70,6 +73,8 @@ class Classifier:
         window: Seconds that go through the adapters together.
         fusion: What :meth:`classify` does unless told; see there.
         pool: Likewise.
+        cache: Keep what the frozen towers make of files on disk: the next run over them needs no decoding. With a
+            trained model in play, nothing is kept.
 
     Attributes:
         model: The trained model, or the towers as one model.
@@ -92,6 +97,7 @@ class Classifier:
         window: int = 10,
         fusion: str = DEFAULT_FUSION,
         pool: str = DEFAULT_POOL,
+        cache: bool = False,
     ) -> None:
         if not 0 <= blend <= 1:
             raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
@@ -110,6 +116,11 @@ class Classifier:
         self.window = window
         self.fusion = fusion
         self.pool = pool
+        self._cache = None
+        if cache and self.blend == 0:
+            about = {f"file {role}": digest for role, digest in backbone.identity.items()}
+            about |= {"used by": "classifier", "backbone": backbone.name, "precision": precision}
+            self._cache = EmbeddingCache(about | {"frame size": str(plain.visual_tower.image_size)})
         # A share of all or nothing needs one model alone.
         alone = {0.0: plain, 1.0: self.model}
         self._scored = alone.get(self.blend) or EnsembleModel(plain, self.model)
@@ -280,9 +291,16 @@ class Classifier:
             raise UsageError(f"workers must be a whole number, at least 0, not {workers!r}.")
         size = self.model.visual_tower.image_size
         items = expand(inputs, frame_size=size, modality=modality)
-        clips = read_items(items, frame_size=size, modality=modality, frame_backend=frame_backend, workers=workers)
-        embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
-        return _closing_both(embedder.embed(clips), clips), len(items)
+        options = {"frame_size": size, "modality": modality, "frame_backend": frame_backend, "workers": workers}
+
+        def embed(items: Sequence[Path | Clip]) -> Iterator[EmbeddedFile | Failure]:
+            clips = read_items(items, **options)
+            embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
+            with contextlib.closing(clips), contextlib.closing(embedder.embed(clips)) as files:
+                yield from files
+
+        cached = modality == "av" and frame_backend == "auto" and model is self._scored
+        return embed_cached(items, embed, self._cache if cached else None), len(items)
 
     def _results(
         self, files: Iterator[EmbeddedFile | Failure], head: ZeroShotHead, segments: bool
@@ -333,9 +351,3 @@ def _counted(
             else:
                 progress(done, total)
             yield result
-
-
-def _closing_both(outer: Iterator, inner: Iterator) -> Iterator:
-    """Iterate over `outer`; when that ends or is given up, close `inner`, whose threads would go on otherwise."""
-    with contextlib.closing(inner), contextlib.closing(outer):
-        yield from outer

@@ -35,6 +35,7 @@ def load(
     roberta: str | os.PathLike[str] | None = None,
     templates: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    cache: bool = False,
 ) -> Classifier:
     """Load a classifier. The network is never asked: `avfs weights fetch` brings the weights.
 
@@ -52,6 +53,7 @@ def load(
             that fit the backbone without an adapter.
         adapter: Folder of a training run or of a checkpoint. What was learnt also serves labels that were not trained
             on. How scores become answers (share of the trained logits, pooling, fusion) is what the checkpoint says.
+        cache: Keep embeddings of files on disk, where no adapter takes part: a second run over them takes seconds.
 
     Returns:
         A classifier.
@@ -91,7 +93,7 @@ def load(
         clap_weights=clap_weights,
         roberta=roberta,
     )
-    made = {"device": place, "precision": form, "name": os.fspath(backbone)}
+    made = {"device": place, "precision": form, "name": os.fspath(backbone), "cache": cache}
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)
         made |= {"adapter": os.fspath(adapter), **vars(decision)}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from avfewshot.cache import DiskCache, file_key
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import cache_dir
+from avfewshot.media.clip import Clip, Failure
+
+_Item = TypeVar("_Item", Path, "Path | Clip")
 
 VERSION = 2
 """Raised when embeddings are computed in another way; entries of other versions are not used any more."""
@@ -36,6 +41,11 @@ class EmbeddingCache:
     ) -> None:
         self._about = {"version": VERSION, **identity}
         self.disk = DiskCache(cache_dir("embeddings") if folder is None else folder, ".safetensors", max_bytes)
+
+    def has(self, path: Path) -> bool:
+        """Whether there is an entry; it may still be damaged."""
+        key = file_key(path, self._about)
+        return key is not None and self.disk.entry(key).is_file()
 
     def get(self, path: Path) -> EmbeddedFile | None:
         """The embeddings of a file, or None where they are not known or the file has changed."""
@@ -69,3 +79,28 @@ class EmbeddingCache:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         tensors["about"] = torch.frombuffer(bytearray(about), dtype=torch.uint8)
         self.disk.put(key, save(tensors))
+
+
+def embed_cached(
+    items: Sequence[_Item],
+    embed: Callable[[Sequence[_Item]], Iterator[EmbeddedFile | Failure]],
+    cache: EmbeddingCache | None,
+) -> Iterator[EmbeddedFile | Failure]:
+    """Embeddings of items in order; files that are not known go through `embed`, and are kept then.
+
+    Args:
+        items: Files, and clips in memory, which are never kept.
+        embed: Embeds items, in order; closed with this iterator.
+        cache: None: everything is embedded.
+    """
+    known = [cache is not None and isinstance(item, Path) and cache.has(item) for item in items]
+    fresh = embed([item for item, there in zip(items, known, strict=True) if not there])
+    with contextlib.closing(fresh):
+        for item, there in zip(items, known, strict=True):
+            file = cache.get(item) if there else next(fresh)
+            if file is None:  # damaged
+                with contextlib.closing(embed([item])) as again:
+                    file = next(again)
+            if cache is not None and not there and isinstance(item, Path) and isinstance(file, EmbeddedFile):
+                cache.put(item, file)
+            yield file
