@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import sys
@@ -338,7 +339,7 @@ def _table_console(stream: TextIO, path: Path | None) -> Any:
 
 
 def _standard_output(form: str) -> TextIO:
-    if form != "table" and hasattr(sys.stdout, "reconfigure"):  # JSON is UTF-8 whatever the terminal speaks
+    if form != "table" and isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     return sys.stdout
 

@@ -101,7 +101,7 @@ def _when(stamp: str) -> str:
 def _best_values(comparison: Comparison) -> dict[str, float]:
     """The best figure of each metric that several systems have."""
     columns = {
-        metric: [row[metric].value for row in comparison.cells.values() if row[metric].value is not None]
+        metric: [value for row in comparison.cells.values() if (value := row[metric].value) is not None]
         for metric in comparison.metrics
     }
     return {metric: max(values) for metric, values in columns.items() if len(values) > 1}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.padding import Padding
@@ -180,10 +178,11 @@ def _legend(found: list[Run]) -> list[tuple[str, str]]:
     """Labels with the seconds of each run, or of many runs the sum for each label."""
     if len(found) <= _MOST_RUNS:
         return [(run.label, f"{seconds(run.start)}-{seconds(run.end)} s") for run in found]
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = {}
     for run in found:
-        sums[run.label] += run.end - run.start
-    return [(label, f"{seconds(total)} s") for label, total in sums.most_common()]
+        sums[run.label] = sums.get(run.label, 0.0) + run.end - run.start
+    order = sorted(sums, key=sums.__getitem__, reverse=True)
+    return [(label, f"{seconds(sums[label])} s") for label in order]
 
 
 def _style(mark: Mark) -> str:
