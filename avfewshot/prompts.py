@@ -33,6 +33,9 @@ def template_names() -> list[str]:
     return sorted(found, key=lambda name: (name != "default", name))
 
 
+_MAX_CHARACTERS = 1 << 20
+
+
 def load_templates(name_or_path: str | Path = "default") -> Templates:
     """Read templates.
 
@@ -138,8 +141,14 @@ def _checked(path: Path, entries: list[tuple[str, str]], slots: int, faults: lis
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path}: is not a file.")  # a pipe or a device would be read without end
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as stream:
+            text = stream.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise UsageError(f"{path}: is too large for a file of templates.")
+        return text
     except UnicodeDecodeError:
         raise UsageError(f"{path}: is not UTF-8.", hint="Save it as UTF-8.") from None
     except IsADirectoryError:

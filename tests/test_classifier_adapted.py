@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -290,11 +291,51 @@ def test_another_backbone_is_refused(make):
 
 @pytest.mark.parametrize("name", ["backbone", "templates"])
 def test_a_backbone_or_templates_that_are_not_here_are_told_with_the_remedy(make, name):
-    with pytest.raises(UsageError, match=f"best-1: the {name} that it was trained with") as caught:
+    with pytest.raises(UsageError, match=f"best-1: its {name} '/nowhere/mine.yaml'") as caught:
         make(**{name: "/nowhere/mine.yaml"})
 
     assert f"--{name}" in caught.value.hint
     assert make(**{name: "/nowhere/mine.yaml"}, options={name: {"backbone": "tiny", "templates": "toy"}[name]})
+
+
+@pytest.mark.parametrize("name", ["backbone", "templates"])
+@pytest.mark.parametrize("kind", ["outside", "by dots", "by link", "device", "pipe in the folder"])
+def test_a_checkpoint_does_not_choose_which_files_of_the_machine_are_read(tmp_path, backbone, name, kind):
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("the secret: {}\n")
+    folder = checkpoint(tmp_path / "adapter", backbone)
+    (folder / "link.yaml").symlink_to(secret)
+    os.mkfifo(folder / "pipe.yaml")
+    value = {
+        "outside": str(secret), "by dots": "../secret.yaml", "by link": "link.yaml", "device": "/dev/zero",
+        "pipe in the folder": "pipe.yaml",
+    }[kind]  # fmt: skip
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {name: value}))
+
+    with pytest.raises(UsageError, match="neither packaged nor a file of its folder") as caught:
+        load(adapter=folder, **OPTIONS)
+
+    assert "the secret" not in str(caught.value)
+
+
+def test_templates_of_ones_own_go_along_with_the_checkpoint(tmp_path, backbone):
+    own = tmp_path / "mine.txt"
+    own.write_text("a scene of {}\n")
+    folder = checkpoint(tmp_path / "adapter", backbone, templates=str(own))
+    own.unlink()
+
+    assert load(adapter=folder, **OPTIONS).templates.visual == ("a scene of {}",)
+
+
+def test_widths_are_compared_with_the_tensors_before_anything_is_allocated(tmp_path, backbone):
+    folder = checkpoint(tmp_path / "adapter", backbone)
+    document = json.loads((folder / "config.json").read_text())
+    for width, said in ((10**6, "instead of"), (10**9, "can be built"), (10**30, "can be built")):
+        document["training"]["hidden"] = width
+        (folder / "config.json").write_text(json.dumps(document))
+        with pytest.raises(AvfsError, match=said):
+            load(adapter=folder, **OPTIONS)
 
 
 def test_a_path_without_a_checkpoint_is_an_error_before_weights_are_read(tmp_path, monkeypatch):

@@ -295,6 +295,16 @@ def test_an_adapter_from_before_there_were_variants_has_the_compact_one(tmp_path
     assert all(torch.equal(model.trainable_state()[name], value) for name, value in trained.trainable_state().items())
 
 
+def test_the_files_of_a_checkpoint_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = write_adapter(tmp_path / "adapter", {"x": torch.ones(1)}, adapter_config())
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
+    assert modes == {"adapter": 0o750, "adapter.safetensors": 0o640, "config.json": 0o640}
+
+
 def test_another_backbone_is_refused_with_every_difference(tmp_path):
     folder = write_adapter(tmp_path / "adapter", {"x": torch.ones(1)}, adapter_config())
     other = named_backbone(name="large", identity={"clip": "cd" * 32, "roberta": "ef" * 32})

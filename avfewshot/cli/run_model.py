@@ -35,6 +35,8 @@ def load_parts(
         AvfsError: Something is missing, damaged, or does not fit.
     """
     from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.encoders.presets import load_preset
+    from avfewshot.inference.loading import recalled
     from avfewshot.models.checkpoint import load_adapter
     from avfewshot.training.transfer import like_checkpoint
 
@@ -44,8 +46,8 @@ def load_parts(
         initial = load_adapter(adapter)
         given = [row[0] for row in settings if not row[2].startswith("default")]
         config = like_checkpoint(config, initial, given=given)
-        name = name if "backbone" in given else initial.config.backbone
-    observer.begin(f"loading {name}", 0)
+        name = name if "backbone" in given else recalled(initial, "backbone", load_preset)
+    observer.begin(f"loading {getattr(name, 'name', name)}", 0)
     backbone = build_backbone(
         name,
         weights=model["weights"],

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.presets import load_preset
+from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
 from avfewshot.models.fusion import FUSIONS, POOLS
-from avfewshot.prompts import load_templates
+from avfewshot.prompts import load_templates, template_names
 from avfewshot.training.config import TrainingConfig
 
 DEFAULT_BACKBONE = "base"
@@ -151,7 +151,7 @@ def recalled(checkpoint: AdapterCheckpoint, name: str, read: Callable[[str], _T]
     Raises:
         UsageError: It is not here.
     """
-    value = getattr(checkpoint.config, name)
+    value = checkpoint.resolve(name, preset_names() if name == "backbone" else template_names())
     try:
         return read(value)
     except UsageError as error:

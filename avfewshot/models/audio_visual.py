@@ -198,11 +198,11 @@ class AudioVisualModel(nn.Module):
         state = self.state_dict()
         return {name: tensor.detach().cpu() for name, tensor in state.items() if not name.startswith(_FROZEN)}
 
-    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`trainable_state` gave.
+    def check_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse tensors that are not those of this model, which may be one on torch's ``meta`` device.
 
         Raises:
-            WeightsError: Names or shapes differ; nothing is loaded then.
+            WeightsError: Names or shapes differ.
         """
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_FROZEN)}
         faults = [f"{name} is missing" for name in own.keys() - state.keys()]
@@ -218,9 +218,18 @@ class AudioVisualModel(nn.Module):
                 f"The trained tensors do not fit the model: {shown}.",
                 hint="Use the backbone and the settings that they were trained with.",
             )
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`trainable_state` gave.
+
+        Raises:
+            WeightsError: Names or shapes differ; nothing is loaded then.
+        """
+        self.check_trainable_state(state)
         with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(state[name])
+            for name, tensor in self.state_dict().items():
+                if not name.startswith(_FROZEN):
+                    tensor.copy_(state[name])
 
     def _walk(
         self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None

@@ -10,8 +10,9 @@ import torch
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
+from avfewshot.errors import DataError
 from avfewshot.models.audio_visual import AudioVisualModel, Towers
-from avfewshot.models.checkpoint import AdapterCheckpoint, AdapterConfig, Identified, load_adapter
+from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, Identified, load_adapter
 from avfewshot.training.config import AUTO, NONE, TrainingConfig
 
 _LARGE = 50_000_000
@@ -95,6 +96,13 @@ def load_model(
     checkpoint = trained if isinstance(trained, AdapterCheckpoint) else load_adapter(trained)
     checkpoint.config.check_backbone(backbone, where=checkpoint.path)
     config = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(checkpoint.path / "config.json"))
+    try:
+        # Widths that a stranger's file asks for are compared with its tensors before anything is allocated.
+        with torch.device("meta"):
+            build_model(backbone, config).check_trainable_state(checkpoint.tensors)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond what a tensor can have
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{checkpoint.path / CONFIG_NAME}: describes no model that can be built ({reason}).") from None
     model = build_model(backbone, config)
     model.load_trainable_state(checkpoint.tensors)
     return model.eval(), checkpoint.config

@@ -11,9 +11,9 @@ import dataclasses
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from avfewshot.encoders.weights.load import read_tensors
-from avfewshot.errors import DataError, WeightsError
-from avfewshot.io import sha256_file
+from avfewshot.errors import DataError, UsageError, WeightsError
+from avfewshot.io import printable, sha256_file
 from avfewshot.version import __version__
 
 FORMAT = 1
@@ -31,6 +31,7 @@ FORMAT = 1
 TENSORS_NAME = "adapter.safetensors"
 CONFIG_NAME = "config.json"
 _NUMBERED = re.compile(r"([a-z]+)-([0-9]+)(?:\.([0-9]+))?")
+_MAX_JSON = 64 << 20  # a support of a million clips
 UNFINISHED = ".part-"
 """How the names of folders begin that are being written, or removed."""
 
@@ -154,6 +155,34 @@ class AdapterCheckpoint:
     tensors: dict[str, Tensor]
     config: AdapterConfig
 
+    def resolve(self, name: str, packaged: Collection[str]) -> str:
+        """What the configuration says under `name` (``"backbone"``, ``"templates"``), if it may be looked up.
+
+        A checkpoint may come from a stranger and must not choose which files of this machine are read.
+
+        Args:
+            name: The field.
+            packaged: Names that avfewshot knows by itself.
+
+        Returns:
+            One of `packaged`, or the path of a file that lies in the checkpoint's folder.
+
+        Raises:
+            UsageError: It is anything else.
+        """
+        value = getattr(self.config, name)
+        if value in packaged:
+            return value
+        path = self.path / value
+        with contextlib.suppress(OSError, ValueError):
+            if path.resolve().is_relative_to(self.path.resolve()) and path.is_file():
+                return str(path)
+        raise UsageError(
+            f"{self.path}: its {name} {printable(value[:200])!r} is neither packaged nor a file of its folder, and a"
+            " checkpoint does not choose which other files are read.",
+            hint=f"If it is yours, name the file with --{name}.",
+        )
+
 
 def write_adapter(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: AdapterConfig) -> Path:
     """Write an adapter checkpoint; it appears whole or not at all.
@@ -175,8 +204,18 @@ def write_adapter(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor],
 
 
 def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
-    """Write the two files of an adapter checkpoint into a folder that :func:`publishing` gave."""
+    """Write the files of an adapter checkpoint into a folder that :func:`publishing` gave.
+
+    Templates of one's own are copied along: the checkpoint is complete wherever it is taken.
+    """
+    from avfewshot.prompts import template_names
+
     write_tensors(folder / TENSORS_NAME, tensors)
+    templates = Path(config.templates).expanduser()
+    if config.templates not in template_names() and templates.is_file():
+        copy = f"templates{templates.suffix}"
+        (folder / copy).write_bytes(templates.read_bytes())
+        config = dataclasses.replace(config, templates=copy)
     document = {"format": FORMAT, **dataclasses.asdict(config), "sha256": sha256_file(folder / TENSORS_NAME)}
     (folder / CONFIG_NAME).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
@@ -280,12 +319,10 @@ def publishing(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise DataError(f"{folder}: exists already.", hint="Choose another folder, or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    unfinished = folder.parent / f"{UNFINISHED}{secrets.token_hex(4)}"
+    unfinished.mkdir()  # a folder of tempfile would be private, whatever the umask
     try:
         yield unfinished
-        umask = os.umask(0)
-        os.umask(umask)
-        unfinished.chmod(0o777 & ~umask)  # temporary folders are private
         for item in (*unfinished.iterdir(), unfinished):
             _sync(item)
         os.rename(unfinished, folder)
@@ -296,9 +333,10 @@ def publishing(folder: Path) -> Iterator[Path]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, whatever device or layout they have."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    # Not by the library's save_file, whose files nobody else may read, whatever the umask.
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -308,6 +346,8 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: It is missing, damaged or something else.
     """
     try:
+        if not path.is_file() or path.stat().st_size > _MAX_JSON:
+            raise DataError(f"{path}: is damaged, it is not a file of at most {_MAX_JSON >> 20} MiB.")
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None

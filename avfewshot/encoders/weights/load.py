@@ -102,6 +102,8 @@ def load_into(
 def _kind(path: Path) -> str:
     """``"safetensors"``, ``"zip"`` or ``"legacy"`` by the first bytes, never by the name alone."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise WeightsError(f"{path}: is not a file, weights are needed.")
         with open(path, "rb") as stream:
             head = stream.read(512)
     except FileNotFoundError:
