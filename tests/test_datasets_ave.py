@@ -6,6 +6,7 @@ from dataset_files import AVE_FILES, counts, official, write_description, write_
 
 from avfewshot.data.ave import load_ave
 from avfewshot.data.description import load_description
+from avfewshot.data.load import load_dataset
 from avfewshot.errors import DataError, UsageError
 
 
@@ -168,3 +169,22 @@ def test_official_files_with_a_header_or_other_line_ends_or_rows_less(tmp_path):
         "valSet.txt is not as published: its rows are as many, but not the same.",
         "testSet.txt is not as published: it has 401 rows; the official file has 402.",
     ]
+
+
+def test_a_layout_may_lack_a_split(tmp_path):
+    files = [{"role": split, "names": [f"{split}Set.txt"]} for split in ("train", "test")]
+    write_description(tmp_path, classes=["Church bell", "Cat"], files=files)
+    rows = "Church bell&aaaaaaaaaaa&good&0&10\nCat&bbbbbbbbbbb&good&0&5\n"
+    write_files(tmp_path, {"trainSet.txt": rows, "testSet.txt": rows.replace("aaa", "ccc")})
+    assert load_dataset("ave", tmp_path, find_media=False).split_sizes == {"train": 2, "test": 2}
+    write_description(tmp_path, classes=["Church bell"], files=[{"role": "list", "names": ["trainSet.txt"]}])
+    with pytest.raises(DataError, match="no file of mine lists a clip"):
+        load_dataset("ave", tmp_path)
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path):
+    write_files(tmp_path, AVE_FILES)
+    with open(tmp_path / "trainSet.txt", "r+b") as stream:
+        stream.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(DataError, match="too many for an annotation file"):
+        load_dataset("ave", tmp_path)

@@ -102,6 +102,7 @@ def test_all_faults_are_reported_at_once(tmp_path):
         ({"classes": []}, "classes is empty"),
         ({"classes": [True]}, "quote names"),
         ({"classes": [{"name": "a", "wording": "x"}, {"name": "b", "wording": "x"}]}, "words 'x' more than once"),
+        ({"segments": 10**9}, "segments is too large"),
         ({"segments": 0}, "segments must be a positive whole number"),
         ({"multi_label": "yes"}, "multi_label must be true or false"),
         ({"splits": {"train": "many"}}, "splits.train must be a whole number"),

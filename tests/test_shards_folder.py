@@ -31,6 +31,8 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
         ({"wordings": []}, "different lengths"),
         ({"frame_side": "224"}, "whole number"),
         ({"seconds": 0}, "whole number"),
+        ({"seconds": 10**9}, "whole number from 1 to 10000"),
+        ({"frame_side": 10**6}, "whole number from 1 to 10000"),
         ({"shards": [{"name": f"{FIRST}.tar", "split": "train"}]}, r"shards\[0\].clips is missing"),
         (
             {"shards": [{"name": f"{FIRST}.tar", "split": "hidden", "clips": 4}]},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ def _way_out(description: Description) -> str:
     return f"Give the folder with --root.{source} To try things without it: avfs data toy --root DIR."
 
 
+_MOST_BYTES = 1 << 28  # the largest known list takes 11 MB
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
@@ -128,6 +130,8 @@ def read_text(path: str | Path) -> str:
         DataError: It cannot be read or is not UTF-8.
     """
     try:
+        if os.stat(path).st_size > _MOST_BYTES:
+            raise DataError(f"{path}: more than {_MOST_BYTES >> 20} MiB are too many for an annotation file.")
         return _visible_lines(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}.") from error

@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Field,
     PositiveInt,
     StrictBool,
     StringConstraints,
@@ -161,7 +162,7 @@ class Description:
     path: Path | None = None  # the YAML file this was read from
     background: Annotated[ClassEntry, BeforeValidator(_entry)] | None = None  # the class "no event"
     folders: tuple[PlainName, ...] = ()  # names of the folder looked for below a data root
-    segments: Count = 10  # seconds in a clip
+    segments: Annotated[Count, Field(le=3600)] = 10  # seconds in a clip
     multi_label: StrictBool = False
     splits: Mapping[Text, Rows] = field(default_factory=dict)  # expected clips per split
     expected_classes: Count | None = None  # classes that a list bringing its own should have
@@ -300,6 +301,7 @@ _WANTED = {
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
     "greater_than": "must be a positive whole number",
+    "less_than_equal": "is too large",
     "string_pattern_mismatch": "must be a SHA-256, which has 64 hexadecimal digits",
 }
 

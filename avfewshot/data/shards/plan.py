@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.ranking import ranked
-from avfewshot.data.shards.record import ShardIndex, ShardName, Split
+from avfewshot.data.shards.record import MOST, ShardIndex, ShardName, Split
 from avfewshot.errors import DataError, UsageError
 
 SHARD_CLIPS = 1000
@@ -91,7 +91,7 @@ def plan_shards(
         DataError: No clip has a media file.
     """
     size = default_shard_clips(frame_side, seconds) if shard_clips is None else shard_clips
-    limits = (("--shard-clips", size, None), ("--seconds", seconds, None), ("--quality", quality, 100))
+    limits = (("--shard-clips", size, None), ("--seconds", seconds, MOST), ("--quality", quality, 100))
     for option, value, most in limits:
         if value < 1 or (most is not None and value > most):
             raise UsageError(f"{option} {value} is out of range.", hint=f"From 1 to {most}." if most else "At least 1.")

@@ -28,6 +28,7 @@ FORMAT = "avfewshot-shards"
 VERSION = 1
 _AGAIN = "Prepare the data again: avfs data prepare."
 _MOST_BYTES = 1 << 28
+MOST = 10_000  # seconds of a clip, pixels of a side: memory is given by these
 
 T = TypeVar("T")
 
@@ -62,9 +63,16 @@ def _positive(value: Any) -> int:
     return value
 
 
+def _bounded(value: Any) -> int:
+    if not 1 <= _whole(value) <= MOST:
+        raise ValueError(f"is not a whole number from 1 to {MOST}")
+    return value
+
+
 Text = Annotated[str, PlainValidator(_matching(r".*", "a text"))]
 Whole = Annotated[int, PlainValidator(_whole)]
 Positive = Annotated[int, PlainValidator(_positive)]
+Bounded = Annotated[int, PlainValidator(_bounded)]
 Number = Annotated[float, Field(strict=True), AllowInfNan(False)]
 Split = Literal["train", "val", "test"]
 # Nothing but a plain file name: no folder, no other place, no command.
@@ -91,10 +99,10 @@ class ShardIndex:
     classes: tuple[Text, ...]  # labels in shards are names, too
     wordings: tuple[Text, ...]
     multi_label: StrictBool
-    num_segments: Positive  # seconds of an annotated clip
+    num_segments: Bounded  # seconds of an annotated clip
     list_sha256: Text  # fingerprint of the planned clips: ids, splits, labels and rows
-    frame_side: Positive  # of the square pictures, in pixels
-    seconds: Positive  # longest stretch of a clip that is stored
+    frame_side: Bounded  # of the square pictures, in pixels
+    seconds: Bounded  # longest stretch of a clip that is stored
     quality: Positive  # of JPEG
     shards: tuple[ShardName, ...]  # in the order of their names within a split
 
@@ -213,9 +221,9 @@ class ClipRecord:
     split: Text
     row: Whole  # position in its annotation file
     duration: Number  # of the whole media file, in seconds
-    seconds: Positive  # T, the seconds stored
+    seconds: Bounded  # T, the seconds stored
     whole: StrictBool  # whether these are all seconds of the file
-    frame_side: Positive | None  # of the square pictures, in pixels; None without pictures
+    frame_side: Bounded | None  # of the square pictures, in pixels; None without pictures
     has_sound: StrictBool
     # Class per second, None where nothing happens; None as a whole where the data set has no such labels.
     segments: tuple[Text | None, ...] | None = None
