@@ -313,6 +313,7 @@ def test_parts_of_an_entry_that_unpack_to_more_than_they_say_are_refused(media):
     for bomb in (
         packed(**{"audio.flac": hour}),
         packed(**{"000000.img": huge.getvalue()}),
+        packed(**{"000000.img": huge.getvalue(), "000001.img": huge.getvalue()}),
         packed(**{"clip.json": json.dumps(about)}),
         packed(zipfile.ZIP_DEFLATED),
     ):

@@ -201,7 +201,7 @@ def test_an_exception_in_the_callers_loop_stops_the_workers(fake):
 def test_options_are_checked_at_once(files):
     for options, word in (
         ({"workers": -1}, "workers must be at least 0"),
-        ({"timeout": 0.0}, "more than 0 seconds"),
+        ({"timeout": 0.0}, "more than 0"),
         ({"prefetch": 0}, "prefetch must be at least 1"),
         ({"chunk_segments": 0}, "chunk_segments must be at least 1"),
         ({"modality": "smell"}, "av, visual, audio"),
@@ -259,6 +259,16 @@ def test_a_file_that_takes_too_long_is_given_up_and_named(files, monkeypatch):
     got = list(iter_clips(files, frame_size=16, workers=1, timeout=1.5))
     assert [one.ok for one in got] == [True, False, True, True]
     assert got[1].error == "took longer than 1.5 s to decode"
+
+
+def test_the_environment_sets_the_time_limit_of_all_that_decode(files, monkeypatch):
+    Mischief(monkeypatch, files[1], signal.SIGSTOP)
+    monkeypatch.setenv("AVFS_TIMEOUT", "1")
+    with pytest.raises(MediaError, match="took longer than 1 s"):
+        module.read_isolated(files[1])
+    monkeypatch.setenv("AVFS_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="number of seconds that is more than 0, not soon"):
+        iter_clips(files)
 
 
 def test_closing_ends_a_decoder_that_hangs(files, monkeypatch):

@@ -30,27 +30,17 @@ class Failure:
 class Clip:
     """Segments ``[start, start + T)`` of a file.
 
-    Attributes:
-        path: The file.
-        duration: Length of the whole file in seconds, of which this may be a part.
-        start: Index of the first segment held: 0 unless this is a later part of a long file.
-        frames: uint8 ``[T, 3, H, W]``, RGB, one picture a segment (see :mod:`avfewshot.media.reader`), or None without
-            video.
-        waveform: float32 ``[T * 48000]``, mono, in [-1, 1], zero where the file has no sound, or None without audio.
-        warnings: What was odd about the file, for people.
-        last: False where further parts of the same file follow.
-
     Raises:
         ValueError: Neither frames nor waveform, or lengths that contradict each other.
     """
 
     path: Path
-    duration: float
-    start: int
-    frames: torch.Tensor | None
-    waveform: torch.Tensor | None
-    warnings: tuple[str, ...] = ()
-    last: bool = True
+    duration: float  # of the whole file in seconds, of which this may be a part
+    start: int  # index of the first segment held: 0 unless this is a later part of a long file
+    frames: torch.Tensor | None  # uint8 [T, 3, H, W], RGB, one picture a segment
+    waveform: torch.Tensor | None  # float32 [T * 48000], mono, in [-1, 1], zero where the file has no sound
+    warnings: tuple[str, ...] = ()  # what was odd about the file, for people
+    last: bool = True  # False where further parts of the same file follow
     ok: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

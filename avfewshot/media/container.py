@@ -24,13 +24,7 @@ _MAX_BOXES = 100_000
 
 
 def open_media(path: Path) -> InputContainer:
-    """Open a file for reading.
-
-    Args:
-        path: A regular file.
-
-    Returns:
-        An open container; the caller closes it.
+    """Open a regular file for reading; the caller closes the container.
 
     Raises:
         MediaError: Missing, a folder, empty, truncated or not a media file.
@@ -90,15 +84,7 @@ def is_picture(stream: Stream) -> bool:
 
 
 def read_only(container: InputContainer, index: int) -> Stream:
-    """Let the demuxer skip all streams but one, so that it need not read their bytes.
-
-    Args:
-        container: The container.
-        index: Index of the stream to keep.
-
-    Returns:
-        That stream.
-    """
+    """Let the demuxer skip all streams but this one, so that it need not read their bytes; the stream."""
     for stream in container.streams:
         if stream.index != index and hasattr(stream, "discard"):  # an older PyAV cannot; it is then only slower
             stream.discard = av.stream.Discard.all

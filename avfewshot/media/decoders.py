@@ -19,19 +19,34 @@ from typing import Any
 
 import numpy as np
 
-from avfewshot.errors import MediaError
+from avfewshot.errors import MediaError, UsageError
 from avfewshot.io import THREAD_VARIABLES
 from avfewshot.media.clip import Clip
 from avfewshot.media.ordered import this_thread
 from avfewshot.media.reader import MediaInfo, as_tensors, check_options
 
 TIMEOUT = 60.0
-"""Seconds that a file may take, and one more for each of its seconds that was delivered."""
+"""Seconds that a file may take, and one more for each of its seconds that was delivered; ``$AVFS_TIMEOUT`` goes before.
+
+An environment variable, since processes that prepare shards or train decode, too, and inherit it.
+"""
 
 MEMORY = 1_200_000_000
 """Bytes that the decoding of a file may allocate (where the system has ``RLIMIT_AS``)."""
 
 _WATCH_SECONDS = 0.1
+
+
+def time_limit(seconds: float | None = None) -> float:
+    """The limit that is asked for, else that of the environment, else :data:`TIMEOUT`; must be more than 0."""
+    given = os.environ.get("AVFS_TIMEOUT") if seconds is None else seconds
+    try:
+        limit = TIMEOUT if given is None else float(given)
+        if limit > 0:
+            return limit
+    except ValueError:
+        pass
+    raise UsageError(f"The time limit of a file is a number of seconds that is more than 0, not {given}.")
 
 
 class IsolatedReader:
@@ -41,10 +56,10 @@ class IsolatedReader:
         MediaError: Also where the decoder crashed, took longer than `timeout` or ran out of its memory.
     """
 
-    def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, **options: Any) -> None:
+    def __init__(self, path: str | Path, *, timeout: float | None = None, **options: Any) -> None:
         check_options(options.get("modality", "av"), options.get("frame_backend", "auto"))
         self._path = Path(path)
-        self._timeout = self._left = timeout
+        self._timeout = self._left = time_limit(timeout)
         self._worker = _pool().take()
         name = os.fsencode(os.path.abspath(self._path)).decode("latin-1")
         try:

@@ -39,55 +39,34 @@ _MAX_READ_ERRORS = 100
 
 @dataclass
 class Track:
-    """One stream, its times in seconds on the file's own clock.
-
-    Attributes:
-        index: Index of the stream.
-        time_base: Seconds in one tick of its timestamps.
-        start: When its first picture or sample is due.
-        end: When its last one ends.
-        rate: Pictures a second on average; None where the file does not say, and for audio.
-        stamps: Sorted timestamps (ticks) of all pictures; None unless every packet of the file was read and each has
-            a presentation timestamp of its own.
-        counted: The pictures have no usable timestamps and can only be counted, at `rate`.
-        closed: Every keyframe is followed by later pictures only, so that none depends on an earlier keyframe's group.
-        pixels: FFmpeg's name of the pixel format and the height, for example ``("yuv420p", 240)``; None for audio.
-        shifts: How the timestamps of its packets have to be mended; where there are any, the file cannot be sought.
-    """
+    """One stream, its times in seconds on the file's own clock."""
 
     index: int
-    time_base: Fraction
-    start: Fraction
-    end: Fraction
-    rate: Fraction | None = None
+    time_base: Fraction  # seconds in one tick of its timestamps
+    start: Fraction  # when its first picture or sample is due
+    end: Fraction  # when its last one ends
+    rate: Fraction | None = None  # pictures a second on average; None where the file does not say, and for audio
+    # Sorted timestamps (ticks) of all pictures; None unless every packet was read and each has one of its own.
     stamps: tuple[int, ...] | None = None
-    counted: bool = False
-    closed: bool = True
-    pixels: tuple[str | None, int] | None = None
-    shifts: Shifts = field(default_factory=dict)
+    counted: bool = False  # the pictures have no usable timestamps and can only be counted, at `rate`
+    closed: bool = True  # every keyframe is followed by later pictures only: none depends on an earlier group
+    pixels: tuple[str | None, int] | None = None  # FFmpeg's pixel format and the height: ("yuv420p", 240)
+    shifts: Shifts = field(default_factory=dict)  # see `clock`; where there are any, the file cannot be sought
 
 
 @dataclass
 class Probe:
-    """What a file holds.
-
-    Attributes:
-        path: The file.
-        format: FFmpeg's names of the container format, joined by commas.
-        video: The video track, or None.
-        audio: The audio track, or None.
-        zero: Where the timeline begins, in seconds on the file's own clock. Tracks may start late or before zero;
-            the earlier start counts for both, which keeps sight and sound together.
-        duration: Seconds from `zero` to the end of the longer track.
-        warnings: What is odd, for people: (what it concerns: ``"visual"``, ``"audio"`` or ``"file"``; the text).
-    """
+    """What a file holds."""
 
     path: Path
-    format: str
+    format: str  # FFmpeg's names of the container format, joined by commas
     video: Track | None
     audio: Track | None
+    # Where the timeline begins, in seconds on the file's own clock. Tracks may start late or before zero; the earlier
+    # start counts for both, which keeps sight and sound together.
     zero: Fraction
-    duration: Fraction
+    duration: Fraction  # seconds from `zero` to the end of the longer track
+    # What is odd, for people: (what it concerns: "visual", "audio" or "file"; the text).
     warnings: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -97,13 +76,7 @@ class Probe:
 
 
 def probe(path: Path) -> Probe:
-    """Examine a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds.
+    """What a file holds.
 
     Raises:
         MediaError: It cannot be opened, or has neither a video nor an audio track that can be decoded.

@@ -30,23 +30,14 @@ _LOUD = 2.0
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file holds.
-
-    Attributes:
-        path: The file.
-        duration: Seconds from the earlier start to the later end of its tracks.
-        num_segments: Its length in segments: `duration` rounded to the nearest second, at least 1.
-        has_video: Whether frames can be read.
-        has_audio: Whether a waveform can be read.
-        warnings: What is odd about the file, for people.
-    """
+    """What a file holds."""
 
     path: Path
-    duration: float
-    num_segments: int
-    has_video: bool
-    has_audio: bool
-    warnings: tuple[str, ...]
+    duration: float  # seconds from the earlier start to the later end of its tracks
+    num_segments: int  # `duration` rounded to the nearest second, at least 1
+    has_video: bool  # whether frames can be read
+    has_audio: bool  # whether a waveform can be read
+    warnings: tuple[str, ...]  # what is odd about the file, for people
 
 
 def check_options(modality: str, frame_backend: str) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from avfewshot.errors import AvfsError, UsageError, explain
 from avfewshot.media.clip import Clip, Failure
-from avfewshot.media.decoders import TIMEOUT, IsolatedReader
+from avfewshot.media.decoders import IsolatedReader, time_limit
 from avfewshot.media.ordered import ordered_map, ordered_stream
 from avfewshot.media.reader import ClipReader, check_options
 
-__all__ = ["TIMEOUT", "IsolatedReader", "Reader", "iter_clips", "ordered_map", "read_ahead", "read_isolated"]
+__all__ = ["IsolatedReader", "Reader", "iter_clips", "ordered_map", "read_ahead", "read_isolated"]
 
 Reader = Callable[[Path], Clip]
 """Decodes a whole file; raises an :class:`~avfewshot.errors.AvfsError` where it cannot be read."""
@@ -33,7 +33,7 @@ def iter_clips(
     chunk_segments: int = 60,
     workers: int = 2,
     prefetch: int = 8,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
 ) -> Iterator[Clip | Failure]:
     """Read many files, decoding ahead in worker processes.
 
@@ -50,7 +50,7 @@ def iter_clips(
         chunk_segments: Longest clip; longer files are cut into chunks of this many segments.
         workers: Number of processes; 0 decodes in this one, unprotected.
         prefetch: Number of chunks held at most.
-        timeout: See :data:`TIMEOUT`.
+        timeout: See :data:`~avfewshot.media.decoders.TIMEOUT`.
 
     Raises:
         UsageError: Options that cannot be used; at once, not when iteration begins.
@@ -63,8 +63,7 @@ def iter_clips(
     ):
         if value < least:
             raise UsageError(f"{name} must be at least {least}, not {value}.")
-    if timeout <= 0:
-        raise UsageError(f"The time limit must be more than 0 seconds, not {timeout:g}.")
+    timeout = time_limit(timeout)
     options = {"frame_size": frame_size, "modality": modality, "frame_backend": frame_backend}
     open_reader = (
         functools.partial(IsolatedReader, timeout=timeout, **options)
@@ -97,7 +96,7 @@ def read_ahead(paths: Iterable[Path], read: Reader, *, workers: int = 2) -> Iter
     return ordered_map(attempt, paths, workers=workers)
 
 
-def read_isolated(path: str | Path, *, timeout: float = TIMEOUT, **options: Any) -> Clip:
+def read_isolated(path: str | Path, *, timeout: float | None = None, **options: Any) -> Clip:
     """Read a whole file in a decoding process; `options` and errors are those of :class:`ClipReader`."""
     with IsolatedReader(path, timeout=timeout, **options) as reader:
         return reader.read()
