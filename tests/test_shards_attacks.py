@@ -9,11 +9,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from shards_support import prepared
 
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.media.clip import Failure
+from avfewshot.media.codec import encode_sound
 
 SHARD = "small-set-val-000000"
 
@@ -143,6 +145,15 @@ def test_a_picture_larger_than_the_index_says_is_not_decoded(tmp_path):
         return [plain(f"{key}.{name}", content) for name, content in members.items()]
 
     assert "2000 x 2000 instead of 32 x 32" in hostile(tmp_path, make).error
+
+
+def test_a_small_file_of_long_silence_is_not_decoded(tmp_path):
+    def make(key, members):
+        silence = encode_sound(torch.zeros(12 * 48_000))
+        claim = record(members, seconds=12, frame_side=None, has_sound=True, segments=None)
+        return [plain(f"{key}.json", claim), plain(f"{key}.flac", silence)]
+
+    assert "not of the size that the index says" in hostile(tmp_path, make).error
 
 
 @pytest.mark.parametrize(
