@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from avfewshot.config import TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip, RawSource, read_start, share
 from avfewshot.data.folder import load_folder
 from avfewshot.encoders.backbone import Backbone, build_backbone
@@ -42,7 +43,6 @@ from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.prompts import load_templates
 from avfewshot.training import pretrain
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal
 from avfewshot.training.order import epoch_order

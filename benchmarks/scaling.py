@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from avfewshot.config import PretrainingConfig
 from avfewshot.data.folder import load_folder
 from avfewshot.data.shards.plan import plan_shards
 from avfewshot.data.shards.prepare import prepare
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.models.build import build_model
 from avfewshot.models.complexity import count_flops, count_parameters
-from avfewshot.training.config import PRETRAIN_DEFAULTS, TrainingConfig
 
 PEAKS = {"A100 80GB SXM": 312e12, "H100 SXM": 989e12}
 """Dense bfloat16 operations a second on tensor cores, by NVIDIA's data sheets; for H100 half of what sparsity gives."""
@@ -61,7 +61,7 @@ def count() -> dict[str, Any]:
     audio = torch.zeros(1, SECONDS, SAMPLE_RATE)
     result: dict[str, Any] = {}
     for checkpointing in (False, True):
-        config = TrainingConfig(**PRETRAIN_DEFAULTS, checkpointing=checkpointing)
+        config = PretrainingConfig(checkpointing=checkpointing)
         model = build_model(backbone, config)
         if not checkpointing:
             result["forward"] = count_flops(model.eval(), frames, audio)

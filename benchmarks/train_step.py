@@ -219,10 +219,10 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Build the model, take one step to warm up and the timed ones, and report the cost."""
     import torch
 
+    from avfewshot.config import TrainingConfig
     from avfewshot.encoders.backbone import build_backbone
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.models.build import build_model
-    from avfewshot.training.config import TrainingConfig
     from avfewshot.training.cuda_graphs import make_passes
     from avfewshot.training.fabric import single_device
 

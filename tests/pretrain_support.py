@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from training_support import CLASSES, SETTINGS, backbone, read, texts
 
+from avfewshot.config import TrainingConfig
 from avfewshot.data.clip_source import LabelledClip, check_place, share
 from avfewshot.errors import MediaError, explain
 from avfewshot.evaluation.observer import Observer
@@ -18,7 +19,6 @@ from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal
 from avfewshot.training.order import epoch_order

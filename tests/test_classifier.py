@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchaudio.functional import resample
 
 import avfewshot
+from avfewshot.config import ZeroshotConfig, settings_of
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.classifier import DEFAULT_FUSION, DEFAULT_POOL, Classifier
 from avfewshot.inference.loading import load
@@ -22,7 +23,6 @@ from avfewshot.labels import LabelSet
 from avfewshot.media.reader import read_clip
 from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
 from avfewshot.reports.records import is_finite
-from avfewshot.settings import TABLES
 
 LABELS = ("red ball", "bell", "dog")
 
@@ -291,10 +291,10 @@ def test_the_same_seed_gives_the_same_classifier(folder, classifier):
 
 
 def test_command_line_and_python_have_the_same_defaults():
-    settings = TABLES["zeroshot"]
+    settings = settings_of(ZeroshotConfig)
     assert (settings["fusion"].default, settings["pool"].default) == (DEFAULT_FUSION, DEFAULT_POOL)
-    assert tuple(settings["fusion"].kind.suggestions()) == FUSIONS
-    assert set(settings["pool"].kind.suggestions()) == set(POOLS)
+    assert settings["fusion"].choices == FUSIONS
+    assert set(settings["pool"].choices) == set(POOLS)
 
 
 # What can be given from Python.

@@ -12,6 +12,7 @@ import torch
 from media_factory import tone, write_audio, write_media
 
 from avfewshot.cli.app import run
+from avfewshot.config import TrainingConfig
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import AvfsError, DataError, UsageError, WeightsError
@@ -23,7 +24,6 @@ from avfewshot.media.reader import read_clip
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import AdapterConfig, write_adapter
-from avfewshot.training.config import TrainingConfig
 
 LABELS = ("red ball", "bell", "dog")
 OPTIONS = {"device": "cpu", "precision": "fp32", "weights": "random"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from avfewshot.cli.app import COMMANDS, run
-from avfewshot.cli.lifecycle import status_of, wants_debug
+from avfewshot.cli.terminal import status_of, wants_debug
 from avfewshot.errors import AvfsError, Faults, UsageError
 
 HEAVY = ("torch", "transformers", "sklearn", "open_clip", "decord", "av", "numpy", "tqdm", "jinja2")

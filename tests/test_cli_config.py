@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from avfewshot.cli.app import run
-from avfewshot.settings import TABLES
+from avfewshot.config import table_settings
 
 
 def test_every_setting_with_its_source(tmp_path, monkeypatch, capsys):
@@ -12,8 +12,8 @@ def test_every_setting_with_its_source(tmp_path, monkeypatch, capsys):
     (tmp_path / "avfs.toml").write_text('backbone = "tiny"\n[zeroshot]\ntopk = 3\n')
     assert run(["config", "--format", "json"]) == 0
     rows = {(row["table"], row["name"]): row for row in json.loads(capsys.readouterr().out)}
-    assert {name for table, name in rows if table == "zeroshot"} == set(TABLES["zeroshot"])
-    assert {name for table, name in rows if table == "data"} == set(TABLES["data"])
+    assert {name for table, name in rows if table == "zeroshot"} == set(table_settings("zeroshot"))
+    assert {name for table, name in rows if table == "data"} == set(table_settings("data"))
     for name, value, source in (
         ("backbone", "tiny", "avfs.toml"),
         ("topk", "3", "avfs.toml [zeroshot]"),

@@ -8,8 +8,8 @@ import pytest
 from dataset_files import AVE_FILES, write_files
 
 from avfewshot.cli.app import run
-from avfewshot.cli.fewshot_request import resume_request
-from avfewshot.errors import UsageError
+from avfewshot.cli.runs import Run
+from avfewshot.config import FewshotConfig, settings_of
 
 CLIPS = "--data clips"
 
@@ -135,20 +135,27 @@ def test_where_the_data_are_may_stand_in_the_settings_file(fails, folder):
     assert "none of its 9 clips" in fails("fewshot --task ave", 1)
 
 
+@pytest.fixture
+def begun(folder):
+    """A run that was begun on the folder of clips."""
+    sources = dict.fromkeys(settings_of(FewshotConfig), "default")
+    Run(FewshotConfig(data={"data": folder / "clips"}), sources, folder / "begun", "avfs fewshot").claim()
+    return folder / "begun"
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ("--shots 4 --lr 1", "--shots, --lr"),
-        ("--no-channel", "--channel"),
-        ("--media empty --list file", "--media, --list"),
-        ("--adapter empty", "--adapter"),
-        ("--data clips --name x", "--data, --name"),
+        ("--shots 4 --lr 1", "--lr 1 (the run: 0.0003), --shots 4 (the run: 16)"),
+        ("--no-channel", "--channel false (the run: true)"),
+        ("--data empty --shots 16", "--data "),
     ],
 )
-def test_a_run_goes_on_with_its_own_settings(fails, arguments, shown):
-    told = fails(f"fewshot --resume run {arguments}", 2)
-    assert f"it cannot be given with {shown}." in told
+def test_a_run_goes_on_with_its_own_settings(fails, begun, arguments, shown):
+    told = fails(f"fewshot --resume begun {arguments}", 2)
+    assert f"it cannot be given with {shown}" in told
     assert "Begin a new run" in told
+    assert "16 (the run: 16)" not in told
 
 
 @pytest.mark.parametrize("name", ["empty", "nowhere", "file"])
@@ -166,19 +173,11 @@ def test_a_damaged_record_of_a_run_is_told(fails, folder, text):
     assert "Begin a new run." in told
 
 
-def test_wrong_settings_in_the_record_of_a_run_are_told(folder):
-    record = {
-        "format": 1,
-        "kind": "fewshot",
-        "config": {"shots": 0},
-        "model": {},
-        "settings": [],
-        "data": {},
-        "adapter": None,
-    }
-    (folder / "run/run.json").write_text(json.dumps({**record, "command": ""}))
-    with pytest.raises(UsageError, match=r"run\.json: shots: a whole number of at least 1"):
-        resume_request({"resume": "run"})
+def test_wrong_settings_in_the_record_of_a_run_are_told(fails, begun):
+    record = json.loads((begun / "run.json").read_text())
+    record["config"]["training"]["shots"] = 0
+    (begun / "run.json").write_text(json.dumps(record))
+    assert "shots: a whole number of at least 1" in fails("fewshot --resume begun", 2)
 
 
 @pytest.mark.parametrize(

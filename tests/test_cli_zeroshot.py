@@ -16,7 +16,7 @@ import pytest
 from sample_results import clip, failure, run_info
 
 from avfewshot.cli.app import run
-from avfewshot.cli.interrupts import Interrupts
+from avfewshot.cli.terminal import Interrupts
 from avfewshot.errors import AvfsError
 
 LABELS = ("dog barking", "violin", "background")

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from training_support import Backbone, backbone, read, texts
 
+from avfewshot.config import TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.description import ClassEntry, Description
 from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fewshot import TRAINED, FewShot, RunObserver
 from avfewshot.training.loop import Watcher
 

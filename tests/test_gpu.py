@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from avfewshot import load
 from avfewshot.cli.app import run
+from avfewshot.config import TrainingConfig
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.build import build_model
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.fabric import single_device
 from avfewshot.training.objective import Objective, TrainingClip

@@ -14,10 +14,10 @@ import pytest
 import torch
 from pretrain_support import MemorySource, clips, journal, losses, make_pretraining, resumed, stream_judge, tensors
 
+from avfewshot.config import TrainingConfig
 from avfewshot.errors import AvfsError
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training import pretrain
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.pretrain import PretrainWatcher
 from avfewshot.training.store import CheckpointStore

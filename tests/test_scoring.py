@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_support import CLASSES, backbone, labelled, names, read, texts
 
+from avfewshot.config import TrainingConfig
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.logits import (
     clip_probabilities,
@@ -23,7 +24,6 @@ from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.selection import SHARES, Verdict, judge, judge_zero_shot
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from avfewshot.config import COMMANDS, environment_name, read_config, resolve, settings_of, table_settings
 from avfewshot.errors import Faults, UsageError
-from avfewshot.settings import MODEL, TABLES, environment_name, read_config, resolve
 
 
 def config(folder: Path, text: str) -> Path:
@@ -18,7 +18,7 @@ def test_defaults_without_anything(tmp_path):
     assert resolved["backbone"] == "base"
     assert resolved["topk"] == 5
     assert resolved["recursive"] is True
-    assert {resolved.source(name) for name in TABLES["zeroshot"]} == {"default"}
+    assert {resolved.source(name) for name in table_settings("zeroshot")} == {"default"}
 
 
 def test_flag_beats_environment_beats_table_beats_top_level(tmp_path):
@@ -74,7 +74,7 @@ def test_text_becomes_typed_values(tmp_path):
 )
 def test_wrong_values_name_their_flag(tmp_path, name, value):
     resolved = resolve("zeroshot", {name: value}, folder=tmp_path, environ={})
-    assert resolved[name] == TABLES["zeroshot"][name].default  # so that further checks can go on
+    assert resolved[name] == table_settings("zeroshot")[name].default  # so that further checks can go on
     with pytest.raises(UsageError) as caught:
         resolved.check()
     assert caught.value.message.startswith(f"--{name.replace('_', '-')}: ")
@@ -144,12 +144,14 @@ def test_data_folders_have_their_own_table_and_variables(tmp_path):
 def test_every_default_is_valid_and_every_variable_unique():
     """Commands that share a setting share its variable; no variable stands for two settings, or for two defaults."""
     meanings = {}
-    for table, known in TABLES.items():
-        variables = [environment_name(table, setting) for setting in known.values()]
+    for table in COMMANDS:
+        known = table_settings(table)
+        variables = [environment_name(table, key) for key in known]
         assert len(set(variables)) == len(variables)
         for variable, setting in zip(variables, known.values(), strict=True):
-            meaning = (setting.name, setting.default, setting.kind.metavar)
+            meaning = (setting.name, setting.default, setting.metavar)
             assert meanings.setdefault(variable, meaning) == meaning
-    for setting in MODEL:
-        if setting.default is not None:
-            assert setting.kind.parse(setting.default, from_text=False) == setting.default
+    for model in COMMANDS.values():
+        for setting in settings_of(model).values():
+            if setting.default is not None:
+                assert setting.parse(setting.default, from_text=False) == setting.default

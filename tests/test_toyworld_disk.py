@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 
 from avfewshot.cli.app import run
+from avfewshot.config import read_config
 from avfewshot.data.description import load_description
 from avfewshot.data.load import load_dataset
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import write_text
 from avfewshot.labels import parse_labels
-from avfewshot.settings import read_config
 from avfewshot.toyworld import build as build_module
 from avfewshot.toyworld import layouts
 from avfewshot.toyworld.build import MANIFEST, prepare

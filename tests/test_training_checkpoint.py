@@ -17,12 +17,12 @@ import torch
 from standin_towers import StandInBackbone, make_backbone, make_inputs
 from torch import Tensor
 
+from avfewshot.config import TrainingConfig
 from avfewshot.errors import DataError, WeightsError
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import AdapterConfig, find_checkpoint, load_adapter, write_adapter
 from avfewshot.models.losses import combined_loss
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.packing import pack, unpack
 from avfewshot.training.state import TrainingState
 from avfewshot.training.store import CheckpointStore

@@ -291,9 +291,9 @@ def test_exchange_between_ranks_is_put_off_until_the_last_chunk():
 
 
 def test_the_audio_visual_model_on_the_tiny_backbone():
+    from avfewshot.config import TrainingConfig
     from avfewshot.encoders.backbone import build_backbone
     from avfewshot.models.build import build_model
-    from avfewshot.training.config import TrainingConfig
 
     backbone = build_backbone("tiny")
     model = build_model(backbone, TrainingConfig(hidden=8, checkpointing=False), seed=1).train()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from training_support import make_training, names, resumed
 
+from avfewshot.config import TrainingConfig
 from avfewshot.errors import AvfsError
 from avfewshot.models.checkpoint import load_adapter
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.cuda_graphs import Passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import validation_interval

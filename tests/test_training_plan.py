@@ -12,10 +12,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from towers_support import clap_tower, clip_tower
 
+from avfewshot.config import TrainingConfig
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.plan import Plan, make_plan
 
 TEXT_PARAMETERS = 5 * 7 + 7 + 3 * 2 + 2

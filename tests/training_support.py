@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from standin_towers import StandInTower
 
+from avfewshot.config import TrainingConfig
 from avfewshot.errors import MediaError
 from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.targets import Targets
@@ -15,7 +16,6 @@ from avfewshot.inference.logits import ClassTexts, score_clip
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Labelled, Training

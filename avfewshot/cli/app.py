@@ -13,7 +13,7 @@ import typer
 import typer.core
 import typer.main
 
-from avfewshot.cli.lifecycle import DEBUG_VARIABLE, status_of, wants_debug
+from avfewshot.cli.terminal import DEBUG_VARIABLE, status_of, wants_debug
 
 HELP = """
 Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a list of labels, with CLIP and CLAP.

@@ -41,16 +41,16 @@ def config(
     """Resolve every table, tell all faults, print."""
     import os
 
+    from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
     from avfewshot.errors import UsageError, raise_faults
-    from avfewshot.settings import TABLES, environment_name, resolve
 
     faults = []
     if format not in {"table", "json"}:
         faults.append(UsageError(f"--format: {format!r} is not one of table, json."))
-    unknown = [name for name in tables or () if name not in TABLES]
-    hint = f"Valid: {', '.join(TABLES)}."
+    unknown = [name for name in tables or () if name not in COMMANDS]
+    hint = f"Valid: {', '.join(COMMANDS)}."
     faults += [UsageError(f"There are no settings for {name!r}.", hint=hint) for name in unknown]
-    resolved = {name: resolve(name) for name in TABLES}
+    resolved = {name: resolve(name) for name in COMMANDS}
     seen: set[str] = set()
     for one in resolved.values():
         # A fault of the file is met once for each table.
@@ -58,10 +58,10 @@ def config(
         seen.update(str(fault) for fault in one.faults)
     raise_faults(faults)
     rows = [
-        _row(table, setting, resolved[table].values[name])
-        for table, settings in TABLES.items()
-        if table in (tables or TABLES)
-        for name, setting in settings.items()
+        _row(table, key, single, resolved[table])
+        for table in COMMANDS
+        if table in (tables or COMMANDS)
+        for key, single in table_settings(table).items()
     ]
     if not tables:
         rows.append(_cache_row())
@@ -71,9 +71,9 @@ def config(
         typer.echo(json.dumps([{key: row[key] for key in row if key != "shown"} for row in rows], indent=2))
         return
     _print_table(rows)
-    known = {environment_name(table, setting) for table, settings in TABLES.items() for setting in settings.values()}
+    known = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)}
     for variable in sorted(set(filter(lambda name: name.startswith("AVFS_"), os.environ)) - known - _OTHER_VARIABLES):
-        from avfewshot.cli.lifecycle import say_warning
+        from avfewshot.cli.terminal import say_warning
 
         say_warning(f"{variable} is set, but there is no such setting.")
 
@@ -81,14 +81,14 @@ def config(
 _OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG"}
 
 
-def _row(table: str, setting: Any, sourced: Any) -> dict[str, str | None]:
-    value = None if sourced.value is None else setting.kind.show(sourced.value)
+def _row(table: str, key: str, setting: Any, resolved: Any) -> dict[str, str | None]:
+    value = resolved[key]
     return {
         "table": table,
-        "name": setting.name,
-        "value": value,
-        "shown": setting.unset if value is None else value,
-        "source": sourced.source,
+        "name": key,
+        "value": None if value is None else setting.show(value),
+        "shown": setting.show(value),
+        "source": resolved.source(key),
         "help": setting.help,
     }
 

@@ -70,7 +70,7 @@ def check(
             raise UsageError(f"--against {folder}: there is no such folder.")
     others = find_other_datasets(dataset, [*(against or []), *folders])
     if probe:
-        from avfewshot.cli.console import progress_bar
+        from avfewshot.cli.terminal import progress_bar
 
         total = len({sample.path for sample in dataset.samples if sample.path is not None})
         with progress_bar(total, "clip", "Opening clips") as bar:
@@ -97,13 +97,13 @@ def data_root(name: str, root: Path | None) -> Path:
     """
     if root is not None:
         return root
+    from avfewshot.config import resolve, table_settings
     from avfewshot.data.description import dataset_of_task, load_description
-    from avfewshot.settings import TABLES, resolve
 
     dataset = dataset_of_task(name)
     resolved = resolve("data").check()
     for key in (dataset, load_description(dataset).reader, "root"):
-        if key in TABLES["data"] and resolved[key] is not None:
+        if key in table_settings("data") and resolved[key] is not None:
             return Path(resolved[key])
     raise UsageError(
         f"Where is {load_description(dataset).title}? No data folder is set.",

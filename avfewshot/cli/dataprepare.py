@@ -61,7 +61,7 @@ def prepare(
     wanted = None if splits is None else [name.strip().lower() for name in splits.split(",") if name.strip()]
 
     from avfewshot.cli.datacheck import load_any
-    from avfewshot.settings import resolve
+    from avfewshot.config import resolve
 
     side = frame_side(resolve("zeroshot", {"backbone": backbone}).check()["backbone"])
     dataset = load_any(task, root, media or [], list_file)
@@ -82,7 +82,7 @@ def prepare(
         typer.echo(f"{_count(len(plan.missing), 'clip')} without media left out; `avfs data check` lists them.")
     todo = look(plan, out, part=numbers, workers=workers or os.cpu_count() or 1, retry=retry)
     _announce(todo, numbers)
-    from avfewshot.cli.console import progress_bar
+    from avfewshot.cli.terminal import progress_bar
 
     try:
         with progress_bar(todo.pending_clips, "clip", "Preparing") as bar:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from typing import Annotated
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.options import setting_option, training_option
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, resumed_run, say_without_graphs
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.config import FewshotConfig, resolve
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import write_text
+
+if TYPE_CHECKING:
+    from avfewshot.cli.progress import Display
+    from avfewshot.training.fewshot import FewShot, SeedResult
+    from avfewshot.training.plan import Plan
 
 app = typer.Typer(add_completion=False)
 
@@ -30,146 +44,319 @@ Tasks: ave (seconds of AVE clips, with background), ave_cls, llp_cls, vggsound_c
 [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
 """
 
-_DATA = "Data"
-_ADAPTER = "Adapters"
-_METHOD = "Method"
-_TRAINING = "Training"
-_MODEL = "Model"
-_COST = "Memory and speed"
-_FILES = "Weights by path"
+_ROLES = {"train": "support", "val": "selection", "test": "evaluation"}
 
 
 @app.command(help=HELP)
+@with_options("fewshot")
 def fewshot(
     context: typer.Context,
-    shots: Annotated[str | None, training_option("shots")] = None,
-    task: Annotated[str | None, training_option("task")] = None,
-    seeds: Annotated[str | None, training_option("seeds")] = None,
-    seed: Annotated[
-        str | None, typer.Option("--seed", metavar="INTEGER", help="The same for one seed.", show_default=False)
-    ] = None,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and stop.")
     ] = False,
-    config: Annotated[str | None, setting_option("config", table="fewshot")] = None,
-    runs: Annotated[str | None, setting_option("runs", table="fewshot")] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="TEXT", help="What the run folder is called.", show_default=False)
-    ] = None,
-    data: Annotated[
+    seed: Annotated[
         str | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            rich_help_panel=_DATA,
-            show_default=False,
-            help="Clips of your own: DIR/CLASS/*.mp4, or DIR/train/CLASS/*.mp4 with val and test.",
-        ),
+        typer.Option("--seed", metavar="INTEGER", help="The same as --seeds, for one seed.", show_default=False),
     ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option(
-            "--root", metavar="DIR", rich_help_panel=_DATA, show_default=False, help="Folder of the task's data set."
-        ),
-    ] = None,
-    media: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--media",
-            metavar="DIR",
-            rich_help_panel=_DATA,
-            show_default=False,
-            help="Folder of its clips, if elsewhere; may be repeated.",
-        ),
-    ] = None,
-    list_file: Annotated[
-        str | None,
-        typer.Option("--list", metavar="FILE", rich_help_panel=_DATA, show_default=False, help="For vggsound_cls."),
-    ] = None,
-    sampler: Annotated[str | None, training_option("sampler", _DATA)] = None,
-    multi_label: Annotated[bool | None, training_option("multi_label", _DATA)] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            "--adapter",
-            metavar="RUN",
-            rich_help_panel=_ADAPTER,
-            show_default=False,
-            help="Run or checkpoint to begin with, such as a pretrained one.",
-        ),
-    ] = None,
-    adapter_kind: Annotated[
-        str | None,
-        typer.Option(
-            "--adapter-kind",
-            metavar="dgsct|none",
-            rich_help_panel=_ADAPTER,
-            show_default=False,
-            help="What connects the towers; none: only projectors are trained. [dim](default: dgsct)[/dim]",
-        ),
-    ] = None,
-    alpha: Annotated[str | None, training_option("alpha", _ADAPTER)] = None,
-    beta: Annotated[str | None, training_option("beta", _ADAPTER)] = None,
-    gamma: Annotated[str | None, training_option("gamma", _ADAPTER)] = None,
-    channel: Annotated[bool | None, training_option("channel", _ADAPTER)] = None,
-    spatial: Annotated[bool | None, training_option("spatial", _ADAPTER)] = None,
-    temporal: Annotated[bool | None, training_option("temporal", _ADAPTER)] = None,
-    a2v: Annotated[bool | None, training_option("a2v", _ADAPTER)] = None,
-    v2a: Annotated[bool | None, training_option("v2a", _ADAPTER)] = None,
-    variant: Annotated[str | None, training_option("variant", _ADAPTER)] = None,
-    hidden: Annotated[str | None, training_option("hidden", _ADAPTER)] = None,
-    output: Annotated[str | None, training_option("output", _ADAPTER)] = None,
-    bottleneck: Annotated[str | None, training_option("bottleneck", _ADAPTER)] = None,
-    projector: Annotated[str | None, training_option("projector", _ADAPTER)] = None,
-    objective: Annotated[str | None, training_option("objective", _METHOD)] = None,
-    matching: Annotated[str | None, training_option("matching", _METHOD)] = None,
-    fusion: Annotated[str | None, training_option("fusion", _METHOD)] = None,
-    pool: Annotated[str | None, training_option("pool", _METHOD)] = None,
-    background: Annotated[str | None, training_option("background", _METHOD)] = None,
-    blend: Annotated[str | None, training_option("blend", _METHOD)] = None,
-    window: Annotated[str | None, training_option("window", _METHOD)] = None,
-    templates: Annotated[str | None, setting_option("templates", _METHOD, table="fewshot")] = None,
-    epochs: Annotated[str | None, training_option("epochs", _TRAINING)] = None,
-    patience: Annotated[str | None, training_option("patience", _TRAINING)] = None,
-    validate_every: Annotated[str | None, training_option("validate_every", _TRAINING)] = None,
-    batch_size: Annotated[str | None, training_option("batch_size", _TRAINING)] = None,
-    accumulation: Annotated[str | None, training_option("accumulation", _TRAINING)] = None,
-    optimizer: Annotated[str | None, training_option("optimizer", _TRAINING)] = None,
-    lr: Annotated[str | None, training_option("lr", _TRAINING)] = None,
-    weight_decay: Annotated[str | None, training_option("weight_decay", _TRAINING)] = None,
-    clip_norm: Annotated[str | None, training_option("clip_norm", _TRAINING)] = None,
-    schedule: Annotated[str | None, training_option("schedule", _TRAINING)] = None,
-    warmup: Annotated[str | None, training_option("warmup", _TRAINING)] = None,
-    step_epochs: Annotated[str | None, training_option("step_epochs", _TRAINING)] = None,
-    step_factor: Annotated[str | None, training_option("step_factor", _TRAINING)] = None,
-    backbone: Annotated[str | None, setting_option("backbone", _MODEL, table="fewshot")] = None,
-    weights: Annotated[str | None, setting_option("weights", _MODEL, table="fewshot")] = None,
-    device: Annotated[str | None, setting_option("device", _MODEL, table="fewshot")] = None,
-    precision: Annotated[str | None, setting_option("precision", _MODEL, table="fewshot")] = None,
-    frame_backend: Annotated[str | None, setting_option("frame_backend", _MODEL, table="fewshot")] = None,
-    checkpointing: Annotated[bool | None, training_option("checkpointing", _COST)] = None,
-    cuda_graphs: Annotated[bool | None, training_option("cuda_graphs", _COST)] = None,
-    micro_batch: Annotated[str | None, training_option("micro_batch", _COST)] = None,
-    cache_size: Annotated[str | None, training_option("cache_size", _COST)] = None,
-    workers: Annotated[str | None, training_option("workers", _COST)] = None,
-    clip_weights: Annotated[str | None, setting_option("clip_weights", _FILES, table="fewshot")] = None,
-    clap_weights: Annotated[str | None, setting_option("clap_weights", _FILES, table="fewshot")] = None,
-    roberta: Annotated[str | None, setting_option("roberta", _FILES, table="fewshot")] = None,
+    **flags: Any,
 ) -> None:
-    """Parse, check, run; `context.params` holds the options by the names of their settings."""
-    from avfewshot.cli.fewshot_request import build_request, resume_request
-
-    command = shlex.join(["avfs", *(context.obj or ())])
-    request = resume_request(context.params) if resume is not None else build_request(context.params, command)
-
-    from avfewshot.cli.fewshot_run import execute, show_plan
-
-    if dry_run:
-        show_plan(request)
-        return
-    status = execute(request)
+    """Options -> config -> load -> run -> write."""
+    if seed is not None and flags["seeds"] is not None:
+        raise UsageError("--seed and --seeds exclude each other.", hint="Leave one out.")
+    flags["seeds"] = flags["seeds"] if seed is None else seed
+    if resume is not None:
+        run = resumed_run("fewshot", Path(resume).expanduser(), flags, may_change=("device",))
+    else:
+        run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
+    status = _plan_only(run) if dry_run else _execute(run)
     if status:
         raise typer.Exit(status)
+
+
+def _requested(flags: dict[str, Any], command: str) -> Run:
+    """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
+    settings = resolve("fewshot", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
+    faults = settings.faults
+    root = _data_root(settings.config, named=settings.source("task") != "default", faults=faults)
+    faults += [*backbone_faults(settings), *folder_faults(settings)]
+    raise_faults(faults)
+    config: FewshotConfig = settings.config
+    settings.config = config.replace(data=config.data.replace(root=root))
+    return new_run(settings, config.training.task, f"{config.training.shots}-shot", command)
+
+
+def _data_root(config: FewshotConfig, *, named: bool, faults: list[UsageError]) -> Path | None:
+    """Where the clips of the task are; None for a folder of one's own."""
+    data, task = config.data, config.training.task
+    if task != "folder":
+        if data.data is not None:
+            hint = f"Use --root {data.data} instead."
+            faults.append(UsageError(f"--data is for folders of your own clips, not for {task}.", hint=hint))
+            return None
+        from avfewshot.cli.datacheck import data_root
+
+        return collect(faults, lambda: data_root(task, data.root))
+    if data.data is None:
+        if not any(str(fault).startswith("--task") for fault in faults):
+            what = "--task folder needs --data DIR." if named else "Which task? There is neither --task nor --data."
+            hint = "--task ave, ave_cls, llp_cls or vggsound_cls; or --data DIR with a folder of clips a class."
+            faults.append(UsageError(what, hint=hint))
+        return None
+    given = (("--root", data.root), ("--media", data.media), ("--list", data.list_file))
+    if extra := [flag for flag, value in given if value]:
+        faults.append(UsageError(f"{' and '.join(extra)} cannot be given with --data.", hint="Leave them out."))
+    return None
+
+
+def _execute(run: Run) -> int:
+    """Train each seed, write the run folder, print figures; gives the exit status."""
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        from avfewshot.cli.progress import Display
+
+        try:
+            with Display() as display:
+                trainer = _load(run, display, interrupts)
+                plan = _plan(trainer)
+                _say_plan(trainer, plan, display)
+                display.validated = bool(trainer.bench.scored("val").samples)
+                if not display.validated:
+                    from avfewshot.training.fewshot import BLIND_SHARE
+
+                    share = BLIND_SHARE if trainer.config.blend == "auto" else trainer.config.blend
+                    display.say(
+                        "There is no validation clip to choose by: the last epoch will be taken, with "
+                        f"{share:g} of the trained logits."
+                    )
+                results = [trainer.run(seed) for seed in trainer.config.seeds]
+                display.begin("report", 0)
+                written = _write(run, trainer, plan, results)
+        except KeyboardInterrupt:
+            if told := run.how_to_resume():
+                say(told)
+            return interrupts.status
+    _print_results(trainer, results, written)
+    return 0
+
+
+def _plan_only(run: Run) -> int:
+    """Print what a run would do and take, without reading a clip."""
+    from avfewshot.cli.progress import Display
+
+    with Display() as display, Interrupts() as interrupts:
+        trainer = _load(run, display, interrupts, claim=False)
+        plan = _plan(trainer)
+    _print_plan(run, trainer, plan)
+    return 0
+
+
+def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = True) -> FewShot:
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+    from avfewshot.prompts import load_templates
+    from avfewshot.training.fewshot import FewShot
+
+    config: FewshotConfig = run.config
+    display.begin("reading annotations, looking for clips", 0)
+    dataset = load_data(config)
+    device = resolve_device(config.model.device)
+    training = config.training.replace(precision=resolve_precision(config.training.precision, device))
+    say_without_graphs(training, device, display)
+    training, backbone, initial = load_parts(run, training, display)
+    templates = config.model.templates or backbone.templates
+    read = load_templates(templates)
+    if claim:
+        run.claim()
+    return FewShot(
+        dataset,
+        training,
+        backbone,
+        read,
+        templates,
+        device,
+        run.folder,
+        frame_backend=config.model.frame_backend,
+        initial=initial,
+        observer=display,
+        put_off=interrupts.put_off,
+    )
+
+
+def load_data(config: FewshotConfig) -> Any:
+    """Read the data set of a training, with its media.
+
+    Raises:
+        AvfsError: It cannot be read, or none of its clips is there.
+    """
+    data, task = config.data, config.training.task
+    if task == "folder":
+        from avfewshot.data.folder import load_folder
+
+        return load_folder(data.data)
+    from avfewshot.data.load import load_dataset
+    from avfewshot.data.media_index import require_media
+
+    dataset = load_dataset(task, data.root, media=data.media, list_file=data.list_file)
+    require_media(dataset, data.media or [data.root])
+    return dataset
+
+
+def _plan(trainer: FewShot) -> Plan:
+    """What a run takes; supports are drawn, clips are not read."""
+    import torch
+
+    from avfewshot.data.sampler import draw_support
+    from avfewshot.inference.devices import PRECISIONS
+    from avfewshot.models.build import build_model
+    from avfewshot.training.plan import make_plan
+
+    config = trainer.config
+    support = draw_support(
+        trainer.dataset,
+        config.shots,
+        config.seeds[0],
+        sampler=config.sampler,
+        multi_label=config.multi_label,
+        only_available=True,
+    )
+    trainer.backbone.to("cpu", torch.float32)
+    try:
+        model = build_model(trainer.backbone, config, device=trainer.device)
+        return make_plan(model, trainer.backbone, config, len(support.samples))
+    finally:
+        trainer.backbone.to(trainer.device, PRECISIONS[config.precision])
+
+
+def _say_plan(trainer: FewShot, plan: Plan, display: Display) -> None:
+    config, dataset = trainer.config, trainer.dataset
+    display.say(
+        f"{dataset.description.title}: "
+        + ", ".join(
+            f"{len(dataset.available(split)):,} of {size:,} {split} clips have media"
+            for split, size in dataset.split_sizes.items()
+        )
+        + "."
+    )
+    trainable = next(count.trainable for count in plan.parameters if count.component == "all")
+    display.say(
+        f"{config.task}, {config.shots} shots: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
+        f"epochs; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
+        f"{plan.memory / 1e9:.1f} GB; {trainer.device}, {config.precision}."
+    )
+
+
+def _print_plan(run: Run, trainer: FewShot, plan: Plan) -> None:
+    from rich.console import Console
+
+    from avfewshot.reports.run_collect import components
+    from avfewshot.reports.run_tables import components_table
+
+    console = Console(highlight=False)
+    config, dataset = trainer.config, trainer.dataset
+    rows = [
+        ("data", f"{dataset.description.title}, {dataset.root}"),
+        *(
+            (split, f"{len(dataset.available(split)):,} of {size:,} clips have media")
+            for split, size in dataset.split_sizes.items()
+        ),
+        ("support", f"{plan.clips:,} clips ({config.shots} a class, sampler {config.sampler})"),
+        ("seeds", ", ".join(map(str, config.seeds))),
+        ("steps", f"up to {plan.steps:,} a seed: {plan.batches:,} batches of {config.batch_size} an epoch, "
+                  f"{config.epochs} epochs"),
+        ("device", f"{trainer.device}, {config.precision}"),
+        ("memory", f"about {plan.memory / 1e9:.1f} GB: weights {plan.weights_bytes / 1e9:.1f}, gradients and optimizer "
+                   f"{plan.training_bytes / 1e9:.1f}, activations of {plan.micro_batch} clips "
+                   f"{plan.activation_bytes / 1e9:.1f}"),
+        ("run folder", str(run.folder)),
+    ]  # fmt: skip
+    for name, text in rows:
+        console.print(f"[bold]{name:<11}[/bold]", end="")
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(components_table(components(plan)))
+    console.print("Nothing was trained: this was a dry run.")
+
+
+def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]) -> list[Path]:
+    """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
+    from avfewshot.evaluation.seeds import average_comparisons
+    from avfewshot.reports.run_collect import collect as collect_record
+    from avfewshot.reports.run_html import write_run_page
+    from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
+    from avfewshot.version import __version__
+
+    folder = run.folder
+    comparison = average_comparisons([result.comparison for result in results])
+    begun = trainer.initial is not None
+    rows = run.rows(trainer.backbone, trainer.config) if begun else run.rows()
+    # First, since it looks at the clips: a run that was done before has not looked at any yet.
+    record = collect_record(trainer, plan, results, comparison, command=run.command, settings=rows, roles=_ROLES)
+    document = {
+        "version": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": run.command,
+        "config": trainer.config.to_dict(),
+        "clips": {
+            split: {"listed": listed, "used": used, "unusable": left}
+            for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset)
+        },
+        "parameters": {
+            count.component: {"trainable": count.trainable, "total": count.total} for count in plan.parameters
+        },
+        "flops_per_clip": plan.flops,
+        "comparison": comparison.to_dict(),
+        "seeds": [result.to_dict() for result in results],
+    }
+    write_text(folder / "results.json", json.dumps(document, indent=1))
+    write_text(folder / "results.csv", comparison_csv(comparison))
+    write_text(folder / "results.md", comparison_markdown(comparison))
+    write_text(folder / "config.yaml", trainer.config.to_yaml())
+    for result in results:
+        for name, scored in result.results.items():
+            write_text(result.folder / f"classes-{name.replace(' ', '-').lower()}.csv", classes_csv(scored))
+    trainer.bench.usage.write(folder / "clips.csv")
+    _write_tensorboard(results, folder)
+    write_run_page(folder / "report.html", record)
+    return [folder / "report.html", folder / "results.json"]
+
+
+def _write_tensorboard(results: Sequence[SeedResult], folder: Path) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    from avfewshot.training.journal import Journal
+
+    for result in results:
+        target = folder / "tensorboard" / f"seed-{result.seed}"
+        if target.exists():
+            continue
+        with SummaryWriter(str(target)) as writer:
+            for entry in Journal(result.folder / "metrics.jsonl").entries():
+                if entry["kind"] == "step":
+                    for key in ("loss", "visual_loss", "audio_loss", "visual_weight", "lr"):
+                        writer.add_scalar(f"train/{key}", entry[key], entry["step"])
+                elif entry["kind"] == "epoch":
+                    for key in ("figure", "loss", "blend"):
+                        writer.add_scalar(f"validation/{key}", entry[key], entry["step"])
+            for name, scored in result.results.items():
+                for metric, figure in scored.metrics.items():
+                    if figure.value is not None:
+                        writer.add_scalar(f"test/{metric}/{name}", figure.value, result.progress.step)
+
+
+def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Sequence[Path]) -> None:
+    """The comparison on stdout, and where files are on stderr."""
+    from rich.console import Console
+
+    from avfewshot.evaluation.seeds import average_comparisons
+    from avfewshot.reports.run_tables import comparison_table
+
+    comparison = average_comparisons([result.comparison for result in results])
+    Console(highlight=False).print(comparison_table(comparison))
+    notes = Console(stderr=True, highlight=False)
+    for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset):
+        if left:
+            notes.print(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be: see clips.csv.", markup=False)
+    for path in written:
+        notes.print(f"written: {path}", soft_wrap=True, markup=False)

@@ -1,61 +1,116 @@
-"""Options of the command line that come from the settings: name, help, default and completion are written once."""
+"""From settings to the options of a command, and the checks that commands share."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from avfewshot.setting_kinds import Flag, PathText
-from avfewshot.settings import TABLES, UNSET, Setting
+from avfewshot.config import COMMANDS, UNSET, Resolved, Setting, settings_of
+from avfewshot.errors import UsageError, flatten
+
+_T = TypeVar("_T")
+
+
+def with_options(table: str, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of its settings, beside those that its own signature names.
+
+    The command gets what was given by key, as text (switches as bool), None where nothing was:
+    :func:`avfewshot.config.resolve` reads and checks it, so that the environment and files get their say and all
+    faults are told at once.
+
+    Args:
+        table: Of :data:`~avfewshot.config.COMMANDS`.
+        without: Keys that get no option.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = {parameter.name for parameter in own}
+        generated = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(single))
+            for key, single in settings_of(COMMANDS[table]).items()
+            if key not in names and key not in without
+        ]
+        # Arguments first: those without a flag.
+        generated.sort(key=lambda parameter: not isinstance(parameter.annotation.__metadata__[0], type(_ARGUMENT)))
+
+        def call(**values: Any) -> None:
+            command(**values)
+
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        call.__signature__ = inspect.Signature([*own, *generated])  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *generated)}
+        return call
+
+    return decorate
+
+
+_ARGUMENT = typer.Argument()
 
 
 def setting_option(name: str, panel: str | None = None, *, table: str = "zeroshot") -> Any:
-    """The option of a setting.
+    """The option of one setting, for a command that has few of them."""
+    return _option(settings_of(COMMANDS[table])[name], panel)
 
-    Its value is None when it is not given, so that the environment and ``avfs.toml`` get their say, and text otherwise:
-    :func:`avfewshot.settings.resolve` reads and checks it, which lets all faults be told at once.
 
-    Args:
-        name: Of the setting.
-        panel: Title of the box that it stands in.
-        table: Command that the setting belongs to.
-    """
-    return _option(TABLES[table][name], panel)
+def _annotation(setting: Setting) -> Any:
+    if not setting.flag.startswith("--"):
+        return Annotated[str | None, typer.Argument(metavar=setting.flag, help=setting.help, show_default=False)]
+    kind = bool | None if setting.is_switch else list[str] | None if setting.is_list else str | None
+    return Annotated[kind, _option(setting, setting.panel)]
 
 
 def _option(setting: Setting, panel: str | None) -> Any:
-    switch = isinstance(setting.kind, Flag)
-    help_text = setting.help
-    if setting.default is not None or setting.unset != UNSET:
-        help_text += f" [dim](default: {setting.shown_default()})[/dim]"
-    extra: dict[str, Any] = {}
-    if not isinstance(setting.kind, PathText):  # shells complete file names by themselves
-        extra["autocompletion"] = _backbones if setting.name == "backbone" else setting.kind.suggestions
-    return typer.Option(
-        f"{setting.flag}/--no-{setting.flag[2:]}" if switch else setting.flag,
-        metavar="" if switch else setting.kind.metavar,
-        help=help_text,
-        show_default=False,
-        rich_help_panel=panel,
-        **({} if switch else extra),
-    )
-
-
-def training_option(name: str, panel: str | None = None) -> Any:
-    """The option of a field of :class:`~avfewshot.training.config.TrainingConfig`; None when it is not given.
-
-    Args:
-        name: Of the field.
-        panel: Title of the box that it stands in.
-    """
-    from avfewshot.training.config import training_settings
-
-    setting = next(setting for setting in training_settings() if setting.name == name)
-    return _option(setting, panel)
+    text = setting.help
+    if setting.default not in (None, ()) or setting.unset != UNSET:
+        text += f" [dim](default: {setting.shown_default()})[/dim]"
+    flag, extra = setting.flag, {}
+    if setting.is_switch:
+        flag += f"/--no-{flag[2:]}"
+    elif setting.key == "backbone":
+        extra["autocompletion"] = _backbones
+    elif setting.choices:  # shells complete file names by themselves
+        extra["autocompletion"] = lambda: list(setting.choices)
+    metavar = "" if setting.is_switch else setting.metavar
+    return typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=panel, **extra)
 
 
 def _backbones() -> list[str]:
     from avfewshot.encoders.presets import preset_names
 
     return preset_names()
+
+
+def collect(faults: list[UsageError], check: Callable[[], _T]) -> _T | None:
+    """What a check gives; None where it fails, with its faults added to the others."""
+    try:
+        return check()
+    except UsageError as error:
+        faults.extend(flatten(error))
+        return None
+
+
+def backbone_faults(settings: Resolved) -> list[UsageError]:
+    """What is wrong with backbone, templates and paths of weights, as far as can be told without reading weights."""
+    from avfewshot.encoders.presets import load_preset
+    from avfewshot.prompts import load_templates
+
+    faults: list[UsageError] = []
+    collect(faults, lambda: load_preset(settings["backbone"]))
+    if settings["templates"] is not None:
+        collect(faults, lambda: load_templates(settings["templates"]))
+    for key in ("adapter", "clip_weights", "clap_weights", "roberta"):
+        path = settings[key]
+        if path is None:
+            continue
+        option = settings_of(type(settings.config))[key].flag
+        if settings["weights"] == "random" and key.endswith("_weights"):
+            hint = "Leave one of them out."
+            faults.append(UsageError(f"{option} and --weights random exclude each other.", hint=hint))
+        elif not path.exists():
+            faults.append(UsageError(f"{option} {path}: there is nothing at this path.", hint="Check the path."))
+    return faults

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.options import setting_option, training_option
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, resumed_run, say_without_graphs
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.config import PretrainConfig, PretrainingConfig, resolve
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import write_text
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from avfewshot.cli.progress import Display
+    from avfewshot.encoders.backbone import Backbone
+    from avfewshot.inference.logits import ClassTexts
+    from avfewshot.models.audio_visual import AudioVisualModel
+    from avfewshot.training.pretrain import Pretraining
+    from avfewshot.training.pretrain_supply import Supply
+    from avfewshot.training.selection import Verdict
 
 app = typer.Typer(add_completion=False)
 
@@ -28,115 +46,216 @@ the evaluation splits of AVE and LLP are left out where their annotation files a
 [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
 """
 
-_DATA = "Data"
-_RANKS = "Devices"
-_ADAPTER = "Adapters"
-_TRAINING = "Training"
-_MODEL = "Model"
-_FILES = "Weights by path"
-
-
-def _option(flag: str, metavar: str, panel: str | None, text: str) -> Any:
-    return typer.Option(flag, metavar=metavar, rich_help_panel=panel, show_default=False, help=text)
+DATASETS = ("vggsound40k", "vggsound", "ovave")
 
 
 @app.command(help=HELP)
+@with_options("pretrain")
 def pretrain(
     context: typer.Context,
-    dataset: Annotated[
-        str | None, typer.Argument(metavar="DATASET", help="vggsound40k, vggsound or ovave.", show_default=False)
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
     ] = None,
-    resume: Annotated[str | None, _option("--resume", "RUN", None, "Go on with an interrupted run.")] = None,
-    config: Annotated[str | None, setting_option("config", table="pretrain")] = None,
-    runs: Annotated[str | None, setting_option("runs", table="pretrain")] = None,
-    name: Annotated[str | None, _option("--name", "TEXT", None, "What the run folder is called.")] = None,
-    seed: Annotated[
-        str | None, _option("--seed", "INTEGER", None, "Of weights and order. [dim](default: 1)[/dim]")
-    ] = None,
-    root: Annotated[str | None, _option("--root", "DIR", _DATA, "Folder with the list and the videos.")] = None,
-    media: Annotated[
-        list[str] | None, _option("--media", "DIR", _DATA, "Folder of the videos, if elsewhere; may be repeated.")
-    ] = None,
-    list_file: Annotated[str | None, _option("--list", "FILE", _DATA, "The list to read.")] = None,
-    shards: Annotated[str | None, _option("--shards", "DIR", _DATA, "Prepared shards instead of videos.")] = None,
-    against: Annotated[
-        list[str] | None,
-        _option("--against", "DIR", _DATA, "Folder of a data set that will be evaluated on; may be repeated."),
-    ] = None,
-    keep_leaks: Annotated[
-        bool, typer.Option("--keep-leaks", rich_help_panel=_DATA, help="Also train on videos of their test splits.")
-    ] = False,
-    val_clips: Annotated[
-        int | None,
-        typer.Option(
-            "--val-clips",
-            min=0,
-            rich_help_panel=_DATA,
-            show_default=False,
-            help="Validation clips at most. [dim](default: 1000)[/dim]",
-        ),
-    ] = None,
-    devices: Annotated[
-        str | None,
-        _option("--devices", "INTEGER|auto", _RANKS, "GPUs (or processes) a machine. [dim](default: 1)[/dim]"),
-    ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, rich_help_panel=_RANKS, help="Machines.")] = 1,
-    strategy: Annotated[
-        str | None, _option("--strategy", "auto|ddp", _RANKS, "How ranks work together. [dim](default: auto)[/dim]")
-    ] = None,
-    device: Annotated[str | None, setting_option("device", _RANKS, table="pretrain")] = None,
-    precision: Annotated[str | None, setting_option("precision", _RANKS, table="pretrain")] = None,
-    adapter: Annotated[str | None, _option("--adapter", "RUN", _ADAPTER, "Run or checkpoint to begin with.")] = None,
-    alpha: Annotated[str | None, training_option("alpha", _ADAPTER)] = None,
-    beta: Annotated[str | None, training_option("beta", _ADAPTER)] = None,
-    gamma: Annotated[str | None, training_option("gamma", _ADAPTER)] = None,
-    channel: Annotated[bool | None, training_option("channel", _ADAPTER)] = None,
-    spatial: Annotated[bool | None, training_option("spatial", _ADAPTER)] = None,
-    temporal: Annotated[bool | None, training_option("temporal", _ADAPTER)] = None,
-    a2v: Annotated[bool | None, training_option("a2v", _ADAPTER)] = None,
-    v2a: Annotated[bool | None, training_option("v2a", _ADAPTER)] = None,
-    variant: Annotated[str | None, training_option("variant", _ADAPTER)] = None,
-    hidden: Annotated[str | None, training_option("hidden", _ADAPTER)] = None,
-    output: Annotated[str | None, training_option("output", _ADAPTER)] = None,
-    bottleneck: Annotated[str | None, training_option("bottleneck", _ADAPTER)] = None,
-    projector: Annotated[str | None, training_option("projector", _ADAPTER)] = None,
-    objective: Annotated[str | None, training_option("objective", _TRAINING)] = None,
-    matching: Annotated[str | None, training_option("matching", _TRAINING)] = None,
-    fusion: Annotated[str | None, training_option("fusion", _TRAINING)] = None,
-    pool: Annotated[str | None, training_option("pool", _TRAINING)] = None,
-    blend: Annotated[str | None, training_option("blend", _TRAINING)] = None,
-    window: Annotated[str | None, training_option("window", _TRAINING)] = None,
-    epochs: Annotated[str | None, training_option("epochs", _TRAINING)] = None,
-    validate_every: Annotated[str | None, training_option("validate_every", _TRAINING)] = None,
-    batch_size: Annotated[str | None, training_option("batch_size", _TRAINING)] = None,
-    accumulation: Annotated[str | None, training_option("accumulation", _TRAINING)] = None,
-    micro_batch: Annotated[str | None, training_option("micro_batch", _TRAINING)] = None,
-    checkpointing: Annotated[bool | None, training_option("checkpointing", _TRAINING)] = None,
-    cuda_graphs: Annotated[bool | None, training_option("cuda_graphs", _TRAINING)] = None,
-    optimizer: Annotated[str | None, training_option("optimizer", _TRAINING)] = None,
-    lr: Annotated[str | None, training_option("lr", _TRAINING)] = None,
-    weight_decay: Annotated[str | None, training_option("weight_decay", _TRAINING)] = None,
-    clip_norm: Annotated[str | None, training_option("clip_norm", _TRAINING)] = None,
-    schedule: Annotated[str | None, training_option("schedule", _TRAINING)] = None,
-    warmup: Annotated[str | None, training_option("warmup", _TRAINING)] = None,
-    cache_size: Annotated[str | None, training_option("cache_size", _TRAINING)] = None,
-    workers: Annotated[str | None, training_option("workers", _TRAINING)] = None,
-    backbone: Annotated[str | None, setting_option("backbone", _MODEL, table="pretrain")] = None,
-    weights: Annotated[str | None, setting_option("weights", _MODEL, table="pretrain")] = None,
-    frame_backend: Annotated[str | None, setting_option("frame_backend", _MODEL, table="pretrain")] = None,
-    templates: Annotated[str | None, setting_option("templates", _MODEL, table="pretrain")] = None,
-    clip_weights: Annotated[str | None, setting_option("clip_weights", _FILES, table="pretrain")] = None,
-    clap_weights: Annotated[str | None, setting_option("clap_weights", _FILES, table="pretrain")] = None,
-    roberta: Annotated[str | None, setting_option("roberta", _FILES, table="pretrain")] = None,
+    **flags: Any,
 ) -> None:
-    """Parse, check, run; `context.params` holds the options by the names of their settings."""
-    from avfewshot.cli.pretrain_request import build_request, resume_request
-
-    command = shlex.join(["avfs", *(context.obj or ())])
-    request = resume_request(context.params) if resume is not None else build_request(context.params, command)
-
-    from avfewshot.cli.pretrain_run import execute
-
-    status = execute(request)
+    """Options -> config -> load -> run -> write."""
+    if resume is not None:
+        run = resumed_run(
+            "pretrain", Path(resume).expanduser(), flags, may_change=("device", "devices", "nodes", "strategy")
+        )
+    else:
+        run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
+    status = _execute(run)
     if status:
         raise typer.Exit(status)
+
+
+def _requested(flags: dict[str, Any], command: str) -> Run:
+    """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
+    dataset = flags["dataset"]
+    settings = resolve("pretrain", {**flags, "dataset": dataset if dataset in DATASETS else None})
+    faults = settings.faults
+    if dataset not in DATASETS:
+        what = "Which list is to be pretrained on?" if dataset is None else f"There is no pretraining list {dataset!r}."
+        faults.append(UsageError(what, hint=f"avfs pretrain {'|'.join(DATASETS)}; --list names a file of your own."))
+    config: PretrainConfig = settings.config
+    data, root = config.data, config.data.root
+    faults += [
+        UsageError(f"--against {folder}: there is no such folder.") for folder in data.against if not folder.is_dir()
+    ]
+    if data.shards is not None:
+        given = (("--root", data.root), ("--media", data.media), ("--list", data.list_file))
+        if extra := [flag for flag, value in given if value]:
+            faults.append(UsageError(f"{' and '.join(extra)} cannot be given with --shards.", hint="Leave them out."))
+    elif root is None and dataset in DATASETS:
+        from avfewshot.cli.datacheck import data_root
+
+        root = collect(faults, lambda: data_root(dataset, None))
+    faults += [*backbone_faults(settings), *folder_faults(settings)]
+    raise_faults(faults)
+    settings.config = config.replace(data=data.replace(root=root))
+    return new_run(settings, "pretrain", dataset, command)
+
+
+def _execute(run: Run) -> int:
+    """Pretrain on every rank, write the model card; gives the exit status."""
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        from avfewshot.cli.progress import Display
+
+        try:
+            with Display() as display:
+                training, supply = _load(run, display, interrupts)
+                # Signals wait: all ranks stop together after a step, with their state on disk.
+                with interrupts.put_off():
+                    done = training.run()
+                    if done and display.chief:
+                        _write(run, training, supply, display)
+        except KeyboardInterrupt:
+            if told := run.how_to_resume():
+                say(told)
+            return interrupts.status
+    if display.chief:
+        say(f"written: {run.folder}")
+        say(f"Next: avfs zeroshot --task ave_cls --adapter {shlex.quote(str(run.folder))}")
+    return 0
+
+
+def _load(run: Run, display: Display, interrupts: Interrupts) -> tuple[Pretraining, Supply]:
+    from avfewshot.inference.devices import PRECISIONS, resolve_device, resolve_precision
+    from avfewshot.inference.logits import class_texts
+    from avfewshot.models.build import build_model
+    from avfewshot.prompts import load_templates
+    from avfewshot.training.description import describe_training
+    from avfewshot.training.fabric import many_devices
+    from avfewshot.training.journal import Journal
+    from avfewshot.training.pretrain import Pretraining
+    from avfewshot.training.store import CheckpointStore
+
+    asked: PretrainConfig = run.config
+    device = resolve_device(asked.model.device)
+    config = asked.training.replace(precision=resolve_precision(asked.training.precision, device))
+    fabric = many_devices(device, config.precision, **dict(asked.ranks))
+    display.chief = fabric.global_rank == 0
+    say_without_graphs(config, fabric.device, display, ranks=fabric.world_size)
+    config, backbone, initial = load_parts(run, config, display)
+    backbone.to(fabric.device, PRECISIONS[config.precision])
+    display.begin("reading the list, looking for clips", 0)
+    supply = _supply(asked, backbone.visual.image_size)
+    for note in supply.notes:
+        display.say(note)
+    templates = asked.model.templates or backbone.templates
+    texts = class_texts(backbone, supply.train.wordings, load_templates(templates))
+    start, judge = _validation(asked, config, supply, backbone, texts, fabric, display)
+    fresh = build_model(backbone, config, seed=config.seed, device=fabric.device)
+    if initial is not None:
+        fresh.load_trainable_state(initial.tensors)
+    if display.chief:
+        run.claim()
+    run.folder = Path(fabric.broadcast(str(run.folder)))
+    store = CheckpointStore(run.folder / "checkpoints")
+    training = Pretraining(
+        fabric,
+        fresh,
+        config,
+        seed=config.seed,
+        source=supply.train,
+        texts=texts,
+        judge=judge,
+        start=start,
+        store=store,
+        describe=lambda verdict: describe_training(
+            config,
+            backbone,
+            labels=supply.train.classes,
+            wordings=supply.train.wordings,
+            templates=templates,
+            seed=config.seed,
+            support={**supply.about, "ranks": fabric.world_size},
+            verdict=verdict,
+        ),
+        journal=Journal(run.folder / "metrics.jsonl"),
+        skip=supply.skip,
+        watcher=display.pretrain_watcher(config),
+        stopping=lambda: interrupts.received is not None,
+    )
+    found = store.load_last(backbone)
+    if found is not None:
+        doubts = [*found.skipped, *training.resume(found)]
+        if found.config.support.get("fingerprint") != supply.about["fingerprint"]:
+            doubts.append("the clips are not those that the run was begun with.")
+        for doubt in doubts:
+            display.say(f"This does not resume bit for bit: {doubt}")
+    trainable = sum(p.numel() for p in fresh.parameters() if p.requires_grad)
+    display.say(
+        f"{len(supply.train):,} clips of {len(supply.train.classes)} classes, {training.steps_per_epoch:,} steps an "
+        f"epoch, {config.epochs} epochs; batches of {config.batch_size * config.accumulation * fabric.world_size}, "
+        f"{training.micro_batch} at once; {trainable / 1e6:.1f} M trainable parameters; {fabric.world_size} x "
+        f"{fabric.device.type}, {config.precision}."
+    )
+    return training, supply
+
+
+def _validation(
+    asked: PretrainConfig,
+    config: PretrainingConfig,
+    supply: Supply,
+    backbone: Backbone,
+    texts: ClassTexts,
+    fabric: Fabric,
+    display: Display,
+) -> tuple[Verdict, Callable[[AudioVisualModel, int], Verdict]]:
+    """Figures of the untrained model, and what validates a trained one after so many epochs; rank 0 alone does."""
+    from avfewshot.evaluation.predictions import Decision
+    from avfewshot.models.audio_visual import AudioVisualModel
+    from avfewshot.training.selection import unjudged
+    from avfewshot.training.stream_judge import StreamJudge
+
+    if display.chief and supply.val is not None and asked.data.val_clips:
+        judge = StreamJudge(
+            supply.val,
+            Decision(config.task, config.fusion, config.pool),
+            AudioVisualModel(backbone).to(fabric.device).eval(),
+            texts,
+            (backbone.visual_scale, backbone.audio_scale),
+            limit=asked.data.val_clips,
+            share=config.blend,
+            device=fabric.device,
+            window=config.window,
+            autocast=fabric.autocast,
+            observer=display,
+        )
+        if (start := judge.start()) is not None:
+            return start, judge
+    return unjudged(0, 0.0, 0.0), lambda trained, epoch: unjudged(epoch, config.blend, 1.0)
+
+
+def _supply(asked: PretrainConfig, frame_size: int) -> Supply:
+    from avfewshot.training.pretrain_supply import supply_from_shards, supply_from_videos
+
+    data, config = asked.data, asked.training
+    options: dict[str, Any] = {
+        "frame_size": frame_size,
+        "workers": config.workers,
+        "against": data.against,
+        "keep_leaks": data.keep_leaks,
+    }
+    if data.shards is not None:
+        return supply_from_shards(data.shards, asked.dataset, **options)
+    return supply_from_videos(
+        asked.dataset,
+        data.root,
+        media=data.media,
+        list_file=data.list_file,
+        frame_backend=asked.model.frame_backend,
+        cache_size=config.cache_size,
+        **options,
+    )
+
+
+def _write(run: Run, training: Pretraining, supply: Supply, display: Display) -> None:
+    from avfewshot.models.checkpoint import find_checkpoint, load_adapter
+    from avfewshot.reports.model_card import model_card
+
+    config = load_adapter(find_checkpoint(run.folder)).config
+    write_text(run.folder / "README.md", model_card(config, training.progress, run.command, supply.notes))
+    display.write_left(run.folder / "unreadable.csv")

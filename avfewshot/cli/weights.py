@@ -117,8 +117,8 @@ def _request(
     name: str | None, backbone: str | None, clip_weights: str | None, clap_weights: str | None, roberta: str | None
 ) -> tuple[Preset, dict[str, Any]]:
     """The preset and the paths, with the environment and ``avfs.toml`` having their say as for ``avfs zeroshot``."""
+    from avfewshot.config import resolve
     from avfewshot.encoders.presets import load_preset
-    from avfewshot.settings import resolve
 
     flags = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
     settings = resolve("zeroshot", {"backbone": _one_name(name, backbone), **flags}).check()

@@ -1,13 +1,33 @@
-"""`avfs zeroshot`: classify clips with nothing but a list of labels."""
+"""`avfs zeroshot`: classify clips with nothing but a list of labels, or evaluate on a data set without training."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import shlex
-from typing import Annotated, Any
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.options import setting_option
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar
+from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import write_text
+
+if TYPE_CHECKING:
+    from avfewshot.cli.outputs import OpenWriter, Target
+    from avfewshot.evaluation.evaluator import TaskBench
+    from avfewshot.inference.results import ClipResult, RunInfo
+    from avfewshot.labels import LabelSet
+    from avfewshot.media.clip import Failure
+    from avfewshot.reports.writers import Summary
+    from avfewshot.training.assess import Assessment
 
 app = typer.Typer(add_completion=False)
 
@@ -37,114 +57,416 @@ others go on.
 [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; results so far are kept.
 """
 
-_MODEL = "Model"
-_METHOD = "Method"
-_OUTPUT = "Output"
-_FILES = "Weights by path"
-_TASK = "A task instead of files"
-_TASK_OPTIONS = ("task", "root", "media", "list_file", "vggsounder", "background")
+_LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool")
+"""Settings that are as a model was trained, unless somebody sets them."""
 
-
-def _task_option(flag: str, metavar: str, text: str) -> Any:
-    return typer.Option(flag, metavar=metavar, rich_help_panel=_TASK, show_default=False, help=text)
+_TASK_OPTIONS = ("root", "media", "list", "vggsounder", "background")
+_TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
+_SUFFIXES = (".json", ".csv", ".md")
+_WITHOUT_MEANING = {  # beside --task
+    "report": "The task says which clips.",
+    "labels": "The task has labels of its own.",
+    "modality": "All of them are evaluated.",
+    "topk": "Clips are judged, not listed.",
+    "segments": "Clips are judged, not listed.",
+    "format": f"The suffix of --output says it: {', '.join(_SUFFIXES)}.",
+    "recursive": "The task says which clips.",
+}
 
 
 @app.command(help=HELP)
+@with_options("zeroshot")
 def zeroshot(
     context: typer.Context,
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH", help="Media files, folders or globs.", show_default=False)
     ] = None,
-    labels: Annotated[str | None, setting_option("labels")] = None,
-    recursive: Annotated[bool | None, setting_option("recursive")] = None,
-    modality: Annotated[str | None, setting_option("modality")] = None,
-    backbone: Annotated[str | None, setting_option("backbone", _MODEL)] = None,
-    adapter: Annotated[str | None, setting_option("adapter", _MODEL)] = None,
-    device: Annotated[str | None, setting_option("device", _MODEL)] = None,
-    precision: Annotated[str | None, setting_option("precision", _MODEL)] = None,
-    batch_size: Annotated[str | None, setting_option("batch_size", _MODEL)] = None,
-    weights: Annotated[str | None, setting_option("weights", _MODEL)] = None,
-    seed: Annotated[str | None, setting_option("seed", _MODEL)] = None,
-    templates: Annotated[str | None, setting_option("templates", _METHOD)] = None,
-    fusion: Annotated[str | None, setting_option("fusion", _METHOD)] = None,
-    pool: Annotated[str | None, setting_option("pool", _METHOD)] = None,
-    frame_backend: Annotated[str | None, setting_option("frame_backend", _METHOD)] = None,
-    clip_weights: Annotated[str | None, setting_option("clip_weights", _FILES)] = None,
-    clap_weights: Annotated[str | None, setting_option("clap_weights", _FILES)] = None,
-    roberta: Annotated[str | None, setting_option("roberta", _FILES)] = None,
-    topk: Annotated[str | None, setting_option("topk", _OUTPUT)] = None,
-    segments: Annotated[bool | None, setting_option("segments", _OUTPUT)] = None,
-    format: Annotated[str | None, setting_option("format", _OUTPUT)] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            metavar="PATH",
-            rich_help_panel=_OUTPUT,
-            show_default=False,
-            help="File for the results, whose suffix chooses the format where --format does not; for `--format all` a "
-            "folder or a path without suffix. [dim](default: stdout)[/dim]",
-        ),
-    ] = None,
-    report: Annotated[
-        str | None,
-        typer.Option(
-            "--report",
-            metavar="FILE.html",
-            rich_help_panel=_OUTPUT,
-            show_default=False,
-            help="Also write one self-contained page with pictures, scores and timelines.",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        _task_option(
-            "--task",
-            "ave|ave_cls|llp_cls|vggsound_cls",
-            "Evaluate on the test clips of a data set: no labels, no PATH.",
-        ),
-    ] = None,
-    root: Annotated[str | None, _task_option("--root", "DIR", "Folder of the task's data set.")] = None,
-    media: Annotated[
-        list[str] | None, _task_option("--media", "DIR", "Folder of its clips, if elsewhere; may be repeated.")
-    ] = None,
-    list_file: Annotated[str | None, _task_option("--list", "FILE", "For vggsound_cls: the list to read.")] = None,
-    vggsounder: Annotated[
-        str | None, _task_option("--vggsounder", "FILE", "For vggsound_cls: several labels a clip, by vggsounder.csv.")
-    ] = None,
-    background: Annotated[
-        str | None,
-        _task_option(
-            "--background",
-            "threshold|prompt|none",
-            "For ave: how seconds without an event are told. [dim](default: threshold, by validation)[/dim]",
-        ),
-    ] = None,
+    **flags: Any,
 ) -> None:
-    """Parse, check, run; `context.params` holds the options by the names of their settings."""
-    own = {"paths", "output", "report", *_TASK_OPTIONS}
-    flags = {name: value for name, value in context.params.items() if name not in own}
-    given = [name for name in _TASK_OPTIONS if context.params[name]]
-    if task is not None:
-        from avfewshot.cli.zeroshot_task import build_task_request, execute_task
-
-        status = execute_task(build_task_request({name: context.params[name] for name in own}, flags))
-        if status:
-            raise typer.Exit(status)
-        return
-    if given:
-        from avfewshot.errors import UsageError
-
-        raise UsageError(
-            f"--{given[0].replace('list_file', 'list')} needs --task.", hint="avfs zeroshot --task llp_cls --root DIR"
-        )
-
-    from avfewshot.cli.zeroshot_request import build_request
-
-    request = build_request(flags, paths or [], output, report)
-
-    from avfewshot.cli.zeroshot_run import execute
-
-    status = execute(request, shlex.join(["avfs", *(context.obj or ())]))
+    """Options -> config -> load -> run -> write."""
+    settings = resolve("zeroshot", flags)
+    if flags["task"] is not None:
+        status = _evaluate_task(_checked_task(settings, flags, paths or []))
+    else:
+        given = [key for key in _TASK_OPTIONS if flags[key]]
+        if given:
+            raise UsageError(f"--{given[0]} needs --task.", hint="avfs zeroshot --task llp_cls --root DIR")
+        status = _classify(_checked(settings, paths or []), shlex.join(["avfs", *(context.obj or ())]))
     if status:
         raise typer.Exit(status)
+
+
+def _chosen(settings: Resolved, key: str) -> Any:
+    """The value of a setting; None where nobody set it and the adapter's own counts."""
+    return None if _left_to_adapter(settings, key) else settings[key]
+
+
+def _left_to_adapter(settings: Resolved, key: str) -> bool:
+    return settings["adapter"] is not None and key in _LEFT_TO_ADAPTER and settings.source(key) == "default"
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is to be classified, and where results go."""
+
+    settings: Resolved
+    labels: LabelSet
+    files: list[Path]
+    targets: list[Target]
+    page: Path | None
+
+
+def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
+    """Check everything that can be checked before torch is imported, and tell all that is wrong at once."""
+    from avfewshot.cli.outputs import check_file, check_overwrite, plan_targets
+    from avfewshot.labels import parse_labels
+    from avfewshot.media.discover import find_media
+
+    faults, asked = settings.faults, settings.config.output
+    labels = files = page = None
+    if asked.labels is None:
+        if not any(str(fault).startswith("--labels") for fault in faults):
+            hint = "Write one label a line into a file and add `--labels labels.txt`."
+            faults.append(UsageError("No label file is given.", hint=hint))
+    else:
+        labels = collect(faults, lambda: parse_labels(asked.labels))
+    files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
+    faults += backbone_faults(settings)
+    targets, wrong = plan_targets(asked.format, asked.output, form_given=settings.source("format") != "default")
+    faults += wrong
+    if asked.report is not None:
+        page = Path(asked.report).expanduser()
+        if page.suffix.lower() in {".html", ".htm"}:
+            faults += check_file(page, "--report")
+        else:
+            hint = f"Write `--report {asked.report or 'report'}.html`."
+            faults.append(UsageError(f"--report {asked.report}: the page's name must end in .html.", hint=hint))
+    written = [("--output", target.path) for target in targets if target.path is not None]
+    written += [("--report", page)] if page is not None else []
+    faults += check_overwrite(written, [*(files or []), *([asked.labels] if asked.labels else [])])
+    raise_faults(faults)
+    assert labels is not None
+    assert files is not None
+    return _Work(settings, labels, files, targets, page)
+
+
+def _classify(work: _Work, command: str) -> int:
+    """Load, classify, hand every result to the writers, and finish them whatever happens; gives the exit status."""
+    notices = Notices()
+    loaded = _chosen(work.settings, "backbone") or work.settings["adapter"]
+    bar = progress_bar(len(work.files), "clip", f"loading {loaded}")
+    with library_messages(notices, debug=debugging()), Interrupts() as interrupts, bar:
+        try:
+            run, results = _start(work)
+        except KeyboardInterrupt:
+            return interrupts.status
+        for warning in run.warnings:
+            notices.warn(warning)
+        bar.set_description("clips")
+        bar.reset()
+        session = _Session(len(work.files), run, _open_writers(work, run, command))
+        cut_short = session.take(results, interrupts, bar)
+    if cut_short:
+        return interrupts.status
+    return 1 if session.failed else 0
+
+
+def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
+    from avfewshot.inference.loading import load
+
+    settings = work.settings
+    model = settings.config.model
+    classifier = load(
+        _chosen(settings, "backbone"),
+        device=model.device,
+        weights=model.weights,
+        seed=model.seed,
+        precision=model.precision,
+        clip_weights=model.clip_weights,
+        clap_weights=model.clap_weights,
+        roberta=model.roberta,
+        templates=_chosen(settings, "templates"),
+        adapter=model.adapter,
+    )
+    run = classifier.info(work.labels, fusion=_chosen(settings, "fusion"), pool=_chosen(settings, "pool"))
+    own = []
+    if model.weights == "random":
+        own.append("The weights are random (--weights random): the scores mean nothing.")
+    if len(work.labels) == 1:
+        own.append("There is only one label, so every clip gets it with a score of 1.")
+    results = classifier.iter_classify(
+        work.files,
+        work.labels,
+        modality=model.modality,
+        fusion=run.fusion,
+        pool=run.pool,
+        batch_size=model.batch_size,
+        frame_backend=model.frame_backend,
+        segments=settings["segments"] or work.page is not None,  # the page draws them in any case
+    )
+    return dataclasses.replace(run, warnings=[*own, *run.warnings]), results
+
+
+def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
+    from avfewshot.cli.outputs import open_page, open_writer
+
+    settings = work.settings
+    writers = [
+        open_writer(target, run, topk=settings["topk"], segments=settings["segments"]) for target in work.targets
+    ]
+    if work.page is not None:
+        from avfewshot.reports.html import Provenance
+
+        rows = [
+            (name, getattr(run, name, "the adapter's"), "the adapter")
+            if _left_to_adapter(settings, name)
+            else (name, value, source)
+            for name, value, source in settings.rows()
+            if settings_of(ZeroshotConfig)[name if name != "list_file" else "list"].saved
+        ]
+        writers.append(
+            open_page(
+                work.page,
+                run,
+                topk=settings["topk"],
+                total=len(work.files),
+                provenance=Provenance(command, rows),
+                decoder=settings["frame_backend"],
+            )
+        )
+    return writers
+
+
+class _Session:
+    """Hands results to the writers and counts them."""
+
+    def __init__(self, total: int, run: RunInfo, writers: list[OpenWriter]) -> None:
+        self._total, self._run, self._writers = total, run, writers
+        self.clips = 0
+        self.failed = 0
+
+    def take(self, results: Iterator[ClipResult | Failure], interrupts: Interrupts, bar: Any) -> bool:
+        """Take all results, or those that come before a signal or an error, and finish the writers in any case.
+
+        Returns:
+            Whether a signal cut it short.
+        """
+        from avfewshot.inference.results import ClipResult, Failure
+        from avfewshot.reports.records import is_finite
+        from avfewshot.reports.writers import Summary
+
+        started = time.perf_counter()
+        error: BaseException | None = None
+        try:
+            with contextlib.closing(results):
+                for result in results:
+                    with interrupts.put_off():
+                        if isinstance(result, ClipResult) and not is_finite(result):
+                            problem = "the model gave scores that are not finite; --precision fp32 may help."
+                            result = Failure(result.path, problem)
+                        self._add(result)
+                        bar.update()
+                        bar.set_postfix_str(f"{self.failed} failed" if self.failed else "", refresh=False)
+        except BaseException as caught:
+            error = caught
+        bar.close()
+        summary = Summary(self.clips, self.failed, self._total, time.perf_counter() - started)
+        try:
+            with interrupts.put_off():
+                for writer in self._writers:
+                    late = _finish(writer, summary)
+                    error = error or late
+        except KeyboardInterrupt as late:
+            error = error or late
+        # `avfs ... | head`: whoever asked has had enough. (rich turns a broken pipe into an exit.)
+        if not isinstance(error, (BrokenPipeError, SystemExit)):
+            self._say_footer(summary)
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            raise error
+        return error is not None
+
+    def _add(self, result: ClipResult | Failure) -> None:
+        if not hasattr(result, "label"):
+            self.failed += 1
+        else:
+            self.clips += 1
+        with paused_progress() if sys.stdout.isatty() else contextlib.nullcontext():
+            for writer in self._writers:
+                writer.add(result)
+
+    def _say_footer(self, summary: Summary) -> None:
+        from rich.console import Console
+
+        from avfewshot.reports.tables import footer
+        from avfewshot.reports.text import printable
+
+        console = Console(stderr=True, highlight=False)
+        if not any(writer.shows_footer for writer in self._writers):
+            console.print(footer(self._run, summary, plain=console.options.ascii_only), soft_wrap=True)
+        for writer in self._writers:
+            if writer.path is not None and writer.finished:
+                console.print(f"written: {printable(str(writer.path))}", soft_wrap=True, markup=False)
+
+
+def _finish(writer: OpenWriter, summary: Summary) -> Exception | None:
+    # One output that cannot be completed does not take the others along.
+    try:
+        writer.finish(summary)
+    except Exception as error:
+        return error
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- a task
+
+
+def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str]) -> Resolved:
+    """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
+    from avfewshot.cli.datacheck import data_root
+    from avfewshot.cli.outputs import check_file
+
+    faults = settings.faults
+    config: ZeroshotConfig = settings.config
+    task, root, output = config.task.task, config.task.root, config.output.output
+    if task not in _TASKS:
+        faults.append(UsageError(f"There is no task {task!r}.", hint=f"Tasks: {', '.join(_TASKS)}."))
+    if paths:
+        faults.append(UsageError("PATH cannot be given with --task.", hint="The task says which clips."))
+    for key, hint in _WITHOUT_MEANING.items():
+        if flags[key] is not None:
+            faults.append(UsageError(f"--{key} cannot be given with --task.", hint=hint))
+    if output is not None:
+        path = Path(output).expanduser()
+        if path.suffix.lower() not in _SUFFIXES:
+            faults.append(UsageError(f"--output {path}: its name must end in {', '.join(_SUFFIXES)}."))
+        else:
+            faults += check_file(path, "--output")
+    if task in _TASKS:
+        root = collect(faults, lambda: data_root(str(task), root))
+    raise_faults(faults)
+    settings.config = config.replace(task=config.task.replace(root=root))
+    return settings
+
+
+def _evaluate_task(settings: Resolved) -> int:
+    """Evaluate on the test clips of a data set; gives the exit status."""
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        from avfewshot.cli.progress import Display
+        from avfewshot.training.assess import assess
+
+        try:
+            with Display() as display:
+                bench, model, options = _load_task(settings, display)
+                assessment = assess(bench, model, **options)
+        except KeyboardInterrupt:
+            return interrupts.status
+    _print_task(settings, bench, assessment)
+    return 0
+
+
+def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[str, Any]]:
+    """The bench, the trained model if any, and what :func:`~avfewshot.training.assess.assess` has to know of it."""
+    from avfewshot.data.load import load_dataset
+    from avfewshot.data.media_index import require_media
+    from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.encoders.presets import load_preset
+    from avfewshot.evaluation.evaluator import TaskBench
+    from avfewshot.evaluation.predictions import Decision
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+    from avfewshot.inference.loading import decision_of, recalled
+    from avfewshot.media.clip_cache import ClipCache
+    from avfewshot.models.build import load_model
+    from avfewshot.models.checkpoint import load_adapter
+    from avfewshot.prompts import load_templates
+    from avfewshot.training.fabric import single_device
+
+    asked, task = settings.config.model, settings.config.task
+    display.begin("reading annotations, looking for clips", 0)
+    dataset = load_dataset(task.task, task.root, media=task.media, list_file=task.list_file)
+    require_media(dataset, task.media or (task.root,))
+    if task.vggsounder is not None:
+        from avfewshot.data.vggsounder import with_vggsounder
+
+        dataset = with_vggsounder(dataset, task.vggsounder)
+    device = resolve_device(asked.device)
+    precision = resolve_precision(asked.precision, device)
+    preset, fusion, pool = asked.backbone, asked.fusion, asked.pool
+    templates = None if asked.templates is None else load_templates(asked.templates)
+    window, options, checkpoint = 10, {}, None
+    if asked.adapter is not None:
+        checkpoint = load_adapter(asked.adapter)
+        decision, about = decision_of(checkpoint), checkpoint.config
+        window = decision.window
+        options = {"share": decision.blend, "trained_labels": (*about.labels, *about.wordings)}
+        # What nobody sets is as it was trained.
+        templates = templates or recalled(checkpoint, "templates", load_templates)
+        if _left_to_adapter(settings, "backbone"):
+            preset = recalled(checkpoint, "backbone", load_preset)
+        fusion = decision.fusion if _left_to_adapter(settings, "fusion") else fusion
+        pool = decision.pool if _left_to_adapter(settings, "pool") else pool
+    display.begin("loading the backbone", 0)
+    backbone = build_backbone(
+        preset,
+        weights=asked.weights,
+        seed=asked.seed,
+        clip_weights=asked.clip_weights,
+        clap_weights=asked.clap_weights,
+        roberta=asked.roberta,
+    )
+    model = None if checkpoint is None else load_model(checkpoint, backbone)[0].to(device)
+    clips, size = ClipCache(), backbone.visual.image_size
+    bench = TaskBench(
+        dataset,
+        Decision(task.task, fusion, pool, task.background or "threshold", dataset.num_segments),
+        backbone,
+        templates or load_templates(backbone.templates),
+        device,
+        precision,
+        lambda path: clips.get(path, frame_size=size, frame_backend=asked.frame_backend),
+        autocast=single_device(device, precision).autocast,
+        frame_backend=asked.frame_backend,
+        window=window,
+        batch_size=None if asked.batch_size == "auto" else asked.batch_size,
+        observer=display,
+    )
+    return bench, model, options
+
+
+def _print_task(settings: Resolved, bench: TaskBench, assessment: Assessment) -> None:
+    from rich.console import Console
+
+    from avfewshot.evaluation.references import distinct
+    from avfewshot.reports.run_tables import comparison_csv, comparison_markdown, comparison_table
+
+    results, comparison = assessment.results, assessment.comparison
+    console = Console(highlight=False)
+    console.print(comparison_table(comparison))
+    for name, part in assessment.parts.items():
+        console.print(f"{part.num_clips:,} clips of {name}:")
+        console.print(comparison_table(part))
+    last = list(results.values())[-1]
+    for reference in distinct((*last.baselines, *last.ceilings)):
+        values = ", ".join(f"{metric} {100 * value:.1f} %" for metric, value in reference.values.items())
+        console.print(f"{reference.title}: {values}", markup=False, soft_wrap=True)
+    notes = Console(stderr=True, highlight=False)
+    for split, listed, used, left in bench.usage.counts(bench.dataset):
+        if left:
+            notes.print(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be.", markup=False)
+    if settings["output"] is None:
+        return
+    path = Path(settings["output"]).expanduser()
+    if path.suffix.lower() == ".json":
+        document = {
+            "task": settings["task"],
+            "comparison": comparison.to_dict(),
+            "parts": {name: part.to_dict() for name, part in assessment.parts.items()},
+            "results": {name: result.to_dict() for name, result in results.items()},
+            "unusable": [list(entry) for entry in bench.usage.left],
+        }
+        write_text(path, json.dumps(document, indent=1))
+    else:
+        write_text(path, (comparison_csv if path.suffix.lower() == ".csv" else comparison_markdown)(comparison))
+    notes.print(f"written: {path}", soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from avfewshot.config import read_training
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import DataError, UsageError
@@ -16,7 +17,6 @@ from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
 from avfewshot.models.fusion import FUSIONS, POOLS
 from avfewshot.prompts import load_templates, template_names
-from avfewshot.training.config import TrainingConfig
 
 DEFAULT_BACKBONE = "base"
 
@@ -118,7 +118,7 @@ def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
         UsageError: Its training configuration is not valid.
     """
     where = checkpoint.path / CONFIG_NAME
-    training = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(where))
+    training = read_training(checkpoint.config.training, where=os.fspath(where))
     given: Mapping[str, Any] = checkpoint.config.decision
     values = {
         "blend": given.get("blend", 1.0),

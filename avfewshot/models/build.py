@@ -10,10 +10,10 @@ import torch
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
+from avfewshot.config import AUTO, NONE, TrainerConfig, read_training
 from avfewshot.errors import DataError
 from avfewshot.models.audio_visual import AudioVisualModel, Towers
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, Identified, load_adapter
-from avfewshot.training.config import AUTO, NONE, TrainingConfig
 
 _LARGE = 50_000_000
 """Parameters of both towers from which on activations are computed twice; ViT-B/32 and HTS-AT have 119 M."""
@@ -26,7 +26,7 @@ class NamedTowers(Towers, Identified, Protocol):
 
 
 def build_model(
-    backbone: Towers, config: TrainingConfig, *, seed: int = 0, device: torch.device | None = None
+    backbone: Towers, config: TrainerConfig, *, seed: int = 0, device: torch.device | None = None
 ) -> AudioVisualModel:
     """Put adapters and projectors on a backbone, as configured; fresh ones change nothing until they are trained.
 
@@ -95,7 +95,7 @@ def load_model(
     """
     checkpoint = trained if isinstance(trained, AdapterCheckpoint) else load_adapter(trained)
     checkpoint.config.check_backbone(backbone, where=checkpoint.path)
-    config = TrainingConfig.from_dict(checkpoint.config.training, where=os.fspath(checkpoint.path / "config.json"))
+    config = read_training(checkpoint.config.training, where=os.fspath(checkpoint.path / "config.json"))
     try:
         # Widths that a stranger's file asks for are compared with its tensors before anything is allocated.
         with torch.device("meta"):

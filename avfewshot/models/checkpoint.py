@@ -54,7 +54,7 @@ class AdapterConfig:
         templates: Name or path of the prompt templates.
         backbone: Name of the backbone's preset.
         identity: SHA-256 of the backbone's files by role, see :class:`~avfewshot.encoders.backbone.Backbone`.
-        training: The configuration, as :meth:`~avfewshot.training.config.TrainingConfig.to_dict` gives it.
+        training: The configuration, as :meth:`~avfewshot.config.TrainingConfig.to_dict` gives it.
         seed: The seed of this training.
         support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
         decision: How scores become answers: ``blend`` (share of the trained logits in the sum), ``pool``,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from avfewshot.config import TrainingConfig
 from avfewshot.models.checkpoint import AdapterConfig, Identified
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.selection import Verdict
 
 

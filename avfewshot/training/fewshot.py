@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from avfewshot.config import TrainingConfig
 from avfewshot.data.dataset import Dataset
 from avfewshot.data.sampler import Support
 from avfewshot.encoders.backbone import Backbone
@@ -25,7 +26,6 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.description import describe_training
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal

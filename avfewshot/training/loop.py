@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from avfewshot.config import AUTO, TrainingConfig
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig
-from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.objective import Objective, TrainingClip

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.config import TrainingConfig
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Clip
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights, pool_segments
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
-from avfewshot.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, eq=False)

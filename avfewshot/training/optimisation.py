@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from avfewshot.config import TrainingConfig
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.schedule import rate_factor
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avfewshot.config import AUTO, TrainingConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import ParameterCount, count_flops, count_parameters
-from avfewshot.training.config import AUTO, TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from avfewshot.config import AUTO, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
 from avfewshot.inference.devices import free_memory, is_out_of_memory
@@ -17,7 +18,6 @@ from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig
-from avfewshot.training.config import AUTO, TrainingConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Progress

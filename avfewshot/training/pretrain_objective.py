@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.config import TrainingConfig
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights
 from avfewshot.models.losses import CombinedLoss
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.gather import gather_batch
 from avfewshot.training.gradcache import cached_backward
 from avfewshot.training.objective import Forward, TrainingClip, embed_batch, matched_loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from avfewshot.training.config import TrainingConfig
+from avfewshot.config import TrainingConfig
 
 
 def rate_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:

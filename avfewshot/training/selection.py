@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from avfewshot.config import AUTO
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.logits import ClipLogits
-from avfewshot.training.config import AUTO
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Shares of the trained logits that are tried on validation clips."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from avfewshot.config import TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support
 from avfewshot.evaluation.usage import Usage, without_media
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import Reader, read_ahead
-from avfewshot.training.config import TrainingConfig
 from avfewshot.training.loop import Labelled
 
 

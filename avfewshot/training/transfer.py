@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 
+from avfewshot.config import SHAPING, TrainerConfig, read_training
 from avfewshot.errors import UsageError
 from avfewshot.models.checkpoint import AdapterCheckpoint
-from avfewshot.training.config import ADAPTER_SETTINGS, TrainingConfig
-
-SHAPING = ("adapter", "projector", *ADAPTER_SETTINGS)
-"""What decides which tensors there are, and what they do."""
 
 
 def like_checkpoint(
-    config: TrainingConfig, checkpoint: AdapterCheckpoint, *, given: Collection[str] = ()
-) -> TrainingConfig:
+    config: TrainerConfig, checkpoint: AdapterCheckpoint, *, given: Collection[str] = ()
+) -> TrainerConfig:
     """Give a training the adapters and projectors of a checkpoint, so that its tensors fit.
 
     Args:
@@ -29,7 +25,7 @@ def like_checkpoint(
     Raises:
         UsageError: Settings contradict the checkpoint; all of them are listed.
     """
-    before = TrainingConfig.from_dict(checkpoint.config.training, where=str(checkpoint.path / "config.json"))
+    before = read_training(checkpoint.config.training, where=str(checkpoint.path / "config.json"))
     kept = {name: getattr(before, name) for name in SHAPING}
     wrong = [name for name in SHAPING if name in given and getattr(config, name) != kept[name]]
     if wrong:
@@ -38,4 +34,4 @@ def like_checkpoint(
             f"{checkpoint.path}: was trained with other settings: {shown}.",
             hint="Leave them out, or begin without --adapter.",
         )
-    return dataclasses.replace(config, **kept)
+    return config.replace(**kept)

@@ -1,4 +1,4 @@
-"""Progress of a pretraining on the terminal of rank 0: steps with throughput, waiting for data and memory."""
+"""Progress of a training on the terminal: one bar at a time, and a line for whatever should stay."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-from avfewshot.cli.console import progress_bar
-from avfewshot.cli.fewshot_progress import Display
+from avfewshot.cli.terminal import progress_bar, say
+from avfewshot.config import PretrainingConfig
 from avfewshot.io import csv_cell, write_text
 from avfewshot.media.clip import Failure
-from avfewshot.training.config import TrainingConfig
+from avfewshot.training.fewshot import RunObserver
+from avfewshot.training.loop import Watcher
 from avfewshot.training.pretrain import Pace, PretrainWatcher
 from avfewshot.training.selection import Verdict
 
@@ -19,37 +20,55 @@ _ESTIMATE_AFTER = 5
 _LONG = 6 * 3600.0
 
 
-class PretrainDisplay(Display):
-    """Shows what a pretraining does, on rank 0 alone.
+class Display(RunObserver):
+    """Shows what a run does; bars only on a terminal.
 
     Attributes:
-        chief: Whether this is rank 0.
+        validated: Whether there are validation clips; without them their figures mean nothing, and are not shown.
+        chief: Whether this is rank 0: the others say nothing.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        self.validated = True
         self.chief = True
+        self._bar: Any = None
         self._left: dict[str, tuple[str, str]] = {}
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.show(None)
 
     def begin(self, what: str, total: int) -> None:
         """See :class:`~avfewshot.evaluation.observer.Observer`."""
         if self.chief:
-            super().begin(what, total)
+            self.show(None)
+            self.show(progress_bar(total or None, "clip", what))
+
+    def advance(self) -> None:
+        """See :class:`~avfewshot.evaluation.observer.Observer`."""
+        if self._bar is not None:
+            self._bar.update()
 
     def say(self, message: str) -> None:
         """See :class:`~avfewshot.evaluation.observer.Observer`."""
         if self.chief:
-            super().say(message)
+            say(message)
 
-    def watcher(self, config: TrainingConfig, clips: int, device: Any) -> PretrainWatcher:
-        """Who watches the training.
+    def show(self, bar: Any) -> None:
+        """Put a bar in the place of the current one."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = bar
 
-        Args:
-            config: Its settings.
-            clips: Clips of an epoch.
-            device: Where it runs.
-        """
-        return _StepBar(self, config, clips, device)
+    def watcher(self, seed: int, epochs: int) -> Watcher:
+        """See :class:`~avfewshot.training.fewshot.RunObserver`."""
+        return _EpochBar(self, seed, epochs)
+
+    def pretrain_watcher(self, config: PretrainingConfig) -> PretrainWatcher:
+        """Who watches a pretraining."""
+        return _StepBar(self, config.epochs)
 
     def unreadable(self, failure: Failure) -> None:
         """Remember a clip that could not be read; say the first ones."""
@@ -70,9 +89,42 @@ class PretrainDisplay(Display):
         self.say(f"{len(self._left):,} clips could not be read: {path}")
 
 
+class _EpochBar(Watcher):
+    """A bar an epoch, and a line for each validation."""
+
+    def __init__(self, display: Display, seed: int, epochs: int) -> None:
+        self._display, self._seed, self._epochs = display, seed, epochs
+        self._bar: Any = None
+        self._sum, self._steps = 0.0, 0
+
+    def begin_epoch(self, epoch: int, batches: int, done: int) -> None:
+        self._display.show(None)
+        self._bar = progress_bar(batches, "batch", f"seed {self._seed}, epoch {epoch}/{self._epochs}")
+        self._bar.update(done)
+        self._sum, self._steps = 0.0, 0
+        self._display.show(self._bar)
+
+    def stepped(self, batches: int, loss: float) -> None:
+        self._sum, self._steps = self._sum + loss, self._steps + 1
+        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self._bar.update(batches)
+
+    def judged(self, epoch: int, verdict: Verdict, best: bool) -> None:
+        parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
+        if self._display.validated:
+            parts.append(
+                f"validation {100 * verdict.figure:.1f} % with {verdict.blend:g} of the trained logits"
+                f"{' (best so far)' if best else ''}"
+            )
+        if parts:
+            self._display.say(f"seed {self._seed}, epoch {epoch}/{self._epochs}: {', '.join(parts)}")
+
+
 class _StepBar(PretrainWatcher):
-    def __init__(self, display: PretrainDisplay, config: TrainingConfig, clips: int, device: Any) -> None:
-        self._display, self._epochs, self._clips, self._device = display, config.epochs, clips, device
+    """A bar an epoch with throughput, waiting for data and memory."""
+
+    def __init__(self, display: Display, epochs: int) -> None:
+        self._display, self._epochs = display, epochs
         self._bar: Any = None
         self._seen = 0
         self._sum, self._steps = 0.0, 0
@@ -80,9 +132,10 @@ class _StepBar(PretrainWatcher):
     def begin_epoch(self, epoch: int, steps: int, done: int) -> None:
         self._sum, self._steps = 0.0, 0
         if self._display.chief:
+            self._display.show(None)
             self._bar = progress_bar(steps, "step", f"epoch {epoch}/{self._epochs}")
             self._bar.update(done)
-            self._display.replace(self._bar)
+            self._display.show(self._bar)
 
     def stepped(self, step: int, loss: float, pace: Pace) -> None:
         self._seen += 1

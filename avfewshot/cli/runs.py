@@ -1,0 +1,237 @@
+"""Run folders: claimed by one run, locked while it is in use, with a record that --resume reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.config import COMMANDS, SHAPING, Resolved, settings_of
+from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
+from avfewshot.io import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from avfewshot.encoders.backbone import Backbone
+    from avfewshot.models.checkpoint import AdapterCheckpoint
+
+RUN_FILE = "run.json"
+FORMAT = 2
+_TITLES = {"fewshot": "few-shot run", "pretrain": "pretraining"}
+_UNFIT = '/\\:*?"<>|'
+_LONGEST_NAME = 100
+
+
+@dataclass
+class Run:
+    """What a training is asked for, and its folder."""
+
+    config: Any  # a FewshotConfig or PretrainConfig
+    sources: dict[str, str]  # of its values, by key
+    folder: Path  # need not exist before it is claimed
+    command: str
+    resumed: bool = False
+    _lock: Any = field(default=None, repr=False)
+
+    def claim(self) -> None:
+        """Make the folder its own with the record in it; or lock the folder of a run that goes on.
+
+        Raises:
+            AvfsError: Another process works on it.
+        """
+        record = self.folder / RUN_FILE
+        if not self.resumed:
+            wanted, number = self.folder, 1
+            while True:
+                try:
+                    self.folder.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    number += 1
+                    self.folder = wanted.with_name(f"{wanted.name}-{number}")
+            record = self.folder / RUN_FILE
+            document = {"format": FORMAT, "kind": self.config.table, "command": self.command}
+            document |= {"config": self.config.to_dict(), "sources": self.sources}
+            write_text(record, json.dumps(document, indent=2))
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        # Held until the process ends, however it ends.
+        self._lock = open(record, "rb")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            hint = "Wait for it, or end it; then give the same command."
+            raise AvfsError(f"{self.folder}: another process works on this run.", hint=hint) from None
+        except OSError:  # a file system without locks
+            self._lock = None
+
+    def rows(self, backbone: Backbone | None = None, training: Any = None) -> list[tuple[str, str, str]]:
+        """(name, value, source) of every setting, as text.
+
+        Args:
+            backbone: The one that is used.
+            training: The settings that are used, where a checkpoint that was begun with has decided some.
+        """
+        decided = {} if training is None else {name: getattr(training, name) for name in SHAPING}
+        if backbone is not None:
+            decided["backbone"] = backbone.name
+        rows = []
+        for key, single in settings_of(type(self.config)).items():
+            shown, source = single.show(Resolved(self.config)[key]), self.sources[key]
+            if single.section in ("training", "model") and single.name in decided:
+                used = single.show(decided[single.name])
+                shown, source = used, source if used == shown else "the checkpoint begun with"
+            rows.append((single.name, shown, source))
+        return rows
+
+    def how_to_resume(self) -> str | None:
+        """What to say when it was interrupted; None where there is nothing to go on with."""
+        if not (self.folder / RUN_FILE).is_file():
+            return None
+        return f"Interrupted. To go on: avfs {self.config.table} --resume {shlex.quote(str(self.folder))}"
+
+
+def new_run(settings: Resolved, group: str, label: str, command: str) -> Run:
+    """A run that begins: its folder will be ``RUNS/GROUP/TIME-NAME``.
+
+    Args:
+        settings: Without faults; paths become absolute, so that the run can go on from another folder.
+        group: Name of the task.
+        label: Name of the run where the person gave none.
+        command: The command line.
+    """
+    runs, name = settings.config.run.runs, settings.config.run.name
+    folder = runs / group / f"{datetime.now(timezone.utc).strftime('%Y%m%d-%H%M%S')}-{name or label}"
+    return Run(settings.config.absolute(), settings.sources, folder, command)
+
+
+def folder_faults(settings: Resolved) -> list[UsageError]:
+    """What stands against making the run folder: told now, not when the weights are loaded."""
+    runs, name = settings["runs"], settings["name"]
+    faults = []
+    if name is not None:
+        unfit = not name or name.startswith(".") or any(letter in _UNFIT or not letter.isprintable() for letter in name)
+        if unfit or len(name) > _LONGEST_NAME:
+            shown = name if len(name) <= _LONGEST_NAME else f"{name[:20]}..."
+            hint = f"Use letters, digits and dashes, {_LONGEST_NAME} at most."
+            faults.append(UsageError(f"--name {shown!r} cannot be part of a folder's name.", hint=hint))
+    nearest = next((folder for folder in (runs, *runs.absolute().parents) if folder.exists()), None)
+    if nearest is not None and not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        what = "nothing may be written there" if nearest.is_dir() else f"{nearest} is not a folder"
+        faults.append(UsageError(f"--runs {runs}: {what}.", hint="Give another folder with --runs DIR."))
+    return faults
+
+
+def resumed_run(table: str, folder: Path, flags: Mapping[str, Any], *, may_change: tuple[str, ...]) -> Run:
+    """A run that goes on with the settings that it was begun with.
+
+    Args:
+        table: The command.
+        folder: Its folder.
+        flags: Options by key; what is given must be as in the run.
+        may_change: Keys that may be given otherwise.
+
+    Raises:
+        UsageError: It is not the folder of a run, or options contradict it.
+        DataError: Its record is damaged, of another version or of another kind of training.
+    """
+    model = COMMANDS[table]
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise UsageError(f"--resume {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stored = record["format"], record["kind"]
+        if stored != (FORMAT, table):
+            other = stored[1] if stored[0] == FORMAT and stored[1] in _TITLES else None
+            hint = "Begin a new run." if other is None else f"It was begun by `avfs {other}`."
+            raise DataError(f"{path}: is not the record of a {_TITLES[table]} of this version.", hint=hint)
+        config = model.from_dict(record["config"], where=str(path))
+        sources = {key: str(record["sources"][key]) for key in settings_of(model)}
+        command = str(record["command"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is damaged ({error}).", hint="Begin a new run.") from None
+    run = Run(config, sources, folder, command, resumed=True)
+    before, faults, contrary = Resolved(config), [], []
+    for key, single in settings_of(model).items():
+        raw = flags.get(key)
+        if raw is None or raw == []:
+            continue
+        try:
+            value = single.parse(raw, from_text=True)
+        except ValueError as error:
+            faults.append(UsageError(f"{single.flag}: {error}"))
+            continue
+        if isinstance(value, Path) or single.is_list:
+            value = value.absolute() if isinstance(value, Path) else tuple(part.absolute() for part in value)
+        if key in may_change:
+            group = single.section
+            run.config = run.config.replace(**{group: getattr(run.config, group).replace(**{single.name: value})})
+        elif value != before[key]:
+            contrary.append(f"{single.flag} {single.show(value)} (the run: {single.show(before[key])})")
+    if contrary:
+        faults.append(
+            UsageError(
+                "--resume goes on with the settings that the run was begun with; it cannot be given with "
+                f"{', '.join(contrary)}.",
+                hint="Begin a new run for other settings.",
+            )
+        )
+    raise_faults(faults)
+    return run
+
+
+def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
+    """Load the backbone, and the checkpoint to begin with if there is one.
+
+    Args:
+        run: The run.
+        training: Its training settings.
+        observer: Is told what happens.
+
+    Returns:
+        The training settings, with the adapters of the checkpoint; the backbone on the CPU; the checkpoint.
+
+    Raises:
+        AvfsError: Something is missing, damaged, or does not fit.
+    """
+    from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.models.checkpoint import load_adapter
+    from avfewshot.training.transfer import like_checkpoint
+
+    model, initial, name = run.config.model, None, run.config.model.backbone
+    if run.config.run.adapter is not None:
+        # Read before the weights, so that what does not fit is told at once.
+        initial = load_adapter(run.config.run.adapter)
+        known = settings_of(type(run.config))
+        given = [key for key, source in run.sources.items() if not source.startswith("default")]
+        training = like_checkpoint(
+            training, initial, given=[known[key].name for key in given if known[key].section == "training"]
+        )
+        name = name if "backbone" in given else initial.config.backbone
+    observer.begin(f"loading {name}", 0)
+    backbone = build_backbone(
+        name,
+        weights=model.weights,
+        clip_weights=model.clip_weights,
+        clap_weights=model.clap_weights,
+        roberta=model.roberta,
+    )
+    if initial is not None:
+        initial.config.check_backbone(backbone, where=initial.path)
+    return training, backbone, initial
+
+
+def say_without_graphs(training: Any, device: torch.device, observer: Any, *, ranks: int = 1) -> None:
+    """Say so where ``cuda_graphs`` is asked for and cannot be had: everything is computed all the same."""
+    if training.cuda_graphs and (device.type != "cuda" or ranks > 1):
+        where = f"{ranks} devices" if ranks > 1 else str(device)
+        observer.say(f"--cuda-graphs is for a single CUDA device and does nothing on {where}.")

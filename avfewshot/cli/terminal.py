@@ -1,0 +1,237 @@
+"""Between a command and the person at the terminal: errors and exit statuses, notices, progress bars, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+
+from avfewshot.errors import AvfsError, Faults
+
+DEBUG_VARIABLE = "AVFS_DEBUG"
+INTERRUPTED = 130
+_PACKAGE = Path(__file__).resolve().parents[1]
+# typer's own exception classes moved between versions (it took click in); the public one leads to its parents.
+_USAGE_ERROR, _CLICK_EXCEPTION = typer.BadParameter.__mro__[1:3]
+
+
+def wants_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Take ``--debug`` out of the arguments, wherever it stands before ``--``.
+
+    Returns:
+        The other arguments, and whether tracebacks are wanted (the environment may say so, too).
+    """
+    rest = list(arguments)
+    end = rest.index("--") if "--" in rest else len(rest)
+    kept = [argument for argument in rest[:end] if argument != "--debug"]
+    return kept + rest[end:], len(kept) < end or debugging()
+
+
+def debugging() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return os.environ.get(DEBUG_VARIABLE, "").lower() not in {"", "0", "false", "no"}
+
+
+def status_of(command: Callable[[], Any], *, debug: bool) -> int:
+    """Call a command, which may return a status, and turn what it returns or raises into an exit status."""
+    try:
+        returned = command()
+        sys.stdout.flush()
+        return returned if isinstance(returned, int) else 0
+    except AvfsError as error:
+        status = error.exit_code
+        _print_traceback(error, debug)
+        for single in error.faults if isinstance(error, Faults) else (error,):
+            say_error(single.message, single.hint)
+    except _CLICK_EXCEPTION as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `avfs data`, say: its help has been printed
+            return 0
+        status = error.exit_code
+        message = error.format_message()
+        context = getattr(error, "ctx", None)
+        helps = isinstance(error, _USAGE_ERROR) and context is not None
+        hint = f"`{context.command_path} --help` lists what there is." if helps else None
+        say_error(message[:1].upper() + message[1:], hint)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        status = _close_pipe()
+    except SystemExit as error:  # typer's answer to a closed pipe
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return _close_pipe()
+        status = 1
+        _print_traceback(error, debug)
+        named = f"{error.filename}: " if error.filename else ""
+        say_error(f"{named}{error.strerror or error}.", None if debug else "Run with --debug for the traceback.")
+    except Exception as error:
+        status = 1
+        _print_traceback(error, debug)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            message = "There is not enough memory."
+            hint = "Try a smaller --batch-size, --precision bf16 or a smaller --backbone. "
+        else:
+            lines = str(error).strip().splitlines()
+            message = f"Unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}"
+            hint = "This should not happen. "
+        say_error(message, hint if debug else f"{hint}Run with --debug for the traceback.")
+    return status
+
+
+def _close_pipe() -> int:
+    # The reader has gone (`avfs ... | head`). Python would complain once more when it flushes stdout at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _print_traceback(error: BaseException, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+
+
+def say_error(message: str, hint: str | None = None) -> None:
+    """Print an error and what to do about it on stderr."""
+    _say("error", "bold red", message, hint)
+
+
+def say_warning(message: str) -> None:
+    """Print a warning on stderr."""
+    _say("warning", "bold yellow", message, None)
+
+
+def _say(kind: str, style: str, message: str, hint: str | None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from avfewshot.reports.text import printable
+
+    lines = [printable(line) for line in message.splitlines()] or [""]
+    text = Text.assemble((f"{kind}:", style), f" {lines[0]}", *(f"\n  {line}" for line in lines[1:]))
+    if hint:
+        text.append(f"\n  {printable(hint)}", style="dim")
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print a line on stderr, above a progress bar if there is one."""
+    with paused_progress():
+        print(message, file=sys.stderr)  # noqa: T201
+
+
+class Notices(logging.Handler):
+    """Warnings of this package on stderr, each only once; those of libraries are for ``--debug``."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def warn(self, message: str) -> None:
+        """Say it, unless it has been said."""
+        if message not in self._said:
+            self._said.add(message)
+            with paused_progress():
+                say_warning(message)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a log message."""
+        self.warn(record.getMessage())
+
+
+@contextlib.contextmanager
+def library_messages(notices: Notices, *, debug: bool) -> Iterator[None]:
+    """Let this package's own warnings and log messages through as notices, and those of libraries where `debug`."""
+    logger = logging.getLogger("avfewshot")
+    logger.addHandler(notices)
+
+    def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+        if Path(filename).is_relative_to(_PACKAGE):
+            notices.warn(str(message))
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = show
+        try:
+            yield
+        finally:
+            logger.removeHandler(notices)
+
+
+@contextlib.contextmanager
+def paused_progress() -> Iterator[None]:
+    """Clear a progress bar that may be on the terminal, and draw it again afterwards."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None:  # never imported: no bar
+        yield
+        return
+    with tqdm.tqdm.external_write_mode(file=sys.stderr):
+        yield
+
+
+def progress_bar(total: int | None, unit: str, description: str) -> Any:
+    """A tqdm bar on stderr with rate and time left; silent when stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, unit=unit, desc=description, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False
+    )
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into ``KeyboardInterrupt``, deferred while a result is being written.
+
+    A second signal is not deferred, so that nobody is kept waiting against their will.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None  # the last signal
+        self._held = False
+        self._waiting = False
+        self._before: dict[int, Any] = {}
+
+    @property
+    def status(self) -> int:
+        """Exit status by custom: 128 and the number of the signal."""
+        return 128 + (self.received or signal.SIGINT)
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @contextlib.contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Let the first signal wait until the end of the block."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._waiting:
+            self._waiting = False
+            raise KeyboardInterrupt
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        if self._held and not self._waiting:
+            self._waiting = True
+            return
+        raise KeyboardInterrupt

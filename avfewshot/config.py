@@ -1,0 +1,1175 @@
+"""Every setting, once: a field of a pydantic model with its type, bounds, default, help, panel and option.
+
+A command is a model made of such models (:class:`ZeroshotConfig`, :class:`FewshotConfig`, :class:`PretrainConfig`).
+From it follow the options of the command line (:mod:`avfewshot.cli.options`), the layers
+
+    flag > environment ``AVFS_NAME`` > ``avfs.toml`` > ``--config`` file > default of the task > default
+
+with the source of each value (:func:`resolve`), ``avfs config`` and ``run.json`` (the ``model_dump`` of the command).
+A new setting is one line, for example in :class:`TrainingConfig`:
+
+    val_shots: Annotated[int, Ge(0)] = setting(0, "Validation clips of each class.", panel=DATA)
+
+which gives ``avfs fewshot --val-shots``, the key ``val_shots`` in files for ``--config``, its check and its help;
+``saved=True`` adds ``AVFS_VAL_SHOTS`` and the key in ``avfs.toml``. A new command is a model with a table:
+
+    class CompareConfig(CommandConfig):
+        table: ClassVar[str] = "compare"
+        training: TrainingConfig = section(TrainingConfig)
+        model: BackboneConfig = section(BackboneConfig)
+        shots_list: Annotated[str, AfterValidator(...)] = setting("1,2,4", "Shots to compare.", flag="--shots")
+
+Importing this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from typing_extensions import Self
+
+from avfewshot.adapters.registry import adapter_names
+from avfewshot.errors import UsageError, flatten, raise_faults
+
+CONFIG_NAME = "avfs.toml"
+UNSET = "not set"
+NONE = "none"
+AUTO = "auto"
+TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls", "folder")
+SEED_LIMIT = 2**32
+
+# ---------------------------------------------------------------------------------------------- types of values
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How people meet a type whose own validator says what it expects."""
+
+    metavar: str
+    choices: Callable[[], Iterable[str]] = tuple  # for shell completion
+    show: Callable[[Any], str] = str
+
+
+def _number(raw: Any) -> Any:
+    """Text is read as a number in files as well, since YAML takes ``3e-4`` for one."""
+    try:
+        return float(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        return raw
+
+
+def _text(raw: Any) -> Any:
+    if isinstance(raw, str) and not raw.strip():
+        raise ValueError("a text is needed, it is empty.")
+    return raw
+
+
+def _path(raw: Any) -> Path:
+    if not isinstance(raw, (str, os.PathLike)):
+        raise ValueError(f"a path is needed, not {raw!r}.")
+    if not os.fspath(raw):
+        raise ValueError("a path is needed, it is empty.")
+    return Path(raw).expanduser()
+
+
+def _device(raw: Any) -> Any:
+    if not isinstance(raw, str):
+        raise ValueError(f"a device is needed, not {raw!r}.")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", raw):
+        raise ValueError(f"{raw!r} is not a device: auto, cpu, cuda, cuda:0 (cuda:1, ...) or mps.")
+    return raw
+
+
+def _seed(raw: Any) -> int:
+    if isinstance(raw, str) and re.fullmatch(r"\s*[0-9]{1,18}\s*", raw):
+        raw = int(raw)
+    if type(raw) is not int or not 0 <= raw < SEED_LIMIT:
+        raise ValueError(f"one whole number from 0 to {SEED_LIMIT - 1} is needed, not {raw!r}.")
+    return raw
+
+
+def _seeds(raw: Any) -> tuple[int, ...]:
+    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    try:
+        seeds = tuple(map(_seed, items))
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"different whole numbers from 0 to {SEED_LIMIT - 1}, as 1,2,3, are needed, not {raw!r}.")
+    return seeds
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def _size(raw: Any) -> int:
+    """Bytes of ``500MB``, ``20GB`` (powers of ten) or a plain number."""
+    if type(raw) is int and raw >= 0:
+        return raw
+    match = re.fullmatch(r"(?i)([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)b?", raw.strip()) if isinstance(raw, str) else None
+    if match is None:
+        raise ValueError(f"a size as 500MB, 20GB or 0 is needed, not {raw!r}.")
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _shown_size(value: int) -> str:
+    unit = next((unit for unit in "tgmk" if value and value % _UNITS[unit] == 0), None)
+    return str(value) if unit is None else f"{value // _UNITS[unit]}{unit.upper()}B"
+
+
+def _adapter_kind(raw: Any) -> Any:
+    kinds = (*adapter_names(), NONE)  # those that are registered when a value is read
+    if raw not in kinds:
+        raise ValueError(_not_one_of(raw, kinds))
+    return raw
+
+
+def _not_one_of(raw: Any, choices: Collection[str]) -> str:
+    if not isinstance(raw, str):
+        return f"one of {', '.join(choices)} is needed, not {raw!r}."
+    close = get_close_matches(raw, choices, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{raw!r} is not one of {', '.join(choices)}{guess}."
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+FilePath = Annotated[Path, BeforeValidator(_path), Shown("PATH")]
+Folder = Annotated[Path, BeforeValidator(_path), Shown("DIR")]
+Folders = Annotated[tuple[Folder, ...], BeforeValidator(lambda raw: tuple(raw) if isinstance(raw, list) else raw)]
+Device = Annotated[
+    str,
+    BeforeValidator(_device),
+    Shown("auto|cpu|cuda|cuda:N|mps", lambda: ("auto", "cpu", "cuda", "cuda:0", "mps")),
+]
+Seed = Annotated[int, BeforeValidator(_seed), Shown("INTEGER")]
+Seeds = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_seeds),
+    Shown("INTEGER[,INTEGER...]", show=lambda value: ",".join(map(str, value))),
+]
+Size = Annotated[int, BeforeValidator(_size), Shown("SIZE", show=_shown_size)]
+AdapterKind = Annotated[
+    str,
+    BeforeValidator(_adapter_kind),
+    Shown("|".join((*adapter_names(), NONE)), lambda: (*adapter_names(), NONE)),
+]
+Real = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
+Factor = Annotated[Real, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Auto = Literal["auto"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Fusion = Literal["weighted", "product"]
+Pool = Literal["mean", "event"]
+Background = Literal["threshold", "prompt", "none"]
+
+
+def _leaves(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The single types of an annotation with their bounds; None is left out."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *own = get_args(annotation)
+        yield from _leaves(base, (*own, *metadata))
+    elif origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _leaves(part, metadata)
+    elif annotation is not type(None):
+        yield annotation, metadata
+
+
+def _shown_of(metadata: tuple[Any, ...]) -> Shown | None:
+    return next((item for item in metadata if isinstance(item, Shown)), None)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a model as people meet it."""
+
+    name: str  # of the field
+    section: str | None  # the field of the command that it lies in
+    info: FieldInfo
+
+    def _extra(self, key: str) -> Any:
+        return self.info.json_schema_extra[key]  # type: ignore[index, call-overload]
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return self._extra("flag") or "--" + self.name.replace("_", "-")
+
+    @property
+    def key(self) -> str:
+        """The flag as a name in Python: unique within a command."""
+        return self.flag.lstrip("-").replace("-", "_").lower()
+
+    @property
+    def panel(self) -> str | None:
+        """Title of the box that the option stands in."""
+        return self._extra("panel")
+
+    @property
+    def saved(self) -> bool:
+        """Whether the environment and ``avfs.toml`` can set it."""
+        return self._extra("saved")
+
+    @property
+    def default(self) -> Any:
+        """Its value when nobody sets it; None means that the program decides."""
+        return self.info.default
+
+    @property
+    def help(self) -> str:
+        """One line for people."""
+        return self.info.description or ""
+
+    @property
+    def unset(self) -> str:
+        """What to show for a default of None."""
+        return self._extra("unset")
+
+    @functools.cached_property
+    def leaves(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        """The types that its value can have, with their bounds."""
+        return list(_leaves(self.info.rebuild_annotation()))
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.info.rebuild_annotation(), config=ConfigDict(strict=True))
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is yes or no (or ``auto``)."""
+        return any(leaf is bool for leaf, _ in self.leaves)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its option may be repeated."""
+        return any(get_origin(leaf) is tuple and not _shown_of(metadata) for leaf, metadata in self.leaves)
+
+    @property
+    def metavar(self) -> str:
+        """How help texts describe the values."""
+        if given := self._extra("metavar"):
+            return given
+        names = {int: "INTEGER", float: "NUMBER", bool: "BOOLEAN", str: "TEXT"}
+        return "|".join(
+            shown.metavar
+            if (shown := _shown_of(metadata))
+            else "|".join(get_args(leaf))
+            if get_origin(leaf) is Literal
+            else names.get(leaf, "DIR")
+            for leaf, metadata in self.leaves
+        )
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it can be, for shell completion."""
+        words: list[str] = []
+        for leaf, metadata in self.leaves:
+            shown = _shown_of(metadata)
+            words += get_args(leaf) if get_origin(leaf) is Literal else shown.choices() if shown else ()
+        return tuple(words)
+
+    def show(self, value: Any) -> str:
+        """A value as the person would write it."""
+        if value is None:
+            return self.unset
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, str):
+            return value
+        if isinstance(value, float):
+            return f"{value:g}"
+        shown = next(filter(None, (_shown_of(metadata) for _, metadata in self.leaves)), None)
+        return shown.show(value) if shown else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    def shown_default(self) -> str:
+        """The default as the person would write it."""
+        return self.show(self.default)
+
+    def parse(self, raw: Any, *, from_text: bool) -> Any:
+        """The checked value of what a flag or the environment (text) or a file (typed already) gives.
+
+        Raises:
+            ValueError: With what was expected, for people.
+        """
+        value = self._read(raw) if from_text and isinstance(raw, str) else raw
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(self.explain(raw, error.errors())) from None
+
+    def _read(self, text: str) -> Any:
+        for leaf, metadata in self.leaves:
+            if leaf is int and not _shown_of(metadata) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
+                return int(text)
+            if leaf is bool and (word := text.strip().lower()) in _WORDS:
+                return _WORDS[word]
+        return text
+
+    def explain(self, raw: Any, errors: Iterable[Mapping[str, Any]]) -> str:
+        """Pydantic's errors of a value in words for people."""
+        own = [error["ctx"]["error"] for error in errors if error["type"] == "value_error"]
+        if own:  # a validator of this module has said it
+            return str(own[0])
+        words = [word for leaf, _ in self.leaves if get_origin(leaf) is Literal for word in get_args(leaf)]
+        for leaf, metadata in self.leaves:
+            if leaf is bool:
+                return f"true or false is needed, not {raw!r}."
+            if leaf is str:
+                return f"a text is needed, not {raw!r}."
+            if leaf in (int, float):
+                low, above, high = (_bound(metadata, kind) for kind in (Ge, Gt, Le))
+                what = "whole number" if leaf is int else "number"
+                bounds = f" greater than {above:g}" if above is not None else f" of at least {low or 0:g}"
+                bounds += "" if high is None else f" and at most {high:g}"
+                word = "".join(f" or {word!r}" if leaf is int else f" or {word}" for word in words)
+                return f"a {what}{bounds}{word} is needed, not {raw!r}."
+        return _not_one_of(raw, words)
+
+
+_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+
+
+def _bound(metadata: tuple[Any, ...], kind: type) -> Any:
+    values = [getattr(item, kind.__name__.lower()) for item in metadata if isinstance(item, kind)]
+    return values[-1] if values else None
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    panel: str | None = None,
+    flag: str | None = None,
+    metavar: str | None = None,
+    unset: str = UNSET,
+    saved: bool = False,
+) -> Any:
+    """A field that people can set.
+
+    Args:
+        default: Value when nobody sets it; None means that the program decides.
+        help: One line for people.
+        panel: Title of the box that its option stands in.
+        flag: The option, where it is not the name.
+        metavar: How the help describes its values, where the type does not say it well.
+        unset: What to show for a default of None.
+        saved: Whether ``AVFS_NAME`` and ``avfs.toml`` can set it too.
+    """
+    extra = {"panel": panel, "flag": flag, "metavar": metavar, "unset": unset, "saved": saved}
+    return Field(default, description=help, json_schema_extra=extra)
+
+
+def section(model: type[Settings]) -> Any:
+    """A field of a command that holds a group of settings."""
+    return Field(default_factory=model)
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+Rule = tuple[tuple[str, ...], Callable[[Mapping[str, Any]], bool], str, str]
+"""(fields, whether their values contradict each other, what is wrong, what to do)."""
+
+
+class Settings(BaseModel):
+    """A group of settings; whatever makes one checks it and raises all that is wrong at once as :class:`UsageError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    def __init__(self, **values: Any) -> None:
+        values = {**self.defaults_given(values), **values}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise_faults(self._explained(values, error))
+        raise_faults(self.contradictions(dict(self), ()))
+
+    @classmethod
+    def defaults_given(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Defaults that depend on other values."""
+        return {}
+
+    @classmethod
+    def contradictions(cls, values: Mapping[str, Any], unsound: Collection[str]) -> list[UsageError]:
+        """What does not go together, but for fields that are wrong by themselves."""
+        return [
+            UsageError(message, hint=hint)
+            for names, contradict, message, hint in cls.RULES
+            if not set(names) & set(unsound) and contradict(values)
+        ]
+
+    @classmethod
+    def _explained(cls, values: Mapping[str, Any], error: ValidationError) -> list[UsageError]:
+        known = settings_of(cls, by_field=True)
+        by_name: dict[str, list[Any]] = {}
+        for single in error.errors():
+            by_name.setdefault(str(single["loc"][0]), []).append(single)
+        return [
+            UsageError(f"{name}: {known[name].explain(values.get(name), errors)}")
+            if name in known
+            else unknown(name, name, known)
+            for name, errors in by_name.items()
+        ]
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, checked."""
+        return type(self)(**{**dict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-ready values."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """As a file for ``--config``."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
+        """Read what :meth:`to_dict` gave; what is missing has its default.
+
+        Args:
+            values: Values by name; those of a section are a mapping.
+            where: What they come from, for messages.
+
+        Raises:
+            UsageError: Names or values are wrong; all of them at once.
+        """
+        faults: list[UsageError] = []
+        sections = {
+            name: info.default_factory
+            for name, info in cls.model_fields.items()
+            if isinstance(info.default_factory, type) and issubclass(info.default_factory, Settings)
+        }
+        read: dict[str, Any] = {}
+        for name, model in sections.items():
+            try:
+                if not isinstance(values.get(name, {}), Mapping):
+                    raise UsageError(f"{where}: {name} must hold settings.")
+                read[name] = model.from_dict(values.get(name, {}), where=where)
+            except UsageError as error:  # noqa: PERF203
+                faults += flatten(error)
+        flat = {name: value for name, value in values.items() if name not in sections}
+        known = settings_of(cls, by_field=True)
+        read |= check_values(flat, {n: s for n, s in known.items() if s.section is None}, f"{where}: ", faults)
+        raise_faults(faults)
+        return cls(**read)
+
+    def absolute(self) -> Self:
+        """A copy whose paths hold in any folder."""
+
+        def full(value: Any) -> Any:
+            if isinstance(value, Settings):
+                return value.absolute()
+            if isinstance(value, tuple):
+                return tuple(map(full, value))
+            return value.absolute() if isinstance(value, Path) else value
+
+        return self.model_copy(update={name: full(value) for name, value in self})
+
+
+DATA, ADAPTERS, METHOD, TRAINING = "Data", "Adapters", "Method", "Training"
+MODEL, COST, BY_PATH, OUTPUT, DEVICES = "Model", "Memory and speed", "Weights by path", "Output", "Devices"
+A_TASK = "A task instead of files"
+
+
+class BackboneConfig(Settings):
+    """Which frozen towers there are and where they compute."""
+
+    backbone: Text = setting(
+        "base", "Preset (`avfs weights list`) or a YAML file of your own.", panel=MODEL, saved=True
+    )
+    weights: Literal["pretrained", "random"] = setting(
+        "pretrained", "`random` needs no files; its results mean nothing.", panel=MODEL, saved=True
+    )
+    device: Device = setting("auto", "Where to compute.", panel=MODEL, saved=True)
+    frame_backend: Literal["auto", "decord", "pyav"] = setting(
+        "auto", "What decodes the frames.", panel=MODEL, saved=True
+    )
+    templates: Text | None = setting(
+        None,
+        "Prompt templates: a name, a YAML file or a text file.",
+        panel=METHOD,
+        unset="the backbone's",
+        saved=True,
+    )
+    clip_weights: FilePath | None = setting(
+        None,
+        "CLIP checkpoint by path, instead of the preset's.",
+        panel=BY_PATH,
+        unset="the preset's",
+        saved=True,
+    )
+    clap_weights: FilePath | None = setting(
+        None,
+        "CLAP checkpoint by path, instead of the preset's.",
+        panel=BY_PATH,
+        unset="the preset's",
+        saved=True,
+    )
+    roberta: FilePath | None = setting(
+        None,
+        "Folder with RoBERTa's tokenizer files, instead of the hub's.",
+        panel=BY_PATH,
+        unset="the hub's",
+        saved=True,
+    )
+
+
+class AdapterConfig(Settings):
+    """The adapters and projectors between the towers: what decides which tensors there are, and what they do.
+
+    The settings of DG-SCT are Duan et al.'s (NeurIPS 2023, arXiv 2311.05152) where the paper gives them.
+    """
+
+    adapter: AdapterKind = setting("dgsct", "What connects the towers.", panel=ADAPTERS, flag="--adapter-kind")
+    alpha: Factor = setting(0.2, "Factor of the channel attention (Eq. 6).", panel=ADAPTERS)
+    beta: Factor = setting(0.05, "Factor of the spatial attention (Eq. 6).", panel=ADAPTERS)
+    gamma: Factor = setting(0.05, "Factor of the temporal gate (Eq. 7); 0.01 for ave, 0.05 elsewhere.", panel=ADAPTERS)
+    channel: bool = setting(True, "Channel attention (C, Eq. 3).", panel=ADAPTERS)
+    spatial: bool = setting(True, "Spatial attention (S, Eq. 4).", panel=ADAPTERS)
+    temporal: bool = setting(True, "Temporal gate in the last layer (T, Eq. 5).", panel=ADAPTERS)
+    a2v: bool = setting(True, "Sound guides sight.", panel=ADAPTERS)
+    v2a: bool = setting(True, "Sight guides sound.", panel=ADAPTERS)
+    variant: Literal["paper", "compact"] = setting(
+        "paper", "Channel attention as printed (Eq. 3), or in the space of `--hidden`.", panel=ADAPTERS
+    )
+    hidden: Count | Auto = setting(
+        "auto",
+        "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base).",
+        panel=ADAPTERS,
+    )
+    output: Literal["gate", "bottleneck"] = setting(
+        "gate", "How guidance ends: a factor a channel, or an MLP.", panel=ADAPTERS
+    )
+    bottleneck: Count = setting(64, "Width of that MLP.", panel=ADAPTERS)
+    projector: Literal["residual", "mlp", "none"] = setting(
+        "residual", "Trainable maps on all embeddings (Eq. 8).", panel=ADAPTERS
+    )
+
+    @property
+    def adapter_settings(self) -> dict[str, Any]:
+        """Settings for :func:`~avfewshot.adapters.registry.build_adapter`; without a width of ``"auto"``."""
+        return {name: value for name in ADAPTER_SETTINGS if (value := getattr(self, name)) != AUTO}
+
+
+SHAPING = tuple(AdapterConfig.model_fields)
+"""Fields that a training takes over from the checkpoint that it begins with."""
+
+ADAPTER_SETTINGS = tuple(name for name in SHAPING if name not in ("adapter", "projector"))
+"""Fields that are the adapter's own, named as in :class:`~avfewshot.adapters.settings.GuidanceSettings`."""
+
+
+class TrainerConfig(AdapterConfig):
+    """What a few-shot training and a pretraining have in common."""
+
+    objective: Literal["contrastive", "classes"] = setting(
+        "classes", "Candidates: texts of the batch, or all.", panel=METHOD
+    )
+    matching: Literal["softmax", "cosine"] = setting(
+        "softmax", "What the modality weights are made of (Eq. 11).", panel=METHOD
+    )
+    fusion: Fusion = setting("weighted", "How the two modalities are joined.", panel=METHOD)
+    pool: Pool = setting("event", "How the seconds of a clip are pooled; the paper's is mean.", panel=METHOD)
+    blend: Annotated[Real, Ge(0), Le(1)] | Auto = setting(
+        "auto", "Share of the trained logits beside the zero-shot ones; `auto`: validation.", panel=METHOD
+    )
+    window: Count = setting(10, "Seconds that go through the adapters together.", panel=METHOD)
+
+    optimizer: Literal["adam", "adamw"] = setting("adam", "Adam is the paper's.", panel=TRAINING)
+    lr: Annotated[Real, Gt(0)] = setting(3e-4, "Learning rate.", panel=TRAINING)
+    weight_decay: Factor = setting(0.0, "Weight decay.", panel=TRAINING)
+    batch_size: Count = setting(2, "Clips of a batch.", panel=TRAINING)
+    accumulation: Count = setting(1, "Batches whose gradients are summed up for a step.", panel=TRAINING)
+    clip_norm: Factor = setting(1.0, "Bound on the gradient's norm; 0: none. Not given by the paper.", panel=TRAINING)
+    schedule: Literal["constant", "cosine", "step"] = setting(
+        "cosine", "Of the learning rate; not in the paper.", panel=TRAINING
+    )
+    warmup: Annotated[Real, Ge(0), Le(0.5)] = setting(
+        0.0, "Share of all steps in which the learning rate rises from zero.", panel=TRAINING
+    )
+    step_epochs: Count = setting(2, "Epochs between the steps of the step schedule.", panel=TRAINING)
+    step_factor: Annotated[Real, Gt(0), Le(1)] = setting(
+        0.1, "What a step multiplies the learning rate with.", panel=TRAINING
+    )
+    epochs: Count = setting(5, "Passes over the support, at most. Not given by the paper.", panel=TRAINING)
+    validate_every: Count | Auto = setting(
+        "auto", "Epochs between validations; `auto`: one takes no longer than the training does.", panel=TRAINING
+    )
+
+    precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
+    checkpointing: bool | Auto = setting(
+        "auto",
+        "Compute activations twice: half as slow again, far less memory; `auto`: for large towers, if not on a GPU of "
+        "16 GB or more.",
+        panel=COST,
+    )
+    cuda_graphs: bool = setting(
+        False,
+        "On a single GPU: record the passes of a step once and replay them; faster for small batches.",
+        panel=COST,
+    )
+    micro_batch: Count | Auto = setting(
+        "auto", "Clips at once; `auto` begins with the batch and shrinks when memory ends.", panel=COST
+    )
+    cache_size: Size = setting(20_000_000_000, "Bound on decoded clips kept on disk; 0: none.", panel=COST)
+    workers: Annotated[int, Ge(0)] = setting(2, "Threads that decode clips ahead.", panel=COST)
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        (
+            ("adapter", "a2v", "v2a"),
+            lambda v: v["adapter"] != NONE and not (v["a2v"] or v["v2a"]),
+            "a2v and v2a are both off: the adapter would do nothing.",
+            "Switch one of them on, or set adapter to none.",
+        ),
+        (
+            ("adapter", "projector"),
+            lambda v: v["adapter"] == NONE and v["projector"] == NONE,
+            "adapter and projector are both none: there is nothing to train.",
+            "For a model without training: avfs zeroshot --task TASK.",
+        ),
+        (
+            ("micro_batch", "batch_size"),
+            lambda v: v["micro_batch"] != AUTO and v["micro_batch"] > v["batch_size"],
+            "micro_batch is larger than batch_size.",
+            "A batch is cut into micro-batches: make it at most batch_size.",
+        ),
+        (
+            ("objective", "batch_size"),
+            lambda v: v["objective"] == "contrastive" and v["batch_size"] < 2,
+            "objective contrastive needs a batch_size of at least 2: a clip is told from the others of its batch.",
+            "Raise batch_size, or use objective classes.",
+        ),
+    )
+
+
+TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({"ave": {"gamma": 0.01}})
+"""What the paper sets otherwise for a task than the defaults of :class:`TrainingConfig`."""
+
+
+class TrainingConfig(TrainerConfig):
+    """A few-shot training: every choice that its result depends on.
+
+    Adam, learning rate 3e-4, batches of 2, alpha, beta and gamma are those of Duan et al. (arXiv 2311.05152); what the
+    paper leaves open (epochs, schedule, early stopping, clipping) says so in its help.
+    """
+
+    task: Literal["ave", "ave_cls", "llp_cls", "vggsound_cls", "folder"] = setting(
+        "folder", "What is learnt and how it is judged."
+    )
+    shots: Count = setting(16, "Training clips of each class.")
+    seeds: Seeds = setting((1,), "A training for each: of the draw, the weights and the order.")
+    sampler: Literal["nested", "first-k"] = setting(
+        "nested", "How they are drawn: by seed, or the first rows.", panel=DATA
+    )
+    multi_label: bool = setting(False, "Draw clips with several labels too.", panel=DATA)
+    background: Background = setting("threshold", "How seconds without an event are told (task ave).", panel=METHOD)
+    patience: Annotated[int, Ge(0)] = setting(
+        5, "Stop after so many epochs without a better validation figure; 0: never.", panel=TRAINING
+    )
+
+    @classmethod
+    def defaults_given(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Those of the task."""
+        task = values.get("task")
+        return TASK_DEFAULTS.get(task, {}) if isinstance(task, str) else {}
+
+
+class PretrainingConfig(TrainerConfig):
+    """A pretraining: batches large enough to tell a clip from many others."""
+
+    task: ClassVar[str] = "vggsound_cls"
+
+    seed: Seed = setting(1, "Of weights and order.")
+    objective: Literal["contrastive", "classes"] = setting(
+        "contrastive", "Candidates: texts of the batch, or all.", panel=METHOD
+    )
+    batch_size: Count = setting(32, "Clips of a batch.", panel=TRAINING)
+    warmup: Annotated[Real, Ge(0), Le(0.5)] = setting(
+        0.05, "Share of all steps in which the learning rate rises from zero.", panel=TRAINING
+    )
+    epochs: Count = setting(10, "Passes over the clips.", panel=TRAINING)
+    workers: Annotated[int, Ge(0)] = setting(4, "Threads that decode clips ahead.", panel=COST)
+
+
+def read_training(values: Mapping[str, Any], *, where: str) -> TrainingConfig | PretrainingConfig:
+    """The settings of a training as a checkpoint's ``config.json`` holds them, of this version or before.
+
+    Raises:
+        UsageError: Names or values are wrong; all of them at once.
+    """
+    return (PretrainingConfig if "seed" in values else TrainingConfig).from_dict(values, where=where)
+
+
+class CommandConfig(Settings):
+    """All that a command is asked for; with ``run.json`` holding its ``model_dump``."""
+
+    table: ClassVar[str]
+
+
+class InferenceConfig(BackboneConfig):
+    """How clips are classified."""
+
+    adapter: FilePath | None = setting(
+        None,
+        "Folder of a training run or a checkpoint, to predict with what was trained. What is not set is then as it was "
+        "trained: backbone, templates, fusion, pool.",
+        panel=MODEL,
+        saved=True,
+    )
+    precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
+    batch_size: Count | Auto = setting(
+        "auto", "Seconds of clips that go through the towers at once.", panel=MODEL, saved=True
+    )
+    seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", panel=MODEL, saved=True)
+    modality: Literal["av", "visual", "audio"] = setting(
+        "av", "What to use: both, only sight, only sound.", panel=METHOD, saved=True
+    )
+    fusion: Fusion = setting("weighted", "How the two modalities are joined.", panel=METHOD, saved=True)
+    pool: Pool = setting("event", "How the seconds of a clip are pooled.", panel=METHOD, saved=True)
+
+
+class OutputConfig(Settings):
+    """What is classified and where the answer goes."""
+
+    labels: FilePath | None = setting(None, "Label file, needed: one a line; `label: a longer wording`.", saved=True)
+    recursive: bool = setting(True, "Look into sub-folders.", saved=True)
+    topk: Count = setting(5, "Labels to show for each clip in tables and reports.", panel=OUTPUT, saved=True)
+    segments: bool = setting(False, "Also say what each second holds.", panel=OUTPUT, saved=True)
+    format: Literal["table", "json", "jsonl", "csv", "all"] = setting(
+        "table", "Form of the results.", panel=OUTPUT, saved=True
+    )
+    output: str | None = setting(
+        None,
+        "File for the results, whose suffix chooses the format where --format does not; for `--format all` a folder or "
+        "a path without suffix.",
+        panel=OUTPUT,
+        metavar="PATH",
+        unset="stdout",
+    )
+    report: str | None = setting(
+        None,
+        "Also write one self-contained page with pictures, scores and timelines.",
+        panel=OUTPUT,
+        metavar="FILE.html",
+    )
+
+
+class TaskConfig(Settings):
+    """A data set to evaluate on instead of files."""
+
+    task: str | None = setting(
+        None,
+        "Evaluate on the test clips of a data set: no labels, no PATH.",
+        panel=A_TASK,
+        metavar="ave|ave_cls|llp_cls|vggsound_cls",
+    )
+    root: Folder | None = setting(None, "Folder of the task's data set.", panel=A_TASK)
+    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=A_TASK)
+    list_file: FilePath | None = setting(
+        None, "For vggsound_cls: the list to read.", panel=A_TASK, flag="--list", metavar="FILE"
+    )
+    vggsounder: FilePath | None = setting(
+        None, "For vggsound_cls: several labels a clip, by vggsounder.csv.", panel=A_TASK, metavar="FILE"
+    )
+    background: Background | None = setting(
+        None,
+        "For ave: how seconds without an event are told.",
+        panel=A_TASK,
+        unset="threshold, by validation",
+    )
+
+
+class ZeroshotConfig(CommandConfig):
+    """``avfs zeroshot``."""
+
+    table: ClassVar[str] = "zeroshot"
+
+    output: OutputConfig = section(OutputConfig)
+    model: InferenceConfig = section(InferenceConfig)
+    task: TaskConfig = section(TaskConfig)
+
+
+class RunConfig(Settings):
+    """Where a training begins and leaves its files."""
+
+    config: FilePath | None = setting(None, "YAML file with training settings, named as the options.", saved=True)
+    runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
+    name: str | None = setting(None, "What the run folder is called.")
+    adapter: FilePath | None = setting(
+        None,
+        "Run or checkpoint to begin with, such as a pretrained one.",
+        panel=ADAPTERS,
+        metavar="RUN",
+        unset="new adapters",
+    )
+
+
+class ClipsConfig(Settings):
+    """Where the clips of a few-shot training are."""
+
+    data: Folder | None = setting(
+        None, "Clips of your own: DIR/CLASS/*.mp4, or DIR/train/CLASS/*.mp4 with val and test.", panel=DATA
+    )
+    root: Folder | None = setting(None, "Folder of the task's data set.", panel=DATA)
+    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=DATA)
+    list_file: FilePath | None = setting(None, "For vggsound_cls.", panel=DATA, flag="--list", metavar="FILE")
+
+
+class FewshotConfig(CommandConfig):
+    """``avfs fewshot``."""
+
+    table: ClassVar[str] = "fewshot"
+
+    training: TrainingConfig = section(TrainingConfig)
+    run: RunConfig = section(RunConfig)
+    data: ClipsConfig = section(ClipsConfig)
+    model: BackboneConfig = section(BackboneConfig)
+
+
+class ListConfig(Settings):
+    """Where the clips of a pretraining are."""
+
+    root: Folder | None = setting(None, "Folder with the list and the videos.", panel=DATA)
+    media: Folders = setting((), "Folder of the videos, if elsewhere; may be repeated.", panel=DATA)
+    list_file: FilePath | None = setting(None, "The list to read.", panel=DATA, flag="--list", metavar="FILE")
+    shards: Folder | None = setting(None, "Prepared shards instead of videos.", panel=DATA)
+    against: Folders = setting((), "Folder of a data set that will be evaluated on; may be repeated.", panel=DATA)
+    keep_leaks: bool = setting(False, "Also train on videos of their test splits.", panel=DATA)
+    val_clips: Annotated[int, Ge(0)] = setting(1000, "Validation clips at most.", panel=DATA)
+
+
+class RanksConfig(Settings):
+    """The devices that a pretraining is spread over; another call of it may have others."""
+
+    devices: Count | Auto = setting(1, "GPUs (or processes) a machine.", panel=DEVICES)
+    nodes: Count = setting(1, "Machines.", panel=DEVICES)
+    strategy: Literal["auto", "ddp"] = setting("auto", "How ranks work together.", panel=DEVICES)
+
+
+class PretrainConfig(CommandConfig):
+    """``avfs pretrain``."""
+
+    table: ClassVar[str] = "pretrain"
+
+    dataset: Literal["vggsound40k", "vggsound", "ovave"] | None = setting(
+        None, "vggsound40k, vggsound or ovave.", flag="DATASET", metavar="DATASET"
+    )
+    training: PretrainingConfig = section(PretrainingConfig)
+    run: RunConfig = section(RunConfig)
+    data: ListConfig = section(ListConfig)
+    ranks: RanksConfig = section(RanksConfig)
+    model: BackboneConfig = section(BackboneConfig)
+
+
+class DataFoldersConfig(CommandConfig):
+    """``[data]``: where data sets lie. Its variables begin with ``AVFS_DATA_``."""
+
+    table: ClassVar[str] = "data"
+
+    root: FilePath | None = setting(None, "Folder that holds the data sets.", saved=True)
+    ave: FilePath | None = setting(None, "Folder of AVE, where it is not below `root`.", saved=True)
+    llp: FilePath | None = setting(None, "Folder of LLP, where it is not below `root`.", saved=True)
+    vggsound: FilePath | None = setting(None, "Folder of VGG-Sound, where it is not below `root`.", saved=True)
+
+
+COMMANDS: dict[str, type[CommandConfig]] = {
+    model.table: model for model in (ZeroshotConfig, FewshotConfig, PretrainConfig, DataFoldersConfig)
+}
+
+
+@functools.cache
+def settings_of(model: type[Settings], *, by_field: bool = False) -> dict[str, Setting]:
+    """The settings of a model by key (or by the name of the field), with those of its sections."""
+    found: dict[str, Setting] = {}
+    for name, info in model.model_fields.items():
+        inner = info.default_factory
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            for single in settings_of(inner).values():
+                found[single.name if by_field else single.key] = Setting(single.name, name, single.info)
+        elif info.json_schema_extra is not None:
+            single = Setting(name, None, info)
+            found[name if by_field else single.key] = single
+    return found
+
+
+@functools.cache
+def table_settings(table: str) -> dict[str, Setting]:
+    """What a table of ``avfs.toml`` and the environment can set, by key."""
+    return {key: single for key, single in settings_of(COMMANDS[table]).items() if single.saved}
+
+
+# ---------------------------------------------------------------------------------------------- layers
+
+
+@dataclass
+class Resolved:
+    """The settings of a command."""
+
+    config: Any  # a CommandConfig; what is wrong has its default, so that further checks can go on
+    sources: dict[str, str] = field(default_factory=dict)  # by key: "--flag", "AVFS_NAME", a file, "default", ...
+    faults: list[UsageError] = field(default_factory=list)
+
+    def __getitem__(self, key: str) -> Any:
+        single = settings_of(type(self.config))[key]
+        return getattr(getattr(self.config, single.section) if single.section else self.config, single.name)
+
+    def source(self, key: str) -> str:
+        """Where a value came from."""
+        return self.sources[key]
+
+    def given(self) -> list[str]:
+        """Keys that somebody has set."""
+        return [key for key, source in self.sources.items() if not source.startswith("default")]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(name, value, source) of every setting, as text."""
+        known = settings_of(type(self.config))
+        return [(known[key].name, known[key].show(self[key]), source) for key, source in self.sources.items()]
+
+    def check(self) -> Resolved:
+        """Raise what was wrong, all at once; return itself otherwise.
+
+        Raises:
+            UsageError: A value or a key is wrong.
+        """
+        raise_faults(self.faults)
+        return self
+
+
+def resolve(
+    table: str,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Find the value of every setting of a command.
+
+    Args:
+        table: A key of :data:`COMMANDS`.
+        flags: Values from the command line by key, as text or typed already; None and an empty list mean not given.
+        folder: Where ``avfs.toml`` is looked for; the current folder unless told.
+        environ: Environment variables; those of the process unless told.
+
+    Returns:
+        The settings with their sources, and the faults met on the way (nothing is raised: see :meth:`Resolved.check`).
+    """
+    environ = os.environ if environ is None else environ
+    faults: list[UsageError] = []
+    document: dict[str, dict[str, Any]] = {}
+    try:
+        document = read_config(Path() if folder is None else folder)
+    except UsageError as error:
+        faults.extend(flatten(error))
+    model = COMMANDS[table]
+    known = settings_of(model)
+    values: dict[str, tuple[Any, str]] = {}
+    wrong: set[str] = set()
+
+    def take(key: str, raw: Any, source: str) -> None:
+        if key not in values:
+            try:
+                values[key] = (known[key].parse(raw, from_text=True), source)
+            except ValueError as error:
+                faults.append(UsageError(f"{source}: {error}"))
+                values[key] = (known[key].default, source)
+                wrong.add(key)
+
+    for key, raw in (flags or {}).items():
+        if key in known and raw is not None and not (isinstance(raw, (list, tuple)) and not raw):
+            take(key, raw, known[key].flag)
+    for key in table_settings(table):
+        variable = environment_name(table, key)
+        if environ.get(variable):  # an empty variable counts as not set, as in most programs
+            take(key, environ[variable], variable)
+        for part, source in ((table, f"{CONFIG_NAME} [{table}]"), ("", CONFIG_NAME)):
+            if key in document.get(part, {}) and (part or table != "data"):
+                values.setdefault(key, (document[part][key], source))
+    if values.get("config", (None,))[0] is not None:
+        path = values["config"][0]
+        group = {single.name: single for single in known.values() if single.section == "training"}
+        try:
+            read = check_values(_read_yaml(path), group, f"{path}: ", faults, wrong=wrong)
+            for name, value in read.items():
+                values.setdefault(group[name].key, (value, str(path)))
+        except UsageError as error:
+            faults.extend(flatten(error))
+    return _assemble(model, values, wrong, faults)
+
+
+def _assemble(
+    model: type[CommandConfig], values: dict[str, tuple[Any, str]], wrong: set[str], faults: list[UsageError]
+) -> Resolved:
+    known = settings_of(model)
+    task = values.get("task", (None,))[0]
+    others = TASK_DEFAULTS.get(task, {}) if model is not ZeroshotConfig else {}
+    groups: dict[str | None, dict[str, Any]] = {}
+    sources = {}
+    for key, single in known.items():
+        default = (others[single.name], f"default of {task}") if single.name in others else (single.default, "default")
+        value, sources[key] = values.get(key, default)
+        groups.setdefault(single.section, {})[single.name] = value
+    parts = {}
+    for name, group in groups.items():
+        kind = model if name is None else model.model_fields[name].default_factory
+        unsound = [known[key].name for key in wrong if known[key].section == name]
+        faults += kind.contradictions(group, unsound)
+        if name is not None:
+            parts[name] = kind.model_construct(**group)
+    return Resolved(model.model_construct(**groups.get(None, {}), **parts), sources, faults)
+
+
+def environment_name(table: str, key: str) -> str:
+    """The environment variable of a setting, for example ``AVFS_BATCH_SIZE`` or ``AVFS_DATA_ROOT``."""
+    return f"AVFS_{'DATA_' if table == 'data' else ''}{key.upper()}"
+
+
+def unknown(shown: str, name: str, valid: Iterable[str], what: str = "Valid") -> UsageError:
+    """That a name is unknown, with the nearest and all valid ones."""
+    valid = list(valid)
+    close = get_close_matches(name, valid, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    return UsageError(f"{shown} is unknown.{guess}", hint=f"{what}: {', '.join(valid)}.")
+
+
+def check_values(
+    raw: Mapping[Any, Any],
+    known: Mapping[str, Setting],
+    where: str,
+    faults: list[UsageError],
+    *,
+    what: str = "Valid",
+    wrong: set[str] | None = None,
+) -> dict[str, Any]:
+    """The checked values of a file; hyphens in names count as underscores.
+
+    Args:
+        raw: As read.
+        known: What there is, by name.
+        where: What messages begin with.
+        faults: Takes what is wrong.
+        what: How the list of valid names begins.
+        wrong: Takes the keys of settings whose values are wrong.
+    """
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            faults.append(unknown(f"{where}{key}", name, known, what))
+        elif name in values:
+            faults.append(UsageError(f"{where}{key}: {name} is given twice.", hint="Remove one of them."))
+        else:
+            try:
+                values[name] = known[name].parse(value, from_text=False)
+            except ValueError as error:
+                faults.append(UsageError(f"{where}{key}: {error}"))
+                values[name] = known[name].default
+                if wrong is not None:
+                    wrong.add(known[name].key)
+    return values
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Read and check the whole of ``avfs.toml``.
+
+    Returns:
+        Values by table; keys outside every table under ``""`` (they count for every command that knows them; data
+        folders live in their own table only). Empty without a file.
+
+    Raises:
+        UsageError: The file cannot be read or is not TOML, a key is unknown or a value is of the wrong type: all of
+            these at once, with the valid keys.
+    """
+    path = Path(folder) / CONFIG_NAME
+    faults: list[UsageError] = []
+    document: dict[str, dict[str, Any]] = {}
+    shared = {key: single for table in COMMANDS if table != "data" for key, single in table_settings(table).items()}
+    loose: dict[str, Any] = {}
+    for key, value in _read_toml(path).items():
+        if isinstance(value, dict) and key in COMMANDS:
+            valid = dict(sorted(table_settings(key).items()))
+            document[key] = check_values(value, valid, f"{path}: [{key}] ", faults, what="Valid keys")
+        elif isinstance(value, dict):
+            faults.append(unknown(f"{path}: [{key}]", key, sorted(COMMANDS), "Valid tables"))
+        elif key in COMMANDS:
+            faults.append(UsageError(f"{path}: {key} is a table.", hint=f"Write `[{key}]` on a line of its own."))
+        else:
+            loose[key] = value
+    document[""] = check_values(loose, dict(sorted(shared.items())), f"{path}: ", faults, what="Valid keys")
+    raise_faults(faults)
+    return document
+
+
+def _read_bytes(path: Path) -> str:
+    # Editors on Windows like to add a byte order mark.
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8.", hint="Save it as UTF-8.") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        return tomllib.loads(_read_bytes(path))
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        hint = 'Texts need quotes: `backbone = "tiny"`.'
+        raise UsageError(f"{path}: is not valid TOML: {str(error).rstrip('.')}.", hint=hint) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = _read_bytes(path)
+        # The loader itself keeps the last of two equal keys without a word.
+        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file.", hint="Check the path given with --config.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise UsageError(f"{path}: is not valid YAML: {problem.rstrip('.')}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: must hold `name: value` lines, not a {type(values).__name__}.")
+    keys = [key.value for key, _ in node.value]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UsageError(f"{path}: given twice: {', '.join(twice)}.", hint="Remove one of them.")
+    return values
