@@ -279,7 +279,7 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan) -> None:
 
 def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]) -> list[Path]:
     """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
-    from avfewshot.evaluation.seeds import average_comparisons
+    from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.reports.run_collect import collect as collect_record
     from avfewshot.reports.run_html import write_run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
@@ -304,7 +304,7 @@ def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]
             count.component: {"trainable": count.trainable, "total": count.total} for count in plan.parameters
         },
         "flops_per_clip": plan.flops,
-        "comparison": comparison.to_dict(),
+        "comparison": comparison.model_dump(mode="json"),
         "seeds": [result.to_dict() for result in results],
     }
     write_text(folder / "results.json", json.dumps(document, indent=1))
@@ -349,7 +349,7 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     """The comparison on stdout, and where files are on stderr."""
     from rich.console import Console
 
-    from avfewshot.evaluation.seeds import average_comparisons
+    from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.reports.run_tables import comparison_table
 
     comparison = average_comparisons([result.comparison for result in results])

@@ -22,12 +22,11 @@ from avfewshot.io import write_text
 
 if TYPE_CHECKING:
     from avfewshot.cli.outputs import OpenWriter, Target
-    from avfewshot.evaluation.evaluator import TaskBench
+    from avfewshot.evaluation.evaluator import EvalReport, TaskBench
     from avfewshot.inference.results import ClipResult, RunInfo
     from avfewshot.labels import LabelSet
     from avfewshot.media.clip import Failure
     from avfewshot.reports.writers import Summary
-    from avfewshot.training.assess import Assessment
 
 app = typer.Typer(add_completion=False)
 
@@ -435,7 +434,7 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
     return bench, model, options
 
 
-def _print_task(settings: Resolved, bench: TaskBench, assessment: Assessment) -> None:
+def _print_task(settings: Resolved, bench: TaskBench, assessment: EvalReport) -> None:
     from rich.console import Console
 
     from avfewshot.evaluation.references import distinct
@@ -461,9 +460,9 @@ def _print_task(settings: Resolved, bench: TaskBench, assessment: Assessment) ->
     if path.suffix.lower() == ".json":
         document = {
             "task": settings["task"],
-            "comparison": comparison.to_dict(),
-            "parts": {name: part.to_dict() for name, part in assessment.parts.items()},
-            "results": {name: result.to_dict() for name, result in results.items()},
+            "comparison": comparison.model_dump(mode="json"),
+            "parts": {name: part.model_dump(mode="json") for name, part in assessment.parts.items()},
+            "results": {name: result.model_dump(mode="json") for name, result in results.items()},
             "unusable": [list(entry) for entry in bench.usage.left],
         }
         write_text(path, json.dumps(document, indent=1))

@@ -9,11 +9,14 @@ mostly are and as LAION CLAP's own preparation does; from then on it is lossless
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +53,17 @@ def encode_sound(waveform: torch.Tensor) -> bytes:
     import soundfile
 
     stream = io.BytesIO()
-    soundfile.write(stream, _to_integers(waveform), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    _callbacks().submit(soundfile.write, stream, _to_integers(waveform), SAMPLE_RATE, "PCM_16", format="FLAC").result()
     return stream.getvalue()
+
+
+@functools.cache
+def _callbacks() -> ThreadPoolExecutor:
+    """Soundfile reads and writes memory by callbacks from C, which swallow exceptions, Ctrl-C's among them.
+
+    Signals are delivered to the main thread alone, so the callbacks run in another one.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="soundfile")
 
 
 def decode_sound(content: bytes, samples: int) -> torch.Tensor:
@@ -64,15 +76,21 @@ def decode_sound(content: bytes, samples: int) -> torch.Tensor:
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            if (file.format, file.samplerate, file.channels, file.subtype) != ("FLAC", SAMPLE_RATE, 1, "PCM_16"):
-                raise DamagedError("its sound is not FLAC of 48 kHz, mono, 16 bit")
-            integers = file.read(samples + 1, dtype="int16")
+        integers = _callbacks().submit(_read_flac, content, samples + 1).result()
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise DamagedError(f"its sound is damaged: {error}") from error
     if len(integers) != samples:
         raise DamagedError(f"its sound does not have {samples} samples")
     return _to_floats(integers)
+
+
+def _read_flac(content: bytes, most: int) -> Any:
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        if (file.format, file.samplerate, file.channels, file.subtype) != ("FLAC", SAMPLE_RATE, 1, "PCM_16"):
+            raise DamagedError("its sound is not FLAC of 48 kHz, mono, 16 bit")
+        return file.read(most, dtype="int16")
 
 
 # Pictures.
