@@ -204,6 +204,8 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
         AvfsError: Something is missing, damaged, or does not fit.
     """
     from avfewshot.encoders.backbone import build_backbone
+    from avfewshot.encoders.presets import load_preset
+    from avfewshot.inference.loading import recalled
     from avfewshot.models.checkpoint import load_adapter
     from avfewshot.training.transfer import like_checkpoint
 
@@ -216,8 +218,8 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
         training = like_checkpoint(
             training, initial, given=[known[key].name for key in given if known[key].section == "training"]
         )
-        name = name if "backbone" in given else initial.config.backbone
-    observer.begin(f"loading {name}", 0)
+        name = name if "backbone" in given else recalled(initial, "backbone", load_preset)
+    observer.begin(f"loading {getattr(name, 'name', name)}", 0)
     backbone = build_backbone(
         name,
         weights=model.weights,
