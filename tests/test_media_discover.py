@@ -119,3 +119,14 @@ def test_every_public_name_can_be_imported():
     assert all(getattr(media, name) is not None for name in media.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = media.nonsense
+
+
+def test_folders_named_like_files_are_folders_and_a_link_to_itself_is_a_file(tmp_path):
+    (tmp_path / "dog.mp4").mkdir()
+    (tmp_path / "dog.mp4" / "bark.wav").touch()
+    (tmp_path / "empty.mp4").mkdir()
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    expected = [tmp_path / "dog.mp4" / "bark.wav", tmp_path / "loop.mp4"]
+    assert find_media([tmp_path]) == expected
+    assert find_media([tmp_path / "*.mp4"]) == expected
+    assert find_media([tmp_path / "dog.mp4", tmp_path / "loop.mp4"]) == expected

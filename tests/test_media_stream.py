@@ -6,12 +6,14 @@ import contextlib
 import gc
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from media_factory import tone, write_audio, write_media
@@ -283,13 +285,28 @@ def test_closing_ends_a_decoder_that_hangs(files, monkeypatch):
 def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch):
     huge = folder / "huge.mkv"
     if not huge.exists():
-        write_media(huge, seconds=0.2, size=(7680, 4320), codec="mjpeg", pix_fmt="yuvj420p")
-    monkeypatch.setattr(decoders, "MEMORY", 100_000_000)
+        write_media(huge, times=[0.0], size=(4000, 3000), codec="mjpeg", pix_fmt="yuvj420p")
+    monkeypatch.setattr(decoders, "MEMORY", 40_000_000)
     decoders._pools.clear()  # new decoders
     got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))
     decoders._pools.clear()
     assert [one.ok for one in got] == [False, True]
     assert "memory" in got[0].error
+
+
+def test_a_minute_of_sound_at_the_highest_rate_fits_into_the_bound(folder, monkeypatch):
+    path = folder / "fast.wav"
+    wave = np.zeros((1, 60 * 192_000), np.float32)
+    wave[:, ::1000] = 0.5
+    write_audio(path, wave, 192_000)
+    path.write_bytes(
+        path.read_bytes().replace(struct.pack("<II", 192_000, 384_000), struct.pack("<II", 768_000, 1_536_000))
+    )
+    monkeypatch.setattr(decoders, "MEMORY", 300_000_000)
+    decoders._pools.clear()
+    got = list(iter_clips([path], workers=1))
+    decoders._pools.clear()
+    assert [one.num_segments for one in got if one.ok] == [15], got
 
 
 def test_decoders_are_reused_and_end_with_their_parent(files):

@@ -36,24 +36,12 @@ class PyavFrames:
     FFmpeg's frame threads can lock up when pictures are left out.
 
     A track without usable timestamps is decoded from its beginning and its pictures are counted.
-
-    Args:
-        path: The file.
-        track: Its video track.
-
-    Attributes:
-        taken: Packets read from the file so far, for tests and benchmarks.
-        sent: Those of them that were given to the decoder.
-        errors: Packets that could not be read or decoded so far.
-
-    Raises:
-        MediaError: The file cannot be opened.
     """
 
     def __init__(self, path: Path, track: Track) -> None:
-        self.taken = 0
-        self.sent = 0
-        self.errors = 0
+        self.taken = 0  # packets read from the file so far, for tests and benchmarks
+        self.sent = 0  # those of them that were given to the decoder
+        self.errors = 0  # packets that could not be read or decoded so far
         self._path = path
         self._track = track
         self._start = round(track.start / track.time_base)

@@ -15,6 +15,7 @@ _CROSSINGS = 6
 _ROLLOFF = 0.99
 
 _MAX_KERNEL = 1 << 22  # elements of the table of all phases of the filter, 16 MiB
+_WINDOWS = 1 << 21  # input samples of the windows that are multiplied at once, 8 MiB
 _PIECE = SAMPLE_RATE // 10  # output samples computed at once without that table
 
 
@@ -49,7 +50,11 @@ def to_model_rate(samples: np.ndarray, rate: int, count: int) -> np.ndarray:
     taps = _taps(old, new)
     skip = margin(rate) - _reach(rate)  # the first window; `old` samples later begins the next one
     windows = sliding_window_view(samples[skip:], taps.shape[1])[::old][: -(-count // new)]
-    return (windows @ taps.T).reshape(-1)[:count]
+    out = np.empty((len(windows), new), np.float32)
+    rows = max(1, _WINDOWS // taps.shape[1])
+    for first in range(0, len(windows), rows):  # the product copies the windows, which overlap many times over
+        np.matmul(windows[first : first + rows], taps.T, out=out[first : first + rows])
+    return out.reshape(-1)[:count]
 
 
 def _reach(rate: int, new: int = SAMPLE_RATE) -> int:

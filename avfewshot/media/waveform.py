@@ -55,24 +55,13 @@ class Waveform:
     is cut into stretches. Channels are averaged; in a packet in which they cancel each other the loudest one is taken
     instead. Gaps and a late start are filled with zeros. A rate outside of :data:`RATES` counts as undecodable.
 
-    Args:
-        path: The file.
-        track: Its audio track.
-        zero: Beginning of the file's timeline in seconds on its own clock.
-
-    Attributes:
-        rate: Sampling rate of the track in Hz; 0 if nothing in it can be decoded.
-        errors: Packets that could not be read or decoded so far.
-        opposed: Packets so far in which the channels cancelled each other.
-
-    Raises:
-        MediaError: The file cannot be opened.
+    `zero` is the beginning of the file's timeline in seconds on its own clock.
     """
 
     def __init__(self, path: Path, track: Track, zero: Fraction) -> None:
-        self.rate = 0
-        self.errors = 0
-        self.opposed = 0
+        self.rate = 0  # of the track in Hz; 0 if nothing in it can be decoded
+        self.errors = 0  # packets that could not be read or decoded so far
+        self.opposed = 0  # packets so far in which the channels cancelled each other
         self._packer: tuple[tuple, AudioResampler] | None = None
         self._path = path
         self._track = track
