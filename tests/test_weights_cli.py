@@ -88,7 +88,7 @@ def test_files_by_path_are_neither_fetched_nor_missed(capfd, here, hub, hub_file
     preset = write_preset(here)
     paths = ["--clip-weights", hub_files["timm/small_clip/open_clip_model.safetensors"]]
     paths += ["--clap-weights", hub_files["lukewys/laion_clap/630k-small.pt"]]
-    paths += ["--roberta", hub_files["FacebookAI/roberta-base/vocab.json"].parent]
+    paths += ["--roberta", hub_files["small/roberta/vocab.json"].parent]
     status, out, _ = typed(capfd, "fetch", preset, *paths)
     assert (status, out.count("here already"), hub.requests) == (0, 4, [])
     status, out, _ = typed(capfd, "check", preset, *paths)
@@ -99,7 +99,7 @@ def test_check_names_what_is_damaged(capfd, here, hub_files):
     preset = write_preset(here)
     broken = here / "broken.safetensors"
     broken.write_bytes(hub_files["timm/small_clip/open_clip_model.safetensors"].read_bytes()[:-500])
-    shutil.copytree(hub_files["FacebookAI/roberta-base/vocab.json"].parent, here / "roberta")
+    shutil.copytree(hub_files["small/roberta/vocab.json"].parent, here / "roberta")
     paths = ["--clap-weights", hub_files["lukewys/laion_clap/630k-small.pt"], "--roberta", here / "roberta"]
     status, out, _ = typed(capfd, "check", preset, "--clip-weights", broken, *paths)
     assert status == 1

@@ -12,7 +12,7 @@ import torch
 from weights_support import HubServer, make_hub, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.presets import load_preset
+from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.encoders.weights import fetch as fetching
 from avfewshot.encoders.weights.check import check
 from avfewshot.encoders.weights.locate import locate, needed_files
@@ -165,7 +165,7 @@ def test_files_by_path_need_no_hub(hub_files, monkeypatch, tmp_path):
     folder = tmp_path / "roberta"
     folder.mkdir()
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(hub_files[f"FacebookAI/roberta-base/{name}"], folder)
+        shutil.copy(hub_files[f"small/roberta/{name}"], folder)
     by_path = build_backbone(
         write_preset(tmp_path),
         clip_weights=hub_files["timm/small_clip/open_clip_model.safetensors"],
@@ -179,7 +179,7 @@ def test_building_and_encoding_open_no_socket(hub_files, monkeypatch, tmp_path):
     folder = tmp_path / "roberta"
     folder.mkdir()
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(hub_files[f"FacebookAI/roberta-base/{name}"], folder)
+        shutil.copy(hub_files[f"small/roberta/{name}"], folder)
     preset = write_preset(tmp_path)
     opened = []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -202,3 +202,76 @@ def test_building_and_encoding_open_no_socket(hub_files, monkeypatch, tmp_path):
     backbone.audio(torch.zeros(1, 48_000))
     build_backbone(preset, weights="random").audio_text.encode(["a dog"])
     assert opened == []
+
+
+def test_every_file_of_a_packaged_preset_has_a_digest_and_a_revision():
+    for name in preset_names():
+        for needed in needed_files(load_preset(name)):
+            if needed.source.repository:
+                assert len(needed.source.sha256) == 64, (name, needed.part)
+                assert len(needed.source.revision) == 40, (name, needed.part)
+
+
+def test_what_a_server_serves_first_is_recorded_and_held_to(hub, hub_files, tmp_path, monkeypatch):
+    preset = load_preset(write_preset(tmp_path))
+    vocabulary = one(preset, "roberta_vocab")
+    first = fetching.fetch(preset, vocabulary)
+    assert first.recorded == hashlib.sha256(first.path.read_bytes()).hexdigest()
+    assert fetching.fetch(preset, vocabulary).recorded is None
+
+    other = tmp_path / "other.json"
+    other.write_bytes(hub_files["small/roberta/vocab.json"].read_bytes() + b"\n")
+    hub.files["small/roberta/vocab.json"] = other
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "another-cache"))
+    with pytest.raises(WeightsError, match="arrived damaged"):
+        fetching.fetch(preset, vocabulary)
+
+
+def test_files_are_compared_when_they_are_loaded(hub, tmp_path):
+    path = write_preset(tmp_path)
+    preset = load_preset(path)
+    fetch_all(preset)
+    build_backbone(path)
+    merges = locate(one(preset, "roberta_merges"))
+    text = merges.read_text()
+    merges.write_text(text + "\n")
+    with pytest.raises(WeightsError, match="is not the file that it should be"):
+        build_backbone(path)
+    merges.write_text(text)
+    build_backbone(path)
+    pinned = write_preset(tmp_path, clap={"sha256": "0" * 64})
+    with pytest.raises(WeightsError, match=r"0{64} was expected"):
+        build_backbone(pinned)
+
+
+def test_plain_http_is_refused_without_a_flag(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example")
+    monkeypatch.setattr(fetching, "_download", lambda *_, **__: pytest.fail("the server was asked"))
+    preset = load_preset("base")
+    with pytest.raises(WeightsError, match="plain http") as caught:
+        fetching.fetch(preset, one(preset, "clip"))
+    assert "--allow-http" in caught.value.hint
+    monkeypatch.setattr(fetching, "_download", lambda *_, **__: None)
+    assert fetching.fetch(preset, one(preset, "clip"), allow_http=True) is None
+
+
+@pytest.mark.parametrize("refs", ["a line feed", "none", "another"])
+def test_a_cache_that_was_filled_by_hand_is_found(hub_files, monkeypatch, tmp_path, refs):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    preset = load_preset(write_preset(tmp_path))
+    needed = one(preset, "clap")
+    folder = tmp_path / "cache" / "models--lukewys--laion_clap"
+    snapshot = folder / "snapshots" / ("b" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(hub_files["lukewys/laion_clap/630k-small.pt"], snapshot)
+    if refs != "none":
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("b" * 40 + "\n" if refs == "a line feed" else "c" * 40)
+
+    assert locate(needed) == snapshot / "630k-small.pt"
+
+    elsewhere = load_preset(write_preset(tmp_path, clap={"revision": "d" * 40}))
+    assert locate(one(elsewhere, "clap")) is None  # another revision, and nothing to compare it with
+    known = load_preset(write_preset(tmp_path, clap={"revision": "d" * 40, "sha256": "0" * 64}))
+    assert locate(one(known, "clap")) == snapshot / "630k-small.pt"

@@ -44,7 +44,7 @@ ROBERTA = {
 }
 SOURCES = {
     "clip": {"repository": "timm/small_clip", "licence": "MIT"},
-    "clap": {"repository": "lukewys/laion_clap", "checkpoint": "630k-small.pt"},
+    "clap": {"repository": "lukewys/laion_clap", "checkpoint": "630k-small.pt", "tokenizer": "small/roberta"},
 }
 
 
@@ -149,8 +149,8 @@ def make_hub(folder: Path) -> dict[str, Path]:
     return {
         "timm/small_clip/open_clip_model.safetensors": clip,
         "lukewys/laion_clap/630k-small.pt": clap,
-        "FacebookAI/roberta-base/vocab.json": folder / "vocab.json",
-        "FacebookAI/roberta-base/merges.txt": folder / "merges.txt",
+        "small/roberta/vocab.json": folder / "vocab.json",
+        "small/roberta/merges.txt": folder / "merges.txt",
     }
 
 

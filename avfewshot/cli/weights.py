@@ -67,6 +67,7 @@ def fetch(
     clap_weights: _Clap = None,
     roberta: _Roberta = None,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Download files again that are here.")] = False,
+    allow_http: Annotated[bool, typer.Option("--allow-http", metavar="", help="Accept a server without TLS.")] = False,
 ) -> None:
     """Download what a backbone lacks, with the hub's own client. HF_ENDPOINT names another server, HF_TOKEN a token.
 
@@ -77,10 +78,12 @@ def fetch(
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     for needed in needed_files(preset, **paths):
-        fetched = fetch_file(preset, needed, force=force, announce=_announce)
+        fetched = fetch_file(preset, needed, force=force, allow_http=allow_http, announce=_announce)
         if fetched is not None:
             how = "fetched" if fetched.downloaded else "here already"
             typer.echo(f"{needed.part}: {how}: {fetched.path}")
+            if fetched.recorded:
+                typer.echo(f"  its SHA-256 {fetched.recorded} is recorded; another file will be refused from now on")
     typer.echo(f"Complete. Next: avfs weights check {_as_argument(preset)}")
 
 

@@ -19,8 +19,8 @@ from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.presets import Preset, load_preset
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import TextTokenizer
-from avfewshot.encoders.weights.identity import combined, file_sha256
-from avfewshot.encoders.weights.locate import needed_files, require
+from avfewshot.encoders.weights.identity import combined
+from avfewshot.encoders.weights.locate import needed_files, require, verify
 from avfewshot.errors import UsageError
 
 
@@ -109,10 +109,14 @@ def build_backbone(
             entry for entry in needed if entry.key.endswith("_bpe") or (roberta and entry.key.startswith("roberta"))
         ]
         return _random(preset, require(preset, kept), seed)
-    return _pretrained(preset, require(preset, needed))
+    files = require(preset, needed)
+    identity = {entry.key: verify(entry, files[entry.key]) for entry in needed if entry.key in files}
+    return _pretrained(
+        preset, files, {key: digest for key, digest in identity.items() if not key.startswith("clip_text_tokenizer_")}
+    )
 
 
-def _pretrained(preset: Preset, files: Mapping[str, Path]) -> Backbone:
+def _pretrained(preset: Preset, files: Mapping[str, Path], identity: dict[str, str]) -> Backbone:
     # Every tensor is about to be overwritten: drawing random numbers for 300 million of them would take seconds.
     with _ZerosForRandom(), torch.random.fork_rng(devices=[]):
         clip, clip_tokenizer = build_clip_model(preset, files, split_text=True)
@@ -121,7 +125,6 @@ def _pretrained(preset: Preset, files: Mapping[str, Path]) -> Backbone:
     state, front_end = read_clap(preset.clap, files["clap"])
     load_clap(clap, preset, state, files["clap"])
     del state
-    identity = {key: file_sha256(path) for key, path in files.items() if not key.startswith("clip_text_tokenizer_")}
     return _assemble(
         preset, (clip, clip_tokenizer, identity["clip"]), (clap, clap_tokenizer, identity["clap"]), identity, front_end
     )

@@ -20,6 +20,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weight files of an open_clip repository on the hub, the safer first."""
 ROBERTA_TOKENIZER = "FacebookAI/roberta-base"
+ROBERTA_REVISION = "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
+ROBERTA_SHA256 = {
+    "vocab.json": "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
+    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,8 @@ class _Reader:
             return Source(file=self.relative(given))
         if not _REPOSITORY.fullmatch(given):
             self.fault("clap.tokenizer", f"{given!r} is neither a folder nor a repository on the hub.")
-        return Source(repository=given, size="1.4 MB", licence="MIT")
+        revision = ROBERTA_REVISION if given == ROBERTA_TOKENIZER else None
+        return Source(repository=given, revision=revision, size="1.4 MB", licence="MIT")
 
     def source(self, section: Mapping[str, Any], where: str, names: tuple[str, ...] | None) -> Source:
         values = {key: self.text(section, where, key) for key in _SOURCE_KEYS}

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avfewshot.encoders.presets import Preset
-from avfewshot.encoders.weights.fetch import expected_sha256
 from avfewshot.encoders.weights.identity import file_sha256
-from avfewshot.encoders.weights.locate import how_to_get, locate, looked_in, needed_files
+from avfewshot.encoders.weights.locate import expected_sha256, how_to_get, locate, looked_in, needed_files
 from avfewshot.errors import AvfsError
 
 OK, MISSING, DAMAGED = "ok", "missing", "damaged"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from avfewshot.encoders.presets import Preset
 from avfewshot.encoders.weights.identity import file_sha256
-from avfewshot.encoders.weights.locate import Needed, how_to_get, hub_cache, hub_server, locate
+from avfewshot.encoders.weights.locate import (
+    Needed,
+    expected_sha256,
+    how_to_get,
+    hub_cache,
+    hub_server,
+    locate,
+    verify,
+)
 from avfewshot.errors import AvfsError, WeightsError
 
-_LFS_NAME = re.compile(r"[0-9a-f]{64}")
 _PATIENCE = 10.0  # seconds to wait for the hub's first answer
 
 
@@ -24,15 +31,22 @@ class Fetched:
         needed: What was asked for.
         path: Where it lies.
         downloaded: Whether it came over the network; False if it was there already.
+        recorded: Its SHA-256, where none was known: from now on only this file is accepted.
     """
 
     needed: Needed
     path: Path
     downloaded: bool
+    recorded: str | None = None
 
 
 def fetch(
-    preset: Preset, needed: Needed, *, force: bool = False, announce: Callable[[Needed], None] | None = None
+    preset: Preset,
+    needed: Needed,
+    *,
+    force: bool = False,
+    allow_http: bool = False,
+    announce: Callable[[Needed], None] | None = None,
 ) -> Fetched | None:
     """See that a file is on this machine and whole, downloading it if need be.
 
@@ -44,6 +58,7 @@ def fetch(
         preset: The backbone that needs it, for messages.
         needed: The file.
         force: Download it even if it is there.
+        allow_http: Take it over a connection that anybody on the way can read and change.
         announce: Called before a download begins.
 
     Returns:
@@ -62,6 +77,7 @@ def fetch(
         return Fetched(needed, present, downloaded=False)
     if present is not None and _is_whole(needed, present):
         return Fetched(needed, present, downloaded=False)
+    _refuse_plain_http(hub_server(), allow_http)
     if announce:
         announce(needed)
     path = _download(needed, force=force or present is not None)
@@ -72,17 +88,20 @@ def fetch(
             f"{path}: arrived damaged: its SHA-256 is not {expected_sha256(needed, path)}.",
             hint="Try again; if it happens again, the file on the hub is not the one that this backbone was made for.",
         )
-    return Fetched(needed, path, downloaded=True)
+    recorded = expected_sha256(needed, path) is None
+    digest = verify(needed, path)
+    return Fetched(needed, path, downloaded=True, recorded=digest if recorded else None)
 
 
-def expected_sha256(needed: Needed, path: Path) -> str | None:
-    """What the bytes of a file must hash to: by the preset, else by the hub's cache, which names large files so."""
-    if needed.source.sha256:
-        return needed.source.sha256
-    if needed.source.repository:
-        name = path.resolve().name
-        return name if _LFS_NAME.fullmatch(name) else None
-    return None
+def _refuse_plain_http(server: str, allowed: bool) -> None:
+    parts = urlsplit(server)
+    host = parts.hostname or ""
+    if parts.scheme == "https" or allowed or host in ("localhost", "::1") or host.startswith("127."):
+        return
+    raise WeightsError(
+        f"{server}: weights would come over plain http, where anybody on the way can exchange them.",
+        hint="Set HF_ENDPOINT to an https address, or say --allow-http.",
+    )
 
 
 def _is_whole(needed: Needed, path: Path) -> bool:

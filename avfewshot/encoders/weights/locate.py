@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.encoders.lean_imports import library_module
-from avfewshot.encoders.presets import ClipPreset, Preset, Source
+from avfewshot.encoders.presets import ROBERTA_SHA256, ROBERTA_TOKENIZER, ClipPreset, Preset, Source
+from avfewshot.encoders.weights.identity import combined, file_sha256
 from avfewshot.errors import UsageError, WeightsError
+from avfewshot.io import cache_dir, write_text
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 ROBERTA_FILES = ("vocab.json", "merges.txt")
 _HF_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt")
 
@@ -181,18 +186,74 @@ def _clip_configurations() -> list[Path]:
 def locate(needed: Needed) -> Path | None:
     """The file on this machine, or None.
 
-    Hub files are looked up in the hub's own cache (``$HF_HUB_CACHE``, ``$HF_HOME``), without the network.
+    Hub files are looked up in the hub's own cache (``$HF_HUB_CACHE``, ``$HF_HOME``), without the network. Caches that
+    were filled by hand are found too: whose ``refs/main`` ends in a line feed, or which have no ``refs``. Of another
+    revision than the preset's a file is taken only where its SHA-256 is known, since it is compared then.
     """
     source = needed.source
     if source.file:
         return source.file if source.file.exists() else None
     from huggingface_hub import try_to_load_from_cache
 
-    for name in source.names:
-        found = try_to_load_from_cache(source.repository, name, cache_dir=hub_cache(), revision=source.revision)
-        if isinstance(found, str) and Path(found).exists():
-            return Path(found)
+    folder = looked_in(needed)
+    revisions = [source.revision or "main"]
+    if not source.revision or source.sha256:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            revisions.append((folder / "refs" / "main").read_text(encoding="utf-8").strip())
+        with contextlib.suppress(OSError):
+            snapshots = sorted((folder / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            revisions += [path.name for path in snapshots]
+    for revision in filter(None, revisions):
+        for name in source.names:
+            path = try_to_load_from_cache(source.repository, name, cache_dir=hub_cache(), revision=revision)
+            if isinstance(path, str) and Path(path).exists():
+                return Path(path)
     return None
+
+
+def expected_sha256(needed: Needed, path: Path) -> str | None:
+    """What a file's bytes must hash to: by the preset, by its first download, by the hub's name of large files."""
+    if needed.source.sha256 or not needed.source.repository:
+        return needed.source.sha256
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        recorded = _record(needed, path).read_text(encoding="ascii")
+        if _SHA256.fullmatch(recorded):
+            return recorded
+    name = path.resolve().name
+    return name if _SHA256.fullmatch(name) else None
+
+
+def verify(needed: Needed, path: Path) -> str:
+    """Refuse a file from the hub that is not the expected one; one of which nothing is known is the expected one then.
+
+    Args:
+        needed: What it is.
+        path: Where it lies.
+
+    Returns:
+        Its SHA-256.
+
+    Raises:
+        WeightsError: It is another file.
+    """
+    digest, expected = file_sha256(path), expected_sha256(needed, path)
+    if expected and digest != expected:
+        raise WeightsError(
+            f"{path}: is not the file that it should be: its SHA-256 is {digest}, {expected} was expected.",
+            hint="Fetch it again with `avfs weights fetch --force`; if that fails too, the server has another file. One"
+            " that you trust can be given by path.",
+        )
+    if needed.source.repository and not needed.source.sha256:
+        with contextlib.suppress(OSError):
+            write_text(_record(needed, path), digest)
+    return digest
+
+
+def _record(needed: Needed, path: Path) -> Path:
+    """Where the SHA-256 of a file's first download is kept."""
+    source = needed.source
+    address = f"{source.repository}/{path.name}@{source.revision or 'main'}"
+    return cache_dir("weights", f"{combined(address)}.sha256")
 
 
 def require(preset: Preset, needed: Sequence[Needed]) -> dict[str, Path]:
@@ -275,7 +336,8 @@ def _roberta_files(source: Source) -> list[Needed]:
         ]
 
     def at(name: str, size: str) -> Source:
-        return Source((name,), source.repository, source.revision, size=size, licence=source.licence)
+        digest = ROBERTA_SHA256[name] if source.repository == ROBERTA_TOKENIZER else None
+        return Source((name,), source.repository, source.revision, sha256=digest, size=size, licence=source.licence)
 
     return [
         Needed("roberta_vocab", "RoBERTa vocabulary", at(ROBERTA_FILES[0], "0.9 MB"), option),
