@@ -760,8 +760,11 @@ class OutputConfig(Settings):
     recursive: bool = setting(True, "Look into sub-folders.", saved=True)
     topk: Count = setting(5, "Labels to show for each clip in tables and reports.", panel=OUTPUT, saved=True)
     segments: bool = setting(False, "Also say what each second holds.", panel=OUTPUT, saved=True)
-    format: Literal["table", "json", "jsonl", "csv", "all"] = setting(
-        "table", "Form of the results.", panel=OUTPUT, saved=True
+    format: Literal["table", "json", "jsonl", "csv", "csv-segments", "srt", "vtt", "eaf", "all"] = setting(
+        "table",
+        "Form of the results; srt, vtt (subtitles) and eaf (ELAN) are timelines, one file a clip.",
+        panel=OUTPUT,
+        saved=True,
     )
     output: str | None = setting(
         None,
@@ -770,6 +773,11 @@ class OutputConfig(Settings):
         panel=OUTPUT,
         metavar="PATH",
         unset="stdout",
+    )
+    resume: bool = setting(
+        True,
+        "Go on with a .jsonl file where it stopped, or begin it anew.",
+        panel=OUTPUT,
     )
     report: str | None = setting(
         None,

@@ -100,6 +100,7 @@ def test_as_written_in_the_readme(classify, capsys, monkeypatch):
         "roberta": None,
         "templates": None,
         "adapter": None,
+        "cache": True,
     }
     assert [Path(path).name for path in fake.asked["paths"]] == ["a.mp4", "b.mp4", "c.mp4"]
     assert fake.asked["labels"].names == LABELS
@@ -463,5 +464,56 @@ def test_a_reader_that_leaves_ends_the_work_quietly(folder, form):
     process.stdout.readline()
     process.stdout.close()
     message = process.stderr.read()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 141
     assert message == ""
+
+
+def paths_of(path="r.jsonl"):
+    return [json.loads(line)["path"] for line in Path(path).read_text().splitlines()]
+
+
+def test_a_jsonl_file_is_gone_on_with(classify, folder, capsys):
+    classify(clip("a.mp4"), failure("b.mp4"), KeyboardInterrupt())
+    assert zeroshot("--output", "r.jsonl") == 130
+    assert paths_of() == ["a.mp4", "b.mp4"]
+    fake = classify(clip("c.mp4"))
+    assert zeroshot("--output", "r.jsonl") == 1  # b.mp4 failed before
+    assert fake.asked["paths"] == ["c.mp4"]
+    assert paths_of() == ["a.mp4", "b.mp4", "c.mp4"]
+    assert "r.jsonl holds 2 files already, 1 are left (--overwrite begins anew)" in capsys.readouterr().err
+    fake = classify()
+    assert zeroshot("--output", "r.jsonl") == 1
+    assert fake.loaded is None
+    assert paths_of() == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_overwrite_begins_anew(classify, folder):
+    classify()
+    assert zeroshot("--output", "r.jsonl") == 0
+    fake = classify()
+    assert zeroshot("--output", "r.jsonl", "--overwrite") == 0
+    assert len(fake.asked["paths"]) == 3
+    assert paths_of() == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+@pytest.mark.parametrize("change", [["--modality", "audio"], ["--backbone", "large"], ["--labels", "other.txt"]])
+def test_results_of_other_settings_are_not_mixed(classify, folder, change, capsys):
+    (folder / "other.txt").write_text("dog barking\nrain\n")
+    classify()
+    assert zeroshot("--output", "r.jsonl") == 0
+    before = Path("r.jsonl").read_bytes()
+    fake = classify()
+    assert zeroshot("--output", "r.jsonl", *change) == 2
+    assert "holds results of another run" in capsys.readouterr().err
+    assert fake.loaded is None
+    assert Path("r.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt", "eaf"])
+def test_timelines_of_several_clips_go_into_a_folder(classify, folder, form):
+    (folder / "out").mkdir()
+    fake = classify()
+    assert zeroshot("--format", form, "--output", "out") == 0
+    assert fake.asked["segments"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [f"{name}.{form}" for name in "abc"]
+    assert zeroshot("--format", form) == 2

@@ -50,6 +50,7 @@ def with_options(table: str, *, without: Collection[str] = ()) -> Callable[[Call
 
 
 _ARGUMENT = typer.Argument()
+_OPPOSITES = {"resume": "--overwrite"}
 
 
 def setting_option(name: str, panel: str | None = None, *, table: str = "zeroshot") -> Any:
@@ -70,7 +71,7 @@ def _option(setting: Setting, panel: str | None) -> Any:
         text += f" [dim](default: {setting.shown_default()})[/dim]"
     flag, extra = setting.flag, {}
     if setting.is_switch:
-        flag += f"/--no-{flag[2:]}"
+        flag += "/" + _OPPOSITES.get(setting.key, f"--no-{flag[2:]}")
     elif setting.key == "backbone":
         extra["autocompletion"] = _backbones
     elif setting.choices:  # shells complete file names by themselves

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
 TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
+DRAWN = ("csv-segments", *TIMELINES)  # formats that are about seconds
 FORMATS = ("table", "json", "jsonl", "csv", "csv-segments", *TIMELINES, "all")
 _STEM = "results"
 _TEXT_WIDTH = 110

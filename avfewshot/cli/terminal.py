@@ -68,6 +68,9 @@ def status_of(command: Callable[[], Any], *, debug: bool) -> int:
     except BrokenPipeError:
         status = _close_pipe()
     except SystemExit as error:  # typer's answer to a closed pipe
+        context = error.__context__
+        if isinstance(context, OSError) and context.errno == errno.EPIPE:
+            return _close_pipe()
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except OSError as error:
         if error.errno == errno.EPIPE:
@@ -93,7 +96,7 @@ def status_of(command: Callable[[], Any], *, debug: bool) -> int:
 def _close_pipe() -> int:
     # The reader has gone (`avfs ... | head`). Python would complain once more when it flushes stdout at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    return 128 + 13  # as if SIGPIPE had ended it
 
 
 def _print_traceback(error: BaseException, debug: bool) -> None:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.outputs import DRAWN
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
-    from avfewshot.cli.outputs import OpenWriter, Target
+    from avfewshot.cli.outputs import Earlier, OpenWriter, Target
     from avfewshot.evaluation.evaluator import EvalReport, TaskBench
     from avfewshot.inference.results import ClipResult, RunInfo
     from avfewshot.labels import LabelSet
@@ -70,6 +71,7 @@ _WITHOUT_MEANING = {  # beside --task
     "segments": "Clips are judged, not listed.",
     "format": f"The suffix of --output says it: {', '.join(_SUFFIXES)}.",
     "recursive": "The task says which clips.",
+    "resume": "A task is evaluated anew each time.",
 }
 
 
@@ -116,11 +118,13 @@ class _Work:
     files: list[Path]
     targets: list[Target]
     page: Path | None
+    earlier: Earlier | None  # what a .jsonl file that is gone on with holds
+    run_id: str
 
 
 def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     """Check everything that can be checked before torch is imported, and tell all that is wrong at once."""
-    from avfewshot.cli.outputs import check_file, check_overwrite, plan_targets
+    from avfewshot.cli.outputs import check_file, check_overwrite, earlier_results, plan_targets
     from avfewshot.labels import parse_labels
     from avfewshot.media.discover import find_media
 
@@ -134,7 +138,8 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         labels = collect(faults, lambda: parse_labels(asked.labels))
     files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
     faults += backbone_faults(settings)
-    targets, wrong = plan_targets(asked.format, asked.output, form_given=settings.source("format") != "default")
+    given = settings.source("format") != "default"
+    targets, wrong = plan_targets(asked.format, asked.output, form_given=given, clips=len(files or ()))
     faults += wrong
     if asked.report is not None:
         page = Path(asked.report).expanduser()
@@ -149,12 +154,33 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     raise_faults(faults)
     assert labels is not None
     assert files is not None
-    return _Work(settings, labels, files, targets, page)
+    run_id, earlier = _run_id(settings, labels), None
+    [*only] = [target.path for target in targets if target.form == "jsonl" and target.path is not None]
+    alone = len(targets) == 1 and page is None and only and (only[0].is_file() or not only[0].exists())
+    if alone and asked.resume:
+        earlier = earlier_results(only[0], run_id)
+        files = [file for file in files if str(file) not in earlier.paths]
+    return _Work(settings, labels, files, targets, page, earlier, run_id)
+
+
+def _run_id(settings: Resolved, labels: LabelSet) -> str:
+    """What shapes results: a file is gone on with only by a run that agrees in it."""
+    from avfewshot.cli.outputs import run_id
+
+    keys = (
+        *("backbone", "adapter", "weights", "seed", "precision", "clip_weights", "clap_weights", "roberta"),
+        *("templates", "fusion", "pool", "modality", "frame_backend", "segments"),
+    )
+    return run_id(labels=labels.names, wordings=labels.wordings, **{key: _chosen(settings, key) for key in keys})
 
 
 def _classify(work: _Work, command: str) -> int:
     """Load, classify, hand every result to the writers, and finish them whatever happens; gives the exit status."""
     notices = Notices()
+    if work.earlier:
+        notices.warn(_gone_on(work))
+        if not work.files:
+            return 1 if work.earlier.failed else 0
     loaded = _chosen(work.settings, "backbone") or work.settings["adapter"]
     bar = progress_bar(len(work.files), "clip", f"loading {loaded}")
     with library_messages(notices, debug=debugging()), Interrupts() as interrupts, bar:
@@ -166,11 +192,17 @@ def _classify(work: _Work, command: str) -> int:
             notices.warn(warning)
         bar.set_description("clips")
         bar.reset()
-        session = _Session(len(work.files), run, _open_writers(work, run, command))
+        session = _Session(work, run, _open_writers(work, run, command))
         cut_short = session.take(results, interrupts, bar)
     if cut_short:
         return interrupts.status
-    return 1 if session.failed else 0
+    return 1 if session.failed or (work.earlier and work.earlier.failed) else 0
+
+
+def _gone_on(work: _Work) -> str:
+    assert work.earlier is not None
+    rest = f"{len(work.files):,} are left" if work.files else "none is left"
+    return f"{work.settings['output']} holds {len(work.earlier):,} files already, {rest} (--overwrite begins anew)."
 
 
 def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
@@ -189,6 +221,7 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         roberta=model.roberta,
         templates=_chosen(settings, "templates"),
         adapter=model.adapter,
+        cache=True,
     )
     run = classifier.info(work.labels, fusion=_chosen(settings, "fusion"), pool=_chosen(settings, "pool"))
     own = []
@@ -204,7 +237,8 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         pool=run.pool,
         batch_size=model.batch_size,
         frame_backend=model.frame_backend,
-        segments=settings["segments"] or work.page is not None,  # the page draws them in any case
+        # The page and timelines draw them in any case.
+        segments=settings["segments"] or work.page is not None or any(t.form in DRAWN for t in work.targets),
     )
     return dataclasses.replace(run, warnings=[*own, *run.warnings]), results
 
@@ -214,7 +248,15 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
 
     settings = work.settings
     writers = [
-        open_writer(target, run, topk=settings["topk"], segments=settings["segments"]) for target in work.targets
+        open_writer(
+            target,
+            run,
+            topk=settings["topk"],
+            segments=settings["segments"],
+            run_id=work.run_id,
+            resume=work.earlier is not None,
+        )
+        for target in work.targets
     ]
     if work.page is not None:
         from avfewshot.reports.html import Provenance
@@ -242,8 +284,8 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
 class _Session:
     """Hands results to the writers and counts them."""
 
-    def __init__(self, total: int, run: RunInfo, writers: list[OpenWriter]) -> None:
-        self._total, self._run, self._writers = total, run, writers
+    def __init__(self, work: _Work, run: RunInfo, writers: list[OpenWriter]) -> None:
+        self._total, self._run, self._writers = len(work.files), run, writers
         self.clips = 0
         self.failed = 0
 
