@@ -50,11 +50,11 @@ def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: in
     if task.per_second:
         right, events = answers == truth, truth != targets.background
         clips = np.repeat(np.arange(targets.num_clips), truth.shape[1])
-        marks = [one_hot(labels.ravel(), targets.num_classes + 1) for labels in (answers, truth)]
+        answered, marks = (one_hot(labels.ravel(), targets.num_classes + 1) for labels in (answers, truth))
         return {
             "segment_accuracy": Share(right.sum(1), np.full(targets.num_clips, truth.shape[1])),
             "event_accuracy": Share((right & events).sum(1), events.sum(1)),
-            "macro_f1": MacroF1(*marks, clips),
+            "macro_f1": MacroF1(answered, marks, clips),
         }
     answered = one_hot(answers, targets.num_classes)
     macro_f1 = MacroF1(answered, targets.labels, np.arange(targets.num_clips))

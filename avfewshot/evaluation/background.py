@@ -59,6 +59,7 @@ class BackgroundStrategy:
 
 
 def _by_threshold(probabilities: Array, salience: Array, threshold: float | None) -> Labels:
+    assert threshold is not None  # BackgroundRule sees to that
     return np.where(salience >= threshold, probabilities.argmax(-1), probabilities.shape[-1])
 
 

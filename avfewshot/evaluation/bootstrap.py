@@ -54,6 +54,7 @@ class Statistic(Protocol):
 
     def value(self) -> float:
         """The figure on all clips; NaN where it is not defined."""
+        ...
 
     def replicates(self, counts: Counts) -> Floats:
         """The figure on each resample, ``[R]``; NaN where it is not defined.
@@ -61,6 +62,7 @@ class Statistic(Protocol):
         Args:
             counts: How often each clip was drawn, ``[N, R]``.
         """
+        ...
 
 
 class Share:
@@ -105,7 +107,7 @@ class MacroF1:
     def value(self) -> float:
         """See :meth:`Statistic.value`."""
         return float(
-            f1_score(self._labels, self._answers, labels=self._present, average="macro", zero_division=0)
+            f1_score(self._labels, self._answers, labels=self._present, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
             if len(self._present)
             else np.nan
         )

@@ -103,10 +103,7 @@ def evaluate_systems(
         name: {metric: (statistic.value(), distribution(statistic, counts)) for metric, statistic in found.statistics}
         for name, found in statements.items()
     }
-    references = {
-        "baselines": baselines(judged, targets, seed=seed),
-        "ceilings": ceilings(judged, targets, unanswered=unanswered),
-    }
+    trivial, bounds = baselines(judged, targets, seed=seed), ceilings(judged, targets, unanswered=unanswered)
     headline = judged.headline_for(targets.multi_label)
     results = {
         name: TaskResult(
@@ -126,7 +123,8 @@ def evaluate_systems(
             label_threshold=systems[name].label_threshold,
             replicates=replicates,
             seed=seed,
-            **references,
+            baselines=trivial,
+            ceilings=bounds,
         )
         for name, found in statements.items()
     }
@@ -240,9 +238,10 @@ class _Statement:
 
 def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
     state = _state_segments if task.per_second else _state_clips
-    statistics, *rest = state(task, targets, predictions, seed)
+    statistics, rows, confusion, calibration = state(task, targets, predictions, seed)
     order = list(METRICS)
-    return _Statement(sorted(statistics.items(), key=lambda entry: order.index(entry[0])), *rest)
+    ordered = sorted(statistics.items(), key=lambda entry: order.index(entry[0]))
+    return _Statement(ordered, rows, confusion, calibration)
 
 
 def _state_clips(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage, usable
 from avfewshot.inference.devices import PRECISIONS
-from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
+from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_cached
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.clip import Failure
@@ -215,7 +215,7 @@ class TaskBench:
         Raises:
             AvfsError: A clip cannot be read any more.
         """
-        paths = [sample.path for sample in self.scored(split).samples]
+        paths = [sample.path for sample in self.scored(split).samples if sample.path is not None]
         self.observer.begin(f"evaluating on {split} clips", len(set(paths)))
         return self.logits_of(model, paths)
 
@@ -251,7 +251,7 @@ class TaskBench:
     ) -> dict[Path, EmbeddedFile | Failure]:
         """An entry for each file, once; `cache` is for frozen towers."""
 
-        def embed(paths: Sequence[Path]) -> Iterator[EmbeddedFile | Failure]:
+        def embed(paths: Sequence[Path]) -> Embedded:
             embedder = Embedder(model, self.device, self.batch_size, window=self.window)
             return embedder.embed(read_ahead(paths, self.read, workers=self.workers))
 

@@ -74,13 +74,10 @@ def second_salience(clips: Sequence[ClipLogits], answers: npt.NDArray[np.int64])
     result = np.full(answers.shape, _LACKING)
     seconds = answers.shape[1]
     for rows, visual, audio in _alike(clips):
-        known = min(seconds, (visual if visual is not None else audio).shape[1])
+        present = [logits for logits in (visual, audio) if logits is not None]
+        known = min(seconds, present[0].shape[1])
         index = torch.from_numpy(answers[rows, :known])[..., None]
-        sureness = [
-            logits[:, :known].gather(-1, index)[..., 0] - logits[:, :known, -1]
-            for logits in (visual, audio)
-            if logits is not None
-        ]
+        sureness = [logits[:, :known].gather(-1, index)[..., 0] - logits[:, :known, -1] for logits in present]
         result[rows, :known] = torch.stack(sureness).amin(0).numpy()
     return result
 
@@ -92,10 +89,11 @@ def _alike(clips: Sequence[ClipLogits]) -> list[tuple[list[int], Tensor | None, 
         if clip.num_segments:
             groups[clip.num_segments, clip.visual is not None, clip.audio is not None].append(index)
     return [
-        (
-            rows,
-            torch.stack([clips[row].visual for row in rows]) if seen else None,
-            torch.stack([clips[row].audio for row in rows]) if heard else None,
-        )
-        for (_, seen, heard), rows in groups.items()
+        (rows, _stacked([clips[row].visual for row in rows]), _stacked([clips[row].audio for row in rows]))
+        for rows in groups.values()
     ]
+
+
+def _stacked(logits: Sequence[Tensor | None]) -> Tensor | None:
+    present = [clip for clip in logits if clip is not None]
+    return torch.stack(present) if present else None

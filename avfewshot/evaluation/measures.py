@@ -69,9 +69,8 @@ def class_rows(names: tuple[str, ...], answers: Bools, labels: Bools, scores: Fl
         One row a class. Undefined figures are None: precision of a class that was never answered, everything else of a
         class that never occurs.
     """
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, answers, average=None, zero_division=np.nan
-    )
+    table: Any = precision_recall_fscore_support(labels, answers, average=None, zero_division=np.nan)  # pyright: ignore
+    precision, recall, f1, support = table
     precisions = np.full(len(names), np.nan)
     if scores is not None:
         precisions[: scores.shape[1]] = average_precisions(scores, labels[:, : scores.shape[1]])

@@ -68,6 +68,7 @@ class Decision:
                 return Fitted()
             probabilities = clip_probabilities(clips, targets.num_classes, fusion=self.fusion, pool=self.pool)
             return Fitted(label_threshold=choose_label_threshold(probabilities, targets.labels))
+        assert targets.segments is not None
         probabilities, salience = self._seconds(clips, targets.num_classes)
         rule = fit_background(
             self.background, probabilities[..., : targets.num_classes], targets.segments, salience=salience

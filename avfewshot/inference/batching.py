@@ -103,6 +103,7 @@ class Queue(Protocol):
         Returns:
             Batches of about `size` segments; none when more should come first.
         """
+        ...
 
 
 class SegmentQueue:

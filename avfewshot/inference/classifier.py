@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +15,8 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32
-from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
-from avfewshot.inference.features import EmbeddedFile, Embedder
+from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_cached
+from avfewshot.inference.features import Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
 from avfewshot.inference.logits import class_texts, text_warnings
@@ -181,7 +181,7 @@ class Classifier:
         frame_backend: str = "auto",
         segments: bool = True,
         progress: bool | Callable[[int, int], object] = False,
-    ) -> Iterator[ClipResult | Failure]:
+    ) -> Generator[ClipResult | Failure, None, None]:
         """Classify files one after another; see :meth:`classify`.
 
         Results come in order, each as soon as it is known. Closing the iterator stops the decoding processes. Arguments
@@ -244,6 +244,8 @@ class Classifier:
         audio = label_features(self.backbone.audio_text, wordings, self.templates.audio)
         with torch.no_grad():
             visual, audio = self.model.project_texts(visual, audio)
+        assert visual is not None
+        assert audio is not None
         return visual.cpu(), audio.cpu()
 
     def unknown_words(self, labels: Labels) -> list[str]:
@@ -281,7 +283,7 @@ class Classifier:
         batch_size: int | str,
         workers: int,
         frame_backend: str,
-    ) -> tuple[Iterator[EmbeddedFile | Failure], int]:
+    ) -> tuple[Embedded, int]:
         """Embeddings of all that is named, and how many there will be."""
         _check("modality", modality, MODALITIES)
         check_options(modality, frame_backend)
@@ -289,11 +291,11 @@ class Classifier:
             raise UsageError(f"A batch size is a whole number from 1 on, or auto, not {batch_size!r}.")
         if not (type(workers) is int and workers >= 0):
             raise UsageError(f"workers must be a whole number, at least 0, not {workers!r}.")
-        size = self.model.visual_tower.image_size
+        size = int(self.backbone.visual.image_size)
         items = expand(inputs, frame_size=size, modality=modality)
         options = {"frame_size": size, "modality": modality, "frame_backend": frame_backend, "workers": workers}
 
-        def embed(items: Sequence[Path | Clip]) -> Iterator[EmbeddedFile | Failure]:
+        def embed(items: Sequence[Path | Clip]) -> Embedded:
             clips = read_items(items, **options)
             embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
             with contextlib.closing(clips), contextlib.closing(embedder.embed(clips)) as files:
@@ -303,8 +305,8 @@ class Classifier:
         return embed_cached(items, embed, self._cache if cached else None), len(items)
 
     def _results(
-        self, files: Iterator[EmbeddedFile | Failure], head: ZeroShotHead, segments: bool
-    ) -> Iterator[ClipResult | Failure]:
+        self, files: Embedded, head: ZeroShotHead, segments: bool
+    ) -> Generator[ClipResult | Failure, None, None]:
         with contextlib.closing(files):
             for file in files:
                 yield file if isinstance(file, Failure) else head.result(file, segments=segments)
@@ -337,8 +339,8 @@ def _check(what: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _counted(
-    results: Iterator[ClipResult | Failure], total: int, progress: bool | Callable[[int, int], object]
-) -> Iterator[ClipResult | Failure]:
+    results: Generator[ClipResult | Failure, None, None], total: int, progress: bool | Callable[[int, int], object]
+) -> Generator[ClipResult | Failure, None, None]:
     with contextlib.closing(results), contextlib.ExitStack() as stack:
         bar = None
         if not callable(progress):
@@ -348,6 +350,6 @@ def _counted(
         for done, result in enumerate(results, start=1):
             if bar is not None:
                 bar.update()
-            else:
+            elif callable(progress):
                 progress(done, total)
             yield result

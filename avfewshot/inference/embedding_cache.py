@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,8 @@ from avfewshot.io import cache_dir
 from avfewshot.media.clip import Clip, Failure
 
 _Item = TypeVar("_Item", Path, "Path | Clip")
+Embedded = Generator["EmbeddedFile | Failure", None, None]
+"""Embeddings, or what was wrong, in order."""
 
 VERSION = 2
 """Raised when embeddings are computed in another way; entries of other versions are not used any more."""
@@ -53,7 +55,7 @@ class EmbeddingCache:
 
         key = file_key(path, self._about)
         content = None if key is None else self.disk.get(key)
-        if content is None:
+        if key is None or content is None:
             return None
         try:
             tensors = load(content)
@@ -83,9 +85,9 @@ class EmbeddingCache:
 
 def embed_cached(
     items: Sequence[_Item],
-    embed: Callable[[Sequence[_Item]], Iterator[EmbeddedFile | Failure]],
+    embed: Callable[[Sequence[_Item]], Embedded],
     cache: EmbeddingCache | None,
-) -> Iterator[EmbeddedFile | Failure]:
+) -> Embedded:
     """Embeddings of items in order; files that are not known go through `embed`, and are kept then.
 
     Args:
@@ -93,14 +95,14 @@ def embed_cached(
         embed: Embeds items, in order; closed with this iterator.
         cache: None: everything is embedded.
     """
-    known = [cache is not None and isinstance(item, Path) and cache.has(item) for item in items]
-    fresh = embed([item for item, there in zip(items, known, strict=True) if not there])
+    known = [item if cache and isinstance(item, Path) and cache.has(item) else None for item in items]
+    fresh = embed([item for item, path in zip(items, known, strict=True) if path is None])
     with contextlib.closing(fresh):
-        for item, there in zip(items, known, strict=True):
-            file = cache.get(item) if there else next(fresh)
+        for item, path in zip(items, known, strict=True):
+            file = cache.get(path) if cache and path is not None else next(fresh)
             if file is None:  # damaged
                 with contextlib.closing(embed([item])) as again:
                     file = next(again)
-            if cache is not None and not there and isinstance(item, Path) and isinstance(file, EmbeddedFile):
+            if cache and path is None and isinstance(item, Path) and isinstance(file, EmbeddedFile):
                 cache.put(item, file)
             yield file

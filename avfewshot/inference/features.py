@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from avfewshot.inference.batching import MODALITY_NAMES, Batch, Queue, SegmentQu
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.ensemble import EnsembleModel
 
 _LOG = logging.getLogger(__name__)
 # A small model is kept busy by larger batches only; a large one gains nothing by them on a CPU.
@@ -65,7 +66,12 @@ class Embedder:
     """
 
     def __init__(
-        self, model: AudioVisualModel, device: torch.device, batch_size: int | None = None, *, window: int = 10
+        self,
+        model: AudioVisualModel | EnsembleModel,
+        device: torch.device,
+        batch_size: int | None = None,
+        *,
+        window: int = 10,
     ) -> None:
         if window < 1:
             raise ValueError(f"A window has at least one second, not {window}.")
@@ -74,7 +80,7 @@ class Embedder:
         self.batch_size = batch_size or _suitable(model, device)
         self.window = window
 
-    def embed(self, items: Iterable[Clip | Failure]) -> Iterator[EmbeddedFile | Failure]:
+    def embed(self, items: Iterable[Clip | Failure]) -> Generator[EmbeddedFile | Failure, None, None]:
         """Embed files.
 
         Args:
@@ -200,14 +206,14 @@ class _File:
             # Windows of different lengths may have come back in another order. Joined outside of inference mode these
             # are ordinary tensors, which may take part in training.
             parts = [part for _, part in sorted(self.parts.get(name, ()), key=lambda entry: entry[0])]
-            joined[name] = torch.cat(parts) if parts else None
-            if joined[name] is not None and not torch.isfinite(joined[name]).all():
+            whole = joined[name] = torch.cat(parts) if parts else None
+            if whole is not None and not torch.isfinite(whole).all():
                 return Failure(self.path, f"its {name} embeddings hold numbers that are not finite")
         if joined["visual"] is None and joined["audio"] is None:
             return Failure(self.path, "there is nothing in it to see or hear")
         return EmbeddedFile(self.path, self.duration, joined["visual"], joined["audio"], tuple(self.warnings))
 
 
-def _suitable(model: AudioVisualModel, device: torch.device) -> int:
+def _suitable(model: AudioVisualModel | EnsembleModel, device: torch.device) -> int:
     size = _AUTO_BATCH.get(device.type, 16)
     return size * _SMALL_FACTOR if sum(p.numel() for p in model.parameters()) < _SMALL_MODEL else size

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,14 @@ def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | Clip]:
     return items
 
 
-def read_items(items: Iterable[Path | Clip], **options: Any) -> Iterator[Clip | Failure]:
+def read_items(items: Iterable[Path | Clip], **options: Any) -> Generator[Clip | Failure, None, None]:
     """The clips of items in order: files through :func:`~avfewshot.media.stream.iter_clips` with `options`."""
     for in_memory, group in groupby(items, key=lambda item: isinstance(item, Clip)):
         if in_memory:
-            yield from group
+            yield from (item for item in group if isinstance(item, Clip))
         else:
-            with contextlib.closing(iter_clips(list(group), **options)) as clips:
+            clips: Any = iter_clips([item for item in group if isinstance(item, Path)], **options)
+            with contextlib.closing(clips):
                 yield from clips
 
 
@@ -82,10 +83,10 @@ def _clip(item: Any, name: str, frame_size: int, modality: str) -> Clip:
         if strangers := set(item) - {"frames", "waveform", "rate"}:
             raise UsageError(f"{name}: {', '.join(map(str, strangers))} means nothing.", hint=FORMS)
         frames, waveform, rate = (item.get(key) for key in ("frames", "waveform", "rate"))
-    elif isinstance(item, tuple) and len(item) == 2:
-        frames, (waveform, rate) = None, item
     elif _is_image(item):
         frames, waveform, rate = np.asarray(item.convert("RGB")), None, None
+    elif isinstance(item, tuple) and len(item) == 2:
+        frames, (waveform, rate) = None, item
     elif _is_array(item):
         frames, waveform, rate = item, None, None
     else:

@@ -65,39 +65,36 @@ def load(
             trained with.
     """
     # Everything cheap is checked before the weights are read.
-    paths = {"backbone": backbone, "clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
-    for argument, value in {**paths, "templates": templates, "adapter": adapter}.items():
-        if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise UsageError(f"{argument} is a name or a path, not {value!r}.")
+    files = {"clip_weights": _path("clip_weights", clip_weights), "clap_weights": _path("clap_weights", clap_weights)}
+    files["roberta"] = _path("roberta", roberta)
+    name, folder = _path("backbone", backbone), _path("adapter", adapter)
     if type(seed) is not int:
         raise UsageError(f"seed is a whole number, not {seed!r}.")
     place = resolve_device(device)
     form = resolve_precision(precision, place)
-    prompts = None if templates is None else load_templates(templates)
+    prompts = None if templates is None else load_templates(_path("templates", templates) or "")
     checkpoint = decision = preset = None
-    if adapter is not None:
-        checkpoint = load_adapter(adapter)
+    if folder is not None:
+        checkpoint = load_adapter(folder)
         decision = decision_of(checkpoint)
         if prompts is None:
             prompts = recalled(checkpoint, "templates", load_templates)
-        if backbone is None:
+        if name is None:
             preset = recalled(checkpoint, "backbone", load_preset)
-            backbone = checkpoint.config.backbone
-    elif backbone is None:
-        backbone = DEFAULT_BACKBONE
-    built = build_backbone(
-        preset or backbone,
-        weights=weights,
-        seed=seed,
-        clip_weights=clip_weights,
-        clap_weights=clap_weights,
-        roberta=roberta,
-    )
-    made = {"device": place, "precision": form, "name": os.fspath(backbone), "cache": cache}
+            name = checkpoint.config.backbone
+    name = name or DEFAULT_BACKBONE
+    built = build_backbone(preset or name, weights=weights, seed=seed, **files)
+    made: dict[str, Any] = {"device": place, "precision": form, "name": name, "cache": cache}
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)
-        made |= {"adapter": os.fspath(adapter), **vars(decision)}
+        made |= {"adapter": folder, **vars(decision)}
     return Classifier(built, prompts or load_templates(built.templates), **made)
+
+
+def _path(argument: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{argument} is a name or a path, not {value!r}.")
+    return None if value is None else os.fspath(value)
 
 
 @dataclass(frozen=True)

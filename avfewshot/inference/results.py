@@ -74,11 +74,15 @@ class Results(list["ClipResult | Failure"]):
             raise AvfsError("pandas is not installed.", hint="pip install pandas") from None
         rows = []
         for result in self:
-            if not result.ok:
+            if isinstance(result, Failure):
                 rows.append({"path": result.path, "error": result.error})
-            for part in result.segments if result.ok and segments else [result] if result.ok else []:
-                span = {"start": part.start, "end": part.end} if segments else {"duration": result.duration}
-                scores = dict(zip(result.scores, part.scores, strict=True)) if segments else result.scores
+                continue
+            for part in result.segments if segments else [result]:
+                if isinstance(part, SegmentResult):
+                    span = {"start": part.start, "end": part.end}
+                    scores = dict(zip(result.scores, part.scores, strict=True))
+                else:
+                    span, scores = {"duration": part.duration}, part.scores
                 rows.append(
                     {"path": result.path, **span, "label": part.label, "score": part.score}
                     | {f"weight_{name}": share for name, share in part.weights.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,17 @@ _FROZEN = ("visual_tower.", "audio_tower.")
 class Towers(Protocol):
     """The part of a backbone that the model needs."""
 
-    visual: Tower
-    audio: Tower
-    visual_scale: float
-    audio_scale: float
+    @property
+    def visual(self) -> Tower: ...  # noqa: D102
+
+    @property
+    def audio(self) -> Tower: ...  # noqa: D102
+
+    @property
+    def visual_scale(self) -> float: ...  # noqa: D102
+
+    @property
+    def audio_scale(self) -> float: ...  # noqa: D102
 
 
 class Temperatures(nn.Module):
@@ -118,9 +125,10 @@ class AudioVisualModel(nn.Module):
         Raises:
             ValueError: Both inputs are None, or they differ in clips or segments.
         """
-        if frames is None and audio is None:
+        given = audio if frames is None else frames
+        if given is None:
             raise ValueError("There are neither frames nor audio.")
-        clips, segments = (audio if frames is None else frames).shape[:2]
+        clips, segments = given.shape[:2]
         if frames is not None and audio is not None and audio.shape[:2] != frames.shape[:2]:
             raise ValueError(
                 f"Frames of {frames.shape[0]} clips x {frames.shape[1]} segments do not fit audio of "
@@ -189,8 +197,12 @@ class AudioVisualModel(nn.Module):
             ``[..., K]`` for each modality that is there.
         """
         return (
-            None if visual is None else fusion.logits(visual, visual_texts, self.temperatures.scale("visual")),
-            None if audio is None else fusion.logits(audio, audio_texts, self.temperatures.scale("audio")),
+            None
+            if visual is None or visual_texts is None
+            else fusion.logits(visual, visual_texts, self.temperatures.scale("visual")),
+            None
+            if audio is None or audio_texts is None
+            else fusion.logits(audio, audio_texts, self.temperatures.scale("audio")),
         )
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -247,10 +259,11 @@ class AudioVisualModel(nn.Module):
             for half in HALVES:
                 if self.checkpointing and torch.is_grad_enabled():
                     # Nothing inside draws random numbers, so their state need not be kept.
-                    visual, audio = checkpoint(
+                    again: Any = checkpoint(
                         self._step, index, half, visual, audio, segments, seen, heard,
                         use_reentrant=False, preserve_rng_state=False,
                     )  # fmt: skip
+                    visual, audio = again
                 else:
                     visual, audio = self._step(index, half, visual, audio, segments, seen, heard)
         return visual, audio
@@ -283,6 +296,7 @@ class AudioVisualModel(nn.Module):
         self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Call the adapter, whose parameters stay in float32 when the towers are cast to a shorter format."""
+        assert self.adapters is not None
         kind = visual.device.type
         if visual.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(kind):
             with torch.autocast(kind, dtype=visual.dtype):

@@ -58,7 +58,7 @@ def build_model(
         towers = (backbone.visual, backbone.audio)
         large = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
         checkpointing = large and not _is_roomy(device)
-    return AudioVisualModel(backbone, adapters, projectors, checkpointing=checkpointing)
+    return AudioVisualModel(backbone, adapters, projectors, checkpointing=bool(checkpointing))
 
 
 def _is_roomy(device: torch.device | None) -> bool:

@@ -295,12 +295,18 @@ def numbered(folder: Path, kind: str) -> list[Path]:
 
 def number_of(folder: Path) -> int:
     """The number in the name of one of :func:`numbered`."""
-    return int(_NUMBERED.fullmatch(folder.name)[2])
+    return int(_parts(folder)[2])
 
 
 def revision_of(folder: Path) -> int:
     """How many were written for the same number before one of :func:`numbered`."""
-    return int(_NUMBERED.fullmatch(folder.name)[3] or 0)
+    return int(_parts(folder)[3] or 0)
+
+
+def _parts(folder: Path) -> re.Match[str]:
+    match = _NUMBERED.fullmatch(folder.name)
+    assert match is not None
+    return match
 
 
 @contextlib.contextmanager

@@ -54,4 +54,4 @@ class EnsembleModel(nn.Module):
 
 
 def _joined(before: Tensor | None, after: Tensor | None) -> Tensor | None:
-    return None if before is None else torch.cat((before, after), dim=-1)
+    return None if before is None or after is None else torch.cat((before, after), dim=-1)

@@ -139,10 +139,10 @@ def modality_weights(
     Raises:
         ValueError: Both are None, or `matching` is unknown.
     """
-    if visual_logits is None and audio_logits is None:
-        raise ValueError("There are neither visual nor audio logits.")
     if audio_logits is None or visual_logits is None:
         logits = visual_logits if audio_logits is None else audio_logits
+        if logits is None:
+            raise ValueError("There are neither visual nor audio logits.")
         one = torch.ones(logits.shape[:-1], dtype=_wide_type(logits), device=logits.device)
         zero = torch.zeros_like(one)
         return torch.stack((one, zero) if audio_logits is None else (zero, one), dim=-1)
