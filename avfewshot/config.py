@@ -50,6 +50,7 @@ from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
 from avfewshot.errors import UsageError, flatten, raise_faults
+from avfewshot.io import load_yaml
 
 CONFIG_NAME = "avfs.toml"
 UNSET = "not set"
@@ -1161,23 +1162,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = _read_bytes(path)
-        # The loader itself keeps the last of two equal keys without a word.
-        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such file.", hint="Check the path given with --config.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise UsageError(f"{path}: is not valid YAML: {problem.rstrip('.')}.") from None
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file.", hint="Check the path given with --config.")
+    values = load_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold `name: value` lines, not a {type(values).__name__}.")
-    keys = [key.value for key, _ in node.value]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise UsageError(f"{path}: given twice: {', '.join(twice)}.", hint="Remove one of them.")
     return values
