@@ -88,6 +88,33 @@ def test_an_object_scalar_of_numpy_is_refused(tmp_path):
     assert "damaged or not a plain PyTorch checkpoint" in reason(path) or "refused" in reason(path)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.model."])
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_wrappers_around_the_tensors_are_taken_off(prefix, key, tmp_path):
+    path = tmp_path / "weights.pt"
+    state = {prefix + name: tensor for name, tensor in STATE.items()}
+    torch.save({key: state, "epoch": 3} if key else state, path)
+    assert sorted(read_tensors(path)) == sorted(STATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("audio_model.audio_encoder.patch_embed.proj.weight", (96, 1, 4, 4), "CLAP in the layout of transformers"),
+        ("vision_model.embeddings.patch_embedding.weight", (768, 3, 32, 32), "CLIP in the layout of transformers"),
+        ("audio_branch.patch_embed.proj.weight", (128, 1, 4, 4), "HTSAT-base"),
+    ],
+)
+def test_files_of_other_layouts_and_sizes_are_named_for_what_they_are(name, shape, said, tmp_path):
+    own = torch.nn.Module()
+    own.audio_branch = torch.nn.Module()
+    own.audio_branch.patch_embed = torch.nn.Module()
+    own.audio_branch.patch_embed.proj = torch.nn.Conv2d(1, 96, 4, bias=False)
+    with pytest.raises(WeightsError, match=said) as caught:
+        load_into(own, {name: torch.zeros(shape)}, path="some.pt", architecture="CLAP")
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
 @pytest.mark.parametrize("kept", [0.5, 0.99])
 def test_truncated_files_are_told(form, kept, tmp_path):

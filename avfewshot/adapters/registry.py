@@ -1,9 +1,13 @@
-"""The cross-modal adapters by name. Names are known without importing torch."""
+"""The cross-modal adapters by name. Names are known without importing torch.
+
+Other packages bring adapters of their own by an entry point of the group ``avfewshot.adapters``; see docs/extending.md.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from avfewshot.errors import UsageError
@@ -16,7 +20,12 @@ _ADAPTERS = {"dgsct": "avfewshot.adapters.dgsct:DGSCT"}
 
 def adapter_names() -> tuple[str, ...]:
     """Names that :func:`build_adapter` knows."""
-    return tuple(sorted(_ADAPTERS))
+    return tuple(sorted(_targets()))
+
+
+def _targets() -> dict[str, str]:
+    """Target by name; what is registered in the program takes precedence over what other packages bring."""
+    return {entry.name: entry.value for entry in entry_points(group="avfewshot.adapters")} | _ADAPTERS
 
 
 def register_adapter(name: str, target: str) -> None:
@@ -44,10 +53,17 @@ def adapter_class(name: str) -> type[CrossModalAdapter]:
     Raises:
         UsageError: The name is unknown.
     """
-    if name not in _ADAPTERS:
+    targets = _targets()
+    if name not in targets:
         raise UsageError(f"There is no adapter {name!r}.", hint=f"Choose from: {', '.join(adapter_names())}.")
-    module, _, attribute = _ADAPTERS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = targets[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"The adapter {name!r} cannot be imported: {error}.",
+            hint=f"Install the package that brings {targets[name]}.",
+        ) from error
 
 
 def build_adapter(

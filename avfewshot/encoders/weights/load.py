@@ -25,6 +25,7 @@ from avfewshot.errors import WeightsError
 
 FETCH_HINT = "Download it again with `avfs weights fetch`, or from where you got it."
 _SHOWN = 4  # names listed of each kind of mismatch
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 _MAX_HEADER = 100 * 1024 * 1024  # the safetensors library's own limit
 _PLAIN_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
 
@@ -36,9 +37,10 @@ class WeightsWarning(UserWarning):
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file on the CPU, without running anything that the file contains.
 
-    Understands safetensors and PyTorch checkpoints (a dict of tensors, or a dict with such a dict under
-    ``state_dict``, as LAION's CLAP and open_clip's training script write). A ``module.`` in front of every name, left
-    by data-parallel training, is taken off. Large files are mapped into memory rather than read.
+    Understands safetensors and PyTorch checkpoints (a dict of tensors, or a dict with such a dict under ``state_dict``,
+    as LAION's CLAP and open_clip's training script write, or under ``model``). A ``module.``, ``model.`` or
+    ``_orig_mod.`` in front of every name, left by data-parallel training, a wrapping module or torch.compile, is taken
+    off. Large files are mapped into memory rather than read.
 
     Args:
         path: The file.
@@ -54,8 +56,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     state = _read_safetensors(path) if kind == "safetensors" else _read_checkpoint(path, mmap=kind == "zip")
     if not state:
         raise WeightsError(f"{path}: holds no tensors.", hint=FETCH_HINT)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
@@ -90,6 +92,7 @@ def load_into(
         if name in state and own[name].shape != state[name].shape
     ]
     if missing or left_over or shapes:
+        _name_what_it_is(state, own, path)
         kinds = (("missing", missing), ("unknown", left_over), ("of another shape", shapes))
         listed = "; ".join(f"{what}: {_shortened(names)}" for what, names in kinds if names)
         raise WeightsError(
@@ -97,6 +100,27 @@ def load_into(
             hint="Give the weights that belong to the backbone, or the backbone that belongs to the weights.",
         )
     module.load_state_dict(dict(state), strict=False)  # strict was settled above
+
+
+def _name_what_it_is(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise for well-known files of another layout or architecture, with what fits them."""
+    if "audio_model.audio_encoder.patch_embed.proj.weight" in state:
+        raise WeightsError(
+            f"{path}: is a CLAP in the layout of transformers (laion/clap-htsat-...); LAION's own layout is needed.",
+            hint="Take the original, 630k-audioset-best.pt of lukewys/laion_clap: `avfs weights fetch base`.",
+        )
+    if "vision_model.embeddings.patch_embedding.weight" in state:
+        raise WeightsError(
+            f"{path}: is a CLIP in the layout of transformers (openai/clip-vit-...); open_clip's layout is needed.",
+            hint="Take the same weights from open_clip, for example `avfs weights fetch base`.",
+        )
+    stem, ours = (tensors.get("audio_branch.patch_embed.proj.weight") for tensors in (state, own))
+    names = {96: "HTSAT-tiny", 128: "HTSAT-base", 256: "HTSAT-large"}
+    if stem is not None and ours is not None and stem.shape[0] != ours.shape[0] and stem.shape[0] in names:
+        raise WeightsError(
+            f"{path}: is a CLAP whose audio tower is {names[stem.shape[0]]}, which is not the backbone's.",
+            hint=f"Give a backbone of your own with `audio: {names[stem.shape[0]]}` below `clap` (docs/extending.md).",
+        )
 
 
 def _kind(path: Path) -> str:
@@ -164,7 +188,10 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
 
 
 def _tensors_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    state = checkpoint
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name.")
     strangers = [
