@@ -238,6 +238,8 @@ def _say_plan(trainer: FewShot, plan: Plan, display: Display) -> None:
         )
         + "."
     )
+    for line in dataset.report.describe():
+        display.say(line)
     trainable = next(count.trainable for count in plan.parameters if count.component == "all")
     display.say(
         f"{config.task}, {config.shots} shots: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
