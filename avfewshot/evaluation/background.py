@@ -21,15 +21,10 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BackgroundRule:
-    """A strategy with its fitted parameter; small enough to store with a checkpoint.
+    """A strategy with its fitted parameter; small enough to store with a checkpoint."""
 
-    Attributes:
-        strategy: A key of :data:`BACKGROUNDS`.
-        threshold: Salience below which a second is background; for ``threshold`` only.
-    """
-
-    strategy: str
-    threshold: float | None = None
+    strategy: str  # a key of BACKGROUNDS
+    threshold: float | None = None  # salience below which a second is background; for "threshold" only
 
     def __post_init__(self) -> None:
         wanted = find_background(self.strategy).needs_validation

@@ -32,21 +32,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Decision:
-    """How logits become answers.
+    """How logits become answers."""
 
-    Attributes:
-        task: Name of the task.
-        fusion: How the modalities are joined.
-        pool: How the seconds of a clip are pooled, for tasks that label clips.
-        background: Strategy for seconds without an event, for tasks that label seconds.
-        seconds: Annotated seconds of a clip, for the same.
-    """
-
-    task: str
-    fusion: str
-    pool: str
-    background: str = "threshold"
-    seconds: int = 10
+    task: str  # name of the task
+    fusion: str  # how the modalities are joined
+    pool: str  # how the seconds of a clip are pooled, for tasks that label clips
+    background: str = "threshold"  # strategy for seconds without an event, for tasks that label seconds
+    seconds: int = 10  # annotated seconds of a clip, for the same
 
     @property
     def per_second(self) -> bool:

@@ -11,15 +11,10 @@ from avfewshot.errors import UsageError
 
 @dataclass(frozen=True)
 class Metric:
-    """What a figure is called and means.
+    """What a figure is called and means."""
 
-    Attributes:
-        title: Head of its column.
-        description: One line for people.
-    """
-
-    title: str
-    description: str
+    title: str  # head of its column
+    description: str  # one line for people
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -46,21 +41,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Task:
-    """How a task is judged.
+    """How a task is judged."""
 
-    Attributes:
-        name: Its name.
-        per_second: Every second gets a label, not the clip.
-        headline: The metric that stands for it, and that model selection uses.
-        multi_label_headline: The same where clips carry several labels.
-        published_top1: The published multi-label top-1 belongs to it.
-    """
-
-    name: str
-    per_second: bool = False
-    headline: str = "top1"
-    multi_label_headline: str = "hit_at_1"
-    published_top1: bool = False
+    name: str  # its name
+    per_second: bool = False  # every second gets a label, not the clip
+    headline: str = "top1"  # the metric that stands for it, and that model selection uses
+    multi_label_headline: str = "hit_at_1"  # the same where clips carry several labels
+    published_top1: bool = False  # the published multi-label top-1 belongs to it
 
     def headline_for(self, multi_label: bool) -> str:
         """The metric that stands for the task on data with one label, or several, a clip."""

@@ -25,17 +25,11 @@ _PATIENCE = 4
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Consecutive seconds of a file.
+    """Consecutive seconds of a file."""
 
-    Attributes:
-        owner: Whose they are.
-        start: The first one's place in the file, in seconds.
-        inputs: By modality: frames uint8 ``[T, 3, S, S]``, sound float32 ``[T, samples]``; only what there is.
-    """
-
-    owner: Any
-    start: int
-    inputs: dict[str, Tensor]
+    owner: Any  # whose they are
+    start: int  # the first one's place in the file, in seconds
+    inputs: dict[str, Tensor]  # by modality: frames uint8 [T, 3, S, S], sound float32 [T, samples]; only what there is
 
     @property
     def seconds(self) -> int:
@@ -49,17 +43,11 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """N clips of T segments that go through a model at once.
+    """N clips of T segments that go through a model at once."""
 
-    Attributes:
-        inputs: By modality, ``[N, T, ...]``; only those that any of the clips has.
-        present: By modality, bool ``[N]``: which clips have it, where some of them lack it.
-        pieces: Where the results belong: the N x T segments in order.
-    """
-
-    inputs: dict[str, Tensor]
-    present: dict[str, Tensor]
-    pieces: Sequence[Piece]
+    inputs: dict[str, Tensor]  # by modality, [N, T, ...]; only those that any of the clips has
+    present: dict[str, Tensor]  # by modality, bool [N]: which clips have it, where some of them lack it
+    pieces: Sequence[Piece]  # where the results belong: the N x T segments in order
 
     @property
     def rows(self) -> int:

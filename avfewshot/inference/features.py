@@ -25,21 +25,13 @@ _AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
 
 @dataclass(frozen=True)
 class EmbeddedFile:
-    """The embeddings of a whole file.
+    """The embeddings of a whole file."""
 
-    Attributes:
-        path: The file as it was named.
-        duration: Seconds.
-        visual: Unit vectors ``[T, D_v]``, float32 on the CPU, one a second; None without video.
-        audio: Unit vectors ``[T, D_a]``, or None without sound.
-        warnings: What was odd about the file.
-    """
-
-    path: str
-    duration: float
-    visual: Tensor | None
-    audio: Tensor | None
-    warnings: tuple[str, ...]
+    path: str  # the file as it was named
+    duration: float  # seconds
+    visual: Tensor | None  # unit vectors [T, D_v], float32 on the CPU, one a second; None without video
+    audio: Tensor | None  # unit vectors [T, D_a], or None without sound
+    warnings: tuple[str, ...]  # what was odd about the file
 
 
 class Embedder:

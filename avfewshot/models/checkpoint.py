@@ -143,17 +143,11 @@ _FIELD_TYPES: dict[str, tuple[type, str]] = {
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """What :func:`load_adapter` read.
+    """What :func:`load_adapter` read."""
 
-    Attributes:
-        path: The folder.
-        tensors: The trained tensors by name, for ``load_trainable_state``.
-        config: What they are.
-    """
-
-    path: Path
-    tensors: dict[str, Tensor]
-    config: AdapterConfig
+    path: Path  # the folder
+    tensors: dict[str, Tensor]  # the trained tensors by name, for load_trainable_state
+    config: AdapterConfig  # what they are
 
     def resolve(self, name: str, packaged: Collection[str]) -> str:
         """What the configuration says under `name` (``"backbone"``, ``"templates"``), if it may be looked up.

@@ -15,17 +15,11 @@ from avfewshot.models.audio_visual import AudioVisualModel
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a component.
+    """Parameters of a component."""
 
-    Attributes:
-        component: What it is, for people; ``"all"`` for the sum.
-        trainable: Those that ask for a gradient.
-        total: All of them.
-    """
-
-    component: str
-    trainable: int
-    total: int
+    component: str  # what it is, for people; "all" for the sum
+    trainable: int  # those that ask for a gradient
+    total: int  # all of them
 
 
 def count_parameters(model: AudioVisualModel, backbone: Backbone | None = None) -> list[ParameterCount]:

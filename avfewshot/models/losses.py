@@ -19,19 +19,12 @@ OBJECTIVES = ("contrastive", "classes")
 
 @dataclass(frozen=True)
 class CombinedLoss:
-    """What one batch cost.
+    """What one batch cost."""
 
-    Attributes:
-        total: What to minimise, a scalar.
-        visual: Mean loss by sight over the samples that have a picture, without gradient; 0 where none has.
-        audio: Mean loss by hearing over the samples that have sound, without gradient.
-        weights: Weights of sight and hearing ``[N, 2]`` (Eq. 11), without gradient.
-    """
-
-    total: Tensor
-    visual: Tensor
-    audio: Tensor
-    weights: Tensor
+    total: Tensor  # what to minimise, a scalar
+    visual: Tensor  # mean loss by sight over the samples that have a picture, without gradient; 0 where none has
+    audio: Tensor  # mean loss by hearing over the samples that have sound, without gradient
+    weights: Tensor  # weights of sight and hearing [N, 2] (Eq. 11), without gradient
 
 
 def shared_labels(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
