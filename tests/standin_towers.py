@@ -44,25 +44,25 @@ class StandInTower(Tower):
         self.head = nn.Linear(shapes[-1][1], output_dim)
         self._freeze()
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def patch_embed(self, inputs: Tensor) -> Tensor:
         flat = inputs.flatten(1)
         if inputs.dtype == torch.uint8:
             flat = flat.to(self.stem.weight.dtype) / 255
         flat = self.norm0(flat.to(self.stem.weight.dtype))
         return self.stem(flat).view(len(inputs), *self.token_shapes[0])
 
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
+    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         return tokens + self.mix[i](self.norm1[i](tokens).mT).mT
 
-    def feed(self, i: int, tokens: Tensor) -> Tensor:
+    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         return tokens + torch.tanh(self.mlp[i](self.norm2[i](tokens)))
 
-    def descend(self, i: int, tokens: Tensor) -> Tensor:
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
         if str(i) not in self.down:
             return tokens
         return self.down[str(i)](tokens.flatten(1)).view(len(tokens), *self.token_shapes[i + 1])
 
-    def pool(self, tokens: Tensor) -> Tensor:
+    def forward_head(self, tokens: Tensor) -> Tensor:
         return self.head(tokens.mean(1))
 
 

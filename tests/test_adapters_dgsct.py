@@ -11,7 +11,7 @@ import pytest
 import torch
 from standin_towers import make_backbone, make_inputs
 
-from avfewshot.adapters.base import HALVES, pair_layers
+from avfewshot.adapters.base import HALVES, TOWER_STEPS, pair_layers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.guidance import Guidance, modulate
 from avfewshot.adapters.registry import adapter_class, adapter_names, build_adapter, register_adapter
@@ -162,7 +162,7 @@ def plain_walk(model: AudioVisualModel, frames: torch.Tensor, audio: torch.Tenso
     """Eq. 1 and 2 with the NumPy maps between the towers' own steps."""
     segments = frames.shape[1]
     towers = {"v": model.visual_tower, "a": model.audio_tower}
-    x = {"v": towers["v"].embed(frames.flatten(0, 1)), "a": towers["a"].embed(audio.flatten(0, 1))}
+    x = {"v": towers["v"].patch_embed(frames.flatten(0, 1)), "a": towers["a"].patch_embed(audio.flatten(0, 1))}
     for index, layer in enumerate(model.layers):
         block = {"v": layer.visual_block, "a": layer.audio_block}
         for half in HALVES:
@@ -179,10 +179,10 @@ def plain_walk(model: AudioVisualModel, frames: torch.Tensor, audio: torch.Tenso
                 for name, other in (("v", "a"), ("a", "v"))
             }
             for name in ("v", "a"):
-                stepped = getattr(towers[name], half)(block[name], x[name]).numpy()
+                stepped = getattr(towers[name], TOWER_STEPS[half])(block[name], x[name]).numpy()
                 x[name] = torch.from_numpy(stepped + plain[name].output(cs[name], gates[name]))
-        x = {name: towers[name].descend(block[name], values) for name, values in x.items()}
-    pooled = {name: towers[name].pool(values).numpy() for name, values in x.items()}
+        x = {name: towers[name].downsample(block[name], values) for name, values in x.items()}
+    pooled = {name: towers[name].forward_head(values).numpy() for name, values in x.items()}
     return tuple(p / np.linalg.norm(p, axis=-1, keepdims=True) for p in pooled.values())
 
 

@@ -25,22 +25,22 @@ def test_tokens_have_the_promised_shapes(made) -> None:
     tower, inputs = made
     assert isinstance(tower, Tower)
     assert tower.depth == len(tower.token_shapes) == 12
-    tokens = tower.embed(inputs)
+    tokens = tower.patch_embed(inputs)
     for i in range(tower.depth):
         assert tokens.shape == (3, *tower.token_shapes[i])
-        attended = tower.attend(i, tokens)
+        attended = tower.attn_block(i, tokens)
         assert attended.shape == tokens.shape
-        fed = tower.feed(i, attended)
+        fed = tower.mlp_block(i, attended)
         assert fed.shape == tokens.shape
-        tokens = tower.descend(i, fed)
-    assert tower.pool(tokens).shape == (3, tower.output_dim)
+        tokens = tower.downsample(i, fed)
+    assert tower.forward_head(tokens).shape == (3, tower.output_dim)
 
 
 def test_steps_leave_their_arguments_alone(made) -> None:
     tower, inputs = made
-    tokens = tower.embed(inputs)
+    tokens = tower.patch_embed(inputs)
     for i in range(tower.depth):
-        for step in (tower.attend, tower.feed, tower.descend):
+        for step in (tower.attn_block, tower.mlp_block, tower.downsample):
             before = tokens.clone()
             result = step(i, tokens)
             assert torch.equal(tokens, before)
@@ -68,11 +68,11 @@ def test_result_is_the_same_with_and_without_a_graph(made) -> None:
     tower, inputs = made
     with torch.inference_mode():  # fills whatever is cached
         plain = tower(inputs)
-    tokens = tower.embed(inputs).requires_grad_()
+    tokens = tower.patch_embed(inputs).requires_grad_()
     walked = tokens
     for i in range(tower.depth):
-        walked = tower.descend(i, tower.feed(i, tower.attend(i, walked)))
-    result = tower.pool(walked)
+        walked = tower.downsample(i, tower.mlp_block(i, tower.attn_block(i, walked)))
+    result = tower.forward_head(walked)
     assert (result - plain).abs().max() <= 1e-5
     result.sum().backward()
     assert tokens.grad.abs().sum() > 0
@@ -95,9 +95,9 @@ def test_short_floats_keep_the_direction_of_the_embedding(made, dtype: torch.dty
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_flow_in_short_floats(made, dtype: torch.dtype) -> None:
     tower, inputs = made
-    tokens = tower.embed(inputs).requires_grad_()
+    tokens = tower.patch_embed(inputs).requires_grad_()
     with torch.autocast("cpu", dtype):
-        walked = tower.descend(1, tower.feed(1, tower.attend(1, tokens)))
+        walked = tower.downsample(1, tower.mlp_block(1, tower.attn_block(1, tokens)))
     walked.float().sum().backward()
     assert torch.isfinite(tokens.grad).all()
     assert tokens.grad.abs().sum() > 0

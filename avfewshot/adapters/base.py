@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 Half = Literal["attend", "feed"]
-HALVES: tuple[Half, Half] = ("attend", "feed")
+HALVES: tuple[Half, Half] = ("attend", "feed")  # also part of the names of tensors in checkpoints
+TOWER_STEPS = {"attend": "attn_block", "feed": "mlp_block"}  # the method of a tower that takes each half
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class ClapTower(Tower):
         self.output_dim = widths[-1] if widths else audio_branch.num_features
         self._freeze()
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def patch_embed(self, inputs: Tensor) -> Tensor:
         """Compute the spectrograms, fold them into square images and embed their patches.
 
         Args:
@@ -92,27 +92,27 @@ class ClapTower(Tower):
         blocks = mels.view(-1, size // bins, size // patch, patch, bins // patch, patch)
         return blocks.permute(0, 1, 4, 2, 5, 3).reshape(-1, (size // patch) ** 2, patch * patch)
 
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attend`."""
+    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_block`."""
         block, _ = self._walk[i]
         windows = self.windows[i]
         length, channels = self.token_shapes[i]
         return add_branch(tokens, lambda x: windows(block.norm1(x), block), 3 * length * channels)
 
-    def feed(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.feed`."""
+    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_block`."""
         block, _ = self._walk[i]
         mlp = block.mlp
         rows = tokens.flatten(0, 1)
         result = add_branch(rows, lambda x: mlp.fc2(mlp.act(mlp.fc1(block.norm2(x)))), mlp.fc1.out_features)
         return result.view_as(tokens)
 
-    def descend(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.descend`."""
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.downsample`."""
         _, merging = self._walk[i]
         return tokens if merging is None else merge_patches(merging, tokens)
 
-    def pool(self, tokens: Tensor) -> Tensor:
+    def forward_head(self, tokens: Tensor) -> Tensor:
         """The library's ``embedding``, the mean of the normalised tokens, through the projection."""
         return self.audio_projection(self.audio_branch.norm(tokens).mean(dim=1))
 

@@ -55,7 +55,7 @@ class ClipTower(Tower):
         self.register_buffer("pixel_shift", shift.float()[:, None], persistent=False)
         self._freeze()
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def patch_embed(self, inputs: Tensor) -> Tensor:
         """Cut images into patches and embed them.
 
         Args:
@@ -91,24 +91,24 @@ class ClipTower(Tower):
             patches = torch.addcmul(self.pixel_shift, patches.to(self.pixel_scale.dtype), self.pixel_scale)
         return patches.flatten(2)
 
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attend`."""
+    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_block`."""
         block = self.visual.transformer.resblocks[i]
         length, channels = self.token_shapes[i]
         return add_branch(tokens, lambda x: block.ls_1(_attention(block, block.ln_1(x))), 3 * length * channels)
 
-    def feed(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.feed`."""
+    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_block`."""
         block = self.visual.transformer.resblocks[i]
         floats = self.token_shapes[i][0] * block.mlp.c_fc.out_features
         return add_branch(tokens, lambda x: block.ls_2(_mlp(block.mlp, block.ln_2(x))), floats)
 
-    def descend(self, i: int, tokens: Tensor) -> Tensor:
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
         """A vision transformer has one stage: the tokens stay."""
         return tokens
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.pool`."""
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.forward_head`."""
         visual = self.visual
         if visual.pool_type == "tok" and visual.attn_pool is None:
             pooled = visual.ln_post(tokens[:, 0])  # the other tokens are not read

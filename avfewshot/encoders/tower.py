@@ -35,11 +35,11 @@ class Tower(nn.Module):
     output_dim: int
 
     @abstractmethod
-    def embed(self, inputs: Tensor) -> Tensor:
+    def patch_embed(self, inputs: Tensor) -> Tensor:
         """Turn N segments into the tokens ``[N, L, C]`` that enter block 0."""
 
     @abstractmethod
-    def attend(self, i: int, tokens: Tensor) -> Tensor:
+    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         """The first half of block `i`, ``x + MHA(LN(x))``.
 
         Args:
@@ -51,11 +51,11 @@ class Tower(nn.Module):
         """
 
     @abstractmethod
-    def feed(self, i: int, tokens: Tensor) -> Tensor:
-        """The second half of block `i`, ``x + MLP(LN(x))``; arguments and result as for :meth:`attend`."""
+    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
+        """The second half of block `i`, ``x + MLP(LN(x))``; arguments and result as for :meth:`attn_block`."""
 
     @abstractmethod
-    def descend(self, i: int, tokens: Tensor) -> Tensor:
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
         """What follows block `i`: patch merging where a stage ends, nothing elsewhere.
 
         Returns:
@@ -63,7 +63,7 @@ class Tower(nn.Module):
         """
 
     @abstractmethod
-    def pool(self, tokens: Tensor) -> Tensor:
+    def forward_head(self, tokens: Tensor) -> Tensor:
         """Embed the tokens that leave the last block.
 
         Returns:
@@ -74,15 +74,15 @@ class Tower(nn.Module):
         """Walk the whole tower.
 
         Args:
-            inputs: As for :meth:`embed`.
+            inputs: As for :meth:`patch_embed`.
 
         Returns:
-            As from :meth:`pool`.
+            As from :meth:`forward_head`.
         """
-        tokens = self.embed(inputs)
+        tokens = self.patch_embed(inputs)
         for i in range(self.depth):
-            tokens = self.descend(i, self.feed(i, self.attend(i, tokens)))
-        return self.pool(tokens)
+            tokens = self.downsample(i, self.mlp_block(i, self.attn_block(i, tokens)))
+        return self.forward_head(tokens)
 
     def train(self, mode: bool = True) -> Tower:
         """Stay in evaluation mode, whatever the surrounding model does: statistics would drift, dropout would act."""

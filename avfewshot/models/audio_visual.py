@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, pair_layers
+from avfewshot.adapters.base import HALVES, TOWER_STEPS, CrossModalAdapter, Half, pair_layers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import WeightsError
@@ -155,7 +155,10 @@ class AudioVisualModel(nn.Module):
             ``[B * T, L_v, C_v]`` and ``[B * T, L_a, C_a]``.
         """
         segments = frames.shape[1]
-        visual, sound = self.visual_tower.embed(frames.flatten(0, 1)), self.audio_tower.embed(audio.flatten(0, 1))
+        visual, sound = (
+            self.visual_tower.patch_embed(frames.flatten(0, 1)),
+            self.audio_tower.patch_embed(audio.flatten(0, 1)),
+        )
         if self.adapters is None:
             return (
                 _alone(self.visual_tower, visual, 0, len(self.visual_tower.token_shapes)),
@@ -247,9 +250,9 @@ class AudioVisualModel(nn.Module):
         self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Both towers in lockstep: pooled outputs ``[N, D_v]`` and ``[N, D_a]``."""
-        tokens = self.visual_tower.embed(frames), self.audio_tower.embed(audio)
+        tokens = self.visual_tower.patch_embed(frames), self.audio_tower.patch_embed(audio)
         visual, audio = self._lockstep(*tokens, segments, seen, heard)
-        return self.visual_tower.pool(visual), self.audio_tower.pool(audio)
+        return self.visual_tower.forward_head(visual), self.audio_tower.forward_head(audio)
 
     def _lockstep(
         self, visual: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
@@ -286,10 +289,10 @@ class AudioVisualModel(nn.Module):
             visual = _alone(self.visual_tower, visual, previous.visual_block + 1 if previous else 0, v)
             audio = _alone(self.audio_tower, audio, previous.audio_block + 1 if previous else 0, a)
         to_visual, to_audio = self._guide(index, half, visual, audio, segments)
-        visual = _add(getattr(self.visual_tower, half)(v, visual), to_visual, heard)
-        audio = _add(getattr(self.audio_tower, half)(a, audio), to_audio, seen)
+        visual = _add(getattr(self.visual_tower, TOWER_STEPS[half])(v, visual), to_visual, heard)
+        audio = _add(getattr(self.audio_tower, TOWER_STEPS[half])(a, audio), to_audio, seen)
         if half == "feed":
-            return self.visual_tower.descend(v, visual), self.audio_tower.descend(a, audio)
+            return self.visual_tower.downsample(v, visual), self.audio_tower.downsample(a, audio)
         return visual, audio
 
     def _guide(
@@ -315,7 +318,7 @@ class AudioVisualModel(nn.Module):
 
 def _alone(tower: Tower, tokens: Tensor, start: int, stop: int) -> Tensor:
     for block in range(start, stop):
-        tokens = tower.descend(block, tower.feed(block, tower.attend(block, tokens)))
+        tokens = tower.downsample(block, tower.mlp_block(block, tower.attn_block(block, tokens)))
     return tokens
 
 

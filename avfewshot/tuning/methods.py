@@ -217,14 +217,14 @@ class MaPLe(TunedMethod):
             with torch.no_grad():
                 return super().embed(modality, inputs)
         tower = self.tower(modality)
-        tokens = tower.embed(inputs)
+        tokens = tower.patch_embed(inputs)
         length = tokens.shape[1]
         for index in range(tower.depth):
             if index < len(self.maps["visual"]):
                 prompts = self.maps["visual"][index](self.context["visual"][index]).to(tokens.dtype)
                 tokens = torch.cat((tokens[:, :length], prompts.expand(len(tokens), -1, -1)), dim=1)
-            tokens = tower.descend(index, tower.feed(index, tower.attend(index, tokens)))
-        return F.normalize(tower.pool(tokens[:, :length]).float(), dim=-1)
+            tokens = tower.downsample(index, tower.mlp_block(index, tower.attn_block(index, tokens)))
+        return F.normalize(tower.forward_head(tokens[:, :length]).float(), dim=-1)
 
 
 class ClipLora(TunedMethod):
