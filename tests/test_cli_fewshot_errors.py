@@ -96,6 +96,8 @@ def test_work_that_cannot_be_done_fails_before_weights_are_read(fails, monkeypat
     def load(*_, **__):
         raise AssertionError("the weights are read")
 
+    import avfewshot.inference.loading  # noqa: F401 - imported first by this test it would keep the stand-in
+
     monkeypatch.setattr("avfewshot.encoders.backbone.build_backbone", load)
     told = fails(f"fewshot {arguments} --backbone tiny --device cpu", 1)
     for part in parts:
