@@ -44,4 +44,7 @@ def test_a_misspelt_variable_is_pointed_out(monkeypatch, capsys):
     monkeypatch.setenv("AVFS_BACKBON", "tiny")
     monkeypatch.setenv("AVFS_DEBUG", "0")
     assert run(["config"]) == 0
-    assert capsys.readouterr().err == "warning: AVFS_BACKBON is set, but there is no such setting.\n"
+    assert (
+        capsys.readouterr().err
+        == "warning: AVFS_BACKBON is set, but there is no such setting. Did you mean AVFS_BACKBONE?\n"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,7 +40,9 @@ def config(
 ) -> None:
     """Resolve every table, tell all faults, print."""
     import os
+    from difflib import get_close_matches
 
+    from avfewshot.cli.terminal import say_warning
     from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
     from avfewshot.errors import UsageError, raise_faults
 
@@ -49,16 +51,26 @@ def config(
         faults.append(UsageError(f"--format: {format!r} is not one of table, json."))
     unknown = [name for name in tables or () if name not in COMMANDS]
     hint = f"Valid: {', '.join(COMMANDS)}."
-    faults += [UsageError(f"There are no settings for {name!r}.", hint=hint) for name in unknown]
-    resolved = {name: resolve(name) for name in COMMANDS}
-    seen: set[str] = set()
+    for name in unknown:
+        close = get_close_matches(name, COMMANDS, n=1)
+        guess = f" Did you mean {close[0]!r}?" if close else ""
+        faults.append(UsageError(f"There are no settings for {name!r}.{guess}", hint=hint))
+    resolved = {table: resolve(table) for table in COMMANDS}
+    told: set[str] = set()
     for one in resolved.values():
         # A fault of the file is met once for each table.
-        faults += [fault for fault in one.faults if str(fault) not in seen]
-        seen.update(str(fault) for fault in one.faults)
+        faults += [fault for fault in one.faults if str(fault) not in told]
+        told.update(str(fault) for fault in one.faults)
     raise_faults(faults)
     rows = [
-        _row(table, key, single, resolved[table])
+        {
+            "table": table,
+            "name": single.name,
+            "value": None if (value := resolved[table][key]) is None else single.show(value),
+            "shown": single.show(value),
+            "source": resolved[table].source(key),
+            "help": single.help,
+        }
         for table in COMMANDS
         if table in (tables or COMMANDS)
         for key, single in table_settings(table).items()
@@ -71,26 +83,14 @@ def config(
         typer.echo(json.dumps([{key: row[key] for key in row if key != "shown"} for row in rows], indent=2))
         return
     _print_table(rows)
-    known = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)}
-    for variable in sorted(set(filter(lambda name: name.startswith("AVFS_"), os.environ)) - known - _OTHER_VARIABLES):
-        from avfewshot.cli.terminal import say_warning
-
-        say_warning(f"{variable} is set, but there is no such setting.")
+    known = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)} | _OTHER_VARIABLES
+    for variable in sorted(name for name in os.environ if name.startswith("AVFS_") and name not in known):
+        close = get_close_matches(variable, known, n=1)
+        guess = f" Did you mean {close[0]}?" if close else ""
+        say_warning(f"{variable} is set, but there is no such setting.{guess}")
 
 
 _OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG"}
-
-
-def _row(table: str, key: str, setting: Any, resolved: Any) -> dict[str, str | None]:
-    value = resolved[key]
-    return {
-        "table": table,
-        "name": key,
-        "value": None if value is None else setting.show(value),
-        "shown": setting.show(value),
-        "source": resolved.source(key),
-        "help": setting.help,
-    }
 
 
 def _cache_row() -> dict[str, str | None]:

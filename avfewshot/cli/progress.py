@@ -72,8 +72,8 @@ class Display(RunObserver):
 
     def unreadable(self, failure: Failure) -> None:
         """Remember a clip that could not be read; say the first ones."""
-        if failure.id not in self._left:
-            self._left[failure.id] = (str(failure.path), failure.error)
+        if str(failure.id) not in self._left:
+            self._left[str(failure.id)] = (str(failure.path), failure.error)
             if len(self._left) <= 3:
                 self.say(f"left out: {failure.path}: {failure.error}")
 

@@ -173,7 +173,7 @@ def resumed_run(table: str, folder: Path, flags: Mapping[str, Any], *, may_chang
         if isinstance(value, Path) or single.is_list:
             value = value.absolute() if isinstance(value, Path) else tuple(part.absolute() for part in value)
         if key in may_change:
-            group = single.section
+            group = str(single.section)
             run.config = run.config.replace(**{group: getattr(run.config, group).replace(**{single.name: value})})
         elif value != before[key]:
             contrary.append(f"{single.flag} {single.show(value)} (the run: {single.show(before[key])})")

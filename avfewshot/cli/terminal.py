@@ -23,6 +23,8 @@ DEBUG_VARIABLE = "AVFS_DEBUG"
 INTERRUPTED = 130
 _PACKAGE = Path(__file__).resolve().parents[1]
 # typer's own exception classes moved between versions (it took click in); the public one leads to its parents.
+_USAGE_ERROR: Any
+_CLICK_EXCEPTION: Any
 _USAGE_ERROR, _CLICK_EXCEPTION = typer.BadParameter.__mro__[1:3]
 
 
@@ -60,8 +62,9 @@ def status_of(command: Callable[[], Any], *, debug: bool) -> int:
         status = error.exit_code
         message = error.format_message()
         context = getattr(error, "ctx", None)
-        helps = isinstance(error, _USAGE_ERROR) and context is not None
-        hint = f"`{context.command_path} --help` lists what there is." if helps else None
+        hint = None
+        if isinstance(error, _USAGE_ERROR) and context is not None:
+            hint = f"`{context.command_path} --help` lists what there is."
         say_error(message[:1].upper() + message[1:], hint)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED

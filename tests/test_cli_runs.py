@@ -1,0 +1,106 @@
+"""Run folders: one run each, locked while in use, and what may be given beside --resume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avfewshot.cli import runs
+from avfewshot.cli.runs import Run, folder_faults, new_run, resumed_run
+from avfewshot.config import FewshotConfig, PretrainConfig, resolve
+from avfewshot.errors import AvfsError, UsageError
+
+DEVICES = ("device", "devices", "nodes", "strategy")
+
+
+@pytest.fixture(autouse=True)
+def current(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def begun(table: str, **flags: object) -> Run:
+    settings = resolve(table, flags, environ={}).check()
+    run = new_run(settings, "group", "label", f"avfs {table}")
+    run.claim()
+    return run
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own():
+    settings = resolve("fewshot", {"name": "x"}, environ={}).check()
+    both = [new_run(settings, "llp_cls", "4-shot", "avfs") for _ in range(2)]
+    both[1].folder = both[0].folder  # as if the second had not passed
+    for run in both:
+        run.claim()
+    assert both[1].folder == both[0].folder.with_name(f"{both[0].folder.name}-2")
+    assert both[0].folder.name.endswith("-x")
+
+
+def test_a_run_in_use_cannot_be_resumed_by_another_process():
+    run = begun("fewshot")
+    code = (
+        "import sys; from pathlib import Path; from avfewshot.cli.runs import resumed_run\n"
+        "resumed_run('fewshot', Path(sys.argv[1]), {}, may_change=()).claim()"
+    )
+    command = [sys.executable, "-c", code, str(run.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "another process works on this run" in done.stderr
+    run._lock.close()  # as when its process has ended
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["", ".x", "a/b", "a\nb", "a\x1b[31m", "x" * 101])
+def test_names_that_no_folder_should_have(name):
+    (fault,) = folder_faults(resolve("fewshot", {"name": name}, environ={}))
+    assert "cannot be part of a folder's name" in fault.message
+    assert not folder_faults(resolve("fewshot", {"name": "x" * 100}, environ={}))
+
+
+def test_a_run_goes_on_as_it_was_begun_from_any_folder(monkeypatch, tmp_path):
+    run = begun("fewshot", task="ave", root="data", media=["a", "b"], shots="4", clip_weights="w.pt")
+    (tmp_path / "elsewhere").mkdir()
+    folder = run.folder.absolute()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = resumed_run("fewshot", folder, {}, may_change=())
+    assert again.config == run.config
+    assert again.sources == run.sources
+    assert again.config.data.media == (tmp_path / "a", tmp_path / "b")
+    assert (again.resumed, again.command) == (True, "avfs fewshot")
+
+
+def test_what_does_not_contradict_a_run_may_be_given_beside_resume():
+    folder = begun("pretrain", dataset="vggsound40k", batch_size="8", media=["a"], devices="2").folder
+    flags = {"dataset": "vggsound40k", "batch_size": "8", "media": ["a"], "keep_leaks": False, "devices": "4"}
+    run = resumed_run("pretrain", folder, flags, may_change=DEVICES)
+    assert run.config.ranks.devices == 4
+    assert run.config.training.batch_size == 8
+    with pytest.raises(UsageError) as caught:
+        resumed_run("pretrain", folder, {"dataset": "ovave", "batch_size": "4", "lr": "x"}, may_change=DEVICES)
+    for part in (
+        "DATASET ovave (the run: vggsound40k)",
+        "--batch-size 4 (the run: 8)",
+        "--lr: a number greater than 0",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_run_of_another_kind_or_version_is_told():
+    folder = begun("pretrain", dataset="ovave").folder
+    with pytest.raises(AvfsError, match="begun by `avfs pretrain`"):
+        resumed_run("fewshot", folder, {}, may_change=())
+    record = folder / runs.RUN_FILE
+    record.write_text(json.dumps({**json.loads(record.read_text()), "format": 1}))
+    with pytest.raises(AvfsError, match="Begin a new run"):
+        resumed_run("pretrain", folder, {}, may_change=())
+
+
+def test_the_record_is_the_dump_of_the_config():
+    for table, model in (("fewshot", FewshotConfig), ("pretrain", PretrainConfig)):
+        run = begun(table, **({"dataset": "ovave"} if table == "pretrain" else {}))
+        record = json.loads((run.folder / runs.RUN_FILE).read_text())
+        assert record["config"] == run.config.model_dump(mode="json")
+        assert model.from_dict(record["config"]) == run.config
+        assert Path(record["config"]["run"]["runs"]).is_absolute()
