@@ -603,6 +603,9 @@ class TrainerConfig(AdapterConfig):
 
     optimizer: Literal["adam", "adamw"] = setting("adam", "Adam is the paper's.", panel=TRAINING)
     lr: Annotated[Real, Gt(0)] = setting(3e-4, "Learning rate.", panel=TRAINING)
+    gate_lr: Factor = setting(
+        1.0, "Factor of the learning rate of the adapters' gates, which begin at zero.", panel=TRAINING
+    )
     weight_decay: Factor = setting(0.0, "Weight decay.", panel=TRAINING)
     batch_size: Count = setting(2, "Clips of a batch.", panel=TRAINING)
     accumulation: Count = setting(1, "Batches whose gradients are summed up for a step.", panel=TRAINING)

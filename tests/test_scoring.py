@@ -19,6 +19,7 @@ from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.logits import ClipLogits, score_clip
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
@@ -188,31 +189,40 @@ def loss_of(config, clips, *, per_second=False):
     return found, embedded, given
 
 
-def test_the_loss_of_clips_is_that_of_their_pooled_logits():
-    clips = training_clips(names())
-    found, embedded, given = loss_of(TrainingConfig(pool="mean"), clips)
-    visual, audio = (
-        torch.stack([10.0 * (getattr(clip, name) @ getattr(given, name).T)[:, :-1].mean(0) for clip in embedded])
-        for name in ("visual", "audio")
-    )
-    expected = combined_loss(visual, audio, torch.stack([clip.labels for clip in clips]), objective="classes")
-    torch.testing.assert_close(found.total, expected.total)
-
-
-def test_event_pooling_discounts_seconds_that_match_the_background():
-    clips = training_clips(names())
-    found, embedded, given = loss_of(TrainingConfig(pool="event"), clips)
-    rows = []
-    for clip in embedded:
-        parts = []
+@pytest.mark.parametrize("pool", ["mean", "event"])
+def test_the_loss_of_clips_pools_as_the_prediction_does(pool):
+    """Probabilities of seconds are averaged, not logits, and every second weighs the modalities for itself."""
+    clips = training_clips([*names(), Path("0-4-5.mp4")])
+    found, embedded, given = loss_of(TrainingConfig(pool=pool), clips)
+    losses = []
+    for clip, embedding in zip(clips, embedded, strict=True):
+        sure, own, salience = [], [], []
         for name in ("visual", "audio"):
-            values = (10.0 * getattr(clip, name) @ getattr(given, name).T).detach().double().numpy()
-            salience = 1 / (1 + np.exp(values[:, -1] - values[:, :-1].max(-1)))
-            parts.append(((salience / salience.sum())[:, None] * values[:, :-1]).sum(0))
-        rows.append(parts)
-    visual, audio = (torch.tensor(np.array([row[part] for row in rows])) for part in (0, 1))
-    expected = combined_loss(visual, audio, torch.stack([clip.labels for clip in clips]), objective="classes")
-    torch.testing.assert_close(found.total.double(), expected.total, rtol=1e-5, atol=1e-6)
+            values = 10.0 * (getattr(embedding, name) @ getattr(given, name).T).detach().double().numpy()
+            shares = np.exp(values[:, :-1]) / np.exp(values[:, :-1]).sum(-1, keepdims=True)
+            event = (
+                1 / (1 + np.exp(values[:, -1] - values[:, :-1].max(-1))) if pool == "event" else np.ones(len(values))
+            )
+            salience.append(event / event.sum())
+            own.append(-np.log((salience[-1] * shares[:, clip.labels.numpy()][:, 0]).sum()))
+            sure.append(shares.max(-1))
+        weight = (np.mean(salience, axis=0) * sure[0] / (sure[0] + sure[1])).sum()
+        losses.append(weight * own[0] + (1 - weight) * own[1])
+    assert found.total.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["weighted", "product"])
+@pytest.mark.parametrize("pool", ["mean", "event"])
+def test_what_is_trained_is_what_the_classifier_says(fusion, pool):
+    paths = [*names(), Path("0-3-5.mp4"), Path("1-3-2-mute.mp4"), Path("2-3-4-blind.mp4")]
+    model, given = AudioVisualModel(backbone()).eval(), texts()
+    embedded = embed_batch(model, training_clips(paths), torch.device("cpu"))
+    trained = Objective(TrainingConfig(fusion=fusion, pool=pool), given, per_second=False).predict(model, embedded)
+    head = ZeroShotHead("abc", [(given, (10.0, 10.0))], 1.0, modality="av", fusion=fusion, pool=pool)
+    for path, clip, prediction in zip(paths, embedded, trained, strict=True):
+        visual, audio = (None if part is None else part.detach() for part in (clip.visual, clip.audio))
+        said = head.result(EmbeddedFile(str(path), 3.0, visual, audio, ()), segments=False)
+        torch.testing.assert_close(prediction.probabilities, torch.tensor(list(said.scores.values())))
 
 
 def test_every_second_is_a_sample_where_seconds_are_labelled():

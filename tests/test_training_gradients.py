@@ -107,7 +107,9 @@ def test_gradients_are_clipped_by_their_norm(tmp_path, clip_norm, factor):
     training = make_training(tmp_path, clip_norm=clip_norm)
     optimisation = training._optimisation
     parameters = [parameter for parameter in training._model.parameters() if parameter.requires_grad]
-    optimisation._wrapped = training._steps._fabric.setup_optimizers(torch.optim.SGD(parameters, lr=1.0))
+    optimisation._wrapped = training._steps._fabric.setup_optimizers(
+        torch.optim.SGD([{"params": parameters, "factor": 1.0}], lr=1.0)
+    )
     optimisation._optimizer = optimisation._wrapped.optimizer
     generator = torch.Generator().manual_seed(3)
     given = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
@@ -121,3 +123,22 @@ def test_gradients_are_clipped_by_their_norm(tmp_path, clip_norm, factor):
             parameter.detach(), old - rate * factor * gradient * (4.0 / norm), rtol=1e-3, atol=1e-6
         )
         assert parameter.grad is None
+
+
+def test_gates_have_a_learning_rate_of_their_own(tmp_path):
+    training = make_training(tmp_path, gate_lr=30.0, lr=1e-3, clip_norm=0, schedule="constant")
+    gates = {id(gate) for gate in training._model.adapters.gates()}
+    before = {
+        name: (parameter, parameter.detach().clone())
+        for name, parameter in training._model.named_parameters()
+        if parameter.requires_grad
+    }
+    for parameter, _ in before.values():
+        parameter.grad = torch.ones_like(parameter)
+    assert training._optimisation.step(0) == 1e-3
+    assert {name for name, (parameter, _) in before.items() if id(parameter) in gates} == {
+        name for name in before if name.startswith("adapters.") and name.endswith(".scale")
+    }
+    for parameter, old in before.values():  # Adam's first step is the learning rate
+        moved = (old - parameter.detach()) / (30 if id(parameter) in gates else 1)
+        torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-2, atol=1e-6)

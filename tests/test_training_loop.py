@@ -45,7 +45,7 @@ class Stop:
 
 
 def test_training_lowers_the_loss_and_changes_only_what_is_trainable(tmp_path):
-    training = make_training(tmp_path, epochs=8)
+    training = make_training(tmp_path, epochs=16)
     frozen = {name: tensor.clone() for name, tensor in training._model.state_dict().items() if "tower" in name}
     training.run()
     losses = [entry["loss"] for entry in Journal(tmp_path / "metrics.jsonl").entries() if entry["kind"] == "step"]

@@ -84,6 +84,10 @@ class CrossModalAdapter(nn.Module, abc.ABC):
     def settings(self) -> dict[str, Any]:
         """All settings as plain data, such that ``build(layers, settings)`` gives a module of the same form."""
 
+    def gates(self) -> list[nn.Parameter]:
+        """Parameters that are zero in a fresh adapter and hold its guidance back; ``gate_lr`` is theirs."""
+        return []
+
     @abc.abstractmethod
     def forward(
         self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int

@@ -83,6 +83,14 @@ class DGSCT(CrossModalAdapter):
         """See :attr:`CrossModalAdapter.settings`."""
         return asdict(self._settings)
 
+    def gates(self) -> list[nn.Parameter]:
+        """See :meth:`CrossModalAdapter.gates`: the factors of channels, or the last maps of the bottlenecks."""
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if name.rpartition(".")[2] == "scale" or ".up." in name
+        ]
+
     def forward(
         self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int
     ) -> tuple[Tensor | None, Tensor | None]:

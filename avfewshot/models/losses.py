@@ -96,6 +96,7 @@ def combined_loss(
     audio_scale: float | Tensor = 1.0,
     visual_present: Tensor | None = None,
     audio_present: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> CombinedLoss:
     """``L = w1 L_v + w2 L_a`` (Eq. 11), the weights per sample and detached.
 
@@ -111,6 +112,7 @@ def combined_loss(
         visual_present: Bool ``[N]``, False where a sample has no picture: it is then neither sample nor candidate of
             the visual loss.
         audio_present: The same for sound.
+        weights: Weights of the modalities ``[N, 2]`` that the prediction takes; None: those of `matching`.
 
     Returns:
         The loss and its parts.
@@ -120,15 +122,16 @@ def combined_loss(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}.")
-    weights = modality_weights(
-        visual_logits,
-        audio_logits,
-        matching=matching,
-        visual_scale=visual_scale,
-        audio_scale=audio_scale,
-        visual_present=visual_present,
-        audio_present=audio_present,
-    )
+    if weights is None:
+        weights = modality_weights(
+            visual_logits,
+            audio_logits,
+            matching=matching,
+            visual_scale=visual_scale,
+            audio_scale=audio_scale,
+            visual_present=visual_present,
+            audio_present=audio_present,
+        )
     counts = positives.any(-1)
     total = weights.new_zeros(())
     parts = []

@@ -106,12 +106,13 @@ def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.dev
 class Objective:
     """The loss of a batch.
 
-    For tasks that label clips, the logits of a clip are those of its seconds, pooled as for a prediction (with
-    ``pool: event`` by weights without gradient); for tasks that label seconds, every second is a sample of its own and
-    the background text is a class.
+    For tasks that label clips, ``objective: classes`` takes the loss of each modality on its distribution of the clip
+    and weights the two as the prediction does (:meth:`predict`), so what is trained is what is predicted with;
+    ``contrastive``, the paper's, compares clips by the pooled logits of their seconds. For tasks that label seconds,
+    every second is a sample of its own and the background text is a class.
 
     Args:
-        config: Objective, matching and pooling.
+        config: Objective, matching, fusion and pooling.
         texts: Features of the classes and of the background, on the training's device.
         per_second: Whether seconds are labelled.
     """
@@ -128,61 +129,84 @@ class Objective:
     def __call__(
         self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings], labels: Sequence[Tensor]
     ) -> CombinedLoss:
-        """The loss of embedded clips.
+        """The loss of embedded clips, a mean over samples.
 
         Args:
             model: Its text projectors and temperatures take part.
             embeddings: Of B clips.
             labels: As in :class:`TrainingClip`, on the same device.
-
-        Returns:
-            The loss, a mean over samples.
         """
-        texts = self._texts.projected(model)
-        visual, seen = self._logits(model, [clip.visual for clip in embeddings], labels, "visual", texts.visual)
-        audio, heard = self._logits(model, [clip.audio for clip in embeddings], labels, "audio", texts.audio)
+        weights = None
         truth = torch.cat(list(labels)) if self._per_second else torch.stack(list(labels))
+        if not self._per_second and self._config.objective == "classes":
+            predictions = self.predict(model, embeddings)
+            weights = torch.stack([prediction.weights for prediction in predictions])
+            visual, sighted = _rows([prediction.visual_log_probabilities for prediction in predictions])
+            audio, audible = _rows([prediction.audio_log_probabilities for prediction in predictions])
+        else:
+            segments = self._segment_logits(model, embeddings)
+            visual, sighted = _rows([self._sample_logits(pair[0]) for pair in segments], list(map(len, labels)))
+            audio, audible = _rows([self._sample_logits(pair[1]) for pair in segments], list(map(len, labels)))
         return matched_loss(
-            self._config,
-            model,
-            visual,
-            audio,
-            truth,
-            visual_present=None if bool(seen.all()) else seen,
-            audio_present=None if bool(heard.all()) else heard,
+            self._config, model, visual, audio, truth, visual_present=sighted, audio_present=audible, weights=weights
         )
 
-    def _logits(
-        self,
-        model: AudioVisualModel,
-        clips: Sequence[Tensor | None],
-        labels: Sequence[Tensor],
-        modality: str,
-        texts: Tensor,
-    ) -> tuple[Tensor | None, Tensor]:
-        """``[N, K]`` (``[N, K + 1]`` for seconds), None where no clip has the modality; and which samples have it."""
-        columns = len(texts) - (not self._per_second)
-        lengths = [len(truth) if self._per_second else 1 for truth in labels]
-        present = torch.tensor([clip is not None for clip in clips], device=texts.device)
-        present = present.repeat_interleave(torch.tensor(lengths, device=texts.device))
-        if not present.any():
-            return None, present
-        scale = model.temperatures.scale(modality)
-        rows = []
-        for clip, length in zip(clips, lengths, strict=True):
-            if clip is None:
-                rows.append(texts.new_zeros(length, columns))
-                continue
-            logits = fusion.logits(clip, texts, scale)
-            rows.append(logits if self._per_second else self._pooled(logits)[None])
-        return torch.cat(rows), present
+    def predict(self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]) -> list[fusion.ClipPrediction]:
+        """What the classifier would say of embedded clips, with gradient."""
+        return [
+            fusion.predict_events(
+                visual,
+                audio,
+                fusion=self._config.fusion,
+                pool=self._config.pool,
+                matching=self._config.matching,
+                visual_scale=model.temperatures.scale("visual").detach(),
+                audio_scale=model.temperatures.scale("audio").detach(),
+            )
+            for visual, audio in self._segment_logits(model, embeddings)
+        ]
 
-    def _pooled(self, logits: Tensor) -> Tensor:
-        """Logits ``[T, K + 1]`` of the seconds of a clip to those ``[K]`` of the clip."""
+    def _segment_logits(
+        self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
+        """``[T, K + 1]`` of each clip's modalities."""
+        texts = self._texts.projected(model)
+        scales = model.temperatures.scale("visual"), model.temperatures.scale("audio")
+        return [
+            (
+                None if clip.visual is None else fusion.logits(clip.visual, texts.visual, scales[0]),
+                None if clip.audio is None else fusion.logits(clip.audio, texts.audio, scales[1]),
+            )
+            for clip in embeddings
+        ]
+
+    def _sample_logits(self, logits: Tensor | None) -> Tensor | None:
+        """Those of the seconds as they are, or pooled to ``[K]`` of the clip."""
+        if logits is None or self._per_second:
+            return logits
         weights = None
         if self._config.pool == "event":
-            weights = event_weights(logits[:, :-1].detach(), logits[:, -1].detach())
+            weights = event_weights(logits[:, :-1], logits[:, -1])
         return pool_segments(logits[:, :-1], weights)
+
+
+def _rows(parts: Sequence[Tensor | None], lengths: Sequence[int] = ()) -> tuple[Tensor | None, Tensor | None]:
+    """Rows ``[K]``, or ``[T, K]`` of so many seconds, in one matrix, zeros for absent ones; and which are present.
+
+    None where all are absent; no mask where none is.
+    """
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None, None
+    lengths = lengths if present[0].ndim == 2 else [1] * len(parts)
+    rows = [
+        present[0].new_zeros(length, present[0].shape[-1]) if part is None else part.reshape(length, -1)
+        for part, length in zip(parts, lengths, strict=True)
+    ]
+    if len(present) == len(parts):
+        return torch.cat(rows), None
+    mask = torch.tensor([part is not None for part in parts], device=present[0].device)
+    return torch.cat(rows), mask.repeat_interleave(torch.tensor(lengths, device=mask.device))
 
 
 def matched_loss(
@@ -194,6 +218,7 @@ def matched_loss(
     *,
     visual_present: Tensor | None = None,
     audio_present: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> CombinedLoss:
     """The combined loss of samples, whose candidates are all texts or those of the samples.
 
@@ -205,6 +230,7 @@ def matched_loss(
         truth: Bool ``[N, K]``; a sample with none does not count.
         visual_present: Bool ``[N]``, False where a sample has no picture; None: all have.
         audio_present: The same for sound.
+        weights: Of the modalities ``[N, 2]``; None: by Eq. 11 from the logits.
     """
     if config.objective == "contrastive":
         # The text of a sample: that of its class; of several classes their mean, as the mean of the logits.
@@ -221,6 +247,7 @@ def matched_loss(
         audio_scale=model.temperatures.scale("audio").detach(),
         visual_present=visual_present,
         audio_present=audio_present,
+        weights=weights,
     )
 
 

@@ -30,9 +30,12 @@ class Optimisation:
     def __init__(self, fabric: Fabric, model: AudioVisualModel, config: TrainingConfig, steps_per_epoch: int) -> None:
         self._fabric, self._config = fabric, config
         model.to(fabric.device)  # Fabric would wonder that the towers are there already
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gates = [] if model.adapters is None else model.adapters.gates()
+        ids = {id(gate) for gate in gates}
+        others = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
+        groups = [{"params": others, "factor": 1.0}, {"params": gates, "factor": config.gate_lr, "weight_decay": 0.0}]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self._optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self._optimizer = kind([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
         self.module, self._wrapped = fabric.setup(model, self._optimizer)
         self._factor = rate_factor(config, steps_per_epoch)
 
@@ -52,7 +55,7 @@ class Optimisation:
         """
         rate = self._config.lr * self._factor(done)
         for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
+            settings["lr"] = rate * settings["factor"]
         if self._config.clip_norm:
             self._fabric.clip_gradients(
                 self.module, self._wrapped, max_norm=self._config.clip_norm, error_if_nonfinite=False
