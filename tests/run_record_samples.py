@@ -9,8 +9,8 @@ import numpy as np
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import average_comparisons, evaluate_systems
 from avfewshot.evaluation.targets import Predictions, Targets
-from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second
-from avfewshot.reports.thumbnails import jpeg_source
+from avfewshot.media.thumbnails import jpeg_source
+from avfewshot.training.record import Component, Curve, Example, Heat, Look, RunRecord, Second
 
 SYSTEMS = (("CLIP only", 1.0), ("CLAP only", 0.6), ("zero-shot", 1.6), ("trained", 2.4))
 NAMES = ("Speech", "Dog", "Violin, fiddle", "Frying (food)", "Chainsaw", "Baby laughter", "Car", "Cheering")

@@ -138,7 +138,7 @@ def test_options_reach_the_model(classify, folder):
 
 
 def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, monkeypatch):
-    monkeypatch.setattr("avfewshot.reports.thumbnails.thumbnails", lambda path, count, frame_backend: [])
+    monkeypatch.setattr("avfewshot.media.thumbnails.thumbnails", lambda path, count, frame_backend: [])
     fake = classify()
     (folder / "run").mkdir()
 
@@ -234,7 +234,7 @@ def test_an_explicit_format_beats_the_suffix_and_special_files_are_not_replaced(
 
 
 def test_report_is_written_with_command_and_settings(classify, monkeypatch):
-    monkeypatch.setattr("avfewshot.reports.thumbnails.thumbnails", lambda path, count, frame_backend: [])
+    monkeypatch.setattr("avfewshot.media.thumbnails.thumbnails", lambda path, count, frame_backend: [])
     fake = classify(clip("a.mp4"), failure("b.mp4"))
     assert zeroshot("--report", "page.html", "--topk", "1") == 1
     text = Path("page.html").read_text()
@@ -259,7 +259,7 @@ def test_scores_that_are_not_finite_are_a_failure(classify, capsys):
 
 
 def test_random_weights_are_called_meaningless(classify, capsys, monkeypatch):
-    monkeypatch.setattr("avfewshot.reports.thumbnails.thumbnails", lambda path, count, frame_backend: [])
+    monkeypatch.setattr("avfewshot.media.thumbnails.thumbnails", lambda path, count, frame_backend: [])
     fake = classify()
     assert zeroshot("--weights", "random", "--format", "json", "--report", "page.html") == 0
     assert fake.loaded["weights"] == "random"
@@ -431,8 +431,8 @@ class Slow(FakeClassifier):
 fake = types.ModuleType("avfewshot.inference.loading")
 fake.load = Slow([]).load
 sys.modules["avfewshot.inference.loading"] = fake
-import avfewshot.reports.thumbnails
-avfewshot.reports.thumbnails.thumbnails = lambda path, count, frame_backend: []  # would import torch
+import avfewshot.media.thumbnails
+avfewshot.media.thumbnails.thumbnails = lambda path, count, frame_backend: []  # would import torch
 from avfewshot.cli import main
 main()
 """

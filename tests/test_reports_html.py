@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sample_results import LABELS, clip, failure, run_info
 
+from avfewshot.media.thumbnails import Thumbnail, jpeg_source, spread
 from avfewshot.reports.html import MOST_IN_FULL, HtmlWriter, Provenance, clip_view, picture_count
 from avfewshot.reports.strip import MOST_BINS, step_path
-from avfewshot.reports.thumbnails import Thumbnail, jpeg_source, spread
 from avfewshot.reports.writers import Summary
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path"}

@@ -21,7 +21,7 @@ from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.figures import verdict
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.run_html import class_changes, run_page, write_run_page
-from avfewshot.reports.run_record import Curve, Heat, Second
+from avfewshot.training.record import Curve, Heat, Second
 
 SECTIONS = (
     "figures",

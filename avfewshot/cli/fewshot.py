@@ -251,8 +251,8 @@ def _say_plan(trainer: FewShot, plan: Plan, display: Display) -> None:
 def _print_plan(run: Run, trainer: FewShot, plan: Plan) -> None:
     from rich.console import Console
 
-    from avfewshot.reports.run_collect import components
     from avfewshot.reports.run_tables import components_table
+    from avfewshot.training.gather_record import components
 
     console = Console(highlight=False)
     config, dataset = trainer.config, trainer.dataset
@@ -282,9 +282,9 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan) -> None:
 def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]) -> list[Path]:
     """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
     from avfewshot.evaluation.evaluate import average_comparisons
-    from avfewshot.reports.run_collect import collect as collect_record
     from avfewshot.reports.run_html import write_run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
+    from avfewshot.training.gather_record import collect as collect_record
     from avfewshot.version import __version__
 
     folder = run.folder

@@ -322,8 +322,8 @@ def open_page(path: Path, run: RunInfo, *, topk: int, total: int, provenance: Pr
         provenance: How it was asked for.
         decoder: The frame backend, for the pictures.
     """
+    from avfewshot.media.thumbnails import thumbnails
     from avfewshot.reports.html import HtmlWriter
-    from avfewshot.reports.thumbnails import thumbnails
 
     pictures = functools.partial(thumbnails, frame_backend=decoder)
     writer = HtmlWriter(path, topk=topk, total=total, provenance=provenance, pictures=pictures)

@@ -21,10 +21,10 @@ from markupsafe import Markup
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo, SegmentResult
 from avfewshot.io import atomic_path, write_bytes
+from avfewshot.media.thumbnails import Thumbnail
 from avfewshot.reports.records import distribution
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, cells, marks, runs, step_path, time_ticks
 from avfewshot.reports.text import percent, printable, rate, reason, seconds
-from avfewshot.reports.thumbnails import Thumbnail
 from avfewshot.reports.writers import Summary
 from avfewshot.version import __version__
 

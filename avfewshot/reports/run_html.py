@@ -31,9 +31,9 @@ from avfewshot.reports.charts import (
 from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.html import environment, style
 from avfewshot.reports.overlays import heat_source, is_picture
-from avfewshot.reports.run_record import Curve, Example, Look, RunRecord, Second
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
+from avfewshot.training.record import Curve, Example, Look, RunRecord, Second
 
 _LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))
 """What is drawn of a step, and its place in :attr:`Curve.steps`."""

@@ -14,8 +14,8 @@ from rich.text import Text
 from avfewshot.evaluation.results import Comparison, Difference, Estimate, TaskResult
 from avfewshot.io import csv_cell
 from avfewshot.reports.figures import NONE, basis, interval, main_systems, metric_title, points, signed
-from avfewshot.reports.run_record import Component
 from avfewshot.reports.text import printable
+from avfewshot.training.record import Component
 
 COMPARISON_COLUMNS = ("system", "reference", "metric", "value", "low", "high", "interval", "n")
 """Columns of :func:`comparison_csv`."""

@@ -12,12 +12,12 @@ from avfewshot.data.dataset import Sample
 from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
 from avfewshot.evaluation.results import Comparison
 from avfewshot.inference.logits import ClipLogits
+from avfewshot.media.thumbnails import jpeg_source, thumbnails
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.reports.run_record import Component, Curve, Example, Heat, Look, RunRecord, Second
-from avfewshot.reports.thumbnails import jpeg_source, thumbnails
 from avfewshot.training.fewshot import FewShot, SeedResult
 from avfewshot.training.journal import Journal
 from avfewshot.training.plan import Plan
+from avfewshot.training.record import Component, Curve, Example, Heat, Look, RunRecord, Second
 from avfewshot.version import __version__
 
 _EXAMPLES = 12
