@@ -71,6 +71,16 @@ def test_an_interrupted_training_goes_on_to_the_bit(tmp_path, steps):
     assert first == second
 
 
+def test_how_far_the_gates_have_opened_is_written_down(tmp_path):
+    training = make_training(tmp_path, epochs=2, validate_every=1)
+    progress = training.run()
+    gates = [entry["gate"] for entry in Journal(tmp_path / "metrics.jsonl").entries() if entry["kind"] == "epoch"]
+    assert gates[0] == 0 < gates[1] < gates[2]
+    scales = [tensor for name, tensor in state(training).items() if name.endswith(".scale")]
+    assert gates[2] == pytest.approx(torch.cat(scales).abs().mean().item())
+    assert progress.gate == gates[progress.best_epoch]
+
+
 def test_accumulation_resumes_between_its_batches(tmp_path):
     settings = {"accumulation": 2, "batch_size": 1}
     straight = make_training(tmp_path / "straight", **settings)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Half = Literal["attend", "feed"]
@@ -87,6 +88,11 @@ class CrossModalAdapter(nn.Module, abc.ABC):
     def gates(self) -> list[nn.Parameter]:
         """Parameters that are zero in a fresh adapter and hold its guidance back; ``gate_lr`` is theirs."""
         return []
+
+    def mean_gate(self) -> float:
+        """Mean absolute value of the gates: how far the adapter has opened; 0 for a fresh one."""
+        values = [gate.detach().abs().flatten() for gate in self.gates()]
+        return torch.cat(values).mean().item() if values else 0.0
 
     @abc.abstractmethod
     def forward(

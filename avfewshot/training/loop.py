@@ -66,6 +66,7 @@ class Progress:
         best: The best verdict so far.
         best_epoch: After which epoch it was given; 0 is the untrained model.
         finished: Why the training has ended, or an empty text.
+        gate: Mean |gate| of the best model's adapters.
     """
 
     epoch: int
@@ -74,6 +75,7 @@ class Progress:
     best: Verdict
     best_epoch: int
     finished: str = ""
+    gate: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -162,7 +164,7 @@ class Training:
             micro_batch=config.batch_size if config.micro_batch == AUTO else config.micro_batch,
         )
         self.validate_every = validation_interval(config, len(clips), validation_clips)
-        self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0)
+        self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0, gate=mean_gate(model))
         self._saved = time.monotonic()
 
     def resume(self, found: Resumed) -> list[str]:
@@ -197,7 +199,9 @@ class Training:
         """
         if not self._store.steps():
             self._save(best=True)
-            self._journal.write(kind="epoch", step=0, epoch=0, best=True, **self.progress.best.to_dict())
+            self._journal.write(
+                kind="epoch", step=0, epoch=0, best=True, gate=self.progress.gate, **self.progress.best.to_dict()
+            )
         try:
             while not self.progress.finished:
                 self._epoch()
@@ -239,6 +243,7 @@ class Training:
         self._model.eval()
         verdict = self._judge(self._model, epoch)
         best = verdict.better_than(self.progress.best)
+        gate = mean_gate(self._model)
         finished = ""
         waited = epoch - (epoch if best else self.progress.best_epoch)
         if epoch >= self._config.epochs:
@@ -252,8 +257,11 @@ class Training:
             best=verdict if best else self.progress.best,
             best_epoch=epoch if best else self.progress.best_epoch,
             finished=finished,
+            gate=gate if best else self.progress.gate,
         )
-        self._journal.write(kind="epoch", step=self.progress.step, epoch=epoch, best=best, **verdict.to_dict())
+        self._journal.write(
+            kind="epoch", step=self.progress.step, epoch=epoch, best=best, gate=gate, **verdict.to_dict()
+        )
         if best or finished or time.monotonic() - self._saved > _SAVE_SECONDS:
             self._save(best=best)
         self._watcher.judged(epoch, verdict, best)
@@ -289,6 +297,11 @@ class Training:
         window = self._config.window
         start = window_start(clip.num_segments, window, seed=self._seed, epoch=epoch, key=labelled.key)
         return TrainingClip.of(clip, labelled.labels, start, window)
+
+
+def mean_gate(model: AudioVisualModel) -> float:
+    """See :meth:`~avfewshot.adapters.base.CrossModalAdapter.mean_gate`; 0 without adapters."""
+    return 0.0 if model.adapters is None else model.adapters.mean_gate()
 
 
 def validation_interval(config: TrainingConfig, clips: int, validation_clips: int) -> int:

@@ -20,11 +20,10 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.journal import Journal
-from avfewshot.training.loop import Progress
-from avfewshot.training.objective import TrainingClip
+from avfewshot.training.loop import Progress, mean_gate
+from avfewshot.training.objective import PretrainObjective, TrainingClip
 from avfewshot.training.optimisation import Optimisation
 from avfewshot.training.order import window_start
-from avfewshot.training.pretrain_objective import PretrainObjective
 from avfewshot.training.selection import Verdict
 from avfewshot.training.state import TrainingState
 from avfewshot.training.store import CheckpointStore, Resumed
@@ -118,7 +117,7 @@ class Pretraining:
         self.steps_per_epoch = -(-source.count(0, fabric.world_size) // self._batch)
         self._optimisation = Optimisation(fabric, model, config, self.steps_per_epoch)
         self._passes = make_passes(fabric, self._optimisation.module, model, config.cuda_graphs)
-        self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0)
+        self.progress = Progress(epoch=0, batch=0, step=0, best=start, best_epoch=0, gate=mean_gate(model))
         self._labels = torch.eye(texts.num_classes, dtype=torch.bool)
         self._saved = self._began = time.monotonic()
         self._waited, self._steps_here = 0.0, 0
@@ -162,7 +161,9 @@ class Pretraining:
             # The journal before the checkpoint: a process that is killed in between comes by here again.
             if self._fabric.global_rank == 0:
                 self._journal.rewind({})
-            self._note(kind="epoch", step=0, epoch=0, best=True, **self.progress.best.to_dict())
+            self._note(
+                kind="epoch", step=0, epoch=0, best=True, gate=self.progress.gate, **self.progress.best.to_dict()
+            )
             self._save(best=True)
         self._fabric.barrier()
         while not self.progress.finished:
@@ -270,9 +271,10 @@ class Pretraining:
             values = self._judge(self._model, epoch).to_dict() if self._fabric.global_rank == 0 else None
             verdict = Verdict.from_dict(self._fabric.broadcast(values))
             best = verdict.better_than(self.progress.best)
+            gate = mean_gate(self._model)
             if best:
-                self.progress = replace(self.progress, best=verdict, best_epoch=epoch)
-            self._note(kind="epoch", step=self.progress.step, epoch=epoch, best=best, **verdict.to_dict())
+                self.progress = replace(self.progress, best=verdict, best_epoch=epoch, gate=gate)
+            self._note(kind="epoch", step=self.progress.step, epoch=epoch, best=best, gate=gate, **verdict.to_dict())
             self._watcher.judged(epoch, verdict, best)
         self._save(best=best)
 
