@@ -128,10 +128,12 @@ def rng_state(generators: Mapping[str, torch.Generator] | None = None) -> dict[s
     Args:
         generators: Further generators by name.
     """
+    # NumPy's legacy global generator is what libraries draw from.
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))  # a tensor: arrays come in pickles
     return {
         "python": random.getstate(),
-        # The legacy global generator is what libraries draw from.
-        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
@@ -158,7 +160,9 @@ def set_rng_state(state: Mapping[str, Any], generators: Mapping[str, torch.Gener
         if generators.keys() != state["generators"].keys():
             raise ValueError(f"generators {sorted(state['generators'])} instead of {sorted(generators)}")
         random.setstate(state["python"])
-        np.random.set_state(state["numpy"])  # noqa: NPY002
+        numpy = state["numpy"]
+        key = numpy["state"]["key"].numpy().astype(np.uint32)
+        np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})  # noqa: NPY002
         torch.set_rng_state(state["torch"])
         for name, generator in generators.items():
             generator.set_state(state["generators"][name])

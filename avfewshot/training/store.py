@@ -1,22 +1,23 @@
 """The checkpoints of one run: the last two with everything to go on from, and the best one.
 
-``step-<number>`` is an adapter checkpoint with the training state beside it, in ``state.safetensors`` and
-``state.json``; ``best-<number>`` is an adapter checkpoint. A process may be killed at any moment: what is listed is
-whole, and the next save tidies up.
+``step-<number>`` is an adapter checkpoint with the training state beside it, in ``state.pt`` (plain values and tensors,
+read without running code) and its digest in ``state.json``; ``best-<number>`` is an adapter checkpoint. A process may
+be killed at any moment: what is listed is whole, and the next save tidies up.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avfewshot.encoders.weights.load import read_tensors
+import torch
+
 from avfewshot.errors import DataError, WeightsError
 from avfewshot.io import sha256_file
 from avfewshot.models.checkpoint import (
@@ -33,13 +34,11 @@ from avfewshot.models.checkpoint import (
     revision_of,
     write_adapter,
     write_adapter_files,
-    write_tensors,
 )
-from avfewshot.training.packing import pack, unpack
 from avfewshot.training.state import TrainingState
 
-_TENSORS = "state.safetensors"
-_TREE = "state.json"
+_STATE = "state.pt"
+_DIGEST = "state.json"
 
 
 @dataclass(frozen=True)
@@ -160,15 +159,10 @@ class CheckpointStore:
 
 
 def _write_state(folder: Path, state: TrainingState) -> None:
-    tree, tensors = pack({"parts": state.parts, "rng": state.rng, "progress": state.progress})
-    write_tensors(folder / _TENSORS, tensors)
-    text = json.dumps(tree)
-    document = {
-        "format": FORMAT,
-        "sha256": {_TENSORS: sha256_file(folder / _TENSORS), "tree": _digest(text)},
-        "tree": tree,
-    }
-    (folder / _TREE).write_text(json.dumps(document), encoding="utf-8")
+    with (folder / _STATE).open("wb") as file:
+        torch.save({"parts": state.parts, "rng": state.rng, "progress": state.progress}, file)
+    document = {"format": FORMAT, "sha256": {_STATE: sha256_file(folder / _STATE)}}
+    (folder / _DIGEST).write_text(json.dumps(document), encoding="utf-8")
 
 
 def _try_load(path: Path) -> Resumed | DataError | WeightsError:
@@ -182,19 +176,15 @@ def _try_load(path: Path) -> Resumed | DataError | WeightsError:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    document = read_json(folder / _TREE)
-    tensors = read_tensors(folder / _TENSORS)
-    wanted = {_TENSORS: sha256_file(folder / _TENSORS), "tree": _digest(json.dumps(document.get("tree")))}
-    if document.get("format") != FORMAT or document.get("sha256") != wanted:
-        raise DataError(f"{folder}: its training state is damaged, or of another version.")
+    document = read_json(folder / _DIGEST)
     try:
-        values = unpack(document["tree"], tensors)
-        if not isinstance(values, dict) or {"parts", "rng", "progress"} - values.keys():
-            raise ValueError("parts are missing")
-    except ValueError as error:
-        raise DataError(f"{folder}: its training state is damaged ({error}).") from None
+        if document != {"format": FORMAT, "sha256": {_STATE: sha256_file(folder / _STATE)}}:
+            raise DataError(f"{folder}: its training state is damaged, or of another version.")
+        values = torch.load(folder / _STATE, map_location="cpu", weights_only=True)  # runs no code of the file
+    except OSError as error:
+        raise DataError(f"{folder / _STATE}: cannot be read: {error.strerror}.") from None
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{folder}: its training state is damaged ({str(error).splitlines()[0]}).") from None
+    if not isinstance(values, dict) or {"parts", "rng", "progress"} - values.keys():
+        raise DataError(f"{folder}: its training state is damaged (parts are missing).")
     return values
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
