@@ -145,6 +145,29 @@ def _adapter_kind(raw: Any) -> Any:
     return raw
 
 
+LIGHT_METHODS = (
+    "zero_shot", "nearest_mean", "logistic", "kernel_ridge", "gda", "tip_adapter", "tip_adapter_f", "lp_plus_plus",
+    "class_adaptive", "clip_adapter", "timo",
+)  # fmt: skip
+"""Few-shot methods on cached embeddings, by name; :mod:`avfewshot.methods` has them."""
+
+TUNED_METHODS = ("dgsct", "coop", "cocoop", "maple", "clip-lora")
+"""Few-shot methods that are tuned through the towers."""
+
+
+def method_choices() -> tuple[str, ...]:
+    """Names of few-shot methods, those of other packages included."""
+    from importlib.metadata import entry_points
+
+    return (AUTO, *LIGHT_METHODS, *TUNED_METHODS, *(entry.name for entry in entry_points(group="avfewshot.methods")))
+
+
+def _method(raw: Any) -> Any:
+    if raw not in (AUTO, *LIGHT_METHODS, *TUNED_METHODS) and raw not in method_choices():
+        raise ValueError(_not_one_of(raw, method_choices()))
+    return raw
+
+
 def _not_one_of(raw: Any, choices: Collection[str]) -> str:
     if not isinstance(raw, str):
         return f"one of {', '.join(choices)} is needed, not {raw!r}."
@@ -174,6 +197,7 @@ AdapterKind = Annotated[
     BeforeValidator(_adapter_kind),
     Shown("|".join((*adapter_names(), NONE)), lambda: (*adapter_names(), NONE)),
 ]
+Method = Annotated[str, BeforeValidator(_method), Shown("auto|NAME", method_choices)]
 Real = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 Factor = Annotated[Real, Ge(0)]
 Count = Annotated[int, Ge(1)]
@@ -686,6 +710,18 @@ class TrainingConfig(TrainerConfig):
         "folder", "What is learnt and how it is judged."
     )
     shots: Count = setting(16, "Training clips of each class.")
+    method: Method = setting(
+        AUTO,
+        "How it is learnt: `auto` fits light methods on frozen embeddings, trains DG-SCT and joins them; or one of "
+        f"{', '.join((*LIGHT_METHODS, *TUNED_METHODS))}.",
+    )
+    tune: bool = setting(True, "Train DG-SCT for `auto`; without it a run takes seconds.")
+    val_shots: Annotated[int, Ge(0)] | Literal["auto", "all"] = setting(
+        AUTO,
+        "Validation clips of each class for what is trained, counted as labels; `auto`: min(shots, 4), `all`: the "
+        "whole val split. Light methods need none.",
+        panel=DATA,
+    )
     seeds: Seeds = setting((1,), "A training for each: of the draw, the weights and the order.")
     sampler: Literal["nested", "first-k"] = setting(
         "nested", "How they are drawn: by seed, or the first rows.", panel=DATA

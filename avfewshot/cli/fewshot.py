@@ -119,10 +119,10 @@ def _execute(run: Run) -> int:
         try:
             with Display() as display:
                 trainer = _load(run, display, interrupts)
-                plan = _plan(trainer)
+                plan = _plan(trainer) if trainer.trains else None
                 _say_plan(trainer, plan, display)
-                display.validated = bool(trainer.bench.scored("val").samples)
-                if not display.validated:
+                display.validated = trainer.trains and bool(trainer.bench.scored("val").samples)
+                if trainer.trains and not display.validated:
                     from avfewshot.training.fewshot import BLIND_SHARE
 
                     share = BLIND_SHARE if trainer.config.blend == "auto" else trainer.config.blend
@@ -147,7 +147,7 @@ def _plan_only(run: Run) -> int:
 
     with Display() as display, Interrupts() as interrupts:
         trainer = _load(run, display, interrupts, claim=False)
-        plan = _plan(trainer)
+        plan = _plan(trainer) if trainer.trains else None
     _print_plan(run, trainer, plan)
     return 0
 
@@ -228,7 +228,7 @@ def _plan(trainer: FewShot) -> Plan:
         trainer.backbone.to(trainer.device, PRECISIONS[config.precision])
 
 
-def _say_plan(trainer: FewShot, plan: Plan, display: Display) -> None:
+def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
     config, dataset = trainer.config, trainer.dataset
     display.say(
         f"{dataset.description.title}: "
@@ -240,6 +240,9 @@ def _say_plan(trainer: FewShot, plan: Plan, display: Display) -> None:
     )
     for line in dataset.report.describe():
         display.say(line)
+    if plan is None:
+        display.say(f"{config.task}, {config.shots} shots: {config.method} on frozen embeddings; nothing is trained.")
+        return
     trainable = next(count.trainable for count in plan.parameters if count.component == "all")
     display.say(
         f"{config.task}, {config.shots} shots: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
@@ -248,7 +251,7 @@ def _say_plan(trainer: FewShot, plan: Plan, display: Display) -> None:
     )
 
 
-def _print_plan(run: Run, trainer: FewShot, plan: Plan) -> None:
+def _print_plan(run: Run, trainer: FewShot, plan: Plan | None) -> None:
     from rich.console import Console
 
     from avfewshot.reports.run_tables import components_table
@@ -262,28 +265,35 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan) -> None:
             (split, f"{len(dataset.available(split)):,} of {size:,} clips have media")
             for split, size in dataset.split_sizes.items()
         ),
-        ("support", f"{plan.clips:,} clips ({config.shots} a class, sampler {config.sampler})"),
+        ("method", f"{config.method}{' with DG-SCT trained beside it' if trainer.trains else ' on frozen embeddings'}"),
+        ("support", f"{config.shots} clips a class, sampler {config.sampler}"),
+        ("labels", f"the support's, and of {trainer.validation_used:,} validation clips"),
         ("seeds", ", ".join(map(str, config.seeds))),
+    ]
+    training = [] if plan is None else [
         ("steps", f"up to {plan.steps:,} a seed: {plan.batches:,} batches of {config.batch_size} an epoch, "
                   f"{config.epochs} epochs"),
         ("device", f"{trainer.device}, {config.precision}"),
         ("memory", f"about {plan.memory / 1e9:.1f} GB: weights {plan.weights_bytes / 1e9:.1f}, gradients and optimizer "
                    f"{plan.training_bytes / 1e9:.1f}, activations of {plan.micro_batch} clips "
                    f"{plan.activation_bytes / 1e9:.1f}"),
-        ("run folder", str(run.folder)),
     ]  # fmt: skip
-    for name, text in rows:
+    for name, text in (*rows, *training, ("run folder", str(run.folder))):
         console.print(f"[bold]{name:<11}[/bold]", end="")
         console.print(text, markup=False, soft_wrap=True)
-    console.print(components_table(components(plan)))
+    if plan is not None:
+        console.print(components_table(components(plan)))
     console.print("Nothing was trained: this was a dry run.")
 
 
-def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]) -> list[Path]:
+def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[SeedResult]) -> list[Path]:
     """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
     from avfewshot.evaluation.evaluate import average_comparisons
-    from avfewshot.reports.run_html import write_run_page
+    from avfewshot.evaluation.evaluator import UNTRAINED
+    from avfewshot.reports.methods import write_methods_page
+        from avfewshot.reports.run_html import write_run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
+    from avfewshot.training.fewshot import TRAINED
     from avfewshot.training.gather_record import collect as collect_record
     from avfewshot.version import __version__
 
@@ -292,7 +302,11 @@ def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]
     begun = trainer.initial is not None
     rows = run.rows(trainer.backbone, trainer.config) if begun else run.rows()
     # First, since it looks at the clips: a run that was done before has not looked at any yet.
-    record = collect_record(trainer, plan, results, comparison, command=run.command, settings=rows, roles=_ROLES)
+    record = None
+    if plan is not None:
+        main = [name for name in (*UNTRAINED, TRAINED) if name in comparison.systems]
+        shown = comparison.only(main)
+        record = collect_record(trainer, plan, results, shown, command=run.command, settings=rows, roles=_ROLES)
     document = {
         "version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -302,10 +316,12 @@ def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]
             split: {"listed": listed, "used": used, "unusable": left}
             for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset)
         },
+        "labels_used": {"support": len(results[0].support["ids"]), "validation": trainer.validation_used},
         "parameters": {
-            count.component: {"trainable": count.trainable, "total": count.total} for count in plan.parameters
+            count.component: {"trainable": count.trainable, "total": count.total}
+            for count in (plan.parameters if plan else ())
         },
-        "flops_per_clip": plan.flops,
+        "flops_per_clip": plan.flops if plan else {},
         "comparison": comparison.model_dump(mode="json"),
         "seeds": [result.to_dict() for result in results],
     }
@@ -317,9 +333,17 @@ def _write(run: Run, trainer: FewShot, plan: Plan, results: Sequence[SeedResult]
         for name, scored in result.results.items():
             write_text(result.folder / f"classes-{name.replace(' ', '-').lower()}.csv", classes_csv(scored))
     trainer.bench.usage.write(folder / "clips.csv")
-    _write_tensorboard(results, folder)
-    write_run_page(folder / "report.html", record)
-    return [folder / "report.html", folder / "results.json"]
+    pages = []
+    if record is not None:
+        _write_tensorboard(results, folder)
+        write_run_page(folder / "report.html", record)
+        pages.append(folder / "report.html")
+    if results[0].methods:
+        table = (f"{trainer.config.shots} shots", comparison, [result.methods for result in results])
+        title = f"{trainer.config.task}: few-shot methods"
+        write_methods_page(folder / "methods.html", [table], title=title, command=run.command)
+        pages.append(folder / "methods.html")
+    return [*pages, folder / "results.json"]
 
 
 def _write_tensorboard(results: Sequence[SeedResult], folder: Path) -> None:
@@ -355,7 +379,13 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     from avfewshot.reports.run_tables import comparison_table
 
     comparison = average_comparisons([result.comparison for result in results])
-    Console(highlight=False).print(comparison_table(comparison))
+    console = Console(highlight=False)
+    if results[0].methods:
+        from avfewshot.reports.methods import methods_table
+
+        console.print(methods_table(comparison, [result.methods for result in results]))
+    else:
+        console.print(comparison_table(comparison))
     notes = Console(stderr=True, highlight=False)
     for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset):
         if left:

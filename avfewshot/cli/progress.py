@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ class Display(RunObserver):
     def watcher(self, seed: int, epochs: int) -> Watcher:
         """See :class:`~avfewshot.training.fewshot.RunObserver`."""
         return _EpochBar(self, seed, epochs)
+
+    def methods(self, seed: int, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
+        """See :class:`~avfewshot.training.fewshot.RunObserver`."""
+        from rich.console import Console
+
+        from avfewshot.reports.methods import left_out_table
+
+        self.show(None)
+        Console(stderr=True, highlight=False).print(left_out_table(seed, diagnostics))
 
     def pretrain_watcher(self, config: PretrainingConfig) -> PretrainWatcher:
         """Who watches a pretraining."""

@@ -130,7 +130,9 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
 
     faults, asked = settings.faults, settings.config.output
     labels = files = page = None
-    if asked.labels is None:
+    if asked.labels is None and settings["adapter"] is not None and (own := _labels_of_run(settings["adapter"])):
+        labels = own
+    elif asked.labels is None:
         if not any(str(fault).startswith("--labels") for fault in faults):
             hint = "Write one label a line into a file and add `--labels labels.txt`."
             faults.append(UsageError("No label file is given.", hint=hint))
@@ -172,6 +174,21 @@ def _run_id(settings: Resolved, labels: LabelSet) -> str:
         *("templates", "fusion", "pool", "modality", "frame_backend", "segments"),
     )
     return run_id(labels=labels.names, wordings=labels.wordings, **{key: _chosen(settings, key) for key in keys})
+
+
+def _labels_of_run(path: Path) -> LabelSet | None:
+    """The classes that a run was trained on; None where its files do not tell."""
+    from avfewshot.labels import LabelSet
+
+    for pattern in ("config.json", "scorer/config.json", "seed-*/scorer/config.json", "checkpoints/*/config.json",
+                    "seed-*/checkpoints/*/config.json"):  # fmt: skip
+        for file in sorted(path.glob(pattern)):
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                return LabelSet.from_wordings(dict(zip(found["labels"], found["wordings"], strict=True)))
+            except (OSError, ValueError, KeyError, TypeError, UsageError):  # noqa: PERF203
+                continue
+    return None
 
 
 def _classify(work: _Work, command: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,6 +164,19 @@ class Comparison(_Record):
 
     The resamples are the same ones for all systems, and for all runs on equally many clips.
     """
+
+    def only(self, systems: Collection[str]) -> Comparison:
+        """The same table with some of its systems."""
+        kept = tuple(name for name in self.systems if name in systems)
+        pairs = (found for found in self.differences if {found.system, found.reference} <= set(kept))
+        return self.model_copy(
+            update={
+                "systems": kept,
+                "cells": {name: self.cells[name] for name in kept},
+                "differences": tuple(pairs),
+                "draws": {name: draws for name, draws in self.draws.items() if name in kept},
+            }
+        )
 
     def difference(self, system: str, reference: str, metric: str | None = None) -> Difference:
         """How much better one system is than another, by a metric or the headline.

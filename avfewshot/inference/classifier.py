@@ -19,11 +19,13 @@ from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_
 from avfewshot.inference.features import Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
+from avfewshot.inference.learned import LearnedHead, LearnedRun
 from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet
 from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MODALITIES, check_options
+from avfewshot.methods.base import LabelFeatures
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.ensemble import EnsembleModel
 from avfewshot.models.fusion import FUSIONS, POOLS
@@ -75,6 +77,7 @@ class Classifier:
         pool: Likewise.
         cache: Keep what the frozen towers make of files on disk: the next run over them needs no decoding. With a
             trained model in play, nothing is kept.
+        learned: A fitted few-shot method, which then gives the answers; `model` is its tuned part, if it has one.
 
     Attributes:
         model: The trained model, or the towers as one model.
@@ -98,6 +101,7 @@ class Classifier:
         fusion: str = DEFAULT_FUSION,
         pool: str = DEFAULT_POOL,
         cache: bool = False,
+        learned: LearnedRun | None = None,
     ) -> None:
         if not 0 <= blend <= 1:
             raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
@@ -123,12 +127,15 @@ class Classifier:
             self._cache = EmbeddingCache(about | {"frame size": str(plain.visual_tower.image_size)})
         # A share of all or nothing needs one model alone.
         alone = {0.0: plain, 1.0: self.model}
+        self.learned = learned
         self._scored = alone.get(self.blend) or EnsembleModel(plain, self.model)
+        if learned is not None and model is not None:
+            self._scored = EnsembleModel(plain, self.model)  # the method reads the frozen towers' embeddings
 
     def classify(
         self,
         paths: Inputs,
-        labels: Labels,
+        labels: Labels | None = None,
         *,
         modality: str = "av",
         fusion: str | None = None,
@@ -143,7 +150,8 @@ class Classifier:
 
         Args:
             paths: What to classify: see :data:`Inputs`. Inputs in memory are called ``input 1``, ``input 2``, ...
-            labels: Labels to choose from; a dictionary gives the wording of each.
+            labels: Labels to choose from; a dictionary gives the wording of each. None: those of the few-shot run that
+                was loaded.
             modality: ``"av"``, ``"visual"`` or ``"audio"``. With ``"av"`` a file that has only one of them is
                 classified by that one alone, with a warning.
             fusion: ``"weighted"``: as published, the surer modality weighs more. ``"product"``: the normalised product
@@ -171,7 +179,7 @@ class Classifier:
     def iter_classify(
         self,
         paths: Inputs,
-        labels: Labels,
+        labels: Labels | None = None,
         *,
         modality: str = "av",
         fusion: str | None = None,
@@ -187,7 +195,9 @@ class Classifier:
         Results come in order, each as soon as it is known. Closing the iterator stops the decoding processes. Arguments
         are checked, and labels encoded, before this returns.
         """
-        labels = _label_set(labels)
+        if labels is None and self.own_labels is None:
+            raise UsageError("Which labels?", hint="Give a list of labels, or load a few-shot run: load(adapter=RUN).")
+        labels = _label_set(self.own_labels if labels is None else labels)
         fusion, pool = fusion or self.fusion, pool or self.pool
         _check("fusion", fusion, FUSIONS)
         _check("pool", pool, POOLS)
@@ -258,7 +268,7 @@ class Classifier:
         """What a run with these labels is made of, with warnings about words and texts that the encoders lose."""
         labels = _label_set(labels)
         warnings = text_warnings(self.backbone, labels.names, labels.wordings, self.templates)
-        if words := self.unknown_words(labels):
+        if self.learned is None and (words := self.unknown_words(labels)):
             warnings.append(
                 f"The backbone {self.name} does not know {'this word' if len(words) == 1 else 'these words'}: "
                 f"{', '.join(words)}. What it says about labels with {'it' if len(words) == 1 else 'them'} is a guess."
@@ -314,13 +324,36 @@ class Classifier:
     def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str) -> ZeroShotHead:
         texts = class_texts(self.backbone, labels.wordings, self.templates, names=labels.names, modality=modality)
         spaces = []
-        if self.blend < 1:
+        both = isinstance(self._scored, EnsembleModel)
+        if self.blend < 1 or both:
             spaces.append((texts, (self.backbone.visual_scale, self.backbone.audio_scale)))
-        if self.blend > 0:
+        if self.blend > 0 or both:
             with torch.no_grad():
                 scales = self.model.temperatures.scale("visual").item(), self.model.temperatures.scale("audio").item()
                 spaces.append((texts.projected(self.model).to("cpu"), scales))
-        return ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
+        head = ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
+        if self.learned is None:
+            return head
+        frozen = class_texts(self.backbone, labels.wordings, self.templates, names=labels.names)
+        scales = self.backbone.visual_scale, self.backbone.audio_scale
+        features = LabelFeatures.with_background(
+            labels.names,
+            frozen.visual.double().numpy(),
+            frozen.audio.double().numpy(),
+            scales=scales,
+            fusion=fusion,
+            pool=pool,
+        )
+        return LearnedHead(
+            self.learned.scorer, features, head, (self.backbone.visual.output_dim, self.backbone.audio.output_dim)
+        )
+
+    @property
+    def own_labels(self) -> LabelSet | None:
+        """The classes that it was fitted on, with their wordings; None for a classifier of any labels."""
+        if self.learned is None:
+            return None
+        return LabelSet.from_wordings(dict(zip(self.learned.config.labels, self.learned.config.wordings, strict=True)))
 
 
 def _label_set(labels: Labels) -> LabelSet:

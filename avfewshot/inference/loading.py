@@ -13,6 +13,7 @@ from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
+from avfewshot.inference.learned import find_learned
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
 from avfewshot.models.fusion import FUSIONS, POOLS
@@ -73,21 +74,30 @@ def load(
     place = resolve_device(device)
     form = resolve_precision(precision, place)
     prompts = None if templates is None else load_templates(_path("templates", templates) or "")
-    checkpoint = decision = preset = None
+    checkpoint = decision = preset = learned = None
     if folder is not None:
-        checkpoint = load_adapter(folder)
-        decision = decision_of(checkpoint)
+        learned = find_learned(folder)
+        if learned is None or learned.is_tuned:
+            checkpoint = load_adapter(folder if learned is None else learned.path.parent)
+            decision = decision_of(checkpoint)
+        origin = learned or checkpoint
+        assert origin is not None
         if prompts is None:
-            prompts = recalled(checkpoint, "templates", load_templates)
+            prompts = recalled(origin, "templates", load_templates)
         if name is None:
-            preset = recalled(checkpoint, "backbone", load_preset)
-            name = checkpoint.config.backbone
+            preset = recalled(origin, "backbone", load_preset)
+            name = origin.config.backbone
     name = name or DEFAULT_BACKBONE
     built = build_backbone(preset or name, weights=weights, seed=seed, **files)
     made: dict[str, Any] = {"device": place, "precision": form, "name": name, "cache": cache}
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)
         made |= {"adapter": folder, **vars(decision)}
+    if learned is not None:
+        learned.config.check_backbone(built, where=learned.path)
+        made |= {"adapter": folder, "learned": learned}
+        if checkpoint is None:
+            made |= {key: learned.config.decision[key] for key in ("fusion", "pool") if key in learned.config.decision}
     return Classifier(built, prompts or load_templates(built.templates), **made)
 
 

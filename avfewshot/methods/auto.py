@@ -11,6 +11,8 @@ right.
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,11 @@ class Auto(Method):
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """See :meth:`Method.fit_head`."""
         judged = countable(targets, rows.groups)
-        heads = {name: find_method(name).fit_head(rows, targets, seed=seed) for name in LIGHT}
+        heads = {}
+        for name in LIGHT:
+            begun = time.perf_counter()
+            heads[name] = find_method(name).fit_head(rows, targets, seed=seed)
+            heads[name].diagnostics["seconds"] = time.perf_counter() - begun
         losses: dict[str, Floats] = {}
         table: dict[str, Any] = {}
         for name, head in heads.items():
@@ -53,9 +59,12 @@ class Auto(Method):
             if best != DEFAULT and gap.mean() > gap.std() / np.sqrt(len(gap)):
                 chosen, why = best, f"log-loss lower by {gap.mean():.3f}, more than one standard error"
         head = heads[chosen]
-        head.params = {"auto": chosen, "params": head.params}
-        head.diagnostics = {**head.diagnostics, "methods": table, "choice": chosen, "why": why}
-        return head
+        return replace(
+            head,
+            params={"auto": chosen, "params": head.params},
+            diagnostics={**head.diagnostics, "methods": table, "choice": chosen, "why": why},
+            parts=heads,
+        )
 
     def score_head(self, head: Head, rows: Rows) -> Floats:
         """See :meth:`Method.score_head`."""

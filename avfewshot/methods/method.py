@@ -48,6 +48,7 @@ class Head:
     loo: Floats | None = None  # log-posteriors of the support's rows when their clips are left out [n, C]
     diagnostics: dict[str, Any] = field(default_factory=dict)
     trainable: int = 0  # number of parameters that were trained
+    parts: dict[str, Head] = field(default_factory=dict)  # heads of methods that were tried beside this one
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +126,9 @@ class Method:
         for head in (scorer.clip, scorer.second):
             if head is not None:  # one layout in memory, as loaded: products of matrices differ by it in the last bit
                 head.arrays = {name: np.ascontiguousarray(values) for name, values in head.arrays.items()}
-        if scorer.clip.loo is not None:
-            scorer.clip.loo = scorer.clip.loo[np.argsort(order)]
+        for head in (scorer.clip, *scorer.clip.parts.values()):
+            if head.loo is not None:
+                head.loo = head.loo[np.argsort(order)]
         scorer.diagnostics = {
             **scorer.clip.diagnostics,
             **scorer.left_out(given),
@@ -151,6 +153,14 @@ class Scorer:
     temperature: float = 1.0  # of the head's posterior, by left-out clips
     tuned: dict[str, Any] | None = None  # weights of a tuned text posterior, see avfewshot.methods.auto.join_tuned
     diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    def part(self, name: str, support: Support) -> Scorer:
+        """A method that was tried beside this one (:attr:`Head.parts`), for clips; `support` is what was fitted on."""
+        head = self.clip.parts[name]
+        scorer = Scorer(find_method(name), self.texts, self.trained, self.negatives, head, None)
+        about = {"method": name, "labels_used": self.diagnostics["labels_used"], "trainable": head.trainable}
+        scorer.diagnostics = {**head.diagnostics, **scorer.left_out(support), **about}
+        return scorer
 
     def rows(self, features: Features, groups: npt.NDArray[np.int64] | None = None) -> Rows:
         """Clips as rows over the classes that the head knows."""

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from avfewshot.config import TrainingConfig
+from avfewshot.config import AUTO, TrainingConfig
 from avfewshot.data.dataset import Dataset
-from avfewshot.data.sampler import Support
+from avfewshot.data.sampler import Support, draw_support, draw_validation
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluator import TaskBench
+from avfewshot.evaluation.few_shot import (
+    label_features,
+    method_predictions,
+    method_support,
+    with_validation,
+)
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
+from avfewshot.methods.auto import join_tuned
+from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
-from avfewshot.models.checkpoint import AdapterCheckpoint, AdapterConfig
+from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
 from avfewshot.training.description import describe_training
 from avfewshot.training.fabric import single_device
@@ -47,27 +56,30 @@ class SeedResult:
     Attributes:
         seed: The seed.
         support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
-        progress: How the training ended.
-        results: Of :data:`~avfewshot.evaluation.evaluator.UNTRAINED` and :data:`TRAINED` on the test clips.
+        progress: How the training ended; None where nothing was trained through the towers.
+        results: Of the untrained systems, :data:`TRAINED` and the methods on the test clips.
         comparison: Of these.
         folder: Where checkpoints and metrics of this seed lie.
+        methods: What each fitted method says of itself: left-out accuracy, choices, seconds.
     """
 
     seed: int
     support: dict[str, Any]
-    progress: Progress
+    progress: Progress | None
     results: dict[str, TaskResult]
     comparison: Comparison
     folder: Path
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
         return {
             "seed": self.seed,
             "support": self.support,
-            "progress": self.progress.to_dict(),
+            "progress": None if self.progress is None else self.progress.to_dict(),
             "results": {name: result.model_dump(mode="json") for name, result in self.results.items()},
             "comparison": self.comparison.model_dump(mode="json"),
+            "methods": self.methods,
         }
 
 
@@ -77,6 +89,9 @@ class RunObserver(Observer):
     def watcher(self, seed: int, epochs: int) -> Watcher:
         """Who watches the training of a seed."""
         return Watcher()
+
+    def methods(self, seed: int, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
+        """The light methods of a seed are fitted; their figures are of clips of the support, each left out."""
 
 
 @dataclass(eq=False)
@@ -114,6 +129,7 @@ class FewShot:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.dataset, self.validation_used = self._with_validation()
         self._fabric = single_device(self.device, config.precision)
         clips = ClipCache(max_bytes=config.cache_size)
         size = self.backbone.visual.image_size
@@ -150,10 +166,16 @@ class FewShot:
         known = read_result(folder, support)
         if known is not None:
             return known
-        model, progress = self.train(seed, support)
+        scorers = self.fit_methods(seed, support)
+        model, progress = self.train(seed, support) if self.trains else (None, None)
+        if AUTO in scorers and model is not None:
+            self._join(scorers[AUTO], model, progress.best)
+        if scorers:
+            self._save(seed, support, scorers)
         # Test clips come in here and not before: nothing that is chosen can depend on them.
-        results, comparison = self.test(model, progress.best)
-        result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder)
+        results, comparison = self.test(model, progress.best if progress else None, scorers)
+        methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
+        result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder, methods)
         write_text(folder / "result.json", json.dumps(result.to_dict()))
         return result
 
@@ -168,6 +190,73 @@ class FewShot:
         before = set(used)
         used += dict.fromkeys(sample.id for sample in support.samples if sample.id not in before)
         return support
+
+    @property
+    def trains(self) -> bool:
+        """Whether adapters are trained through the towers."""
+        return self.config.method == "dgsct" or (self.config.method == AUTO and self.config.tune)
+
+    def _with_validation(self) -> tuple[Dataset, int]:
+        """The data set with the validation clips of the run as its val split, and how many labels they cost.
+
+        What is not trained chooses by leaving out clips of the support, so it has none; thresholds of the untrained
+        systems are then chosen on the support.
+        """
+        config = self.config
+        options = {"multi_label": config.multi_label, "only_available": True}
+        support = draw_support(self.dataset, config.shots, config.seeds[0], sampler=config.sampler, **options).samples
+        if not self.trains:
+            kept = [sample for sample in self.dataset.samples if sample.split != "val"]
+            return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
+        if config.val_shots == "all" and not self.dataset.split("val"):
+            return self.dataset, 0
+        count = None if config.val_shots == AUTO else config.val_shots
+        supports = [
+            sample
+            for seed in config.seeds
+            for sample in draw_support(self.dataset, config.shots, seed, sampler=config.sampler, **options).samples
+        ]
+        chosen = draw_validation(
+            self.dataset, config.shots, config.seeds[0], count=count, support=supports, **options
+        ).samples
+        return with_validation(self.dataset, chosen), len(chosen)
+
+    def fit_methods(self, seed: int, support: Support) -> dict[str, Scorer]:
+        """Fit the light methods on frozen embeddings of the support, and show what they get right when left out."""
+        config = self.config
+        if config.method == "dgsct":
+            return {}
+        self.observer.begin(f"seed {seed}: embedding the support", len(support.samples))
+        self._clips = clips = method_support(self.bench, support.samples)
+        self.observer.begin(f"seed {seed}: fitting {config.method}", 0)
+        scorer = find_method(config.method).fit(clips, label_features(self.bench), seed=seed)
+        scorers = {config.method: scorer}
+        if not self.bench.decision.per_second:
+            beside = {name: scorer.part(name, clips) for name in scorer.clip.parts if name != "zero_shot"}
+            scorers = beside | scorers
+        self.observer.methods(seed, {name: scorer.diagnostics for name, scorer in scorers.items()})
+        return scorers
+
+    def _join(self, scorer: Scorer, model: AudioVisualModel, verdict: Verdict) -> None:
+        """Let the trained model speak beside the light methods, as much as validation clips tell."""
+        if self.bench.decision.per_second:
+            return
+        unseen = method_support(self.bench, "val")
+        tuned = self._log_posterior(model, "val", verdict) if len(unseen) else np.zeros(unseen.labels.shape)
+        joined = join_tuned(scorer, unseen, tuned)
+        share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
+        self.observer.say(f"auto: DG-SCT {share}, {joined['why']} ({joined['clips']} clips).")
+
+    def _log_posterior(self, model: AudioVisualModel, split: str, verdict: Verdict) -> np.ndarray:
+        logits = self.bench.joined(model, split, verdict.blend)
+        return np.log(np.maximum(self.bench.predict(logits, verdict.fitted).probabilities, 1e-12))
+
+    def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:
+        """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
+        folder = self.folder / f"seed-{seed}" / "scorer"
+        scorers[self.config.method].save(folder)
+        about = self._describe(seed, support, unjudged(0, 0.0, 0.0))
+        write_text(folder / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(about)}, indent=2))
 
     def train(self, seed: int, support: Support) -> tuple[AudioVisualModel, Progress]:
         """Train with one seed.
@@ -216,18 +305,30 @@ class FewShot:
             model.load_trainable_state(self.initial.tensors)
         return model.to(self.device)
 
-    def test(self, model: AudioVisualModel, verdict: Verdict) -> tuple[dict[str, TaskResult], Comparison]:
-        """Evaluate a trained model and the untrained systems on the test clips.
+    def test(
+        self, model: AudioVisualModel | None, verdict: Verdict | None, scorers: Mapping[str, Scorer] | None = None
+    ) -> tuple[dict[str, TaskResult], Comparison]:
+        """Evaluate what was trained, the light methods and the untrained systems on the test clips.
 
         Args:
-            model: In evaluation mode.
+            model: In evaluation mode; None: nothing was trained.
             verdict: What validation chose for it.
+            scorers: Fitted methods by name.
 
         Returns:
             The result of each system, and their comparison.
         """
         systems = self.bench.untrained("test")
-        systems[TRAINED] = self.bench.predict(self.bench.joined(model, "test", verdict.blend), verdict.fitted)
+        tuned = None
+        if model is not None and verdict is not None:
+            systems[TRAINED] = self.bench.predict(self.bench.joined(model, "test", verdict.blend), verdict.fitted)
+            if not self.bench.decision.per_second:
+                tuned = np.log(np.maximum(systems[TRAINED].probabilities, 1e-12))
+        if scorers:
+            _, features = self.bench.features("test")
+            for name, scorer in scorers.items():
+                part = tuned if name == AUTO else None
+                systems[name] = method_predictions(self.bench, scorer, features, self._clips, tuned=part)
         report = self.bench.report(systems)
         return report.results, report.comparison
 
@@ -289,10 +390,11 @@ def read_result(folder: Path, support: Support) -> SeedResult | None:
         return SeedResult(
             values["seed"],
             values["support"],
-            Progress.from_dict(values["progress"]),
+            None if values["progress"] is None else Progress.from_dict(values["progress"]),
             {name: TaskResult.model_validate(record) for name, record in values["results"].items()},
             Comparison.model_validate(values["comparison"]),
             folder,
+            values.get("methods", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -1,0 +1,138 @@
+"""Few-shot methods side by side: a table for the terminal, and one page with every method, the choice and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from avfewshot.evaluation.results import Comparison
+from avfewshot.io import write_text
+from avfewshot.reports.charts import Series, line_chart
+from avfewshot.reports.figures import NONE, basis, interval, metric_title, points
+from avfewshot.reports.html import environment, style
+from avfewshot.reports.text import printable
+from avfewshot.version import __version__
+
+Diagnostics = Mapping[str, Mapping[str, Any]]
+
+
+def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dict[str, Any]]:
+    """One row a system, the best first: its headline figure, and what is known of it without test clips.
+
+    Args:
+        comparison: On the test clips, over seeds.
+        runs: Of each seed, what the fitted methods say of themselves.
+    """
+    rows = []
+    for system in comparison.systems:
+        known = [run[system] for run in runs if system in run]
+        left_out = [one["loo_accuracy"] for one in known if one.get("loo_accuracy") is not None]
+        labels = known[0].get("labels_used") if known else None
+        rows.append(
+            {
+                "system": system,
+                "estimate": comparison.cells[system][comparison.headline],
+                "left_out": fmean(left_out) if left_out else None,
+                "labels": None if labels is None else labels["support"] + labels["validation"],
+                "seconds": fmean(one["seconds"] for one in known) if known else None,
+                "trainable": known[0].get("trainable") if known else None,
+            }
+        )
+    return sorted(rows, key=lambda row: -(row["estimate"].value or 0.0))
+
+
+def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
+    """What light methods get right on clips of the support, each left out: known before any test clip is read."""
+    table = Table(title=f"seed {seed}: light methods, clips of the support left out", title_justify="left")
+    table.box, table.pad_edge = SIMPLE_HEAD, False
+    for title, justify in (("method", "left"), ("right", "right"), ("log-loss", "right"), ("seconds", "right")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for name, one in diagnostics.items():
+        right, loss = one.get("loo_accuracy"), one.get("loo_log_loss")
+        table.add_row(
+            Text(printable(name)),
+            NONE if right is None else f"{100 * right:.1f} %",
+            NONE if loss is None else f"{loss:.3f}",
+            f"{one['seconds']:.1f}",
+        )
+    chosen = diagnostics.get("auto")
+    if chosen is not None:
+        table.caption = f"auto: {chosen.get('choice', '')}; {chosen.get('why', '')}"
+        table.caption_justify = "left"
+    return table
+
+
+def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
+    """All systems on the test clips, the best first."""
+    title = f"{printable(comparison.task)}: {metric_title(comparison.headline)}, in percent"
+    table = Table(title=title, caption=basis(comparison), title_justify="left", caption_justify="left")
+    table.box, table.pad_edge = SIMPLE_HEAD, False
+    table.add_column("system")
+    for column in ("test", "95 % interval", "left out", "labels used", "fit, s"):
+        table.add_column(column, justify="right")
+    for row in method_rows(comparison, runs):
+        bold = "bold" if row["system"] == "auto" else ""
+        table.add_row(
+            Text(printable(row["system"]), style=bold),
+            Text(points(row["estimate"].value), style=bold),
+            interval(row["estimate"]),
+            NONE if row["left_out"] is None else f"{100 * row['left_out']:.1f}",
+            NONE if row["labels"] is None else f"{row['labels']:,}",
+            NONE if row["seconds"] is None else f"{row['seconds']:.1f}",
+        )
+    return table
+
+
+def write_methods_page(
+    path: Path,
+    tables: Sequence[tuple[str, Comparison, Sequence[Diagnostics]]],
+    *,
+    title: str,
+    command: str,
+    shots: Sequence[int] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        path: Where to.
+        tables: (title, comparison over seeds, diagnostics a seed) of each table.
+        title: Of the page.
+        command: What made it.
+        shots: Of the tables, where they are of one task at several shots: a chart over them is drawn.
+    """
+    chart = ""
+    if len(shots) > 1:
+        systems = list(dict.fromkeys(system for _, table, _ in tables for system in table.systems))
+        series = []
+        for system in systems:
+            found = [
+                (float(k), table.cells[system][table.headline].value)
+                for k, (_, table, _) in zip(shots, tables, strict=True)
+                if system in table.systems
+            ]
+            series.append(Series(system, [(k, value) for k, value in found if value is not None]))
+        headline = metric_title(tables[0][1].headline)
+        chart = line_chart(f"{headline} over shots", series, x_name="shots", shares=True)
+    page = environment().get_template("methods.html.j2")
+    text = page.render(
+        title=title,
+        command=command,
+        chart=chart,
+        tables=[
+            {"title": name, "rows": method_rows(table, runs), "basis": basis(table), "table": table, "runs": runs}
+            for name, table, runs in tables
+        ],
+        points=points,
+        interval=interval,
+        metric_title=metric_title,
+        style=style("report.css", "run.css"),
+        script_hash="",
+        version=__version__,
+    )
+    write_text(path, text)
