@@ -168,6 +168,22 @@ def _method(raw: Any) -> Any:
     return raw
 
 
+def _names(raw: Any) -> tuple[str, ...]:
+    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    return tuple(dict.fromkeys(_method(item.strip() if isinstance(item, str) else item) for item in items))
+
+
+def _shots(raw: Any) -> tuple[int, ...]:
+    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    try:
+        shots = tuple(map(int, items))
+    except (TypeError, ValueError):
+        shots = ()
+    if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
+        raise ValueError(f"different whole numbers of at least 1, as 1,2,4, are needed, not {raw!r}.")
+    return tuple(sorted(shots))
+
+
 def _not_one_of(raw: Any, choices: Collection[str]) -> str:
     if not isinstance(raw, str):
         return f"one of {', '.join(choices)} is needed, not {raw!r}."
@@ -190,6 +206,16 @@ Seeds = Annotated[
     tuple[int, ...],
     BeforeValidator(_seeds),
     Shown("INTEGER[,INTEGER...]", show=lambda value: ",".join(map(str, value))),
+]
+Shots = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_shots),
+    Shown("INTEGER[,INTEGER...]", show=lambda value: ",".join(map(str, value))),
+]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_names),
+    Shown("NAME[,NAME...]", method_choices, show=lambda value: ",".join(value)),
 ]
 Size = Annotated[int, BeforeValidator(_size), Shown("SIZE", show=_shown_size)]
 AdapterKind = Annotated[
@@ -899,6 +925,25 @@ class FewshotConfig(CommandConfig):
     model: BackboneConfig = section(BackboneConfig)
 
 
+class CompareConfig(CommandConfig):
+    """``avfs compare``."""
+
+    table: ClassVar[str] = "compare"
+
+    task: Literal["ave", "ave_cls", "llp_cls", "vggsound_cls", "folder"] = setting(
+        "folder", "What is learnt and how it is judged."
+    )
+    shots: Shots = setting((1, 2, 4, 8, 16), "Training clips of each class, one table for each.")
+    methods: Names = setting(
+        ("auto",), "Further methods beside those of `auto`, by comma: any of `avfs fewshot --method`, dgsct too."
+    )
+    seeds: Seeds = setting((1, 2, 3), "Draws of the support and, where something is trained, trainings.")
+    runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
+    name: str | None = setting(None, "What the folder is called; the same name goes on where it stopped.")
+    data: ClipsConfig = section(ClipsConfig)
+    model: BackboneConfig = section(BackboneConfig)
+
+
 class ListConfig(Settings):
     """Where the clips of a pretraining are."""
 
@@ -946,7 +991,7 @@ class DataFoldersConfig(CommandConfig):
 
 
 COMMANDS: dict[str, type[CommandConfig]] = {
-    model.table: model for model in (ZeroshotConfig, FewshotConfig, PretrainConfig, DataFoldersConfig)
+    model.table: model for model in (ZeroshotConfig, FewshotConfig, CompareConfig, PretrainConfig, DataFoldersConfig)
 }
 
 

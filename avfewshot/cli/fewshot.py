@@ -14,7 +14,7 @@ import typer
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, resumed_run, say_without_graphs
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
-from avfewshot.config import FewshotConfig, resolve
+from avfewshot.config import CompareConfig, FewshotConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import write_text
 
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 HELP = """
-Train DG-SCT adapters on a handful of clips of each class, choose on validation clips, evaluate once on test clips.
+Learn from a handful of clips of each class, evaluate once on test clips.
 
-The run folder holds settings, checkpoints, metrics and a report. Beside the trained model stand CLIP only, CLAP only
-and their fusion without training, on the same clips.
+At once: kernel ridge and other light methods on frozen embeddings, chosen by leaving out clips of the support. Then
+DG-SCT adapters are trained and join them (--no-tune leaves that out). The run folder holds settings, what was learnt,
+metrics and reports; CLIP only, CLAP only and zero-shot stand beside, on the same clips.
 
 [bold]Examples[/bold]
 
   avfs fewshot --shots 16 --task llp_cls
   avfs fewshot --shots 4 --data my_clips             folders of clips, one for each class
+  avfs fewshot --shots 4 --data my_clips --no-tune   the light methods alone: seconds
   avfs fewshot --shots 8 --task ave --seeds 1,2,3    mean and 95 % interval over seeds
   avfs fewshot --shots 16 --task llp_cls --dry-run   what it would take
   avfs fewshot --resume runs/llp_cls/20260101-120000-16-shot
@@ -80,7 +82,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
     settings = resolve("fewshot", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
     faults = settings.faults
-    root = _data_root(settings.config, named=settings.source("task") != "default", faults=faults)
+    root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += [*backbone_faults(settings), *folder_faults(settings)]
     raise_faults(faults)
     config: FewshotConfig = settings.config
@@ -88,17 +90,17 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     return new_run(settings, config.training.task, f"{config.training.shots}-shot", command)
 
 
-def _data_root(config: FewshotConfig, *, named: bool, faults: list[UsageError]) -> Path | None:
+def data_root(config: FewshotConfig | CompareConfig, *, named: bool, faults: list[UsageError]) -> Path | None:
     """Where the clips of the task are; None for a folder of one's own."""
-    data, task = config.data, config.training.task
+    data, task = config.data, config.task if isinstance(config, CompareConfig) else config.training.task
     if task != "folder":
         if data.data is not None:
             hint = f"Use --root {data.data} instead."
             faults.append(UsageError(f"--data is for folders of your own clips, not for {task}.", hint=hint))
             return None
-        from avfewshot.cli.datacheck import data_root
+        from avfewshot.cli import datacheck
 
-        return collect(faults, lambda: data_root(task, data.root))
+        return collect(faults, lambda: datacheck.data_root(task, data.root))
     if data.data is None:
         if not any(str(fault).startswith("--task") for fault in faults):
             what = "--task folder needs --data DIR." if named else "Which task? There is neither --task nor --data."

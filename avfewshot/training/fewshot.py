@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from avfewshot.config import AUTO, TrainingConfig
-from avfewshot.data.dataset import Dataset
+from avfewshot.config import AUTO, TUNED_METHODS, TrainingConfig
+from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support, draw_validation
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
@@ -27,9 +28,11 @@ from avfewshot.evaluation.few_shot import (
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
 from avfewshot.evaluation.results import Comparison, TaskResult
+from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.methods.auto import join_tuned
+from avfewshot.methods.base import Features
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
@@ -43,6 +46,8 @@ from avfewshot.training.objective import Objective
 from avfewshot.training.selection import Verdict, judge, judge_zero_shot, unjudged
 from avfewshot.training.store import CheckpointStore
 from avfewshot.training.supply import labelled, readable_support
+from avfewshot.tuning.fit import TuningClip, answers, save, tune
+from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TRAINED = "trained"
 BLIND_SHARE = 0.5
@@ -126,6 +131,7 @@ class FewShot:
     initial: AdapterCheckpoint | None = None
     observer: RunObserver = field(default_factory=RunObserver)
     put_off: Callable[[], AbstractContextManager[Any]] = nullcontext
+    also: tuple[str, ...] = ()  # further methods to stand in the table
 
     def __post_init__(self) -> None:
         config = self.config
@@ -167,14 +173,16 @@ class FewShot:
         if known is not None:
             return known
         scorers = self.fit_methods(seed, support)
+        prompted = self.tune_prompts(seed, support)
         model, progress = self.train(seed, support) if self.trains else (None, None)
         if AUTO in scorers and model is not None:
             self._join(scorers[AUTO], model, progress.best)
-        if scorers:
+        if self.config.method in scorers:
             self._save(seed, support, scorers)
         # Test clips come in here and not before: nothing that is chosen can depend on them.
-        results, comparison = self.test(model, progress.best if progress else None, scorers)
+        results, comparison = self.test(model, progress.best if progress else None, scorers, prompted)
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
+        methods |= {name: about for name, (_, about) in prompted.items()}
         result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder, methods)
         write_text(folder / "result.json", json.dumps(result.to_dict()))
         return result
@@ -194,7 +202,7 @@ class FewShot:
     @property
     def trains(self) -> bool:
         """Whether adapters are trained through the towers."""
-        return self.config.method == "dgsct" or (self.config.method == AUTO and self.config.tune)
+        return "dgsct" in (self.config.method, *self.also) or (self.config.method == AUTO and self.config.tune)
 
     def _with_validation(self) -> tuple[Dataset, int]:
         """The data set with the validation clips of the run as its val split, and how many labels they cost.
@@ -224,18 +232,52 @@ class FewShot:
     def fit_methods(self, seed: int, support: Support) -> dict[str, Scorer]:
         """Fit the light methods on frozen embeddings of the support, and show what they get right when left out."""
         config = self.config
-        if config.method == "dgsct":
+        light = [name for name in (config.method, *self.also) if name not in TUNED_METHODS]
+        if not light:
             return {}
         self.observer.begin(f"seed {seed}: embedding the support", len(support.samples))
         self._clips = clips = method_support(self.bench, support.samples)
-        self.observer.begin(f"seed {seed}: fitting {config.method}", 0)
-        scorer = find_method(config.method).fit(clips, label_features(self.bench), seed=seed)
-        scorers = {config.method: scorer}
-        if not self.bench.decision.per_second:
-            beside = {name: scorer.part(name, clips) for name in scorer.clip.parts if name != "zero_shot"}
-            scorers = beside | scorers
+        scorers: dict[str, Scorer] = {}
+        for name in light:
+            self.observer.begin(f"seed {seed}: fitting {name}", 0)
+            scorer = find_method(name).fit(clips, label_features(self.bench), seed=seed)
+            beside = (
+                [] if self.bench.decision.per_second else [part for part in scorer.clip.parts if part != "zero_shot"]
+            )
+            scorers = {part: scorer.part(part, clips) for part in beside} | scorers | {name: scorer}
         self.observer.methods(seed, {name: scorer.diagnostics for name, scorer in scorers.items()})
         return scorers
+
+    def tune_prompts(self, seed: int, support: Support) -> dict[str, tuple[TunedMethod, dict[str, Any]]]:
+        """Train those of the methods that tune prompts or low-rank updates, by their published recipes."""
+        names = [name for name in (self.config.method, *self.also) if name in TUNED]
+        if not names:
+            return {}
+        texts = [*self.dataset.wordings, self.templates.background_visual[0]]
+        samples, features = self.bench.features(support.samples)
+        labels = method_support(self.bench, support.samples)
+        found = {}
+        for name in names:
+            begun = time.perf_counter()
+            inputs = self._inputs(TUNED[name].uses_pixels, samples, features)
+            targets = labels.segments if self.bench.decision.per_second else labels.labels
+            clips = [
+                TuningClip(*pair, torch.from_numpy(np.array(row))) for pair, row in zip(inputs, targets, strict=True)
+            ]
+            self.observer.begin(f"seed {seed}: tuning {name}", 0)
+            method = tune(name, self.backbone, texts, clips, shots=self.config.shots, seed=seed)
+            save(method, self.folder / f"seed-{seed}" / name)
+            about = {"seconds": time.perf_counter() - begun, "trainable": sum(method.num_trainable.values())}
+            found[name] = (method, about | {"labels_used": {"support": len(clips), "validation": 0}})
+        return found
+
+    def _inputs(self, pixels: bool, samples: Sequence[Sample], features: Features) -> list[tuple[Any, Any]]:
+        """Frames and waveforms of clips, or their embeddings, on the device."""
+        if not pixels:
+            pairs = zip(features.visual, features.audio, strict=True)
+            return [tuple(None if one is None else torch.from_numpy(one).float() for one in pair) for pair in pairs]
+        clips = [self.bench.read(sample.path) for sample in samples if sample.path is not None]
+        return [(clip.frames, clip.audio_segments) for clip in clips]
 
     def _join(self, scorer: Scorer, model: AudioVisualModel, verdict: Verdict) -> None:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""
@@ -306,7 +348,11 @@ class FewShot:
         return model.to(self.device)
 
     def test(
-        self, model: AudioVisualModel | None, verdict: Verdict | None, scorers: Mapping[str, Scorer] | None = None
+        self,
+        model: AudioVisualModel | None,
+        verdict: Verdict | None,
+        scorers: Mapping[str, Scorer] | None = None,
+        prompted: Mapping[str, tuple[TunedMethod, Any]] | None = None,
     ) -> tuple[dict[str, TaskResult], Comparison]:
         """Evaluate what was trained, the light methods and the untrained systems on the test clips.
 
@@ -314,6 +360,7 @@ class FewShot:
             model: In evaluation mode; None: nothing was trained.
             verdict: What validation chose for it.
             scorers: Fitted methods by name.
+            prompted: Tuned prompts by name.
 
         Returns:
             The result of each system, and their comparison.
@@ -329,6 +376,15 @@ class FewShot:
             for name, scorer in scorers.items():
                 part = tuned if name == AUTO else None
                 systems[name] = method_predictions(self.bench, scorer, features, self._clips, tuned=part)
+        for name, (method, _) in (prompted or {}).items():
+            validation, judged = (
+                [
+                    ClipLogits(*pair)
+                    for pair in answers(method, self._inputs(method.uses_pixels, *self.bench.features(split)))
+                ]
+                for split in ("val", "test")
+            )
+            systems[name] = self.bench.predict(judged, self.bench.fit(validation))
         report = self.bench.report(systems)
         return report.results, report.comparison
 
