@@ -293,7 +293,7 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.evaluation.evaluator import UNTRAINED
     from avfewshot.reports.methods import write_methods_page
-        from avfewshot.reports.run_html import write_run_page
+    from avfewshot.reports.run_html import write_run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
     from avfewshot.training.fewshot import TRAINED
     from avfewshot.training.gather_record import collect as collect_record
