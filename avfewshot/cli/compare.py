@@ -133,7 +133,7 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
             figure = row["estimate"]
             values = (config.task, shots, row["system"], comparison.headline, figure.value, figure.low, figure.high)
             writer.writerow([csv_cell(value) for value in (*values, row["labels"], row["seconds"])])
-            rows.append({**row, "estimate": figure.model_dump(mode="json")})
+            rows.append({**row, "estimate": {"value": figure.value, "low": figure.low, "high": figure.high}})
         document.append({"shots": shots, "headline": comparison.headline, "systems": rows})
     write_text(folder / "compare.csv", text.getvalue())
     write_text(folder / "compare.json", json.dumps({"command": command, "tables": document}, indent=1))

@@ -104,7 +104,8 @@ def backbone_faults(settings: Resolved) -> list[UsageError]:
     collect(faults, lambda: load_preset(settings["backbone"]))
     if settings["templates"] is not None:
         collect(faults, lambda: load_templates(settings["templates"]))
-    for key in ("adapter", "clip_weights", "clap_weights", "roberta"):
+    known = settings_of(type(settings.config))
+    for key in (name for name in ("adapter", "clip_weights", "clap_weights", "roberta") if name in known):
         path = settings[key]
         if path is None:
             continue
