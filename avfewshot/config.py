@@ -30,7 +30,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -45,7 +45,6 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
@@ -69,6 +68,7 @@ class Shown:
     metavar: str
     choices: Callable[[], Iterable[str]] = tuple  # for shell completion
     show: Callable[[Any], str] = str
+    repeated: bool = False  # whether its option may be given several times
 
 
 def _number(raw: Any) -> Any:
@@ -195,7 +195,11 @@ def _not_one_of(raw: Any, choices: Collection[str]) -> str:
 Text = Annotated[str, BeforeValidator(_text)]
 FilePath = Annotated[Path, BeforeValidator(_path), Shown("PATH")]
 Folder = Annotated[Path, BeforeValidator(_path), Shown("DIR")]
-Folders = Annotated[tuple[Folder, ...], BeforeValidator(lambda raw: tuple(raw) if isinstance(raw, list) else raw)]
+Folders = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(lambda raw: tuple(map(_path, raw)) if isinstance(raw, (list, tuple)) else (_path(raw),)),
+    Shown("DIR", show=lambda value: ", ".join(map(str, value)), repeated=True),
+]
 Device = Annotated[
     str,
     BeforeValidator(_device),
@@ -247,64 +251,45 @@ def _leaves(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[A
         yield annotation, metadata
 
 
-def _shown_of(metadata: tuple[Any, ...]) -> Shown | None:
-    return next((item for item in metadata if isinstance(item, Shown)), None)
-
-
 @dataclass(frozen=True)
 class Setting:
     """A field of a model as people meet it."""
 
     name: str  # of the field
     section: str | None  # the field of the command that it lies in
-    info: FieldInfo
-
-    def _extra(self, key: str) -> Any:
-        return self.info.json_schema_extra[key]  # type: ignore[index, call-overload]
-
-    @property
-    def flag(self) -> str:
-        """The option on the command line."""
-        return self._extra("flag") or "--" + self.name.replace("_", "-")
+    annotation: Any
+    default: Any  # its value when nobody sets it; None means that the program decides
+    help: str  # one line for people
+    panel: str | None  # title of the box that the option stands in
+    flag: str  # the option on the command line; capitals for an argument
+    given_metavar: str | None
+    unset: str  # what to show for a default of None
+    saved: bool  # whether the environment and avfs.toml can set it
 
     @property
     def key(self) -> str:
         """The flag as a name in Python: unique within a command."""
         return self.flag.lstrip("-").replace("-", "_").lower()
 
-    @property
-    def panel(self) -> str | None:
-        """Title of the box that the option stands in."""
-        return self._extra("panel")
-
-    @property
-    def saved(self) -> bool:
-        """Whether the environment and ``avfs.toml`` can set it."""
-        return self._extra("saved")
-
-    @property
-    def default(self) -> Any:
-        """Its value when nobody sets it; None means that the program decides."""
-        return self.info.default
-
-    @property
-    def help(self) -> str:
-        """One line for people."""
-        return self.info.description or ""
-
-    @property
-    def unset(self) -> str:
-        """What to show for a default of None."""
-        return self._extra("unset")
-
     @functools.cached_property
     def leaves(self) -> list[tuple[Any, tuple[Any, ...]]]:
         """The types that its value can have, with their bounds."""
-        return list(_leaves(self.info.rebuild_annotation()))
+        return list(_leaves(self.annotation))
 
     @functools.cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.info.rebuild_annotation(), config=ConfigDict(strict=True))
+    def shown(self) -> Shown | None:
+        """How people meet its type, where the type says it."""
+        return next((item for _, metadata in self.leaves for item in metadata if isinstance(item, Shown)), None)
+
+    @functools.cached_property
+    def words(self) -> list[str]:
+        """The words that its value can be."""
+        return [word for leaf, _ in self.leaves if get_origin(leaf) is Literal for word in get_args(leaf)]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Values for shell completion."""
+        return (*(self.shown.choices() if self.shown else ()), *self.words)
 
     @property
     def is_switch(self) -> bool:
@@ -314,48 +299,20 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether its option may be repeated."""
-        return any(get_origin(leaf) is tuple and not _shown_of(metadata) for leaf, metadata in self.leaves)
+        return self.shown is not None and self.shown.repeated
 
     @property
     def metavar(self) -> str:
         """How help texts describe the values."""
-        if given := self._extra("metavar"):
-            return given
         names = {int: "INTEGER", float: "NUMBER", bool: "BOOLEAN", str: "TEXT"}
-        return "|".join(
-            shown.metavar
-            if (shown := _shown_of(metadata))
-            else "|".join(get_args(leaf))
-            if get_origin(leaf) is Literal
-            else names.get(leaf, "DIR")
-            for leaf, metadata in self.leaves
-        )
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words that it can be, for shell completion."""
-        words: list[str] = []
-        for leaf, metadata in self.leaves:
-            shown = _shown_of(metadata)
-            words += get_args(leaf) if get_origin(leaf) is Literal else shown.choices() if shown else ()
-        return tuple(words)
+        plain = [names[leaf] for leaf, _ in self.leaves if leaf in names]
+        return self.given_metavar or "|".join([*([self.shown.metavar] if self.shown else plain), *self.words])
 
     def show(self, value: Any) -> str:
         """A value as the person would write it."""
-        if value is None:
-            return self.unset
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, str):
-            return value
-        if isinstance(value, float):
-            return f"{value:g}"
-        shown = next(filter(None, (_shown_of(metadata) for _, metadata in self.leaves)), None)
-        return shown.show(value) if shown else ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-    def shown_default(self) -> str:
-        """The default as the person would write it."""
-        return self.show(self.default)
+        if value is None or isinstance(value, (bool, str)):
+            return self.unset if value is None else value if isinstance(value, str) else str(value).lower()
+        return f"{value:g}" if isinstance(value, float) else self.shown.show(value) if self.shown else str(value)
 
     def parse(self, raw: Any, *, from_text: bool) -> Any:
         """The checked value of what a flag or the environment (text) or a file (typed already) gives.
@@ -363,47 +320,44 @@ class Setting:
         Raises:
             ValueError: With what was expected, for people.
         """
-        value = self._read(raw) if from_text and isinstance(raw, str) else raw
+        value = raw
+        if from_text and isinstance(raw, str):
+            kinds = [leaf for leaf, _ in self.leaves]
+            if int in kinds and not self.shown and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", raw):
+                value = int(raw)
+            elif bool in kinds:
+                value = _SWITCHES.get(raw.strip().lower(), raw)
         try:
-            return self._adapter.validate_python(value)
+            return _checker(self.annotation).validate_python(value)
         except ValidationError as error:
             raise ValueError(self.explain(raw, error.errors())) from None
-
-    def _read(self, text: str) -> Any:
-        for leaf, metadata in self.leaves:
-            if leaf is int and not _shown_of(metadata) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
-                return int(text)
-            if leaf is bool and (word := text.strip().lower()) in _WORDS:
-                return _WORDS[word]
-        return text
 
     def explain(self, raw: Any, errors: Iterable[Mapping[str, Any]]) -> str:
         """Pydantic's errors of a value in words for people."""
         own = [error["ctx"]["error"] for error in errors if error["type"] == "value_error"]
         if own:  # a validator of this module has said it
             return str(own[0])
-        words = [word for leaf, _ in self.leaves if get_origin(leaf) is Literal for word in get_args(leaf)]
         for leaf, metadata in self.leaves:
-            if leaf is bool:
-                return f"true or false is needed, not {raw!r}."
-            if leaf is str:
-                return f"a text is needed, not {raw!r}."
+            if leaf in (bool, str):
+                return f"{'true or false' if leaf is bool else 'a text'} is needed, not {raw!r}."
             if leaf in (int, float):
-                low, above, high = (_bound(metadata, kind) for kind in (Ge, Gt, Le))
-                what = "whole number" if leaf is int else "number"
-                bounds = f" greater than {above:g}" if above is not None else f" of at least {low or 0:g}"
-                bounds += "" if high is None else f" and at most {high:g}"
-                word = "".join(f" or {word!r}" if leaf is int else f" or {word}" for word in words)
-                return f"a {what}{bounds}{word} is needed, not {raw!r}."
-        return _not_one_of(raw, words)
+                limits = {type(item): item for item in metadata}
+                bounds = f"greater than {limits[Gt].gt:g}" if Gt in limits else f"of at least {limits[Ge].ge:g}"
+                bounds += f" and at most {limits[Le].le:g}" if Le in limits else ""
+                what, mark = ("whole number", "'") if leaf is int else ("number", "")
+                word = "".join(f" or {mark}{word}{mark}" for word in self.words)
+                return f"a {what} {bounds}{word} is needed, not {raw!r}."
+        return _not_one_of(raw, self.words)
 
 
-_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+_SWITCHES: Mapping[Any, bool] = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(
+    ("0", "false", "no", "off"), False
+)
 
 
-def _bound(metadata: tuple[Any, ...], kind: type) -> Any:
-    values = [getattr(item, kind.__name__.lower()) for item in metadata if isinstance(item, kind)]
-    return values[-1] if values else None
+@functools.cache
+def _checker(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True))
 
 
 def setting(
@@ -416,18 +370,8 @@ def setting(
     unset: str = UNSET,
     saved: bool = False,
 ) -> Any:
-    """A field that people can set.
-
-    Args:
-        default: Value when nobody sets it; None means that the program decides.
-        help: One line for people.
-        panel: Title of the box that its option stands in.
-        flag: The option, where it is not the name.
-        metavar: How the help describes its values, where the type does not say it well.
-        unset: What to show for a default of None.
-        saved: Whether ``AVFS_NAME`` and ``avfs.toml`` can set it too.
-    """
-    extra = {"panel": panel, "flag": flag, "metavar": metavar, "unset": unset, "saved": saved}
+    """A field that people can set; the arguments are those of :class:`Setting`."""
+    extra = {"panel": panel, "flag": flag, "given_metavar": metavar, "unset": unset, "saved": saved}
     return Field(default, description=help, json_schema_extra=extra)
 
 
@@ -998,16 +942,16 @@ COMMANDS: dict[str, type[CommandConfig]] = {
 @functools.cache
 def settings_of(model: type[Settings], *, by_field: bool = False) -> dict[str, Setting]:
     """The settings of a model by key (or by the name of the field), with those of its sections."""
-    found: dict[str, Setting] = {}
+    found: list[Setting] = []
     for name, info in model.model_fields.items():
         inner = info.default_factory
         if isinstance(inner, type) and issubclass(inner, Settings):
-            for single in settings_of(inner).values():
-                found[single.name if by_field else single.key] = Setting(single.name, name, single.info)
-        elif info.json_schema_extra is not None:
-            single = Setting(name, None, info)
-            found[name if by_field else single.key] = single
-    return found
+            found += [replace(single, section=name) for single in settings_of(inner).values()]
+        elif isinstance(extra := info.json_schema_extra, dict):
+            about: dict[str, Any] = {**extra, "flag": extra["flag"] or "--" + name.replace("_", "-")}
+            annotation = info.rebuild_annotation()
+            found.append(Setting(name, None, annotation, info.default, info.description or "", **about))
+    return {single.name if by_field else single.key: single for single in found}
 
 
 @functools.cache

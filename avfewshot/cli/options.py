@@ -68,7 +68,7 @@ def _annotation(setting: Setting) -> Any:
 def _option(setting: Setting, panel: str | None) -> Any:
     text = setting.help
     if setting.default not in (None, ()) or setting.unset != UNSET:
-        text += f" [dim](default: {setting.shown_default()})[/dim]"
+        text += f" [dim](default: {setting.show(setting.default)})[/dim]"
     flag, extra = setting.flag, {}
     if setting.is_switch:
         flag += "/" + _OPPOSITES.get(setting.key, f"--no-{flag[2:]}")
