@@ -10,6 +10,7 @@ import pytest
 
 from avfewshot.cli.app import COMMANDS, run
 from avfewshot.cli.terminal import status_of, wants_debug
+from avfewshot.config import COMMANDS as TABLES
 from avfewshot.errors import AvfsError, Faults, UsageError
 
 HEAVY = ("torch", "transformers", "sklearn", "open_clip", "decord", "av", "numpy", "tqdm", "jinja2")
@@ -66,7 +67,7 @@ def test_version(capsys):
         (["zeroshto"], "No such command 'zeroshto'. Did you mean 'zeroshot'?"),
         (["zeroshot", "--lables", "x"], "--labels"),
         (["zeroshot", "--topk"], "--topk"),
-        (["config", "nothing"], "Valid: zeroshot, fewshot, pretrain, data."),
+        (["config", "nothing"], f"Valid: {', '.join(TABLES)}."),
     ],
 )
 def test_misuse_is_one_message_with_a_suggestion(arguments, message, capsys):
@@ -161,5 +162,5 @@ def test_the_shim_runs_the_same_program(tmp_path):
     done = avfs("config", "--format", "json", cwd=tmp_path, AVFS_BACKBONE="large")
     assert done.returncode == 0
     found = [row for row in json.loads(done.stdout) if row["name"] == "backbone"]
-    assert {row["table"] for row in found} == {"zeroshot", "fewshot", "pretrain"}
+    assert {row["table"] for row in found} == set(TABLES) - {"data"}
     assert {(row["value"], row["source"]) for row in found} == {("large", "AVFS_BACKBONE")}
