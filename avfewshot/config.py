@@ -669,6 +669,23 @@ TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({"ave": 
 """What the paper sets otherwise for a task than the defaults of :class:`TrainingConfig`."""
 
 
+PAPER: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "method": "dgsct",
+        "objective": "contrastive",
+        "pool": "mean",
+        "blend": 1.0,
+        "projector": "mlp",
+        "background": "prompt",
+        "schedule": "constant",
+        "clip_norm": 0.0,
+        "patience": 0,
+        "val_shots": 0,
+    }
+)
+"""What ``recipe: paper`` sets: what Duan et al. print, and what their released code does where they are silent."""
+
+
 class TrainingConfig(TrainerConfig):
     """A few-shot training: every choice that its result depends on.
 
@@ -680,6 +697,11 @@ class TrainingConfig(TrainerConfig):
         "folder", "What is learnt and how it is judged."
     )
     shots: Count = setting(16, "Training clips of each class.")
+    recipe: Literal["default", "paper"] = setting(
+        "default",
+        "Defaults of DG-SCT: ours, or those of Duan et al. (docs/fewshot.md has the differences).",
+        panel=METHOD,
+    )
     method: Method = setting(
         AUTO,
         "How it is learnt: `auto` fits light methods on frozen embeddings, trains DG-SCT and joins them; or one of "
@@ -704,9 +726,10 @@ class TrainingConfig(TrainerConfig):
 
     @classmethod
     def defaults_given(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Those of the task."""
+        """Those of the task and of the recipe."""
         task = values.get("task")
-        return TASK_DEFAULTS.get(task, {}) if isinstance(task, str) else {}
+        of_task = TASK_DEFAULTS.get(task, {}) if isinstance(task, str) else {}
+        return {**of_task, **(PAPER if values.get("recipe") == "paper" else {})}
 
 
 class PretrainingConfig(TrainerConfig):
@@ -1065,10 +1088,13 @@ def _assemble(
     known = settings_of(model)
     task = values.get("task", (None,))[0]
     others = TASK_DEFAULTS.get(task, {}) if model is not ZeroshotConfig else {}
+    recipe = PAPER if values.get("recipe", (None,))[0] == "paper" else {}
     groups: dict[str | None, dict[str, Any]] = {}
     sources = {}
     for key, single in known.items():
         default = (others[single.name], f"default of {task}") if single.name in others else (single.default, "default")
+        if single.section == "training" and single.name in recipe:
+            default = recipe[single.name], "default of recipe paper"
         value, sources[key] = values.get(key, default)
         groups.setdefault(single.section, {})[single.name] = value
     parts = {}

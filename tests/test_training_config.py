@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from avfewshot.adapters.settings import GuidanceSettings
-from avfewshot.config import TrainingConfig, resolve, settings_of
+from avfewshot.config import PAPER, TrainingConfig, resolve, settings_of
 from avfewshot.errors import UsageError, flatten
 from avfewshot.evaluation.tasks import TASKS
 
@@ -221,3 +221,24 @@ def test_nothing_heavy_is_imported():
 
 def test_yaml_of_the_defaults_is_readable():
     assert yaml.safe_load(TrainingConfig().to_yaml())["lr"] == 3e-4
+
+
+def test_the_recipe_of_the_paper_sets_defaults_that_flags_come_before():
+    built = build_config({"task": "ave", "recipe": "paper", "blend": "0.5"})
+    config = built.config
+    assert (config.objective, config.pool, config.projector, config.gamma) == ("contrastive", "mean", "mlp", 0.01)
+    assert config.blend == 0.5
+    assert built.sources["pool"] == "default of recipe paper"
+    assert TrainingConfig(recipe="paper", pool="event").pool == "event"
+    assert TrainingConfig().pool == "event"
+
+
+def test_the_table_of_recipes_in_the_docs_is_the_difference_of_the_two():
+    page = (Path(__file__).parents[1] / "docs" / "fewshot.md").read_text(encoding="utf-8")
+    ours, paper, known = TrainingConfig(), TrainingConfig(recipe="paper"), settings_of(TrainingConfig, by_field=True)
+    for name, setting in known.items():
+        if name != "recipe" and getattr(ours, name) != getattr(paper, name):
+            values = (setting.show(getattr(config, name)) for config in (ours, paper))
+            assert f"| `{name}` | {' | '.join(values)} | " in page
+    table = page.split("## The paper's recipe")[1].split("##")[0]
+    assert table.count("\n| `") == len(PAPER)
