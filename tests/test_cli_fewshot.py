@@ -21,7 +21,7 @@ from avfewshot.cli.app import run
 from avfewshot.data.folder import load_folder
 from avfewshot.data.sampler import draw_support
 
-SETTINGS = ["--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0"]
+SETTINGS = ["--method", "dgsct", "--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0"]
 SYSTEMS = ["CLIP only", "CLAP only", "zero-shot", "trained"]
 
 

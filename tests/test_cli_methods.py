@@ -1,0 +1,135 @@
+"""Few-shot methods from the command line: `fewshot --method`, `compare`, and predicting with what was learnt."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from fewshot_worlds import CLASSES, write_ave, write_class_folders
+
+import avfewshot
+from avfewshot.cli.app import run
+from avfewshot.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    write_class_folders(folder / "my_clips")
+    for number, name in enumerate(CLASSES):  # names that mean nothing to the text branches
+        (folder / "codes").mkdir(exist_ok=True)
+        (folder / "codes" / f"class_{number}").symlink_to(folder / "my_clips" / name)
+    write_ave(folder / "AVE")
+    (folder / "avfs.toml").write_text('backbone = "tiny"\ndevice = "cpu"\n[data]\nave = "AVE"\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(world):
+    def execute(*arguments):
+        out, err = StringIO(), StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(world)
+            patch.setenv("AVFS_CACHE", str(world / "cache"))
+            patch.setenv("COLUMNS", "160")
+            status = run([str(argument) for argument in arguments])
+        assert "Traceback" not in err.getvalue()
+        assert status == 0, err.getvalue()
+        return out.getvalue(), err.getvalue()
+
+    return execute
+
+
+@pytest.fixture(scope="module")
+def light(call, world):
+    """A run of light methods alone on class names that mean nothing."""
+    out, err = call("fewshot", "--data", "codes", "--shots", "2", "--no-tune", "--name", "light")
+    [folder] = (world / "runs" / "folder").glob("*-light")
+    return folder, out, err
+
+
+def test_light_methods_answer_without_training_and_without_validation_labels(light):
+    folder, out, err = light
+    document = json.loads((folder / "results.json").read_text())
+    assert document["labels_used"] == {"support": 6, "validation": 0}
+    table = document["comparison"]["cells"]
+    assert {"zero-shot", "kernel_ridge", "logistic", "auto"} <= set(table)
+    assert "trained" not in table
+    assert table["auto"]["top1"]["value"] >= table["zero-shot"]["top1"]["value"]
+    assert "left out" in err  # figures of the support, before test clips are read
+    assert err.index("left out") < len(err)
+    assert "auto" in out
+    assert (folder / "methods.html").stat().st_size > 1000
+    assert not list(folder.glob("seed-1/checkpoints/*"))
+
+
+def test_a_run_predicts_its_own_classes_without_a_label_file(light, call, world):
+    folder, _, _ = light
+    out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/0.mp4", "--format", "json")
+    [clip] = json.loads(out)["clips"]
+    assert list(clip["scores"]) == ["class_0", "class_1", "class_2"]
+    assert clip["label"] == "class_2"
+    assert sum(clip["scores"].values()) == pytest.approx(1, abs=1e-4)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AVFS_CACHE", str(world / "cache"))
+        classifier = avfewshot.load(adapter=folder, device="cpu")
+        [result] = classifier.classify([world / "my_clips/dog barking/0.mp4"])
+        assert classifier.own_labels.names == ("class_0", "class_1", "class_2")
+        assert result.label == "class_2"
+        assert result.scores["class_2"] == pytest.approx(clip["scores"]["class_2"], abs=0.02)
+        [other] = classifier.classify([world / "my_clips/dog barking/0.mp4"], ["class_2", "something new"])
+        assert list(other.scores) == ["class_2", "something new"]
+        with pytest.raises(UsageError, match="Which labels"):
+            avfewshot.load("tiny", device="cpu").classify([world / "my_clips/dog barking/0.mp4"])
+
+
+def test_auto_trains_and_joins_and_the_joined_run_predicts(call, world):
+    arguments = ["--data", "my_clips", "--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0"]
+    _, err = call("fewshot", *arguments, "--name", "joined")
+    [folder] = (world / "runs" / "folder").glob("*-joined")
+    document = json.loads((folder / "results.json").read_text())
+    assert {"trained", "auto", "kernel_ridge"} <= set(document["comparison"]["cells"])
+    assert document["labels_used"]["validation"] > 0
+    assert "auto: DG-SCT" in err
+    assert (folder / "report.html").is_file()
+    assert (folder / "methods.html").is_file()
+    out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/0.mp4", "--format", "json")
+    assert json.loads(out)["clips"][0]["label"] == "dog barking"
+
+
+def test_seconds_and_their_background_by_light_methods(call, world):
+    call("fewshot", "--task", "ave", "--shots", "2", "--no-tune", "--name", "seconds")
+    [folder] = (world / "runs" / "ave").glob("*-seconds")
+    cells = json.loads((folder / "results.json").read_text())["comparison"]["cells"]
+    assert {"auto", "zero-shot"} <= set(cells)
+    assert cells["auto"]["segment_accuracy"]["value"] is not None
+
+
+def test_a_single_method_and_one_that_tunes_prompts(call, world):
+    call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "timo", "--name", "timo")
+    call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "coop", "--name", "coop")
+    for name in ("timo", "coop"):
+        [folder] = (world / "runs" / "folder").glob(f"*-{name}")
+        assert name in json.loads((folder / "results.json").read_text())["comparison"]["cells"]
+    assert (folder / "seed-1" / "coop" / "tuned.safetensors").is_file()
+
+
+def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, world):
+    arguments = ["compare", "--data", "codes", "--shots", "1,2", "--seeds", "1,2", "--name", "both"]
+    out, _ = call(*arguments)
+    folder = world / "runs" / "compare" / "both"
+    rows = list(csv.DictReader((folder / "compare.csv").open()))
+    assert {row["shots"] for row in rows} == {"1", "2"}
+    assert {"auto", "kernel_ridge", "zero-shot"} <= {row["system"] for row in rows}
+    assert all(0 <= float(row["low"]) <= float(row["value"]) <= float(row["high"]) <= 1 for row in rows)
+    assert "<svg" in (folder / "compare.html").read_text()
+    kept = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*-shot/seed-*/result.json")}
+    assert len(kept) == 4
+    again, _ = call(*arguments)
+    assert again == out
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
