@@ -88,6 +88,19 @@ def test_a_run_predicts_its_own_classes_without_a_label_file(light, call, world)
             avfewshot.load("tiny", device="cpu").classify([world / "my_clips/dog barking/0.mp4"])
 
 
+def test_classes_come_and_go_in_a_run(call, world):
+    call("fewshot", "--data", "codes", "--shots", "2", "--method", "kernel_ridge", "--name", "living")
+    [copy] = (world / "runs" / "folder").glob("*-living")
+    out, _ = call("learn", copy, "list")
+    assert out.splitlines() == ["class_0: 2 clips", "class_1: 2 clips", "class_2: 2 clips"]
+    call("learn", copy, "remove", "class_2")
+    call("learn", copy, "add", "dogs", "my_clips/dog barking/1.mp4", "my_clips/dog barking/2.mp4")
+    out, _ = call("learn", copy, "list")
+    assert out.splitlines() == ["class_0: 2 clips", "class_1: 2 clips", "dogs: 2 clips"]
+    out, _ = call("zeroshot", "--adapter", copy, "my_clips/dog barking/0.mp4", "--format", "json")
+    assert json.loads(out)["clips"][0]["label"] == "dogs"
+
+
 def test_auto_trains_and_joins_and_the_joined_run_predicts(call, world):
     arguments = ["--data", "my_clips", "--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0"]
     _, err = call("fewshot", *arguments, "--name", "joined")

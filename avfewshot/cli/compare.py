@@ -95,8 +95,13 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     training = training.replace(precision=resolve_precision(training.precision, resolve_device(model.device)))
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
-    files = {"clip_weights": model.clip_weights, "clap_weights": model.clap_weights, "roberta": model.roberta}
-    backbone = build_backbone(model.backbone, weights=model.weights, **files)
+    backbone = build_backbone(
+        model.backbone,
+        weights=model.weights,
+        clip_weights=model.clip_weights,
+        clap_weights=model.clap_weights,
+        roberta=model.roberta,
+    )
     templates = model.templates or backbone.templates
     tables: list[Table] = []
     for shots in config.shots:

@@ -16,7 +16,7 @@ from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_cached
-from avfewshot.inference.features import Embedder
+from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
 from avfewshot.inference.learned import LearnedHead, LearnedRun
@@ -113,7 +113,7 @@ class Classifier:
         self.templates = templates
         self.name = backbone.name if name is None else name
         self.backbone = backbone.to(self.device, PRECISIONS[precision])
-        plain = AudioVisualModel(self.backbone)
+        self._plain = plain = AudioVisualModel(self.backbone)
         self.model = plain if model is None else model.to(self.device).eval()
         self.adapter = adapter
         self.blend = 0.0 if model is None else float(blend)
@@ -334,19 +334,29 @@ class Classifier:
         head = ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
         if self.learned is None:
             return head
-        frozen = class_texts(self.backbone, labels.wordings, self.templates, names=labels.names)
-        scales = self.backbone.visual_scale, self.backbone.audio_scale
-        features = LabelFeatures.with_background(
-            labels.names,
-            frozen.visual.double().numpy(),
-            frozen.audio.double().numpy(),
-            scales=scales,
-            fusion=fusion,
-            pool=pool,
+        features = self.label_features(labels.names, labels.wordings, fusion=fusion, pool=pool)
+        dims = self.backbone.visual.output_dim, self.backbone.audio.output_dim
+        return LearnedHead(self.learned.scorer, features, head, dims)
+
+    def label_features(
+        self, names: Sequence[str], wordings: Sequence[str], *, fusion: str | None = None, pool: str | None = None
+    ) -> LabelFeatures:
+        """Texts of labels as few-shot methods take them, in the spaces of the frozen towers."""
+        texts = class_texts(self.backbone, wordings, self.templates, names=names)
+        return LabelFeatures.with_background(
+            names,
+            texts.visual.double().numpy(),
+            texts.audio.double().numpy(),
+            scales=(self.backbone.visual_scale, self.backbone.audio_scale),
+            fusion=fusion or self.fusion,
+            pool=pool or self.pool,
         )
-        return LearnedHead(
-            self.learned.scorer, features, head, (self.backbone.visual.output_dim, self.backbone.audio.output_dim)
-        )
+
+    def embed_frozen(self, paths: Inputs) -> list[EmbeddedFile | Failure]:
+        """What the frozen towers make of files, for few-shot methods: an entry for each."""
+        files, _ = self._embed_inputs(self._plain, paths, "av", "auto", 2, "auto")
+        with contextlib.closing(files):
+            return list(files)
 
     @property
     def own_labels(self) -> LabelSet | None:

@@ -1,0 +1,114 @@
+"""`avfs learn`: classes of a few-shot run come and go, in milliseconds once their clips are embedded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avfewshot.cli.terminal import Notices, debugging, library_messages, say
+from avfewshot.errors import UsageError
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Add a class or clips to a few-shot run, or take a class away: a block update of its kernel ridge, equal to a full fit.
+
+[bold]Examples[/bold]
+
+  avfs learn RUN list
+  avfs learn RUN add "dog barking" new_clips/        a new class, or more clips of an old one
+  avfs learn RUN remove "dog barking"
+
+What is learnt is written into the run: `avfs zeroshot --adapter RUN` answers with it at once.
+"""
+
+ACTIONS = ("list", "add", "remove")
+
+
+@app.command(help=HELP)
+def learn(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a few-shot run.", show_default=False)],
+    action: Annotated[str, typer.Argument(metavar="list|add|remove", help="What to do.", show_default=False)],
+    name: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="The class.", show_default=False)] = None,
+    clips: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATHS]...", help="Clips to learn, folders too.", show_default=False)
+    ] = None,
+    wording: Annotated[
+        str | None, typer.Option("--wording", metavar="TEXT", help="What the text branches read.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where to embed.")] = "auto",
+) -> None:
+    """Check, load, update, write."""
+    folder = Path(run).expanduser()
+    if action not in ACTIONS:
+        raise UsageError(f"{action!r} is not one of {', '.join(ACTIONS)}.", hint="avfs learn --help has examples.")
+    if (action == "list") != (name is None) or (action == "add") != bool(clips):
+        raise UsageError(f"avfs learn RUN {action}: takes {_TAKES[action]}.", hint="avfs learn --help has examples.")
+    from avfewshot.inference.learned import find_learned
+    from avfewshot.methods.living import LivingRidge
+
+    found = find_learned(folder)
+    if found is None:
+        raise UsageError(f"{folder}: holds no fitted method.", hint="Give the folder of a run of `avfs fewshot`.")
+    if action == "list":
+        targets = found.scorer.clip.arrays.get("targets")  # kernel ridge keeps its clips
+        counts = iter([] if targets is None else (targets > 0).sum(0).tolist())
+        for label, learnt in zip(found.scorer.texts.names, found.scorer.trained, strict=True):
+            known = "learnt" if targets is None else f"{next(counts)} clips"
+            typer.echo(f"{label}: {known}" if learnt else f"{label}: by its name alone")
+        return
+    assert name is not None
+    if action == "remove":
+        LivingRidge(found.scorer).remove(name)
+        kept = [row for row, label in enumerate(found.config.labels) if label != name]
+        labels = tuple(found.config.labels[row] for row in kept)
+        config = replace(found.config, labels=labels, wordings=tuple(found.config.wordings[row] for row in kept))
+    else:
+        with library_messages(Notices(), debug=debugging()):
+            config = _add(found, folder, name, wording, clips or [], device)
+    _write(found, config)
+    say(f"{found.path}: {len(config.labels)} classes.")
+
+
+_TAKES = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
+
+
+def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], device: str):
+    import numpy as np
+
+    from avfewshot.inference.loading import load
+    from avfewshot.inference.results import Failure
+    from avfewshot.methods.base import Features, LabelFeatures
+    from avfewshot.methods.living import LivingRidge
+
+    labels, wordings = list(found.config.labels), list(found.config.wordings)
+    if name not in labels:
+        labels.append(name)
+        wordings.append(wording or name)
+    classifier = load(adapter=str(folder), device=device, cache=True)
+    files = classifier.embed_frozen(clips)
+    for file in files:
+        if isinstance(file, Failure):
+            say(f"left out: {file.path}: {file.error}")
+    usable = [file for file in files if not isinstance(file, Failure)]
+    if not usable:
+        raise UsageError(f"None of {', '.join(clips)} can be learnt from.", hint="Give clips that can be read.")
+    texts: LabelFeatures = classifier.label_features(labels, wordings)
+    marks = np.zeros((len(usable), len(labels)), dtype=bool)
+    marks[:, labels.index(name)] = True
+    features = Features.of((file.path, file.visual, file.audio) for file in usable)
+    LivingRidge(found.scorer).add(features, marks, texts)
+    say(f"{len(usable)} clips learnt as {name!r}.")
+    return replace(found.config, labels=tuple(labels), wordings=tuple(wordings))
+
+
+def _write(found, config) -> None:
+    from avfewshot.io import write_text
+    from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT
+
+    found.scorer.save(found.path)
+    write_text(found.path / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
