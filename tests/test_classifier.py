@@ -411,7 +411,7 @@ def test_wordings_of_labels_can_be_a_dictionary(classifier, folder):
         ({"paths": torch.zeros(2, 8, 8, dtype=torch.uint8)}, r"not \[1, 2, 8, 8\]"),
         ({"paths": (torch.full((9,), math.nan), 8000)}, "not finite"),
         ({"paths": {}}, "nothing in it"),
-        ({"labels": None}, "list of texts"),
+        ({"labels": None}, "Which labels"),
         ({"labels": 3}, "list of texts"),
         ({"labels": [1, 2]}, "must be a text"),
         ({"labels": {"a": None}}, "must be a text"),

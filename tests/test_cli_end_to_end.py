@@ -79,7 +79,8 @@ def test_every_format_says_the_same(done):
     _, out = done
     clips = json.loads((out / "results.json").read_text())["clips"]
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert [line for line in lines if "error" not in line] == clips
+    assert [{**line, "run": None} for line in lines if "error" not in line] == [{**clip, "run": None} for clip in clips]
+    assert len({line["run"] for line in lines}) == 1
     rows = [row for row in csv.DictReader((out / "results.csv").read_text().splitlines()) if not row["error"]]
     assert [(row["path"], row["label"], float(row["score"])) for row in rows] == [
         (clip["path"], clip["label"], clip["score"]) for clip in clips

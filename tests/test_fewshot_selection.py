@@ -94,7 +94,7 @@ def make_run(monkeypatch, tmp_path):
         diary = Diary()
         run = FewShot(
             data,
-            TrainingConfig(**{"task": task, **settings, **changes}),
+            TrainingConfig(**{"task": task, "method": "dgsct", "val_shots": "all", **settings, **changes}),
             Movable(plain.visual, plain.audio),
             load_templates("single"),
             "single",

@@ -310,7 +310,7 @@ def test_data_sets_can_be_added_one_by_one(tmp_path, unrendered):
 
 def test_its_settings_and_labels_can_be_used(tmp_path, unrendered):
     make(tmp_path)
-    assert read_config(tmp_path) == {"": {"backbone": "tiny"}, "data": {"root": "."}}
+    assert read_config(tmp_path) == {"": {"backbone": "tiny"}, "data": {"root": Path(".")}}
     happening = {"dog barking", "car honking", "bell ringing", "kettle whistling", "train honking", "fire crackling"}
     assert set(parse_labels(tmp_path / "labels.txt").names) == happening
     assert (tmp_path / "samples" / "fire-crackling.mp4").is_file()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,8 @@ def _callbacks() -> ThreadPoolExecutor:
 
     Signals are delivered to the main thread alone, so the callbacks run in another one.
     """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_callbacks.cache_clear)  # threads do not come along
     return ThreadPoolExecutor(1, thread_name_prefix="soundfile")
 
 

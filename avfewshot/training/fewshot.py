@@ -283,8 +283,11 @@ class FewShot:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""
         if self.bench.decision.per_second:
             return
+        if not self.bench.scored("val").samples:
+            self.observer.say("auto: DG-SCT not joined: no validation clip tells how much it is worth (--val-shots).")
+            return
         unseen = method_support(self.bench, "val")
-        tuned = self._log_posterior(model, "val", verdict) if len(unseen) else np.zeros(unseen.labels.shape)
+        tuned = self._log_posterior(model, "val", verdict)
         joined = join_tuned(scorer, unseen, tuned)
         share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
         self.observer.say(f"auto: DG-SCT {share}, {joined['why']} ({joined['clips']} clips).")
