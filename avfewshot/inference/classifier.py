@@ -195,9 +195,10 @@ class Classifier:
         Results come in order, each as soon as it is known. Closing the iterator stops the decoding processes. Arguments
         are checked, and labels encoded, before this returns.
         """
-        if labels is None and self.own_labels is None:
+        asked = self.own_labels if labels is None else labels
+        if asked is None:
             raise UsageError("Which labels?", hint="Give a list of labels, or load a few-shot run: load(adapter=RUN).")
-        labels = _label_set(self.own_labels if labels is None else labels)
+        labels = _label_set(asked)
         fusion, pool = fusion or self.fusion, pool or self.pool
         _check("fusion", fusion, FUSIONS)
         _check("pool", pool, POOLS)
