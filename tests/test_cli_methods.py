@@ -123,6 +123,18 @@ def test_seconds_and_their_background_by_light_methods(call, world):
     assert cells["auto"]["segment_accuracy"]["value"] is not None
 
 
+def test_one_clip_a_class_is_learnt_and_saved_without_a_test_clip(call, world):
+    for number, name in enumerate(CLASSES):
+        (world / "single" / f"class_{number}").mkdir(parents=True)
+        (world / "single" / f"class_{number}" / "0.mp4").symlink_to(world / "my_clips" / name / "0.mp4")
+    out, _ = call("fewshot", "--data", "single", "--shots", "1", "--no-tune", "--name", "single")
+    assert "There was no test clip" in out
+    [folder] = (world / "runs" / "folder").glob("*-single")
+    assert json.loads((folder / "results.json").read_text())["comparison"] is None
+    out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/1.mp4", "--format", "json")
+    assert json.loads(out)["clips"][0]["label"] == "class_2"
+
+
 def test_a_single_method_and_one_that_tunes_prompts(call, world):
     call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "timo", "--name", "timo")
     call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "coop", "--name", "coop")

@@ -300,12 +300,13 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
     from avfewshot.version import __version__
 
     folder = run.folder
-    comparison = average_comparisons([result.comparison for result in results])
+    compared = [result.comparison for result in results if result.comparison is not None]
+    comparison = average_comparisons(compared) if compared else None
     begun = trainer.initial is not None
     rows = run.rows(trainer.backbone, trainer.config) if begun else run.rows()
     # First, since it looks at the clips: a run that was done before has not looked at any yet.
     record = None
-    if plan is not None:
+    if plan is not None and comparison is not None:
         main = [name for name in (*UNTRAINED, TRAINED) if name in comparison.systems]
         shown = comparison.only(main)
         record = collect_record(trainer, plan, results, shown, command=run.command, settings=rows, roles=_ROLES)
@@ -324,12 +325,13 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
             for count in (plan.parameters if plan else ())
         },
         "flops_per_clip": plan.flops if plan else {},
-        "comparison": comparison.model_dump(mode="json"),
+        "comparison": None if comparison is None else comparison.model_dump(mode="json"),
         "seeds": [result.to_dict() for result in results],
     }
     write_text(folder / "results.json", json.dumps(document, indent=1))
-    write_text(folder / "results.csv", comparison_csv(comparison))
-    write_text(folder / "results.md", comparison_markdown(comparison))
+    if comparison is not None:
+        write_text(folder / "results.csv", comparison_csv(comparison))
+        write_text(folder / "results.md", comparison_markdown(comparison))
     write_text(folder / "config.yaml", trainer.config.to_yaml())
     for result in results:
         for name, scored in result.results.items():
@@ -340,7 +342,7 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
         _write_tensorboard(results, folder)
         write_run_page(folder / "report.html", record)
         pages.append(folder / "report.html")
-    if results[0].methods:
+    if results[0].methods and comparison is not None:
         table = (f"{trainer.config.shots} shots", comparison, [result.methods for result in results])
         title = f"{trainer.config.task}: few-shot methods"
         write_methods_page(folder / "methods.html", [table], title=title, command=run.command)
@@ -380,14 +382,16 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.reports.run_tables import comparison_table
 
-    comparison = average_comparisons([result.comparison for result in results])
+    compared = [result.comparison for result in results if result.comparison is not None]
     console = Console(highlight=False)
-    if results[0].methods:
+    if not compared:
+        console.print("There was no test clip: what was learnt is saved, and nothing tells how good it is.")
+    elif results[0].methods:
         from avfewshot.reports.methods import methods_table
 
-        console.print(methods_table(comparison, [result.methods for result in results]))
+        console.print(methods_table(average_comparisons(compared), [result.methods for result in results]))
     else:
-        console.print(comparison_table(comparison))
+        console.print(comparison_table(average_comparisons(compared)))
     notes = Console(stderr=True, highlight=False)
     for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset):
         if left:

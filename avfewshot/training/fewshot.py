@@ -63,7 +63,7 @@ class SeedResult:
         support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
         progress: How the training ended; None where nothing was trained through the towers.
         results: Of the untrained systems, :data:`TRAINED` and the methods on the test clips.
-        comparison: Of these.
+        comparison: Of these; None where there is no test clip.
         folder: Where checkpoints and metrics of this seed lie.
         methods: What each fitted method says of itself: left-out accuracy, choices, seconds.
     """
@@ -72,7 +72,7 @@ class SeedResult:
     support: dict[str, Any]
     progress: Progress | None
     results: dict[str, TaskResult]
-    comparison: Comparison
+    comparison: Comparison | None
     folder: Path
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class SeedResult:
             "support": self.support,
             "progress": None if self.progress is None else self.progress.to_dict(),
             "results": {name: result.model_dump(mode="json") for name, result in self.results.items()},
-            "comparison": self.comparison.model_dump(mode="json"),
+            "comparison": None if self.comparison is None else self.comparison.model_dump(mode="json"),
             "methods": self.methods,
         }
 
@@ -180,7 +180,10 @@ class FewShot:
         if self.config.method in scorers:
             self._save(seed, support, scorers)
         # Test clips come in here and not before: nothing that is chosen can depend on them.
-        results, comparison = self.test(model, progress.best if progress else None, scorers, prompted)
+        results: dict[str, TaskResult] = {}
+        comparison = None
+        if self.dataset.available("test"):
+            results, comparison = self.test(model, progress.best if progress else None, scorers, prompted)
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
         methods |= {name: about for name, (_, about) in prompted.items()}
         result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder, methods)
@@ -451,7 +454,7 @@ def read_result(folder: Path, support: Support) -> SeedResult | None:
             values["support"],
             None if values["progress"] is None else Progress.from_dict(values["progress"]),
             {name: TaskResult.model_validate(record) for name, record in values["results"].items()},
-            Comparison.model_validate(values["comparison"]),
+            None if values["comparison"] is None else Comparison.model_validate(values["comparison"]),
             folder,
             values.get("methods", {}),
         )
