@@ -15,7 +15,7 @@ from avfewshot.cli.fewshot import data_root, load_data
 from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import AUTO, CompareConfig, FewshotConfig, TrainingConfig, resolve
-from avfewshot.errors import raise_faults
+from avfewshot.errors import DataError, raise_faults
 from avfewshot.io import csv_cell, write_text
 
 if TYPE_CHECKING:
@@ -119,7 +119,11 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             also=also,
         )
         results = [cell.run(seed) for seed in config.seeds]
-        comparison = average_comparisons([result.comparison for result in results])
+        compared = [result.comparison for result in results if result.comparison is not None]
+        if not compared:
+            hint = "Give a test split, or more clips a class than --shots."
+            raise DataError("There is no test clip to compare methods on.", hint=hint)
+        comparison = average_comparisons(compared)
         tables.append((f"{shots} shots", comparison, [result.methods for result in results]))
         _write(config, folder, tables, "")
     return tables
