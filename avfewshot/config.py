@@ -195,6 +195,11 @@ def _not_one_of(raw: Any, choices: Collection[str]) -> str:
 Text = Annotated[str, BeforeValidator(_text)]
 FilePath = Annotated[Path, BeforeValidator(_path), Shown("PATH")]
 Folder = Annotated[Path, BeforeValidator(_path), Shown("DIR")]
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda raw: tuple(map(str, raw)) if isinstance(raw, (list, tuple)) else (str(raw),)),
+    Shown("TEXT", show=lambda value: ", ".join(value), repeated=True),
+]
 Folders = Annotated[
     tuple[Path, ...],
     BeforeValidator(lambda raw: tuple(map(_path, raw)) if isinstance(raw, (list, tuple)) else (_path(raw),)),
@@ -789,7 +794,10 @@ class InferenceConfig(BackboneConfig):
 class OutputConfig(Settings):
     """What is classified and where the answer goes."""
 
-    labels: FilePath | None = setting(None, "Label file, needed: one a line; `label: a longer wording`.", saved=True)
+    labels: FilePath | None = setting(
+        None, "Label file: one a line; `label: a longer wording`. `-` reads standard input.", saved=True
+    )
+    label: Texts = setting((), "A label on the command line, instead of a file; may be repeated.")
     recursive: bool = setting(True, "Look into sub-folders.", saved=True)
     topk: Count = setting(5, "Labels to show for each clip in tables and reports.", panel=OUTPUT, saved=True)
     segments: bool = setting(False, "Also say what each second holds.", panel=OUTPUT, saved=True)

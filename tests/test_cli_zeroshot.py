@@ -517,3 +517,14 @@ def test_timelines_of_several_clips_go_into_a_folder(classify, folder, form):
     assert fake.asked["segments"]
     assert sorted(path.name for path in (folder / "out").iterdir()) == [f"{name}.{form}" for name in "abc"]
     assert zeroshot("--format", form) == 2
+
+
+def test_labels_on_the_command_line(tmp_path, monkeypatch, capsys):
+    from avfewshot.cli.app import run
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text("a\n")
+    assert run(["zeroshot", "--label", "x", "--labels", "labels.txt", "--backbone", "tiny"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert run(["zeroshot", "--label", "dog", "--label", "dog", "--backbone", "tiny"]) == 2
+    assert "--label, number 2: 'dog' repeats 'dog'" in capsys.readouterr().err

@@ -125,16 +125,20 @@ class _Work:
 def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     """Check everything that can be checked before torch is imported, and tell all that is wrong at once."""
     from avfewshot.cli.outputs import check_file, check_overwrite, earlier_results, plan_targets
-    from avfewshot.labels import parse_labels
+    from avfewshot.labels import LabelSet, parse_labels
     from avfewshot.media.discover import find_media
 
     faults, asked = settings.faults, settings.config.output
     labels = files = page = None
-    if asked.labels is None and settings["adapter"] is not None and (own := _labels_of_run(settings["adapter"])):
+    if asked.label and asked.labels is not None:
+        faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
+    elif asked.label:
+        labels = collect(faults, lambda: LabelSet.from_texts(asked.label))
+    elif asked.labels is None and settings["adapter"] is not None and (own := _labels_of_run(settings["adapter"])):
         labels = own
     elif asked.labels is None:
         if not any(str(fault).startswith("--labels") for fault in faults):
-            hint = "Write one label a line into a file and add `--labels labels.txt`."
+            hint = "Write one label a line into a file and add `--labels labels.txt`, or say `--label 'dog barking'`."
             faults.append(UsageError("No label file is given.", hint=hint))
     else:
         labels = collect(faults, lambda: parse_labels(asked.labels))

@@ -174,7 +174,9 @@ class FewShot:
             return known
         scorers = self.fit_methods(seed, support)
         prompted = self.tune_prompts(seed, support)
+        begun = time.perf_counter()
         model, progress = self.train(seed, support) if self.trains else (None, None)
+        trained_seconds = time.perf_counter() - begun
         if AUTO in scorers and model is not None:
             self._join(scorers[AUTO], model, progress.best)
         if self.config.method in scorers:
@@ -186,6 +188,14 @@ class FewShot:
             results, comparison = self.test(model, progress.best if progress else None, scorers, prompted)
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
         methods |= {name: about for name, (_, about) in prompted.items()}
+        if model is not None:
+            used = {"support": len(support.samples), "validation": self.validation_used}
+            learnt = sum(value.numel() for value in model.trainable_state().values())
+            about = {"labels_used": used, "seconds": trained_seconds, "trainable": learnt}
+            if methods:
+                methods[TRAINED] = about
+            if AUTO in methods and methods[AUTO].get("tuned"):
+                methods[AUTO] = {**methods[AUTO], "labels_used": used}
         result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder, methods)
         write_text(folder / "result.json", json.dumps(result.to_dict()))
         return result
