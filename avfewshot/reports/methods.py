@@ -13,7 +13,7 @@ from rich.text import Text
 
 from avfewshot.evaluation.results import Comparison
 from avfewshot.io import write_text
-from avfewshot.reports.charts import Series, line_chart
+from avfewshot.reports.charts import TONES, Series, line_chart
 from avfewshot.reports.figures import NONE, basis, interval, metric_title, points
 from avfewshot.reports.html import environment, style
 from avfewshot.reports.text import printable
@@ -106,24 +106,17 @@ def write_methods_page(
         command: What made it.
         shots: Of the tables, where they are of one task at several shots: a chart over them is drawn.
     """
-    chart = ""
-    if len(shots) > 1:
-        systems = list(dict.fromkeys(system for _, table, _ in tables for system in table.systems))
-        series = []
-        for system in systems:
-            found = [
-                (float(k), table.cells[system][table.headline].value)
-                for k, (_, table, _) in zip(shots, tables, strict=True)
-                if system in table.systems
-            ]
-            series.append(Series(system, [(k, value) for k, value in found if value is not None]))
+    chart, drawn = "", _lines(tables, shots) if len(shots) > 1 else []
+    if drawn:
         headline = metric_title(tables[0][1].headline)
-        chart = line_chart(f"{headline} over shots", series, x_name="shots", shares=True)
+        chart = line_chart(f"{headline} over shots", drawn, x_name="shots", shares=True)
     page = environment().get_template("methods.html.j2")
     text = page.render(
         title=title,
         command=command,
         chart=chart,
+        drawn=[line.name for line in drawn],
+        tones=TONES,
         tables=[
             {"title": name, "rows": method_rows(table, runs), "basis": basis(table), "table": table, "runs": runs}
             for name, table, runs in tables
@@ -136,3 +129,19 @@ def write_methods_page(
         version=__version__,
     )
     write_text(path, text)
+
+
+def _lines(tables: Sequence[tuple[str, Comparison, Sequence[Diagnostics]]], shots: Sequence[int]) -> list[Series]:
+    """A line a system over shots: `auto`, zero-shot, and the best of the others, as many as there are colours."""
+    lines = {}
+    for system in dict.fromkeys(name for _, table, _ in tables for name in table.systems):
+        found = [
+            (float(k), table.cells[system][table.headline].value)
+            for k, (_, table, _) in zip(shots, tables, strict=True)
+            if system in table.systems
+        ]
+        lines[system] = [(k, value) for k, value in found if value is not None]
+    first = [name for name in ("auto", "zero-shot") if lines.get(name)]
+    others = [name for name in lines if lines[name] and name not in first and lines[name] != lines.get("auto")]
+    others.sort(key=lambda name: -fmean(value for _, value in lines[name]))
+    return [Series(name, lines[name]) for name in (*first, *others[: TONES - len(first)])]
