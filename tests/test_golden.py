@@ -36,7 +36,7 @@ COMMANDS = {
 TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
 FAULTS = {
     "unknown-command": ("zeroshoot",),
-    "unknown-flag": ("zeroshot", "--label", "dog"),
+    "unknown-flag": ("zeroshot", "--labelz", "dog"),
     "zeroshot-no-labels": ("zeroshot", "clips/a.mp4", *TINY),
     "zeroshot-no-such-labels": ("zeroshot", "clips", "--labels", "label.txt", *TINY),
     "zeroshot-empty-labels": ("zeroshot", "clips", "--labels", "empty.txt", *TINY),
