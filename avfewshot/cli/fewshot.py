@@ -237,6 +237,7 @@ def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
         + ", ".join(
             f"{len(dataset.available(split)):,} of {size:,} {split} clips have media"
             for split, size in dataset.split_sizes.items()
+            if trainer.trains or split != "val"  # else it is the support once more, for thresholds
         )
         + "."
     )
