@@ -1,0 +1,1 @@
+"""What turns the features of the towers into a task's answer."""

@@ -1,0 +1,230 @@
+"""MUSIC-AVQA: reading questions, words and answers, the blind prior, accuracy by type, the ST-AVQA head."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from dataset_files import counts, official, touch, write_files
+
+from avfewshot.data.music_avqa import (
+    BlindPrior,
+    Question,
+    WordList,
+    answer_list,
+    contradictions,
+    load_music_avqa,
+    read_questions,
+)
+from avfewshot.errors import DataError, UsageError
+from avfewshot.evaluation.question_answering import accuracy_by_type
+from avfewshot.heads.question_answering import STAVQA
+
+COUNT = ("Audio-Visual", "Counting", "How many sounding <Object> in the video？")
+EXIST = ("Audio", "Counting", "Are there <Object> and <Object> sound? ")
+
+
+def row(number, video, kind, values, answer, **changes):
+    modality, type_, template = kind
+    return {
+        "video_id": video,
+        "question_id": number,
+        "type": json.dumps([modality, type_]),
+        "question_content": template,
+        "templ_values": json.dumps(values),
+        "question_deleted": 0,
+        "anser": answer,
+    } | changes
+
+
+TRAIN = [
+    row(0, "00000001", COUNT, ["acoustic_guitar"], "two"),
+    row(1, "00000001", EXIST, ["cello", "drum"], "yes"),
+    row(2, "va00000002", COUNT, ["drum"], "two"),
+    row(3, "va00000002", COUNT, ["cello"], "one"),
+    row(4, "00000003", COUNT, ["cello"], "ten", question_deleted=1),
+]
+VAL = [row(5, "00000001", COUNT, ["drum"], "one"), row(5, "00000001", COUNT, ["drum"], "two")]
+TEST = [row(6, "00000009", EXIST, ["drum", "cello"], "no"), row(7, "00000009", COUNT, ["cello"], "two")]
+
+
+@pytest.fixture
+def root(tmp_path):
+    parts = {"train": TRAIN, "val": VAL, "test": TEST}
+    write_files(tmp_path, {f"data/json/avqa-{split}.json": json.dumps(rows) for split, rows in parts.items()})
+    touch(tmp_path, ["videos/real/00000001.mp4", "videos/va00000002.mp4"])
+    return tmp_path
+
+
+def test_templates_are_filled_and_marks_and_blanks_fall_away(root):
+    dataset = load_music_avqa(root)
+    guitar, both = dataset.questions["train"][:2]
+    assert guitar.words == ("How", "many", "sounding", "acoustic_guitar", "in", "the", "video")
+    assert both.text == "Are there cello and drum sound?"
+    assert (guitar.key, guitar.answer, guitar.split) == ("Audio-Visual Counting", "two", "train")
+    assert [question.id for question in dataset.questions["train"]] == [0, 1, 2, 3]  # 4 is deleted
+
+
+def test_videos_are_found_anywhere_and_questions_without_one_are_left_out(root):
+    dataset = load_music_avqa(root)
+    assert dataset.videos["00000001"] == root / "videos/real/00000001.mp4"
+    assert dataset.usable("test") == []
+    assert len(dataset.usable("train")) == 4
+    assert counts(dataset.report) == {
+        "missing-media": 1, "contradicting-answers": 1, "shared-videos": 1, "unknown-answers": 1
+    }  # fmt: skip
+    assert dataset.report.find("contradicting-answers").examples == ("00000001 How many sounding drum in the video?",)
+
+
+def test_the_updated_lists_come_first_unless_the_original_ones_are_asked_for(root):
+    updated = {f"data/json_update/avqa-{split}.json": json.dumps(TRAIN[:1]) for split in ("train", "val", "test")}
+    write_files(root, updated)
+    assert len(load_music_avqa(root).questions["train"]) == 1
+    assert len(load_music_avqa(root, "original").questions["train"]) == 4
+    with pytest.raises(UsageError, match="Valid: update, original"):
+        load_music_avqa(root, "v2")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"templ_values": "__import__('os').abort()"}, "entry 0 is not a question"),
+        ({"templ_values": "[]"}, "1 placeholders and 0 values"),
+        ({"type": '["Audio"]'}, "not enough values"),
+        ({"video_id": "../../etc/passwd"}, "not a plain name"),
+        ({"anser": None}, "texts are needed"),
+    ],
+)
+def test_a_faulty_entry_is_named(root, change, reason):
+    write_files(root, {"data/json/avqa-val.json": json.dumps([VAL[0] | change])})
+    with pytest.raises(DataError, match=reason):
+        load_music_avqa(root)
+
+
+def test_missing_lists_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no folder json_update or json with avqa-train\.json"):
+        load_music_avqa(tmp_path)
+
+
+def test_words_are_padded_and_a_typed_question_finds_them(root):
+    train = load_music_avqa(root).questions["train"]
+    words = WordList.of(train)
+    ids, unknown = words.encode(train[0].words)
+    assert (len(ids), ids[7:], unknown) == (14, [0] * 7, [])
+    assert words.parse("how many sounding acoustic guitar in the video？ ") == (ids, [])
+    assert words.parse("How many sounding tubas in the video")[1] == ["tubas"]
+    with pytest.raises(UsageError, match="No word of the question"):
+        words.parse("Qui?")
+    assert answer_list(train) == ["two", "yes", "one"]
+
+
+def test_blind_prior_and_accuracy_by_type(root):
+    questions = load_music_avqa(root).questions
+    prior = BlindPrior(questions["train"])
+    answers = [prior.answer(question) for question in questions["test"]]
+    assert answers == ["yes", "two"]
+    assert prior.answer(Question(0, "x", ("Audio", "Counting"), "Never asked?", (), "no")) == "two"
+    assert accuracy_by_type(questions["test"], answers) == {
+        "all": 50.0, "Audio": 0.0, "Audio Counting": 0.0, "Audio-Visual": 100.0, "Audio-Visual Counting": 100.0
+    }  # fmt: skip
+
+
+def test_official_lists():
+    folder = official("MUSIC-AVQA")
+    test, val = (read_questions(folder / f"avqa-{split}.json") for split in ("test", "val"))
+    update = {split: read_questions(folder / f"avqa-{split}.json_update.json") for split in ("test", "val")}
+    fake = read_questions(folder / "avqa-train_fake.json")
+    assert [len(part) for part in (test, val, update["test"], update["val"], fake)] == [9185, 4595, 9129, 4568, 6233]
+    assert [len(contradictions(part)) for part in (test, val, *update.values())] == [55, 27, 0, 0]
+    assert len({question.id for question in update["test"]}) == 9129
+    assert len({q.video for q in val}) == 3815
+    assert len({q.video for q in val} & {q.video for q in test}) == 2296
+    assert len(WordList.of([*test, *val, *fake]).words) == 93
+    assert (len(answer_list(test)), len({q.template for q in test})) == (41, 33)
+    listed = (folder / "ans_vocab.DG-SCT.txt").read_text().split("\n")
+    assert set(answer_list([*test, *val, *fake])) <= set(filter(None, listed))
+    prior = BlindPrior(val)
+    accuracy = accuracy_by_type(test, [prior.answer(question) for question in test])
+    shown = {key: round(accuracy[key], 1) for key in ("all", "Audio", "Visual", "Audio-Visual")}
+    assert shown == {"all": 51.1, "Audio": 61.5, "Visual": 41.8, "Audio-Visual": 52.2}
+
+
+# -- the head ----------------------------------------------------------------------------------------------------------
+
+
+def batch(size, *, seconds=3, places=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(1, 9, (size, 14), generator=generator)
+    words[:, 6:] = 0
+    words[0, 3:] = 0
+    return (
+        torch.randn(size, seconds, places, 12, generator=generator),
+        torch.randn(size, seconds, 10, generator=generator),
+        words,
+    )
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return STAVQA(12, 10, words=9, answers=5, dim=16, dropout=0.0)
+
+
+def test_head_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        head = STAVQA(512, 128, words=93, answers=42)
+    assert sum(p.numel() for p in head.parameters()) == 7_916_716  # 10,608,300 with those that the release never uses
+
+
+def test_answers_do_not_depend_on_the_batch(head):
+    head.eval()
+    inputs = batch(6)
+    together = head(*inputs)
+    alone = torch.cat([head(*(values[i : i + 1] for values in inputs)) for i in range(6)])
+    shuffled = head(*(values[[3, 1, 5, 0, 2, 4]] for values in inputs))
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together[[3, 1, 5, 0, 2, 4]], shuffled)
+
+
+def test_answers_do_not_depend_on_the_order_of_places_and_seconds_nor_on_padding(head):
+    head.eval()
+    places, audio, words = batch(3)
+    expected = head(places, audio, words)
+    torch.testing.assert_close(head(places[:, :, [2, 0, 3, 1]], audio, words), expected)
+    torch.testing.assert_close(head(places[:, [2, 0, 1]], audio[:, [2, 0, 1]], words), expected)
+    torch.testing.assert_close(head(places, audio, words[:, :6]), expected)
+    assert not torch.allclose(head(places.flip(0), audio, words), expected)
+    assert not torch.allclose(head(places, audio.flip(0), words), expected)
+
+
+def test_spatial_grounding_weighs_places_by_their_likeness_to_the_sound(head):
+    places, audio, _ = batch(1)
+    visual, sound = head.visual(places[0, 0]), head.audio(audio[0, 0])
+    weights = torch.softmax(torch.stack([torch.cosine_similarity(v, sound, dim=0) for v in visual]), 0)
+    expected = head.ground(torch.tanh(torch.cat([visual.mean(0), (weights[:, None] * visual).sum(0)])))
+    torch.testing.assert_close(head._grounded(places, audio)[0][0, 0], expected)
+
+
+def test_loss_teaches_that_own_pictures_match_and_others_do_not(head):
+    places, audio, words = batch(4)
+    answers = torch.tensor([0, 1, 2, 3])
+    others = places.roll(1, 0)
+    visual, sound = head._grounded(places, audio)
+    wrong, _ = head._grounded(others, audio)
+    logits = [head.match(torch.cat([sound, picture], -1)).log_softmax(-1) for picture in (visual, wrong)]
+    match = -(logits[0][..., 1].mean() + logits[1][..., 0].mean()) / 2
+    answer = torch.nn.functional.cross_entropy(head(places, audio, words), answers)
+    torch.testing.assert_close(head.loss(places, audio, words, answers, others), answer + 0.5 * match)
+
+
+def test_head_learns_eight_clips_by_heart(head):
+    places, audio, words = batch(8)
+    words[:] = words[1]  # one question for all: only sight and sound tell the answers apart
+    answers = torch.arange(8) % 5
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        head.loss(places, audio, words, answers, places.roll(1, 0)).backward()
+        optimizer.step()
+    assert (head.eval()(places, audio, words).argmax(-1) == answers).all()
