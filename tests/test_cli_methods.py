@@ -101,6 +101,57 @@ def test_classes_come_and_go_in_a_run(call, world):
     assert json.loads(out)["clips"][0]["label"] == "dogs"
 
 
+def special_folder(world, name, none):
+    """Two classes and dogs that bark in ``none/`` or in ``-class_0/``."""
+    for folder, source in (("class_0", CLASSES[0]), ("class_1", CLASSES[1]), (none, CLASSES[2])):
+        (world / name).mkdir(exist_ok=True)
+        (world / name / folder).symlink_to(world / "my_clips" / source)
+
+
+def test_clips_of_none_are_a_class_that_stays_at_inference(call, world):
+    special_folder(world, "with_none", "none")
+    call("fewshot", "--data", "with_none", "--shots", "3", "--method", "kernel_ridge", "--name", "none")
+    [folder] = (world / "runs" / "folder").glob("*-none")
+    document = json.loads((folder / "results.json").read_text())
+    classes = document["seeds"][0]["results"]["kernel_ridge"]["classes"]
+    assert [(row["name"], row["recall"]) for row in classes] == [("class_0", 1), ("class_1", 1), ("none", 1)]
+    out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/5.mp4", "--segments", "--format", "json")
+    [clip] = json.loads(out)["clips"]
+    assert clip["label"] == "none"
+    assert list(clip["scores"]) == ["class_0", "class_1", "none"]
+    assert sum(clip["scores"].values()) == pytest.approx(1, abs=1e-4)
+    assert {part["label"] for part in clip["segments"]} == {"none"}
+    out, _ = call("zeroshot", "--adapter", folder, "--label", "class_0", "--label", "class_1",
+                    "my_clips/dog barking/5.mp4", "--format", "json")  # fmt: skip
+    assert "none of the labels fits" in json.loads(out)["clips"][0]["warnings"][0]
+    out, _ = call("learn", folder, "list")
+    assert out.splitlines() == ["class_0: 3 clips", "class_1: 3 clips", "none: 3 clips"]
+    call("learn", folder, "add", "none", "my_clips/dog barking/5.mp4")
+    out, _ = call("learn", folder, "list")
+    assert out.splitlines()[-1] == "none: 4 clips"
+    call("learn", folder, "remove", "none")
+    out, _ = call("learn", folder, "list")
+    assert out.splitlines() == ["class_0: 3 clips", "class_1: 3 clips"]
+
+
+def test_counter_examples_keep_their_like_out_of_a_class(call, world):
+    special_folder(world, "with_counter", "-class_0")
+    scores = {}
+    for name, data in (("counter", "with_counter"), ("plain", "plain")):
+        if data == "plain":
+            (world / data).mkdir()
+            for folder in ("class_0", "class_1"):
+                (world / data / folder).symlink_to(world / "with_counter" / folder)
+        call("fewshot", "--data", data, "--shots", "3", "--method", "kernel_ridge", "--name", name)
+        [folder] = (world / "runs" / "folder").glob(f"*-{name}")
+        out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/5.mp4", "--format", "json")
+        scores[name] = json.loads(out)["clips"][0]["scores"]["class_0"]
+        used = json.loads((folder / "results.json").read_text())["seeds"][0]["methods"]["kernel_ridge"]["labels_used"]
+        assert used.get("counter-examples", 0) == (6 if name == "counter" else 0)
+        assert ("counter-examples" in (folder / "methods.html").read_text()) == (name == "counter")
+    assert scores["counter"] < 0.5 * scores["plain"]
+
+
 def test_auto_trains_and_joins_and_the_joined_run_predicts(call, world):
     arguments = ["--data", "my_clips", "--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0"]
     _, err = call("fewshot", *arguments, "--name", "joined")
@@ -121,6 +172,12 @@ def test_seconds_and_their_background_by_light_methods(call, world):
     cells = json.loads((folder / "results.json").read_text())["comparison"]["cells"]
     assert {"auto", "zero-shot"} <= set(cells)
     assert cells["auto"]["segment_accuracy"]["value"] is not None
+    out, _ = call("zeroshot", "--adapter", folder, "AVE/AVE", "--segments", "--format", "json")
+    clips = json.loads(out)["clips"]
+    found = {part["label"] for clip in clips for part in clip["segments"]}
+    assert "background" in found  # learnt, and kept at inference
+    assert found <= {"background", *CLASSES}
+    assert all(clip["label"] in clip["scores"] for clip in clips)
 
 
 def test_one_clip_a_class_is_learnt_and_saved_without_a_test_clip(call, world):

@@ -78,6 +78,88 @@ def test_a_class_can_be_added_to_a_one_shot_run():
     assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.8
 
 
+def with_counter_examples(clips=3, negatives=2, text_noise=0.3):
+    """A support of classes 0 to 2, and clips of class 3 that are known not to be of class 0 and shown to no other."""
+    support, texts = world(clips=clips, text_noise=text_noise)
+    known = np.flatnonzero(~support.labels[:, 3])
+    foreign, _ = world(clips=negatives, seed=77)
+    rows = np.flatnonzero(foreign.labels[:, 3])
+    not_of = np.zeros((len(rows), 3), dtype=bool)
+    not_of[:, 0] = True
+    counter = foreign.features.take(rows), not_of
+    part = Support(support.features.take(known), support.labels[known][:, :3], counter=counter)
+    return part, texts.take([0, 1, 2]), support, texts
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+def test_counter_examples_keep_their_like_out_of_one_class_and_leave_the_others_alone(clips, tmp_path):
+    part, texts, _, _ = with_counter_examples(clips)
+    blind = Support(part.features, part.labels)
+    method = find_method("kernel_ridge")
+    queries, _ = world(clips=12, seed=5)
+    taught = method.fit(part, texts)
+    logits, before = taught.logits(queries.features), method.fit(blind, texts).logits(queries.features)
+    foreign = queries.labels[:, 3]
+    assert np.exp(logits[foreign, 0]).mean() < 0.6 * np.exp(before[foreign, 0]).mean()
+    known = queries.labels[~foreign][:, :3]
+    assert accuracy(logits[~foreign], known) >= accuracy(before[~foreign], known) - 0.04
+    assert taught.diagnostics["labels_used"] == {"support": 3 * clips, "validation": 0, "counter-examples": 2}
+    assert taught.diagnostics["counter_examples"] == {"c0": 2}
+    loaded = Scorer.load(taught.save(tmp_path / "run"))
+    assert (loaded.logits(queries.features) == logits).all()
+    plain = find_method("logistic")
+    assert (plain.fit(part, texts).logits(queries.features) == plain.fit(blind, texts).logits(queries.features)).all()
+
+
+def test_leaving_a_clip_out_beside_counter_examples_equals_fitting_without_it():
+    part, texts, _, _ = with_counter_examples()
+    scorer = find_method("kernel_ridge").fit(part, texts)
+    arrays, targets = scorer.clip.arrays, scorer.clip.arrays["targets"]
+    [(name, setting), *_] = scorer.clip.params["experts"].items()
+    kernel = kernel_ridge.stored_kernel(scorer.clip, setting, "")
+    cross = kernel_ridge.stored_kernel(scorer.clip, setting, "", "counter.")
+    corner = kernel_ridge.stored_kernel(scorer.clip, setting, "counter.", "counter.")
+    whole = np.block([[kernel, cross], [cross.T, corner]])
+    wanted = np.append(targets[:, 0] - 1 / 3, [-1.0, -1.0])
+    loo = np.zeros_like(targets)
+    single = np.arange(len(targets))
+    kernel_ridge.fit_counter_examples(
+        dict(arrays), name, setting, kernel, targets - 1 / 3, single, np.ones(len(targets)), loo
+    )
+    kept = np.delete(np.arange(len(whole)), 4)
+    system = whole[np.ix_(kept, kept)] + setting["penalty"] * np.eye(len(kept))
+    assert loo[4, 0] == pytest.approx(whole[4, kept] @ np.linalg.solve(system, wanted[kept]), abs=1e-9)
+    assert not loo[:, 1:].any()  # the other columns are left as they are
+
+
+def test_classes_come_and_go_beside_counter_examples():
+    part, texts, support, every = with_counter_examples()
+    scorer = find_method("kernel_ridge").fit(part, texts)
+    living, new = LivingRidge(scorer), support.labels[:, 3]
+    living.add(support.features.take(np.flatnonzero(new)), support.labels[new], every)
+    assert scorer.clip.arrays["not of"].shape == (2, 4)
+    queries, _ = world(clips=10, seed=5)
+    assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.85
+    living.remove("c0")
+    assert not scorer.clip.arrays["not of"].any()
+    assert scorer.logits(queries.features).shape == (40, 3)
+
+
+def test_none_of_these_is_learnt_later_and_forgotten():
+    scorer, part, support, texts = fitted(classes=3)
+    living, foreign = LivingRidge(scorer), support.labels[:, 3]
+    before = scorer.logits(part.features)
+    living.add(support.features.take(np.flatnonzero(foreign)), np.zeros((4, 3), dtype=bool), texts.take([0, 1, 2]))
+    assert_equals_refit(living)
+    queries, _ = world(clips=10, seed=5)
+    none = np.exp(scorer.scores(queries.features).none)
+    assert none[queries.labels[:, 3]].min() > none[~queries.labels[:, 3]].max() - 0.3
+    assert accuracy(scorer.scores(queries.features).joined, queries.labels) >= 0.85
+    living.remove(None)
+    assert scorer.scores(part.features).none is None
+    np.testing.assert_allclose(scorer.logits(part.features), before, atol=1e-6)
+
+
 def test_only_kernel_ridge_learns_on():
     with pytest.raises(UsageError, match="kernel-ridge"):
         LivingRidge(fitted(name="gda")[0])

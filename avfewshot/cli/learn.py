@@ -21,6 +21,7 @@ Add a class or clips to a few-shot run, or take a class away: a block update of 
 
   avfs learn RUN list
   avfs learn RUN add "dog barking" new_clips/        a new class, or more clips of an old one
+  avfs learn RUN add none noise/                     clips that show none of the classes
   avfs learn RUN remove "dog barking"
 
 What is learnt is written into the run: `avfs zeroshot --adapter RUN` answers with it at once.
@@ -60,10 +61,12 @@ def learn(
         for label, learnt in zip(found.scorer.texts.names, found.scorer.trained, strict=True):
             known = "learnt" if targets is None else f"{next(counts)} clips"
             typer.echo(f"{label}: {known}" if learnt else f"{label}: by its name alone")
+        if found.none is not None:
+            typer.echo(f"{found.none}: {'learnt' if targets is None else f'{next(counts)} clips'}")
         return
     assert name is not None
     if action == "remove":
-        LivingRidge(found.scorer).remove(name)
+        LivingRidge(found.scorer).remove(None if name == found.none else name)
         kept = [row for row, label in enumerate(found.config.labels) if label != name]
         labels = tuple(found.config.labels[row] for row in kept)
         config = replace(found.config, labels=labels, wordings=tuple(found.config.wordings[row] for row in kept))
@@ -97,9 +100,12 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     usable = [file for file in files if not isinstance(file, Failure)]
     if not usable:
         raise UsageError(f"None of {', '.join(clips)} can be learnt from.", hint="Give clips that can be read.")
-    texts: LabelFeatures = classifier.label_features(labels, wordings)
+    none = found.none or ("none" if name == "none" and name not in found.config.labels else None)
+    shown = [row for row, label in enumerate(labels) if label != none]  # "none of these" has no text
+    texts: LabelFeatures = classifier.label_features(labels, wordings).take(shown)
     marks = np.zeros((len(usable), len(labels)), dtype=bool)
     marks[:, labels.index(name)] = True
+    marks = marks[:, shown]
     features = Features.of((file.path, file.visual, file.audio) for file in usable)
     LivingRidge(found.scorer).add(features, marks, texts)
     say(f"{len(usable)} clips learnt as {name!r}.")

@@ -17,8 +17,8 @@ from avfewshot.methods.method import Scorer
 
 
 def label_features(bench: TaskBench) -> LabelFeatures:
-    """The texts of a task as methods take them."""
-    return LabelFeatures.with_background(
+    """The texts of a task as methods take them; "none of these" has none."""
+    texts = LabelFeatures.with_background(
         bench.dataset.classes,
         bench.texts.visual.double().numpy(),
         bench.texts.audio.double().numpy(),
@@ -26,25 +26,43 @@ def label_features(bench: TaskBench) -> LabelFeatures:
         fusion=bench.decision.fusion,
         pool=bench.decision.pool,
     )
+    none = bench.dataset.none_class
+    return texts if none is None else texts.take(np.delete(np.arange(len(texts.names)), none))
 
 
-def method_support(bench: TaskBench, clips: str | Sequence[Sample]) -> Support:
-    """Labelled clips as methods take them; seconds have labels of their own where the task labels seconds."""
+def method_support(bench: TaskBench, clips: str | Sequence[Sample], *, counter: bool = False) -> Support:
+    """Labelled clips as methods take them; seconds have labels of their own where the task labels seconds.
+
+    `counter`: with the counter-examples of the training split (folders ``-CLASS/``) beside them.
+    """
     samples, features = bench.features(clips)
-    return labelled_support(bench.dataset, samples, features, per_second=bench.decision.per_second)
+    support = labelled_support(bench.dataset, samples, features, per_second=bench.decision.per_second)
+    against = [sample for sample in bench.dataset.negatives if sample.split == "train"] if counter else []
+    if against:
+        samples, features = bench.features(against)
+        if samples:
+            not_of = without_none(bench.dataset, bench.dataset.multi_hot(samples))
+            support = replace(support, counter=(features, not_of))
+    return support
 
 
 def labelled_support(
     dataset: Dataset, samples: Sequence[Sample], features: Features, *, per_second: bool = False
 ) -> Support:
-    """Samples with their embeddings as methods take them."""
+    """Samples with their embeddings as methods take them; clips of ``none/`` have no label."""
     labels = dataset.multi_hot(samples) if samples else np.zeros((0, len(dataset.classes)), dtype=bool)
+    labels = without_none(dataset, labels)
     segments = None
     if per_second:
         marks = np.eye(len(dataset.classes) + 1, dtype=bool)
         pairs = zip(samples, features.seconds, strict=True)
         segments = tuple(marks[dataset.segment_labels(sample, int(seconds))] for sample, seconds in pairs)
     return Support(features, labels, segments)
+
+
+def without_none(dataset: Dataset, columns: np.ndarray) -> np.ndarray:
+    """Columns of a data set's classes ``[N, K]`` without that of "none of these"."""
+    return columns if dataset.none_class is None else np.delete(columns, dataset.none_class, axis=1)
 
 
 def method_predictions(
@@ -57,8 +75,9 @@ def method_predictions(
         scorer: Fitted on `support`.
         features: N clips.
         support: For the threshold from which on a clip carries a class, where clips carry several.
-        tuned: Log-posteriors ``[N, K]`` of a tuned part that was joined.
+        tuned: Log-posteriors ``[N, K]`` over the data set's classes of a tuned part that was joined.
     """
+    none = bench.dataset.none_class
     if bench.decision.per_second:
         classes = len(scorer.texts.names)
         probabilities = np.zeros((len(features), bench.decision.seconds, classes + 1))
@@ -67,7 +86,11 @@ def method_predictions(
             known = np.exp(logits[: bench.decision.seconds])
             probabilities[row, : len(known)] = known / known.sum(-1, keepdims=True)
         return Predictions(probabilities, background=BackgroundRule("prompt"))
-    probabilities = np.exp(scorer.logits(features, tuned=tuned))
+    scores = scorer.scores(features, tuned=None if tuned is None else without_none(bench.dataset, tuned))
+    probabilities = np.exp(scores.fused)
+    if none is not None:
+        column = 0.0 if scores.none is None else np.exp(scores.none)
+        probabilities = np.insert(probabilities, none, column, axis=1)
     threshold = None
     if bench.dataset.multi_label and (left_out := scorer.loo(support)) is not None:
         threshold = choose_label_threshold(np.exp(left_out), support.labels)

@@ -337,7 +337,7 @@ class Classifier:
             return head
         features = self.label_features(labels.names, labels.wordings, fusion=fusion, pool=pool)
         dims = self.backbone.visual.output_dim, self.backbone.audio.output_dim
-        return LearnedHead(self.learned.scorer, features, head, dims)
+        return LearnedHead(self.learned, features, head, dims)
 
     def label_features(
         self, names: Sequence[str], wordings: Sequence[str], *, fusion: str | None = None, pool: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from avfewshot.errors import DataError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.results import ClipResult, SegmentResult
-from avfewshot.methods.base import Features, LabelFeatures, log_softmax
+from avfewshot.methods.base import Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
 from avfewshot.methods.method import Scorer
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, numbered, read_json
+
+BACKGROUND = "background"
+"""What a second, or a clip, is called in which nothing happens, where the run has learnt what that is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,11 @@ class LearnedRun(AdapterCheckpoint):
     """A fitted method and what it belongs to."""
 
     scorer: Scorer
+
+    @property
+    def none(self) -> str | None:
+        """What the run calls "none of these": the one of its labels that its method has no text for."""
+        return next((label for label in self.config.labels if label not in self.scorer.texts.names), None)
 
     @property
     def is_tuned(self) -> bool:
@@ -48,7 +56,8 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     for folder in found:
         config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
         runs.append(LearnedRun(folder, {}, config, Scorer.load(folder)))
-        if len(config.labels) != len(runs[-1].scorer.texts.names):
+        names = [label for label in config.labels if label != runs[-1].none]
+        if names != list(runs[-1].scorer.texts.names) or (runs[-1].none and not runs[-1].scorer.negatives):
             raise DataError(f"{folder}: its files do not belong together.", hint="Copy the whole folder again.")
 
     def loss(run: LearnedRun) -> float:
@@ -61,17 +70,23 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
 class LearnedHead(ZeroShotHead):
     """Scores files by a fitted method; labels that it was not fitted on are left to the text.
 
+    "None of these", where the run has clips of it, is a label among the others if it is asked for by its name; if not,
+    a warning says when it fits best. A clip of a run on seconds in none of whose seconds anything happens is called
+    :data:`BACKGROUND`.
+
     Args:
-        scorer: The method.
-        texts: The labels of a run.
+        run: The method.
+        texts: The labels that are asked for.
         zero_shot: What gives weights of the modalities, and the trained logits where the method has a tuned part.
         dims: Widths of the frozen embeddings of sight and sound, which stand first.
     """
 
-    def __init__(self, scorer: Scorer, texts: LabelFeatures, zero_shot: ZeroShotHead, dims: tuple[int, int]) -> None:
+    def __init__(self, run: LearnedRun, texts: LabelFeatures, zero_shot: ZeroShotHead, dims: tuple[int, int]) -> None:
         self.__dict__.update(vars(zero_shot))
-        self._scorer, self._texts, self._zero_shot, self._dims = scorer, texts, zero_shot, dims
-        self._own = tuple(texts.names) == tuple(scorer.texts.names)
+        self._scorer, self._zero_shot, self._dims, self._labels = run.scorer, zero_shot, dims, texts.names
+        self._none = texts.names.index(run.none) if run.none in texts.names and len(texts.names) > 1 else None
+        self._texts = texts.take([row for row in range(len(texts.names)) if row != self._none])
+        self._own = self._texts.names == tuple(run.scorer.texts.names)
 
     def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
         """See :meth:`ZeroShotHead.result`."""
@@ -82,36 +97,41 @@ class LearnedHead(ZeroShotHead):
             seconds = min(len(visual), len(audio))
             visual, audio = visual[:seconds], audio[:seconds]
         features = Features.of([(file.path, visual, audio)])
-        tuned = np.log(np.maximum([list(base.scores.values())], 1e-12))
+        tuned = np.log(np.maximum([[base.scores[name] for name in self._texts.names]], 1e-12))
         found = self._scorer.scores(features, None if self._own else self._texts, tuned=tuned)
-        names = list(base.scores)
-        scores = np.exp(log_softmax(found.fused[0])).tolist()
-        best = int(np.argmax(scores))
-        warnings = list(base.warnings)
-        if found.none is not None and np.exp(found.none[0]) > 0.5:
+        scores = self._columns(found.joined[0])
+        label = max(scores, key=scores.__getitem__)
+        score, warnings = scores[label], list(base.warnings)
+        if self._none is None and found.none is not None and np.exp(found.none[0]) > 0.5:
             warnings.append(f"none of the labels fits: {100 * np.exp(found.none[0]):.0f} %")
-        return ClipResult(
-            path=base.path,
-            duration=base.duration,
-            label=names[best],
-            score=scores[best],
-            scores=dict(zip(names, scores, strict=True)),
-            visual=base.visual,
-            audio=base.audio,
-            weights=base.weights,
-            segments=self._timeline(features, base.segments) if segments else [],
+        rows = self._scorer.segment_logits(features)[0] if self._own and (segments or self._scorer.second) else None
+        if rows is not None and self._scorer.second and (nothing := float(np.exp(rows[:, -1].min()))) > 0.5:
+            label, score = BACKGROUND, nothing
+        return replace(
+            base,
+            label=label,
+            score=score,
+            scores=scores,
+            segments=base.segments if rows is None else self._timeline(rows, base.segments),
             warnings=warnings,
         )
 
-    def _timeline(self, features: Features, base: Sequence[SegmentResult]) -> list[SegmentResult]:
-        rows = self._scorer.segment_logits(features)[0] if self._own else None
-        if rows is None:
-            return list(base)
-        segments, names = [], self._texts.names
+    def _columns(self, log_posterior: Floats) -> dict[str, float]:
+        """Probabilities of the labels that were asked for, from those of the method, its own last one maybe beside."""
+        known = len(self._texts.names)
+        if self._none is None:
+            log_posterior = log_posterior[:known]
+        elif len(log_posterior) > known:
+            log_posterior = np.insert(log_posterior[:known], self._none, log_posterior[known])
+        return dict(zip(self._labels, np.exp(log_softmax(log_posterior)).tolist(), strict=True))
+
+    def _timeline(self, rows: Floats, base: Sequence[SegmentResult]) -> list[SegmentResult]:
+        segments = []
         for row, segment in zip(rows, base, strict=False):
-            scores = np.exp(log_softmax(row[: len(names)])).tolist()
-            best = int(np.argmax(scores))
-            segments.append(
-                SegmentResult(segment.start, segment.end, names[best], scores[best], segment.weights, scores)
-            )
+            scores = self._columns(row)
+            label = max(scores, key=scores.__getitem__)
+            score = scores[label]
+            if self._scorer.second and row.argmax() == len(row) - 1:
+                label, score = BACKGROUND, float(np.exp(row[-1]))
+            segments.append(replace(segment, label=label, score=score, scores=list(scores.values())))
         return segments

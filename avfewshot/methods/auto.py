@@ -33,6 +33,7 @@ class Auto(Method):
 
     name = "auto"
     title = "auto"
+    uses_counter_examples = True
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """See :meth:`Method.fit_head`."""

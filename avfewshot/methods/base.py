@@ -111,13 +111,15 @@ class Features:
 class Support:
     """Clips to learn from.
 
-    A clip without any label is a negative: "none of these", a class of its own that stays at inference.
+    A clip without any label shows "none of these", a class of its own that stays at inference. Counter-examples are
+    clips that are known not to be of a class; nothing else is known of them.
     """
 
     features: Features
     labels: npt.NDArray[np.bool_]  # [N, K]
     segments: tuple[npt.NDArray[np.bool_], ...] | None = None  # [T_i, K + 1] a clip, background last
     groups: Any = None  # int64 [N], what is left out together; None: clips of one id
+    counter: tuple[Features, npt.NDArray[np.bool_]] | None = None  # M counter-examples, what they are not of [M, K]
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels, dtype=bool)
@@ -147,7 +149,7 @@ class Support:
         """Some of the clips."""
         rows = np.arange(len(self))[rows]
         segments = None if self.segments is None else tuple(self.segments[row] for row in rows)
-        return Support(self.features.take(rows), self.labels[rows], segments, self.groups[rows])
+        return Support(self.features.take(rows), self.labels[rows], segments, self.groups[rows], self.counter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +271,7 @@ class Rows:
     weights: Floats  # [n]; those of a clip sum to 1
     within: dict[str, Floats | None] = field(default_factory=dict)  # modality -> scatter of seconds in clips [D, D]
     templates: dict[str, Floats | None] = field(default_factory=dict)  # modality -> single prompts [C, P, D]
+    counter: tuple[Rows, npt.NDArray[np.bool_]] | None = None  # M counter-examples, columns they are not of [M, C]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -293,11 +296,12 @@ class Rows:
         stacked = np.concatenate([shares[m] * self.vectors["mean", m] for m in MODALITIES], 1)
         return unit(stacked), np.concatenate([shares[m] * self.labels[m] for m in MODALITIES], 1), total
 
-    def take(self, rows: npt.NDArray[Any], columns: npt.NDArray[np.int64] | None = None) -> Rows:
+    def take(self, rows: Any, columns: npt.NDArray[np.int64] | None = None) -> Rows:
         """Some of the rows; with some of the columns."""
         text = {name: values[rows] for name, values in self.text.items()}
-        labels, templates = self.labels, self.templates
+        labels, templates, counter = self.labels, self.templates, self.counter
         if columns is not None:
+            counter = None if counter is None else (counter[0].take(slice(None), columns), counter[1][:, columns])
             text = {name: log_softmax(values[:, columns]) for name, values in text.items()}
             labels = {name: values[columns] for name, values in labels.items()}
             templates = {name: None if values is None else values[columns] for name, values in templates.items()}
@@ -307,6 +311,7 @@ class Rows:
             text=text,
             labels=labels,
             templates=templates,
+            counter=counter,
             groups=self.groups[rows],
             weights=self.weights[rows],
         )

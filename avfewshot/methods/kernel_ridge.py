@@ -10,6 +10,10 @@ on the support.
 The metric: vectors are centred on the support's mean and whitened by the scatter of seconds *within* clips, ``(S + beta
 I)^-1/2``: what changes while a clip goes on says little about its class, and needs no label to be known.
 
+Counter-examples of a class (clips that are known not to be of it) are rows of that class's column alone, with the
+target -1: as far below indifference as its own clips are above it, since the text may well speak for them. Where the
+weights of the experts are chosen they count as clips of any other class.
+
 With one clip a class nothing is left of a class whose clip is left out. Then the evidence of a modality is the cosine
 in units of the spread of cosines between different classes, and the posteriors of the modalities are *averaged*: a
 modality that carries nothing is uniform for most clips and spoils no product.
@@ -145,6 +149,9 @@ def fit_head(rows: Rows, targets: Floats) -> Head:
     arrays: dict[str, Floats] = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
     arrays["targets"] = targets
     arrays |= {f"text centre.{modality}": centre_of(rows.vectors["mean", modality]) for modality in MODALITIES}
+    if rows.counter is not None:
+        arrays |= {f"counter.{view}.{modality}": values for (view, modality), values in rows.counter[0].vectors.items()}
+        arrays["not of"] = rows.counter[1]
     scatters: dict[str, Any] = rows.within
     within = {m: None if scatters[m] is None else np.linalg.eigh(scatters[m]) for m in MODALITIES}
     fit = _fit_ridge if covered >= 0.5 else _fit_one_shot
@@ -183,7 +190,7 @@ def _fit_ridge(
             name: chosen[name] for name, weight in zip(left, weights, strict=True) if weight > 0.01 * weights.sum()
         }
     centred = targets - 1 / targets.shape[1]
-    loo = {}
+    loo, counter = {}, {}
     for name, setting in chosen.items():
         kernels = []
         for modality in MODALITIES:
@@ -194,8 +201,18 @@ def _fit_ridge(
             kernels.append(np.exp(-setting["bandwidths"][modality] * distances(vectors, vectors)))
         kernel = joint_kernel(setting["kernel"], *kernels)
         _, arrays[f"dual.{name}"], loo[name] = solve(kernel, centred, rows.groups, rows.weights, setting["penalty"])
+        if rows.counter is not None:
+            counter[name] = fit_counter_examples(
+                arrays, name, setting, kernel, centred, rows.groups, rows.weights, loo[name]
+            )
     centres = {modality: arrays[f"text centre.{modality}"] for modality in MODALITIES}
     text = text_experts(rows, centres) if use_text else {}
+    wanted, row_weights = targets[judged], rows.weights[judged]
+    if rows.counter is not None:
+        counter |= text_experts(rows.counter[0], centres) if use_text else {}
+        others = ~rows.counter[1]
+        wanted = np.concatenate((wanted, others / others.sum(1, keepdims=True)))
+        row_weights = np.append(row_weights, rows.counter[0].weights)
     # Which experts speak for a clip that has both modalities, or only one of them.
     weights = {}
     for pattern in ("both", *MODALITIES):
@@ -205,12 +222,61 @@ def _fit_ridge(
             continue
         start = np.array([8.0 / max(len(experts), 1)] * len(experts) + [1.0 / max(len(own), 1)] * len(own))
         experts |= own
-        found = stack([expert[judged] for expert in experts.values()], targets[judged], rows.weights[judged], start)
+        left = [
+            np.concatenate((values[judged], counter[n])) if counter else values[judged] for n, values in experts.items()
+        ]
+        found = stack(left, wanted, row_weights, start)
         weights[pattern] = {n: weight for n, weight in zip(experts, found.tolist(), strict=True) if weight > 1e-6}
     both = {**loo, **text}
     left_out = sum((weight * both[n] for n, weight in weights["both"].items()), np.zeros_like(targets))
     diagnostics = {"rule": "leave-one-clip-out", "experts": chosen, "weights": weights["both"], "text gate": use_text}
     return Head(arrays, {"rule": "ridge", "experts": chosen, "weights": weights}, log_softmax(left_out), diagnostics)
+
+
+def fit_counter_examples(
+    arrays: dict[str, npt.NDArray[Any]],
+    expert: str,
+    setting: Mapping[str, Any],
+    kernel: Floats,
+    targets: Floats,
+    groups: npt.NDArray[np.int64],
+    weights: Floats,
+    loo: Floats | None = None,
+) -> Floats:
+    """Fit the columns that have counter-examples anew, with these as further rows; `loo` follows in place.
+
+    Gives what the expert says about each counter-example without itself, ``[M, C]``.
+    """
+    part = Head(arrays)
+    cross, corner = (stored_kernel(part, setting, rows, "counter.") for rows in ("", "counter."))
+    extra, predicted = np.zeros(arrays["not of"].shape), cross.T @ arrays[f"dual.{expert}"]
+    for column in np.flatnonzero(arrays["not of"].any(0)):
+        own = np.flatnonzero(arrays["not of"][:, column])
+        whole = np.block([[kernel, cross[:, own]], [cross[:, own].T, corner[np.ix_(own, own)]]])
+        wanted = np.append(targets[:, column], np.full(len(own), -1.0))[:, None]
+        of = np.append(groups, groups.max() + 1 + np.arange(len(own)))
+        _, dual, left = solve(whole, wanted, of, np.append(weights, np.ones(len(own))), setting["penalty"])
+        arrays[f"dual.{expert}"][:, column], extra[own, column] = dual[: len(kernel), 0], dual[len(kernel) :, 0]
+        predicted[own, column] = left[len(kernel) :, 0]
+        if loo is not None:
+            loo[:, column] = left[: len(kernel), 0]
+    arrays[f"dual of counter-examples.{expert}"] = extra
+    return predicted
+
+
+def stored_kernel(head: Head, setting: Mapping[str, Any], rows: Rows | str, others: str = "") -> Floats:
+    """An expert's kernel of rows with rows that the head keeps: "" the support, "counter." the counter-examples."""
+    kernels = []
+    for modality in MODALITIES:
+        name = f"{setting['view']}.{modality}"
+        metric = metric_of(head, f"{name}.{setting['beta']}")
+        if isinstance(rows, str):
+            vectors = head.arrays[rows + name]
+        else:
+            vectors = rows.vectors[setting["view"] if setting["view"] in rows.views else "mean", modality]
+        gaps = distances(metric(vectors), metric(head.arrays[others + name]))
+        kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
+    return joint_kernel(setting["kernel"], *kernels)
 
 
 def _selection(
@@ -301,13 +367,10 @@ def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
     has = {modality: rows.present(modality) for modality in MODALITIES}
     experts = dict(text)
     for name, setting in head.params["experts"].items():
-        kernels = []
-        for modality in MODALITIES:
-            view = setting["view"] if setting["view"] in rows.views else "mean"
-            metric = metric_of(head, f"{setting['view']}.{modality}.{setting['beta']}")
-            gaps = distances(metric(rows.vectors[view, modality]), metric(head.arrays[f"{setting['view']}.{modality}"]))
-            kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
-        experts[name] = joint_kernel(setting["kernel"], *kernels) @ head.arrays[f"dual.{name}"]
+        experts[name] = stored_kernel(head, setting, rows) @ head.arrays[f"dual.{name}"]
+        if "not of" in head.arrays:
+            counter = head.arrays[f"dual of counter-examples.{name}"]
+            experts[name] += stored_kernel(head, setting, rows, "counter.") @ counter
     result = np.zeros_like(rows.text["fused"])
     for pattern, members in (
         ("both", has["visual"] & has["audio"]),
@@ -332,6 +395,13 @@ def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
         cosines = metric(rows.vectors[view, modality]) @ metric(raw).T
         scores = np.where(raw.any(-1)[None], (cosines - null[0]) / null[1], 0.0)
         best = np.stack([scores[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)
+        if "not of" in head.arrays:  # nearer to one than to the class's own clips: against the class
+            raw = head.arrays[f"counter.{name}"]
+            scores = (metric(rows.vectors[view, modality]) @ metric(raw).T - null[0]) / null[1]
+            for column in np.flatnonzero(head.arrays["not of"].any(0)):
+                own = head.arrays["not of"][:, column] & raw.any(-1)
+                near = scores[:, own].max(1, initial=-np.inf)
+                best[:, column] = np.where(near > best[:, column], -np.maximum(near, 0), best[:, column])
         present = rows.present(modality)[:, None]
         total += np.where(present, np.exp(log_softmax(best)), 0.0)
         number += present
@@ -344,6 +414,7 @@ class KernelRidge(Method):
 
     name = "kernel_ridge"
     title = "kernel ridge (sight x sound) with text"
+    uses_counter_examples = True
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """See :meth:`Method.fit_head`."""

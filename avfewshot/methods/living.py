@@ -48,15 +48,15 @@ class LivingRidge:
 
         Args:
             features: M clips.
-            labels: ``[M, K']`` over the labels of `texts`.
+            labels: ``[M, K']`` over the labels of `texts`; a clip without any shows "none of these".
             texts: The labels from now on: all that the scorer knows in any order, and new ones.
         """
         scorer = self.scorer
         missing = [name for name in scorer.texts.names if name not in texts.names]
         if missing:
             raise UsageError(f"The new label texts lack {', '.join(missing)}.", hint="Give old and new labels.")
-        if labels.shape != (len(features), len(texts.names)) or not labels.any(1).all():
-            raise UsageError("Every clip to learn needs a label among the texts.")
+        if labels.shape != (len(features), len(texts.names)):
+            raise UsageError("Every clip to learn needs a row of labels over the texts.")
         position = [texts.names.index(name) for name in scorer.texts.names]
         old_columns = [position[column] for column in np.flatnonzero(scorer.trained)]
         trained = labels.any(0)
@@ -64,23 +64,40 @@ class LivingRidge:
         columns = np.flatnonzero(trained)
         new_rows = clip_rows(features, texts)
         old = self._arrays["targets"]
-        targets = np.zeros((len(old) + len(features), len(columns) + scorer.negatives))
-        targets[: len(old), np.searchsorted(columns, old_columns)] = old[:, : len(old_columns)]
-        if scorer.negatives:
-            targets[: len(old), -1] = old[:, -1]
-        share = labels[:, columns] / labels.sum(1, keepdims=True)
-        targets[len(old) :, : len(columns)] = share
+        none = ~labels.any(1)
+        negatives = scorer.negatives or bool(none.any())
+
+        def spread(values: npt.NDArray[Any], rows: int = 0) -> npt.NDArray[Any]:
+            """What there is of the old columns in the new ones, and empty rows below."""
+            result = np.zeros((len(values) + rows, len(columns) + negatives), dtype=values.dtype)
+            result[: len(values), np.searchsorted(columns, old_columns)] = values[:, : len(old_columns)]
+            if scorer.negatives:
+                result[: len(values), -1] = values[:, -1]
+            return result
+
+        targets = spread(old, len(features))
+        targets[len(old) :, : len(columns)] = labels[:, columns] / np.maximum(labels.sum(1, keepdims=True), 1)
+        if negatives:
+            targets[len(old) :, -1] = none
+        if "not of" in self._arrays:
+            self._arrays["not of"] = spread(self._arrays["not of"])
         self._inverses = {name: self._grown(name, new_rows) for name in self._params.get("experts", {})}
         for key, values in new_rows.vectors.items():
             name = ".".join(key)
             if name in self._arrays:
                 self._arrays[name] = np.concatenate((self._arrays[name], values))
-        scorer.texts, scorer.trained = texts, trained
+        scorer.texts, scorer.trained, scorer.negatives = texts, trained, negatives
         self._finish(targets)
 
-    def remove(self, name: str) -> None:
-        """Forget a class and the clips that carry no other; its label goes too."""
+    def remove(self, name: str | None) -> None:
+        """Forget a class and the clips that carry no other; its label goes too. None: "none of these"."""
         scorer = self.scorer
+        if name is None:
+            if not scorer.negatives or scorer.trained.sum() < 2:
+                raise UsageError("There is nothing to go, or less than two classes would stay.")
+            scorer.negatives = False
+            self._finish(self._without(len(self._arrays["targets"][0]) - 1))
+            return
         if name not in scorer.texts.names:
             raise UsageError(f"There is no class {name!r}.", hint=f"Classes: {', '.join(scorer.texts.names)}.")
         index = scorer.texts.names.index(name)
@@ -89,22 +106,27 @@ class LivingRidge:
         others = np.array([row for row in range(len(scorer.texts.names)) if row != index])
         targets = self._arrays["targets"]
         if scorer.trained[index]:
-            column = int(scorer.trained[:index].sum())
-            targets = np.delete(targets, column, axis=1)
-            kept = np.flatnonzero(targets.any(1))
-            gone = np.setdiff1d(np.arange(len(targets)), kept)
-            for expert in self._params.get("experts", {}):
-                inverse = self.inverse(expert)
-                cross = inverse[np.ix_(kept, gone)]
-                down = np.linalg.solve(inverse[np.ix_(gone, gone)], cross.T) if len(gone) else cross.T
-                self._inverses[expert] = inverse[np.ix_(kept, kept)] - cross @ down
-            targets = targets[kept] / targets[kept].sum(1, keepdims=True)
-            for view in ("mean", "event"):
-                for modality in MODALITIES:
-                    if f"{view}.{modality}" in self._arrays:
-                        self._arrays[f"{view}.{modality}"] = self._arrays[f"{view}.{modality}"][kept]
+            targets = self._without(int(scorer.trained[:index].sum()))
         scorer.texts, scorer.trained = scorer.texts.take(others), scorer.trained[others]
         self._finish(targets)
+
+    def _without(self, column: int) -> Floats:
+        """Targets without a column, rows that are left with none taken out of everything that is kept."""
+        targets = np.delete(self._arrays["targets"], column, axis=1)
+        if "not of" in self._arrays:
+            self._arrays["not of"] = np.delete(self._arrays["not of"], column, axis=1)
+        kept = np.flatnonzero(targets.any(1))
+        gone = np.setdiff1d(np.arange(len(targets)), kept)
+        for expert in self._params.get("experts", {}):
+            inverse = self.inverse(expert)
+            cross = inverse[np.ix_(kept, gone)]
+            down = np.linalg.solve(inverse[np.ix_(gone, gone)], cross.T) if len(gone) else cross.T
+            self._inverses[expert] = inverse[np.ix_(kept, kept)] - cross @ down
+        for view in ("mean", "event"):
+            for modality in MODALITIES:
+                if f"{view}.{modality}" in self._arrays:
+                    self._arrays[f"{view}.{modality}"] = self._arrays[f"{view}.{modality}"][kept]
+        return targets[kept] / targets[kept].sum(1, keepdims=True)
 
     def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
         """The threshold on the kernels' evidence below which a clip is "unknown", by leaving out clips and classes.
@@ -169,7 +191,12 @@ class LivingRidge:
     def _finish(self, targets: Floats) -> None:
         self._arrays["targets"] = targets
         centred = targets - 1 / targets.shape[1]
-        for expert in self._params.get("experts", {}):
+        for expert, setting in self._params.get("experts", {}).items():
             self._arrays[f"dual.{expert}"] = np.ascontiguousarray(self.inverse(expert) @ centred)
+            if "not of" in self._arrays:
+                kernel, single = self._kernel(expert, None), np.arange(len(targets))
+                kernel_ridge.fit_counter_examples(
+                    self._arrays, expert, setting, kernel, centred, single, np.ones(len(targets))
+                )
         self.scorer.clip.loo = None  # of another support
         self.scorer.diagnostics = {**self.scorer.diagnostics, "classes": list(self.scorer.texts.names)}

@@ -60,12 +60,18 @@ class Scores:
     audio: Floats  # [N, K]
     none: Floats | None = None  # [N], "none of these", where the support had negatives
 
+    @property
+    def joined(self) -> Floats:
+        """Fused log-posteriors, "none of these" last where it is known: ``[N, K]`` or ``[N, K + 1]``."""
+        return self.fused if self.none is None else np.concatenate((self.fused, self.none[:, None]), 1)
+
 
 class Method:
     """A few-shot method; subclasses give :meth:`fit_head` and :meth:`score_head`, and register themselves."""
 
     name: ClassVar[str]
     title: ClassVar[str]
+    uses_counter_examples: ClassVar[bool] = False
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """Fit on n rows.
@@ -105,6 +111,8 @@ class Method:
             raise DataError(f"The support has {support.num_classes} classes, the texts {len(texts.names)}.")
         check_width(support.features, texts)
         used = {"support": len(support), "validation": 0}
+        if support.counter is not None and self.uses_counter_examples:
+            used["counter-examples"] = len(support.counter[0])
         if validation is not None:
             used["validation"] = len(validation)
             support = join(support, validation)
@@ -118,6 +126,10 @@ class Method:
             targets = np.concatenate((support.labels[:, trained], ~support.labels.any(1, keepdims=True)), 1)
             targets = targets[:, : trained.sum() + negatives].astype(np.float64)
             rows = scorer.rows(support.features, support.groups)
+            if support.counter is not None:
+                features, not_of = support.counter
+                not_of = np.pad(not_of[:, trained], ((0, 0), (0, int(negatives))))
+                rows = replace(rows, counter=(scorer.rows(features), not_of))
             scorer.clip = self.fit_head(rows, targets / targets.sum(1, keepdims=True), seed=seed)
         if support.segments is not None:
             from avfewshot.methods.seconds import fit_seconds
@@ -134,10 +146,17 @@ class Method:
             **scorer.left_out(given),
             "method": self.name,
             "labels_used": used,
+            **({"counter_examples": self._counted(support, texts)} if "counter-examples" in used else {}),
             "trainable": scorer.clip.trainable,
             "seconds": time.perf_counter() - begun,
         }
         return scorer
+
+    @staticmethod
+    def _counted(support: Support, texts: LabelFeatures) -> dict[str, int]:
+        """Counter-examples of each class that has any."""
+        counts = [] if support.counter is None else support.counter[1].sum(0).tolist()
+        return {name: count for name, count in zip(texts.names, counts, strict=False) if count}
 
 
 @dataclass(eq=False)
@@ -158,7 +177,11 @@ class Scorer:
         """A method that was tried beside this one (:attr:`Head.parts`), for clips; `support` is what was fitted on."""
         head = self.clip.parts[name]
         scorer = Scorer(find_method(name), self.texts, self.trained, self.negatives, head, None)
-        about = {"method": name, "labels_used": self.diagnostics["labels_used"], "trainable": head.trainable}
+        about = {"method": name, "labels_used": dict(self.diagnostics["labels_used"]), "trainable": head.trainable}
+        if not scorer.method.uses_counter_examples:
+            about["labels_used"].pop("counter-examples", None)
+        elif "counter_examples" in self.diagnostics:
+            about["counter_examples"] = self.diagnostics["counter_examples"]
         scorer.diagnostics = {**head.diagnostics, **scorer.left_out(support), **about}
         return scorer
 
@@ -195,9 +218,9 @@ class Scorer:
         return self.scores(features, texts, tuned=tuned).fused
 
     def segment_logits(self, features: Features) -> list[Floats]:
-        """Log-posteriors of each second of each clip: ``[T_i, K + 1]``, background last, if seconds were labelled.
+        """Log-posteriors of each second of each clip: ``[T_i, K + 1]``, the background last, if seconds were labelled.
 
-        Else ``[T_i, K]``: every second scored as if it were a clip.
+        Else every second is scored as if it were a clip: ``[T_i, K]``, or ``[T_i, K + 1]`` with "none of these" last.
         """
         if self.second is not None:
             from avfewshot.methods.seconds import score_seconds
@@ -210,7 +233,7 @@ class Scorer:
             )
             for second in range(seconds)
         ]
-        return np.split(self.logits(Features.of(cut)), np.cumsum(features.seconds)[:-1])
+        return np.split(self.scores(Features.of(cut)).joined, np.cumsum(features.seconds)[:-1])
 
     def left_out(self, support: Support) -> dict[str, Any]:
         """Calibrate on the support's clips, each without itself; their accuracy, log-loss and ECE, None without."""
@@ -360,7 +383,7 @@ def join(first: Support, second: Support) -> Support:
     if first.segments is not None and second.segments is not None:
         segments = first.segments + second.segments
     labels = np.concatenate((first.labels, second.labels))
-    return Support(first.features + second.features, labels, segments)
+    return Support(first.features + second.features, labels, segments, counter=first.counter)
 
 
 _Method = TypeVar("_Method", bound=Method)

@@ -39,7 +39,7 @@ def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dic
                 "system": system,
                 "estimate": comparison.cells[system][comparison.headline],
                 "left_out": fmean(left_out) if left_out else None,
-                "labels": None if labels is None else labels["support"] + labels["validation"],
+                "labels": None if labels is None else sum(labels.values()),
                 "seconds": fmean(one["seconds"] for one in known) if known else None,
                 "trainable": known[0].get("trainable") if known else None,
             }

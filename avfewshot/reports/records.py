@@ -26,7 +26,7 @@ def clip_record(result: ClipResult, *, segments: bool) -> dict[str, Any]:
         "path": result.path,
         "duration": round(result.duration, SECONDS_DIGITS),
         "label": result.label,
-        "score": scores[result.label],
+        "score": scores.get(result.label, round(result.score, 6)),
         "scores": scores,
         "visual": None if result.visual is None else distribution(result.visual),
         "audio": None if result.audio is None else distribution(result.audio),

@@ -89,9 +89,10 @@ def marks(labels: Sequence[str], used: Iterable[str] | None = None) -> dict[str,
     """A letter and a colour for each label.
 
     With at most 52 labels a label has the same mark in every clip. With more, the labels `used` in a clip get theirs in
-    order of appearance, since letters would run out.
+    order of appearance, since letters would run out. Answers that are none of the labels come last.
     """
-    named = labels if used is None or len(labels) <= len(LETTERS) else list(dict.fromkeys(used))
+    used = list(dict.fromkeys(used or ()))
+    named = list(dict.fromkeys([*labels, *used])) if len(labels) <= len(LETTERS) or not used else used
     table: dict[str, Mark] = {}
     colours = 0
     for index, label in enumerate(named):

@@ -68,6 +68,8 @@ class TableWriter:
     def _clip(self, result: ClipResult) -> None:
         head = Text(printable(result.path), style="bold")
         head.append(f"  {seconds(result.duration)} s", style="dim")
+        if result.label not in result.scores:
+            head.append(f"  {printable(result.label)}", style="bold yellow")
         self._print(head)
         shares = (distribution(result.scores), result.visual, result.audio)
         self._print(self._header(result, shares))

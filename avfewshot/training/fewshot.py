@@ -21,9 +21,11 @@ from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluator import TaskBench
 from avfewshot.evaluation.few_shot import (
     label_features,
+    labelled_support,
     method_predictions,
     method_support,
     with_validation,
+    without_none,
 )
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
@@ -249,7 +251,7 @@ class FewShot:
         if not light:
             return {}
         self.observer.begin(f"seed {seed}: embedding the support", len(support.samples))
-        self._clips = clips = method_support(self.bench, support.samples)
+        self._clips = clips = method_support(self.bench, support.samples, counter=True)
         scorers: dict[str, Scorer] = {}
         for name in light:
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
@@ -268,12 +270,13 @@ class FewShot:
             return {}
         texts = [*self.dataset.wordings, self.templates.background_visual[0]]
         samples, features = self.bench.features(support.samples)
-        labels = method_support(self.bench, support.samples)
+        per_second = self.bench.decision.per_second
+        labels = labelled_support(replace(self.dataset, none_class=None), samples, features, per_second=per_second)
         found = {}
         for name in names:
             begun = time.perf_counter()
             inputs = self._inputs(TUNED[name].uses_pixels, samples, features)
-            targets = labels.segments if self.bench.decision.per_second else labels.labels
+            targets = labels.segments if per_second else labels.labels
             clips = [
                 TuningClip(*pair, torch.from_numpy(np.array(row))) for pair, row in zip(inputs, targets, strict=True)
             ]
@@ -300,7 +303,7 @@ class FewShot:
             self.observer.say("auto: DG-SCT not joined: no validation clip tells how much it is worth (--val-shots).")
             return
         unseen = method_support(self.bench, "val")
-        tuned = self._log_posterior(model, "val", verdict)
+        tuned = without_none(self.dataset, self._log_posterior(model, "val", verdict))
         joined = join_tuned(scorer, unseen, tuned)
         share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
         self.observer.say(f"auto: DG-SCT {share}, {joined['why']} ({joined['clips']} clips).")
