@@ -681,6 +681,7 @@ PAPER: Mapping[str, Any] = types.MappingProxyType(
         "pool": "mean",
         "blend": 1.0,
         "projector": "mlp",
+        "anchors": "text",
         "background": "prompt",
         "schedule": "constant",
         "clip_norm": 0.0,
@@ -725,6 +726,12 @@ class TrainingConfig(TrainerConfig):
     )
     multi_label: bool = setting(False, "Draw clips with several labels too.", panel=DATA)
     background: Background = setting("threshold", "How seconds without an event are told (task ave).", panel=METHOD)
+    anchors: Literal["auto", "text", "support"] = setting(
+        AUTO,
+        "What DG-SCT compares clips with: texts, or texts and the class means of the support; `auto`: the means where "
+        "they answer better on support clips that are left out of them. Tasks that label seconds: texts.",
+        panel=METHOD,
+    )
     patience: Annotated[int, Ge(0)] = setting(
         5, "Stop after so many epochs without a better validation figure; 0: never.", panel=TRAINING
     )

@@ -28,6 +28,7 @@ class ClassTexts:
 
     visual: Tensor  # [K + 1, D_v]; no rows where the modality was not asked for
     audio: Tensor  # [K + 1, D_a]; likewise
+    names: tuple[str, ...] = ()  # of the classes: where a model has class means of them, these stand beside the texts
 
     @property
     def num_classes(self) -> int:
@@ -36,14 +37,24 @@ class ClassTexts:
 
     def to(self, device: torch.device | str) -> ClassTexts:
         """The same features on a device."""
-        return ClassTexts(self.visual.to(device), self.audio.to(device))
+        return ClassTexts(self.visual.to(device), self.audio.to(device), self.names)
 
-    def projected(self, model: AudioVisualModel) -> ClassTexts:
-        """The features in a trained model's matching spaces; on the model's device."""
+    def projected(self, model: AudioVisualModel, *, anchored: bool = True) -> ClassTexts:
+        """The features in a trained model's matching spaces; on the model's device.
+
+        Args:
+            model: It projects them. Where it has the means of all these classes, they are added.
+            anchored: Whether that is wanted.
+        """
         device = model.temperatures.visual.device
         given = [part.to(device) for part in (self.visual, self.audio)]
         found = model.project_texts(*(part if len(part) else None for part in given))
-        return ClassTexts(*(part if new is None else new for part, new in zip(given, found, strict=True)))
+        visual, audio = (part if new is None else new for part, new in zip(given, found, strict=True))
+        if anchored and model.anchors is not None and set(self.names) <= set(model.anchors.names) and self.names:
+            rows = [*map(model.anchors.names.index, self.names), -1]  # the background's is the last
+            visual = visual + model.class_means("visual")[0, rows] if len(visual) else visual
+            audio = audio + model.class_means("audio")[0, rows] if len(audio) else audio
+        return ClassTexts(visual, audio, self.names)
 
 
 def class_texts(
@@ -78,7 +89,8 @@ def class_texts(
             continue
         classes = label_features(branch, wordings, prompts).cpu()
         parts.append(torch.cat((classes, background_feature(branch, background)[None].float())))
-    return ClassTexts(*parts)
+    visual, audio = parts
+    return ClassTexts(visual, audio, tuple(names or wordings))
 
 
 def text_warnings(backbone: Backbone, names: Sequence[str], wordings: Sequence[str], templates: Templates) -> list[str]:

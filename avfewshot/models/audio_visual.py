@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,8 @@ from avfewshot.adapters.projectors import Projectors
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import WeightsError
 from avfewshot.models import fusion
+from avfewshot.models.anchors import PREFIX as ANCHORS
+from avfewshot.models.anchors import Modality, SupportAnchors
 
 MAX_SCALE = 100.0
 """Largest temperature scale that training may reach, as for CLIP (Radford et al., ICML 2021, section 2.5)."""
@@ -83,6 +85,7 @@ class AudioVisualModel(nn.Module):
 
     Attributes:
         layers: The paired layers.
+        anchors: Class means that stand beside the texts; None: texts alone.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class AudioVisualModel(nn.Module):
         self.audio_tower = backbone.audio
         self.adapters = adapters
         self.projectors = projectors
+        self.anchors: SupportAnchors | None = None
         self.temperatures = Temperatures(backbone.visual_scale, backbone.audio_scale)
         self.checkpointing = checkpointing
         self.layers = pair_layers(self.visual_tower.token_shapes, self.audio_tower.token_shapes)
@@ -185,6 +189,16 @@ class AudioVisualModel(nn.Module):
             None if audio_texts is None else self.projectors.audio_text(audio_texts),
         )
 
+    def class_means(self, modality: Modality, leave_out: Sequence[int | None] = (None,)) -> Tensor:
+        """What stands beside the projected texts, ``[len(leave_out), K + 1, D]``; zeros without anchors.
+
+        See :meth:`avfewshot.models.anchors.SupportAnchors.means`.
+        """
+        if self.anchors is None:
+            return self.temperatures.visual.new_zeros(len(leave_out), 1, 1)
+        project = (lambda unit: unit) if self.projectors is None else getattr(self.projectors, modality)
+        return self.anchors.means(modality, project, leave_out=leave_out)
+
     def logits(
         self, visual: Tensor | None, audio: Tensor | None, visual_texts: Tensor | None, audio_texts: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -209,7 +223,7 @@ class AudioVisualModel(nn.Module):
         )
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: adapters, projectors and temperatures, by name, on the CPU."""
+        """What is not the towers': adapters, projectors, temperatures and anchors, by name, on the CPU."""
         state = self.state_dict()
         return {name: tensor.detach().cpu() for name, tensor in state.items() if not name.startswith(_FROZEN)}
 
@@ -237,9 +251,14 @@ class AudioVisualModel(nn.Module):
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`trainable_state` gave.
 
+        Args:
+            state: Tensors by name; anchors are passed over by a model that has none.
+
         Raises:
             WeightsError: Names or shapes differ; nothing is loaded then.
         """
+        if self.anchors is None:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(ANCHORS)}
         self.check_trainable_state(state)
         with torch.no_grad():
             for name, tensor in self.state_dict().items():

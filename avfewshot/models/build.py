@@ -12,6 +12,7 @@ from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.config import AUTO, NONE, TrainerConfig, read_training
 from avfewshot.errors import DataError
+from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel, Towers
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, Identified, load_adapter
 
@@ -99,10 +100,16 @@ def load_model(
     try:
         # Widths that a stranger's file asks for are compared with its tensors before anything is allocated.
         with torch.device("meta"):
-            build_model(backbone, config).check_trainable_state(checkpoint.tensors)
+            _with_anchors(build_model(backbone, config), checkpoint).check_trainable_state(checkpoint.tensors)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond what a tensor can have
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{checkpoint.path / CONFIG_NAME}: describes no model that can be built ({reason}).") from None
-    model = build_model(backbone, config)
+    model = _with_anchors(build_model(backbone, config), checkpoint)
     model.load_trainable_state(checkpoint.tensors)
     return model.eval(), checkpoint.config
+
+
+def _with_anchors(model: AudioVisualModel, checkpoint: AdapterCheckpoint) -> AudioVisualModel:
+    widths = model.visual_tower.output_dim, model.audio_tower.output_dim
+    model.anchors = SupportAnchors.like(checkpoint.tensors, checkpoint.config.labels, widths)
+    return model

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from avfewshot.config import AUTO, TUNED_METHODS, TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support, draw_validation
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.errors import DataError
+from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.evaluator import TaskBench
 from avfewshot.evaluation.few_shot import (
     label_features,
@@ -36,15 +37,16 @@ from avfewshot.media.clip_cache import ClipCache
 from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.base import Features
 from avfewshot.methods.method import Scorer, find_method
+from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.build import build_model
+from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
 from avfewshot.training.description import describe_training
 from avfewshot.training.fabric import single_device
 from avfewshot.training.journal import Journal
 from avfewshot.training.loop import Progress, Training, Watcher
-from avfewshot.training.objective import Objective
+from avfewshot.training.objective import ClipEmbeddings, Objective
 from avfewshot.training.selection import Verdict, judge, judge_zero_shot, unjudged
 from avfewshot.training.store import CheckpointStore
 from avfewshot.training.supply import labelled, readable_support
@@ -192,7 +194,7 @@ class FewShot:
         methods |= {name: about for name, (_, about) in prompted.items()}
         if model is not None:
             used = {"support": len(support.samples), "validation": self.validation_used}
-            learnt = sum(value.numel() for value in model.trainable_state().values())
+            learnt = sum(value.numel() for value in model.parameters() if value.requires_grad)
             about = {"labels_used": used, "seconds": trained_seconds, "trainable": learnt}
             if methods:
                 methods[TRAINED] = about
@@ -332,8 +334,9 @@ class FewShot:
         config, bench = self.config, self.bench
         folder = self.folder / f"seed-{seed}"
         store = CheckpointStore(folder / "checkpoints")
-        model = self.fresh_model(seed)
         objective = Objective(config, bench.texts.to(self.device), per_second=bench.decision.per_second)
+        model = self.fresh_model(seed)
+        model.anchors = self._anchors(support, objective)
         training = Training(
             self._fabric,
             model,
@@ -365,6 +368,46 @@ class FewShot:
         if self.initial is not None:
             model.load_trainable_state(self.initial.tensors)
         return model.to(self.device)
+
+    def _anchors(self, support: Support, objective: Objective) -> SupportAnchors | None:
+        """The class means of the support where they answer better than texts do, on its own clips, each left out.
+
+        With one clip a class there is nothing to leave out: they are taken where texts do no better than chance.
+        """
+        if self.config.anchors == "text" or self.bench.decision.per_second:
+            return None
+        samples, features = self.bench.features(support.samples)
+        if len(samples) < len(support.samples):
+            raise AvfsError("A clip of the support could be read before and cannot be embedded now.")
+        tensors = [
+            [None if one is None else torch.from_numpy(one).float().to(self.device) for one in part]
+            for part in (features.visual, features.audio)
+        ]
+        widths = self.backbone.visual.output_dim, self.backbone.audio.output_dim
+        units = [
+            torch.stack([torch.zeros(width) if one is None else F.normalize(one.mean(0), dim=-1).cpu() for one in part])
+            for part, width in zip(tensors, widths, strict=True)
+        ]
+        labels = torch.from_numpy(self.dataset.multi_hot(samples))
+        anchors = SupportAnchors(self.dataset.classes, *units, labels).to(self.device)
+        if self.config.anchors == "support":
+            return anchors
+        clips = [ClipEmbeddings(v, a, row) for row, (v, a) in enumerate(zip(*tensors, strict=True))]
+        frozen = AudioVisualModel(self.backbone).to(self.device)
+        right = []
+        with torch.inference_mode():
+            for frozen.anchors in (None, anchors):
+                answers = [said.log_probabilities.argmax().item() for said in objective.predict(frozen, clips)]
+                right.append(labels[torch.arange(len(clips)), answers].numpy())
+        text, means = right
+        if self.config.shots == 1:
+            chance = float(labels.float().mean())
+            better = text.mean() < chance + 2 * (chance * (1 - chance) / len(clips)) ** 0.5
+        else:
+            better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
+        told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
+        self.observer.say(f"DG-SCT: anchors {'texts and class means' if better else 'texts'} ({told}).")
+        return anchors if better else None
 
     def test(
         self,
@@ -409,10 +452,8 @@ class FewShot:
 
     def best_model(self, seed: int) -> AudioVisualModel:
         """The model that validation chose in a run that is done, in evaluation mode."""
-        model = self.fresh_model(seed)
         store = CheckpointStore(self.folder / f"seed-{seed}" / "checkpoints")
-        model.load_trainable_state(store.load_best(self.backbone).tensors)
-        return model.eval()
+        return load_model(store.load_best(self.backbone), self.backbone)[0].to(self.device)
 
     def _start(self, model: AudioVisualModel) -> Verdict:
         """The verdict on what a training begins with."""

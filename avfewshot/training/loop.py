@@ -53,6 +53,7 @@ class Labelled:
     key: str
     path: Path
     labels: Tensor
+    row: int | None = None  # in the support
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class Training:
             )
         window = self._config.window
         start = window_start(clip.num_segments, window, seed=self._seed, epoch=epoch, key=labelled.key)
-        return TrainingClip.of(clip, labelled.labels, start, window)
+        return TrainingClip.of(clip, labelled.labels, start, window, labelled.row)
 
 
 def mean_gate(model: AudioVisualModel) -> float:

@@ -41,9 +41,10 @@ class TrainingClip:
     frames: Tensor | None
     audio: Tensor | None
     labels: Tensor
+    row: int | None = None  # in the support that the model's anchors are made of
 
     @classmethod
-    def of(cls, clip: Clip, labels: Tensor, start: int, seconds: int) -> TrainingClip:
+    def of(cls, clip: Clip, labels: Tensor, start: int, seconds: int, row: int | None = None) -> TrainingClip:
         """A stretch of a decoded clip.
 
         Args:
@@ -51,6 +52,7 @@ class TrainingClip:
             labels: Bool ``[K]``, or ``[T, K + 1]`` for all its annotated seconds; others are background.
             start: First second of the stretch.
             seconds: Its length, at most.
+            row: See :class:`TrainingClip`.
         """
         part = slice(start, start + seconds)
         frames, audio = clip.frames, clip.audio_segments
@@ -58,6 +60,7 @@ class TrainingClip:
             None if frames is None else frames[part],
             None if audio is None else audio[part],
             labels if labels.ndim == 1 else _fitting(labels, clip.num_segments)[part],
+            row,
         )
 
     @property
@@ -77,6 +80,7 @@ class ClipEmbeddings:
 
     visual: Tensor | None
     audio: Tensor | None
+    row: int | None = None  # of the clip, see TrainingClip
 
 
 Parts = tuple[Tensor | None, Tensor | None]
@@ -108,6 +112,7 @@ def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.dev
             result[row] = ClipEmbeddings(
                 visual[position] if visual is not None and seen[position] else None,
                 sound[position] if sound is not None and heard[position] else None,
+                clips[row].row,
             )
     return result
 
@@ -179,15 +184,14 @@ class Objective:
         self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]
     ) -> list[tuple[Tensor | None, Tensor | None]]:
         """``[T, K + 1]`` of each clip's modalities."""
-        texts = self._texts.projected(model)
-        scales = model.temperatures.scale("visual"), model.temperatures.scale("audio")
-        return [
-            (
-                None if clip.visual is None else fusion.logits(clip.visual, texts.visual, scales[0]),
-                None if clip.audio is None else fusion.logits(clip.audio, texts.audio, scales[1]),
-            )
-            for clip in embeddings
-        ]
+        texts = self._texts.projected(model, anchored=False)
+        left_out = [clip.row for clip in embeddings]
+        parts = []
+        for name in ("visual", "audio"):
+            scale, words = model.temperatures.scale(name), getattr(texts, name) + model.class_means(name, left_out)
+            clips = zip((getattr(clip, name) for clip in embeddings), words, strict=True)
+            parts.append([None if clip is None else fusion.logits(clip, rows, scale) for clip, rows in clips])
+        return list(zip(*parts, strict=True))
 
     def _sample_logits(self, logits: Tensor | None) -> Tensor | None:
         """Those of the seconds as they are, or pooled to ``[K]`` of the clip."""

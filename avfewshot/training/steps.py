@@ -148,7 +148,7 @@ class GradientSteps:
         def loss(parts: tuple[torch.Tensor | None, ...]) -> CombinedLoss:
             visual, audio = ([None] * len(clips) if part is None else part.split(lengths) for part in parts)
             embeddings = [
-                ClipEmbeddings(v if clip.frames is not None else None, a if clip.audio is not None else None)
+                ClipEmbeddings(v if clip.frames is not None else None, a if clip.audio is not None else None, clip.row)
                 for clip, v, a in zip(clips, visual, audio, strict=True)
             ]
             return self._objective(self._model, embeddings, labels)

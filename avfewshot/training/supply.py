@@ -69,7 +69,10 @@ def labelled(dataset: Dataset, samples: Sequence[Sample], *, per_second: bool) -
         samples: Samples with media.
         per_second: Whether seconds are labelled.
     """
-    return [Labelled(sample.id, sample.path, _labels(dataset, sample, per_second)) for sample in samples]
+    return [
+        Labelled(sample.id, sample.path, _labels(dataset, sample, per_second), row)
+        for row, sample in enumerate(samples)
+    ]
 
 
 def _labels(dataset: Dataset, sample: Sample, per_second: bool) -> Tensor:

@@ -1,0 +1,144 @@
+"""Class means of the support beside the texts: their arithmetic, when they are taken, and that they travel."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fewshot_worlds import CLASSES, write_class_folders
+from training_support import backbone, texts
+
+from avfewshot.cli.app import run
+from avfewshot.config import TrainingConfig
+from avfewshot.errors import WeightsError
+from avfewshot.inference.loading import load
+from avfewshot.inference.logits import ClassTexts
+from avfewshot.models.anchors import SupportAnchors
+from avfewshot.models.build import build_model
+from avfewshot.models.checkpoint import load_adapter
+from avfewshot.training.objective import ClipEmbeddings, Objective
+
+LABELS = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=bool)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+@pytest.fixture
+def anchors():
+    rng = np.random.default_rng(0)
+    visual, audio = unit(rng.normal(size=(4, 6))), unit(rng.normal(size=(4, 7)))
+    audio[2] = 0  # a clip without sound
+    return SupportAnchors("abc", torch.tensor(visual), torch.tensor(audio), torch.tensor(LABELS))
+
+
+@pytest.mark.parametrize("left_out", [None, 0, 1])
+@pytest.mark.parametrize("modality", ["visual", "audio"])
+def test_means_are_those_of_the_other_clips(anchors, modality, left_out):
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(7, 7)))[0]
+    turn = torch.tensor(turn[:6, :6] if modality == "visual" else turn, dtype=torch.float32)
+
+    def project(units):
+        return torch.nn.functional.normalize(units @ turn, dim=-1)
+
+    [found] = anchors.means(modality, project, leave_out=[left_out])
+    given = getattr(anchors, modality)
+    rows = [row for row in range(4) if row != left_out and given[row].norm() > 0]
+    expected = np.stack([unit(sum(project(given[r]).numpy() for r in rows if LABELS[r, c])) for c in (0, 1)])
+    np.testing.assert_allclose(found[:2], expected, atol=1e-6)
+    # The third class has no clip: it stands at the middle, as the background does.
+    np.testing.assert_allclose(found[2], expected.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found[3], expected.mean(0), atol=1e-6)
+
+
+def test_a_class_that_would_lose_its_only_clip_leaves_the_texts_alone(anchors):
+    alone = SupportAnchors("abc", anchors.visual[:3], anchors.audio[:3], anchors.labels[:3])
+    lost, kept = alone.means("visual", lambda units: units, leave_out=[2, 0])
+    assert not lost.any()
+    assert kept.any()
+
+
+def test_training_logits_leave_the_clip_out_and_predictions_do_not(anchors):
+    base = backbone()
+    model = build_model(base, TrainingConfig(adapter="none"))
+    model.anchors = anchors
+    words = ClassTexts(texts().visual, texts().audio, tuple("abc"))
+    objective = Objective(TrainingConfig(), words, per_second=False)
+    clip = ClipEmbeddings(anchors.visual[:1], anchors.audio[:1], 0)
+    [own] = objective.predict(model, [clip])
+    other = ClipEmbeddings(clip.visual, clip.audio, None)
+    [seen] = objective.predict(model, [other])
+    # Compared with a mean that holds the clip itself, it looks more like its class.
+    assert seen.log_probabilities[0] > own.log_probabilities[0] + 1e-3
+    expected = words.projected(model)
+    assert torch.allclose(expected.visual, words.visual + model.class_means("visual")[0])
+
+
+def test_means_stand_beside_their_own_classes_alone(anchors):
+    model = build_model(backbone(), TrainingConfig(adapter="none"))
+    model.anchors = anchors
+    plain = texts()
+    named = ClassTexts(plain.visual[[1, 0, 3]], plain.audio[[1, 0, 3]], ("b", "a"))  # in another order, not all
+    expected = plain.visual[[1, 0, 3]] + model.class_means("visual")[0][[1, 0, 3]]
+    assert torch.allclose(named.projected(model).visual, expected)
+    foreign = ClassTexts(plain.visual, plain.audio, ("a", "b", "zebra"))
+    assert torch.allclose(foreign.projected(model).visual, plain.visual)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("anchors")
+    write_class_folders(folder / "my_clips", clips=5)
+    (folder / "codes").mkdir()
+    for number, name in enumerate(CLASSES):  # names of which the text branches know nothing
+        (folder / "codes" / f"class_{number}").symlink_to(folder / "my_clips" / name)
+    return folder
+
+
+def fewshot(world, patch, capsys, *arguments) -> tuple:
+    patch.chdir(world)
+    patch.setenv("AVFS_CACHE", str(world / "cache"))
+    options = ("--method", "dgsct", "--backbone", "tiny", "--device", "cpu", "--epochs", "1", "--val-shots", "1")
+    assert run(["fewshot", *options, *arguments]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    [folder] = (world / "runs" / "folder").glob(f"*-{arguments[-1]}")
+    return folder, err
+
+
+def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world, monkeypatch, capsys):
+    codes, err = fewshot(world, monkeypatch, capsys, "--data", "codes", "--shots", "2", "--name", "codes-run")
+    assert "anchors texts and class means (texts " in err
+    checkpoint = load_adapter(codes)
+    assert checkpoint.tensors["anchors.labels"].sum() == 6
+    record = json.loads((codes / "seed-1" / "result.json").read_text())
+    top = record["results"]["trained"]["metrics"]["top1"]
+    assert top["value"] > 0.6
+    classifier = load(adapter=codes, device="cpu")
+    clips = sorted((world / "my_clips" / CLASSES[2]).glob("*.mp4"))
+    results = classifier.classify(clips, [f"class_{number}" for number in range(3)])
+    assert [result.label for result in results].count("class_2") >= 4
+
+    known, err = fewshot(world, monkeypatch, capsys, "--data", "my_clips", "--shots", "2", "--name", "known")
+    assert "anchors texts (" in err
+    assert not any(name.startswith("anchors") for name in load_adapter(known).tensors)
+
+    alone, err = fewshot(
+        world, monkeypatch, capsys, "--data", "codes", "--shots", "2", "--anchors", "text", "--name", "text"
+    )
+    assert "DG-SCT: anchors" not in err
+    assert not any(name.startswith("anchors") for name in load_adapter(alone).tensors)
+
+
+def test_anchors_that_do_not_fit_are_refused(world, monkeypatch, capsys):
+    [folder] = (world / "runs" / "folder").glob("*-codes-run")
+    classifier = load("tiny", device="cpu")
+    from avfewshot.models.build import load_model
+
+    checkpoint = load_adapter(folder)
+    for name, tensor in (("visual", torch.zeros(6, 3)), ("labels", torch.zeros(6, 9, dtype=torch.bool))):
+        broken = {**checkpoint.tensors, f"anchors.{name}": tensor}
+        with pytest.raises(WeightsError, match=f"anchors.{name}"):
+            load_model(type(checkpoint)(checkpoint.path, broken, checkpoint.config), classifier.backbone)
