@@ -724,7 +724,9 @@ class TrainingConfig(TrainerConfig):
     sampler: Literal["nested", "first-k"] = setting(
         "nested", "How they are drawn: by seed, or the first rows.", panel=DATA
     )
-    multi_label: bool = setting(False, "Draw clips with several labels too.", panel=DATA)
+    multi_label: bool = setting(
+        False, "Draw clips with several labels too; in --data, files that are linked into several folders.", panel=DATA
+    )
     background: Background = setting("threshold", "How seconds without an event are told (task ave).", panel=METHOD)
     anchors: Literal["auto", "text", "support"] = setting(
         AUTO,
@@ -808,6 +810,15 @@ class OutputConfig(Settings):
     recursive: bool = setting(True, "Look into sub-folders.", saved=True)
     topk: Count = setting(5, "Labels to show for each clip in tables and reports.", panel=OUTPUT, saved=True)
     segments: bool = setting(False, "Also say what each second holds.", panel=OUTPUT, saved=True)
+    multi_label: bool = setting(
+        False,
+        "Also give all labels that a clip carries: by thresholds that a run has from left-out clips; without a run, "
+        "those that stand out among the labels.",
+        panel=OUTPUT,
+    )
+    reject: bool = setting(
+        False, "With a run: answer `unknown` where a clip is like nothing that was learnt.", panel=OUTPUT
+    )
     format: Literal["table", "json", "jsonl", "csv", "csv-segments", "srt", "vtt", "eaf", "all"] = setting(
         "table",
         "Form of the results; srt, vtt (subtitles) and eaf (ELAN) are timelines, one file a clip.",

@@ -29,7 +29,7 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def call(world):
+def execute(world):
     def execute(*arguments):
         out, err = StringIO(), StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -38,10 +38,31 @@ def call(world):
             patch.setenv("COLUMNS", "160")
             status = run([str(argument) for argument in arguments])
         assert "Traceback" not in err.getvalue()
-        assert status == 0, err.getvalue()
-        return out.getvalue(), err.getvalue()
+        return status, out.getvalue(), err.getvalue()
 
     return execute
+
+
+@pytest.fixture(scope="module")
+def call(execute):
+    def call(*arguments):
+        status, out, err = execute(*arguments)
+        assert status == 0, err
+        return out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def refuse(execute):
+    """What a command says that is misused."""
+
+    def refuse(*arguments):
+        status, _, err = execute(*arguments)
+        assert status == 2, err
+        return err
+
+    return refuse
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +171,70 @@ def test_counter_examples_keep_their_like_out_of_a_class(call, world):
         assert used.get("counter-examples", 0) == (6 if name == "counter" else 0)
         assert ("counter-examples" in (folder / "methods.html").read_text()) == (name == "counter")
     assert scores["counter"] < 0.5 * scores["plain"]
+
+
+def test_unknown_clips_are_rejected_at_the_stated_rate(call, refuse, world):
+    special_folder(world, "two", "-nothing")
+    (world / "two" / "-nothing").unlink()
+    _, err = call("fewshot", "--data", "two", "--shots", "4", "--no-tune", "--name", "reject")
+    [folder] = (world / "runs" / "folder").glob("*-reject")
+    assert "`unknown`" in err
+    assert "false accepts" in err
+    stated = json.loads((folder / "results.json").read_text())["seeds"][0]["methods"]["auto"]["reject"]
+    assert stated["keep"] == 0.95
+    assert stated["clips"] == 8
+    assert "unknown" in (folder / "methods.html").read_text()
+    clips = ["my_clips/dog barking/5.mp4", "my_clips/car honking/5.mp4", "my_clips/clock ticking/5.mp4"]
+    page = ["--report", "reject.html", "--output", "reject.json"]
+    _, err = call("zeroshot", "--adapter", folder, "--reject", *page, *clips)
+    document = json.loads((world / "reject.json").read_text())
+    assert [clip["label"] for clip in document["clips"]] == ["class_0", "class_1", "unknown"]  # in order of their paths
+    assert document["clips"][2]["score"] == max(document["clips"][2]["scores"].values())
+    assert document["reject"] == stated
+    assert "false accepts" in (world / "reject.html").read_text()
+    assert "false rejects" in err
+    out, _ = call("zeroshot", "--adapter", folder, "--reject", clips[0])
+    assert "unknown" in out.splitlines()[0]
+    out, _ = call("zeroshot", "--adapter", folder, clips[0], "--format", "json")
+    assert json.loads(out)["clips"][0]["label"] in ("class_0", "class_1")
+    assert "reject" not in json.loads(out)
+    assert "none of dog" in refuse("zeroshot", "--adapter", folder, "--reject", "--label", "dog", clips[0])
+    assert "Add --adapter RUN" in refuse("zeroshot", "--reject", "--label", "dog", clips[0])
+    assert "--reject cannot be given with --task" in refuse("zeroshot", "--reject", "--task", "ave")
+    call("fewshot", "--data", "two", "--shots", "1", "--no-tune", "--name", "one")
+    [folder] = (world / "runs" / "folder").glob("*-one")
+    assert "at least two clips a class" in refuse("zeroshot", "--adapter", folder, "--reject", clips[0])
+
+
+def test_clips_carry_several_labels(call, world):
+    """Cars that honk and dogs that bark, some of them in a third folder too, by links."""
+    for name, source in (("cars", CLASSES[0]), ("dogs", CLASSES[2]), ("loud", CLASSES[0])):
+        (world / "several" / name).mkdir(parents=True)
+        for number in range(6):
+            (world / "several" / name / f"{number}.mp4").symlink_to(world / "my_clips" / source / f"{number}.mp4")
+    call("fewshot", "--data", "several", "--shots", "3", "--multi-label", "--no-tune", "--name", "several")
+    [folder] = (world / "runs" / "folder").glob("*-several")
+    document = json.loads((folder / "results.json").read_text())
+    assert document["comparison"]["headline"] == "hit_at_1"
+    assert document["comparison"]["cells"]["auto"]["macro_f1_sets"]["value"] == 1
+    thresholds = json.loads((folder / "seed-1" / "scorer" / "scorer.json").read_text())["thresholds"]
+    assert set(thresholds) == {"cars", "dogs", "loud"}
+    clips = ["my_clips/car honking/5.mp4", "my_clips/dog barking/5.mp4"]
+    out, _ = call("zeroshot", "--adapter", folder, "--multi-label", *clips, "--format", "json")
+    assert [sorted(clip["labels"]) for clip in json.loads(out)["clips"]] == [["cars", "loud"], ["dogs"]]
+    out, _ = call("zeroshot", "--adapter", folder, "--multi-label", *clips, "--format", "csv")
+    assert [set(row["labels"].split("; ")) for row in csv.DictReader(StringIO(out))] == [{"cars", "loud"}, {"dogs"}]
+    out, _ = call("zeroshot", "--adapter", folder, *clips, "--format", "json")
+    assert all("labels" not in clip for clip in json.loads(out)["clips"])
+
+
+def test_without_a_run_labels_that_stand_out_are_given(call):
+    labels = [part for name in (*CLASSES, "boat", "kettle", "bird") for part in ("--label", name)]
+    out, _ = call("zeroshot", *labels, "--multi-label", "my_clips/dog barking/5.mp4", "--format", "jsonl")
+    clip = json.loads(out)
+    assert clip["labels"][0] == clip["label"] == "dog barking"
+    assert len(clip["labels"]) < 6
+    assert clip["warnings"] == []
 
 
 def test_auto_trains_and_joins_and_the_joined_run_predicts(call, world):

@@ -8,7 +8,7 @@ from avfewshot.errors import UsageError
 from avfewshot.methods import kernel_ridge
 from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.base import Support, log_softmax
-from avfewshot.methods.calibration import label_thresholds, reject_threshold, temperature
+from avfewshot.methods.calibration import label_thresholds, reject_threshold, standardised_labels, temperature
 from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import Scorer, find_method
 
@@ -169,12 +169,56 @@ def test_unknown_clips_are_rejected_at_a_stated_rate():
     scorer, *_ = fitted(clips=8, classes=3)
     living = LivingRidge(scorer)
     stated = living.calibrate_reject(keep=0.9)
+    assert stated["clips"] == 24
+    assert stated["false_rejects"] == pytest.approx(0.1, abs=0.05)
     assert 0 <= stated["false_accepts"] <= 0.6
     queries, _ = world(clips=20, seed=5)
     unknown = living.unknown(queries.features)
     foreign = queries.labels[:, 3]
     assert unknown[foreign].mean() > 0.6
     assert unknown[~foreign].mean() < 0.35
+
+
+def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_path):
+    for name in ("gda", "auto"):
+        scorer, part, *_ = fitted(clips=6, classes=3, name=name)
+        scorer.learn_to_reject(part)
+        loaded = Scorer.load(scorer.save(tmp_path / name))
+        assert loaded.diagnostics["reject"] == scorer.diagnostics["reject"]
+        ridge = LivingRidge(loaded.rejector or loaded, learn=False)
+        queries, _ = world(clips=20, seed=5)
+        unknown, foreign = ridge.unknown(queries.features), queries.labels[:, 3]
+        assert unknown[foreign].mean() > 0.6 > 0.4 > unknown[~foreign].mean()
+        # Of the two classes that are asked about, the third one's clips are unknown.
+        other = ridge.unknown(queries.features, ["c0", "c1"])
+        assert other[queries.labels[:, 2]].mean() > 0.6
+    one_shot, part, *_ = fitted(clips=1, classes=3)
+    one_shot.learn_to_reject(part)
+    assert "reject" not in one_shot.diagnostics
+
+
+def test_the_threshold_for_unknown_clips_follows_what_is_learnt_later():
+    scorer, part, support, texts = fitted(clips=6, classes=3)
+    scorer.decide_labels(part)
+    scorer.learn_to_reject(part)
+    before, new = scorer.diagnostics["reject"], support.labels[:, 3]
+    LivingRidge(scorer).add(support.features.take(np.flatnonzero(new)), support.labels[new], texts)
+    assert scorer.diagnostics["reject"]["clips"] == before["clips"] + 6
+    assert scorer.thresholds["c3"] == pytest.approx(np.mean([scorer.thresholds[f"c{i}"] for i in range(3)]))
+    queries, _ = world(clips=20, seed=5)
+    assert LivingRidge(scorer).unknown(queries.features)[queries.labels[:, 3]].mean() < 0.4
+    LivingRidge(scorer).remove("c0")
+    assert set(scorer.thresholds) == {"c1", "c2", "c3"}
+
+
+def test_labels_that_stand_out_are_those_of_a_clip_where_no_threshold_is_known():
+    one = np.log([0.9, 0.02, 0.02, 0.02, 0.02, 0.02])
+    assert standardised_labels([one]).tolist() == [True] + [False] * 5
+    two = np.log([0.02, 0.9, 0.02, 0.02, 0.02, 0.02])
+    assert not standardised_labels([one, two]).any()  # each is plain in one modality alone
+    both = np.log([0.45, 0.45, 0.025, 0.025, 0.025, 0.025])
+    assert standardised_labels([both, both]).tolist() == [True, True] + [False] * 4
+    assert not standardised_labels([np.zeros(3)]).any()
 
 
 def test_a_threshold_keeps_the_share_of_known_clips_that_was_asked_for():

@@ -195,7 +195,12 @@ def load_data(config: FewshotConfig) -> Any:
     if task == "folder":
         from avfewshot.data.folder import load_folder
 
-        return load_folder(data.data)
+        dataset = load_folder(data.data)
+        if config.training.multi_label:
+            from avfewshot.evaluation.few_shot import with_several_labels
+
+            return with_several_labels(dataset)
+        return dataset
     from avfewshot.data.load import load_dataset
     from avfewshot.data.media_index import require_media
 
@@ -382,6 +387,7 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
 
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.reports.run_tables import comparison_table
+    from avfewshot.reports.text import reject_text
 
     compared = [result.comparison for result in results if result.comparison is not None]
     console = Console(highlight=False)
@@ -394,6 +400,9 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     else:
         console.print(comparison_table(average_comparisons(compared)))
     notes = Console(stderr=True, highlight=False)
+    for result in results:
+        if reject := result.methods.get(trainer.config.method, {}).get("reject"):
+            notes.print(f"seed {result.seed}: `unknown` (zeroshot --adapter RUN --reject): {reject_text(reject)}.")
     for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset):
         if left:
             notes.print(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be: see clips.csv.", markup=False)

@@ -46,6 +46,8 @@ others go on.
   avfs zeroshot --labels labels.txt 'day-*/*.mp4' --format jsonl | jq .label
   avfs zeroshot --labels labels.txt --backbone large --device cuda:0
   avfs zeroshot --labels labels.txt --adapter runs/llp_cls/RUN
+  avfs zeroshot --adapter runs/folder/RUN --reject clips/  `unknown` for what is like nothing learnt
+  avfs zeroshot --labels labels.txt --multi-label clips/   all labels that a clip carries
   avfs zeroshot --task llp_cls --root DATA                 evaluate on a test split, without training
   avfs zeroshot --task ave --adapter runs/pretrain/RUN     with what pretraining learnt beside it
 
@@ -69,6 +71,8 @@ _WITHOUT_MEANING = {  # beside --task
     "modality": "All of them are evaluated.",
     "topk": "Clips are judged, not listed.",
     "segments": "Clips are judged, not listed.",
+    "multi_label": "Clips are judged, not listed.",
+    "reject": "Clips are judged, not listed.",
     "format": f"The suffix of --output says it: {', '.join(_SUFFIXES)}.",
     "recursive": "The task says which clips.",
     "resume": "A task is evaluated anew each time.",
@@ -142,6 +146,8 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
             faults.append(UsageError("No label file is given.", hint=hint))
     else:
         labels = collect(faults, lambda: parse_labels(asked.labels))
+    if asked.reject and settings["adapter"] is None:
+        faults.append(UsageError("--reject: only a few-shot run can tell unknown clips.", hint="Add --adapter RUN."))
     files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
     faults += backbone_faults(settings)
     given = settings.source("format") != "default"
@@ -177,7 +183,9 @@ def _run_id(settings: Resolved, labels: LabelSet) -> str:
         *("backbone", "adapter", "weights", "seed", "precision", "clip_weights", "clap_weights", "roberta"),
         *("templates", "fusion", "pool", "modality", "frame_backend", "segments"),
     )
-    return run_id(labels=labels.names, wordings=labels.wordings, **{key: _chosen(settings, key) for key in keys})
+    values = {key: _chosen(settings, key) for key in keys}
+    values |= {key: True for key in ("multi_label", "reject") if settings[key]}
+    return run_id(labels=labels.names, wordings=labels.wordings, **values)
 
 
 def _labels_of_run(path: Path) -> LabelSet | None:
@@ -244,12 +252,17 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         adapter=model.adapter,
         cache=True,
     )
-    run = classifier.info(work.labels, fusion=_chosen(settings, "fusion"), pool=_chosen(settings, "pool"))
+    answers = {key: True for key in ("reject", "multi_label") if settings[key]}
+    run = classifier.info(work.labels, fusion=_chosen(settings, "fusion"), pool=_chosen(settings, "pool"), **answers)
     own = []
     if model.weights == "random":
         own.append("The weights are random (--weights random): the scores mean nothing.")
     if len(work.labels) == 1:
         own.append("There is only one label, so every clip gets it with a score of 1.")
+    if run.reject is not None:
+        from avfewshot.reports.text import reject_text
+
+        own.append(f"`unknown`: {reject_text(run.reject)}.")
     results = classifier.iter_classify(
         work.files,
         work.labels,
@@ -260,6 +273,7 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         frame_backend=model.frame_backend,
         # The page and timelines draw them in any case.
         segments=settings["segments"] or work.page is not None or any(t.form in DRAWN for t in work.targets),
+        **answers,
     )
     return dataclasses.replace(run, warnings=[*own, *run.warnings]), results
 
@@ -399,7 +413,7 @@ def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str
         faults.append(UsageError("PATH cannot be given with --task.", hint="The task says which clips."))
     for key, hint in _WITHOUT_MEANING.items():
         if flags[key] is not None:
-            faults.append(UsageError(f"--{key} cannot be given with --task.", hint=hint))
+            faults.append(UsageError(f"--{key.replace('_', '-')} cannot be given with --task.", hint=hint))
     if output is not None:
         path = Path(output).expanduser()
         if path.suffix.lower() not in _SUFFIXES:

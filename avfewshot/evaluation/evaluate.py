@@ -120,7 +120,7 @@ def evaluate_systems(
             confusion=tuple(tuple(row) for row in found.confusion.tolist()),
             calibration=found.calibration,
             background=systems[name].background,
-            label_threshold=systems[name].label_threshold,
+            label_threshold=None if (threshold := systems[name].label_threshold) is None else float(np.mean(threshold)),
             replicates=replicates,
             seed=seed,
             baselines=trivial,

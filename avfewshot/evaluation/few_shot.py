@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluator import TaskBench
-from avfewshot.evaluation.measures import choose_label_threshold
 from avfewshot.evaluation.targets import Predictions
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
@@ -92,9 +92,28 @@ def method_predictions(
         column = 0.0 if scores.none is None else np.exp(scores.none)
         probabilities = np.insert(probabilities, none, column, axis=1)
     threshold = None
-    if bench.dataset.multi_label and (left_out := scorer.loo(support)) is not None:
-        threshold = choose_label_threshold(np.exp(left_out), support.labels)
+    if bench.dataset.multi_label:
+        scorer.decide_labels(support)
+        if known := scorer.thresholds:
+            other = float(np.mean(list(known.values())))
+            threshold = np.array([known.get(name, other) for name in bench.dataset.classes])
     return Predictions(probabilities / probabilities.sum(-1, keepdims=True), label_threshold=threshold)
+
+
+def with_several_labels(dataset: Dataset) -> Dataset:
+    """A folder whose clips carry all classes in whose folders they lie by links; test before val before train."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in dataset.samples:
+        groups.setdefault(os.path.realpath(sample.path or sample.id), []).append(sample)
+    merged = []
+    for group in groups.values():
+        split = max((sample.split for sample in group), key=SPLITS.index)
+        labels = {label for sample in group for label in sample.labels}
+        if len(labels) > 1:
+            labels.discard(-1 if dataset.none_class is None else dataset.none_class)
+        merged.append(replace(group[0], labels=tuple(sorted(labels)), split=split))
+    several = any(len(sample.labels) > 1 for sample in merged)
+    return replace(dataset, samples=tuple(merged), multi_label=True) if several else dataset
 
 
 def with_validation(dataset: Dataset, chosen: Sequence[Sample]) -> Dataset:

@@ -137,7 +137,7 @@ class TaskResult(_Record):
     baselines: tuple[Reference, ...]
     ceilings: tuple[Reference, ...]
     background: BackgroundRule | None = None  # what told background from events, for tasks that label seconds
-    label_threshold: float | None = None  # probability from which on a clip was said to carry a class
+    label_threshold: float | None = None  # probability from which on a clip was said to carry a class (their mean)
     replicates: int = 0  # bootstrap samples behind the intervals
     seed: int = 0  # of the bootstrap and of drawn targets
 

@@ -147,14 +147,15 @@ class Predictions:
         background: How a second without an event is told; needed per second only.
         salience: ``[N, T]``, how sure the system is that something happens, for the rule ``threshold``; None: the
             highest probability.
-        label_threshold: A clip is said to carry every class of at least this probability; chosen on validation data by
-            :func:`avfewshot.evaluation.measures.choose_label_threshold`. None: sets of labels are not judged.
+        label_threshold: A clip is said to carry every class of at least this probability, one for all or ``[K]``;
+            chosen on validation data by :func:`avfewshot.evaluation.measures.choose_label_threshold`, or on left-out
+            clips. None: sets of labels are not judged.
     """
 
     probabilities: npt.NDArray[np.float64]
     background: BackgroundRule | None = None
     salience: npt.NDArray[np.float64] | None = None
-    label_threshold: float | None = None
+    label_threshold: float | npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         probabilities = np.asarray(self.probabilities, dtype=np.float64)

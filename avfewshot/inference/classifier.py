@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
-from avfewshot.inference.learned import LearnedHead, LearnedRun
+from avfewshot.inference.learned import LearnedHead, LearnedRun, rejector
 from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet
@@ -144,6 +145,8 @@ class Classifier:
         workers: int = 2,
         frame_backend: str = "auto",
         segments: bool = True,
+        reject: bool = False,
+        multi_label: bool = False,
         progress: bool | Callable[[int, int], object] = False,
     ) -> Results:
         """Classify files, pictures or arrays.
@@ -163,6 +166,10 @@ class Classifier:
             workers: Processes that decode ahead; 0 decodes in this one.
             frame_backend: ``"auto"``, ``"decord"`` or ``"pyav"``.
             segments: Whether to say what each second holds.
+            reject: Answer ``"unknown"`` where a clip is like nothing that a few-shot run has learnt; the threshold
+                keeps 95 % of left-out clips.
+            multi_label: Also give all labels that a clip carries (:attr:`ClipResult.labels`): by thresholds that a
+                few-shot run has from left-out clips; else those that stand out among the labels.
             progress: Show a bar; or a function that is called after each file with how many are done, of how many.
 
         Returns:
@@ -173,6 +180,7 @@ class Classifier:
         """
         options = {"modality": modality, "fusion": fusion, "pool": pool, "batch_size": batch_size, "workers": workers}
         options |= {"frame_backend": frame_backend, "segments": segments, "progress": progress}
+        options |= {"reject": reject, "multi_label": multi_label}
         with contextlib.closing(self.iter_classify(paths, labels, **options)) as results:
             return Results(results)
 
@@ -188,6 +196,8 @@ class Classifier:
         workers: int = 2,
         frame_backend: str = "auto",
         segments: bool = True,
+        reject: bool = False,
+        multi_label: bool = False,
         progress: bool | Callable[[int, int], object] = False,
     ) -> Generator[ClipResult | Failure, None, None]:
         """Classify files one after another; see :meth:`classify`.
@@ -203,8 +213,8 @@ class Classifier:
         _check("fusion", fusion, FUSIONS)
         _check("pool", pool, POOLS)
         files, total = self._embed_inputs(self._scored, paths, modality, batch_size, workers, frame_backend)
-        head = self._head(labels, modality, fusion, pool)
-        results = self._results(files, head, segments)
+        head = self._head(labels, modality, fusion, pool, reject=reject)
+        results = self._results(files, head, segments, multi_label)
         return _counted(results, total, progress) if progress else results
 
     def embed(
@@ -265,7 +275,15 @@ class Classifier:
         branches = (self.backbone.visual_text, self.backbone.audio_text)
         return list(dict.fromkeys(word for branch in branches for word in branch.unknown_words(wordings)))
 
-    def info(self, labels: Labels, *, fusion: str | None = None, pool: str | None = None) -> RunInfo:
+    def info(
+        self,
+        labels: Labels,
+        *,
+        fusion: str | None = None,
+        pool: str | None = None,
+        reject: bool = False,
+        multi_label: bool = False,
+    ) -> RunInfo:
         """What a run with these labels is made of, with warnings about words and texts that the encoders lose."""
         labels = _label_set(labels)
         warnings = text_warnings(self.backbone, labels.names, labels.wordings, self.templates)
@@ -284,6 +302,8 @@ class Classifier:
             fusion=fusion or self.fusion,
             pool=pool or self.pool,
             warnings=warnings,
+            multi_label=multi_label,
+            reject=rejector(self.learned, labels.names).reject if reject else None,
         )
 
     def _embed_inputs(
@@ -316,13 +336,17 @@ class Classifier:
         return embed_cached(items, embed, self._cache if cached else None), len(items)
 
     def _results(
-        self, files: Embedded, head: ZeroShotHead, segments: bool
+        self, files: Embedded, head: ZeroShotHead, segments: bool, multi_label: bool
     ) -> Generator[ClipResult | Failure, None, None]:
         with contextlib.closing(files):
             for file in files:
-                yield file if isinstance(file, Failure) else head.result(file, segments=segments)
+                if isinstance(file, Failure):
+                    yield file
+                    continue
+                result = head.result(file, segments=segments)
+                yield dataclasses.replace(result, labels=head.labels_of(result)) if multi_label else result
 
-    def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str) -> ZeroShotHead:
+    def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str, *, reject: bool = False) -> ZeroShotHead:
         texts = class_texts(self.backbone, labels.wordings, self.templates, names=labels.names, modality=modality)
         spaces = []
         both = isinstance(self._scored, EnsembleModel)
@@ -334,10 +358,12 @@ class Classifier:
                 spaces.append((texts.projected(self.model).to("cpu"), scales))
         head = ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
         if self.learned is None:
+            if reject:
+                rejector(None, labels.names)
             return head
         features = self.label_features(labels.names, labels.wordings, fusion=fusion, pool=pool)
         dims = self.backbone.visual.output_dim, self.backbone.audio.output_dim
-        return LearnedHead(self.learned, features, head, dims)
+        return LearnedHead(self.learned, features, head, dims, reject=reject)
 
     def label_features(
         self, names: Sequence[str], wordings: Sequence[str], *, fusion: str | None = None, pool: str | None = None

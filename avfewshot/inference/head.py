@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.inference.results import ClipResult, SegmentResult
+from avfewshot.methods.calibration import standardised_labels
 from avfewshot.models.fusion import ClipPrediction, predict_events
 
 
@@ -64,6 +66,17 @@ class ZeroShotHead:
             segments=self._segments(file, prediction) if segments else [],
             warnings=self._warnings(file),
         )
+
+    def labels_of(self, result: ClipResult) -> list[str]:
+        """All labels that a clip carries, the surest first: the best, and those that stand out in sight and sound."""
+        rows = [
+            np.log(np.maximum([shares[name] for name in self._names], 1e-30))
+            for shares in (result.visual, result.audio)
+            if shares is not None
+        ]
+        chosen = dict(zip(self._names, standardised_labels(rows), strict=True))
+        order = sorted(result.scores, key=result.scores.__getitem__, reverse=True)
+        return [name for name in order if chosen[name] or name == result.label]
 
     def logits(self, file: EmbeddedFile) -> ClipLogits:
         """Logits of the seconds of a file."""

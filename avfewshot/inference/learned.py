@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from avfewshot.errors import DataError
+from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.results import ClipResult, SegmentResult
 from avfewshot.methods.base import Features, Floats, LabelFeatures, log_softmax
+from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
 from avfewshot.methods.method import Scorer
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, numbered, read_json
 
 BACKGROUND = "background"
 """What a second, or a clip, is called in which nothing happens, where the run has learnt what that is."""
+UNKNOWN = "unknown"
+"""What a clip is called that is like nothing that was learnt, where that is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,31 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     return min(runs, key=loss)
 
 
+def rejector(run: LearnedRun | None, labels: Sequence[str]) -> LivingRidge:
+    """What tells that a clip is like nothing that was learnt.
+
+    Raises:
+        UsageError: The run has no threshold, or some of the labels were not learnt.
+    """
+    if run is None:
+        raise UsageError("Only a few-shot run can tell unknown clips (--reject).", hint="Add --adapter RUN.")
+    ridge = LivingRidge(run.scorer.rejector or run.scorer, learn=False) if run.scorer.clip.arrays else None
+    if ridge is None or ridge.reject is None:
+        raise UsageError(
+            f"{run.path}: has no threshold for unknown clips.",
+            hint="It takes at least two clips a class; a run of an earlier version has to be made again.",
+        )
+    learnt = {name for name, trained in zip(run.scorer.texts.names, run.scorer.trained, strict=True) if trained}
+    if UNKNOWN in labels:
+        raise UsageError(f"A label is called {UNKNOWN!r}: --reject has no word of its own.")
+    if strange := [label for label in labels if label not in learnt and label != run.none]:
+        raise UsageError(
+            f"--reject goes by clips that were learnt; there were none of {', '.join(strange[:5])}.",
+            hint="Leave the labels out: those of the run are then taken.",
+        )
+    return ridge
+
+
 class LearnedHead(ZeroShotHead):
     """Scores files by a fitted method; labels that it was not fitted on are left to the text.
 
@@ -79,14 +107,24 @@ class LearnedHead(ZeroShotHead):
         texts: The labels that are asked for.
         zero_shot: What gives weights of the modalities, and the trained logits where the method has a tuned part.
         dims: Widths of the frozen embeddings of sight and sound, which stand first.
+        reject: Whether to answer :data:`UNKNOWN` where a clip is like nothing that was learnt; see :func:`rejector`.
     """
 
-    def __init__(self, run: LearnedRun, texts: LabelFeatures, zero_shot: ZeroShotHead, dims: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        run: LearnedRun,
+        texts: LabelFeatures,
+        zero_shot: ZeroShotHead,
+        dims: tuple[int, int],
+        *,
+        reject: bool = False,
+    ) -> None:
         self.__dict__.update(vars(zero_shot))
         self._scorer, self._zero_shot, self._dims, self._labels = run.scorer, zero_shot, dims, texts.names
         self._none = texts.names.index(run.none) if run.none in texts.names and len(texts.names) > 1 else None
         self._texts = texts.take([row for row in range(len(texts.names)) if row != self._none])
         self._own = self._texts.names == tuple(run.scorer.texts.names)
+        self._ridge = rejector(run, self._labels) if reject else None
 
     def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
         """See :meth:`ZeroShotHead.result`."""
@@ -107,6 +145,8 @@ class LearnedHead(ZeroShotHead):
         rows = self._scorer.segment_logits(features)[0] if self._own and (segments or self._scorer.second) else None
         if rows is not None and self._scorer.second and (nothing := float(np.exp(rows[:, -1].min()))) > 0.5:
             label, score = BACKGROUND, nothing
+        if self._ridge is not None and label in self._texts.names and self._ridge.unknown(features, self._labels)[0]:
+            label = UNKNOWN
         return replace(
             base,
             label=label,
@@ -115,6 +155,17 @@ class LearnedHead(ZeroShotHead):
             segments=base.segments if rows is None else self._timeline(rows, base.segments),
             warnings=warnings,
         )
+
+    def labels_of(self, result: ClipResult) -> list[str]:
+        """All labels that a clip carries, the surest first: by thresholds from left-out clips, where there are any."""
+        if result.label not in self._texts.names:
+            return [] if result.label == UNKNOWN else [result.label]
+        known = self._scorer.thresholds
+        if not known:
+            return super().labels_of(result)
+        other = sum(known.values()) / len(known)  # of a label that was not learnt
+        order = sorted(self._texts.names, key=result.scores.__getitem__, reverse=True)
+        return [name for name in order if result.scores[name] >= known.get(name, other) or name == result.label]
 
     def _columns(self, log_posterior: Floats) -> dict[str, float]:
         """Probabilities of the labels that were asked for, from those of the method, its own last one maybe beside."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from avfewshot.errors import AvfsError
 from avfewshot.media.clip import Failure as Failure  # a file that could not be classified
@@ -38,6 +38,7 @@ class ClipResult:
     weights: dict[str, float]  # share of each modality; they sum to 1
     segments: list[SegmentResult]  # one a second
     warnings: list[str]  # what was odd about the file, for people
+    labels: list[str] | None = None  # all labels that it carries, the surest first, where several were asked for
     ok: ClassVar[bool] = True
 
 
@@ -54,6 +55,8 @@ class RunInfo:
     fusion: str
     pool: str
     warnings: list[str] = field(default_factory=list)  # what concerns the whole run
+    multi_label: bool = False  # whether clips are given all labels that they carry
+    reject: dict[str, Any] | None = None  # threshold and rates of `unknown`, where it was asked for
 
 
 class Results(list["ClipResult | Failure"]):

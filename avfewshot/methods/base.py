@@ -403,7 +403,7 @@ def within_clip_scatter(clips: Sequence[Floats | None]) -> Floats | None:
     return scatter / size if size > 1e-9 * len(moved) else None
 
 
-def countable(targets: Floats, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def countable(targets: npt.NDArray[Any], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Rows whose classes all have another clip, so that leaving theirs out still leaves something of the class."""
     clips = np.array([len(np.unique(groups[column > 0])) for column in targets.T])
     return ((targets > 0) <= (clips > 1)).all(1)

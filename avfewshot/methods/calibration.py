@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from avfewshot.methods.base import Floats, log_loss, log_softmax
 
 BINS = 15
+STANDARDISED = 0.75
 SHRINKAGE = 10  # clips that the common threshold counts for against a class's own
 
 
@@ -55,6 +57,16 @@ def label_thresholds(log_posterior: Floats, labels: npt.NDArray[np.bool_]) -> Fl
     return (clips * own + SHRINKAGE * common) / (clips + SHRINKAGE)
 
 
+def standardised_labels(log_posteriors: Sequence[Floats]) -> npt.NDArray[np.bool_]:
+    """Which labels a clip carries where no threshold is known, ``[K]``: the rule of AV2A (CVPR 2025).
+
+    Log-probabilities ``[K]`` of each modality are standardised over the labels; a label belongs to the clip if the mean
+    of the sigmoids is at least 0.75.
+    """
+    shares = [1 / (1 + np.exp(-(row - row.mean()) / max(row.std(), 1e-9))) for row in log_posteriors]
+    return np.mean(shares, axis=0) >= STANDARDISED
+
+
 def _best_f1(scores: Floats, truth: npt.NDArray[np.bool_], otherwise: float) -> float:
     if not truth.any():
         return otherwise
@@ -80,6 +92,8 @@ def reject_threshold(known: Floats, unknown: Floats, keep: float = 0.95) -> dict
     threshold = float(np.quantile(known, 1 - keep))
     return {
         "threshold": threshold,
+        "keep": keep,
+        "clips": len(known),
         "false_accepts": float((unknown >= threshold).mean()) if len(unknown) else None,
         "false_rejects": float((known < threshold).mean()),
     }

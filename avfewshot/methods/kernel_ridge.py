@@ -37,6 +37,7 @@ BETAS = (0.1, 0.3, 1.0, 3.0)
 SHARPNESS = (0.1, 0.3, 1.0)  # b = sharpness ln 10 / median distance of different classes
 PENALTIES = (0.01, 0.1)
 SCALES = (4.0, 8.0, 16.0, 32.0)  # only while an expert is chosen; the weights end as a continuous scale
+Arrays = dict[str, npt.NDArray[Any]]
 ONE_SHOT_BETA = 1.0
 ONE_SHOT_SHARE = 0.3  # of the evidence of single clips, where the text is of use
 SELECTION_ROWS = 450  # more rows: hyper-parameters are chosen on a subset of the classes
@@ -146,7 +147,7 @@ def fit_head(rows: Rows, targets: Floats) -> Head:
     """Fit on n rows with target distributions ``[n, C]``, C >= 2 (every column has a row)."""
     judged = countable(targets, rows.groups)
     covered = (targets[judged] > 0).any(0).mean() if judged.any() else 0
-    arrays: dict[str, Floats] = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
+    arrays: Arrays = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
     arrays["targets"] = targets
     arrays |= {f"text centre.{modality}": centre_of(rows.vectors["mean", modality]) for modality in MODALITIES}
     if rows.counter is not None:
@@ -180,7 +181,12 @@ def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, with
 
 
 def _fit_ridge(
-    rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_], use_text: bool, within: Any, arrays: dict[str, Floats]
+    rows: Rows,
+    targets: Floats,
+    judged: npt.NDArray[np.bool_],
+    use_text: bool,
+    within: Any,
+    arrays: Arrays,
 ) -> Head:
     part = _selection(rows, targets, judged)
     chosen, left = _choose(*part, within)
@@ -234,7 +240,7 @@ def _fit_ridge(
 
 
 def fit_counter_examples(
-    arrays: dict[str, npt.NDArray[Any]],
+    arrays: Arrays,
     expert: str,
     setting: Mapping[str, Any],
     kernel: Floats,
@@ -336,7 +342,7 @@ def _choose(
     return best, kept
 
 
-def _keep_metric(arrays: dict[str, Floats], name: str, metric: Metric) -> None:
+def _keep_metric(arrays: Arrays, name: str, metric: Metric) -> None:
     arrays[f"centre.{name}"] = metric.centre
     if metric.whitening is not None:
         arrays[f"whitening.{name}"] = metric.whitening

@@ -1,4 +1,7 @@
-"""Classes that come and go: clips and classes of a kernel ridge are added and removed by block updates of its inverses.
+"""Classes that come and go, and clips of none of them: what a kernel ridge can do beside scoring.
+
+Clips and classes are added and removed by block updates of its inverses, and the same inverses tell what would have
+been said of a clip without all clips of its class: how an unknown clip looks.
 
 The metric, the bandwidths and the weights of the experts stay as they were chosen; given these, the result equals a
 full fit on the new support.
@@ -6,6 +9,7 @@ full fit on the new support.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ import numpy.typing as npt
 
 from avfewshot.errors import UsageError
 from avfewshot.methods import kernel_ridge
-from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, clip_rows
+from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, clip_rows, countable
 from avfewshot.methods.calibration import reject_threshold
 from avfewshot.methods.method import Head, Scorer
 
@@ -22,12 +26,12 @@ class LivingRidge:
     """A fitted kernel-ridge scorer that learns on.
 
     Raises:
-        UsageError: The scorer is of another method, or labels seconds.
+        UsageError: The scorer is of another method, or to `learn` on labels seconds.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, *, learn: bool = True) -> None:
         params = scorer.clip.params.get("params", scorer.clip.params)
-        if "rule" not in params or scorer.second is not None:
+        if "rule" not in params or (learn and scorer.second is not None):
             raise UsageError(
                 "Classes can be added to and removed from kernel-ridge runs that label clips, not from this one.",
                 hint="Fit with --method kernel_ridge.",
@@ -131,6 +135,8 @@ class LivingRidge:
     def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
         """The threshold on the kernels' evidence below which a clip is "unknown", by leaving out clips and classes.
 
+        Clips of "none of these" take no part.
+
         Returns:
             See :func:`~avfewshot.methods.calibration.reject_threshold`.
 
@@ -138,7 +144,10 @@ class LivingRidge:
             UsageError: One clip a class: nothing can be left out.
         """
         if self._params["rule"] != "ridge":
-            raise UsageError("With one clip a class no threshold for `unknown` can be calibrated.")
+            raise UsageError(
+                "With one clip a class nothing can be left out, so no threshold for `unknown` can be calibrated.",
+                hint="Learn from at least two clips a class.",
+            )
         targets = self._arrays["targets"]
         centred = targets - 1 / targets.shape[1]
         single = np.arange(len(targets))
@@ -148,17 +157,26 @@ class LivingRidge:
                 inverse = self.inverse(name)
                 known += weight * kernel_ridge.leave_out(inverse, centred, single)
                 unknown += weight * kernel_ridge.leave_out(inverse, centred, targets.argmax(1))
-        unknown[single, targets.argmax(1)] = -np.inf
-        result = reject_threshold(known.max(1), unknown.max(1), keep)
+        unknown[targets > 0] = -np.inf
+        classes = int(self.scorer.trained.sum())
+        rows = targets[:, :classes].any(1)
+        judged = rows & countable(targets, single)
+        result = reject_threshold(known[judged, :classes].max(1), unknown[rows, :classes].max(1), keep)
         self._params["reject"] = result
         self.scorer.diagnostics["reject"] = result
         return result
 
-    def unknown(self, features: Features) -> npt.NDArray[np.bool_]:
-        """Which clips lie below the threshold of :meth:`calibrate_reject`, ``[N]``."""
-        head = Head(self._arrays, self._params)
+    @property
+    def reject(self) -> dict[str, Any] | None:
+        """What :meth:`calibrate_reject` gave when it was fitted, if it was."""
+        return self._params.get("reject")
+
+    def unknown(self, features: Features, names: Collection[str] | None = None) -> npt.NDArray[np.bool_]:
+        """Which clips lie below the threshold of :meth:`calibrate_reject`, ``[N]``; `names`: of some classes alone."""
+        head, known = Head(self._arrays, self._params), np.flatnonzero(self.scorer.trained)
+        columns = [i for i, row in enumerate(known) if names is None or self.scorer.texts.names[row] in names]
         evidence = kernel_ridge.evidence(head, self.scorer.rows(features), with_text=False)
-        return evidence.max(1) < self._params["reject"]["threshold"]
+        return evidence[:, columns].max(1) < self._params["reject"]["threshold"]
 
     def inverse(self, expert: str) -> Floats:
         """``inv(K + lambda I)`` of an expert; computed when first needed."""
@@ -198,5 +216,12 @@ class LivingRidge:
                 kernel_ridge.fit_counter_examples(
                     self._arrays, expert, setting, kernel, centred, single, np.ones(len(targets))
                 )
+        known = self.scorer.thresholds
+        if known:  # a class that came later has the mean of the others
+            other, trained = sum(known.values()) / len(known), self.scorer.trained
+            pairs = zip(self.scorer.texts.names, trained, strict=True)
+            self.scorer.thresholds = {name: known.get(name, other) for name, learnt in pairs if learnt}
+        if self.reject is not None:
+            self.calibrate_reject()
         self.scorer.clip.loo = None  # of another support
         self.scorer.diagnostics = {**self.scorer.diagnostics, "classes": list(self.scorer.texts.names)}

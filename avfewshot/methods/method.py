@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import time
@@ -172,6 +173,32 @@ class Scorer:
     temperature: float = 1.0  # of the head's posterior, by left-out clips
     tuned: dict[str, Any] | None = None  # weights of a tuned text posterior, see avfewshot.methods.auto.join_tuned
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)  # class -> from which probability on a clip carries it
+    rejector: Scorer | None = None  # a kernel ridge that tells unknown clips, where this method is another
+
+    def decide_labels(self, support: Support) -> None:
+        """Choose, by leaving out clips of the support, from which probability on a clip carries a label."""
+        from avfewshot.methods.calibration import label_thresholds
+
+        names, left_out = self.texts.names, self.loo(support)
+        judged = countable(support.labels, support.groups) & support.labels.any(1)
+        if left_out is not None and judged.any():
+            values = label_thresholds(left_out[judged], support.labels[judged])
+            self.thresholds = {name: float(values[row]) for row, name in enumerate(names) if self.trained[row]}
+
+    def learn_to_reject(self, support: Support, *, seed: int = 1) -> None:
+        """Calibrate when a clip is "unknown"; where this method is no kernel ridge, one stands beside it for that."""
+        from avfewshot.methods.living import LivingRidge
+
+        if not self.clip.arrays:
+            return
+        if "rule" not in self.clip.params.get("params", self.clip.params):
+            plain = replace(support, segments=None)
+            beside = "kernel_ridge" in self.clip.parts
+            ridge = find_method("kernel_ridge")
+            self.rejector = self.part(ridge.name, plain) if beside else ridge.fit(plain, self.texts, seed=seed)
+        with contextlib.suppress(UsageError):  # one clip a class
+            self.diagnostics["reject"] = LivingRidge(self.rejector or self, learn=False).calibrate_reject()
 
     def part(self, name: str, support: Support) -> Scorer:
         """A method that was tried beside this one (:attr:`Head.parts`), for clips; `support` is what was fitted on."""
@@ -307,6 +334,7 @@ class Scorer:
             "method": self.method.name,
             "negatives": self.negatives,
             "temperature": self.temperature,
+            "thresholds": self.thresholds,
             "tuned": self.tuned,
             "texts": options,
             **{
@@ -317,6 +345,8 @@ class Scorer:
         }
         write_bytes(folder / TENSORS_NAME, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
         write_text(folder / CONFIG_NAME, json.dumps(config, indent=1))
+        if self.rejector is not None:
+            self.rejector.save(folder / "rejector")
         return folder
 
     @classmethod
@@ -363,6 +393,8 @@ class Scorer:
             return cls(
                 method, texts, trained, negatives, parts["clip"], parts.get("second"),
                 float(config["temperature"]), config["tuned"], dict(config["diagnostics"]),
+                {str(name): float(value) for name, value in config.get("thresholds", {}).items()},
+                cls.load(folder / "rejector") if (folder / "rejector" / CONFIG_NAME).is_file() else None,
             )  # fmt: skip
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None

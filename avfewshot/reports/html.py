@@ -24,7 +24,7 @@ from avfewshot.io import atomic_path, write_bytes
 from avfewshot.media.thumbnails import Thumbnail
 from avfewshot.reports.records import distribution
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, cells, marks, runs, step_path, time_ticks
-from avfewshot.reports.text import percent, printable, rate, reason, seconds
+from avfewshot.reports.text import percent, printable, rate, reason, reject_text, seconds
 from avfewshot.reports.writers import Summary
 from avfewshot.version import __version__
 
@@ -200,6 +200,7 @@ class HtmlWriter:
                 ("precision", run.precision),
                 ("fusion", run.fusion),
                 ("pooling", run.pool),
+                *([("unknown", reject_text(run.reject))] if run.reject else []),
                 *([("speed", f"{rate(summary.rate)} clips/s")] if summary.clips else []),
             ],
             "warnings": run.warnings,

@@ -16,7 +16,7 @@ from avfewshot.io import write_text
 from avfewshot.reports.charts import TONES, Series, line_chart
 from avfewshot.reports.figures import NONE, basis, interval, metric_title, points
 from avfewshot.reports.html import environment, style
-from avfewshot.reports.text import printable
+from avfewshot.reports.text import printable, reject_text
 from avfewshot.version import __version__
 
 Diagnostics = Mapping[str, Mapping[str, Any]]
@@ -124,6 +124,7 @@ def write_methods_page(
         points=points,
         interval=interval,
         metric_title=metric_title,
+        reject_text=reject_text,
         style=style("report.css", "run.css"),
         script_hash="",
         version=__version__,

@@ -42,6 +42,7 @@ def clip_record(result: ClipResult, *, segments: bool) -> dict[str, Any]:
             for segment in (result.segments if segments else ())
         ],
         "warnings": list(result.warnings),
+        **({} if result.labels is None else {"labels": list(result.labels)}),
     }
 
 

@@ -68,7 +68,9 @@ class TableWriter:
     def _clip(self, result: ClipResult) -> None:
         head = Text(printable(result.path), style="bold")
         head.append(f"  {seconds(result.duration)} s", style="dim")
-        if result.label not in result.scores:
+        if result.labels is not None:
+            head.append(f"  {', '.join(map(printable, result.labels)) or printable(result.label)}", style="bold green")
+        elif result.label not in result.scores:
             head.append(f"  {printable(result.label)}", style="bold yellow")
         self._print(head)
         shares = (distribution(result.scores), result.visual, result.audio)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from avfewshot.io import printable as printable
 
 
@@ -28,6 +31,15 @@ def seconds(value: float) -> str:
 def rate(per_second: float) -> str:
     """A speed with two or three digits, for example ``0.42``, ``3.1`` or ``120``."""
     return f"{per_second:.{0 if per_second >= 10 else 1 if per_second >= 1 else 2}f}"
+
+
+def reject_text(reject: Mapping[str, Any]) -> str:
+    """What the threshold for unknown clips does, by left-out clips."""
+    return (
+        f"{percent(reject['false_rejects'])} of {reject['clips']:,} left-out clips fall below the threshold (false "
+        f"rejects), {percent(reject['false_accepts'])} do not although all clips of their class are left out (false "
+        "accepts)"
+    )
 
 
 def clock(value: float) -> str:

@@ -79,6 +79,7 @@ class JsonWriter:
 
     def begin(self, run: RunInfo) -> None:
         """Write what concerns the run."""
+        self._reject = run.reject
         self._stream.write(f'{{\n"version": {VERSION},\n"backbone": {dumps(run.backbone)},\n')
         self._stream.write(f'"adapter": {dumps(run.adapter)},\n"labels": {dumps(run.labels)},\n"clips": [')
 
@@ -95,7 +96,9 @@ class JsonWriter:
         """Write the failures and close the document."""
         self._stream.write("\n],\n" if self._clips else "],\n")
         failures = ",\n".join(dumps(failure_record(failure)) for failure in self._failed)
-        self._stream.write(f'"failed": [\n{failures}\n]\n}}\n' if failures else '"failed": []\n}\n')
+        rest = "" if self._reject is None else f',\n"reject": {dumps(self._reject)}'
+        self._stream.write(f'"failed": [\n{failures}\n]' if failures else '"failed": []')
+        self._stream.write(rest + "\n}\n")
         self._stream.flush()
 
 
@@ -137,12 +140,13 @@ class CsvWriter:
     def begin(self, run: RunInfo) -> None:
         """Write the header."""
         self._labels = list(run.labels)
-        self._row([*CSV_COLUMNS, *(f"p:{label}" for label in self._labels)])
+        self._more = ["labels"] if run.multi_label else []
+        self._row([*CSV_COLUMNS, *(f"p:{label}" for label in self._labels), *self._more])
 
     def add(self, result: ClipResult | Failure) -> None:
         """Write a row."""
         if isinstance(result, Failure):
-            self._row([result.path, *[""] * 10, result.error, *[""] * len(self._labels)])
+            self._row([result.path, *[""] * 10, result.error, *[""] * (len(self._labels) + len(self._more))])
             return
         record = clip_record(result, segments=False)
         weights, scores = record["weights"], record["scores"]
@@ -159,6 +163,7 @@ class CsvWriter:
                 "; ".join(record["warnings"]),
                 "",
                 *(scores[label] for label in self._labels),
+                *("; ".join(result.labels or ()) for _ in self._more),
             ]
         )
 

@@ -317,7 +317,10 @@ class FewShot:
     def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:
         """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
         folder = self.folder / f"seed-{seed}" / "scorer"
-        scorers[self.config.method].save(folder)
+        scorer = scorers[self.config.method]
+        scorer.decide_labels(self._clips)
+        scorer.learn_to_reject(self._clips, seed=seed)
+        scorer.save(folder)
         about = self._describe(seed, support, unjudged(0, 0.0, 0.0))
         write_text(folder / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(about)}, indent=2))
 
