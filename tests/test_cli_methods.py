@@ -88,6 +88,47 @@ def test_light_methods_answer_without_training_and_without_validation_labels(lig
     assert not list(folder.glob("seed-1/checkpoints/*"))
 
 
+def test_calibration_is_told_before_and_after_on_the_same_clips(light):
+    folder, out, err = light
+    [seed] = json.loads((folder / "results.json").read_text())["seeds"]
+    about = seed["methods"]["auto"]
+    assert about["ece"]["left_out"] == {
+        end: about["calibration"][f"ece_{end}"] for end in ("before", "after")
+    }  # fmt: skip
+    assert about["ece"]["test"]["after"] == seed["results"]["auto"]["calibration"]["error"]
+    assert about["ece"]["test"]["before"] != about["ece"]["test"]["after"]
+    assert "tempered" in err
+    assert "tempered" in out
+    assert "ECE, tempered" in (folder / "methods.html").read_text()
+
+
+def test_every_table_tells_labels_time_and_parameters_and_what_the_second_modality_spoils(light):
+    folder, out, _ = light
+    [seed] = json.loads((folder / "results.json").read_text())["seeds"]
+    for name in seed["comparison"]["systems"]:
+        about = seed["methods"][name]
+        assert sum(about["labels_used"].values()) == (0 if name in ("zero-shot", "CLIP only", "CLAP only") else 6)
+        assert about["seconds"] >= 0
+        assert about["trainable"] >= 0
+    assert "mu_av" in out
+    page = (folder / "methods.html").read_text()
+    assert "trained parameters" in page
+    assert "mu_av" in page
+    # By hand, from the answers to each clip.
+    lines = [json.loads(line) for line in (folder / "seed-1" / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == seed["comparison"]["num_clips"]
+    right = {name: [line["answers"][name] in line["truth"] for line in lines] for name in seed["comparison"]["systems"]}
+    assert sum(right["auto"]) / len(lines) == seed["comparison"]["cells"]["auto"]["top1"]["value"]
+    spoilt = {
+        "mu_v": [v and not both for v, both in zip(right["CLIP only"], right["zero-shot"], strict=True)],
+        "mu_a": [a and not both for a, both in zip(right["CLAP only"], right["zero-shot"], strict=True)],
+    }
+    spoilt["mu_av"] = [v and a for v, a in zip(spoilt["mu_v"], spoilt["mu_a"], strict=True)]
+    found = seed["methods"]["zero-shot"]["modality_confusion"]
+    assert found == {name: sum(values) / len(lines) for name, values in spoilt.items()}
+    assert set(seed["methods"]["auto"]["modality_confusion"]) == set(found)
+
+
 def test_a_run_predicts_its_own_classes_without_a_label_file(light, call, world):
     folder, _, _ = light
     out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/0.mp4", "--format", "json")
@@ -189,7 +230,7 @@ def test_unknown_clips_are_rejected_at_the_stated_rate(call, refuse, world):
     _, err = call("zeroshot", "--adapter", folder, "--reject", *page, *clips)
     document = json.loads((world / "reject.json").read_text())
     assert [clip["label"] for clip in document["clips"]] == ["class_0", "class_1", "unknown"]  # in order of their paths
-    assert document["clips"][2]["score"] == max(document["clips"][2]["scores"].values())
+    assert document["clips"][2]["score"] == pytest.approx(max(document["clips"][2]["scores"].values()), abs=1e-5)
     assert document["reject"] == stated
     assert "false accepts" in (world / "reject.html").read_text()
     assert "false rejects" in err
@@ -294,6 +335,8 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, world
     assert {row["shots"] for row in rows} == {"1", "2"}
     assert {"auto", "kernel_ridge", "zero-shot"} <= {row["system"] for row in rows}
     assert all(0 <= float(row["low"]) <= float(row["value"]) <= float(row["high"]) <= 1 for row in rows)
+    assert all(row["mu_av"] for row in rows if row["system"] in ("auto", "zero-shot"))
+    assert all(row["labels_used"] and row["fit_seconds"] and row["trainable"] for row in rows)
     assert "<svg" in (folder / "compare.html").read_text()
     kept = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*-shot/seed-*/result.json")}
     assert len(kept) == 4

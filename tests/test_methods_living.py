@@ -5,6 +5,7 @@ import pytest
 from methods_worlds import CLASSES, accuracy, world
 
 from avfewshot.errors import UsageError
+from avfewshot.evaluation.few_shot import modality_confusion
 from avfewshot.methods import kernel_ridge
 from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.base import Support, log_softmax
@@ -235,6 +236,12 @@ def test_a_temperature_makes_overconfident_answers_honest():
     result = temperature(log_softmax(3 * logits), labels)
     assert result["temperature"] == pytest.approx(3, rel=0.1)
     assert result["ece_after"] < 0.03 < result["ece_before"]
+
+
+def test_modality_confusion_counts_what_both_get_wrong_and_one_alone_gets_right():
+    visual, audio = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 1], bool)
+    found = modality_confusion(np.array([0, 0, 1, 0, 1], bool), visual, audio)
+    assert found == {"mu_v": 2 / 5, "mu_a": 1 / 5, "mu_av": 1 / 5}
 
 
 def test_thresholds_of_rare_labels_are_close_to_the_common_one():

@@ -63,7 +63,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
         from rich.console import Console
 
         from avfewshot.cli.progress import Display
-        from avfewshot.reports.methods import methods_table
+        from avfewshot.reports.methods import details_table, methods_table
 
         try:
             with Display() as display:
@@ -76,6 +76,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
     for title, comparison, methods in tables:
         console.print(f"[bold]{title}[/bold]")
         console.print(methods_table(comparison, methods))
+        console.print(details_table(comparison, methods))
     say(f"written: {folder / 'compare.html'}")
     say(f"written: {folder / 'compare.csv'}")
     return 0
@@ -131,17 +132,20 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
 
 def _write(config: CompareConfig, folder: Path, tables: list[Table], command: str) -> None:
     """CSV, JSON and the page of what is done so far."""
-    from avfewshot.reports.methods import method_rows, write_methods_page
+    from avfewshot.reports.methods import MUS, method_rows, write_methods_page
 
     text, document = io.StringIO(), []
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("task", "shots", "system", "metric", "value", "low", "high", "labels_used", "fit_seconds"))
+    columns = ("task", "shots", "system", "metric", "value", "low", "high", "labels_used", "fit_seconds", "trainable")
+    writer.writerow((*columns, "ece_before", "ece_after", *MUS))
     for shots, (_, comparison, methods) in zip(config.shots, tables, strict=False):
         rows = []
         for row in method_rows(comparison, methods):
             figure = row["estimate"]
             values = (config.task, shots, row["system"], comparison.headline, figure.value, figure.low, figure.high)
-            writer.writerow([csv_cell(value) for value in (*values, row["labels"], row["seconds"])])
+            ece, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
+            more = (row["labels"], row["seconds"], row["trainable"], ece.get("before"), ece.get("after"))
+            writer.writerow([csv_cell(value) for value in (*values, *more, *map(spoilt.get, MUS))])
             rows.append({**row, "estimate": {"value": figure.value, "low": figure.low, "high": figure.high}})
         document.append({"shots": shots, "headline": comparison.headline, "systems": rows})
     write_text(folder / "compare.csv", text.getvalue())

@@ -348,7 +348,7 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
         _write_tensorboard(results, folder)
         write_run_page(folder / "report.html", record)
         pages.append(folder / "report.html")
-    if results[0].methods and comparison is not None:
+    if trainer.has_methods and comparison is not None:
         table = (f"{trainer.config.shots} shots", comparison, [result.methods for result in results])
         title = f"{trainer.config.task}: few-shot methods"
         write_methods_page(folder / "methods.html", [table], title=title, command=run.command)
@@ -393,12 +393,12 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     console = Console(highlight=False)
     if not compared:
         console.print("There was no test clip: what was learnt is saved, and nothing tells how good it is.")
-    elif results[0].methods:
-        from avfewshot.reports.methods import methods_table
-
-        console.print(methods_table(average_comparisons(compared), [result.methods for result in results]))
     else:
-        console.print(comparison_table(average_comparisons(compared)))
+        from avfewshot.reports.methods import details_table, methods_table
+
+        figures, runs = average_comparisons(compared), [result.methods for result in results]
+        console.print(methods_table(figures, runs) if trainer.has_methods else comparison_table(figures))
+        console.print(details_table(figures, runs))
     notes = Console(stderr=True, highlight=False)
     for result in results:
         if reject := result.methods.get(trainer.config.method, {}).get("reject"):

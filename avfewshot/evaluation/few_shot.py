@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
-from avfewshot.evaluation.background import BackgroundRule
+from avfewshot.evaluation.background import BackgroundRule, decide_segments
 from avfewshot.evaluation.evaluator import TaskBench
-from avfewshot.evaluation.targets import Predictions
+from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
 
@@ -98,6 +98,52 @@ def method_predictions(
             other = float(np.mean(list(known.values())))
             threshold = np.array([known.get(name, other) for name in bench.dataset.classes])
     return Predictions(probabilities / probabilities.sum(-1, keepdims=True), label_threshold=threshold)
+
+
+def alone(
+    bench: TaskBench,
+    scorer: Scorer,
+    features: Features,
+    support: Support,
+    modality: str,
+    *,
+    tuned: np.ndarray | None = None,
+) -> Predictions:
+    """What a fitted method says by one modality alone; a clip that lacks it gets a uniform answer."""
+    rows = [row for row, clip in enumerate(getattr(features, modality)) if clip is not None]
+    seconds = (bench.decision.seconds,) if bench.decision.per_second else ()
+    classes = bench.dataset.num_classes + len(seconds)
+    probabilities = np.full((len(features), *seconds, classes), 1 / classes)
+    if rows:
+        absent = {"visual" if modality == "audio" else "audio": (None,) * len(rows)}
+        part = replace(features.take(rows), **absent)
+        said = method_predictions(bench, scorer, part, support, tuned=None if tuned is None else tuned[rows])
+        probabilities[rows] = said.probabilities
+    return Predictions(probabilities, background=BackgroundRule("prompt") if seconds else None)
+
+
+def answers_of(predictions: Predictions, targets: Targets) -> np.ndarray:
+    """The answer for each clip ``[N]``, or for each second ``[N, T]`` (K: background)."""
+    scores = predictions.probabilities
+    if scores.ndim == 2:
+        return scores.argmax(1)
+    assert predictions.background is not None
+    return decide_segments(predictions.background, scores, targets.num_classes, salience=predictions.salience)
+
+
+def right_answers(answers: np.ndarray, targets: Targets) -> np.ndarray:
+    """Which answers are right, of the same shape: a clip's if the clip carries it."""
+    return answers == targets.segments if answers.ndim == 2 else targets.labels[np.arange(len(answers)), answers]
+
+
+def modality_confusion(joint: np.ndarray, visual: np.ndarray, audio: np.ndarray) -> dict[str, float]:
+    """VGGSounder's modality confusion (Zverev et al., ICCV 2025): what a second modality spoils.
+
+    From which answers are right by both modalities and by each alone: the shares that sight alone, sound alone, each of
+    them alone gets right and both together get wrong.
+    """
+    lost = {"mu_v": visual & ~joint, "mu_a": audio & ~joint, "mu_av": visual & audio & ~joint}
+    return {name: float(values.mean()) for name, values in lost.items()}
 
 
 def with_several_labels(dataset: Dataset) -> Dataset:

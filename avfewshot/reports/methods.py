@@ -20,6 +20,7 @@ from avfewshot.reports.text import printable, reject_text
 from avfewshot.version import __version__
 
 Diagnostics = Mapping[str, Mapping[str, Any]]
+MUS = ("mu_v", "mu_a", "mu_av")
 
 
 def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dict[str, Any]]:
@@ -34,6 +35,8 @@ def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dic
         known = [run[system] for run in runs if system in run]
         left_out = [one["loo_accuracy"] for one in known if one.get("loo_accuracy") is not None]
         labels = known[0].get("labels_used") if known else None
+        spoilt = [one["modality_confusion"] for one in known if one.get("modality_confusion")]
+        errors = [one["ece"]["test"] for one in known if one.get("ece")]
         rows.append(
             {
                 "system": system,
@@ -42,6 +45,8 @@ def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dic
                 "labels": None if labels is None else sum(labels.values()),
                 "seconds": fmean(one["seconds"] for one in known) if known else None,
                 "trainable": known[0].get("trainable") if known else None,
+                "ece": {end: fmean(one[end] for one in errors) for end in ("before", "after")} if errors else None,
+                "modality_confusion": {mu: fmean(one[mu] for one in spoilt) for mu in MUS} if spoilt else None,
             }
         )
     return sorted(rows, key=lambda row: -(row["estimate"].value or 0.0))
@@ -51,14 +56,16 @@ def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
     """What light methods get right on clips of the support, each left out: known before any test clip is read."""
     table = Table(title=f"seed {seed}: light methods, clips of the support left out", title_justify="left")
     table.box, table.pad_edge = SIMPLE_HEAD, False
-    for title, justify in (("method", "left"), ("right", "right"), ("log-loss", "right"), ("seconds", "right")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table.add_column("method")
+    for title in ("right", "log-loss", "ECE", "tempered", "seconds"):
+        table.add_column(title, justify="right")
     for name, one in diagnostics.items():
-        right, loss = one.get("loo_accuracy"), one.get("loo_log_loss")
+        right, loss, calibration = one.get("loo_accuracy"), one.get("loo_log_loss"), one.get("calibration")
         table.add_row(
             Text(printable(name)),
             NONE if right is None else f"{100 * right:.1f} %",
             NONE if loss is None else f"{loss:.3f}",
+            *([f"{calibration[end]:.3f}" for end in ("ece_before", "ece_after")] if calibration else [NONE] * 2),
             f"{one['seconds']:.1f}",
         )
     chosen = diagnostics.get("auto")
@@ -74,7 +81,7 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     table = Table(title=title, caption=basis(comparison), title_justify="left", caption_justify="left")
     table.box, table.pad_edge = SIMPLE_HEAD, False
     table.add_column("system")
-    for column in ("test", "95 % interval", "left out", "labels used", "fit, s"):
+    for column in ("test", "95 % interval", "left out", "labels used", "fit, s", "trained"):
         table.add_column(column, justify="right")
     for row in method_rows(comparison, runs):
         bold = "bold" if row["system"] == "auto" else ""
@@ -85,8 +92,31 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
             NONE if row["left_out"] is None else f"{100 * row['left_out']:.1f}",
             NONE if row["labels"] is None else f"{row['labels']:,}",
             NONE if row["seconds"] is None else f"{row['seconds']:.1f}",
+            NONE if row["trainable"] is None else f"{row['trainable']:,}",
         )
     return table
+
+
+def details_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
+    """Beside it: calibration before and after the temperature, and what the second modality spoils."""
+    table = Table(title="the same clips: calibration, and what the second modality spoils", title_justify="left")
+    table.box, table.pad_edge, table.caption_justify = SIMPLE_HEAD, False, "left"
+    table.add_column("system")
+    for column in ("ECE", "tempered", *MUS):
+        table.add_column(column, justify="right")
+    for row in method_rows(comparison, runs):
+        if row["ece"] or row["modality_confusion"]:
+            errors, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
+            figures = (*map(errors.get, ("before", "after")), *map(spoilt.get, MUS))
+            table.add_row(Text(printable(row["system"])), *(NONE if v is None else points(v) for v in figures))
+    table.caption = CONFUSION
+    return table
+
+
+CONFUSION = (
+    "mu: percent of the clips (seconds) that sight alone (v), sound alone (a), each of the two alone (av) gets right "
+    "and both together get wrong."
+)
 
 
 def write_methods_page(
@@ -125,6 +155,8 @@ def write_methods_page(
         interval=interval,
         metric_title=metric_title,
         reject_text=reject_text,
+        confusion=CONFUSION,
+        mus=MUS,
         style=style("report.css", "run.css"),
         script_hash="",
         version=__version__,

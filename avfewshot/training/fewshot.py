@@ -19,23 +19,30 @@ from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support, draw_validation
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
-from avfewshot.evaluation.evaluator import TaskBench
+from avfewshot.evaluation.answers import BACKGROUND
+from avfewshot.evaluation.evaluator import CLAP_ONLY, CLIP_ONLY, UNTRAINED, ZERO_SHOT, TaskBench
 from avfewshot.evaluation.few_shot import (
+    alone,
+    answers_of,
     label_features,
     labelled_support,
     method_predictions,
     method_support,
+    modality_confusion,
+    right_answers,
     with_validation,
     without_none,
 )
+from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import Decision
+from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.results import Comparison, TaskResult
+from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.methods.auto import join_tuned
-from avfewshot.methods.base import Features
+from avfewshot.methods.base import MODALITIES, Features
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -54,6 +61,7 @@ from avfewshot.tuning.fit import TuningClip, answers, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TRAINED = "trained"
+ANSWERS_NAME = "answers.jsonl"
 BLIND_SHARE = 0.5
 """Share of the trained logits where no validation clip tells a better one."""
 
@@ -187,19 +195,32 @@ class FewShot:
             self._save(seed, support, scorers)
         # Test clips come in here and not before: nothing that is chosen can depend on them.
         results: dict[str, TaskResult] = {}
-        comparison = None
+        comparison, more = None, {}
         if self.dataset.available("test"):
-            results, comparison = self.test(model, progress.best if progress else None, scorers, prompted)
+            results, comparison, more = self.test(
+                model,
+                progress.best if progress else None,
+                scorers,
+                prompted,
+                answers_file=folder / ANSWERS_NAME,
+            )
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
         methods |= {name: about for name, (_, about) in prompted.items()}
+        used = {"support": len(support.samples), "validation": self.validation_used}
         if model is not None:
-            used = {"support": len(support.samples), "validation": self.validation_used}
             learnt = sum(value.numel() for value in model.parameters() if value.requires_grad)
-            about = {"labels_used": used, "seconds": trained_seconds, "trainable": learnt}
-            if methods:
-                methods[TRAINED] = about
+            methods[TRAINED] = {"labels_used": used, "seconds": trained_seconds, "trainable": learnt}
             if AUTO in methods and methods[AUTO].get("tuned"):
-                methods[AUTO] = {**methods[AUTO], "labels_used": used}
+                labels = {**methods[AUTO]["labels_used"], **used}
+                methods[AUTO] = {**methods[AUTO], "labels_used": labels, "trainable": learnt}
+        if comparison is not None:
+            # Thresholds of the untrained systems, where the task needs any, are all that they take labels for.
+            chosen = self.bench.decision.per_second or self.dataset.multi_label
+            count = len(self.bench.scored("val").samples) if chosen else 0
+            for name in UNTRAINED:
+                labels = {"support": 0 if self.trains else count, "validation": count if self.trains else 0}
+                methods[name] = {"labels_used": labels, "seconds": 0.0, "trainable": 0}
+        methods = {name: {**about, **more.get(name, {})} for name, about in methods.items()}
         result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder, methods)
         write_text(folder / "result.json", json.dumps(result.to_dict()))
         return result
@@ -220,6 +241,11 @@ class FewShot:
     def trains(self) -> bool:
         """Whether adapters are trained through the towers."""
         return "dgsct" in (self.config.method, *self.also) or (self.config.method == AUTO and self.config.tune)
+
+    @property
+    def has_methods(self) -> bool:
+        """Whether any method stands beside adapters and the untrained systems."""
+        return (self.config.method, *self.also) != ("dgsct",)
 
     def _with_validation(self) -> tuple[Dataset, int]:
         """The data set with the validation clips of the run as its val split, and how many labels they cost.
@@ -418,7 +444,9 @@ class FewShot:
         verdict: Verdict | None,
         scorers: Mapping[str, Scorer] | None = None,
         prompted: Mapping[str, tuple[TunedMethod, Any]] | None = None,
-    ) -> tuple[dict[str, TaskResult], Comparison]:
+        *,
+        answers_file: Path | None = None,
+    ) -> tuple[dict[str, TaskResult], Comparison, dict[str, dict[str, Any]]]:
         """Evaluate what was trained, the light methods and the untrained systems on the test clips.
 
         Args:
@@ -426,32 +454,78 @@ class FewShot:
             verdict: What validation chose for it.
             scorers: Fitted methods by name.
             prompted: Tuned prompts by name.
+            answers_file: Where the answers of all systems to each clip go, a JSON line a clip.
 
         Returns:
-            The result of each system, and their comparison.
+            The result of each system; their comparison; and of each system, calibration before and after its
+            temperature (``ece``) and what the second modality spoils (``modality_confusion``), where there are both.
         """
-        systems = self.bench.untrained("test")
-        tuned = None
+        bench = self.bench
+        systems, uncalibrated = bench.untrained("test"), {}
+        by_modality = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
+
+        def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Fitted) -> None:
+            systems[name] = bench.predict(logits, fitted)
+            parts = ([clip.only(modality) for clip in logits] for modality in MODALITIES)
+            by_modality[name] = tuple(bench.predict(part, fitted) for part in parts)
+
         if model is not None and verdict is not None:
-            systems[TRAINED] = self.bench.predict(self.bench.joined(model, "test", verdict.blend), verdict.fitted)
-            if not self.bench.decision.per_second:
-                tuned = np.log(np.maximum(systems[TRAINED].probabilities, 1e-12))
+            by_logits(TRAINED, bench.joined(model, "test", verdict.blend), verdict.fitted)
         if scorers:
-            _, features = self.bench.features("test")
+            _, features = bench.features("test")
             for name, scorer in scorers.items():
-                part = tuned if name == AUTO else None
-                systems[name] = method_predictions(self.bench, scorer, features, self._clips, tuned=part)
+                said = [None] * 3
+                if name == AUTO and TRAINED in systems and not bench.decision.per_second:
+                    trained = (systems[TRAINED], *by_modality[TRAINED])
+                    said = [np.log(np.maximum(one.probabilities, 1e-12)) for one in trained]
+                systems[name] = method_predictions(bench, scorer, features, self._clips, tuned=said[0])
+                by_modality[name] = tuple(
+                    alone(bench, scorer, features, self._clips, modality, tuned=part)
+                    for modality, part in zip(MODALITIES, said[1:], strict=True)
+                )
+                if scorer.diagnostics["calibration"] and not bench.decision.per_second:
+                    before = replace(scorer, temperature=1.0)
+                    uncalibrated[name] = method_predictions(bench, before, features, self._clips, tuned=said[0])
         for name, (method, _) in (prompted or {}).items():
             validation, judged = (
                 [
                     ClipLogits(*pair)
-                    for pair in answers(method, self._inputs(method.uses_pixels, *self.bench.features(split)))
+                    for pair in answers(method, self._inputs(method.uses_pixels, *bench.features(split)))
                 ]
                 for split in ("val", "test")
             )
-            systems[name] = self.bench.predict(judged, self.bench.fit(validation))
-        report = self.bench.report(systems)
-        return report.results, report.comparison
+            by_logits(name, judged, bench.fit(validation))
+        report = bench.report(systems)
+        targets = Targets.from_samples(self.dataset, bench.scored("test").samples)
+        given = {name: answers_of(said, targets) for name, said in systems.items()}
+        right = {name: right_answers(one, targets) for name, one in given.items()}
+        more: dict[str, dict[str, Any]] = {name: {} for name in systems}
+        for name, parts in by_modality.items():
+            parts = [right_answers(answers_of(part, targets), targets) for part in parts]
+            more[name]["modality_confusion"] = modality_confusion(right[name], *parts)
+        for name, before in uncalibrated.items():
+            raw, pairs = before.probabilities, right_answers(answers_of(before, targets), targets)
+            left_out = scorers[name].diagnostics["calibration"] if scorers else {}
+            more[name]["ece"] = {
+                "left_out": {"before": left_out["ece_before"], "after": left_out["ece_after"]},
+                "test": {
+                    "before": calibration(raw.max(1), pairs).error,
+                    "after": report.results[name].calibration.error,
+                },
+            }
+        if answers_file is not None:
+            write_text(answers_file, self._answer_lines(targets, given))
+        return report.results, report.comparison, more
+
+    def _answer_lines(self, targets: Targets, given: Mapping[str, np.ndarray]) -> str:
+        names = np.array([*targets.classes, BACKGROUND], dtype=object)
+        lines = []
+        for row, clip in enumerate(targets.ids):
+            truth = targets.segments[row] if self.bench.decision.per_second and targets.segments is not None else None
+            labels = names[np.flatnonzero(targets.labels[row]) if truth is None else truth]
+            said = {name: names[one[row]] if truth is None else names[one[row]].tolist() for name, one in given.items()}
+            lines.append(json.dumps({"id": clip, "truth": labels.tolist(), "answers": said}) + "\n")
+        return "".join(lines)
 
     def best_model(self, seed: int) -> AudioVisualModel:
         """The model that validation chose in a run that is done, in evaluation mode."""
