@@ -931,6 +931,11 @@ class CompareConfig(CommandConfig):
         ("auto",), "Further methods beside those of `auto`, by comma: any of `avfs fewshot --method`, dgsct too."
     )
     seeds: Seeds = setting((1, 2, 3), "Draws of the support and, where something is trained, trainings.")
+    protocol: Literal["mteb"] | None = setting(
+        None,
+        'A row by a public protocol, for ave_cls: mteb\'s zero-shot (prompt "a video of {name}", top-1).',
+        unset=NONE,
+    )
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the folder is called; the same name goes on where it stopped.")
     data: ClipsConfig = section(ClipsConfig)

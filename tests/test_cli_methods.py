@@ -24,6 +24,7 @@ def world(tmp_path_factory):
         (folder / "codes").mkdir(exist_ok=True)
         (folder / "codes" / f"class_{number}").symlink_to(folder / "my_clips" / name)
     write_ave(folder / "AVE")
+    (folder / "mteb.txt").write_text("a video of {}")
     (folder / "avfs.toml").write_text('backbone = "tiny"\ndevice = "cpu"\n[data]\nave = "AVE"\n')
     return folder
 
@@ -343,3 +344,77 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, world
     again, _ = call(*arguments)
     assert again == out
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_finished_runs_are_compared_on_the_clips_that_they_share(call, refuse, world, light):
+    call("fewshot", "--data", "codes", "--shots", "2", "--method", "zero_shot", "--seeds", "1,2", "--name", "blind")
+    [blind] = (world / "runs" / "folder").glob("*-blind")
+    out, _ = call("compare", light[0], blind, "--name", "pair")
+    folder = world / "runs" / "compare" / "pair"
+    document = json.loads((folder / "compare.json").read_text())
+    by_name = {row["system"]: row for row in document["systems"]}
+    answers = {
+        one: [json.loads(line) for line in (one / "seed-1" / "answers.jsonl").read_text().splitlines()]
+        for one in (light[0], blind)
+    }
+    right = {
+        one: [line["answers"][system] in line["truth"] for line in answers[one]]
+        for one, system in ((light[0], "auto"), (blind, "zero_shot"))
+    }
+    assert document["clips"] == len(right[blind])
+    for folder_of, hits in right.items():
+        assert by_name[folder_of.name]["estimate"]["value"] == pytest.approx(sum(hits) / len(hits))
+    assert by_name[light[0].name]["labels"] == 6
+    assert by_name[light[0].name]["modality_confusion"]
+    [gap] = document["differences"]
+    assert (gap["system"], gap["reference"]) == (blind.name, light[0].name)
+    means = {name: row["estimate"]["value"] for name, row in by_name.items()}
+    assert gap["value"] == pytest.approx(means[blind.name] - means[light[0].name])
+    assert gap["low"] <= gap["value"] <= gap["high"]
+    differing = [line["id"] for line, *pair in zip(answers[blind], *right.values(), strict=True) if len(set(pair)) > 1]
+    assert [row["clip"] for row in document["differing"]] == differing
+    assert [row["clip"] for row in csv.DictReader((folder / "clips.csv").open())] == differing
+    assert differing[0] in (folder / "compare.html").read_text()
+    assert "differences, paired" in out
+
+    assert "two runs or more" in refuse("compare", blind)
+    assert "two runs or more" in refuse("compare", blind, blind)
+    assert "--shots cannot be given with RUN" in refuse("compare", blind, light[0], "--shots", "1")
+    assert "is no finished run" in refuse("compare", blind, "my_clips")
+
+
+def test_seconds_are_compared_too_and_runs_on_other_clips_are_not(call, execute, world, light):
+    for name, data, method in (
+        ("one", ["--task", "ave"], "zero_shot"),
+        ("two", ["--task", "ave"], "kernel_ridge"),
+        ("named", ["--data", "my_clips"], "zero_shot"),
+    ):
+        call("fewshot", *data, "--shots", "1", "--method", method, "--name", f"compared-{name}")
+    one, two, named = (
+        next((world / "runs").glob(f"*/*-compared-{name}")) for name in ("one", "two", "named")
+    )  # fmt: skip
+    call("compare", one, two, "--name", "seconds")
+    document = json.loads((world / "runs" / "compare" / "seconds" / "compare.json").read_text())
+    assert document["headline"] == "segment_accuracy"
+    for folder, system in ((one, "zero_shot"), (two, "kernel_ridge")):
+        cells = json.loads((folder / "results.json").read_text())["comparison"]["cells"]
+        [row] = [row for row in document["systems"] if row["system"] == folder.name]
+        assert row["estimate"]["value"] == pytest.approx(cells[system]["segment_accuracy"]["value"])
+    for pair, told in (((one, named), "different figures"), ((light[0], named), "no test clip in common")):
+        status, _, err = execute("compare", *pair)
+        assert status == 1
+        assert told in err
+
+
+def test_mtebs_protocol_is_a_row_by_its_own_prompt(call, refuse, world):
+    call("compare", "--task", "ave_cls", "--shots", "1", "--seeds", "1", "--protocol", "mteb", "--name", "mteb")
+    rows = list(csv.DictReader((world / "runs" / "compare" / "mteb" / "compare.csv").open()))
+    [row] = [row for row in rows if row["system"] == "zero-shot (mteb)"]
+    assert row["metric"] == "top1"
+    assert row["labels_used"] == "0"
+    lines = (world / "runs/compare/mteb/1-shot/seed-1/answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["answers"]["zero-shot (mteb)"] for line in lines]
+    classifier = avfewshot.load("tiny", device="cpu", templates=world / "mteb.txt")
+    paths = [world / "AVE/AVE" / f"{json.loads(line)['id']}.mp4" for line in lines]
+    assert answers == [result.label for result in classifier.classify(paths, list(CLASSES), pool="mean")]
+    assert "Add --task ave_cls" in refuse("compare", "--task", "ave", "--protocol", "mteb")

@@ -1,4 +1,4 @@
-"""`avfs compare`: few-shot methods side by side, over shots and seeds."""
+"""`avfs compare`: few-shot methods side by side, over shots and seeds; or finished runs, clip by clip."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import csv
 import io
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avfewshot.cli.fewshot import data_root, load_data
-from avfewshot.cli.options import backbone_faults, with_options
+from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import AUTO, CompareConfig, FewshotConfig, TrainingConfig, resolve
-from avfewshot.errors import DataError, raise_faults
+from avfewshot.errors import DataError, UsageError, raise_faults
 from avfewshot.io import csv_cell, write_text
 
 if TYPE_CHECKING:
-    from avfewshot.evaluation.results import Comparison
+    from avfewshot.evaluation.finished import FinishedRun
+    from avfewshot.evaluation.results import Comparison, Estimate
 
 app = typer.Typer(add_completion=False)
 
@@ -34,6 +36,8 @@ are trained through the towers (dgsct, coop, cocoop, maple, clip-lora) take minu
   avfs compare --task llp_cls --shots 1,2,4,8,16
   avfs compare --data my_clips --shots 1,2,4 --methods auto,lp_plus_plus,coop
   avfs compare --task ave_cls --shots 16 --methods auto,dgsct --name fig4     again, it goes on where it stopped
+  avfs compare --task ave_cls --shots 1 --protocol mteb                       with the public zero-shot protocol
+  avfs compare runs/folder/RUN runs/folder/OTHER                              finished runs, paired on their test clips
 
 [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted.
 """
@@ -43,19 +47,109 @@ Table = tuple[str, "Comparison", list[dict[str, Any]]]
 
 @app.command(help=HELP)
 @with_options("compare")
-def compare(context: typer.Context, **flags: Any) -> None:
+def compare(
+    context: typer.Context,
+    finished: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Finished few-shot runs, instead of a task.", show_default=False),
+    ] = None,
+    **flags: Any,
+) -> None:
     """Options -> config -> load -> run each cell -> write."""
+    command = shlex.join(["avfs", *(context.obj or ())])
+    if finished:
+        _compare_finished([Path(run).expanduser() for run in finished], flags, command)
+        return
     settings = resolve("compare", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
     faults = settings.faults
     root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += backbone_faults(settings)
+    if settings["protocol"] and settings["task"] != "ave_cls":
+        faults.append(UsageError("--protocol mteb is AVE by clip.", hint="Add --task ave_cls."))
     raise_faults(faults)
     config: CompareConfig = settings.config
     config = config.replace(data=config.data.replace(root=root))
     folder = Path(config.runs) / "compare" / (config.name or config.task)
-    status = _execute(config, folder, shlex.join(["avfs", *(context.obj or ())]))
+    status = _execute(config, folder, command)
     if status:
         raise typer.Exit(status)
+
+
+def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) -> None:
+    """Read runs, compare them on the test clips that they share, write and print."""
+    from rich.console import Console
+
+    from avfewshot.evaluation.finished import compare_finished, read_finished
+    from avfewshot.reports.methods import Listing, details_table, differences_listing, methods_table, write_methods_page
+
+    faults: list[UsageError] = []
+    meaningless = [key for key, value in flags.items() if value not in (None, []) and key not in ("runs", "name")]
+    if meaningless:
+        faults.append(
+            UsageError(f"--{meaningless[0].replace('_', '-')} cannot be given with RUN.", hint="Leave it out.")
+        )
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        faults.append(UsageError("Comparing takes two runs or more, each named once.", hint="avfs compare RUN RUN"))
+    runs = [collect(faults, lambda folder=folder: read_finished(folder)) for folder in folders]
+    settings = resolve("compare", {key: flags[key] for key in ("runs", "name")})
+    raise_faults([*faults, *settings.faults])
+    found = [run for run in runs if run is not None]
+    if len({run.name for run in found}) < len(found):
+        found = [replace(run, name=str(folder)) for run, folder in zip(found, folders, strict=True)]
+    comparison, differing = compare_finished(found)
+    target = Path(settings["runs"]) / "compare" / (settings["name"] or "runs")
+    rows = [
+        (name, ", ".join(dict.fromkeys(truth)), *(_answers(run, (name, truth)) for run in found))
+        for name, truth in differing
+    ]
+    seen = max(len(answers) for run in found for answers in run.seeds.values())
+    note = f"{len(differing):,} of the {comparison.num_clips:,} shared test clips"
+    note += f"; {seen - comparison.num_clips:,} are not in all runs." if seen > comparison.num_clips else "."
+    head = ("clip", "true", *(run.name for run in found))
+    listings = [differences_listing(comparison), Listing("clips that are answered differently well", head, rows, note)]
+    diagnostics = [
+        {run.name: run.methods[index] for run in found if index < len(run.methods)}
+        for index in range(max(len(run.methods) for run in found))
+    ]
+    table = (", ".join(f"{run.name}: {run.system}" for run in found), comparison, diagnostics)
+    write_methods_page(target / "compare.html", [table], title="few-shot runs", command=command, listings=listings)
+    document = {"command": command, "clips": comparison.num_clips, **_table_record(comparison, diagnostics)}
+    document["differences"] = [
+        {"system": d.system, "reference": d.reference, **_figure(d.estimate)} for d in comparison.differences
+    ]
+    document["differing"] = [dict(zip(head, row, strict=True)) for row in rows]
+    write_text(target / "compare.json", json.dumps(document, indent=1))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([csv_cell(cell) for cell in row] for row in (head, *rows))
+    write_text(target / "clips.csv", text.getvalue())
+    console = Console(highlight=False)
+    for part in (methods_table(comparison, diagnostics), details_table(comparison, diagnostics)):
+        console.print(part)
+    for listing in listings:
+        console.print(listing.table())
+    for name in ("compare.html", "compare.json", "clips.csv"):
+        say(f"written: {target / name}")
+
+
+def _answers(run: FinishedRun, clip: Any) -> str:
+    """What a run answered to a clip: the label, or how many seconds were right; of each seed where they differ."""
+    said = []
+    for seed, answers in run.seeds.items():
+        one, length = answers[clip], len(clip[1])
+        said.append(one if isinstance(one, str) else f"{run.right(seed, clip) * length:.0f} of {length} seconds")
+    return " / ".join(said if len(set(said)) > 1 else said[:1])
+
+
+def _figure(figure: Estimate) -> dict[str, float | None]:
+    return {"value": figure.value, "low": figure.low, "high": figure.high}
+
+
+def _table_record(comparison: Comparison, methods: list[dict[str, Any]]) -> dict[str, Any]:
+    from avfewshot.reports.methods import method_rows
+
+    rows = [{**row, "estimate": _figure(row["estimate"])} for row in method_rows(comparison, methods)]
+    return {"headline": comparison.headline, "systems": rows}
 
 
 def _execute(config: CompareConfig, folder: Path, command: str) -> int:
@@ -118,6 +212,7 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             observer=display,
             put_off=interrupts.put_off,
             also=also,
+            protocol=config.protocol,
         )
         results = [cell.run(seed) for seed in config.seeds]
         compared = [result.comparison for result in results if result.comparison is not None]
@@ -139,15 +234,13 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
     columns = ("task", "shots", "system", "metric", "value", "low", "high", "labels_used", "fit_seconds", "trainable")
     writer.writerow((*columns, "ece_before", "ece_after", *MUS))
     for shots, (_, comparison, methods) in zip(config.shots, tables, strict=False):
-        rows = []
         for row in method_rows(comparison, methods):
             figure = row["estimate"]
             values = (config.task, shots, row["system"], comparison.headline, figure.value, figure.low, figure.high)
             ece, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
             more = (row["labels"], row["seconds"], row["trainable"], ece.get("before"), ece.get("after"))
             writer.writerow([csv_cell(value) for value in (*values, *more, *map(spoilt.get, MUS))])
-            rows.append({**row, "estimate": {"value": figure.value, "low": figure.low, "high": figure.high}})
-        document.append({"shots": shots, "headline": comparison.headline, "systems": rows})
+        document.append({"shots": shots, **_table_record(comparison, methods)})
     write_text(folder / "compare.csv", text.getvalue())
     write_text(folder / "compare.json", json.dumps({"command": command, "tables": document}, indent=1))
     shots = config.shots[: len(tables)]

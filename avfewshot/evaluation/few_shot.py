@@ -11,7 +11,9 @@ import numpy as np
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.evaluation.background import BackgroundRule, decide_segments
 from avfewshot.evaluation.evaluator import TaskBench
+from avfewshot.evaluation.predictions import Fitted
 from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.inference.logits import class_texts, score_clip
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
 
@@ -144,6 +146,17 @@ def modality_confusion(joint: np.ndarray, visual: np.ndarray, audio: np.ndarray)
     """
     lost = {"mu_v": visual & ~joint, "mu_a": audio & ~joint, "mu_av": visual & audio & ~joint}
     return {name: float(values.mean()) for name, values in lost.items()}
+
+
+def mteb_zero_shot(bench: TaskBench) -> Predictions:
+    """Zero-shot as mteb evaluates AVE: "a video of {name}", one prompt and nothing else, whole clips, top-1."""
+    prompt = ("a video of {}",)
+    templates = replace(bench.templates, visual=prompt, audio=prompt)
+    names = [name.replace("_", " ") for name in bench.dataset.classes]
+    texts = class_texts(bench.backbone, names, templates)
+    scales = bench.backbone.visual_scale, bench.backbone.audio_scale
+    clips = [score_clip(file.visual, file.audio, texts, scales) for file in bench.scored("test").embeddings]
+    return replace(bench.decision, pool="mean").predict(clips, texts.num_classes, Fitted())
 
 
 def with_several_labels(dataset: Dataset) -> Dataset:

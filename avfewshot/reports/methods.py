@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,7 @@ from rich.text import Text
 from avfewshot.evaluation.results import Comparison
 from avfewshot.io import write_text
 from avfewshot.reports.charts import TONES, Series, line_chart
-from avfewshot.reports.figures import NONE, basis, interval, metric_title, points
+from avfewshot.reports.figures import NONE, basis, interval, metric_title, points, signed, verdict
 from avfewshot.reports.html import environment, style
 from avfewshot.reports.text import printable, reject_text
 from avfewshot.version import __version__
@@ -119,6 +120,44 @@ CONFUSION = (
 )
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A plain table: what goes with the figures of a page, and on the terminal."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+    def table(self, most: int = 20) -> Table:
+        """For the terminal, its first rows."""
+        table = Table(title=printable(self.title), title_justify="left", caption_justify="left")
+        table.box, table.pad_edge = SIMPLE_HEAD, False
+        for name in self.head:
+            table.add_column(printable(name), overflow="fold")
+        for row in self.rows[:most]:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        more = f"{len(self.rows) - most:,} more are in the files. " if len(self.rows) > most else ""
+        table.caption = more + self.note
+        return table
+
+
+def differences_listing(comparison: Comparison) -> Listing:
+    """The difference of every pair of systems by the headline, in points."""
+    rows = [
+        (
+            f"{found.system} − {found.reference}",
+            signed(found.estimate.value),
+            interval(found.estimate),
+            verdict(found)[0],
+        )
+        for found in comparison.differences
+        if found.metric == comparison.headline and found.estimate.value is not None
+    ]
+    head = ("difference", "points", "95 % interval", "verdict")
+    return Listing("differences, paired on the same clips", head, rows, "unclear: the interval includes zero.")
+
+
 def write_methods_page(
     path: Path,
     tables: Sequence[tuple[str, Comparison, Sequence[Diagnostics]]],
@@ -126,6 +165,7 @@ def write_methods_page(
     title: str,
     command: str,
     shots: Sequence[int] = (),
+    listings: Sequence[Listing] = (),
 ) -> None:
     """Write the page.
 
@@ -135,6 +175,7 @@ def write_methods_page(
         title: Of the page.
         command: What made it.
         shots: Of the tables, where they are of one task at several shots: a chart over them is drawn.
+        listings: What stands below.
     """
     chart, drawn = "", _lines(tables, shots) if len(shots) > 1 else []
     if drawn:
@@ -151,6 +192,7 @@ def write_methods_page(
             {"title": name, "rows": method_rows(table, runs), "basis": basis(table), "table": table, "runs": runs}
             for name, table, runs in tables
         ],
+        listings=listings,
         points=points,
         interval=interval,
         metric_title=metric_title,

@@ -29,10 +29,12 @@ from avfewshot.evaluation.few_shot import (
     method_predictions,
     method_support,
     modality_confusion,
+    mteb_zero_shot,
     right_answers,
     with_validation,
     without_none,
 )
+from avfewshot.evaluation.finished import ANSWERS_NAME
 from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision, Fitted
@@ -61,7 +63,7 @@ from avfewshot.tuning.fit import TuningClip, answers, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TRAINED = "trained"
-ANSWERS_NAME = "answers.jsonl"
+MTEB = "zero-shot (mteb)"
 BLIND_SHARE = 0.5
 """Share of the trained logits where no validation clip tells a better one."""
 
@@ -144,6 +146,7 @@ class FewShot:
     observer: RunObserver = field(default_factory=RunObserver)
     put_off: Callable[[], AbstractContextManager[Any]] = nullcontext
     also: tuple[str, ...] = ()  # further methods to stand in the table
+    protocol: str | None = None  # a public one, for a row of its own
 
     def __post_init__(self) -> None:
         config = self.config
@@ -217,7 +220,7 @@ class FewShot:
             # Thresholds of the untrained systems, where the task needs any, are all that they take labels for.
             chosen = self.bench.decision.per_second or self.dataset.multi_label
             count = len(self.bench.scored("val").samples) if chosen else 0
-            for name in UNTRAINED:
+            for name in (name for name in (*UNTRAINED, MTEB) if name in comparison.systems):
                 labels = {"support": 0 if self.trains else count, "validation": count if self.trains else 0}
                 methods[name] = {"labels_used": labels, "seconds": 0.0, "trainable": 0}
         methods = {name: {**about, **more.get(name, {})} for name, about in methods.items()}
@@ -469,6 +472,8 @@ class FewShot:
             parts = ([clip.only(modality) for clip in logits] for modality in MODALITIES)
             by_modality[name] = tuple(bench.predict(part, fitted) for part in parts)
 
+        if self.protocol == "mteb":
+            systems[MTEB] = mteb_zero_shot(bench)
         if model is not None and verdict is not None:
             by_logits(TRAINED, bench.joined(model, "test", verdict.blend), verdict.fitted)
         if scorers:
