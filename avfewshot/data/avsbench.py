@@ -1,0 +1,257 @@
+"""AVSBench-object (Zhou et al., ECCV 2022): five seconds of video, and masks of what sounds at the end of each second.
+
+S4 (``Single-source``) has one source in a clip, and masks for the first second alone in training; MS3
+(``Multi-sources``) has several, and masks everywhere. Frames and masks are PNG files, sound is a WAV file. The pickled
+spectrograms that come with them are never opened: sound is read from the WAV file.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from avfewshot.data.dataset import SPLITS
+from avfewshot.data.findings import DatasetReport
+from avfewshot.errors import DataError, MediaError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+SUBSETS = {"s4": ("Single-source", "s4_meta_data.csv", "v1s"), "ms3": ("Multi-sources", "ms3_meta_data.csv", "v1m")}
+"""Folder and list of each subset, and its label in the joint list of AVSBench-semantic."""
+SECONDS = 5
+
+_JOINT_LIST = "metadata.csv"
+_PLACES = ("", "AVSBench", "AVSBench-object", "AVS")
+_MIDDLE = 127
+
+
+@dataclass(frozen=True)
+class MaskedClip:
+    """Five seconds, and where their masks lie."""
+
+    name: str
+    split: str
+    category: str  # in MS3 what sounds, joined by "_", as far as the list says
+    frames: tuple[Path, ...]  # the last picture of each second
+    masks: tuple[Path | None, ...]  # None where a second has none
+    audio: Path
+
+    @property
+    def youtube_id(self) -> str:
+        """The video that it was cut from; MS3 numbers the clips of a video."""
+        return self.name[:11]
+
+
+@dataclass(frozen=True)
+class Avsbench:
+    """A subset of AVSBench: the clips whose files are here."""
+
+    subset: str
+    clips: dict[str, list[MaskedClip]]  # by split
+    report: DatasetReport = field(default_factory=DatasetReport)
+
+    def leaked(self, split: str) -> set[str]:
+        """Names of the clips of a split whose video is in training as well; MS3 has 38 such test clips of 64."""
+        train = {clip.youtube_id for clip in self.clips["train"]}
+        return {clip.name for clip in self.clips[split] if clip.youtube_id in train}
+
+
+@dataclass(frozen=True)
+class ListedClip:
+    """A row of a list."""
+
+    name: str
+    category: str
+    split: str
+
+
+def read_list(path: str | Path, subset: str) -> list[ListedClip]:
+    """Read ``s4_meta_data.csv``, ``ms3_meta_data.csv``, or the rows of a subset in the joint ``metadata.csv``.
+
+    Raises:
+        DataError: It is none of these.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = [row for row in reader if row.get("label", SUBSETS[subset][2]) == SUBSETS[subset][2]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from error
+    if "split" not in columns or not rows:
+        raise DataError(f"{path}: no list of AVSBench clips: a column split and rows are needed.")
+    category = next((name for name in ("category", "a_obj") if name in columns), None)
+    clips = []
+    for row in rows:
+        name, split = (row[columns[0]] or "").strip(), (row["split"] or "").strip()
+        if split not in SPLITS or not name or Path(name).name != name or name.startswith("."):
+            raise DataError(f"{path}: {name!r} in split {split!r} is no clip of AVSBench.")
+        clips.append(ListedClip(name, (row[category] or "").strip() if category else "", split))
+    return clips
+
+
+def check_list(rows: Sequence[ListedClip]) -> tuple[list[ListedClip], DatasetReport]:
+    """Mend and report what is odd about a list: misspelt categories, repeated ids, videos in more than one split."""
+    report = DatasetReport()
+    spelt = {row.category for row in rows if " " not in row.category}
+    mended = []
+    for row in rows:
+        joined = row.category.replace(" ", "")
+        mended.append(ListedClip(row.name, joined if joined in spelt else row.category, row.split))
+    report.note("warning", "misspelt-category", "Categories with a blank in a known one; read as that one.", [
+        f"{row.name} {row.category!r}" for row, own in zip(rows, mended, strict=True) if row != own
+    ])  # fmt: skip
+    names = [row.name for row in rows]
+    message = "Ids that are listed more than once; the first row counts."
+    report.note("error", "repeated-ids", message, sorted({name for name in names if names.count(name) > 1}))
+    splits: dict[str, set[str]] = {}
+    for row in rows:
+        splits.setdefault(row.name[:11], set()).add(row.split)
+    message = "Videos with clips in more than one split: test figures on them are too high; clean clips stand beside."
+    report.note("warning", "leaked-videos", message, sorted(video for video, own in splits.items() if len(own) > 1))
+    message = "Ids begin with a dash; write ./ before such a file name on a command line."
+    report.note("info", "dashed-ids", message, sorted(name for name in names if name.startswith("-")))
+    return list({row.name: row for row in reversed(mended)}.values())[::-1], report
+
+
+def load_avsbench(root: str | Path, subset: str) -> Avsbench:
+    """Read a subset of AVSBench, or a data set in its layout.
+
+    Args:
+        root: Holds ``Single-source/s4_meta_data.csv`` and ``Single-source/s4_data/``, or the same of ``Multi-sources``.
+        subset: ``"s4"`` or ``"ms3"``.
+
+    Raises:
+        UsageError: The root is not a folder, or an unknown subset.
+        DataError: There is no list, or no clip of a split is here.
+    """
+    root = Path(root)
+    if subset not in SUBSETS:
+        raise UsageError(f"AVSBench has no subset {subset!r}.", hint=f"Valid: {', '.join(SUBSETS)}.")
+    if not root.is_dir():
+        raise UsageError(f"The data folder {root} does not exist.", hint="Give the folder of AVSBench as --root.")
+    folder, name, _ = SUBSETS[subset]
+    lists = [base / own for place in _PLACES for base in (root / place / folder, root / place) for own in (name,)]
+    path = next((path for path in lists if path.is_file()), None)
+    if path is None:
+        raise DataError(
+            f"{root} holds no {folder}/{name}.",
+            hint="AVSBench is given out on request (opennlplab.github.io/AVSBench); toy: avfs data toy --only avs.",
+        )
+    rows, report = check_list(read_list(path, subset))
+    base = path.parent / f"{subset}_data"
+    clips: dict[str, list[MaskedClip]] = {split: [] for split in SPLITS}
+    missing = []
+    for row in rows:
+        clip = (_s4_clip if subset == "s4" else _ms3_clip)(base, row)
+        absent = [file for file in (*clip.frames, clip.audio, clip.masks[0]) if file is None or not file.is_file()]
+        if absent:
+            missing.append(f"{row.name}: {absent[0]}")
+        else:
+            clips[row.split].append(clip)
+    report.note("warning", "missing-media", "Clips of which a frame, the sound or the first mask is not here.", missing)
+    if empty := [split for split, part in clips.items() if not part]:
+        example = f" E.g. {missing[0]} is missing." if missing else ""
+        raise DataError(f"{base}: no clip of {', '.join(empty)} is complete.{example}", hint=f"Unpack {subset}_data.")
+    return Avsbench(subset, clips, report)
+
+
+def _s4_clip(base: Path, row: ListedClip) -> MaskedClip:
+    def files(kind: str) -> tuple[Path, ...]:
+        folder = base / kind / row.split / row.category / row.name
+        return tuple(folder / f"{row.name}_{second}.png" for second in range(1, SECONDS + 1))
+
+    masks = tuple(path if path.is_file() else None for path in files("gt_masks"))
+    sound = base / "audio_wav" / row.split / row.category / f"{row.name}.wav"
+    return MaskedClip(row.name, row.split, row.category, files("visual_frames"), masks, sound)
+
+
+def _ms3_clip(base: Path, row: ListedClip) -> MaskedClip:
+    numbers = range(1, SECONDS + 1)
+    frames = tuple(base / "visual_frames" / row.name / f"{row.name}.mp4_{second}.png" for second in numbers)
+    masks = (base / "gt_masks" / row.split / row.name / f"{row.name}_{second}.png" for second in numbers)
+    sound = base / "audio_wav" / row.split / f"{row.name}.wav"
+    return MaskedClip(
+        row.name, row.split, row.category, frames, tuple(path if path.is_file() else None for path in masks), sound
+    )
+
+
+def _open(path: str | Path) -> Image.Image:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(path, f"cannot be read as a picture: {error}") from error
+
+
+def read_mask(path: str | Path, size: int) -> np.ndarray:
+    """Read a mask: 1-bit, grey or palette pictures, foreground being what is light.
+
+    Returns:
+        Bool ``[size, size]``.
+
+    Raises:
+        MediaError: It is no picture, or has more than two values.
+    """
+    from PIL import Image
+
+    picture = _open(path)
+    values = np.asarray(picture if picture.mode in ("1", "L", "P") else picture.convert("L"))
+    palette = picture.getpalette("RGB") if picture.mode == "P" else None
+    kinds = np.unique(values)
+    if len(kinds) > 2:
+        raise MediaError(path, f"is no mask: it has {len(kinds)} values instead of two")
+    # Indices of a palette say nothing by themselves; without a light colour in it, all but index 0 is foreground.
+    light = {int(k): max(palette[3 * int(k) : 3 * int(k) + 3], default=0) for k in kinds} if palette else {}
+    if any(level > _MIDDLE for level in light.values()):
+        values = np.isin(values, [index for index, level in light.items() if level > _MIDDLE])
+    mask = Image.fromarray((values > 0).astype(np.uint8) * 255).resize((size, size), Image.Resampling.NEAREST)
+    return np.asarray(mask) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedSample:
+    """A clip in memory."""
+
+    frames: torch.Tensor  # uint8 [5, 3, S, S]
+    waveform: torch.Tensor  # float32 [5 * 48000]
+    masks: torch.Tensor  # bool [5, S, S]; False where `labelled` is
+    labelled: torch.Tensor  # bool [5]
+
+
+def read_sample(clip: MaskedClip, size: int) -> MaskedSample:
+    """Read a clip: pictures are brought to ``size x size`` whole, as their masks are, with nothing cut off.
+
+    Raises:
+        MediaError: A file cannot be read.
+    """
+    import torch
+    from PIL import Image
+
+    from avfewshot.media.clip import SAMPLE_RATE
+    from avfewshot.media.reader import ClipReader
+
+    pictures = [_open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for path in clip.frames]
+    masks = [np.zeros((size, size), bool) if path is None else read_mask(path, size) for path in clip.masks]
+    with ClipReader(clip.audio, modality="audio") as reader:
+        sound = reader.read(0, min(SECONDS, reader.info.num_segments)).waveform
+    waveform = torch.zeros(SECONDS * SAMPLE_RATE)
+    assert sound is not None
+    waveform[: len(sound)] = sound
+    return MaskedSample(
+        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 1).contiguous(),
+        waveform,
+        torch.from_numpy(np.stack(masks)),
+        torch.tensor([path is not None for path in clip.masks]),
+    )
