@@ -1,0 +1,165 @@
+"""What a supervised task is: a data set, the features that it needs, heads, a loss, published metrics.
+
+A task is one file here with a subclass of :class:`SupervisedTask`, and its row in :data:`TASKS`; ``avfs train``,
+``avfs eval`` and ``avfs predict`` then know it. The trainer gives it *features*, a dictionary of float32 tensors of B
+clips of T seconds, of those kinds that the task `needs`:
+
+==============  ==========================  =============================================================
+``visual``      ``visual [B, T, D_v]``      unit embeddings of the visual tower
+``audio``       ``audio [B, T, D_a]``       unit embeddings of the audio tower
+``places``      ``places [B, T, P, C_v]``   visual tokens behind the last block, on a grid of 7 x 7 or less
+``stages``      ``stage0`` to ``stage3``    ``[B, T, C, H, W]``, maps of four depths of the visual tower, from fine
+                                            to coarse; a tower of one scale gives all four in one size
+==============  ==========================  =============================================================
+
+They come from frozen towers (computed once, kept on disk) or, with ``--adapter-kind``, through the adapters with
+gradient; a task does not see the difference. A modality that is switched off is all zeros.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from avfewshot.inference.logits import ClipLogits
+from avfewshot.media.clip import Clip
+
+Features = Mapping[str, Tensor]
+ZeroShot = Callable[[str], list[ClipLogits]]
+"""What the frozen towers say of the examples of a split by second, of the class texts ``about["wordings"]``."""
+
+TASKS: dict[str, str] = {
+    "ave": "avfewshot.supervised.ave:LocalisationTask",
+}
+"""Where each task lives, by the name that people give."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One clip with its question and its truth."""
+
+    id: str
+    path: Path  # of what `read_clip` reads; several examples may share it
+    target: Any = None  # the task's own; None where nothing is known
+    given: Any = None  # what is asked beside the clip, for tasks with questions
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """What a training reads."""
+
+    splits: Mapping[str, Sequence[Example]]  # train, val, test: those whose media are here
+    # JSON-ready, kept in the checkpoint: all that heads and answers need later (class names, lists of answers, ...)
+    about: dict[str, Any]
+    notes: list[str] = field(default_factory=list)  # for people
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained unless told otherwise; as published where a paper says it."""
+
+    lr: float
+    batch_size: int
+    epochs: int
+    milestones: tuple[int, ...] = ()  # epochs after which the rate is multiplied with `factor`
+    factor: float = 1.0
+    clip_norm: float = 0.0  # 0: none
+
+
+class SupervisedTask(abc.ABC):
+    """A task; its methods hold no state. See the module for the features."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    dataset: ClassVar[str]  # key of the data folder in avfs.toml
+    heads: ClassVar[Mapping[str, Recipe]]  # by name; the first is the default
+    headline: ClassVar[str]  # key of the metric that selects the epoch on validation
+    seconds: ClassVar[int] = 10  # T; shorter clips are padded with zeros
+
+    @abc.abstractmethod
+    def needs(self, head: str) -> frozenset[str]:
+        """Kinds of features that a head reads: see the table of the module."""
+
+    @abc.abstractmethod
+    def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
+        """Read the data set.
+
+        Args:
+            root: Its folder.
+            media: Folders of the clips, where they lie elsewhere.
+            subset: A part or version of it, for data sets that have several.
+
+        Raises:
+            AvfsError: It cannot be read, `subset` is unknown, or media are missing altogether.
+        """
+
+    def read_clip(self, path: Path, frame_size: int, frame_backend: str = "auto") -> Clip:
+        """Decode the T seconds of a clip.
+
+        Raises:
+            AvfsError: It cannot be read.
+        """
+        from avfewshot.data.clip_source import read_start
+
+        return read_start(path, frame_size=frame_size, seconds=self.seconds, frame_backend=frame_backend)
+
+    @abc.abstractmethod
+    def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
+        """A fresh head.
+
+        Args:
+            head: A key of `heads`.
+            widths: Channels of each kind of feature: D_v, D_a, C_v, and for ``stages`` a list of four.
+            about: :attr:`TaskData.about`.
+        """
+
+    @abc.abstractmethod
+    def loss(self, head: Any, features: Features, examples: Sequence[Example]) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+
+    @abc.abstractmethod
+    def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
+        """Answers, one for each example; called without gradient, with the head in evaluation mode."""
+
+    @abc.abstractmethod
+    def metrics(
+        self, predictions: Sequence[Any], examples: Sequence[Example], about: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Published metrics in percent, by name; `headline` among them, more is better."""
+
+    @abc.abstractmethod
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot) -> dict[str, list[Any]]:
+        """Predictions for the test split that need no training, or the truth, by what they are called."""
+
+    @abc.abstractmethod
+    def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
+        """A prediction as JSON-ready values for people, as ``avfs predict`` writes it for a new clip."""
+
+    def ask(self, example: Example, question: str | None, about: Mapping[str, Any]) -> Example:
+        """The example with a person's question; tasks without questions take none.
+
+        Raises:
+            UsageError: A question is missing, or given in vain.
+        """
+        from avfewshot.errors import UsageError
+
+        if question is not None:
+            raise UsageError(f"A run of {self.name} answers no questions.", hint="Leave --question out.")
+        return example
+
+
+def task_names() -> tuple[str, ...]:
+    """Names of the supervised tasks."""
+    return tuple(TASKS)
+
+
+def load_task(name: str) -> SupervisedTask:
+    """The task of a name, a key of :data:`TASKS`."""
+    module, _, attribute = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)()
