@@ -619,7 +619,7 @@ class TrainerConfig(AdapterConfig):
     step_factor: Annotated[Real, Gt(0), Le(1)] = setting(
         0.1, "What a step multiplies the learning rate with.", panel=TRAINING
     )
-    epochs: Count = setting(5, "Passes over the support, at most. Not given by the paper.", panel=TRAINING)
+    epochs: Count | Auto = setting(AUTO, "Passes over the clips, at most.", panel=TRAINING)
     validate_every: Count | Auto = setting(
         "auto", "Epochs between validations; `auto`: one takes no longer than the training does.", panel=TRAINING
     )
@@ -714,6 +714,11 @@ class TrainingConfig(TrainerConfig):
         f"{', '.join((*LIGHT_METHODS, *TUNED_METHODS))}.",
     )
     tune: bool = setting(True, "Train DG-SCT for `auto`; without it a run takes seconds.")
+    epochs: Count | Auto = setting(
+        AUTO,
+        "Passes over the support, at most; `auto`: about 500 steps, in 3 to 20 of them. Not given by the paper.",
+        panel=TRAINING,
+    )
     val_shots: Annotated[int, Ge(0)] | Literal["auto", "all"] = setting(
         AUTO,
         "Validation clips of each class for what is trained, counted as labels; `auto`: min(shots, 4), `all`: the "

@@ -266,3 +266,10 @@ def test_frozen_embeddings_of_splits_and_supports_serve_the_light_methods(make_r
 def inputs(sample):
     clip = read(sample.path)
     return clip.frames, clip.audio_segments
+
+
+def test_epochs_are_found_by_the_number_of_steps(make_run):
+    assert make_run(dataset("folder"), epochs="auto").config.epochs == 20
+    assert make_run(dataset("folder", train=50), "long", epochs="auto", shots=50, batch_size=2).config.epochs == 7
+    assert make_run(dataset("folder", train=150), "longer", epochs="auto", shots=150, batch_size=1).config.epochs == 3
+    assert make_run(dataset("folder"), "given", epochs=4).config.epochs == 4

@@ -226,7 +226,7 @@ def test_schedules():
     assert cosine(100) == pytest.approx(0, abs=1e-12)
     step = rate_factor(TrainingConfig(schedule="step", epochs=10, step_epochs=2, step_factor=0.5), 3)
     assert [step(n) for n in (0, 5, 6, 12)] == [1, 1, 0.5, 0.25]
-    assert rate_factor(TrainingConfig(schedule="constant"), 3)(50) == 1
+    assert rate_factor(TrainingConfig(schedule="constant", epochs=5), 3)(50) == 1
 
 
 def test_killing_it_leaves_a_checkpoint_that_it_goes_on_from_to_the_bit(tmp_path):

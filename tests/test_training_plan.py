@@ -158,7 +158,7 @@ def test_batches_and_steps_are_counted_as_they_are_made(clips, changes, batches,
 
 def test_a_plan_leaves_the_model_as_it_was():
     backbone = stand_ins()
-    model = build_model(backbone, config := TrainingConfig(hidden=16, window=2, checkpointing=True), seed=5)
+    model = build_model(backbone, config := TrainingConfig(hidden=16, window=2, checkpointing=True, epochs=5), seed=5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     make_plan(model, backbone, config, 4)
     assert model.checkpointing

@@ -64,6 +64,8 @@ from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TRAINED = "trained"
 MTEB = "zero-shot (mteb)"
+_STEPS = 500
+"""About so many optimizer steps make a training, unless its epochs are given."""
 BLIND_SHARE = 0.5
 """Share of the trained logits where no validation clip tells a better one."""
 
@@ -149,8 +151,8 @@ class FewShot:
     protocol: str | None = None  # a public one, for a row of its own
 
     def __post_init__(self) -> None:
-        config = self.config
         self.dataset, self.validation_used = self._with_validation()
+        config = self.config
         self._fabric = single_device(self.device, config.precision)
         clips = ClipCache(max_bytes=config.cache_size)
         size = self.backbone.visual.image_size
@@ -262,6 +264,9 @@ class FewShot:
         if not self.trains:
             kept = [sample for sample in self.dataset.samples if sample.split != "val"]
             return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
+        if config.epochs == AUTO:
+            steps = max(1, len(support) // (config.batch_size * config.accumulation))
+            self.config = config = config.replace(epochs=max(3, min(20, -(-_STEPS // steps))))
         if config.val_shots == "all" and not self.dataset.split("val"):
             return self.dataset, 0
         count = None if config.val_shots == AUTO else config.val_shots
@@ -383,7 +388,7 @@ class FewShot:
             store=store,
             describe=lambda verdict: self._describe(seed, support, verdict),
             journal=Journal(folder / "metrics.jsonl"),
-            watcher=self.observer.watcher(seed, config.epochs),
+            watcher=self.observer.watcher(seed, int(config.epochs)),
             put_off=self.put_off,
         )
         found = store.load_last(self.backbone)

@@ -238,7 +238,7 @@ class Training:
     def _conclude(self) -> None:
         """Judge the model after an epoch, if it is time."""
         epoch = self.progress.epoch + 1
-        if epoch % self.validate_every and epoch < self._config.epochs:
+        if epoch % self.validate_every and epoch < int(self._config.epochs):
             self.progress = replace(self.progress, epoch=epoch, batch=0)
             return
         self._model.eval()
@@ -247,7 +247,7 @@ class Training:
         gate = mean_gate(self._model)
         finished = ""
         waited = epoch - (epoch if best else self.progress.best_epoch)
-        if epoch >= self._config.epochs:
+        if epoch >= int(self._config.epochs):
             finished = f"all {epoch} epochs done"
         elif self._config.patience and waited >= self._config.patience:
             finished = f"no better for {waited} epochs"
@@ -316,4 +316,4 @@ def validation_interval(config: TrainingConfig, clips: int, validation_clips: in
     """
     if config.validate_every != AUTO:
         return int(config.validate_every)
-    return max(1, min(-(-validation_clips // max(1, clips)), -(-config.epochs // _VALIDATIONS)))
+    return max(1, min(-(-validation_clips // max(1, clips)), -(-int(config.epochs) // _VALIDATIONS)))

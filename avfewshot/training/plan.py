@@ -69,7 +69,7 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainingConfi
     return Plan(
         clips=clips,
         batches=batches,
-        steps=config.epochs * -(-batches // config.accumulation),
+        steps=int(config.epochs) * -(-batches // config.accumulation),
         micro_batch=micro,
         parameters=tuple(parameters),
         flops=flops,

@@ -262,8 +262,8 @@ class Pretraining:
     def _conclude(self) -> None:
         epoch = self.progress.epoch + 1
         every = 1 if self._config.validate_every == AUTO else int(self._config.validate_every)
-        due = epoch % every == 0 or epoch >= self._config.epochs
-        finished = f"all {epoch} epochs done" if epoch >= self._config.epochs else ""
+        due = epoch % every == 0 or epoch >= int(self._config.epochs)
+        finished = f"all {epoch} epochs done" if epoch >= int(self._config.epochs) else ""
         self.progress = replace(self.progress, epoch=epoch, batch=0, finished=finished)
         best = False
         if due:
@@ -299,7 +299,7 @@ class Pretraining:
     def _pace(self) -> Pace:
         passed = max(time.monotonic() - self._began, 1e-9)
         steps = self._steps_here
-        total = self.steps_per_epoch * self._config.epochs
+        total = self.steps_per_epoch * int(self._config.epochs)
         device = self._fabric.device
         return Pace(
             clips=steps * self._batch * self._fabric.world_size / passed,

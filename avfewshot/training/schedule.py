@@ -18,7 +18,7 @@ def rate_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int],
     Returns:
         A function for :class:`torch.optim.lr_scheduler.LambdaLR`.
     """
-    total = max(1, config.epochs * steps_per_epoch)
+    total = max(1, int(config.epochs) * steps_per_epoch)
     warmup = round(config.warmup * total)
 
     def factor(step: int) -> float:
