@@ -5,8 +5,8 @@ A task is one file here with a subclass of :class:`SupervisedTask`, and its row 
 clips of T seconds, of those kinds that the task `needs`:
 
 ==============  ==========================  =============================================================
-``visual``      ``visual [B, T, D_v]``      unit embeddings of the visual tower
-``audio``       ``audio [B, T, D_a]``       unit embeddings of the audio tower
+``visual``      ``visual [B, T, D_v]``      embeddings of the visual tower, of length sqrt(D_v)
+``audio``       ``audio [B, T, D_a]``       embeddings of the audio tower, of length sqrt(D_a)
 ``places``      ``places [B, T, P, C_v]``   visual tokens behind the last block, on a grid of 7 x 7 or less
 ``stages``      ``stage0`` to ``stage3``    ``[B, T, C, H, W]``, maps of four depths of the visual tower, from fine
                                             to coarse; a tower of one scale gives all four in one size
@@ -36,6 +36,7 @@ ZeroShot = Callable[[str], list[ClipLogits]]
 
 TASKS: dict[str, str] = {
     "ave": "avfewshot.supervised.ave:LocalisationTask",
+    "avvp": "avfewshot.supervised.avvp:ParsingTask",
 }
 """Where each task lives, by the name that people give."""
 
