@@ -51,6 +51,8 @@ COMMANDS = {
     "pretrain": _Lazy("avfewshot.cli.pretrain", "Pretrain adapters on VGG-Sound(40K)."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
     "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),
+    "cache": _Lazy("avfewshot.cli.cache", "Say what is kept between runs, and empty it."),
+    "doctor": _Lazy("avfewshot.cli.doctor", "Say what is installed and here, and what would go wrong."),
     "config": _Lazy("avfewshot.cli.config", "Show every setting, its value and where it came from."),
 }
 

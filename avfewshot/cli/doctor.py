@@ -1,0 +1,152 @@
+"""``avfs doctor``: what is installed and here, and what would go wrong."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avfewshot.errors import UsageError, flatten
+
+if TYPE_CHECKING:
+    from avfewshot.config import Resolved
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Say what is installed, which devices there are, which weights are here, what the caches take, and what would go wrong.
+
+[bold]Examples[/bold]
+
+  avfs doctor
+  avfs doctor --format json
+"""
+OK, NOTE, FAULT = "ok", "note", "fault"
+_NEEDED = ("torch", "torchvision", "torchaudio", "open_clip_torch", "laion_clap", "av", "numpy", "scikit-learn")
+_LITTLE = 2 * 10**9  # bytes of free disk, less than a day's clips
+
+Finding = tuple[str, str, str]
+"""What was looked at, how it is, and for people: what was found and what to do."""
+
+
+@app.command(help=HELP)
+def doctor(
+    form: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the answer.")] = "table",
+) -> None:
+    """Look at everything; exit status 1 where something will not work."""
+    if form not in {"table", "json"}:
+        raise UsageError(f"--format {form}: not one of table, json.")
+    findings = [finding for look in (_packages, _devices, _settings, _weights, _disk) for finding in look()]
+    if form == "json":
+        typer.echo(
+            json.dumps([dict(zip(("what", "status", "detail"), one, strict=True)) for one in findings], indent=2)
+        )
+    else:
+        width = max(len(what) for what, _, _ in findings)
+        for what, status, detail in findings:
+            typer.echo(f"{status:<6}{what:<{width}}  {detail}")
+    if any(status == FAULT for _, status, _ in findings):
+        raise typer.Exit(1)
+
+
+def _packages() -> Iterator[Finding]:
+    from avfewshot.version import __version__
+
+    yield (
+        "avfewshot",
+        OK,
+        f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+    )
+    for name in _NEEDED:
+        version = _version(name)
+        yield name, OK if version else FAULT, version or f"is not installed: pip install {name}"
+    version = _version("decord")
+    instead = "is not installed (no wheel for this platform?): frames are decoded by PyAV, the same ones"
+    yield "decord", OK if version else NOTE, version or instead
+    for extra in metadata.metadata("avfewshot").get_all("Provides-Extra") or ():
+        marked = (line.replace("'", '"') for line in metadata.requires("avfewshot") or ())
+        names = [re.split(r"[^\w.-]", line)[0] for line in marked if f'extra == "{extra}"' in line]
+        lacking = ", ".join(name for name in names if _version(name) is None)
+        found = f"lacks {lacking}: pip install 'avfewshot[{extra}]'" if lacking else "is installed"
+        if extra != "dev":
+            yield f"[{extra}]", NOTE if lacking else OK, found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    from avfewshot.inference.devices import available_devices, resolve_device, resolve_precision
+
+    device = resolve_device()
+    yield "device", OK, f"{', '.join(available_devices())}; auto takes {device} in {resolve_precision('auto', device)}"
+    if torch.backends.cuda.is_built() and not torch.cuda.is_available() and shutil.which("nvidia-smi"):
+        yield "cuda", FAULT, "there is an NVIDIA driver, and torch finds no GPU: `nvidia-smi` tells whether they fit"
+    yield "processors", OK, f"{torch.get_num_threads()} threads for arithmetic"
+
+
+def _settings() -> Iterator[Finding]:
+    from avfewshot.config import COMMANDS, CONFIG_NAME, resolve
+
+    faults = [error.message for table in COMMANDS for error in _faults(resolve(table))]
+    for message in dict.fromkeys(faults):
+        yield "settings", FAULT, message
+    if not faults:
+        here = f"{CONFIG_NAME} here is valid" if Path(CONFIG_NAME).is_file() else f"no {CONFIG_NAME} here"
+        yield "settings", OK, f"{here}; avfs config shows them all"
+
+
+def _faults(resolved: Resolved) -> tuple[UsageError, ...]:
+    try:
+        resolved.check()
+    except UsageError as error:
+        return flatten(error)
+    return ()
+
+
+def _weights() -> Iterator[Finding]:
+    from avfewshot.encoders.presets import load_preset, preset_names
+    from avfewshot.encoders.weights.locate import locate, needed_files
+
+    for name in preset_names():
+        preset = load_preset(name)
+        missing = [n for n in needed_files(preset) if not n.optional and locate(n) is None]
+        if not missing:
+            yield f"weights {name}", OK, "all files are here"
+            continue
+        sizes = ", ".join(f"{needed.part} {needed.source.size or ''}".strip() for needed in missing)
+        yield f"weights {name}", NOTE, f"missing: {sizes}: avfs weights fetch {name}"
+
+
+def _disk() -> Iterator[Finding]:
+    from avfewshot.cli.cache import KINDS, entries
+    from avfewshot.io import cache_dir
+
+    folder = cache_dir()
+    sizes = {kind: sum(status.st_size for _, status in entries(kind)) for kind in KINDS}
+    shown = ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in sizes.items())
+    yield "cache", OK, f"{folder}: {shown}; avfs cache clear empties it"
+    parent = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        probe = parent / ".avfs-doctor"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        yield "cache", NOTE, f"{parent} cannot be written to ({error.strerror}): nothing is kept between runs"
+    for what, place in (("cache", parent), ("this folder", Path.cwd())):
+        free = shutil.disk_usage(place).free
+        told = f"{free / 1e9:,.0f} GB free for {what}"
+        yield "disk", OK if free > _LITTLE else NOTE, told if free > _LITTLE else f"only {told}"
