@@ -640,7 +640,9 @@ class TrainerConfig(AdapterConfig):
         "auto", "Clips at once; `auto` begins with the batch and shrinks when memory ends.", panel=COST
     )
     cache_size: Size = setting(20_000_000_000, "Bound on decoded clips kept on disk; 0: none.", panel=COST)
-    workers: Annotated[int, Ge(0)] = setting(2, "Threads that decode clips ahead.", panel=COST)
+    workers: Annotated[int, Ge(0)] = setting(
+        2, "Processes that decode clips ahead of the model; 0: one clip at a time.", panel=COST
+    )
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         (
@@ -765,7 +767,9 @@ class PretrainingConfig(TrainerConfig):
         0.05, "Share of all steps in which the learning rate rises from zero.", panel=TRAINING
     )
     epochs: Count = setting(10, "Passes over the clips.", panel=TRAINING)
-    workers: Annotated[int, Ge(0)] = setting(4, "Threads that decode clips ahead.", panel=COST)
+    workers: Annotated[int, Ge(0)] = setting(
+        4, "Processes that decode clips ahead of the model; 0: one clip at a time.", panel=COST
+    )
 
 
 def read_training(values: Mapping[str, Any], *, where: str) -> TrainingConfig | PretrainingConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from avfewshot.cli.app import COMMANDS, run
-from avfewshot.cli.terminal import status_of, wants_debug
+from avfewshot.cli.terminal import status_of
 from avfewshot.config import COMMANDS as TABLES
 from avfewshot.errors import AvfsError, Faults, UsageError
 
@@ -94,11 +94,11 @@ def test_completion_can_be_installed(capsys):
     assert "--install-completion" in capsys.readouterr().out
 
 
-def ended_by(error, debug=False):
+def ended_by(error):
     def command():
         raise error
 
-    return status_of(command, debug=debug)
+    return status_of(command)
 
 
 def test_errors_become_a_line_a_hint_and_a_status(capsys):
@@ -113,13 +113,14 @@ def test_several_faults_are_told_one_by_one(capsys):
     assert capsys.readouterr().err == "error: one\n  do this\nerror: two\n"
 
 
-def test_an_unexpected_error_is_one_line_unless_asked(capsys):
+def test_an_unexpected_error_is_one_line_unless_asked(capsys, monkeypatch):
     assert ended_by(ValueError("odd\nvalue")) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: Unexpected ValueError: odd\n")
     assert "--debug" in message
     assert "Traceback" not in message
-    assert ended_by(ValueError("odd"), debug=True) == 1
+    monkeypatch.setenv("AVFS_DEBUG", "1")
+    assert ended_by(ValueError("odd")) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -140,13 +141,92 @@ def test_escape_sequences_in_messages_are_harmless(capsys):
     assert capsys.readouterr().err == "error: bad\\x1b[31m file [red]x[/red]\n"
 
 
-def test_debug_may_stand_anywhere(monkeypatch):
-    assert wants_debug(["zeroshot", "--debug", "x"]) == (["zeroshot", "x"], True)
-    assert wants_debug(["zeroshot", "--", "--debug"]) == (["zeroshot", "--", "--debug"], False)
-    monkeypatch.setenv("AVFS_DEBUG", "1")
-    assert wants_debug([]) == ([], True)
-    monkeypatch.setenv("AVFS_DEBUG", "0")
-    assert wants_debug([]) == ([], False)
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """A command that says, warns and fails, in the place of `avfs config`."""
+    import logging
+    import types
+
+    import typer
+
+    from avfewshot.cli.terminal import Notices, library_messages, say
+
+    app = typer.Typer()
+
+    @app.command()
+    def config() -> None:
+        with library_messages(Notices(), debug=False):
+            say("a notice")
+            logging.getLogger("avfewshot.x").info("a detail")
+            logging.getLogger("avfewshot.x").debug("of a file: \x1b[31m")
+            logging.getLogger("avfewshot.x").warning("a warning")
+            typer.echo(f"a result, {os.environ.get('AVFS_TIMEOUT')}, {os.environ.get('AVFS_DEBUG')}")
+        raise AvfsError("it broke")
+
+    module = types.ModuleType("told_module")
+    module.app = app
+    monkeypatch.setitem(sys.modules, "told_module", module)
+    monkeypatch.setitem(COMMANDS, "config", type(COMMANDS["config"])("told_module", "tells"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AVFS_TIMEOUT", raising=False)
+
+
+@pytest.mark.parametrize("place", [0, 1])  # before and behind the command's name
+def test_quiet_and_verbose(told, capsys, place):
+    def shown(*options):
+        assert run([*options[: 9 * (1 - place)], "config", *(options if place else ())]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "a result, None, None\n"  # results are results
+        return captured.err
+
+    assert shown("-q") == shown("--quiet") == "error: it broke\n"
+    assert shown() == "a notice\nwarning: a warning\nerror: it broke\n"
+    assert shown("-v") == "a notice\na detail\nwarning: a warning\nerror: it broke\n"
+    detailed = shown("-vv")
+    assert "of a file: \\x1b[31m\n" in detailed
+    assert detailed.count("a detail") == 1
+    assert shown() == "a notice\nwarning: a warning\nerror: it broke\n"  # nothing stays for the next command
+
+
+def test_a_log_file_has_everything_even_of_a_quiet_run(told, capsys):
+    for _ in range(2):  # appended
+        assert run(["config", "--quiet", "--log-file", "run.log"]) == 1
+    assert capsys.readouterr().err == 2 * "error: it broke\n"
+    text = Path("run.log").read_text()
+    for what in ("avfs config --quiet", "INFO avfs: a notice", "of a file: \\x1b[31m", "WARNING avfs: a warning",
+                 "ERROR avfs: it broke", "Traceback", "exit status 1"):  # fmt: skip
+        assert text.count(what) == 2, (what, text)
+    assert "\x1b" not in text
+    assert run(["config", "--log-file", "no/folder/run.log"]) == 2
+    assert "--log-file no/folder/run.log: cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_on_a_full_disk_is_said_once(told, capsys):
+    assert run(["config", "--log-file", "/dev/full"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("cannot be written any more") == 1
+    assert err.endswith("error: it broke\n")
+
+
+def test_timeout_goes_before_the_environment(told, capsys, monkeypatch):
+    monkeypatch.setenv("AVFS_TIMEOUT", "5")
+    run(["config", "--timeout", "7.5"])
+    assert capsys.readouterr().out == "a result, 7.5, None\n"
+    assert os.environ["AVFS_TIMEOUT"] == "5"
+    for value in ("0", "-1", "nan", "inf", "soon"):
+        assert run(["config", "--timeout", value]) == 2
+        assert f"--timeout: a number of seconds that is more than 0 is needed, not '{value}'" in capsys.readouterr().err
+
+
+def test_debug_may_stand_anywhere(told, capsys):
+    for arguments in (["--debug", "config"], ["config", "--debug"]):
+        run(arguments)
+        captured = capsys.readouterr()
+        assert captured.out == "a result, None, 1\n"
+        assert "Traceback" in captured.err
+    run(["config"])
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import logging
 import os
+import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 import typer.main
 
-from avfewshot.cli.terminal import DEBUG_VARIABLE, status_of, wants_debug
+from avfewshot.cli import terminal
+from avfewshot.errors import UsageError
 
 HELP = """
 Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a list of labels, with CLIP and CLAP.
@@ -33,6 +39,8 @@ Defaults can be set in `avfs.toml` in the current folder, or in the environment 
 
 
 _COMPLETION = {"install_completion", "show_completion"}
+_GENERAL = ("quiet", "verbose", "log_file", "timeout", "debug")
+_PANEL = "Every command"
 
 
 @dataclass(frozen=True)
@@ -89,18 +97,72 @@ def _load(name: str) -> Any:
     command.name = name
     # Installing completion is the business of `avfs` alone.
     command.params = [parameter for parameter in command.params if parameter.name not in _COMPLETION]
+    _add_general_options(command)
     return command
+
+
+def _add_general_options(command: Any) -> None:
+    """People add `--quiet` and the like behind the command's name, too."""
+    for below in getattr(command, "commands", {}).values():
+        _add_general_options(below)
+    if not hasattr(command, "commands"):
+        for parameter in typer.main.get_command(app).params:
+            if parameter.name in _GENERAL:
+                parameter = copy.copy(parameter)
+                parameter.expose_value, parameter.rich_help_panel = False, _PANEL
+                command.params.append(parameter)
 
 
 app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 
 
+_LOG = logging.getLogger(__name__)
+_called_with = ["avfs"]
+
+
+def _version() -> str:
+    from avfewshot.version import __version__
+
+    return f"avfs {__version__}"
+
+
 def _print_version(value: bool) -> None:
     if value:
-        from avfewshot.version import __version__
-
-        typer.echo(f"avfs {__version__}")
+        typer.echo(_version())
         raise typer.Exit
+
+
+def _set_quiet(value: bool) -> None:
+    if value:
+        terminal.be_quiet()
+
+
+def _set_verbose(value: int) -> None:
+    if value:
+        terminal.be_verbose(value)
+
+
+def _set_log_file(value: str) -> None:
+    if value:
+        terminal.log_to(Path(value).expanduser())
+        _LOG.info("%s, Python %s, %s", _version(), platform.python_version(), platform.platform())
+        _LOG.info("in %s: %s", os.getcwd(), shlex.join(_called_with))
+
+
+def _set_timeout(value: str) -> None:
+    if value:
+        try:
+            usable = 0 < float(value) < float("inf")
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UsageError(f"--timeout: a number of seconds that is more than 0 is needed, not {value!r}.")
+        os.environ["AVFS_TIMEOUT"] = value  # decoding processes and those of training inherit it
+
+
+def _set_debug(value: bool) -> None:
+    if value:
+        os.environ[terminal.DEBUG_VARIABLE] = "1"
 
 
 @app.callback(invoke_without_command=True, help=HELP)
@@ -110,11 +172,38 @@ def _root(
         bool,
         typer.Option("--version", "-V", metavar="", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", metavar="", help="Only results and errors.", callback=_set_quiet)
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", metavar="", help="Say what is done with what; -vv: for each file.", count=True,
+            callback=_set_verbose, show_default=False,
+        ),
+    ] = 0,
+    log_file: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Append all that is told, details and tracebacks to a file.", callback=_set_log_file,
+            show_default=False, is_eager=True,
+        ),
+    ] = "",
+    timeout: Annotated[
+        str,
+        typer.Option(
+            metavar="SECONDS", help="Time limit to decode a media file (default: 60, or AVFS_TIMEOUT).",
+            callback=_set_timeout, show_default=False,
+        ),
+    ] = "",
     debug: Annotated[
         bool,
-        typer.Option("--debug", metavar="", help=f"Show tracebacks and library warnings (or set {DEBUG_VARIABLE}=1)."),
+        typer.Option(
+            "--debug", metavar="", callback=_set_debug,
+            help=f"Show tracebacks and library warnings (or set {terminal.DEBUG_VARIABLE}=1).",
+        ),
     ] = False,
-) -> None:
+) -> None:  # fmt: skip
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -128,16 +217,21 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0 all done, 1 something failed, 2 misuse, 130 interrupted.
     """
-    # Taken out by hand, so that it works behind the command's name as well, where people add it.
-    arguments, debug = wants_debug(arguments)
-    if debug:
-        os.environ[DEBUG_VARIABLE] = "1"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not know must not end the run
             stream.reconfigure(errors="backslashreplace")
     program = typer.main.get_command(app)
-    return status_of(
+    _called_with[1:] = arguments
+    variables = {name: os.environ.get(name) for name in ("AVFS_TIMEOUT", terminal.DEBUG_VARIABLE)}
+    try:
         # The arguments travel along for commands that record how they were called.
-        lambda: program.main(list(arguments), prog_name="avfs", standalone_mode=False, obj=tuple(arguments)),
-        debug=debug,
-    )
+        status = terminal.status_of(
+            lambda: program.main(list(arguments), prog_name="avfs", standalone_mode=False, obj=tuple(arguments))
+        )
+        _LOG.debug("exit status %d", status)
+        return status
+    finally:
+        terminal.be_as_before()
+        os.environ.update({name: value for name, value in variables.items() if value is not None})
+        for name in (name for name, value in variables.items() if value is None):
+            os.environ.pop(name, None)

@@ -9,6 +9,7 @@ import typer
 
 from avfewshot.cli.datacheck import check
 from avfewshot.cli.dataprepare import prepare as prepare_command
+from avfewshot.cli.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Make and look after data sets.")
 
@@ -58,7 +59,7 @@ def toy(
     try:
         summary = build.run()
     except KeyboardInterrupt:
-        typer.echo("Interrupted; the same command goes on from here.", err=True)
+        say("Interrupted; the same command goes on from here.")
         raise
     for name in summary.edited:
         typer.echo(f"{root / name}: left as it is, since it was edited (--force writes it anew).")

@@ -82,13 +82,13 @@ def prepare(
         typer.echo(f"{_count(len(plan.missing), 'clip')} without media left out; `avfs data check` lists them.")
     todo = look(plan, out, part=numbers, workers=workers or os.cpu_count() or 1, retry=retry)
     _announce(todo, numbers)
-    from avfewshot.cli.terminal import progress_bar
+    from avfewshot.cli.terminal import progress_bar, say
 
     try:
         with progress_bar(todo.pending_clips, "clip", "Preparing") as bar:
             summary = todo.run(bar.update)
     except KeyboardInterrupt:
-        typer.echo("Interrupted; the same command goes on from here.", err=True)
+        say("Interrupted; the same command goes on from here.")
         raise
     _conclude(todo, summary)
     if summary.rejected:

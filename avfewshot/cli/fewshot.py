@@ -399,12 +399,11 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
         figures, runs = average_comparisons(compared), [result.methods for result in results]
         console.print(methods_table(figures, runs) if trainer.has_methods else comparison_table(figures))
         console.print(details_table(figures, runs))
-    notes = Console(stderr=True, highlight=False)
     for result in results:
         if reject := result.methods.get(trainer.config.method, {}).get("reject"):
-            notes.print(f"seed {result.seed}: `unknown` (zeroshot --adapter RUN --reject): {reject_text(reject)}.")
+            say(f"seed {result.seed}: `unknown` (zeroshot --adapter RUN --reject): {reject_text(reject)}.")
     for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset):
         if left:
-            notes.print(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be: see clips.csv.", markup=False)
+            say(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be: see clips.csv.")
     for path in written:
-        notes.print(f"written: {path}", soft_wrap=True, markup=False)
+        say(f"written: {path}")

@@ -69,12 +69,10 @@ class Display(RunObserver):
 
     def methods(self, seed: int, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
         """See :class:`~avfewshot.training.fewshot.RunObserver`."""
-        from rich.console import Console
-
         from avfewshot.reports.methods import left_out_table
 
         self.show(None)
-        Console(stderr=True, highlight=False).print(left_out_table(seed, diagnostics))
+        say(left_out_table(seed, diagnostics))
 
     def pretrain_watcher(self, config: PretrainingConfig) -> PretrainWatcher:
         """Who watches a pretraining."""

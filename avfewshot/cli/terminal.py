@@ -10,14 +10,15 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import typer
 
-from avfewshot.errors import AvfsError, Faults
+from avfewshot.errors import AvfsError, Faults, UsageError
+from avfewshot.io import printable
 
 DEBUG_VARIABLE = "AVFS_DEBUG"
 INTERRUPTED = 130
@@ -28,16 +29,82 @@ _CLICK_EXCEPTION: Any
 _USAGE_ERROR, _CLICK_EXCEPTION = typer.BadParameter.__mro__[1:3]
 
 
-def wants_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Take ``--debug`` out of the arguments, wherever it stands before ``--``.
+_LOG = logging.getLogger("avfs")  # what people are told; not below "avfewshot", whose warnings become notices
+_LOG.addHandler(logging.NullHandler())  # else Python prints it
+_quiet = False
+_handlers: list[logging.Handler] = []  # for --verbose and --log-file, until the command ends
 
-    Returns:
-        The other arguments, and whether tracebacks are wanted (the environment may say so, too).
+
+def be_quiet() -> None:
+    """Only results and errors from now on: no notices, warnings, progress."""
+    global _quiet
+    _quiet = True
+
+
+def be_verbose(level: int) -> None:
+    """Log messages of this package on stderr: 1 what is done with what, 2 and more also for each file."""
+    handler = _Details(logging.INFO if level == 1 else logging.DEBUG)
+    _handle(handler, handler.level, "avfewshot")
+
+
+def log_to(path: Path) -> None:
+    """Append all that is told, log messages of every level and tracebacks to a file.
+
+    Raises:
+        UsageError: It cannot be written.
     """
-    rest = list(arguments)
-    end = rest.index("--") if "--" in rest else len(rest)
-    kept = [argument for argument in rest[:end] if argument != "--debug"]
-    return kept + rest[end:], len(kept) < end or debugging()
+    try:
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"--log-file {path}: cannot be written: {error.strerror or error}.") from None
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    _handle(handler, logging.DEBUG, None)
+
+
+def _handle(handler: logging.Handler, level: int, root: str | None) -> None:
+    _handlers.append(handler)
+    logging.getLogger(root).addHandler(handler)
+    for name in ("avfs", "avfewshot"):
+        logger = logging.getLogger(name)
+        logger.setLevel(min(level, logger.level or level))
+
+
+def be_as_before() -> None:
+    """Take back what the options of a command have set."""
+    global _quiet
+    _quiet = False
+    for handler in _handlers:
+        for name in (None, "avfewshot"):
+            logging.getLogger(name).removeHandler(handler)
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            handler.close()
+    _handlers.clear()
+    for name in ("avfs", "avfewshot"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Names of files come from others: they must not act in the terminal of who reads the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).splitlines()))
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written any more (a full disk) is said once and does not stop the work."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        say_warning(f"--log-file {self.baseFilename}: cannot be written any more: {sys.exc_info()[1]}.")
+
+
+class _Details(logging.Handler):
+    """Log messages below the warnings, which :class:`Notices` take."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            with paused_progress():
+                print(printable(record.getMessage()), file=sys.stderr)  # noqa: T201
 
 
 def debugging() -> bool:
@@ -45,7 +112,7 @@ def debugging() -> bool:
     return os.environ.get(DEBUG_VARIABLE, "").lower() not in {"", "0", "false", "no"}
 
 
-def status_of(command: Callable[[], Any], *, debug: bool) -> int:
+def status_of(command: Callable[[], Any]) -> int:
     """Call a command, which may return a status, and turn what it returns or raises into an exit status."""
     try:
         returned = command()
@@ -53,7 +120,7 @@ def status_of(command: Callable[[], Any], *, debug: bool) -> int:
         return returned if isinstance(returned, int) else 0
     except AvfsError as error:
         status = error.exit_code
-        _print_traceback(error, debug)
+        _print_traceback(error)
         for single in error.faults if isinstance(error, Faults) else (error,):
             say_error(single.message, single.hint)
     except _CLICK_EXCEPTION as error:
@@ -79,12 +146,12 @@ def status_of(command: Callable[[], Any], *, debug: bool) -> int:
         if error.errno == errno.EPIPE:
             return _close_pipe()
         status = 1
-        _print_traceback(error, debug)
+        _print_traceback(error)
         named = f"{error.filename}: " if error.filename else ""
-        say_error(f"{named}{error.strerror or error}.", None if debug else "Run with --debug for the traceback.")
+        say_error(f"{named}{error.strerror or error}.", None if debugging() else "Run with --debug for the traceback.")
     except Exception as error:
         status = 1
-        _print_traceback(error, debug)
+        _print_traceback(error)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             message = "There is not enough memory."
             hint = "Try a smaller --batch-size, --precision bf16 or a smaller --backbone. "
@@ -92,7 +159,7 @@ def status_of(command: Callable[[], Any], *, debug: bool) -> int:
             lines = str(error).strip().splitlines()
             message = f"Unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}"
             hint = "This should not happen. "
-        say_error(message, hint if debug else f"{hint}Run with --debug for the traceback.")
+        say_error(message, hint if debugging() else f"{hint}Run with --debug for the traceback.")
     return status
 
 
@@ -102,28 +169,31 @@ def _close_pipe() -> int:
     return 128 + 13  # as if SIGPIPE had ended it
 
 
-def _print_traceback(error: BaseException, debug: bool) -> None:
-    if debug:
+def _print_traceback(error: BaseException) -> None:
+    if debugging():
         import traceback
 
         traceback.print_exception(error)
+    elif _handlers:
+        _LOG.debug("where it happened", exc_info=error)
 
 
 def say_error(message: str, hint: str | None = None) -> None:
     """Print an error and what to do about it on stderr."""
+    _LOG.error(f"{message} {hint}" if hint else message)
     _say("error", "bold red", message, hint)
 
 
 def say_warning(message: str) -> None:
     """Print a warning on stderr."""
-    _say("warning", "bold yellow", message, None)
+    _LOG.warning(message)
+    if not _quiet:
+        _say("warning", "bold yellow", message, None)
 
 
 def _say(kind: str, style: str, message: str, hint: str | None) -> None:
     from rich.console import Console
     from rich.text import Text
-
-    from avfewshot.reports.text import printable
 
     lines = [printable(line) for line in message.splitlines()] or [""]
     text = Text.assemble((f"{kind}:", style), f" {lines[0]}", *(f"\n  {line}" for line in lines[1:]))
@@ -132,14 +202,22 @@ def _say(kind: str, style: str, message: str, hint: str | None) -> None:
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
-def say(message: str) -> None:
-    """Print a line on stderr, above a progress bar if there is one."""
+def say(message: Any) -> None:
+    """Print a text, or something that rich can print, on stderr, above a progress bar if there is one."""
+    _LOG.info(message)
+    if _quiet:
+        return
     with paused_progress():
-        print(message, file=sys.stderr)  # noqa: T201
+        if isinstance(message, str):
+            print("\n".join(map(printable, message.splitlines())), file=sys.stderr)  # noqa: T201
+            return
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
 
 
 class Notices(logging.Handler):
-    """Warnings of this package on stderr, each only once; those of libraries are for ``--debug``."""
+    """Warnings of this package on stderr, each only once; those of libraries are for ``--debug`` and the log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -166,6 +244,8 @@ def library_messages(notices: Notices, *, debug: bool) -> Iterator[None]:
     def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
         if Path(filename).is_relative_to(_PACKAGE):
             notices.warn(str(message))
+        else:
+            _LOG.debug("%s: %s: %s", filename, category.__name__, message)
 
     with warnings.catch_warnings():
         if not debug:
@@ -188,12 +268,13 @@ def paused_progress() -> Iterator[None]:
 
 
 def progress_bar(total: int | None, unit: str, description: str) -> Any:
-    """A tqdm bar on stderr with rate and time left; silent when stderr is not a terminal."""
+    """A tqdm bar on stderr with rate and time left; silent with --quiet and when stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(
-        total=total, unit=unit, desc=description, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False
-    )
+        total=total, unit=unit, desc=description, file=sys.stderr, disable=_quiet or None, dynamic_ncols=True,
+        leave=False,
+    )  # fmt: skip
 
 
 class Interrupts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.options import setting_option
+from avfewshot.cli.terminal import say
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -206,9 +207,9 @@ def _as_argument(preset: Preset) -> str:
 
 def _announce(needed: Needed) -> None:
     about = f", about {needed.source.size}" if needed.source.size else ""
-    typer.echo(f"{needed.part}: fetching {needed.title}{about}", err=True)
+    say(f"{needed.part}: fetching {needed.title}{about}")
 
 
 def _progress(what: str) -> None:
     if sys.stderr.isatty():  # gigabytes are read, so the person is told
-        typer.echo(f"checking {what}", err=True)
+        say(f"checking {what}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import shlex
 import sys
 import time
@@ -16,7 +17,7 @@ import typer
 
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.outputs import DRAWN
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import write_text
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from avfewshot.reports.writers import Summary
 
 app = typer.Typer(add_completion=False)
+_LOG = logging.getLogger(__name__)
 
 HELP = """
 Classify clips by what is seen and heard, with nothing but a list of labels.
@@ -367,24 +369,22 @@ class _Session:
     def _add(self, result: ClipResult | Failure) -> None:
         if not hasattr(result, "label"):
             self.failed += 1
+            _LOG.info("%s: failed: %s", result.path, result.error)
         else:
             self.clips += 1
+            _LOG.debug("%s: %s", result.path, result.label)
         with paused_progress() if sys.stdout.isatty() else contextlib.nullcontext():
             for writer in self._writers:
                 writer.add(result)
 
     def _say_footer(self, summary: Summary) -> None:
-        from rich.console import Console
-
         from avfewshot.reports.tables import footer
-        from avfewshot.reports.text import printable
 
-        console = Console(stderr=True, highlight=False)
         if not any(writer.shows_footer for writer in self._writers):
-            console.print(footer(self._run, summary, plain=console.options.ascii_only), soft_wrap=True)
+            say(footer(self._run, summary, plain=not (sys.stderr.encoding or "").lower().startswith("utf")))
         for writer in self._writers:
             if writer.path is not None and writer.finished:
-                console.print(f"written: {printable(str(writer.path))}", soft_wrap=True, markup=False)
+                say(f"written: {writer.path}")
 
 
 def _finish(writer: OpenWriter, summary: Summary) -> Exception | None:
@@ -527,10 +527,9 @@ def _print_task(settings: Resolved, bench: TaskBench, assessment: EvalReport) ->
     for reference in distinct((*last.baselines, *last.ceilings)):
         values = ", ".join(f"{metric} {100 * value:.1f} %" for metric, value in reference.values.items())
         console.print(f"{reference.title}: {values}", markup=False, soft_wrap=True)
-    notes = Console(stderr=True, highlight=False)
     for split, listed, used, left in bench.usage.counts(bench.dataset):
         if left:
-            notes.print(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be.", markup=False)
+            say(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be.")
     if settings["output"] is None:
         return
     path = Path(settings["output"]).expanduser()
@@ -545,4 +544,4 @@ def _print_task(settings: Resolved, bench: TaskBench, assessment: EvalReport) ->
         write_text(path, json.dumps(document, indent=1))
     else:
         write_text(path, (comparison_csv if path.suffix.lower() == ".csv" else comparison_markdown)(comparison))
-    notes.print(f"written: {path}", soft_wrap=True, markup=False)
+    say(f"written: {path}")

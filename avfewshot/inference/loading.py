@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from avfewshot.prompts import load_templates, template_names
 
 DEFAULT_BACKBONE = "base"
 
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -89,6 +91,7 @@ def load(
             name = origin.config.backbone
     name = name or DEFAULT_BACKBONE
     built = build_backbone(preset or name, weights=weights, seed=seed, **files)
+    _LOG.info("backbone %s (%s weights) on %s, %s%s", name, weights, place, form, f", {folder}" if folder else "")
     made: dict[str, Any] = {"device": place, "precision": form, "name": name, "cache": cache}
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -25,11 +26,11 @@ from avfewshot.media.clip import Clip
 from avfewshot.media.ordered import this_thread
 from avfewshot.media.reader import MediaInfo, as_tensors, check_options
 
-TIMEOUT = 60.0
-"""Seconds that a file may take, and one more for each of its seconds that was delivered; ``$AVFS_TIMEOUT`` goes before.
+_LOG = logging.getLogger(__name__)
 
-An environment variable, since processes that prepare shards or train decode, too, and inherit it.
-"""
+TIMEOUT = 60.0
+"""Seconds that a file may take, and one more for each of its seconds that was delivered. ``$AVFS_TIMEOUT``, which
+``--timeout`` sets, goes before: processes that prepare shards or train decode, too, and inherit it."""
 
 MEMORY = 1_200_000_000
 """Bytes that the decoding of a file may allocate (where the system has ``RLIMIT_AS``)."""
@@ -60,6 +61,7 @@ class IsolatedReader:
         check_options(options.get("modality", "av"), options.get("frame_backend", "auto"))
         self._path = Path(path)
         self._timeout = self._left = time_limit(timeout)
+        self._began = time.monotonic()
         self._worker = _pool().take()
         name = os.fsencode(os.path.abspath(self._path)).decode("latin-1")
         try:
@@ -93,6 +95,7 @@ class IsolatedReader:
         except _DeadError as dead:
             self._worker = None
             reason = str(dead).format(timeout=f"{self._timeout:g}")
+            _LOG.info("%s: %s; its process is replaced", self._path, reason)
             raise MediaError(self._path, reason) from None
         self._left -= time.monotonic() - began
         if "error" in facts:
@@ -101,6 +104,8 @@ class IsolatedReader:
 
     def close(self) -> None:
         """Close the file and give the process back."""
+        if self._worker is not None:
+            _LOG.debug("%s: decoded in %.2f s", self._path, time.monotonic() - self._began)
         worker, self._worker = self._worker, None
         if worker is None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from avfewshot.encoders.weights.identity import combined, file_sha256
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.io import cache_dir, write_text
 
+_LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 ROBERTA_FILES = ("vocab.json", "merges.txt")
 _HF_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt")
@@ -271,6 +273,9 @@ def require(preset: Preset, needed: Sequence[Needed]) -> dict[str, Path]:
     """
     found = {entry.key: locate(entry) for entry in needed}
     missing = [entry for entry in needed if found[entry.key] is None and not entry.optional]
+    for entry in needed:
+        if path := found[entry.key]:
+            _LOG.info("%s: %s", entry.part, path)
     if not missing:
         return {key: path for key, path in found.items() if path is not None}
     listed = "; ".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
