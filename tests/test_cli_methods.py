@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
 from avfewshot.cli.app import run
-from avfewshot.errors import UsageError
+from avfewshot.errors import AvfsError, UsageError
+from avfewshot.tuning.fit import tune
 
 
 @pytest.fixture(scope="module")
@@ -319,13 +321,90 @@ def test_one_clip_a_class_is_learnt_and_saved_without_a_test_clip(call, world):
     assert json.loads(out)["clips"][0]["label"] == "class_2"
 
 
-def test_a_single_method_and_one_that_tunes_prompts(call, world):
+def test_a_single_method(call, world):
     call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "timo", "--name", "timo")
-    call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "coop", "--name", "coop")
-    for name in ("timo", "coop"):
-        [folder] = (world / "runs" / "folder").glob(f"*-{name}")
-        assert name in json.loads((folder / "results.json").read_text())["comparison"]["cells"]
-    assert (folder / "seed-1" / "coop" / "tuned.safetensors").is_file()
+    [folder] = (world / "runs" / "folder").glob("*-timo")
+    assert "timo" in json.loads((folder / "results.json").read_text())["comparison"]["cells"]
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Tuned methods stop after three steps: CLIP-LoRA's recipe has hundreds."""
+    monkeypatch.setattr("avfewshot.training.fewshot.tune", partial(tune, max_steps=3))
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "clip-lora"])
+def test_a_tuned_run_predicts_as_it_was_evaluated(method, call, refuse, world, few_steps):
+    call("fewshot", "--data", "codes", "--shots", "1", "--method", method, "--name", f"tuned-{method}")
+    [folder] = (world / "runs" / "folder").glob(f"*-tuned-{method}")
+    about = json.loads((folder / "results.json").read_text())["seeds"][0]["methods"][method]
+    assert about["labels_used"] == {"support": 3, "validation": 0}
+    assert about["trainable"] > 0
+    lines = [json.loads(line) for line in (folder / "seed-1" / "answers.jsonl").read_text().splitlines()]
+    out, _ = call("zeroshot", "--adapter", folder, *(f"codes/{line['id']}" for line in lines), "--format", "json")
+    clips = json.loads(out)["clips"]
+    assert [clip["label"] for clip in clips] == [line["answers"][method] for line in lines]
+    frozen, _ = call("zeroshot", "--label", "class_0", "--label", "class_1", "--label", "class_2",
+                     *(f"codes/{line['id']}" for line in lines), "--format", "json")  # fmt: skip
+    assert [clip["scores"] for clip in json.loads(frozen)["clips"]] != [clip["scores"] for clip in clips]
+    classifier = avfewshot.load(adapter=folder, device="cpu")
+    [result] = classifier.classify([world / "codes" / lines[0]["id"]])
+    assert result.scores == pytest.approx(clips[0]["scores"], abs=0.02)
+    [other] = classifier.classify([world / "codes" / lines[0]["id"]], ["dog", "car", "class 1"])
+    assert list(other.scores) == ["dog", "car", "class 1"]
+    if method == "coop":
+        with pytest.raises(UsageError, match="too long behind the 10 context vectors"):
+            classifier.classify([world / "codes" / lines[0]["id"]], ["a dog that is barking at a clock", "car"])
+    assert "learnt on frozen embeddings" in refuse("zeroshot", "--adapter", folder, "--reject", "my_clips")
+    (folder / "seed-1" / method / "tuned.safetensors").write_bytes(b"damaged")
+    with pytest.raises(AvfsError, match=r"tuned\.safetensors|no tuned method"):
+        avfewshot.load(adapter=folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "figure", "rule"),
+    [("kernel_ridge", "loo_log_loss", "left-out clips"), ("coop", "support_loss", "lowest loss on its support")],
+)
+def test_the_seed_that_answers_for_a_run_is_chosen_without_test_clips_and_told(
+    method, figure, rule, call, world, few_steps
+):
+    name = f"seeds-{method}"
+    _, err = call("fewshot", "--data", "codes", "--shots", "2", "--method", method, "--seeds", "1,2", "--name", name)
+    [folder] = (world / "runs" / "folder").glob(f"*-{name}")
+    document = json.loads((folder / "results.json").read_text())
+    losses = {seed["seed"]: seed["methods"][method][figure] for seed in document["seeds"]}
+    assert document["chosen"]["seed"] == min(losses, key=losses.get)
+    assert rule in document["chosen"]["why"]
+    assert f"Seed {document['chosen']['seed']} answers for the run" in err
+    assert rule in (folder / "methods.html").read_text()
+
+    def scores(path):
+        [result] = avfewshot.load(adapter=path, device="cpu").classify([world / "my_clips/dog barking/5.mp4"])
+        return result.scores
+
+    single = {seed: scores(folder / f"seed-{seed}") for seed in (1, 2)}
+    assert single[1] != single[2]
+    assert scores(folder) == single[document["chosen"]["seed"]]
+    # What the run says is what counts: the other one, once it is named.
+    other = 3 - document["chosen"]["seed"]
+    (folder / "chosen.json").write_text(json.dumps({"seed": other}))
+    assert scores(folder) == single[other]
+    (folder / "chosen.json").write_text(json.dumps({"seed": 7}))
+    with pytest.raises(AvfsError, match="names a seed that is not there"):
+        scores(folder)
+
+
+def test_trained_adapters_of_several_seeds_answer_by_their_validation(call, world):
+    arguments = ["--data", "my_clips", "--shots", "1", "--epochs", "1", "--hidden", "8", "--workers", "0"]
+    _, err = call("fewshot", *arguments, "--method", "dgsct", "--seeds", "1,2", "--name", "adapters")
+    [folder] = (world / "runs" / "folder").glob("*-adapters")
+    chosen = json.loads((folder / "results.json").read_text())["chosen"]
+    assert "validation" in chosen["why"]
+    assert "answers for the run" in err
+    out, _ = call("zeroshot", "--adapter", folder, "my_clips/dog barking/5.mp4", "--format", "json")
+    one, _ = call("zeroshot", "--adapter", folder / f"seed-{chosen['seed']}", "my_clips/dog barking/5.mp4",
+                  "--format", "json")  # fmt: skip
+    assert json.loads(out)["clips"] == json.loads(one)["clips"]
 
 
 def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, world):

@@ -134,7 +134,12 @@ def _execute(run: Run) -> int:
                     )
                 results = [trainer.run(seed) for seed in trainer.config.seeds]
                 display.begin("report", 0)
-                written = _write(run, trainer, plan, results)
+                chosen = trainer.choose(results)
+                if chosen is not None:
+                    told = ", ".join(f"seed {seed} {value:.3f}" for seed, value in chosen["figures"].items())
+                    rule = f"{chosen['why']} ({told})" if told else chosen["why"]
+                    display.say(f"Seed {chosen['seed']} answers for the run (--adapter RUN): {rule}.")
+                written = _write(run, trainer, plan, results, chosen)
         except KeyboardInterrupt:
             if told := run.how_to_resume():
                 say(told)
@@ -294,7 +299,9 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan | None) -> None:
     console.print("Nothing was trained: this was a dry run.")
 
 
-def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[SeedResult]) -> list[Path]:
+def _write(
+    run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[SeedResult], chosen: dict[str, Any] | None
+) -> list[Path]:
     """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.evaluation.evaluator import UNTRAINED
@@ -333,6 +340,7 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
         "flops_per_clip": plan.flops if plan else {},
         "comparison": None if comparison is None else comparison.model_dump(mode="json"),
         "seeds": [result.to_dict() for result in results],
+        **({} if chosen is None else {"chosen": chosen}),
     }
     write_text(folder / "results.json", json.dumps(document, indent=1))
     if comparison is not None:
@@ -351,7 +359,8 @@ def _write(run: Run, trainer: FewShot, plan: Plan | None, results: Sequence[Seed
     if trainer.has_methods and comparison is not None:
         table = (f"{trainer.config.shots} shots", comparison, [result.methods for result in results])
         title = f"{trainer.config.task}: few-shot methods"
-        write_methods_page(folder / "methods.html", [table], title=title, command=run.command)
+        notes = [] if chosen is None else [f"Seed {chosen['seed']} answers for the run: {chosen['why']}."]
+        write_methods_page(folder / "methods.html", [table], title=title, command=run.command, notes=notes)
         pages.append(folder / "methods.html")
     return [*pages, folder / "results.json"]
 

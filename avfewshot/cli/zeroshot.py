@@ -194,7 +194,7 @@ def _labels_of_run(path: Path) -> LabelSet | None:
     """The classes that a run was trained on; None where its files do not tell."""
     from avfewshot.labels import LabelSet
 
-    for pattern in ("config.json", "scorer/config.json", "seed-*/scorer/config.json", "checkpoints/*/config.json",
+    for pattern in ("config.json", "scorer/config.json", "seed-*/*/config.json", "checkpoints/*/config.json",
                     "seed-*/checkpoints/*/config.json"):  # fmt: skip
         for file in sorted(path.glob(pattern)):
             try:

@@ -20,7 +20,7 @@ from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
-from avfewshot.inference.learned import LearnedHead, LearnedRun, rejector
+from avfewshot.inference.learned import LearnedHead, LearnedRun, TunedHead, TunedRun, TunedTowers, rejector
 from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet
@@ -79,6 +79,8 @@ class Classifier:
         cache: Keep what the frozen towers make of files on disk: the next run over them needs no decoding. With a
             trained model in play, nothing is kept.
         learned: A fitted few-shot method, which then gives the answers; `model` is its tuned part, if it has one.
+        tuned: A method that was tuned through the towers (CoOp, CoCoOp, MaPLe, CLIP-LoRA), which then gives the
+            answers; :meth:`embed` stays with the frozen towers.
 
     Attributes:
         model: The trained model, or the towers as one model.
@@ -103,6 +105,7 @@ class Classifier:
         pool: str = DEFAULT_POOL,
         cache: bool = False,
         learned: LearnedRun | None = None,
+        tuned: TunedRun | None = None,
     ) -> None:
         if not 0 <= blend <= 1:
             raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
@@ -132,6 +135,11 @@ class Classifier:
         self._scored = alone.get(self.blend) or EnsembleModel(plain, self.model)
         if learned is not None and model is not None:
             self._scored = EnsembleModel(plain, self.model)  # the method reads the frozen towers' embeddings
+        self.tuned, self._method = tuned, None
+        if tuned is not None:
+            self._method = tuned.method(self.backbone)
+            if self._method.uses_pixels:
+                self._scored, self._cache = TunedTowers(self._method), None
 
     def classify(
         self,
@@ -287,7 +295,7 @@ class Classifier:
         """What a run with these labels is made of, with warnings about words and texts that the encoders lose."""
         labels = _label_set(labels)
         warnings = text_warnings(self.backbone, labels.names, labels.wordings, self.templates)
-        if self.learned is None and (words := self.unknown_words(labels)):
+        if self.own_labels is None and (words := self.unknown_words(labels)):
             warnings.append(
                 f"The backbone {self.name} does not know {'this word' if len(words) == 1 else 'these words'}: "
                 f"{', '.join(words)}. What it says about labels with {'it' if len(words) == 1 else 'them'} is a guess."
@@ -308,7 +316,7 @@ class Classifier:
 
     def _embed_inputs(
         self,
-        model: AudioVisualModel | EnsembleModel,
+        model: AudioVisualModel | EnsembleModel | TunedTowers,
         inputs: Inputs,
         modality: str,
         batch_size: int | str,
@@ -347,6 +355,11 @@ class Classifier:
                 yield dataclasses.replace(result, labels=head.labels_of(result)) if multi_label else result
 
     def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str, *, reject: bool = False) -> ZeroShotHead:
+        if self.tuned is not None:
+            if reject:
+                rejector(None, labels.names)
+            method = self.tuned.method(self.backbone, labels.wordings)
+            return TunedHead(method, labels.names, modality=modality, fusion=fusion, pool=pool)
         texts = class_texts(self.backbone, labels.wordings, self.templates, names=labels.names, modality=modality)
         spaces = []
         both = isinstance(self._scored, EnsembleModel)
@@ -388,9 +401,10 @@ class Classifier:
     @property
     def own_labels(self) -> LabelSet | None:
         """The classes that it was fitted on, with their wordings; None for a classifier of any labels."""
-        if self.learned is None:
+        run = self.learned or self.tuned
+        if run is None:
             return None
-        return LabelSet.from_wordings(dict(zip(self.learned.config.labels, self.learned.config.wordings, strict=True)))
+        return LabelSet.from_wordings(dict(zip(run.config.labels, run.config.wordings, strict=True)))
 
 
 def _label_set(labels: Labels) -> LabelSet:

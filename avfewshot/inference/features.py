@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,6 @@ from avfewshot.errors import AvfsError
 from avfewshot.inference.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.media.clip import Clip, Failure
-from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.ensemble import EnsembleModel
 
 _LOG = logging.getLogger(__name__)
 # A small model is kept busy by larger batches only; a large one gains nothing by them on a CPU.
@@ -59,7 +58,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: AudioVisualModel | EnsembleModel,
+        model: Any,  # an AudioVisualModel, or what is called alike
         device: torch.device,
         batch_size: int | None = None,
         *,
@@ -206,6 +205,6 @@ class _File:
         return EmbeddedFile(self.path, self.duration, joined["visual"], joined["audio"], tuple(self.warnings))
 
 
-def _suitable(model: AudioVisualModel | EnsembleModel, device: torch.device) -> int:
+def _suitable(model: Any, device: torch.device) -> int:
     size = _AUTO_BATCH.get(device.type, 16)
     return size * _SMALL_FACTOR if sum(p.numel() for p in model.parameters()) < _SMALL_MODEL else size

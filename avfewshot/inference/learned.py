@@ -8,16 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import ZeroShotHead
+from avfewshot.inference.logits import ClipLogits
 from avfewshot.inference.results import ClipResult, SegmentResult
-from avfewshot.methods.base import Features, Floats, LabelFeatures, log_softmax
+from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
 from avfewshot.methods.method import Scorer
-from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, numbered, read_json
+from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, read_json, seed_folders
+from avfewshot.tuning.fit import ABOUT_NAME, load
+from avfewshot.tuning.methods import TunedMethod
 
 BACKGROUND = "background"
 """What a second, or a clip, is called in which nothing happens, where the run has learnt what that is."""
@@ -45,13 +51,13 @@ class LearnedRun(AdapterCheckpoint):
 def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     """What a few-shot run learnt beside adapters, or None where it holds no fitted method.
 
-    Of several seeds that with the lowest log-loss on clips left out is taken.
+    Of several seeds the one that the run chose is taken, or that with the lowest log-loss on clips left out.
 
     Raises:
         DataError: It is damaged.
     """
     path = Path(path)
-    folders = [path, path / "scorer", *(seed / "scorer" for seed in numbered(path, "seed"))]
+    folders = [path, path / "scorer", *(seed / "scorer" for seed in seed_folders(path))]
     found = [folder for folder in folders if (folder / SCORER_NAME).is_file()]
     if not found:
         return None
@@ -70,6 +76,68 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     return min(runs, key=loss)
 
 
+@dataclass(frozen=True, eq=False)
+class TunedRun(AdapterCheckpoint):
+    """A method that was tuned through the towers (CoOp, CoCoOp, MaPLe, CLIP-LoRA) and what it belongs to."""
+
+    def method(self, backbone: Backbone, wordings: Sequence[str] | None = None) -> TunedMethod:
+        """The method over a backbone that is on its device; for other wordings than its own where such are given."""
+        own = load(self.path, backbone)
+        if wordings is None or tuple(wordings) == own.texts[:-1]:
+            return own
+        return load(self.path, backbone, [*wordings, own.texts[-1]])
+
+
+def find_tuned(path: str | os.PathLike[str]) -> TunedRun | None:
+    """The tuned method of a few-shot run, or None; of several seeds the one that the run chose, or the first.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = Path(path)
+    places = [path, *(place for base in (path, *seed_folders(path)) for place in sorted(base.glob("*")))]
+    for folder in places:
+        if (folder / ABOUT_NAME).is_file() and (folder / CONFIG_NAME).is_file():
+            config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
+            return TunedRun(folder, {}, config)
+    return None
+
+
+class TunedTowers(nn.Module):
+    """A tuned method's towers as the embedder takes a model: seconds in, unit vectors out."""
+
+    adapters = None
+
+    def __init__(self, method: TunedMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, frames: Tensor | None = None, audio: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Unit vectors ``[B, T, D]`` of frames ``[B, T, 3, S, S]`` and of waveforms ``[B, T, samples]``."""
+        pairs = zip(MODALITIES, (frames, audio), strict=True)
+        visual, sound = (
+            None if part is None else self.method.embed(name, part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            for name, part in pairs
+        )
+        return visual, sound
+
+
+class TunedHead(ZeroShotHead):
+    """Logits by a tuned method, of embeddings of its own towers; fused and pooled as everywhere."""
+
+    def __init__(self, method: TunedMethod, names: Sequence[str], **options: str) -> None:
+        super().__init__(names, [], 1.0, **options)
+        self._method = method
+
+    def logits(self, file: EmbeddedFile) -> ClipLogits:
+        """See :meth:`ZeroShotHead.logits`."""
+        device = next(self._method.parameters()).device
+        visual, audio = (None if one is None else one.to(device) for one in (file.visual, file.audio))
+        with torch.no_grad():
+            [pair] = self._method.compare([(visual, audio)])
+        return ClipLogits(*(None if one is None else one.double().cpu() for one in pair))
+
+
 def rejector(run: LearnedRun | None, labels: Sequence[str]) -> LivingRidge:
     """What tells that a clip is like nothing that was learnt.
 
@@ -77,7 +145,8 @@ def rejector(run: LearnedRun | None, labels: Sequence[str]) -> LivingRidge:
         UsageError: The run has no threshold, or some of the labels were not learnt.
     """
     if run is None:
-        raise UsageError("Only a few-shot run can tell unknown clips (--reject).", hint="Add --adapter RUN.")
+        hint = "Add --adapter RUN, a run of auto or of a method on frozen embeddings."
+        raise UsageError("Only what was learnt on frozen embeddings can tell unknown clips (--reject).", hint=hint)
     ridge = LivingRidge(run.scorer.rejector or run.scorer, learn=False) if run.scorer.clip.arrays else None
     if ridge is None or ridge.reject is None:
         raise UsageError(

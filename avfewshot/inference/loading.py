@@ -14,7 +14,7 @@ from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
-from avfewshot.inference.learned import find_learned
+from avfewshot.inference.learned import find_learned, find_tuned
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
 from avfewshot.models.fusion import FUSIONS, POOLS
@@ -76,13 +76,14 @@ def load(
     place = resolve_device(device)
     form = resolve_precision(precision, place)
     prompts = None if templates is None else load_templates(_path("templates", templates) or "")
-    checkpoint = decision = preset = learned = None
+    checkpoint = decision = preset = learned = tuned = None
     if folder is not None:
         learned = find_learned(folder)
-        if learned is None or learned.is_tuned:
+        tuned = find_tuned(folder) if learned is None else None
+        if (learned is None and tuned is None) or (learned is not None and learned.is_tuned):
             checkpoint = load_adapter(folder if learned is None else learned.path.parent)
             decision = decision_of(checkpoint)
-        origin = learned or checkpoint
+        origin = learned or tuned or checkpoint
         assert origin is not None
         if prompts is None:
             prompts = recalled(origin, "templates", load_templates)
@@ -96,11 +97,12 @@ def load(
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)
         made |= {"adapter": folder, **vars(decision)}
-    if learned is not None:
-        learned.config.check_backbone(built, where=learned.path)
-        made |= {"adapter": folder, "learned": learned}
-        if checkpoint is None:
-            made |= {key: learned.config.decision[key] for key in ("fusion", "pool") if key in learned.config.decision}
+    for kind, run in (("learned", learned), ("tuned", tuned)):
+        if run is not None:
+            run.config.check_backbone(built, where=run.path)
+            made |= {"adapter": folder, kind: run}
+            if checkpoint is None:
+                made |= {key: run.config.decision[key] for key in ("fusion", "pool") if key in run.config.decision}
     return Classifier(built, prompts or load_templates(built.templates), **made)
 
 

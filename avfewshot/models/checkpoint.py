@@ -30,6 +30,9 @@ FORMAT = 1
 
 TENSORS_NAME = "adapter.safetensors"
 CONFIG_NAME = "config.json"
+CHOSEN_NAME = "chosen.json"
+"""In a run of several seeds: the one that answers for it, and why."""
+
 _NUMBERED = re.compile(r"([a-z]+)-([0-9]+)(?:\.([0-9]+))?")
 _MAX_JSON = 64 << 20  # a support of a million clips
 UNFINISHED = ".part-"
@@ -262,7 +265,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         for kind in ("best", "step"):
             if found := numbered(folder, kind):
                 return found[-1]
-    seeds = numbered(path, "seed")
+    seeds = seed_folders(path)
     if len(seeds) == 1:
         return find_checkpoint(seeds[0])
     if seeds:
@@ -285,6 +288,17 @@ def numbered(folder: Path, kind: str) -> list[Path]:
             if match and match[1] == kind and item.is_dir():
                 found.append(item)
     return sorted(found, key=lambda item: (number_of(item), revision_of(item)))
+
+
+def seed_folders(run: Path) -> list[Path]:
+    """Folders of a run's seeds; the one that answers for the run alone, where the run says which."""
+    seeds = numbered(run, "seed")
+    if not (run / CHOSEN_NAME).is_file():
+        return seeds
+    chosen = [folder for folder in seeds if number_of(folder) == read_json(run / CHOSEN_NAME).get("seed")]
+    if not chosen:
+        raise DataError(f"{run / CHOSEN_NAME}: names a seed that is not there.", hint="Copy the whole folder again.")
+    return chosen
 
 
 def number_of(folder: Path) -> int:

@@ -166,6 +166,7 @@ def write_methods_page(
     command: str,
     shots: Sequence[int] = (),
     listings: Sequence[Listing] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the page.
 
@@ -176,6 +177,7 @@ def write_methods_page(
         command: What made it.
         shots: Of the tables, where they are of one task at several shots: a chart over them is drawn.
         listings: What stands below.
+        notes: What stands above, a paragraph each.
     """
     chart, drawn = "", _lines(tables, shots) if len(shots) > 1 else []
     if drawn:
@@ -193,6 +195,7 @@ def write_methods_page(
             for name, table, runs in tables
         ],
         listings=listings,
+        notes=notes,
         points=points,
         interval=interval,
         metric_title=metric_title,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
-from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
+from avfewshot.models.checkpoint import CHOSEN_NAME, CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
 from avfewshot.training.description import describe_training
 from avfewshot.training.fabric import single_device
@@ -59,7 +60,7 @@ from avfewshot.training.objective import ClipEmbeddings, Objective
 from avfewshot.training.selection import Verdict, judge, judge_zero_shot, unjudged
 from avfewshot.training.store import CheckpointStore
 from avfewshot.training.supply import labelled, readable_support
-from avfewshot.tuning.fit import TuningClip, answers, save, tune
+from avfewshot.tuning.fit import TuningClip, answers, clip_loss, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TRAINED = "trained"
@@ -318,8 +319,12 @@ class FewShot:
             ]
             self.observer.begin(f"seed {seed}: tuning {name}", 0)
             method = tune(name, self.backbone, texts, clips, shots=self.config.shots, seed=seed)
-            save(method, self.folder / f"seed-{seed}" / name)
+            folder = self.folder / f"seed-{seed}" / name
+            save(method, folder)
+            self._write_config(folder, seed, support)
             about = {"seconds": time.perf_counter() - begun, "trainable": sum(method.num_trainable.values())}
+            with torch.no_grad():
+                about["support_loss"] = fmean(clip_loss(method, [clip]).item() for clip in clips)
             found[name] = (method, about | {"labels_used": {"support": len(clips), "validation": 0}})
         return found
 
@@ -355,8 +360,32 @@ class FewShot:
         scorer.decide_labels(self._clips)
         scorer.learn_to_reject(self._clips, seed=seed)
         scorer.save(folder)
+        self._write_config(folder, seed, support)
+
+    def _write_config(self, folder: Path, seed: int, support: Support) -> None:
         about = self._describe(seed, support, unjudged(0, 0.0, 0.0))
         write_text(folder / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(about)}, indent=2))
+
+    def choose(self, results: Sequence[SeedResult]) -> dict[str, Any] | None:
+        """Which of several seeds answers for the run, by no test clip; written where `--adapter RUN` finds it."""
+        if len(results) < 2:
+            return None
+        method, rule, figures = self.config.method, "", {}
+        for result in results:
+            about = result.methods.get(method, {})
+            if method == "dgsct" and result.progress is not None and self.bench.scored("val").samples:
+                best = result.progress.best
+                rule, figures[result.seed] = "best on the validation clips", (-best.figure, best.loss)
+            elif method in TUNED:
+                rule, figures[result.seed] = "lowest loss on its support", (about["support_loss"],)
+            elif (loss := about.get("loo_log_loss")) is not None:
+                rule, figures[result.seed] = "lowest log-loss on left-out clips of its support", (loss,)
+        seed = min(figures, key=figures.__getitem__) if len(figures) == len(results) else results[0].seed
+        if len(figures) < len(results):
+            rule, figures = "the first, since nothing but test clips tells one from another", {}
+        chosen = {"seed": seed, "why": rule, "figures": {str(one): abs(values[0]) for one, values in figures.items()}}
+        write_text(self.folder / CHOSEN_NAME, json.dumps(chosen, indent=1))
+        return chosen
 
     def train(self, seed: int, support: Support) -> tuple[AudioVisualModel, Progress]:
         """Train with one seed.

@@ -6,14 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.errors import DataError
-from avfewshot.tuning.methods import TUNED, TunedMethod
+from avfewshot.errors import DataError, UsageError
+from avfewshot.tuning.methods import MODALITIES, TUNED, TunedMethod
+
+TENSORS_NAME, ABOUT_NAME = "tuned.safetensors", "tuned.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +132,12 @@ def save(method: TunedMethod, folder: Path) -> None:
     from avfewshot.io import write_bytes, write_text
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    write_bytes(folder / "tuned.safetensors", to_bytes(state))
-    write_text(folder / "tuned.json", json.dumps({"method": method.name, "texts": list(method.texts)}, indent=1))
+    write_bytes(folder / TENSORS_NAME, to_bytes(state))
+    write_text(folder / ABOUT_NAME, json.dumps({"method": method.name, "texts": list(method.texts)}, indent=1))
 
 
-def load(folder: Path, backbone: Backbone) -> TunedMethod:
-    """Read what :func:`save` wrote.
+def load(folder: Path, backbone: Backbone, texts: Sequence[str] | None = None) -> TunedMethod:
+    """Read what :func:`save` wrote; `texts`: for other wordings than it was tuned with, the background last.
 
     Raises:
         DataError: Files are missing, damaged, or of another backbone.
@@ -144,10 +147,23 @@ def load(folder: Path, backbone: Backbone) -> TunedMethod:
     from avfewshot.encoders.weights.load import read_tensors
 
     try:
-        about = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))
-        method = TUNED[about["method"]](backbone, [str(text) for text in about["texts"]])
-        method.load_state_dict(read_tensors(folder / "tuned.safetensors"))
+        about = json.loads((folder / ABOUT_NAME).read_text(encoding="utf-8"))
+        device = next(backbone.visual.parameters()).device
+        kind, state = TUNED[about["method"]], read_tensors(folder / TENSORS_NAME)
+        # How many context vectors fit depends on the longest wording: as many as were learnt.
+        first = {name: state.get(f"context.{name}", state.get(f"context.{name}.0")) for name in MODALITIES}
+        lengths = {name: len(vectors) for name, vectors in first.items() if vectors is not None}
+        options: dict[str, Any] = {"context": lengths} if lengths else {}
+        method = kind(backbone, [str(text) for text in texts or about["texts"]], **options).to(device)
+        prompts: Any = method.prompts
+        if any(prompts[name].context < length for name, length in lengths.items()):
+            most = max(lengths.values())
+            raise UsageError(
+                f"The labels are too long behind the {most} context vectors of {folder}: they would be cut.",
+                hint="Use shorter labels, or shorter wordings (`label: wording` in the label file).",
+            )
+        method.load_state_dict(state)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"{folder}: holds no tuned method that fits this backbone: {reason}.") from error
+        raise DataError(f"{folder}: holds no tuned method that fits this backbone: {reason}") from error
     return method.requires_grad_(False)

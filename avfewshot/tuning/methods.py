@@ -8,7 +8,7 @@ on CLAP's text branch and HTS-AT.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,17 @@ from avfewshot.tuning.lora import add_low_rank
 from avfewshot.tuning.prompted_text import PromptedText
 
 MODALITIES = ("visual", "audio")
+Pair = tuple[Tensor | None, Tensor | None]
+"""Of sight and of sound; None where a clip has none."""
+
+Length = int | Mapping[str, int]
+"""Context vectors: as many in both text branches, or by modality."""
+
+
+def _of(length: Length, modality: str) -> int:
+    return length if isinstance(length, int) else length[modality]
+
+
 _BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}
 
 
@@ -67,6 +78,7 @@ class TunedMethod(nn.Module):
         self.__dict__["backbone"] = backbone
         self.texts = tuple(texts)
         self.scales = {"visual": backbone.visual_scale, "audio": backbone.audio_scale}
+        self._kept: dict[str, Tensor] = {}
 
     def forward(self, visual: Tensor | None, audio: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Logits of the seconds of one clip.
@@ -80,20 +92,32 @@ class TunedMethod(nn.Module):
         """
         return self.logits([(visual, audio)])[0]
 
-    def logits(self, clips: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[tuple[Tensor | None, Tensor | None]]:
-        """Logits of the seconds of several clips; texts are encoded once for all of them."""
-        columns = []
+    def logits(self, clips: Sequence[Pair]) -> list[Pair]:
+        """Logits of the seconds of several clips, which go through the towers together."""
+        columns: list[list[Tensor | None]] = []
         for index, modality in enumerate(MODALITIES):
             present = [clip[index] for clip in clips if clip[index] is not None]
-            if not present:
-                columns.append([None] * len(clips))
-                continue
-            vectors = iter(self.embed(modality, torch.cat(present)).split([len(part) for part in present]))
-            texts = self.text_features(modality)
-            columns.append(
-                [None if clip[index] is None else self.scales[modality] * next(vectors) @ texts.T for clip in clips]
-            )
+            found = self.embed(modality, torch.cat(present)).split([len(part) for part in present]) if present else ()
+            vectors = iter(found)
+            columns.append([None if clip[index] is None else next(vectors) for clip in clips])
+        return self.compare(list(zip(*columns, strict=True)))
+
+    def compare(self, clips: Sequence[Pair]) -> list[Pair]:
+        """Logits of the embedded seconds of several clips; texts are encoded once for all of them."""
+        columns = []
+        for index, modality in enumerate(MODALITIES):
+            seconds = [clip[index] for clip in clips]
+            texts = self._texts(modality) if any(one is not None for one in seconds) else None
+            columns.append([None if one is None else self.scales[modality] * one @ texts.T for one in seconds])
         return list(zip(*columns, strict=True))
+
+    def _texts(self, modality: str) -> Tensor:
+        """Features of the texts; kept where nothing is learnt."""
+        if torch.is_grad_enabled():
+            return self.text_features(modality)
+        if modality not in self._kept:
+            self._kept[modality] = self.text_features(modality)
+        return self._kept[modality]
 
     def embed(self, modality: str, inputs: Tensor) -> Tensor:
         """Unit vectors ``[N, D]`` of seconds."""
@@ -111,15 +135,15 @@ class TunedMethod(nn.Module):
 
     def learning(self, on: bool) -> None:
         """Switch what acts in training alone."""
+        self._kept.clear()
 
     @property
     def num_trainable(self) -> dict[str, int]:
         """Learned parameters by the first part of their name (``visual``, ``audio``)."""
         counts: dict[str, int] = {}
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                part = name.split(".")[1] if "." in name else name
-                counts[part] = counts.get(part, 0) + parameter.numel()
+            part = name.split(".")[1] if "." in name else name
+            counts[part] = counts.get(part, 0) + parameter.numel()
         return counts
 
 
@@ -129,10 +153,10 @@ class CoOp(TunedMethod):
     name, source = "coop", "Zhou et al., IJCV 2022"
     recipe = Recipe("sgd", 2e-3, 32, epochs={1: 50, 4: 100, 16: 200}, warmup_lr=1e-5)
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: int = 16) -> None:
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 16) -> None:
         super().__init__(backbone, texts)
         self.prompts = nn.ModuleDict(
-            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, context) for name in MODALITIES}
+            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
         )
         self.context = nn.ParameterDict(
             {
@@ -155,10 +179,10 @@ class CoCoOp(TunedMethod):
     name, source = "cocoop", "Zhou et al., CVPR 2022"
     recipe = Recipe("sgd", 2e-3, 1, epochs=10, warmup_lr=1e-5)
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: int = 4) -> None:
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 4) -> None:
         super().__init__(backbone, texts)
         self.prompts = nn.ModuleDict(
-            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, context) for name in MODALITIES}
+            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
         )
         self.context = nn.ParameterDict(
             {name: nn.Parameter(self.prompts[name].embedding_of(_BEGINNINGS[name])) for name in MODALITIES}
@@ -170,8 +194,8 @@ class CoCoOp(TunedMethod):
         hidden = max(1, dim // 16)
         return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, self.prompts[modality].width))
 
-    def logits(self, clips: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[tuple[Tensor | None, Tensor | None]]:
-        """See :meth:`TunedMethod.logits`."""
+    def compare(self, clips: Sequence[Pair]) -> list[Pair]:
+        """See :meth:`TunedMethod.compare`."""
         return [tuple(map(self._conditioned, MODALITIES, clip)) for clip in clips]
 
     def _conditioned(self, modality: str, seconds: Tensor | None) -> Tensor | None:
@@ -190,10 +214,10 @@ class MaPLe(TunedMethod):
     name, source, uses_pixels = "maple", "Khattak et al., CVPR 2023", True
     recipe = Recipe("sgd", 3.5e-3, 4, epochs=5, warmup_lr=1e-5)
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: int = 2, depth: int = 9) -> None:
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 2, depth: int = 9) -> None:
         super().__init__(backbone, texts)
         self.prompts = nn.ModuleDict(
-            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, context) for name in MODALITIES}
+            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
         )
         parts: dict[str, nn.Module] = {}
         for name in MODALITIES:
@@ -266,6 +290,7 @@ class ClipLora(TunedMethod):
 
     def learning(self, on: bool) -> None:
         """Dropout inside the updates."""
+        super().learning(on)
         for updates in self.updates.values():
             for update in updates:
                 update.learning = on
