@@ -890,6 +890,29 @@ class ZeroshotConfig(CommandConfig):
     task: TaskConfig = section(TaskConfig)
 
 
+class ServeConfig(CommandConfig):
+    """``avfs serve``."""
+
+    table: ClassVar[str] = "serve"
+
+    labels: FilePath | None = setting(
+        None, "Label file: one a line; `label: a longer wording`. The page can change them.", saved=True
+    )
+    label: Texts = setting((), "A label on the command line, instead of a file; may be repeated.")
+    recursive: bool = setting(True, "Look into sub-folders.", saved=True)
+    model: InferenceConfig = section(InferenceConfig)
+    host: Text = setting(
+        "127.0.0.1", "Address to listen at; any but this machine's own needs the token that is then printed."
+    )
+    port: Annotated[int, Ge(0), Le(65535)] = setting(8765, "Port; 0: any free one.")
+    token: Text | None = setting(
+        None, "What a client has to know; better set as AVFS_TOKEN, which other users cannot see.", saved=True,
+        unset="made up where --host needs one",
+    )  # fmt: skip
+    max_upload: Count = setting(1000, "Largest upload, in MB.")
+    runs: Folder = setting(Path("runs"), "Folder that runs are saved in.", metavar="PATH", saved=True)
+
+
 class RunConfig(Settings):
     """Where a training begins and leaves its files."""
 
@@ -998,7 +1021,8 @@ class DataFoldersConfig(CommandConfig):
 
 
 COMMANDS: dict[str, type[CommandConfig]] = {
-    model.table: model for model in (ZeroshotConfig, FewshotConfig, CompareConfig, PretrainConfig, DataFoldersConfig)
+    model.table: model
+    for model in (ZeroshotConfig, ServeConfig, FewshotConfig, CompareConfig, PretrainConfig, DataFoldersConfig)
 }
 
 

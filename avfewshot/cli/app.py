@@ -56,6 +56,7 @@ COMMANDS = {
     "fewshot": _Lazy("avfewshot.cli.fewshot", "Learn from a handful of clips a class, and evaluate."),
     "compare": _Lazy("avfewshot.cli.compare", "Few-shot methods side by side, over shots and seeds."),
     "learn": _Lazy("avfewshot.cli.learn", "Add classes and clips to a few-shot run, or take classes away."),
+    "serve": _Lazy("avfewshot.cli.serve", "A page to look at clips, correct them and learn from it; a JSON API."),
     "pretrain": _Lazy("avfewshot.cli.pretrain", "Pretrain adapters on VGG-Sound(40K)."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
     "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),

@@ -354,8 +354,17 @@ class Classifier:
                 result = head.result(file, segments=segments)
                 yield dataclasses.replace(result, labels=head.labels_of(result)) if multi_label else result
 
-    def _head(self, labels: LabelSet, modality: str, fusion: str, pool: str, *, reject: bool = False) -> ZeroShotHead:
-        if self.tuned is not None:
+    def _head(
+        self,
+        labels: LabelSet,
+        modality: str,
+        fusion: str,
+        pool: str,
+        *,
+        reject: bool = False,
+        learned: LearnedRun | None = None,
+    ) -> ZeroShotHead:
+        if self.tuned is not None and learned is None:
             if reject:
                 rejector(None, labels.names)
             method = self.tuned.method(self.backbone, labels.wordings)
@@ -370,13 +379,13 @@ class Classifier:
                 scales = self.model.temperatures.scale("visual").item(), self.model.temperatures.scale("audio").item()
                 spaces.append((texts.projected(self.model).to("cpu"), scales))
         head = ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
-        if self.learned is None:
+        learned = learned or self.learned
+        if learned is None:
             if reject:
                 rejector(None, labels.names)
             return head
         features = self.label_features(labels.names, labels.wordings, fusion=fusion, pool=pool)
-        dims = self.backbone.visual.output_dim, self.backbone.audio.output_dim
-        return LearnedHead(self.learned, features, head, dims, reject=reject)
+        return LearnedHead(learned, features, head, self.dims, reject=reject)
 
     def label_features(
         self, names: Sequence[str], wordings: Sequence[str], *, fusion: str | None = None, pool: str | None = None
@@ -397,6 +406,26 @@ class Classifier:
         files, _ = self._embed_inputs(self._plain, paths, "av", "auto", 2, "auto")
         with contextlib.closing(files):
             return list(files)
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Widths of the frozen towers' embeddings of sight and sound."""
+        return self.backbone.visual.output_dim, self.backbone.audio.output_dim
+
+    @property
+    def embeds_frozen(self) -> bool:
+        """Whether :meth:`embed_files` gives what the frozen towers say, first or alone: few-shot methods need it."""
+        return self.tuned is None and (self.blend == 0 or isinstance(self._scored, EnsembleModel))
+
+    def embed_files(
+        self, paths: Inputs, *, modality: str = "av", batch_size: int | str = "auto", frame_backend: str = "auto"
+    ) -> Embedded:
+        """Embeddings of files in order, for :meth:`head`."""
+        return self._embed_inputs(self._scored, paths, modality, batch_size, 2, frame_backend)[0]
+
+    def head(self, labels: Labels, *, modality: str = "av", learned: LearnedRun | None = None) -> ZeroShotHead:
+        """What makes results of the embeddings of :meth:`embed_files`; by `learned` in the place of the run's own."""
+        return self._head(_label_set(labels), modality, self.fusion, self.pool, learned=learned)
 
     @property
     def own_labels(self) -> LabelSet | None:

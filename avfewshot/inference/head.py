@@ -63,7 +63,7 @@ class ZeroShotHead:
             visual=self._by_name(prediction.visual),
             audio=self._by_name(prediction.audio),
             weights=_weights(prediction.weights.tolist()),
-            segments=self._segments(file, prediction) if segments else [],
+            segments=self._segments(file, prediction, logits) if segments else [],
             warnings=self._warnings(file),
         )
 
@@ -88,13 +88,21 @@ class ZeroShotHead:
         ]
         return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
 
-    def _segments(self, file: EmbeddedFile, prediction: ClipPrediction) -> list[SegmentResult]:
+    def _segments(self, file: EmbeddedFile, prediction: ClipPrediction, logits: ClipLogits) -> list[SegmentResult]:
         results = []
         rows = zip(prediction.segment_probabilities.tolist(), prediction.segment_weights.tolist(), strict=True)
+        alone = [  # without the background text, the last one
+            None if scores is None else scores[:, : len(self._names)].softmax(-1).tolist()
+            for scores in (logits.visual, logits.audio)
+        ]
         for index, (scores, weights) in enumerate(rows):
+            visual, audio = (None if seconds is None else seconds[index] for seconds in alone)
             best = max(range(len(scores)), key=scores.__getitem__)
             end = min(index + 1.0, file.duration) if file.duration > index else index + 1.0
-            results.append(SegmentResult(float(index), end, self._names[best], scores[best], _weights(weights), scores))
+            shares = _weights(weights)
+            results.append(
+                SegmentResult(float(index), end, self._names[best], scores[best], shares, scores, visual, audio)
+            )
         return results
 
     def _by_name(self, probabilities: Tensor | None) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -198,12 +199,7 @@ class LearnedHead(ZeroShotHead):
     def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
         """See :meth:`ZeroShotHead.result`."""
         base = self._zero_shot.result(file, segments=segments)
-        visual = None if file.visual is None else file.visual[:, : self._dims[0]].double().numpy()
-        audio = None if file.audio is None else file.audio[:, : self._dims[1]].double().numpy()
-        if visual is not None and audio is not None:
-            seconds = min(len(visual), len(audio))
-            visual, audio = visual[:seconds], audio[:seconds]
-        features = Features.of([(file.path, visual, audio)])
+        features = Features.of([frozen_part(file, self._dims)])
         tuned = np.log(np.maximum([[base.scores[name] for name in self._texts.names]], 1e-12))
         found = self._scorer.scores(features, None if self._own else self._texts, tuned=tuned)
         scores = self._columns(found.joined[0])
@@ -255,3 +251,13 @@ class LearnedHead(ZeroShotHead):
                 label, score = BACKGROUND, float(np.exp(row[-1]))
             segments.append(replace(segment, label=label, score=score, scores=list(scores.values())))
         return segments
+
+
+def frozen_part(file: EmbeddedFile, dims: tuple[int, int]) -> tuple[str, Any, Any]:
+    """Id, sight and sound of a file as few-shot methods take them: what the frozen towers gave, which stands first."""
+    visual = None if file.visual is None else file.visual[:, : dims[0]].double().numpy()
+    audio = None if file.audio is None else file.audio[:, : dims[1]].double().numpy()
+    if visual is not None and audio is not None:
+        seconds = min(len(visual), len(audio))
+        visual, audio = visual[:seconds], audio[:seconds]
+    return file.path, visual, audio

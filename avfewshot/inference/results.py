@@ -22,6 +22,8 @@ class SegmentResult:
     score: float  # its probability
     weights: dict[str, float]  # share of each modality in the fused scores, {"visual": w, "audio": 1 - w}
     scores: list[float] = field(repr=False)  # in the order of the run's labels; for timelines, not part of the JSON
+    visual: list[float] | None = field(default=None, repr=False)  # by the picture of this second alone
+    audio: list[float] | None = field(default=None, repr=False)  # by its sound alone
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,17 @@ class LivingRidge:
                     self._arrays[f"{view}.{modality}"] = self._arrays[f"{view}.{modality}"][kept]
         return targets[kept] / targets[kept].sum(1, keepdims=True)
 
+    def left_out(self, groups: npt.NDArray[np.int64] | None = None) -> Floats:
+        """What the kernels say of the support's clips, each without itself (or without its group), ``[n, C]``."""
+        targets = self._arrays["targets"]
+        groups = np.arange(len(targets)) if groups is None else groups
+        evidence = np.zeros_like(targets)
+        for name, weight in self._params["weights"]["both"].items():
+            if name in self._params["experts"]:
+                centred = targets - 1 / targets.shape[1]
+                evidence += weight * kernel_ridge.leave_out(self.inverse(name), centred, groups)
+        return evidence
+
     def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
         """The threshold on the kernels' evidence below which a clip is "unknown", by leaving out clips and classes.
 
@@ -149,18 +160,11 @@ class LivingRidge:
                 hint="Learn from at least two clips a class.",
             )
         targets = self._arrays["targets"]
-        centred = targets - 1 / targets.shape[1]
-        single = np.arange(len(targets))
-        known, unknown = np.zeros_like(targets), np.zeros_like(targets)
-        for name, weight in self._params["weights"]["both"].items():
-            if name in self._params["experts"]:
-                inverse = self.inverse(name)
-                known += weight * kernel_ridge.leave_out(inverse, centred, single)
-                unknown += weight * kernel_ridge.leave_out(inverse, centred, targets.argmax(1))
+        known, unknown = self.left_out(), self.left_out(targets.argmax(1))
         unknown[targets > 0] = -np.inf
         classes = int(self.scorer.trained.sum())
         rows = targets[:, :classes].any(1)
-        judged = rows & countable(targets, single)
+        judged = rows & countable(targets, np.arange(len(targets)))
         result = reject_threshold(known[judged, :classes].max(1), unknown[rows, :classes].max(1), keep)
         self._params["reject"] = result
         self.scorer.diagnostics["reject"] = result

@@ -66,6 +66,45 @@ def style(*names: str) -> Markup:
     return Markup("".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names))
 
 
+def component(name: str) -> str:
+    """A script or style sheet that the reports share with the page of `avfs serve`."""
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def clip_data(result: ClipResult, *, topk: int) -> dict[str, Any]:
+    """A clip for ``clips.js``: small enough for ten thousand of them in one page.
+
+    Shares are in thousandths, labels are positions among those of the run (-1: background).
+    """
+    labels = list(result.scores)
+    place = {label: index for index, label in enumerate(labels)}
+    best = sorted(range(len(labels)), key=[*result.scores.values()].__getitem__, reverse=True)[:topk]
+
+    def share(value: float) -> int:
+        return round(1000 * value)
+
+    def alone(scores: list[list[float] | None]) -> list[int] | None:
+        if not scores or None in scores:
+            return None
+        tops = ((max(range(len(row)), key=row.__getitem__), row) for row in scores if row is not None)
+        return [number for index, row in tops for number in (index, share(row[index]))]
+
+    columns = [result.scores, result.visual, result.audio]
+    return {
+        "duration": round(result.duration, 2),
+        "label": result.label,
+        "score": share(result.score),
+        "best": [
+            [index, *(None if column is None else share(column[labels[index]]) for column in columns)] for index in best
+        ],
+        "weights": [share(result.weights["visual"]), share(result.weights["audio"])],
+        "both": [n for s in result.segments for n in (place.get(s.label, -1), share(s.score))],
+        "sight": alone([segment.visual for segment in result.segments]),
+        "sound": alone([segment.audio for segment in result.segments]),
+        "warnings": list(result.warnings),
+    }
+
+
 def picture_count(clips: int) -> int:
     """Pictures for each clip: a page of hundreds of clips must still open."""
     return 10 if clips <= 200 else 5 if clips <= MOST_IN_FULL else 1

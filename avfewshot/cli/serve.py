@@ -1,0 +1,161 @@
+"""`avfs serve`: a local page to look at clips, correct them and learn from it, and a JSON API."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.terminal import Notices, debugging, library_messages, say
+from avfewshot.config import Resolved, resolve
+from avfewshot.errors import UsageError, raise_faults
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Open a page in the browser: see clips with what is seen and heard in each second, correct it, learn from it.
+
+Each PATH is a media file or a folder; without any, the current folder. Nothing else of this machine is shown. Labels
+come from --labels, --label, a few-shot run, or are typed in the page. What you say about clips is kept at once in
+labels.csv in the first folder. `POST /classify` answers programs; /docs describes it.
+
+[bold]Examples[/bold]
+
+  avfs serve clips/ --labels labels.txt
+  avfs serve clips/ --label "dog barking" --label rain
+  avfs serve clips/ --adapter runs/folder/RUN             learn on from a few-shot run
+  avfs serve clips/ --host 0.0.0.0                        for other machines, with a token
+
+[bold]Exit status:[/bold] 0 ended by Ctrl-C, 1 failed, 2 misuse.
+"""
+
+_LEFT_TO_ADAPTER = ("backbone", "templates")
+
+
+@app.command(help=HELP)
+@with_options("serve")
+def serve(
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="Media files or folders.", show_default=False)
+    ] = None,
+    **flags: Any,
+) -> None:
+    """Options -> config -> load -> serve."""
+    settings = resolve("serve", flags)
+    status = _serve(settings, paths or ["."])
+    if status:
+        raise typer.Exit(status)
+
+
+def _serve(settings: Resolved, paths: list[str]) -> int:
+    from avfewshot.labels import LabelSet, parse_labels
+
+    faults, config = settings.faults, settings.config
+    labels = None
+    if config.label and config.labels is not None:
+        faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
+    elif config.label:
+        labels = collect(faults, lambda: LabelSet.from_texts(config.label))
+    elif config.labels is not None:
+        labels = collect(faults, lambda: parse_labels(config.labels))
+    files = collect(faults, lambda: _media(paths, config.recursive)) or []
+    faults += backbone_faults(settings)
+    local = config.host == "localhost" or _is_loopback(config.host)
+    try:
+        from avfewshot.app.server import create_app, listen, run
+    except ImportError as error:
+        hint = 'pip install "avfewshot[app]"'
+        faults.append(UsageError(f"avfs serve needs {error.name}, which is not installed.", hint=hint))
+        raise_faults(faults)
+        raise
+    raise_faults(faults)
+    try:
+        listening = listen(config.host, config.port)
+    except OSError as error:
+        hint = "`--port 0` takes any free one." if config.port else "Give an address of this machine."
+        raise UsageError(f"{config.host}:{config.port} cannot be listened at: {error.strerror}.", hint=hint) from None
+    from avfewshot.app.workspace import Workspace
+    from avfewshot.inference.loading import load
+
+    folders = [Path(path).expanduser() for path in paths]
+    folder = folders[0] if folders[0].is_dir() else folders[0].parent
+    model = config.model
+    with library_messages(Notices(), debug=debugging()):
+        say(f"Loading {settings['adapter'] or model.backbone} ...")
+        own = {
+            key: None if settings["adapter"] and settings.source(key) == "default" else settings[key]
+            for key in _LEFT_TO_ADAPTER
+        }
+        classifier = load(
+            own["backbone"],
+            device=model.device,
+            weights=model.weights,
+            seed=model.seed,
+            precision=model.precision,
+            clip_weights=model.clip_weights,
+            clap_weights=model.clap_weights,
+            roberta=model.roberta,
+            templates=own["templates"],
+            adapter=model.adapter,
+            cache=True,
+        )
+        for key in ("fusion", "pool"):
+            if not (settings["adapter"] and settings.source(key) == "default"):
+                setattr(classifier, key, settings[key])
+        learned = classifier.learned
+        templates = own["templates"] or (learned.config.templates if learned else classifier.backbone.templates)
+        work = Workspace(
+            classifier,
+            folder,
+            files,
+            labels or classifier.own_labels,
+            roots=folders,
+            runs=config.runs,
+            templates=str(templates),
+            modality=model.modality,
+            batch_size=model.batch_size,
+            frame_backend=model.frame_backend,
+        )
+        token = config.token or (None if local else secrets.token_urlsafe(24))
+        port = listening.getsockname()[1]
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        hosts = {f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", shown)} if local else None
+        web = create_app(work, hosts=hosts, token=token, max_upload=config.max_upload * 1_000_000)
+        say(f"{len(files)} clips; labels are kept in {work.labels_file}. Open this address; Ctrl-C ends.")
+        if not local:
+            say("Others can reach this page; without https, whoever reads the network can read the token.")
+        typer.echo(f"http://{shown}:{port}/{f'?token={token}' if token else ''}")
+        sys.stdout.flush()
+        run(web, work, listening)
+        say(f"Ended. What was said about clips is in {work.labels_file}.")
+    return 0
+
+
+def _media(paths: list[str], recursive: bool) -> list[Path]:
+    """The media files; an empty folder is fine, since clips can be dropped."""
+    from avfewshot.media.discover import find_media
+
+    files: list[Path] = []
+    for path in paths:
+        if Path(path).expanduser().is_dir():
+            try:
+                files += find_media([path], recursive=recursive)
+            except UsageError:
+                continue
+        elif Path(path).expanduser().is_file():
+            files.append(Path(path).expanduser())
+        else:
+            raise UsageError(f"{path}: there is no such file or folder.", hint="Give media files or folders.")
+    return list(dict.fromkeys(files))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,536 @@
+"""The server of `avfs serve`: its API, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from media_factory import tone, write_media
+
+pytest.importorskip("fastapi", reason='pip install "avfewshot[app]"')
+from fastapi.testclient import TestClient
+
+import avfewshot
+from avfewshot.app.label_file import NAME, Mark, read_marks, write_marks
+from avfewshot.app.server import create_app, listen
+from avfewshot.app.workspace import Workspace
+from avfewshot.errors import DataError
+from avfewshot.inference.loading import load
+from avfewshot.labels import LabelSet
+from avfewshot.media import decoders
+
+HOST = "127.0.0.1:8765"
+LABELS = LabelSet.from_names(["dog barking", "bell ringing"])
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load("tiny", device="cpu", precision="fp32", cache=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Six clips of two kinds."""
+    folder = tmp_path_factory.mktemp("world")
+    for number in range(6):
+        kind, colour = divmod(number, 3)
+        frequency = (300 if kind else 2500) + 20 * colour
+        path, size = folder / f"{'ab'[kind]}{colour}.mp4", (96, 64) if kind else (64, 96)
+        write_media(path, seconds=3, audio=tone(3, frequency=frequency), size=size)
+    return folder
+
+
+class Served:
+    """A workspace, and clients of its application."""
+
+    def __init__(self, classifier, folder, *, labels=LABELS, token=None, start=True, **options):
+        self.work = Workspace(classifier, folder, sorted(folder.glob("*.mp4")), labels, runs=folder / "runs")
+        hosts = None if token else {HOST}
+        self.app = create_app(self.work, hosts=hosts, token=token, **options)
+        if start:
+            self.work.start()
+
+    def client(self, **headers):
+        return TestClient(self.app, base_url=f"http://{HOST}", headers=headers, raise_server_exceptions=False)
+
+    def ready(self, seconds=60):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            state = self.work.state()
+            if state["embedded"] == state["clips"] and not state["stale"] and self.work._model is not None:
+                return self
+            time.sleep(0.05)
+        raise AssertionError(self.work.state())
+
+
+@pytest.fixture
+def serve(classifier, world, tmp_path):
+    """Makes servers over a copy of the world; ends them."""
+    folder, made = tmp_path / "clips", []
+    shutil.copytree(world, folder)
+
+    def make(**options):
+        made.append(Served(classifier, folder, **options))
+        return made[-1]
+
+    make.folder = folder
+    yield make
+    for served in made:
+        served.work.close()
+
+
+def rows(client, since=0):
+    return client.get("/api/clips", params={"since": since}).json()["clips"]
+
+
+# -------------------------------------------------------------------------------------------------- the API
+
+
+def test_classify_answers_as_the_command_line_does(serve, classifier):
+    client = serve(start=False).client()
+    clip = (serve.folder / "a0.mp4").read_bytes()
+    texts = ["dog: a dog barks", "bell"]
+    answer = client.post("/classify", files={"files": ("my clip.mp4", clip)}, data={"labels": texts, "segments": "1"})
+    assert answer.status_code == 200
+    [found] = answer.json()["clips"]
+    expected = classifier.classify(serve.folder / "a0.mp4", {"dog": "a dog barks", "bell": "bell"})[0]
+    assert found["path"] == "my clip.mp4"
+    assert found["scores"] == pytest.approx(expected.scores, abs=1e-5)
+    assert len(found["segments"]) == 3
+    assert answer.json()["version"] == 1
+
+    answer = client.post("/classify", files=[("files", ("bad.mp4", b"nothing")), ("files", ("b.mp4", clip))]).json()
+    assert [clip["path"] for clip in answer["clips"]] == ["b.mp4"]
+    assert [failure["path"] for failure in answer["failed"]] == ["bad.mp4"]
+    answer = client.post("/classify", data={"paths": ["a0.mp4"]}).json()
+    assert answer["clips"][0]["label"] in LABELS.names
+
+
+def test_the_api_is_described(serve):
+    client = serve(start=False).client()
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "post" in paths["/classify"]
+    page = client.get("/docs")
+    assert all(path in page.text for path in paths)
+    assert "http://" not in re.sub(r"<pre>.*?</pre>", "", page.text)
+
+
+def test_scores_are_those_of_the_classifier_and_seconds_have_sight_and_sound(serve, classifier):
+    served = serve().ready()
+    for row in rows(served.client()):
+        expected = classifier.classify(serve.folder / row["path"], LABELS)[0]
+        assert row["label"] == expected.label
+        assert row["score"] == pytest.approx(expected.score, abs=1e-3)
+        first, second = sorted(expected.scores.values(), reverse=True)
+        assert row["margin"] == pytest.approx(first - second, abs=1e-3)
+        gap = sum(abs(expected.visual[name] - expected.audio[name]) for name in LABELS.names) / 2
+        assert row["disagreement"] == pytest.approx(gap, abs=1e-3)
+    clip = served.client().get("/api/clips/0").json()
+    assert len(clip["both"]) == len(clip["sight"]) == len(clip["sound"]) == 2 * 3
+
+
+def test_corrections_are_in_the_file_before_the_answer_and_survive_the_server(serve):
+    served = serve().ready()
+    client = served.client(**{"X-Tab": "one"})
+    assert client.post("/api/label", json={"ids": [0, 1], "label": "dog barking"}).status_code == 200
+    assert client.post("/api/label", json={"ids": [3], "label": "kazoo", "wording": "a kazoo"}).status_code == 200
+    assert client.post("/api/label", json={"ids": [2], "label": "none", "start": 1, "end": 3}).status_code == 200
+    lines = (serve.folder / NAME).read_text().splitlines()
+    assert "a0.mp4,,,dog barking," in lines
+    assert ",,,kazoo,a kazoo" in lines
+    assert "a2.mp4,1,3,none," in lines
+    again = serve().ready()  # as if the first one had died
+    state = again.client().get("/api/state").json()
+    assert {"name": "kazoo", "wording": "a kazoo"} in state["classes"]
+    assert state["labelled"] == 4
+    found = {row["path"]: row for row in rows(again.client())}
+    assert found["a0.mp4"]["mine"] == "dog barking"
+    assert found["a2.mp4"]["seconds"] == 2
+    for _ in range(100):  # what was learnt comes back, too
+        if again.client().get("/api/state").json()["learnt"]:
+            break
+        time.sleep(0.1)
+    assert again.client().get("/api/state").json()["learnt"]["clips"] == 4
+
+
+def test_learning_follows_corrections_and_is_saved_as_a_run(serve, classifier):
+    served = serve().ready()
+    client = served.client()
+    assert client.post("/api/learn").status_code == 409
+    # The words say nothing about these clips: the corrections decide.
+    client.post("/api/label", json={"ids": [0, 1], "label": "bell ringing"})
+    client.post("/api/label", json={"ids": [3, 4], "label": "dog barking"})
+    facts = client.post("/api/learn").json()
+    assert facts["clips"] == 4
+    assert facts["seconds"] < 1
+    assert facts["accuracy"] == 1
+    served.ready()
+    found = {row["path"]: row["label"] for row in rows(client)}
+    assert found["a2.mp4"] == "bell ringing"
+    assert found["b2.mp4"] == "dog barking"
+    run = client.post("/api/save", json={"name": "mine"}).json()["run"]
+    saved = avfewshot.load(adapter=run, device="cpu", precision="fp32")
+    result = saved.classify(serve.folder / "a2.mp4")[0]
+    assert result.label == "bell ringing"
+    row = next(row for row in rows(client) if row["path"] == "a2.mp4")
+    assert row["score"] == pytest.approx(result.score, abs=1e-3)
+    assert client.post("/api/save", json={"name": "../up"}).status_code == 422
+
+
+def test_a_run_is_learnt_on_from(serve, classifier, tmp_path):
+    served = serve().ready()
+    client = served.client()
+    client.post("/api/label", json={"ids": [0, 1], "label": "bell ringing"})
+    client.post("/api/label", json={"ids": [3, 4], "label": "dog barking"})
+    client.post("/api/learn")
+    run = client.post("/api/save", json={"name": "mine"}).json()["run"]
+    served.work.close()
+    (serve.folder / NAME).unlink()
+    loaded = avfewshot.load(adapter=run, device="cpu", precision="fp32")
+    later = Served(loaded, serve.folder, labels=loaded.own_labels).ready()
+    try:
+        client = later.client()
+        assert {row["path"]: row["label"] for row in rows(client)}["b2.mp4"] == "dog barking"
+        client.post("/api/label", json={"ids": [2, 5], "label": "new", "wording": ""})
+        client.post("/api/learn")
+        later.ready()
+        assert {row["label"] for row in rows(client) if row["path"] in ("a2.mp4", "b2.mp4")} == {"new"}
+    finally:
+        later.work.close()
+
+
+def test_undo_is_each_tabs_own(serve):
+    served = serve().ready()
+    one, two = served.client(**{"X-Tab": "one"}), served.client(**{"X-Tab": "two"})
+    one.post("/api/label", json={"ids": [0], "label": "dog barking"})
+    two.post("/api/label", json={"ids": [1], "label": "bell ringing"})
+    assert one.post("/api/undo").json()["undone"] is True
+    assert [row["mine"] for row in rows(one)][:2] == [None, "bell ringing"]
+    one.post("/api/label", json={"ids": [2], "label": "dog barking"})
+    two.post("/api/label", json={"ids": [2], "label": "bell ringing"})
+    assert one.post("/api/undo").status_code == 422  # it is no longer what this tab said
+    assert [row["mine"] for row in rows(one)][2] == "bell ringing"
+    classes = one.get("/api/state").json()["classes"]
+    assert one.put("/api/classes", json=classes[:1]).status_code == 200
+    assert [row["mine"] for row in rows(one)][2] is None
+    assert one.post("/api/undo").json()["undone"] is True
+    assert one.get("/api/state").json()["classes"] == classes
+    assert [row["mine"] for row in rows(one)][2] == "bell ringing"
+
+
+def test_suggestions_are_without_a_label_and_different(serve):
+    served = serve().ready()
+    client = served.client()
+    client.post("/api/label", json={"ids": [0], "label": "dog barking"})
+    ids = client.get("/api/suggest", params={"count": 2}).json()["ids"]
+    assert len(set(ids)) == 2
+    assert 0 not in ids
+    assert {number // 3 for number in ids} == {0, 1}  # one of each kind
+
+
+def test_clips_are_found_by_what_is_in_them(serve):
+    client = serve().ready().client()
+    found = client.get("/api/find", params={"q": "dog barking", "by": "audio"}).json()["found"]
+    assert len(found) == 6
+    assert [hit["score"] for hit in found] == sorted((hit["score"] for hit in found), reverse=True)
+    assert client.get("/api/find", params={"q": "x", "by": "smell"}).status_code == 422
+
+
+def test_a_dropped_clip_is_kept_once_it_is_labelled(serve):
+    served = serve().ready()
+    client = served.client()
+    answer = client.post(
+        "/api/clips", files={"files": ("../../dog.mp4", (serve.folder / "a0.mp4").read_bytes())}
+    ).json()
+    [number] = answer["ids"]
+    served.ready()
+    assert rows(client)[number]["path"] == "dropped/dog.mp4"
+    assert not (serve.folder / "dropped").exists()
+    client.post("/api/label", json={"ids": [number], "label": "dog barking"})
+    assert (serve.folder / "dropped" / "dog.mp4").read_bytes() == (serve.folder / "a0.mp4").read_bytes()
+    assert "dropped/dog.mp4,,,dog barking," in (serve.folder / NAME).read_text().splitlines()
+    assert client.get(f"/api/clips/{number}/media").status_code == 200
+    temporary = served.work.temporary
+    served.work.close()
+    assert not temporary.exists()
+
+
+def test_a_full_disk_changes_nothing_and_says_so(serve, monkeypatch):
+    served = serve().ready()
+    client = served.client()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("avfewshot.app.label_file.write_text", full)
+    answer = client.post("/api/label", json={"ids": [0], "label": "dog barking"})
+    assert answer.status_code == 507
+    assert "No space left" in answer.json()["error"]
+    assert rows(client)[0]["mine"] is None
+
+
+def test_frames_and_ranges_of_a_clip(serve):
+    client = serve().ready().client()
+    assert client.get("/api/clips/0/frame", params={"second": 1}).content[:2] == b"\xff\xd8"
+    assert client.get("/api/clips/0/frame", params={"second": 99}).status_code == 404
+    part = client.get("/api/clips/0/media", headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+
+
+# -------------------------------------------------------------------------------------------------- the label file
+
+
+def test_the_label_file_keeps_whatever_names_there_are(tmp_path):
+    classes = {"dog": "a dog, barking", "=cmd|x": "'quoted'", "été": "été"}
+    marks = {
+        tmp_path / "=1+1.mp4": Mark("dog"),
+        tmp_path / "a,b\"c'.mp4": Mark(None, {0: "dog", 1: "dog", 3: "=cmd|x"}),
+        tmp_path.parent / "elsewhere.mp4": Mark("été", {2: "none"}),
+    }
+    write_marks(tmp_path / NAME, classes, marks)
+    assert read_marks(tmp_path / NAME) == (classes, marks)
+    cells = [cell.strip('"') for line in (tmp_path / NAME).read_text().splitlines() for cell in line.split(",")]
+    assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n", "path,start,end,label,wording\nx,1\n", "path,start,end,label,wording\nx,5,2,dog,\n"]
+)
+def test_a_damaged_label_file_is_named_and_left_alone(tmp_path, text):
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / NAME))):
+        read_marks(tmp_path / NAME)
+    assert (tmp_path / NAME).read_text() == text
+
+
+# -------------------------------------------------------------------------------------------------- security
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Host": "evil.example:8765"},
+        {"Host": "127.0.0.1.evil.example"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/state", "/api/clips/0/media", "/classify", "/api/label"])
+def test_pages_of_other_sites_get_nothing(serve, headers, path):
+    served = serve(start=False)
+    client = served.client(**headers)
+    body = {"json": {"ids": [0], "label": "dog barking"}} if path in ("/classify", "/api/label") else {}
+    answer = client.request("POST" if body else "GET", path, **body)
+    assert answer.status_code in (403, 421)
+    assert "clips" not in answer.text
+    assert not (serve.folder / NAME).exists()
+
+
+def test_this_sites_own_requests_are_answered(serve):
+    client = serve(start=False).client(Origin=f"http://{HOST}", **{"Sec-Fetch-Site": "same-origin"})
+    assert client.post("/api/label", json={"ids": [0], "label": "dog barking"}).status_code == 200
+    visit = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    page = serve(start=False).client(**visit).get("/")  # a link to the page is no attack
+    assert page.status_code == 200
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_beyond_this_machine_a_token_is_needed(serve):
+    served = serve(start=False, token="s3cret")
+    client = served.client()
+    for path in ("/", "/?token=wrong", "/api/state", "/docs", "/openapi.json", "/static/app.js", "/api/clips/0/media"):
+        assert client.get(path).status_code == 401, path
+    assert client.post("/classify", files={"files": ("a.mp4", b"x")}).status_code == 401
+    assert client.get("/api/state", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert client.get("/api/state", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+    assert client.get("/api/state?token=s3cret").status_code == 401  # addresses end up in logs
+    first = client.get("/?token=s3cret", follow_redirects=False)
+    assert first.headers["Location"] == "/"
+    assert "HttpOnly" in first.headers["Set-Cookie"]
+    assert "SameSite=strict" in first.headers["Set-Cookie"]
+    assert client.get("/api/state").status_code == 200  # the cookie
+    assert client.get("/api/state", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.mp4",
+        "/etc/passwd",
+        "%2e%2e/secret.mp4",
+        "..\\secret.mp4",
+        "link.mp4",
+        "folder/../../secret.mp4",
+        "/dev/zero",
+        ".",
+        "a0.mp4\0",
+    ],
+)
+def test_no_path_leads_out_of_the_folders(serve, path):
+    secret = serve.folder.parent / "secret.mp4"
+    secret.write_bytes((serve.folder / "a0.mp4").read_bytes())
+    os.symlink(secret, serve.folder / "link.mp4")
+    served = serve().ready()
+    client = served.client()
+    answer = client.post("/classify", data={"paths": [path], "labels": ["dog", "cat"]})
+    assert answer.status_code == 422, answer.text
+    linked = next(row for row in rows(client) if row["path"] == "link.mp4")
+    assert "leads out" in linked["error"]
+    assert client.get(f"/api/clips/{linked['id']}/media").status_code == 422
+    for raw in (
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/api/clips/-1/media",
+        "/api/clips/99999/media",
+        "/static/index.html",
+    ):
+        assert client.get(raw).status_code in (404, 422), raw
+
+
+def test_uploads_are_bounded(serve):
+    served = serve(start=False, max_upload=100_000)
+    client = served.client()
+    for path in ("/api/clips", "/classify"):
+        answer = client.post(path, files={"files": ("big.mp4", b"x" * 200_000)})
+        assert answer.status_code == 413
+        assert "100,000" in answer.json()["error"]
+
+    def endless():  # no Content-Length
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+        for _ in range(100):
+            yield b"x" * 10_000
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert client.post("/api/clips", content=endless(), headers=headers).status_code == 413
+    assert client.post("/api/label", content=b"[" * (5 << 20)).status_code == 413
+    assert client.post("/api/clips", files={"files": ("page.html", b"<script>")}).json()["ids"] == []
+    assert client.post("/api/clips", content=b"no form", headers=headers).status_code in (400, 422)
+    for _ in range(4):
+        client.post("/api/clips", files={"files": ("a.mp4", b"x" * 95_000)})
+    assert client.post("/api/clips", files={"files": ("a.mp4", b"x" * 95_000)}).status_code == 507
+    assert [path for path in served.work.temporary.iterdir() if path.is_file()] == []
+
+
+BODIES = (
+    b"{",
+    b"[]",
+    b'{"ids": []}',
+    b'{"ids": [77]}',
+    b'{"ids": [0], "label": "nobody knows"}',
+    b'{"ids": [0], "label": "none", "start": 1}',
+    b'{"ids": [0], "label": "none", "start": 5, "end": 99}',
+)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_malformed_requests_are_refused(serve, body):
+    client = serve(start=False).client(**{"Content-Type": "application/json"})
+    answer = client.post("/api/label", content=body)
+    assert answer.status_code in (404, 422)
+    assert answer.json()["error"]
+    assert not (serve.folder / NAME).exists()
+
+
+def test_a_hostile_clip_costs_a_worker_and_not_the_server(serve, monkeypatch):
+    ask = decoders._Worker.ask
+
+    def ask_and_strike(worker, request, seconds):
+        if request.get("path", "").endswith("hostile.mp4"):
+            os.kill(worker._process.pid, signal.SIGSEGV)
+        return ask(worker, request, seconds)
+
+    monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
+    served = serve()
+    client = served.client()
+    clip = (serve.folder / "a0.mp4").read_bytes()
+    files = [("files", ("hostile.mp4", clip + b"1")), ("files", ("fine.mp4", clip + b"2"))]
+    ids = client.post("/api/clips", files=files).json()["ids"]
+    served.ready()
+    hostile, fine = (rows(client)[number] for number in ids)
+    assert "crashed" in hostile["error"]
+    assert fine["label"] in LABELS.names
+    assert client.get(f"/api/clips/{ids[0]}/frame").status_code == 404
+    assert client.get("/api/state").status_code == 200
+
+
+def test_many_requests_at_once(serve):
+    served = serve().ready()
+    clip, errors = (serve.folder / "a0.mp4").read_bytes(), []
+
+    def hammer(number):
+        client = served.client(**{"X-Tab": str(number)})
+        try:
+            for turn in range(3):
+                label = LABELS.names[(number + turn) % 2]
+                assert client.post("/api/label", json={"ids": [number % 6], "label": label}).status_code == 200
+                assert client.get("/api/clips").status_code == 200
+                assert client.get(f"/api/clips/{number % 6}").status_code == 200
+                assert client.post("/api/learn").status_code in (200, 409)
+                answer = client.post("/classify", files={"files": ("a.mp4", clip)})
+                assert answer.status_code in (200, 503), answer.text
+                assert client.get("/api/clips/0/frame").status_code == 200
+        except AssertionError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert errors == []
+    served.ready()
+    _, marks = read_marks(serve.folder / NAME)
+    assert {path.name: mark.label for path, mark in marks.items()} == {
+        row["path"]: row["mine"] for row in rows(served.client())
+    }
+
+
+# -------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_serves_and_ctrl_c_ends_it_with_an_event_stream_open(serve):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "avfewshot", "serve", str(serve.folder), "--label", "dog", "--label", "cat"]
+    command += ["--backbone", "tiny", "--device", "cpu", "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())[1])
+        stream = socket.create_connection(("127.0.0.1", port), timeout=20)
+        stream.sendall(f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        received = b""
+        while b"data: {" not in received:
+            received += stream.recv(4096)
+        assert b"text/event-stream" in received
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_address_beyond_this_machine_gets_a_token_and_a_port_in_use_is_said(serve):
+    from avfewshot.cli.app import run
+
+    with listen("127.0.0.1", 0) as busy:
+        port = busy.getsockname()[1]
+        assert run(["serve", str(serve.folder), "--label", "dog", "--backbone", "tiny", "--port", str(port)]) == 2
+    assert run(["serve", str(Path(serve.folder) / "nothing"), "--label", "dog", "--backbone", "tiny"]) == 2
+    web = create_app(serve(start=False).work, hosts=None)
+    with pytest.raises(ValueError, match="no token"):
+        web.build_middleware_stack()
