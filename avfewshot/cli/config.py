@@ -90,7 +90,7 @@ def config(
         say_warning(f"{variable} is set, but there is no such setting.{guess}")
 
 
-_OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG"}
+_OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}
 
 
 def _cache_row() -> dict[str, str | None]:

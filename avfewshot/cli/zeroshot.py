@@ -36,9 +36,9 @@ _LOG = logging.getLogger(__name__)
 HELP = """
 Classify clips by what is seen and heard, with nothing but a list of labels.
 
-Each PATH is a media file, a folder or a glob; without any, every media file below
-the current folder is taken. A file that cannot be read is reported, and the
-others go on.
+Each PATH is a media file, a folder, a glob, or an address (http://, https://, s3://);
+without any, every media file below the current folder is taken. A file that cannot be
+read is reported, and the others go on.
 
 [bold]Examples[/bold]
 
@@ -86,7 +86,8 @@ _WITHOUT_MEANING = {  # beside --task
 def zeroshot(
     context: typer.Context,
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="Media files, folders or globs.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Media files, folders, globs or addresses.", show_default=False),
     ] = None,
     **flags: Any,
 ) -> None:

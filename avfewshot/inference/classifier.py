@@ -334,7 +334,7 @@ class Classifier:
         items = expand(inputs, frame_size=size, modality=modality)
         options = {"frame_size": size, "modality": modality, "frame_backend": frame_backend, "workers": workers}
 
-        def embed(items: Sequence[Path | Clip]) -> Embedded:
+        def embed(items: Sequence[Path | str | Clip]) -> Embedded:
             clips = read_items(items, **options)
             embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
             with contextlib.closing(clips), contextlib.closing(embedder.embed(clips)) as files:

@@ -14,7 +14,7 @@ from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import cache_dir
 from avfewshot.media.clip import Clip, Failure
 
-_Item = TypeVar("_Item", Path, "Path | Clip")
+_Item = TypeVar("_Item", Path, "Path | str | Clip")
 Embedded = Generator["EmbeddedFile | Failure", None, None]
 """Embeddings, or what was wrong, in order."""
 

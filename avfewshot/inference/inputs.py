@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from avfewshot.errors import UsageError
+from avfewshot.media import remote
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
 from avfewshot.media.container import RATES
 from avfewshot.media.discover import find_media
@@ -42,11 +43,13 @@ def names_many(inputs: Any) -> bool:
     if not isinstance(inputs, (str, os.PathLike)):
         return False
     text = os.path.expanduser(os.fspath(inputs))
+    if remote.is_remote(text):
+        return remote.names_many(text)
     return os.path.isdir(text) or (glob.has_magic(text) and not os.path.lexists(text))
 
 
-def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | Clip]:
-    """Everything that `inputs` names: files as paths, what is in memory as clips.
+def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | str | Clip]:
+    """Everything that `inputs` names: files as paths, addresses as texts, what is in memory as clips.
 
     Raises:
         UsageError: An input is of a kind that cannot be classified, or a folder or a glob holds no media file.
@@ -55,10 +58,11 @@ def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | Clip]:
         inputs = [inputs]
     elif isinstance(inputs, (bytes, type(None))) or not isinstance(inputs, Iterable):
         raise UsageError(f"{type(inputs).__name__} cannot be classified.", hint=FORMS)
-    items: list[Path | Clip] = []
+    items: list[Path | str | Clip] = []
     for number, item in enumerate(inputs, start=1):
         if isinstance(item, (str, os.PathLike)):
-            items += find_media([os.fspath(item)]) if names_many(item) else [Path(item).expanduser()]
+            many = names_many(item) or remote.is_remote(item)
+            items += find_media([os.fspath(item)]) if many else [Path(item).expanduser()]
         elif isinstance(item, Clip):
             items.append(item)
         else:
@@ -66,13 +70,13 @@ def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | Clip]:
     return items
 
 
-def read_items(items: Iterable[Path | Clip], **options: Any) -> Generator[Clip | Failure, None, None]:
+def read_items(items: Iterable[Path | str | Clip], **options: Any) -> Generator[Clip | Failure, None, None]:
     """The clips of items in order: files through :func:`~avfewshot.media.stream.iter_clips` with `options`."""
     for in_memory, group in groupby(items, key=lambda item: isinstance(item, Clip)):
         if in_memory:
             yield from (item for item in group if isinstance(item, Clip))
         else:
-            clips: Any = iter_clips([item for item in group if isinstance(item, Path)], **options)
+            clips: Any = iter_clips([item for item in group if not isinstance(item, Clip)], **options)
             with contextlib.closing(clips):
                 yield from clips
 

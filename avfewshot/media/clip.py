@@ -34,7 +34,7 @@ class Clip:
         ValueError: Neither frames nor waveform, or lengths that contradict each other.
     """
 
-    path: Path
+    path: Path | str  # as it was named: a file, or an address
     duration: float  # of the whole file in seconds, of which this may be a part
     start: int  # index of the first segment held: 0 unless this is a later part of a long file
     frames: torch.Tensor | None  # uint8 [T, 3, H, W], RGB, one picture a segment

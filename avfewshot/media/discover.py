@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from avfewshot.errors import UsageError
+from avfewshot.media import remote
 
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .wmv .asf .3gp .3g2 .ogv .vob".split()
@@ -19,28 +20,33 @@ MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
 """Suffixes, in lower case, of the files that are taken from a folder or a glob."""
 
 
-def find_media(paths: Sequence[str | Path], *, recursive: bool = True) -> list[Path]:
+def find_media(paths: Sequence[str | Path], *, recursive: bool = True) -> list[Path | str]:
     """Find the media files that `paths` name.
 
     From folders and globs the files with one of :data:`MEDIA_SUFFIXES` are taken, hidden ones excepted. A file that is
     named itself is kept whatever its suffix, even when it is missing: reading it then says what is wrong with it.
 
     Args:
-        paths: Files, folders and globs (``*``, ``?``, ``[...]``, ``**``); the current folder if empty.
+        paths: Files, folders, globs (``*``, ``?``, ``[...]``, ``**``) and addresses (see
+            :mod:`avfewshot.media.remote`); the current folder if empty.
         recursive: Whether to look into the folders below a folder, too.
 
     Returns:
-        Sorted paths, each once, relative where they were named so.
+        Sorted paths, each once, relative where they were named so; addresses, behind them, as texts.
 
     Raises:
-        UsageError: A folder or a glob holds no media file.
+        UsageError: A folder or a glob holds no media file, or an address cannot be understood.
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     found: dict[str, Path] = {}
+    addresses: set[str] = set()
     for path in paths or ["."]:
+        if remote.is_remote(path):
+            addresses.update(remote.expand(str(path), recursive=recursive, suffixes=MEDIA_SUFFIXES))
+            continue
         for one in _expand(path, recursive):
             found.setdefault(os.path.abspath(one), one)
-    return sorted(found.values())
+    return [*sorted(found.values()), *sorted(addresses)]
 
 
 def _expand(path: str | Path, recursive: bool) -> list[Path]:

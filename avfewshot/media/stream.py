@@ -7,6 +7,7 @@ is replaced. Processes are started when they are first needed (0.2 s), kept for 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.decoders import IsolatedReader, time_limit
 from avfewshot.media.ordered import ordered_map, ordered_stream
 from avfewshot.media.reader import ClipReader, check_options
+from avfewshot.media.remote import fetch, is_remote
 
 __all__ = ["IsolatedReader", "Reader", "iter_clips", "ordered_map", "read_ahead", "read_isolated"]
 
@@ -43,7 +45,7 @@ def iter_clips(
     the caller's loop or Ctrl-C stop the workers.
 
     Args:
-        paths: The files.
+        paths: The files; addresses (:mod:`avfewshot.media.remote`) are fetched when their turn comes.
         frame_size: See :class:`~avfewshot.media.reader.ClipReader`.
         modality: Likewise.
         frame_backend: Likewise.
@@ -71,15 +73,18 @@ def iter_clips(
         else (functools.partial(ClipReader, **options))
     )
     chunks = functools.partial(_chunks, open_reader=open_reader, length=chunk_segments)
-    return ordered_stream(chunks, map(Path, list(paths)), workers=workers, prefetch=prefetch)
+    items = [path if is_remote(path) else Path(path) for path in paths]
+    return ordered_stream(chunks, items, workers=workers, prefetch=prefetch)
 
 
-def _chunks(path: Path, open_reader: Callable[[Path], Any], length: int) -> Iterator[Clip | Failure]:
+def _chunks(path: Path | str, open_reader: Callable[[Path], Any], length: int) -> Iterator[Clip | Failure]:
     try:
-        with open_reader(path) as reader:
+        file = path if isinstance(path, Path) else fetch(path, timeout=time_limit())
+        with open_reader(file) as reader:
             total = reader.info.num_segments
             for start in range(0, total, length):
-                yield reader.read(start, min(start + length, total))
+                clip = reader.read(start, min(start + length, total))
+                yield clip if isinstance(path, Path) else dataclasses.replace(clip, path=path)
     except Exception as error:  # whatever it is, it is this file's failure
         yield Failure(str(path), explain(error))
 

@@ -26,11 +26,13 @@ class Thumbnail:
 
 def thumbnails(path: str, count: int, *, frame_backend: str = "auto") -> list[Thumbnail]:
     """At most `count` evenly spaced frames of a file; none without video, or where it can no longer be read."""
-    from avfewshot.media.stream import IsolatedReader
+    from avfewshot.media.decoders import IsolatedReader, time_limit
+    from avfewshot.media.remote import fetch, is_remote
 
     pictures = []
     try:
-        with IsolatedReader(path, frame_size=SIZE, modality="visual", frame_backend=frame_backend) as reader:
+        file = fetch(path, timeout=time_limit()) if is_remote(path) else path
+        with IsolatedReader(file, frame_size=SIZE, modality="visual", frame_backend=frame_backend) as reader:
             if not reader.info.has_video:
                 return []
             for second in spread(reader.info.num_segments, count):
