@@ -198,7 +198,8 @@ def test_a_run_that_is_done_is_not_repeated(make_run):
     again = run.run(1)
     assert again.to_dict() == first.to_dict()
     assert contents(again.folder) == before
-    assert set(run.observer.lines) == set(first.support["ids"])  # to see that it is the same support, and no more
+    assert not run.observer.lines  # not even its support is read again
+    assert set(run.bench.usage.used["train"]) == set(first.support["ids"])
 
 
 def test_without_validation_clips_the_last_epoch_is_taken(make_run):

@@ -157,7 +157,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
         from rich.console import Console
 
         from avfewshot.cli.progress import Display
-        from avfewshot.reports.methods import details_table, methods_table
+        from avfewshot.reports.methods import details_table, methods_table, wins_listing
 
         try:
             with Display() as display:
@@ -171,6 +171,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
         console.print(f"[bold]{title}[/bold]")
         console.print(methods_table(comparison, methods))
         console.print(details_table(comparison, methods))
+    console.print(wins_listing(tables).table())
     say(f"written: {folder / 'compare.html'}")
     say(f"written: {folder / 'compare.csv'}")
     return 0
@@ -227,7 +228,7 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
 
 def _write(config: CompareConfig, folder: Path, tables: list[Table], command: str) -> None:
     """CSV, JSON and the page of what is done so far."""
-    from avfewshot.reports.methods import MUS, method_rows, write_methods_page
+    from avfewshot.reports.methods import MUS, method_rows, wins_listing, write_methods_page
 
     text, document = io.StringIO(), []
     writer = csv.writer(text, lineterminator="\n")
@@ -242,7 +243,9 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
             writer.writerow([csv_cell(value) for value in (*values, *more, *map(spoilt.get, MUS))])
         document.append({"shots": shots, **_table_record(comparison, methods)})
     write_text(folder / "compare.csv", text.getvalue())
-    write_text(folder / "compare.json", json.dumps({"command": command, "tables": document}, indent=1))
+    wins = wins_listing(tables)
+    record = {"command": command, "tables": document, "wins": [dict(zip(wins.head, r, strict=True)) for r in wins.rows]}
+    write_text(folder / "compare.json", json.dumps(record, indent=1))
     shots = config.shots[: len(tables)]
     title = f"{config.task}: few-shot methods"
-    write_methods_page(folder / "compare.html", tables, title=title, command=command, shots=shots)
+    write_methods_page(folder / "compare.html", tables, title=title, command=command, shots=shots, listings=[wins])

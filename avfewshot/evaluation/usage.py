@@ -37,6 +37,10 @@ class Usage:
         """Note that a clip cannot be used; once."""
         self._left[sample.split, sample.id, reason] = None
 
+    def restore(self, left: Iterable[tuple[str, str, str]]) -> None:
+        """Note what an earlier run found, as :attr:`left` gives it."""
+        self._left |= dict.fromkeys(left)
+
     def counts(self, dataset: Dataset) -> list[tuple[str, int, int, int]]:
         """(split, clips listed, used, unusable) of every split."""
         left = Counter(split for split, _, _ in self._left)

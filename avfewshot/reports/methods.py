@@ -158,6 +158,26 @@ def differences_listing(comparison: Comparison) -> Listing:
     return Listing("differences, paired on the same clips", head, rows, "unclear: the interval includes zero.")
 
 
+def wins_listing(tables: Sequence[tuple[str, Comparison, Any]]) -> Listing:
+    """Where each system is best, and where it is not clearly worse than the best: by the headline of each table."""
+    best: dict[str, list[str]] = {}
+    level: dict[str, list[str]] = {}
+    for title, table, _ in tables:
+        values = {name: table.cells[name][table.headline].value or 0.0 for name in table.systems}
+        top = max(values, key=values.__getitem__)
+        for name, value in values.items():
+            best.setdefault(name, [])
+            level.setdefault(name, [])
+            if value == values[top]:
+                best[name].append(title)
+            elif not table.difference(name, top).clear:
+                level[name].append(title)
+    order = sorted(best, key=lambda name: (-len(best[name]), -len(level[name])))
+    rows = [(name, ", ".join(best[name]) or NONE, ", ".join(level[name]) or NONE) for name in order]
+    note = "Not clearly worse: the 95 % interval of the paired difference includes zero."
+    return Listing("where each wins", ("system", "best", "not clearly worse than the best"), rows, note)
+
+
 def write_methods_page(
     path: Path,
     tables: Sequence[tuple[str, Comparison, Sequence[Diagnostics]]],

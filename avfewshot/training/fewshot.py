@@ -92,6 +92,8 @@ class SeedResult:
     comparison: Comparison | None
     folder: Path
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drawn: str = ""  # fingerprint of the draw before clips that cannot be read were replaced
+    unusable: list[tuple[str, str, str]] = field(default_factory=list)  # these, as Usage.left has them
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -102,6 +104,8 @@ class SeedResult:
             "results": {name: result.model_dump(mode="json") for name, result in self.results.items()},
             "comparison": None if self.comparison is None else self.comparison.model_dump(mode="json"),
             "methods": self.methods,
+            "drawn": self.drawn,
+            "unusable": self.unusable,
         }
 
 
@@ -186,10 +190,23 @@ class FewShot:
             KeyboardInterrupt: It was interrupted, and can be resumed.
         """
         folder = self.folder / f"seed-{seed}"
-        support = self.support(seed)
-        known = read_result(folder, support)
-        if known is not None:
+        config, usage = self.config, self.bench.usage
+        drawn = draw_support(
+            self.dataset,
+            config.shots,
+            seed,
+            sampler=config.sampler,
+            multi_label=config.multi_label,
+            only_available=True,
+        )
+        known = read_result(folder, drawn.fingerprint)
+        if known is not None and self._has_all(known):
+            train = usage.used.setdefault("train", [])
+            train += [name for name in known.support["ids"] if name not in set(train)]
+            usage.restore(known.unusable)
             return known
+        support = self.support(seed)
+        unusable = [entry for entry in usage.left if entry[0] == "train"]
         scorers = self.fit_methods(seed, support)
         prompted = self.tune_prompts(seed, support)
         begun = time.perf_counter()
@@ -227,9 +244,18 @@ class FewShot:
                 labels = {"support": 0 if self.trains else count, "validation": count if self.trains else 0}
                 methods[name] = {"labels_used": labels, "seconds": 0.0, "trainable": 0}
         methods = {name: {**about, **more.get(name, {})} for name, about in methods.items()}
-        result = SeedResult(seed, support.to_dict(), progress, results, comparison, folder, methods)
+        result = SeedResult(
+            seed, support.to_dict(), progress, results, comparison, folder, methods, drawn.fingerprint, unusable
+        )
         write_text(folder / "result.json", json.dumps(result.to_dict()))
         return result
+
+    def _has_all(self, known: SeedResult) -> bool:
+        """Whether an earlier result holds all systems that are asked for now."""
+        asked = {TRAINED if name == "dgsct" else name for name in (self.config.method, *self.also)}
+        if self.protocol is not None and known.comparison is not None:
+            asked.add(MTEB)
+        return asked <= known.methods.keys()
 
     def support(self, seed: int) -> Support:
         """Draw the support of a seed and read its clips."""
@@ -602,12 +628,12 @@ class FewShot:
         )
 
 
-def read_result(folder: Path, support: Support) -> SeedResult | None:
+def read_result(folder: Path, drawn: str) -> SeedResult | None:
     """What an earlier run with a seed gave, if it came to its end.
 
     Args:
         folder: The seed's folder.
-        support: The support that it must have had.
+        drawn: Fingerprint of the draw that it must have begun with.
 
     Raises:
         DataError: The file is damaged.
@@ -617,7 +643,7 @@ def read_result(folder: Path, support: Support) -> SeedResult | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values["support"]["fingerprint"] != support.fingerprint:
+        if values.get("drawn", values["support"]["fingerprint"]) != drawn:
             return None
         return SeedResult(
             values["seed"],
@@ -627,6 +653,8 @@ def read_result(folder: Path, support: Support) -> SeedResult | None:
             None if values["comparison"] is None else Comparison.model_validate(values["comparison"]),
             folder,
             values.get("methods", {}),
+            drawn,
+            [(str(split), str(name), str(reason)) for split, name, reason in values.get("unusable", ())],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
