@@ -52,10 +52,16 @@ class StandInTower(Tower):
         return self.stem(flat).view(len(inputs), *self.token_shapes[0])
 
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
-        return tokens + self.mix[i](self.norm1[i](tokens).mT).mT
+        return tokens + self.attn_branch(i, tokens)
 
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
-        return tokens + torch.tanh(self.mlp[i](self.norm2[i](tokens)))
+        return tokens + self.mlp_branch(i, tokens)
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        return self.mix[i](self.norm1[i](tokens).mT).mT
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        return torch.tanh(self.mlp[i](self.norm2[i](tokens)))
 
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
         if str(i) not in self.down:

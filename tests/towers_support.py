@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from avfewshot.encoders.clap_tower import ClapTower
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.htsat import build_htsat
+from avfewshot.encoders.swinv2 import SwinTower, build_swin
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 TINY_AUDIO = {
@@ -100,3 +101,12 @@ def library_audio(tower: ClapTower, waveforms: Tensor) -> Tensor:
 def normalised(images: Tensor) -> Tensor:
     """What torchvision's ToTensor and Normalize make of uint8 images."""
     return (images.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def swin_tower(version: int = 2, *, seed: int = 0) -> SwinTower:
+    """A Swin of three stages for images of 64 x 64, with grids of 16, 8 and 4 and windows of 4."""
+    torch.manual_seed(seed)
+    name = "swinv2_tiny_window8_256" if version == 2 else "swin_tiny_patch4_window7_224"
+    tower = build_swin(name, img_size=64, window_size=4, embed_dim=24, depths=(2, 2, 2), num_heads=(2, 4, 8))
+    randomize(tower)
+    return tower

@@ -3,69 +3,110 @@
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from avfewshot.encoders.tower import Tower
+
 Half = Literal["attend", "feed"]
 HALVES: tuple[Half, Half] = ("attend", "feed")  # also part of the names of tensors in checkpoints
 TOWER_STEPS = {"attend": "attn_block", "feed": "mlp_block"}  # the method of a tower that takes each half
+TOWER_BRANCHES = {"attend": "attn_branch", "feed": "mlp_branch"}  # what it adds to the tokens
 
 
 @dataclass(frozen=True)
 class PairedLayer:
-    """A block of the visual tower and the block of the audio tower that it exchanges guidance with.
+    """A block of the visual tower and the block of the audio tower that it exchanges guidance with."""
 
-    Attributes:
-        visual_block: Index of the visual tower's block.
-        audio_block: Index of the audio tower's block.
-        visual_shape: (tokens, channels) entering the visual block.
-        audio_shape: (tokens, channels) entering the audio block.
-    """
-
-    visual_block: int
+    visual_block: int  # index in the visual tower
     audio_block: int
-    visual_shape: tuple[int, int]
+    visual_shape: tuple[int, int]  # (tokens, channels) entering the visual block
     audio_shape: tuple[int, int]
+    visual_time: int | None = None  # how the block serves along time, see Tower.time_heads
+    audio_time: int | None = None
 
 
 def pair_layers(
     visual_shapes: Sequence[tuple[int, int]], audio_shapes: Sequence[tuple[int, int]]
 ) -> tuple[PairedLayer, ...]:
-    """Pair the blocks of two towers by relative depth.
+    """Pair the blocks of two towers: stage by stage where both have equally many, else by relative depth.
 
-    With equal depths block i meets block i. Otherwise block i of the shorter tower (n blocks) meets the block of the
-    longer one (m blocks) whose end lies nearest to the same fraction of the depth, ``(i + 1) / n``; the last blocks
-    always meet.
+    A stage is a run of blocks whose tokens have one shape. With equal depths block i meets block i. Otherwise block i
+    of the shorter tower, or stage, (n blocks) meets the block of the longer one (m blocks) whose end lies nearest to
+    the same fraction of the depth, ``(i + 1) / n``; the last blocks always meet. So block k of 6 meets 3k + 2 of 18.
 
     Args:
         visual_shapes: (tokens, channels) entering each block of the visual tower.
         audio_shapes: The same for the audio tower.
 
     Returns:
-        As many pairs as the shorter tower has blocks, in order; each block occurs once at most.
+        As many pairs as the shorter of two towers, or stages, has blocks, in order; each block occurs once at most.
     """
-    depths = len(visual_shapes), len(audio_shapes)
-    count = min(depths)
-    # floor(x + 1/2) of x = (i + 1) m / n in whole numbers; it grows by at least 1 with i, because m >= n.
-    blocks = [[(2 * (i + 1) * depth + count) // (2 * count) - 1 for i in range(count)] for depth in depths]
+    stages = [[len(list(run)) for _, run in itertools.groupby(map(tuple, s))] for s in (visual_shapes, audio_shapes)]
+    if len(stages[0]) != len(stages[1]):
+        stages = [[len(visual_shapes)], [len(audio_shapes)]]
+    pairs: list[PairedLayer] = []
+    begin = [0, 0]
+    for depths in zip(*stages, strict=True):
+        count = min(depths)
+        # floor(x + 1/2) of x = (i + 1) m / n in whole numbers; it grows by at least 1 with i, because m >= n.
+        blocks = [
+            [start + (2 * (i + 1) * depth + count) // (2 * count) - 1 for i in range(count)]
+            for start, depth in zip(begin, depths, strict=True)
+        ]
+        pairs += [
+            PairedLayer(v, a, tuple(visual_shapes[v]), tuple(audio_shapes[a])) for v, a in zip(*blocks, strict=True)
+        ]
+        begin = [start + depth for start, depth in zip(begin, depths, strict=True)]
+    return tuple(pairs)
+
+
+def pair_towers(visual: Tower, audio: Tower) -> tuple[PairedLayer, ...]:
+    """Pair the blocks of two towers, see :func:`pair_layers`; and note how they serve along time."""
     return tuple(
-        PairedLayer(v, a, tuple(visual_shapes[v]), tuple(audio_shapes[a])) for v, a in zip(*blocks, strict=True)
+        replace(
+            layer,
+            visual_time=visual.time_heads[layer.visual_block],
+            audio_time=audio.time_heads[layer.audio_block],
+        )
+        for layer in pair_layers(visual.token_shapes, audio.token_shapes)
     )
+
+
+class TemporalStep(nn.Module, abc.ABC):
+    """What an adapter makes of the attention of a block along time."""
+
+    def bias(self, segments: int) -> Tensor | None:
+        """What is added to the scaled products of that attention, ``[1, heads, T, T]``."""
+        return None
+
+    @abc.abstractmethod
+    def forward(self, attended: Tensor) -> Tensor:
+        """What to add to the tokens; ``[rows, T, C]`` both."""
 
 
 class CrossModalAdapter(nn.Module, abc.ABC):
     """Guidance between two towers that are walked in lockstep.
 
-    The model calls :meth:`forward` twice in every paired layer: with the tokens that enter the block, whose result is
-    added after self-attention, and with the tokens that enter the MLP, whose result is added after the MLP. Where a
-    modality is absent the adapter is not called at all.
+    The model calls :meth:`forward` twice in every paired layer. What it is given depends on :attr:`reads`:
+
+    - ``"tokens"``: those that enter the block, and then those that enter the MLP; the result is added after
+      self-attention, and after the MLP.
+    - ``"branch"``: what self-attention, and then the MLP, would add to the tokens; the result is added beside it. Where
+      both blocks attend within windows of one layout, attention gives ``[N * windows, area, C]``.
+
+    Where a modality is absent the adapter is not called at all.
 
     A fresh adapter must change nothing: its guidance is zero (exactly) until it has been trained.
     """
+
+    reads: ClassVar[Literal["tokens", "branch"]] = "tokens"
+    draws: bool = False  # whether it draws random numbers in training
 
     @classmethod
     @abc.abstractmethod
@@ -93,6 +134,19 @@ class CrossModalAdapter(nn.Module, abc.ABC):
         """Mean absolute value of the gates: how far the adapter has opened; 0 for a fresh one."""
         values = [gate.detach().abs().flatten() for gate in self.gates()]
         return torch.cat(values).mean().item() if values else 0.0
+
+    def position(self, modality: str, segments: int) -> Tensor | None:
+        """Added to all tokens of each segment where they enter a tower: ``[T, C]``, zero at first; None: nothing."""
+        return None
+
+    def temporal(self, layer: int, modality: str) -> TemporalStep | None:
+        """A step of one modality before the others of a paired layer, on its attention along time; None: there is none.
+
+        Args:
+            layer: Index of the paired layer.
+            modality: ``"visual"`` or ``"audio"``.
+        """
+        return None
 
     @abc.abstractmethod
     def forward(

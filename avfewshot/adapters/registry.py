@@ -15,7 +15,11 @@ from avfewshot.errors import UsageError
 if TYPE_CHECKING:
     from avfewshot.adapters.base import CrossModalAdapter, PairedLayer
 
-_ADAPTERS = {"dgsct": "avfewshot.adapters.dgsct:DGSCT"}
+_ADAPTERS = {
+    "dgsct": "avfewshot.adapters.dgsct:DGSCT",
+    "lavish": "avfewshot.adapters.lavish:Lavish",
+    "stg_cma": "avfewshot.adapters.stg_cma:StgCma",
+}
 
 
 def adapter_names() -> tuple[str, ...]:

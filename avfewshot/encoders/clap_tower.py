@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
 from avfewshot.encoders.mel import MelFrontEnd
-from avfewshot.encoders.swin import WindowAttention, merge_patches
+from avfewshot.encoders.swin import WindowAttention, merge_patches, plain_attention
 from avfewshot.encoders.tower import Tower, add_branch
 from avfewshot.errors import UsageError
 
@@ -52,7 +53,7 @@ class ClapTower(Tower):
             for layer in audio_branch.layers
             for block in layer.blocks
         ]
-        self.windows = nn.ModuleList(WindowAttention(block) for block, _ in self._walk)
+        self.windows_attention = nn.ModuleList(WindowAttention(block) for block, _ in self._walk)
         self.depth = len(self._walk)
         self.token_shapes = [
             (block.input_resolution[0] * block.input_resolution[1], block.dim) for block, _ in self._walk
@@ -92,20 +93,43 @@ class ClapTower(Tower):
         blocks = mels.view(-1, size // bins, size // patch, patch, bins // patch, patch)
         return blocks.permute(0, 1, 4, 2, 5, 3).reshape(-1, (size // patch) ** 2, patch * patch)
 
+    @property
+    def time_heads(self) -> list[int | None]:
+        """See :attr:`Tower.time_heads`: blocks whose windows are not shifted serve, every other one of a stage."""
+        return [
+            block.attn.num_heads if i % 2 == 0 else None
+            for layer in self.audio_branch.layers
+            for i, block in enumerate(layer.blocks)
+        ]
+
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_block`."""
-        block, _ = self._walk[i]
-        windows = self.windows[i]
-        length, channels = self.token_shapes[i]
-        return add_branch(tokens, lambda x: windows(block.norm1(x), block), 3 * length * channels)
+        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
 
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_block`."""
+        rows, floats = tokens.flatten(0, 1), self._walk[i][0].mlp.fc1.out_features
+        return add_branch(rows, partial(self.mlp_branch, i), floats).view_as(tokens)
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
+        block, _ = self._walk[i]
+        return self.windows_attention[i](block.norm1(tokens), block)
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
         block, _ = self._walk[i]
         mlp = block.mlp
-        rows = tokens.flatten(0, 1)
-        result = add_branch(rows, lambda x: mlp.fc2(mlp.act(mlp.fc1(block.norm2(x)))), mlp.fc1.out_features)
-        return result.view_as(tokens)
+        return mlp.fc2(mlp.act(mlp.fc1(block.norm2(tokens))))
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        block, _ = self._walk[i]
+        return plain_attention(block.attn, block.norm1(tokens), bias)
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.final_norm`."""
+        return self.audio_branch.norm(tokens)
 
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.downsample`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class ClipTower(Tower):
         visual: The vision tower of an open_clip model.
         mean: Channel means (red, green, blue) of the images that it was trained on, for pixels in [0, 1].
         std: Channel deviations, likewise.
+        heads: Attention heads, instead of those that the weights were trained with (a mistake worth repeating only to
+            reproduce one).
 
     Attributes:
         visual: The wrapped module; it holds the parameters.
@@ -32,8 +35,11 @@ class ClipTower(Tower):
         UsageError: `visual` is another kind of network.
     """
 
-    def __init__(self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float], heads: int | None = None
+    ) -> None:
         super().__init__()
+        self.heads = heads
         if not is_a(visual, "VisionTransformer"):
             raise UsageError(
                 f"The image encoder is a {type(visual).__name__}; only open_clip's vision transformers can be used.",
@@ -55,11 +61,12 @@ class ClipTower(Tower):
         self.register_buffer("pixel_shift", shift.float()[:, None], persistent=False)
         self._freeze()
 
-    def patch_embed(self, inputs: Tensor) -> Tensor:
+    def patch_embed(self, inputs: Tensor, position: Tensor | None = None) -> Tensor:
         """Cut images into patches and embed them.
 
         Args:
             inputs: ``[N, 3, S, S]``: uint8 RGB, or floating point and already normalised.
+            position: Added to all tokens of an image before the first norm, ``[N, 1, C]``.
 
         Returns:
             Tokens ``[N, 1 + patches, C]``, the class token first.
@@ -74,10 +81,14 @@ class ClipTower(Tower):
         kernel = visual.conv1.weight
         patches = self._patches(inputs).to(kernel.dtype)
         # A convolution whose stride is its kernel is a linear map of patches.
-        tokens = F.linear(patches, kernel.flatten(1))
-        first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
-        tokens = torch.cat([first, tokens], dim=1) + visual.positional_embedding.to(tokens.dtype)
-        return visual.ln_pre(tokens)
+        return self.enter(F.linear(patches, kernel.flatten(1)), visual.positional_embedding, position)
+
+    def enter(self, patches: Tensor, places: Tensor, position: Tensor | None = None) -> Tensor:
+        """Embedded patches ``[N, L - 1, C]`` with the class token and their `places` ``[L, C]``, normalised."""
+        visual = self.visual
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        tokens = torch.cat([first, patches], dim=1) + places.to(patches.dtype)
+        return visual.ln_pre(tokens if position is None else tokens + position.to(tokens.dtype))
 
     def _patches(self, images: Tensor) -> Tensor:
         """``[N, 3, S, S]`` to ``[N, patches, 3 * height * width]``, normalised where the images are uint8."""
@@ -91,17 +102,37 @@ class ClipTower(Tower):
             patches = torch.addcmul(self.pixel_shift, patches.to(self.pixel_scale.dtype), self.pixel_scale)
         return patches.flatten(2)
 
+    @property
+    def time_heads(self) -> list[int | None]:
+        """See :attr:`Tower.time_heads`."""
+        return [0] * self.depth
+
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_block`."""
-        block = self.visual.transformer.resblocks[i]
-        length, channels = self.token_shapes[i]
-        return add_branch(tokens, lambda x: block.ls_1(_attention(block, block.ln_1(x))), 3 * length * channels)
+        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
 
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_block`."""
+        floats = tokens.shape[1] * self.visual.transformer.resblocks[i].mlp.c_fc.out_features
+        return add_branch(tokens, partial(self.mlp_branch, i), floats)
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
         block = self.visual.transformer.resblocks[i]
-        floats = self.token_shapes[i][0] * block.mlp.c_fc.out_features
-        return add_branch(tokens, lambda x: block.ls_2(_mlp(block.mlp, block.ln_2(x))), floats)
+        return block.ls_1(_attention(block, block.ln_1(tokens), self.heads))
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        block = self.visual.transformer.resblocks[i]
+        return block.ls_2(_mlp(block.mlp, block.ln_2(tokens)))
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`; positions in time are in the tokens, and `bias` is None."""
+        return self.attn_branch(i, tokens)
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.final_norm`."""
+        return self.visual.ln_post(tokens)
 
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
         """A vision transformer has one stage: the tokens stay."""
@@ -137,13 +168,13 @@ class ClipTower(Tower):
         return name.startswith("pixel_")
 
 
-def _attention(block: nn.Module, tokens: Tensor) -> Tensor:
-    """Self-attention of a block over ``[N, L, C]``."""
+def _attention(block: nn.Module, tokens: Tensor, heads: int | None) -> Tensor:
+    """Self-attention of a block over ``[N, L, C]``, with its own number of heads unless another is given."""
     if not is_a(block, "ResidualAttentionBlock"):
         return block.ln_attn(block.attn(tokens))
     attn = block.attn
     batch, length, channels = tokens.shape
-    heads = attn.num_heads
+    heads = heads or attn.num_heads
     joined = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
     # Views only: the kernel reads queries, keys and values where the projection left them.
     query, key, value = joined.view(batch, length, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)

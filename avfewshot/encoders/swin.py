@@ -24,7 +24,7 @@ class WindowAttention(nn.Module):
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         height, width = block.input_resolution
-        order = _window_order(height, width, block.window_size, block.shift_size)
+        order = window_order(height, width, block.window_size, block.shift_size)
         # One window that covers the grid leaves the tokens where they are.
         still = bool(torch.equal(order, torch.arange(height * width)))
         self.register_buffer("order", None if still else order, persistent=False)
@@ -97,6 +97,21 @@ class _Reorder(torch.autograd.Function):
         return _Reorder.apply(gradient, inverse, order), None, None
 
 
+def plain_attention(attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    """The attention of a Swin block with its own projections over ``[rows, L, C]``, without windows and positions.
+
+    Args:
+        attn: The library's ``WindowAttention``.
+        tokens: Normalised.
+        bias: ``[1, heads, L, L]``.
+    """
+    rows, length, channels = tokens.shape
+    joined = attn.qkv(tokens).view(rows, length, 3, attn.num_heads, channels // attn.num_heads)
+    query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if bias is None else bias.to(query.dtype)
+    return attn.proj(attention(query, key, value, bias, scale=attn.scale).transpose(1, 2).reshape(tokens.shape))
+
+
 def merge_patches(merging: nn.Module, tokens: Tensor) -> Tensor:
     """Join squares of 2 x 2 tokens, as laion_clap's ``PatchMerging`` does, with one copy.
 
@@ -144,7 +159,7 @@ def _gather_bias(attn: nn.Module, mask: Tensor | None) -> Tensor:
     return bias.contiguous() if mask is None else bias + mask[:, None]
 
 
-def _window_order(height: int, width: int, window: int, shift: int) -> Tensor:
+def window_order(height: int, width: int, window: int, shift: int) -> Tensor:
     """For each place in the order of the (shifted) windows, the token that stands there: ``[L]``."""
     grid = torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1))
     return grid.view(height // window, window, width // window, window).transpose(1, 2).flatten()

@@ -34,6 +34,15 @@ class Tower(nn.Module):
     token_shapes: list[tuple[int, int]]
     output_dim: int
 
+    @property
+    def time_heads(self) -> list[int | None]:
+        """For each block, how its attention serves along time: heads of a table of relative positions that it needs.
+
+        0: none, positions in time are added to the tokens in :meth:`patch_embed`, as its second argument; None: the
+        block does not serve.
+        """
+        return [None] * self.depth
+
     @abstractmethod
     def patch_embed(self, inputs: Tensor) -> Tensor:
         """Turn N segments into the tokens ``[N, L, C]`` that enter block 0."""
@@ -53,6 +62,35 @@ class Tower(nn.Module):
     @abstractmethod
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         """The second half of block `i`, ``x + MLP(LN(x))``; arguments and result as for :meth:`attn_block`."""
+
+    @abstractmethod
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """What :meth:`attn_block` adds to its tokens, ``[N, L, C]``."""
+
+    @abstractmethod
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """What :meth:`mlp_block` adds to its tokens, ``[N, L, C]``."""
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The attention of block `i`, norms included, over the segments of a clip instead of its places.
+
+        Args:
+            i: Block.
+            tokens: The same place through time, ``[rows, T, C]``.
+            bias: Added to the scaled products, ``[1, heads, T, T]``; instead of positions in space.
+
+        Returns:
+            What the attention gives, without the residual, of the same shape.
+        """
+        raise NotImplementedError
+
+    def windows(self, i: int) -> Tensor | None:
+        """The tokens that attend to each other in block `i`, ``[windows, area]``; None: all of them."""
+        return None
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """The norm behind the last block, on all tokens."""
+        return tokens
 
     @abstractmethod
     def downsample(self, i: int, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from avfewshot.adapters.base import HALVES, TOWER_STEPS, CrossModalAdapter, Half, pair_layers
+from avfewshot.adapters.base import (
+    HALVES,
+    TOWER_BRANCHES,
+    TOWER_STEPS,
+    CrossModalAdapter,
+    Half,
+    TemporalStep,
+    pair_towers,
+)
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import WeightsError
@@ -78,7 +87,7 @@ class AudioVisualModel(nn.Module):
 
     Args:
         backbone: Holds the two towers and their temperatures; the towers are frozen, and stay so.
-        adapters: Trainable guidance between the towers, built for ``pair_layers`` of their token shapes.
+        adapters: Trainable guidance between the towers, built for ``pair_towers`` of them.
         projectors: Trainable maps on embeddings and label features.
         checkpointing: Forget the activations inside each half of a layer and compute them again in the backward pass:
             slower, and far less memory.
@@ -104,7 +113,8 @@ class AudioVisualModel(nn.Module):
         self.anchors: SupportAnchors | None = None
         self.temperatures = Temperatures(backbone.visual_scale, backbone.audio_scale)
         self.checkpointing = checkpointing
-        self.layers = pair_layers(self.visual_tower.token_shapes, self.audio_tower.token_shapes)
+        self.layers = pair_towers(self.visual_tower, self.audio_tower)
+        self._stages: dict[Tower, list[Tensor]] | None = None
 
     def forward(
         self,
@@ -158,17 +168,32 @@ class AudioVisualModel(nn.Module):
         Returns:
             ``[B * T, L_v, C_v]`` and ``[B * T, L_a, C_a]``.
         """
-        segments = frames.shape[1]
-        visual, sound = (
-            self.visual_tower.patch_embed(frames.flatten(0, 1)),
-            self.audio_tower.patch_embed(audio.flatten(0, 1)),
-        )
         if self.adapters is None:
             return (
-                _alone(self.visual_tower, visual, 0, len(self.visual_tower.token_shapes)),
-                _alone(self.audio_tower, sound, 0, len(self.audio_tower.token_shapes)),
+                self._alone(self.visual_tower, self.visual_tower.patch_embed(frames.flatten(0, 1))),
+                self._alone(self.audio_tower, self.audio_tower.patch_embed(audio.flatten(0, 1))),
             )
-        return self._lockstep(visual, sound, segments, None, None)
+        return self._lockstep(frames.flatten(0, 1), audio.flatten(0, 1), frames.shape[1], None, None)
+
+    def stage_tokens(self, frames: Tensor, audio: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Tokens behind each stage of both towers, before they are merged; behind the last one, normalised.
+
+        Args:
+            frames: uint8 ``[B, T, 3, S, S]``.
+            audio: float32 ``[B, T, samples]``.
+
+        Returns:
+            ``[B * T, L_i, C_i]`` for each stage i of the visual tower, and of the audio tower.
+        """
+        towers = self.visual_tower, self.audio_tower
+        stages: dict[Tower, list[Tensor]] = {tower: [] for tower in towers}
+        self._stages = stages
+        try:
+            last = self.final_tokens(frames, audio)
+        finally:
+            self._stages = None
+        visual, sound = ([*stages[tower], tower.final_norm(x)] for tower, x in zip(towers, last, strict=True))
+        return visual, sound
 
     def project_texts(
         self, visual_texts: Tensor | None, audio_texts: Tensor | None
@@ -269,26 +294,35 @@ class AudioVisualModel(nn.Module):
         self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Both towers in lockstep: pooled outputs ``[N, D_v]`` and ``[N, D_a]``."""
-        tokens = self.visual_tower.patch_embed(frames), self.audio_tower.patch_embed(audio)
-        visual, audio = self._lockstep(*tokens, segments, seen, heard)
+        visual, audio = self._lockstep(frames, audio, segments, seen, heard)
         return self.visual_tower.forward_head(visual), self.audio_tower.forward_head(audio)
 
     def _lockstep(
-        self, visual: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
+        self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Tokens through all blocks of both towers, guided."""
+        assert self.adapters is not None
+        visual = self._enter(self.visual_tower, frames, self.adapters.position("visual", segments), heard)
+        audio = self._enter(self.audio_tower, audio, self.adapters.position("audio", segments), seen)
         for index in range(len(self.layers)):
             for half in HALVES:
                 if self.checkpointing and torch.is_grad_enabled():
-                    # Nothing inside draws random numbers, so their state need not be kept.
                     again: Any = checkpoint(
                         self._step, index, half, visual, audio, segments, seen, heard,
-                        use_reentrant=False, preserve_rng_state=False,
+                        use_reentrant=False, preserve_rng_state=self.adapters.draws,
                     )  # fmt: skip
                     visual, audio = again
                 else:
                     visual, audio = self._step(index, half, visual, audio, segments, seen, heard)
         return visual, audio
+
+    @staticmethod
+    def _enter(tower: Any, inputs: Tensor, position: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Embed patches; `position` ``[T, C]`` goes to the segments of clips that have the other modality."""
+        if position is None:
+            return tower.patch_embed(inputs)
+        rows = position.repeat(len(inputs) // len(position), 1)[:, None]
+        return tower.patch_embed(inputs, rows if mask is None else rows * mask)
 
     def _step(
         self,
@@ -301,29 +335,81 @@ class AudioVisualModel(nn.Module):
         heard: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Half of a paired layer (Eq. 1 or 2), with the blocks that stand alone before it or the merging behind it."""
+        assert self.adapters is not None
         layer = self.layers[index]
         v, a = layer.visual_block, layer.audio_block
         if half == "attend":
             previous = self.layers[index - 1] if index else None
-            visual = _alone(self.visual_tower, visual, previous.visual_block + 1 if previous else 0, v)
-            audio = _alone(self.audio_tower, audio, previous.audio_block + 1 if previous else 0, a)
-        to_visual, to_audio = self._guide(index, half, visual, audio, segments)
-        visual = _add(getattr(self.visual_tower, TOWER_STEPS[half])(v, visual), to_visual, heard)
-        audio = _add(getattr(self.audio_tower, TOWER_STEPS[half])(a, audio), to_audio, seen)
+            visual = self._alone(self.visual_tower, visual, previous.visual_block + 1 if previous else 0, v)
+            audio = self._alone(self.audio_tower, audio, previous.audio_block + 1 if previous else 0, a)
+        if self.adapters.reads == "branch":
+            if half == "attend":
+                steps = self.adapters.temporal(index, "visual"), self.adapters.temporal(index, "audio")
+                visual = self._along_time(self.visual_tower, v, visual, segments, steps[0], heard)
+                audio = self._along_time(self.audio_tower, a, audio, segments, steps[1], seen)
+            by_visual = getattr(self.visual_tower, TOWER_BRANCHES[half])(v, visual)
+            by_audio = getattr(self.audio_tower, TOWER_BRANCHES[half])(a, audio)
+            windows = self._common_windows(v, a) if half == "attend" else None
+            if windows is None:
+                to_visual, to_audio = self._guide(index, half, by_visual, by_audio, segments)
+            else:
+                parts = self._guide(index, half, _cut(by_visual, windows), _cut(by_audio, windows), segments)
+                to_visual, to_audio = (_whole(part, windows) for part in parts)
+            visual, audio = visual + by_visual, audio + by_audio
+        else:
+            to_visual, to_audio = self._guide(index, half, visual, audio, segments)
+            visual = getattr(self.visual_tower, TOWER_STEPS[half])(v, visual)
+            audio = getattr(self.audio_tower, TOWER_STEPS[half])(a, audio)
+        visual, audio = _add(visual, to_visual, heard), _add(audio, to_audio, seen)
         if half == "feed":
-            return self.visual_tower.downsample(v, visual), self.audio_tower.downsample(a, audio)
+            return self._downsample(self.visual_tower, v, visual), self._downsample(self.audio_tower, a, audio)
         return visual, audio
+
+    def _along_time(
+        self, tower: Tower, block: int, tokens: Tensor, segments: int, step: TemporalStep | None, mask: Tensor | None
+    ) -> Tensor:
+        """Attention of a block over the segments of a clip, each place alone, added as an adapter's step says."""
+        if step is None:
+            return tokens
+        rows = tokens.unflatten(0, (-1, segments)).transpose(1, 2).flatten(0, 1)  # [clips x places, T, C]
+        with self._adapting(tokens):
+            update = step(tower.time_branch(block, rows, step.bias(segments)))
+        update = update.unflatten(0, (-1, tokens.shape[1])).transpose(1, 2).flatten(0, 1)
+        return _add(tokens, update, mask)
+
+    def _common_windows(self, visual_block: int, audio_block: int) -> Tensor | None:
+        """Windows in which both blocks attend, if they are the same; ``[windows, area]``."""
+        visual, audio = self.visual_tower.windows(visual_block), self.audio_tower.windows(audio_block)
+        return visual if visual is not None and audio is not None and torch.equal(visual, audio) else None
 
     def _guide(
         self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Call the adapter, whose parameters stay in float32 when the towers are cast to a shorter format."""
+        """Call the adapter."""
         assert self.adapters is not None
-        kind = visual.device.type
-        if visual.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, dtype=visual.dtype):
-                return self.adapters(index, half, visual, audio, segments)
-        return self.adapters(index, half, visual, audio, segments)
+        with self._adapting(visual):
+            return self.adapters(index, half, visual, audio, segments)
+
+    @staticmethod
+    def _adapting(tokens: Tensor) -> contextlib.AbstractContextManager[object]:
+        """An adapter's parameters stay in float32 when the towers are cast to a shorter format."""
+        kind = tokens.device.type
+        if tokens.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, dtype=tokens.dtype)
+        return contextlib.nullcontext()
+
+    def _alone(self, tower: Tower, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Blocks of a tower without guidance."""
+        for block in range(start, tower.depth if stop is None else stop):
+            tokens = self._downsample(tower, block, tower.mlp_block(block, tower.attn_block(block, tokens)))
+        return tokens
+
+    def _downsample(self, tower: Tower, block: int, tokens: Tensor) -> Tensor:
+        """What follows a block; the tokens before are kept where a stage ends and they are asked for."""
+        shapes = tower.token_shapes
+        if self._stages is not None and block + 1 < tower.depth and shapes[block] != shapes[block + 1]:
+            self._stages[tower].append(tokens)
+        return tower.downsample(block, tokens)
 
     def _finish(self, pooled: Tensor | None, modality: str, clips: int) -> Tensor | None:
         if pooled is None:
@@ -335,10 +421,17 @@ class AudioVisualModel(nn.Module):
         return unit.unflatten(0, (clips, -1))
 
 
-def _alone(tower: Tower, tokens: Tensor, start: int, stop: int) -> Tensor:
-    for block in range(start, stop):
-        tokens = tower.downsample(block, tower.mlp_block(block, tower.attn_block(block, tokens)))
-    return tokens
+def _cut(tokens: Tensor, windows: Tensor) -> Tensor:
+    """``[N, L, C]`` to ``[N * windows, area, C]``."""
+    return tokens[:, windows.flatten().to(tokens.device)].reshape(-1, windows.shape[1], tokens.shape[-1])
+
+
+def _whole(parts: Tensor | None, windows: Tensor) -> Tensor | None:
+    """What :func:`_cut` took apart."""
+    if parts is None:
+        return None
+    inverse = windows.flatten().argsort().to(parts.device)
+    return parts.reshape(-1, len(inverse), parts.shape[-1])[:, inverse]
 
 
 def _add(tokens: Tensor, guidance: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.config import AUTO, NONE, TrainerConfig, read_training
@@ -47,7 +47,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.adapter != NONE:
-            layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+            layers = pair_towers(backbone.visual, backbone.audio)
             adapters = build_adapter(
                 config.adapter, layers, {"hidden": default_hidden(backbone), **config.adapter_settings}
             )

@@ -41,7 +41,13 @@ def count_parameters(model: AudioVisualModel, backbone: Backbone | None = None) 
         "projectors": model.projectors,
         "temperatures": model.temperatures,
     }
-    counts = [_count(name, part.parameters()) for name, part in parts.items() if part is not None]
+    counted: set[nn.Parameter] = set()  # a transformer that serves both modalities is the visual tower's
+    counts = []
+    for name, part in parts.items():
+        if part is not None:
+            own = [parameter for parameter in part.parameters() if parameter not in counted]
+            counted.update(own)
+            counts.append(_count(name, own))
     trainable, total = (sum(getattr(count, field) for count in counts) for field in ("trainable", "total"))
     return [*counts, ParameterCount("all", trainable, total)]
 

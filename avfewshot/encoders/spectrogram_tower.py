@@ -1,0 +1,229 @@
+"""An image transformer that hears: spectrograms as pictures, through the very modules that see the frames.
+
+One frozen transformer then serves both modalities (LAVISH, arXiv 2212.07983; STG-CMA, CVPR 2024 workshops): the tower
+here holds nothing but the patch embedding of the pictures and walks the blocks of the image tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avfewshot.encoders.clip_tower import ClipTower
+from avfewshot.encoders.swinv2 import SwinTower
+from avfewshot.encoders.tower import Tower
+from avfewshot.errors import UsageError
+
+_RATE = 16_000  # samples a second that the spectrograms are made of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a second of sound becomes a picture ``[frames, mels]``: Kaldi's filter bank, normalised, then padded."""
+
+    mels: int
+    shift_ms: float  # between frames
+    frames: int
+    mean: float = -4.1426  # of AVE, as the papers' code has them
+    std: float = 3.2001  # twice this divides
+    channels: Literal["sum", "mean", "repeat"] = "sum"  # one channel by the summed or averaged kernel, or three alike
+
+
+STG_CMA_CLIP = Picture(128, 10.0, 102)
+STG_CMA_SWIN = Picture(224, 4.4, 224, channels="mean")
+LAVISH_SWIN = Picture(192, 5.2, 192, -4.9848, 3.7080, channels="repeat")
+
+
+class SpectrogramTower(Tower):
+    """Walks an image tower over spectrograms of one-second waveforms.
+
+    Args:
+        image: The tower that also sees the frames; its modules are shared, not copied.
+        picture: What it is shown.
+        sample_rate: Of the waveforms.
+
+    Raises:
+        UsageError: The picture does not fit the image tower.
+    """
+
+    def __init__(self, image: ClipTower | SwinTower, picture: Picture, *, sample_rate: int = 48_000) -> None:
+        super().__init__()
+        self.image = image
+        self.picture = picture
+        self.kernel: nn.Parameter | None = None
+        self.sample_rate = sample_rate
+        self.native_samples = sample_rate
+        self.depth = image.depth
+        self.output_dim = image.output_dim
+        if isinstance(image, ClipTower):
+            self._begin_clip(image)
+        else:
+            self._begin_swin(image)
+        self._freeze()
+
+    def _begin_clip(self, image: ClipTower) -> None:
+        visual: Any = image.visual
+        (down, across), (height, width) = visual.grid_size, visual.patch_size
+        rows, columns = self.picture.frames // height, self.picture.mels // width
+        if not (0 < rows <= down and 0 < columns <= across):
+            raise UsageError(
+                f"A picture of {rows} x {columns} patches does not fit the image encoder's grid of {down} x {across}.",
+                hint=f"At most {down * height} frames and {across * width} mels.",
+            )
+        kernel = visual.conv1.weight.detach()
+        self.kernel = nn.Parameter(self._one_channel(kernel))
+        places = visual.positional_embedding.detach()
+        grid = places[1:].unflatten(0, (down, across))
+        top, left = (down - rows) // 2, (across - columns) // 2  # the middle, laid out as the tokens are: time, mel
+        middle = grid[top : top + rows, left : left + columns].flatten(0, 1)
+        self.places = nn.Parameter(torch.cat([places[:1], middle]))
+        self.token_shapes = [(1 + rows * columns, image.token_shapes[0][1])] * self.depth
+        self.grids = [(rows, columns)] * self.depth
+
+    def _begin_swin(self, image: SwinTower) -> None:
+        side = image.image_size
+        if (self.picture.frames, self.picture.mels) != (side, side):
+            raise UsageError(
+                f"A picture of {self.picture.frames} x {self.picture.mels} does not fit an image encoder of {side} x"
+                f" {side}.",
+                hint=f"Give {side} frames and {side} mels.",
+            )
+        stem = image.swin.patch_embed
+        self.bias: nn.Parameter | None = None
+        self.norm: nn.Module = stem.norm
+        if self.picture.channels != "repeat":
+            self.kernel = nn.Parameter(self._one_channel(stem.proj.weight.detach()))
+            self.bias = nn.Parameter(stem.proj.bias.detach().clone())
+            if isinstance(stem.norm, nn.LayerNorm):
+                self.norm = nn.LayerNorm(list(stem.norm.normalized_shape), eps=stem.norm.eps)
+                self.norm.load_state_dict(stem.norm.state_dict())
+        self.token_shapes = image.token_shapes
+        self.grids = image.grids
+
+    def _one_channel(self, kernel: Tensor) -> Tensor:
+        """RGB kernel ``[C, 3, h, w]`` to the one of a single channel."""
+        return kernel.mean(1, keepdim=True) if self.picture.channels == "mean" else kernel.sum(1, keepdim=True)
+
+    @property
+    def time_heads(self) -> list[int | None]:
+        """See :attr:`Tower.time_heads`."""
+        return self.image.time_heads
+
+    def pictures(self, waveforms: Tensor) -> Tensor:
+        """Spectrograms of waveforms ``[N, samples]``: ``[N, frames, mels]``, float32."""
+        import torchaudio
+        from torchaudio.compliance.kaldi import fbank
+
+        picture, sound = self.picture, waveforms.float()
+        if self.sample_rate != _RATE:
+            sound = torchaudio.functional.resample(sound, self.sample_rate, _RATE)
+        sound = sound - sound.mean(1, keepdim=True)
+        banks = torch.stack([
+            fbank(
+                wave[None], htk_compat=True, sample_frequency=_RATE, use_energy=False, window_type="hanning",
+                num_mel_bins=picture.mels, dither=0.0, frame_shift=picture.shift_ms,
+            )
+            for wave in sound
+        ])  # fmt: skip
+        banks = (banks - picture.mean) / (2 * picture.std)
+        return F.pad(banks, (0, 0, 0, picture.frames - banks.shape[1]))  # a negative width cuts
+
+    def patch_embed(self, inputs: Tensor, position: Tensor | None = None) -> Tensor:
+        """Make pictures of waveforms ``[N, samples]`` and embed their patches.
+
+        Args:
+            inputs: In [-1, 1] at :attr:`sample_rate`, usually one second each.
+            position: Added to all tokens before the first norm, ``[N, 1, C]``; CLIP only.
+        """
+        if inputs.ndim != 2 or inputs.shape[1] < self.sample_rate // 25:
+            raise ValueError(f"Waveforms of shape [N, samples], 40 ms at least, are needed, not {list(inputs.shape)}.")
+        pictures = self.pictures(inputs)[:, None]
+        image, kernel = self.image, self.kernel
+        if kernel is None:
+            return image.patch_embed(pictures.expand(-1, 3, -1, -1))
+        if isinstance(image, ClipTower):
+            patches = F.conv2d(pictures.to(kernel.dtype), kernel, stride=kernel.shape[2:])
+            return image.enter(patches.flatten(2).mT, self.places, position)
+        patches = F.conv2d(pictures.to(kernel.dtype), kernel, self.bias, stride=kernel.shape[2:])
+        return self.norm(patches.flatten(2).mT)
+
+    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_block`."""
+        return self.image.attn_block(i, tokens)
+
+    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_block`."""
+        return self.image.mlp_block(i, tokens)
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
+        return self.image.attn_branch(i, tokens)
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        return self.image.mlp_branch(i, tokens)
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        return self.image.time_branch(i, tokens, bias)
+
+    def windows(self, i: int) -> Tensor | None:
+        """See :meth:`Tower.windows`."""
+        return self.image.windows(i)
+
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.downsample`."""
+        return self.image.downsample(i, tokens)
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.final_norm`."""
+        return self.image.final_norm(tokens)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.forward_head`; the space is that of the images."""
+        return self.image.forward_head(tokens)
+
+
+@dataclass
+class SharedTowers:
+    """One image transformer as both towers of a model; the part of a backbone that a model needs."""
+
+    visual: ClipTower | SwinTower
+    audio: SpectrogramTower
+    visual_scale: float
+    audio_scale: float
+
+
+def share_clip(
+    visual: nn.Module,
+    picture: Picture = STG_CMA_CLIP,
+    *,
+    variant: Literal["trained", "released-8-heads"] = "trained",
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    scale: float = 100.0,
+) -> SharedTowers:
+    """CLIP's vision transformer for frames and spectrograms, as STG-CMA uses it.
+
+    Args:
+        visual: open_clip's vision transformer.
+        picture: What it is shown of sounds.
+        variant: ``"trained"``: with the heads of the weights; ``"released-8-heads"``: as the released code of STG-CMA
+            runs ViT-B/16, with 8 heads of width 96 on weights trained with 12 of width 64: its published B/16 figures
+            come from that.
+        mean: Channel means of frames; ImageNet's, as released.
+        std: Channel deviations, likewise.
+        scale: What cosines with texts are multiplied with.
+    """
+    heads = 8 if variant == "released-8-heads" else None
+    tower = ClipTower(visual, mean=mean, std=std, heads=heads)
+    return SharedTowers(tower, SpectrogramTower(tower, picture), scale, scale)
+
+
+def share_swin(tower: SwinTower, picture: Picture, *, scale: float = 100.0) -> SharedTowers:
+    """A Swin transformer for frames and spectrograms."""
+    return SharedTowers(tower, SpectrogramTower(tower, picture), scale, scale)

@@ -1,0 +1,183 @@
+"""timm's Swin transformers, walked block by block: Swin (arXiv 2103.14030) and Swin-V2 (arXiv 2111.09883)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avfewshot.encoders.attention import attention
+from avfewshot.encoders.swin import plain_attention, window_order
+from avfewshot.encoders.tower import Tower, add_branch
+from avfewshot.errors import UsageError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MAX_LOGIT_SCALE = math.log(100)  # the bound of Swin-V2's cosine attention
+
+
+class SwinTower(Tower):
+    """Walks timm's ``SwinTransformer``, whose norms stand before attention and MLP.
+
+    Args:
+        swin: For square images whose grids the windows cover.
+        mean: Channel means of the images that it was trained on, for pixels in [0, 1].
+        std: Channel deviations, likewise.
+
+    Raises:
+        UsageError: `swin` is another kind of network.
+    """
+
+    kind = "SwinTransformer"
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(
+        self, swin: nn.Module, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    ) -> None:
+        super().__init__()
+        if type(swin).__name__ != self.kind:
+            raise UsageError(f"The image encoder is a {type(swin).__name__}; timm's {self.kind} is needed.")
+        self.swin: Any = swin  # the wrapped module; it holds the parameters
+        height, width = self.swin.patch_embed.img_size
+        if height != width:
+            raise UsageError(f"The image encoder reads {width} x {height} images; only square ones can be used.")
+        self.image_size = height
+        stages = list(self.swin.layers)
+        self._walk: list[Any] = [block for stage in stages for block in stage.blocks]
+        self._places = [i for stage in stages for i in range(len(stage.blocks))]  # of a block in its stage
+        ends = [sum(len(stage.blocks) for stage in stages[: i + 1]) - 1 for i in range(len(stages) - 1)]
+        self._mergings = dict(zip(ends, (stage.downsample for stage in stages[1:]), strict=True))  # by block
+        self.depth = len(self._walk)
+        self.grids: list[tuple[int, int]] = [tuple(block.input_resolution) for block in self._walk]
+        self.token_shapes = [
+            (rows * columns, block.norm1.normalized_shape[0])
+            for (rows, columns), block in zip(self.grids, self._walk, strict=True)
+        ]
+        self.output_dim = self.swin.num_features
+        deviation = torch.tensor(std, dtype=torch.float64)
+        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+        self.register_buffer("pixel_scale", (1 / (255 * deviation)).float()[:, None, None], persistent=False)
+        self.register_buffer("pixel_shift", shift.float()[:, None, None], persistent=False)
+        self._freeze()
+
+    @property
+    def time_heads(self) -> list[int | None]:
+        """See :attr:`Tower.time_heads`: blocks whose windows are not shifted serve, every other one of a stage."""
+        return [
+            block.attn.num_heads if place % 2 == 0 else None
+            for block, place in zip(self._walk, self._places, strict=True)
+        ]
+
+    def patch_embed(self, inputs: Tensor) -> Tensor:
+        """Cut images ``[N, 3, S, S]`` into patches and embed them: uint8 RGB, or normalised floating point."""
+        if inputs.ndim != 4 or inputs.shape[1:] != (3, self.image_size, self.image_size):
+            wanted = f"[N, 3, {self.image_size}, {self.image_size}]"
+            raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
+        if inputs.dtype == torch.uint8:
+            inputs = torch.addcmul(self.pixel_shift, inputs.to(self.pixel_scale.dtype), self.pixel_scale)
+        return self.swin.patch_embed(inputs.to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
+
+    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_block`."""
+        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
+
+    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_block`."""
+        rows, floats = tokens.flatten(0, 1), self._walk[i].mlp.fc1.out_features
+        return add_branch(rows, partial(self.mlp_branch, i), floats).view_as(tokens)
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
+        block = self._walk[i]
+        return block._attn(block.norm1(tokens).unflatten(1, self.grids[i])).flatten(1, 2)
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        block = self._walk[i]
+        return block.mlp(block.norm2(tokens))
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        block = self._walk[i]
+        return plain_attention(block.attn, block.norm1(tokens), bias)
+
+    def windows(self, i: int) -> Tensor | None:
+        """See :meth:`Tower.windows`."""
+        block, (rows, columns) = self._walk[i], self.grids[i]
+        (height, width), (shift, across) = block.window_size, block.shift_size
+        if height != width or shift != across or rows % height or columns % width:
+            return None
+        return window_order(rows, columns, height, shift).view(-1, height * width)
+
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.downsample`; timm's merging stands at the beginning of a stage."""
+        if i not in self._mergings:
+            return tokens
+        return self._mergings[i](tokens.unflatten(1, self.grids[i])).flatten(1, 2)
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.final_norm`."""
+        return self.swin.norm(tokens)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """The mean of the normalised tokens, ``[N, output_dim]``."""
+        return self.final_norm(tokens).mean(1)
+
+    def _keeps_float32(self, name: str) -> bool:
+        return name.startswith("pixel_")
+
+
+class SwinV2Tower(SwinTower):
+    """Walks timm's ``SwinTransformerV2``: norms stand behind attention and MLP, attention compares by cosine."""
+
+    kind = "SwinTransformerV2"
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
+        block = self._walk[i]
+        return block.norm1(block._attn(tokens.unflatten(1, self.grids[i]))).flatten(1, 2)
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        block = self._walk[i]
+        return block.norm2(block.mlp(tokens))
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        block = self._walk[i]
+        attn, (rows, length, channels) = block.attn, tokens.shape
+        shift = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        joined = F.linear(tokens, attn.qkv.weight, shift).view(rows, length, 3, attn.num_heads, -1)
+        query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        scale = attn.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp().to(query.dtype)
+        query, key = F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
+        bias = None if bias is None else bias.to(query.dtype)
+        mixed = attention(query, key, value, bias, scale=1.0)
+        return block.norm1(attn.proj(mixed.transpose(1, 2).reshape(rows, length, channels)))
+
+
+def build_swin(name: str, *, pretrained: bool = False, **options: Any) -> SwinTower:
+    """Build one of timm's by name, for example ``"swinv2_large_window12_192.ms_in22k"``, without its classifier.
+
+    Args:
+        name: timm's name of a Swin or Swin-V2.
+        pretrained: Whether its weights are loaded, from the hub's cache or the network; else they are random.
+        options: Handed to ``timm.create_model``, such as ``img_size``.
+
+    Raises:
+        UsageError: timm has no such model, or it is of another kind.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models("swin*")[:8])
+        raise UsageError(f"timm has no model {name!r}.", hint=f"For example: {close}.")
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    config = model.pretrained_cfg
+    tower = SwinV2Tower if type(model).__name__ == SwinV2Tower.kind else SwinTower
+    return tower(model, mean=config["mean"], std=config["std"])
