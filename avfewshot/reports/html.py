@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run: no request leaves it, and it reads on a phone, in the dark and on paper."""
+"""One HTML page for a run: clips as JSON, shown by the script that `avfs serve` shows them by, under a strict CSP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import contextlib
 import datetime
 import hashlib
+import json
+import os
 import re
 import tempfile
 from collections import Counter, deque
@@ -19,24 +21,20 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from avfewshot.inference.results import ClipResult, Failure, RunInfo, SegmentResult
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import atomic_path, write_bytes
+from avfewshot.media.discover import VIDEO_SUFFIXES
 from avfewshot.media.thumbnails import Thumbnail
-from avfewshot.reports.records import distribution
-from avfewshot.reports.strip import MOST_BINS, Mark, Span, cells, marks, runs, step_path, time_ticks
-from avfewshot.reports.text import percent, printable, rate, reason, reject_text, seconds
+from avfewshot.reports.text import printable, rate, reason, reject_text
 from avfewshot.reports.writers import Summary
 from avfewshot.version import __version__
 
 MOST_IN_FULL = 500
-"""Clips of a page with tables and timelines; of more, each has a line, and pictures lie in a folder beside the page."""
+"""Clips of a page that holds its pictures; those of more lie in a folder beside it, one for each clip."""
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _AHEAD = 8
 """Clips whose pictures may be read at the same time as the next ones are classified."""
-_MOST_TRACKS = 4
-_MOST_RUNS = 6
-"""Changes of label that the line of a clip tells."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,16 @@ def component(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
+def embedded(value: Any) -> str:
+    """JSON that may stand in a script element."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def content_hash(text: str) -> str:
+    """What a Content-Security-Policy calls an inline script or style."""
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
 def clip_data(result: ClipResult, *, topk: int) -> dict[str, Any]:
     """A clip for ``clips.js``: small enough for ten thousand of them in one page.
 
@@ -89,11 +97,17 @@ def clip_data(result: ClipResult, *, topk: int) -> dict[str, Any]:
         tops = ((max(range(len(row)), key=row.__getitem__), row) for row in scores if row is not None)
         return [number for index, row in tops for number in (index, share(row[index]))]
 
-    columns = [result.scores, result.visual, result.audio]
+    order = [*sorted(result.scores.values(), reverse=True), 0.0]
+    pair = result.visual, result.audio
+    apart = sum(abs(pair[0][label] - pair[1][label]) for label in labels) / 2 if pair[0] and pair[1] else None
+    columns = [result.scores, *pair]
     return {
         "duration": round(result.duration, 2),
-        "label": result.label,
+        "label": printable(result.label),
+        **({"labels": [printable(label) for label in result.labels]} if result.labels else {}),
         "score": share(result.score),
+        "margin": share(order[0] - order[1]),
+        "apart": None if apart is None else share(apart),
         "best": [
             [index, *(None if column is None else share(column[labels[index]]) for column in columns)] for index in best
         ],
@@ -101,7 +115,7 @@ def clip_data(result: ClipResult, *, topk: int) -> dict[str, Any]:
         "both": [n for s in result.segments for n in (place.get(s.label, -1), share(s.score))],
         "sight": alone([segment.visual for segment in result.segments]),
         "sound": alone([segment.audio for segment in result.segments]),
-        "warnings": list(result.warnings),
+        "warnings": [printable(warning) for warning in result.warnings],
     }
 
 
@@ -139,7 +153,6 @@ class HtmlWriter:
         self._provenance = provenance
         self._pictures = pictures
         self._environment = environment()
-        self._clip_template = self._environment.get_template("line.html.j2" if self._folder else "clip.html.j2")
         self._run: RunInfo | None = None
         self._number = 0
         self._labels: Counter[str] = Counter()
@@ -181,25 +194,18 @@ class HtmlWriter:
                 stream.writelines(page.generate(**self._context(summary)))
 
     def _fragment(self, number: int, result: ClipResult) -> bytes:
-        assert self._run is not None
+        clip = {"path": printable(result.path), **clip_data(result, topk=self._topk)}
+        path = Path(os.path.abspath(result.path))
+        clip["video"] = path.suffix.lower() in VIDEO_SUFFIXES
+        with contextlib.suppress(ValueError):  # it lies elsewhere: the page cannot name it
+            clip["file"] = quote(path.relative_to(self._path.parent.absolute()).as_posix(), errors="surrogateescape")
         pictures = self._pictures(result.path, self._count)
         if self._folder is None:
-            clip = clip_view(result, self._run, topk=self._topk)
-            text = self._clip_template.render(clip=clip, number=number, pictures=pictures)
-        else:
-            picture = ""
-            if pictures:
-                write_bytes(self._folder / f"{number:06d}.jpg", base64.b64decode(pictures[0].source.partition(",")[2]))
-                picture = f"{quote(self._folder.name)}/{number:06d}.jpg"
-            parts = [f"{seconds(run.start)}-{seconds(run.end)} s {run.label}" for run in runs(result.segments)]
-            told = ", ".join(parts[:_MOST_RUNS]) + (", ..." if len(parts) > _MOST_RUNS else "")
-            text = self._clip_template.render(
-                clip=result,
-                picture=picture,
-                told=told if len(parts) > 1 else "",
-                mark=marks(self._run.labels, [result.label])[result.label],
-            )
-        return text.encode("utf-8", "backslashreplace")
+            clip["pictures"] = [[picture.second, picture.source] for picture in pictures]
+        elif pictures:
+            write_bytes(self._folder / f"{number:06d}.jpg", base64.b64decode(pictures[0].source.partition(",")[2]))
+            clip["thumb"] = f"{quote(self._folder.name)}/{number:06d}.jpg"
+        return (("," if number > 1 else "") + embedded(clip)).encode("utf-8")
 
     def _store(self) -> None:
         fragment = self._pending.popleft().result()
@@ -214,10 +220,7 @@ class HtmlWriter:
     def _context(self, summary: Summary) -> dict[str, object]:
         run = self._run
         assert run is not None
-        script = (_TEMPLATES / "filter.js").read_text(encoding="utf-8")
-        digest = hashlib.sha256(script.encode("utf-8")).digest()
-        counts = self._labels.most_common()
-        table = marks(run.labels, [label for label, _ in counts])
+        script, sheet = component("clips.js") + component("report.js"), style("clips.css")
         plural = "" if summary.clips == 1 else "s"
         title = f"{summary.clips} clip{plural} classified by sight and sound"
         if not summary.complete:
@@ -244,87 +247,13 @@ class HtmlWriter:
             ],
             "warnings": run.warnings,
             "labels": list(zip(run.labels, run.wordings, strict=True)),
-            "counts": [(label, count, table[label]) for label, count in counts],
+            "names": Markup(embedded([printable(label) for label in run.labels])),
+            "counts": self._labels.most_common(),
             "most": max(self._labels.values(), default=1),
             "failures": [(failure.path, reason(failure.path, failure.error)) for failure in self._failures],
             "fragments": self._fragments(),
-            "style": style("report.css"),
+            "style": sheet,
+            "style_hash": content_hash(f"\n{sheet}"),
             "script": Markup(script),
-            "script_hash": base64.b64encode(digest).decode("ascii"),
+            "script_hash": content_hash(script),
         }
-
-
-def clip_view(result: ClipResult, run: RunInfo, *, topk: int) -> dict[str, Any]:
-    """A clip for its template: the result, its best labels, marks, and a timeline (None without segments)."""
-    table = marks(run.labels, [result.label, *(segment.label for segment in result.segments)])
-    fused = distribution(result.scores)
-    return {
-        "result": result,
-        "fused": fused,
-        "best": sorted(fused, key=fused.__getitem__, reverse=True)[:topk],
-        "mark": table[result.label],
-        "duration": f"{seconds(result.duration)} s",
-        "columns": max(1, min(len(result.segments), 10)),
-        "timeline": _timeline(result, run, table) if result.segments else None,
-    }
-
-
-def _timeline(result: ClipResult, run: RunInfo, table: dict[str, Mark]) -> dict[str, Any]:
-    segments = result.segments
-    origin = segments[0].start
-    length = segments[-1].start + 1 - origin  # the last one may be cut off by the end of the file
-    parts = runs(_thinned(segments))
-    starts = [100 * (part.start - origin) / length for part in parts]
-    spans = [
-        Span(left, right - left, table[part.label], f"{seconds(part.start)}-{seconds(part.end)} s: {part.label}")
-        for part, left, right in zip(parts, starts, [*starts[1:], 100.0], strict=True)
-    ]
-    balance = None
-    if result.visual is not None and result.audio is not None:
-        shares = [segment.weights["visual"] for segment in segments]
-        title = (
-            f"Share of the visual scores over the seconds, {percent(sum(shares) / len(shares))} on average; "
-            "the rest is audio."
-        )
-        balance = _track("visual share", table[result.label], shares, title)
-    return {
-        "spans": spans,
-        "tracks": _tracks(segments, run.labels, table),
-        "balance": balance,
-        "ticks": time_ticks(origin, length),
-        "described": ", ".join(f"{seconds(p.start)}-{seconds(p.end)} s {p.label}" for p in runs(segments)[:50]),
-    }
-
-
-def _thinned(segments: Sequence[SegmentResult]) -> list[SegmentResult]:
-    """Segments of a very long clip, joined so that the page stays small."""
-    labels, span = cells(segments, MOST_BINS)
-    if span == 1:
-        return list(segments)
-    ends = [segments[min((index + 1) * span, len(segments)) - 1].end for index in range(len(labels))]
-    return [
-        SegmentResult(segments[index * span].start, ends[index], label, 0.0, {}, [])
-        for index, label in enumerate(labels)
-    ]
-
-
-def _tracks(segments: Sequence[SegmentResult], labels: Sequence[str], table: dict[str, Mark]) -> list[dict[str, Any]]:
-    """Curves of the labels that win seconds, those that win most first, then in the order of their highest moment."""
-    won = Counter(segment.label for segment in segments)
-    peaks = {label: max(segment.scores[index] for segment in segments) for index, label in enumerate(labels)}
-    order = sorted(labels, key=lambda label: (won[label], peaks[label]), reverse=True)
-    tracks = []
-    for label in [label for label in order if label in table and (won[label] or peaks[label] >= 0.05)][:_MOST_TRACKS]:
-        index = labels.index(label)
-        when = max(segments, key=lambda segment: segment.scores[index])
-        title = f"{label}: highest at {seconds(when.start)}-{seconds(when.end)} s with {percent(peaks[label])}"
-        tracks.append(_track(label, table[label], [segment.scores[index] for segment in segments], title))
-    return tracks
-
-
-def _track(name: str, mark: Mark, values: Sequence[float], title: str) -> dict[str, Any]:
-    """A curve over the seconds: an SVG path in a box of `bins` x 1."""
-    span = max(1, -(-len(values) // MOST_BINS))
-    parts = [values[begin : begin + span] for begin in range(0, len(values), span)]
-    path = step_path([sum(part) / len(part) for part in parts])
-    return {"name": name, "mark": mark, "path": path, "bins": len(parts), "title": title}

@@ -1,4 +1,4 @@
-"""The page of a few-shot run: one file that needs no other, no script and no connection."""
+"""The page of a few-shot run: one file that needs no other and no connection; its script only filters examples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from avfewshot.reports.charts import (
     ticks,
 )
 from avfewshot.reports.confusion import confused_pairs, confusion
-from avfewshot.reports.html import environment, style
+from avfewshot.reports.html import component, content_hash, environment, style
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
@@ -80,7 +80,8 @@ def run_page(record: RunRecord) -> str:
         best=_best_values(comparison),
         version=record.version,
         title=record.title,
-        script_hash="",
+        script=Markup(component("filter.js")),
+        script_hash=content_hash(component("filter.js")) if record.examples else "",
         style=style("report.css", "run.css"),
         created=_when(record.created),
         tones=TONES,

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from avfewshot.inference.results import SegmentResult
-from avfewshot.reports.text import clock
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 OTHER = "•"
@@ -116,11 +115,3 @@ def step_path(values: Sequence[float]) -> str:
     """An SVG path that fills the area under a step curve: heights in [0, 1], steps one unit wide, y points down."""
     steps = "".join(f"V{1 - min(max(value, 0.0), 1.0):.3g}H{index}" for index, value in enumerate(values, start=1))
     return f"M0 1{steps}V1Z"
-
-
-def time_ticks(origin: float, length: float) -> list[tuple[float, str]]:
-    """Positions in percent and their times, at most about ten of them."""
-    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
-    step = next((step for step in steps if length / step <= 10), 7200)
-    count = int(length // step)
-    return [(100 * index * step / length, clock(origin + index * step)) for index in range(count + 1)]

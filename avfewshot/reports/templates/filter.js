@@ -1,21 +1,18 @@
-(function () {
-  "use strict";
-  var bar = document.getElementById("filter");
-  var choice = document.getElementById("label");
-  var shown = document.getElementById("shown");
-  if (!bar || !choice || !shown) { return; }
-  var clips = Array.prototype.slice.call(document.querySelectorAll("article.clip"));
-  function apply() {
-    var wanted = choice.value;
-    var count = 0;
-    clips.forEach(function (clip) {
-      var fits = wanted === "" || clip.getAttribute("data-label") === wanted;
-      clip.hidden = !fits;
-      if (fits) { count += 1; }
-    });
-    shown.textContent = count + " of " + clips.length + " clips shown";
-  }
-  choice.addEventListener("change", apply);
+"use strict";
+/* Of a run's examples, those that are looked for: mistakes, a class, a name. */
+(() => {
+  const bar = document.getElementById("example-filter");
+  if (!bar) return;
+  const [kind, text, shown] = ["outcome", "example-search", "examples-shown"].map((id) => document.getElementById(id));
+  const clips = [...document.querySelectorAll("article[data-outcome]")];
+  const apply = () => {
+    const wanted = text.value.trim().toLowerCase();
+    for (const clip of clips) clip.hidden = !(clip.dataset.outcome.includes(kind.value) && clip.textContent.toLowerCase().includes(wanted));
+    for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector("article:not([hidden])");
+    shown.textContent = `${clips.filter((clip) => !clip.hidden).length} of ${clips.length} examples`;
+  };
+  kind.addEventListener("change", apply);
+  text.addEventListener("input", apply);
   bar.hidden = false;
   apply();
 })();
