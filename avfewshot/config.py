@@ -1009,6 +1009,66 @@ class PretrainConfig(CommandConfig):
     model: BackboneConfig = section(BackboneConfig)
 
 
+class SupervisedTrainingConfig(AdapterConfig):
+    """A training of a supervised task; what a head's paper says counts unless somebody sets it."""
+
+    adapter: AdapterKind = setting(
+        NONE, "What connects the towers; none: a head on frozen features.", panel=ADAPTERS, flag="--adapter-kind"
+    )
+    projector: Literal["residual", "mlp", "none"] = setting(
+        NONE, "Trainable maps on all embeddings (Eq. 8).", panel=ADAPTERS
+    )
+    head: Text | None = setting(None, "What answers: cmbs, han, mgn, ...", panel=METHOD, unset="the task's first")
+    subset: Text | None = setting(None, "Part or version of the data set, where it has several.", panel=DATA)
+    modality: Literal["av", "visual", "audio"] = setting(
+        "av", "What is learnt from: both, only sight, only sound.", panel=METHOD
+    )
+    seeds: Seeds = setting((1,), "A training for each: of weights, order and dropout.")
+    lr: Annotated[Real, Gt(0)] | None = setting(None, "Learning rate.", panel=TRAINING, unset="the head's")
+    batch_size: Count | None = setting(
+        None, "Clips of a batch; with adapters 8 at most.", panel=TRAINING, unset="the head's"
+    )
+    epochs: Count | None = setting(None, "Passes over the training split, at most.", panel=TRAINING, unset="the head's")
+    patience: Annotated[int, Ge(0)] = setting(
+        20, "Stop after so many epochs without a better validation figure; 0: never.", panel=TRAINING
+    )
+    precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
+    checkpointing: bool | Auto = setting(
+        "auto", "Compute activations twice, for adapters: slower, far less memory.", panel=COST
+    )
+    cache_size: Size = setting(20_000_000_000, "Bound on features kept on disk; 0: none.", panel=COST)
+    workers: Annotated[int, Ge(0)] = setting(2, "Threads that decode clips ahead.", panel=COST)
+
+    RULES: ClassVar[tuple[Rule, ...]] = TrainerConfig.RULES[:1]
+
+
+class SupervisedRunConfig(Settings):
+    """Where a supervised training leaves its files."""
+
+    config: FilePath | None = setting(None, "YAML file with training settings, named as the options.", saved=True)
+    runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
+    name: str | None = setting(None, "What the run folder is called.")
+
+
+class SupervisedDataConfig(Settings):
+    """Where the data set of a supervised task is."""
+
+    root: Folder | None = setting(None, "Folder of the task's data set.", panel=DATA)
+    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=DATA)
+
+
+class SupervisedConfig(CommandConfig):
+    """``avfs train``."""
+
+    table: ClassVar[str] = "train"
+
+    task: Text | None = setting(None, "What is learnt.", flag="TASK", metavar="TASK")
+    training: SupervisedTrainingConfig = section(SupervisedTrainingConfig)
+    run: SupervisedRunConfig = section(SupervisedRunConfig)
+    data: SupervisedDataConfig = section(SupervisedDataConfig)
+    model: BackboneConfig = section(BackboneConfig)
+
+
 class DataFoldersConfig(CommandConfig):
     """``[data]``: where data sets lie. Its variables begin with ``AVFS_DATA_``."""
 
@@ -1022,7 +1082,15 @@ class DataFoldersConfig(CommandConfig):
 
 COMMANDS: dict[str, type[CommandConfig]] = {
     model.table: model
-    for model in (ZeroshotConfig, ServeConfig, FewshotConfig, CompareConfig, PretrainConfig, DataFoldersConfig)
+    for model in (
+        ZeroshotConfig,
+        ServeConfig,
+        FewshotConfig,
+        CompareConfig,
+        PretrainConfig,
+        SupervisedConfig,
+        DataFoldersConfig,
+    )
 }
 
 

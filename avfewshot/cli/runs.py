@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 FORMAT = 2
-_TITLES = {"fewshot": "few-shot run", "pretrain": "pretraining"}
+_TITLES = {"fewshot": "few-shot run", "pretrain": "pretraining", "train": "supervised training"}
 _UNFIT = '/\\:*?"<>|'
 _LONGEST_NAME = 100
 

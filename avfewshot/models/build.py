@@ -10,7 +10,7 @@ import torch
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
-from avfewshot.config import AUTO, NONE, TrainerConfig, read_training
+from avfewshot.config import AUTO, NONE, SupervisedTrainingConfig, TrainerConfig, read_training
 from avfewshot.errors import DataError
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel, Towers
@@ -27,7 +27,11 @@ class NamedTowers(Towers, Identified, Protocol):
 
 
 def build_model(
-    backbone: Towers, config: TrainerConfig, *, seed: int = 0, device: torch.device | None = None
+    backbone: Towers,
+    config: TrainerConfig | SupervisedTrainingConfig,
+    *,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> AudioVisualModel:
     """Put adapters and projectors on a backbone, as configured; fresh ones change nothing until they are trained.
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,6 +141,19 @@ class SupervisedTask(abc.ABC):
     @abc.abstractmethod
     def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
         """A prediction as JSON-ready values for people, as ``avfs predict`` writes it for a new clip."""
+
+    def read_windows(self, path: Path, frame_size: int, frame_backend: str = "auto") -> Iterator[Clip]:
+        """Decode a new clip of any length, T seconds at a time."""
+        from avfewshot.media.stream import IsolatedReader
+
+        with IsolatedReader(path, frame_size=frame_size, modality="av", frame_backend=frame_backend) as reader:
+            total = reader.info.num_segments
+            for start in range(0, total, self.seconds):
+                yield reader.read(start, min(start + self.seconds, total))
+
+    def pictures(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[tuple[str, bytes]]:
+        """Captions and PNG files of some predictions, for the report."""
+        return []
 
     def ask(self, example: Example, question: str | None, about: Mapping[str, Any]) -> Example:
         """The example with a person's question; tasks without questions take none.

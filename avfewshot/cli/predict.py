@@ -1,0 +1,122 @@
+"""`avfs predict`: what a supervised run says of new clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avfewshot.cli.eval import check_choices
+from avfewshot.cli.runs import resumed_run
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.errors import AvfsError, UsageError, explain
+from avfewshot.io import write_text
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Answer about new clips with a run of `avfs train`. Long files are cut into windows of the task's length.
+
+[bold]Examples[/bold]
+
+  avfs predict runs/ave/RUN clips/
+  avfs predict runs/avvp/RUN a.mp4 b.mp4 --format json --output answers.jsonl
+
+[bold]Exit status:[/bold] 0 all done, 1 a clip could not be read, 2 misuse.
+"""
+
+
+@app.command(help=HELP)
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)],
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATHS]...", help="Clips, folders, globs.", show_default=False)
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option("--question", metavar="TEXT", help="What is asked, for tasks with questions.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="INTEGER", help="Which training; unless told the first.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="Where to compute.", show_default=False)
+    ] = None,
+    format: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the answer.")] = "table",
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="FILE", help="Where JSON lines go; else stdout.", show_default=False),
+    ] = None,
+) -> None:
+    """Load, read each window, print."""
+    check_choices({"format": format})
+    from avfewshot.media.discover import find_media
+
+    if not paths:
+        raise UsageError("Which clips?", hint="avfs predict RUN PATH...")
+    files = find_media(paths)
+    with library_messages(Notices(), debug=debugging()), Interrupts():
+        from avfewshot.cli.train import load_backbone
+        from avfewshot.inference.devices import resolve_device, resolve_precision
+        from avfewshot.prompts import load_templates
+        from avfewshot.supervised.base import Example, TaskData, load_task
+        from avfewshot.supervised.features import clip_features
+        from avfewshot.supervised.training import SupervisedRun
+
+        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",))
+        config, folder = record.config, record.folder
+        seeds = config.training.seeds
+        if seed is not None and seed not in seeds:
+            raise UsageError(f"--seed {seed}: was not trained.", hint=f"Seeds: {', '.join(map(str, seeds))}.")
+        from avfewshot.models.checkpoint import load_adapter
+
+        chosen = folder / f"seed-{seeds[0] if seed is None else seed}"
+        about = load_adapter(chosen).config.decision["about"]
+        task, backbone = load_task(str(config.task)), load_backbone(config)
+        asked = [task.ask(Example(path.stem, path), question, about) for path in files]
+        place = resolve_device(config.model.device)
+        precision = resolve_precision(config.training.precision, place)
+        templates = config.model.templates or backbone.templates
+        trainer = SupervisedRun(
+            task,
+            TaskData({}, about),
+            config.training.replace(precision=precision),
+            backbone,
+            (templates, load_templates(templates)),
+            place,
+        )
+        model = trainer.best_model(chosen)
+        lines, failed = [], 0
+        for example in asked:
+            try:
+                for clip in task.read_windows(example.path, trainer.store.frame_size, config.model.frame_backend):
+                    features = clip_features(
+                        model["towers"], trainer.kinds, clip, task.seconds, trainer.config.modality, place
+                    )
+                    said = trainer.answer(model, features, example)
+                    seconds = min(task.seconds, clip.num_segments)
+                    line = {"path": str(example.path), "start": clip.start, "end": clip.start + seconds}
+                    lines.append(line | task.describe(said, example, about))
+                    if format == "table" and output is None:
+                        _show(lines[-1])
+            except AvfsError as error:  # noqa: PERF203 - one bad file does not stop the others
+                say(f"{example.path}: {explain(error)}")
+                failed += 1
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if output is not None:
+            write_text(Path(output).expanduser(), text)
+            say(f"written: {output}")
+        elif format == "json":
+            typer.echo(text, nl=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show(line: dict[str, Any]) -> None:
+    from avfewshot.reports.supervised import told
+    from avfewshot.reports.text import printable
+
+    typer.echo(printable(f"{line['path']} {line['start']}-{line['end']} s: {told(line)}"))

@@ -1,0 +1,250 @@
+"""`avfs train`: train a head, and adapters if wanted, for a supervised task; evaluate it beside its reference lines."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.runs import Run, folder_faults, new_run, resumed_run
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.config import SupervisedConfig, resolve, table_settings
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import write_text
+
+if TYPE_CHECKING:
+    from avfewshot.cli.progress import Display
+    from avfewshot.supervised.training import Estimate, SeedOutcome, SupervisedRun
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Train a supervised task on its whole training split: a head on frozen features, or with adapters between the towers.
+
+Frozen features are computed once and kept. Validation chooses the epoch; test clips are read when all is chosen, and
+the task's reference lines stand beside.
+
+[bold]Examples[/bold]
+
+  avfs train ave --root DATA                        which second holds which event (CMBS)
+  avfs train ave --head cmbs-weak                   the same from the classes of clips alone
+  avfs train avvp --root DATA --head mgn            what is heard and seen in each second (HAN, MGN)
+  avfs train avvp --adapter-kind dgsct --epochs 10  adapters are trained too
+  avfs train ave --seeds 1,2,3 --dry-run            what it would take
+  avfs train --resume runs/ave/20260101-120000-cmbs
+
+Then: avfs eval RUN, avfs predict RUN clips/
+
+[bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
+"""
+
+
+@app.command(help=HELP)
+@with_options("train", without=("projector",))
+def train(
+    context: typer.Context,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, and stop.", show_default=False)
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Options -> config -> load -> train -> write."""
+    if resume is not None:
+        run = resumed_run("train", Path(resume).expanduser(), flags, may_change=("device", "workers"))
+    else:
+        run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
+    if status := _execute(run, dry_run=dry_run):
+        raise typer.Exit(status)
+
+
+def _requested(flags: dict[str, Any], command: str) -> Run:
+    """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
+    from avfewshot.supervised.base import load_task, task_names
+    from avfewshot.supervised.training import recipe_of
+
+    name, names = flags["task"], task_names()
+    settings = resolve("train", {**flags, "task": name if name in names else None})
+    faults = settings.faults
+    config: SupervisedConfig = settings.config
+    root, label = config.data.root, "run"
+    if name not in names:
+        what = "Which task?" if name is None else f"There is no supervised task {name!r}."
+        faults.append(UsageError(what, hint=f"avfs train {'|'.join(names)}"))
+    else:
+        task = load_task(name)
+        root = collect(faults, lambda: data_folder(task.dataset, task.title, config.data.root))
+        recipe = collect(faults, lambda: recipe_of(task, config.training))
+        label = recipe[0] if recipe else label
+    faults += [*backbone_faults(settings), *folder_faults(settings)]
+    raise_faults(faults)
+    settings.config = config.replace(data=config.data.replace(root=root))
+    return new_run(settings, str(name), label, command)
+
+
+def data_folder(dataset: str, title: str, root: Path | None) -> Path:
+    """The folder of a task's data set: the flag, else what ``avfs.toml`` or the environment says.
+
+    Raises:
+        UsageError: Nothing says where it is, or it is no folder.
+    """
+    if root is None:
+        resolved = resolve("data").check()
+        keys = (dataset, "root")
+        root = next((resolved[key] for key in keys if key in table_settings("data") and resolved[key]), None)
+    if root is None:
+        raise UsageError(
+            f"Where are the data of {title}? No data folder is set.",
+            hint="Give --root DIR, or set it in avfs.toml, table [data]. Without any data: avfs data toy --root toy.",
+        )
+    if not root.is_dir():
+        raise UsageError(f"The data folder {root} does not exist.", hint="Give another one with --root DIR.")
+    return root
+
+
+def load_run(config: SupervisedConfig, display: Display, interrupts: Interrupts) -> SupervisedRun:
+    """Read the data set and the backbone."""
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+    from avfewshot.prompts import load_templates
+    from avfewshot.supervised.base import load_task
+    from avfewshot.supervised.training import SupervisedRun
+
+    task, data = load_task(str(config.task)), config.data
+    display.begin("reading annotations, looking for clips", 0)
+    assert data.root is not None
+    read = task.read(data.root, data.media, config.training.subset)
+    display.begin(f"loading {config.model.backbone}", 0)
+    backbone = load_backbone(config)
+    device = resolve_device(config.model.device)
+    precision = resolve_precision(config.training.precision, device)
+    templates = config.model.templates or backbone.templates
+    return SupervisedRun(
+        task,
+        read,
+        config.training.replace(precision=precision),
+        backbone,
+        (templates, load_templates(templates)),
+        device,
+        frame_backend=config.model.frame_backend,
+        observer=display,
+        put_off=interrupts.put_off,
+    )
+
+
+def load_backbone(config: SupervisedConfig) -> Any:
+    """The frozen towers and text branches."""
+    from avfewshot.encoders.backbone import build_backbone
+
+    model = config.model
+    return build_backbone(
+        model.backbone,
+        weights=model.weights,
+        clip_weights=model.clip_weights,
+        clap_weights=model.clap_weights,
+        roberta=model.roberta,
+    )
+
+
+def _execute(run: Run, *, dry_run: bool) -> int:
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        from avfewshot.cli.progress import Display
+
+        try:
+            with Display() as display:
+                trainer = load_run(run.config, display, interrupts)
+                for note in trainer.data.notes:
+                    display.say(note)
+                for line in _plan(run, trainer):
+                    display.say(line)
+                if dry_run:
+                    display.say("Nothing was trained: this was a dry run.")
+                    return 0
+                run.claim()
+                outcomes = [_fit(run, trainer, seed, display) for seed in trainer.config.seeds]
+                document = _evaluate(run, trainer, outcomes)
+        except KeyboardInterrupt:
+            if told := run.how_to_resume():
+                say(told)
+            return interrupts.status
+    from avfewshot.reports.supervised import print_results
+
+    print_results(document)
+    say(f"written: {run.folder / 'report.html'}")
+    say(f"Next: avfs predict {shlex.quote(str(run.folder))} clips/")
+    return 0
+
+
+def _plan(run: Run, trainer: SupervisedRun) -> list[str]:
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in trainer.data.splits.items())
+    model = trainer.build(trainer.config.seeds[0])
+    trainable = sum(parameter.numel() for parameter in trainer.parameters(model))
+    recipe = trainer.recipe
+    towers = f"{trainer.config.adapter} adapters" if trainer.adapted else f"frozen {', '.join(sorted(trainer.kinds))}"
+    return [
+        f"{trainer.task.title}: {sizes} clips have media.",
+        f"head {trainer.head_name} on {towers}: {trainable / 1e6:.2f} M trainable parameters; up to {recipe.epochs} "
+        f"epochs, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; {trainer.device}, "
+        f"{trainer.config.precision}.",
+        f"run folder: {run.folder}",
+    ]
+
+
+def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display) -> SeedOutcome:
+    outcome = trainer.fit(seed, run.folder / f"seed-{seed}")
+    headline = outcome.validation.get(trainer.task.headline)
+    told = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
+    display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({told})")
+    return outcome
+
+
+def _evaluate(run: Run, trainer: SupervisedRun, outcomes: Sequence[SeedOutcome]) -> dict[str, Any]:
+    """Predict the test split, write all files, give the document of ``results.json``."""
+    from avfewshot.reports.supervised import write_report, write_table
+
+    test = trainer.examples("test")
+    runs = [trainer.predict(trainer.best_model(run.folder / f"seed-{one.seed}"), test) for one in outcomes]
+    systems = {name: trainer.estimates([said], test) for name, said in trainer.reference_lines().items()}
+    systems[trainer.head_name] = trainer.estimates(runs, test)
+    document = results_document(trainer, systems, "test") | {
+        "command": run.command,
+        "seeds": [vars(outcome) for outcome in outcomes],
+        "unreadable": {str(path): failure.error for path, failure in trainer.store.failures.items()},
+    }
+    write_text(run.folder / "results.json", json.dumps(document, indent=2))
+    write_table(run.folder / "results.csv", document)
+    described = [
+        {"id": example.id, **trainer.task.describe(said, example, trainer.data.about)}
+        for example, said in zip(test, runs[0], strict=True)
+    ]
+    write_text(run.folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in described))
+    pictures = trainer.task.pictures(runs[0], test)
+    write_report(run.folder / "report.html", document, run.rows(), pictures)
+    return document
+
+
+def results_document(
+    trainer: SupervisedRun, systems: Mapping[str, Mapping[str, Estimate]], split: str
+) -> dict[str, Any]:
+    """Figures and what they are of, JSON-ready."""
+    from avfewshot.version import __version__
+
+    return {
+        "version": __version__,
+        "task": trainer.task.name,
+        "title": trainer.task.title,
+        "head": trainer.head_name,
+        "split": split,
+        "clips": len(trainer.examples(split)),
+        "headline": trainer.task.headline,
+        "systems": {
+            name: {metric: vars(estimate) for metric, estimate in estimates.items()}
+            for name, estimates in systems.items()
+        },
+    }

@@ -1,0 +1,129 @@
+"""Supervised runs on the terminal, as CSV and as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from avfewshot.io import csv_cell, write_bytes, write_text
+from avfewshot.reports.charts import Series, line_chart
+from avfewshot.reports.html import environment, style
+from avfewshot.reports.methods import Listing
+from avfewshot.version import __version__
+
+
+def figures(document: Mapping[str, Any], *, brief: bool = False) -> Listing:
+    """Systems by metric, in percent; `brief` gives intervals of the headline alone."""
+    systems, headline = document["systems"], document["headline"]
+    metrics = list(next(iter(systems.values())))
+    metrics.sort(key=lambda metric: metric != headline)
+    rows = [
+        (name, *(_shown(found[metric], not brief or metric == headline) for metric in metrics))
+        for name, found in systems.items()
+    ]
+    seeds = len(document.get("seeds", ())) or 1
+    return Listing(
+        f"{document['title']}: {document['clips']:,} {document['split']} clips, in percent",
+        ("system", *(metric.replace("_", " ") for metric in metrics)),
+        rows,
+        f"Brackets: 95 % intervals over clips{f' and {seeds} seeds' if seeds > 1 else ''}, where a metric is a mean "
+        "over clips.",
+    )
+
+
+def _shown(estimate: Mapping[str, Any], bounds: bool) -> str:
+    text = f"{estimate['mean']:.1f}"
+    return text if estimate["low"] is None or not bounds else f"{text} [{estimate['low']:.1f}, {estimate['high']:.1f}]"
+
+
+def print_results(document: Mapping[str, Any]) -> None:
+    """Print the figures."""
+    from rich.console import Console
+
+    Console(highlight=False).print(figures(document, brief=True).table())
+
+
+def write_table(path: Path, document: Mapping[str, Any]) -> None:
+    """Write ``results.csv``: a line a system and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("system", "metric", "percent", "low", "high"))
+    for system, metrics in document["systems"].items():
+        for metric, one in metrics.items():
+            bounds = (one["low"], one["high"])
+            numbers = [f"{v:.4f}" if v is not None else "" for v in (one["mean"], *bounds)]
+            writer.writerow((csv_cell(system), metric, *numbers))
+    write_text(path, text.getvalue())
+
+
+def write_report(
+    path: Path,
+    document: Mapping[str, Any],
+    settings: Sequence[tuple[str, str, str]],
+    pictures: Sequence[tuple[str, bytes]] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        path: Where to.
+        document: That of ``results.json``.
+        settings: (name, value, source).
+        pictures: (caption, PNG) of examples.
+    """
+    charts = [
+        (
+            key.replace("_", " "),
+            line_chart(
+                key,
+                [
+                    Series(f"seed {one['seed']}", [(e["epoch"], e[key]) for e in one["log"] if key in e])
+                    for one in document["seeds"]
+                ],
+                x_name="epoch",
+            ),
+        )
+        for key in ("loss", document["headline"])
+    ]
+    html = (
+        environment()
+        .get_template("supervised.html.j2")
+        .render(
+            title=f"{document['task']}: {document['head']}",
+            version=__version__,
+            style=style("report.css", "run.css"),
+            script_hash="",
+            document=document,
+            figures=figures(document),
+            charts=charts,
+            settings=settings,
+            pictures=[
+                (caption, Markup("data:image/png;base64,") + base64.b64encode(png).decode("ascii"))
+                for caption, png in pictures
+            ],
+        )
+    )
+    write_bytes(path, html.encode("utf-8"))
+
+
+def told(line: Mapping[str, Any]) -> str:
+    """A prediction in one line, for people."""
+    parts = []
+    for name, value in line.items():
+        if name in ("path", "start", "end"):
+            continue
+        if name == "seconds":
+            spans = [(label, list(group)) for label, group in groupby(enumerate(value), key=lambda item: item[1])]
+            parts.append(", ".join(f"{g[0][0]}-{g[-1][0] + 1} {label}" for label, g in spans))
+        elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+            events = ", ".join(f"{item['start']}-{item['end']} {item['label']}" for item in value)
+            parts.append(f"{name}: {events or 'nothing'}")
+        else:
+            parts.append(f"{name}: {value}")
+    return "; ".join(parts)
