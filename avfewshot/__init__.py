@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.loading import load
+    from avfewshot.store.store import Store
 
     __version__: str
 
-__all__ = ["Classifier", "__version__", "load"]
+__all__ = ["Classifier", "Store", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from avfewshot.inference.loading import load
 
         return load
+    if name == "Store":
+        from avfewshot.store.store import Store
+
+        return Store
     if name == "__version__":
         from avfewshot.version import __version__
 

@@ -787,7 +787,17 @@ class CommandConfig(Settings):
     table: ClassVar[str]
 
 
-class InferenceConfig(BackboneConfig):
+class TowersConfig(BackboneConfig):
+    """How clips are embedded."""
+
+    precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
+    batch_size: Count | Auto = setting(
+        "auto", "Seconds of clips that go through the towers at once.", panel=MODEL, saved=True
+    )
+    seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", panel=MODEL, saved=True)
+
+
+class InferenceConfig(TowersConfig):
     """How clips are classified."""
 
     adapter: FilePath | None = setting(
@@ -797,11 +807,6 @@ class InferenceConfig(BackboneConfig):
         panel=MODEL,
         saved=True,
     )
-    precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
-    batch_size: Count | Auto = setting(
-        "auto", "Seconds of clips that go through the towers at once.", panel=MODEL, saved=True
-    )
-    seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", panel=MODEL, saved=True)
     modality: Literal["av", "visual", "audio"] = setting(
         "av", "What to use: both, only sight, only sound.", panel=METHOD, saved=True
     )
@@ -974,6 +979,37 @@ class CompareConfig(CommandConfig):
     model: BackboneConfig = section(BackboneConfig)
 
 
+STORE = "Folder of the store."
+
+
+class EmbedConfig(CommandConfig):
+    """``avfs embed``."""
+
+    table: ClassVar[str] = "embed"
+
+    store: Folder | None = setting(None, "Folder of the store; made where there is none.")
+    recursive: bool = setting(True, "Look into sub-folders.", saved=True)
+    retry: bool = setting(False, "Try files again that could not be embedded before.")
+    workers: Annotated[int, Ge(0)] = setting(2, "Processes that decode clips ahead.", panel=MODEL)
+    model: TowersConfig = section(TowersConfig)
+
+
+class FindConfig(CommandConfig):
+    """``avfs find``."""
+
+    table: ClassVar[str] = "find"
+
+    query: Text | None = setting(None, "What to look for, in words.", flag="QUERY", metavar="[QUERY]")
+    store: Folder | None = setting(None, STORE)
+    by: Literal["sight", "sound", "both"] = setting("both", "What is compared.")
+    like: Text | None = setting(
+        None, "Instead of words: a clip, or some of its seconds.", metavar="CLIP[:START-END]", unset="by words"
+    )
+    top: Count = setting(20, "How many clips to show.")
+    format: Literal["table", "json", "csv"] = setting("table", "Form of the answer.")
+    device: Device = setting("auto", "Where words are encoded.", saved=True)
+
+
 class ListConfig(Settings):
     """Where the clips of a pretraining are."""
 
@@ -1087,6 +1123,8 @@ COMMANDS: dict[str, type[CommandConfig]] = {
         ServeConfig,
         FewshotConfig,
         CompareConfig,
+        EmbedConfig,
+        FindConfig,
         PretrainConfig,
         SupervisedConfig,
         DataFoldersConfig,

@@ -23,6 +23,8 @@ COMMANDS = {
     "zeroshot": ("zeroshot",),
     "fewshot": ("fewshot",),
     "pretrain": ("pretrain",),
+    "embed": ("embed",),
+    "find": ("find",),
     "train": ("train",),
     "eval": ("eval",),
     "predict": ("predict",),

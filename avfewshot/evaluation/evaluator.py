@@ -21,7 +21,7 @@ from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage, usable
 from avfewshot.inference.devices import PRECISIONS
-from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_cached
+from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.clip import Failure
@@ -80,20 +80,17 @@ class TaskBench:
     batch_size: int | None = None  # seconds that go through the towers at once; None: what suits the device
     workers: int = 2  # that decode ahead
     observer: Observer = field(default_factory=Observer)
+    look_up: LookUp | None = None  # where embeddings of the frozen towers are looked up first
 
     def __post_init__(self) -> None:
         self.usage = Usage()
         self.backbone.to(self.device, PRECISIONS[self.precision])
         self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates, names=self.dataset.classes)
         self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
-        self._cache = EmbeddingCache(
-            {
-                **{f"file {role}": digest for role, digest in self.backbone.identity.items()},
-                "precision": self.precision,
-                "frame backend": self.frame_backend,
-                "frame size": str(self.zero_shot.visual_tower.image_size),
-            }
-        )
+        identity = embedding_identity(self.backbone, self.precision)
+        self._cache = EmbeddingCache({**identity, "frame backend": self.frame_backend})
+        if self.look_up is not None and self.frame_backend == "auto":
+            self._cache = self.look_up(identity, self._cache)
         self._scored: dict[str, Scored] = {}
 
     def scored(self, split: str) -> Scored:

@@ -16,7 +16,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32
-from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, embed_cached
+from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
@@ -126,9 +126,8 @@ class Classifier:
         self.pool = pool
         self._cache = None
         if cache and self.blend == 0:
-            about = {f"file {role}": digest for role, digest in backbone.identity.items()}
-            about |= {"used by": "classifier", "backbone": backbone.name, "precision": precision}
-            self._cache = EmbeddingCache(about | {"frame size": str(plain.visual_tower.image_size)})
+            about = {"used by": "classifier", "backbone": backbone.name}
+            self._cache = EmbeddingCache(about | self.embedding_identity)
         # A share of all or nothing needs one model alone.
         alone = {0.0: plain, 1.0: self.model}
         self.learned = learned
@@ -322,6 +321,8 @@ class Classifier:
         batch_size: int | str,
         workers: int,
         frame_backend: str,
+        *,
+        watch: Callable[[Clip], object] | None = None,
     ) -> tuple[Embedded, int]:
         """Embeddings of all that is named, and how many there will be."""
         _check("modality", modality, MODALITIES)
@@ -336,11 +337,12 @@ class Classifier:
 
         def embed(items: Sequence[Path | str | Clip]) -> Embedded:
             clips = read_items(items, **options)
+            clips = clips if watch is None else _watched(clips, watch)
             embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
             with contextlib.closing(clips), contextlib.closing(embedder.embed(clips)) as files:
                 yield from files
 
-        cached = modality == "av" and frame_backend == "auto" and model is self._scored
+        cached = modality == "av" and frame_backend == "auto" and model is self._scored and watch is None
         return embed_cached(items, embed, self._cache if cached else None), len(items)
 
     def _results(
@@ -403,9 +405,44 @@ class Classifier:
 
     def embed_frozen(self, paths: Inputs) -> list[EmbeddedFile | Failure]:
         """What the frozen towers make of files, for few-shot methods: an entry for each."""
-        files, _ = self._embed_inputs(self._plain, paths, "av", "auto", 2, "auto")
-        with contextlib.closing(files):
+        with contextlib.closing(self.iter_embed(paths)) as files:
             return list(files)
+
+    def iter_embed(
+        self,
+        paths: Inputs,
+        *,
+        batch_size: int | str = "auto",
+        workers: int = 2,
+        frame_backend: str = "auto",
+        watch: Callable[[Clip], object] | None = None,
+    ) -> Embedded:
+        """What the frozen towers make of files, one after another.
+
+        Args:
+            paths: See :meth:`classify`.
+            batch_size: Likewise.
+            workers: Likewise.
+            frame_backend: Likewise.
+            watch: Called with each decoded part of a file before it is embedded; nothing comes from the cache then.
+        """
+        return self._embed_inputs(self._plain, paths, "av", batch_size, workers, frame_backend, watch=watch)[0]
+
+    @property
+    def embedding_identity(self) -> dict[str, str]:
+        """What the embeddings of the frozen towers depend on beside the files."""
+        return embedding_identity(self.backbone, self.precision)
+
+    def look_up(self, cache: LookUp) -> bool:
+        """Have embeddings of files looked up elsewhere first, such as by :meth:`avfewshot.Store.cache`.
+
+        Returns:
+            False where a trained model has to look at the files themselves.
+        """
+        if self._scored is not self._plain:
+            return False
+        self._cache = cache(self.embedding_identity, self._cache)
+        return True
 
     @property
     def dims(self) -> tuple[int, int]:
@@ -434,6 +471,16 @@ class Classifier:
         if run is None:
             return None
         return LabelSet.from_wordings(dict(zip(run.config.labels, run.config.wordings, strict=True)))
+
+
+def _watched(
+    clips: Generator[Clip | Failure, None, None], watch: Callable[[Clip], object]
+) -> Generator[Clip | Failure, None, None]:
+    with contextlib.closing(clips):
+        for clip in clips:
+            if isinstance(clip, Clip):
+                watch(clip)
+            yield clip
 
 
 def _label_set(labels: Labels) -> LabelSet:

@@ -7,21 +7,33 @@ import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from avfewshot.cache import DiskCache, file_key
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import cache_dir
 from avfewshot.media.clip import Clip, Failure
 
+if TYPE_CHECKING:
+    from avfewshot.encoders.backbone import Backbone
+
 _Item = TypeVar("_Item", Path, "Path | str | Clip")
 Embedded = Generator["EmbeddedFile | Failure", None, None]
 """Embeddings, or what was wrong, in order."""
+
+LookUp = Callable[[Mapping[str, str], "EmbeddingCache | None"], "EmbeddingCache"]
+"""Gives, for embeddings of an identity and the cache that holds them, what looks elsewhere first."""
 
 VERSION = 2
 """Raised when embeddings are computed in another way; entries of other versions are not used any more."""
 
 DEFAULT_MAX_BYTES = 10_000_000_000
+
+
+def embedding_identity(backbone: Backbone, precision: str) -> dict[str, str]:
+    """What the embeddings of frozen towers depend on beside the files."""
+    about = {f"file {role}": digest for role, digest in backbone.identity.items()}
+    return {**about, "precision": precision, "frame size": str(backbone.visual.image_size)}
 
 
 class EmbeddingCache:

@@ -1,0 +1,124 @@
+"""`avfs embed`: a collection of clips into a store, again for what is new, changed or gone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, progress_bar, say
+from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import printable
+from avfewshot.media.discover import find_media
+
+if TYPE_CHECKING:
+    from avfewshot.inference.classifier import Classifier
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Embed clips second by second into a store, which `avfs find` searches.
+
+Called again, it embeds what is new or has changed, and forgets what has gone. Interrupted or killed, it goes on where
+it stopped. A file that cannot be read is named and left out until it changes, or with --retry.
+
+[bold]Examples[/bold]
+
+  avfs embed clips/ --store my-store
+  avfs find "dog barking" --store my-store
+
+[bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; what was embedded is kept.
+"""
+
+_TOWERS = ("backbone", "weights", "seed", "precision", "templates", "clip_weights", "clap_weights", "roberta")
+
+
+@app.command(help=HELP)
+@with_options("embed", without=("frame_backend",))
+def embed(
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="Media files, folders or globs.", show_default=False)
+    ] = None,
+    **flags: Any,
+) -> None:
+    """Options -> config -> what has changed -> load -> embed."""
+    settings = resolve("embed", flags)
+    config: EmbedConfig = settings.config
+    faults = [*settings.faults, *backbone_faults(settings)]
+    if config.store is None:
+        faults.append(UsageError("Which store?", hint="avfs embed clips/ --store DIR"))
+    roots = paths or ["."]
+    named = collect(faults, lambda: find_media(roots, recursive=config.recursive)) or []
+    if remote := [file for file in named if not isinstance(file, Path)]:
+        faults.append(UsageError(f"{remote[0]}: a store is of files on this machine.", hint="Fetch the clips first."))
+    raise_faults(faults)
+    files = [file for file in named if isinstance(file, Path)]
+    assert config.store is not None
+    given = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"}
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        status = _embed(config, config.store, files, roots, given, interrupts)
+    if status:
+        raise typer.Exit(status)
+
+
+def _embed(
+    config: EmbedConfig, folder: Path, files: list[Path], roots: list[str], given: set[str], interrupts: Interrupts
+) -> int:
+    from avfewshot.media.clip import Failure
+    from avfewshot.store.store import Store
+
+    asked: dict[str, Any] = {name: getattr(config.model, name) for name in _TOWERS}
+    asked = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asked.items()}
+    if os.path.exists(asked["backbone"]):
+        asked["backbone"] = os.path.abspath(asked["backbone"])
+    towers: list[Classifier] = []
+
+    def load() -> Classifier:
+        if not towers:
+            from avfewshot.inference.loading import load
+
+            say(f"loading {asked['backbone']}")
+            towers.append(load(**asked, device=config.model.device))
+        return towers[0]
+
+    if (folder / "store.db").exists():
+        store = Store(folder)
+        for name in given & {*_TOWERS}:  # towers are the store's own; what is told must not contradict
+            if asked[name] != store.model[name] and not (name == "precision" and asked[name] == "auto"):
+                raise UsageError(
+                    f"{folder}: was embedded with {name.replace('_', '-')} {store.model[name]}, not {asked[name]}.",
+                    hint="Leave the option out, or embed into another store.",
+                )
+        asked = store.model
+    else:
+        classifier = load()
+        asked["precision"] = classifier.precision
+        dims = {"visual": classifier.backbone.visual.output_dim, "audio": classifier.backbone.audio.output_dim}
+        store = Store.create(folder, asked, classifier.embedding_identity, dims)
+    changes = store.changes(files, [root for root in roots if os.path.isdir(root)], retry=config.retry)
+    failed, count = list(changes.failed), 0
+    bar = progress_bar(len(changes.to_embed), "clip", "embedding")
+    try:
+        for done in store.update(changes, load, batch_size=config.model.batch_size, workers=config.workers):
+            bar.update()
+            count += not isinstance(done, Failure)
+            if isinstance(done, Failure):
+                failed.append(done)
+    except KeyboardInterrupt:
+        say(f"Interrupted: {count:,} clips are embedded. The same command goes on.")
+        return interrupts.status
+    finally:
+        bar.close()
+    for failure in failed:
+        say(f"left out: {printable(failure.path)}: {failure.error}")
+    seconds = sum(clip.seconds for clip in store.embedded)
+    say(
+        f"{printable(str(folder))}: {len(store):,} clips, {seconds:,} seconds; {len(changes.new):,} new, "
+        f"{len(changes.changed):,} changed, {len(changes.gone):,} gone, {changes.kept:,} as before, "
+        f"{len(failed):,} left out."
+    )
+    return 1 if failed else 0

@@ -1,0 +1,133 @@
+"""`avfs find`: search a store by words, or by a clip."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from avfewshot.cli.options import collect, with_options
+from avfewshot.cli.terminal import Notices, debugging, library_messages, say
+from avfewshot.config import FindConfig, resolve
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import csv_cell, printable
+
+if TYPE_CHECKING:
+    from avfewshot.store.search import Hit
+    from avfewshot.store.store import Store
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Search a store that `avfs embed` made: by words, or by a clip, in sight, sound or both.
+
+Seconds that follow each other are joined to moments; clips are ranked by their best second. Scores are standard
+deviations above the seconds of the collection. Without QUERY and --like, queries are read from standard input, one a
+line: the model is loaded once.
+
+[bold]Examples[/bold]
+
+  avfs find "dog barking" --store my-store
+  avfs find "a violin" --by sound --store my-store --format json
+  avfs find --like clip.mp4:12-15 --store my-store     what is like these three seconds
+
+[bold]Exit status:[/bold] 0 something was found, 1 nothing was, 2 misuse.
+"""
+
+
+@app.command(help=HELP)
+@with_options("find")
+def find(**flags: Any) -> None:
+    """Options -> config -> search -> print."""
+    settings = resolve("find", flags)
+    config: FindConfig = settings.config
+    faults = settings.faults
+    if config.query is not None and config.like is not None:
+        faults.append(UsageError("QUERY and --like exclude each other.", hint="Leave one out."))
+    store = None
+    if config.store is None:
+        faults.append(UsageError("Which store?", hint="avfs find QUERY --store DIR"))
+    else:
+        folder = config.store
+
+        def opened() -> Store:
+            from avfewshot.store.store import Store
+
+            return Store(folder)
+
+        store = collect(faults, opened)
+    raise_faults(faults)
+    assert store is not None
+    with library_messages(notices := Notices(), debug=debugging()):
+        if config.like is not None:
+            if not _answer(store, config, notices, like=config.like):
+                raise typer.Exit(1)
+        elif config.query is not None:
+            if not _answer(store, config, notices, query=config.query):
+                raise typer.Exit(1)
+        else:
+            say("One query a line:")
+            for line in sys.stdin:
+                if line.strip():
+                    _answer(store, config, notices, query=line.strip())
+                    sys.stdout.flush()
+
+
+def _answer(
+    store: Store, config: FindConfig, notices: Notices, *, query: str | None = None, like: str | None = None
+) -> bool:
+    towers = None
+    if query is not None:
+        towers = store.towers(config.device)
+        if unknown := towers.unknown_words([query]):
+            notices.warn(f"{store.model['backbone']} does not know: {', '.join(unknown)}.")
+    hits = store.find(query, like=like, by=config.by, top=config.top, classifier=towers)
+    if config.format == "json":
+        about = {"version": 1, "query": query, "like": like, "by": config.by, "clips": [asdict(hit) for hit in hits]}
+        typer.echo(json.dumps(about))
+    elif config.format == "csv":
+        _write_csv(hits)
+    else:
+        _print(hits)
+    if not hits:
+        say("Nothing was found: the store has no such clip.")
+    return bool(hits)
+
+
+def _write_csv(hits: Sequence[Hit]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("rank", "path", "start", "end", "score"))
+    for rank, hit in enumerate(hits, start=1):
+        writer.writerows(
+            [csv_cell(value) for value in (rank, hit.path, moment.start, moment.end, moment.score)]
+            for moment in hit.moments
+        )
+    typer.echo(text.getvalue(), nl=False)
+
+
+def _print(hits: Sequence[Hit]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("clip", overflow="fold")
+    table.add_column("score", justify="right")
+    table.add_column("moments")
+    for hit in hits:
+        shown = sorted(sorted(hit.moments, key=lambda moment: -moment.score)[:4], key=lambda moment: moment.start)
+        text = ", ".join(f"{_clock(moment.start)}-{_clock(moment.end)} ({moment.score:.1f})" for moment in shown)
+        more = f", {len(hit.moments) - 4} more" if len(hit.moments) > 4 else ""
+        table.add_row(escape(printable(hit.path)), f"{hit.score:.1f}", text + more)
+    Console(highlight=False).print(table)
+
+
+def _clock(second: int) -> str:
+    return f"{second // 60}:{second % 60:02}"

@@ -1,0 +1,210 @@
+"""Search of a store: candidates by the index, exact scores for them, seconds joined to moments and clips.
+
+Cosines of the two modalities have different means and spreads, so a score is how many standard deviations a second lies
+above the seconds of the collection; `both` is the mean of sight and sound, where a modality that a clip lacks is zero.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.errors import MediaError, UsageError
+from avfewshot.store.store import MODALITIES, Floats, Store, StoredClip
+
+BY = {"sight": ("visual",), "sound": ("audio",), "both": MODALITIES}
+
+_SAMPLE = 4096  # seconds that tell how cosines are spread
+_CANDIDATES = 50  # seconds looked at for each clip that is wanted
+_CHUNK = 50_000
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Seconds of a clip that follow each other."""
+
+    start: int  # seconds
+    end: int
+    score: float  # of the best second
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A clip that was found."""
+
+    path: str
+    duration: float  # seconds
+    score: float  # of its best second, in standard deviations above the collection
+    second: int  # which that is
+    cosines: dict[str, float] = field(repr=False)  # of that second, by modality
+    moments: list[Moment] = field(default_factory=list)  # seconds at least half as far above, in order
+
+
+class Search:
+    """Answers queries; keeps what they share: indexes, and where the rows of clips are.
+
+    Args:
+        store: What is searched, as it is now.
+        exact: Compare all rows, without an index.
+    """
+
+    def __init__(self, store: Store, *, exact: bool = False) -> None:
+        self.store = store
+        self._clips = store.embedded
+        self._vectors = {name: store.vectors(name) for name in MODALITIES}
+        self._indexes = {} if exact else store.index()
+        self._starts: dict[str, npt.NDArray[np.int64]] = {}  # -1: the clip has no such rows
+        self._order: dict[str, npt.NDArray[np.int64]] = {}  # clips that have, by row
+        for name in MODALITIES:
+            starts = [getattr(clip, name) for clip in self._clips]
+            self._starts[name] = np.array([-1 if start is None else start for start in starts], dtype=np.int64)
+            order = np.argsort(self._starts[name], kind="stable")
+            self._order[name] = order[self._starts[name][order] >= 0]
+        self._seconds = np.array([clip.seconds for clip in self._clips], dtype=np.int64)
+
+    @cached_property
+    def _samples(self) -> dict[str, Floats]:
+        """Some seconds of each modality, evenly spread."""
+        made = {}
+        for name in MODALITIES:
+            order = self._order[name]
+            rows = np.repeat(self._starts[name][order], self._seconds[order])
+            offsets = np.arange(len(rows)) - np.repeat(np.cumsum(self._seconds[order]) - self._seconds[order],
+                                                       self._seconds[order])  # fmt: skip
+            picked = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)) if len(rows) else []
+            made[name] = np.asarray(self._vectors[name][(rows + offsets)[picked]])
+        return made
+
+    def find(self, query: dict[str, Floats], top: int = 20, *, without: StoredClip | None = None) -> list[Hit]:
+        """The clips whose best second is nearest to a query.
+
+        Args:
+            query: A unit vector ``[D]`` for each modality that is compared.
+            top: How many clips at most.
+            without: A clip that does not count.
+        """
+        query = {name: vector.astype(np.float32) for name, vector in query.items() if len(self._order[name])}
+        if not query or top < 1:
+            return []
+        spread = {name: self._samples[name] @ vector for name, vector in query.items()}
+        scales = {name: (float(values.mean()), max(float(values.std()), 1e-6)) for name, values in spread.items()}
+        count, total = _CANDIDATES * top, max(len(self._vectors[name]) for name in query)
+        while True:
+            clips, seconds = self._candidates(query, count)
+            scores = self._scores(query, scales, clips, seconds)[0]
+            order = np.argsort(-scores, kind="stable")
+            _, first = np.unique(clips[order], return_index=True)  # the best second of each clip
+            best = order[np.sort(first)]
+            best = [row for row in best if self._clips[clips[row]] is not without][:top]
+            if len(best) == top or count >= total:  # long clips may have taken all candidates
+                break
+            count *= 8
+        return [self._hit(query, scales, int(clips[row])) for row in best]
+
+    def _candidates(self, query: dict[str, Floats], count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Clips and seconds that one of the modalities finds near."""
+        pairs = []
+        for name, vector in query.items():
+            order, count_here = self._order[name], min(count, len(self._vectors[name]))
+            if name in self._indexes:
+                rows = self._indexes[name].search(vector[None], count_here)[1][0]
+            else:
+                rows = self._nearest(self._vectors[name], vector, count_here)
+            rows = rows[rows >= 0]
+            place = np.searchsorted(self._starts[name][order], rows, side="right") - 1
+            clips = order[np.maximum(place, 0)]
+            seconds = rows - self._starts[name][clips]
+            alive = (place >= 0) & (seconds < self._seconds[clips])  # the others are of clips that have gone
+            pairs.append(np.stack([clips[alive], seconds[alive]]))
+        found = np.unique(np.concatenate(pairs, 1), axis=1)
+        return found[0], found[1]
+
+    @staticmethod
+    def _nearest(vectors: Floats, query: Floats, count: int) -> npt.NDArray[np.int64]:
+        scores = np.concatenate([vectors[start : start + _CHUNK] @ query for start in range(0, len(vectors), _CHUNK)])
+        return np.argpartition(-scores, count - 1)[:count]
+
+    def _scores(
+        self,
+        query: dict[str, Floats],
+        scales: dict[str, tuple[float, float]],
+        clips: npt.NDArray[np.int64],
+        seconds: npt.NDArray[np.int64],
+    ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]]]:
+        """Exact scores of seconds ``[n]``, and their cosines by modality, NaN where there is none."""
+        scores, cosines = np.zeros(len(clips)), {}
+        for name, vector in query.items():
+            cosines[name] = np.full(len(clips), np.nan)
+            there = self._starts[name][clips] >= 0
+            rows = self._starts[name][clips[there]] + seconds[there]
+            cosines[name][there] = self._vectors[name][rows] @ vector
+            mean, deviation = scales[name]
+            scores += np.nan_to_num((cosines[name] - mean) / deviation) / len(query)
+        return scores, cosines
+
+    def _hit(self, query: dict[str, Floats], scales: dict[str, tuple[float, float]], number: int) -> Hit:
+        clip = self._clips[number]
+        seconds = np.arange(clip.seconds)
+        scores, cosines = self._scores(query, scales, np.full(clip.seconds, number), seconds)
+        best = int(scores.argmax())
+        good = scores >= max(scores[best] / 2, 0)
+        good[best] = True
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], good, [0]])))
+        moments = [
+            Moment(int(start), int(end), round(float(scores[start:end].max()), 4))
+            for start, end in edges.reshape(-1, 2).tolist()
+        ]
+        there = {name: round(float(values[best]), 4) for name, values in cosines.items() if not np.isnan(values[best])}
+        return Hit(clip.path, clip.duration, round(float(scores[best]), 4), best, there, moments)
+
+
+def parse_like(text: str) -> tuple[str, int | None, int | None]:
+    """``clip.mp4`` or ``clip.mp4:12-15``: the file, and its first second and the one behind its last.
+
+    Raises:
+        UsageError: The seconds are none.
+    """
+    match = None if os.path.exists(text) else re.fullmatch(r"(.+):(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
+    if match is None:
+        return text, None, None
+    start, end = float(match[2]), float(match[3])
+    if end <= start:
+        raise UsageError(f"--like {text}: ends before it begins.", hint="Write clip.mp4:12-15.")
+    return match[1], math.floor(start), math.ceil(end)
+
+
+def clip_query(store: Store, like: str, embed: Any) -> tuple[dict[str, Floats], StoredClip | None]:
+    """The mean of some seconds of a clip by modality, and the clip where the store has it.
+
+    Args:
+        store: A clip that lies in it is not decoded.
+        like: See :func:`parse_like`.
+        embed: Embeds a file, see :meth:`Classifier.embed`.
+
+    Raises:
+        MediaError: It cannot be read.
+        UsageError: It has no such seconds.
+    """
+    path, start, end = parse_like(like)
+    clip = store.find_clip(Path(path).expanduser())
+    if clip is not None:
+        parts: Sequence[Floats | None] = store.of(clip)
+    elif not os.path.exists(os.path.expanduser(path)):
+        raise MediaError(path, "there is no such file")
+    else:
+        whole = embed(Path(path).expanduser())
+        parts = [None if part is None else part.numpy() for part in (whole.visual, whole.audio)]
+    seconds = max(len(part) for part in parts if part is not None)
+    if start is not None and start >= seconds:
+        raise UsageError(f"--like {like}: the clip has {seconds} seconds.")
+    means = {name: part[start:end].mean(0) for name, part in zip(MODALITIES, parts, strict=True) if part is not None}
+    return {name: mean / max(float(np.linalg.norm(mean)), 1e-12) for name, mean in means.items()}, clip

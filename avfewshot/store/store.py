@@ -1,0 +1,557 @@
+"""The files of a store: SQLite for clips and thumbnails, float32 rows for vectors, an index that can be made again.
+
+    DIR/store.db            clips, their means, thumbnails, what embedded them; a commit counts whole or not at all
+    DIR/visual-1.f32        a row a second, appended to; rows behind those that store.db counts are a killed run's
+    DIR/audio-1.f32
+    DIR/visual-1.index      4-bit product quantiser of these rows (faiss); made again where it lacks
+
+The rows of a clip lie together. A clip that has gone leaves dead rows, and when they are a quarter of a file all rows
+are written anew under the next number. docs/collections.md has the measurement behind this choice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.io import atomic_path
+from avfewshot.media.clip import Clip, Failure
+
+if TYPE_CHECKING:
+    from avfewshot.inference.classifier import Classifier
+    from avfewshot.inference.embedding_cache import EmbeddingCache
+    from avfewshot.inference.features import EmbeddedFile
+    from avfewshot.store.search import Hit, Search
+
+Floats = npt.NDArray[np.float32]
+
+VERSION = 1
+MODALITIES = ("visual", "audio")
+THUMBNAIL = 96
+"""Longer side of thumbnails in pixels."""
+
+_COMMIT_CLIPS, _COMMIT_SECONDS = 64, 5.0  # a kill costs at most so much work
+_DEAD_SHARE = 0.25
+_TRAINED = 20_000  # rows that a quantiser is trained on
+_INDEXED = 50_000  # fewer rows are compared one by one
+_SCHEMA = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE clips (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, real BLOB NOT NULL, size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL, duration REAL, seconds INTEGER NOT NULL, visual INTEGER, audio INTEGER, warnings TEXT,
+    error TEXT);
+CREATE TABLE means (clip INTEGER PRIMARY KEY, visual BLOB, audio BLOB);
+CREATE TABLE thumbnails (clip INTEGER, second INTEGER, jpeg BLOB NOT NULL, PRIMARY KEY (clip, second));
+"""
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip of a store."""
+
+    id: int
+    path: str  # absolute
+    real: str  # without links
+    size: int
+    mtime: int  # nanoseconds
+    duration: float
+    seconds: int  # T
+    visual: int | None  # its first row of T; None without video
+    audio: int | None
+    warnings: tuple[str, ...]
+    error: str | None  # why it could not be embedded; it has no rows then
+
+    def is_current(self) -> bool:
+        """Whether the file is the one that was embedded."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime)
+
+
+@dataclass
+class Changes:
+    """How files differ from what a store holds."""
+
+    new: list[Path] = field(default_factory=list)
+    changed: list[Path] = field(default_factory=list)
+    gone: list[StoredClip] = field(default_factory=list)
+    kept: int = 0
+    failed: list[Failure] = field(default_factory=list)  # could not be embedded before, and have not changed since
+
+    @property
+    def to_embed(self) -> list[Path]:
+        """Files that have to be decoded, in order."""
+        return sorted([*self.new, *self.changed])
+
+
+class Store:
+    """A collection of clips, opened to read; :meth:`update` writes.
+
+    Raises:
+        UsageError: There is no store.
+        DataError: It is damaged, or of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self._towers: Classifier | None = None
+        self._read()
+
+    def _read(self) -> None:
+        for name in ("embedded", "_vectors", "_by_real", "_search"):
+            self.__dict__.pop(name, None)
+        if not (self.folder / "store.db").is_file():
+            raise UsageError(f"{self.folder}: there is no store.", hint=f"avfs embed clips/ --store {self.folder}")
+        try:
+            with self._connect() as database:
+                about = dict(database.execute("SELECT key, value FROM about"))
+                rows = database.execute("SELECT * FROM clips ORDER BY path").fetchall()
+            if about["version"] != str(VERSION):
+                raise DataError(f"{self.folder}: is a store of version {about['version']}, not {VERSION}.")
+            self.model: dict[str, Any] = json.loads(about["model"])  # arguments of load()
+            self.identity: dict[str, str] = json.loads(about["identity"])
+            self.dims: dict[str, int] = json.loads(about["dims"])
+            self.generation = int(about["generation"])
+            self.rows: dict[str, int] = json.loads(about["rows"])  # of each file
+            self.clips: dict[str, StoredClip] = {}
+            for id, path, real, *rest, warnings, error in rows:
+                values = [id, os.fsdecode(path), os.fsdecode(real), *rest, tuple(json.loads(warnings)), error]
+                self.clips[values[1]] = StoredClip(*values)
+        except (sqlite3.Error, KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
+
+    @classmethod
+    def create(
+        cls, folder: str | os.PathLike[str], model: Mapping[str, Any], identity: Mapping[str, str], dims: dict[str, int]
+    ) -> Store:
+        """Make an empty store, or open the one that is there.
+
+        Args:
+            folder: Made where it lacks.
+            model: Arguments of :func:`avfewshot.load` that give the same towers again.
+            identity: What embeddings depend on, see :meth:`Classifier.embedding_identity`.
+            dims: Width of the embeddings by modality.
+        """
+        folder = Path(folder).expanduser()
+        if not (folder / "store.db").exists():
+            values = {"model": model, "identity": identity, "dims": dims, "rows": dict.fromkeys(MODALITIES, 0)}
+            values |= {"version": VERSION, "generation": 1}
+            with atomic_path(folder / "store.db") as temporary:
+                database = sqlite3.connect(temporary)
+                database.executescript(_SCHEMA)
+                database.executemany(
+                    "INSERT INTO about VALUES (?, ?)", [(key, json.dumps(value)) for key, value in values.items()]
+                )
+                database.commit()
+                database.close()
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.embedded)
+
+    @cached_property
+    def embedded(self) -> list[StoredClip]:
+        """Clips with embeddings, by path."""
+        return [clip for clip in self.clips.values() if clip.error is None]
+
+    # ------------------------------------------------------------------------------------------ reading
+
+    @contextlib.contextmanager
+    def _connect(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        address = (self.folder / "store.db").absolute().as_uri()
+        database = sqlite3.connect(f"{address}?mode={'rw' if write else 'ro'}", uri=True, timeout=30)
+        try:
+            yield database
+        finally:
+            database.close()
+
+    def vectors(self, modality: str) -> Floats:
+        """All rows of a modality ``[N, D]``, memory-mapped; dead ones among them."""
+        shape = self.rows[modality], self.dims[modality]
+        if not shape[0]:
+            return np.zeros((0, shape[1]), dtype=np.float32)
+        try:
+            return np.memmap(self._file(modality), dtype=np.float32, mode="r", shape=shape)
+        except (OSError, ValueError):
+            raise DataError(f"{self._file(modality)}: is missing or cut.", hint="Embed the collection again.") from None
+
+    def of(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
+        """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""
+        starts = {"visual": clip.visual, "audio": clip.audio}
+        visual, audio = (
+            None if start is None else np.asarray(self._vectors[name][start : start + clip.seconds])
+            for name, start in starts.items()
+        )
+        return visual, audio
+
+    @cached_property
+    def _vectors(self) -> dict[str, Floats]:
+        return {name: self.vectors(name) for name in MODALITIES}
+
+    def means(self) -> dict[str, Floats]:
+        """Unit vectors ``[N, D]`` by modality, one for each of :attr:`embedded`; zero where it has none."""
+        found = {name: np.zeros((len(self), self.dims[name]), dtype=np.float32) for name in MODALITIES}
+        position = {clip.id: number for number, clip in enumerate(self.embedded)}
+        with self._connect() as database:
+            for clip, *parts in database.execute("SELECT clip, visual, audio FROM means"):
+                for name, part in zip(MODALITIES, parts, strict=True):
+                    if part is not None and clip in position:
+                        found[name][position[clip]] = np.frombuffer(part, dtype=np.float32)
+        return found
+
+    def thumbnail(self, path: str | os.PathLike[str], second: int = 0) -> bytes | None:
+        """A JPEG of a second of a clip; None where it has no picture."""
+        clip = self.clips.get(os.path.abspath(path))
+        with self._connect() as database:
+            query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
+            found = database.execute(query, (-1 if clip is None else clip.id, second)).fetchone()
+        return None if found is None else found[0]
+
+    def find_clip(self, path: str | os.PathLike[str]) -> StoredClip | None:
+        """The embedded clip of a file that has not changed since, by whichever link it is named."""
+        clip = self.clips.get(os.path.abspath(path)) or self._by_real.get(os.path.realpath(path))
+        return clip if clip is not None and clip.error is None and clip.is_current() else None
+
+    @cached_property
+    def _by_real(self) -> dict[str, StoredClip]:
+        return {clip.real: clip for clip in self.embedded}
+
+    def cache(self, identity: Mapping[str, str], then: EmbeddingCache | None) -> EmbeddingCache:
+        """What looks embeddings up here before it does so in `then`.
+
+        Raises:
+            UsageError: They were made by other towers than `identity` tells.
+        """
+        from avfewshot.store.embeddings import StoredEmbeddings
+
+        self.check(identity)
+        return StoredEmbeddings(self, then)
+
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Raise a :class:`UsageError` unless the embeddings come from towers of this identity."""
+        wrong = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
+        if wrong:
+            raise UsageError(
+                f"{self.folder}: was embedded with {self.model['backbone']}, {self.model['precision']}; what is asked "
+                f"for differs in {', '.join(sorted(wrong))}.",
+                hint="Use the same --backbone, weights and --precision, or embed into another store.",
+            )
+
+    def classifier(self, device: str = "auto") -> Classifier:
+        """The towers that embedded it."""
+        from avfewshot.inference.loading import load
+
+        classifier = load(**self.model, device=device)
+        self.check(classifier.embedding_identity)
+        return classifier
+
+    def find(
+        self,
+        query: str | None = None,
+        *,
+        like: str | os.PathLike[str] | None = None,
+        by: str = "both",
+        top: int = 20,
+        classifier: Classifier | None = None,
+    ) -> list[Hit]:
+        """Search by words or by a clip.
+
+        Args:
+            query: What to look for, such as ``"dog barking"``.
+            like: Instead: a clip, or some of its seconds as ``"clip.mp4:12-15"``; one that lies in the store needs no
+                model.
+            by: ``"sight"``, ``"sound"`` or ``"both"``.
+            top: How many clips at most.
+            classifier: The towers that embedded the store; loaded once where they are needed, unless given.
+
+        Returns:
+            The best first, each with the moments that it was found by.
+
+        Raises:
+            UsageError: An argument is wrong.
+            MediaError: `like` cannot be read.
+        """
+        from avfewshot.store.search import BY, clip_query
+
+        if by not in BY:
+            raise UsageError(f"There is no way to search by {by!r}.", hint=f"Choose from: {', '.join(BY)}.")
+        if (query is None) == (like is None):
+            raise UsageError("Search by words or by a clip?", hint="Give one of query and like.")
+        if classifier is not None:
+            self._towers = classifier
+        if like is not None:
+            vectors, itself = clip_query(self, os.fspath(like), lambda path: self.towers().embed(path))
+        else:
+            features = self.towers().embed_labels([query or ""])
+            vectors = {name: part[0].numpy() for name, part in zip(MODALITIES, features, strict=True)}
+            itself = None
+        wanted = {name: vector for name, vector in vectors.items() if name in BY[by]}
+        return self._search.find(wanted, top, without=itself)
+
+    def towers(self, device: str = "auto") -> Classifier:
+        """The towers that embedded it, loaded when they are first asked for."""
+        if self._towers is None:
+            self._towers = self.classifier(device)
+        return self._towers
+
+    @cached_property
+    def _search(self) -> Search:
+        from avfewshot.store.search import Search
+
+        return Search(self)
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def changes(self, files: Sequence[Path], roots: Sequence[str | Path], *, retry: bool = False) -> Changes:
+        """How `files`, all media files below `roots`, differ from what is stored; nothing is decoded.
+
+        Args:
+            files: As :func:`~avfewshot.media.discover.find_media` gives them.
+            roots: Stored clips below these folders that are no file any more have gone.
+            retry: Whether files that could not be embedded count as new.
+        """
+        result = Changes()
+        for file in files:
+            path = os.path.abspath(file)
+            clip = self.clips.get(path)
+            if clip is None or (retry and clip.error is not None):
+                result.new.append(Path(path))
+            elif not clip.is_current():
+                result.changed.append(Path(path))
+            elif clip.error is not None:
+                result.failed.append(Failure(path, clip.error))
+            else:
+                result.kept += 1
+        present = {os.path.abspath(file) for file in files}
+        below = tuple(os.path.join(os.path.abspath(root), "") for root in roots)
+        result.gone = [
+            clip
+            for path, clip in self.clips.items()
+            if path not in present and path.startswith(below) and not os.path.exists(path)
+        ]
+        return result
+
+    def update(
+        self,
+        changes: Changes,
+        classifier: Callable[[], Classifier],
+        *,
+        batch_size: int | str = "auto",
+        workers: int = 2,
+    ) -> Iterator[Path | Failure]:
+        """Bring the store up to date; gives each file that was embedded, or could not be, as it goes.
+
+        What was embedded is kept whenever this ends, by a kill too. Other processes may read meanwhile.
+
+        Args:
+            changes: What :meth:`changes` found.
+            classifier: Called where there is something to embed.
+            batch_size: See :meth:`Classifier.classify`.
+            workers: Likewise.
+
+        Raises:
+            UsageError: Another process writes into it, or its embeddings come from other towers.
+        """
+        with self._locked(), self._connect(write=True) as database:
+            self._drop(database, [clip.id for clip in changes.gone])
+            if changes.to_embed:
+                towers = classifier()
+                self.check(towers.embedding_identity)
+                with contextlib.closing(_Writer(self, database)) as writer:
+                    files = towers.iter_embed(
+                        changes.to_embed,
+                        batch_size=batch_size,
+                        workers=workers,
+                        watch=writer.watch,
+                    )
+                    with contextlib.closing(files):
+                        for path, file in zip(changes.to_embed, files, strict=True):
+                            writer.add(path, file)
+                            yield file if isinstance(file, Failure) else path
+            self._compact(database)
+        self._read()
+        self.index()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(self.folder / ".lock", "w") as stream:
+            with contextlib.suppress(ImportError):  # Windows: two writers are not kept apart
+                import fcntl
+
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise UsageError(f"{self.folder}: another process writes into it.", hint="Wait for it.") from None
+            yield
+
+    def _drop(self, database: sqlite3.Connection, ids: Iterable[int]) -> None:
+        rows = [(id,) for id in ids]
+        with database:
+            database.executemany("DELETE FROM clips WHERE id = ?", rows)
+            database.executemany("DELETE FROM means WHERE clip = ?", rows)
+            database.executemany("DELETE FROM thumbnails WHERE clip = ?", rows)
+
+    def _compact(self, database: sqlite3.Connection) -> None:
+        """Write the rows that are in use into new files, where dead ones take too much room."""
+        rows = json.loads(dict(database.execute("SELECT key, value FROM about"))["rows"])
+        count = "SELECT COALESCE(SUM(seconds), 0) FROM clips WHERE {} IS NOT NULL"
+        alive = {name: database.execute(count.format(name)).fetchone()[0] for name in MODALITIES}
+        if all(rows[name] - alive[name] <= _DEAD_SHARE * rows[name] for name in MODALITIES):
+            return
+        self.rows = rows
+        with database:
+            for name in MODALITIES:
+                old, start = self.vectors(name), 0
+                with atomic_path(self._file(name, self.generation + 1)) as temporary, open(temporary, "wb") as stream:
+                    query = f"SELECT id, {name}, seconds FROM clips WHERE {name} IS NOT NULL ORDER BY {name}"
+                    for id, row, seconds in database.execute(query).fetchall():
+                        stream.write(np.ascontiguousarray(old[row : row + seconds]).tobytes())
+                        database.execute(f"UPDATE clips SET {name} = ? WHERE id = ?", (start, id))
+                        start += seconds
+            _set(database, "rows", alive)
+            _set(database, "generation", self.generation + 1)
+        for path in self.folder.glob(f"*-{self.generation}.*"):
+            path.unlink(missing_ok=True)
+
+    def _file(self, modality: str, generation: int | None = None) -> Path:
+        return self.folder / f"{modality}-{generation or self.generation}.f32"
+
+    # ------------------------------------------------------------------------------------------ index
+
+    def index(self) -> dict[str, Any]:
+        """Bring the indexes up to date with the rows; none for few rows or without faiss, which compares them all.
+
+        Returns:
+            faiss indexes by modality.
+        """
+        try:
+            import faiss
+        except ImportError:
+            return {}
+        made = {}
+        for name in MODALITIES:
+            vectors, path = self.vectors(name), self._file(name).with_suffix(".index")
+            if len(vectors) < _INDEXED:
+                continue
+            index, known = None, 0
+            with contextlib.suppress(Exception):  # missing or damaged: it is made again
+                index = faiss.read_index(str(path))
+                known = index.ntotal if index.d == vectors.shape[1] and index.ntotal <= len(vectors) else 0
+            if index is None or not known or len(vectors) > 4 * known:  # what it was trained on is a small part by now
+                width = vectors.shape[1]
+                index, known = faiss.index_factory(width, f"PQ{width // 2}x4fs", faiss.METRIC_INNER_PRODUCT), 0
+                index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // _TRAINED)]))
+            if known < len(vectors):
+                for start in range(known, len(vectors), 100_000):
+                    index.add(np.ascontiguousarray(vectors[start : start + 100_000]))
+                with contextlib.suppress(OSError), atomic_path(path) as temporary:  # a folder that is only to be read
+                    faiss.write_index(index, str(temporary))
+            made[name] = index
+        return made
+
+
+class _Writer:
+    """Appends embeddings to the files of a store, and commits them."""
+
+    def __init__(self, store: Store, database: sqlite3.Connection) -> None:
+        self._store, self._database = store, database
+        self._rows = json.loads(dict(database.execute("SELECT key, value FROM about"))["rows"])
+        self._files = {}
+        for name in MODALITIES:
+            self._files[name] = stream = open(store._file(name), "ab")  # noqa: SIM115
+            size = self._rows[name] * store.dims[name] * 4
+            if stream.tell() < size:
+                raise DataError(f"{store._file(name)}: is cut.", hint="Embed the collection into a new store.")
+            stream.truncate(size)  # what a killed run has left behind its last commit
+        self._pictures: dict[str, dict[int, bytes]] = {}
+        self._waiting, self._since = 0, time.monotonic()
+
+    def watch(self, clip: Clip) -> None:
+        """Make thumbnails of a part of a clip while its frames are there."""
+        if clip.frames is not None:
+            made = self._pictures.setdefault(str(clip.path), {})
+            for second, frame in enumerate(clip.frames, start=clip.start):
+                made[second] = _thumbnail(frame.permute(1, 2, 0).numpy())
+
+    def add(self, path: Path, file: EmbeddedFile | Failure) -> None:
+        pictures = self._pictures.pop(str(path), {})
+        try:
+            status = os.stat(path)
+        except OSError:  # it went while it was decoded
+            return
+        name, real = os.fsencode(path), os.fsencode(os.path.realpath(path))
+        about: list[Any] = [name, real, status.st_size, status.st_mtime_ns]
+        before = self._database.execute("SELECT id FROM clips WHERE path = ?", (name,)).fetchone()
+        if before is not None:
+            for table, key in (("clips", "id"), ("means", "clip"), ("thumbnails", "clip")):
+                self._database.execute(f"DELETE FROM {table} WHERE {key} = ?", before)
+        insert = f"INSERT INTO clips VALUES (NULL{', ?' * 10})"
+        if isinstance(file, Failure):
+            self._database.execute(insert, (*about, None, 0, None, None, "[]", file.error))
+        else:
+            starts, means, seconds = [], [], 0
+            for modality, values in (("visual", file.visual), ("audio", file.audio)):
+                if values is None:
+                    starts.append(None)
+                    means.append(None)
+                    continue
+                rows = np.ascontiguousarray(values.numpy(), dtype=np.float32)
+                self._files[modality].write(rows.tobytes())
+                starts.append(self._rows[modality])
+                mean = rows.mean(0)
+                means.append((mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32).tobytes())
+                self._rows[modality] += len(rows)
+                seconds = len(rows)
+            values = (*about, file.duration, seconds, *starts, json.dumps(file.warnings), None)
+            clip = self._database.execute(insert, values).lastrowid
+            self._database.execute("INSERT INTO means VALUES (?, ?, ?)", (clip, *means))
+            rows = [(clip, second, jpeg) for second, jpeg in pictures.items()]
+            self._database.executemany("INSERT INTO thumbnails VALUES (?, ?, ?)", rows)
+        self._waiting += 1
+        if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        for stream in self._files.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        _set(self._database, "rows", self._rows)
+        self._database.commit()
+        self._waiting, self._since = 0, time.monotonic()
+
+    def close(self) -> None:
+        """Commit what there is, even when something else failed."""
+        try:
+            self.commit()
+        except (OSError, sqlite3.Error) as error:
+            raise AvfsError(f"{self._store.folder}: cannot be written: {error}.") from error
+        finally:
+            for stream in self._files.values():
+                stream.close()
+
+
+def _set(database: sqlite3.Connection, key: str, value: Any) -> None:
+    database.execute("UPDATE about SET value = ? WHERE key = ?", (json.dumps(value), key))
+
+
+def _thumbnail(picture: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(buffer, format="JPEG", quality=70)
+    return buffer.getvalue()

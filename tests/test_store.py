@@ -1,0 +1,348 @@
+"""A store of embeddings: what is embedded, what has changed, kills, search; as a library and as commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fewshot_worlds import CLASSES, write_class_folders
+
+import avfewshot
+from avfewshot.cli.app import run
+from avfewshot.errors import DataError, UsageError
+from avfewshot.inference.features import EmbeddedFile
+from avfewshot.store import store as store_module
+from avfewshot.store.search import Search
+from avfewshot.store.store import Store
+
+TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    write_class_folders(folder / "clips", clips=3)
+    return folder
+
+
+def execute(folder, *arguments):
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "160")
+        status = run([str(argument) for argument in arguments])
+    assert "Traceback" not in err.getvalue()
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return avfewshot.load("tiny", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def embedded(world):
+    """The store of all clips."""
+    status, _, err = execute(world, "embed", "clips", "--store", "store", *TINY)
+    assert status == 0, err
+    assert "9 clips, 27 seconds; 9 new" in err
+    return world / "store"
+
+
+@pytest.fixture
+def copy(world, embedded, tmp_path):
+    """Clips and a store of them that a test may change."""
+    shutil.copytree(world / "clips", tmp_path / "clips")
+    status, _, err = execute(tmp_path, "embed", "clips", "--store", "store", *TINY)
+    assert status == 0, err
+    return tmp_path
+
+
+def contents(folder):
+    """What a store holds, whatever the order that it came in."""
+    store = Store(folder)
+    return {
+        os.path.relpath(clip.path, store.folder.parent): (clip.seconds, *(part.tobytes() for part in store.of(clip)))
+        for clip in store.embedded
+    }
+
+
+def test_a_store_holds_what_the_towers_make_of_each_second(embedded, classifier):
+    store = Store(embedded)
+    assert len(store) == 9
+    means = store.means()
+    for number, clip in enumerate(store.embedded):
+        whole = classifier.embed(clip.path)
+        visual, audio = store.of(clip)
+        np.testing.assert_allclose(visual, whole.visual.numpy(), atol=1e-5)
+        np.testing.assert_allclose(audio, whole.audio.numpy(), atol=1e-5)
+        mean = visual.mean(0) / np.linalg.norm(visual.mean(0))
+        np.testing.assert_allclose(means["visual"][number], mean, atol=1e-5)
+        assert store.thumbnail(clip.path, 2).startswith(b"\xff\xd8")
+        assert store.thumbnail(clip.path, 3) is None
+        assert clip.duration == pytest.approx(3, abs=0.1)
+
+
+def test_nothing_to_do_loads_no_model(embedded, world):
+    code = (
+        "import sys; from avfewshot.cli.app import run; "
+        "status = run(['embed', 'clips', '--store', 'store']); assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=world, capture_output=True, text=True, check=True)
+    assert "0 new, 0 changed, 0 gone, 9 as before" in done.stderr
+
+
+def test_new_changed_and_gone_clips(copy):
+    before = contents(copy / "store")
+    clips = copy / "clips" / CLASSES[0]
+    shutil.copy(clips / "0.mp4", copy / "clips" / "new.mp4")
+    shutil.copy(clips / "1.mp4", clips / "2.mp4")
+    (clips / "0.mp4").unlink()
+    status, _, err = execute(copy, "embed", "clips", "--store", "store")
+    assert status == 0, err
+    assert "1 new, 1 changed, 1 gone, 7 as before" in err
+    after = contents(copy / "store")
+    name = f"clips/{CLASSES[0]}"
+    assert f"{name}/0.mp4" not in after
+    assert after["clips/new.mp4"] == before[f"{name}/0.mp4"]
+    assert after[f"{name}/2.mp4"] == before[f"{name}/1.mp4"]
+    assert after[f"{name}/1.mp4"] == before[f"{name}/1.mp4"]
+
+
+def test_what_lies_elsewhere_has_not_gone(copy):
+    (copy / "clips" / CLASSES[0] / "0.mp4").unlink()
+    status, _, err = execute(copy, "embed", f"clips/{CLASSES[1]}", "--store", "store")
+    assert status == 0
+    assert "0 gone, 3 as before" in err
+
+
+def test_dead_rows_make_room(copy):
+    for name in CLASSES[:2]:
+        shutil.rmtree(copy / "clips" / name)
+    before = contents(copy / "store")
+    status, _, _ = execute(copy, "embed", "clips", "--store", "store")
+    assert status == 0
+    store = Store(copy / "store")
+    assert store.rows == {"visual": 9, "audio": 9}
+    assert [path.name for path in sorted(store.folder.glob("*.f32"))] == ["audio-2.f32", "visual-2.f32"]
+    assert contents(copy / "store") == {name: what for name, what in before.items() if CLASSES[2] in name}
+
+
+def test_bad_files_are_named_and_remembered_until_they_change(copy):
+    bad = copy / "clips" / "bad.mp4"
+    bad.write_bytes(b"no video")
+    status, _, err = execute(copy, "embed", "clips", "--store", "store")
+    assert status == 1
+    assert "bad.mp4: " in err
+    assert "1 left out" in err
+    status, _, err = execute(copy, "embed", "clips", "--store", "store")
+    assert status == 1
+    assert "bad.mp4: " in err
+    assert "loading" not in err
+    status, _, err = execute(copy, "embed", "clips", "--store", "store", "--retry")
+    assert "loading" in err
+    shutil.copy(copy / "clips" / CLASSES[0] / "0.mp4", bad)
+    status, _, err = execute(copy, "embed", "clips", "--store", "store")
+    assert status == 0
+    assert "10 clips" in err
+
+
+KILLED = """
+import os, signal, sys
+from avfewshot.cli.app import run
+from avfewshot.store import store
+
+store._COMMIT_CLIPS = 2
+add, count = store._Writer.add, 0
+
+
+def counted(writer, path, file):
+    global count
+    add(writer, path, file)
+    for stream in writer._files.values():
+        stream.flush()
+    count += 1
+    if count == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+store._Writer.add = counted
+run(["embed", "clips", "--store", "killed", "--backbone", "tiny", "--device", "cpu", "--precision", "fp32"])
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
+    for moment in (3, 5):  # rows of a clip are in the files, and no commit counts them
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(moment)], cwd=world, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    assert len(Store(world / "killed")) == 6
+    assert (world / "killed" / "visual-1.f32").stat().st_size > Store(world / "killed").vectors("visual").nbytes
+    status, _, err = execute(world, "embed", "clips", "--store", "killed")
+    assert status == 0
+    assert "3 new, 0 changed, 0 gone, 6 as before" in err
+    assert contents(world / "killed") == contents(embedded)
+    assert (world / "killed" / "visual-1.f32").stat().st_size == Store(world / "killed").vectors("visual").nbytes
+
+
+def test_one_process_writes_at_a_time(copy):
+    store = Store(copy / "store")
+    with store._locked():
+        status, _, err = execute(copy, "embed", "clips", "--store", "store")
+    assert status == 2
+    assert "another process" in err
+
+
+def test_misuse_is_told(world, embedded, tmp_path):
+    assert "there is no store" in execute(world, "find", "dog", "--store", "none")[2]
+    status, _, err = execute(world, "embed", "clips", "--store", "store", "--backbone", "base")
+    assert status == 2
+    assert "was embedded with backbone tiny, not base" in err
+    assert execute(world, "embed", "clips")[0] == 2
+    with pytest.raises(UsageError, match="differs in precision"):
+        Store(embedded).check({**Store(embedded).identity, "precision": "bf16"})
+    (tmp_path / "store.db").write_bytes(b"no database at all, but long enough" * 100)
+    with pytest.raises(DataError, match="damaged"):
+        Store(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- search
+
+
+def test_words_find_clips_by_sight_sound_and_both(embedded):
+    store = Store(embedded)
+    for by in ("sight", "sound", "both"):
+        hits = store.find("dog barking", by=by, top=3)
+        assert {Path(hit.path).parent.name for hit in hits} == {"dog barking"}
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert set(hits[0].cosines) == {"sight": {"visual"}, "sound": {"audio"}}.get(by, {"visual", "audio"})
+        for hit in hits:
+            assert max(moment.score for moment in hit.moments) == hit.score
+            assert any(moment.start <= hit.second < moment.end for moment in hit.moments)
+    with pytest.raises(UsageError, match="smell"):
+        store.find("dog", by="smell")
+    with pytest.raises(UsageError, match="by words or by a clip"):
+        store.find()
+
+
+def test_a_clip_finds_its_like_but_not_itself(embedded, world, tmp_path):
+    store = Store(embedded)
+    clip = world / "clips" / "clock ticking" / "0.mp4"
+    first, second, *_ = store.find(like=clip)
+    assert {Path(first.path), Path(second.path)} == {clip.with_name("1.mp4"), clip.with_name("2.mp4")}
+    assert store._towers is None  # no model was needed
+    shutil.copy(clip, tmp_path / "elsewhere.mp4")
+    found = store.find(like=f"{tmp_path / 'elsewhere.mp4'}:1-2", by="sight", top=1)
+    assert found[0].path == str(clip)
+    with pytest.raises(UsageError, match="has 3 seconds"):
+        store.find(like=f"{clip}:7-9")
+    with pytest.raises(UsageError, match="ends before"):
+        store.find(like=f"{clip}:2-1")
+
+
+def made_up_store(folder, clips, seconds=4, dims=None):
+    """A store of random vectors, some clips without sound; and its vectors by clip."""
+    dims = dims or {"visual": 16, "audio": 8}
+    rng = np.random.default_rng(0)
+    store = Store.create(folder, {"backbone": "tiny", "precision": "fp32"}, {}, dims)
+    made = {}
+    with store._connect(write=True) as database:
+        writer = store_module._Writer(store, database)
+        for number in range(clips):
+            path = folder / f"{number:05}.mp4"
+            path.write_bytes(b"x")
+            parts = [rng.normal(size=(seconds, width)).astype(np.float32) for width in dims.values()]
+            parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
+            made[str(path)] = parts if number % 5 else [parts[0], None]
+            tensors = [None if part is None else torch.from_numpy(part) for part in made[str(path)]]
+            writer.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()))
+        writer.close()
+    return Store(folder), made
+
+
+def plain_search(made, query, top):
+    """What the scores are by their definition, clip by clip."""
+    scores = {}
+    for place, name in enumerate(("visual", "audio")):
+        if name not in query:
+            continue
+        cosines = {path: parts[place] @ query[name] for path, parts in made.items() if parts[place] is not None}
+        everything = np.concatenate(list(cosines.values()))
+        for path, values in cosines.items():
+            standard = (values - everything.mean()) / everything.std()
+            scores[path] = scores.get(path, 0) + standard / len(query)
+    best = sorted(((values.max(), path) for path, values in scores.items()), reverse=True)
+    return [path for _, path in best[:top]], [score for score, _ in best[:top]]
+
+
+@pytest.mark.parametrize("names", [("visual",), ("audio",), ("visual", "audio")])
+def test_scores_are_deviations_above_the_collection(tmp_path, names):
+    store, made = made_up_store(tmp_path, 40)
+    query = {name: made[str(tmp_path / "00007.mp4")][name == "audio"][2] for name in names}
+    hits = Search(store).find(query, 5)
+    paths, scores = plain_search(made, query, 5)
+    assert [hit.path for hit in hits] == paths
+    np.testing.assert_allclose([hit.score for hit in hits], scores, atol=1e-3)
+    assert (hits[0].path, hits[0].second) == (str(tmp_path / "00007.mp4"), 2)
+    assert len(Search(store).find(query, 100)) == (32 if names == ("audio",) else 40)
+
+
+def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(store_module, "_INDEXED", 1000)
+    store, made = made_up_store(tmp_path, 600, dims={"visual": 32, "audio": 16})
+    with store._connect(write=True) as database:
+        store._drop(database, [store.embedded[3].id])  # its rows stay, and are nobody's
+    store = Store(tmp_path)
+    assert set(store.index()) == {"visual", "audio"}
+    query = {"visual": made[str(tmp_path / "00004.mp4")][0][1], "audio": made[str(tmp_path / "00004.mp4")][1][1]}
+    with_index, exact = Search(store).find(query, 10), Search(store, exact=True).find(query, 10)
+    assert with_index == exact
+    gone = {"visual": made[str(tmp_path / "00003.mp4")][0][0]}
+    assert str(tmp_path / "00003.mp4") not in {hit.path for hit in Search(store).find(gone, 10)}
+    index = next(tmp_path.glob("visual-*.index"))
+    index.write_bytes(b"damaged")
+    assert Search(store).find(query, 10) == exact
+
+
+def test_moments_join_seconds_that_follow_each_other(tmp_path):
+    store = Store.create(tmp_path, {"backbone": "tiny", "precision": "fp32"}, {}, {"visual": 2, "audio": 2})
+    near = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"x")
+    with store._connect(write=True) as database:
+        writer = store_module._Writer(store, database)
+        vectors = torch.tensor([[1.0, 0.0] if one else [0.0, 1.0] for one in near])
+        writer.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()))
+        writer.close()
+    [hit] = Store(tmp_path)._search.find({"visual": np.array([1.0, 0.0], dtype=np.float32)})
+    assert [(moment.start, moment.end) for moment in hit.moments] == [(1, 3), (5, 6)]
+    assert hit.second == 1
+
+
+def test_find_prints_tables_json_and_csv(world, embedded):
+    status, out, _ = execute(world, "find", "dog barking", "--store", "store", "--top", "2")
+    assert status == 0
+    assert out.count("dog barking") == 2
+    assert "0:00-" in out
+    status, out, _ = execute(world, "find", "dog barking", "--store", "store", "--top", "2", "--format", "json")
+    document = json.loads(out)
+    assert [Path(clip["path"]).parent.name for clip in document["clips"]] == ["dog barking"] * 2
+    assert document["clips"][0]["moments"][0].keys() == {"start", "end", "score"}
+    status, out, _ = execute(world, "find", "dog barking", "--store", "store", "--top", "2", "--format", "csv")
+    rows = list(csv.DictReader(StringIO(out)))
+    assert {row["rank"] for row in rows} == {"1", "2"}
+    assert execute(world, "find", "dog", "--like", "a.mp4", "--store", "store")[0] == 2
+    status, _, err = execute(world, "find", "--like", "nothing.mp4", "--store", "store")
+    assert status == 1
+    assert "nothing.mp4" in err
