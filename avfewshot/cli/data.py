@@ -32,7 +32,9 @@ def toy(
     ] = 24,
     jobs: Annotated[int | None, typer.Option(help="Processes; by default one for each processor.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a toy world made with other settings.")] = False,
-    only: Annotated[str | None, typer.Option(help="Some of ave,llp,vggsound; by default all.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Some of ave,llp,vggsound,avs,avqa; by default the first three.")
+    ] = None,
 ) -> None:
     """Write the toy world: small made-up clips in the layouts of AVE, LLP and VGG-Sound.
 

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
 from avfewshot.toyworld.layouts import FEWEST_CLIPS, PLANS, DatasetPlan, PlannedClip, plan_samples
+from avfewshot.toyworld.scenes import plan_avqa, plan_avs
 from avfewshot.toyworld.vocabulary import COMPOSITIONS
-from avfewshot.toyworld.writer import write_clip
+from avfewshot.toyworld.writer import write_clip, write_part
 
 DEFAULT_CLIPS_PER_CLASS = 24
 """Gives 16 training clips a class, so that 16 shots are possible."""
@@ -34,10 +35,12 @@ MANIFEST = "toy-world.json"
 _FORMAT = 1
 
 # Measured on one core of a cloud server; the sizes vary little, the time with the machine.
-_BYTES_PER_CLIP = 150_000
-_SECONDS_PER_CLIP = 0.55
+_BYTES_PER_CLIP = {".mp4": 150_000, ".wav": 160_000, ".png": 8_000}
+_SECONDS_PER_CLIP = {".mp4": 0.55, ".wav": 0.08, ".png": 0.03}
+ALL_PLANS = {**PLANS, "avs": plan_avs, "avqa": plan_avqa}
+"""Data sets by name; those of scenes are written only if they are named."""
 
-_FOLDERS = {"ave": "AVE", "llp": "LLP", "vggsound": "VGGSound"}
+_FOLDERS = {"ave": "AVE", "llp": "LLP", "vggsound": "VGGSound", "avs": "AVSBench", "avqa": "MUSIC-AVQA"}
 _EDITABLE = ("avfs.toml", "labels.txt", "README.txt")  # people are invited to change these: what they changed is kept
 _TOP_LEVEL = (*_FOLDERS.values(), "samples", *_EDITABLE)
 
@@ -129,12 +132,12 @@ class Build:
     @property
     def expected_bytes(self) -> int:
         """About what the clips to write will take on disk."""
-        return len(self.pending) * _BYTES_PER_CLIP
+        return sum(_BYTES_PER_CLIP[PurePosixPath(clip.path).suffix] for clip in self.pending)
 
     @property
     def expected_seconds(self) -> float:
         """About how long writing them will take."""
-        return len(self.pending) * _SECONDS_PER_CLIP / self.jobs
+        return sum(_SECONDS_PER_CLIP[PurePosixPath(clip.path).suffix] for clip in self.pending) / self.jobs
 
     def run(self, *, progress: bool = True) -> Summary:
         """Write what is missing, with a progress bar where standard error is a terminal.
@@ -150,7 +153,7 @@ class Build:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             for folder in {(self.root / clip.path).parent for clip in self.clips}:  # of a run that was killed
-                for leftover in folder.glob(".*.part.mp4"):
+                for leftover in folder.glob(".*.part.*"):
                     leftover.unlink(missing_ok=True)
             self._remove_obsolete()
             self.manifest.write(self.root)
@@ -229,7 +232,7 @@ def prepare(
             by further data sets.
         seed: Source of all chance; each seed gives another world of the same classes.
         clips_per_class: Clips of each class in each data set, over all splits.
-        datasets: Some of ``"ave"``, ``"llp"``, ``"vggsound"``; None: all.
+        datasets: Some of :data:`ALL_PLANS`; None: those of :data:`~avfewshot.toyworld.layouts.PLANS`.
         jobs: Processes; None: one for each processor that may be used.
         force: Replace what another seed, number of clips or version made there.
 
@@ -238,10 +241,10 @@ def prepare(
         DataError: The folder's own record is damaged.
     """
     root = Path(root)
-    unknown = [name for name in datasets or () if name not in PLANS]
+    unknown = [name for name in datasets or () if name not in ALL_PLANS]
     if unknown or (datasets is not None and not datasets):
         shown = ", ".join(map(repr, unknown)) or "nothing"
-        raise UsageError(f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(PLANS)}.")
+        raise UsageError(f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(ALL_PLANS)}.")
     if clips_per_class < FEWEST_CLIPS:
         raise UsageError(
             f"--clips-per-class {clips_per_class}: too few.",
@@ -262,8 +265,8 @@ def prepare(
         _refuse_other_contents(root, before, wanted)
     recorded = before.files if before else {}
     there = before.datasets if before and same else ()
-    names = tuple(name for name in PLANS if datasets is None or name in {*datasets, *there})
-    plans = tuple(PLANS[name](seed, clips_per_class) for name in names)
+    names = tuple(name for name in ALL_PLANS if name in {*(PLANS if datasets is None else datasets), *there})
+    plans = tuple(ALL_PLANS[name](seed, clips_per_class) for name in names)
     clips = (*plan_samples(seed), *(clip for plan in plans for clip in plan.clips))
     texts = {name for plan in plans for name in plan.texts} | set(_EDITABLE)
     files: dict[str, str | None] = {name: recorded.get(name) for name in texts}
@@ -348,7 +351,10 @@ def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Generat
 def _write(root: Path, clip: PlannedClip) -> tuple[str, str]:
     path = root / clip.path
     try:
-        write_clip(clip.script, path)
+        if path.suffix == ".mp4":
+            write_clip(clip.script, path)
+        else:
+            write_part(clip.script, path, clip.picture)
         return clip.path, sha256_file(path)
     except (OSError, av.error.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -369,11 +375,11 @@ root = "."
 
 def _readme_text(manifest: Manifest, plans: Sequence[DatasetPlan]) -> str:
     counts = "\n".join(
-        f"  {_FOLDERS[plan.name] + '/':<10} {len(plan.clips):,} clips of {len(plan.classes)} classes "
+        f"  {_FOLDERS[plan.name] + '/':<10} {len(plan.clips):,} files of {len(plan.classes)} classes "
         f"in the layout of {plan.title}"
         for plan in plans
     )
-    only = "" if len(plans) == len(PLANS) else f" --only {','.join(plan.name for plan in plans)}"
+    only = "" if [plan.name for plan in plans] == list(PLANS) else f" --only {','.join(plan.name for plan in plans)}"
     return f"""\
 A toy world for avfewshot: drawn objects and synthesised sounds. Nothing here is real, and nothing was recorded.
 

@@ -34,6 +34,7 @@ class PlannedClip:
 
     path: str  # below the root of the toy world, with forward slashes
     script: ClipScript  # what happens in it
+    picture: tuple[int, bool] | None = None  # a still of that second, or its mask; None: the whole clip
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from avfewshot.toyworld.recordings import RECORDINGS
-from avfewshot.toyworld.script import ClipScript
+from avfewshot.toyworld.script import ClipScript, PlacedEvent
 from avfewshot.toyworld.sounds import SAMPLE_RATE, background_noise, loudness, synthesise
 from avfewshot.toyworld.sprites import Camera, draw_backdrop, draw_object
 from avfewshot.toyworld.vocabulary import COLOURS, OBJECTS, PITCHES, SOUNDS
@@ -123,16 +123,51 @@ def render_frames(script: ClipScript, *, fps: int, width: int, height: int) -> I
     """
     rng = np.random.default_rng([script.seed, 1])
     looks = [event.look for event in script.events if event.look is not None]
-    names = [event.composition.object for event in script.events if event.look is not None]
-    smallest, largest = main_scales(len(names))
-    extras = distractor(rng, 0.3)
-    actors = [Actor.cast(name, rng, smallest=smallest, largest=largest) for name in names]
-    stage = Stage([*extras, *actors], width, height, rng)
+    extras, stage = _set_up(script, width, height, rng)
     film = RECORDINGS[script.recording].film(script.seed)
     for index in range(round(script.seconds * fps)):
         second = index / fps
-        visible = [True] * len(extras) + [on <= second < off for on, off in looks]
+        visible = [True] * extras + [on <= second < off for on, off in looks]
         yield film(stage.frame(second, visible, rng))
+
+
+def _set_up(script: ClipScript, width: int, height: int, rng: np.random.Generator) -> tuple[int, Stage]:
+    """The stage with all that is seen at some time, behind so many distractors."""
+    events = [event for event in script.events if event.look is not None]
+    smallest, largest = main_scales(len(events))
+    extras = distractor(rng, 0.3)
+    actors = []
+    for event in events:
+        if isinstance(event, PlacedEvent):  # side by side, without overlap
+            smallest, largest = _PLACED_SCALES[len(events)]
+        actor = Actor.cast(event.composition.object, rng, smallest=smallest, largest=largest)
+        if isinstance(event, PlacedEvent):
+            actor.place, actor.velocity = (event.place, actor.place[1]), (0.0, actor.velocity[1])
+        actors.append(actor)
+    return len(extras), Stage([*extras, *actors], width, height, rng)
+
+
+_PLACED_SCALES = {1: (0.42, 0.55), 2: (0.4, 0.5), 3: (0.3, 0.33)}
+
+
+def render_still(script: ClipScript, second: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last sixteenth of a second of a scene, and where what sounds then is seen.
+
+    Returns:
+        uint8 ``[side, side, 3]`` and bool ``[side, side]``.
+    """
+    rng = np.random.default_rng([script.seed, 1])
+    extras, stage = _set_up(script, side, side, rng)
+    moment = second + 15 / 16
+    events = [event for event in script.events if event.look is not None]
+    mask = np.zeros((side, side), bool)
+    for index, event in enumerate(events):
+        picture, (left, top) = stage.placed(extras + index, moment)
+        opaque = np.asarray(picture)[..., 3] > 127
+        sounding = event.sound is not None and event.sound[0] <= moment < event.sound[1]
+        mask[top : top + opaque.shape[0], left : left + opaque.shape[1]][opaque] = sounding
+    noise = np.random.default_rng([script.seed, 5, second])
+    return stage.frame(moment, [True] * (extras + len(events)), noise), mask
 
 
 def render_waveform(script: ClipScript) -> np.ndarray:

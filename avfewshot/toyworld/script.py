@@ -23,6 +23,13 @@ class Event:
 
 
 @dataclass(frozen=True)
+class PlacedEvent(Event):
+    """An object that stands beside others."""
+
+    place: float  # share of the room from left to right
+
+
+@dataclass(frozen=True)
 class ClipScript:
     """All that a clip is rendered from; equal scripts give equal clips."""
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import wave
 from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
 
 import av.codec.context
 import av.container
 import numpy as np
+from PIL import Image
 
 from avfewshot.io import atomic_path
-from avfewshot.toyworld.render import render_frames, render_waveform
+from avfewshot.toyworld.render import render_frames, render_still, render_waveform
 from avfewshot.toyworld.script import ClipScript
-from avfewshot.toyworld.sounds import SAMPLE_RATE
+from avfewshot.toyworld.sounds import SAMPLE_RATE, band
 
 WIDTH = 160
 """Pixels of a toy clip's picture."""
@@ -22,6 +25,10 @@ HEIGHT = 120
 """Pixels of a toy clip's picture."""
 FPS = 5
 """Frames per second of a toy clip."""
+STILL_SIDE = 96
+"""Pixels of a side of a still and of its mask."""
+WAV_RATE = 16_000
+"""Samples a second of a WAV file."""
 
 _AUDIO_BITS_PER_SECOND = 64_000
 # libx264's macroblock-tree rate control gives other bytes from run to run (seen with core 165), so it is off. Threads
@@ -40,6 +47,27 @@ def write_clip(script: ClipScript, path: str | os.PathLike[str]) -> None:
     frames = render_frames(script, fps=FPS, width=WIDTH, height=HEIGHT)
     with atomic_path(path) as temporary:
         encode_mp4(temporary, frames, render_waveform(script), fps=FPS)
+
+
+def write_part(script: ClipScript, path: str | os.PathLike[str], picture: tuple[int, bool] | None) -> None:
+    """Write the sound of a clip as a WAV file of 16 kHz, or a still or a mask as a PNG file, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        if picture is None:
+            # 48 to 16 kHz: what lies above 8 kHz goes before every third sample is kept.
+            sound = band(render_waveform(script).astype(np.float64), 0, 7000)[:: SAMPLE_RATE // WAV_RATE]
+            with wave.open(os.fspath(temporary), "wb") as file:
+                file.setparams((1, 2, WAV_RATE, 0, "NONE", ""))
+                file.writeframes((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
+        else:
+            still, mask = render_still(script, picture[0], STILL_SIDE)
+            image = Image.fromarray(mask if picture[1] else still)
+            # The masks of S4 are 1-bit pictures, those of MS3 have a palette.
+            image = image.convert("L").convert("P") if picture[1] and "ms3_data" in Path(path).parts else image
+            image.save(temporary)
 
 
 def encode_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], waveform: np.ndarray, *, fps: int) -> None:
