@@ -100,7 +100,6 @@ def test_wrappers_around_the_tensors_are_taken_off(prefix, key, tmp_path):
 @pytest.mark.parametrize(
     ("name", "shape", "said"),
     [
-        ("audio_model.audio_encoder.patch_embed.proj.weight", (96, 1, 4, 4), "CLAP in the layout of transformers"),
         ("vision_model.embeddings.patch_embedding.weight", (768, 3, 32, 32), "CLIP in the layout of transformers"),
         ("audio_branch.patch_embed.proj.weight", (128, 1, 4, 4), "HTSAT-base"),
     ],

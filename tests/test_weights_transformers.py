@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from weights_support import CLIP_MODEL, HubServer, make_hub, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.clap_model import build_clap_model, load_clap, read_clap
 from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.weights.fetch import fetch
@@ -79,3 +80,41 @@ def test_random_weights_say_that_the_hub_describes_such_a_tower(tmp_path):
     model = {**CLIP_MODEL, "text_cfg": {"hf_model_name": "someone/text"}}
     with pytest.raises(UsageError, match="described by files from the hub"):
         build_backbone(write_preset(tmp_path, clip={"model": model}), weights="random")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_clap_of_transformers_gives_what_transformers_computes(form, tmp_path):
+    from transformers import ClapConfig, ClapModel
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    depths = {"depths": [2, 2, 2, 2], "num_hidden_layers": 4}
+    torch.manual_seed(0)
+    config = ClapConfig(text_config={**small, "vocab_size": 100}, audio_config=depths, projection_dim=16)
+    theirs = ClapModel(config).eval()
+    for name, tensor in theirs.named_parameters():
+        if "relative_position_bias_table" in name or tensor.ndim == 1:  # zeros and ones would hide a mistake
+            torch.nn.init.normal_(tensor, std=0.2)
+    theirs.audio_model.audio_encoder.batch_norm.running_mean.normal_()
+    file = tmp_path / f"model.{form}"
+    if form == "bin":
+        torch.save(theirs.state_dict(), file)
+    else:
+        theirs.save_pretrained(tmp_path)
+    audio = {"depths": [2, 2, 2, 2], "embed_dim": 96, "num_heads": [4, 8, 16, 32]}
+    text = {"type": "roberta", "vocab_size": 100, **small}
+    preset = load_preset(write_preset(tmp_path, clap={"audio": audio, "text": text}))
+    state, front_end = read_clap(preset.clap, file)
+    ours, _ = build_clap_model(preset)
+    load_clap(ours.eval(), preset, state, file)
+    assert front_end is None
+    branch, waveform = ours.audio_branch, 0.1 * torch.randn(1, 480_000)
+    ids = torch.tensor([[0, 5, 9, 2, 1], [0, 7, 8, 9, 2]])
+    with torch.no_grad():
+        mel = branch.logmel_extractor(branch.spectrogram_extractor(waveform))
+        heard = ours.audio_projection(branch({"waveform": waveform}, device="cpu")["embedding"])
+        expected = theirs.audio_projection(theirs.audio_model(mel, is_longer=None).pooler_output)
+        torch.testing.assert_close(heard, expected, rtol=1e-4, atol=1e-5)
+        read = ours.text_projection(ours.text_branch(ids, ids != 1).pooler_output)
+        expected = theirs.text_projection(theirs.text_model(ids, ids != 1).pooler_output)
+        torch.testing.assert_close(read, expected, rtol=1e-4, atol=1e-5)
+    assert ours.logit_scale_a == theirs.logit_scale_a

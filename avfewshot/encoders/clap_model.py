@@ -20,6 +20,7 @@ from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.presets import ClapPreset, Preset
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TextTokenizer
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
+from avfewshot.encoders.weights.transformers_clap import in_laion_layout
 from avfewshot.errors import UsageError, WeightsError
 
 REBUILT = (
@@ -101,7 +102,7 @@ def build_clap_model(preset: Preset, files: Mapping[str, Path] | None = None) ->
 
 
 def read_clap(clap: ClapPreset, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read a CLAP checkpoint in LAION's layout.
+    """Read a CLAP checkpoint in LAION's layout, or in that of transformers.
 
     Args:
         clap: The preset, for whether it expects a checkpoint with feature fusion.
@@ -114,7 +115,7 @@ def read_clap(clap: ClapPreset, path: Path) -> tuple[dict[str, Tensor], str | No
     Raises:
         WeightsError: See :mod:`avfewshot.encoders.weights.load`; or fusion is or is not there against the preset.
     """
-    state = read_tensors(path)
+    state = in_laion_layout(read_tensors(path))
     fused = any(name.startswith(_FUSION) for name in state)
     if clap.fused is not None and clap.fused != fused:
         has, wanted = ("has", "without") if fused else ("has no", "with")

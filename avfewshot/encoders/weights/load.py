@@ -104,11 +104,6 @@ def load_into(
 
 def _name_what_it_is(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise for well-known files of another layout or architecture, with what fits them."""
-    if "audio_model.audio_encoder.patch_embed.proj.weight" in state:
-        raise WeightsError(
-            f"{path}: is a CLAP in the layout of transformers (laion/clap-htsat-...); LAION's own layout is needed.",
-            hint="Take the original, 630k-audioset-best.pt of lukewys/laion_clap: `avfs weights fetch base`.",
-        )
     if "vision_model.embeddings.patch_embedding.weight" in state:
         raise WeightsError(
             f"{path}: is a CLIP in the layout of transformers (openai/clip-vit-...); open_clip's layout is needed.",
