@@ -213,6 +213,7 @@ def test_counter_examples_keep_their_like_out_of_a_class(call, world):
         scores[name] = json.loads(out)["clips"][0]["scores"]["class_0"]
         used = json.loads((folder / "results.json").read_text())["seeds"][0]["methods"]["kernel_ridge"]["labels_used"]
         assert used.get("counter-examples", 0) == (6 if name == "counter" else 0)
+        assert json.loads((folder / "results.json").read_text())["labels_used"] == used
         assert ("counter-examples" in (folder / "methods.html").read_text()) == (name == "counter")
     assert scores["counter"] < 0.5 * scores["plain"]
 
@@ -242,6 +243,11 @@ def test_unknown_clips_are_rejected_at_the_stated_rate(call, refuse, world):
     out, _ = call("zeroshot", "--adapter", folder, clips[0], "--format", "json")
     assert json.loads(out)["clips"][0]["label"] in ("class_0", "class_1")
     assert "reject" not in json.loads(out)
+    # Lines of one file agree in what was asked for.
+    call("zeroshot", "--adapter", folder, "--output", "plain.jsonl", clips[0])
+    for flag in ("--reject", "--multi-label"):
+        told = refuse("zeroshot", "--adapter", folder, "--output", "plain.jsonl", flag, *clips)
+        assert "results of another run" in told
     assert "none of dog" in refuse("zeroshot", "--adapter", folder, "--reject", "--label", "dog", clips[0])
     assert "Add --adapter RUN" in refuse("zeroshot", "--reject", "--label", "dog", clips[0])
     assert "--reject cannot be given with --task" in refuse("zeroshot", "--reject", "--task", "ave")

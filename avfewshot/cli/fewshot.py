@@ -332,7 +332,11 @@ def _write(
             split: {"listed": listed, "used": used, "unusable": left}
             for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset)
         },
-        "labels_used": {"support": len(results[0].support["ids"]), "validation": trainer.validation_used},
+        "labels_used": {
+            **results[0].methods.get(trainer.config.method, {}).get("labels_used", {}),
+            "support": len(results[0].support["ids"]),
+            "validation": trainer.validation_used,
+        },
         "parameters": {
             count.component: {"trainable": count.trainable, "total": count.total}
             for count in (plan.parameters if plan else ())
