@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -113,6 +114,23 @@ def backbone_faults(settings: Resolved) -> list[UsageError]:
         if settings["weights"] == "random" and key.endswith("_weights"):
             hint = "Leave one of them out."
             faults.append(UsageError(f"{option} and --weights random exclude each other.", hint=hint))
-        elif not path.exists():
+        elif not path.exists() and not (key == "adapter" and adapter_folder(path).is_dir()):
             faults.append(UsageError(f"{option} {path}: there is nothing at this path.", hint="Check the path."))
     return faults
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of an adapter; one from the hub is fetched, before anything heavy is loaded, and its commit said."""
+    if not str(path).startswith("hf:/"):
+        return path
+    import warnings
+
+    from avfewshot.cli.terminal import say_warning
+    from avfewshot.models.hub import local_adapter
+
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        folder = local_adapter(path)
+    for note in notes:
+        say_warning(str(note.message))
+    return folder

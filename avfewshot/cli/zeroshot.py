@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import adapter_folder, backbone_faults, collect, with_options
 from avfewshot.cli.outputs import DRAWN
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
@@ -195,6 +195,7 @@ def _labels_of_run(path: Path) -> LabelSet | None:
     """The classes that a run was trained on; None where its files do not tell."""
     from avfewshot.labels import LabelSet
 
+    path = adapter_folder(path)
     for pattern in ("config.json", "scorer/config.json", "seed-*/*/config.json", "checkpoints/*/config.json",
                     "seed-*/checkpoints/*/config.json"):  # fmt: skip
         for file in sorted(path.glob(pattern)):

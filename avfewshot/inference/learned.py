@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
 from avfewshot.methods.method import Scorer
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, read_json, seed_folders
+from avfewshot.models.hub import local_adapter
 from avfewshot.tuning.fit import ABOUT_NAME, load
 from avfewshot.tuning.methods import TunedMethod
 
@@ -57,7 +57,7 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     Raises:
         DataError: It is damaged.
     """
-    path = Path(path)
+    path = local_adapter(path)
     folders = [path, path / "scorer", *(seed / "scorer" for seed in seed_folders(path))]
     found = [folder for folder in folders if (folder / SCORER_NAME).is_file()]
     if not found:
@@ -95,7 +95,7 @@ def find_tuned(path: str | os.PathLike[str]) -> TunedRun | None:
     Raises:
         DataError: It is damaged.
     """
-    path = Path(path)
+    path = local_adapter(path)
     places = [path, *(place for base in (path, *seed_folders(path)) for place in sorted(base.glob("*")))]
     for folder in places:
         if (folder / ABOUT_NAME).is_file() and (folder / CONFIG_NAME).is_file():

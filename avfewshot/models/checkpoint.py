@@ -23,6 +23,7 @@ from torch import Tensor
 from avfewshot.encoders.weights.load import read_tensors
 from avfewshot.errors import DataError, UsageError, WeightsError
 from avfewshot.io import printable, sha256_file
+from avfewshot.models.hub import local_adapter
 from avfewshot.version import __version__
 
 FORMAT = 1
@@ -258,7 +259,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     Raises:
         DataError: There is none.
     """
-    path = Path(path)
+    path = local_adapter(path)
     if (path / CONFIG_NAME).is_file() and (path / TENSORS_NAME).is_file():
         return path
     for folder in (path, path / "checkpoints"):

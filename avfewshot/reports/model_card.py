@@ -46,10 +46,10 @@ def model_card(config: AdapterConfig, progress: Progress, command: str, notes: S
         ("share of trained logits", f"{config.decision.get('blend', 1.0):g}"),
         ("seed", str(config.seed)),
     ]
-    table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows)
-    classes = ", ".join(_cell(label) for label in config.labels)
-    remarks = "".join(f"- {_cell(note)}\n" for note in notes)
-    return f"""# Adapters pretrained on {_cell(str(support.get("list", "a list of clips")))}
+    table = "\n".join(f"| {name} | {cell(text)} |" for name, text in rows)
+    classes = ", ".join(cell(label) for label in config.labels)
+    remarks = "".join(f"- {cell(note)}\n" for note in notes)
+    return f"""# Adapters pretrained on {cell(str(support.get("list", "a list of clips")))}
 
 DG-SCT adapters and projectors between a frozen CLIP and a frozen CLAP (Duan et al., NeurIPS 2023). They hold no part of
 either: the backbone's own weights are needed beside them, and are checked by their SHA-256.
@@ -81,7 +81,7 @@ Clips of YouTube: their licences are those of their uploaders.
 """
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text of others inside Markdown: neither marks nor HTML, on one line."""
     text = re.sub(r"([\\`*\[\]|])", r"\\\1", printable(text.replace("\n", " ")))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -77,7 +77,8 @@ def fetch(
         return Fetched(needed, present, downloaded=False)
     if present is not None and _is_whole(needed, present):
         return Fetched(needed, present, downloaded=False)
-    _refuse_plain_http(hub_server(), allow_http)
+    if not allow_http:
+        refuse_plain_http(hub_server(), "weights", "or say --allow-http")
     if announce:
         announce(needed)
     path = _download(needed, force=force or present is not None)
@@ -93,14 +94,15 @@ def fetch(
     return Fetched(needed, path, downloaded=True, recorded=digest if recorded else None)
 
 
-def _refuse_plain_http(server: str, allowed: bool) -> None:
+def refuse_plain_http(server: str, what: str, otherwise: str = "") -> None:
+    """Raise WeightsError for a server of this protocol, unless it is this machine."""
     parts = urlsplit(server)
     host = parts.hostname or ""
-    if parts.scheme == "https" or allowed or host in ("localhost", "::1") or host.startswith("127."):
+    if parts.scheme == "https" or host in ("localhost", "::1") or host.startswith("127."):
         return
     raise WeightsError(
-        f"{server}: weights would come over plain http, where anybody on the way can exchange them.",
-        hint="Set HF_ENDPOINT to an https address, or say --allow-http.",
+        f"{server}: {what} would come over plain http, where anybody on the way can exchange them.",
+        hint=f"Set HF_ENDPOINT to an https address{otherwise and f', {otherwise}'}.",
     )
 
 

@@ -1,0 +1,220 @@
+"""Adapters to the hub and back, with the hub's own client against a local server in the hub's layout."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import pytest
+from fewshot_worlds import CLASSES, write_class_folders
+
+import avfewshot
+from avfewshot.cli.app import run
+from avfewshot.errors import UsageError, WeightsError
+from avfewshot.models import hub as hubs
+
+
+class Hub:
+    """Repositories in memory; a commit is a dictionary of files."""
+
+    def __init__(self):
+        self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                hub.answer(self, b"")
+
+            do_HEAD = do_GET
+
+            def do_POST(self):
+                hub.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def find(self, repository, revision):
+        """(commit, files), or None."""
+        made = self.commits.get(repository, [])
+        return next((one for one in reversed(made) if revision in ("main", one[0])), None)
+
+    def answer(self, handler, body):
+        path = handler.path.partition("?")[0]
+        self.requests.append(f"{handler.command} {path}")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            self.commits.setdefault(name, [("0" * 40, {})])
+            return self.send(handler, {"url": f"{self.address}/{name}", "name": name})
+        if path == "/api/validate-yaml":
+            return self.send(handler, {"errors": [], "warnings": []})
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/preupload/main", path):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.send(handler, {"files": files})
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/commit/main", path):
+            files = dict(self.find(match[1], "main")[1])
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            commit = hashlib.sha1(body).hexdigest()
+            self.commits[match[1]].append((commit, files))
+            url = f"{self.address}/{match[1]}/commit/{commit}"
+            return self.send(handler, {"success": True, "commitOid": commit, "commitUrl": url})
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/([\w.-]+))?", path):
+            found = self.find(match[1], match[2] or "main")
+            if found is None:
+                return self.refuse(handler, "RevisionNotFound" if match[1] in self.commits else "RepoNotFound")
+            siblings = [{"rfilename": name} for name in found[1]]
+            return self.send(handler, {"id": match[1], "sha": found[0], "siblings": siblings})
+        if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/tree/([\w.-]+)", path):
+            found = self.find(match[1], match[2])
+            if found is not None:
+                tree = [
+                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for name, data in found[1].items()
+                ]
+                return self.send(handler, tree)
+        if match := re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path):
+            found = self.find(match[1], match[2])
+            if found and match[3] in found[1]:
+                data = found[1][match[3]]
+                headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0]}
+                return self.send(handler, data, headers)
+        return self.refuse(handler, "RepoNotFound")
+
+    @staticmethod
+    def send(handler, content, headers=None):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        handler.send_response(200)
+        for name, value in {
+            "Content-Length": str(len(data)),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(data)
+
+    @staticmethod
+    def refuse(handler, code):
+        handler.send_response(404)
+        handler.send_header("X-Error-Code", code)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    write_class_folders(folder / "my_clips", clips=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("AVFS_CACHE", str(folder / "cache"))
+        options = ["--data", "my_clips", "--backbone", "tiny", "--device", "cpu", "--shots", "2", "--val-shots", "0"]
+        assert run(["fewshot", *options, "--epochs", "1", "--name", "both"]) == 0
+        assert run(["fewshot", *options, "--no-tune", "--name", "light"]) == 0
+    return folder
+
+
+@pytest.fixture
+def hub(world, monkeypatch, tmp_path):
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("AVFS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_made_up")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    hubs._fetched.cache_clear()
+    server = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def folder_of(world, name):
+    [folder] = (world / "runs" / "folder").glob(f"*-{name}")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["light", "both"])
+def test_what_was_pushed_predicts_as_the_run_does(hub, world, name, capsys):
+    local = folder_of(world, name)
+    assert run(["push", str(local), f"me/{name}"]) == 0
+    pinned = capsys.readouterr().out.split("--adapter ")[1].strip()
+    commit, files = hub.commits[f"me/{name}"][-1]
+    assert pinned == f"hf://me/{name}@{commit}"
+    assert {path.split("/")[0] for path in files} <= {"adapter.safetensors", "config.json", "scorer", "README.md"}
+    assert ("adapter.safetensors" in files) == (name == "both")
+    card = files["README.md"].decode()
+    assert all(label in card for label in CLASSES)
+    assert str(world) not in card
+
+    clips = [str(world / "my_clips" / label / "3.mp4") for label in CLASSES]
+    assert run(["zeroshot", *clips, "--adapter", f"hf://me/{name}", "--format", "json", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert f"hf://me/{name}@{commit}" in " ".join(captured.err.split())  # says what to hold to
+    far = json.loads(captured.out)["clips"]
+    assert run(["zeroshot", *clips, "--adapter", str(local), "--format", "json", "--device", "cpu"]) == 0
+    near = json.loads(capsys.readouterr().out)["clips"]
+    assert [clip["scores"] for clip in far] == [clip["scores"] for clip in near]
+
+
+def test_a_commit_that_is_here_is_not_asked_for_again_and_stays_what_it_was(hub, world, monkeypatch):
+    assert run(["push", str(folder_of(world, "light")), "me/held"]) == 0
+    commit = hub.commits["me/held"][-1][0]
+    folder = hubs.local_adapter(f"hf://me/held@{commit}")
+    hub.commits["me/held"].append(("f" * 40, {"config.json": b"{}"}))
+    hub.requests.clear()
+    hubs._fetched.cache_clear()
+    assert hubs.local_adapter(f"hf://me/held@{commit}") == folder
+    assert hub.requests == []
+    assert avfewshot.load(adapter=f"hf://me/held@{commit}", device="cpu").own_labels.names == CLASSES
+    with pytest.warns(UserWarning, match="f" * 40):
+        assert hubs.local_adapter("hf://me/held").name == "f" * 40
+
+
+def test_only_an_adapters_files_are_fetched(hub):
+    evil = {"config.json": b"{}", "model.pkl": b"x", "run.py": b"x", "scorer/scorer.json": b"{}", "scorer/x.pt": b"x"}
+    hub.commits["me/evil"] = [("e" * 40, evil)]
+    folder = hubs.local_adapter("hf://me/evil@" + "e" * 40)
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert found == ["config.json", "scorer/scorer.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("hf://nobody", UsageError, "hf://user/name"),
+        ("hf://../../etc", UsageError, "hf://user/name"),
+        ("hf://me/none", WeightsError, "no such repository"),
+        ("hf://me/some@none", WeightsError, "no such revision"),
+    ],
+)
+def test_what_cannot_be_fetched_is_said(hub, name, kind, said):
+    hub.commits["me/some"] = [("a" * 40, {})]
+    with pytest.raises(kind) as caught:
+        hubs.local_adapter(name)
+    assert said in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_token_does_not_travel_in_the_open(hub, world, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    assert run(["push", str(folder_of(world, "light")), "me/open"]) == 1
+    assert "plain http" in capsys.readouterr().err
+    assert run(["push", str(world / "my_clips"), "me/open"]) != 0
+    assert run(["push", str(folder_of(world, "light")), "no-owner"]) == 2
