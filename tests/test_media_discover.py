@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from avfewshot import media
-from avfewshot.errors import UsageError
+from avfewshot.errors import DataError, UsageError
 from avfewshot.media import MEDIA_SUFFIXES, find_media
 
 
@@ -90,6 +90,19 @@ def test_links_are_followed_and_loops_are_not(tree):
     found = names("void")
     assert found[:2] == ["void/link/c.webm", "void/link/er/d.wav"]
     assert len(found) == len(set(found)) < 10
+
+
+def test_a_folder_under_two_names_is_read_under_both_and_a_web_of_links_ends(tree):
+    os.symlink(tree / "deep", tree / "again", target_is_directory=True)
+    assert names(".")[1:5] == ["again/c.webm", "again/er/d.wav", "b.mp4", "deep/c.webm"]
+    web = tree / "web"
+    for one in range(6):
+        (web / str(one)).mkdir(parents=True)
+        (web / str(one) / "a.mp4").touch()
+        for other in range(6):
+            os.symlink(web / str(other), web / str(one) / f"to{other}", target_is_directory=True)
+    with pytest.raises(DataError, match="more than 100 names"):
+        names("web")
 
 
 def test_typescript_is_no_transport_stream(tree):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -17,6 +16,7 @@ from avfewshot.data.shards.prepare import prepare
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.data.shards.record import ShardEntry, ShardIndex
 from avfewshot.errors import DataError, UsageError
+from avfewshot.io import atomic_path
 
 ALL = [f"small-set-train-00000{number}" for number in range(4)] + ["small-set-val-000000"]
 
@@ -241,16 +241,17 @@ def test_entries_say_where_each_clip_begins(tmp_path):
     assert all(data[clip.offset :].startswith(clip.key.encode()) for clip in entry.clips)
 
 
-def test_unfinished_files_of_killed_processes_go_after_a_while(tmp_path):
+def test_unfinished_files_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
     folder = prepared(tmp_path / "shards")
-    old, fresh = (folder / f".{ALL[0]}-{mark}.part.tar" for mark in ("old", "fresh"))
-    for path in (old, fresh):
+    old, entry = folder / f".{ALL[0]}-0123abcd.part.tar", folder / f".{ALL[0]}-0123abcd.part.json"
+    for path in (old, entry):
         path.write_bytes(b"half")
-    os.utime(old, (0, 0))
     (folder / f"{ALL[0]}.tar").unlink()
-    prepare(make_plan(), folder).run()
-    assert not old.exists()
-    assert fresh.exists()
+    with atomic_path(folder / f"{ALL[0]}.tar") as fresh:  # somebody writes it right now
+        prepare(make_plan(), folder).run()
+        assert not old.exists()
+        assert not entry.exists()
+        assert fresh.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -18,10 +18,10 @@ from avfewshot.data.annotations import normalise_split, youtube_id
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description, default_wording, read_description
 from avfewshot.data.findings import DatasetReport
-from avfewshot.data.media_index import walk_media
 from avfewshot.data.ranking import ranked
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold, visible
+from avfewshot.media.discover import walk_media
 
 NONE_FOLDER = "none"
 _TIMED = re.compile(r"([A-Za-z0-9_-]{11})(?:_\d+(?:\.\d+)?){0,2}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,12 @@ from avfewshot.data.aliases import name_key
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError, UsageError
+from avfewshot.media.discover import AUDIO_SUFFIXES, walk_media
 
 _ID_LENGTH = 11
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _TIMES = re.compile(r"(?P<start>\d+(?:\.\d+)?)s?(?:[_-](?P<end>\d+(?:\.\d+)?)s?)?(?![A-Za-z0-9])")
 _SAME_TIME = 0.05  # Seconds; names round their decimals differently.
-_SKIPPED_FOLDERS = {"__MACOSX", "lost+found"}
-_Place = tuple[int, int]  # device and number of a folder
-_MOST_NAMES = 100  # Paths by which links may lead to one folder; a web of links would have no end.
 _KNOWN_NAMES = "ID.mp4, ID_START.mp4, ID_START_END.mp4 (seconds or milliseconds), YID.mp4, 'Title [ID].mp4'"
 
 
@@ -146,66 +144,9 @@ def _starts(rest: str) -> tuple[float, ...]:
     return (float(start), float(start) / 1000) if milliseconds and not start.startswith("00") else (float(start),)
 
 
-def walk_media(folders: Sequence[str | Path], barren: dict[str, int] | None = None) -> Iterator[str]:
-    """Paths of all media files below some folders, in no particular order.
-
-    A folder that links reach under two names is read under both; only a link to a folder around itself is not followed.
-    Folders given that lie within one another are read once.
-
-    Args:
-        folders: Where to look.
-        barren: Gets the path of every folder without a media file of its own, and the number of other files in it.
-
-    Raises:
-        DataError: Links lead to one folder by more than a hundred names.
-    """
-    from avfewshot.media.discover import MEDIA_SUFFIXES  # Here: the package around it may take a while to import.
-
-    earlier: set[_Place] = set()
-    for root in folders:
-        names: Counter[_Place] = Counter()
-        pending: list[tuple[str, frozenset[_Place]]] = [(os.fspath(root), frozenset())]
-        while pending:
-            folder, around = pending.pop()
-            try:
-                status = os.stat(folder)
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except OSError:  # A folder that may not be read holds nothing for us; its clips are reported missing.
-                continue
-            place = (status.st_dev, status.st_ino)
-            if place in earlier or place in around:
-                continue
-            names[place] += 1
-            if names[place] > _MOST_NAMES:
-                raise DataError(f"{folder}: links lead to this folder by more than {_MOST_NAMES} names.")
-            found = others = 0
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
-                    continue
-                if _is_folder(entry):
-                    pending.append((entry.path, around | {place}))
-                elif os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES:
-                    found += 1
-                    yield entry.path
-                else:
-                    others += 1
-            if barren is not None and not found:
-                barren[folder] = others
-        earlier |= set(names)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: listed as a file, which cannot be read and is named then
-        return False
-
-
 def _choose(files: list[str], sample: Sample, class_names: Sequence[str]) -> Match:
     if len(files) == 1:  # Nearly always, and there may be hundreds of thousands.
         return Match(Path(files[0]))
-    from avfewshot.media.discover import AUDIO_SUFFIXES
-
     files = _prefer(files, lambda file: os.path.splitext(file)[1].lower() not in AUDIO_SUFFIXES)
     files = _prefer(files, lambda file: sample.split in {part.lower() for part in Path(file).parts[:-1]})
     wanted = {name_key(class_names[label]) for label in sample.labels if label < len(class_names)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from avfewshot.errors import UsageError
+from avfewshot.errors import DataError, UsageError
 from avfewshot.media import remote
 
 VIDEO_SUFFIXES = frozenset(
@@ -16,6 +17,9 @@ VIDEO_SUFFIXES = frozenset(
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .mp3 .m4a .aac .ogg .oga .opus .wma .aif .aiff .aifc .amr .ac3 .mka .caf".split()
 )
+_SKIPPED_FOLDERS = {"__MACOSX", "lost+found"}
+_Place = tuple[int, int]  # device and number of a folder
+_MOST_NAMES = 100  # paths by which links may lead to one folder; a web of links would have no end
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
 """Suffixes, in lower case, of the files that are taken from a folder or a glob."""
 
@@ -52,7 +56,7 @@ def find_media(paths: Sequence[str | Path], *, recursive: bool = True) -> list[P
 def _expand(path: str | Path, recursive: bool) -> list[Path]:
     text = os.path.expanduser(os.fspath(path))
     if os.path.isdir(text):
-        files = list(_in_folder(text, recursive))
+        files = _in_folder(text, recursive)
         if not files:
             below = " or below it" if recursive else ""
             raise UsageError(f"There is no media file in the folder '{path}'{below}.", hint=_known())
@@ -72,19 +76,64 @@ def _expand(path: str | Path, recursive: bool) -> list[Path]:
     return files
 
 
-def _in_folder(folder: str, recursive: bool) -> Iterator[Path]:
-    """Media files of a folder; links to folders are followed, but no folder is entered twice."""
-    seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen or not recursive else [f for f in folders if not f.startswith(".")]
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in files:
-            full = os.path.join(root, name)
-            if _is_media(full):
-                yield Path(full)
+def _in_folder(folder: str, recursive: bool) -> list[Path]:
+    return [Path(file) for file in walk_media([folder], recursive=recursive) if _is_media(file)]
+
+
+def walk_media(
+    folders: Sequence[str | Path], barren: dict[str, int] | None = None, *, recursive: bool = True
+) -> Iterator[str]:
+    """Paths of all media files below some folders, in no particular order.
+
+    A folder that links reach under two names is read under both; only a link to a folder around itself is not followed.
+    Folders given that lie within one another are read once.
+
+    Args:
+        folders: Where to look.
+        barren: Gets the path of every folder without a media file of its own, and the number of other files in it.
+        recursive: Whether to look into the folders below.
+
+    Raises:
+        DataError: Links lead to one folder by more than a hundred names.
+    """
+    earlier: set[_Place] = set()
+    for root in folders:
+        names: Counter[_Place] = Counter()
+        pending: list[tuple[str, frozenset[_Place]]] = [(os.fspath(root), frozenset())]
+        while pending:
+            folder, around = pending.pop()
+            try:
+                status = os.stat(folder)
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:  # A folder that may not be read holds nothing for us; its clips are reported missing.
+                continue
+            place = (status.st_dev, status.st_ino)
+            if place in earlier or place in around:
+                continue
+            names[place] += 1
+            if names[place] > _MOST_NAMES:
+                raise DataError(f"{folder}: links lead to this folder by more than {_MOST_NAMES} names.")
+            found = others = 0
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in _SKIPPED_FOLDERS:
+                    continue
+                if _is_folder(entry):
+                    pending += [(entry.path, around | {place})] if recursive else []
+                elif os.path.splitext(entry.name)[1].lower() in MEDIA_SUFFIXES:
+                    found += 1
+                    yield entry.path
+                else:
+                    others += 1
+            if barren is not None and not found:
+                barren[folder] = others
+        earlier |= set(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed as a file, which cannot be read and is named then
+        return False
 
 
 def _is_media(path: str) -> bool:

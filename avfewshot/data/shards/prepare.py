@@ -35,7 +35,7 @@ from avfewshot.data.shards.record import (
     entry_path,
 )
 from avfewshot.errors import DataError, UsageError, explain
-from avfewshot.io import atomic_path, csv_cell, sha256_file, write_text
+from avfewshot.io import atomic_path, csv_cell, sha256_file, sweep_leftovers, write_text
 from avfewshot.media.stream import ordered_map
 
 REJECTED_NAME = "rejected.csv"
@@ -43,7 +43,6 @@ REJECTED_NAME = "rejected.csv"
 _TRIED = 4  # clips that the size of all is estimated from
 _HEADER = 768  # a tar header, and half a block of padding
 _HEADROOM = 1.05
-_ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -250,7 +249,8 @@ def _write_shard(
     """Write a shard, taking its clips from `encoded`, and its entry after it."""
     target = folder / shard.name
     try:
-        _remove_abandoned(target)
+        sweep_leftovers(target)  # of killed processes
+        sweep_leftovers(entry_path(folder, shard.name))
         # A shard without an entry counts for nothing; an entry must never stand beside another shard than its own.
         entry_path(folder, shard.name).unlink(missing_ok=True)
         stored: list[StoredClip] = []
@@ -297,14 +297,6 @@ class _Hashed:
         self.digest.update(data)
         self.size += len(data)
         return self._stream.write(data)
-
-
-def _remove_abandoned(target: Path) -> None:
-    # Others may be writing to this folder right now: only what nobody has touched for long is removed.
-    for path in target.parent.glob(f".{target.stem}-*.part{target.suffix}"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
 
 
 def _write_rejected(folder: Path, index: ShardIndex) -> None:
