@@ -42,12 +42,13 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.prompts import load_templates
-from avfewshot.training import pretrain
+from avfewshot.training import trainer
+from avfewshot.training.checkpoints import CheckpointManager
+from avfewshot.training.data import epoch_order
 from avfewshot.training.fabric import single_device
-from avfewshot.training.journal import Journal
-from avfewshot.training.order import epoch_order
-from avfewshot.training.store import CheckpointStore
-from avfewshot.training.stream_judge import StreamJudge
+from avfewshot.training.metrics_log import MetricsLogger
+from avfewshot.training.tasks import PretrainTask
+from avfewshot.training.validation import stream_validator
 
 SECONDS = 1
 """Length of a clip."""
@@ -140,47 +141,46 @@ def prepare(root: Path | None, seed: int) -> Setting:
 
 def train(setting: Setting, folder: Path, save_seconds: float) -> None:
     """Begin a training in a folder, or go on with the one that is there, to its end."""
-    pretrain.SAVE_SECONDS = save_seconds
+    trainer.SAVE_SECONDS = save_seconds
     backbone, config = setting.backbone, CONFIG
-    judge = StreamJudge(
+    validator = stream_validator(
         setting.val,
         Decision(config.task, config.fusion, config.pool),
         AudioVisualModel(backbone).eval(),
         setting.texts,
         (backbone.visual_scale, backbone.audio_scale),
         limit=3,
-        share=config.blend,
+        alpha=config.blend,
         device=torch.device("cpu"),
         window=SECONDS,
         autocast=nullcontext,
         observer=Observer(),
     )
 
-    def describe(verdict: Any) -> AdapterConfig:
+    def describe(metrics: Any) -> AdapterConfig:
         return AdapterConfig(
             task=config.task, labels=setting.train.classes, wordings=setting.train.wordings,
             templates=backbone.templates, backbone=backbone.name, identity=dict(backbone.identity),
-            training=config.to_dict(), seed=setting.seed, decision={"blend": verdict.blend}, support={"ranks": 1},
+            training=config.to_dict(), seed=setting.seed, decision={"blend": metrics.blend}, support={"ranks": 1},
         )  # fmt: skip
 
-    store = CheckpointStore(folder / "checkpoints")
-    training = pretrain.Pretraining(
-        single_device(torch.device("cpu"), "fp32"),
-        build_model(backbone, config, seed=setting.seed),
+    model = build_model(backbone, config, seed=setting.seed)
+    task = PretrainTask(
+        model,
         config,
-        seed=setting.seed,
         source=setting.train,
         texts=setting.texts,
-        judge=judge,
-        start=judge.start(),
-        store=store,
+        validator=validator,
         describe=describe,
-        journal=Journal(folder / "metrics.jsonl"),
+        seed=setting.seed,
+        device=torch.device("cpu"),
     )
-    found = store.load_last(backbone)
-    if found is not None and (lost := training.resume(found)):
+    fabric = single_device(torch.device("cpu"), "fp32")
+    training = trainer.Trainer(fabric, model, config, task, folder=folder, seed=setting.seed)
+    last = training.checkpoints.load_last(backbone)
+    if last is not None and (lost := training.resume(last)):
         raise SystemExit(f"not restored: {', '.join(lost)}")
-    training.run()
+    training.fit()
 
 
 def compare(setting: Setting, kills: int, folder: Path) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def compare(setting: Setting, kills: int, folder: Path) -> dict[str, Any]:
         differences += [f"training {finished - 1}: {what}" for what in differing(straight, path)]
         if len(rows) >= kills:
             break
-    steps = sum(entry["kind"] == "step" for entry in Journal(straight / "metrics.jsonl").entries())
+    steps = sum(entry["kind"] == "step" for entry in MetricsLogger(straight / "metrics.jsonl").entries())
     return {
         "benchmark": "kill_pretrain",
         "seed": setting.seed,
@@ -244,12 +244,12 @@ def compare(setting: Setting, kills: int, folder: Path) -> dict[str, Any]:
 
 def left(folder: Path) -> dict[str, Any]:
     """What a killed process has left behind."""
-    steps = CheckpointStore(folder / "checkpoints").steps()
+    steps = CheckpointManager(folder / "checkpoints").steps()
     path = folder / "metrics.jsonl"
     text = path.read_text() if path.is_file() else ""
     return {
         "checkpoint": steps[-1].name if steps else "none",
-        "last_step_written_down": max((entry["step"] for entry in Journal(path).entries()), default=0),
+        "last_step_written_down": max((entry["step"] for entry in MetricsLogger(path).entries()), default=0),
         "unfinished_checkpoint": any(each.name.startswith(".") for each in (folder / "checkpoints").glob("*")),
         "torn_line": bool(text) and not text.endswith("\n"),
     }
@@ -257,7 +257,7 @@ def left(folder: Path) -> dict[str, Any]:
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Trained tensors and optimizer state of the last checkpoint."""
-    found = CheckpointStore(folder / "checkpoints").load_last()
+    found = CheckpointManager(folder / "checkpoints").load_last()
     if found is None:
         return {}
     moments = found.state.parts["optimizer"]["state"]
@@ -274,14 +274,8 @@ def differing(first: Path, second: Path) -> list[str]:
         else []
     )
     found += [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
-    best = [CheckpointStore(folder / "checkpoints").load_best() for folder in (first, second)]
-    if any(each is None for each in best):
-        found.append("there is no best checkpoint")
-    else:
-        tensors = [each.tensors for each in best]
-        found += [
-            f"best checkpoint: {name}" for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])
-        ]
+    best = [CheckpointManager(folder / "checkpoints").load_best().tensors for folder in (first, second)]
+    found += [f"best checkpoint: {name}" for name in best[0] if not torch.equal(best[0][name], best[1][name])]
     if (first / "metrics.jsonl").read_text() != (second / "metrics.jsonl").read_text():
         found.append("the journal")
     return found

@@ -223,7 +223,7 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from avfewshot.encoders.backbone import build_backbone
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.models.build import build_model
-    from avfewshot.training.cuda_graphs import make_passes
+    from avfewshot.training.cuda_graphs import make_runner
     from avfewshot.training.fabric import single_device
 
     torch.set_num_threads(arguments.threads)
@@ -252,13 +252,13 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     batch = make_batch(arguments, model.visual_tower.image_size, len(visual_texts))
     if precision != "plain":
         fabric = single_device(device, config.precision)
-        passes = make_passes(fabric, ByFabric(fabric, model), model, config.cuda_graphs)
-        forward = forward[0], passes
+        runner = make_runner(fabric, ByFabric(fabric, model), model, config.cuda_graphs)
+        forward = forward[0], runner
     before = in_use(device)
     first = step(model, forward, optimizer, trainable, config, batch)
     if way == "graphs":
         step(model, forward, optimizer, trainable, config, batch)
-        passes.prepare()
+        runner.prepare()
     processor, waited = time.process_time(), waiting()
     timed = [step(model, forward, optimizer, trainable, config, batch) for _ in range(arguments.steps)]
     processor = (time.process_time() - processor) / arguments.steps

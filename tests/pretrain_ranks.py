@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretrain_support import clips, losses, make_pretraining, resumed, tensors
+from training_support import clips, losses, make_trainer, resumed, tensors
 
 from avfewshot.training.fabric import many_devices
 
@@ -23,14 +23,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 """Settings of a pretraining on two ranks; on one rank the batch is twice as large."""
 
 
-def told(training: Any, finished: bool, folder: Path) -> dict[str, Any]:
+def outcome(training: Any, folder: Path) -> dict[str, Any]:
     """What a rank knows at the end."""
     return {
-        "finished": finished,
+        "finished": bool(training.fit().finished),
         "step": training.progress.step,
         "best": training.progress.best.to_dict(),
         "tensors": tensors(training),
-        "given": training._source.given,
+        "given": training.task.source.given,
         "losses": losses(folder),
     }
 
@@ -40,16 +40,17 @@ def main(folder: Path) -> None:
     fabric = many_devices(torch.device("cpu"), "fp32", devices=2, strategy="ddp")
     result = {"place": [fabric.global_rank, fabric.world_size]}
     for name, settings in SCENARIOS.items():
-        training = make_pretraining(folder / name, fabric=fabric, **settings)
-        result[name] = told(training, training.run(), folder / name)
+        training = make_trainer(folder / name, kind="pretrain", fabric=fabric, **settings)
+        result[name] = outcome(training, folder / name)
 
     def asked():  # rank 1 alone, after four steps
         return fabric.global_rank == 1 and stopped.progress.step == 4
 
-    stopped = make_pretraining(folder / "stopped", fabric=fabric, options={"stopping": asked}, **SCENARIOS["even"])
-    result["stopped"] = told(stopped, stopped.run(), folder / "stopped")
-    again = resumed(folder / "stopped", fabric=fabric, **SCENARIOS["even"])
-    result["resumed"] = told(again, again.run(), folder / "stopped")
+    settings = {"kind": "pretrain", "fabric": fabric, **SCENARIOS["even"]}
+    stopped = make_trainer(folder / "stopped", stopping=asked, **settings)
+    result["stopped"] = outcome(stopped, folder / "stopped")
+    again = resumed(folder / "stopped", **settings)
+    result["resumed"] = outcome(again, folder / "stopped")
     torch.save(result, folder / f"rank-{fabric.global_rank}.pt")
 
 

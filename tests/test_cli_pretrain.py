@@ -19,9 +19,8 @@ from avfewshot.models.checkpoint import load_adapter
 from avfewshot.toyworld.script import everywhere_script
 from avfewshot.toyworld.vocabulary import Composition
 from avfewshot.toyworld.writer import write_clip
+from avfewshot.training.data import shards_to_pretrain, shows_one_of
 from avfewshot.training.fabric import launched_ranks
-from avfewshot.training.leaks import LeakFilter
-from avfewshot.training.pretrain_supply import supply_from_shards
 
 CLASSES = {
     "dog barking": ("dog", "barking"),
@@ -149,7 +148,7 @@ def test_processes_of_torchrun_are_counted_from_the_environment(monkeypatch):
 
 
 def test_prepared_clips_of_forbidden_videos_are_told_by_their_ids():
-    leaks = LeakFilter({LEAKED})
+    leaks = shows_one_of({LEAKED})
     assert [name for name in (LEAKED, f"{LEAKED}_000030", f"{LEAKED}2", "0000001", f"x{LEAKED}") if leaks(name)] == [
         LEAKED,
         f"{LEAKED}_000030",
@@ -272,12 +271,12 @@ def test_the_same_from_shards(world, capsys):
     assert config.support["clips"] == 5
     assert "5 clips, 3 classes" in (folder / "README.md").read_text()
     options = {"frame_size": 64, "workers": 1}
-    left = supply_from_shards(world / "shards", "vggsound40k", **options, against=[world / "AVE"], keep_leaks=False)
+    left = shards_to_pretrain(world / "shards", "vggsound40k", **options, against=[world / "AVE"], keep_leaks=False)
     assert left.notes == ("Leakage into evaluation: 1 clips left out.",)
     assert left.skip(f"{LEAKED}_000010")
-    unchecked = supply_from_shards(world / "shards", "vggsound40k", **options, against=[], keep_leaks=False)
+    unchecked = shards_to_pretrain(world / "shards", "vggsound40k", **options, against=[], keep_leaks=False)
     assert "is not checked" in unchecked.notes[0]
     assert "--against DIR" in unchecked.notes[0]
-    kept = supply_from_shards(world / "shards", "vggsound40k", **options, against=[world / "AVE"], keep_leaks=True)
+    kept = shards_to_pretrain(world / "shards", "vggsound40k", **options, against=[world / "AVE"], keep_leaks=True)
     assert "too good" in kept.notes[0]
     assert not kept.skip(f"{LEAKED}_000010")

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_support import make_training, names
+from training_support import losses, make_trainer, names
 
 from avfewshot.training import cuda_graphs
-from avfewshot.training.cuda_graphs import Passes, Replay, _Gradients, fresh_casts, make_passes
-from avfewshot.training.journal import Journal
+from avfewshot.training.cuda_graphs import CUDAGraphRunner, EagerRunner, _Gradients, fresh_casts, make_runner
 
 
 class FakeGraph:
@@ -54,39 +53,35 @@ def fake(monkeypatch):
 
 
 def replaying(folder, **changes):
-    training = make_training(folder, **changes)
+    training = make_trainer(folder, **changes)
     fabric = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
-    training._steps._passes = Replay(fabric, training._optimisation.module, training._model)
+    training.runner = CUDAGraphRunner(fabric, training.optimizer.module, training.model)
     return training
-
-
-def losses(folder):
-    return [entry["loss"] for entry in Journal(folder / "metrics.jsonl").entries() if entry["kind"] == "step"]
 
 
 @pytest.mark.parametrize("objective", ["classes", "contrastive"])
 @pytest.mark.parametrize("micro", [1, 2])
 def test_a_training_is_the_same_with_recorded_passes(tmp_path, fake, objective, micro):
     changes = {"objective": objective, "micro_batch": micro, "accumulation": 2, "batch_size": 2}
-    make_training(tmp_path / "plain", **changes).run()
+    make_trainer(tmp_path / "plain", **changes).fit()
     training = replaying(tmp_path / "replayed", **changes)
-    training.run()
-    assert FakeGraph.made == training._steps._passes.shapes == 1
+    training.fit()
+    assert FakeGraph.made == training.runner.shapes == 1
     assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
 def test_clips_that_lack_something_and_other_lengths_are_computed_as_usual(tmp_path, fake):
     paths = [*names(count=2), *names("-2", count=2), *names("-mute", count=1), *names("-blind", count=1)]
-    make_training(tmp_path / "plain", paths=paths, batch_size=3).run()
+    make_trainer(tmp_path / "plain", paths=paths, batch_size=3).fit()
     training = replaying(tmp_path / "replayed", paths=paths, batch_size=3)
-    training.run()
-    assert training._steps._passes.shapes
+    training.fit()
+    assert training.runner.shapes
     assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
 def test_a_pass_before_the_backward_pass_of_the_last_one_is_computed_as_usual(tmp_path, fake):
     training = replaying(tmp_path)
-    passes, model = training._steps._passes, training._model
+    passes, model = training.runner, training.model
     frames, audio = torch.randint(256, (2, 1, 3, 8, 8), dtype=torch.uint8), 0.1 * torch.randn(2, 1, 48_000)
     found = []
     for prepared in (False, True):
@@ -110,9 +105,9 @@ def test_what_cannot_be_recorded_is_said_once(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(cuda_graphs, "_Graph", fails)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    make_training(tmp_path / "plain").run()
+    make_trainer(tmp_path / "plain").fit()
     with caplog.at_level(logging.WARNING):
-        replaying(tmp_path / "replayed").run()
+        replaying(tmp_path / "replayed").fit()
     assert [record.message for record in caplog.records] == [
         "CUDA graphs are not used, steps take longer: operation not permitted when stream is capturing."
     ]
@@ -120,7 +115,7 @@ def test_what_cannot_be_recorded_is_said_once(tmp_path, monkeypatch, caplog):
 
 
 def test_released_passes_are_recorded_anew(tmp_path, fake):
-    passes = replaying(tmp_path)._steps._passes
+    passes = replaying(tmp_path).runner
     frames, audio = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 48_000)
     for times in (1, 2):
         for _ in range(3):
@@ -165,4 +160,4 @@ def test_casts_are_kept_outside_only():
 @pytest.mark.parametrize(("device", "ranks", "wanted"), [("cpu", 1, True), ("cuda:0", 2, True), ("cuda:0", 1, False)])
 def test_only_a_single_gpu_replays_and_only_when_asked(device, ranks, wanted):
     fabric = SimpleNamespace(device=torch.device(device), world_size=ranks)
-    assert type(make_passes(fabric, None, None, wanted)) is Passes
+    assert type(make_runner(fabric, None, None, wanted)) is EagerRunner

@@ -20,7 +20,7 @@ from avfewshot.data.description import ClassEntry, Description
 from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
 from avfewshot.training.fewshot import TRAINED, FewShot, RunObserver
-from avfewshot.training.loop import Watcher
+from avfewshot.training.trainer import Callback
 
 NAMES = ("a", "b", "c")
 SECONDS = 3
@@ -65,17 +65,17 @@ def mislabelled(data: Dataset) -> Dataset:
     return data.with_samples(wrong(sample) for sample in data.samples)
 
 
-class Diary(RunObserver, Watcher):
+class Diary(RunObserver, Callback):
     """Writes down what is read and judged, in order."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def watcher(self, seed: int, epochs: int) -> Watcher:
+    def training(self, seed: int, epochs: int) -> Callback:
         return self
 
-    def judged(self, epoch, verdict, best):
-        self.lines.append(f"judged {epoch}")
+    def on_validate(self, epoch, metrics, best):
+        self.lines.append(f"validated {epoch}")
 
     def read(self, path: Path):
         self.lines.append(path.stem)
@@ -153,8 +153,8 @@ def test_test_clips_are_not_read_before_training_has_ended(make_run, task):
     of_test = {sample.path.stem for sample in run.dataset.split("test")}
     first = next(index for index, line in enumerate(diary) if line in of_test)
     assert of_test <= set(diary[first:])
-    assert [line for line in diary if line.startswith("judged")] == ["judged 1", "judged 2", "judged 3"]
-    assert diary.index("judged 3") < first
+    assert [line for line in diary if line.startswith("validated")] == ["validated 1", "validated 2", "validated 3"]
+    assert diary.index("validated 3") < first
     assert set(diary[first:]) == of_test
 
 

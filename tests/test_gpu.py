@@ -8,6 +8,7 @@ import json
 import logging
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,14 +21,15 @@ from avfewshot import load
 from avfewshot.cli.app import run
 from avfewshot.config import TrainingConfig
 from avfewshot.encoders.backbone import build_backbone
+from avfewshot.evaluation.predictions import Decision
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.build import build_model
-from avfewshot.training.cuda_graphs import make_passes
 from avfewshot.training.fabric import single_device
 from avfewshot.training.objective import Objective, TrainingClip
-from avfewshot.training.optimisation import Optimisation
-from avfewshot.training.steps import GradientSteps
+from avfewshot.training.tasks import FewShotTask
+from avfewshot.training.trainer import Trainer
+from avfewshot.training.validation import Validator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -52,9 +54,10 @@ def tiny():
     return build_backbone("tiny")
 
 
-def setting(device: str, *, graphs: bool = False, micro: int | None = None, **changes) -> SimpleNamespace:
-    """A training of `tiny` whose adapters have woken up."""
-    config = TrainingConfig(**{"task": "ave_cls", "hidden": 16, "precision": "fp32", "lr": 1e-3, **changes})
+def setting(device: str, *, graphs: bool = False, micro: int = 4, **changes) -> Trainer:
+    """A training of `tiny` whose adapters have woken up; batches of up to 64 clips."""
+    settings = {"hidden": 16, "precision": "fp32", "lr": 1e-3, "batch_size": 64, "micro_batch": micro, **changes}
+    config = TrainingConfig(task="ave_cls", cuda_graphs=graphs, **settings)
     place = torch.device(device)
     backbone = copy.deepcopy(tiny()).to(place, PRECISIONS[config.precision])
     model = build_model(backbone, config, seed=0)
@@ -65,31 +68,30 @@ def setting(device: str, *, graphs: bool = False, micro: int | None = None, **ch
                 parameter.normal_(0, 0.1, generator=generator)
     widths = backbone.visual.output_dim, backbone.audio.output_dim
     texts = ClassTexts(*(F.normalize(torch.randn(CLASSES + 1, w, generator=generator), dim=-1) for w in widths))
-    fabric = single_device(place, config.precision)
-    optimisation = Optimisation(fabric, model, config, 10)
-    passes = make_passes(fabric, optimisation.module, model, graphs)
-    steps = GradientSteps(
-        fabric,
-        passes,
+    task = FewShotTask(
         model,
-        Objective(config, texts.to(place), per_second=False),
-        contrastive=config.objective == "contrastive",
-        micro_batch=micro or 4,
+        config,
+        source=SimpleNamespace(count=lambda rank, world: 10 * config.batch_size),
+        labels=[],
+        objective=Objective(config, texts.to(place), per_second=False),
+        validator=Validator(Decision("ave_cls", "weighted", "mean"), None, (), lambda model: ()),
+        describe=lambda metrics: None,
+        seed=1,
     )
     model.train()
-    return SimpleNamespace(model=model, steps=steps, optimisation=optimisation, passes=passes)
+    return Trainer(single_device(place, config.precision), model, config, task, folder=Path("unused"), seed=1)
 
 
-def train(made: SimpleNamespace, batches: list[list[TrainingClip]]) -> tuple[list[float], dict[str, torch.Tensor]]:
+def train(made: Trainer, batches: list[list[TrainingClip]]) -> tuple[list[float], dict[str, torch.Tensor]]:
     losses = []
     for step, batch in enumerate(batches):
-        losses.append(made.steps.accumulate([batch]).total)
-        made.optimisation.step(step)
+        losses.append(made.accumulate(batch)["loss"])
+        made.optimizer.step(step)
     return losses, made.model.trainable_state()
 
 
-def gradients(made: SimpleNamespace, clips: list[TrainingClip]) -> dict[str, torch.Tensor]:
-    made.steps.accumulate([clips])
+def gradients(made: Trainer, clips: list[TrainingClip]) -> dict[str, torch.Tensor]:
+    made.accumulate(clips)
     return {name: p.grad.cpu().clone() for name, p in made.model.named_parameters() if p.grad is not None}
 
 
@@ -120,7 +122,7 @@ def test_recorded_passes_train_as_ordinary_ones_to_the_bit(micro, checkpointing)
     batches = [noise(4, seed=seed) for seed in range(5)]
     plain, recorded = setting("cuda", **settings), setting("cuda", graphs=True, **settings)
     expected, found = train(plain, batches), train(recorded, batches)
-    assert recorded.passes.shapes == 1
+    assert recorded.runner.shapes == 1
     assert found[0] == expected[0]
     assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())
 
@@ -133,7 +135,7 @@ def test_recorded_passes_train_like_ordinary_ones(objective, precision):
     batches = [noise(4, seed=seed) for seed in range(5)]
     plain, recorded = setting("cuda", **settings), setting("cuda", graphs=True, **settings)
     expected, found = train(plain, batches)[0], train(recorded, batches)[0]
-    assert recorded.passes.shapes == 1
+    assert recorded.runner.shapes == 1
     torch.testing.assert_close(found, expected, rtol=1e-5 if precision == "fp32" else 2e-2, atol=0)
 
 
@@ -146,7 +148,7 @@ def test_recorded_passes_beside_ordinary_ones():
         batches.append(clips)
     plain, recorded = setting("cuda"), setting("cuda", graphs=True)
     expected, found = train(plain, batches), train(recorded, batches)
-    assert recorded.passes.shapes == 2
+    assert recorded.runner.shapes == 2
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
@@ -154,9 +156,9 @@ def test_gradients_of_several_batches_are_summed_up():
     batches = [noise(4, seed=seed) for seed in range(3)]
     sums = []
     for graphs in (False, True):
-        made = setting("cuda", graphs=graphs)
+        made = setting("cuda", graphs=graphs, batch_size=4)
         train(made, [noise(4, seed=9)] * 3)
-        made.steps.accumulate(batches)
+        made.accumulate([clip for batch in batches for clip in batch])
         sums.append({name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None})
     for name, gradient in sums[0].items():
         torch.testing.assert_close(sums[1][name], gradient, rtol=1e-4, atol=1e-7)
@@ -192,7 +194,7 @@ def test_memory_that_ends_halves_the_micro_batch(graphs, caplog):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-    assert made.steps.micro_batch < 64
+    assert made.micro_batch < 64
     assert any("ran out of memory with 64 clips at once; going on with 32" in entry.message for entry in caplog.records)
     assert losses[-1] < losses[0]
 

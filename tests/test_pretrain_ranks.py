@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from pretrain_ranks import SCENARIOS
-from pretrain_support import journal, losses, make_pretraining, tensors
+from training_support import assert_close, log, losses, make_trainer, tensors
 
 TIMEOUT = 240.0
 """Seconds after which ranks that wait for each other for ever are ended; they need a tenth of it."""
@@ -60,12 +60,6 @@ def ranks(folder):
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def close(first, second, tolerance=1e-5):
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
-
-
 def test_ranks_know_their_place(ranks):
     assert [told["place"] for told in ranks] == [[0, 2], [1, 2]]
 
@@ -73,12 +67,12 @@ def test_ranks_know_their_place(ranks):
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_ranks_equal_one_with_a_batch_twice_as_large(ranks, tmp_path, folder, scenario):
     settings = SCENARIOS[scenario]
-    alone = make_pretraining(tmp_path, **{**settings, "batch_size": 2 * settings["batch_size"]})
-    alone.run()
+    alone = make_trainer(tmp_path, **{"kind": "pretrain", **settings, "batch_size": 2 * settings["batch_size"]})
+    alone.fit()
     assert losses(folder / scenario) == pytest.approx(losses(tmp_path), abs=1e-5)
     for told in ranks:
         assert told[scenario]["finished"] is True
-        close(tensors(alone), told[scenario]["tensors"])
+        assert_close(tensors(alone), told[scenario]["tensors"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -106,4 +100,4 @@ def test_two_ranks_resume_to_the_bit_with_the_same_clips(ranks, folder):
         straight, again = told["even"], told["resumed"]
         assert all(torch.equal(tensor, again["tensors"][name]) for name, tensor in straight["tensors"].items())
         assert told["stopped"]["given"] + again["given"] == straight["given"]
-    assert journal(folder / "stopped") == journal(folder / "even")
+    assert log(folder / "stopped") == log(folder / "even")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_support import CLASSES, backbone, labelled, names, read, texts
+from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
 from avfewshot.evaluation.background import BackgroundRule
@@ -26,7 +26,7 @@ from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
-from avfewshot.training.selection import SHARES, Verdict, judge, judge_zero_shot
+from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
 
 
 def softmax(values):
@@ -119,7 +119,7 @@ def test_a_background_threshold_is_fitted_for_tasks_that_label_seconds():
     truth = targets([0, 1, 2, 2], segments)
     fitted = decision.fit(clips, truth)
     assert fitted.background.strategy == "threshold"
-    assert judge_zero_shot(decision, clips, truth).figure == 1.0
+    assert Validator(decision, truth, clips, lambda model: ()).baseline().figure == 1.0
 
 
 def test_the_background_text_competes_under_the_rule_prompt():
@@ -140,30 +140,34 @@ def test_validation_chooses_the_share_of_the_trained_logits():
     decision = Decision("ave_cls", "weighted", "mean")
     truth = targets([0, 1, 2])
     good, bad = [sure(n) for n in range(3)], [sure((n + 1) % 3, 8.0) for n in range(3)]
-    assert judge(decision, bad, good, truth).blend == 1.0
-    assert judge(decision, good, bad, truth).blend == min(SHARES)
-    assert judge(decision, good, bad, truth).figure == 1.0
-    assert judge(decision, good, bad, truth, share=1.0).figure == 0.0
+
+    def validate(before, after, *alpha):
+        return Validator(decision, truth, before, lambda model: after, *alpha)(None, 1)
+
+    assert validate(bad, good).blend == 1.0
+    assert validate(good, bad).blend == min(ALPHAS)
+    assert validate(good, bad).figure == 1.0
+    assert validate(good, bad, 1.0).figure == 0.0
 
 
-def test_a_verdict_is_better_by_its_figure_and_then_by_its_loss():
-    first = Verdict(0.5, 1.0, 1.0, Fitted())
-    assert Verdict(0.6, 2.0, 1.0, Fitted()).better_than(first)
-    assert Verdict(0.5, 0.9, 1.0, Fitted()).better_than(first)
-    assert not Verdict(0.5, 1.0, 1.0, Fitted()).better_than(first)
-    assert not Verdict(0.4, 0.1, 1.0, Fitted()).better_than(first)
+def test_metrics_are_better_by_their_figure_and_then_by_their_loss():
+    first = ValMetrics(0.5, 1.0, 1.0, Fitted())
+    assert ValMetrics(0.6, 2.0, 1.0, Fitted()).better_than(first)
+    assert ValMetrics(0.5, 0.9, 1.0, Fitted()).better_than(first)
+    assert not ValMetrics(0.5, 1.0, 1.0, Fitted()).better_than(first)
+    assert not ValMetrics(0.4, 0.1, 1.0, Fitted()).better_than(first)
 
 
 @pytest.mark.parametrize("fitted", [Fitted(), Fitted(BackgroundRule("threshold", 0.25), 0.5)])
-def test_a_verdict_comes_back_from_json(fitted):
-    verdict = Verdict(0.5, 1.25, 0.75, fitted)
-    assert Verdict.from_dict(verdict.to_dict()) == verdict
+def test_metrics_come_back_from_json(fitted):
+    metrics = ValMetrics(0.5, 1.25, 0.75, fitted)
+    assert ValMetrics.from_dict(metrics.to_dict()) == metrics
 
 
 def training_clips(paths):
     return [
-        TrainingClip(clip.frames, clip.audio_segments, item.labels)
-        for item, clip in ((item, read(item.path)) for item in labelled(paths))
+        TrainingClip(clip.frames, clip.audio_segments, torch.eye(CLASSES, dtype=torch.bool)[int(clip.path.stem[0])])
+        for clip in map(read, paths)
     ]
 
 

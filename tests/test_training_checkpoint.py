@@ -25,8 +25,7 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import AdapterConfig, find_checkpoint, load_adapter, write_adapter
 from avfewshot.models.losses import combined_loss
-from avfewshot.training.state import TrainingState, rng_state, set_rng_state
-from avfewshot.training.store import CheckpointStore
+from avfewshot.training.checkpoints import CheckpointManager, TrainingState, rng_state, set_rng_state
 
 TRAINING = TrainingConfig(task="ave_cls", hidden=4, checkpointing=False)
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
@@ -62,12 +61,12 @@ def adapter_config(**changes) -> AdapterConfig:
 class Order:
     """A shuffled order of clips that is walked batch by batch, and remembers where it stands."""
 
-    def __init__(self, clips: int, generator: torch.Generator) -> None:
-        self.clips, self.generator, self.left = clips, generator, []
+    def __init__(self, clips: int) -> None:
+        self.clips, self.left = clips, []
 
     def draw(self, count: int) -> list[int]:
         if not self.left:
-            self.left = torch.randperm(self.clips, generator=self.generator).tolist()
+            self.left = torch.randperm(self.clips).tolist()
         taken, self.left = self.left[:count], self.left[count:]
         return taken
 
@@ -98,8 +97,7 @@ class Run:
                 [2],
             ),
         }[schedule]()
-        self.generator = torch.Generator().manual_seed(5)
-        self.order = Order(5, self.generator)
+        self.order = Order(5)
         self.frames, self.audio = make_inputs(5, 2)
         self.texts = torch.nn.functional.normalize(
             torch.randn(3, 13, generator=torch.Generator().manual_seed(2)), dim=-1
@@ -128,7 +126,7 @@ class Run:
 
     def capture(self, step: int) -> TrainingState:
         progress = {"step": step, "epoch": 1, "best": 0.1 + 0.2, "figures": [float("-inf")]}
-        return TrainingState.capture(self.model, self.parts, progress=progress, generators={"order": self.generator})
+        return TrainingState.capture(self.model, self.parts, progress=progress)
 
     def everything(self) -> dict[str, Tensor]:
         moments = {
@@ -157,14 +155,14 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path, optimizer, schedule
     reseed(7)
     first = Run(optimizer, schedule)
     begun = first.steps(3)
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     store.save(3, adapter_config(), first.capture(3))
     first.steps(2)  # what happens after the checkpoint must not matter
 
     reseed(99)
     second = Run(optimizer, schedule)
     resumed = store.load_last(named_backbone())
-    assert resumed.state.restore(second.model, second.parts, generators={"order": second.generator}) == []
+    assert resumed.state.restore(second.model, second.parts) == []
     assert resumed.state.progress == {"step": 3, "epoch": 1, "best": 0.1 + 0.2, "figures": [float("-inf")]}
     assert begun + second.steps(3) == losses
     expected, found = straight.everything(), second.everything()
@@ -181,7 +179,7 @@ def test_a_state_can_be_restored_again_and_is_not_changed_by_training():
     outcomes = []
     for _ in range(2):
         other = Run(torch.optim.Adam, "step")
-        state.restore(other.model, other.parts, generators={"order": other.generator})
+        state.restore(other.model, other.parts)
         outcomes.append((other.steps(2), other.everything()))
     assert outcomes[0][0] == outcomes[1][0]
     assert all(torch.equal(tensor, outcomes[1][1][name]) for name, tensor in outcomes[0][1].items())
@@ -199,23 +197,22 @@ def test_a_state_is_a_copy_of_the_model_and_not_the_model():
 def test_a_state_of_another_training_is_refused(tmp_path):
     state = Run(torch.optim.Adam, "step").capture(0)
     other = Run(torch.optim.Adam, "step")
-    generators = {"order": other.generator}
     with pytest.raises(DataError, match=r"has a state of optimizer, order, scheduler, this one of optimizer"):
-        state.restore(other.model, {"optimizer": other.optimizer}, generators=generators)
+        state.restore(other.model, {"optimizer": other.optimizer})
     with pytest.raises(DataError, match="random number generators"):
-        state.restore(other.model, other.parts)
+        replace(state, rng={}).restore(other.model, other.parts)
     single = torch.optim.Adam(other.model.temperatures.parameters())
     with pytest.raises(DataError, match="state of the optimizer does not fit"):
-        state.restore(other.model, {**other.parts, "optimizer": single}, generators=generators)
+        state.restore(other.model, {**other.parts, "optimizer": single})
     with pytest.raises(WeightsError, match="do not fit the model"):
-        replace(state, model={}).restore(other.model, other.parts, generators=generators)
+        replace(state, model={}).restore(other.model, other.parts)
 
 
 def test_random_numbers_of_gpus_that_are_not_here_are_told():
     run = Run(torch.optim.Adam, "step")
     state = run.capture(0)
     state.rng["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)
-    (lost,) = state.restore(run.model, run.parts, generators={"order": run.generator})
+    (lost,) = state.restore(run.model, run.parts)
     assert "GPUs" in lost
 
 
@@ -227,8 +224,8 @@ def test_random_numbers_and_keys_of_all_kinds_come_back_from_disk_as_they_were(t
     }
     state = TrainingState({"x": torch.ones(1)}, parts, rng_state(), {"step": 1})
     drawn = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
-    CheckpointStore(tmp_path).save(1, adapter_config(), state)
-    found = CheckpointStore(tmp_path).load_last().state
+    CheckpointManager(tmp_path).save(1, adapter_config(), state)
+    found = CheckpointManager(tmp_path).load_last().state
     assert found.parts["schedule"] == parts["schedule"]
     moments = found.parts["optimizer"]["state"][0]
     assert moments["step"] == 3
@@ -249,7 +246,7 @@ class Bomb:
 
 
 def test_a_state_that_would_run_code_is_damaged_and_runs_none(tmp_path):
-    store = CheckpointStore(tmp_path / "run")
+    store = CheckpointManager(tmp_path / "run")
     store.save(1, adapter_config(), small_state(1))
     folder, trap = tmp_path / "run" / "step-00000001", tmp_path / "trap"
     torch.save({"parts": Bomb(trap), "rng": {}, "progress": {}}, folder / "state.pt")
@@ -341,7 +338,7 @@ def test_all_missing_and_wrong_fields_are_listed():
 
 
 def test_a_run_stands_for_its_best_checkpoint(tmp_path):
-    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    store = CheckpointManager(tmp_path / "run" / "checkpoints")
     state = Run(torch.optim.Adam, "step").capture(0)
     store.save(1, adapter_config(), state)
     assert find_checkpoint(tmp_path / "run").name == "step-00000001"
@@ -370,9 +367,10 @@ def small_state(step: int) -> TrainingState:
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     assert store.load_last() is None
-    assert store.load_best() is None
+    with pytest.raises(DataError, match="no best checkpoint"):
+        store.load_best()
     for step in (8, 9, 10, 11):
         store.save(step, adapter_config(), small_state(step), best=step in (8, 9))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00000009", "step-00000010", "step-00000011"]
@@ -381,7 +379,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
 
 
 def test_a_number_that_comes_again_counts_as_the_later_one(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     for value in (1, 2, 3):
         store.save(5, adapter_config(), small_state(value), best=True)
     resumed = store.load_last()
@@ -392,7 +390,7 @@ def test_a_number_that_comes_again_counts_as_the_later_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "config.json", "state.pt", "state.json"])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path, name):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     for step in (1, 2):
         store.save(step, adapter_config(), small_state(step))
     damaged = tmp_path / "step-00000002" / name
@@ -409,7 +407,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path, name):
 
 
 def test_a_training_does_not_go_on_with_another_backbone(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     store.save(1, adapter_config(), small_state(1), best=True)
     other = named_backbone(identity={"clip": "random:1", "clap": "random:0"})
     for load in (store.load_last, store.load_best):
@@ -417,7 +415,7 @@ def test_a_training_does_not_go_on_with_another_backbone(tmp_path):
             load(other)
 
 
-def check_sound(store: CheckpointStore, least: int) -> int:
+def check_sound(store: CheckpointManager, least: int) -> int:
     """Every checkpoint under its own name is whole; the last one is not older than `least`, nor the best than it."""
     resumed = store.load_last()
     assert resumed.skipped == ()
@@ -445,7 +443,7 @@ def fork(work) -> int:
 
 @needs_fork
 def test_dying_at_any_operation_on_the_file_system_leaves_a_sound_checkpoint(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     for step in (1, 2):
         store.save(step, adapter_config(), small_state(step), best=True)
 
@@ -481,7 +479,7 @@ def test_dying_at_any_operation_on_the_file_system_leaves_a_sound_checkpoint(tmp
 
 @needs_fork
 def test_killing_a_writing_process_at_random_moments_leaves_a_sound_checkpoint(tmp_path):
-    store = CheckpointStore(tmp_path)
+    store = CheckpointManager(tmp_path)
     store.save(1, adapter_config(), small_state(1), best=True)
 
     def save_on(step: int, tell: int) -> None:
@@ -506,4 +504,4 @@ def test_killing_a_writing_process_at_random_moments_leaves_a_sound_checkpoint(t
 
 def test_a_store_needs_room_for_one(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
-        CheckpointStore(Path(tmp_path), keep=0)
+        CheckpointManager(Path(tmp_path), keep=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import labelled, make_training, read
+from training_support import CLASSES, make_trainer, read
 
 from avfewshot.training.objective import TrainingClip, embed_batch
 
@@ -15,25 +15,26 @@ PATHS = [Path(name) for name in ("0-1-3.mp4", "1-1-2.mp4", "2-1-3-mute.mp4", "0-
 
 
 def clips(paths):
-    return [TrainingClip.of(read(item.path), item.labels, 0, 10) for item in labelled([Path(path) for path in paths])]
+    eye = torch.eye(CLASSES, dtype=torch.bool)
+    return [TrainingClip.of(read(path), eye[int(path.stem[0])], 0, 10) for path in paths]
 
 
 def gradients(training):
     return {
         name: parameter.grad.clone()
-        for name, parameter in training._model.named_parameters()
+        for name, parameter in training.model.named_parameters()
         if parameter.grad is not None
     }
 
 
 def plain(training, batches):
     """The gradient of the mean of the batches' mean losses, each batch as one piece."""
-    model = training._model
+    model = training.model
     model.zero_grad(set_to_none=True)
     losses = []
     for batch in batches:
         embeddings = embed_batch(model, batch, torch.device("cpu"))
-        losses.append(training._steps._objective(model, embeddings, [clip.labels for clip in batch]).total)
+        losses.append(training.task.objective(model, embeddings, [clip.labels for clip in batch]).total)
     torch.stack(losses).mean().backward()
     result = gradients(training)
     model.zero_grad(set_to_none=True)
@@ -42,13 +43,13 @@ def plain(training, batches):
 
 def opened(tmp_path, **settings):
     """A training whose gates are open, so that every parameter has a gradient to compare."""
-    training = make_training(tmp_path, clip_norm=0, **settings)
+    training = make_trainer(tmp_path, clip_norm=0, **settings)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in training._model.parameters():
+        for parameter in training.model.parameters():
             if parameter.requires_grad and not parameter.any():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    training._model.train()
+    training.model.train()
     return training
 
 
@@ -65,59 +66,59 @@ def test_pieces_of_unequal_size_give_the_gradient_of_the_whole_batch(tmp_path, o
     training = opened(tmp_path, batch_size=5, micro_batch=micro, objective=objective)
     batch = clips(PATHS)
     expected, loss = plain(training, [batch])
-    told = training._steps.accumulate([batch])
+    step = training.accumulate(batch)
     same(gradients(training), expected)
-    assert told.total == pytest.approx(loss, rel=1e-5)
+    assert step["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_accumulated_batches_are_averaged(tmp_path):
     training = opened(tmp_path, batch_size=2, accumulation=3)
     batches = [clips(PATHS[:2]), clips(PATHS[2:4]), clips(PATHS[4:])]
     expected, loss = plain(training, batches)
-    told = training._steps.accumulate(batches)
+    step = training.accumulate([clip for batch in batches for clip in batch])
     same(gradients(training), expected)
-    assert told.total == pytest.approx(loss, rel=1e-5)
+    assert step["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_accumulated_batches_that_are_cut_are_averaged(tmp_path):
     training = opened(tmp_path, batch_size=3, accumulation=2, micro_batch=2, objective="contrastive")
     batches = [clips(PATHS[:3]), clips(PATHS[2:])]
     expected, _ = plain(training, batches)
-    training._steps.accumulate(batches)
+    training.accumulate([clip for batch in batches for clip in batch])
     same(gradients(training), expected)
 
 
 def test_seconds_weigh_alike_in_pieces_of_clips_of_unequal_length(tmp_path):
     training = opened(tmp_path, batch_size=3, micro_batch=1)
-    training._steps._objective._per_second = True
+    training.task.objective._per_second = True
     batch = clips(PATHS[:3])
     for number, clip in enumerate(batch):
         truth = torch.zeros(clip.num_segments, 4, dtype=torch.bool)
         truth[:, number] = True
         object.__setattr__(clip, "labels", truth)
     expected, loss = plain(training, [batch])
-    told = training._steps.accumulate([batch])
+    step = training.accumulate(batch)
     same(gradients(training), expected)
-    assert told.total == pytest.approx(loss, rel=1e-5)
+    assert step["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(("clip_norm", "factor"), [(0, 1.0), (2.0, 0.5), (8.0, 1.0)])
 def test_gradients_are_clipped_by_their_norm(tmp_path, clip_norm, factor):
     """With plain descent: what a step moves is rate x gradient, scaled to the norm where that is exceeded."""
-    training = make_training(tmp_path, clip_norm=clip_norm)
-    optimisation = training._optimisation
-    parameters = [parameter for parameter in training._model.parameters() if parameter.requires_grad]
-    optimisation._wrapped = training._steps._fabric.setup_optimizers(
+    training = make_trainer(tmp_path, clip_norm=clip_norm)
+    optimizer = training.optimizer
+    parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    optimizer._wrapped = training.fabric.setup_optimizers(
         torch.optim.SGD([{"params": parameters, "factor": 1.0}], lr=1.0)
     )
-    optimisation._optimizer = optimisation._wrapped.optimizer
+    optimizer._optimizer = optimizer._wrapped.optimizer
     generator = torch.Generator().manual_seed(3)
     given = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
     norm = torch.cat([gradient.flatten() for gradient in given]).norm()
     before = [parameter.detach().clone() for parameter in parameters]
     for parameter, gradient in zip(parameters, given, strict=True):
         parameter.grad = gradient * (4.0 / norm)
-    rate = optimisation.step(0)
+    rate = optimizer.step(0)
     for parameter, gradient, old in zip(parameters, given, before, strict=True):
         torch.testing.assert_close(
             parameter.detach(), old - rate * factor * gradient * (4.0 / norm), rtol=1e-3, atol=1e-6
@@ -126,16 +127,16 @@ def test_gradients_are_clipped_by_their_norm(tmp_path, clip_norm, factor):
 
 
 def test_gates_have_a_learning_rate_of_their_own(tmp_path):
-    training = make_training(tmp_path, gate_lr=30.0, lr=1e-3, clip_norm=0, schedule="constant")
-    gates = {id(gate) for gate in training._model.adapters.gates()}
+    training = make_trainer(tmp_path, gate_lr=30.0, lr=1e-3, clip_norm=0, schedule="constant")
+    gates = {id(gate) for gate in training.model.adapters.gates()}
     before = {
         name: (parameter, parameter.detach().clone())
-        for name, parameter in training._model.named_parameters()
+        for name, parameter in training.model.named_parameters()
         if parameter.requires_grad
     }
     for parameter, _ in before.values():
         parameter.grad = torch.ones_like(parameter)
-    assert training._optimisation.step(0) == 1e-3
+    assert training.optimizer.step(0) == 1e-3
     assert {name for name, (parameter, _) in before.items() if id(parameter) in gates} == {
         name for name in before if name.startswith("adapters.") and name.endswith(".scale")
     }

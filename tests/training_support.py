@@ -1,31 +1,38 @@
-"""A small training on stand-in towers, for tests of the loop: made-up clips, no files, no decoding."""
+"""A small few-shot training or pretraining on stand-in towers: made-up clips, no files, no decoding."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from standin_towers import StandInTower
 
 from avfewshot.config import TrainingConfig
-from avfewshot.errors import MediaError
+from avfewshot.data.clip_source import LabelledClip, check_place, share
+from avfewshot.errors import MediaError, explain
+from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision
-from avfewshot.evaluation.targets import Targets
-from avfewshot.inference.logits import ClassTexts, score_clip
-from avfewshot.media.clip import SAMPLE_RATE, Clip
+from avfewshot.inference.logits import ClassTexts
+from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
+from avfewshot.training.data import epoch_order
 from avfewshot.training.fabric import single_device
-from avfewshot.training.journal import Journal
-from avfewshot.training.loop import Labelled, Training
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.objective import Objective
-from avfewshot.training.selection import judge, judge_zero_shot
-from avfewshot.training.store import CheckpointStore
+from avfewshot.training.tasks import FewShotTask, PretrainTask
+from avfewshot.training.trainer import Callback, Trainer
+from avfewshot.training.validation import Validator, stream_validator
 
 CLASSES = 3
 SETTINGS = {"task": "ave_cls", "batch_size": 2, "epochs": 3, "patience": 0, "hidden": 4, "workers": 0, "blend": 1.0}
 SETTINGS |= {"precision": "fp32", "lr": 3e-3, "window": 4}
+PRETRAIN = {**SETTINGS, "task": "vggsound_cls", "objective": "contrastive", "batch_size": 4, "pool": "mean"}
 
 
 @dataclass
@@ -68,66 +75,183 @@ def read(path: Path) -> Clip:
     return Clip(path, float(seconds), 0, None if "blind" in parts else frames, None if "mute" in parts else wave)
 
 
+def clips(count: int = 10) -> list[Path]:
+    """Names of clips of all classes, by turns."""
+    return [Path(f"{number % CLASSES}-{number}.mp4") for number in range(count)]
+
+
 def names(prefix: str = "", count: int = 2) -> list[Path]:
     return [Path(f"{label}-{number}{prefix}.mp4") for label in range(CLASSES) for number in range(count)]
 
 
-def labelled(paths: list[Path]) -> list[Labelled]:
-    eye = torch.eye(CLASSES, dtype=torch.bool)
-    return [Labelled(path.stem, path, eye[int(path.stem[0])]) for path in paths]
+class MemorySource:
+    """Clips made from their names; it remembers which ones it gave out, by epoch.
+
+    The order is that of raw videos: rank r of R gets every R-th clip of one order.
+    """
+
+    classes = tuple("abc")
+    wordings = tuple("abc")
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.given: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def count(self, rank: int, world: int) -> int:
+        return share(len(self), rank, world)
+
+    def stream(
+        self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
+    ) -> Iterator[LabelledClip | Failure]:
+        check_place(rank, world, start)
+        order = range(len(self)) if seed is None else epoch_order(len(self), seed=seed, epoch=epoch)
+        for index in list(order)[rank::world][start:]:
+            path = self.paths[index]
+            self.given.append((epoch, path.stem))
+            try:
+                clip = read(path)
+            except MediaError as error:
+                yield Failure(str(path), explain(error), path.stem)
+            else:
+                yield LabelledClip(path.stem, (int(path.stem[0]),), clip, row=index)
 
 
-def make_training(folder: Path, *, seed: int = 1, paths: list[Path] | None = None, **changes) -> Training:
-    """A training whose validation clips are others of the same kind."""
-    config = TrainingConfig(**{**SETTINGS, **changes})
+class StopAfter:
+    """Asks a training to stop after so many of its steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+class Diary(Callback):
+    """Remembers what a training told."""
+
+    def __init__(self) -> None:
+        self.losses, self.paces, self.epochs, self.metrics, self.warnings = [], [], [], [], []
+
+    def on_epoch_start(self, epoch, steps, done):
+        self.epochs.append((epoch, steps, done))
+
+    def on_step(self, step, loss, pace):
+        self.losses.append(loss)
+        self.paces.append(pace)
+
+    def on_validate(self, epoch, metrics, best):
+        self.metrics.append((epoch, metrics, best))
+
+    def on_warning(self, message):
+        self.warnings.append(message)
+
+
+def validator(config: TrainingConfig, source: MemorySource | None = None, *, limit: int = 6) -> Validator:
+    """A validator on the first clips of a source, by default others of the same kind as those trained on."""
     base = backbone()
-    given = texts()
-    decision = Decision(config.task, config.fusion, config.pool)
-    held = [Path(f"{label}-{9 + number}.mp4") for label in range(CLASSES) for number in range(2)]
-    labels = torch.eye(CLASSES, dtype=torch.bool)[[int(path.stem[0]) for path in held]].numpy()
-    targets = Targets(tuple(path.stem for path in held), tuple("abc"), labels)
-    clips = [read(path) for path in held]
-
-    def logits(model):
-        with torch.inference_mode():
-            model.eval()
-            projected = given.projected(model)
-            scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
-            result = []
-            for clip in clips:
-                visual, audio = model(clip.frames[None], clip.audio_segments[None])
-                result.append(score_clip(visual[0], audio[0], projected, scales))
-            return result
-
-    model = build_model(base, config, seed=seed)
-    zero = logits(model)
-
-    def describe(verdict):
-        return AdapterConfig(
-            task=config.task, labels=tuple("abc"), wordings=tuple("abc"), templates="tiny", backbone=base.name,
-            identity=base.identity, training=config.to_dict(), seed=seed, decision={"blend": verdict.blend},
-        )  # fmt: skip
-
-    return Training(
-        single_device(torch.device("cpu"), "fp32"),
-        model,
-        config,
-        seed=seed,
-        clips=labelled(names() if paths is None else paths),
-        read=read,
-        objective=Objective(config, given, per_second=False),
-        judge=lambda trained, epoch: judge(decision, zero, logits(trained), targets, config.blend),
-        start=judge_zero_shot(decision, zero, targets),
-        store=CheckpointStore(folder / "checkpoints"),
-        describe=describe,
-        journal=Journal(folder / "metrics.jsonl"),
+    source = source or MemorySource([Path(f"{label}-{90 + n}.mp4") for n in range(2) for label in range(CLASSES)])
+    return stream_validator(
+        source,
+        Decision(config.task, config.fusion, config.pool),
+        AudioVisualModel(base).eval(),
+        texts(),
+        (base.visual_scale, base.audio_scale),
+        limit=limit,
+        alpha=config.blend,
+        device=torch.device("cpu"),
+        window=config.window,
+        autocast=nullcontext,
+        observer=Observer(),
     )
 
 
-def resumed(folder: Path, **changes) -> Training:
+def make_trainer(
+    folder: Path,
+    *,
+    kind: str = "fewshot",
+    seed: int = 1,
+    paths: list[Path] | None = None,
+    fabric: Any = None,
+    ranks: int | None = None,
+    options: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    stopping: Callable[[], bool] = lambda: False,
+    **changes: Any,
+) -> Trainer:
+    """A few-shot training or a pretraining whose validation clips are others of the same kind.
+
+    Args:
+        folder: Of its checkpoints and its log.
+        kind: ``"fewshot"`` or ``"pretrain"``.
+        seed: Of weights and order.
+        paths: What it trains on.
+        fabric: Launched; one CPU unless told.
+        ranks: What checkpoints say of the number of ranks; the truth unless told.
+        options: Further ones of the task.
+        callbacks: Are told how it goes.
+        stopping: Whether somebody asked to stop.
+        changes: Of the settings.
+    """
+    pretrain = kind == "pretrain"
+    config = TrainingConfig(**{**(PRETRAIN if pretrain else SETTINGS), **changes})
+    fabric = fabric or single_device(torch.device("cpu"), "fp32")
+    base = backbone()
+    model = build_model(base, config, seed=seed)
+    paths = paths or (clips() if pretrain else names())
+
+    def describe(metrics):
+        return AdapterConfig(
+            task=config.task, labels=tuple("abc"), wordings=tuple("abc"), templates="tiny", backbone=base.name,
+            identity=base.identity, training=config.to_dict(), seed=seed, decision={"blend": metrics.blend},
+            support={"ranks": ranks or fabric.world_size},
+        )  # fmt: skip
+
+    common = {"source": MemorySource(paths), "validator": validator(config), "describe": describe, "seed": seed}
+    if pretrain:
+        options = {"texts": texts(), "device": fabric.device, **(options or {})}
+        task = PretrainTask(model, config, **options, **common)
+    else:
+        labels = [torch.eye(CLASSES, dtype=torch.bool)[int(path.stem[0])] for path in paths]
+        objective = Objective(config, texts(), per_second=False)
+        task = FewShotTask(model, config, labels=labels, objective=objective, **(options or {}), **common)
+    return Trainer(fabric, model, config, task, callbacks, folder=folder, seed=seed, stopping=stopping)
+
+
+def resumed(folder: Path, **changes: Any) -> Trainer:
     """The same training, gone on with from its last checkpoint."""
-    training = make_training(folder, **changes)
-    found = CheckpointStore(folder / "checkpoints").load_last(backbone())
-    assert found is not None
-    assert training.resume(found) == []
-    return training
+    trainer = make_trainer(folder, **changes)
+    last = trainer.checkpoints.load_last(backbone())
+    assert last is not None
+    assert trainer.resume(last) == []
+    return trainer
+
+
+def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What is trained."""
+    return {name: tensor.clone() for name, tensor in trainer.model.trainable_state().items()}
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """Everything that was written down."""
+    return list(MetricsLogger(folder / "metrics.jsonl").entries())
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every step."""
+    return [entry["loss"] for entry in log(folder) if entry["kind"] == "step"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether tensors are equal to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
+    """That tensors differ by rounding only."""
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")

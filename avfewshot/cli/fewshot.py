@@ -125,9 +125,9 @@ def _execute(run: Run) -> int:
                 _say_plan(trainer, plan, display)
                 display.validated = trainer.trains and bool(trainer.bench.scored("val").samples)
                 if trainer.trains and not display.validated:
-                    from avfewshot.training.fewshot import BLIND_SHARE
+                    from avfewshot.training.validation import BLIND_ALPHA
 
-                    share = BLIND_SHARE if trainer.config.blend == "auto" else trainer.config.blend
+                    share = BLIND_ALPHA if trainer.config.blend == "auto" else trainer.config.blend
                     display.say(
                         "There is no validation clip to choose by: the last epoch will be taken, with "
                         f"{share:g} of the trained logits."
@@ -268,7 +268,7 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan | None) -> None:
     from rich.console import Console
 
     from avfewshot.reports.run_tables import components_table
-    from avfewshot.training.gather_record import components
+    from avfewshot.training.run_record import components
 
     console = Console(highlight=False)
     config, dataset = trainer.config, trainer.dataset
@@ -309,7 +309,7 @@ def _write(
     from avfewshot.reports.run_html import write_run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
     from avfewshot.training.fewshot import TRAINED
-    from avfewshot.training.gather_record import collect as collect_record
+    from avfewshot.training.run_record import collect as collect_record
     from avfewshot.version import __version__
 
     folder = run.folder
@@ -374,14 +374,14 @@ def _write_tensorboard(results: Sequence[SeedResult], folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return
-    from avfewshot.training.journal import Journal
+    from avfewshot.training.metrics_log import MetricsLogger
 
     for result in results:
         target = folder / "tensorboard" / f"seed-{result.seed}"
         if target.exists():
             continue
         with SummaryWriter(str(target)) as writer:
-            for entry in Journal(result.folder / "metrics.jsonl").entries():
+            for entry in MetricsLogger(result.folder / "metrics.jsonl").entries():
                 if entry["kind"] == "step":
                     for key in ("loss", "visual_loss", "audio_loss", "visual_weight", "lr"):
                         writer.add_scalar(f"train/{key}", entry[key], entry["step"])

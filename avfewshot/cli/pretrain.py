@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from avfewshot.cli.progress import Display
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.inference.logits import ClassTexts
-    from avfewshot.models.audio_visual import AudioVisualModel
-    from avfewshot.training.pretrain import Pretraining
-    from avfewshot.training.pretrain_supply import Supply
-    from avfewshot.training.selection import Verdict
+    from avfewshot.training.checkpoints import Resumed
+    from avfewshot.training.data import PretrainData
+    from avfewshot.training.trainer import Trainer
+    from avfewshot.training.validation import Validator
 
 app = typer.Typer(add_completion=False)
 
@@ -104,12 +103,13 @@ def _execute(run: Run) -> int:
 
         try:
             with Display() as display:
-                training, supply = _load(run, display, interrupts)
+                trainer, data, last = _load(run, display)
                 # Signals wait: all ranks stop together after a step, with their state on disk.
-                with interrupts.put_off():
-                    done = training.run()
+                with interrupts.put_off() as stopping:
+                    trainer.stopping = stopping
+                    done = bool(trainer.fit(resume=last).finished)
                     if done and display.chief:
-                        _write(run, training, supply, display)
+                        _write(run, trainer, data, display)
         except KeyboardInterrupt:
             if told := run.how_to_resume():
                 say(told)
@@ -120,16 +120,15 @@ def _execute(run: Run) -> int:
     return 0
 
 
-def _load(run: Run, display: Display, interrupts: Interrupts) -> tuple[Pretraining, Supply]:
+def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | None]:
+    from avfewshot.cli.progress import ProgressBar
     from avfewshot.inference.devices import PRECISIONS, resolve_device, resolve_precision
     from avfewshot.inference.logits import class_texts
     from avfewshot.models.build import build_model
     from avfewshot.prompts import load_templates
-    from avfewshot.training.description import describe_training
     from avfewshot.training.fabric import many_devices
-    from avfewshot.training.journal import Journal
-    from avfewshot.training.pretrain import Pretraining
-    from avfewshot.training.store import CheckpointStore
+    from avfewshot.training.tasks import PretrainTask, adapter_config
+    from avfewshot.training.trainer import Trainer
 
     asked: PretrainConfig = run.config
     device = resolve_device(asked.model.device)
@@ -140,97 +139,91 @@ def _load(run: Run, display: Display, interrupts: Interrupts) -> tuple[Pretraini
     config, backbone, initial = load_parts(run, config, display)
     backbone.to(fabric.device, PRECISIONS[config.precision])
     display.begin("reading the list, looking for clips", 0)
-    supply = _supply(asked, backbone.visual.image_size)
-    for note in supply.notes:
+    data = _data(asked, backbone.visual.image_size)
+    for note in data.notes:
         display.say(note)
     templates = asked.model.templates or backbone.templates
-    texts = class_texts(backbone, supply.train.wordings, load_templates(templates))
-    start, judge = _validation(asked, config, supply, backbone, texts, fabric, display)
-    fresh = build_model(backbone, config, seed=config.seed, device=fabric.device)
+    texts = class_texts(backbone, data.train.wordings, load_templates(templates))
+    validator = _validator(asked, config, data, backbone, texts, fabric, display)
+    model = build_model(backbone, config, seed=config.seed, device=fabric.device)
     if initial is not None:
-        fresh.load_trainable_state(initial.tensors)
+        model.load_trainable_state(initial.tensors)
     if display.chief:
         run.claim()
     run.folder = Path(fabric.broadcast(str(run.folder)))
-    store = CheckpointStore(run.folder / "checkpoints")
-    training = Pretraining(
-        fabric,
-        fresh,
+    task = PretrainTask(
+        model,
         config,
-        seed=config.seed,
-        source=supply.train,
+        source=data.train,
         texts=texts,
-        judge=judge,
-        start=start,
-        store=store,
-        describe=lambda verdict: describe_training(
+        validator=validator,
+        describe=lambda metrics: adapter_config(
             config,
             backbone,
-            labels=supply.train.classes,
-            wordings=supply.train.wordings,
+            labels=data.train.classes,
+            wordings=data.train.wordings,
             templates=templates,
             seed=config.seed,
-            support={**supply.about, "ranks": fabric.world_size},
-            verdict=verdict,
+            support={**data.about, "ranks": fabric.world_size},
+            metrics=metrics,
         ),
-        journal=Journal(run.folder / "metrics.jsonl"),
-        skip=supply.skip,
-        watcher=display.pretrain_watcher(config),
-        stopping=lambda: interrupts.received is not None,
+        seed=config.seed,
+        device=fabric.device,
+        skip=data.skip,
+        on_failure=display.unreadable,
     )
-    found = store.load_last(backbone)
-    if found is not None:
-        doubts = [*found.skipped, *training.resume(found)]
-        if found.config.support.get("fingerprint") != supply.about["fingerprint"]:
-            doubts.append("the clips are not those that the run was begun with.")
-        for doubt in doubts:
-            display.say(f"This does not resume bit for bit: {doubt}")
-    trainable = sum(p.numel() for p in fresh.parameters() if p.requires_grad)
+    bar = ProgressBar(display, "epoch", config.epochs, pace=True)
+    trainer = Trainer(fabric, model, config, task, [bar], folder=run.folder, seed=config.seed)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     display.say(
-        f"{len(supply.train):,} clips of {len(supply.train.classes)} classes, {training.steps_per_epoch:,} steps an "
-        f"epoch, {config.epochs} epochs; batches of {config.batch_size * config.accumulation * fabric.world_size}, "
-        f"{training.micro_batch} at once; {trainable / 1e6:.1f} M trainable parameters; {fabric.world_size} x "
+        f"{len(data.train):,} clips of {len(data.train.classes)} classes, {trainer.steps_per_epoch:,} steps an "
+        f"epoch, {config.epochs} epochs; batches of {trainer.step_size * fabric.world_size}, "
+        f"{trainer.micro_batch} at once; {trainable / 1e6:.1f} M trainable parameters; {fabric.world_size} x "
         f"{fabric.device.type}, {config.precision}."
     )
-    return training, supply
+    last = trainer.checkpoints.load_last(backbone)
+    if last is not None and last.config.support.get("fingerprint") != data.about["fingerprint"]:
+        display.say("This does not resume bit for bit: the clips are not those that the run was begun with.")
+    return trainer, data, last
 
 
-def _validation(
+def _validator(
     asked: PretrainConfig,
     config: PretrainingConfig,
-    supply: Supply,
+    data: PretrainData,
     backbone: Backbone,
     texts: ClassTexts,
     fabric: Fabric,
     display: Display,
-) -> tuple[Verdict, Callable[[AudioVisualModel, int], Verdict]]:
-    """Figures of the untrained model, and what validates a trained one after so many epochs; rank 0 alone does."""
+) -> Validator:
+    """What validates a model; rank 0 alone has clips to do it."""
     from avfewshot.evaluation.predictions import Decision
     from avfewshot.models.audio_visual import AudioVisualModel
-    from avfewshot.training.selection import unjudged
-    from avfewshot.training.stream_judge import StreamJudge
+    from avfewshot.training.validation import Validator, stream_validator
 
-    if display.chief and supply.val is not None and asked.data.val_clips:
-        judge = StreamJudge(
-            supply.val,
-            Decision(config.task, config.fusion, config.pool),
+    decision = Decision(config.task, config.fusion, config.pool)
+    if display.chief and data.val is not None and asked.data.val_clips:
+        validator = stream_validator(
+            data.val,
+            decision,
             AudioVisualModel(backbone).to(fabric.device).eval(),
             texts,
             (backbone.visual_scale, backbone.audio_scale),
             limit=asked.data.val_clips,
-            share=config.blend,
+            alpha=config.blend,
             device=fabric.device,
             window=config.window,
             autocast=fabric.autocast,
             observer=display,
         )
-        if (start := judge.start()) is not None:
-            return start, judge
-    return unjudged(0, 0.0, 0.0), lambda trained, epoch: unjudged(epoch, config.blend, 1.0)
+    else:
+        validator = Validator(decision, None, (), lambda model: (), config.blend)
+    display.validated = validator.targets is not None
+    return validator
 
 
-def _supply(asked: PretrainConfig, frame_size: int) -> Supply:
-    from avfewshot.training.pretrain_supply import supply_from_shards, supply_from_videos
+def _data(asked: PretrainConfig, frame_size: int) -> PretrainData:
+    from avfewshot.training.data import shards_to_pretrain, videos_to_pretrain
 
     data, config = asked.data, asked.training
     options: dict[str, Any] = {
@@ -240,8 +233,8 @@ def _supply(asked: PretrainConfig, frame_size: int) -> Supply:
         "keep_leaks": data.keep_leaks,
     }
     if data.shards is not None:
-        return supply_from_shards(data.shards, asked.dataset, **options)
-    return supply_from_videos(
+        return shards_to_pretrain(data.shards, asked.dataset, **options)
+    return videos_to_pretrain(
         asked.dataset,
         data.root,
         media=data.media,
@@ -252,10 +245,10 @@ def _supply(asked: PretrainConfig, frame_size: int) -> Supply:
     )
 
 
-def _write(run: Run, training: Pretraining, supply: Supply, display: Display) -> None:
+def _write(run: Run, trainer: Trainer, data: PretrainData, display: Display) -> None:
     from avfewshot.models.checkpoint import find_checkpoint, load_adapter
     from avfewshot.reports.model_card import model_card
 
     config = load_adapter(find_checkpoint(run.folder)).config
-    write_text(run.folder / "README.md", model_card(config, training.progress, run.command, supply.notes))
+    write_text(run.folder / "README.md", model_card(config, trainer.progress, run.command, data.notes))
     display.write_left(run.folder / "unreadable.csv")

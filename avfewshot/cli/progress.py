@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.cli.terminal import progress_bar, say
-from avfewshot.config import PretrainingConfig
 from avfewshot.io import csv_cell, write_text
 from avfewshot.media.clip import Failure
 from avfewshot.training.fewshot import RunObserver
-from avfewshot.training.loop import Watcher
-from avfewshot.training.pretrain import Pace, PretrainWatcher
-from avfewshot.training.selection import Verdict
+from avfewshot.training.trainer import Callback, Pace
+from avfewshot.training.validation import ValMetrics
 
 _ESTIMATE_AFTER = 5
 _LONG = 6 * 3600.0
@@ -63,9 +61,9 @@ class Display(RunObserver):
             self._bar.close()
         self._bar = bar
 
-    def watcher(self, seed: int, epochs: int) -> Watcher:
+    def training(self, seed: int, epochs: int) -> Callback:
         """See :class:`~avfewshot.training.fewshot.RunObserver`."""
-        return _EpochBar(self, seed, epochs)
+        return ProgressBar(self, f"seed {seed}, epoch", epochs)
 
     def methods(self, seed: int, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
         """See :class:`~avfewshot.training.fewshot.RunObserver`."""
@@ -73,10 +71,6 @@ class Display(RunObserver):
 
         self.show(None)
         say(left_out_table(seed, diagnostics))
-
-    def pretrain_watcher(self, config: PretrainingConfig) -> PretrainWatcher:
-        """Who watches a pretraining."""
-        return _StepBar(self, config.epochs)
 
     def unreadable(self, failure: Failure) -> None:
         """Remember a clip that could not be read; say the first ones."""
@@ -97,81 +91,58 @@ class Display(RunObserver):
         self.say(f"{len(self._left):,} clips could not be read: {path}")
 
 
-class _EpochBar(Watcher):
-    """A bar an epoch, and a line for each validation."""
+class ProgressBar(Callback):
+    """A bar an epoch, and a line for each validation.
 
-    def __init__(self, display: Display, seed: int, epochs: int) -> None:
-        self._display, self._seed, self._epochs = display, seed, epochs
+    Args:
+        display: Shows them.
+        title: What stands before the number of the epoch.
+        epochs: How many there are.
+        pace: Whether to show throughput, waiting and memory, and to say how long it will take.
+    """
+
+    def __init__(self, display: Display, title: str, epochs: int, *, pace: bool = False) -> None:
+        self._display, self._title, self._epochs, self._pace = display, title, epochs, pace
         self._bar: Any = None
-        self._sum, self._steps = 0.0, 0
+        self._sum, self._steps, self._steps_in_all = 0.0, 0, 0
 
-    def begin_epoch(self, epoch: int, batches: int, done: int) -> None:
-        self._display.show(None)
-        self._bar = progress_bar(batches, "batch", f"seed {self._seed}, epoch {epoch}/{self._epochs}")
-        self._bar.update(done)
-        self._sum, self._steps = 0.0, 0
-        self._display.show(self._bar)
-
-    def stepped(self, batches: int, loss: float) -> None:
-        self._sum, self._steps = self._sum + loss, self._steps + 1
-        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self._bar.update(batches)
-
-    def judged(self, epoch: int, verdict: Verdict, best: bool) -> None:
-        parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
-        if self._display.validated:
-            parts.append(
-                f"validation {100 * verdict.figure:.1f} % with {verdict.blend:g} of the trained logits"
-                f"{' (best so far)' if best else ''}"
-            )
-        if parts:
-            self._display.say(f"seed {self._seed}, epoch {epoch}/{self._epochs}: {', '.join(parts)}")
-
-
-class _StepBar(PretrainWatcher):
-    """A bar an epoch with throughput, waiting for data and memory."""
-
-    def __init__(self, display: Display, epochs: int) -> None:
-        self._display, self._epochs = display, epochs
-        self._bar: Any = None
-        self._seen = 0
-        self._sum, self._steps = 0.0, 0
-
-    def begin_epoch(self, epoch: int, steps: int, done: int) -> None:
+    def on_epoch_start(self, epoch: int, steps: int, done: int) -> None:
+        """See :class:`~avfewshot.training.trainer.Callback`."""
         self._sum, self._steps = 0.0, 0
         if self._display.chief:
             self._display.show(None)
-            self._bar = progress_bar(steps, "step", f"epoch {epoch}/{self._epochs}")
+            self._bar = progress_bar(steps, "step", f"{self._title} {epoch}/{self._epochs}")
             self._bar.update(done)
             self._display.show(self._bar)
 
-    def stepped(self, step: int, loss: float, pace: Pace) -> None:
-        self._seen += 1
-        self._sum, self._steps = self._sum + loss, self._steps + 1
+    def on_step(self, step: int, loss: float, pace: Pace) -> None:
+        """See :class:`~avfewshot.training.trainer.Callback`."""
+        self._sum, self._steps, self._steps_in_all = self._sum + loss, self._steps + 1, self._steps_in_all + 1
         if self._bar is not None:
-            memory = "" if pace.memory is None else f", {pace.memory / 1e9:.1f} GB"
-            self._bar.set_postfix_str(
-                f"loss {loss:.3f}, {pace.clips:.1f} clips/s, {100 * pace.waiting:.0f} % waiting{memory}", refresh=False
-            )
+            text = f"loss {loss:.3f}"
+            if self._pace:
+                memory = "" if pace.memory is None else f", {pace.memory / 1e9:.1f} GB"
+                text += f", {pace.clips:.1f} clips/s, {100 * pace.waiting:.0f} % waiting{memory}"
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
-        if self._seen == _ESTIMATE_AFTER:
-            self._estimate(pace)
+        if self._pace and self._steps_in_all == _ESTIMATE_AFTER:
+            text = f"{pace.clips:.1f} clips/s: about {_duration(pace.left)} to the end of epoch {self._epochs}"
+            if pace.left > _LONG:
+                text += "; a GPU, fewer --epochs or prepared --shards would shorten that"
+            self._display.say(f"{text}. Interrupt it whenever you like: --resume goes on.")
 
-    def judged(self, epoch: int, verdict: Verdict, best: bool) -> None:
-        loss = f"loss {self._sum / self._steps:.3f}, " if self._steps else ""
-        figure = f"validation {100 * verdict.figure:.1f} % with {verdict.blend:g} of the trained logits"
-        if verdict.loss < 0:
-            figure = "no validation clips"
-        self._display.say(f"epoch {epoch}/{self._epochs}: {loss}{figure}{' (best so far)' if best else ''}")
+    def on_validate(self, epoch: int, metrics: ValMetrics, best: bool) -> None:
+        """See :class:`~avfewshot.training.trainer.Callback`."""
+        parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
+        if self._display.validated:
+            figure = f"validation {100 * metrics.figure:.1f} % with {metrics.blend:g} of the trained logits"
+            parts.append(f"{figure}{' (best so far)' if best else ''}")
+        if parts:
+            self._display.say(f"{self._title} {epoch}/{self._epochs}: {', '.join(parts)}")
 
-    def unreadable(self, failure: Failure) -> None:
-        self._display.unreadable(failure)
-
-    def _estimate(self, pace: Pace) -> None:
-        text = f"{pace.clips:.1f} clips/s: about {_duration(pace.left)} to the end of epoch {self._epochs}"
-        if pace.left > _LONG:
-            text += "; a GPU, fewer --epochs or prepared --shards would shorten that"
-        self._display.say(f"{text}. Interrupt it whenever you like: --resume goes on.")
+    def on_warning(self, message: str) -> None:
+        """See :class:`~avfewshot.training.trainer.Callback`."""
+        self._display.say(message)
 
 
 def _duration(seconds: float) -> str:

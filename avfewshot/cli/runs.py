@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avfewshot.config import COMMANDS, SHAPING, Resolved, settings_of
+from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
 from avfewshot.io import write_text
 
@@ -207,7 +207,6 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
     from avfewshot.encoders.presets import load_preset
     from avfewshot.inference.loading import recalled
     from avfewshot.models.checkpoint import load_adapter
-    from avfewshot.training.transfer import like_checkpoint
 
     model, initial, name = run.config.model, None, run.config.model.backbone
     if run.config.run.adapter is not None:
@@ -215,7 +214,7 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
         initial = load_adapter(run.config.run.adapter)
         known = settings_of(type(run.config))
         given = [key for key, source in run.sources.items() if not source.startswith("default")]
-        training = like_checkpoint(
+        training = _like_checkpoint(
             training, initial, given=[known[key].name for key in given if known[key].section == "training"]
         )
         name = name if "backbone" in given else recalled(initial, "backbone", load_preset)
@@ -230,6 +229,24 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
     if initial is not None:
         initial.config.check_backbone(backbone, where=initial.path)
     return training, backbone, initial
+
+
+def _like_checkpoint(training: Any, checkpoint: AdapterCheckpoint, *, given: Collection[str]) -> Any:
+    """The settings with the adapters and projectors of a checkpoint, so that its tensors fit.
+
+    Raises:
+        UsageError: `given` settings contradict the checkpoint; all of them are listed.
+    """
+    before = read_training(checkpoint.config.training, where=str(checkpoint.path / "config.json"))
+    kept = {name: getattr(before, name) for name in SHAPING}
+    wrong = [name for name in SHAPING if name in given and getattr(training, name) != kept[name]]
+    if wrong:
+        shown = ", ".join(f"{name} {getattr(training, name)} instead of {kept[name]}" for name in wrong)
+        raise UsageError(
+            f"{checkpoint.path}: was trained with other settings: {shown}.",
+            hint="Leave them out, or begin without --adapter.",
+        )
+    return training.replace(**kept)
 
 
 def say_without_graphs(training: Any, device: torch.device, observer: Any, *, ranks: int = 1) -> None:

@@ -305,11 +305,11 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager
-    def put_off(self) -> Iterator[None]:
-        """Let the first signal wait until the end of the block."""
+    def put_off(self) -> Iterator[Callable[[], bool]]:
+        """Let the first signal wait until the end of the block; gives what tells whether one is waiting."""
         self._held = True
         try:
-            yield
+            yield lambda: self._waiting
         finally:
             self._held = False
         if self._waiting:

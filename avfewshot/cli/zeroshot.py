@@ -433,20 +433,20 @@ def _evaluate_task(settings: Resolved) -> int:
     """Evaluate on the test clips of a data set; gives the exit status."""
     with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
         from avfewshot.cli.progress import Display
-        from avfewshot.training.assess import assess
+        from avfewshot.evaluation.evaluator import evaluate_task
 
         try:
             with Display() as display:
                 bench, model, options = _load_task(settings, display)
-                assessment = assess(bench, model, **options)
+                report = evaluate_task(bench, model, **options)
         except KeyboardInterrupt:
             return interrupts.status
-    _print_task(settings, bench, assessment)
+    _print_task(settings, bench, report)
     return 0
 
 
 def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[str, Any]]:
-    """The bench, the trained model if any, and what :func:`~avfewshot.training.assess.assess` has to know of it."""
+    """The bench, the trained model if any, and what :func:`evaluate_task` has to know of it."""
     from avfewshot.data.load import load_dataset
     from avfewshot.data.media_index import require_media
     from avfewshot.encoders.backbone import build_backbone
@@ -513,16 +513,16 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
     return bench, model, options
 
 
-def _print_task(settings: Resolved, bench: TaskBench, assessment: EvalReport) -> None:
+def _print_task(settings: Resolved, bench: TaskBench, report: EvalReport) -> None:
     from rich.console import Console
 
     from avfewshot.evaluation.references import distinct
     from avfewshot.reports.run_tables import comparison_csv, comparison_markdown, comparison_table
 
-    results, comparison = assessment.results, assessment.comparison
+    results, comparison = report.results, report.comparison
     console = Console(highlight=False)
     console.print(comparison_table(comparison))
-    for name, part in assessment.parts.items():
+    for name, part in report.parts.items():
         console.print(f"{part.num_clips:,} clips of {name}:")
         console.print(comparison_table(part))
     last = list(results.values())[-1]
@@ -539,7 +539,7 @@ def _print_task(settings: Resolved, bench: TaskBench, assessment: EvalReport) ->
         document = {
             "task": settings["task"],
             "comparison": comparison.model_dump(mode="json"),
-            "parts": {name: part.model_dump(mode="json") for name, part in assessment.parts.items()},
+            "parts": {name: part.model_dump(mode="json") for name, part in report.parts.items()},
             "results": {name: result.model_dump(mode="json") for name, result in results.items()},
             "unusable": [list(entry) for entry in bench.usage.left],
         }

@@ -31,6 +31,7 @@ class LabelledClip:
     labels: tuple[int, ...]  # indices of its classes, ascending
     clip: Clip
     segments: tuple[int, ...] | None = None  # class index per second, the number of classes where nothing happens
+    row: int | None = None  # its place among the samples of a RawSource
 
 
 class ClipSource(Protocol):
@@ -159,15 +160,19 @@ class RawSource:
     ) -> Iterator[LabelledClip | Failure]:
         """See :meth:`ClipSource.stream`."""
         check_place(rank, world, start)
-        order = list(self.samples)
-        if seed is not None:
-            order.sort(key=lambda sample: rank_key(seed, "epoch", str(epoch), f"{sample.id}\x1f{sample.row}"))
+        order = list(range(len(self))) if seed is None else self.order(seed, epoch)
         return ordered_map(self._decode, order[rank::world][start:], workers=self._threads)
 
-    def _decode(self, sample: Sample) -> LabelledClip | Failure:
+    def order(self, seed: int, epoch: int) -> list[int]:
+        """Rows of :attr:`samples` in the order of an epoch."""
+        keys = [rank_key(seed, "epoch", str(epoch), f"{sample.id}\x1f{sample.row}") for sample in self.samples]
+        return sorted(range(len(self)), key=keys.__getitem__)
+
+    def _decode(self, row: int) -> LabelledClip | Failure:
+        sample = self.samples[row]
         try:
             assert sample.path is not None
             clip = self._read(sample.path)
         except Exception as error:  # whatever it is, it is this file's failure
             return Failure(str(sample.path), explain(error), sample.id)
-        return LabelledClip(sample.id, sample.labels, clip, sample.segments)
+        return LabelledClip(sample.id, sample.labels, clip, sample.segments, row)

@@ -34,6 +34,9 @@ ZERO_SHOT, CLIP_ONLY, CLAP_ONLY = "zero-shot", "CLIP only", "CLAP only"
 UNTRAINED = (CLIP_ONLY, CLAP_ONLY, ZERO_SHOT)
 """Systems that need no training, in the order of a table."""
 
+ADAPTED = "adapted"
+"""A trained model beside them."""
+
 _MODALITIES = {CLIP_ONLY: "visual", CLAP_ONLY: "audio", ZERO_SHOT: None}
 
 
@@ -258,3 +261,31 @@ class TaskBench:
                 found[path] = file
                 self.observer.advance()
         return found
+
+
+def evaluate_task(
+    bench: TaskBench,
+    model: AudioVisualModel | None = None,
+    *,
+    share: float = 1.0,
+    trained_labels: Collection[str] = (),
+) -> EvalReport:
+    """Evaluate the untrained towers, and a trained model beside them, on the test clips.
+
+    What has to be chosen is chosen on validation clips, for each of them.
+
+    Args:
+        bench: The task.
+        model: A trained model, in evaluation mode, on the device.
+        share: Share of its logits beside those of the untrained towers.
+        trained_labels: Names or wordings of the classes that it was trained on.
+
+    Raises:
+        DataError: There are no test clips.
+        AvfsError: A clip cannot be read any more.
+    """
+    systems = bench.untrained("test")
+    if model is not None:
+        fitted = bench.fit(bench.joined(model, "val", share))
+        systems[ADAPTED] = bench.predict(bench.joined(model, "test", share), fitted)
+    return bench.report(systems, trained_labels=trained_labels if model is not None else ())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from avfewshot.io import printable
 from avfewshot.models.checkpoint import AdapterConfig
-from avfewshot.training.loop import Progress
+from avfewshot.training.trainer import Progress
 
 
 def model_card(config: AdapterConfig, progress: Progress, command: str, notes: Sequence[str] = ()) -> str:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _EAGER = 2
-"""Passes of a shape before it is recorded: libraries choose and allocate in the first ones."""
+"""EagerRunner of a shape before it is recorded: libraries choose and allocate in the first ones."""
 _SHAPES = 4
 """Shapes that are recorded, each with memory of its own for inputs and outputs; further ones run as usual."""
 
 
-class Passes:
+class EagerRunner:
     """Runs a model's passes one kernel after another.
 
     Args:
@@ -54,7 +54,7 @@ class Passes:
         """Called when memory has run out, and no pass is under way: let go of what can be made again."""
 
 
-class Replay(Passes):
+class CUDAGraphRunner(EagerRunner):
     """Records passes of a shape that comes again and again, and replays them.
 
     The kernels are those of the ordinary passes. Batches in which a clip lacks a modality, and passes begun before the
@@ -154,7 +154,7 @@ def fresh_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
-def make_passes(fabric: Fabric, module: Any, model: AudioVisualModel, graphs: bool) -> Passes:
+def make_runner(fabric: Fabric, module: Any, model: AudioVisualModel, graphs: bool) -> EagerRunner:
     """How a training runs its model.
 
     Args:
@@ -164,8 +164,8 @@ def make_passes(fabric: Fabric, module: Any, model: AudioVisualModel, graphs: bo
         graphs: Whether to record CUDA graphs. Only a single CUDA device without ranks beside it can.
     """
     if graphs and fabric.device.type == "cuda" and fabric.world_size == 1:
-        return Replay(fabric, module, model)
-    return Passes(module)
+        return CUDAGraphRunner(fabric, module, model)
+    return EagerRunner(module)
 
 
 class _Token:

@@ -52,14 +52,13 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import CHOSEN_NAME, CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
-from avfewshot.training.description import describe_training
+from avfewshot.training.checkpoints import CheckpointManager
+from avfewshot.training.data import SupportSource, readable_support, sample_labels
 from avfewshot.training.fabric import single_device
-from avfewshot.training.journal import Journal
-from avfewshot.training.loop import Progress, Training, Watcher
 from avfewshot.training.objective import ClipEmbeddings, Objective
-from avfewshot.training.selection import Verdict, judge, judge_zero_shot, unjudged
-from avfewshot.training.store import CheckpointStore
-from avfewshot.training.supply import labelled, readable_support
+from avfewshot.training.tasks import FewShotTask, adapter_config
+from avfewshot.training.trainer import Callback, Progress, Trainer
+from avfewshot.training.validation import BLIND_ALPHA, Validator, ValMetrics, no_validation
 from avfewshot.tuning.fit import TuningClip, answers, clip_loss, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
@@ -67,31 +66,19 @@ TRAINED = "trained"
 MTEB = "zero-shot (mteb)"
 _STEPS = 500
 """About so many optimizer steps make a training, unless its epochs are given."""
-BLIND_SHARE = 0.5
-"""Share of the trained logits where no validation clip tells a better one."""
 
 
 @dataclass(frozen=True, eq=False)
 class SeedResult:
-    """What one seed gave.
-
-    Attributes:
-        seed: The seed.
-        support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
-        progress: How the training ended; None where nothing was trained through the towers.
-        results: Of the untrained systems, :data:`TRAINED` and the methods on the test clips.
-        comparison: Of these; None where there is no test clip.
-        folder: Where checkpoints and metrics of this seed lie.
-        methods: What each fitted method says of itself: left-out accuracy, choices, seconds.
-    """
+    """What one seed gave."""
 
     seed: int
-    support: dict[str, Any]
-    progress: Progress | None
-    results: dict[str, TaskResult]
-    comparison: Comparison | None
-    folder: Path
-    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    support: dict[str, Any]  # what was trained on, as Support.to_dict gives it
+    progress: Progress | None  # how the training ended; None where nothing was trained through the towers
+    results: dict[str, TaskResult]  # of the untrained systems, TRAINED and the methods on the test clips
+    comparison: Comparison | None  # of these; None where there is no test clip
+    folder: Path  # where checkpoints and metrics of this seed lie
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)  # left-out accuracy, choices, seconds of each
     drawn: str = ""  # fingerprint of the draw before clips that cannot be read were replaced
     unusable: list[tuple[str, str, str]] = field(default_factory=list)  # these, as Usage.left has them
 
@@ -112,46 +99,34 @@ class SeedResult:
 class RunObserver(Observer):
     """Is told what a few-shot run does; this one does nothing."""
 
-    def watcher(self, seed: int, epochs: int) -> Watcher:
-        """Who watches the training of a seed."""
-        return Watcher()
+    def training(self, seed: int, epochs: int) -> Callback:
+        """Who is told how the training of a seed goes."""
+        return Callback()
 
     def methods(self, seed: int, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
         """The light methods of a seed are fitted; their figures are of clips of the support, each left out."""
 
 
+def _undisturbed() -> AbstractContextManager[Callable[[], bool]]:
+    return nullcontext(lambda: False)
+
+
 @dataclass(eq=False)
 class FewShot:
-    """A few-shot run on a data set.
+    """A few-shot run on a data set; :attr:`bench` is its task."""
 
-    Args:
-        dataset: With media.
-        config: The settings; its precision is resolved.
-        backbone: Moved to the device in place; its text branches are not needed after construction.
-        templates: Prompt templates.
-        templates_name: What they are called.
-        device: Where to compute.
-        folder: The run folder; checkpoints of seed 1 go to ``seed-1`` in it.
-        frame_backend: What decodes frames.
-        initial: Trained tensors to begin with, of the same adapters and projectors.
-        observer: Is told what happens.
-        put_off: Gives a context in which signals wait.
-
-    Attributes:
-        bench: The task.
-    """
-
-    dataset: Dataset
-    config: TrainingConfig
-    backbone: Backbone
+    dataset: Dataset  # with media
+    config: TrainingConfig  # its precision is resolved
+    backbone: Backbone  # moved to the device in place; its text branches are not needed after construction
     templates: Templates
     templates_name: str
     device: torch.device
-    folder: Path
+    folder: Path  # the run folder; checkpoints of seed 1 go to `seed-1` in it
     frame_backend: str = "auto"
-    initial: AdapterCheckpoint | None = None
+    initial: AdapterCheckpoint | None = None  # trained tensors to begin with, of the same adapters and projectors
     observer: RunObserver = field(default_factory=RunObserver)
-    put_off: Callable[[], AbstractContextManager[Any]] = nullcontext
+    # Makes the context in which signals wait until a step is done; it gives what tells whether one has come.
+    put_off: Callable[[], AbstractContextManager[Callable[[], bool]]] = _undisturbed
     also: tuple[str, ...] = ()  # further methods to stand in the table
     protocol: str | None = None  # a public one, for a row of its own
 
@@ -160,7 +135,7 @@ class FewShot:
         config = self.config
         self._fabric = single_device(self.device, config.precision)
         clips = ClipCache(max_bytes=config.cache_size)
-        size = self.backbone.visual.image_size
+        size: Any = self.backbone.visual.image_size
         self.bench = TaskBench(
             self.dataset,
             Decision(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
@@ -362,7 +337,7 @@ class FewShot:
         clips = [self.bench.read(sample.path) for sample in samples if sample.path is not None]
         return [(clip.frames, clip.audio_segments) for clip in clips]
 
-    def _join(self, scorer: Scorer, model: AudioVisualModel, verdict: Verdict) -> None:
+    def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""
         if self.bench.decision.per_second:
             return
@@ -370,14 +345,14 @@ class FewShot:
             self.observer.say("auto: DG-SCT not joined: no validation clip tells how much it is worth (--val-shots).")
             return
         unseen = method_support(self.bench, "val")
-        tuned = without_none(self.dataset, self._log_posterior(model, "val", verdict))
+        tuned = without_none(self.dataset, self._log_posterior(model, "val", metrics))
         joined = join_tuned(scorer, unseen, tuned)
         share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
         self.observer.say(f"auto: DG-SCT {share}, {joined['why']} ({joined['clips']} clips).")
 
-    def _log_posterior(self, model: AudioVisualModel, split: str, verdict: Verdict) -> np.ndarray:
-        logits = self.bench.joined(model, split, verdict.blend)
-        return np.log(np.maximum(self.bench.predict(logits, verdict.fitted).probabilities, 1e-12))
+    def _log_posterior(self, model: AudioVisualModel, split: str, metrics: ValMetrics) -> np.ndarray:
+        logits = self.bench.joined(model, split, metrics.blend)
+        return np.log(np.maximum(self.bench.predict(logits, metrics.fitted).probabilities, 1e-12))
 
     def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:
         """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
@@ -389,7 +364,7 @@ class FewShot:
         self._write_config(folder, seed, support)
 
     def _write_config(self, folder: Path, seed: int, support: Support) -> None:
-        about = self._describe(seed, support, unjudged(0, 0.0, 0.0))
+        about = self._describe(seed, support, no_validation(0, 0.0))
         write_text(folder / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(about)}, indent=2))
 
     def choose(self, results: Sequence[SeedResult]) -> dict[str, Any] | None:
@@ -414,44 +389,38 @@ class FewShot:
         return chosen
 
     def train(self, seed: int, support: Support) -> tuple[AudioVisualModel, Progress]:
-        """Train with one seed.
+        """Train with one seed; gives the best model, in evaluation mode, and how the training went.
 
-        Args:
-            seed: The seed.
-            support: What to train on.
-
-        Returns:
-            The best model, in evaluation mode, and how the training went.
+        Raises:
+            KeyboardInterrupt: It was interrupted, and can be resumed.
         """
-        config, bench = self.config, self.bench
-        folder = self.folder / f"seed-{seed}"
-        store = CheckpointStore(folder / "checkpoints")
-        objective = Objective(config, bench.texts.to(self.device), per_second=bench.decision.per_second)
+        config, bench, callback = self.config, self.bench, self.observer.training(seed, int(self.config.epochs))
+        per_second = bench.decision.per_second
+        objective = Objective(config, bench.texts.to(self.device), per_second=per_second)
         model = self.fresh_model(seed)
         model.anchors = self._anchors(support, objective)
-        training = Training(
-            self._fabric,
+        task = FewShotTask(
             model,
             config,
-            seed=seed,
-            clips=labelled(self.dataset, support.samples, per_second=bench.decision.per_second),
-            read=bench.read,
+            source=SupportSource(self.dataset, support.samples, bench.read, threads=config.workers),
+            labels=[sample_labels(self.dataset, sample, per_second=per_second) for sample in support.samples],
             objective=objective,
-            judge=self._verdict,
-            start=self._start(model),
-            validation_clips=len(bench.scored("val").samples),
-            store=store,
-            describe=lambda verdict: self._describe(seed, support, verdict),
-            journal=Journal(folder / "metrics.jsonl"),
-            watcher=self.observer.watcher(seed, int(config.epochs)),
-            put_off=self.put_off,
+            validator=Validator(
+                bench.decision,
+                bench.validation_targets(),
+                bench.scored("val").logits,
+                lambda model: bench.trained_logits(model, "val"),
+                config.blend,
+                BLIND_ALPHA,
+            ),
+            describe=lambda metrics: self._describe(seed, support, metrics),
+            seed=seed,
+            pretrained=self.initial is not None,
         )
-        found = store.load_last(self.backbone)
-        if found is not None:
-            for warning in (*found.skipped, *training.resume(found)):
-                self.observer.say(f"This does not resume bit for bit: {warning}")
-        progress = training.run()
-        model.load_trainable_state(store.load_best(self.backbone).tensors)
+        trainer = Trainer(self._fabric, model, config, task, [callback], folder=self.folder / f"seed-{seed}", seed=seed)
+        with self.put_off() as trainer.stopping:
+            progress = trainer.fit(resume=trainer.checkpoints.load_last(self.backbone))
+        model.load_trainable_state(trainer.checkpoints.load_best(self.backbone).tensors)
         return model.eval(), progress
 
     def fresh_model(self, seed: int) -> AudioVisualModel:
@@ -481,7 +450,7 @@ class FewShot:
             for part, width in zip(tensors, widths, strict=True)
         ]
         labels = torch.from_numpy(self.dataset.multi_hot(samples))
-        anchors = SupportAnchors(self.dataset.classes, *units, labels).to(self.device)
+        anchors = SupportAnchors(self.dataset.classes, units[0], units[1], labels).to(self.device)
         if self.config.anchors == "support":
             return anchors
         clips = [ClipEmbeddings(v, a, row) for row, (v, a) in enumerate(zip(*tensors, strict=True))]
@@ -489,8 +458,8 @@ class FewShot:
         right = []
         with torch.inference_mode():
             for frozen.anchors in (None, anchors):
-                answers = [said.log_probabilities.argmax().item() for said in objective.predict(frozen, clips)]
-                right.append(labels[torch.arange(len(clips)), answers].numpy())
+                answers = [said.log_probabilities.argmax() for said in objective.predict(frozen, clips)]
+                right.append(labels[torch.arange(len(clips)), torch.stack(answers).cpu()].numpy())
         text, means = right
         if self.config.shots == 1:
             chance = float(labels.float().mean())
@@ -504,7 +473,7 @@ class FewShot:
     def test(
         self,
         model: AudioVisualModel | None,
-        verdict: Verdict | None,
+        metrics: ValMetrics | None,
         scorers: Mapping[str, Scorer] | None = None,
         prompted: Mapping[str, tuple[TunedMethod, Any]] | None = None,
         *,
@@ -514,7 +483,7 @@ class FewShot:
 
         Args:
             model: In evaluation mode; None: nothing was trained.
-            verdict: What validation chose for it.
+            metrics: What validation chose for it.
             scorers: Fitted methods by name.
             prompted: Tuned prompts by name.
             answers_file: Where the answers of all systems to each clip go, a JSON line a clip.
@@ -534,8 +503,8 @@ class FewShot:
 
         if self.protocol == "mteb":
             systems[MTEB] = mteb_zero_shot(bench)
-        if model is not None and verdict is not None:
-            by_logits(TRAINED, bench.joined(model, "test", verdict.blend), verdict.fitted)
+        if model is not None and metrics is not None:
+            by_logits(TRAINED, bench.joined(model, "test", metrics.blend), metrics.fitted)
         if scorers:
             _, features = bench.features("test")
             for name, scorer in scorers.items():
@@ -594,29 +563,11 @@ class FewShot:
 
     def best_model(self, seed: int) -> AudioVisualModel:
         """The model that validation chose in a run that is done, in evaluation mode."""
-        store = CheckpointStore(self.folder / f"seed-{seed}" / "checkpoints")
-        return load_model(store.load_best(self.backbone), self.backbone)[0].to(self.device)
+        checkpoints = CheckpointManager(self.folder / f"seed-{seed}" / "checkpoints")
+        return load_model(checkpoints.load_best(self.backbone), self.backbone)[0].to(self.device)
 
-    def _start(self, model: AudioVisualModel) -> Verdict:
-        """The verdict on what a training begins with."""
-        targets = self.bench.validation_targets()
-        if targets is None:
-            return unjudged(0, 0.0, 0.0)
-        start = judge_zero_shot(self.bench.decision, self.bench.scored("val").logits, targets)
-        if self.initial is None:
-            return start
-        given = self._verdict(model.eval(), 0)
-        return given if given.better_than(start) else start
-
-    def _verdict(self, model: AudioVisualModel, epoch: int) -> Verdict:
-        share, targets = self.config.blend, self.bench.validation_targets()
-        if targets is None:
-            return unjudged(epoch, share, BLIND_SHARE)
-        trained = self.bench.trained_logits(model, "val")
-        return judge(self.bench.decision, self.bench.scored("val").logits, trained, targets, share)
-
-    def _describe(self, seed: int, support: Support, verdict: Verdict) -> AdapterConfig:
-        return describe_training(
+    def _describe(self, seed: int, support: Support, metrics: ValMetrics) -> AdapterConfig:
+        return adapter_config(
             self.config,
             self.backbone,
             labels=self.dataset.classes,
@@ -624,7 +575,7 @@ class FewShot:
             templates=self.templates_name,
             seed=seed,
             support=support.to_dict(),
-            verdict=verdict,
+            metrics=metrics,
         )
 
 

@@ -18,10 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from avfewshot.models.losses import CombinedLoss
-from avfewshot.training.state import rng_state, set_rng_state
+from avfewshot.training.checkpoints import rng_state, set_rng_state
 
 Embeddings = tuple[Tensor | None, ...]
 """What one modality after the other says of N samples: ``[N, ...]`` each, None where all samples lack it."""
+
+Loss = CombinedLoss | Tensor
+"""What a batch cost: by modality, or as a scalar."""
 
 Chunk = Callable[[], Embeddings]
 """Embeds some of the samples of a batch; called once or twice, and has to do the same both times."""
@@ -29,13 +32,13 @@ Chunk = Callable[[], Embeddings]
 
 def cached_backward(
     chunks: Sequence[Chunk],
-    loss: Callable[[Embeddings], CombinedLoss],
+    loss: Callable[[Embeddings], Loss],
     *,
     scale: float = 1.0,
     backward: Callable[[Tensor], Any] | None = None,
     no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
     parameters: Iterable[Tensor] = (),
-) -> CombinedLoss:
+) -> Loss:
     """Add the gradients of a large batch's loss to those of all parameters, one chunk in memory at a time.
 
     1. Each chunk is embedded without a graph. 2. The loss of all embeddings is computed, and derived with respect to
@@ -77,7 +80,7 @@ def cached_backward(
     keep_graph = len(chunks) == 1 and no_sync is None
     states, found = [], []
     for chunk in chunks:
-        states.append(rng_state())
+        states.append({} if keep_graph else rng_state())
         _forget_casts()
         with contextlib.nullcontext() if keep_graph else torch.no_grad():
             found.append(chunk())
@@ -85,8 +88,10 @@ def cached_backward(
     _forget_casts()
     with quiet():
         result = loss(joined)
-        _derive(result.total, scale, backward)
-    result = dataclasses.replace(result, total=result.total.detach())  # lets go of the loss's graph
+        total = result if isinstance(result, Tensor) else result.total
+        _derive(total, scale, backward)
+    total = total.detach()  # lets go of the loss's graph
+    result = total if isinstance(result, Tensor) else dataclasses.replace(result, total=total)
     gradients = _split(joined, found, sizes)
     touched = [parameter for parameter in parameters if parameter.requires_grad]
     for index, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.config import TrainingConfig
+from avfewshot.config import TrainerConfig
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Clip
 from avfewshot.models import fusion
@@ -24,7 +22,6 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights, pool_segments
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
 from avfewshot.training.gather import gather_batch
-from avfewshot.training.gradcache import cached_backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +90,7 @@ def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.dev
 
     Args:
         model: An :class:`~avfewshot.models.audio_visual.AudioVisualModel`, one that Fabric has wrapped, or a
-            :class:`~avfewshot.training.cuda_graphs.Passes`.
+            :class:`~avfewshot.training.cuda_graphs.EagerRunner`.
         clips: At least one.
         device: Where the model is.
 
@@ -131,7 +128,7 @@ class Objective:
         per_second: Whether seconds are labelled.
     """
 
-    def __init__(self, config: TrainingConfig, texts: ClassTexts, *, per_second: bool) -> None:
+    def __init__(self, config: TrainerConfig, texts: ClassTexts, *, per_second: bool) -> None:
         self._config = config
         self._texts = texts
         self._per_second = per_second
@@ -223,7 +220,7 @@ def _rows(parts: Sequence[Tensor | None], lengths: Sequence[int] = ()) -> tuple[
 
 
 class PretrainObjective:
-    """Gradients of a contrastive batch.
+    """The loss of a contrastive batch, which may be larger than memory and spread over ranks.
 
     Each clip is one sample: the mean of its seconds' embeddings (with ``pool: event`` weighted by how likely something
     happens in them, the weights without gradient), scaled to length one.
@@ -234,50 +231,18 @@ class PretrainObjective:
         device: Where the model is.
     """
 
-    def __init__(self, config: TrainingConfig, texts: ClassTexts, device: torch.device) -> None:
+    def __init__(self, config: TrainerConfig, texts: ClassTexts, device: torch.device) -> None:
         self._config = config
         self._texts = texts
         self._device = device
 
-    def backward(
-        self,
-        module: Forward,
-        model: AudioVisualModel,
-        clips: Sequence[TrainingClip],
-        *,
-        micro_batch: int,
-        backward: Callable[[Tensor], Any],
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
-    ) -> CombinedLoss:
-        """Add the gradients of a batch to those of the model's parameters.
-
-        Args:
-            module: The model as it is called: wrapped for several ranks, replayed, or as it is.
-            model: The model itself.
-            clips: Of this rank; a rank without any takes part all the same.
-            micro_batch: Clips that go through the model at once.
-            backward: Runs a backward pass.
-            no_sync: For several ranks: makes the context in which gradients stay on their rank.
-
-        Returns:
-            The loss of the batch of all ranks.
-        """
-        clips = list(clips) or [self._nobody(model)]
+    def loss(self, model: AudioVisualModel, parts: Parts, clips: Sequence[TrainingClip]) -> CombinedLoss:
+        """The loss of the embedded clips of all ranks; a clip without a label does not count."""
         labels = torch.stack([clip.labels for clip in clips]).to(self._device)
         known = labels.any(1)
-        seen = torch.tensor([clip.frames is not None for clip in clips], device=self._device) & known
-        heard = torch.tensor([clip.audio is not None for clip in clips], device=self._device) & known
-        pieces = [clips[start : start + micro_batch] for start in range(0, len(clips), micro_batch)]
-        chunks = [lambda piece=piece: self._embedded(module, model, piece) for piece in pieces]
-
-        def loss(parts: Parts) -> CombinedLoss:
-            return self._loss(model, parts, labels, seen, heard)
-
-        parameters = [p for p in model.parameters() if p.requires_grad] if no_sync is not None else []
-        return cached_backward(chunks, loss, backward=backward, no_sync=no_sync, parameters=parameters)
-
-    def _loss(self, model: AudioVisualModel, parts: Parts, labels: Tensor, seen: Tensor, heard: Tensor) -> CombinedLoss:
-        batch = gather_batch(*parts, labels, visual_present=seen, audio_present=heard)
+        visual_mask = torch.tensor([clip.frames is not None for clip in clips], device=self._device) & known
+        audio_mask = torch.tensor([clip.audio is not None for clip in clips], device=self._device) & known
+        batch = gather_batch(*parts, labels, visual_present=visual_mask, audio_present=audio_mask)
         texts = self._texts.projected(model)
         visual, audio = model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
         return _matched_loss(
@@ -290,9 +255,9 @@ class PretrainObjective:
             audio_present=batch.audio_present,
         )
 
-    def _embedded(self, module: Forward, model: AudioVisualModel, clips: Sequence[TrainingClip]) -> Parts:
+    def embed(self, forward: Forward, model: AudioVisualModel, clips: Sequence[TrainingClip]) -> Parts:
         """One unit vector a clip and modality, ``[n, D]``; zeros where a clip lacks the modality."""
-        embeddings = embed_batch(module, clips, self._device)
+        embeddings = embed_batch(forward, clips, self._device)
         with torch.no_grad():
             texts = self._texts.projected(model)
         parts = []
@@ -314,7 +279,7 @@ class PretrainObjective:
         weights = event_weights(logits[:, :-1], logits[:, -1])
         return F.normalize((weights[:, None].to(seconds.dtype) * seconds).sum(0), dim=-1)
 
-    def _nobody(self, model: AudioVisualModel) -> TrainingClip:
+    def placeholder(self, model: AudioVisualModel) -> TrainingClip:
         """Stands in where a rank has no clip left: it has no label, so that it counts for nothing."""
         size = model.visual_tower.image_size
         frames = torch.zeros(1, 3, size, size, dtype=torch.uint8)
@@ -322,7 +287,7 @@ class PretrainObjective:
 
 
 def _matched_loss(
-    config: TrainingConfig,
+    config: TrainerConfig,
     model: AudioVisualModel,
     visual: Tensor | None,
     audio: Tensor | None,

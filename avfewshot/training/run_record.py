@@ -15,7 +15,7 @@ from avfewshot.inference.logits import ClipLogits
 from avfewshot.media.thumbnails import jpeg_source, thumbnails
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.fewshot import FewShot, SeedResult
-from avfewshot.training.journal import Journal
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.plan import Plan
 from avfewshot.training.record import Component, Curve, Example, Heat, Look, RunRecord, Second
 from avfewshot.version import __version__
@@ -103,7 +103,7 @@ def _support_lines(result: SeedResult) -> tuple[str, ...]:
 
 def _curve(result: SeedResult) -> Curve:
     steps, epochs = [], []
-    for entry in Journal(result.folder / "metrics.jsonl").entries():
+    for entry in MetricsLogger(result.folder / "metrics.jsonl").entries():
         if entry["kind"] == "step":
             steps.append((entry["step"], entry["loss"], entry["visual_loss"], entry["audio_loss"], entry["lr"]))
         elif entry["kind"] == "epoch":

@@ -1,51 +1,146 @@
-"""Where the clips of a pretraining come from: videos or shards, without those that would leak into evaluation."""
+"""Clips to train on: a support whose clips can be read, and the lists of a pretraining without leaks."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from avfewshot.config import TrainingConfig
 from avfewshot.data.check import find_other_datasets
 from avfewshot.data.clip_source import ClipSource, RawSource, read_start
+from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.leakage import EVALUATION_SPLITS, without_leaks, youtube_ids
 from avfewshot.data.load import load_dataset
 from avfewshot.data.media_index import require_media
-from avfewshot.data.sampler import fingerprint
+from avfewshot.data.sampler import Support, draw_support, fingerprint
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError
+from avfewshot.evaluation.usage import Usage, without_media
+from avfewshot.media.clip import Failure
 from avfewshot.media.clip_cache import ClipCache
-from avfewshot.training.leaks import LeakFilter
+from avfewshot.media.stream import Reader, read_ahead
 
 _BYTES_PER_CLIP = 1_000_000
 """A decoded clip in the cache takes about this much; a list that does not fit is decoded anew in each epoch."""
 _KEPT = "Videos of evaluation splits are kept (--keep-leaks): figures on those data sets are too good."
+_VIDEO_ID = re.compile(r"([A-Za-z0-9_-]{11})(?:_.*)?", re.DOTALL)
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+    """A permutation of ``range(count)``, a function of seed and epoch (from 0): nothing to store for a resume."""
+    return _generator("order", seed, epoch).permutation(count).tolist()
+
+
+def window_start(length: int, window: int, *, seed: int, epoch: int, key: str) -> int:
+    """The first second of the `window` seconds of a clip of `length` that are trained on in an epoch.
+
+    Args:
+        length: Seconds of the clip.
+        window: Seconds that are trained on.
+        seed: Seed of the training.
+        epoch: From 0.
+        key: Name of the clip.
+    """
+    return 0 if length <= window else int(_generator("window", seed, epoch, key).integers(0, length - window + 1))
+
+
+def _generator(*parts: object) -> np.random.Generator:
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:16], "big"))
+
+
+class SupportSource(RawSource):
+    """The clips of a support, in the order of :func:`epoch_order`."""
+
+    def order(self, seed: int, epoch: int) -> list[int]:
+        """See :meth:`~avfewshot.data.clip_source.RawSource.order`."""
+        return epoch_order(len(self), seed=seed, epoch=epoch)
+
+
+def sample_labels(dataset: Dataset, sample: Sample, *, per_second: bool) -> Tensor:
+    """Labels of a sample: bool ``[K]``, or ``[T, K + 1]`` of its seconds, background last."""
+    if not per_second:
+        return torch.from_numpy(dataset.multi_hot([sample])[0])
+    classes = torch.from_numpy(dataset.segment_labels(sample))
+    return torch.nn.functional.one_hot(classes, dataset.num_classes + 1).bool()
+
+
+def readable_support(
+    dataset: Dataset,
+    config: TrainingConfig,
+    seed: int,
+    read: Reader,
+    usage: Usage,
+    *,
+    progress: Callable[[], object] | None = None,
+) -> Support:
+    """Draw a support all of whose clips can be read; each that cannot is replaced by the next in rank.
+
+    Args:
+        dataset: The data set, with media.
+        config: Shots, sampler, multi-label.
+        seed: Of the draw.
+        read: Decodes a clip; what it reads it should remember.
+        usage: Learns about clips that cannot be used.
+        progress: Called after each clip that was read.
+
+    Raises:
+        DataError: There is nothing to draw from.
+    """
+    errors: dict[Path, str | None] = {}
+    while True:
+        support = draw_support(
+            dataset, config.shots, seed, sampler=config.sampler, multi_label=config.multi_label, only_available=True
+        )
+        paths = [sample.path for sample in support.samples if sample.path is not None]
+        fresh = [path for path in paths if path not in errors]
+        for path, item in zip(fresh, read_ahead(fresh, read, workers=config.workers), strict=True):
+            errors[path] = item.error if isinstance(item, Failure) else None
+            if progress is not None:
+                progress()
+        broken = {path: error for path in paths if (error := errors[path]) is not None}
+        if not broken:
+            return support
+        for sample in support.samples:
+            if sample.path in broken:
+                usage.leave(sample, broken[sample.path])
+        dataset = without_media(dataset, broken)
+
+
+def shows_one_of(videos: Iterable[str]) -> Callable[[str], bool]:
+    """Tells prepared clips of forbidden videos by their ids (``VIDEO`` or ``VIDEO_START...``): shards hold no list."""
+    forbidden = frozenset(videos)
+
+    def leaks(name: str) -> bool:
+        match = _VIDEO_ID.fullmatch(name)
+        return match is not None and match[1] in forbidden
+
+    return leaks
 
 
 @dataclass(frozen=True)
-class Supply:
-    """Where clips come from.
-
-    Attributes:
-        train: Clips to train on.
-        val: Clips to judge on, or None.
-        skip: Whether a clip is to be left out, by its id.
-        about: What a checkpoint says of the list: list, fingerprint, clips.
-        notes: What a person should know.
-    """
+class PretrainData:
+    """The clips of a pretraining."""
 
     train: ClipSource
-    val: ClipSource | None
-    skip: Callable[[str], bool]
-    about: dict[str, Any]
-    notes: tuple[str, ...]
+    val: ClipSource | None  # clips to validate on
+    skip: Callable[[str], bool]  # whether a clip is to be left out, by its id
+    about: dict[str, Any]  # what a checkpoint says of the list: list, fingerprint, clips
+    notes: tuple[str, ...]  # what a person should know
 
 
-def supply_from_shards(
+def shards_to_pretrain(
     folder: str | Path, name: str, *, frame_size: int, workers: int, against: Iterable[str | Path], keep_leaks: bool
-) -> Supply:
+) -> PretrainData:
     """Clips of prepared shards.
 
     Args:
@@ -64,7 +159,7 @@ def supply_from_shards(
     train = shards.split("train", threads=workers)
     val = shards.split("val", threads=workers) if shards.splits.get("val") else None
     others = [] if keep_leaks else find_other_datasets(name, against)
-    leaks = LeakFilter({video for other in others for video in youtube_ids(other, EVALUATION_SPLITS)})
+    leaks = shows_one_of(video for other in others for video in youtube_ids(other, EVALUATION_SPLITS))
     left = sum(leaks(clip) for clip in train.ids)
     if keep_leaks:
         note = _KEPT
@@ -73,10 +168,10 @@ def supply_from_shards(
     else:
         note = "Leakage into evaluation is not checked: name the folders of AVE and LLP with --against DIR."
     about = {"list": shards.index.title, "fingerprint": fingerprint(train.ids), "clips": len(train) - left}
-    return Supply(train, val, leaks, about, (note,))
+    return PretrainData(train, val, leaks, about, (note,))
 
 
-def supply_from_videos(
+def videos_to_pretrain(
     name: str,
     root: str | Path,
     *,
@@ -88,7 +183,7 @@ def supply_from_videos(
     cache_size: int,
     against: Iterable[str | Path],
     keep_leaks: bool,
-) -> Supply:
+) -> PretrainData:
     """Clips decoded from their videos, and kept on disk where all of them fit.
 
     Args:
@@ -135,7 +230,7 @@ def supply_from_videos(
         "fingerprint": fingerprint(sample.id for sample in usable),
         "clips": len(usable),
     }
-    return Supply(
+    return PretrainData(
         RawSource(dataset, usable, read, threads=workers),
         RawSource(dataset, val, read, threads=workers) if val else None,
         lambda clip: False,

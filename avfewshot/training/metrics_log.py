@@ -11,17 +11,13 @@ from typing import Any
 from avfewshot.io import write_text
 
 
-class Journal:
-    """Appends entries, and takes back those that a resumed training is going to write again.
-
-    Args:
-        path: The file; made with the first entry.
-    """
+class MetricsLogger:
+    """Appends entries, and takes back those that a resumed training is going to write again."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path)  # made with the first entry
 
-    def write(self, **entry: Any) -> None:
+    def log(self, **entry: Any) -> None:
         """Append an entry; it has a ``step``."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:

@@ -1,0 +1,298 @@
+"""Checkpoints that a training resumes from bit for bit: tensors, optimizer, random numbers, and where it stands.
+
+A run keeps the last two with everything to go on from, and the best one. ``step-<number>`` is an adapter checkpoint
+with the training state beside it, in ``state.pt`` (plain values and tensors, read without running code) and its digest
+in ``state.json``; ``best-<number>`` is an adapter checkpoint. A process may be killed at any moment: what is listed is
+whole, and the next save tidies up.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avfewshot.errors import DataError, WeightsError
+from avfewshot.io import sha256_file
+from avfewshot.models.checkpoint import (
+    FORMAT,
+    UNFINISHED,
+    AdapterCheckpoint,
+    AdapterConfig,
+    Identified,
+    load_adapter,
+    number_of,
+    numbered,
+    publishing,
+    read_json,
+    revision_of,
+    write_adapter,
+    write_adapter_files,
+)
+
+_STATE = "state.pt"
+_DIGEST = "state.json"
+_RESUME_HINT = "Resume with the settings that the training was begun with."
+
+
+class Trainable(Protocol):
+    """The part of a model that is trained; see :class:`~avfewshot.models.audio_visual.AudioVisualModel`."""
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        ...
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put them back."""
+        ...
+
+
+class Stateful(Protocol):
+    """An optimizer, a schedule, a gradient scaler, a sampler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state in plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Put it back."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A training between two optimizer steps; gradients are not part of it."""
+
+    model: dict[str, Tensor]  # the trained tensors by name
+    parts: dict[str, dict[str, Any]]  # states of optimizer, gradient scaler and the like, by name
+    rng: dict[str, Any]  # states of the random number generators, from rng_state
+    progress: dict[str, Any]  # where the training stands (epoch, batch, best figure, ...), in plain values
+
+    @classmethod
+    def capture(cls, model: Trainable, parts: Mapping[str, Stateful], *, progress: Mapping[str, Any]) -> TrainingState:
+        """Take down where a training stands.
+
+        States of `parts` may share memory with their owners: write the result to disk before the next step.
+        """
+        return cls(
+            model={name: tensor.clone() for name, tensor in model.trainable_state().items()},
+            parts={name: part.state_dict() for name, part in parts.items()},
+            rng=rng_state(),
+            progress=dict(progress),
+        )
+
+    def restore(self, model: Trainable, parts: Mapping[str, Stateful]) -> list[str]:
+        """Put everything back into freshly built objects of the same form.
+
+        Returns:
+            What could not be restored on this machine, for people; empty if the training goes on bit for bit.
+
+        Raises:
+            WeightsError: Tensors do not fit the model.
+            DataError: Another part does not fit.
+        """
+        if parts.keys() != self.parts.keys():
+            raise DataError(
+                f"The stored training has a state of {', '.join(sorted(self.parts)) or 'nothing'}, this one of "
+                f"{', '.join(sorted(parts)) or 'nothing'}.",
+                hint=_RESUME_HINT,
+            )
+        model.load_trainable_state(self.model)
+        for name, part in parts.items():
+            try:
+                # Optimizers keep the very tensors that they are given, and change them.
+                part.load_state_dict(copy.deepcopy(self.parts[name]))
+            except (  # noqa: PERF203
+                ValueError,
+                KeyError,
+                TypeError,
+                IndexError,
+                AttributeError,
+                RuntimeError,
+            ) as error:
+                raise DataError(
+                    f"The stored state of the {name} does not fit this training: {error}.", hint=_RESUME_HINT
+                ) from None
+        return set_rng_state(self.rng)
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's global generators, and of those of all GPUs in use.
+
+    A process that computes on a CPU beside a GPU leaves it alone: not even memory is taken there.
+    """
+    # NumPy's legacy global generator is what libraries draw from.
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))  # a tensor: arrays come in pickles
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> list[str]:
+    """Put back what :func:`rng_state` gave; says what could not be, since this machine has other devices.
+
+    Raises:
+        DataError: The states are not of that form.
+    """
+    lost = []
+    try:
+        random.setstate(state["python"])
+        numpy = state["numpy"]
+        key = numpy["state"]["key"].numpy().astype(np.uint32)
+        np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        here = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+        if here and len(state["cuda"]) == here:
+            torch.cuda.set_rng_state_all(state["cuda"])
+        elif len(state["cuda"]) != here:
+            lost.append(f"random numbers on GPUs ({len(state['cuda'])} when stored, {here} now)")
+        if state["mps"] and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(state["mps"][0])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise DataError(f"The stored states of the random number generators do not fit: {error}.") from None
+    return lost
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a training goes on from."""
+
+    step: int  # number of the checkpoint
+    config: AdapterConfig  # what it belongs to
+    state: TrainingState
+    skipped: tuple[str, ...] = ()  # why newer checkpoints were not used, for people; empty as a rule
+
+
+class CheckpointManager:
+    """Writes and finds the checkpoints of one run. One process writes at a time.
+
+    Args:
+        folder: Where they lie; made when the first one is written.
+        keep: How many of the last ones are kept.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError("at least one checkpoint must be kept")
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, step: int, config: AdapterConfig, state: TrainingState, *, best: bool = False) -> Path:
+        """Write a checkpoint after so many steps, then remove those that are not needed any more.
+
+        Args:
+            step: Optimizer steps done.
+            config: What the tensors belong to.
+            state: The training's state.
+            best: Whether this is the best so far.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        # The best first: a run that is killed in between comes by here again, and one that goes on from this step finds
+        # the best that it knows of.
+        if best:
+            write_adapter(self._new("best", step), state.model, config)
+        target = self._new("step", step)
+        with publishing(target) as unfinished:
+            write_adapter_files(unfinished, state.model, config)
+            with (unfinished / _STATE).open("wb") as file:
+                torch.save({"parts": state.parts, "rng": state.rng, "progress": state.progress}, file)
+            document = {"format": FORMAT, "sha256": {_STATE: sha256_file(unfinished / _STATE)}}
+            (unfinished / _DIGEST).write_text(json.dumps(document), encoding="utf-8")
+        self._tidy()
+        return target
+
+    def steps(self) -> list[Path]:
+        """Checkpoints that a training can go on from, the last one last."""
+        return numbered(self.folder, "step")
+
+    def best(self) -> Path | None:
+        """The best checkpoint, if any was called so."""
+        paths = numbered(self.folder, "best")
+        return paths[-1] if paths else None
+
+    def load_best(self, backbone: Identified | None = None) -> AdapterCheckpoint:
+        """Read the best checkpoint.
+
+        Raises:
+            DataError: There is none.
+            AvfsError: As :func:`~avfewshot.models.checkpoint.load_adapter`.
+        """
+        path = self.best()
+        if path is None:
+            raise DataError(f"{self.folder}: there is no best checkpoint.", hint="Begin a new run.")
+        return load_adapter(path, backbone)
+
+    def load_last(self, backbone: Identified | None = None) -> Resumed | None:
+        """Read the last checkpoint that is sound; None where there is none at all.
+
+        Args:
+            backbone: What the training goes on with; None skips the check.
+
+        Raises:
+            WeightsError: It was trained with another backbone; or all are damaged.
+            DataError: All are damaged.
+        """
+        skipped: list[str] = []
+        first: DataError | WeightsError | None = None
+        for path in reversed(self.steps()):
+            try:
+                adapter, values = load_adapter(path), _read_state(path)
+            except (DataError, WeightsError) as error:
+                first = first or error
+                skipped.append(str(error))
+                continue
+            if backbone is not None:
+                adapter.config.check_backbone(backbone, where=path)
+            state = TrainingState(adapter.tensors, values["parts"], values["rng"], values["progress"])
+            return Resumed(number_of(path), adapter.config, state, tuple(skipped))
+        if first is not None:
+            raise first
+        return None
+
+    def _new(self, kind: str, step: int) -> Path:
+        """A name that sorts last for its number: a run that went back to an older checkpoint comes by it again."""
+        again = [revision_of(path) for path in numbered(self.folder, kind) if number_of(path) == step]
+        return self.folder / (f"{kind}-{step:08d}" + (f".{max(again) + 1}" if again else ""))
+
+    def _tidy(self) -> None:
+        for path in numbered(self.folder, "step")[: -self.keep] + numbered(self.folder, "best")[:-1]:
+            # Under its own name a checkpoint is whole until it is gone: rename it first, in one stroke.
+            trash = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder))
+            os.rename(path, trash / path.name)
+            shutil.rmtree(trash, ignore_errors=True)
+        for path in self.folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    document = read_json(folder / _DIGEST)
+    try:
+        if document != {"format": FORMAT, "sha256": {_STATE: sha256_file(folder / _STATE)}}:
+            raise DataError(f"{folder}: its training state is damaged, or of another version.")
+        values = torch.load(folder / _STATE, map_location="cpu", weights_only=True)  # runs no code of the file
+    except OSError as error:
+        raise DataError(f"{folder / _STATE}: cannot be read: {error.strerror}.") from None
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{folder}: its training state is damaged ({str(error).splitlines()[0]}).") from None
+    if not isinstance(values, dict) or {"parts", "rng", "progress"} - values.keys():
+        raise DataError(f"{folder}: its training state is damaged (parts are missing).")
+    return values

@@ -1,0 +1,276 @@
+"""What few-shot training and pretraining learn, as the trainer takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avfewshot.config import AUTO, TrainerConfig, TrainingConfig
+from avfewshot.data.clip_source import ClipSource, LabelledClip
+from avfewshot.errors import AvfsError
+from avfewshot.inference.logits import ClassTexts
+from avfewshot.media.clip import Failure
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.checkpoint import AdapterConfig, Identified
+from avfewshot.models.losses import CombinedLoss
+from avfewshot.training.data import window_start
+from avfewshot.training.gradcache import Embeddings
+from avfewshot.training.objective import (
+    ClipEmbeddings,
+    Forward,
+    Objective,
+    PretrainObjective,
+    TrainingClip,
+    embed_batch,
+)
+from avfewshot.training.trainer import TrainTask
+from avfewshot.training.validation import Validator, ValMetrics
+
+_VALIDATIONS = 2
+"""Validations of a few-shot training at least."""
+
+
+class ClipTask(TrainTask):
+    """Labelled clips, with logits of the untrained towers beside those of the model.
+
+    Args:
+        model: What is trained.
+        config: Objective, window, batches, validation.
+        source: The clips.
+        validator: Validates on held-out clips; used on rank 0 alone.
+        describe: What a checkpoint says of itself, given its metrics.
+        seed: Of the windows of long clips.
+    """
+
+    def __init__(
+        self,
+        model: AudioVisualModel,
+        config: TrainerConfig,
+        *,
+        source: ClipSource,
+        validator: Validator,
+        describe: Callable[[ValMetrics], AdapterConfig],
+        seed: int,
+    ) -> None:
+        self.model, self.config, self.source, self.seed = model, config, source, seed
+        self.validator, self.describe = validator, describe
+
+    def cut(self, item: LabelledClip, labels: Tensor, epoch: int) -> TrainingClip:
+        """The stretch of a clip that is trained on in an epoch."""
+        window = self.config.window
+        start = window_start(item.clip.num_segments, window, seed=self.seed, epoch=epoch, key=item.id)
+        return TrainingClip.of(item.clip, labels, start, window, item.row)
+
+    def baseline(self, model: AudioVisualModel) -> ValMetrics:
+        """Metrics of the untrained towers."""
+        return self.validator.baseline()
+
+    def validate(self, model: AudioVisualModel, epoch: int) -> ValMetrics:
+        """See :class:`~avfewshot.training.validation.Validator`."""
+        return self.validator(model, epoch)
+
+    def metadata(self, metrics: ValMetrics) -> AdapterConfig:
+        """As :func:`adapter_config` gives it."""
+        return self.describe(metrics)
+
+
+class FewShotTask(ClipTask):
+    """The clips of a support, each of which has to be readable; on one rank.
+
+    Args:
+        model: What is trained.
+        config: Objective, window, batches, validation.
+        labels: Of each clip by its row: bool ``[K]``, or ``[T, K + 1]`` for tasks that label seconds.
+        objective: The loss.
+        pretrained: Whether the model begins with trained tensors, which may be the best there will be.
+        common: Further arguments of :class:`ClipTask`.
+    """
+
+    save_every_epoch = False
+
+    def __init__(
+        self,
+        model: AudioVisualModel,
+        config: TrainingConfig,
+        *,
+        labels: Sequence[Tensor],
+        objective: Objective,
+        pretrained: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(model, config, **common)
+        self.labels, self.objective, self.pretrained = labels, objective, pretrained
+        # Classification losses are means over samples; contrastive ones need the whole batch.
+        self.gradcache = config.objective == "contrastive"
+        self.validate_every = validation_interval(config, len(labels), len(self.validator.zero_shot))
+
+    def sample(self, item: LabelledClip | Failure, epoch: int) -> TrainingClip:
+        """The stretch of a clip that is trained on in an epoch.
+
+        Raises:
+            AvfsError: The clip cannot be read any more.
+        """
+        if isinstance(item, Failure):
+            raise AvfsError(
+                f"{item.path}: could be read when the training was set up, and cannot be read any more: {item.error}",
+                hint="Put the file back and go on with --resume.",
+            )
+        assert item.row is not None
+        return self.cut(item, self.labels[item.row], epoch)
+
+    def weight(self, samples: Sequence[TrainingClip]) -> float:
+        """Clips, or their seconds where these are labelled."""
+        return self.objective.samples(samples)
+
+    def embed(self, forward: Forward, samples: Sequence[TrainingClip]) -> Embeddings:
+        """Embeddings of all seconds of the clips, ``[sum T, D]`` each; zeros for clips that lack the modality."""
+        clips = embed_batch(forward, samples, self._device)
+        joined = []
+        for parts in ([clip.visual for clip in clips], [clip.audio for clip in clips]):
+            present = [part for part in parts if part is not None]
+            if not present:
+                joined.append(None)
+                continue
+            rows = [
+                present[0].new_zeros(sample.num_segments, present[0].shape[-1]) if part is None else part
+                for part, sample in zip(parts, samples, strict=True)
+            ]
+            joined.append(torch.cat(rows))
+        return tuple(joined)
+
+    def loss(self, embeddings: Embeddings, samples: Sequence[TrainingClip]) -> CombinedLoss:
+        """See :class:`~avfewshot.training.objective.Objective`."""
+        lengths = [clip.num_segments for clip in samples]
+        visual, audio = ([None] * len(samples) if part is None else part.split(lengths) for part in embeddings)
+        clips = [
+            ClipEmbeddings(v if clip.frames is not None else None, a if clip.audio is not None else None, clip.row)
+            for clip, v, a in zip(samples, visual, audio, strict=True)
+        ]
+        return self.objective(self.model, clips, [clip.labels.to(self._device) for clip in samples])
+
+    def baseline(self, model: AudioVisualModel) -> ValMetrics:
+        """Metrics of the untrained towers, or of the pretrained model where that is better."""
+        zero_shot = self.validator.baseline()
+        if not self.pretrained:
+            return zero_shot
+        begun = self.validator(model, 0)
+        return begun if begun.better_than(zero_shot) else zero_shot
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.temperatures.visual.device
+
+
+def validation_interval(config: TrainingConfig, clips: int, validation_clips: int) -> int:
+    """Epochs between validations of a few-shot training.
+
+    Args:
+        config: Says how many, or ``"auto"``: so many that no fewer clips are trained on than a validation has, but
+            such that there are two validations.
+        clips: Clips of an epoch.
+        validation_clips: Clips of a validation.
+    """
+    if config.validate_every != AUTO:
+        return int(config.validate_every)
+    return max(1, min(-(-validation_clips // max(1, clips)), -(-int(config.epochs) // _VALIDATIONS)))
+
+
+class PretrainTask(ClipTask):
+    """A list of clips, those that can be read; large contrastive batches, over all ranks.
+
+    Args:
+        model: What is trained.
+        config: Objective, window, validation.
+        texts: Features of the classes and of the background.
+        device: Where the training runs.
+        skip: Whether a clip is to be left out, by its id.
+        on_failure: Is told of a clip that cannot be read, which is left out.
+        common: Further arguments of :class:`ClipTask`.
+    """
+
+    gradcache = True
+
+    def __init__(
+        self,
+        model: AudioVisualModel,
+        config: TrainerConfig,
+        *,
+        texts: ClassTexts,
+        device: torch.device,
+        skip: Callable[[str], bool] = lambda name: False,
+        on_failure: Callable[[Failure], None] = lambda failure: None,
+        **common: Any,
+    ) -> None:
+        super().__init__(model, config, **common)
+        self.skip, self.on_failure = skip, on_failure
+        self.objective = PretrainObjective(config, texts.to(device), device)
+        self.validate_every = 1 if config.validate_every == AUTO else int(config.validate_every)
+        self._labels = torch.eye(texts.num_classes, dtype=torch.bool)
+
+    def sample(self, item: LabelledClip | Failure, epoch: int) -> TrainingClip | None:
+        """The stretch of a clip that is trained on in an epoch."""
+        if isinstance(item, Failure):
+            self.on_failure(item)
+            return None
+        return None if self.skip(item.id) else self.cut(item, self._labels[list(item.labels)].any(0), epoch)
+
+    def batches(self, samples: list[TrainingClip], batch_size: int) -> list[list[TrainingClip]]:
+        """One batch, also on a rank that has no clip left."""
+        return [samples or [self.objective.placeholder(self.model)]]
+
+    def embed(self, forward: Forward, samples: Sequence[TrainingClip]) -> Embeddings:
+        """One unit vector a clip and modality."""
+        return self.objective.embed(forward, self.model, samples)
+
+    def loss(self, embeddings: Embeddings, samples: Sequence[TrainingClip]) -> CombinedLoss:
+        """See :class:`~avfewshot.training.objective.PretrainObjective`."""
+        visual, audio = embeddings
+        return self.objective.loss(self.model, (visual, audio), samples)
+
+
+def adapter_config(
+    config: Any,
+    backbone: Identified,
+    *,
+    labels: Sequence[str],
+    wordings: Sequence[str],
+    templates: str,
+    seed: int,
+    support: Mapping[str, Any],
+    metrics: ValMetrics,
+) -> AdapterConfig:
+    """What a checkpoint of a few-shot training or a pretraining says of itself.
+
+    Args:
+        config: Its settings, with a task.
+        backbone: What it was trained on.
+        labels: Class names.
+        wordings: What stands for them in prompts.
+        templates: Name of the prompt templates.
+        seed: Its seed.
+        support: What it was trained on, JSON-ready.
+        metrics: What validation chose.
+    """
+    return AdapterConfig(
+        task=config.task,
+        labels=tuple(labels),
+        wordings=tuple(wordings),
+        templates=templates,
+        backbone=backbone.name,
+        identity=dict(backbone.identity),
+        training=config.to_dict(),
+        seed=seed,
+        support=dict(support),
+        decision={
+            "blend": metrics.blend,
+            "pool": config.pool,
+            "fusion": config.fusion,
+            "window": config.window,
+            **asdict(metrics.fitted),
+        },
+        metrics={"validation": {"figure": metrics.figure, "loss": metrics.loss}},
+    )

@@ -1,0 +1,479 @@
+"""The training loop: epochs, steps, validation, early stopping, checkpoints; resumes bit for bit, on one rank or many.
+
+What is learnt is a :class:`TrainTask`; how, and where it stands, is a :class:`Trainer`'s. Everything random is a
+function of seed and epoch (the order, windows of long clips) or stored (optimizer, generators), so a training that was
+stopped anywhere goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from avfewshot.config import AUTO, TrainerConfig
+from avfewshot.errors import AvfsError, DataError
+from avfewshot.inference.devices import free_memory, is_out_of_memory
+from avfewshot.models.checkpoint import AdapterConfig
+from avfewshot.models.losses import CombinedLoss
+from avfewshot.training.checkpoints import CheckpointManager, Resumed, TrainingState
+from avfewshot.training.cuda_graphs import EagerRunner, make_runner
+from avfewshot.training.gradcache import Embeddings, cached_backward
+from avfewshot.training.metrics_log import MetricsLogger
+from avfewshot.training.optimizer import OptimizerStep
+from avfewshot.training.validation import ValMetrics
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_LOG = logging.getLogger(__name__)
+SAVE_SECONDS = 300.0
+"""A checkpoint is written when an epoch ends with the best model so far, and else when so much time has passed."""
+
+
+class TrainSource(Protocol):
+    """Where samples come from; every :class:`~avfewshot.data.clip_source.ClipSource` is one."""
+
+    def count(self, rank: int, world: int) -> int:
+        """Length of the stream of a rank, the same in every epoch; rank 0 has the most."""
+        ...
+
+    def stream(self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> Iterator:
+        """The items of a rank in the order of an epoch, a function of seed and epoch alone, from item `start` on."""
+        ...
+
+
+class TrainTask:
+    """What is learnt. A subclass has a source, a loss and a validation; the rest has defaults.
+
+    The trainer takes ``batch_size x accumulation`` items of `source` for a step, turns each into a sample
+    (:meth:`sample`), makes batches of them (:meth:`batches`), and leaves the mean gradient of the batches' losses in
+    the parameters. A batch goes through the model in micro-batches: each is embedded (:meth:`embed`), and then
+
+    - with ``gradcache = False`` each micro-batch has a loss of its own, weighted by :meth:`weight`: right where the
+      loss of a batch is the mean over its samples;
+    - with ``gradcache = True`` the loss is computed once, of the embeddings of all micro-batches: right also where the
+      samples of a batch are each other's candidates (contrastive losses), and needed over several ranks.
+
+    A supervised task whose model is a head on frozen embeddings, in full::
+
+        class Localisation(TrainTask):
+            def __init__(self, model, source):      # source.stream gives (features, targets)
+                self.model, self.source = model, source
+
+            def loss(self, embeddings, samples):    # a scalar; embeddings are what `embed` gave, here nothing
+                features, targets = zip(*samples)
+                return F.cross_entropy(self.model(torch.stack(features)), torch.stack(targets))
+
+            def validate(self, model, epoch):
+                return ValMetrics(figure=accuracy(model, self.val), loss=val_loss(model, self.val))
+
+            def metadata(self, metrics):            # goes into config.json of each checkpoint
+                return AdapterConfig(task="ave", labels=..., metrics={"validation": metrics.to_dict()}, ...)
+
+        progress = Trainer(fabric, model, config, Localisation(model, source), folder=run).fit(resume=last)
+    """
+
+    source: TrainSource
+    gradcache: bool = False  # see the class
+    validate_every: int = 1  # epochs between validations; there is one after the last epoch in any case
+    save_every_epoch: bool = True  # else only after the best ones and every SAVE_SECONDS: for short epochs
+
+    def sample(self, item: Any, epoch: int) -> Any | None:
+        """Make a training sample of an item of the source; None leaves it out. Here also failures to read come in."""
+        return item
+
+    def batches(self, samples: list[Any], batch_size: int) -> list[list[Any]]:
+        """The batches of a step, whose losses are averaged. Over several ranks `samples` may be empty."""
+        return [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+
+    def weight(self, samples: Sequence[Any]) -> float:
+        """How much samples count in the loss of a larger batch."""
+        return len(samples)
+
+    def embed(self, forward: Callable[..., Any], samples: Sequence[Any]) -> Embeddings:
+        """Run samples through the model.
+
+        Args:
+            forward: The model's forward pass, in the training's precision; perhaps a recorded one.
+            samples: A micro-batch.
+
+        Returns:
+            Tensors with as many rows each; None where no sample has that part. With `gradcache` this may run twice and
+            has to do the same both times.
+        """
+        return ()
+
+    def loss(self, embeddings: Embeddings, samples: Sequence[Any]) -> CombinedLoss | Tensor:
+        """The loss of embedded samples, a mean over them: the parts of both modalities, or a scalar."""
+        raise NotImplementedError
+
+    def baseline(self, model: Any) -> ValMetrics:
+        """Metrics of what the training begins with, in evaluation mode; called on rank 0 alone."""
+        return self.validate(model, 0)
+
+    def validate(self, model: Any, epoch: int) -> ValMetrics:
+        """Metrics of the model, in evaluation mode, after so many epochs; called on rank 0 alone."""
+        raise NotImplementedError
+
+    def metadata(self, metrics: ValMetrics) -> AdapterConfig:
+        """What a checkpoint says of itself, given the best metrics so far."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, between two steps."""
+
+    epoch: int  # epochs finished, and validated where they are
+    batch: int  # steps done of the next one
+    step: int  # optimizer steps done
+    best: ValMetrics  # the best metrics so far
+    best_epoch: int  # after which epoch they were reached; 0 is the untrained model
+    finished: str = ""  # why the training has ended, or an empty text
+    gate: float = 0.0  # mean |gate| of the best model's adapters
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return {**self.__dict__, "best": self.best.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        """Read what :meth:`to_dict` gave.
+
+        Raises:
+            DataError: It is something else.
+        """
+        try:
+            return cls(**{**values, "best": ValMetrics.from_dict(values["best"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"The stored training does not say where it stands ({error}).") from None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training goes, since it was begun or resumed."""
+
+    clips: float  # clips a second over all ranks
+    waiting: float  # share of the time that this rank waited for clips
+    memory: int | None  # bytes of GPU memory at the peak on this rank; None on a CPU
+    left: float  # seconds until the last epoch's end
+
+
+class Callback:
+    """Is told how a training goes; this one does nothing."""
+
+    def on_epoch_start(self, epoch: int, steps: int, done: int) -> None:
+        """An epoch begins, or goes on after `done` of its steps."""
+
+    def on_step(self, step: int, loss: float, pace: Pace) -> None:
+        """A step is done."""
+
+    def on_validate(self, epoch: int, metrics: ValMetrics, best: bool) -> None:
+        """A validation is done."""
+
+    def on_warning(self, message: str) -> None:
+        """Something is not as it should be, and the training goes on."""
+
+
+class Trainer:
+    """One training of one model; over several ranks the same object is made on each.
+
+    Args:
+        fabric: Launched; device, precision, ranks.
+        model: With fresh trainable parts, equal on all ranks: a module with ``trainable_state()`` and
+            ``load_trainable_state()`` as :class:`~avfewshot.models.audio_visual.AudioVisualModel` has them.
+        config: Optimizer, schedule, batches, epochs; `patience` (epochs without a better figure) where it has one.
+        task: What is learnt.
+        callbacks: Are told how it goes.
+        folder: Gets ``checkpoints/`` and ``metrics.jsonl``; rank 0 writes.
+        seed: Of the order.
+        stopping: Whether somebody asked to stop; looked at after each step.
+
+    Attributes:
+        progress: Where the training stands; from :meth:`fit` or :meth:`resume` on.
+        micro_batch: Samples that go through the model at once; halved when memory ends.
+    """
+
+    progress: Progress
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: Any,
+        config: TrainerConfig,
+        task: TrainTask,
+        callbacks: Iterable[Callback] = (),
+        *,
+        folder: Path,
+        seed: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if fabric.world_size > 1 and not task.gradcache:
+            raise ValueError("Over several ranks a task needs gradcache = True.")
+        self.fabric, self.model, self.config, self.task, self.seed = fabric, model, config, task, seed
+        self.callbacks, self.stopping = tuple(callbacks), stopping
+        self.checkpoints = CheckpointManager(folder / "checkpoints")
+        self.log = MetricsLogger(folder / "metrics.jsonl")
+        self.micro_batch = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
+        self.step_size = config.batch_size * config.accumulation
+        # Rank 0 has the most clips: the others take part in its last step with what they have, or with nothing.
+        self.steps_per_epoch = -(-task.source.count(0, fabric.world_size) // self.step_size)
+        self.optimizer = OptimizerStep(fabric, model, config, self.steps_per_epoch)
+        self.runner: EagerRunner = make_runner(fabric, self.optimizer.module, model, config.cuda_graphs)
+        self._resumed = False
+        self._saved = self._began = time.monotonic()
+        self._waited, self._steps_here = 0.0, 0
+
+    def resume(self, found: Resumed) -> list[str]:
+        """Go on from a checkpoint, with the same number of ranks.
+
+        Returns:
+            What could not be restored on this machine, for people.
+
+        Raises:
+            AvfsError: It does not fit this training.
+        """
+        before = found.config.support.get("ranks", 1)
+        if before != self.fabric.world_size:
+            raise AvfsError(
+                f"The training was begun on {before} ranks and cannot go on with {self.fabric.world_size}: its "
+                "batches would hold other clips.",
+                hint=f"Resume on {before} ranks, or begin anew with --adapter RUN.",
+            )
+        self.progress = Progress.from_dict(found.state.progress)
+        lost = found.state.restore(self.model, self.optimizer.parts)
+        step = self.progress.step
+        if self.fabric.global_rank == 0:
+            # An epoch is validated after its last step: whether that was before the checkpoint is told by the epoch.
+            self.log.rewind({"step": step, "epoch": min(step, self.progress.epoch * self.steps_per_epoch)})
+        self._resumed = True
+        return [*found.skipped, *lost]
+
+    def fit(self, resume: Resumed | None = None) -> Progress:
+        """Train until the last epoch, or until validation has not improved for as long as the settings say.
+
+        Args:
+            resume: A checkpoint to go on from, as ``trainer.checkpoints.load_last()`` gives it.
+
+        Returns:
+            Where the training ended; its `finished` is empty when it was asked to stop, with its state saved.
+
+        Raises:
+            AvfsError: A clip cannot be read any more, memory does not suffice, or the loss is not finite.
+        """
+        if resume is not None:
+            for reason in self.resume(resume):
+                for callback in self.callbacks:
+                    callback.on_warning(f"This does not resume bit for bit: {reason}")
+        if not self._resumed:
+            self._begin()
+        self.fabric.barrier()
+        while not self.progress.finished:
+            if not self._epoch():
+                self._save()
+                break
+            self._end_epoch()
+        self.fabric.barrier()
+        return self.progress
+
+    def _begin(self) -> None:
+        metrics = self._on_rank_0(lambda: self.task.baseline(self.model.eval()))
+        self.progress = Progress(epoch=0, batch=0, step=0, best=metrics, best_epoch=0, gate=mean_gate(self.model))
+        # The log before the checkpoint: a process that is killed in between comes by here again.
+        if self.fabric.global_rank == 0:
+            self.log.rewind({})
+        self._log(kind="epoch", step=0, epoch=0, best=True, gate=self.progress.gate, **metrics.to_dict())
+        self._save(best=True)
+
+    def _epoch(self) -> bool:
+        """Take the steps that are left of an epoch; False: somebody asked to stop."""
+        progress, rank, world = self.progress, self.fabric.global_rank, self.fabric.world_size
+        self.model.train()
+        for callback in self.callbacks:
+            callback.on_epoch_start(progress.epoch + 1, self.steps_per_epoch, progress.batch)
+        source = self.task.source
+        start = min(progress.batch * self.step_size, source.count(rank, world))
+        stream = source.stream(seed=self.seed, epoch=progress.epoch, rank=rank, world=world, start=start)
+        try:
+            while self.progress.batch < self.steps_per_epoch:
+                began = time.monotonic()
+                samples = [self.task.sample(item, progress.epoch) for item in islice(stream, self.step_size)]
+                self._waited += time.monotonic() - began
+                self._step([sample for sample in samples if sample is not None])
+                if self._asked_to_stop():
+                    return False
+                if time.monotonic() - self._saved > SAVE_SECONDS:
+                    self._save()
+        finally:
+            if (close := getattr(stream, "close", None)) is not None:
+                close()
+        return True
+
+    def _step(self, samples: list[Any]) -> None:
+        step = self.progress.step
+        loss = self.accumulate(samples)
+        if not math.isfinite(loss["loss"]):
+            raise AvfsError(
+                "The loss is not a finite number any more.", hint="Use --precision fp32, or a smaller --lr."
+            )
+        lr = self.optimizer.step(step)
+        self.progress = replace(self.progress, step=step + 1, batch=self.progress.batch + 1)
+        self._steps_here += 1
+        self._log(kind="step", step=step + 1, epoch=self.progress.epoch + 1, **loss, lr=lr)
+        pace = self._pace()
+        for callback in self.callbacks:
+            callback.on_step(step + 1, loss["loss"], pace)
+
+    def accumulate(self, samples: list[Any]) -> dict[str, float]:
+        """Leave the mean gradient of the batches of a step in the parameters.
+
+        When memory runs out, micro-batches are halved and the step begins again.
+
+        Returns:
+            The mean loss of the batches and its parts, by their names in ``metrics.jsonl``.
+
+        Raises:
+            AvfsError: Not even one clip fits into the device's memory.
+        """
+        while True:
+            self.runner.prepare()
+            losses = self._attempt(self.task.batches(samples, self.config.batch_size))
+            if losses is not None:
+                return {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
+            # A rank that began a step again would wait for the others, who have gone on.
+            if self.micro_batch == 1 or self.fabric.world_size > 1:
+                raise AvfsError(
+                    f"{self.fabric.device} has not enough memory for a training step with {self.micro_batch} "
+                    f"{'clip' if self.micro_batch == 1 else 'clips'} at once.",
+                    hint="Use a smaller --micro-batch (the batch stays as large), --checkpointing, --precision bf16, a "
+                    "smaller --window or a smaller --backbone.",
+                )
+            tried, self.micro_batch = self.micro_batch, self.micro_batch // 2
+            self.runner.release()
+            free_memory(self.fabric.device)
+            _LOG.warning(
+                "%s ran out of memory with %d clips at once; going on with %d.",
+                self.fabric.device,
+                tried,
+                self.micro_batch,
+            )
+
+    def _attempt(self, batches: list[list[Any]]) -> list[dict[str, float]] | None:
+        # The error, whose traceback holds the activations, is gone when this returns: their memory is free again.
+        self.model.zero_grad(set_to_none=True)
+        backward = self._backward_cached if self.task.gradcache else self._backward_pieces
+        try:
+            return [backward(batch, 1 / len(batches)) for batch in batches]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _backward_cached(self, batch: list[Any], share: float) -> dict[str, float]:
+        """One loss of all micro-batches."""
+        several = self.fabric.world_size > 1
+        loss = cached_backward(
+            [lambda piece=piece: self.task.embed(self.runner, piece) for piece in self._pieces(batch)],
+            lambda embeddings: self.task.loss(embeddings, batch),
+            scale=share,
+            backward=self.fabric.backward,
+            no_sync=(lambda: self.fabric.no_backward_sync(self.optimizer.module)) if several else None,
+            parameters=[p for p in self.model.parameters() if p.requires_grad] if several else (),
+        )
+        return _loss_values(loss)
+
+    def _backward_pieces(self, batch: list[Any], share: float) -> dict[str, float]:
+        """A loss of each micro-batch, weighted by its samples."""
+        total = self.task.weight(batch)
+        losses = []
+        for piece in self._pieces(batch):
+            loss = self.task.loss(self.task.embed(self.runner, piece), piece)
+            weight = self.task.weight(piece) / total
+            self.fabric.backward((loss.total if isinstance(loss, CombinedLoss) else loss) * (share * weight))
+            losses.append((weight, _loss_values(loss)))
+        return {name: sum(weight * values[name] for weight, values in losses) for name in losses[0][1]}
+
+    def _pieces(self, batch: list[Any]) -> list[list[Any]]:
+        return [batch[start : start + self.micro_batch] for start in range(0, len(batch), self.micro_batch)]
+
+    def _end_epoch(self) -> None:
+        """Validate the model after an epoch, if it is time, and save."""
+        epoch, best = self.progress.epoch + 1, False
+        last = epoch >= int(self.config.epochs)
+        self.progress = replace(
+            self.progress, epoch=epoch, batch=0, finished=f"all {epoch} epochs done" if last else ""
+        )
+        metrics = None
+        if last or epoch % self.task.validate_every == 0:
+            metrics = self._on_rank_0(lambda: self.task.validate(self.model.eval(), epoch))
+            best, gate = metrics.better_than(self.progress.best), mean_gate(self.model)
+            if best:
+                self.progress = replace(self.progress, best=metrics, best_epoch=epoch, gate=gate)
+            waited, patience = epoch - self.progress.best_epoch, getattr(self.config, "patience", 0)
+            if not last and patience and waited >= patience:
+                self.progress = replace(self.progress, finished=f"no better for {waited} epochs")
+            self._log(kind="epoch", step=self.progress.step, epoch=epoch, best=best, gate=gate, **metrics.to_dict())
+        due = self.task.save_every_epoch or time.monotonic() - self._saved > SAVE_SECONDS
+        if best or due or self.progress.finished:
+            self._save(best=best)
+        if metrics is not None:
+            for callback in self.callbacks:
+                callback.on_validate(epoch, metrics, best)
+
+    def _on_rank_0(self, compute: Callable[[], ValMetrics]) -> ValMetrics:
+        values: Any = compute().to_dict() if self.fabric.global_rank == 0 else None
+        return ValMetrics.from_dict(self.fabric.broadcast(values))
+
+    def _save(self, *, best: bool = False) -> None:
+        self._saved = time.monotonic()
+        if self.fabric.global_rank == 0:
+            state = TrainingState.capture(self.model, self.optimizer.parts, progress=self.progress.to_dict())
+            self.checkpoints.save(self.progress.step, self.task.metadata(self.progress.best), state, best=best)
+
+    def _log(self, **entry: Any) -> None:
+        if self.fabric.global_rank == 0:
+            self.log.log(**entry)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to: all of them stop after the same step."""
+        asked = self.stopping()
+        if self.fabric.world_size == 1:
+            return asked
+        flag: Any = self.fabric.all_reduce(torch.tensor(float(asked), device=self.fabric.device), reduce_op="sum")
+        return bool(flag > 0)
+
+    def _pace(self) -> Pace:
+        passed = max(time.monotonic() - self._began, 1e-9)
+        device = self.fabric.device
+        return Pace(
+            clips=self._steps_here * self.step_size * self.fabric.world_size / passed,
+            waiting=self._waited / passed,
+            memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            left=(self.steps_per_epoch * int(self.config.epochs) - self.progress.step) * passed / self._steps_here,
+        )
+
+
+def _loss_values(loss: CombinedLoss | Tensor) -> dict[str, float]:
+    if isinstance(loss, Tensor):
+        return {"loss": loss.item()}
+    return {
+        "loss": loss.total.item(),
+        "visual_loss": loss.visual.item(),
+        "audio_loss": loss.audio.item(),
+        "visual_weight": loss.weights[:, 0].mean().item(),
+    }
+
+
+def mean_gate(model: Any) -> float:
+    """See :meth:`~avfewshot.adapters.base.CrossModalAdapter.mean_gate`; 0 without adapters."""
+    adapters = getattr(model, "adapters", None)
+    return 0.0 if adapters is None else adapters.mean_gate()

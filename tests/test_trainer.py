@@ -1,0 +1,441 @@
+"""The training loop of few-shot and pretraining: learning, resuming to the bit, stopping, dying, clips that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_support import (
+    Diary,
+    MemorySource,
+    StopAfter,
+    assert_close,
+    backbone,
+    clips,
+    log,
+    losses,
+    make_trainer,
+    names,
+    resumed,
+    same,
+    tensors,
+    validator,
+)
+
+from avfewshot.config import TrainingConfig
+from avfewshot.errors import AvfsError
+from avfewshot.models.checkpoint import load_adapter
+from avfewshot.training import trainer as trainer_module
+from avfewshot.training.cuda_graphs import EagerRunner
+from avfewshot.training.data import epoch_order, window_start
+from avfewshot.training.optimizer import lr_lambda
+from avfewshot.training.tasks import validation_interval
+
+KINDS = ["fewshot", "pretrain"]
+MIXED = [Path(f"{name}.mp4") for name in ("0-1-2", "1-1-5", "2-1-3-mute", "0-2-3-blind", "1-2-9")]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def straight(request, tmp_path_factory):
+    """An uninterrupted training: 3 epochs of 3 steps; a pretraining's last step of each epoch has two clips."""
+    folder = tmp_path_factory.mktemp(request.param)
+    trainer = make_trainer(folder, kind=request.param)
+    trainer.fit()
+    return request.param, trainer, folder
+
+
+def ends_alike(straight, again, folder):
+    _, trainer, expected = straight
+    assert same(tensors(trainer), tensors(again))
+    assert again.progress == trainer.progress
+    assert log(folder) == log(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", ["contrastive", "classes"])
+def test_training_lowers_the_loss_and_changes_only_what_is_trainable(tmp_path, kind, objective):
+    trainer = make_trainer(
+        tmp_path, kind=kind, paths=clips(6), batch_size=6, epochs=12, validate_every=12, lr=1e-2, objective=objective
+    )
+    frozen = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items() if "tower" in name}
+    trainer.fit()
+    course = losses(tmp_path)
+    assert sum(course[-3:]) < 0.8 * sum(course[:3])
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+
+
+def test_the_course_is_written_down(straight):
+    _, trainer, folder = straight
+    entries = log(folder)
+    assert [(entry["kind"], entry["step"]) for entry in entries] == [
+        ("epoch", 0), *(("step", step) for step in (1, 2, 3)), ("epoch", 3), *(("step", step) for step in (4, 5, 6)),
+        ("epoch", 6), *(("step", step) for step in (7, 8, 9)), ("epoch", 9),
+    ]  # fmt: skip
+    steps = [entry for entry in entries if entry["kind"] == "step"]
+    assert all(0 < entry["visual_weight"] < 1 and entry["audio_loss"] > 0 for entry in steps)
+    assert trainer.progress.finished == "all 3 epochs done"
+
+
+def test_every_clip_is_used_once_in_every_epoch_in_another_order(straight):
+    source = straight[1].task.source
+    epochs = [[name for epoch, name in source.given if epoch == number] for number in range(3)]
+    assert [sorted(names) for names in epochs] == [sorted(path.stem for path in source.paths)] * 3
+    assert len(set(map(tuple, epochs))) == 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 9])
+def test_asked_to_stop_it_saves_and_goes_on_to_the_bit_with_the_same_clips(tmp_path, straight, steps):
+    kind, trainer, _ = straight
+    broken = make_trainer(tmp_path, kind=kind, stopping=StopAfter(steps))
+    assert not broken.fit().finished
+    assert broken.progress.step == steps
+    again = resumed(tmp_path, kind=kind)
+    assert again.progress == broken.progress
+    again.fit()
+    ends_alike(straight, again, tmp_path)
+    assert broken.task.source.given + again.task.source.given == trainer.task.source.given
+
+
+@pytest.mark.parametrize("steps", [0, 2, 4, 8])
+def test_broken_off_at_any_step_it_goes_on_to_the_bit(tmp_path, straight, steps, monkeypatch):
+    kind, *_ = straight
+    if steps % 4 == 0:  # with checkpoints inside epochs, and without
+        monkeypatch.setattr(trainer_module, "SAVE_SECONDS", -1.0)
+    broken = make_trainer(tmp_path, kind=kind)
+    broken.task.save_every_epoch = True
+    sample, left = broken.task.sample, broken.step_size * steps
+
+    def break_off(item, epoch):
+        nonlocal left
+        if left == 0:
+            raise OSError("the disk is full")
+        left -= 1
+        return sample(item, epoch)
+
+    left -= 2 * (steps // 3) if kind == "pretrain" else 0  # the last steps of epochs have two clips of four
+    broken.task.sample = break_off
+    with pytest.raises(OSError, match="full"):
+        broken.fit()
+    again = resumed(tmp_path, kind=kind)
+    assert again.progress.step == (steps if steps % 4 == 0 else 3 * (steps // 3))
+    again.fit()
+    ends_alike(straight, again, tmp_path)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_around_its_first_checkpoint_it_still_tells_how_it_began(tmp_path, straight, torn):
+    kind, _, folder = straight
+    broken = make_trainer(tmp_path, kind=kind)
+    save = broken.checkpoints.save
+
+    def killed(*given, **options):
+        if not torn:
+            save(*given, **options)
+        raise SystemExit
+
+    broken.checkpoints.save = killed
+    with pytest.raises(SystemExit):
+        broken.fit()
+    assert log(tmp_path) == log(folder)[:1]
+    if torn:  # before the checkpoint: it begins anew
+        (tmp_path / "metrics.jsonl").open("a").write('{"kind": "ste')
+        again = make_trainer(tmp_path, kind=kind, stopping=StopAfter(1))
+        again.fit()
+        assert log(tmp_path) == log(folder)[:2]
+    else:
+        assert resumed(tmp_path, kind=kind).progress.step == 0
+        assert log(tmp_path) == log(folder)[:1]
+
+
+def test_killing_it_leaves_a_checkpoint_that_it_goes_on_from_to_the_bit(tmp_path, straight):
+    kind, *_ = straight
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; import avfewshot.training.trainer as trainer; trainer.SAVE_SECONDS = -1.0\n"
+        "from training_support import make_trainer\n"
+        "make_trainer(Path(sys.argv[2]), kind=sys.argv[3]).fit()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path), kind], env=dict(os.environ)
+    )
+    store = make_trainer(tmp_path, kind=kind).checkpoints
+    try:
+        deadline = time.monotonic() + 120
+        while len(store.steps()) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode in (0, -signal.SIGKILL)
+    again = resumed(tmp_path, kind=kind)
+    again.fit()
+    ends_alike(straight, again, tmp_path)
+
+
+def test_accumulation_resumes_between_its_steps(tmp_path):
+    settings = {"accumulation": 2, "batch_size": 1}
+    whole = make_trainer(tmp_path / "straight", **settings)
+    whole.fit()
+    make_trainer(tmp_path / "broken", stopping=StopAfter(4), **settings).fit()
+    again = resumed(tmp_path / "broken", **settings)
+    assert (again.progress.epoch, again.progress.batch) == (1, 1)
+    again.fit()
+    assert same(tensors(whole), tensors(again))
+
+
+def test_what_does_not_resume_to_the_bit_is_said(tmp_path):
+    make_trainer(tmp_path, stopping=StopAfter(4)).fit()
+    newest = make_trainer(tmp_path).checkpoints.steps()[-1]
+    (newest / "state.pt").write_bytes(b"damaged")
+    diary = Diary()
+    trainer = make_trainer(tmp_path, callbacks=[diary])
+    trainer.fit(resume=trainer.checkpoints.load_last(backbone()))
+    [warning] = diary.warnings
+    assert warning.startswith("This does not resume bit for bit: ")
+    assert newest.name in warning
+    assert trainer.progress.finished
+
+
+def test_resuming_on_another_number_of_ranks_is_refused(tmp_path):
+    make_trainer(tmp_path, kind="pretrain", ranks=2, stopping=StopAfter(1)).fit()
+    trainer = make_trainer(tmp_path, kind="pretrain")
+    with pytest.raises(AvfsError, match="begun on 2 ranks and cannot go on with 1") as caught:
+        trainer.fit(resume=trainer.checkpoints.load_last())
+    assert "Resume on 2 ranks" in caught.value.hint
+
+
+def test_callbacks_are_told_where_an_epoch_goes_on(tmp_path, straight):
+    kind, *_ = straight
+    first, second = Diary(), Diary()
+    make_trainer(tmp_path, kind=kind, epochs=2, callbacks=[first], stopping=StopAfter(2)).fit()
+    trainer = make_trainer(tmp_path, kind=kind, epochs=2, callbacks=[second])
+    trainer.fit(resume=trainer.checkpoints.load_last())
+    assert (first.epochs, second.epochs) == ([(1, 3, 0)], [(1, 3, 2), (2, 3, 0)])
+    assert first.losses + second.losses == losses(tmp_path)
+    assert [epoch for epoch, _, _ in second.metrics] == [1, 2]
+    assert second.paces[-1].left == 0
+    assert all(pace.clips > 0 and 0 <= pace.waiting <= 1 and pace.memory is None for pace in second.paces)
+    assert (first.warnings, second.warnings) == ([], [])
+
+
+def test_how_far_the_gates_have_opened_is_written_down(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=2, validate_every=1)
+    progress = trainer.fit()
+    gates = [entry["gate"] for entry in log(tmp_path) if entry["kind"] == "epoch"]
+    assert gates[0] == 0 < gates[1] < gates[2]
+    scales = [tensor for name, tensor in tensors(trainer).items() if name.endswith(".scale")]
+    assert gates[2] == pytest.approx(torch.cat(scales).abs().mean().item())
+    assert progress.gate == gates[progress.best_epoch]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, kind):
+    """In a pretraining they are one contrastive batch."""
+    large = make_trainer(tmp_path / "large", kind=kind, paths=clips(6), batch_size=6, epochs=1)
+    small = make_trainer(tmp_path / "small", kind=kind, paths=clips(6), batch_size=2, accumulation=3, epochs=1)
+    assert (large.micro_batch, small.micro_batch) == (6, 2)
+    large.fit()
+    small.fit()
+    assert_close(tensors(large), tensors(small))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", ["classes", "contrastive"])
+def test_micro_batches_change_nothing(tmp_path, kind, objective):
+    settings = {"kind": kind, "paths": MIXED, "batch_size": 5, "epochs": 2, "objective": objective, "pool": "event"}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    cut = make_trainer(tmp_path / "cut", micro_batch=1, **settings)
+    whole.fit()
+    cut.fit()
+    assert min(losses(tmp_path / "whole")) > 0
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert_close(tensors(whole), tensors(cut))
+
+
+class Greedy(EagerRunner):
+    """Has memory for so many clips at once."""
+
+    def __init__(self, runner, room):
+        super().__init__(runner)
+        self.room = room
+
+    def __call__(self, frames, audio, **masks):
+        if len(audio if frames is None else frames) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().__call__(frames, audio, **masks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_shrinks_the_micro_batch_when_memory_ends_and_says_so_when_nothing_is_left(tmp_path, kind, caplog):
+    reference = make_trainer(tmp_path / "reference", kind=kind, batch_size=4, epochs=1)
+    reference.fit()
+    trainer = make_trainer(tmp_path / "short", kind=kind, batch_size=4, epochs=1)
+    trainer.runner = Greedy(trainer.runner, room=1)
+    trainer.fit()
+    assert trainer.micro_batch == 1
+    assert "ran out of memory" in caplog.text
+    assert_close(tensors(reference), tensors(trainer))
+    hopeless = make_trainer(tmp_path / "hopeless", kind=kind)
+    hopeless.runner = Greedy(hopeless.runner, room=0)
+    with pytest.raises(AvfsError, match="not enough memory for a training step with 1 clip at once") as caught:
+        hopeless.fit()
+    assert "--micro-batch" in caught.value.hint
+    assert "--checkpointing" in caught.value.hint
+
+
+def test_it_stops_when_validation_gets_no_better(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=20, patience=2, validate_every=1)
+    trainer.task.validate = lambda model, epoch: trainer.progress.best
+    progress = trainer.fit()
+    assert (progress.epoch, progress.best_epoch, progress.finished) == (2, 0, "no better for 2 epochs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_untrained_model_is_the_best_when_training_only_harms(tmp_path, kind):
+    trainer = make_trainer(tmp_path, kind=kind, lr=0.5, clip_norm=0, epochs=1)
+    fresh = tensors(trainer)
+    baseline = trainer.task.baseline(trainer.model.eval())
+    worse = dataclasses.replace(baseline, figure=baseline.figure - 0.1)
+    trainer.task.validate = lambda model, epoch: worse
+    assert trainer.fit().best_epoch == 0
+    assert same(load_adapter(tmp_path).tensors, fresh)
+    assert not same(tensors(trainer), fresh)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_what_a_training_begins_with_is_the_baseline_where_it_is_better_than_the_towers(tmp_path, better):
+    trainer = make_trainer(tmp_path, options={"pretrained": True}, epochs=1)
+    zero_shot = trainer.task.baseline(trainer.model.eval())
+    begun = dataclasses.replace(zero_shot, loss=zero_shot.loss + (-0.1 if better else 0.1), blend=0.25)
+    trainer.task.validator = type("Fixed", (), {"baseline": lambda _: zero_shot, "__call__": lambda *_: begun})()
+    assert trainer.fit().best == (begun if better else zero_shot)
+
+
+def test_a_share_of_the_trained_logits_that_is_set_is_taken(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=1, blend=0.75)
+    trainer.fit()
+    assert [entry["blend"] for entry in log(tmp_path) if entry["kind"] == "epoch"] == [0.0, 0.75]
+
+
+def test_a_clip_that_vanishes_from_a_support_is_named(tmp_path):
+    trainer = make_trainer(tmp_path, paths=[*names(), Path("1-3-broken.mp4")])
+    with pytest.raises(AvfsError, match=r"1-3-broken\.mp4"):
+        trainer.fit()
+
+
+def test_clips_of_a_list_that_cannot_be_read_are_left_out_and_told(tmp_path):
+    failures, batches = [], []
+    paths = [*clips(6), Path("1-80-broken.mp4")]
+    trainer = make_trainer(tmp_path, kind="pretrain", paths=paths, epochs=1, options={"on_failure": failures.append})
+    accumulate = trainer.accumulate
+    trainer.accumulate = lambda samples: (batches.append(len(samples)), accumulate(samples))[1]
+    assert trainer.fit().step == 2
+    [failure] = failures
+    assert (failure.id, failure.path, failure.error) == ("1-80-broken", str(paths[-1]), "it is broken.")
+    assert sum(batches) == 6
+
+
+def test_skipped_clips_are_left_out(tmp_path):
+    trainer = make_trainer(tmp_path, kind="pretrain", epochs=1, options={"skip": lambda name: name.startswith("1")})
+    seen = []
+    accumulate = trainer.accumulate
+    trainer.accumulate = lambda samples: (seen.extend(clip.labels.tolist() for clip in samples), accumulate(samples))[1]
+    trainer.fit()
+    assert len(seen) == 7
+    assert not any(labels[1] for labels in seen)
+
+
+def test_a_batch_of_which_nothing_is_left_changes_nothing(tmp_path):
+    trainer = make_trainer(tmp_path, kind="pretrain", epochs=1, options={"skip": lambda name: True})
+    before = tensors(trainer)
+    trainer.fit()
+    assert same(tensors(trainer), before)
+    assert losses(tmp_path) == [0.0, 0.0, 0.0]
+
+
+def test_clips_without_any_sound_have_no_loss_by_hearing(tmp_path):
+    paths = [Path(f"{label}-{number}-mute.mp4") for number in range(2) for label in range(3)]
+    make_trainer(tmp_path, kind="pretrain", paths=paths, batch_size=6, epochs=1).fit()
+    [step] = [entry for entry in log(tmp_path) if entry["kind"] == "step"]
+    assert (step["audio_loss"], step["visual_weight"]) == (0, 1)
+    assert step["visual_loss"] > 0
+
+
+def test_a_loss_that_is_no_number_ends_the_training_before_it_does_harm(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=1)
+    accumulate, before = trainer.accumulate, tensors(trainer)
+    trainer.accumulate = lambda samples: {**accumulate(samples), "loss": float("nan")}
+    with pytest.raises(AvfsError, match="not a finite number"):
+        trainer.fit()
+    assert same(tensors(trainer), before)
+
+
+def test_a_validator_takes_the_first_clips_that_can_be_read():
+    config = TrainingConfig(task="vggsound_cls", blend=1.0)
+    found = validator(config, MemorySource([Path("0-1-broken.mp4"), *clips(9)]), limit=10)
+    assert len(found.zero_shot) == len(found.targets.labels) == 9
+    assert len(validator(config, MemorySource(clips(9)), limit=4).zero_shot) == 4
+    assert 0 <= found.baseline().figure <= 1
+
+
+def test_a_validator_whose_clips_vanish_says_so(tmp_path):
+    source = MemorySource(clips(6))
+    trainer = make_trainer(tmp_path, epochs=1)
+    trainer.task.validator = validator(trainer.config, source)
+    source.paths[2] = Path("2-90-broken.mp4")
+    with pytest.raises(AvfsError, match="cannot be read any more") as caught:
+        trainer.fit()
+    assert "--resume" in caught.value.hint
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert epoch_order(9, seed=1, epoch=2) == epoch_order(9, seed=1, epoch=2)
+    assert sorted(epoch_order(9, seed=1, epoch=2)) == list(range(9))
+    assert len({tuple(epoch_order(9, seed=seed, epoch=epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "clips", "validation", "expected"),
+    [
+        ("auto", 10, 25, 100, 4),
+        ("auto", 20, 25, 40, 2),
+        ("auto", 10, 400, 100, 1),
+        ("auto", 1, 25, 900, 1),
+        (7, 10, 5, 9, 7),
+    ],
+)
+def test_validations_take_no_more_than_training_and_are_two_at_least(every, epochs, clips, validation, expected):
+    config = TrainingConfig(validate_every=every, epochs=epochs)
+    assert validation_interval(config, clips, validation) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_validated_as_often_as_asked_and_after_the_last_epoch(tmp_path, kind):
+    make_trainer(tmp_path, kind=kind, paths=clips(4), epochs=5, validate_every=2).fit()
+    assert [entry["epoch"] for entry in log(tmp_path) if entry["kind"] == "epoch"] == [0, 2, 4, 5]
+
+
+def test_windows_of_long_clips_lie_inside_and_move_from_epoch_to_epoch():
+    starts = [window_start(30, 10, seed=1, epoch=epoch, key="a") for epoch in range(20)]
+    assert all(0 <= start <= 20 for start in starts)
+    assert len(set(starts)) > 5
+    assert window_start(10, 10, seed=1, epoch=3, key="a") == 0
+
+
+def test_schedules():
+    cosine = lr_lambda(TrainingConfig(schedule="cosine", epochs=10, warmup=0.2), 10)
+    assert cosine(0) == pytest.approx(1 / 21)
+    assert cosine(20) == pytest.approx(1)
+    assert cosine(60) == pytest.approx(0.5)
+    assert cosine(100) == pytest.approx(0, abs=1e-12)
+    step = lr_lambda(TrainingConfig(schedule="step", epochs=10, step_epochs=2, step_factor=0.5), 3)
+    assert [step(n) for n in (0, 5, 6, 12)] == [1, 1, 0.5, 0.25]
+    assert lr_lambda(TrainingConfig(schedule="constant", epochs=5), 3)(50) == 1
