@@ -822,6 +822,9 @@ class OutputConfig(Settings):
     )
     label: Texts = setting((), "A label on the command line, instead of a file; may be repeated.")
     recursive: bool = setting(True, "Look into sub-folders.", saved=True)
+    store: Folder | None = setting(
+        None, "Store of `avfs embed`: its clips are not decoded again; without PATH, they are what is classified."
+    )
     topk: Count = setting(5, "Labels to show for each clip in tables and reports.", panel=OUTPUT, saved=True)
     segments: bool = setting(False, "Also say what each second holds.", panel=OUTPUT, saved=True)
     multi_label: bool = setting(
@@ -942,6 +945,7 @@ class ClipsConfig(Settings):
     root: Folder | None = setting(None, "Folder of the task's data set.", panel=DATA)
     media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=DATA)
     list_file: FilePath | None = setting(None, "For vggsound_cls.", panel=DATA, flag="--list", metavar="FILE")
+    store: Folder | None = setting(None, "Store of `avfs embed`, for embeddings of clips that it holds.", panel=DATA)
 
 
 class FewshotConfig(CommandConfig):

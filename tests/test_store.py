@@ -346,3 +346,74 @@ def test_find_prints_tables_json_and_csv(world, embedded):
     status, _, err = execute(world, "find", "--like", "nothing.mp4", "--store", "store")
     assert status == 1
     assert "nothing.mp4" in err
+
+
+# ---------------------------------------------------------------------------------------------- other commands
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Any attempt to embed a clip is an error; the cache of embeddings is empty."""
+
+    def refuse(embedder, items):
+        for item in items:
+            raise AssertionError(f"{item.path} is embedded although the store has it")
+        yield from ()
+
+    def install(folder):
+        monkeypatch.setenv("AVFS_CACHE", str(folder))
+        monkeypatch.setattr("avfewshot.inference.features.Embedder.embed", refuse)
+
+    return install
+
+
+def test_zeroshot_from_a_store_says_what_it_says_without(world, embedded, tmp_path, no_decoding):
+    (world / "labels.txt").write_text("\n".join(CLASSES))
+    arguments = ("zeroshot", "--labels", "labels.txt", *TINY, "--format", "json")
+    status, plain, err = execute(world, *arguments, "clips")
+    assert status == 0, err
+    no_decoding(tmp_path)
+    status, stored, err = execute(world, *arguments, "clips", "--store", "store")
+    assert status == 0, err
+    before, after = json.loads(plain)["clips"], json.loads(stored)["clips"]
+    assert [clip["path"] for clip in before] == [clip["path"] for clip in after]
+    for one, other in zip(before, after, strict=True):
+        assert one["label"] == other["label"]
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-4)
+    status, whole, _ = execute(world, *arguments, "--store", "store")
+    assert {clip["path"] for clip in json.loads(whole)["clips"]} == {clip.path for clip in Store(embedded).embedded}
+    status, _, err = execute(world, *arguments, "clips", "--store", "store", "--weights", "random")
+    assert status == 2
+    assert "differs in" in err
+
+
+def test_fewshot_and_compare_from_a_store_say_what_they_say_without(world, embedded, tmp_path, no_decoding):
+    tables = {}
+    status, _, err = execute(world, "embed", "clips", "--store", "own-precision", *TINY[:4])  # compare has no other
+    assert status == 0, err
+    for name in ("plain", "stored"):
+        if name == "stored":
+            no_decoding(tmp_path / "cache")
+        for command, options, file, store in (
+            ("fewshot", ("--no-tune", "--precision", "fp32"), f"folder/*-{name}/results.csv", "store"),
+            ("compare", ("--seeds", "1"), f"compare/{name}/compare.csv", "own-precision"),
+        ):
+            more = ("--store", store) if name == "stored" else ()
+            shared = ("--data", "clips", "--shots", "2", "--runs", tmp_path, "--name", name, *TINY[:4])
+            status, _, err = execute(world, command, *shared, *options, *more)
+            assert status == 0, err
+            [path] = tmp_path.glob(file)
+            rows = list(csv.DictReader(path.open()))
+            tables[command, name] = [{key: row[key] for key in row if key != "fit_seconds"} for row in rows]
+    for command in ("fewshot", "compare"):
+        assert tables[command, "plain"]
+        assert tables[command, "plain"] == tables[command, "stored"]
+
+
+def test_files_that_a_store_lacks_are_decoded(copy, classifier):
+    shutil.copy(copy / "clips" / CLASSES[0] / "0.mp4", copy / "new.mp4")
+    store = Store(copy / "store")
+    towers = avfewshot.load("tiny", device="cpu", precision="fp32")
+    assert towers.look_up(store.cache)
+    one, other = towers.embed([copy / "new.mp4", copy / "clips" / CLASSES[0] / "0.mp4"])
+    torch.testing.assert_close(one.visual, other.visual)

@@ -183,6 +183,7 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
+    from avfewshot.store.store import Store
     from avfewshot.training.fewshot import FewShot
 
     display.begin("reading annotations, looking for clips", 0)
@@ -214,6 +215,7 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             put_off=interrupts.put_off,
             also=also,
             protocol=config.protocol,
+            look_up=None if config.data.store is None else Store(config.data.store).cache,
         )
         results = [cell.run(seed) for seed in config.seeds]
         compared = [result.comparison for result in results if result.comparison is not None]

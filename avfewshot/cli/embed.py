@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 HELP = """
-Embed clips second by second into a store, which `avfs find` searches.
+Embed clips second by second into a store: for `avfs find`, and `--store` of zeroshot, fewshot and compare.
 
 Called again, it embeds what is new or has changed, and forgets what has gone. Interrupted or killed, it goes on where
 it stopped. A file that cannot be read is named and left out until it changes, or with --retry.
@@ -30,6 +30,7 @@ it stopped. A file that cannot be read is named and left out until it changes, o
 
   avfs embed clips/ --store my-store
   avfs find "dog barking" --store my-store
+  avfs zeroshot --labels labels.txt --store my-store     its clips, without decoding them again
 
 [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; what was embedded is kept.
 """

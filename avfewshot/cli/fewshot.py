@@ -162,6 +162,7 @@ def _plan_only(run: Run) -> int:
 def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = True) -> FewShot:
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
+    from avfewshot.store.store import Store
     from avfewshot.training.fewshot import FewShot
 
     config: FewshotConfig = run.config
@@ -187,6 +188,7 @@ def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = T
         initial=initial,
         observer=display,
         put_off=interrupts.put_off,
+        look_up=None if config.data.store is None else Store(config.data.store).cache,
     )
 
 

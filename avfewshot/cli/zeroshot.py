@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from avfewshot.labels import LabelSet
     from avfewshot.media.clip import Failure
     from avfewshot.reports.writers import Summary
+    from avfewshot.store.store import Store
 
 app = typer.Typer(add_completion=False)
 _LOG = logging.getLogger(__name__)
@@ -151,7 +152,11 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         labels = collect(faults, lambda: parse_labels(asked.labels))
     if asked.reject and settings["adapter"] is None:
         faults.append(UsageError("--reject: only a few-shot run can tell unknown clips.", hint="Add --adapter RUN."))
-    files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
+    store = collect(faults, lambda: _opened(asked.store))
+    if store is not None and not paths:
+        files = [Path(clip.path) for clip in store.embedded]
+    else:
+        files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
     faults += backbone_faults(settings)
     given = settings.source("format") != "default"
     targets, wrong = plan_targets(asked.format, asked.output, form_given=given, clips=len(files or ()))
@@ -176,6 +181,14 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         earlier = earlier_results(only[0], run_id)
         files = [file for file in files if str(file) not in earlier.paths]
     return _Work(settings, labels, files, targets, page, earlier, run_id)
+
+
+def _opened(folder: Path | None) -> Store | None:
+    if folder is None:
+        return None
+    from avfewshot.store.store import Store
+
+    return Store(folder)
 
 
 def _run_id(settings: Resolved, labels: LabelSet) -> str:
@@ -256,6 +269,9 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         adapter=model.adapter,
         cache=True,
     )
+    store = _opened(settings["store"])
+    if store is not None and not classifier.look_up(store.cache):
+        say(f"{model.adapter} looks at the clips themselves: --store only names them.")
     answers = {key: True for key in ("reject", "multi_label") if settings[key]}
     run = classifier.info(work.labels, fusion=_chosen(settings, "fusion"), pool=_chosen(settings, "pool"), **answers)
     own = []
@@ -509,6 +525,7 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
         window=window,
         batch_size=None if asked.batch_size == "auto" else asked.batch_size,
         observer=display,
+        look_up=None if (store := _opened(settings["store"])) is None else store.cache,
     )
     return bench, model, options
 

@@ -41,6 +41,7 @@ from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Targets
+from avfewshot.inference.embedding_cache import LookUp
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
@@ -129,6 +130,7 @@ class FewShot:
     put_off: Callable[[], AbstractContextManager[Callable[[], bool]]] = _undisturbed
     also: tuple[str, ...] = ()  # further methods to stand in the table
     protocol: str | None = None  # a public one, for a row of its own
+    look_up: LookUp | None = None  # where embeddings of the frozen towers are looked up first
 
     def __post_init__(self) -> None:
         self.dataset, self.validation_used = self._with_validation()
@@ -149,6 +151,7 @@ class FewShot:
             window=config.window,
             workers=config.workers,
             observer=self.observer,
+            look_up=self.look_up,
         )
 
     def run(self, seed: int) -> SeedResult:
