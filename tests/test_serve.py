@@ -165,13 +165,12 @@ def test_corrections_are_in_the_file_before_the_answer_and_survive_the_server(se
 def test_learning_follows_corrections_and_is_saved_as_a_run(serve, classifier):
     served = serve().ready()
     client = served.client()
-    assert client.post("/api/learn").status_code == 409
+    assert client.post("/api/learn").json()["learnt"] is None
     # The words say nothing about these clips: the corrections decide.
     client.post("/api/label", json={"ids": [0, 1], "label": "bell ringing"})
     client.post("/api/label", json={"ids": [3, 4], "label": "dog barking"})
-    facts = client.post("/api/learn").json()
+    facts = client.post("/api/learn").json()["learnt"]
     assert facts["clips"] == 4
-    assert facts["seconds"] < 1
     assert facts["accuracy"] == 1
     served.ready()
     found = {row["path"]: row["label"] for row in rows(client)}
@@ -480,7 +479,7 @@ def test_many_requests_at_once(serve):
                 assert client.post("/api/label", json={"ids": [number % 6], "label": label}).status_code == 200
                 assert client.get("/api/clips").status_code == 200
                 assert client.get(f"/api/clips/{number % 6}").status_code == 200
-                assert client.post("/api/learn").status_code in (200, 409)
+                assert client.post("/api/learn").status_code == 200
                 answer = client.post("/classify", files={"files": ("a.mp4", clip)})
                 assert answer.status_code in (200, 503), answer.text
                 assert client.get("/api/clips/0/frame").status_code == 200
@@ -517,7 +516,7 @@ def test_the_command_serves_and_ctrl_c_ends_it_with_an_event_stream_open(serve):
             received += stream.recv(4096)
         assert b"text/event-stream" in received
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()

@@ -27,7 +27,7 @@ from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import Scorer
 from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterConfig
 
-LIVING_ROWS = 200
+LIVING_ROWS = 100
 """From so many clips on a new one is learnt by a block update, which takes milliseconds, and not by a new fit."""
 POOL_ROWS = 2000
 """Clips that are looked at to suggest the next ones; of more, evenly spaced ones."""

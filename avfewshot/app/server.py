@@ -273,10 +273,9 @@ def create_app(
 
     @app.post("/api/learn", summary="Learn from all labels")
     def learn() -> dict[str, Any]:
+        why = "Too little to learn from: label clips of two classes (or of one and `none`)."
         facts = work.learn()
-        if facts is None:
-            raise HTTPException(409, "Too little to learn from: label clips of two classes (or of one and `none`).")
-        return facts
+        return {"learnt": facts, "why": None if facts else why}
 
     @app.get("/api/suggest", summary="Which clips to label next")
     def suggest(count: Annotated[int, Query(ge=1, le=200)] = 12) -> dict[str, Any]:

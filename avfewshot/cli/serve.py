@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import secrets
 import sys
@@ -66,14 +67,13 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
     files = collect(faults, lambda: _media(paths, config.recursive)) or []
     faults += backbone_faults(settings)
     local = config.host == "localhost" or _is_loopback(config.host)
-    try:
-        from avfewshot.app.server import create_app, listen, run
-    except ImportError as error:
+    missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
+    if missing:
         hint = 'pip install "avfewshot[app]"'
-        faults.append(UsageError(f"avfs serve needs {error.name}, which is not installed.", hint=hint))
-        raise_faults(faults)
-        raise
+        faults.append(UsageError(f"avfs serve needs {', '.join(missing)}, not installed here.", hint=hint))
     raise_faults(faults)
+    from avfewshot.app.server import create_app, listen, run
+
     try:
         listening = listen(config.host, config.port)
     except OSError as error:

@@ -144,6 +144,7 @@
       detail = new Detail($("detail"), {
         source: (clip) => clip.error ? null : `/api/clips/${clip.id}/media`,
         frames: (clip, second) => clip.video ? `/api/clips/${clip.id}/frame?size=320&second=${second}` : null,
+        slot: $("correct"),
         picked: (begin, end) => { $("from").value = begin; $("to").value = end; },
       });
     }
@@ -176,6 +177,9 @@
     const from = $("from").value, to = $("to").value;
     return from === "" && to === "" ? [null, null] : [Number(from || 0), Number(to || Number(from) + 1)];
   };
+  for (const name of ["from", "to"]) {
+    $(name).addEventListener("input", () => { const [start, end] = span(); detail.picked = start === null ? null : [start, end]; detail.drawPicked(); });
+  }
   $("correct").addEventListener("submit", attempt(() => correct([open], $("label").value.trim(), ...span())));
   $("none").addEventListener("click", attempt(() => correct([open], "none", ...span())));
   $("clear").addEventListener("click", attempt(() => correct([open], null, ...span())));
@@ -190,8 +194,9 @@
 
   async function learn(quietly) {
     try {
-      const facts = await ask("/api/learn", "POST");
-      if (!quietly) say(`Relearnt from ${facts.clips} clips in ${facts.seconds.toFixed(2)} s.`);
+      const { learnt, why } = await ask("/api/learn", "POST");
+      if (!quietly && !learnt) throw new Error(why);
+      if (!quietly) say(`Relearnt from ${learnt.clips} clips in ${learnt.seconds.toFixed(2)} s.`);
     } catch (error) { if (!quietly) throw error; }
   }
   $("learn").addEventListener("click", attempt(() => learn(false)));

@@ -186,7 +186,7 @@ const Clips = (() => {
 
   /** One clip: it plays, with what was recognised in each second, seen, heard and both.
    *  options: labels (names of the run), source (address of the file or null), frames(second) -> address or null,
-   *  picked(begin, end): called when seconds are picked. */
+   *  picked(begin, end): called when seconds are picked; slot: what stands between timeline and scores. */
   class Detail {
     constructor(host, options) {
       this.options = options;
@@ -201,7 +201,7 @@ const Clips = (() => {
       this.scores = el("div");
       this.notes = el("div");
       host.replaceChildren(el("div", { class: "head" }, this.title, this.verdict), this.screen,
-        el("div", { class: "timeline" }, this.tracks, el("div", { class: "axis" }, this.seek, this.ticks)), this.legend, this.scores, this.notes);
+        el("div", { class: "timeline" }, this.tracks, el("div", { class: "axis" }, this.seek, this.ticks)), this.legend, ...(options.slot ? [options.slot] : []), this.scores, this.notes);
       this.observer = new ResizeObserver(() => this.fit());
       this.observer.observe(this.tracks);
     }
@@ -269,12 +269,17 @@ const Clips = (() => {
 
     pick(begin, end) {
       this.picked = [begin, end];
+      this.drawPicked();
+      if (this.options.picked) this.options.picked(begin, end);
+    }
+
+    drawPicked() {
+      const [begin, end] = this.picked && this.picked[1] <= this.length ? this.picked : [0, 0];
       for (const node of this.tracks.querySelectorAll(".picked")) {
         node.style.left = `${100 * begin / this.length}%`;
         node.style.width = `${100 * (end - begin) / this.length}%`;
-        node.hidden = false;
+        node.hidden = begin === end;
       }
-      if (this.options.picked) this.options.picked(begin, end);
     }
 
     draw() {
@@ -314,7 +319,7 @@ const Clips = (() => {
       this.legend.replaceChildren(...[...new Set(shown)].slice(0, 12).map((label) => el("span", {}, dot(table.get(label)), ` ${label}`)));
       this.drawScores(name);
       this.notes.replaceChildren(...(clip.warnings || []).map((text) => el("p", { class: "warning" }, text)));
-      if (this.picked && this.picked[1] <= length) this.pick(...this.picked);
+      this.drawPicked();
       this.follow(Number(this.seek.value));
       this.fit();
     }
