@@ -9,7 +9,7 @@ from methods_worlds import CLASSES, accuracy, world
 
 from avfewshot.errors import DataError, UsageError
 from avfewshot.methods import kernel_ridge
-from avfewshot.methods.base import Features, LabelFeatures, Support, clip_rows, unit
+from avfewshot.methods.base import Features, LabelFeatures, Support, clip_rows, log_softmax, unit
 from avfewshot.methods.method import Method, Scorer, find_method, method_names
 from avfewshot.methods.stacking import text_is_useful
 
@@ -119,6 +119,15 @@ def test_saved_and_loaded_it_scores_alike_to_the_bit(method, tmp_path):
     for name in ("fused", "visual", "audio"):
         ours, theirs = getattr(scorer.scores(queries.features), name), getattr(loaded.scores(queries.features), name)
         assert (ours == theirs).all()
+
+
+def test_a_temperature_divides_what_a_head_says():
+    support, texts = world()
+    queries, _ = world(seed=5)
+    scorer = find_method("gda").fit(support, texts)
+    before = scorer.logits(queries.features)
+    scorer.temperature *= 2
+    np.testing.assert_allclose(scorer.logits(queries.features), log_softmax(before / 2), atol=1e-9)
 
 
 def test_a_damaged_scorer_is_refused(tmp_path):

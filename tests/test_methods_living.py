@@ -8,8 +8,14 @@ from avfewshot.errors import UsageError
 from avfewshot.evaluation.few_shot import modality_confusion
 from avfewshot.methods import kernel_ridge
 from avfewshot.methods.auto import join_tuned
-from avfewshot.methods.base import Support, log_softmax
-from avfewshot.methods.calibration import label_thresholds, reject_threshold, standardised_labels, temperature
+from avfewshot.methods.base import Features, Support, log_softmax
+from avfewshot.methods.calibration import (
+    expected_calibration_error,
+    label_thresholds,
+    reject_threshold,
+    standardised_labels,
+    temperature,
+)
 from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import Scorer, find_method
 
@@ -124,13 +130,17 @@ def test_leaving_a_clip_out_beside_counter_examples_equals_fitting_without_it():
     wanted = np.append(targets[:, 0] - 1 / 3, [-1.0, -1.0])
     loo = np.zeros_like(targets)
     single = np.arange(len(targets))
-    kernel_ridge.fit_counter_examples(
+    predicted = kernel_ridge.fit_counter_examples(
         dict(arrays), name, setting, kernel, targets - 1 / 3, single, np.ones(len(targets)), loo
     )
     kept = np.delete(np.arange(len(whole)), 4)
     system = whole[np.ix_(kept, kept)] + setting["penalty"] * np.eye(len(kept))
     assert loo[4, 0] == pytest.approx(whole[4, kept] @ np.linalg.solve(system, wanted[kept]), abs=1e-9)
     assert not loo[:, 1:].any()  # the other columns are left as they are
+    kept = np.delete(np.arange(len(whole)), len(targets))  # without the first counter-example
+    system = whole[np.ix_(kept, kept)] + setting["penalty"] * np.eye(len(kept))
+    left_out = whole[len(targets), kept] @ np.linalg.solve(system, wanted[kept])
+    assert predicted[0, 0] == pytest.approx(left_out, abs=1e-9)
 
 
 def test_classes_come_and_go_beside_counter_examples():
@@ -178,6 +188,17 @@ def test_unknown_clips_are_rejected_at_a_stated_rate():
     foreign = queries.labels[:, 3]
     assert unknown[foreign].mean() > 0.6
     assert unknown[~foreign].mean() < 0.35
+    pairs = zip(queries.features.ids, queries.features.visual, strict=True)
+    silent = Features.of((name, visual, None) for name, visual in pairs)
+    unknown = living.unknown(silent)
+    assert unknown[foreign].mean() > 0.4 > unknown[~foreign].mean()
+
+
+def test_a_clip_that_is_the_only_one_of_its_class_cannot_be_left_out():
+    support, texts = world(clips=4)
+    part = support.take([0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13])  # one clip of c2
+    stated = LivingRidge(find_method("kernel_ridge").fit(part, texts)).calibrate_reject()
+    assert stated["clips"] == 10
 
 
 def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_path):
@@ -227,6 +248,13 @@ def test_a_threshold_keeps_the_share_of_known_clips_that_was_asked_for():
     assert result["threshold"] == pytest.approx(9.9)
     assert result["false_rejects"] == pytest.approx(0.1)
     assert result["false_accepts"] == pytest.approx(0.4)
+
+
+def test_calibration_error_is_the_distance_of_confidence_and_accuracy():
+    sure = np.log(np.tile([0.9, 0.1], (10, 1)))
+    labels = np.tile([True, False], (10, 1))
+    labels[:5] = ~labels[:5]
+    assert expected_calibration_error(sure, labels) == pytest.approx(0.4)
 
 
 def test_a_temperature_makes_overconfident_answers_honest():
@@ -280,6 +308,24 @@ def test_auto_leaves_the_default_only_for_a_clearly_better_method(monkeypatch):
     assert fitted(name="auto", noise=1.2)[0].diagnostics["choice"] == "nearest_mean"
 
 
+def test_auto_keeps_the_default_where_another_method_is_better_by_luck(monkeypatch):
+    from avfewshot.methods.nearest_mean import NearestMean
+
+    original = NearestMean.fit_head
+
+    def lucky(self, rows, targets, *, seed):
+        head = original(self, rows, targets, seed=seed)
+        head.loo = find_method("kernel_ridge").fit_head(rows, targets, seed=seed).loo + 0.0
+        head.loo[0, targets[0].argmax()] += 5.0  # two clips differ: the mean is better, by less than its error
+        head.loo[1, targets[1].argmax()] -= 2.5
+        return head
+
+    monkeypatch.setattr(NearestMean, "fit_head", lucky)
+    about = fitted(name="auto", noise=0.9)[0].diagnostics
+    assert about["methods"]["nearest_mean"]["log_loss"] < about["methods"]["kernel_ridge"]["log_loss"]
+    assert about["choice"] == "kernel_ridge"
+
+
 def test_a_tuned_part_counts_for_what_it_does_on_clips_it_has_not_seen():
     scorer, part, _, _ = fitted(noise=0.9)
     unseen, _ = world(clips=8, seed=21, noise=0.9)
@@ -298,6 +344,9 @@ def test_a_tuned_part_counts_for_what_it_does_on_clips_it_has_not_seen():
     assert "chance" in useless["why"] or "standard error" in useless["why"]
     plain = scorer.logits(queries.features)
     assert (scorer.logits(queries.features, tuned=tuned) == plain).all()
+    # What says the same once more gains nothing: it has no say either.
+    same = join_tuned(scorer, unseen, scorer.logits(unseen.features))
+    assert (same["tuned"], same["why"]) == (0, "gains less than one standard error on clips that it has not seen")
     few = join_tuned(scorer, unseen.take(np.arange(3)), log_softmax(9.0 * unseen.labels[:3]))
     assert few["tuned"] == 0
     with pytest.raises(UsageError, match="posteriors must be"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -135,6 +136,111 @@ def test_training_lowers_the_loss_is_seeded_and_survives_a_file(tiny, tmp_path, 
                 assert a.shape == (2, len(TEXTS))
                 assert torch.equal(a, b)
                 assert torch.equal(a, c)
+
+
+def test_recipes_give_the_published_number_of_steps():
+    assert CoOp.recipe.steps(1, 40) == (100, 2)  # 50 epochs of two batches
+    assert CoOp.recipe.steps(2, 40) == (200, 2)
+    assert CoOp.recipe.steps(4, 32) == (100, 1)
+    assert CoOp.recipe.steps(16, 32) == (200, 1)
+    assert CoOp.recipe.steps(32, 32) == (200, 1)
+    assert MaPLe.recipe.steps(16, 9) == (15, 3)
+    assert ClipLora.recipe.steps(2, 40) == (1000, 2)
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("coop", "SGD"), ("clip-lora", "AdamW")])
+def test_the_learning_rate_goes_by_the_recipe(tiny, monkeypatch, name, optimizer):
+    groups = []
+    original = getattr(torch.optim, optimizer).step
+
+    def step(self, *arguments):
+        groups.append(dict(self.param_groups[0]))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(getattr(torch.optim, optimizer), "step", step)
+    clips = clips_for(tiny, TUNED[name].uses_pixels, seconds=1)[:2]
+    tune(name, tiny, TEXTS, clips, shots=1, seed=0, max_steps=3)
+    total = 50 if name == "coop" else 500
+    recipe = TUNED[name].recipe
+    for number, group in enumerate(groups):
+        cosine = 0.5 * (1 + math.cos(math.pi * number / total))
+        rate = recipe.final_lr + (recipe.lr - recipe.final_lr) * cosine
+        assert group["lr"] == pytest.approx(1e-5 if name == "coop" and number == 0 else rate)  # CoOp warms up
+        assert group["weight_decay"] == recipe.weight_decay
+    assert len({group["lr"] for group in groups}) == 3
+    assert groups[0].get("momentum", 0.9) == 0.9
+
+
+def test_every_clip_comes_once_an_epoch_in_an_order_of_the_seed(tiny, monkeypatch):
+    clips, orders = clips_for(tiny, pixels=False), {}
+    for seed in (1, 2):
+        order = orders[seed] = []
+
+        def spy(method, batch, order=order):
+            order.append(next(index for index, clip in enumerate(clips) if clip is batch[0]))
+            return clip_loss(method, batch)
+
+        monkeypatch.setattr("avfewshot.tuning.fit.clip_loss", spy)
+        tune("cocoop", tiny, TEXTS, clips, shots=1, seed=seed, max_steps=12)
+    assert all(sorted(part) == list(range(6)) for order in orders.values() for part in (order[:6], order[6:]))
+    assert orders[1] != orders[2]
+    assert orders[1][:6] != orders[1][6:]
+
+
+def test_dropout_acts_in_training_alone(tiny, monkeypatch):
+    active = []
+
+    def spy(method, batch):
+        active.append(all(update.learning for updates in method.updates.values() for update in updates))
+        return clip_loss(method, batch)
+
+    monkeypatch.setattr("avfewshot.tuning.fit.clip_loss", spy)
+    method = tune("clip-lora", tiny, TEXTS, clips_for(tiny, pixels=True, seconds=1)[:1], shots=1, seed=0, max_steps=1)
+    assert active == [True]
+    assert not any(update.learning for updates in method.updates.values() for update in updates)
+
+
+def test_texts_that_were_kept_are_encoded_anew_after_a_training(tiny):
+    method = CoOp(tiny, TEXTS)
+    clip = clips_for(tiny, pixels=False, count=1)[0]
+    [before] = answers(method, [(clip.visual, clip.audio)])
+    with torch.no_grad():
+        method.context["visual"].add_(1.0)
+    [kept] = answers(method, [(clip.visual, clip.audio)])
+    assert torch.equal(kept[0], before[0])
+    method.learning(False)
+    [after] = answers(method, [(clip.visual, clip.audio)])
+    assert not torch.equal(after[0], before[0])
+
+
+def test_what_a_clip_looks_like_shifts_the_context_of_cocoop(tiny):
+    method = CoCoOp(tiny, TEXTS)
+    one, two = clips_for(tiny, pixels=False, count=2, seconds=1)
+    mixed = torch.cat((one.visual, two.visual))
+    alone, beside = method(one.visual, None)[0], method(mixed, None)[0][:1]
+    assert not torch.allclose(alone, beside, atol=1e-5)  # the same second in another clip
+
+
+def test_several_labels_share_the_target(tiny):
+    clip = clips_for(tiny, pixels=False, count=1)[0]
+    method = CoOp(tiny, TEXTS)
+    visual, audio = (logits[:, :-1].mean(0, keepdim=True) for logits in method(clip.visual, clip.audio))
+    target = torch.tensor([[0.5, 0.5, 0.0]])
+    expected = (F.cross_entropy(visual, target) + F.cross_entropy(audio, target)) / 2
+    labels = torch.tensor([1, 1, 0], dtype=torch.bool)
+    assert torch.allclose(clip_loss(method, [TuningClip(clip.visual, clip.audio, labels)]), expected)
+
+
+def test_maples_prompts_act_in_every_layer_of_the_visual_tower(tiny):
+    method = MaPLe(tiny, TEXTS)
+    clip = clips_for(tiny, pixels=True, count=1, seconds=1)[0]
+    before = method.embed("visual", clip.visual)
+    for layer in range(min(tiny.visual.depth, 9)):
+        with torch.no_grad():
+            method.maps["visual"][layer].bias.copy_(torch.randn(method.maps["visual"][layer].bias.shape))
+        after = method.embed("visual", clip.visual)
+        assert not torch.allclose(after, before, atol=1e-6)
+        before = after
 
 
 def test_seconds_are_samples_where_seconds_are_labelled(tiny):
