@@ -130,6 +130,28 @@ def test_a_temperature_divides_what_a_head_says():
     np.testing.assert_allclose(scorer.logits(queries.features), log_softmax(before / 2), atol=1e-9)
 
 
+def test_a_tuned_part_counts_by_both_weights():
+    support, texts = world()
+    queries, _ = world(seed=5)
+    scorer = find_method("kernel_ridge").fit(support, texts)
+    plain, tuned = scorer.logits(queries.features), np.random.default_rng(0).normal(size=(12, CLASSES))
+    scorer.tuned = {"light": 0.5, "tuned": 2.0}
+    joined = log_softmax(0.5 * plain + 2.0 * log_softmax(tuned))
+    np.testing.assert_allclose(scorer.logits(queries.features, tuned=tuned), joined, atol=1e-9)
+
+
+def test_validation_clips_are_learnt_from_and_counted(method):
+    support, texts = world()
+    more, _ = world(clips=2, seed=11)
+    queries, _ = world(seed=5)
+    scorer = method.fit(support, texts, validation=more)
+    assert scorer.diagnostics["labels_used"] == {"support": 12, "validation": 8}
+    both = Support(support.features + more.features, np.concatenate((support.labels, more.labels)))
+    np.testing.assert_allclose(
+        scorer.logits(queries.features), method.fit(both, texts).logits(queries.features), atol=1e-9
+    )
+
+
 def test_a_damaged_scorer_is_refused(tmp_path):
     support, texts = world()
     folder = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer")
