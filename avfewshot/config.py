@@ -1014,6 +1014,17 @@ class FindConfig(CommandConfig):
     device: Device = setting("auto", "Where words are encoded.", saved=True)
 
 
+class SuggestConfig(CommandConfig):
+    """``avfs suggest``."""
+
+    table: ClassVar[str] = "suggest"
+
+    store: Folder | None = setting(None, STORE)
+    run: Folder | None = setting(None, "Folder of a few-shot run.")
+    count: Count = setting(20, "How many clips to name.")
+    format: Literal["table", "json", "csv"] = setting("table", "Form of the answer.")
+
+
 class ListConfig(Settings):
     """Where the clips of a pretraining are."""
 
@@ -1129,6 +1140,7 @@ COMMANDS: dict[str, type[CommandConfig]] = {
         CompareConfig,
         EmbedConfig,
         FindConfig,
+        SuggestConfig,
         PretrainConfig,
         SupervisedConfig,
         DataFoldersConfig,

@@ -25,6 +25,7 @@ COMMANDS = {
     "pretrain": ("pretrain",),
     "embed": ("embed",),
     "find": ("find",),
+    "suggest": ("suggest",),
     "train": ("train",),
     "eval": ("eval",),
     "predict": ("predict",),

@@ -22,6 +22,8 @@ import avfewshot
 from avfewshot.cli.app import run
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
+from avfewshot.methods.active import suggest
+from avfewshot.methods.base import Features
 from avfewshot.store import store as store_module
 from avfewshot.store.search import Search
 from avfewshot.store.store import Store
@@ -417,3 +419,44 @@ def test_files_that_a_store_lacks_are_decoded(copy, classifier):
     assert towers.look_up(store.cache)
     one, other = towers.embed([copy / "new.mp4", copy / "clips" / CLASSES[0] / "0.mp4"])
     torch.testing.assert_close(one.visual, other.visual)
+
+
+# ---------------------------------------------------------------------------------------------- what to label next
+
+
+def test_suggest_names_clips_that_the_run_was_not_trained_on(world, embedded, tmp_path):
+    shared = ("--data", "clips", "--shots", "1", "--runs", tmp_path, "--no-tune", *TINY)
+    status, _, err = execute(world, "fewshot", *shared, "--name", "one")
+    assert status == 0, err
+    [run_folder] = tmp_path.glob("folder/*-one")
+    status, out, err = execute(
+        world, "suggest", "--store", "store", "--run", run_folder, "--count", "4", "--format", "json"
+    )
+    assert status == 0, err
+    clips = json.loads(out)["clips"]
+    support = json.loads((run_folder / "results.json").read_text())["seeds"][0]["support"]["ids"]
+    paths = {os.path.relpath(clip["path"], world / "clips") for clip in clips}
+    assert len(paths) == 4
+    assert len(support) == 3
+    assert not paths & set(support)
+    for clip in clips:
+        assert {clip["label"], clip["second"]} <= set(CLASSES)
+        assert 0 <= clip["margin"] <= clip["score"] <= 1
+    status, out, _ = execute(world, "suggest", "--store", "store", "--run", run_folder, "--count", "50")
+    assert status == 0
+    assert out.count(".mp4") == 6
+    assert execute(world, "suggest", "--store", "store")[0] == 2
+    status, _, err = execute(world, "suggest", "--store", "store", "--run", world / "clips")
+    assert status == 2
+    assert "holds no fitted method" in err
+
+
+def test_suggested_clips_are_doubtful_and_of_different_clusters():
+    rng = np.random.default_rng(0)
+    centres = np.eye(4)[:2]
+    clips = [centres[number // 10] + 0.01 * rng.normal(size=4) for number in range(20)] + [np.eye(4)[3]]
+    features = Features.of((str(number), clip[None], None) for number, clip in enumerate(clips))
+    sure = np.full(21, 0.99)
+    sure[[3, 4, 15, 20]] = 0.5, 0.55, 0.6, 0.5
+    chosen = suggest(features, np.stack([sure, 1 - sure], 1), 2)
+    assert {3, 15} == set(chosen.tolist())  # not both of one cluster, nor the one that is like no other

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from avfewshot.app.label_file import NONE, Mark
 from avfewshot.errors import UsageError
@@ -21,7 +20,7 @@ from avfewshot.inference.learned import LearnedRun, frozen_part
 from avfewshot.inference.results import ClipResult
 from avfewshot.io import write_text
 from avfewshot.labels import LabelSet
-from avfewshot.methods.base import Features, Floats, Support, log_softmax
+from avfewshot.methods.base import Features, Support, log_softmax
 from avfewshot.methods.kernel_ridge import KernelRidge
 from avfewshot.methods.living import LivingRidge
 from avfewshot.methods.method import Scorer
@@ -29,8 +28,6 @@ from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterConfig
 
 LIVING_ROWS = 100
 """From so many clips on a new one is learnt by a block update, which takes milliseconds, and not by a new fit."""
-POOL_ROWS = 2000
-"""Clips that are looked at to suggest the next ones; of more, evenly spaced ones."""
 
 
 @dataclass(frozen=True)
@@ -224,41 +221,6 @@ def learn(
         pass
     facts["seconds"] = time.perf_counter() - begun
     return learnt
-
-
-def suggest(features: Features, fused: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Which clips to label next: doubtful ones (small margin), among many alike (density), spread over clusters.
-
-    Args:
-        features: N clips without a label.
-        fused: Their probabilities ``[N, K]``.
-        count: How many.
-
-    Returns:
-        At most `count` row numbers, the most useful first.
-    """
-    from sklearn.cluster import KMeans
-
-    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), POOL_ROWS)).astype(np.int64))
-    part = features.take(rows)
-    pairs = zip(*(_means(getattr(part, name), part.width(name)) for name in ("visual", "audio")), strict=True)
-    vectors = np.array([np.concatenate(pair) for pair in pairs])
-    gaps = (1 - vectors @ vectors.T / 2).clip(0)
-    density = np.exp(-gaps / max(float(np.median(gaps)), 1e-9)).mean(1)
-    order = np.sort(fused[rows], axis=1)
-    margin = order[:, -1] - order[:, -2] if fused.shape[1] > 1 else np.zeros(len(rows))
-    worth = (1 - margin) * density
-    if len(rows) <= count:
-        return rows[np.argsort(-worth)]
-    clusters = KMeans(count, random_state=0).fit_predict(vectors, sample_weight=worth)
-    best = [np.flatnonzero(clusters == cluster) for cluster in range(count)]
-    chosen = np.array([members[worth[members].argmax()] for members in best if len(members)])
-    return rows[chosen[np.argsort(-worth[chosen])]]
-
-
-def _means(clips: Sequence[Floats | None], width: int) -> list[Floats]:
-    means = [np.zeros(width) if clip is None else clip.mean(0) for clip in clips]
-    return [mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means]
 
 
 def _about(

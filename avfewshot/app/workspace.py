@@ -24,7 +24,7 @@ import numpy as np
 
 from avfewshot.app.label_file import NAME as LABELS_NAME
 from avfewshot.app.label_file import NONE, Mark, read_marks, write_marks
-from avfewshot.app.learner import Learnt, Model, Verdict, features_of, learn, save_run, suggest
+from avfewshot.app.learner import Learnt, Model, Verdict, features_of, learn, save_run
 from avfewshot.errors import UsageError, explain
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
@@ -32,6 +32,7 @@ from avfewshot.inference.results import ClipResult, Failure
 from avfewshot.io import printable
 from avfewshot.labels import LabelSet
 from avfewshot.media.discover import MEDIA_SUFFIXES
+from avfewshot.methods.active import suggest
 
 _LOG = logging.getLogger(__name__)
 EMBED_AT_ONCE = 4

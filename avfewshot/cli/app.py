@@ -58,6 +58,7 @@ COMMANDS = {
     "learn": _Lazy("avfewshot.cli.learn", "Add classes and clips to a few-shot run, or take classes away."),
     "embed": _Lazy("avfewshot.cli.embed", "Embed a collection of clips into a store, again for what has changed."),
     "find": _Lazy("avfewshot.cli.find", "Search a store by words, or by a clip."),
+    "suggest": _Lazy("avfewshot.cli.suggest", "Which clips of a store to label next, for a few-shot run."),
     "serve": _Lazy("avfewshot.cli.serve", "A page to look at clips, correct them and learn from it; a JSON API."),
     "pretrain": _Lazy("avfewshot.cli.pretrain", "Pretrain adapters on VGG-Sound(40K)."),
     "train": _Lazy("avfewshot.cli.train", "Train a supervised task: AVE, AVVP."),

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from avfewshot.store.store import MODALITIES, Floats, Store, StoredClip
 BY = {"sight": ("visual",), "sound": ("audio",), "both": MODALITIES}
 
 _SAMPLE = 4096  # seconds that tell how cosines are spread
-_CANDIDATES = 50  # seconds looked at for each clip that is wanted
+_CANDIDATES = 100  # seconds looked at for each clip that is wanted
 _CHUNK = 50_000
 
 
@@ -70,9 +69,9 @@ class Search:
             order = np.argsort(self._starts[name], kind="stable")
             self._order[name] = order[self._starts[name][order] >= 0]
         self._seconds = np.array([clip.seconds for clip in self._clips], dtype=np.int64)
+        self._samples = self._sampled()
 
-    @cached_property
-    def _samples(self) -> dict[str, Floats]:
+    def _sampled(self) -> dict[str, Floats]:
         """Some seconds of each modality, evenly spread."""
         made = {}
         for name in MODALITIES:

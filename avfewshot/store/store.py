@@ -46,7 +46,7 @@ THUMBNAIL = 96
 _COMMIT_CLIPS, _COMMIT_SECONDS = 64, 5.0  # a kill costs at most so much work
 _DEAD_SHARE = 0.25
 _TRAINED = 20_000  # rows that a quantiser is trained on
-_INDEXED = 50_000  # fewer rows are compared one by one
+_INDEXED = 100_000  # fewer rows are compared one by one
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE clips (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, real BLOB NOT NULL, size INTEGER NOT NULL,

@@ -1,0 +1,83 @@
+"""`avfs suggest`: which clips of a store to label next, for a few-shot run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import typer
+
+from avfewshot.cli.options import collect, with_options
+from avfewshot.cli.terminal import say
+from avfewshot.config import SuggestConfig, resolve
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.io import csv_cell, printable
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Which clips of a store to label next: those that a run is in doubt about (small margin), among many alike (density),
+spread over clusters, so that each teaches something of its own. Clips that the run was trained on are left out.
+
+[bold]Examples[/bold]
+
+  avfs suggest --store my-store --run runs/folder/RUN
+  avfs suggest --store my-store --run runs/folder/RUN --count 50 --format csv > next.csv
+  avfs learn RUN add "dog barking" clip.mp4        teach the run what was labelled
+
+[bold]Exit status:[/bold] 0 done, 1 nothing is left to label, 2 misuse.
+"""
+
+
+@app.command(help=HELP)
+@with_options("suggest")
+def suggest(**flags: Any) -> None:
+    """Options -> config -> load -> score -> print."""
+    settings = resolve("suggest", flags)
+    config: SuggestConfig = settings.config
+    faults = settings.faults
+    for name in ("store", "run"):
+        if getattr(config, name) is None:
+            faults.append(UsageError(f"Which {name}?", hint="avfs suggest --store DIR --run RUN"))
+    raise_faults(faults)
+    from avfewshot.inference.learned import find_learned
+    from avfewshot.store.doubt import doubtful_clips
+    from avfewshot.store.store import Store
+
+    store = collect(faults, lambda: Store(config.store or ""))
+    run = collect(faults, lambda: find_learned(config.run or ""))
+    if run is None and not faults:
+        hint = "Give the folder of a run of `avfs fewshot`."
+        faults.append(UsageError(f"{config.run}: holds no fitted method.", hint=hint))
+    raise_faults(faults)
+    assert store is not None
+    assert run is not None
+    rows = doubtful_clips(store, run, config.count)
+    if config.format == "json":
+        typer.echo(json.dumps({"version": 1, "run": str(config.run), "clips": rows}))
+    elif config.format == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("path", "label", "score", "second", "margin"))
+        writer.writerows([csv_cell(value) for value in row.values()] for row in rows)
+        typer.echo(text.getvalue(), nl=False)
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("clip", overflow="fold")
+        table.add_column("perhaps")
+        table.add_column("score", justify="right")
+        table.add_column("or")
+        table.add_column("margin", justify="right")
+        for row in rows:
+            label, second = (escape(printable(row[key])) for key in ("label", "second"))
+            table.add_row(escape(printable(row["path"])), label, f"{row['score']:.3f}", second, f"{row['margin']:.3f}")
+        Console(highlight=False).print(table)
+    if not rows:
+        say("There is no clip left to label.")
+        raise typer.Exit(1)
