@@ -30,7 +30,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -48,6 +48,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
+from avfewshot.adapters.settings import SETTINGS
 from avfewshot.errors import UsageError, flatten, raise_faults
 from avfewshot.io import load_yaml
 
@@ -151,7 +152,10 @@ LIGHT_METHODS = (
 )  # fmt: skip
 """Few-shot methods on cached embeddings, by name; :mod:`avfewshot.methods` has them."""
 
-TUNED_METHODS = ("dgsct", "coop", "cocoop", "maple", "clip-lora")
+ADAPTER_METHODS = ("dgsct", "lavish", "stg_cma")
+"""Few-shot methods that are adapters between the towers; `lavish` is `dgsct` with ``--adapter-kind lavish``."""
+
+TUNED_METHODS = (*ADAPTER_METHODS, "coop", "cocoop", "maple", "clip-lora")
 """Few-shot methods that are tuned through the towers."""
 
 
@@ -546,13 +550,18 @@ class AdapterConfig(Settings):
     The settings of DG-SCT are Duan et al.'s (NeurIPS 2023, arXiv 2311.05152) where the paper gives them.
     """
 
-    adapter: AdapterKind = setting("dgsct", "What connects the towers.", panel=ADAPTERS, flag="--adapter-kind")
+    adapter: AdapterKind = setting(
+        "dgsct", "What connects the towers; docs/fewshot.md says which settings are whose.", panel=ADAPTERS,
+        flag="--adapter-kind",
+    )  # fmt: skip
     alpha: Factor = setting(0.2, "Factor of the channel attention (Eq. 6).", panel=ADAPTERS)
     beta: Factor = setting(0.05, "Factor of the spatial attention (Eq. 6).", panel=ADAPTERS)
     gamma: Factor = setting(0.05, "Factor of the temporal gate (Eq. 7); 0.01 for ave, 0.05 elsewhere.", panel=ADAPTERS)
     channel: bool = setting(True, "Channel attention (C, Eq. 3).", panel=ADAPTERS)
-    spatial: bool = setting(True, "Spatial attention (S, Eq. 4).", panel=ADAPTERS)
-    temporal: bool = setting(True, "Temporal gate in the last layer (T, Eq. 5).", panel=ADAPTERS)
+    spatial: bool = setting(True, "Spatial attention (S, Eq. 4); stg_cma: the step behind attention.", panel=ADAPTERS)
+    temporal: bool = setting(
+        True, "Temporal gate in the last layer (T, Eq. 5); stg_cma: the step along time.", panel=ADAPTERS
+    )
     a2v: bool = setting(True, "Sound guides sight.", panel=ADAPTERS)
     v2a: bool = setting(True, "Sight guides sound.", panel=ADAPTERS)
     variant: Literal["paper", "compact"] = setting(
@@ -567,21 +576,46 @@ class AdapterConfig(Settings):
         "gate", "How guidance ends: a factor a channel, or an MLP.", panel=ADAPTERS
     )
     bottleneck: Count = setting(64, "Width of that MLP.", panel=ADAPTERS)
+    reduction: Count | Auto = setting(
+        "auto", "lavish, stg_cma: what bottlenecks divide the width by; `auto`: 8.", panel=ADAPTERS
+    )
+    latents: Count = setting(2, "lavish: tokens that gather the other modality.", panel=ADAPTERS)
+    groups: Count = setting(2, "lavish: groups of the bottleneck's maps.", panel=ADAPTERS)
+    batch_norm: bool = setting(True, "lavish: batch norm behind the bottleneck's maps.", panel=ADAPTERS)
+    layer_norm: bool = setting(True, "lavish: layer norm before and behind the bottleneck.", panel=ADAPTERS)
+    bridge: Literal["linear", "published"] = setting(
+        "linear",
+        "lavish, unequal widths: a map of channels, or of tokens too as in DG-SCT's comparison.",
+        panel=ADAPTERS,
+    )
+    global_step: bool = setting(True, "stg_cma: the step behind the MLP.", panel=ADAPTERS)
+    exchange: bool = setting(True, "stg_cma: the modalities exchange; else each is adapted alone.", panel=ADAPTERS)
+    positions: Count = setting(10, "stg_cma: segments that are told apart in time.", panel=ADAPTERS)
+    drop_path: Annotated[Real, Ge(0), Le(0.9)] = setting(
+        0.2, "stg_cma: share of steps along time that training leaves out in the last layer.", panel=ADAPTERS
+    )
     projector: Literal["residual", "mlp", "none"] = setting(
         "residual", "Trainable maps on all embeddings (Eq. 8).", panel=ADAPTERS
     )
 
     @property
+    def adapter_title(self) -> str:
+        """What the chosen adapter is called in messages."""
+        return {"dgsct": "DG-SCT", "lavish": "LAVISH", "stg_cma": "STG-CMA", NONE: "projectors"}.get(
+            self.adapter, self.adapter
+        )
+
+    @property
     def adapter_settings(self) -> dict[str, Any]:
-        """Settings for :func:`~avfewshot.adapters.registry.build_adapter`; without a width of ``"auto"``."""
-        return {name: value for name in ADAPTER_SETTINGS if (value := getattr(self, name)) != AUTO}
+        """The chosen adapter's own, without what is ``"auto"``; one of another package gets all there are."""
+        kind = SETTINGS.get(self.adapter)
+        names = [name for name in SHAPING if name not in ("adapter", "projector")]
+        names = names if kind is None else [one.name for one in fields(kind)]
+        return {name: value for name in names if (value := getattr(self, name)) != AUTO}
 
 
 SHAPING = tuple(AdapterConfig.model_fields)
 """Fields that a training takes over from the checkpoint that it begins with."""
-
-ADAPTER_SETTINGS = tuple(name for name in SHAPING if name not in ("adapter", "projector"))
-"""Fields that are the adapter's own, named as in :class:`~avfewshot.adapters.settings.GuidanceSettings`."""
 
 
 class TrainerConfig(AdapterConfig):

@@ -45,7 +45,7 @@ def swin(name: str) -> SharedTowers:
 
 
 def stg_cma(towers: SharedTowers, reduction, segments: int = 10) -> StgCma:
-    return StgCma(pair_towers(towers.visual, towers.audio), StgCmaSettings(reduction=reduction, segments=segments))
+    return StgCma(pair_towers(towers.visual, towers.audio), StgCmaSettings(reduction=reduction, positions=segments))
 
 
 def ave_head(width: int) -> nn.Module:

@@ -20,7 +20,7 @@ from avfewshot.errors import UsageError
 from avfewshot.models.audio_visual import AudioVisualModel
 
 CLIP_PICTURE, SWIN_PICTURE = Picture(48, 20.0, 40), Picture(64, 15.0, 64, channels="mean")
-KINDS = {"dgsct": {"hidden": 16}, "lavish": {"reduction": 4}, "stg_cma": {"segments": 4}}
+KINDS = {"dgsct": {"hidden": 16}, "lavish": {"reduction": 4}, "stg_cma": {"positions": 4}}
 
 
 def shared(image, picture) -> SharedTowers:

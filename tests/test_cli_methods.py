@@ -524,3 +524,28 @@ def test_mtebs_protocol_is_a_row_by_its_own_prompt(call, refuse, world):
     paths = [world / "AVE/AVE" / f"{json.loads(line)['id']}.mp4" for line in lines]
     assert answers == [result.label for result in classifier.classify(paths, list(CLASSES), pool="mean")]
     assert "Add --task ave_cls" in refuse("compare", "--task", "ave", "--protocol", "mteb")
+
+
+@pytest.mark.parametrize("kind", ["lavish", "stg_cma"])
+def test_other_adapters_learn_are_saved_and_predict(call, world, kind):
+    folder = "runs/folder"
+    call("fewshot", "--data", "my_clips", "--shots", "1", "--method", kind, "--epochs", "1", "--name", kind)
+    [run_folder] = (world / folder).glob(f"*-{kind}")
+    document = json.loads((run_folder / "results.json").read_text())
+    assert "trained" in document["comparison"]["cells"]
+    config = json.loads(next(run_folder.glob("seed-1/checkpoints/**/config.json")).read_text())
+    assert config["training"]["adapter"] == kind
+
+    out, _ = call("zeroshot", "--adapter", run_folder, "my_clips/dog barking/0.mp4", "--format", "json")
+    [clip] = json.loads(out)["clips"]
+    assert set(clip["scores"]) == set(CLASSES)
+
+
+def test_adapters_stand_side_by_side(call, world):
+    arguments = ["compare", "--data", "my_clips", "--shots", "1", "--methods", "lavish,stg_cma", "--seeds", "1"]
+    call(*arguments, "--name", "adapters")
+    rows = list(csv.DictReader((world / "runs" / "compare" / "adapters" / "compare.csv").open()))
+    trainable = {row["system"]: int(row["trainable"]) for row in rows}
+    assert trainable["lavish"] != trainable["stg_cma"]
+    assert min(trainable["lavish"], trainable["stg_cma"]) > 10_000
+    assert "trained" not in trainable  # DG-SCT was not asked for

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config import PAPER, TrainingConfig, resolve, settings_of
 from avfewshot.errors import UsageError, flatten
 from avfewshot.evaluation.tasks import TASKS
@@ -179,11 +179,13 @@ def test_an_empty_file_changes_nothing(tmp_path):
     assert build_config({"shots": 1}, file).config == TrainingConfig(shots=1)
 
 
-def test_the_adapters_settings_are_those_that_it_knows():
-    assert set(TrainingConfig().adapter_settings) | {"hidden"} == {
-        field.name for field in dataclasses.fields(GuidanceSettings)
-    }
-    assert GuidanceSettings.from_mapping(TrainingConfig().adapter_settings) == GuidanceSettings()
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_the_adapters_settings_are_those_that_it_knows(kind):
+    own = TrainingConfig(adapter=kind).adapter_settings
+    assert (
+        set(own) | {"hidden", "reduction"} >= {field.name for field in dataclasses.fields(SETTINGS[kind])} >= set(own)
+    )
+    assert SETTINGS[kind].from_mapping(own) == SETTINGS[kind]()
 
 
 def test_the_choices_are_those_of_the_modules_that_act_on_them():

@@ -118,7 +118,7 @@ class StgCmaSettings(AdapterSettings):
     global_step: bool = True  # whether the MLP is adapted
     exchange: bool = True  # whether the modalities speak to each other; without it each is adapted alone
     reduction: int | tuple[int, ...] = 8  # of the visual width, in the bottlenecks; one number, or one for each stage
-    segments: int = 10  # longest clip that positions in time tell apart; later segments share the last one
+    positions: int = 10  # segments that are told apart in time; later ones share the last position
     drop_path: float = 0.2  # share of rows in the last layer whose step along time is left out in training
 
     def _faults(self) -> list[str]:
@@ -128,6 +128,13 @@ class StgCmaSettings(AdapterSettings):
         if not faults and not (self.temporal or self.spatial or self.global_step):
             faults.append("With temporal, spatial and global_step all off there is no adapter: leave it out instead.")
         return faults
+
+
+SETTINGS: Mapping[str, type[AdapterSettings]] = {
+    "dgsct": GuidanceSettings,
+    "lavish": LavishSettings,
+    "stg_cma": StgCmaSettings,
+}
 
 
 def _is_number(value: Any) -> bool:

@@ -100,7 +100,7 @@ class StgCma(CrossModalAdapter):
             for modality, (width, heads) in zip(MODALITIES, sides, strict=True):
                 steps = nn.ModuleDict({s: _Bottleneck(width, hidden) for s in _STEPS.values() if getattr(chosen, s)})
                 if chosen.temporal and heads is not None:
-                    steps["temporal"] = Temporal(width, hidden, heads, chosen.segments, drop)
+                    steps["temporal"] = Temporal(width, hidden, heads, chosen.positions, drop)
                 parts[modality] = steps
             self.layers.append(parts)
         speaks = chosen.exchange and (chosen.spatial or chosen.global_step)
@@ -110,7 +110,7 @@ class StgCma(CrossModalAdapter):
         sides = (first.visual_shape[1], first.visual_time), (first.audio_shape[1], first.audio_time)
         for modality, (width, heads) in zip(MODALITIES, sides, strict=True):
             if chosen.temporal and heads == 0:
-                self.positions[modality] = nn.Parameter(torch.zeros(chosen.segments, width))
+                self.positions[modality] = nn.Parameter(torch.zeros(chosen.positions, width))
 
     @classmethod
     def build(cls, layers: Sequence[PairedLayer], settings: Mapping[str, Any]) -> StgCma:

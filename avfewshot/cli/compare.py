@@ -29,7 +29,8 @@ HELP = """
 Compare few-shot methods on one task, over shots and seeds: one table for each number of shots, a chart over them.
 
 Light methods work on frozen embeddings, which are computed once and kept: after that a cell takes seconds. Those that
-are trained through the towers (dgsct, coop, cocoop, maple, clip-lora) take minutes and are named with --methods.
+are trained through the towers take minutes and are named with --methods: the adapters dgsct, lavish and stg_cma, and
+coop, cocoop, maple and clip-lora.
 
 [bold]Examples[/bold]
 

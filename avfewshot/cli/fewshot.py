@@ -280,7 +280,12 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan | None) -> None:
             (split, f"{len(dataset.available(split)):,} of {size:,} clips have media")
             for split, size in dataset.split_sizes.items()
         ),
-        ("method", f"{config.method}{' with DG-SCT trained beside it' if trainer.trains else ' on frozen embeddings'}"),
+        (
+            "method",
+            f"{config.method} with {config.adapter_title} trained beside it"
+            if trainer.trains
+            else f"{config.method} on frozen embeddings",
+        ),
         ("support", f"{config.shots} clips a class, sampler {config.sampler}"),
         ("labels", f"the support's, and of {trainer.validation_used:,} validation clips"),
         ("seeds", ", ".join(map(str, config.seeds))),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from avfewshot.config import ADAPTER_METHODS
 from avfewshot.errors import DataError, UsageError
 from avfewshot.evaluation.bootstrap import REPLICATES, estimate, over_runs, resample
 from avfewshot.evaluation.results import Comparison, Difference
@@ -52,7 +53,7 @@ def read_finished(folder: Path) -> FinishedRun:
     try:
         document = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
         method, comparison = document["config"]["method"], document["comparison"]
-        system = "trained" if method == "dgsct" else method
+        system = "trained" if method in ADAPTER_METHODS else method
         seeds, methods = {}, []
         for seed in document["seeds"] if comparison is not None else ():
             path = folder / f"seed-{seed['seed']}" / ANSWERS_NAME

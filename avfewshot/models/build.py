@@ -10,6 +10,7 @@ import torch
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.registry import build_adapter
+from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config import AUTO, NONE, SupervisedTrainingConfig, TrainerConfig, read_training
 from avfewshot.errors import DataError
 from avfewshot.models.anchors import SupportAnchors
@@ -52,9 +53,10 @@ def build_model(
         torch.manual_seed(seed)
         if config.adapter != NONE:
             layers = pair_towers(backbone.visual, backbone.audio)
-            adapters = build_adapter(
-                config.adapter, layers, {"hidden": default_hidden(backbone), **config.adapter_settings}
-            )
+            settings = config.adapter_settings
+            if config.adapter not in SETTINGS or config.adapter == "dgsct":
+                settings = {"hidden": default_hidden(backbone), **settings}
+            adapters = build_adapter(config.adapter, layers, settings)
         if config.projector != NONE:
             widths = backbone.visual.output_dim, backbone.audio.output_dim
             projectors = Projectors(*widths, kind=config.projector)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from avfewshot.config import AUTO, TUNED_METHODS, TrainingConfig
+from avfewshot.config import ADAPTER_METHODS, AUTO, TUNED_METHODS, TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_support, draw_validation
 from avfewshot.encoders.backbone import Backbone
@@ -133,6 +133,8 @@ class FewShot:
     look_up: LookUp | None = None  # where embeddings of the frozen towers are looked up first
 
     def __post_init__(self) -> None:
+        if self.config.method in ADAPTER_METHODS[1:]:
+            self.config = self.config.replace(method="dgsct", adapter=self.config.method)
         self.dataset, self.validation_used = self._with_validation()
         config = self.config
         self._fabric = single_device(self.device, config.precision)
@@ -188,8 +190,16 @@ class FewShot:
         scorers = self.fit_methods(seed, support)
         prompted = self.tune_prompts(seed, support)
         begun = time.perf_counter()
-        model, progress = self.train(seed, support) if self.trains else (None, None)
+        model, progress = self.train(seed, support) if self.trains_own else (None, None)
         trained_seconds = time.perf_counter() - begun
+        adapted, about_adapted = {}, {}
+        used = {"support": len(support.samples), "validation": self.validation_used}
+        for kind in self.kinds:
+            begun = time.perf_counter()
+            adapted[kind] = self.train(seed, support, kind)
+            learnt = sum(value.numel() for value in adapted[kind][0].parameters() if value.requires_grad)
+            about = {"labels_used": used, "seconds": time.perf_counter() - begun, "trainable": learnt}
+            about_adapted[kind] = about
         if AUTO in scorers and model is not None:
             self._join(scorers[AUTO], model, progress.best)
         if self.config.method in scorers:
@@ -203,11 +213,11 @@ class FewShot:
                 progress.best if progress else None,
                 scorers,
                 prompted,
+                adapted,
                 answers_file=folder / ANSWERS_NAME,
             )
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
-        methods |= {name: about for name, (_, about) in prompted.items()}
-        used = {"support": len(support.samples), "validation": self.validation_used}
+        methods |= {name: about for name, (_, about) in prompted.items()} | about_adapted
         if model is not None:
             learnt = sum(value.numel() for value in model.parameters() if value.requires_grad)
             methods[TRAINED] = {"labels_used": used, "seconds": trained_seconds, "trainable": learnt}
@@ -248,8 +258,18 @@ class FewShot:
         return support
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Further adapters to train, each a system of its own."""
+        return tuple(name for name in self.also if name in ADAPTER_METHODS[1:])
+
+    @property
     def trains(self) -> bool:
-        """Whether adapters are trained through the towers."""
+        """Whether any adapter is trained through the towers."""
+        return bool(self.kinds) or self.trains_own
+
+    @property
+    def trains_own(self) -> bool:
+        """Whether the adapter of the settings is trained."""
         return "dgsct" in (self.config.method, *self.also) or (self.config.method == AUTO and self.config.tune)
 
     @property
@@ -345,13 +365,14 @@ class FewShot:
         if self.bench.decision.per_second:
             return
         if not self.bench.scored("val").samples:
-            self.observer.say("auto: DG-SCT not joined: no validation clip tells how much it is worth (--val-shots).")
+            title = self.config.adapter_title
+            self.observer.say(f"auto: {title} not joined: no validation clip tells how much it is worth (--val-shots).")
             return
         unseen = method_support(self.bench, "val")
         tuned = without_none(self.dataset, self._log_posterior(model, "val", metrics))
         joined = join_tuned(scorer, unseen, tuned)
         share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
-        self.observer.say(f"auto: DG-SCT {share}, {joined['why']} ({joined['clips']} clips).")
+        self.observer.say(f"auto: {self.config.adapter_title} {share}, {joined['why']} ({joined['clips']} clips).")
 
     def _log_posterior(self, model: AudioVisualModel, split: str, metrics: ValMetrics) -> np.ndarray:
         logits = self.bench.joined(model, split, metrics.blend)
@@ -391,17 +412,25 @@ class FewShot:
         write_text(self.folder / CHOSEN_NAME, json.dumps(chosen, indent=1))
         return chosen
 
-    def train(self, seed: int, support: Support) -> tuple[AudioVisualModel, Progress]:
+    def train(self, seed: int, support: Support, kind: str | None = None) -> tuple[AudioVisualModel, Progress]:
         """Train with one seed; gives the best model, in evaluation mode, and how the training went.
+
+        Args:
+            seed: The seed.
+            support: What to train on.
+            kind: Another adapter than that of the settings, in a folder of its own.
 
         Raises:
             KeyboardInterrupt: It was interrupted, and can be resumed.
         """
         config, bench, callback = self.config, self.bench, self.observer.training(seed, int(self.config.epochs))
+        folder = self.folder / f"seed-{seed}"
+        if kind is not None:
+            config, folder = config.replace(adapter=kind), folder / kind
         per_second = bench.decision.per_second
         objective = Objective(config, bench.texts.to(self.device), per_second=per_second)
-        model = self.fresh_model(seed)
-        model.anchors = self._anchors(support, objective)
+        model = self.fresh_model(seed, config)
+        model.anchors = self._anchors(support, objective, config.adapter_title)
         task = FewShotTask(
             model,
             config,
@@ -416,24 +445,24 @@ class FewShot:
                 config.blend,
                 BLIND_ALPHA,
             ),
-            describe=lambda metrics: self._describe(seed, support, metrics),
+            describe=lambda metrics: self._describe(seed, support, metrics, config),
             seed=seed,
             pretrained=self.initial is not None,
         )
-        trainer = Trainer(self._fabric, model, config, task, [callback], folder=self.folder / f"seed-{seed}", seed=seed)
+        trainer = Trainer(self._fabric, model, config, task, [callback], folder=folder, seed=seed)
         with self.put_off() as trainer.stopping:
             progress = trainer.fit(resume=trainer.checkpoints.load_last(self.backbone))
         model.load_trainable_state(trainer.checkpoints.load_best(self.backbone).tensors)
         return model.eval(), progress
 
-    def fresh_model(self, seed: int) -> AudioVisualModel:
+    def fresh_model(self, seed: int, config: TrainingConfig | None = None) -> AudioVisualModel:
         """A model as a training begins with it, on the device."""
-        model = build_model(self.backbone, self.config, seed=seed, device=self.device)
+        model = build_model(self.backbone, config or self.config, seed=seed, device=self.device)
         if self.initial is not None:
             model.load_trainable_state(self.initial.tensors)
         return model.to(self.device)
 
-    def _anchors(self, support: Support, objective: Objective) -> SupportAnchors | None:
+    def _anchors(self, support: Support, objective: Objective, title: str) -> SupportAnchors | None:
         """The class means of the support where they answer better than texts do, on its own clips, each left out.
 
         With one clip a class there is nothing to leave out: they are taken where texts do no better than chance.
@@ -470,7 +499,9 @@ class FewShot:
         else:
             better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
         told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
-        self.observer.say(f"DG-SCT: anchors {'texts and class means' if better else 'texts'} ({told}).")
+        self.observer.say(
+            f"{self.config.adapter_title}: anchors {'texts and class means' if better else 'texts'} ({told})."
+        )
         return anchors if better else None
 
     def test(
@@ -479,6 +510,7 @@ class FewShot:
         metrics: ValMetrics | None,
         scorers: Mapping[str, Scorer] | None = None,
         prompted: Mapping[str, tuple[TunedMethod, Any]] | None = None,
+        adapted: Mapping[str, tuple[AudioVisualModel, Progress]] | None = None,
         *,
         answers_file: Path | None = None,
     ) -> tuple[dict[str, TaskResult], Comparison, dict[str, dict[str, Any]]]:
@@ -489,6 +521,7 @@ class FewShot:
             metrics: What validation chose for it.
             scorers: Fitted methods by name.
             prompted: Tuned prompts by name.
+            adapted: Further trained adapters by name.
             answers_file: Where the answers of all systems to each clip go, a JSON line a clip.
 
         Returns:
@@ -508,6 +541,8 @@ class FewShot:
             systems[MTEB] = mteb_zero_shot(bench)
         if model is not None and metrics is not None:
             by_logits(TRAINED, bench.joined(model, "test", metrics.blend), metrics.fitted)
+        for name, (other, trained) in (adapted or {}).items():
+            by_logits(name, bench.joined(other, "test", trained.best.blend), trained.best.fitted)
         if scorers:
             _, features = bench.features("test")
             for name, scorer in scorers.items():
@@ -569,9 +604,11 @@ class FewShot:
         checkpoints = CheckpointManager(self.folder / f"seed-{seed}" / "checkpoints")
         return load_model(checkpoints.load_best(self.backbone), self.backbone)[0].to(self.device)
 
-    def _describe(self, seed: int, support: Support, metrics: ValMetrics) -> AdapterConfig:
+    def _describe(
+        self, seed: int, support: Support, metrics: ValMetrics, config: TrainingConfig | None = None
+    ) -> AdapterConfig:
         return adapter_config(
-            self.config,
+            config or self.config,
             self.backbone,
             labels=self.dataset.classes,
             wordings=self.dataset.wordings,
