@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from avfewshot.data.ave import load_ave
@@ -12,6 +14,22 @@ from avfewshot.data.llp import load_llp
 from avfewshot.data.media_index import attach_media
 from avfewshot.data.vggsound import load_vggsound
 from avfewshot.errors import UsageError
+
+
+def outside_datasets() -> dict[str, Callable[[Path], Dataset]]:
+    """What reads the data sets of other packages, by name: their entry points of the group ``avfewshot.datasets``.
+
+    Each is given the root, and returns the data set, with or without the paths of its media.
+    """
+
+    def read(point: EntryPoint, root: Path) -> Dataset:
+        try:
+            reader = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"The data set {point.name!r} cannot be imported: {error}.") from error
+        return reader(root)
+
+    return {point.name: partial(read, point) for point in entry_points(group="avfewshot.datasets")}
 
 
 def load_dataset(
@@ -25,7 +43,7 @@ def load_dataset(
     """Read a data set and find its media.
 
     Args:
-        name: A data set (``ave``) or a task that uses it (``ave_cls``).
+        name: A data set (``ave``), a task that uses it (``ave_cls``), or a data set of another package.
         root: Its data root: the folder of the annotation files, or one above it.
         media: Folders to look for media in; default: `root`.
         list_file: For lists of VGG-Sound clips: the list to read.
@@ -38,6 +56,13 @@ def load_dataset(
         UsageError: The name is unknown, a folder does not exist, or `list_file` is given for another kind of data set.
         DataError: Annotation files are missing or cannot be read.
     """
+    if (outside := outside_datasets().get(name)) is not None:
+        if list_file is not None:
+            raise UsageError(f"The data set {name} has split files of its own: a list cannot be given for it.")
+        dataset = outside(Path(root))
+        if not find_media or dataset.available():  # it may know where its media are
+            return dataset
+        return attach_media(dataset, [Path(folder) for folder in media] or [Path(root)])
     description = load_description(dataset_of_task(name), root)
     if description.reader in {"vggsound", "ovave"}:
         dataset = load_vggsound(description, root, list_file=list_file)

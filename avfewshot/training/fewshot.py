@@ -499,9 +499,7 @@ class FewShot:
         else:
             better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
         told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
-        self.observer.say(
-            f"{self.config.adapter_title}: anchors {'texts and class means' if better else 'texts'} ({told})."
-        )
+        self.observer.say(f"{title}: anchors {'texts and class means' if better else 'texts'} ({told}).")
         return anchors if better else None
 
     def test(
