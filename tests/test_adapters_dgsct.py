@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -401,27 +399,3 @@ def test_the_registry_knows_names_and_takes_others(monkeypatch):
         register_adapter("mine", "somewhere:Else")
     with pytest.raises(ValueError, match=r"package\.module:Class"):
         register_adapter("other", "somewhere")
-
-
-def test_a_package_brings_an_adapter_of_its_own_as_the_page_shows(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n# my_adapters.py\n(.*?)```", page, flags=re.DOTALL)
-    ((name, target),) = re.findall(r'\n([\w-]+) = "(my_adapters:\w+)"', page)
-    (tmp_path / "my_adapters.py").write_text(code)
-    info = tmp_path / "my_adapters-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-adapters\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[avfewshot.adapters]\n{name} = {target}\nbroken = no_such_module:Thing\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    backbone = make_backbone()
-    layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
-
-    model = AudioVisualModel(backbone, build_adapter(name, layers))
-
-    assert {"dgsct", name} <= set(adapter_names())
-    frames, audio = make_inputs(2, 3)
-    assert torch.equal(model(frames, audio)[0], model(frames, None)[0])
-    stirred(model.adapters)
-    assert not torch.allclose(model(frames, audio)[0], model(frames, None)[0])
-    with pytest.raises(UsageError, match="'broken' cannot be imported"):
-        build_adapter("broken", layers)

@@ -457,7 +457,10 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         for point in entry_points(group=ENTRY_POINTS):
             if point.name == name:
-                METHODS[name] = point.load()
+                try:
+                    METHODS[name] = point.load()
+                except (ImportError, AttributeError) as error:
+                    raise UsageError(f"The method {name!r} cannot be imported: {error}.") from error
     if name not in METHODS:
         raise UsageError(f"There is no method {name!r}.", hint=f"Choose from: {', '.join(method_names())}.")
     target = METHODS[name]

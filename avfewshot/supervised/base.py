@@ -22,11 +22,13 @@ import abc
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from avfewshot.errors import UsageError
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.media.clip import Clip
 
@@ -161,11 +163,66 @@ class SupervisedTask(abc.ABC):
         Raises:
             UsageError: A question is missing, or given in vain.
         """
-        from avfewshot.errors import UsageError
-
         if question is not None:
             raise UsageError(f"A run of {self.name} answers no questions.", hint="Leave --question out.")
         return example
+
+
+class TaskHead(nn.Module):
+    """A head of another package, an entry point of the group ``avfewshot.heads``: ``avfs train TASK --head NAME``.
+
+    Args:
+        widths: See :meth:`SupervisedTask.build_head`.
+        about: :attr:`TaskData.about`.
+    """
+
+    task: ClassVar[str]  # key of TASKS
+    recipe: ClassVar[Recipe]
+    needs: ClassVar[frozenset[str]]  # kinds of features, see the table of the module
+
+    def __init__(self, widths: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        super().__init__()
+
+    def loss(self, features: Features, examples: Sequence[Example]) -> Tensor:
+        """See :meth:`SupervisedTask.loss`."""
+        raise NotImplementedError
+
+    def predict(self, features: Features, examples: Sequence[Example]) -> list[Any]:
+        """See :meth:`SupervisedTask.predict`; answers as the task's own heads give them."""
+        raise NotImplementedError
+
+
+def _outside_heads(task: str) -> dict[str, type[TaskHead]]:
+    """The heads that other packages bring to a task, by name."""
+    heads: dict[str, type[TaskHead]] = {}
+    for point in entry_points(group="avfewshot.heads"):
+        try:
+            head = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"The head {point.name!r} cannot be imported: {error}.") from error
+        if head.task == task:
+            heads[point.name] = head
+    return heads
+
+
+class _WithOutsideHeads(SupervisedTask):
+    """Before a task in the order of its bases: asks the heads of other packages themselves."""
+
+    outside: ClassVar[Mapping[str, type[TaskHead]]]
+
+    def needs(self, head: str) -> frozenset[str]:
+        return self.outside[head].needs if head in self.outside else super().needs(head)
+
+    def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
+        return self.outside[head](widths, about) if head in self.outside else super().build_head(head, widths, about)
+
+    def loss(self, head: Any, features: Features, examples: Sequence[Example]) -> Tensor:
+        own = isinstance(head, TaskHead)
+        return head.loss(features, examples) if own else super().loss(head, features, examples)
+
+    def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
+        own = isinstance(head, TaskHead)
+        return head.predict(features, examples) if own else super().predict(head, features, examples)
 
 
 def task_names() -> tuple[str, ...]:
@@ -174,6 +231,15 @@ def task_names() -> tuple[str, ...]:
 
 
 def load_task(name: str) -> SupervisedTask:
-    """The task of a name, a key of :data:`TASKS`."""
+    """The task of a name, a key of :data:`TASKS`, with the heads that other packages bring to it.
+
+    Raises:
+        UsageError: A package's head cannot be imported.
+    """
     module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)()
+    task: Any = getattr(importlib.import_module(module), attribute)
+    outside = _outside_heads(name)
+    if not outside:
+        return task()
+    heads = {**task.heads, **{key: head.recipe for key, head in outside.items()}}
+    return type(task.__name__, (_WithOutsideHeads, task), {"heads": heads, "outside": outside})()
