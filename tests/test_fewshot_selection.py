@@ -274,3 +274,26 @@ def test_epochs_are_found_by_the_number_of_steps(make_run):
     assert make_run(dataset("folder", train=50), "long", epochs="auto", shots=50, batch_size=2).config.epochs == 7
     assert make_run(dataset("folder", train=150), "longer", epochs="auto", shots=150, batch_size=1).config.epochs == 3
     assert make_run(dataset("folder"), "given", epochs=4).config.epochs == 4
+
+
+def test_adapters_are_trained_side_by_side_as_each_would_be_alone(make_run):
+    both = make_run(dataset("folder"), "both", reduction=2, epochs=1)
+    both.also = ("lavish", "stg_cma")
+    result = both.run(1)
+    alone = make_run(dataset("folder"), "alone", method="lavish", reduction=2, epochs=1)
+    only = alone.run(1)
+
+    assert alone.config.adapter == "lavish"
+    assert set(result.results) == {*UNTRAINED, TRAINED, "lavish", "stg_cma"}
+    assert only.results[TRAINED].score == result.results["lavish"].score
+    trainable = [result.methods[name]["trainable"] for name in (TRAINED, "lavish", "stg_cma")]
+    assert len(set(trainable)) == 3
+    assert result.methods["lavish"]["labels_used"] == only.methods[TRAINED]["labels_used"]
+    tensors = [
+        {name: content for name, content in contents(folder).items() if name.endswith("adapter.safetensors")}
+        for folder in (only.folder, result.folder / "lavish")
+    ]
+    assert tensors[0] == tensors[1]
+    assert len(tensors[0]) > 1
+    both.train = None  # what is done is not done again
+    assert both.run(1).results.keys() == result.results.keys()
