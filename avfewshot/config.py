@@ -952,6 +952,7 @@ class ServeConfig(CommandConfig):
         unset="made up where --host needs one",
     )  # fmt: skip
     max_upload: Count = setting(1000, "Largest upload, in MB.")
+    store: Folder | None = setting(None, "Store of `avfs embed`, to take embeddings from.")
     runs: Folder = setting(Path("runs"), "Folder that runs are saved in.", metavar="PATH", saved=True)
 
 

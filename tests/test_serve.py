@@ -533,3 +533,25 @@ def test_an_address_beyond_this_machine_gets_a_token_and_a_port_in_use_is_said(s
     web = create_app(serve(start=False).work, hosts=None)
     with pytest.raises(ValueError, match="no token"):
         web.build_middleware_stack()
+
+
+def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
+    from avfewshot.cli.app import run
+    from avfewshot.store.store import Store
+
+    folder = str(tmp_path / "store")
+    towers = ["--backbone", "tiny", "--device", "cpu", "--precision", "fp32"]
+    assert run(["embed", str(serve.folder), "--store", folder, *towers]) == 0
+    looking = load("tiny", device="cpu", precision="fp32")
+    assert looking.look_up(Store(folder).cache)
+    monkeypatch.setattr("avfewshot.inference.classifier.read_items", None)  # nothing can be decoded
+    work = Workspace(looking, serve.folder, sorted(serve.folder.glob("*.mp4")), LABELS)
+    work.start()
+    try:
+        for _ in range(600):
+            if work.state()["embedded"] == 6:
+                break
+            time.sleep(0.1)
+        assert [row["error"] for row in work.rows()] == [None] * 6
+    finally:
+        work.close()

@@ -102,10 +102,10 @@ class Workspace:
             runs,
             templates,
         )
-        self.roots = [os.path.realpath(root) for root in (roots or [folder])]
+        self.roots = {os.path.realpath(root) for root in (roots or [folder])}
         self._options = options
         self.temporary = Path(tempfile.mkdtemp(prefix="avfs-serve-"))
-        self.roots.append(os.path.realpath(self.temporary))
+        self.roots.add(os.path.realpath(self.temporary))
         self.labels_file = self.folder / LABELS_NAME
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
@@ -196,7 +196,7 @@ class Workspace:
             UsageError: It does not, or is no longer there.
         """
         real = "" if "\0" in str(entry.path) else os.path.realpath(entry.path)
-        if not any(real == root or real.startswith(os.path.join(root, "")) for root in self.roots):
+        if self.roots.isdisjoint((real, *map(str, Path(real).parents))):
             raise UsageError(f"{entry.name}: leads out of the folders that were given.", hint="Give its folder, too.")
         if not os.path.isfile(real):
             raise UsageError(f"{entry.name}: is no longer there.")
@@ -416,8 +416,7 @@ class Workspace:
                 number += 1
                 target = folder / f"{entry.path.stem}-{number}{entry.path.suffix}"
         shutil.move(entry.path, target)
-        real = os.path.realpath(folder)
-        self.roots += [] if real in self.roots else [real]
+        self.roots.add(os.path.realpath(folder))
         entry.path, entry.name = target, f"{DROPPED}/{target.name}"
         if entry.file is not None:
             entry.file = EmbeddedFile(**{**vars(entry.file), "path": str(target)})

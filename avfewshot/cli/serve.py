@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
+import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,20 +19,24 @@ from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.config import Resolved, resolve
 from avfewshot.errors import UsageError, raise_faults
 
+if TYPE_CHECKING:
+    from avfewshot.store.store import Store
+
 app = typer.Typer(add_completion=False)
 
 HELP = """
 Open a page in the browser: see clips with what is seen and heard in each second, correct it, learn from it.
 
-Each PATH is a media file or a folder; without any, the current folder. Nothing else of this machine is shown. Labels
-come from --labels, --label, a few-shot run, or are typed in the page. What you say about clips is kept at once in
-labels.csv in the first folder. `POST /classify` answers programs; /docs describes it.
+Each PATH is a media file or a folder; without any, the clips of --store, or the current folder. Nothing else of this
+machine is shown. Labels come from --labels, --label, a few-shot run, or are typed in the page. What you say about
+clips is kept at once in labels.csv in the first folder. `POST /classify` answers programs; /docs describes it.
 
 [bold]Examples[/bold]
 
   avfs serve clips/ --labels labels.txt
   avfs serve clips/ --label "dog barking" --label rain
   avfs serve clips/ --adapter runs/folder/RUN             learn on from a few-shot run
+  avfs serve --store index                                a collection that `avfs embed` has embedded
   avfs serve clips/ --host 0.0.0.0                        for other machines, with a token
 
 [bold]Exit status:[/bold] 0 ended by Ctrl-C, 1 failed, 2 misuse.
@@ -48,7 +55,7 @@ def serve(
 ) -> None:
     """Options -> config -> load -> serve."""
     settings = resolve("serve", flags)
-    status = _serve(settings, paths or ["."])
+    status = _serve(settings, paths or [])
     if status:
         raise typer.Exit(status)
 
@@ -64,7 +71,11 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
         labels = collect(faults, lambda: LabelSet.from_texts(config.label))
     elif config.labels is not None:
         labels = collect(faults, lambda: parse_labels(config.labels))
-    files = collect(faults, lambda: _media(paths, config.recursive)) or []
+    store = collect(faults, lambda: _opened(config.store))
+    roots = [Path(path).expanduser() for path in paths or ([] if store and len(store) else ["."])]
+    files = collect(faults, lambda: _media(roots, config.recursive)) or []
+    if store is not None and len(store) and not paths:
+        files = roots = [Path(clip.path) for clip in store.embedded]
     faults += backbone_faults(settings)
     local = config.host == "localhost" or _is_loopback(config.host)
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
@@ -82,8 +93,7 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
     from avfewshot.app.workspace import Workspace
     from avfewshot.inference.loading import load
 
-    folders = [Path(path).expanduser() for path in paths]
-    folder = folders[0] if folders[0].is_dir() else folders[0].parent
+    folder = roots[0] if roots[0].is_dir() else Path(os.path.commonpath([root.absolute().parent for root in roots]))
     model = config.model
     with library_messages(Notices(), debug=debugging()):
         say(f"Loading {settings['adapter'] or model.backbone} ...")
@@ -104,6 +114,8 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
             adapter=model.adapter,
             cache=True,
         )
+        if store is not None and not classifier.look_up(store.cache):
+            say(f"{model.adapter} looks at the clips themselves: --store only names them.")
         for key in ("fusion", "pool"):
             if not (settings["adapter"] and settings.source(key) == "default"):
                 setattr(classifier, key, settings[key])
@@ -114,7 +126,7 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
             folder,
             files,
             labels or classifier.own_labels,
-            roots=folders,
+            roots=roots,
             runs=config.runs,
             templates=str(templates),
             modality=model.modality,
@@ -136,19 +148,25 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
     return 0
 
 
-def _media(paths: list[str], recursive: bool) -> list[Path]:
+def _opened(folder: Path | None) -> Store | None:
+    if folder is None:
+        return None
+    from avfewshot.store.store import Store
+
+    return Store(folder)
+
+
+def _media(paths: Sequence[Path], recursive: bool) -> list[Path]:
     """The media files; an empty folder is fine, since clips can be dropped."""
     from avfewshot.media.discover import find_media
 
     files: list[Path] = []
     for path in paths:
-        if Path(path).expanduser().is_dir():
-            try:
-                files += find_media([path], recursive=recursive)
-            except UsageError:
-                continue
-        elif Path(path).expanduser().is_file():
-            files.append(Path(path).expanduser())
+        if path.is_dir():
+            with contextlib.suppress(UsageError):
+                files += [file for file in find_media([path], recursive=recursive) if isinstance(file, Path)]
+        elif path.is_file():
+            files.append(path)
         else:
             raise UsageError(f"{path}: there is no such file or folder.", hint="Give media files or folders.")
     return list(dict.fromkeys(files))
