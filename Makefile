@@ -4,12 +4,13 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: help install test lint demo clean
+.PHONY: help install test lint demo docs clean
 
 help:
 	@echo "make demo     make toy clips, classify them and write a report, offline"
 	@echo "make lint     check style, layers (import-linter) and types (basedpyright)"
 	@echo "make test     make lint, then all tests"
+	@echo "make docs     build the documentation site into site/"
 	@echo "make install  only set up $(VENV)"
 	@echo "make clean    remove $(VENV) and what the demo made"
 
@@ -36,5 +37,8 @@ test: lint
 demo: install
 	@PATH="$(BIN):$$PATH" sh scripts/demo.sh
 
+docs: install
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
