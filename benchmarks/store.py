@@ -3,6 +3,7 @@
     pip install lancedb "pyarrow<22" faiss-cpu usearch numkong
     python benchmarks/store.py --candidates all --vectors 50000 --folder /tmp/stores --output stores.json
     python benchmarks/store.py --vectors 1000000 --folder /tmp/stores --output find.json
+    python benchmarks/store.py --rerun 10000 --folder /tmp/stores
 
 The first compares candidates for the store on the same vectors: LanceDB, or vectors in a memory-mapped file with an
 index. `build` is from vectors to an index that answers, `first` the first answer of a new process, imports included,
@@ -107,7 +108,7 @@ class Lance:
 
         def search(query: np.ndarray) -> list[int]:
             asked = table.search(query, vector_column_name="vector").distance_type("dot").nprobes(50).refine_factor(10)
-            return asked.select(["row"]).limit(TOP).to_arrow()["row"].to_pylist()
+            return asked.select(["row", "_distance"]).limit(TOP).to_arrow()["row"].to_pylist()
 
         return search
 
@@ -269,18 +270,54 @@ def measure_find(folder: Path, count: int) -> dict[str, Any]:
     return figures
 
 
+def measure_rerun(folder: Path, count: int) -> dict[str, Any]:
+    """`avfs embed` with nothing to do: `count` hard links, and a store that holds made-up embeddings of them."""
+    import torch
+
+    from avfewshot.inference.features import EmbeddedFile
+    from avfewshot.store.store import MODALITIES, Store, _Writer
+
+    clips, part = folder / "clips", torch.nn.functional.normalize(torch.ones(CLIP, DIM), dim=1)
+    for path in (clips, folder / "embedded"):
+        shutil.rmtree(path, ignore_errors=True)
+    clips.mkdir()
+    (clips / "0.mp4").write_bytes(b"a clip")
+    about = {"backbone": "tiny", "precision": "fp32"}
+    store = Store.create(folder / "embedded", about, {}, dict.fromkeys(MODALITIES, DIM))
+    with store._connect(write=True) as database:
+        writer = _Writer(store, database)
+        for number in range(count):
+            path = clips / f"{number}.mp4"
+            if number:
+                os.link(clips / "0.mp4", path)
+            writer.add(path, EmbeddedFile(str(path), float(CLIP), part, part, ()))
+        writer.close()
+    code = "import sys; from avfewshot.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    arguments = [sys.executable, "-c", code, "embed", str(clips), "--store", str(folder / "embedded")]
+    times, work = [], []
+    for _ in range(5):
+        began, before = time.perf_counter(), os.times()
+        subprocess.run(arguments, check=True)
+        times.append(time.perf_counter() - began)
+        after = os.times()
+        work.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return {"clips": count, "median_seconds": float(np.median(times)), "processor_seconds": float(np.median(work))}
+
+
 def main() -> None:
     """Measure each candidate that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=Path("stores"))
     parser.add_argument("--candidates", help=f"all, or some of: {', '.join(CANDIDATES)}")
+    parser.add_argument("--rerun", type=int, help="measure `avfs embed` with nothing to do for so many clips")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--first", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     if not asked.candidates and not asked.first:
-        report = measure_find(asked.folder, asked.vectors)
+        rerun = asked.rerun is not None
+        report = measure_rerun(asked.folder, asked.rerun) if rerun else measure_find(asked.folder, asked.vectors)
         print(json.dumps(report, indent=1))
         if asked.output:
             asked.output.write_text(json.dumps(report, indent=1))

@@ -383,8 +383,9 @@ class Store:
                             writer.add(path, file)
                             yield file if isinstance(file, Failure) else path
             self._compact(database)
-        self._read()
-        self.index()
+        if changes.to_embed or changes.gone:
+            self._read()
+            self.index()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
