@@ -224,7 +224,7 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.models.build import build_model
     from avfewshot.training.cuda_graphs import make_runner
-    from avfewshot.training.fabric import single_device
+    from avfewshot.training.distributed import single_device
 
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from training_support import clips, losses, make_trainer, resumed, tensors
 
-from avfewshot.training.fabric import many_devices
+from avfewshot.training.distributed import many_devices
 
 ODD_ONES = ["0-1-3", "1-1-5", "2-1-3-mute", "0-2-4-blind", "1-2-1", "2-2-3", "0-3-3-blind", "1-3-2-mute"]
 """Clips without sound, without picture; rank 0 gets those of three seconds, rank 1 those of all other lengths."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.training.distributed import GatheredBatch, gather_batch
 
 CLASSES = 4
 
@@ -84,6 +86,23 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def gather(visual: Tensor | None, audio: Tensor | None, labels: Tensor) -> GatheredBatch:
+    """The samples of all ranks, with class numbers for labels; a modality is there in all samples of a rank or none."""
+    given = {"visual_present": visual is not None, "audio_present": audio is not None}
+    masks = {name: torch.full((len(labels),), there) for name, there in given.items()}
+    batch = gather_batch(visual, audio, F.one_hot(labels, CLASSES).bool(), **masks)
+    return dataclasses.replace(batch, labels=batch.labels.int().argmax(1))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """As DDP does."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
 
 
 def run_on_ranks(scenarios: Callable[[int, int], dict], worlds: tuple[int, ...], folder: Path) -> dict[int, list[dict]]:

@@ -20,7 +20,7 @@ from avfewshot.toyworld.script import everywhere_script
 from avfewshot.toyworld.vocabulary import Composition
 from avfewshot.toyworld.writer import write_clip
 from avfewshot.training.data import shards_to_pretrain, shows_one_of
-from avfewshot.training.fabric import launched_ranks
+from avfewshot.training.distributed import launched_ranks
 
 CLASSES = {
     "dog barking": ("dog", "barking"),

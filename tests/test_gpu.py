@@ -25,7 +25,7 @@ from avfewshot.evaluation.predictions import Decision
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.build import build_model
-from avfewshot.training.fabric import single_device
+from avfewshot.training.distributed import single_device
 from avfewshot.training.objective import Objective, TrainingClip
 from avfewshot.training.tasks import FewShotTask
 from avfewshot.training.trainer import Trainer

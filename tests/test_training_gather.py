@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-from ranks_support import Encoders, assert_same, clips, outcome, run_on_ranks
+from ranks_support import Encoders, assert_same, average_gradients, clips, gather, outcome, run_on_ranks
 
-from avfewshot.models.losses import shared_labels
-from avfewshot.training.gather import average_gradients, gather_batch, gather_with_gradient
-from avfewshot.training.ranks import rank, world_size
+from avfewshot.training.distributed import gather_batch
 
 EQUAL = {2: (3, 3), 3: (2, 2, 2)}
 UNEQUAL = {2: (5, 2), 3: (3, 1, 4)}
@@ -34,86 +31,37 @@ def together(number: int, rows: tuple[int, ...], *, deaf: int | None = None) -> 
     """The loss and the averaged gradients of a batch that is spread over ranks; rank `deaf` has no sound."""
     frames, sounds, labels = share_of(number, rows)
     model = Encoders()
-    visual, audio = model(frames, None if number == deaf else sounds)
-    batch = gather_batch(visual, audio, labels)
+    batch = gather(*model(frames, None if number == deaf else sounds), labels)
     loss = model.loss(batch.visual, batch.audio, batch.labels, batch.visual_present, batch.audio_present)
     loss.total.backward()
     average_gradients(model.parameters())
     return outcome(model, loss)
 
 
-def own_rows_only(number: int, rows: tuple[int, ...]) -> dict:
-    """Each rank has a loss of its own: that of its samples among the texts of all."""
-    frames, sounds, labels = share_of(number, rows)
-    model = Encoders()
-    batch = gather_batch(*model(frames, sounds), labels)
-    start = sum(rows[:number])
-    loss = model.loss(batch.visual, batch.audio, batch.labels, rows=slice(start, start + rows[number]))
-    loss.total.backward()
-    average_gradients(model.parameters())
-    return outcome(model, loss)
-
-
-def partly_used(number: int) -> dict:
-    """One parameter that all ranks use, one that only rank 1 uses, one that none uses, one that is frozen."""
-    parameters = [torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3)]
-    frozen = torch.zeros(2)
-    frozen.grad = torch.full((2,), float(number))
-    parameters[0].grad = torch.full((2, 3), float(number))
-    if number == 1:
-        parameters[1].grad = torch.arange(6.0).view(2, 3)
-    average_gradients([*parameters, frozen])
-    return {"grads": [parameter.grad for parameter in parameters], "frozen": frozen.grad}
-
-
-def frozen_elsewhere(number: int) -> torch.Tensor | None:
-    """Only rank 0 has something to learn; the others still have to take part in the backward pass."""
-    tensor = torch.ones(1, 2, requires_grad=number == 0)
-    gathered = gather_with_gradient(tensor)
-    (gathered.sum() * (number + 1)).backward()
-    return tensor.grad
-
-
 def misfit(number: int) -> str:
     try:
-        gather_with_gradient(torch.zeros(1, 2 + number))
+        gather(torch.zeros(1, 2 + number), None, torch.tensor([1]))
     except ValueError as error:
         return str(error)
     return "no error"
 
 
-def subgroup(number: int, world: int) -> torch.Tensor | None:
-    """The first rank and the last, among themselves."""
-    group = dist.new_group([0, world - 1])
-    if number not in (0, world - 1):
-        return None
-    tensor = torch.full((1,), float(number), requires_grad=True)
-    gathered = gather_with_gradient(tensor, group)
-    (gathered * torch.tensor([10.0, 100.0])).sum().backward()
-    return torch.stack((*gathered.detach(), tensor.grad[0], torch.tensor(float(rank(group)))))
-
-
 def scenarios(number: int, world: int) -> dict:
     rows = UNEQUAL[world]
-    frames, _, labels = share_of(number, rows)
-    nothing = gather_batch(frames, None, labels)
+    frames, sounds, labels = share_of(number, rows)
+    nothing = gather(frames, None, labels)
+    halves = gather(frames.to(torch.bfloat16), sounds if number else None, labels)
     return {
-        "place": [rank(), world_size()],
-        "frames": gather_with_gradient(frames),
-        "labels": gather_with_gradient(labels),
-        "masks": gather_with_gradient(labels == 0),
-        "multi-hot": gather_batch(frames, None, torch.nn.functional.one_hot(labels, 4).bool()).labels,
+        "frames": nothing.visual.detach(),
+        "labels": nothing.labels,
         "without sound": [nothing.audio, nothing.audio_present, nothing.visual_present],
-        "positives": shared_labels(gather_batch(frames, None, labels).labels),
+        "short format": halves.visual.detach(),
+        "sound elsewhere": [halves.audio.detach(), halves.audio_present],
         "equal": together(number, EQUAL[world]),
         "unequal": together(number, rows),
         "idle": together(number, IDLE[world]),
         "deaf": together(number, rows, deaf=1),
-        "own rows": own_rows_only(number, EQUAL[world]),
-        "partly used": partly_used(number),
-        "frozen elsewhere": frozen_elsewhere(number),
         "misfit": misfit(number),
-        "subgroup": subgroup(number, world),
     }
 
 
@@ -127,18 +75,21 @@ def ranks(request, all_ranks) -> list[dict]:
     return all_ranks[request.param]
 
 
-def test_ranks_know_their_place(ranks):
-    assert [told["place"] for told in ranks] == [[number, len(ranks)] for number in range(len(ranks))]
-
-
 def test_every_rank_has_all_samples_in_rank_order(ranks):
     frames, _, labels = clips(sum(UNEQUAL[len(ranks)]))
     for told in ranks:
         assert torch.equal(told["frames"], frames)
         assert torch.equal(told["labels"], labels)
-        assert torch.equal(told["masks"], labels == 0)
-        assert told["masks"].dtype == torch.bool
-        assert torch.equal(told["multi-hot"], torch.nn.functional.one_hot(labels, 4).bool())
+
+
+def test_embeddings_travel_in_float32_at_least_and_absent_ones_as_zeros(ranks):
+    rows = UNEQUAL[len(ranks)]
+    frames, sounds, _ = clips(sum(rows))
+    for told in ranks:
+        assert torch.equal(told["short format"], frames.to(torch.bfloat16).float())
+        audio, present = told["sound elsewhere"]
+        assert torch.equal(audio, torch.cat((torch.zeros_like(sounds[: rows[0]]), sounds[rows[0] :])))
+        assert present.tolist() == [False] * rows[0] + [True] * sum(rows[1:])
 
 
 def test_a_modality_that_no_rank_has_stays_away(ranks):
@@ -165,84 +116,22 @@ def test_a_rank_without_sound_equals_clips_without_sound_in_one_batch(ranks):
         assert_same(told["deaf"], expected)
 
 
-def test_clips_of_other_ranks_with_the_same_label_are_positives(ranks):
-    labels = clips(sum(UNEQUAL[len(ranks)]))[2].tolist()
-    expected = torch.tensor([[row == column for column in labels] for row in labels])
+def test_embeddings_that_do_not_fit_are_an_error_on_every_rank(ranks):
     for told in ranks:
-        assert torch.equal(told["positives"], expected)
+        assert "do not fit together: (width, bytes) [(2, 4), (3, 4)" in told["misfit"]
 
 
-def test_different_losses_of_the_ranks_give_the_gradient_of_their_mean(ranks):
-    rows = EQUAL[len(ranks)]
-    model = Encoders()
-    frames, sounds, labels = clips(sum(rows))
-    embeddings = model(frames, sounds)
-    starts = [sum(rows[:number]) for number in range(len(rows))]
-    losses = [model.loss(*embeddings, labels, rows=slice(s, s + n)) for s, n in zip(starts, rows, strict=True)]
-    torch.stack([loss.total for loss in losses]).mean().backward()
-    for told, loss in zip(ranks, losses, strict=True):
-        assert_same(told["own rows"], outcome(model, loss))
-
-
-def test_averaging_counts_unused_parameters_as_zero_and_leaves_frozen_ones_alone(ranks):
-    world = len(ranks)
-    for number, told in enumerate(ranks):
-        everywhere, somewhere, nowhere = told["partly used"]["grads"]
-        assert torch.equal(everywhere, torch.full((2, 3), (world - 1) / 2))
-        torch.testing.assert_close(somewhere, torch.arange(6.0).view(2, 3) / world)
-        assert nowhere is None
-        assert torch.equal(told["partly used"]["frozen"], torch.full((2,), float(number)))
-
-
-def test_a_rank_with_nothing_to_learn_takes_part_in_the_backward_pass(ranks):
-    world = len(ranks)
-    assert torch.equal(ranks[0]["frozen elsewhere"], torch.full((1, 2), world * (world + 1) / 2))
-    assert all(told["frozen elsewhere"] is None for told in ranks[1:])
-
-
-def test_tensors_that_do_not_fit_are_an_error_on_every_rank(ranks):
-    for told in ranks:
-        assert "rank 0: torch.float32 [N, 2" in told["misfit"]
-        assert "rank 1: torch.float32 [N, 3" in told["misfit"]
-
-
-def test_a_group_of_ranks_gathers_among_itself(ranks):
-    last = len(ranks) - 1
-    assert torch.equal(ranks[0]["subgroup"], torch.tensor([0.0, last, 20.0, 0.0]))
-    assert torch.equal(ranks[last]["subgroup"], torch.tensor([0.0, last, 200.0, 1.0]))
-
-
-def test_without_torch_distributed_nothing_changes():
-    tensor = torch.ones(2, 3, requires_grad=True)
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.ones(2)
-
-    average_gradients([parameter])
-
-    assert gather_with_gradient(tensor) is tensor
-    assert torch.equal(parameter.grad, torch.ones(2))
-    assert (rank(), world_size()) == (0, 1)
-
-
-def test_a_single_rank_marks_the_presence_of_modalities_as_several_do():
-    labels, mask = torch.tensor([1, 2]), torch.tensor([True, False])
-
-    batch = gather_batch(torch.ones(2, 3), None, labels)
-    partly = gather_batch(torch.ones(2, 3), torch.ones(2, 4), labels, audio_present=mask)
-
-    assert batch.visual_present is None
-    assert batch.audio is None
+def test_a_single_rank_keeps_what_it_has():
+    visual, labels = torch.ones(2, 3, requires_grad=True), torch.eye(2, dtype=torch.bool)
+    batch = gather_batch(
+        visual, None, labels, visual_present=torch.tensor([True, True]), audio_present=torch.tensor([False, False])
+    )
+    assert batch.visual is visual
+    assert batch.labels is labels
+    assert (batch.audio, batch.visual_present) == (None, None)
     assert not batch.audio_present.any()
-    assert torch.equal(partly.audio_present, mask)
 
 
 def test_embeddings_and_labels_of_different_number_are_refused():
-    with pytest.raises(ValueError, match="3 labels and 2 audio embeddings"):
-        gather_batch(None, torch.ones(2, 4), torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="2 labels and 1 visual marks"):
-        gather_batch(torch.ones(2, 4), None, torch.tensor([1, 2]), visual_present=torch.tensor([True]))
-
-
-def test_a_scalar_cannot_be_gathered():
-    with pytest.raises(ValueError, match="without dimensions"):
-        gather_with_gradient(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="3 labels and 2 rows of audio"):
+        gather(None, torch.ones(2, 4), torch.tensor([1, 2, 3]))

@@ -7,13 +7,12 @@ import random
 
 import pytest
 import torch
-from ranks_support import Encoders, assert_same, clips, outcome, run_on_ranks
+from ranks_support import Encoders, assert_same, average_gradients, clips, gather, outcome, run_on_ranks
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
-from avfewshot.training.gather import average_gradients, gather_batch
 from avfewshot.training.gradcache import cached_backward
 
 
@@ -36,6 +35,26 @@ def in_chunks(sizes: list[int], **options) -> dict:
     frames, sounds, labels = clips(sum(sizes))
     chunks = as_chunks(model, frames, sounds, sizes)
     return outcome(model, cached_backward(chunks, lambda parts: model.loss(*parts, labels), **options))
+
+
+def test_casts_of_autocast_are_dropped_before_every_pass(monkeypatch):
+    """A cast that was kept from a pass without a graph would leave a weight without its gradient."""
+    events = []
+    forget = torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("forget"), forget()))
+    model = Encoders()
+    frames, sounds, labels = clips(5)
+
+    def logged(name, function):
+        return lambda *given: (events.append(name), function(*given))[1]
+
+    chunks = [logged("embed", chunk) for chunk in as_chunks(model, frames, sounds, [3, 2])]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached_backward(chunks, logged("loss", lambda parts: model.loss(*parts, labels)))
+
+    passes = [index for index, event in enumerate(events) if event != "forget"]
+    assert [events[index] for index in passes] == ["embed", "embed", "loss", "embed", "embed"]
+    assert all(events[index - 1] == "forget" for index in passes)
 
 
 @pytest.mark.parametrize("sizes", [[7], [4, 3], [1, 4, 2], [1] * 7])
@@ -335,7 +354,7 @@ def on_ranks(number: int, ddp: bool, *, sizes: dict[int, list[int]], deaf: int |
     silent = (lambda frames, sounds: model(frames, None)) if number == deaf else model
 
     def loss(parts):
-        batch = gather_batch(*parts, labels)
+        batch = gather(*parts, labels)
         return module.loss(batch.visual, batch.audio, batch.labels, batch.visual_present, batch.audio_present)
 
     chunks = as_chunks(silent, frames, sounds, sizes[number])

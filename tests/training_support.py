@@ -22,7 +22,7 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.data import epoch_order
-from avfewshot.training.fabric import single_device
+from avfewshot.training.distributed import single_device
 from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.objective import Objective
 from avfewshot.training.tasks import FewShotTask, PretrainTask

@@ -126,7 +126,7 @@ def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | 
     from avfewshot.inference.logits import class_texts
     from avfewshot.models.build import build_model
     from avfewshot.prompts import load_templates
-    from avfewshot.training.fabric import many_devices
+    from avfewshot.training.distributed import many_devices
     from avfewshot.training.tasks import PretrainTask, adapter_config
     from avfewshot.training.trainer import Trainer
 

@@ -475,7 +475,7 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
     from avfewshot.models.build import load_model
     from avfewshot.models.checkpoint import load_adapter
     from avfewshot.prompts import load_templates
-    from avfewshot.training.fabric import single_device
+    from avfewshot.training.distributed import single_device
 
     asked, task = settings.config.model, settings.config.task
     display.begin("reading annotations, looking for clips", 0)

@@ -96,7 +96,8 @@ class CUDAGraphRunner(EagerRunner):
             self._counts[shapes] += 1
             graph = self._graphs.get(shapes)
         # Activations of a pass whose backward pass is still to come lie where the next one would put its own.
-        if graph is None or (self._open is not None and self._open() is not None):
+        busy = self._open is not None and self._open() is not None
+        if graph is None or busy or frames is None or audio is None:
             return super().__call__(frames, audio, **masks)
         graph.start(frames, audio)
         if not torch.is_grad_enabled():
@@ -212,7 +213,7 @@ class _Graph:
                 outputs = forward()
             with torch.cuda.graph(self._backward, pool=pool, capture_error_mode="thread_local"):
                 gradients = backward(outputs)
-                self._flat = torch.cat([gradients[index].flatten() for index in self.used])
+                self._flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
             self.outputs = [output.detach() for output in outputs]
 
     def start(self, frames: Tensor, audio: Tensor) -> None:

@@ -40,7 +40,7 @@ from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import Decision, Fitted
 from avfewshot.evaluation.results import Comparison, TaskResult
-from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.inference.embedding_cache import LookUp
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
@@ -55,7 +55,7 @@ from avfewshot.models.checkpoint import CHOSEN_NAME, CONFIG_NAME, FORMAT, Adapte
 from avfewshot.prompts import Templates
 from avfewshot.training.checkpoints import CheckpointManager
 from avfewshot.training.data import SupportSource, readable_support, sample_labels
-from avfewshot.training.fabric import single_device
+from avfewshot.training.distributed import single_device
 from avfewshot.training.objective import ClipEmbeddings, Objective
 from avfewshot.training.tasks import FewShotTask, adapter_config
 from avfewshot.training.trainer import Callback, Progress, Trainer
@@ -200,7 +200,7 @@ class FewShot:
             learnt = sum(value.numel() for value in adapted[kind][0].parameters() if value.requires_grad)
             about = {"labels_used": used, "seconds": time.perf_counter() - begun, "trainable": learnt}
             about_adapted[kind] = about
-        if AUTO in scorers and model is not None:
+        if AUTO in scorers and model is not None and progress is not None:
             self._join(scorers[AUTO], model, progress.best)
         if self.config.method in scorers:
             self._save(seed, support, scorers)
@@ -338,8 +338,10 @@ class FewShot:
             begun = time.perf_counter()
             inputs = self._inputs(TUNED[name].uses_pixels, samples, features)
             targets = labels.segments if per_second else labels.labels
+            assert targets is not None
             clips = [
-                TuningClip(*pair, torch.from_numpy(np.array(row))) for pair, row in zip(inputs, targets, strict=True)
+                TuningClip(pair[0], pair[1], torch.from_numpy(np.array(row)))
+                for pair, row in zip(inputs, targets, strict=True)
             ]
             self.observer.begin(f"seed {seed}: tuning {name}", 0)
             method = tune(name, self.backbone, texts, clips, shots=self.config.shots, seed=seed)
@@ -356,7 +358,8 @@ class FewShot:
         """Frames and waveforms of clips, or their embeddings, on the device."""
         if not pixels:
             pairs = zip(features.visual, features.audio, strict=True)
-            return [tuple(None if one is None else torch.from_numpy(one).float() for one in pair) for pair in pairs]
+            tensors = [[None if one is None else torch.from_numpy(one).float() for one in pair] for pair in pairs]
+            return [(visual, audio) for visual, audio in tensors]
         clips = [self.bench.read(sample.path) for sample in samples if sample.path is not None]
         return [(clip.frames, clip.audio_segments) for clip in clips]
 
@@ -528,7 +531,7 @@ class FewShot:
         """
         bench = self.bench
         systems, uncalibrated = bench.untrained("test"), {}
-        by_modality = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
+        by_modality: dict[str, tuple[Predictions, ...]] = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
 
         def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Fitted) -> None:
             systems[name] = bench.predict(logits, fitted)

@@ -48,10 +48,10 @@ def cached_backward(
     The gradients are those of one big batch, as far as an encoder treats each sample by itself. A single chunk is run
     once only, so that this costs no more than an ordinary backward pass. May be called under ``torch.autocast``.
 
-    Over several ranks, `loss` gathers the embeddings (:func:`avfewshot.training.gather.gather_batch`), and gradients
-    are averaged afterwards by :func:`avfewshot.training.gather.average_gradients`, or in the last chunk by DDP; ranks
-    may have different numbers of chunks. For DDP (with ``find_unused_parameters=False``) give `no_sync`, name in
-    `parameters` all that it looks after, and let `loss` use the module inside DDP, not call DDP itself.
+    Over several ranks, `loss` gathers the embeddings (:func:`avfewshot.training.distributed.gather_batch`), and DDP
+    averages gradients in the last chunk; ranks may have different numbers of chunks. For DDP (with
+    ``find_unused_parameters=False``) give `no_sync`, name in `parameters` all that it looks after, and let `loss` use
+    the module inside DDP, not call DDP itself.
 
     Args:
         chunks: Each gives the embeddings of its samples, as many in all chunks. An embedding that is None in some

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights, pool_segments
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
-from avfewshot.training.gather import gather_batch
+from avfewshot.training.distributed import gather_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,9 @@ class TrainingClip:
     @property
     def num_segments(self) -> int:
         """T."""
-        return len(self.frames if self.frames is not None else self.audio)
+        part = self.frames if self.frames is not None else self.audio
+        assert part is not None
+        return len(part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +103,7 @@ def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.dev
     groups: dict[int, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
         groups[clip.num_segments].append(index)
-    result: list[ClipEmbeddings | None] = [None] * len(clips)
+    result: dict[int, ClipEmbeddings] = {}
     for rows in groups.values():
         frames, seen = _stack([clips[row].frames for row in rows], device)
         audio, heard = _stack([clips[row].audio for row in rows], device)
@@ -111,7 +114,7 @@ def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.dev
                 sound[position] if sound is not None and heard[position] else None,
                 clips[row].row,
             )
-    return result
+    return [result[row] for row in range(len(clips))]
 
 
 class Objective:
@@ -281,7 +284,7 @@ class PretrainObjective:
 
     def placeholder(self, model: AudioVisualModel) -> TrainingClip:
         """Stands in where a rank has no clip left: it has no label, so that it counts for nothing."""
-        size = model.visual_tower.image_size
+        size: Any = model.visual_tower.image_size
         frames = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         return TrainingClip(frames, None, torch.zeros(self._texts.num_classes, dtype=torch.bool))
 

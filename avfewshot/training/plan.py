@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def _bytes(component: str, precision: str) -> int:
 
 
 def _second(model: AudioVisualModel) -> tuple[Tensor, Tensor]:
-    size = model.visual_tower.image_size
+    size: Any = model.visual_tower.image_size
     return torch.zeros(1, 1, 3, size, size, dtype=torch.uint8), torch.zeros(1, 1, SAMPLE_RATE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -49,6 +50,7 @@ def collect(
         roles: What each split is used for.
     """
     usage, first = run.bench.usage, results[0]
+    assert first.progress is not None
     model = run.best_model(first.seed)
     chosen = _spread(run.bench.scored("test").samples)
     config = run.config
@@ -103,6 +105,7 @@ def _support_lines(result: SeedResult) -> tuple[str, ...]:
 
 def _curve(result: SeedResult) -> Curve:
     steps, epochs = [], []
+    assert result.progress is not None
     for entry in MetricsLogger(result.folder / "metrics.jsonl").entries():
         if entry["kind"] == "step":
             steps.append((entry["step"], entry["loss"], entry["visual_loss"], entry["audio_loss"], entry["lr"]))
@@ -131,10 +134,11 @@ def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen:
     test = run.bench.scored("test")
     samples = [test.samples[index] for index in chosen]
     zero = [test.logits[index] for index in chosen]
+    assert result.progress is not None
     share = result.progress.best.blend
     trained = zero
     if share:
-        adapted = run.bench.logits_of(model, [sample.path for sample in samples])
+        adapted = run.bench.logits_of(model, [sample.path for sample in samples if sample.path is not None])
         trained = [before.ensemble(after, share) for before, after in zip(zero, adapted, strict=True)]
     return tuple(
         _example(run, sample, after, before, result)
@@ -207,8 +211,8 @@ def _looks(run: FewShot, model: AudioVisualModel, chosen: Sequence[int]) -> tupl
         return ()
     looks = []
     for sample in (run.bench.scored("test").samples[index] for index in chosen):
-        clip = run.bench.read(sample.path)
-        if clip.frames is not None and clip.waveform is not None:
+        clip = None if sample.path is None else run.bench.read(sample.path)
+        if clip is not None and clip.frames is not None and clip.audio_segments is not None:
             looks.append(_look(run, model, sample, clip.frames, clip.audio_segments))
         if len(looks) == _LOOKS:
             break
@@ -226,20 +230,23 @@ def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.T
     heats = []
     for title, one in (("unadapted: where the label is", run.bench.zero_shot), ("adapted: where the label is", model)):
         tokens, _ = one.final_tokens(*batch)
-        places = one.visual_tower.place_embeddings(tokens[second : second + 1])
+        tower: Any = one.visual_tower
+        places = tower.place_embeddings(tokens[second : second + 1])
         if places is not None:
             places = F.normalize(places[0].float(), dim=-1)
             if one.projectors is not None:
                 places = one.projectors.visual(places)
             texts = run.bench.texts.projected(one).visual[sample.label]
             heats.append(Heat(title, _rows(places @ texts)))
-    with model.adapters.recording() as records:
+    adapters: Any = model.adapters
+    with adapters.recording() as records:
         model(*batch)
     last = max(record.layer for record in records)
     gates = []
     for record in records:
         if record.direction == "a2v" and record.spatial is not None and (record.layer, record.half) == (last, "feed"):
-            rows, columns = model.visual_tower.visual.grid_size
+            adapted: Any = model.visual_tower
+            rows, columns = adapted.visual.grid_size
             spatial = record.spatial[second]
             if len(spatial) >= rows * columns:
                 heats.append(
