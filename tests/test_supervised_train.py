@@ -186,5 +186,8 @@ def test_faults_and_dry_run(ave, tmp_path, capsys):
     assert run(["train", "ave", "--root", str(ave), "--runs", str(tmp_path / "runs"), "--dry-run", *TINY]) == 0
     assert "trainable parameters" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+    capsys.readouterr()
     assert run(["eval", str(tmp_path)]) == 2
+    assert f"RUN {tmp_path}: is not the folder of a run" in capsys.readouterr().err
+    assert run(["eval", str(tmp_path), "--modality", "smell"]) == 2
     assert run(["predict", str(tmp_path)]) == 2

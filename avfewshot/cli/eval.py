@@ -53,7 +53,7 @@ def evaluate(
         from avfewshot.cli.train import load_run, results_document
         from avfewshot.reports.supervised import print_results
 
-        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",))
+        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
         config = record.config
         if root is not None:
             config = config.replace(data=config.data.replace(root=Path(root).expanduser(), media=()))

@@ -66,7 +66,7 @@ def predict(
         from avfewshot.supervised.features import clip_features
         from avfewshot.supervised.training import SupervisedRun
 
-        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",))
+        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
         config, folder = record.config, record.folder
         seeds = config.training.seeds
         if seed is not None and seed not in seeds:

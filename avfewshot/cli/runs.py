@@ -130,7 +130,9 @@ def folder_faults(settings: Resolved) -> list[UsageError]:
     return faults
 
 
-def resumed_run(table: str, folder: Path, flags: Mapping[str, Any], *, may_change: tuple[str, ...]) -> Run:
+def resumed_run(
+    table: str, folder: Path, flags: Mapping[str, Any], *, may_change: tuple[str, ...], option: str = "--resume"
+) -> Run:
     """A run that goes on with the settings that it was begun with.
 
     Args:
@@ -138,6 +140,7 @@ def resumed_run(table: str, folder: Path, flags: Mapping[str, Any], *, may_chang
         folder: Its folder.
         flags: Options by key; what is given must be as in the run.
         may_change: Keys that may be given otherwise.
+        option: What the folder was given as, for messages.
 
     Raises:
         UsageError: It is not the folder of a run, or options contradict it.
@@ -146,7 +149,7 @@ def resumed_run(table: str, folder: Path, flags: Mapping[str, Any], *, may_chang
     model = COMMANDS[table]
     path = folder / RUN_FILE
     if not path.is_file():
-        raise UsageError(f"--resume {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
+        raise UsageError(f"{option} {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         stored = record["format"], record["kind"]
@@ -180,7 +183,7 @@ def resumed_run(table: str, folder: Path, flags: Mapping[str, Any], *, may_chang
     if contrary:
         faults.append(
             UsageError(
-                "--resume goes on with the settings that the run was begun with; it cannot be given with "
+                f"{option} goes on with the settings that the run was begun with; it cannot be given with "
                 f"{', '.join(contrary)}.",
                 hint="Begin a new run for other settings.",
             )
