@@ -1012,6 +1012,9 @@ class CompareConfig(CommandConfig):
         'A row by a public protocol, for ave_cls: mteb\'s zero-shot (prompt "a video of {name}", top-1).',
         unset=NONE,
     )
+    efficiency: bool = setting(
+        False, "Parameters and GFLOPs of what is trained through the towers (Table 6), beside the published; no data."
+    )
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the folder is called; the same name goes on where it stopped.")
     data: ClipsConfig = section(ClipsConfig)

@@ -539,3 +539,23 @@ def test_other_adapters_learn_are_saved_and_predict(call, world, kind):
     out, _ = call("zeroshot", "--adapter", run_folder, "my_clips/dog barking/0.mp4", "--format", "json")
     [clip] = json.loads(out)["clips"]
     assert set(clip["scores"]) == set(CLASSES)
+
+
+def test_efficiency_is_measured_without_data_beside_the_published_figures(call, world):
+    out, _ = call("compare", "--efficiency", "--runs", "eff")
+    rows = {
+        row["system"]: row for row in csv.DictReader((world / "eff/compare/efficiency/efficiency.csv").open())
+    }  # fmt: skip
+    plain = next(iter(rows.values()))
+    assert int(plain["trainable"]) == 0
+    for name in ("dgsct", "lavish", "stg_cma", "coop", "maple", "clip-lora"):
+        row = rows[name]
+        assert int(row["total"]) == int(plain["total"]) + int(row["trainable"])
+        assert float(row["gflops"]) >= float(plain["gflops"]) > 1
+    assert float(rows["dgsct"]["gflops"]) > float(plain["gflops"])
+    published = rows["DG-SCT (Swin-V2-L, HTS-AT)"]
+    assert (published["trainable"], round(float(published["percent"]), 1)) == ("201160647", 43.6)
+    assert "percentages" in out
+    out, _ = call("compare", "--efficiency", "--methods", "lavish", "--name", "one")
+    assert "lavish" in out
+    assert "maple" not in out

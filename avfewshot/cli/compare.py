@@ -38,6 +38,7 @@ coop, cocoop, maple and clip-lora.
   avfs compare --data my_clips --shots 1,2,4 --methods auto,lp_plus_plus,coop
   avfs compare --task ave_cls --shots 16 --methods auto,dgsct --name fig4     again, it goes on where it stopped
   avfs compare --task ave_cls --shots 1 --protocol mteb                       with the public zero-shot protocol
+  avfs compare --efficiency --backbone base                                   parameters and GFLOPs, without data
   avfs compare runs/folder/RUN runs/folder/OTHER                              finished runs, paired on their test clips
 
 [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted.
@@ -63,6 +64,10 @@ def compare(
         return
     settings = resolve("compare", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
     faults = settings.faults
+    if settings["efficiency"]:
+        raise_faults([*faults, *backbone_faults(settings)])
+        _compare_efficiency(settings.config)
+        return
     root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += backbone_faults(settings)
     if settings["protocol"] and settings["task"] != "ave_cls":
@@ -74,6 +79,24 @@ def compare(
     status = _execute(config, folder, command)
     if status:
         raise typer.Exit(status)
+
+
+def _compare_efficiency(config: CompareConfig) -> None:
+    """Parameters and computation of systems on a backbone; nothing is trained and no clip is read."""
+    from avfewshot.cli.efficiency import efficiency_rows, print_efficiency, write_efficiency
+    from avfewshot.encoders.backbone import build_backbone
+
+    model = config.model
+    backbone = build_backbone(
+        model.backbone,
+        weights=model.weights,
+        clip_weights=model.clip_weights,
+        clap_weights=model.clap_weights,
+        roberta=model.roberta,
+    )
+    rows = efficiency_rows(backbone, [name for name in config.methods if name != AUTO])
+    print_efficiency(rows)
+    say(f"written: {write_efficiency(Path(config.runs) / 'compare' / (config.name or 'efficiency'), rows)}")
 
 
 def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) -> None:

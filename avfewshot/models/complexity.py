@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +80,15 @@ def _count(component: str, parameters: Iterable[nn.Parameter]) -> ParameterCount
 
 
 def _run(model: AudioVisualModel, frames: Tensor | None, audio: Tensor | None) -> int:
+    return flops_of(lambda: model(frames, audio))
+
+
+def flops_of(forward: Callable[[], object]) -> int:
+    """Operations of a call, without gradient; see :func:`count_flops` for what is counted."""
     # torch's counter does not know the attention kernel of the CPU.
     kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
-        model(frames, audio)
+        forward()
     return counter.get_total_flops()
 
 
