@@ -287,6 +287,28 @@ def plain_search(made, query, top):
     return [path for _, path in best[:top]], [score for score, _ in best[:top]]
 
 
+def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
+    store, made = made_up_store(tmp_path, 6)
+    path = tmp_path / "00002.mp4"
+    with store._connect(write=True) as database:
+        writer = store_module._Writer(store, database)
+        good = [torch.from_numpy(part) for part in made[str(tmp_path / "00001.mp4")]]
+        writer.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()))
+        with pytest.raises(AttributeError):
+            writer.add(path, EmbeddedFile(str(path), 4.0, good[0], "no tensor", ()))  # fails behind sight, before sound
+        writer.close()
+    store = Store(tmp_path)
+    assert len(store) == 6
+    np.testing.assert_array_equal(store.of(store.clips[str(path)])[0], made[str(path)][0])
+    np.testing.assert_array_equal(store.of(store.clips[str(tmp_path / "00003.mp4")])[1], good[1].numpy())
+    assert store.means()["audio"].any(1).sum() == 4  # two have no sound
+
+
+def test_an_empty_store_finds_nothing(tmp_path):
+    store = Store.create(tmp_path, {"backbone": "tiny", "precision": "fp32"}, {}, {"visual": 4, "audio": 4})
+    assert Search(store).find({"visual": np.ones(4, dtype=np.float32)}) == []
+
+
 @pytest.mark.parametrize("names", [("visual",), ("audio",), ("visual", "audio")])
 def test_scores_are_deviations_above_the_collection(tmp_path, names):
     store, made = made_up_store(tmp_path, 40)

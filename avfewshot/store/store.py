@@ -489,6 +489,20 @@ class _Writer:
                 made[second] = _thumbnail(frame.permute(1, 2, 0).numpy())
 
     def add(self, path: Path, file: EmbeddedFile | Failure) -> None:
+        """Take a file, wholly or, where that fails or is interrupted, not at all."""
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN")
+        self._database.execute("SAVEPOINT file")
+        try:
+            self._insert(path, file)
+        except BaseException:
+            self._database.execute("ROLLBACK TO file")
+            raise
+        self._waiting += 1
+        if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
+            self.commit()
+
+    def _insert(self, path: Path, file: EmbeddedFile | Failure) -> None:
         pictures = self._pictures.pop(str(path), {})
         try:
             status = os.stat(path)
@@ -522,9 +536,6 @@ class _Writer:
             self._database.execute("INSERT INTO means VALUES (?, ?, ?)", (clip, *means))
             rows = [(clip, second, jpeg) for second, jpeg in pictures.items()]
             self._database.executemany("INSERT INTO thumbnails VALUES (?, ?, ?)", rows)
-        self._waiting += 1
-        if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
-            self.commit()
 
     def commit(self) -> None:
         for stream in self._files.values():
