@@ -81,8 +81,10 @@ class Classifier:
         learned: A fitted few-shot method, which then gives the answers; `model` is its tuned part, if it has one.
         tuned: A method that was tuned through the towers (CoOp, CoCoOp, MaPLe, CLIP-LoRA), which then gives the
             answers; :meth:`embed` stays with the frozen towers.
+        own_labels: Classes that :meth:`classify` takes where it is given no labels.
 
     Attributes:
+        own_labels: The classes of the run that was loaded; None for a classifier of any labels.
         model: The trained model, or the towers as one model.
 
     Raises:
@@ -106,6 +108,7 @@ class Classifier:
         cache: bool = False,
         learned: LearnedRun | None = None,
         tuned: TunedRun | None = None,
+        own_labels: LabelSet | None = None,
     ) -> None:
         if not 0 <= blend <= 1:
             raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
@@ -134,6 +137,7 @@ class Classifier:
         self._scored = alone.get(self.blend) or EnsembleModel(plain, self.model)
         if learned is not None and model is not None:
             self._scored = EnsembleModel(plain, self.model)  # the method reads the frozen towers' embeddings
+        self.own_labels = own_labels
         self.tuned, self._method = tuned, None
         if tuned is not None:
             self._method = tuned.method(self.backbone)
@@ -463,14 +467,6 @@ class Classifier:
     def head(self, labels: Labels, *, modality: str = "av", learned: LearnedRun | None = None) -> ZeroShotHead:
         """What makes results of the embeddings of :meth:`embed_files`; by `learned` in the place of the run's own."""
         return self._head(_label_set(labels), modality, self.fusion, self.pool, learned=learned)
-
-    @property
-    def own_labels(self) -> LabelSet | None:
-        """The classes that it was fitted on, with their wordings; None for a classifier of any labels."""
-        run = self.learned or self.tuned
-        if run is None:
-            return None
-        return LabelSet.from_wordings(dict(zip(run.config.labels, run.config.wordings, strict=True)))
 
 
 def _watched(

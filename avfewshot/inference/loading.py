@@ -15,6 +15,7 @@ from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
 from avfewshot.inference.learned import find_learned, find_tuned
+from avfewshot.labels import LabelSet
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
 from avfewshot.models.fusion import FUSIONS, POOLS
@@ -103,6 +104,10 @@ def load(
             made |= {"adapter": folder, kind: run}
             if checkpoint is None:
                 made |= {key: run.config.decision[key] for key in ("fusion", "pool") if key in run.config.decision}
+    origin = learned or tuned or checkpoint
+    if origin is not None:
+        wordings = dict(zip(origin.config.labels, origin.config.wordings, strict=True))
+        made["own_labels"] = LabelSet.from_wordings(wordings)
     return Classifier(built, prompts or load_templates(built.templates), **made)
 
 
