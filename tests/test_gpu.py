@@ -56,8 +56,8 @@ def tiny():
 
 def setting(device: str, *, graphs: bool = False, micro: int = 4, **changes) -> Trainer:
     """A training of `tiny` whose adapters have woken up; batches of up to 64 clips."""
-    settings = {"hidden": 16, "precision": "fp32", "lr": 1e-3, "batch_size": 64, "micro_batch": micro, **changes}
-    config = TrainingConfig(task="ave_cls", cuda_graphs=graphs, **settings)
+    settings = {"hidden": 16, "precision": "fp32", "lr": 1e-3, "batch_size": 64, "micro_batch": micro, "epochs": 5}
+    config = TrainingConfig(task="ave_cls", cuda_graphs=graphs, **{**settings, **changes})
     place = torch.device(device)
     backbone = copy.deepcopy(tiny()).to(place, PRECISIONS[config.precision])
     model = build_model(backbone, config, seed=0)
