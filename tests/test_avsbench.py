@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import wavfile
 from sklearn.metrics import jaccard_score
 
-from avfewshot.data.avsbench import check_list, load_avsbench, read_list, read_mask, read_sample
+from avfewshot.data.avsbench import check_list, load_avsbench, read_list, read_mask, read_masks, read_stills
 from avfewshot.errors import DataError, MediaError, UsageError
 from avfewshot.evaluation.masks import MaskScores, f_curves, jaccard
 from avfewshot.heads.segmentation import AUDIO_WIDTH, STAGE_WIDTHS, TPAVI, MaskDecoder, Refine, mask_loss
@@ -81,25 +81,30 @@ def test_s4_has_one_mask_in_training_and_a_misspelt_category_is_mended(s4):
     assert {clip.category for clip in dataset.clips["train"]} == {"horse"}
     assert counts(dataset.report) == {"misspelt-category": 1, "dashed-ids": 1, "missing-media": 1}
     assert dataset.report.find("misspelt-category").examples == ("-bbbbbbbbbb 'h orse'",)
-    train, test = (read_sample(dataset.clips[split][0], 16) for split in ("train", "test"))
-    assert train.labelled.tolist() == [True, False, False, False, False]
-    assert test.labelled.all()
-    assert (train.frames.shape, train.frames.dtype) == ((5, 3, 16, 16), torch.uint8)
-    assert train.waveform.shape == (5 * 48_000,)
-    assert train.waveform.abs().mean() > 0.1
-    assert train.masks[0].nonzero().amin(0).tolist() == [4, 4]
-    assert train.masks[0].sum() == 8 * 4
-    assert not train.masks[1:].any()
+    train, test = (dataset.clips[split][0] for split in ("train", "test"))
+    masks, labelled = read_masks(train, 16)
+    assert labelled.tolist() == [True, False, False, False, False]
+    assert read_masks(test, 16)[1].all()
+    clip = read_stills(train.frames, train.audio, 16)
+    assert (clip.frames.shape, clip.frames.dtype) == ((5, 3, 16, 16), torch.uint8)
+    assert clip.waveform.shape == (5 * 48_000,)
+    assert clip.waveform.abs().mean() > 0.1
+    assert masks[0].nonzero().amin(0).tolist() == [4, 4]
+    assert masks[0].sum() == 8 * 4
+    assert not masks[1:].any()
 
 
 def test_ms3_has_five_masks_and_clips_of_training_videos_are_told_apart(ms3):
     dataset = load_avsbench(ms3, "ms3")
     assert dataset.leaked("test") == {"aaaaaaaaaaa_1"}
     assert dataset.report.find("leaked-videos").examples == ("aaaaaaaaaaa",)
-    sample = read_sample(dataset.clips["train"][0], 32)
-    assert sample.labelled.all()
-    assert sample.masks.sum((1, 2)).tolist() == [16 * 8] * 5
-    assert sample.waveform[-48_000:].abs().max() == 0  # four seconds of sound: the fifth is silent
+    clip = dataset.clips["train"][0]
+    masks, labelled = read_masks(clip, 32)
+    assert labelled.all()
+    assert masks.sum((1, 2)).tolist() == [16 * 8] * 5
+    assert (
+        read_stills(clip.frames, clip.audio, 32).waveform[-48_000:].abs().max() == 0
+    )  # four seconds of sound: the fifth is silent
 
 
 def test_wrong_folders_lists_and_names_are_told(s4):

@@ -175,7 +175,7 @@ def test_selection_looks_at_validation_alone(ave, tmp_path):
 
 def test_faults_and_dry_run(ave, tmp_path, capsys):
     assert run(["train"]) == 2
-    assert "avfs train ave|avvp" in capsys.readouterr().err
+    assert "avfs train ave|avvp|avs|avqa" in capsys.readouterr().err
     assert run(["train", "ave", "--head", "han", "--root", str(ave), "--epochs", "0", *TINY]) == 2
     output = capsys.readouterr().err
     assert "Heads: cmbs, cmbs-weak" in output

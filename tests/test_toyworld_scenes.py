@@ -1,4 +1,4 @@
-"""Toy scenes: masks of what sounds in AVSBench's layout, questions in MUSIC-AVQA's."""
+"""Toy scenes in the layouts of AVSBench and MUSIC-AVQA, and both tasks on them from training to prediction."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from avfewshot.cli.app import run
-from avfewshot.data.avsbench import load_avsbench, read_sample
+from avfewshot.data.avsbench import load_avsbench, read_masks, read_stills
 from avfewshot.data.music_avqa import BlindPrior, load_music_avqa, read_questions
 from avfewshot.evaluation.question_answering import accuracy_by_type
+from avfewshot.models.checkpoint import load_adapter
+from avfewshot.supervised.avqa import other_videos
+from avfewshot.supervised.avs import SegmentationTask, centre_prior, run_lengths
+from avfewshot.supervised.base import Example
 from avfewshot.toyworld import layouts, scenes
 from avfewshot.toyworld.build import ALL_PLANS, MANIFEST, prepare
 from avfewshot.toyworld.render import render_still
@@ -46,11 +51,11 @@ def test_the_readers_of_the_real_data_sets_read_them(world):
     assert {finding.code for finding in multi.report.findings} <= {"leaked-videos", "dashed-ids"}
     questions = load_music_avqa(world)
     assert all(questions.usable(split) == questions.questions[split] != [] for split in ("train", "val", "test"))
-    train, test = (read_sample(single.clips[split][0], 64) for split in ("train", "test"))
-    assert (train.labelled.sum(), test.labelled.sum()) == (1, 5)
-    assert test.masks.flatten(1).any(1).all()
-    assert read_sample(multi.clips["train"][0], 64).labelled.all()
-    assert test.waveform.abs().max() > 0.05
+    test = single.clips["test"][0]
+    assert read_masks(single.clips["train"][0], 64)[1].sum() == 1
+    assert read_masks(test, 64)[0].flatten(1).any(1).all()
+    assert read_masks(multi.clips["train"][0], 64)[1].all()
+    assert read_stills(test.frames, test.audio, 64).waveform.abs().max() > 0.05
 
 
 def test_written_again_nothing_is_missing_and_a_damaged_mask_is(world):
@@ -119,3 +124,91 @@ def test_answers_are_those_of_the_scene(tmp_path):
 def test_the_command_names_them(tmp_path, capsys):
     assert run(["data", "toy", "--root", str(tmp_path), "--only", "mavis"]) == 2
     assert "ave, llp, vggsound, avs, avqa" in capsys.readouterr().err
+
+
+# -- the tasks ---------------------------------------------------------------------------------------------------------
+
+
+def train(task, world, runs, capsys, *more):
+    options = ("--root", str(world), "--runs", str(runs), "--name", "r", "--device", "cpu", "--precision", "fp32")
+    assert run(["train", task, *options, "--backbone", "tiny", "--epochs", "1", *more]) == 0
+    capsys.readouterr()
+    [folder] = (runs / task).glob("*-r")
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+def test_clips_of_training_videos_are_left_out_of_the_clean_figures(world):
+    clips = load_avsbench(world, "ms3").clips["test"]
+    task = SegmentationTask()
+    truth = [read_masks(clip, 64)[0].half() for clip in clips]
+    examples = [Example(clip.name, clip.audio, clip, number == 0) for number, clip in enumerate(clips)]
+    said = [1 - truth[0], *truth[1:]]  # wrong about the leaked clip alone
+    figures = task.metrics(said, examples, {})
+    assert figures["MJ_clean"] == 100 > figures["MJ"]
+    assert figures["MF_clean"] == pytest.approx(100)
+    assert "MJ_clean" not in task.metrics(said[1:], examples[1:], {})
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3"])
+def test_avs_from_training_to_prediction(subset, world, tmp_path, capsys):
+    folder, document = train("avs", world, tmp_path, capsys, "--head", "tpavi-small", "--subset", subset)
+    assert list(document["systems"]) == ["nothing", "everything", "centre prior", "tpavi-small"]
+    figures = document["systems"]["tpavi-small"]
+    assert {"MJ", "MF", "MF_published"} <= figures.keys() <= {"MJ", "MF", "MF_published", "MJ_clean", "MF_clean"}
+    assert figures["MJ"]["low"] <= figures["MJ"]["mean"] <= figures["MJ"]["high"]
+    assert (folder / "report.html").read_text().count("data:image/png") == document["clips"]
+    assert run(["eval", str(folder), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["systems"] == document["systems"]
+    clip = next((world / "MUSIC-AVQA").rglob("*.mp4"))
+    assert run(["predict", str(folder), str(clip), "--format", "json"]) == 0
+    [line] = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert (line["start"], line["end"], len(line["masks"])) == (0, 5, 5)
+    for share, mask in zip(line["share"], line["masks"], strict=True):
+        assert sum(mask["counts"]) == 64 * 64
+        assert share == pytest.approx(sum(mask["counts"][1::2]) / 64**2, abs=1e-4)
+    assert run(["predict", str(folder), str(clip)]) == 0
+    assert "share" in capsys.readouterr().out
+
+
+def test_avqa_from_training_to_prediction(world, tmp_path, capsys):
+    folder, document = train("avqa", world, tmp_path, capsys)
+    assert list(document["systems"])[1:] == ["blind prior of the template", "st-avqa"]
+    figures = document["systems"]["st-avqa"]
+    assert {"accuracy", "Audio", "Visual", "Audio-Visual", "Visual Counting"} <= figures.keys()
+    assert figures["accuracy"]["low"] <= figures["accuracy"]["mean"] <= figures["accuracy"]["high"]
+    about = load_adapter(folder / "seed-1").config.decision["about"]
+    assert {"yes", "no", "two"} <= set(about["answers"])
+    clip = next((world / "MUSIC-AVQA").rglob("*.mp4"))
+    asked = ["predict", str(folder), str(clip), "--format", "json", "--question"]
+    assert run([*asked, "how many instruments are sounding in the video"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["question"] == "how many instruments are sounding in the video?"
+    assert line["answer"] in about["answers"]
+    assert 0 < line["probability"] <= 1
+    assert run([*asked, "Was ist das"]) == 2
+    assert run(["predict", str(folder), str(clip)]) == 2
+    assert "--question" in capsys.readouterr().err
+
+
+def test_pictures_that_do_not_match_are_of_other_videos():
+    assert other_videos(["a", "a", "b", "c"]) == [2, 2, 3, 0]
+    assert other_videos(["a", "a"]) is None
+
+
+def test_run_lengths_go_down_the_columns_and_begin_outside():
+    mask = np.array([[True, False], [True, True]])
+    assert run_lengths(mask) == [0, 2, 1, 1]
+    assert run_lengths(~mask) == [2, 1, 1]
+    assert run_lengths(np.zeros((2, 2), bool)) == [4]
+
+
+def test_the_centre_prior_is_the_best_cut_of_the_mean_mask(monkeypatch):
+    masks = torch.zeros(4, 5, 4, 4, dtype=torch.bool)
+    masks[:, 0, 1:3, 1:3] = True
+    masks[0, 0, 0, 0] = True
+    labelled = torch.tensor([True, False, False, False, False])
+    monkeypatch.setattr("avfewshot.supervised.avs.read_masks", lambda clip, side: (masks[clip], labelled))
+    prior = centre_prior(range(4), 4)
+    assert ((prior > 0.5) == masks[1, 0]).all()
+    assert 0 < prior[0, 0] < 0.5
+    assert prior.max() == 1

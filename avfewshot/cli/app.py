@@ -61,7 +61,7 @@ COMMANDS = {
     "suggest": _Lazy("avfewshot.cli.suggest", "Which clips of a store to label next, for a few-shot run."),
     "serve": _Lazy("avfewshot.cli.serve", "A page to look at clips, correct them and learn from it; a JSON API."),
     "pretrain": _Lazy("avfewshot.cli.pretrain", "Pretrain adapters on VGG-Sound(40K)."),
-    "train": _Lazy("avfewshot.cli.train", "Train a supervised task: AVE, AVVP."),
+    "train": _Lazy("avfewshot.cli.train", "Train a supervised task: AVE, AVVP, AVS, AVQA."),
     "eval": _Lazy("avfewshot.cli.eval", "Evaluate a supervised run, with a modality off if you like."),
     "predict": _Lazy("avfewshot.cli.predict", "Answer about new clips with a supervised run."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),

@@ -23,6 +23,7 @@ Answer about new clips with a run of `avfs train`. Long files are cut into windo
 
   avfs predict runs/ave/RUN clips/
   avfs predict runs/avvp/RUN a.mp4 b.mp4 --format json --output answers.jsonl
+  avfs predict runs/avqa/RUN clip.mp4 --question "How many instruments are sounding in the video?"
 
 [bold]Exit status:[/bold] 0 all done, 1 a clip could not be read, 2 misuse.
 """

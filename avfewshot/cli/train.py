@@ -35,6 +35,8 @@ the task's reference lines stand beside.
   avfs train ave --head cmbs-weak                   the same from the classes of clips alone
   avfs train avvp --root DATA --head mgn            what is heard and seen in each second (HAN, MGN)
   avfs train avvp --adapter-kind dgsct --epochs 10  adapters are trained too
+  avfs train avs --subset ms3                       masks of what sounds (S4, MS3)
+  avfs train avqa                                   questions about what is seen and heard
   avfs train ave --seeds 1,2,3 --dry-run            what it would take
   avfs train --resume runs/ave/20260101-120000-cmbs
 

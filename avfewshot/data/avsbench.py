@@ -8,6 +8,7 @@ spectrograms that come with them are never opened: sound is read from the WAV fi
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from avfewshot.errors import DataError, MediaError, UsageError
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    from avfewshot.media.clip import Clip
 
 SUBSETS = {"s4": ("Single-source", "s4_meta_data.csv", "v1s"), "ms3": ("Multi-sources", "ms3_meta_data.csv", "v1m")}
 """Folder and list of each subset, and its label in the joint list of AVSBench-semantic."""
@@ -151,7 +154,7 @@ def load_avsbench(root: str | Path, subset: str) -> Avsbench:
     clips: dict[str, list[MaskedClip]] = {split: [] for split in SPLITS}
     missing = []
     for row in rows:
-        clip = (_s4_clip if subset == "s4" else _ms3_clip)(base, row)
+        clip = _clip(base, row, subset)
         absent = [file for file in (*clip.frames, clip.audio, clip.masks[0]) if file is None or not file.is_file()]
         if absent:
             missing.append(f"{row.name}: {absent[0]}")
@@ -164,24 +167,23 @@ def load_avsbench(root: str | Path, subset: str) -> Avsbench:
     return Avsbench(subset, clips, report)
 
 
-def _s4_clip(base: Path, row: ListedClip) -> MaskedClip:
-    def files(kind: str) -> tuple[Path, ...]:
-        folder = base / kind / row.split / row.category / row.name
-        return tuple(folder / f"{row.name}_{second}.png" for second in range(1, SECONDS + 1))
-
-    masks = tuple(path if path.is_file() else None for path in files("gt_masks"))
-    sound = base / "audio_wav" / row.split / row.category / f"{row.name}.wav"
-    return MaskedClip(row.name, row.split, row.category, files("visual_frames"), masks, sound)
+def _clip(base: Path, row: ListedClip, subset: str) -> MaskedClip:
+    folder = Path(row.split, row.category if subset == "s4" else "")
+    masks = (base / "gt_masks" / folder / row.name / f"{row.name}_{second}.png" for second in range(1, SECONDS + 1))
+    audio = base / "audio_wav" / folder / f"{row.name}.wav"
+    present = tuple(path if path.is_file() else None for path in masks)
+    return MaskedClip(row.name, row.split, row.category, frames_of(audio), present, audio)
 
 
-def _ms3_clip(base: Path, row: ListedClip) -> MaskedClip:
+def frames_of(audio: Path) -> tuple[Path, ...]:
+    """The pictures of the clip whose sound is that file, in either subset."""
     numbers = range(1, SECONDS + 1)
-    frames = tuple(base / "visual_frames" / row.name / f"{row.name}.mp4_{second}.png" for second in numbers)
-    masks = (base / "gt_masks" / row.split / row.name / f"{row.name}_{second}.png" for second in numbers)
-    sound = base / "audio_wav" / row.split / f"{row.name}.wav"
-    return MaskedClip(
-        row.name, row.split, row.category, frames, tuple(path if path.is_file() else None for path in masks), sound
-    )
+    split = audio.parent  # audio_wav/SPLIT in MS3, audio_wav/SPLIT/CATEGORY in S4
+    if split.parent.name == "audio_wav":
+        folder = split.parent.parent / "visual_frames" / audio.stem
+        return tuple(folder / f"{audio.stem}.mp4_{second}.png" for second in numbers)
+    folder = split.parents[2] / "visual_frames" / split.parent.name / split.name / audio.stem
+    return tuple(folder / f"{audio.stem}_{second}.png" for second in numbers)
 
 
 def _open(path: str | Path) -> Image.Image:
@@ -220,18 +222,23 @@ def read_mask(path: str | Path, size: int) -> np.ndarray:
     return np.asarray(mask) > 0
 
 
-@dataclass(frozen=True, eq=False)
-class MaskedSample:
-    """A clip in memory."""
+@functools.lru_cache(maxsize=1024)
+def read_masks(clip: MaskedClip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of a clip, bool ``[5, size, size]``, and which of its seconds have one, bool ``[5]``.
 
-    frames: torch.Tensor  # uint8 [5, 3, S, S]
-    waveform: torch.Tensor  # float32 [5 * 48000]
-    masks: torch.Tensor  # bool [5, S, S]; False where `labelled` is
-    labelled: torch.Tensor  # bool [5]
+    Raises:
+        MediaError: A mask cannot be read.
+    """
+    import torch
+
+    masks = [np.zeros((size, size), bool) if path is None else read_mask(path, size) for path in clip.masks]
+    return torch.from_numpy(np.stack(masks)), torch.tensor([path is not None for path in clip.masks])
 
 
-def read_sample(clip: MaskedClip, size: int) -> MaskedSample:
-    """Read a clip: pictures are brought to ``size x size`` whole, as their masks are, with nothing cut off.
+def read_stills(frames: Sequence[Path], audio: Path | None, size: int) -> Clip:
+    """Read the pictures and the sound of a clip.
+
+    Pictures are brought to ``size x size`` whole, as their masks are, with nothing cut off.
 
     Raises:
         MediaError: A file cannot be read.
@@ -239,19 +246,16 @@ def read_sample(clip: MaskedClip, size: int) -> MaskedSample:
     import torch
     from PIL import Image
 
-    from avfewshot.media.clip import SAMPLE_RATE
+    from avfewshot.media.clip import SAMPLE_RATE, Clip
     from avfewshot.media.reader import ClipReader
 
-    pictures = [_open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for path in clip.frames]
-    masks = [np.zeros((size, size), bool) if path is None else read_mask(path, size) for path in clip.masks]
-    with ClipReader(clip.audio, modality="audio") as reader:
-        sound = reader.read(0, min(SECONDS, reader.info.num_segments)).waveform
-    waveform = torch.zeros(SECONDS * SAMPLE_RATE)
-    assert sound is not None
-    waveform[: len(sound)] = sound
-    return MaskedSample(
-        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 1).contiguous(),
-        waveform,
-        torch.from_numpy(np.stack(masks)),
-        torch.tensor([path is not None for path in clip.masks]),
-    )
+    pictures = [_open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for path in frames]
+    waveform = None
+    if audio is not None:
+        with ClipReader(audio, modality="audio") as reader:
+            sound = reader.read(0, min(SECONDS, reader.info.num_segments)).waveform
+        assert sound is not None
+        waveform = torch.zeros(SECONDS * SAMPLE_RATE)
+        waveform[: len(sound)] = sound
+    stills = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 1).contiguous()
+    return Clip(Path(audio or frames[0]), float(SECONDS), 0, stills, waveform)

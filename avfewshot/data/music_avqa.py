@@ -116,13 +116,14 @@ def _question(row: Any, split: str, place: str) -> Question:
         ) from error
 
 
-def load_music_avqa(root: str | Path, version: str | None = None) -> MusicAvqa:
+def load_music_avqa(root: str | Path, version: str | None = None, media: Sequence[Path] = ()) -> MusicAvqa:
     """Read MUSIC-AVQA, or a data set in its layout.
 
     Args:
         root: Holds ``json_update/`` or ``json/`` with the three lists, at the top or in ``data/``, and the videos
             anywhere below as ``VIDEO_ID.mp4``.
         version: ``"update"``, ``"original"``, or None: the updated lists where they are.
+        media: Folders of the videos, where they lie elsewhere.
 
     Raises:
         UsageError: The root is not a folder, or an unknown version.
@@ -133,9 +134,9 @@ def load_music_avqa(root: str | Path, version: str | None = None) -> MusicAvqa:
         raise UsageError(f"MUSIC-AVQA has no version {version!r}.", hint=f"Valid: {', '.join(VERSIONS)}.")
     if not root.is_dir():
         raise UsageError(f"The data folder {root} does not exist.", hint="Give the folder of MUSIC-AVQA as --root.")
-    folders = [root / place / _FOLDERS[name] for name in ([version] if version else VERSIONS) for place in _PLACES]
+    candidates = [root / place / _FOLDERS[name] for name in ([version] if version else VERSIONS) for place in _PLACES]
     names = {split: f"avqa-{split}.json" for split in SPLITS}
-    folder = next((f for f in folders if all((f / name).is_file() for name in names.values())), None)
+    folder = next((f for f in candidates if all((f / name).is_file() for name in names.values())), None)
     if folder is None:
         wanted = " or ".join(_FOLDERS[name] for name in ([version] if version else VERSIONS))
         raise DataError(
@@ -145,7 +146,8 @@ def load_music_avqa(root: str | Path, version: str | None = None) -> MusicAvqa:
     questions = {split: read_questions(folder / name, split) for split, name in names.items()}
     wanted = {question.video for part in questions.values() for question in part}
     # Sorted, so that of two files of one name the same is taken everywhere.
-    paths = (path for suffix in _VIDEO_SUFFIXES for path in sorted(root.rglob(f"*{suffix}"), reverse=True))
+    folders = [*media] or [root]
+    paths = (p for base in folders for end in _VIDEO_SUFFIXES for p in sorted(base.rglob(f"*{end}"), reverse=True))
     dataset = MusicAvqa(questions, {path.stem: path for path in paths if path.stem in wanted})
     _check(dataset, folder)
     return dataset

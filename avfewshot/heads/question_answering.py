@@ -101,7 +101,7 @@ class STAVQA(nn.Module):
         """
         return self._answer(*self._grounded(places, audio), words)
 
-    def loss(self, places: Tensor, audio: Tensor, words: Tensor, answers: Tensor, others: Tensor) -> Tensor:
+    def loss(self, places: Tensor, audio: Tensor, words: Tensor, answers: Tensor, others: Tensor | None) -> Tensor:
         """Cross-entropy of the answers, and of whether pictures belong to the sound.
 
         Args:
@@ -109,14 +109,16 @@ class STAVQA(nn.Module):
             audio: Likewise.
             words: Likewise.
             answers: int64 ``[B]``.
-            others: Places of other videos, of the shape of `places`.
+            others: Places of other videos, of the shape of `places`; None: matching is not learnt from.
         """
         visual, sound = self._grounded(places, audio)
+        loss = F.cross_entropy(self._answer(visual, sound, words), answers)
+        if others is None:
+            return loss
         wrong, _ = self._grounded(others, audio)
         pairs = torch.cat([torch.cat([sound, picture], dim=-1).flatten(0, 1) for picture in (visual, wrong)])
         own = (torch.arange(len(pairs), device=pairs.device) < len(pairs) // 2).long()
-        match = F.cross_entropy(self.match(pairs), own)
-        return F.cross_entropy(self._answer(visual, sound, words), answers) + MATCH_WEIGHT * match
+        return loss + MATCH_WEIGHT * F.cross_entropy(self.match(pairs), own)
 
     def _grounded(self, places: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures ``[B, T, dim]``, with what is at the places that fit the sound, and sounds ``[B, T, dim]``."""

@@ -116,7 +116,7 @@ def told(line: Mapping[str, Any]) -> str:
     """A prediction in one line, for people."""
     parts = []
     for name, value in line.items():
-        if name in ("path", "start", "end"):
+        if name in ("path", "start", "end", "masks"):
             continue
         if name == "seconds":
             spans = [(label, list(group)) for label, group in groupby(enumerate(value), key=lambda item: item[1])]

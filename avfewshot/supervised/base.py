@@ -39,6 +39,8 @@ ZeroShot = Callable[[str], list[ClipLogits]]
 TASKS: dict[str, str] = {
     "ave": "avfewshot.supervised.ave:LocalisationTask",
     "avvp": "avfewshot.supervised.avvp:ParsingTask",
+    "avs": "avfewshot.supervised.avs:SegmentationTask",
+    "avqa": "avfewshot.supervised.avqa:QuestionTask",
 }
 """Where each task lives, by the name that people give."""
 
@@ -118,7 +120,8 @@ class SupervisedTask(abc.ABC):
 
         Args:
             head: A key of `heads`.
-            widths: Channels of each kind of feature: D_v, D_a, C_v, and for ``stages`` a list of four.
+            widths: Channels of each kind of feature: D_v, D_a, C_v, and for ``stages`` a list of four;
+                ``frame`` is the side S of the frames.
             about: :attr:`TaskData.about`.
         """
 

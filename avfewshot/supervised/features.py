@@ -49,7 +49,7 @@ def feature_widths(model: AudioVisualModel, kinds: Collection[str]) -> dict[str,
         "places": tower.token_shapes[-1][1],
         "stages": [tower.token_shapes[block][1] for block in stage_blocks(tower)],
     }
-    return {kind: widths[kind] for kind in widths if kind in kinds}
+    return {kind: widths[kind] for kind in widths if kind in kinds} | {"frame": getattr(tower, "image_size", 0)}
 
 
 def extract(
