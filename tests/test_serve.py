@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from media_factory import tone, write_media
 
@@ -21,12 +22,14 @@ from fastapi.testclient import TestClient
 
 import avfewshot
 from avfewshot.app.label_file import NAME, Mark, read_marks, write_marks
+from avfewshot.app.learner import features_of
 from avfewshot.app.server import create_app, listen
 from avfewshot.app.workspace import Workspace
 from avfewshot.errors import DataError
 from avfewshot.inference.loading import load
 from avfewshot.labels import LabelSet
 from avfewshot.media import decoders
+from avfewshot.methods.active import suggest
 
 HOST = "127.0.0.1:8765"
 LABELS = LabelSet.from_names(["dog barking", "bell ringing"])
@@ -234,6 +237,12 @@ def test_suggestions_are_without_a_label_and_different(serve):
     assert len(set(ids)) == 2
     assert 0 not in ids
     assert {number // 3 for number in ids} == {0, 1}  # one of each kind
+
+
+def test_something_is_suggested_where_nothing_is_in_doubt(serve, classifier):
+    files = classifier.embed_frozen([serve.folder / f"{name}.mp4" for name in ("a0", "a1", "b0", "b1")])
+    certain = np.tile([1.0, 0.0], (4, 1))
+    assert len(set(suggest(features_of(classifier, files), certain, 2).tolist())) == 2
 
 
 def test_clips_are_found_by_what_is_in_them(serve):

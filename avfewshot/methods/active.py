@@ -34,7 +34,7 @@ def suggest(features: Features, fused: Floats, count: int) -> npt.NDArray[np.int
     density = np.exp(-gaps / max(float(np.median(gaps)), 1e-9)).mean(1)
     order = np.sort(fused[rows], axis=1)
     margin = order[:, -1] - order[:, -2] if fused.shape[1] > 1 else np.zeros(len(rows))
-    worth = (1 - margin) * density
+    worth = np.maximum(1 - margin, 1e-6) * density  # where nothing is in doubt, density decides
     if len(rows) <= count:
         return rows[np.argsort(-worth)]
     clusters = KMeans(count, random_state=0).fit_predict(vectors, sample_weight=worth)
