@@ -129,6 +129,7 @@ def world(tmp_path_factory):
         options = ["--data", "my_clips", "--backbone", "tiny", "--device", "cpu", "--shots", "2", "--val-shots", "0"]
         assert run(["fewshot", *options, "--epochs", "1", "--name", "both"]) == 0
         assert run(["fewshot", *options, "--no-tune", "--name", "light"]) == 0
+        assert run(["fewshot", *options, "--method", "coop", "--name", "coop"]) == 0
     return folder
 
 
@@ -151,14 +152,21 @@ def folder_of(world, name):
     return folder
 
 
-@pytest.mark.parametrize("name", ["light", "both"])
+@pytest.mark.parametrize("name", ["light", "both", "coop"])
 def test_what_was_pushed_predicts_as_the_run_does(hub, world, name, capsys):
     local = folder_of(world, name)
     assert run(["push", str(local), f"me/{name}"]) == 0
     pinned = capsys.readouterr().out.split("--adapter ")[1].strip()
     commit, files = hub.commits[f"me/{name}"][-1]
     assert pinned == f"hf://me/{name}@{commit}"
-    assert {path.split("/")[0] for path in files} <= {"adapter.safetensors", "config.json", "scorer", "README.md"}
+    assert {path.split("/")[0] for path in files} <= {
+        "adapter.safetensors",
+        "config.json",
+        "scorer",
+        "tuned.safetensors",
+        "tuned.json",
+        "README.md",
+    }
     assert ("adapter.safetensors" in files) == (name == "both")
     card = files["README.md"].decode()
     assert all(label in card for label in CLASSES)

@@ -74,12 +74,15 @@ def push(
 
 def _stage(run: Path, folder: Path) -> AdapterConfig:
     """Lay out what goes: trained tensors at the top, the fitted method that answers in ``scorer/``."""
-    from avfewshot.inference.learned import find_learned
+    from avfewshot.inference.learned import find_learned, find_tuned
     from avfewshot.models.checkpoint import load_adapter
 
     learned = find_learned(run)
     if learned is not None:
         shutil.copytree(learned.path, folder / "scorer")
+    elif (tuned := find_tuned(run)) is not None:
+        shutil.copytree(tuned.path, folder, dirs_exist_ok=True)
+        return tuned.config
     try:
         trained = load_adapter(run if learned is None else learned.path.parent)
     except DataError:
@@ -101,6 +104,8 @@ def _card(folder: Path, config: AdapterConfig, repository: str) -> str:
         fitted = json.loads((folder / "scorer" / "scorer.json").read_text(encoding="utf-8")).get(
             "method", "a fitted method"
         )
+    if (folder / "tuned.json").is_file():
+        fitted = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))["method"]
     rows = [
         ("made by", f"avfewshot {config.version}"),
         ("task", config.task),

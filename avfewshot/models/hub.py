@@ -25,7 +25,15 @@ from avfewshot.io import cache_dir
 SCHEME = "hf://"
 _NAME = re.compile(r"hf:/{1,2}(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-FILES = ("adapter.safetensors", "config.json", "templates.*", "scorer/*.safetensors", "scorer/*.json")
+FILES = (
+    "adapter.safetensors",
+    "config.json",
+    "templates.*",
+    "tuned.safetensors",
+    "tuned.json",
+    "scorer/*.safetensors",
+    "scorer/*.json",
+)
 """What is fetched and pushed, in a repository's folder."""
 
 
