@@ -89,6 +89,10 @@ def test_ave_from_training_to_prediction(head, ave, tmp_path, capsys):
     assert run(["eval", str(folder), "--format", "json", "--root", str(ave)]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["systems"] == document["systems"]
+    # A setting that came after the run was trained has its default.
+    record = json.loads((folder / "run.json").read_text())
+    del record["sources"]["patience"], record["config"]["training"]["patience"]
+    (folder / "run.json").write_text(json.dumps(record))
     assert run(["eval", str(folder), "--split", "val", "--modality", "visual", "--format", "json"]) == 0
     blind = json.loads(capsys.readouterr().out)
     assert (blind["modality"], list(blind["systems"])) == ("visual", [head])

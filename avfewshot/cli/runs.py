@@ -158,7 +158,8 @@ def resumed_run(
             hint = "Begin a new run." if other is None else f"It was begun by `avfs {other}`."
             raise DataError(f"{path}: is not the record of a {_TITLES[table]} of this version.", hint=hint)
         config = model.from_dict(record["config"], where=str(path))
-        sources = {key: str(record["sources"][key]) for key in settings_of(model)}
+        # Settings that were added since have their defaults, in the configuration too.
+        sources = {key: str(record["sources"].get(key, "default")) for key in settings_of(model)}
         command = str(record["command"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is damaged ({error}).", hint="Begin a new run.") from None
