@@ -197,7 +197,8 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
     assert (world / "killed" / "visual-1.f32").stat().st_size == Store(world / "killed").vectors("visual").nbytes
 
 
-def test_one_process_writes_at_a_time(copy):
+def test_one_process_writes_at_a_time(copy, monkeypatch):
+    monkeypatch.setattr(store_module, "_PATIENCE", 0.2)
     store = Store(copy / "store")
     with store._locked():
         status, _, err = execute(copy, "embed", "clips", "--store", "store")

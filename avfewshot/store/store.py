@@ -45,6 +45,7 @@ THUMBNAIL = 96
 
 _COMMIT_CLIPS, _COMMIT_SECONDS = 64, 5.0  # a kill costs at most so much work
 _DEAD_SHARE = 0.25
+_PATIENCE = 3.0  # seconds; a process that was killed may take some to end
 _TRAINED = 20_000  # rows that a quantiser is trained on
 _INDEXED = 100_000  # fewer rows are compared one by one
 _SCHEMA = """
@@ -393,10 +394,16 @@ class Store:
             with contextlib.suppress(ImportError):  # Windows: two writers are not kept apart
                 import fcntl
 
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    raise UsageError(f"{self.folder}: another process writes into it.", hint="Wait for it.") from None
+                until = time.monotonic() + _PATIENCE
+                while True:
+                    try:
+                        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except OSError:
+                        if time.monotonic() > until:
+                            message = f"{self.folder}: another process writes into it."
+                            raise UsageError(message, hint="Wait for it.") from None
+                        time.sleep(0.1)
             yield
 
     def _drop(self, database: sqlite3.Connection, ids: Iterable[int]) -> None:
