@@ -197,6 +197,7 @@ def _not_one_of(raw: Any, choices: Collection[str]) -> str:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
+Secret = Annotated[str, BeforeValidator(_text), Shown("TEXT", show=lambda value: "(set, not shown)")]
 FilePath = Annotated[Path, BeforeValidator(_path), Shown("PATH")]
 Folder = Annotated[Path, BeforeValidator(_path), Shown("DIR")]
 Texts = Annotated[
@@ -319,8 +320,8 @@ class Setting:
 
     def show(self, value: Any) -> str:
         """A value as the person would write it."""
-        if value is None or isinstance(value, (bool, str)):
-            return self.unset if value is None else value if isinstance(value, str) else str(value).lower()
+        if value is None or isinstance(value, bool):
+            return self.unset if value is None else str(value).lower()
         return f"{value:g}" if isinstance(value, float) else self.shown.show(value) if self.shown else str(value)
 
     def parse(self, raw: Any, *, from_text: bool) -> Any:
@@ -947,7 +948,7 @@ class ServeConfig(CommandConfig):
         "127.0.0.1", "Address to listen at; any but this machine's own needs the token that is then printed."
     )
     port: Annotated[int, Ge(0), Le(65535)] = setting(8765, "Port; 0: any free one.")
-    token: Text | None = setting(
+    token: Secret | None = setting(
         None, "What a client has to know; better set as AVFS_TOKEN, which other users cannot see.", saved=True,
         unset="made up where --host needs one",
     )  # fmt: skip

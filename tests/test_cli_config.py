@@ -48,3 +48,12 @@ def test_a_misspelt_variable_is_pointed_out(monkeypatch, capsys):
         capsys.readouterr().err
         == "warning: AVFS_BACKBON is set, but there is no such setting. Did you mean AVFS_BACKBONE?\n"
     )
+
+
+def test_a_token_is_not_shown(monkeypatch, capsys):
+    monkeypatch.setenv("AVFS_TOKEN", "my-secret-word")
+    for form in ("table", "json"):
+        assert run(["config", "serve", "--format", form]) == 0
+        out = capsys.readouterr().out
+        assert "my-secret-word" not in out
+        assert "not shown" in out
