@@ -92,8 +92,8 @@ def test_every_format_says_the_same(done):
 def test_the_page_has_pictures_of_the_videos(done):
     _, out = done
     page = (out / "page.html").read_text()
-    assert page.count('src="data:image/jpeg;base64,') == 3 + 2
-    assert "judged by hearing alone" in page
+    assert page.count("data:image/jpeg;base64,") == 3 + 2
+    assert "classified by sound alone" in page
     assert "torn.mp4" in page
     assert not re.search(r"https?://", page)
     assert not [path for path in out.iterdir() if ".part" in path.name]

@@ -63,7 +63,7 @@ def fails(folder, capsys):
         (f"{CLIPS} --lr fast", ["--lr: a number greater than 0", "'fast'"]),
         (f"{CLIPS} --device gpu", ["--device: 'gpu' is not a device", "cuda"]),
         (f"{CLIPS} --backbone tinny", ["'tinny'", "Did you mean 'tiny'?"]),
-        (f"{CLIPS} --adapter-kind dgsc", ["--adapter-kind: 'dgsc' is not one of dgsct, none"]),
+        (f"{CLIPS} --adapter-kind dgsc", ["--adapter-kind: 'dgsc' is not one of dgsct, lavish, stg_cma, none"]),
         (f"{CLIPS} --adapter nowhere", ["--adapter", "nowhere: there is nothing at this path"]),
         (f"{CLIPS} --no-a2v --no-v2a", ["a2v and v2a are both off", "Switch one of them on"]),
         (f"{CLIPS} --adapter-kind none --projector none", ["there is nothing to train", "avfs zeroshot --task TASK"]),

@@ -58,7 +58,12 @@ def predict(
 
     if not paths:
         raise UsageError("Which clips?", hint="avfs predict RUN PATH...")
-    files = find_media(paths)
+    found = find_media(paths)
+    files = [path for path in found if isinstance(path, Path)]
+    if len(files) < len(found):
+        raise UsageError(
+            "predict answers about files of this machine, not about addresses.", hint="Download them first."
+        )
     with library_messages(Notices(), debug=debugging()), Interrupts():
         from avfewshot.cli.train import load_backbone
         from avfewshot.inference.devices import resolve_device, resolve_precision

@@ -184,8 +184,10 @@
   $("none").addEventListener("click", attempt(() => correct([open], "none", ...span())));
   $("clear").addEventListener("click", attempt(() => correct([open], null, ...span())));
   $("bulk").addEventListener("submit", attempt(async () => {
-    await correct([...list.ticked], $("bulk-label").value.trim(), null, null);
-    clearTicks();
+    const ids = [...list.ticked], label = $("bulk-label").value.trim();
+    await correct(ids, label, null, null);
+    ids.forEach((id) => list.ticked.delete(id));  // what was ticked or typed meanwhile stays
+    if (list.ticked.size === 0) clearTicks(); else list.render();
   }));
   function clearTicks() { list.ticked.clear(); $("bulk").hidden = true; $("bulk-label").value = ""; list.render(); }
   $("bulk-clear").addEventListener("click", clearTicks);
