@@ -36,7 +36,7 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 browser: install
-	AVFS_BROWSER_TESTS=1 $(BIN)/python -m pytest -p no:xdist tests/test_serve_browser.py
+	BROWSER_TESTS=1 $(BIN)/python -m pytest -p no:xdist tests/test_serve_browser.py
 
 demo: install
 	@PATH="$(BIN):$$PATH" sh scripts/demo.sh
