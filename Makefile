@@ -4,13 +4,12 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: help install test lint browser demo docs clean
+.PHONY: help install test lint demo docs clean
 
 help:
 	@echo "make demo     make toy clips, classify them and write a report, offline"
 	@echo "make lint     check style, layers (import-linter) and types (basedpyright)"
 	@echo "make test     make lint, then all tests"
-	@echo "make browser  test the page of avfs serve in Chromium, where there is one"
 	@echo "make docs     build the documentation site into site/"
 	@echo "make install  only set up $(VENV)"
 	@echo "make clean    remove $(VENV) and what the demo made"
@@ -34,9 +33,6 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
-
-browser: install
-	BROWSER_TESTS=1 $(BIN)/python -m pytest -p no:xdist tests/test_serve_browser.py
 
 demo: install
 	@PATH="$(BIN):$$PATH" sh scripts/demo.sh

@@ -7,6 +7,7 @@ black and white blocks that spell ``n`` in binary, so that a test can read from 
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -146,6 +147,9 @@ def write_media(
             out.mux(packet)
     if rotation or mirrored:
         _set_matrix(path, rotation, mirrored)
+    if codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+        # As root, SVT-AV1 gives its process real-time priority, and all that is started later inherits it.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -216,6 +217,12 @@ def test_pictures_that_nothing_depends_on_and_whole_groups_are_left_out(tmp_path
     # Every half second begins a group, and the picture asked for stands right at its beginning.
     assert frames.sent < 150 < len(found.video.stamps) == 300
     frames.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no such priorities")
+def test_making_clips_leaves_the_process_its_priority(tmp_path):
+    write_media(tmp_path / "av1.mp4", seconds=0.5, codec="libsvtav1", codec_options={"preset": "11"})
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.mark.skipif(not REAL_CLIP.exists(), reason=f"{REAL_CLIP} is not there")

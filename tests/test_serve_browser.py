@@ -19,8 +19,6 @@ pytest.importorskip("fastapi", reason='pip install "avfewshot[app]"')
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 axe_sync = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
 pytestmark = [
-    # Among the other tests' processes Chromium sometimes wedges: `make browser` runs these alone.
-    pytest.mark.skipif(not os.environ.get("BROWSER_TESTS"), reason="run alone: make browser"),
     pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM} (apt-get install chromium)"),
     pytest.mark.slow,
 ]
