@@ -299,19 +299,21 @@ def test_a_clip_without_sound_is_seen_as_it_would_be_alone(kind, clips):
     assert not torch.allclose(together[0], alone[0], atol=1e-3)
 
 
-def test_stages_are_given_before_they_are_merged(clips):
-    model = make_model("stg_cma", "shared-swinv2")
-    with torch.no_grad():
-        visual, audio = model.stage_tokens(*clips)
-        tower = model.visual_tower
+def test_tokens_are_kept_before_they_are_merged_and_of_the_tower_that_sees(clips):
+    model = make_model("stg_cma", "shared-swinv2")  # sound goes through the same blocks
+    tower = model.visual_tower
+    end = next(block for block, shape in enumerate(tower.token_shapes[1:]) if shape != tower.token_shapes[block])
+    with torch.no_grad(), model.keeping_tokens([end, tower.depth - 1]) as tokens:
+        model(*clips)
         images = torch.addcmul(tower.pixel_shift, clips[0].flatten(0, 1).float(), tower.pixel_scale)
         maps = [x.permute(0, 2, 3, 1) for x in tower.swin.forward_intermediates(images, intermediates_only=True)]
-
-    for tokens in (visual, audio):
-        assert [tuple(x.shape) for x in tokens] == [(4, 256, 24), (4, 64, 48), (4, 16, 96)]
-    for got, expected in zip(visual[:-1], maps[:-1], strict=True):
-        torch.testing.assert_close(got, expected.flatten(1, 2), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(visual[-1], model.visual_tower.swin.norm(maps[-1]).flatten(1, 2), rtol=1e-4, atol=1e-4)
+    first, last = (tokens[block] for block in sorted(tokens))
+    assert (first.shape, last.shape) == ((4, 256, 24), (4, 16, 96))
+    torch.testing.assert_close(first, maps[0].flatten(1, 2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, maps[-1].flatten(1, 2), rtol=1e-4, atol=1e-4)
+    kept = dict(tokens)
+    model(*clips)
+    assert all(tokens[block] is kept[block] for block in kept)  # nothing is kept outside the context
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -114,7 +114,7 @@ class AudioVisualModel(nn.Module):
         self.temperatures = Temperatures(backbone.visual_scale, backbone.audio_scale)
         self.checkpointing = checkpointing
         self.layers = pair_towers(self.visual_tower, self.audio_tower)
-        self._stages: dict[Tower, list[Tensor]] | None = None
+        self._kept: tuple[frozenset[int], dict[int, Tensor]] = frozenset(), {}
 
     def forward(
         self,
@@ -151,8 +151,7 @@ class AudioVisualModel(nn.Module):
         visual = None if frames is None else frames.flatten(0, 1)
         sound = None if audio is None else audio.flatten(0, 1)
         if visual is None or sound is None or self.adapters is None:
-            visual = None if visual is None else self.visual_tower(visual)
-            sound = None if sound is None else self.audio_tower(sound)
+            visual, sound = self._embed(self.visual_tower, visual), self._embed(self.audio_tower, sound)
         else:
             masks = _mask(visual_present, segments), _mask(audio_present, segments)
             visual, sound = self._walk(visual, sound, segments, *masks)
@@ -175,25 +174,22 @@ class AudioVisualModel(nn.Module):
             )
         return self._lockstep(frames.flatten(0, 1), audio.flatten(0, 1), frames.shape[1], None, None)
 
-    def stage_tokens(self, frames: Tensor, audio: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Tokens behind each stage of both towers, before they are merged; behind the last one, normalised.
+    @contextlib.contextmanager
+    def keeping_tokens(self, blocks: Collection[int]) -> Iterator[dict[int, Tensor]]:
+        """Keep what leaves blocks of the visual tower, before it is merged, in the forward passes inside the context.
 
         Args:
-            frames: uint8 ``[B, T, 3, S, S]``.
-            audio: float32 ``[B, T, samples]``.
+            blocks: Numbers of blocks.
 
-        Returns:
-            ``[B * T, L_i, C_i]`` for each stage i of the visual tower, and of the audio tower.
+        Yields:
+            Block -> tokens ``[B * T, L, C]`` of the last pass; without those of a pass that had no picture.
         """
-        towers = self.visual_tower, self.audio_tower
-        stages: dict[Tower, list[Tensor]] = {tower: [] for tower in towers}
-        self._stages = stages
+        tokens: dict[int, Tensor] = {}
+        self._kept = frozenset(blocks), tokens
         try:
-            last = self.final_tokens(frames, audio)
+            yield tokens
         finally:
-            self._stages = None
-        visual, sound = ([*stages[tower], tower.final_norm(x)] for tower, x in zip(towers, last, strict=True))
-        return visual, sound
+            self._kept = frozenset(), {}
 
     def project_texts(
         self, visual_texts: Tensor | None, audio_texts: Tensor | None
@@ -398,6 +394,10 @@ class AudioVisualModel(nn.Module):
             return torch.autocast(kind, dtype=tokens.dtype)
         return contextlib.nullcontext()
 
+    def _embed(self, tower: Tower, inputs: Tensor | None) -> Tensor | None:
+        """A tower by itself."""
+        return None if inputs is None else tower.forward_head(self._alone(tower, tower.patch_embed(inputs)))
+
     def _alone(self, tower: Tower, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks of a tower without guidance."""
         for block in range(start, tower.depth if stop is None else stop):
@@ -405,10 +405,10 @@ class AudioVisualModel(nn.Module):
         return tokens
 
     def _downsample(self, tower: Tower, block: int, tokens: Tensor) -> Tensor:
-        """What follows a block; the tokens before are kept where a stage ends and they are asked for."""
-        shapes = tower.token_shapes
-        if self._stages is not None and block + 1 < tower.depth and shapes[block] != shapes[block + 1]:
-            self._stages[tower].append(tokens)
+        """What follows a block."""
+        blocks, tokens_of = self._kept
+        if tower is self.visual_tower and block in blocks:
+            tokens_of[block] = tokens
         return tower.downsample(block, tokens)
 
     def _finish(self, pooled: Tensor | None, modality: str, clips: int) -> Tensor | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def extract(
     tower, (clips, seconds) = model.visual_tower, given.shape[:2]
     last = tower.depth - 1
     blocks = {last} | (set(stage_blocks(tower)) if "stages" in kinds else set())
-    with _recorded(tower, blocks) as tokens:
+    with model.keeping_tokens(blocks) as tokens:
         visual, sound = model(frames, audio)
     embeddings = {"visual": (visual, tower.output_dim), "audio": (sound, model.audio_tower.output_dim)}
     features = {
@@ -88,24 +87,6 @@ def extract(
             grid = _grid(tokens.get(block), tower.token_shapes[block], clips * seconds, given.device)
             features[f"stage{index}"] = grid.unflatten(0, (clips, seconds))
     return features
-
-
-@contextlib.contextmanager
-def _recorded(tower: Tower, blocks: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """Keep the tokens that leave blocks, before they are merged."""
-    tokens: dict[int, Tensor] = {}
-    plain = tower.downsample
-
-    def downsample(block: int, values: Tensor) -> Tensor:
-        if block in blocks:
-            tokens[block] = values
-        return plain(block, values)
-
-    tower.downsample = downsample  # type: ignore[method-assign]
-    try:
-        yield tokens
-    finally:
-        del tower.downsample
 
 
 def _grid(tokens: Tensor | None, shape: tuple[int, int], rows: int, device: torch.device) -> Tensor:
