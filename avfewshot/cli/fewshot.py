@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.loading import open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, resumed_run, say_without_graphs
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
@@ -162,7 +163,6 @@ def _plan_only(run: Run) -> int:
 def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = True) -> FewShot:
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
-    from avfewshot.store.store import Store
     from avfewshot.training.fewshot import FewShot
 
     config: FewshotConfig = run.config
@@ -188,7 +188,7 @@ def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = T
         initial=initial,
         observer=display,
         put_off=interrupts.put_off,
-        look_up=None if config.data.store is None else Store(config.data.store).cache,
+        look_up=None if (store := open_store(config.data.store)) is None else store.cache,
     )
 
 

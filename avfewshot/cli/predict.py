@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from avfewshot.cli.eval import check_choices
+from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.runs import resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.errors import AvfsError, UsageError, explain
@@ -65,7 +66,6 @@ def predict(
             "predict answers about files of this machine, not about addresses.", hint="Download them first."
         )
     with library_messages(Notices(), debug=debugging()), Interrupts():
-        from avfewshot.cli.train import load_backbone
         from avfewshot.inference.devices import resolve_device, resolve_precision
         from avfewshot.prompts import load_templates
         from avfewshot.supervised.base import Example, TaskData, load_task
@@ -81,7 +81,7 @@ def predict(
 
         chosen = folder / f"seed-{seeds[0] if seed is None else seed}"
         about = load_adapter(chosen).config.decision["about"]
-        task, backbone = load_task(str(config.task)), load_backbone(config)
+        task, backbone = load_task(str(config.task)), load_backbone(config.model)
         asked = [task.ask(Example(path.stem, path), question, about) for path in files]
         place = resolve_device(config.model.device)
         precision = resolve_precision(config.training.precision, place)

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avfewshot.cli.loading import load_backbone
 from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
 from avfewshot.io import write_text
@@ -207,7 +208,6 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
     Raises:
         AvfsError: Something is missing, damaged, or does not fit.
     """
-    from avfewshot.encoders.backbone import build_backbone
     from avfewshot.encoders.presets import load_preset
     from avfewshot.inference.loading import recalled
     from avfewshot.models.checkpoint import load_adapter
@@ -223,13 +223,7 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
         )
         name = name if "backbone" in given else recalled(initial, "backbone", load_preset)
     observer.begin(f"loading {getattr(name, 'name', name)}", 0)
-    backbone = build_backbone(
-        name,
-        weights=model.weights,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
-    )
+    backbone = load_backbone(model, name)
     if initial is not None:
         initial.config.check_backbone(backbone, where=initial.path)
     return training, backbone, initial

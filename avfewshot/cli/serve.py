@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.loading import chosen, left_to_adapter, load_classifier, open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.config import Resolved, resolve
 from avfewshot.errors import UsageError, raise_faults
 
 if TYPE_CHECKING:
-    from avfewshot.store.store import Store
+    pass
 
 app = typer.Typer(add_completion=False)
 
@@ -41,8 +42,6 @@ clips is kept at once in labels.csv in the first folder. `POST /classify` answer
 
 [bold]Exit status:[/bold] 0 ended by Ctrl-C, 1 failed, 2 misuse.
 """
-
-_LEFT_TO_ADAPTER = ("backbone", "templates")
 
 
 @app.command(help=HELP)
@@ -71,7 +70,7 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
         labels = collect(faults, lambda: LabelSet.from_texts(config.label))
     elif config.labels is not None:
         labels = collect(faults, lambda: parse_labels(config.labels))
-    store = collect(faults, lambda: _opened(config.store))
+    store = collect(faults, lambda: open_store(config.store))
     roots = [Path(path).expanduser() for path in paths or ([] if store and len(store) else ["."])]
     files = collect(faults, lambda: _media(roots, config.recursive)) or []
     if store is not None and len(store) and not paths:
@@ -91,36 +90,18 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
         hint = "`--port 0` takes any free one." if config.port else "Give an address of this machine."
         raise UsageError(f"{config.host}:{config.port} cannot be listened at: {error.strerror}.", hint=hint) from None
     from avfewshot.app.workspace import Workspace
-    from avfewshot.inference.loading import load
 
     folder = roots[0] if roots[0].is_dir() else Path(os.path.commonpath([root.absolute().parent for root in roots]))
     model = config.model
     with library_messages(Notices(), debug=debugging()):
         say(f"Loading {settings['adapter'] or model.backbone} ...")
-        own = {
-            key: None if settings["adapter"] and settings.source(key) == "default" else settings[key]
-            for key in _LEFT_TO_ADAPTER
-        }
-        classifier = load(
-            own["backbone"],
-            device=model.device,
-            weights=model.weights,
-            seed=model.seed,
-            precision=model.precision,
-            clip_weights=model.clip_weights,
-            clap_weights=model.clap_weights,
-            roberta=model.roberta,
-            templates=own["templates"],
-            adapter=model.adapter,
-            cache=True,
-        )
-        if store is not None and not classifier.look_up(store.cache):
-            say(f"{model.adapter} looks at the clips themselves: --store only names them.")
+        classifier = load_classifier(settings, store)
         for key in ("fusion", "pool"):
-            if not (settings["adapter"] and settings.source(key) == "default"):
+            if not left_to_adapter(settings, key):
                 setattr(classifier, key, settings[key])
-        learned = classifier.learned
-        templates = own["templates"] or (learned.config.templates if learned else classifier.backbone.templates)
+        templates = chosen(settings, "templates") or (
+            classifier.learned.config.templates if classifier.learned else classifier.backbone.templates
+        )
         work = Workspace(
             classifier,
             folder,
@@ -146,14 +127,6 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
         run(web, work, listening)
         say(f"Ended. What was said about clips is in {work.labels_file}.")
     return 0
-
-
-def _opened(folder: Path | None) -> Store | None:
-    if folder is None:
-        return None
-    from avfewshot.store.store import Store
-
-    return Store(folder)
 
 
 def _media(paths: Sequence[Path], recursive: bool) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.runs import Run, folder_faults, new_run, resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
@@ -123,7 +124,7 @@ def load_run(config: SupervisedConfig, display: Display, interrupts: Interrupts)
     assert data.root is not None
     read = task.read(data.root, data.media, config.training.subset)
     display.begin(f"loading {config.model.backbone}", 0)
-    backbone = load_backbone(config)
+    backbone = load_backbone(config.model)
     device = resolve_device(config.model.device)
     precision = resolve_precision(config.training.precision, device)
     templates = config.model.templates or backbone.templates
@@ -137,20 +138,6 @@ def load_run(config: SupervisedConfig, display: Display, interrupts: Interrupts)
         frame_backend=config.model.frame_backend,
         observer=display,
         put_off=interrupts.put_off,
-    )
-
-
-def load_backbone(config: SupervisedConfig) -> Any:
-    """The frozen towers and text branches."""
-    from avfewshot.encoders.backbone import build_backbone
-
-    model = config.model
-    return build_backbone(
-        model.backbone,
-        weights=model.weights,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
     )
 
 

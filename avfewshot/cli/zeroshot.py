@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.loading import chosen, left_to_adapter, load_backbone, load_classifier, open_store
 from avfewshot.cli.options import adapter_folder, backbone_faults, collect, with_options
 from avfewshot.cli.outputs import DRAWN
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from avfewshot.labels import LabelSet
     from avfewshot.media.clip import Failure
     from avfewshot.reports.writers import Summary
-    from avfewshot.store.store import Store
 
 app = typer.Typer(add_completion=False)
 _LOG = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ read is reported, and the others go on.
 [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; results so far are kept.
 """
 
-_LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool")
 """Settings that are as a model was trained, unless somebody sets them."""
 
 _TASK_OPTIONS = ("root", "media", "list", "vggsounder", "background")
@@ -105,15 +104,6 @@ def zeroshot(
         raise typer.Exit(status)
 
 
-def _chosen(settings: Resolved, key: str) -> Any:
-    """The value of a setting; None where nobody set it and the adapter's own counts."""
-    return None if _left_to_adapter(settings, key) else settings[key]
-
-
-def _left_to_adapter(settings: Resolved, key: str) -> bool:
-    return settings["adapter"] is not None and key in _LEFT_TO_ADAPTER and settings.source(key) == "default"
-
-
 # ---------------------------------------------------------------------------------------------- files
 
 
@@ -152,7 +142,7 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         labels = collect(faults, lambda: parse_labels(asked.labels))
     if asked.reject and settings["adapter"] is None:
         faults.append(UsageError("--reject: only a few-shot run can tell unknown clips.", hint="Add --adapter RUN."))
-    store = collect(faults, lambda: _opened(asked.store))
+    store = collect(faults, lambda: open_store(asked.store))
     if store is not None and not paths:
         files = [Path(clip.path) for clip in store.embedded]
     else:
@@ -183,14 +173,6 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     return _Work(settings, labels, files, targets, page, earlier, run_id)
 
 
-def _opened(folder: Path | None) -> Store | None:
-    if folder is None:
-        return None
-    from avfewshot.store.store import Store
-
-    return Store(folder)
-
-
 def _run_id(settings: Resolved, labels: LabelSet) -> str:
     """What shapes results: a file is gone on with only by a run that agrees in it."""
     from avfewshot.cli.outputs import run_id
@@ -199,7 +181,7 @@ def _run_id(settings: Resolved, labels: LabelSet) -> str:
         *("backbone", "adapter", "weights", "seed", "precision", "clip_weights", "clap_weights", "roberta"),
         *("templates", "fusion", "pool", "modality", "frame_backend", "segments"),
     )
-    values = {key: _chosen(settings, key) for key in keys}
+    values = {key: chosen(settings, key) for key in keys}
     values |= {key: True for key in ("multi_label", "reject") if settings[key]}
     return run_id(labels=labels.names, wordings=labels.wordings, **values)
 
@@ -227,7 +209,7 @@ def _classify(work: _Work, command: str) -> int:
         notices.warn(_gone_on(work))
         if not work.files:
             return 1 if work.earlier.failed else 0
-    loaded = _chosen(work.settings, "backbone") or work.settings["adapter"]
+    loaded = chosen(work.settings, "backbone") or work.settings["adapter"]
     bar = progress_bar(len(work.files), "clip", f"loading {loaded}")
     with library_messages(notices, debug=debugging()), Interrupts() as interrupts, bar:
         try:
@@ -252,28 +234,11 @@ def _gone_on(work: _Work) -> str:
 
 
 def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
-    from avfewshot.inference.loading import load
-
     settings = work.settings
     model = settings.config.model
-    classifier = load(
-        _chosen(settings, "backbone"),
-        device=model.device,
-        weights=model.weights,
-        seed=model.seed,
-        precision=model.precision,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
-        templates=_chosen(settings, "templates"),
-        adapter=model.adapter,
-        cache=True,
-    )
-    store = _opened(settings["store"])
-    if store is not None and not classifier.look_up(store.cache):
-        say(f"{model.adapter} looks at the clips themselves: --store only names them.")
+    classifier = load_classifier(settings, open_store(settings["store"]))
     answers = {key: True for key in ("reject", "multi_label") if settings[key]}
-    run = classifier.info(work.labels, fusion=_chosen(settings, "fusion"), pool=_chosen(settings, "pool"), **answers)
+    run = classifier.info(work.labels, fusion=chosen(settings, "fusion"), pool=chosen(settings, "pool"), **answers)
     own = []
     if model.weights == "random":
         own.append("The weights are random (--weights random): the scores mean nothing.")
@@ -318,7 +283,7 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
 
         rows = [
             (name, getattr(run, name, "the adapter's"), "the adapter")
-            if _left_to_adapter(settings, name)
+            if left_to_adapter(settings, name)
             else (name, value, source)
             for name, value, source in settings.rows()
             if settings_of(ZeroshotConfig)[name if name != "list_file" else "list"].saved
@@ -465,7 +430,6 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
     """The bench, the trained model if any, and what :func:`evaluate_task` has to know of it."""
     from avfewshot.data.load import load_dataset
     from avfewshot.data.media_index import require_media
-    from avfewshot.encoders.backbone import build_backbone
     from avfewshot.encoders.presets import load_preset
     from avfewshot.evaluation.evaluator import TaskBench
     from avfewshot.evaluation.predictions import Decision
@@ -497,19 +461,12 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
         options = {"share": decision.blend, "trained_labels": (*about.labels, *about.wordings)}
         # What nobody sets is as it was trained.
         templates = templates or recalled(checkpoint, "templates", load_templates)
-        if _left_to_adapter(settings, "backbone"):
+        if left_to_adapter(settings, "backbone"):
             preset = recalled(checkpoint, "backbone", load_preset)
-        fusion = decision.fusion if _left_to_adapter(settings, "fusion") else fusion
-        pool = decision.pool if _left_to_adapter(settings, "pool") else pool
+        fusion = decision.fusion if left_to_adapter(settings, "fusion") else fusion
+        pool = decision.pool if left_to_adapter(settings, "pool") else pool
     display.begin("loading the backbone", 0)
-    backbone = build_backbone(
-        preset,
-        weights=asked.weights,
-        seed=asked.seed,
-        clip_weights=asked.clip_weights,
-        clap_weights=asked.clap_weights,
-        roberta=asked.roberta,
-    )
+    backbone = load_backbone(asked, preset, seed=asked.seed)
     model = None if checkpoint is None else load_model(checkpoint, backbone)[0].to(device)
     clips, size = ClipCache(), backbone.visual.image_size
     bench = TaskBench(
@@ -525,7 +482,7 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
         window=window,
         batch_size=None if asked.batch_size == "auto" else asked.batch_size,
         observer=display,
-        look_up=None if (store := _opened(settings["store"])) is None else store.cache,
+        look_up=None if (store := open_store(settings["store"])) is None else store.cache,
     )
     return bench, model, options
 
