@@ -22,12 +22,14 @@ KINDS = {
     "clips": "decoded clips of trainings",
     "embeddings": "what frozen towers made of files",
     "labels": "text features of labels",
+    "features": "what supervised tasks learn from",
     "hashes": "digests of weight files",
+    "remote": "clips of addresses",
 }
 """What may be removed. Digests of first downloads (`weights`) are no cache: later downloads are held to them."""
 
 
-_ENTRY = re.compile(r"[0-9a-f]{32,64}\.(clip\.zip|safetensors|json)|\..+\.part.*")
+_ENTRY = re.compile(r"[0-9a-f]{32,64}(\.clip\.zip|\.\w{1,11})?|\..+\.part.*")
 """Names of entries and of what killed processes left; nothing else is touched, wherever the folder may lead."""
 
 
