@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import glob
 import hashlib
+import io
 import multiprocessing
 import os
 import secrets
@@ -87,6 +89,13 @@ def csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows, the names of the columns first, as the text of a CSV file; None is an empty cell."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([csv_cell(value) for value in row] for row in rows)
+    return stream.getvalue()
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")

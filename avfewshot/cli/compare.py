@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from dataclasses import replace
@@ -13,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.fewshot import data_root, load_data
+from avfewshot.cli.loading import load_backbone, open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import AUTO, CompareConfig, FewshotConfig, TrainingConfig, resolve
 from avfewshot.errors import DataError, UsageError, raise_faults
-from avfewshot.io import csv_cell, write_text
+from avfewshot.io import csv_text, write_text
 
 if TYPE_CHECKING:
     from avfewshot.evaluation.finished import FinishedRun
@@ -84,17 +83,8 @@ def compare(
 def _compare_efficiency(config: CompareConfig) -> None:
     """Parameters and computation of systems on a backbone; nothing is trained and no clip is read."""
     from avfewshot.cli.efficiency import efficiency_rows, print_efficiency, write_efficiency
-    from avfewshot.encoders.backbone import build_backbone
 
-    model = config.model
-    backbone = build_backbone(
-        model.backbone,
-        weights=model.weights,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
-    )
-    rows = efficiency_rows(backbone, [name for name in config.methods if name != AUTO])
+    rows = efficiency_rows(load_backbone(config.model), [name for name in config.methods if name != AUTO])
     print_efficiency(rows)
     say(f"written: {write_efficiency(Path(config.runs) / 'compare' / (config.name or 'efficiency'), rows)}")
 
@@ -143,10 +133,7 @@ def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) 
     ]
     document["differing"] = [dict(zip(head, row, strict=True)) for row in rows]
     write_text(target / "compare.json", json.dumps(document, indent=1))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([csv_cell(cell) for cell in row] for row in (head, *rows))
-    write_text(target / "clips.csv", text.getvalue())
+    write_text(target / "clips.csv", csv_text((head, *rows)))
     console = Console(highlight=False)
     for part in (methods_table(comparison, diagnostics), details_table(comparison, diagnostics)):
         console.print(part)
@@ -203,11 +190,9 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
 
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
-    from avfewshot.encoders.backbone import build_backbone
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
-    from avfewshot.store.store import Store
     from avfewshot.training.fewshot import FewShot
 
     display.begin("reading annotations, looking for clips", 0)
@@ -216,14 +201,9 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     training = training.replace(precision=resolve_precision(training.precision, resolve_device(model.device)))
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
-    backbone = build_backbone(
-        model.backbone,
-        weights=model.weights,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
-    )
+    backbone = load_backbone(model)
     templates = model.templates or backbone.templates
+    store = open_store(config.data.store)
     tables: list[Table] = []
     for shots in config.shots:
         cell = FewShot(
@@ -239,7 +219,7 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             put_off=interrupts.put_off,
             also=also,
             protocol=config.protocol,
-            look_up=None if config.data.store is None else Store(config.data.store).cache,
+            look_up=None if store is None else store.cache,
         )
         results = [cell.run(seed) for seed in config.seeds]
         compared = [result.comparison for result in results if result.comparison is not None]
@@ -256,19 +236,18 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
     """CSV, JSON and the page of what is done so far."""
     from avfewshot.reports.methods import MUS, method_rows, wins_listing, write_methods_page
 
-    text, document = io.StringIO(), []
-    writer = csv.writer(text, lineterminator="\n")
+    document: list[dict[str, Any]] = []
     columns = ("task", "shots", "system", "metric", "value", "low", "high", "labels_used", "fit_seconds", "trainable")
-    writer.writerow((*columns, "ece_before", "ece_after", *MUS))
+    lines: list[tuple[Any, ...]] = [(*columns, "ece_before", "ece_after", *MUS)]
     for shots, (_, comparison, methods) in zip(config.shots, tables, strict=False):
         for row in method_rows(comparison, methods):
             figure = row["estimate"]
             values = (config.task, shots, row["system"], comparison.headline, figure.value, figure.low, figure.high)
             ece, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
             more = (row["labels"], row["seconds"], row["trainable"], ece.get("before"), ece.get("after"))
-            writer.writerow([csv_cell(value) for value in (*values, *more, *map(spoilt.get, MUS))])
+            lines.append((*values, *more, *map(spoilt.get, MUS)))
         document.append({"shots": shots, **_table_record(comparison, methods)})
-    write_text(folder / "compare.csv", text.getvalue())
+    write_text(folder / "compare.csv", csv_text(lines))
     wins = wins_listing(tables)
     record = {"command": command, "tables": document, "wins": [dict(zip(wins.head, r, strict=True)) for r in wins.rows]}
     write_text(folder / "compare.json", json.dumps(record, indent=1))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avfewshot.config import ADAPTER_METHODS, NONE, TrainerConfig
-from avfewshot.io import csv_cell, write_text
+from avfewshot.io import csv_text, write_text
 
 if TYPE_CHECKING:
     from avfewshot.encoders.backbone import Backbone
@@ -74,11 +72,7 @@ def efficiency_rows(backbone: Backbone, methods: Sequence[str]) -> list[tuple[An
 
 def write_efficiency(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
     """Write ``efficiency.csv``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([csv_cell(value) for value in row] for row in rows)
-    write_text(folder / "efficiency.csv", text.getvalue())
+    write_text(folder / "efficiency.csv", csv_text((COLUMNS, *rows)))
     return folder / "efficiency.csv"
 
 

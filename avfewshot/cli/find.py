@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from avfewshot.cli.options import collect, with_options
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.config import FindConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
-from avfewshot.io import csv_cell, printable
+from avfewshot.io import csv_text, printable
 
 if TYPE_CHECKING:
     from avfewshot.store.search import Hit
@@ -101,15 +99,8 @@ def _answer(
 
 
 def _write_csv(hits: Sequence[Hit]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("rank", "path", "start", "end", "score"))
-    for rank, hit in enumerate(hits, start=1):
-        writer.writerows(
-            [csv_cell(value) for value in (rank, hit.path, moment.start, moment.end, moment.score)]
-            for moment in hit.moments
-        )
-    typer.echo(text.getvalue(), nl=False)
+    moments = ((rank, hit.path, m.start, m.end, m.score) for rank, hit in enumerate(hits, 1) for m in hit.moments)
+    typer.echo(csv_text((("rank", "path", "start", "end", "score"), *moments)), nl=False)
 
 
 def _print(hits: Sequence[Hit]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from typing import Any
 
@@ -13,7 +11,7 @@ from avfewshot.cli.options import collect, with_options
 from avfewshot.cli.terminal import say
 from avfewshot.config import SuggestConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
-from avfewshot.io import csv_cell, printable
+from avfewshot.io import csv_text, printable
 
 app = typer.Typer(add_completion=False)
 
@@ -58,11 +56,8 @@ def suggest(**flags: Any) -> None:
     if config.format == "json":
         typer.echo(json.dumps({"version": 1, "run": str(config.run), "clips": rows}))
     elif config.format == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("path", "label", "score", "second", "margin"))
-        writer.writerows([csv_cell(value) for value in row.values()] for row in rows)
-        typer.echo(text.getvalue(), nl=False)
+        head = ("path", "label", "score", "second", "margin")
+        typer.echo(csv_text((head, *(row.values() for row in rows))), nl=False)
     else:
         from rich.console import Console
         from rich.markup import escape

@@ -16,7 +16,7 @@ from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
 
 if TYPE_CHECKING:
-    from avfewshot.labels import LabelSet
+    pass
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
@@ -103,12 +103,6 @@ class Dataset:
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of a split, in file order."""
         return tuple(sample for sample in self.samples if sample.split == name)
-
-    def label_set(self) -> LabelSet:
-        """Names and wordings in the form in which label features are computed."""
-        from avfewshot.labels import LabelSet
-
-        return LabelSet(names=self.classes, wordings=self.wordings)
 
     def filtered(self, keep: Callable[[Sample], bool]) -> Dataset:
         """The same data set with the samples that `keep` accepts."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -33,7 +33,6 @@ from avfewshot.labels import fold, visible
 FORMAT = 1
 DESCRIPTION_FILE = "dataset.yaml"
 Reader = Literal["ave", "llp", "vggsound", "ovave", "folder"]
-READERS: tuple[str, ...] = get_args(Reader)
 _BRING_THEIR_OWN_CLASSES = ("vggsound", "folder")
 
 

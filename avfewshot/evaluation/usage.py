@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +10,7 @@ from pathlib import Path
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.results import Failure
-from avfewshot.io import csv_cell, write_text
+from avfewshot.io import csv_text, write_text
 
 NO_MEDIA = "no media file was found"
 
@@ -50,13 +48,9 @@ class Usage:
 
     def write(self, path: Path) -> None:
         """Write all clips that were used, and those that could not be, as CSV: split, id, used, reason."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("split", "id", "used", "reason"))
-        for split, ids in self.used.items():
-            writer.writerows((split, csv_cell(name), "yes", "") for name in ids)
-        writer.writerows((split, csv_cell(name), "no", csv_cell(reason)) for split, name, reason in self.left)
-        write_text(path, text.getvalue())
+        used = ((split, name, "yes", "") for split, ids in self.used.items() for name in ids)
+        left = ((split, name, "no", reason) for split, name, reason in self.left)
+        write_text(path, csv_text((("split", "id", "used", "reason"), *used, *left)))
 
 
 def without_media(dataset: Dataset, paths: Iterable[Path]) -> Dataset:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from avfewshot.evaluation.results import Comparison, Difference, Estimate, TaskResult
-from avfewshot.io import csv_cell
+from avfewshot.io import csv_text
 from avfewshot.reports.figures import NONE, basis, interval, main_systems, metric_title, points, signed
 from avfewshot.reports.text import printable
 from avfewshot.training.record import Component
@@ -102,18 +100,16 @@ def comparison_csv(comparison: Comparison) -> str:
     rows += [
         (found.system, found.reference, found.metric, *_numbers(found.estimate)) for found in comparison.differences
     ]
-    return _csv(COMPARISON_COLUMNS, rows)
+    return csv_text((COMPARISON_COLUMNS, *rows))
 
 
 def classes_csv(result: TaskResult) -> str:
     """The per-class table of a system as CSV, as fractions; :data:`CLASS_COLUMNS`. What is not defined is empty."""
-    return _csv(
-        CLASS_COLUMNS,
-        [
-            (row.name, row.support, row.answered, row.precision, row.recall, row.f1, row.average_precision)
-            for row in result.classes
-        ],
-    )
+    rows = [
+        (row.name, row.support, row.answered, row.precision, row.recall, row.f1, row.average_precision)
+        for row in result.classes
+    ]
+    return csv_text((CLASS_COLUMNS, *rows))
 
 
 def _caption(comparison: Comparison) -> Text:
@@ -169,11 +165,3 @@ def _difference_text(estimate: Estimate) -> str:
 
 def _numbers(estimate: Estimate) -> tuple[Any, ...]:
     return estimate.value, estimate.low, estimate.high, estimate.interval, estimate.n
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(map(csv_cell, row) for row in rows)  # None is an empty cell
-    return stream.getvalue()

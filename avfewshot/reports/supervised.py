@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from avfewshot.io import csv_cell, write_bytes, write_text
+from avfewshot.io import csv_text, write_bytes, write_text
 from avfewshot.reports.charts import Series, line_chart
 from avfewshot.reports.html import environment, style
 from avfewshot.reports.methods import Listing
@@ -52,15 +50,12 @@ def print_results(document: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, document: Mapping[str, Any]) -> None:
     """Write ``results.csv``: a line a system and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("system", "metric", "percent", "low", "high"))
+    lines: list[tuple[Any, ...]] = [("system", "metric", "percent", "low", "high")]
     for system, metrics in document["systems"].items():
         for metric, one in metrics.items():
-            bounds = (one["low"], one["high"])
-            numbers = [f"{v:.4f}" if v is not None else "" for v in (one["mean"], *bounds)]
-            writer.writerow((csv_cell(system), metric, *numbers))
-    write_text(path, text.getvalue())
+            numbers = (None if value is None else round(value, 4) for value in (one["mean"], one["low"], one["high"]))
+            lines.append((system, metric, *numbers))
+    write_text(path, csv_text(lines))
 
 
 def write_report(
