@@ -220,20 +220,13 @@ def _plan(trainer: FewShot) -> Plan:
     """What a run takes; supports are drawn, clips are not read."""
     import torch
 
-    from avfewshot.data.sampler import draw_support
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.models.build import build_model
+    from avfewshot.training.data import draw
     from avfewshot.training.plan import make_plan
 
     config = trainer.config
-    support = draw_support(
-        trainer.dataset,
-        config.shots,
-        config.seeds[0],
-        sampler=config.sampler,
-        multi_label=config.multi_label,
-        only_available=True,
-    )
+    support = draw(trainer.dataset, config, config.seeds[0])
     trainer.backbone.to("cpu", torch.float32)
     try:
         model = build_model(trainer.backbone, config, device=trainer.device)

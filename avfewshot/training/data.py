@@ -74,6 +74,16 @@ def sample_labels(dataset: Dataset, sample: Sample, *, per_second: bool) -> Tens
     return torch.nn.functional.one_hot(classes, dataset.num_classes + 1).bool()
 
 
+def draw(dataset: Dataset, config: TrainingConfig, seed: int) -> Support:
+    """The support of a few-shot run, of clips that have media.
+
+    Raises:
+        DataError: There is nothing to draw from.
+    """
+    options = {"sampler": config.sampler, "multi_label": config.multi_label}
+    return draw_support(dataset, config.shots, seed, only_available=True, **options)
+
+
 def readable_support(
     dataset: Dataset,
     config: TrainingConfig,
@@ -98,9 +108,7 @@ def readable_support(
     """
     errors: dict[Path, str | None] = {}
     while True:
-        support = draw_support(
-            dataset, config.shots, seed, sampler=config.sampler, multi_label=config.multi_label, only_available=True
-        )
+        support = draw(dataset, config, seed)
         paths = [sample.path for sample in support.samples if sample.path is not None]
         fresh = [path for path in paths if path not in errors]
         for path, item in zip(fresh, read_ahead(fresh, read, workers=config.workers), strict=True):

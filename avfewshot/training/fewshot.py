@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from avfewshot.config import ADAPTER_METHODS, AUTO, TUNED_METHODS, TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.sampler import Support, draw_support, draw_validation
+from avfewshot.data.sampler import Support, draw_validation
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.answers import BACKGROUND
@@ -54,7 +54,7 @@ from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import CHOSEN_NAME, CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
 from avfewshot.training.checkpoints import CheckpointManager
-from avfewshot.training.data import SupportSource, readable_support, sample_labels
+from avfewshot.training.data import SupportSource, draw, readable_support, sample_labels
 from avfewshot.training.distributed import single_device
 from avfewshot.training.objective import ClipEmbeddings, Objective
 from avfewshot.training.tasks import FewShotTask, adapter_config
@@ -171,14 +171,7 @@ class FewShot:
         """
         folder = self.folder / f"seed-{seed}"
         config, usage = self.config, self.bench.usage
-        drawn = draw_support(
-            self.dataset,
-            config.shots,
-            seed,
-            sampler=config.sampler,
-            multi_label=config.multi_label,
-            only_available=True,
-        )
+        drawn = draw(self.dataset, config, seed)
         known = read_result(folder, drawn.fingerprint)
         if known is not None and self._has_all(known):
             train = usage.used.setdefault("train", [])
@@ -189,18 +182,16 @@ class FewShot:
         unusable = [entry for entry in usage.left if entry[0] == "train"]
         scorers = self.fit_methods(seed, support)
         prompted = self.tune_prompts(seed, support)
-        begun = time.perf_counter()
-        model, progress = self.train(seed, support) if self.trains_own else (None, None)
-        trained_seconds = time.perf_counter() - begun
-        adapted, about_adapted = {}, {}
         used = {"support": len(support.samples), "validation": self.validation_used}
-        for kind in self.kinds:
+        trained: dict[str, tuple[AudioVisualModel, Progress]] = {}
+        about: dict[str, dict[str, Any]] = {}
+        for name in (*([TRAINED] if self.trains_own else []), *self.kinds):
             begun = time.perf_counter()
-            adapted[kind] = self.train(seed, support, kind)
-            learnt = sum(value.numel() for value in adapted[kind][0].parameters() if value.requires_grad)
-            about = {"labels_used": used, "seconds": time.perf_counter() - begun, "trainable": learnt}
-            about_adapted[kind] = about
-        if AUTO in scorers and model is not None and progress is not None:
+            trained[name] = self.train(seed, support, None if name == TRAINED else name)
+            learnt = sum(value.numel() for value in trained[name][0].parameters() if value.requires_grad)
+            about[name] = {"labels_used": used, "seconds": time.perf_counter() - begun, "trainable": learnt}
+        if AUTO in scorers and TRAINED in trained:
+            model, progress = trained[TRAINED]
             self._join(scorers[AUTO], model, progress.best)
         if self.config.method in scorers:
             self._save(seed, support, scorers)
@@ -208,22 +199,12 @@ class FewShot:
         results: dict[str, TaskResult] = {}
         comparison, more = None, {}
         if self.dataset.available("test"):
-            results, comparison, more = self.test(
-                model,
-                progress.best if progress else None,
-                scorers,
-                prompted,
-                adapted,
-                answers_file=folder / ANSWERS_NAME,
-            )
-        methods = {name: scorer.diagnostics for name, scorer in scorers.items()}
-        methods |= {name: about for name, (_, about) in prompted.items()} | about_adapted
-        if model is not None:
-            learnt = sum(value.numel() for value in model.parameters() if value.requires_grad)
-            methods[TRAINED] = {"labels_used": used, "seconds": trained_seconds, "trainable": learnt}
-            if AUTO in methods and methods[AUTO].get("tuned"):
-                labels = {**methods[AUTO]["labels_used"], **used}
-                methods[AUTO] = {**methods[AUTO], "labels_used": labels, "trainable": learnt}
+            results, comparison, more = self.test(trained, scorers, prompted, answers_file=folder / ANSWERS_NAME)
+        methods = {name: scorer.diagnostics for name, scorer in scorers.items()} | about
+        methods |= {name: told for name, (_, told) in prompted.items()}
+        if AUTO in methods and methods[AUTO].get("tuned"):
+            labels = {**methods[AUTO]["labels_used"], **used}
+            methods[AUTO] = {**methods[AUTO], "labels_used": labels, "trainable": about[TRAINED]["trainable"]}
         if comparison is not None:
             # Thresholds of the untrained systems, where the task needs any, are all that they take labels for.
             chosen = self.bench.decision.per_second or self.dataset.multi_label
@@ -231,7 +212,8 @@ class FewShot:
             for name in (name for name in (*UNTRAINED, MTEB) if name in comparison.systems):
                 labels = {"support": 0 if self.trains else count, "validation": count if self.trains else 0}
                 methods[name] = {"labels_used": labels, "seconds": 0.0, "trainable": 0}
-        methods = {name: {**about, **more.get(name, {})} for name, about in methods.items()}
+        methods = {name: {**told, **more.get(name, {})} for name, told in methods.items()}
+        progress = trained[TRAINED][1] if TRAINED in trained else None
         result = SeedResult(
             seed, support.to_dict(), progress, results, comparison, folder, methods, drawn.fingerprint, unusable
         )
@@ -284,8 +266,7 @@ class FewShot:
         systems are then chosen on the support.
         """
         config = self.config
-        options = {"multi_label": config.multi_label, "only_available": True}
-        support = draw_support(self.dataset, config.shots, config.seeds[0], sampler=config.sampler, **options).samples
+        support = draw(self.dataset, config, config.seeds[0]).samples
         if not self.trains:
             kept = [sample for sample in self.dataset.samples if sample.split != "val"]
             return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
@@ -295,13 +276,15 @@ class FewShot:
         if config.val_shots == "all" and not self.dataset.split("val"):
             return self.dataset, 0
         count = None if config.val_shots == AUTO else config.val_shots
-        supports = [
-            sample
-            for seed in config.seeds
-            for sample in draw_support(self.dataset, config.shots, seed, sampler=config.sampler, **options).samples
-        ]
+        supports = [sample for seed in config.seeds for sample in draw(self.dataset, config, seed).samples]
         chosen = draw_validation(
-            self.dataset, config.shots, config.seeds[0], count=count, support=supports, **options
+            self.dataset,
+            config.shots,
+            config.seeds[0],
+            count=count,
+            support=supports,
+            multi_label=config.multi_label,
+            only_available=True,
         ).samples
         return with_validation(self.dataset, chosen), len(chosen)
 
@@ -507,22 +490,18 @@ class FewShot:
 
     def test(
         self,
-        model: AudioVisualModel | None,
-        metrics: ValMetrics | None,
-        scorers: Mapping[str, Scorer] | None = None,
-        prompted: Mapping[str, tuple[TunedMethod, Any]] | None = None,
-        adapted: Mapping[str, tuple[AudioVisualModel, Progress]] | None = None,
+        trained: Mapping[str, tuple[AudioVisualModel, Progress]],
+        scorers: Mapping[str, Scorer],
+        prompted: Mapping[str, tuple[TunedMethod, Any]],
         *,
         answers_file: Path | None = None,
     ) -> tuple[dict[str, TaskResult], Comparison, dict[str, dict[str, Any]]]:
         """Evaluate what was trained, the light methods and the untrained systems on the test clips.
 
         Args:
-            model: In evaluation mode; None: nothing was trained.
-            metrics: What validation chose for it.
+            trained: Models with adapters, in evaluation mode, and what validation chose for them, by name.
             scorers: Fitted methods by name.
             prompted: Tuned prompts by name.
-            adapted: Further trained adapters by name.
             answers_file: Where the answers of all systems to each clip go, a JSON line a clip.
 
         Returns:
@@ -540,17 +519,15 @@ class FewShot:
 
         if self.protocol == "mteb":
             systems[MTEB] = mteb_zero_shot(bench)
-        if model is not None and metrics is not None:
-            by_logits(TRAINED, bench.joined(model, "test", metrics.blend), metrics.fitted)
-        for name, (other, trained) in (adapted or {}).items():
-            by_logits(name, bench.joined(other, "test", trained.best.blend), trained.best.fitted)
+        for name, (model, progress) in trained.items():
+            by_logits(name, bench.joined(model, "test", progress.best.blend), progress.best.fitted)
         if scorers:
             _, features = bench.features("test")
             for name, scorer in scorers.items():
                 said = [None] * 3
                 if name == AUTO and TRAINED in systems and not bench.decision.per_second:
-                    trained = (systems[TRAINED], *by_modality[TRAINED])
-                    said = [np.log(np.maximum(one.probabilities, 1e-12)) for one in trained]
+                    parts = (systems[TRAINED], *by_modality[TRAINED])
+                    said = [np.log(np.maximum(one.probabilities, 1e-12)) for one in parts]
                 systems[name] = method_predictions(bench, scorer, features, self._clips, tuned=said[0])
                 by_modality[name] = tuple(
                     alone(bench, scorer, features, self._clips, modality, tuned=part)
@@ -559,7 +536,7 @@ class FewShot:
                 if scorer.diagnostics["calibration"] and not bench.decision.per_second:
                     before = replace(scorer, temperature=1.0)
                     uncalibrated[name] = method_predictions(bench, before, features, self._clips, tuned=said[0])
-        for name, (method, _) in (prompted or {}).items():
+        for name, (method, _) in prompted.items():
             validation, judged = (
                 [
                     ClipLogits(*pair)
@@ -578,7 +555,7 @@ class FewShot:
             more[name]["modality_confusion"] = modality_confusion(right[name], *parts)
         for name, before in uncalibrated.items():
             raw, pairs = before.probabilities, right_answers(answers_of(before, targets), targets)
-            left_out = scorers[name].diagnostics["calibration"] if scorers else {}
+            left_out = scorers[name].diagnostics["calibration"]
             more[name]["ece"] = {
                 "left_out": {"before": left_out["ece_before"], "after": left_out["ece_after"]},
                 "test": {
