@@ -192,6 +192,8 @@ def test_a_commit_that_is_here_is_not_asked_for_again_and_stays_what_it_was(hub,
     assert hubs.local_adapter(f"hf://me/held@{commit}") == folder
     assert hub.requests == []
     assert avfewshot.load(adapter=f"hf://me/held@{commit}", device="cpu").own_labels.names == CLASSES
+    assert run(["learn", f"hf://me/held@{commit}", "remove", CLASSES[0]]) == 2  # what a commit holds is not changed
+    assert avfewshot.load(adapter=f"hf://me/held@{commit}", device="cpu").own_labels.names == CLASSES
     with pytest.warns(UserWarning, match="f" * 40):
         assert hubs.local_adapter("hf://me/held").name == "f" * 40
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import functools
 import io
 import json
@@ -30,7 +29,7 @@ from avfewshot.errors import AvfsError
 from avfewshot.io import printable
 from avfewshot.labels import LabelSet
 from avfewshot.media.discover import VIDEO_SUFFIXES
-from avfewshot.media.thumbnails import jpeg_source
+from avfewshot.media.thumbnails import jpeg
 from avfewshot.reports.html import clip_data, component, environment
 from avfewshot.reports.writers import JsonWriter, Summary
 from avfewshot.version import __version__
@@ -321,9 +320,7 @@ def _frame(path: str, changed: int, second: int, size: int) -> bytes | None:
             frames = reader.read(second, second + 1).frames
     except AvfsError:
         return None
-    return (
-        None if frames is None else base64.b64decode(jpeg_source(frames[0].permute(1, 2, 0).numpy()).partition(",")[2])
-    )
+    return None if frames is None else jpeg(frames[0].permute(1, 2, 0).numpy())
 
 
 class _Server(uvicorn.Server):

@@ -49,6 +49,8 @@ def learn(
         raise UsageError(f"{action!r} is not one of {', '.join(ACTIONS)}.", hint="avfs learn --help has examples.")
     if (action == "list") != (name is None) or (action == "add") != bool(clips):
         raise UsageError(f"avfs learn RUN {action}: takes {_TAKES[action]}.", hint="avfs learn --help has examples.")
+    if run.startswith("hf:/") and action != "list":
+        raise UsageError(f"{run}: a commit of the hub stays as it is.", hint="Teach a run of your own, then avfs push.")
     from avfewshot.inference.learned import find_learned
     from avfewshot.methods.living import LivingRidge
 

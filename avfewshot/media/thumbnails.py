@@ -51,10 +51,17 @@ def spread(total: int, count: int) -> list[int]:
     return [int((part + 0.5) * total / count) for part in range(count)]
 
 
-def jpeg_source(picture: np.ndarray) -> str:
-    """A picture, uint8 ``[H, W, 3]``, RGB, as ``data:image/jpeg;base64,...``."""
+def jpeg(picture: np.ndarray, side: int | None = None) -> bytes:
+    """A picture, uint8 ``[H, W, 3]``, RGB, as a JPEG file; with a bound on its longer side."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    if side is not None:
+        image.thumbnail((side, side))
+    image.save(buffer, format="JPEG", quality=QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def jpeg_source(picture: np.ndarray) -> str:
+    """A picture, uint8 ``[H, W, 3]``, RGB, as ``data:image/jpeg;base64,...``."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture)).decode("ascii")

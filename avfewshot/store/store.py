@@ -12,7 +12,6 @@ are written anew under the next number. docs/collections.md has the measurement 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sqlite3
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path
 from avfewshot.media.clip import Clip, Failure
+from avfewshot.media.thumbnails import jpeg
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
@@ -383,8 +383,8 @@ class Store:
                         for path, file in zip(changes.to_embed, files, strict=True):
                             writer.add(path, file)
                             yield file if isinstance(file, Failure) else path
-            self._compact(database)
-        if changes.to_embed or changes.gone:
+            compacted = self._compact(database)
+        if compacted or changes.to_embed or changes.gone:
             self._read()
             self.index()
 
@@ -413,13 +413,13 @@ class Store:
             database.executemany("DELETE FROM means WHERE clip = ?", rows)
             database.executemany("DELETE FROM thumbnails WHERE clip = ?", rows)
 
-    def _compact(self, database: sqlite3.Connection) -> None:
-        """Write the rows that are in use into new files, where dead ones take too much room."""
+    def _compact(self, database: sqlite3.Connection) -> bool:
+        """Write the rows that are in use into new files, where dead ones take too much room; tells whether it did."""
         rows = json.loads(dict(database.execute("SELECT key, value FROM about"))["rows"])
         count = "SELECT COALESCE(SUM(seconds), 0) FROM clips WHERE {} IS NOT NULL"
         alive = {name: database.execute(count.format(name)).fetchone()[0] for name in MODALITIES}
         if all(rows[name] - alive[name] <= _DEAD_SHARE * rows[name] for name in MODALITIES):
-            return
+            return False
         self.rows = rows
         with database:
             for name in MODALITIES:
@@ -434,6 +434,7 @@ class Store:
             _set(database, "generation", self.generation + 1)
         for path in self.folder.glob(f"*-{self.generation}.*"):
             path.unlink(missing_ok=True)
+        return True
 
     def _file(self, modality: str, generation: int | None = None) -> Path:
         return self.folder / f"{modality}-{generation or self.generation}.f32"
@@ -493,7 +494,7 @@ class _Writer:
         if clip.frames is not None:
             made = self._pictures.setdefault(str(clip.path), {})
             for second, frame in enumerate(clip.frames, start=clip.start):
-                made[second] = _thumbnail(frame.permute(1, 2, 0).numpy())
+                made[second] = jpeg(frame.permute(1, 2, 0).numpy(), THUMBNAIL)
 
     def add(self, path: Path, file: EmbeddedFile | Failure) -> None:
         """Take a file, wholly or, where that fails or is interrupted, not at all."""
@@ -565,12 +566,3 @@ class _Writer:
 
 def _set(database: sqlite3.Connection, key: str, value: Any) -> None:
     database.execute("UPDATE about SET value = ? WHERE key = ?", (json.dumps(value), key))
-
-
-def _thumbnail(picture: npt.NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    image, buffer = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    image.save(buffer, format="JPEG", quality=70)
-    return buffer.getvalue()
