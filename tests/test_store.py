@@ -141,6 +141,20 @@ def test_dead_rows_make_room(copy):
     assert contents(copy / "store") == {name: what for name, what in before.items() if CLASSES[2] in name}
 
 
+def test_room_is_made_later_where_a_kill_came_before_it(copy, monkeypatch):
+    for name in CLASSES[:2]:
+        shutil.rmtree(copy / "clips" / name)
+    monkeypatch.setattr(store_module, "_DEAD_SHARE", 2)  # as if it had been killed before
+    assert execute(copy, "embed", "clips", "--store", "store")[0] == 0
+    monkeypatch.undo()
+    store = Store(copy / "store")
+    before = [part.tobytes() for clip in store.embedded for part in store.of(clip)]
+    changes = store.changes(sorted((copy / "clips").rglob("*.mp4")), [copy / "clips"])
+    assert not list(store.update(changes, lambda: pytest.fail("there is nothing to embed")))
+    assert store.rows == {"visual": 9, "audio": 9}
+    assert [part.tobytes() for clip in store.embedded for part in store.of(clip)] == before
+
+
 def test_bad_files_are_named_and_remembered_until_they_change(copy):
     bad = copy / "clips" / "bad.mp4"
     bad.write_bytes(b"no video")

@@ -41,8 +41,7 @@ def entries(kind: str) -> list[tuple[Path, os.stat_result]]:
     for folder, _, names in os.walk(cache_dir(kind)):
         for path in (Path(folder, name) for name in names if _ENTRY.fullmatch(name)):
             with contextlib.suppress(OSError):
-                if not path.is_symlink():
-                    found.append((path, path.stat()))
+                found.append((path, path.lstat()))
     return found
 
 
