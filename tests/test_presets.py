@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
+import torch
 import yaml
 
+from avfewshot.encoders.clap_model import ClapModel
+from avfewshot.encoders.htsat import build_htsat, load_htsat_module
+from avfewshot.encoders.lean_imports import library_folder
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.encoders.weights.locate import clip_source, clip_tag, needed_files
 from avfewshot.errors import UsageError
@@ -29,7 +36,7 @@ def faults(path) -> str:
 
 def test_base_comes_first_and_every_preset_loads():
     assert preset_names()[0] == "base"
-    assert set(preset_names()) == {"base", "large", "tiny"}
+    assert preset_names() == ["base", "base-plus", "large", "large-plus", "tiny"]
     for name in preset_names():
         preset = load_preset(name)
         assert preset.name == name
@@ -41,15 +48,26 @@ def test_an_unknown_name_lists_the_valid_ones():
     with pytest.raises(UsageError) as caught:
         load_preset("tinny")
     assert "Did you mean 'tiny'?" in caught.value.message
-    assert "base, large, tiny" in caught.value.hint
+    assert "base, base-plus, large, large-plus, tiny" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["base", "large"])
+@pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).clip.pretrained])
 def test_the_repository_written_down_is_that_of_open_clips_tag(name):
     clip = load_preset(name).clip
     entry = clip_tag(clip)
     assert entry["hf_hub"].strip("/") == clip.source.repository
-    assert entry["quick_gelu"]
+    assert bool(entry.get("quick_gelu")) == (clip.pretrained == "openai")
+
+
+@pytest.mark.parametrize("name", ["base-plus", "large-plus"])
+def test_the_audio_tower_of_the_plus_presets_is_the_librarys(name):
+    config = json.loads((library_folder("laion_clap") / "clap_module/model_configs/HTSAT-base.json").read_text())
+    library = load_htsat_module().create_htsat_model(SimpleNamespace(**config["audio_cfg"]))
+    model = ClapModel(build_htsat(load_preset(name).clap.audio), torch.nn.Identity(), torch.nn.Identity(), 512)
+    shapes = {key: tensor.shape for key, tensor in library.state_dict().items()}
+    ours = {key: tensor.shape for key, tensor in model.audio_branch.state_dict().items()}
+    assert ours == shapes
+    assert model.audio_projection[0].in_features == config["embed_dim"] == 1024
 
 
 def test_tiny_is_complete_without_the_hub():

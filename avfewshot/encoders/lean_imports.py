@@ -42,7 +42,7 @@ def library_module(library: str, module: str, folder: str = "") -> ModuleType:
     with _LOCK:
         if name in sys.modules:
             return sys.modules[name]
-        path = _library_folder(library) / folder
+        path = library_folder(library) / folder
         if not (path / f"{module}.py").is_file():
             raise AvfsError(
                 f"{path.parent if folder else path}: this version of {library} is not known.",
@@ -69,7 +69,8 @@ def is_a(module: object, *names: str) -> bool:
     )
 
 
-def _library_folder(library: str) -> Path:
+def library_folder(library: str) -> Path:
+    """Where an installed library lies; it is not imported."""
     spec = importlib.util.find_spec(library)  # finds a top-level package without running it
     if spec is None or not spec.submodule_search_locations:
         raise AvfsError(f"{library} is not installed.", hint=f"Install it: pip install {library}")
@@ -105,7 +106,7 @@ def _stand_ins() -> dict[str, ModuleType | None]:
             "filters": SimpleNamespace(get_window=_hann, mel=_mel_filters),
             "util": SimpleNamespace(pad_center=_pad_center),
         },
-        "torchlibrosa": {"__path__": [str(_library_folder("torchlibrosa"))]},
+        "torchlibrosa": {"__path__": [str(library_folder("torchlibrosa"))]},
     }
     for name, values in contents.items():
         module = ModuleType(name)

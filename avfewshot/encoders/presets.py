@@ -29,91 +29,53 @@ ROBERTA_SHA256 = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from.
+    """Where a file comes from."""
 
-    Attributes:
-        names: File names in the repository, the best first; one of them is needed.
-        repository: On the hub, for example ``"lukewys/laion_clap"``.
-        revision: Branch, tag or commit of the repository; its main branch when None.
-        file: The file itself, where it is not on the hub.
-        sha256: What its bytes must hash to, where that is known.
-        size: For people, for example ``"605 MB"``.
-        licence: For people.
-    """
-
-    names: tuple[str, ...] = ()
-    repository: str | None = None
-    revision: str | None = None
-    file: Path | None = None
-    sha256: str | None = None
-    size: str | None = None
-    licence: str | None = None
+    names: tuple[str, ...] = ()  # file names in the repository, the best first; one of them is needed
+    repository: str | None = None  # on the hub, for example "lukewys/laion_clap"
+    revision: str | None = None  # branch, tag or commit of the repository; its main branch when None
+    file: Path | None = None  # the file itself, where it is not on the hub
+    sha256: str | None = None  # what its bytes must hash to, where that is known
+    size: str | None = None  # for people, for example "605 MB"
+    licence: str | None = None  # for people
+    published: str | None = None  # figures with their source, for people
 
 
 @dataclass(frozen=True)
 class ClipPreset:
-    """The visual side.
+    """The visual side."""
 
-    Attributes:
-        model: open_clip's name of the architecture, or its configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``).
-        pretrained: open_clip's tag of the weights; it also says how images are normalised.
-        quick_gelu: Whether the weights want the quick form of GELU; None: as the model or the tag says.
-        mean: Channel means that images are normalised with; None: as the tag says.
-        std: Channel deviations, likewise.
-        tokenizer: A byte-pair merge file in CLIP's format; None: open_clip's own.
-        source: The weight file; without a repository and a file, open_clip's tag tells it.
-    """
-
-    model: str | Mapping[str, Any]
-    pretrained: str | None = None
-    quick_gelu: bool | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    tokenizer: Path | None = None
-    source: Source = Source()
+    model: str | Mapping[str, Any]  # open_clip's name, or its `embed_dim`, `vision_cfg` and `text_cfg`
+    pretrained: str | None = None  # open_clip's tag of the weights; it also says how images are normalised
+    quick_gelu: bool | None = None  # whether the weights want the quick GELU; None: as the model or the tag says
+    mean: tuple[float, ...] | None = None  # channel means that images are normalised with; None: as the tag says
+    std: tuple[float, ...] | None = None  # channel deviations, likewise
+    tokenizer: Path | None = None  # a byte-pair merge file in CLIP's format; None: open_clip's own
+    source: Source = Source()  # without a repository and a file, open_clip's tag tells it
 
 
 @dataclass(frozen=True)
 class ClapPreset:
-    """The audio side.
+    """The audio side."""
 
-    Attributes:
-        audio: laion_clap's name of the audio tower, or the fields of an HTS-AT configuration.
-        text: Fields of the text branch; its ``type`` is ``"roberta"`` (fields of transformers' ``RobertaConfig``) or
-            ``"clip"`` (fields of open_clip's ``TextTransformer``).
-        joint_dim: Width of the space that audio and text share.
-        fused: Whether the checkpoint is one of LAION's with feature fusion; None: found out from the file.
-        tokenizer: Repository or folder with RoBERTa's tokenizer files, or for ``"clip"`` a merge file.
-        source: The weight file.
-    """
-
-    audio: str | Mapping[str, Any]
-    text: Mapping[str, Any]
-    joint_dim: int = 512
-    fused: bool | None = None
-    tokenizer: Source = Source()
+    audio: str | Mapping[str, Any]  # laion_clap's name of the tower, or the fields of an HTS-AT configuration
+    text: Mapping[str, Any]  # `type` roberta (transformers' `RobertaConfig`) or clip (open_clip's `TextTransformer`)
+    joint_dim: int = 512  # width of the space that audio and text share
+    fused: bool | None = None  # one of LAION's with feature fusion; None: found out from the file
+    tokenizer: Source = Source()  # repository or folder with RoBERTa's files, or a merge file
     source: Source = Source()
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A pair of pretrained models that make up a backbone.
+    """A pair of pretrained models that make up a backbone."""
 
-    Attributes:
-        name: ``"base"``, or the stem of the YAML file.
-        description: One line for people.
-        templates: Name or path of the prompt templates that fit the models.
-        clip: The visual side.
-        clap: The audio side.
-        path: The YAML file.
-    """
-
-    name: str
-    description: str
-    templates: str
+    name: str  # "base", or the stem of the YAML file
+    description: str  # one line for people
+    templates: str  # name or path of the prompt templates that fit the models
     clip: ClipPreset
     clap: ClapPreset
-    path: Path
+    path: Path  # the YAML file
 
 
 def preset_names() -> list[str]:
@@ -286,6 +248,7 @@ class _Reader:
             sha256=values["sha256"],
             size=values["size"],
             licence=values["licence"],
+            published=values["published"],
         )
 
     def relative(self, name: str) -> Path:
@@ -357,7 +320,7 @@ _TEXT_FIELDS = {
     ),
     "clip": ("context_length", "vocab_size", "width", "heads", "layers"),
 }
-_SOURCE_KEYS = ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence")
+_SOURCE_KEYS = ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence", "published")
 
 
 def _shown(value: Any) -> str:

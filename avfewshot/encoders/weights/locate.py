@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,7 @@ def clip_source(clip: ClipPreset) -> Source:
     names = (file,) if file else clip.source.names
     if file.endswith((".bin", ".pth")):  # open_clip too prefers a safetensors version of the same name
         names = (file[:-4] + ".safetensors", file)
-    return Source(
-        names=names,
-        repository=f"{owner}/{name}",
-        revision=clip.source.revision,
-        sha256=clip.source.sha256,
-        size=clip.source.size,
-        licence=clip.source.licence,
-    )
+    return replace(clip.source, names=names, repository=f"{owner}/{name}")
 
 
 def clip_tag(clip: ClipPreset) -> Mapping[str, Any]:
