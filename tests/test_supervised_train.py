@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from fewshot_worlds import AVE_SPLITS, CLASSES, SECONDS, write_ave
 from avfewshot.cli import progress
 from avfewshot.cli.app import run
 from avfewshot.models.checkpoint import find_checkpoint, load_adapter
+from avfewshot.supervised.base import Recipe
+from avfewshot.supervised.training import HeadTask
 
 TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
 
@@ -137,22 +141,22 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_an_interrupted_training_resumes_to_the_bit(more, ave, tmp_path, monkeypatch):
     options = ("--epochs", "2", "--batch-size", "4", *more)
     whole = train("ave", ave, tmp_path, *options, name="whole")
-    advance, seen = progress.Display.advance, []
+    on_step, steps = progress.ProgressBar.on_step, []
 
-    def stop(self):
-        seen.append(1)
-        if len(seen) == stop.at:
-            raise KeyboardInterrupt
-        advance(self)
+    def interrupt(self, *values):
+        on_step(self, *values)
+        steps.append(values)
+        if len(steps) == 3:  # the first of two steps of the second epoch
+            signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(progress.Display, "advance", stop)
-    stop.at = 10  # in the second of two steps of the second epoch: features are known, 6 clips are an epoch
+    monkeypatch.setattr(progress.ProgressBar, "on_step", interrupt)
     arguments = ["train", "ave", "--root", str(ave), "--runs", str(tmp_path), "--name", "cut", *TINY, *options]
     assert run(arguments) == 130
     [cut] = (tmp_path / "ave").glob("*-cut")
     assert not (cut / "results.json").exists()
-    monkeypatch.setattr(progress.Display, "advance", advance)
+    assert len(steps) == 3
     assert run(["train", "--resume", str(cut)]) == 0
+    assert len(steps) == 4
     one, other = (json.loads((folder / "results.json").read_text()) for folder in (whole, cut))
     assert one["seeds"] == other["seeds"]
     assert one["systems"] == other["systems"]
@@ -160,6 +164,16 @@ def test_an_interrupted_training_resumes_to_the_bit(more, ave, tmp_path, monkeyp
     assert first.keys() == second.keys()
     assert any(name.startswith("towers.") for name in first) == bool(more)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_rate_falls_behind_the_epochs_that_the_recipe_names():
+    recipe = Recipe(lr=1e-3, batch_size=4, epochs=10, milestones=(2, 4), factor=0.1)
+    task = HeadTask(SimpleNamespace(recipe=recipe, examples=lambda split: []), None, 1)
+    factor = task.lr_lambda(None, steps_per_epoch=3)
+    assert [factor(step) for step in (0, 5, 6, 11, 12)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    # Without validation clips the last epoch is the best.
+    assert task.validate(None, 1).better_than(task.baseline(None))
+    assert task.validate(None, 2).better_than(task.validate(None, 1))
 
 
 def test_selection_looks_at_validation_alone(ave, tmp_path):

@@ -48,7 +48,7 @@ def evaluate(
 ) -> None:
     """Load, predict, print."""
     check_choices({"split": split, "modality": modality, "format": format})
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+    with library_messages(Notices(), debug=debugging()), Interrupts():
         from avfewshot.cli.progress import Display
         from avfewshot.cli.train import load_run, results_document
         from avfewshot.reports.supervised import print_results
@@ -58,7 +58,7 @@ def evaluate(
         if root is not None:
             config = config.replace(data=config.data.replace(root=Path(root).expanduser(), media=()))
         with Display() as display:
-            trainer = load_run(config, display, interrupts)
+            trainer = load_run(config, display)
             examples = trainer.examples(split)
             if not examples:
                 raise UsageError(f"There is no {split} clip to evaluate on.", hint="Look at --root.")

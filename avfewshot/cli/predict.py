@@ -69,7 +69,6 @@ def predict(
         from avfewshot.inference.devices import resolve_device, resolve_precision
         from avfewshot.prompts import load_templates
         from avfewshot.supervised.base import Example, TaskData, load_task
-        from avfewshot.supervised.features import clip_features
         from avfewshot.supervised.training import SupervisedRun
 
         record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
@@ -99,10 +98,7 @@ def predict(
         for example in asked:
             try:
                 for clip in task.read_windows(example.path, trainer.store.frame_size, config.model.frame_backend):
-                    features = clip_features(
-                        model["towers"], trainer.kinds, clip, task.seconds, trainer.config.modality, place
-                    )
-                    said = trainer.answer(model, features, example)
+                    said = trainer.answer(model, clip, example)
                     seconds = min(task.seconds, clip.num_segments)
                     line = {"path": str(example.path), "start": clip.start, "end": clip.start + seconds}
                     lines.append(line | task.describe(said, example, about))

@@ -135,8 +135,8 @@ class ProgressBar(Callback):
         """See :class:`~avfewshot.training.trainer.Callback`."""
         parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
         if self._display.validated:
-            figure = f"validation {100 * metrics.figure:.1f} % with {metrics.blend:g} of the trained logits"
-            parts.append(f"{figure}{' (best so far)' if best else ''}")
+            share = "" if metrics.details else f" with {metrics.blend:g} of the trained logits"
+            parts.append(f"validation {100 * metrics.figure:.1f} %{share}{' (best so far)' if best else ''}")
         if parts:
             self._display.say(f"{self._title} {epoch}/{self._epochs}: {', '.join(parts)}")
 

@@ -112,7 +112,7 @@ def data_folder(dataset: str, title: str, root: Path | None) -> Path:
     return root
 
 
-def load_run(config: SupervisedConfig, display: Display, interrupts: Interrupts) -> SupervisedRun:
+def load_run(config: SupervisedConfig, display: Display) -> SupervisedRun:
     """Read the data set and the backbone."""
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
@@ -137,7 +137,6 @@ def load_run(config: SupervisedConfig, display: Display, interrupts: Interrupts)
         device,
         frame_backend=config.model.frame_backend,
         observer=display,
-        put_off=interrupts.put_off,
     )
 
 
@@ -147,7 +146,7 @@ def _execute(run: Run, *, dry_run: bool) -> int:
 
         try:
             with Display() as display:
-                trainer = load_run(run.config, display, interrupts)
+                trainer = load_run(run.config, display)
                 for note in trainer.data.notes:
                     display.say(note)
                 for line in _plan(run, trainer):
@@ -156,7 +155,7 @@ def _execute(run: Run, *, dry_run: bool) -> int:
                     display.say("Nothing was trained: this was a dry run.")
                     return 0
                 run.claim()
-                outcomes = [_fit(run, trainer, seed, display) for seed in trainer.config.seeds]
+                outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
                 document = _evaluate(run, trainer, outcomes)
         except KeyboardInterrupt:
             if told := run.how_to_resume():
@@ -173,7 +172,7 @@ def _execute(run: Run, *, dry_run: bool) -> int:
 def _plan(run: Run, trainer: SupervisedRun) -> list[str]:
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in trainer.data.splits.items())
     model = trainer.build(trainer.config.seeds[0])
-    trainable = sum(parameter.numel() for parameter in trainer.parameters(model))
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     recipe = trainer.recipe
     towers = f"{trainer.config.adapter} adapters" if trainer.adapted else f"frozen {', '.join(sorted(trainer.kinds))}"
     return [
@@ -185,8 +184,10 @@ def _plan(run: Run, trainer: SupervisedRun) -> list[str]:
     ]
 
 
-def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display) -> SeedOutcome:
-    outcome = trainer.fit(seed, run.folder / f"seed-{seed}")
+def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display, interrupts: Interrupts) -> SeedOutcome:
+    display.validated = bool(trainer.examples("val"))
+    callback = display.training(seed, trainer.recipe.epochs)
+    outcome = trainer.fit(seed, run.folder / f"seed-{seed}", callback, interrupts.put_off)
     headline = outcome.validation.get(trainer.task.headline)
     told = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
     display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({told})")

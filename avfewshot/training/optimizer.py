@@ -20,15 +20,15 @@ class OptimizerStep:
     Args:
         fabric: Device, precision, ranks.
         model: Its trainable parameters are optimised; moved to the device.
-        config: Optimizer, rate, schedule, clipping.
-        steps_per_epoch: Steps of an epoch, which the schedule goes by.
+        config: Optimizer, rate, clipping.
+        factor: The schedule: the factor of the learning rate by number of finished steps.
 
     Attributes:
         module: The model as Fabric has wrapped it: what forward passes have to call.
     """
 
-    def __init__(self, fabric: Fabric, model: Any, config: TrainerConfig, steps_per_epoch: int) -> None:
-        self._fabric, self._config = fabric, config
+    def __init__(self, fabric: Fabric, model: Any, config: TrainerConfig, factor: Callable[[int], float]) -> None:
+        self._fabric, self._config, self._factor = fabric, config, factor
         model.to(fabric.device)  # Fabric would wonder that the towers are there already
         adapters = getattr(model, "adapters", None)
         gates = [] if adapters is None else adapters.gates()
@@ -38,7 +38,6 @@ class OptimizerStep:
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self._optimizer = kind([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
         self.module, self._wrapped = fabric.setup(model, self._optimizer)
-        self._lr_lambda = lr_lambda(config, steps_per_epoch)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -47,7 +46,7 @@ class OptimizerStep:
 
     def step(self, done: int) -> float:
         """Take a step along the gradients after `done` others, and remove them; gives the learning rate used."""
-        lr = self._config.lr * self._lr_lambda(done)
+        lr = self._config.lr * self._factor(done)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         if self._config.clip_norm:

@@ -28,7 +28,7 @@ from avfewshot.training.checkpoints import CheckpointManager, Resumed, TrainingS
 from avfewshot.training.cuda_graphs import EagerRunner, make_runner
 from avfewshot.training.gradcache import Embeddings, cached_backward
 from avfewshot.training.metrics_log import MetricsLogger
-from avfewshot.training.optimizer import OptimizerStep
+from avfewshot.training.optimizer import OptimizerStep, lr_lambda
 from avfewshot.training.validation import ValMetrics
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class TrainTask:
     def weight(self, samples: Sequence[Any]) -> float:
         """How much samples count in the loss of a larger batch."""
         return len(samples)
+
+    def lr_lambda(self, config: TrainerConfig, steps_per_epoch: int) -> Callable[[int], float]:
+        """The factor of the learning rate by number of finished steps."""
+        return lr_lambda(config, steps_per_epoch)
 
     def embed(self, forward: Callable[..., Any], samples: Sequence[Any]) -> Embeddings:
         """Run samples through the model.
@@ -227,7 +231,7 @@ class Trainer:
         self.step_size = config.batch_size * config.accumulation
         # Rank 0 has the most clips: the others take part in its last step with what they have, or with nothing.
         self.steps_per_epoch = -(-task.source.count(0, fabric.world_size) // self.step_size)
-        self.optimizer = OptimizerStep(fabric, model, config, self.steps_per_epoch)
+        self.optimizer = OptimizerStep(fabric, model, config, task.lr_lambda(config, self.steps_per_epoch))
         self.runner: EagerRunner = make_runner(fabric, self.optimizer.module, model, config.cuda_graphs)
         self._resumed = False
         self._saved = self._began = time.monotonic()

@@ -47,6 +47,7 @@ class ValMetrics:
     loss: float  # mean negative log-probability of the truth, which tells equal figures apart
     blend: float = 1.0  # the share of the trained logits that did best
     fitted: Fitted = field(default_factory=Fitted)  # what was chosen with it
+    details: Mapping[str, float] = field(default_factory=dict)  # further metrics of a task that has several
 
     def better_than(self, other: ValMetrics) -> bool:
         """Whether it has the higher figure, or the same at a lower loss."""
@@ -54,7 +55,8 @@ class ValMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.details else {name: value for name, value in values.items() if name != "details"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ValMetrics:
@@ -68,7 +70,8 @@ class ValMetrics:
             None if rule is None else BackgroundRule(rule["strategy"], rule["threshold"]),
             None if threshold is None else float(threshold),
         )
-        return cls(float(values["figure"]), float(values["loss"]), float(values["blend"]), fitted)
+        figure, loss, blend = (float(values[name]) for name in ("figure", "loss", "blend"))
+        return cls(figure, loss, blend, fitted, values.get("details", {}))
 
 
 def no_validation(epoch: int, alpha: float) -> ValMetrics:
