@@ -36,7 +36,13 @@ class OptimizerStep:
         others = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in ids]
         groups = [{"params": others, "factor": 1.0}, {"params": gates, "factor": config.gate_lr, "weight_decay": 0.0}]
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        self._optimizer = kind([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
+        self._optimizer = kind(
+            [g for g in groups if g["params"]],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            # One pass over memory instead of ten. Not with a gradient scaler: it would unscale before clipping does.
+            fused=not getattr(fabric.strategy.precision, "scaler", None) and fabric.device.type in ("cpu", "cuda"),
+        )
         self.module, self._wrapped = fabric.setup(model, self._optimizer)
 
     @property
