@@ -29,14 +29,8 @@ class Guard:
     """ASGI middleware.
 
     A page of another origin can neither read nor change anything (`Origin`, `Sec-Fetch-Site`), nor can a name that was
-    made to point here (`Host`); beyond this machine a token is asked for. Bodies are bounded while they come.
-
-    Args:
-        app: The application.
-        hosts: Values of ``Host`` that are answered; None: any, which needs a token.
-        token: What a client has to know; None: nothing.
-        uploads: Paths that take files.
-        most_upload: Bytes of a request to them.
+    made to point here (`Host`, any of `hosts`); beyond this machine a token is asked for, so that `hosts` None needs
+    one. Bodies are bounded while they come, those to `uploads` by `most_upload` bytes.
     """
 
     def __init__(

@@ -52,13 +52,7 @@ class Mark:
 
 
 def write_marks(path: Path, classes: dict[str, str], marks: dict[Path, Mark]) -> None:
-    """Replace the file, whole or not at all.
-
-    Args:
-        path: The file.
-        classes: Wording of each class.
-        marks: By absolute path of the clip.
-    """
+    """Replace the file, whole or not at all: the wording of each class, the marks by absolute path of the clip."""
     rows: list[list[object]] = [
         ["", "", "", name, "" if wording == name else wording] for name, wording in classes.items()
     ]

@@ -54,10 +54,7 @@ class Learnt:
 class Model:
     """Scores embedded files with some labels; never changed, only replaced.
 
-    Args:
-        classifier: What embedded the files.
-        labels: The labels.
-        learnt: What was learnt; None: what the classifier itself says.
+    Without `learnt` the classifier, which embedded the files, says itself.
     """
 
     def __init__(self, classifier: Classifier, labels: LabelSet, learnt: Learnt | None = None) -> None:
@@ -152,19 +149,10 @@ def learn(
     before: Learnt | None,
     templates: str = "default",
 ) -> Learnt | None:
-    """Learn from labelled clips: anew, or by a block update where clips were only added to many.
+    """Learn from labelled clips: anew, or by a block update where clips were only added to those of `before`.
 
-    A few-shot run that the classifier was loaded with is learnt on from.
-
-    Args:
-        classifier: What embedded the files.
-        labels: The labels from now on.
-        marked: Files, and what was said about them.
-        before: What was learnt last.
-        templates: Name of the prompt templates.
-
-    Returns:
-        None where there is too little to learn from: a single class.
+    A few-shot run that the classifier was loaded with is learnt on from. None where there is too little to learn from:
+    a single class.
 
     Raises:
         UsageError: What the classifier was loaded with cannot learn on.

@@ -72,14 +72,7 @@ class Saving(BaseModel):
 def create_app(
     work: Workspace, *, hosts: Collection[str] | None, token: str | None = None, max_upload: int = 1 << 30
 ) -> FastAPI:
-    """The application.
-
-    Args:
-        work: What it shows.
-        hosts: See :class:`~avfewshot.app.guard.Guard`.
-        token: Likewise.
-        max_upload: Bytes of an upload.
-    """
+    """The application; for `hosts` and `token` see :class:`~avfewshot.app.guard.Guard`."""
     app = FastAPI(
         title="avfs serve", version=__version__, docs_url=None, redoc_url=None,
         description="Classify clips by sight and sound. `POST /classify` is for programs; the rest serves the page.",

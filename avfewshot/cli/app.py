@@ -217,10 +217,7 @@ def _root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the program.
-
-    Args:
-        arguments: Without the program's name.
+    """Run the program with these arguments, without its own name.
 
     Returns:
         The exit status: 0 all done, 1 something failed, 2 misuse, 130 interrupted.

@@ -114,12 +114,6 @@ def data_root(name: str, root: Path | None) -> Path:
 def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | None) -> Any:
     """A data set by task or name, or a folder of clips where `task` is ``folder``.
 
-    Args:
-        task: The task.
-        root: ``--root``.
-        media: ``--media``.
-        list_file: ``--list``.
-
     Raises:
         UsageError: Nothing says where it is, or options do not go together.
         DataError: Its annotation files cannot be read.
@@ -144,13 +138,7 @@ def _write_missing(result: CheckResult, path: Path) -> None:
 
 
 def show(result: CheckResult, *, all_classes: bool = False, console: Console | None = None) -> None:
-    """Print a result as tables.
-
-    Args:
-        result: The result.
-        all_classes: Show the table of classes however long it is.
-        console: Where to print; stdout by default.
-    """
+    """Print a result as tables; that of the classes however long it is with `all_classes`."""
     from rich.console import Console
 
     console = console or Console(highlight=False)

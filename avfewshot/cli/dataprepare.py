@@ -98,9 +98,6 @@ def prepare(
 def frame_side(backbone: str | Path) -> int:
     """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell.
 
-    Args:
-        backbone: Name of a preset, or path of a YAML file.
-
     Raises:
         UsageError: There is no such backbone, or its pictures are not square.
     """

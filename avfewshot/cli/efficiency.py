@@ -28,12 +28,7 @@ PUBLISHED = (
 
 
 def efficiency_rows(backbone: Backbone, methods: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Rows of :data:`COLUMNS`: systems on this backbone, measured, then those that are published.
-
-    Args:
-        backbone: On the CPU.
-        methods: Adapters and tuned methods to measure; without any, all of them.
-    """
+    """Rows of :data:`COLUMNS`: systems on this backbone (on the CPU), measured, then those that are published."""
     import torch
 
     from avfewshot.media.clip import SAMPLE_RATE

@@ -40,13 +40,7 @@ def open_store(folder: Path | None) -> Store | None:
 
 
 def load_backbone(model: BackboneConfig, preset: Any = None, *, seed: int = 0) -> Backbone:
-    """The frozen towers and text branches.
-
-    Args:
-        model: Which, and where their files are.
-        preset: Taken instead of the one that `model` names: a name, a file or a preset.
-        seed: Of random weights.
-    """
+    """The frozen towers and text branches, of `preset` (a name, a file or a preset) instead of the one of `model`."""
     from avfewshot.encoders.backbone import build_backbone
 
     return build_backbone(

@@ -16,15 +16,11 @@ _T = TypeVar("_T")
 
 
 def with_options(table: str, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of its settings, beside those that its own signature names.
+    """Give a command an option for each setting of `table`, beside those that its own signature names.
 
     The command gets what was given by key, as text (switches as bool), None where nothing was:
-    :func:`avfewshot.config.resolve` reads and checks it, so that the environment and files get their say and all
-    faults are told at once.
-
-    Args:
-        table: Of :data:`~avfewshot.config.COMMANDS`.
-        without: Keys that get no option.
+    :func:`avfewshot.config.resolve` reads and checks it, so that the environment and files get their say and all faults
+    are told at once.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -20,16 +20,11 @@ _LONG = 6 * 3600.0
 
 
 class Display(RunObserver):
-    """Shows what a run does; bars only on a terminal.
-
-    Attributes:
-        validated: Whether there are validation clips; without them their figures mean nothing, and are not shown.
-        chief: Whether this is rank 0: the others say nothing.
-    """
+    """Shows what a run does; bars only on a terminal."""
 
     def __init__(self) -> None:
-        self.validated = True
-        self.chief = True
+        self.validated = True  # whether there are validation clips; without them their figures are not shown
+        self.chief = True  # whether this is rank 0: the others say nothing
         self._bar: Any = None
         self._left: dict[str, tuple[str, str]] = {}
 
@@ -92,14 +87,7 @@ class Display(RunObserver):
 
 
 class ProgressBar(Callback):
-    """A bar an epoch, and a line for each validation.
-
-    Args:
-        display: Shows them.
-        title: What stands before the number of the epoch.
-        epochs: How many there are.
-        pace: Whether to show throughput, waiting and memory, and to say how long it will take.
-    """
+    """A bar an epoch, and a line for each validation; with `pace` also throughput, waiting, memory, and time left."""
 
     def __init__(self, display: Display, title: str, epochs: int, *, pace: bool = False) -> None:
         self._display, self._title, self._epochs, self._pace = display, title, epochs, pace

@@ -77,9 +77,7 @@ class Run:
     def rows(self, backbone: Backbone | None = None, training: Any = None) -> list[tuple[str, str, str]]:
         """(name, value, source) of every setting, as text.
 
-        Args:
-            backbone: The one that is used.
-            training: The settings that are used, where a checkpoint that was begun with has decided some.
+        `backbone` and `training` are what is used in fact, where a checkpoint that was begun with has decided some.
         """
         decided = {} if training is None else {name: getattr(training, name) for name in SHAPING}
         if backbone is not None:
@@ -101,13 +99,9 @@ class Run:
 
 
 def new_run(settings: Resolved, group: str, label: str, command: str) -> Run:
-    """A run that begins: its folder will be ``RUNS/GROUP/TIME-NAME``.
+    """A run that begins: its folder will be ``RUNS/GROUP/TIME-NAME``, NAME being `label` where the person gave none.
 
-    Args:
-        settings: Without faults; paths become absolute, so that the run can go on from another folder.
-        group: Name of the task.
-        label: Name of the run where the person gave none.
-        command: The command line.
+    Paths of the settings become absolute, so that the run can go on from another folder.
     """
     runs, name = settings.config.run.runs, settings.config.run.name
     folder = runs / group / f"{datetime.now(timezone.utc).strftime('%Y%m%d-%H%M%S')}-{name or label}"
@@ -134,14 +128,9 @@ def folder_faults(settings: Resolved) -> list[UsageError]:
 def resumed_run(
     table: str, folder: Path, flags: Mapping[str, Any], *, may_change: tuple[str, ...], option: str = "--resume"
 ) -> Run:
-    """A run that goes on with the settings that it was begun with.
+    """A run that goes on with the settings that it was begun with, but for the keys of `may_change`.
 
-    Args:
-        table: The command.
-        folder: Its folder.
-        flags: Options by key; what is given must be as in the run.
-        may_change: Keys that may be given otherwise.
-        option: What the folder was given as, for messages.
+    What is given in `flags` must be as in the run. `option` is what the folder was given as, for messages.
 
     Raises:
         UsageError: It is not the folder of a run, or options contradict it.
@@ -196,11 +185,6 @@ def resumed_run(
 
 def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
     """Load the backbone, and the checkpoint to begin with if there is one.
-
-    Args:
-        run: The run.
-        training: Its training settings.
-        observer: Is told what happens.
 
     Returns:
         The training settings, with the adapters of the checkpoint; the backbone on the CPU; the checkpoint.

@@ -62,8 +62,6 @@ read is reported, and the others go on.
 [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; results so far are kept.
 """
 
-"""Settings that are as a model was trained, unless somebody sets them."""
-
 _TASK_OPTIONS = ("root", "media", "list", "vggsounder", "background")
 _TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
 _SUFFIXES = (".json", ".csv", ".md")

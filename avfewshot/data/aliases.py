@@ -24,12 +24,8 @@ _NOISE = re.compile(r"[^0-9a-z]+")
 def name_key(name: str) -> str:
     """A spelling-independent key: lower case, and anything but letters and digits is one space.
 
-    Args:
-        name: A class name, in any spelling.
-
-    Returns:
-        The key; ``name_key("Frying_(food)") == name_key("Frying (food)")``. A name without any Latin letter or digit
-        is its own key, in lower case.
+    ``name_key("Frying_(food)") == name_key("Frying (food)")``. A name without any Latin letter or digit is its own key,
+    in lower case.
     """
     key = _NOISE.sub(" ", name.lower()).strip() if name.isascii() else " ".join(name.replace("_", " ").lower().split())
     return key or name.strip().lower()
@@ -38,11 +34,8 @@ def name_key(name: str) -> str:
 class ClassNames:
     """Finds the class that a name in an annotation file means.
 
-    A name matches, in this order: exactly; by its key; by the part before the first comma, of the name or of the
-    class, where that is unique; by the table of other spellings.
-
-    Args:
-        classes: Class names in the official order.
+    A name matches, in this order: exactly; by its key; by the part before the first comma, of the name or of the class,
+    where that is unique; by the table of other spellings.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:

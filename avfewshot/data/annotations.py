@@ -219,15 +219,7 @@ def make_dataset(
 ) -> Dataset:
     """The data set of a reader, after telling which names were respelt and which files are the official ones.
 
-    Args:
-        description: With the classes.
-        annotations: Where it was read.
-        names: Has looked up the names of classes.
-        samples: What was read.
-        rows: Data rows of the files, by role.
-        report: What was noticed.
-        form: Form of the annotation files, for people.
-        multi_label: Whether clips carry several labels.
+    `rows` counts the data rows of the files by role, `form` names the form of the annotation files for people.
 
     Raises:
         DataError: There are no samples.
@@ -254,15 +246,7 @@ def make_dataset(
 def _compare_with_official(
     description: Description, files: dict[str, Path], rows: dict[str, int], report: DatasetReport
 ) -> None:
-    """Say for each file whether it is the official one.
-
-    Args:
-        description: With the official SHA-256 and row counts.
-        files: Files read, by role.
-        rows: Data rows read per role.
-        report: Gets ``official-files``, ``other-release`` and ``differs-from-official`` per file with a known digest,
-            and ``row-count`` where the digest is unknown but the number of rows is not.
-    """
+    """Say for each file whether it is the official one: by its SHA-256, else by its number of rows."""
     as_published: list[str] = []
     for role, path in files.items():
         official = description.file(role)

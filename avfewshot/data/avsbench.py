@@ -126,11 +126,9 @@ def check_list(rows: Sequence[ListedClip]) -> tuple[list[ListedClip], DatasetRep
 
 
 def load_avsbench(root: str | Path, subset: str) -> Avsbench:
-    """Read a subset of AVSBench, or a data set in its layout.
+    """Read a subset of AVSBench (``"s4"`` or ``"ms3"``), or a data set in its layout.
 
-    Args:
-        root: Holds ``Single-source/s4_meta_data.csv`` and ``Single-source/s4_data/``, or the same of ``Multi-sources``.
-        subset: ``"s4"`` or ``"ms3"``.
+    `root` holds ``Single-source/s4_meta_data.csv`` and ``Single-source/s4_data/``, or the same of ``Multi-sources``.
 
     Raises:
         UsageError: The root is not a folder, or an unknown subset.

@@ -92,17 +92,10 @@ def check_dataset(
     workers: int = 2,
     progress: Callable[[int], object] | None = None,
 ) -> CheckResult:
-    """Check a data set whose media have been looked up.
+    """Check a data set whose media have been looked up; nothing is raised for bad data.
 
-    Args:
-        dataset: The data set.
-        others: Data sets to look for shared YouTube videos in.
-        probe: Also open every media file found.
-        workers: Threads that open files.
-        progress: Called with 1 whenever a file has been opened.
-
-    Returns:
-        The result; nothing is raised for bad data.
+    YouTube videos shared with `others` are looked for; with `probe` every media file found is opened by `workers`
+    threads, and `progress` is called with 1 for each.
     """
     report = DatasetReport(list(dataset.report.findings))
     paths = sorted({sample.path for sample in dataset.samples if sample.path is not None})
@@ -125,14 +118,10 @@ def check_dataset(
 
 
 def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -> list[Dataset]:
-    """Other data sets whose annotation files lie below some folders, media not looked up.
+    """Other data sets whose annotation files lie below some folders, sorted by name, media not looked up.
 
-    Args:
-        dataset: The one being checked, or its name where its own files are not here; it is not its own other.
-        folders: Data roots; the first that has a data set wins.
-
-    Returns:
-        One per data set name, sorted by name. A data set that cannot be read is left out.
+    `dataset` is the one being checked, or its name where its own files are not here. The first folder that has a data
+    set wins; one that cannot be read is left out.
     """
     roots = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
     own = dataset if isinstance(dataset, str) else dataset.name

@@ -63,12 +63,9 @@ class ClipList:
 
 
 def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None = None) -> ClipList:
-    """Read a list of clips in any form.
+    """Read a list of clips in any form: JSON where its suffix says so, otherwise CSV.
 
-    Args:
-        path: The file; JSON where its suffix says so, otherwise CSV.
-        report: Gets a finding for every kind of row that cannot be read.
-        split: The split of forms that do not name one.
+    `split` is that of forms that do not name one; `report` gets a finding for every kind of row that cannot be read.
 
     Raises:
         DataError: The file cannot be read, is in none of the forms, or no row of it can be read.

@@ -58,14 +58,10 @@ class ClipSource(Protocol):
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[LabelledClip | Failure]:
-        """The clips of a rank in the order of an epoch.
+        """The clips of rank `rank` of `world` in the order of an epoch.
 
-        Args:
-            seed: Seed of the order; None keeps the order of the files.
-            epoch: Number of the epoch; each has an order of its own.
-            rank: This process, from 0.
-            world: Number of processes.
-            start: Clips of this stream that were already used, which are left out without being decoded.
+        `seed` None keeps the order of the files; the first `start` clips of this stream are left out without being
+        decoded.
 
         Raises:
             UsageError: There is no such rank, or `start` is negative.
@@ -93,17 +89,9 @@ def share(total: int, rank: int, world: int) -> int:
 def read_start(
     path: str | Path, *, frame_size: int = 224, seconds: int = 10, modality: str = "av", frame_backend: str = "auto"
 ) -> Clip:
-    """Read the first seconds of a media file.
+    """Read the first seconds of a media file; the clip's ``last`` says whether this is all of it.
 
-    Args:
-        path: The file.
-        frame_size: Side of the square pictures in pixels.
-        seconds: Longest stretch to read.
-        modality: See :class:`~avfewshot.media.reader.ClipReader`.
-        frame_backend: Likewise.
-
-    Returns:
-        The clip; its ``last`` says whether this is all of the file.
+    `frame_size` is the side of the square pictures in pixels; see :class:`~avfewshot.media.reader.ClipReader`.
 
     Raises:
         MediaError: The file cannot be read.
@@ -113,16 +101,9 @@ def read_start(
 
 
 class RawSource:
-    """Clips decoded from their media files each time.
+    """Clips decoded from their media files each time, ahead by `threads` threads; those without a file are left out.
 
-    Args:
-        dataset: The data set they belong to.
-        samples: The clips; those without a media file are left out.
-        read: Reads a file; :func:`read_start` with 224 pixels and ten seconds unless told.
-        threads: Threads that decode ahead.
-
-    Attributes:
-        samples: The clips, in the order given.
+    `read` reads a file: :func:`read_start` with 224 pixels and ten seconds unless told.
     """
 
     def __init__(

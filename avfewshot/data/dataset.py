@@ -7,16 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
-
-if TYPE_CHECKING:
-    pass
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
@@ -128,14 +125,9 @@ class Dataset:
         return matrix
 
     def segment_labels(self, sample: Sample, num_segments: int | None = None) -> npt.NDArray[np.int64]:
-        """Class per second of one sample, :attr:`background` where nothing happens.
+        """Class per second of one sample, int64 ``[T]``, :attr:`background` where nothing happens.
 
-        Args:
-            sample: A sample with labels per second.
-            num_segments: Wanted length T; a longer clip is background beyond its annotation, a shorter one is cut.
-
-        Returns:
-            int64 ``[T]``.
+        T is `num_segments`, by default that of the data set.
 
         Raises:
             ValueError: The sample has no labels per second.
@@ -151,18 +143,11 @@ class Dataset:
     def event_matrix(
         self, sample: Sample, modality: Literal["audio", "visual", "av"], num_segments: int | None = None
     ) -> npt.NDArray[np.bool_]:
-        """Which class happens in which second, for data sets with events.
+        """Which class happens in which second, bool ``[T, K]``, for data sets with events.
 
-        A second counts for an event if the event covers any part of it.
-
-        Args:
-            sample: A sample.
-            modality: ``audio`` what is heard, ``visual`` what is seen (an ``av`` event is both), ``av`` what is both
-                seen and heard in the same second.
-            num_segments: T, by default that of the data set.
-
-        Returns:
-            bool ``[T, K]``.
+        A second counts for an event if the event covers any part of it. `modality` is ``audio`` for what is heard,
+        ``visual`` for what is seen (an ``av`` event is both), ``av`` for what is both seen and heard in the same
+        second. T is `num_segments`, by default that of the data set.
         """
         length = self.num_segments if num_segments is None else num_segments
         heard, seen = np.zeros((2, length, self.num_classes), dtype=bool)

@@ -200,12 +200,10 @@ def description_names() -> tuple[str, ...]:
 
 
 def load_description(name: str, root: str | Path | None = None) -> Description:
-    """The description of a data set.
+    """The description of a data set by its name, such as ``"ave"``.
 
-    Args:
-        name: Name of a packaged description, such as ``"ave"``.
-        root: Data folder; a ``dataset.yaml`` in it that describes `name`, or in a sub-folder that the packaged
-            description names, takes precedence over the packaged one.
+    A ``dataset.yaml`` that describes `name` in `root`, or in a sub-folder that the packaged description names, takes
+    precedence over the packaged one.
 
     Raises:
         UsageError: No data set has this name.

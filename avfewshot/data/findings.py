@@ -41,15 +41,7 @@ class DatasetReport:
     findings: list[Finding] = field(default_factory=list)  # in the order in which they were made
 
     def add(self, severity: Severity, code: str, message: str, examples: Iterable[str] = (), *, count: int = 0) -> None:
-        """Add a finding.
-
-        Args:
-            severity: See :class:`Finding`.
-            code: See :class:`Finding`.
-            message: See :class:`Finding`.
-            examples: All places or ids; the first few are kept.
-            count: How often; default: the number of examples, at least one.
-        """
+        """Add a :class:`Finding`; the first few `examples` are kept, and `count` is their number by default."""
         places = tuple(examples)
         self.findings.append(Finding(severity, code, message, count or max(1, len(places)), places[:MAX_EXAMPLES]))
 

@@ -31,7 +31,7 @@ _SPLITS_HINT = "With splits: FOLDER/train/CLASS/1.mp4, and likewise in val/ and 
 
 
 def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, test_fraction: float = 0.2) -> Dataset:
-    """Read a folder of clips.
+    """Read a folder of clips; ids are paths relative to `root`.
 
     Class folders may have sub-folders; a class is named by its folder, its wording is that name with ``_`` as space,
     and a ``dataset.yaml`` (reader ``folder``) in `root` can give other wordings and the order. Folders whose names
@@ -39,15 +39,7 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
     the training clips, per class and by a seeded hash of the file names, so that a clip stays in its split when others
     are added; each drawn split gets at least one clip of a class that has three or more.
 
-    Args:
-        root: The folder.
-        seed: Seed of the drawn splits.
-        val_fraction: Share of a class that goes into a drawn validation split.
-        test_fraction: Share of a class that goes into a drawn test split.
-
-    Returns:
-        The data set; ids are paths relative to `root`. ``none_class`` and ``negatives`` are set where there are
-        folders ``none/`` and ``-CLASS/``.
+    ``none_class`` and ``negatives`` are set where there are folders ``none/`` and ``-CLASS/``.
 
     Raises:
         UsageError: `root` is not a folder, or a fraction is out of range.

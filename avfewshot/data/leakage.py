@@ -83,14 +83,11 @@ def without_leaks(
 ) -> LeakRemoval:
     """Remove the clips of a pretraining list whose videos are in the evaluation splits of other data sets.
 
-    Args:
-        dataset: The pretraining list.
-        evaluations: Data sets that will be evaluated on.
-        from_splits: Splits of `dataset` to clean; its test split is kept, since nothing is learnt from it.
-        into_splits: Splits of `evaluations` to protect.
+    The test split of `dataset` is kept, since nothing is learnt from it. Clips without a YouTube id cannot be checked
+    and stay.
 
     Returns:
-        The cleaned data set and what was removed. Clips without a YouTube id cannot be checked and stay.
+        The cleaned data set and what was removed.
     """
     sources = {f"{other.name}/{split}": youtube_ids(other, [split]) for other in evaluations for split in into_splits}
     forbidden = set().union(*sources.values()) if sources else set()

@@ -40,17 +40,10 @@ def load_dataset(
     list_file: str | Path | None = None,
     find_media: bool = True,
 ) -> Dataset:
-    """Read a data set and find its media.
+    """Read a data set and find its media below `media` (default: `root`); its report says what is missing.
 
-    Args:
-        name: A data set (``ave``), a task that uses it (``ave_cls``), or a data set of another package.
-        root: Its data root: the folder of the annotation files, or one above it.
-        media: Folders to look for media in; default: `root`.
-        list_file: For lists of VGG-Sound clips: the list to read.
-        find_media: Whether to look for media at all.
-
-    Returns:
-        The data set, with ``path`` set on the samples whose media were found, and a report that says what is missing.
+    `name` is a data set (``ave``), a task that uses it (``ave_cls``), or a data set of another package; `root` the
+    folder of the annotation files or one above it; `list_file` a list of VGG-Sound clips to read instead.
 
     Raises:
         UsageError: The name is unknown, a folder does not exist, or `list_file` is given for another kind of data set.

@@ -39,9 +39,7 @@ class Match:
 class MediaIndex:
     """Media files by name, by YouTube id and by row number.
 
-    Args:
-        files: Paths of media files.
-        ids: YouTube ids that are looked for anywhere in a name, as in ``Title [ID].mp4``.
+    `ids` are looked for anywhere in a name, as in ``Title [ID].mp4``.
     """
 
     def __init__(self, files: Iterable[str], ids: Iterable[str] = ()) -> None:
@@ -84,14 +82,9 @@ class MediaIndex:
         """The media file of a sample.
 
         Names are tried from the most to the least telling: the id itself; the video with the same start; the video
-        alone. Among several files of the same name, video goes before audio and a folder named by the sample's split
-        or class before others.
-
-        Args:
-            sample: The sample.
-            class_names: Names of the data set's classes, to recognise class folders.
-            larger_start: Where the list names a video without its start and there are several stretches of it, take
-                the latest: what the authors of the AVEL lists say.
+        alone. Among several files of the same name, video goes before audio and a folder named by the sample's split or
+        class before others. With `larger_start`, of several stretches of a video that is listed without its start the
+        latest is taken: what the authors of the AVEL lists say.
         """
         for candidates in self._candidates(sample):
             if candidates:

@@ -119,11 +119,9 @@ def _question(row: Any, split: str, place: str) -> Question:
 def load_music_avqa(root: str | Path, version: str | None = None, media: Sequence[Path] = ()) -> MusicAvqa:
     """Read MUSIC-AVQA, or a data set in its layout.
 
-    Args:
-        root: Holds ``json_update/`` or ``json/`` with the three lists, at the top or in ``data/``, and the videos
-            anywhere below as ``VIDEO_ID.mp4``.
-        version: ``"update"``, ``"original"``, or None: the updated lists where they are.
-        media: Folders of the videos, where they lie elsewhere.
+    `root` holds ``json_update/`` or ``json/`` with the three lists, at the top or in ``data/``, and the videos anywhere
+    below as ``VIDEO_ID.mp4``, unless `media` names their folders. `version` None takes the updated lists where they
+    are.
 
     Raises:
         UsageError: The root is not a folder, or an unknown version.

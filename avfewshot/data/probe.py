@@ -28,13 +28,7 @@ class Probe:
 
 
 def probe_file(path: Path, expected_segments: int | None) -> Probe:
-    """Open and decode one file.
-
-    Args:
-        path: A media file.
-        expected_segments: Seconds it should have; only so many are decoded. None: any length will do, and the first
-            ten seconds are decoded.
-    """
+    """Open a file and decode `expected_segments` seconds of it; None: any length will do, and ten are decoded."""
     from avfewshot.media.stream import IsolatedReader
 
     problems: list[str] = []

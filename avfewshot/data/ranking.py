@@ -13,16 +13,9 @@ T = TypeVar("T")
 
 
 def rank_key(seed: int, purpose: str, group: str, name: str) -> bytes:
-    """The sort key of one item.
+    """The sort key of an item: BLAKE2b digest, 16 bytes, of the four parts joined by the ASCII unit separator.
 
-    Args:
-        seed: Seed of the draw.
-        purpose: What the draw is for; different purposes give independent orders.
-        group: The group drawn from, such as a class name.
-        name: The item's id.
-
-    Returns:
-        BLAKE2b digest, 16 bytes, of the four parts joined by the ASCII unit separator.
+    Different purposes give independent orders; `group` is what is drawn from, such as a class name.
     """
     text = "\x1f".join((str(seed), purpose, group, name))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()

@@ -151,17 +151,17 @@ def draw_support(
     only_available: bool = False,
     keep_overlap: bool = False,
 ) -> Support:
-    """Draw k clips per class from the training split.
+    """Draw k clips per class from the training split; a class with fewer clips is used whole.
 
     Clips without any second of their event (AVE has one, OV-AVEBench thousands) are not drawn by ``nested``.
 
     Args:
         dataset: The data set.
-        shots: k, at least 1; a class with fewer clips is used whole.
+        shots: k, at least 1.
         seed: Seed of the draw.
         sampler: ``nested``, or ``first-k`` (the first rows of the file, no seed).
-        multi_label: For data sets with several labels a clip: draw from all clips that carry a class, so that a clip
-            may stand for several; by default only clips with a single label are drawn, as published for LLP.
+        multi_label: Draw from all clips that carry a class, so that a clip may stand for several; by default only clips
+            with a single label are drawn, as published for LLP.
         only_available: Draw only clips whose media were found; the next in rank replaces a missing one.
         keep_overlap: Also draw clips whose videos are in the test split, as the published protocols do.
 
@@ -221,16 +221,10 @@ def draw_validation(
     multi_label: bool = False,
     only_available: bool = False,
 ) -> Validation:
-    """Draw validation clips: from the val split, or from the training clips where there is none.
+    """Draw validation clips, as :func:`draw_support` does: from the val split, else from the training clips.
 
-    Args:
-        dataset: The data set.
-        shots: k of the support.
-        seed: Seed of the draw; the draws are nested like supports.
-        count: Clips a class; None: min(k, 4), as CoOp does; 0: none; ``"all"``: the whole val split.
-        support: Clips of the support; no video of theirs is drawn.
-        multi_label: As for :func:`draw_support`.
-        only_available: Draw only clips whose media were found.
+    `count` is of clips a class; None: min(`shots`, 4), as CoOp does; 0: none; ``"all"``: the whole val split. No video
+    of the clips of `support` is drawn. The draws are nested like supports.
 
     Raises:
         UsageError: `count` is negative, or ``"all"`` without a val split.

@@ -20,16 +20,10 @@ CLIP_SECONDS = 10.0
 
 
 def load_vggsound(description: Description, root: str | Path, *, list_file: str | Path | None = None) -> Dataset:
-    """Read a list of VGG-Sound clips.
+    """Read a list of VGG-Sound clips without their media; ``segments`` are filled where it has labels per second.
 
-    Args:
-        description: Its description; where it names no classes, they come from the list, in the order of the
-            categories file if there is one and alphabetically otherwise.
-        root: The data root.
-        list_file: A list to read instead of the one below `root`, in any known form.
-
-    Returns:
-        The data set, media not yet looked up. ``segments`` is filled where the list has labels per second.
+    Where the description names no classes, they come from the list, in the order of the categories file if there is one
+    and alphabetically otherwise. `list_file` is read instead of the list below `root`, in any known form.
 
     Raises:
         UsageError: The root is not a folder, or `list_file` does not exist.

@@ -15,18 +15,12 @@ from avfewshot.errors import DataError
 
 
 def with_vggsounder(dataset: Dataset, path: str | Path) -> Dataset:
-    """The data set with VGGSounder's labels on its test clips.
+    """The data set with the labels of ``vggsounder.csv`` on its test clips, several a clip.
 
-    VGGSounder (Zverev et al., 2025) gives the test clips of VGG-Sound all classes that are seen or heard.
-
-    Args:
-        dataset: A list of VGG-Sound clips.
-        path: ``vggsounder.csv``.
-
-    Returns:
-        The data set, several labels a clip. Test clips keep the VGGSounder labels among its classes, with events over
-        the whole clip that say in which modality; test clips that VGGSounder does not know, or knows by other classes
-        only, are left out and counted (``not-in-vggsounder``). Other splits stay as they are.
+    VGGSounder (Zverev et al., 2025) gives the test clips of VGG-Sound all classes that are seen or heard. Test clips
+    keep those among the classes of `dataset`, with events over the whole clip that say in which modality; test clips
+    that it does not know, or knows by other classes only, are left out and counted (``not-in-vggsounder``). Other
+    splits stay.
 
     Raises:
         DataError: The file is not VGGSounder's, or knows none of the test clips.

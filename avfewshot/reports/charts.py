@@ -52,13 +52,8 @@ def line_chart(
 ) -> Markup:
     """Lines over a common axis as ``<svg>``; empty where no line has a finite point.
 
-    Args:
-        title: What is drawn, for those who do not see it.
-        series: Colours go by position: the same position in another chart has the same colour.
-        x_name: Under the horizontal axis.
-        level: A dashed line across.
-        shares: Heights are fractions, to be labelled in percent.
-        limits: Lowest and highest height, where charts stand side by side; None: from the lines.
+    Colours go by position: the same position in another chart has the same colour. Heights that are `shares` are
+    labelled in percent; `limits` are the lowest and highest height where charts stand side by side.
     """
     lines = [[point for point in line.points if all(map(math.isfinite, point))] for line in series]
     known = [point for line in lines for point in line]

@@ -127,14 +127,9 @@ def picture_count(clips: int) -> int:
 class HtmlWriter:
     """Collects the clips of a run and writes the page at the end.
 
-    Finished clips wait in a temporary file, so memory does not grow with their number.
-
-    Args:
-        path: The page. Pictures of more than :data:`MOST_IN_FULL` clips go into the folder ``NAME-files`` beside it.
-        topk: Rows in a clip's table of scores.
-        total: Files of the run; decides how much is told of each clip.
-        provenance: How the run was asked for.
-        pictures: Reads the frames of a file: ``(path, count) -> list[Thumbnail]``.
+    Finished clips wait in a temporary file, so memory does not grow with their number. Pictures of more than
+    :data:`MOST_IN_FULL` clips go into the folder ``NAME-files`` beside the page; `pictures` reads the frames of a file:
+    ``(path, count) -> list[Thumbnail]``.
     """
 
     def __init__(

@@ -27,9 +27,7 @@ MUS = ("mu_v", "mu_a", "mu_av")
 def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dict[str, Any]]:
     """One row a system, the best first: its headline figure, and what is known of it without test clips.
 
-    Args:
-        comparison: On the test clips, over seeds.
-        runs: Of each seed, what the fitted methods say of themselves.
+    `runs` is of each seed what the fitted methods say of themselves.
     """
     rows = []
     for system in comparison.systems:
@@ -190,14 +188,8 @@ def write_methods_page(
 ) -> None:
     """Write the page.
 
-    Args:
-        path: Where to.
-        tables: (title, comparison over seeds, diagnostics a seed) of each table.
-        title: Of the page.
-        command: What made it.
-        shots: Of the tables, where they are of one task at several shots: a chart over them is drawn.
-        listings: What stands below.
-        notes: What stands above, a paragraph each.
+    Each of `tables` is (title, comparison over seeds, diagnostics a seed); where they are of one task at several
+    `shots`, a chart over these is drawn. `notes` stand above, a paragraph each, `listings` below.
     """
     chart, drawn = "", _lines(tables, shots) if len(shots) > 1 else []
     if drawn:

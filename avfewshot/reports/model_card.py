@@ -11,17 +11,7 @@ from avfewshot.training.trainer import Progress
 
 
 def model_card(config: AdapterConfig, progress: Progress, command: str, notes: Sequence[str] = ()) -> str:
-    """Write a model card.
-
-    Args:
-        config: What the checkpoint says of itself.
-        progress: How the training ended.
-        command: The command line.
-        notes: What a person should know about the data.
-
-    Returns:
-        Markdown.
-    """
+    """A model card in Markdown; `notes` say what a person should know about the data."""
     training, support = config.training, config.support
     validation = config.metrics.get("validation", {})
     judged = "figure" in validation and validation.get("loss", -1) >= 0  # without validation clips it is below zero

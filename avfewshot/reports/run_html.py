@@ -42,10 +42,8 @@ _LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))
 def write_run_page(path: Path, record: RunRecord) -> None:
     """Write the page, whole or not at all.
 
-    Args:
-        path: Where to; parent folders are made.
-        record: What it shows. The last system of its comparison is what the run is about, the one before it what it
-            started from. Examples, maps, curves and intervals may be missing.
+    The last system of the record's comparison is what the run is about, the one before it what it started from.
+    Examples, maps, curves and intervals may be missing.
     """
     write_text(path, run_page(record))
 

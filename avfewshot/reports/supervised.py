@@ -64,14 +64,7 @@ def write_report(
     settings: Sequence[tuple[str, str, str]],
     pictures: Sequence[tuple[str, bytes]] = (),
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: Where to.
-        document: That of ``results.json``.
-        settings: (name, value, source).
-        pictures: (caption, PNG) of examples.
-    """
+    """Write the page of a ``results.json``; `settings` are (name, value, source), `pictures` (caption, PNG)."""
     charts = [
         (
             key.replace("_", " "),

@@ -26,10 +26,7 @@ _MOST_RUNS = 12
 class TableWriter:
     """A block a clip, printed as soon as it is done; blocks are aligned with each other.
 
-    Args:
-        console: Where to print; decides on width, colour and characters.
-        topk: Labels for each clip.
-        segments: Whether to show what each second holds.
+    The console decides on width, colour and characters; `segments` shows what each second holds.
     """
 
     def __init__(self, console: Console, *, topk: int, segments: bool) -> None:

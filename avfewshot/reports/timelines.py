@@ -81,10 +81,8 @@ FORMATS: dict[str, Callable[[str, Sequence[Run]], str]] = {"srt": srt, "vtt": vt
 class TimelineWriter:
     """A timeline a clip: neighbouring seconds with one label are one span.
 
-    Args:
-        form: A key of :data:`FORMATS`.
-        stream: Where the one clip of a run goes; None: into `folder`.
-        folder: Gets a file a clip, named as the clip; two of one name keep their suffix, or get a number.
+    `stream` takes the one clip of a run; without it `folder` gets a file a clip, named as the clip; two of one name
+    keep their suffix, or get a number.
     """
 
     def __init__(self, form: str, stream: TextIO | None = None, folder: Path | None = None) -> None:

@@ -105,10 +105,7 @@ class JsonWriter:
 class JsonlWriter:
     """One JSON object a line, flushed as soon as the file is done; a failure is ``{"path": ..., "error": ...}``.
 
-    Args:
-        stream: Where to write.
-        segments: Whether each line tells what each second holds.
-        run_id: Written into each line as ``"run"``, so that a later run knows whether it may go on; empty: not.
+    `run_id` is written into each line as ``"run"``, so that a later run knows whether it may go on; empty: not.
     """
 
     def __init__(self, stream: TextIO, *, segments: bool, run_id: str = "") -> None:

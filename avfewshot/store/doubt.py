@@ -18,12 +18,7 @@ _BATCH = 1000  # clips scored at once
 
 
 def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, Any]]:
-    """Which clips to label next; see :func:`~avfewshot.methods.active.suggest`.
-
-    Args:
-        store: Its clips are candidates, but for those that the run was trained on.
-        run: It scores them, by its method on frozen embeddings.
-        count: How many.
+    """Which clips to label next (not those trained on); see :func:`~avfewshot.methods.active.suggest`.
 
     Returns:
         ``path``, ``label``, ``score``, ``second`` (the next best label) and ``margin`` of each, most useful first.

@@ -49,12 +49,7 @@ class Hit:
 
 
 class Search:
-    """Answers queries; keeps what they share: indexes, and where the rows of clips are.
-
-    Args:
-        store: What is searched, as it is now.
-        exact: Compare all rows, without an index.
-    """
+    """Answers queries; keeps what they share: indexes (none with `exact`), and where the rows of clips are."""
 
     def __init__(self, store: Store, *, exact: bool = False) -> None:
         self.store = store
@@ -84,13 +79,7 @@ class Search:
         return made
 
     def find(self, query: dict[str, Floats], top: int = 20, *, without: StoredClip | None = None) -> list[Hit]:
-        """The clips whose best second is nearest to a query.
-
-        Args:
-            query: A unit vector ``[D]`` for each modality that is compared.
-            top: How many clips at most.
-            without: A clip that does not count.
-        """
+        """The clips whose best second is nearest to a query: a unit vector ``[D]`` for each modality to compare."""
         query = {name: vector.astype(np.float32) for name, vector in query.items() if len(self._order[name])}
         if not query or top < 1:
             return []
@@ -182,12 +171,7 @@ def parse_like(text: str) -> tuple[str, int | None, int | None]:
 
 
 def clip_query(store: Store, like: str, embed: Any) -> tuple[dict[str, Floats], StoredClip | None]:
-    """The mean of some seconds of a clip by modality, and the clip where the store has it.
-
-    Args:
-        store: A clip that lies in it is not decoded.
-        like: See :func:`parse_like`.
-        embed: Embeds a file, see :meth:`Classifier.embed`.
+    """The mean of some seconds of a clip (see :func:`parse_like`) by modality, and the clip where the store has it.
 
     Raises:
         MediaError: It cannot be read.

@@ -320,10 +320,8 @@ class Store:
     def changes(self, files: Sequence[Path], roots: Sequence[str | Path], *, retry: bool = False) -> Changes:
         """How `files`, all media files below `roots`, differ from what is stored; nothing is decoded.
 
-        Args:
-            files: As :func:`~avfewshot.media.discover.find_media` gives them.
-            roots: Stored clips below these folders that are no file any more have gone.
-            retry: Whether files that could not be embedded count as new.
+        Stored clips below `roots` that are no file any more have gone. With `retry` files that could not be embedded
+        count as new.
         """
         result = Changes()
         for file in files:
@@ -356,13 +354,8 @@ class Store:
     ) -> Iterator[Path | Failure]:
         """Bring the store up to date; gives each file that was embedded, or could not be, as it goes.
 
-        What was embedded is kept whenever this ends, by a kill too. Other processes may read meanwhile.
-
-        Args:
-            changes: What :meth:`changes` found.
-            classifier: Called where there is something to embed.
-            batch_size: See :meth:`Classifier.classify`.
-            workers: Likewise.
+        What was embedded is kept whenever this ends, by a kill too. Other processes may read meanwhile. `classifier` is
+        called where there is something to embed; for the others see :meth:`Classifier.classify`.
 
         Raises:
             UsageError: Another process writes into it, or its embeddings come from other towers.

@@ -116,7 +116,10 @@ class Recording:
         return _unchanged if self.lens is None else self.lens.film(np.random.default_rng([seed, 3]))
 
     def record(self, waveform: np.ndarray, seed: int) -> np.ndarray:
-        """The sound, float32 ``[samples]``, of the clip of that seed as it was recorded; of the same form."""
+        """Record a whole clip, float32 ``[samples]`` at 48 kHz in -1..1, as loud as it was.
+
+        `rng` is the source of what is particular about the clip, and of the noise.
+        """
         if self.microphone is None:
             return waveform
         return self.microphone.record(waveform, np.random.default_rng([seed, 4]))

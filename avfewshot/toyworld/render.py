@@ -49,14 +49,7 @@ class Actor:
 
 
 class Stage:
-    """Backdrop, actors and camera of a clip.
-
-    Args:
-        actors: In the order in which they are drawn, the foremost last.
-        width: Pixels.
-        height: Pixels.
-        rng: Source of backdrop and camera.
-    """
+    """Backdrop, actors (the foremost last) and camera of a clip, in pixels."""
 
     def __init__(self, actors: Sequence[Actor], width: int, height: int, rng: np.random.Generator) -> None:
         self._actors = actors
@@ -110,16 +103,9 @@ def distractor(rng: np.random.Generator, probability: float) -> list[Actor]:
 
 
 def render_frames(script: ClipScript, *, fps: int, width: int, height: int) -> Iterator[np.ndarray]:
-    """Render the pictures of a clip.
+    """Render the pictures of a clip: uint8 ``[height, width, 3]``, ``round(seconds * fps)`` of them.
 
-    Args:
-        script: What happens.
-        fps: Frames per second.
-        width: Pixels; every object stays inside the centre square, but for what a camera held askew cuts off.
-        height: Pixels.
-
-    Yields:
-        uint8 ``[height, width, 3]``, ``round(seconds * fps)`` of them.
+    Every object stays inside the centre square, but for what a camera held askew cuts off.
     """
     rng = np.random.default_rng([script.seed, 1])
     looks = [event.look for event in script.events if event.look is not None]

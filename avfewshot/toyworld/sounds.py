@@ -200,31 +200,16 @@ def loudness(signal: np.ndarray) -> float:
 
 
 def synthesise(sound: str, count: int, pitch: float, rng: np.random.Generator) -> np.ndarray:
-    """Synthesise a sound in a random phase and tempo, a few per cent around its pitch.
+    """Synthesise one of :data:`~avfewshot.toyworld.vocabulary.SOUNDS` in a random phase and tempo, around its pitch.
 
-    Args:
-        sound: One of :data:`~avfewshot.toyworld.vocabulary.SOUNDS`.
-        count: Samples at 48 kHz.
-        pitch: Factor on all frequencies.
-        rng: Source of phase, tempo and noise.
-
-    Returns:
-        float64 ``[count]`` of root mean square 1.
+    `count` samples at 48 kHz, float64, of root mean square 1; `pitch` is a factor on all frequencies.
     """
     signal = _RECIPES[sound](_Synth(count, pitch * rng.uniform(0.92, 1.08), rng))
     return signal / (loudness(signal) + 1e-6)
 
 
 def background_noise(count: int, rng: np.random.Generator) -> np.ndarray:
-    """White to brown noise, sometimes with a mains hum.
-
-    Args:
-        count: Samples at 48 kHz.
-        rng: Source of the noise.
-
-    Returns:
-        float64 ``[count]`` of root mean square 1.
-    """
+    """White to brown noise, sometimes with a mains hum: float64 ``[count]`` at 48 kHz, of root mean square 1."""
     frequency = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 20)
     slope = rng.choice([0, 0.5, 1.0]) * rng.uniform(0.7, 1.2)
     noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) / frequency**slope, count)

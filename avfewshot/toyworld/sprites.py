@@ -222,16 +222,9 @@ _DRAWINGS: dict[str, Callable[[_Pen], None]] = {
 
 
 def draw_object(name: str, colour: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """Draw an object, facing right.
+    """Draw an object, facing right: an RGBA picture of ``size x size`` pixels, transparent around it.
 
-    Args:
-        name: One of :data:`~avfewshot.toyworld.vocabulary.OBJECTS`.
-        colour: One of :data:`~avfewshot.toyworld.vocabulary.COLOURS`; the shade varies a little.
-        size: Side of the picture in pixels.
-        rng: Source of the shade.
-
-    Returns:
-        An RGBA picture of ``size x size`` pixels, transparent around the object.
+    The shade of its colour varies a little with `rng`.
     """
     shade = rng.normal(0, 12, 3)
     body = tuple(int(np.clip(value + change, 0, 255)) for value, change in zip(COLOURS[colour], shade, strict=True))

@@ -73,11 +73,8 @@ def write_part(script: ClipScript, path: str | os.PathLike[str], picture: tuple[
 def encode_mp4(path: str | os.PathLike[str], frames: Iterable[np.ndarray], waveform: np.ndarray, *, fps: int) -> None:
     """Encode pictures and sound as H.264 (yuv420p) and AAC (mono, 48 kHz), without anything that varies.
 
-    Args:
-        path: File to write.
-        frames: At least one uint8 ``[height, width, 3]`` RGB picture; all of one size, with even sides.
-        waveform: float32 ``[samples]`` at 48 kHz in -1..1.
-        fps: Frames per second.
+    `frames` are uint8 ``[height, width, 3]`` RGB, all of one size with even sides, at least one; `waveform` is float32
+    ``[samples]`` at 48 kHz in -1..1.
 
     Raises:
         OSError: The file cannot be written.

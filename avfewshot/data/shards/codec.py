@@ -29,15 +29,10 @@ def picture_name(second: int) -> str:
 
 
 def encode_members(clip: Clip, record: ClipRecord, *, quality: int = DEFAULT_QUALITY) -> dict[str, bytes]:
-    """Encode a clip.
+    """Bytes of a clip by member name without the key.
 
-    Args:
-        clip: The clip; frames uint8 ``[T, 3, S, S]``, waveform float32 ``[T * 48000]``, either may be None.
-        record: What it is.
-        quality: Of JPEG, 1 to 100.
-
-    Returns:
-        Bytes by member name without the key.
+    Frames are uint8 ``[T, 3, S, S]``, the waveform float32 ``[T * 48000]``; either may be None. `quality` of JPEG: 1 to
+    100.
     """
     members = {RECORD: record.to_json()}
     if clip.frames is not None:
@@ -49,14 +44,7 @@ def encode_members(clip: Clip, record: ClipRecord, *, quality: int = DEFAULT_QUA
 
 
 def decode_members(members: Mapping[str, bytes], path: Path) -> tuple[Clip, ClipRecord]:
-    """Decode what :func:`encode_members` gave.
-
-    Args:
-        members: Bytes by member name without the key.
-        path: Becomes the clip's path.
-
-    Returns:
-        The clip and its record.
+    """Decode what :func:`encode_members` gave; `path` becomes the clip's path.
 
     Raises:
         DamagedClipError: Members are missing, damaged, or of another size than the record says.

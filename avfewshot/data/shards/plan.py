@@ -75,16 +75,8 @@ def plan_shards(
     """Assign the clips of a data set, whose media have been looked up, to shards.
 
     Clips of a split are put into a seeded order first, so that every shard is a mixture of classes. The plan is the
-    same for the same data set and settings, on any machine.
-
-    Args:
-        dataset: The data set.
-        frame_side: Side of the square pictures in pixels.
-        seconds: Longest stretch of a clip to store.
-        quality: Of JPEG, 1 to 100.
-        splits: Some of its splits; all when None.
-        shard_clips: Clips in a shard; by default :func:`default_shard_clips`.
-        seed: Of the order.
+    same for the same data set and settings, on any machine. `frame_side` is in pixels, `quality` of JPEG from 1 to 100,
+    `seconds` the longest stretch of a clip to store; `shard_clips` by default :func:`default_shard_clips`.
 
     Raises:
         UsageError: A setting is out of range, or a split does not exist.

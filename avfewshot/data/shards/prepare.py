@@ -81,12 +81,9 @@ class Preparation:
         return sum(len(shard.clips) for shard in self.pending)
 
     def run(self, progress: Callable[[int], object] = lambda count: None) -> Summary:
-        """Write what is pending, and the list of rejected clips.
+        """Write what is pending, and the list of rejected clips; `progress` is called with 1 after each clip.
 
         It may be interrupted at any time: finished shards stay, the one at hand leaves nothing behind.
-
-        Args:
-            progress: Called with 1 after each clip.
 
         Raises:
             DataError: A shard cannot be written.
@@ -121,14 +118,8 @@ def prepare(
 ) -> Preparation:
     """Look at what is there, estimate what is missing, and see that it fits on the disk.
 
-    Several machines may prepare different parts of the same plan in the same folder at the same time.
-
-    Args:
-        plan: What there should be.
-        folder: Where; made if needed.
-        part: ``(i, n)``: this is part i of n.
-        workers: Processes that decode.
-        retry: Also write those shards anew that lack rejected clips.
+    Several machines may prepare different parts ``(i, n)`` of the same plan in the same folder at the same time. With
+    `retry` those shards are written anew, too, that lack rejected clips.
 
     Raises:
         UsageError: There is no such part, or fewer than one worker.

@@ -39,12 +39,9 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: str | Path, *, splits: Sequence[str] | None = None, verify: bool = False) -> ShardSet:
-        """Check a folder.
+        """Check a folder as `avfs data prepare` wrote it, its `splits` (None: all) to be complete.
 
-        Args:
-            folder: The folder, as `avfs data prepare` wrote it.
-            splits: Splits that must be complete; all when None.
-            verify: Also compare checksums, which reads every shard.
+        With `verify` checksums are compared, too, which reads every shard.
 
         Raises:
             DataError: The index or an entry is missing, not valid, or from another plan; shards are missing or damaged.
@@ -98,12 +95,9 @@ class ShardSet:
             )
 
     def split(self, name: str, *, threads: int = DEFAULT_THREADS, buffer: int = DEFAULT_BUFFER) -> ShardSource:
-        """The clips of a split.
+        """The clips of a split, decoded ahead by `threads` threads.
 
-        Args:
-            name: The split.
-            threads: Threads that decode ahead.
-            buffer: Clips to shuffle among, held in memory as they lie on disk; the order depends on it.
+        `buffer` is of clips to shuffle among, held in memory as they lie on disk; the order depends on it.
 
         Raises:
             UsageError: There is no such split.
