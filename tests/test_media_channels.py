@@ -85,6 +85,16 @@ def test_channels_that_cancel_each_other_are_heard_and_it_is_said(tmp_path, code
     assert not any("silent" in warning for warning in clip.warnings)
 
 
+@pytest.mark.parametrize(("codec", "suffix"), [("pcm_s32be", "aiff"), ("pcm_s16le", "mov"), ("pcm_s16be", "caf")])
+@pytest.mark.parametrize("layout", ["7.1", "hexagonal", "downmix"])
+def test_channels_in_an_order_of_the_files_own_are_read(tmp_path, codec, suffix, layout):
+    path = tmp_path / f"order.{suffix}"
+    channels = av.AudioLayout(layout).nb_channels
+    assert write(path, np.tile(sine(), (channels, 1)), codec, layout)
+    wave = read_isolated(path).waveform.numpy()[4800:43200]
+    assert abs(np.sqrt((wave**2).mean()) - 0.3 / np.sqrt(2)) < 0.01
+
+
 def test_ordinary_stereo_is_averaged_without_a_word(tmp_path):
     path = tmp_path / "stereo.wav"
     assert write(path, np.stack([sine(0.5), np.zeros(48000, np.float32)]), "pcm_s16le", "stereo")

@@ -88,6 +88,15 @@ def test_joined_streams_whose_clock_starts_anew_are_read_to_their_end(tmp_path):
     assert (loud > 0.05).all()
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "flv", "wav"])
+def test_a_file_joined_behind_another_is_said_where_it_is_not_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write_audio(path, tone(2.0)) if suffix == "wav" else write_media(path, seconds=2.0, audio=tone(2.0))
+    assert not any("joined" in warning for warning in read_clip(path).warnings)
+    path.write_bytes(2 * path.read_bytes())
+    assert any("another file is joined behind it" in warning for warning in read_clip(path).warnings)
+
+
 def test_sound_that_is_said_to_come_a_day_later_follows_the_pictures(tmp_path):
     path = write_media(tmp_path / "late.mkv", seconds=3.0, audio=tone(3.0), audio_start=100_000.0)
     with ClipReader(path) as reader:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,9 @@ from PIL import Image
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.media import SAMPLE_RATE, Clip, ClipReader, container, read_clip
 from avfewshot.media import frames_decord as frames_decord_module
+from avfewshot.media.frames_pyav import PyavFrames
+from avfewshot.media.picture import fit
+from avfewshot.media.stream import read_isolated
 
 REAL_CLIP = Path(__file__).parents[2] / "shared/data/media/BjCEufrlXm4_20_30.mp4"
 HAS_DECORD = importlib.util.find_spec("decord") is not None
@@ -389,11 +393,50 @@ def test_a_real_clip_has_ten_segments_of_sight_and_sound():
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96)])
 def test_pictures_beyond_the_bound_are_named_and_the_sound_is_kept(tmp_path, monkeypatch, size):
-    assert container.MAX_PIXELS > 7680 * 4320
-    monkeypatch.setattr(container, "MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr(container, "DECODED_PIXELS", 96 * 64 - 1)
     path = write_media(tmp_path / "huge.mkv", seconds=0.2, size=size)
     with pytest.raises(MediaError, match=f"pictures of {size[0]:,} x {size[1]:,} pixels are not decoded"):
         read_clip(path)
     clip = read_clip(write_media(tmp_path / "both.mkv", seconds=0.2, size=size, audio=tone(1.0)))
     assert clip.frames is None
     assert any("are not decoded" in warning for warning in clip.warnings)
+
+
+LARGE = (
+    ("libx264", "mp4", (7680, 4320), "yuv420p", {"preset": "ultrafast"}),
+    ("libx265", "mkv", (7680, 4320), "yuv420p10le", {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    ("libsvtav1", "webm", (7680, 4320), "yuv420p", {"preset": "12"}),
+    ("mjpeg", "mkv", (15360, 8640), "yuvj420p", {}),
+    ("mjpeg", "mov", (4096, 30720), "yuvj444p", {}),
+)
+
+
+def test_pictures_of_8k_and_16k_are_decoded_within_the_memory_of_a_file(tmp_path):
+    small = picture(5, 96, 64)
+    for number, (codec, suffix, size, pix_fmt, options) in enumerate(LARGE):
+        path = tmp_path / f"{number}.{suffix}"
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream(codec, rate=10, options=options)
+            (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
+            stream.codec_context.thread_count = 1
+            frame = av.VideoFrame.from_ndarray(small, "rgb24").reformat(*size, pix_fmt, interpolation="BICUBIC")
+            out.mux([*stream.encode(frame), *stream.encode()])
+        if codec == "libsvtav1":  # as root it gives its process real-time priority
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        expected = Image.fromarray(small).resize(size if size[1] < 4400 else (size[0] // 8, size[1] // 8))
+        seen = read_isolated(path, frame_size=64).frames[0].numpy()  # one process after another: what is left counts
+        assert np.abs(seen.astype(int) - fit(np.asarray(expected), 64)).mean() < 4, codec
+
+
+def test_sound_is_kept_where_pictures_need_too_much_memory(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "both.mkv", seconds=0.2, audio=tone(1.0))
+
+    def exhausted(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(PyavFrames, "at", exhausted)
+    clip = read_clip(path)
+    assert (clip.frames, clip.waveform is not None) == (None, True)
+    assert any("needs more memory" in warning for warning in clip.warnings)
+    with pytest.raises(MemoryError):
+        read_clip(path, modality="visual")

@@ -18,7 +18,7 @@ DOCUMENT = (Path(__file__).resolve().parents[1] / "docs" / "security.md").read_t
 LIMITS = {
     "| memory to decode a file | 1.2 GB": decoders.MEMORY == 1.2e9,
     "| time to decode a file | 60 s": decoders.TIMEOUT == 60,
-    f"| pictures | {container.MAX_PIXELS:,} pixels": True,
+    f"up to {container.DECODED_PIXELS:,} pixels, held up to {container.MAX_PIXELS:,}": True,
     f"| sampling rates | {container.RATES[0]:,} to {container.RATES[-1]:,} Hz": True,
     "| a fetched file | 2 GB": remote.MAX_BYTES == 2e9,
     "the whole download ten times as long": remote.PATIENCE == 10,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -21,6 +22,7 @@ READ_ERRORS = (av.error.FFmpegError, IndexError)
 
 _MP4_BOXES = frozenset({b"ftyp", b"mdat", b"moov", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"})
 _MAX_BOXES = 100_000
+_MOST_INDEX = 4_000_000  # bytes behind the last packet that are looked through
 
 
 def open_media(path: Path) -> InputContainer:
@@ -49,8 +51,11 @@ def open_media(path: Path) -> InputContainer:
 RATES = range(1_000, 768_001)
 """Sampling rates in Hz that are read: memory grows with the rate, whatever a damaged header says."""
 
+DECODED_PIXELS = 250_000_000
+"""Pixels of the largest picture that is decoded, which is about what FFmpeg takes (16K video has 133 million)."""
+
 MAX_PIXELS = 40_000_000
-"""Pixels of the largest picture that is decoded (8K video has 33 million): beyond, a few would fill the memory."""
+"""Pixels of the largest picture that is held in RGB (8K video has 33 million): larger ones are scaled down to that."""
 
 
 def beyond_bounds(stream: Stream) -> str | None:
@@ -58,10 +63,9 @@ def beyond_bounds(stream: Stream) -> str | None:
     codec = stream.codec_context
     if stream.type == "audio" and codec is not None and codec.sample_rate and codec.sample_rate not in RATES:
         return f"a sampling rate of {codec.sample_rate:,} Hz is not read ({RATES[0]:,} to {RATES[-1]:,} Hz are)"
-    if stream.type == "video" and codec is not None and codec.width * codec.height > MAX_PIXELS:
-        return (
-            f"pictures of {codec.width:,} x {codec.height:,} pixels are not decoded (up to {MAX_PIXELS:,} pixels are)"
-        )
+    if stream.type == "video" and codec is not None and codec.width * codec.height > DECODED_PIXELS:
+        size = f"{codec.width:,} x {codec.height:,}"
+        return f"pictures of {size} pixels are not decoded (up to {DECODED_PIXELS:,} pixels are)"
     return None
 
 
@@ -99,6 +103,16 @@ def truncated(path: Path) -> MediaError:
 def is_cut_short(path: Path) -> bool:
     """Whether an mp4/mov or RIFF (wav, avi) file is shorter than its own headers say, or lacks the index of an mp4."""
     return _is_cut_mp4(path) or _is_cut_riff(path)
+
+
+_HEADS = re.compile(rb"RIFF....(?:WAVE|AVI )|ftyp(?:iso|mp4|M4|qt|avc|3g|dash)|FLV\x01[\x00-\x05]\0\0\0\x09", re.DOTALL)
+
+
+def joined_behind(path: Path, end: int) -> bool:
+    """Whether behind the last packet, which ends at byte `end`, another file of a kind begins that is read as one."""
+    with open(path, "rb") as stream:
+        stream.seek(end)
+        return _HEADS.search(stream.read(_MOST_INDEX)) is not None
 
 
 def _check_file(path: Path) -> None:

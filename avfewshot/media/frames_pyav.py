@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -14,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from avfewshot.media.clock import Mender
-from avfewshot.media.container import MAX_PIXELS, READ_ERRORS, open_media, read_only
+from avfewshot.media.container import DECODED_PIXELS, MAX_PIXELS, READ_ERRORS, open_media, read_only
 from avfewshot.media.picture import orientation, turn
 from avfewshot.media.probe import Track
 
@@ -265,13 +266,17 @@ class PyavFrames:
         return round(seconds / self._track.time_base)
 
     def _convert(self, frame: VideoFrame) -> np.ndarray | None:
-        if frame.width * frame.height > MAX_PIXELS:
+        width, height, how = frame.width, frame.height, "BILINEAR"
+        if width * height > DECODED_PIXELS:  # larger than its header says
             self.errors += 1
             return None
+        if width * height > MAX_PIXELS:
+            shrink, how = math.sqrt(MAX_PIXELS / (width * height)), "AREA"
+            width, height = max(1, int(width * shrink)), max(1, int(height * shrink))
         matrix = frame.side_data.get("DISPLAYMATRIX")
         try:
             # Bilinear is FFmpeg's way with chroma here, and decord's. Threads would be started anew for every file.
-            image = self._to_rgb.reformat(frame, format="rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
+            image = self._to_rgb.reformat(frame, width, height, "rgb24", interpolation=how, threads=1).to_ndarray()
         except MemoryError:
             raise
         except av.error.FFmpegError:

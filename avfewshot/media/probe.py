@@ -22,6 +22,7 @@ from avfewshot.media.container import (
     beyond_bounds,
     is_cut_short,
     is_picture,
+    joined_behind,
     open_media,
     pick_streams,
     truncated,
@@ -129,14 +130,15 @@ class _Scan:
         self._stamps: list[int] = []
         self._stamped = self._closed = True
         self._keyframe: int | None = None
-        self._whole = False
+        self.whole = False
         self._clock = Clock(streams, container.format.name)
         self._usual = {s.index: _usual_length(s) for s in streams}
         self.errors = 0
+        self.last_byte = 0  # where the packets end in the file
 
     def read_all(self) -> None:
         """Read the file through."""
-        self._whole = True
+        self.whole = True
         self._read(list(self._streams.values()))
 
     def read_tail(self) -> bool:
@@ -164,9 +166,9 @@ class _Scan:
         base, index = stream.time_base, stream.index
         first = self._first.get(index, 0)
         start = first if stream.start_time is None else stream.start_time
-        if self._whole and abs(start - first) * base > LONG_GAP:
+        if self.whole and abs(start - first) * base > LONG_GAP:
             start = first
-        shifts = self._clock.shifts[index] if self._whole else {}
+        shifts = self._clock.shifts[index] if self.whole else {}
         # A raw stream without any timestamps is as long as its pictures are many.
         end = max(start, self._end.get(index, start + self._count[index] * self._usual[index]))
         if stream.duration is not None and not shifts and stream.duration * base <= self._count[index] * MAX_GAP:
@@ -182,7 +184,7 @@ class _Scan:
             track.closed = self._closed
             ordered = tuple(sorted(set(self._stamps)))
             if (
-                self._whole
+                self.whole
                 and not self.errors
                 and self._stamped
                 and not track.counted
@@ -204,7 +206,7 @@ class _Scan:
 
     def hole(self, video: Track | None, zero: Fraction) -> Iterator[tuple[str, str]]:
         """The longest stretch of which no picture is left, if the whole file was read."""
-        if self._whole and video is not None and self._lengths:
+        if self.whole and video is not None and self._lengths:
             ordered = sorted(self._lengths)
             # A picture may stand for long on purpose; then its packet mostly says so.
             gaps = ((b - a - self._lengths[a], a, b) for a, b in itertools.pairwise(ordered))
@@ -225,7 +227,7 @@ class _Scan:
             try:
                 for packet in self._container.demux(streams):
                     if packet.size:
-                        shift = self._clock.shift(packet) if self._whole else 0
+                        shift = self._clock.shift(packet) if self.whole else 0
                         mend(packet, shift, self._streams[packet.stream_index].time_base)
                         self._note(packet)
                 return
@@ -238,6 +240,7 @@ class _Scan:
             self._stamped = self._stamped and self._streams[index].type != "video"
             return
         self._count[index] = self._count.get(index, 0) + 1
+        self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
         if self._streams[index].type == "video":
             if pts is None:
                 self._stamped = False
@@ -286,6 +289,8 @@ def _short(
         yield "file", f"should last {told:.1f} s but ends after {float(duration):.1f} s: truncated or damaged"
     elif is_cut_short(path):
         yield "file", "truncated: the file is shorter than it says"
+    elif scan.whole and joined_behind(path, scan.last_byte):
+        yield "file", "another file is joined behind it, which is not read: split it, or join them with FFmpeg"
     elif scan.errors:
         yield "file", "damaged: parts of the file could not be read"
 

@@ -166,8 +166,15 @@ class ClipReader:
         """Open the tracks that are wanted; whether pictures and sound can be had."""
         found = self._probe
         has_video, has_audio = found.video is not None, found.audio is not None
+        lacks: dict[str, str] = {}
         if modality != "audio":
-            has_video = has_video and self._open_video(frame_backend)
+            try:
+                has_video = has_video and self._open_video(frame_backend)
+            except MemoryError:
+                if modality == "visual" or not has_audio:
+                    raise
+                has_video = self._close_video()
+                lacks["video"] = "needs more memory to decode than one file may use"
         if modality != "visual":
             has_audio = has_audio and self._open_audio()
         self._warnings += [text for about, text in found.warnings if modality == "av" or about in (modality, "file")]
@@ -179,7 +186,9 @@ class ClipReader:
             if modality in (about, "av"):
                 wanted.append((has, track, name))
                 if track is not None and not has:
-                    self._warnings.append(f"the {name} track is damaged: nothing in it can be decoded")
+                    self._warnings.append(
+                        f"the {name} track {lacks.get(name, 'is damaged: nothing in it can be decoded')}"
+                    )
         if not any(has for has, _, _ in wanted):
             if any(track is not None for _, track, _ in wanted):
                 raise MediaError(self._path, "is damaged: nothing in it can be decoded")
@@ -196,10 +205,13 @@ class ClipReader:
             self._frames = PyavFrames(self._path, self._probe.video)
         # Decoded anyway when reading begins at the beginning; it shows whether anything can be.
         self._first = next(self._pictures(self._limits(0, 1)))
-        if self._first is None:
+        return self._first is not None or self._close_video()
+
+    def _close_video(self) -> bool:
+        if self._frames is not None:
             self._frames.close()
-            self._frames = None
-        return self._frames is not None
+        self._frames = None
+        return False
 
     def _open_audio(self) -> bool:
         self._sound = Waveform(self._path, self._probe.audio, self._probe.zero)
@@ -210,9 +222,7 @@ class ClipReader:
 
     def _leave_decord(self, reason: DecordUnfitError) -> None:
         self._warnings.append(f"{reason}: its pictures were decoded by PyAV")
-        if self._frames is not None:
-            self._frames.close()
-        self._frames = None
+        self._close_video()
 
     # Reading.
 

@@ -147,6 +147,11 @@ class Waveform:
         self._container = open_media(self._path)
         self._stream = read_only(self._container, self._track.index)
         self._decoder = self._stream.codec_context
+        layout = self._decoder.layout
+        if " channels (" in layout.name:
+            # Channels in an order of the file's own (mov, caf, aiff). PyAV gives the memory that describes it free
+            # with every frame, and once more with the decoder: let it hold the usual order, which changes no sample.
+            self._decoder.layout = f"{layout.nb_channels}c"
         self._mend = Mender(self._track.shifts, self._track.time_base)
         self._forget()
         self._kept_from = -(1 << 62)

@@ -8,6 +8,7 @@ the parent. Nothing here imports torch, so that a process is ready in a fifth of
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -31,14 +32,18 @@ def serve(memory: int) -> None:
     os.dup2(2, 1)  # what a library prints must not get between the answers
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     _limit_memory(memory)
+    gc.freeze()  # what is imported is never looked at again: a collection takes no time
     with contextlib.ExitStack() as stack:
         reader: ClipReader | None = None
         for line in sys.stdin.buffer:
             request = json.loads(line)
             arrays: list[np.ndarray] = []
             try:
-                if "path" in request:
+                if "read" not in request:
                     stack.close()
+                    reader = None  # it holds pictures, and PyAV's decoders refer to themselves
+                    gc.collect()
+                if "path" in request:
                     if request["options"].get("frame_backend") == "decord" and "decord" not in sys.modules:
                         _limit_memory(None)  # it comes with torch, whose libraries alone take more than a file may
                         with contextlib.suppress(ImportError, OSError):
@@ -55,7 +60,6 @@ def serve(memory: int) -> None:
                 elif "read" in request:
                     answer, arrays = _answer(reader.read_arrays(*request["read"]))
                 else:
-                    stack.close()
                     answer = {}
             except Exception as error:  # whatever it is, it is this file's failure
                 answer = {"error": _reason(error, memory), "hint": getattr(error, "hint", None)}
