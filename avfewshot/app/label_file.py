@@ -21,8 +21,7 @@ from avfewshot.io import csv_cell, write_text
 
 NAME = "labels.csv"
 HEADER = ["path", "start", "end", "label", "wording"]
-NONE = "none"
-"""The label of clips that carry none of the classes."""
+NONE = "none"  # the label of clips that carry none of the classes
 MOST_SECONDS = 1_000_000
 
 

@@ -37,8 +37,7 @@ from avfewshot.version import __version__
 _STATIC = Path(__file__).resolve().parent / "static"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 UPLOADS = ("/classify", "/api/clips")
-MOST_TEMPORARY = 4
-"""Dropped clips that wait in the temporary folder take so many times the bytes of one upload at most."""
+MOST_TEMPORARY = 4  # dropped clips that wait in the temporary folder take so many times the bytes of one upload at most
 UPLOADS_AT_ONCE = 4
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 10

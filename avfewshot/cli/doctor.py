@@ -32,8 +32,7 @@ OK, NOTE, FAULT = "ok", "note", "fault"
 _NEEDED = ("torch", "torchvision", "torchaudio", "open_clip_torch", "laion_clap", "av", "numpy", "scikit-learn")
 _LITTLE = 2 * 10**9  # bytes of free disk, less than a day's clips
 
-Finding = tuple[str, str, str]
-"""What was looked at, how it is, and for people: what was found and what to do."""
+Finding = tuple[str, str, str]  # what was looked at, how it is, and for people: what was found and what to do
 
 
 @app.command(help=HELP)

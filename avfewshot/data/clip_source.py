@@ -37,15 +37,8 @@ class LabelledClip:
 class ClipSource(Protocol):
     """Clips of one split."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; labels are indices into them."""
-        ...
-
-    @property
-    def wordings(self) -> tuple[str, ...]:
-        """Wording of each class for prompts."""
-        ...
+    classes: tuple[str, ...]  # names; labels are indices into them
+    wordings: tuple[str, ...]  # of each class for prompts
 
     def __len__(self) -> int:
         """Number of clips, those that cannot be read included."""
@@ -115,19 +108,9 @@ class RawSource:
         threads: int = DEFAULT_THREADS,
     ) -> None:
         self.samples = tuple(sample for sample in samples if sample.path is not None)
-        self._classes, self._wordings = dataset.classes, dataset.wordings
+        self.classes, self.wordings = dataset.classes, dataset.wordings
         self._read = read
         self._threads = threads
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-        return self._classes
-
-    @property
-    def wordings(self) -> tuple[str, ...]:
-        """Wording of each class for prompts."""
-        return self._wordings
 
     def __len__(self) -> int:
         return len(self.samples)

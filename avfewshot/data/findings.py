@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Severity = Literal["info", "warning", "error"]
@@ -25,13 +25,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON-ready values."""
-        return {
-            "severity": self.severity,
-            "code": self.code,
-            "message": self.message,
-            "count": self.count,
-            "examples": list(self.examples),
-        }
+        return asdict(self) | {"examples": list(self.examples)}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +28,8 @@ class Overlap:
 
     def to_dict(self) -> dict[str, Any]:
         """The overlap as JSON-ready values."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            "count": self.count,
-            "examples": list(self.ids[:MAX_EXAMPLES]),
-        }
+        examples = list(self.ids[:MAX_EXAMPLES])
+        return {"first": self.first, "second": self.second, "count": self.count, "examples": examples}
 
 
 def youtube_ids(dataset: Dataset, splits: Iterable[str] = SPLITS) -> set[str]:
@@ -43,26 +40,21 @@ def youtube_ids(dataset: Dataset, splits: Iterable[str] = SPLITS) -> set[str]:
 
 def cross_split_overlaps(dataset: Dataset) -> list[Overlap]:
     """Videos that are in two splits of one data set; only pairs that share some."""
-    ids = {split: youtube_ids(dataset, [split]) for split in dataset.split_sizes}
-    names = list(ids)
-    return [
-        Overlap(f"{dataset.name}/{first}", f"{dataset.name}/{second}", tuple(sorted(shared)))
-        for index, first in enumerate(names)
-        for second in names[index + 1 :]
-        if (shared := ids[first] & ids[second])
-    ]
+    return _overlaps(dataset, dataset, itertools.combinations(dataset.split_sizes, 2))
 
 
 def cross_dataset_overlaps(first: Dataset, second: Dataset) -> list[Overlap]:
     """Videos that are in two data sets, split by split; only pairs that share some."""
-    theirs = {split: youtube_ids(second, [split]) for split in second.split_sizes}
-    overlaps = []
-    for split in first.split_sizes:
-        ours = youtube_ids(first, [split])
-        for other, ids in theirs.items():
-            if shared := ours & ids:
-                overlaps.append(Overlap(f"{first.name}/{split}", f"{second.name}/{other}", tuple(sorted(shared))))
-    return overlaps
+    return _overlaps(first, second, itertools.product(first.split_sizes, second.split_sizes))
+
+
+def _overlaps(first: Dataset, second: Dataset, pairs: Iterable[tuple[str, str]]) -> list[Overlap]:
+    ours, theirs = ({split: youtube_ids(one, [split]) for split in one.split_sizes} for one in (first, second))
+    return [
+        Overlap(f"{first.name}/{split}", f"{second.name}/{other}", tuple(sorted(shared)))
+        for split, other in pairs
+        if (shared := ours[split] & theirs[other])
+    ]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError, UsageError
 
 VERSIONS = ("update", "original")
-MAX_WORDS = 14
-"""Words of the longest official question; longer ones are cut."""
+MAX_WORDS = 14  # words of the longest official question; longer ones are cut
 PAD = "<pad>"
 
 _FOLDERS = {"update": "json_update", "original": "json"}

@@ -13,11 +13,9 @@ from avfewshot.evaluation.results import Calibration
 from avfewshot.reports.confusion import Confusion
 from avfewshot.reports.text import percent, printable
 
-TONES = 6
-"""Line colours that report pages define (classes ``t0`` and following); they repeat after that."""
+TONES = 6  # line colours that report pages define (classes `t0` and following); they repeat after that
 
-MOST_POINTS = 400
-"""Points of a line; longer ones are averaged in equal parts, since a screen could not show more."""
+MOST_POINTS = 400  # points of a line; longer ones are averaged in equal parts, since a screen could not show more
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 38

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from avfewshot.evaluation.results import TaskResult
 
-MOST_CLASSES = 40
-"""Classes of a heat map whose names can still be read."""
+MOST_CLASSES = 40  # classes of a heat map whose names can still be read
 
 MOST_PAIRS = 15
 

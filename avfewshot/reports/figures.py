@@ -6,8 +6,7 @@ from avfewshot.evaluation.results import FEW_CLIPS, Comparison, Difference, Esti
 from avfewshot.evaluation.tasks import METRICS
 from avfewshot.reports.text import percent
 
-NONE = "–"
-"""Stands for a figure that is not defined."""
+NONE = "–"  # stands for a figure that is not defined
 
 
 def main_systems(comparison: Comparison) -> tuple[str, str | None]:

@@ -33,8 +33,7 @@ MOST_IN_FULL = 500
 """Clips of a page that holds its pictures; those of more lie in a folder beside it, one for each clip."""
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_AHEAD = 8
-"""Clips whose pictures may be read at the same time as the next ones are classified."""
+_AHEAD = 8  # clips whose pictures may be read at the same time as the next ones are classified
 
 
 @dataclass(frozen=True)

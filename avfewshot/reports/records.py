@@ -12,8 +12,7 @@ from avfewshot.io import is_hidden
 
 VERSION = 1
 SECONDS_DIGITS = 3
-TOLERANCE = 1e-6
-"""How far a written distribution may be from summing to 1."""
+TOLERANCE = 1e-6  # how far a written distribution may be from summing to 1
 
 
 def clip_record(result: ClipResult, *, segments: bool) -> dict[str, Any]:

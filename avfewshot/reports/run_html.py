@@ -35,8 +35,7 @@ from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
 from avfewshot.training.record import Curve, Example, Look, RunRecord, Second
 
-_LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))
-"""What is drawn of a step, and its place in :attr:`Curve.steps`."""
+_LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))  # what is drawn of a step, and its place in :attr:`Curve.steps`
 
 
 def write_run_page(path: Path, record: RunRecord) -> None:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from avfewshot.inference.results import SegmentResult
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
-OTHER = "•"
-"""Stands for every label beyond the letters."""
+OTHER = "•"  # stands for every label beyond the letters
 
 MOST_BINS = 240
 """Steps of a timeline or a curve; seconds of longer clips are joined, since a screen could not show more."""
 
-NARROWEST_LETTER = 3.0
-"""Width in percent of the timeline from which on a span carries its letter."""
+NARROWEST_LETTER = 3.0  # width in percent of the timeline from which on a span carries its letter
 
 
 @dataclass(frozen=True)

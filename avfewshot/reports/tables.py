@@ -19,8 +19,7 @@ _COLUMNS = (("both", "bold green"), ("visual", "cyan"), ("audio", "magenta"))
 _LONGEST_LABEL = 32
 _LONGEST_BAR = 16
 _WANTED_BAR = 8
-_MOST_RUNS = 12
-"""From more changes on, times of every single one would fill the screen."""
+_MOST_RUNS = 12  # from more changes on, times of every single one would fill the screen
 
 
 class TableWriter:

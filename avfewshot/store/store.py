@@ -40,8 +40,7 @@ Floats = npt.NDArray[np.float32]
 
 VERSION = 1
 MODALITIES = ("visual", "audio")
-THUMBNAIL = 96
-"""Longer side of thumbnails in pixels."""
+THUMBNAIL = 96  # longer side of thumbnails in pixels
 
 _COMMIT_CLIPS, _COMMIT_SECONDS = 64, 5.0  # a kill costs at most so much work
 _DEAD_SHARE = 0.25

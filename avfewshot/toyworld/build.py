@@ -27,8 +27,7 @@ from avfewshot.toyworld.scenes import plan_avqa, plan_avs
 from avfewshot.toyworld.vocabulary import COMPOSITIONS
 from avfewshot.toyworld.writer import write_clip, write_part
 
-DEFAULT_CLIPS_PER_CLASS = 24
-"""Gives 16 training clips a class, so that 16 shots are possible."""
+DEFAULT_CLIPS_PER_CLASS = 24  # gives 16 training clips a class, so that 16 shots are possible
 GENERATOR = "3acdb426618632143c1f9043a882341dcce415e6e88939765662f8d16698ee18"
 """Names the world's contents: changed whenever a clip or an annotation file comes out otherwise."""
 MANIFEST = "toy-world.json"

@@ -19,8 +19,7 @@ import yaml
 from avfewshot.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
 from avfewshot.toyworld.vocabulary import AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES, Composition
 
-FEWEST_CLIPS = 3
-"""Clips of a class below which a split would be empty."""
+FEWEST_CLIPS = 3  # clips of a class below which a split would be empty
 
 _SPLITS = ("train", "val", "test")
 _SECONDS = 10

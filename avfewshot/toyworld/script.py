@@ -9,8 +9,7 @@ import numpy as np
 
 from avfewshot.toyworld.vocabulary import Composition
 
-Span = tuple[float, float]
-"""Seconds from the beginning of the clip, ``[on, off)``."""
+Span = tuple[float, float]  # seconds from the beginning of the clip, `[on, off)`
 
 
 @dataclass(frozen=True)

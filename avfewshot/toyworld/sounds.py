@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-SAMPLE_RATE = 48_000
-"""Samples per second of everything that is synthesised."""
+SAMPLE_RATE = 48_000  # samples per second of everything that is synthesised
 
 _TAU = 2 * np.pi
 

@@ -95,8 +95,7 @@ HELD_OUT: tuple[Composition, ...] = _compositions(
 )
 """Classes that the tiny backbone never met: known objects with known sounds, never together, not even in a caption."""
 
-COMPOSITIONS: tuple[Composition, ...] = SEEN + HELD_OUT
-"""All classes."""
+COMPOSITIONS: tuple[Composition, ...] = SEEN + HELD_OUT  # all classes
 
 _BY_NAME = {composition.name: composition for composition in COMPOSITIONS}
 

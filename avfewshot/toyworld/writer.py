@@ -19,16 +19,11 @@ from avfewshot.toyworld.render import render_frames, render_still, render_wavefo
 from avfewshot.toyworld.script import ClipScript
 from avfewshot.toyworld.sounds import SAMPLE_RATE, band
 
-WIDTH = 160
-"""Pixels of a toy clip's picture."""
-HEIGHT = 120
-"""Pixels of a toy clip's picture."""
-FPS = 5
-"""Frames per second of a toy clip."""
-STILL_SIDE = 96
-"""Pixels of a side of a still and of its mask."""
-WAV_RATE = 16_000
-"""Samples a second of a WAV file."""
+WIDTH = 160  # pixels of a toy clip's picture
+HEIGHT = 120  # pixels of a toy clip's picture
+FPS = 5  # frames per second of a toy clip
+STILL_SIDE = 96  # pixels of a side of a still and of its mask
+WAV_RATE = 16_000  # samples a second of a WAV file
 
 _AUDIO_BITS_PER_SECOND = 64_000
 # libx264's macroblock-tree rate control gives other bytes from run to run (seen with core 165), so it is off. Threads

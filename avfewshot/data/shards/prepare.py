@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -297,8 +297,7 @@ def _write_rejected(folder: Path, index: ShardIndex) -> None:
         stream = io.StringIO(newline="")
         table = csv.writer(stream)
         table.writerow(("id", "split", "file", "reason"))
-        for entry in before:
-            table.writerows(map(_cell, (clip.id, clip.split, clip.file, clip.reason)) for clip in entry.rejected)
+        table.writerows(map(_cell, astuple(clip)) for entry in before for clip in entry.rejected)
         write_text(folder / REJECTED_NAME, stream.getvalue())
         if [entry.sha256 for entry in _entries(folder, index)] == [entry.sha256 for entry in before]:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -81,9 +82,9 @@ class ShardSet:
     @property
     def splits(self) -> dict[str, int]:
         """Clips of each split."""
-        sizes: dict[str, int] = {}
+        sizes: Counter[str] = Counter()
         for entry in self._entries:
-            sizes[entry.split] = sizes.get(entry.split, 0) + len(entry.clips)
+            sizes[entry.split] += len(entry.clips)
         return sizes
 
     def check_frame_side(self, side: int) -> None:
@@ -129,19 +130,10 @@ class ShardSource:
         if buffer < 1:
             raise UsageError(f"A buffer of {buffer} clips is out of range.", hint="1 keeps the order of the shards.")
         self._folder, self._index, self._entries = folder, index, tuple(entries)
+        self.classes, self.wordings = index.classes, index.wordings
         self._threads, self._buffer = threads, buffer
         self._total = sum(len(entry.clips) for entry in entries)
         self._labels = {name: label for label, name in enumerate(index.classes)}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names."""
-        return self._index.classes
-
-    @property
-    def wordings(self) -> tuple[str, ...]:
-        """Wording of each class for prompts."""
-        return self._index.wordings
 
     @property
     def ids(self) -> tuple[str, ...]:
