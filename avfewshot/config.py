@@ -31,7 +31,6 @@ import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -49,7 +48,7 @@ from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
 from avfewshot.adapters.settings import SETTINGS
-from avfewshot.errors import UsageError, flatten, raise_faults
+from avfewshot.errors import UsageError, did_you_mean, flatten, raise_faults
 from avfewshot.io import load_yaml
 
 CONFIG_NAME = "avfs.toml"
@@ -191,9 +190,7 @@ def _shots(raw: Any) -> tuple[int, ...]:
 def _not_one_of(raw: Any, choices: Collection[str]) -> str:
     if not isinstance(raw, str):
         return f"one of {', '.join(choices)} is needed, not {raw!r}."
-    close = get_close_matches(raw, choices, n=1)
-    guess = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{raw!r} is not one of {', '.join(choices)}{guess}."
+    return f"{raw!r} is not one of {', '.join(choices)}.{did_you_mean(raw, choices)}"
 
 
 Text = Annotated[str, BeforeValidator(_text)]
@@ -1340,9 +1337,7 @@ def environment_name(table: str, key: str) -> str:
 def unknown(shown: str, name: str, valid: Iterable[str], what: str = "Valid") -> UsageError:
     """That a name is unknown, with the nearest and all valid ones."""
     valid = list(valid)
-    close = get_close_matches(name, valid, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    return UsageError(f"{shown} is unknown.{guess}", hint=f"{what}: {', '.join(valid)}.")
+    return UsageError(f"{shown} is unknown.{did_you_mean(name, valid)}", hint=f"{what}: {', '.join(valid)}.")
 
 
 def check_values(

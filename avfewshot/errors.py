@@ -6,7 +6,9 @@ without a traceback, and exits with :attr:`AvfsError.exit_code`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from os import PathLike, fspath
 
 
@@ -102,3 +104,13 @@ def raise_faults(faults: Sequence[UsageError]) -> None:
         raise single[0]
     if single:
         raise Faults(single)
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """``" Did you mean 'kernel_ridge'?"`` for ``"rigde"``: the nearest name, by its whole or else by a word of it."""
+    whole = {one.lower(): one for one in valid}
+    words = {word: one for key, one in whole.items() for word in re.split(r"[_-]", key)}
+    for names in (whole, words):
+        if close := get_close_matches(name.lower(), names, n=1):
+            return f" Did you mean {names[close[0]]!r}?"
+    return ""

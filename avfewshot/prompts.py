@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import load_yaml, resource_dir
 from avfewshot.labels import visible
 
@@ -52,8 +51,7 @@ def load_templates(name_or_path: str | Path = "default") -> Templates:
         return _from_yaml(resource_dir("prompts") / f"{text}.yaml")
     path = Path(text).expanduser()
     if not path.exists():
-        close = get_close_matches(text, template_names(), n=1)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
+        guess = did_you_mean(text, template_names())
         raise UsageError(
             f"There are no templates {text!r}, neither by that name nor as a file.{guess}",
             hint=f"Valid names: {', '.join(template_names())}; or give a YAML file or a text file.",

@@ -19,7 +19,7 @@ from standin_towers import StandInBackbone, make_backbone, make_inputs
 from torch import Tensor
 
 from avfewshot.config import TrainingConfig
-from avfewshot.errors import DataError, WeightsError
+from avfewshot.errors import DataError, UsageError, WeightsError
 from avfewshot.io import sha256_file
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
@@ -346,8 +346,11 @@ def test_a_run_stands_for_its_best_checkpoint(tmp_path):
     store.save(10, adapter_config(), state)
     assert find_checkpoint(tmp_path / "run").name == "best-00000002"
     assert find_checkpoint(store.folder / "step-00000010").name == "step-00000010"
-    for path, what in ((tmp_path, "holds no adapter"), (tmp_path / "none", "no such folder")):
-        with pytest.raises(DataError, match=what):
+    for path, fault, what in (
+        (tmp_path, DataError, "holds no adapter"),
+        (tmp_path / "none", UsageError, "no such folder"),
+    ):
+        with pytest.raises(fault, match=what):
             find_checkpoint(path)
 
 

@@ -40,21 +40,19 @@ def config(
 ) -> None:
     """Resolve every table, tell all faults, print."""
     import os
-    from difflib import get_close_matches
 
     from avfewshot.cli.terminal import say_warning
     from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
-    from avfewshot.errors import UsageError, raise_faults
+    from avfewshot.errors import UsageError, did_you_mean, raise_faults
 
     faults = []
     if format not in {"table", "json"}:
         faults.append(UsageError(f"--format: {format!r} is not one of table, json."))
     unknown = [name for name in tables or () if name not in COMMANDS]
     hint = f"Valid: {', '.join(COMMANDS)}."
-    for name in unknown:
-        close = get_close_matches(name, COMMANDS, n=1)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
-        faults.append(UsageError(f"There are no settings for {name!r}.{guess}", hint=hint))
+    faults += [
+        UsageError(f"There are no settings for {name!r}.{did_you_mean(name, COMMANDS)}", hint=hint) for name in unknown
+    ]
     resolved = {table: resolve(table) for table in COMMANDS}
     told: set[str] = set()
     for one in resolved.values():
@@ -85,9 +83,7 @@ def config(
     _print_table(rows)
     known = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)} | _OTHER_VARIABLES
     for variable in sorted(name for name in os.environ if name.startswith("AVFS_") and name not in known):
-        close = get_close_matches(variable, known, n=1)
-        guess = f" Did you mean {close[0]}?" if close else ""
-        say_warning(f"{variable} is set, but there is no such setting.{guess}")
+        say_warning(f"{variable} is set, but there is no such setting.{did_you_mean(variable, known)}")
 
 
 _OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}

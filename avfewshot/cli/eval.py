@@ -10,7 +10,7 @@ import typer
 
 from avfewshot.cli.runs import resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages
-from avfewshot.errors import UsageError
+from avfewshot.errors import UsageError, did_you_mean
 
 app = typer.Typer(add_completion=False)
 
@@ -81,4 +81,5 @@ def check_choices(given: dict[str, str | None]) -> None:
     """Refuse words that an option does not know."""
     for name, value in given.items():
         if value is not None and value not in CHOICES[name]:
-            raise UsageError(f"--{name}: {value!r} is not one of {', '.join(CHOICES[name])}.")
+            guess = did_you_mean(value, CHOICES[name])
+            raise UsageError(f"--{name}: {value!r} is not one of {', '.join(CHOICES[name])}.{guess}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
-from avfewshot.errors import UsageError
+from avfewshot.errors import UsageError, did_you_mean
 
 app = typer.Typer(add_completion=False)
 
@@ -46,7 +46,10 @@ def learn(
     """Check, load, update, write."""
     folder = Path(run).expanduser()
     if action not in ACTIONS:
-        raise UsageError(f"{action!r} is not one of {', '.join(ACTIONS)}.", hint="avfs learn --help has examples.")
+        raise UsageError(
+            f"{action!r} is not one of {', '.join(ACTIONS)}.{did_you_mean(action, ACTIONS)}",
+            hint="avfs learn --help has examples.",
+        )
     if (action == "list") != (name is None) or (action == "add") != bool(clips):
         raise UsageError(f"avfs learn RUN {action}: takes {_TAKES[action]}.", hint="avfs learn --help has examples.")
     if run.startswith("hf:/") and action != "list":

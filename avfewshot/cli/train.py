@@ -15,7 +15,7 @@ from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.runs import Run, folder_faults, new_run, resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import SupervisedConfig, resolve, table_settings
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     config: SupervisedConfig = settings.config
     root, label = config.data.root, "run"
     if name not in names:
-        what = "Which task?" if name is None else f"There is no supervised task {name!r}."
+        what = "Which task?" if name is None else f"There is no supervised task {name!r}.{did_you_mean(name, names)}"
         faults.append(UsageError(what, hint=f"avfs train {'|'.join(names)}"))
     else:
         task = load_task(name)

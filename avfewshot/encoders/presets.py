@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from avfewshot.encoders.htsat import htsat_config
-from avfewshot.errors import UsageError, flatten, raise_faults
+from avfewshot.errors import UsageError, did_you_mean, flatten, raise_faults
 from avfewshot.io import load_yaml
 
 _FOLDER = Path(__file__).resolve().parent / "presets"
@@ -102,10 +101,8 @@ def load_preset(name_or_path: str | Path) -> Preset:
     elif text.lower().endswith((".yaml", ".yml")):
         path = Path(text).expanduser()
     else:
-        close = get_close_matches(text, preset_names(), n=1)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
         raise UsageError(
-            f"There is no backbone {text!r}.{guess}",
+            f"There is no backbone {text!r}.{did_you_mean(text, preset_names())}",
             hint=f"Valid ones: {', '.join(preset_names())}, or the path of a YAML file of your own.",
         )
     return _Reader(path).preset(_parse(path))
@@ -263,8 +260,7 @@ class _Reader:
             return {}
         for key in raw:
             if key not in keys:
-                close = get_close_matches(str(key), keys, n=1)
-                guess = f" Did you mean {close[0]!r}?" if close else ""
+                guess = did_you_mean(str(key), keys)
                 self.fault(
                     f"{where}.{key}" if where else str(key), f"is unknown.{guess} Valid keys: {', '.join(keys)}."
                 )

@@ -274,10 +274,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             f"{path}: holds the trainings of {len(seeds)} seeds.",
             hint=f"Give one of them: {', '.join(str(seed) for seed in seeds)}.",
         )
-    what = "there is no such folder" if not path.exists() else "holds no adapter checkpoint"
-    raise DataError(
-        f"{path}: {what}.", hint="Give the folder of a run, or one that holds adapter.safetensors and config.json."
-    )
+    hint = "Give the folder of a run, or one that holds adapter.safetensors and config.json."
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such folder.", hint=hint)
+    raise DataError(f"{path}: holds no adapter checkpoint.", hint=hint)
 
 
 def numbered(folder: Path, kind: str) -> list[Path]:
