@@ -195,6 +195,17 @@ def test_a_run_says_what_it_does(pretrained):
     assert "Traceback" not in said
 
 
+def test_a_dry_run_says_what_it_would_take(world, capsys, tmp_path):
+    runs = ["--runs", str(tmp_path / "runs"), "--dry-run", "--epochs", "4"]
+    assert run(["pretrain", "vggsound40k", "--root", str(world / "vgg"), *SMALL, *runs, "--devices", "2"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "5 clips of 3 classes; 3 to validate with" in out
+    assert "4 in 4 epochs, batches of 3 on each of 2 devices" in out  # 3 clips of 5 on the first of them
+    for part in ("1 clips left out", "memory about", "adapters", "Nothing was trained"):
+        assert part in out
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_model_card_tells_what_the_adapters_are(pretrained):
     folder, _ = pretrained
     config = load_adapter(folder).config

@@ -13,7 +13,7 @@ import typer
 
 from avfewshot.cli.loading import open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, resumed_run, say_without_graphs
+from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, print_dry_run, resumed_run, say_without_graphs
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import CompareConfig, FewshotConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
@@ -260,12 +260,6 @@ def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
 
 
 def _print_plan(run: Run, trainer: FewShot, plan: Plan | None) -> None:
-    from rich.console import Console
-
-    from avfewshot.reports.run_tables import components_table
-    from avfewshot.training.run_record import components
-
-    console = Console(highlight=False)
     config, dataset = trainer.config, trainer.dataset
     rows = [
         ("data", f"{dataset.description.title}, {dataset.root}"),
@@ -287,16 +281,9 @@ def _print_plan(run: Run, trainer: FewShot, plan: Plan | None) -> None:
         ("steps", f"up to {plan.steps:,} a seed: {plan.batches:,} batches of {config.batch_size} an epoch, "
                   f"{config.epochs} epochs"),
         ("device", f"{trainer.device}, {config.precision}"),
-        ("memory", f"about {plan.memory / 1e9:.1f} GB: weights {plan.weights_bytes / 1e9:.1f}, gradients and optimizer "
-                   f"{plan.training_bytes / 1e9:.1f}, activations of {plan.micro_batch} clips "
-                   f"{plan.activation_bytes / 1e9:.1f}"),
+        ("memory", plan.memory_by_part()),
     ]  # fmt: skip
-    for name, text in (*rows, *training, ("run folder", str(run.folder))):
-        console.print(f"[bold]{name:<11}[/bold]", end="")
-        console.print(text, markup=False, soft_wrap=True)
-    if plan is not None:
-        console.print(components_table(components(plan)))
-    console.print("Nothing was trained: this was a dry run.")
+    print_dry_run([*rows, *training, ("run folder", str(run.folder))], plan)
 
 
 def _write(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, resumed_run, say_without_graphs
+from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, print_dry_run, resumed_run, say_without_graphs
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import PretrainConfig, PretrainingConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
@@ -55,6 +55,9 @@ def pretrain(
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and stop.")
+    ] = False,
     **flags: Any,
 ) -> None:
     """Options -> config -> load -> run -> write."""
@@ -64,7 +67,7 @@ def pretrain(
         )
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
-    status = _execute(run)
+    status = _plan_only(run) if dry_run else _execute(run)
     if status:
         raise typer.Exit(status)
 
@@ -117,6 +120,40 @@ def _execute(run: Run) -> int:
     if display.chief:
         say(f"written: {run.folder}")
         say(f"Next: avfs zeroshot --task ave_cls --adapter {shlex.quote(str(run.folder))}")
+    return 0
+
+
+def _plan_only(run: Run) -> int:
+    """Print what a run would do and take; the list is read, clips are not."""
+    import torch
+
+    from avfewshot.cli.progress import Display
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+    from avfewshot.models.build import build_model
+    from avfewshot.training.distributed import launched_ranks
+    from avfewshot.training.plan import make_plan
+
+    asked: PretrainConfig = run.config
+    device = resolve_device(asked.model.device)
+    config = asked.training.replace(precision=resolve_precision(asked.training.precision, device))
+    with Display() as display:
+        config, backbone, _ = load_parts(run, config, display)
+        display.begin("reading the list, looking for clips", 0)
+        data = _data(asked, backbone.visual.image_size)
+        devices, nodes = launched_ranks(asked.ranks.devices, asked.ranks.nodes)
+        ranks = nodes * (devices if isinstance(devices, int) else max(1, torch.cuda.device_count()))
+        plan = make_plan(build_model(backbone, config), backbone, config, -(-len(data.train) // ranks))
+    validation = 0 if data.val is None else min(len(data.val), asked.data.val_clips)
+    each = f" on each of {ranks} devices" if ranks > 1 else ""
+    rows = [
+        ("data", f"{len(data.train):,} clips of {len(data.train.classes)} classes; {validation:,} to validate with"),
+        *(("", note) for note in data.notes),
+        ("steps", f"{plan.steps:,} in {config.epochs} epochs, batches of {config.batch_size}{each}"),
+        ("device", f"{device}, {config.precision}"),
+        ("memory", plan.memory_by_part() + each),
+        ("run folder", str(run.folder)),
+    ]
+    print_dry_run(rows, plan)
     return 0
 
 

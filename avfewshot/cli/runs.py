@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.models.checkpoint import AdapterCheckpoint
+    from avfewshot.training.plan import Plan
 
 RUN_FILE = "run.json"
 FORMAT = 2
@@ -236,3 +237,19 @@ def say_without_graphs(training: Any, device: torch.device, observer: Any, *, ra
     if training.cuda_graphs and (device.type != "cuda" or ranks > 1):
         where = f"{ranks} devices" if ranks > 1 else str(device)
         observer.say(f"--cuda-graphs is for a single CUDA device and does nothing on {where}.")
+
+
+def print_dry_run(rows: Iterable[tuple[str, str]], plan: Plan | None) -> None:
+    """Print what a training would do and take."""
+    from rich.console import Console
+
+    from avfewshot.reports.run_tables import components_table
+    from avfewshot.training.run_record import components
+
+    console = Console(highlight=False)
+    for name, text in rows:
+        console.print(f"[bold]{name:<11}[/bold]", end="")
+        console.print(text, markup=False, soft_wrap=True)
+    if plan is not None:
+        console.print(components_table(components(plan)))
+    console.print("Nothing was trained: this was a dry run.")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfewshot.config import AUTO, TrainingConfig
+from avfewshot.config import AUTO, TrainerConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -48,8 +48,18 @@ class Plan:
         """Bytes that a training step takes at its peak, as far as tensors go."""
         return self.weights_bytes + self.training_bytes + self.activation_bytes
 
+    def memory_by_part(self) -> str:
+        """:attr:`memory` in words."""
+        weights, training, activations = (
+            f"{part / 1e9:.1f}" for part in (self.weights_bytes, self.training_bytes, self.activation_bytes)
+        )
+        return (
+            f"about {self.memory / 1e9:.1f} GB: weights {weights}, gradients and optimizer {training}, activations of "
+            f"{self.micro_batch} clips {activations}"
+        )
 
-def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainingConfig, clips: int) -> Plan:
+
+def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig, clips: int) -> Plan:
     """Work out what a training takes; runs the model on a single second.
 
     Args:
