@@ -4,13 +4,14 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: help install test lint demo docs clean
+.PHONY: help install test lint demo docs package clean
 
 help:
 	@echo "make demo     make toy clips, classify them and write a report, offline"
 	@echo "make lint     check style, layers (import-linter) and types (basedpyright)"
 	@echo "make test     make lint, then all tests"
 	@echo "make docs     build the documentation site into site/"
+	@echo "make package  build and check what is released, into dist/"
 	@echo "make install  only set up $(VENV)"
 	@echo "make clean    remove $(VENV) and what the demo made"
 
@@ -40,5 +41,11 @@ demo: install
 docs: install
 	$(BIN)/mkdocs build --strict
 
+package: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest tests/test_package.py
+
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) demo site dist
