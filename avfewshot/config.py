@@ -930,6 +930,19 @@ class ZeroshotConfig(CommandConfig):
     task: TaskConfig = section(TaskConfig)
 
 
+class ExportConfig(CommandConfig):
+    """``avfs export``."""
+
+    table: ClassVar[str] = "export"
+
+    onnx: Folder | None = setting(None, "Folder for the graphs; made if it is not there.", metavar="DIR")
+    labels: FilePath | None = setting(
+        None, "Label file: one a line; `label: a longer wording`. Without it the labels of the run.", saved=True
+    )
+    label: Texts = setting((), "A label on the command line, instead of a file; may be repeated.")
+    model: InferenceConfig = section(InferenceConfig)
+
+
 class ServeConfig(CommandConfig):
     """``avfs serve``."""
 
@@ -1171,6 +1184,7 @@ COMMANDS: dict[str, type[CommandConfig]] = {
     model.table: model
     for model in (
         ZeroshotConfig,
+        ExportConfig,
         ServeConfig,
         FewshotConfig,
         CompareConfig,

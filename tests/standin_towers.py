@@ -49,7 +49,7 @@ class StandInTower(Tower):
         if inputs.dtype == torch.uint8:
             flat = flat.to(self.stem.weight.dtype) / 255
         flat = self.norm0(flat.to(self.stem.weight.dtype))
-        return self.stem(flat).view(len(inputs), *self.token_shapes[0])
+        return self.stem(flat).view(inputs.shape[0], *self.token_shapes[0])
 
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         return tokens + self.attn_branch(i, tokens)
@@ -58,7 +58,7 @@ class StandInTower(Tower):
         return tokens + self.mlp_branch(i, tokens)
 
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
-        return self.mix[i](self.norm1[i](tokens).mT).mT
+        return self.mix[i](self.norm1[i](tokens).transpose(-1, -2)).transpose(-1, -2)
 
     def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
         return torch.tanh(self.mlp[i](self.norm2[i](tokens)))
@@ -66,7 +66,7 @@ class StandInTower(Tower):
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
         if str(i) not in self.down:
             return tokens
-        return self.down[str(i)](tokens.flatten(1)).view(len(tokens), *self.token_shapes[i + 1])
+        return self.down[str(i)](tokens.flatten(1)).view(tokens.shape[0], *self.token_shapes[i + 1])
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         return self.head(tokens.mean(1))

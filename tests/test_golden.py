@@ -34,6 +34,7 @@ COMMANDS = {
     "weights-list": ("weights", "list"),
     "weights-fetch": ("weights", "fetch"),
     "weights-check": ("weights", "check"),
+    "export": ("export",),
     "data": ("data",),
     "data-toy": ("data", "toy"),
     "data-check": ("data", "check"),

@@ -102,7 +102,7 @@ class Guidance(nn.Module):
             return Maps(None, None)
         if settings.spatial and target.shape[1] < source.shape[1]:
             # Few target tokens: P s is short, and both maps can start from it.
-            adapted = torch.bmm(self.tokens.to(source.dtype).expand(len(source), -1, -1), source)
+            adapted = torch.bmm(self.tokens.to(source.dtype).expand(source.shape[0], -1, -1), source)
             if self.token_bias is not None:
                 adapted = adapted + self.token_bias.to(source.dtype)[:, None]
             channel = self._channel(adapted.mean(1), target) if settings.channel else None
@@ -180,13 +180,13 @@ class Guidance(nn.Module):
             ones = self.spatial_source.weight @ self.channels.weight.sum(1)
             constant = torch.stack([constant[0], ones.to(constant.dtype)])
             weights = torch.cat([weights, self.token_bias[:, None]], dim=1)
-        features = torch.cat([features, constant.to(features.dtype).expand(len(features), -1, -1)], dim=1)
+        features = torch.cat([features, constant.to(features.dtype).expand(features.shape[0], -1, -1)], dim=1)
         features = features * self.spatial_out.weight[0].to(features.dtype)
         matrix = features @ self.spatial_target.weight
         if channel is not None:  # (M_c + 1) * v meets the matrix instead of the tokens
             matrix = matrix * (1 + channel).to(matrix.dtype).unsqueeze(1)
         offset = features @ self.spatial_target.bias
-        similarity = torch.baddbmm(offset.unsqueeze(1), target, matrix.mT.to(target.dtype))
+        similarity = torch.baddbmm(offset.unsqueeze(1), target, matrix.transpose(-1, -2).to(target.dtype))
         return (similarity * weights.to(similarity.dtype)).sum(-1) + self.spatial_out.bias
 
     def _spatial_by_target(self, adapted: Tensor, target: Tensor, channel: Tensor | None) -> Tensor:

@@ -66,11 +66,11 @@ class LatentAdapter(nn.Module):
             source = self.token_bridge(source)
         if self.bridge is not None:
             source = self.bridge(source)
-        latents = self.latents.to(source.dtype).expand(len(source), -1, -1)
+        latents = self.latents.to(source.dtype).expand(source.shape[0], -1, -1)
         latents = latents + _gather(latents, source)
         tokens = self.before(target + self.latent_gate * _gather(target, latents.to(target.dtype)))
-        hidden = F.relu(self.down_norm(self.down(tokens.mT)))
-        return self.gate * self.behind(self.up_norm(self.up(hidden)).mT)
+        hidden = F.relu(self.down_norm(self.down(tokens.transpose(-1, -2))))
+        return self.gate * self.behind(self.up_norm(self.up(hidden)).transpose(-1, -2))
 
 
 class Lavish(CrossModalAdapter):

@@ -66,6 +66,7 @@ COMMANDS = {
     "predict": _Lazy("avfewshot.cli.predict", "Answer about new clips with a supervised run."),
     "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
     "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),
+    "export": _Lazy("avfewshot.cli.export", "Write a classifier as ONNX graphs, for machines without torch."),
     "push": _Lazy("avfewshot.cli.push", "Put what a run learnt onto the Hugging Face hub."),
     "cache": _Lazy("avfewshot.cli.cache", "Say what is kept between runs, and empty it."),
     "doctor": _Lazy("avfewshot.cli.doctor", "Say what is installed and here, and what would go wrong."),

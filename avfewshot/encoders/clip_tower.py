@@ -86,7 +86,7 @@ class ClipTower(Tower):
     def enter(self, patches: Tensor, places: Tensor, position: Tensor | None = None) -> Tensor:
         """Embedded patches ``[N, L - 1, C]`` with the class token and their `places` ``[L, C]``, normalised."""
         visual = self.visual
-        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches], dim=1) + places.to(patches.dtype)
         return visual.ln_pre(tokens if position is None else tokens + position.to(tokens.dtype))
 

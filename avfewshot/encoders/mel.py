@@ -84,15 +84,27 @@ class MelFrontEnd(nn.Module):
         Of a repeated waveform these are the frames of the waveform by itself, then those at a seam between two
         repetitions, which see the end of one and the beginning of the next.
         """
-        n_fft, hop = self.config.n_fft, self.config.hop
-        spectra = torch.stft(waveforms, n_fft, hop, window=window, center=True, pad_mode="reflect", return_complex=True)
-        power = spectra.real.square() + spectra.imag.square()
+        power = self._frame_power(waveforms, window, center=True)
         if repeats == 1:
             return power
-        reach = (self._edge - 1) * hop + n_fft // 2
+        reach = (self._edge - 1) * self.config.hop + self.config.n_fft // 2
         seam = torch.cat([waveforms[:, -reach:], waveforms[:, :reach]], dim=1)
-        spectra = torch.stft(seam, n_fft, hop, window=window, center=False, return_complex=True)
-        return torch.cat([power, spectra.real.square() + spectra.imag.square()], dim=2)
+        return torch.cat([power, self._frame_power(seam, window, center=False)], dim=2)
+
+    def _frame_power(self, waveforms: Tensor, window: Tensor, *, center: bool) -> Tensor:
+        n_fft, hop = self.config.n_fft, self.config.hop
+        if torch.onnx.is_in_onnx_export():  # which knows no complex numbers: a convolution with a Fourier matrix
+            if center:
+                waveforms = F.pad(waveforms, (n_fft // 2, n_fft // 2), mode="reflect")
+            times = torch.arange(n_fft)
+            angles = torch.outer(times[: n_fft // 2 + 1], times).remainder(n_fft).double() * (2 * torch.pi / n_fft)
+            kernels = torch.cat([angles.cos(), angles.sin()]) * window.double()
+            spectra = F.conv1d(waveforms[:, None], kernels.to(waveforms)[:, None], stride=hop)
+            return spectra.square().unflatten(1, (2, -1)).sum(1)
+        spectra = torch.stft(
+            waveforms, n_fft, hop, window=window, center=center, pad_mode="reflect", return_complex=True
+        )
+        return spectra.real.square() + spectra.imag.square()
 
     def _frame_order(self, samples: int, repeats: int) -> Tensor:
         """Which of the frames of :meth:`_power` stands at each time of the repeated waveform."""

@@ -143,7 +143,7 @@ def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
     """
     total, kinds = windows.shape[1], len(bias)
     if kinds not in (1, total):
-        if windows.device.type == "cpu":
+        if windows.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
             # Sample by sample, rather than a bias that is repeated for each sample.
             return torch.cat([_attend(part, bias, scale) for part in windows.split(kinds, dim=1)])
         bias = bias.repeat(total // kinds, 1, 1, 1)

@@ -161,7 +161,7 @@ def _rows_at_once(tokens: Tensor, width: int) -> int | None:
     Returns:
         Rows for each chunk, or None for all at once.
     """
-    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return None
     if torch.is_grad_enabled() and tokens.requires_grad:
         return None

@@ -373,7 +373,7 @@ def clip_rows(
 
 def _with_none(log_posterior: Floats) -> Floats:
     known = log_posterior.shape[1]
-    column = np.full((len(log_posterior), 1), -np.log(known + 1))
+    column = np.zeros_like(log_posterior[:, :1]) - np.log(known + 1)
     return np.concatenate((log_posterior + np.log(known / (known + 1)), column), 1)
 
 

@@ -385,14 +385,14 @@ def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
     ):
         for name, weight in head.params["weights"].get(pattern, {}).items():
             if name in experts:
-                result[members] += weight * experts[name][members]
+                result = result + np.where(members[:, None], weight * experts[name], 0.0)
     return result
 
 
 def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
     targets = head.arrays["targets"]
     classes = targets.shape[1]
-    total, number = np.zeros((len(rows), classes)), np.zeros((len(rows), 1))
+    total, number = 0.0, 0.0
     for name, null in head.params["null"].items():
         view, _, modality = name.partition(".")
         if null is None or (view, modality) not in rows.vectors:
@@ -409,8 +409,10 @@ def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
                 near = scores[:, own].max(1, initial=-np.inf)
                 best[:, column] = np.where(near > best[:, column], -np.maximum(near, 0), best[:, column])
         present = rows.present(modality)[:, None]
-        total += np.where(present, np.exp(log_softmax(best)), 0.0)
-        number += present
+        total = total + np.where(present, np.exp(log_softmax(best)), 0.0)
+        number = number + 1.0 * present
+    if isinstance(number, float):
+        return np.full((len(rows), classes), -np.log(classes))
     return np.log(np.where(number > 0, total / np.maximum(number, 1), 1 / classes))
 
 

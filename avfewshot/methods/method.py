@@ -232,8 +232,13 @@ class Scorer:
             tuned: Log-posteriors ``[N, K]`` of the tuned part, if one was joined.
         """
         texts = self.texts if texts is None else texts
-        zero_shot = texts.clip_log_posteriors(features)
-        scores = self._spread(self.head_scores(self.rows(features)), zero_shot, texts)
+        return self.joined(self.rows(features), texts.clip_log_posteriors(features), texts, tuned)
+
+    def joined(
+        self, rows: Rows, zero_shot: Mapping[str, Floats], texts: LabelFeatures, tuned: Floats | None = None
+    ) -> Scores:
+        """:meth:`scores` of clips that are rows already, with the zero-shot log-posteriors of `texts`."""
+        scores = self._spread(self.head_scores(rows), zero_shot, texts)
         if tuned is None or not self.tuned or not self.tuned["tuned"]:
             return scores
         joined = log_softmax(self.tuned["light"] * scores.fused + self.tuned["tuned"] * log_softmax(tuned))

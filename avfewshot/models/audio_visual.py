@@ -317,7 +317,7 @@ class AudioVisualModel(nn.Module):
         """Embed patches; `position` ``[T, C]`` goes to the segments of clips that have the other modality."""
         if position is None:
             return tower.patch_embed(inputs)
-        rows = position.repeat(len(inputs) // len(position), 1)[:, None]
+        rows = position.repeat(inputs.shape[0] // position.shape[0], 1)[:, None]
         return tower.patch_embed(inputs, rows if mask is None else rows * mask)
 
     def _step(
@@ -367,10 +367,10 @@ class AudioVisualModel(nn.Module):
         """Attention of a block over the segments of a clip, each place alone, added as an adapter's step says."""
         if step is None:
             return tokens
-        rows = tokens.unflatten(0, (-1, segments)).transpose(1, 2).flatten(0, 1)  # [clips x places, T, C]
+        rows = tokens.reshape(-1, segments, *tokens.shape[1:]).transpose(1, 2).flatten(0, 1)  # [clips x places, T, C]
         with self._adapting(tokens):
             update = step(tower.time_branch(block, rows, step.bias(segments)))
-        update = update.unflatten(0, (-1, tokens.shape[1])).transpose(1, 2).flatten(0, 1)
+        update = update.reshape(-1, tokens.shape[1], *update.shape[1:]).transpose(1, 2).flatten(0, 1)
         return _add(tokens, update, mask)
 
     def _common_windows(self, visual_block: int, audio_block: int) -> Tensor | None:

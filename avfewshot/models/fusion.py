@@ -331,13 +331,17 @@ def _log_fuse(
                 logs[row] = torch.where(present.unsqueeze(-1), logs[row], 0.0)
         return (logs[0] + logs[1]).log_softmax(-1), weights
     shares = weights.log().unsqueeze(-1)
-    return torch.logaddexp(shares[..., 0, :] + logs[0], shares[..., 1, :] + logs[1]), weights
+    parts = shares[..., 0, :] + logs[0], shares[..., 1, :] + logs[1]
+    if torch.onnx.is_in_onnx_export():  # which does not know logaddexp
+        return torch.stack(parts).logsumexp(0), weights
+    return torch.logaddexp(*parts), weights
 
 
 def _log_pool(logs: Tensor, weights: Tensor | None) -> Tensor:
     """Logarithm of the average over segments of ``[..., T, K]`` log-probabilities."""
     if weights is None:
-        return logs.logsumexp(-2) - math.log(logs.shape[-2])
+        steps = logs.shape[-2]  # a tensor while a graph is traced
+        return logs.logsumexp(-2) - (steps.to(logs).log() if isinstance(steps, Tensor) else math.log(steps))
     return (logs + weights.log().unsqueeze(-1)).logsumexp(-2)
 
 

@@ -1,0 +1,80 @@
+"""`avfs export`: a classifier as ONNX graphs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from avfewshot.cli.loading import chosen
+from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.config import ExportConfig, resolve
+from avfewshot.errors import UsageError, raise_faults
+from avfewshot.labels import LabelSet, parse_labels
+
+app = typer.Typer(add_completion=False)
+
+HELP = """
+Write a classifier as ONNX graphs: towers from pixels and from the waveform on, adapters, what was learnt, fusion.
+
+RUN is a run folder or an adapter, such as `avfs zeroshot --adapter` takes; without it a zero-shot classifier of the
+labels is written. ONNX Runtime then answers as `avfs zeroshot` does, without torch: every graph is compared, to 1e-4,
+before it is put in its place. examples/onnx_classify.py reads the folder. Needs `pip install 'avfewshot[onnx]'`.
+
+[bold]Examples[/bold]
+
+  avfs export runs/folder/RUN --onnx kitchen/
+  avfs export --backbone tiny --labels labels.txt --onnx tiny/
+  python examples/onnx_classify.py kitchen/ clips/*.mp4
+"""
+
+
+@app.command(help=HELP)
+@with_options("export", without=("device", "precision", "batch_size", "frame_backend", "modality", "fusion", "pool"))
+def export(
+    adapter: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run folder, or that of an adapter.", show_default=False)
+    ] = None,
+    **flags: Any,
+) -> None:
+    """Options -> config -> load -> trace, compare and write."""
+    settings = resolve("export", {"adapter": adapter, **flags})
+    config: ExportConfig = settings.config
+    faults, model = [*settings.faults, *backbone_faults(settings)], config.model
+    labels = None
+    if config.onnx is None:
+        faults.append(UsageError("Where to?", hint="avfs export RUN --onnx DIR"))
+    elif config.onnx.exists() and not config.onnx.is_dir():
+        faults.append(UsageError(f"--onnx {config.onnx}: is a file.", hint="Name a folder."))
+    if config.label and config.labels is not None:
+        faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
+    elif config.label:
+        labels = collect(faults, lambda: LabelSet.from_texts(config.label))
+    elif (path := config.labels) is not None:
+        labels = collect(faults, lambda: parse_labels(path))
+    elif model.adapter is None:
+        faults.append(UsageError("Which labels?", hint="Name a run, or add `--labels labels.txt`."))
+    raise_faults(faults)
+    assert config.onnx is not None
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        try:
+            from avfewshot.inference.export_onnx import export_onnx
+            from avfewshot.inference.loading import load
+
+            say(f"loading {chosen(settings, 'backbone') or model.adapter}")
+            classifier = load(
+                chosen(settings, "backbone"), device="cpu", precision="fp32", weights=model.weights, seed=model.seed,
+                clip_weights=model.clip_weights, clap_weights=model.clap_weights, roberta=model.roberta,
+                templates=chosen(settings, "templates"), adapter=model.adapter,
+            )  # fmt: skip
+            names = labels or classifier.own_labels
+            if names is None:
+                raise UsageError(f"{model.adapter}: names no labels.", hint="Add `--labels labels.txt`.")
+            manifest = export_onnx(classifier, names, config.onnx)
+        except KeyboardInterrupt:
+            raise typer.Exit(interrupts.status) from None
+    for graph in manifest["graphs"].values():
+        size = (config.onnx / graph["file"]).stat().st_size / 1e6
+        say(f"{graph['file']}: {size:,.1f} MB, differs from torch by {graph['largest_difference']:.0e}")
+    say(f"written: {config.onnx}")

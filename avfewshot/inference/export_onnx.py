@@ -1,0 +1,405 @@
+"""A classifier as ONNX graphs: what ONNX Runtime needs to classify clips on a machine without torch.
+
+Up to six graphs, all with a free number of seconds T, and one manifest::
+
+    visual.onnx    frames uint8 [T, 3, S, S]            -> visual [T, D_v]     normalisation of pixels is inside
+    audio.onnx     waveform float32 [T, 48000]          -> audio [T, D_a]      the mel front end is inside
+    joint.onnx     frames, waveform of one window       -> visual, audio       only with adapters between the towers
+    classify.onnx  visual, audio                        -> probabilities [K], seconds [T, K], weights [2]
+    classify-visual.onnx, classify-audio.onnx           the same of clips without sound, without a picture
+    texts.npz      text features of the labels and of the background (the last row), in each matching space
+
+The towers and the head are those of :class:`~avfewshot.inference.classifier.Classifier`, traced; so is a fitted
+few-shot method, whose NumPy code runs on :class:`Traced` arrays. Each graph is run by ONNX Runtime on other inputs than
+it was traced with, and compared, before it is put in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avfewshot.errors import AvfsError, UsageError
+from avfewshot.inference.classifier import Classifier, Labels, _label_set
+from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.head import ZeroShotHead
+from avfewshot.inference.learned import LearnedHead
+from avfewshot.io import atomic_path, sha256_file, write_text
+from avfewshot.media.clip import SAMPLE_RATE
+from avfewshot.methods.base import _LEAST, MODALITIES, Rows, _with_none, log_softmax
+from avfewshot.models.fusion import predict_clips, predict_events
+from avfewshot.version import __version__
+
+FORMAT, OPSET, TOLERANCE = 1, 18, 1e-4
+MANIFEST = "manifest.json"
+_INPUTS = {"visual": "frames", "audio": "waveform"}
+
+
+def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write a classifier of these labels; a folder that holds an earlier export is replaced file by file.
+
+    Args:
+        classifier: On the CPU, in float32.
+        labels: K labels; those of the run where a few-shot method was fitted.
+        folder: Gets the graphs, ``texts.npz`` and, last, ``manifest.json``.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        AvfsError: onnx or onnxruntime is missing, or a graph does not answer as the classifier does.
+        UsageError: The run labels seconds, or holds a method that cannot be traced.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise AvfsError(f"{error.name} is not installed.", hint="pip install 'avfewshot[onnx]'") from None
+    names, folder = _label_set(labels), Path(folder)
+    head = classifier.head(names)
+    if isinstance(head, LearnedHead) and head._scorer.second is not None:
+        raise UsageError(
+            f"{classifier.adapter}: it was learnt from labelled seconds, and only answers about clips can be exported.",
+            hint="Export a run of another task, such as ave_cls or folder.",
+        )
+    model, size = classifier._scored.eval(), int(classifier.backbone.visual.image_size)
+    seconds = 3
+    noise = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2 * seconds, 3, size, size), dtype=torch.uint8, generator=noise)
+    sound = torch.randn(2 * seconds, SAMPLE_RATE, generator=noise) * torch.linspace(0.01, 0.3, 2 * seconds)[:, None]
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> None:
+        files[name] = _write_graph(folder / f"{name}.onnx", module, inputs, outputs, seconds)
+
+    with torch.no_grad():
+        given = {"visual": frames, "audio": sound}
+        for modality in MODALITIES:
+            write(modality, _Tower(model, (modality,)), {_INPUTS[modality]: given[modality]}, [modality])
+        if model.adapters is not None:
+            inputs = {_INPUTS[modality]: given[modality] for modality in MODALITIES}
+            write("joint", _Tower(model, MODALITIES), inputs, MODALITIES)
+        embedded = dict(zip(MODALITIES, model(frames[None], sound[None]), strict=True))
+        answers = ["probabilities", "seconds", "weights"]
+        for name, present in (("", MODALITIES), ("-visual", ("visual",)), ("-audio", ("audio",))):
+            inputs = {modality: embedded[modality][0] for modality in present}
+            write(f"classify{name}", _Answers(head, present), inputs, answers)
+    zero_shot = head._zero_shot if isinstance(head, LearnedHead) else head
+    spaces = ["frozen", "trained"] if len(zero_shot._spaces) == 2 else ["trained" if classifier.blend else "frozen"]
+    arrays = {
+        f"{space}_{modality}": getattr(texts, modality).numpy()
+        for space, (texts, _) in zip(spaces, zero_shot._spaces, strict=False)
+        for modality in MODALITIES
+    }
+    with atomic_path(folder / "texts.npz") as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
+    manifest = {
+        "format": FORMAT,
+        "made_by": f"avfewshot {__version__}",
+        "backbone": classifier.name,
+        "identity": classifier.backbone.identity,
+        "adapter": classifier.adapter,
+        "method": head._scorer.method.name if isinstance(head, LearnedHead) else None,
+        "labels": list(names.names),
+        "wordings": list(names.wordings),
+        "fusion": classifier.fusion,
+        "pool": classifier.pool,
+        "scales": {
+            space: dict(zip(MODALITIES, map(float, scales), strict=True))
+            for space, (_, scales) in zip(spaces, zero_shot._spaces, strict=False)
+        },
+        "image_size": size,
+        # In the graph already, for whoever feeds pixels to a tower of his own.
+        "mean": [-float(b / a) / 255 for a, b in _pixels(classifier)],
+        "std": [1 / (255 * float(a)) for a, _ in _pixels(classifier)],
+        "sample_rate": SAMPLE_RATE,
+        "window": classifier.window if model.adapters is not None else None,
+        "opset": OPSET,
+        "graphs": files,
+        "texts": {"file": "texts.npz", "sha256": sha256_file(folder / "texts.npz"), "arrays": sorted(arrays)},
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+    return manifest
+
+
+def _pixels(classifier: Classifier) -> list[tuple[Tensor, Tensor]]:
+    tower = classifier.backbone.visual
+    return list(zip(tower.pixel_scale.flatten(), tower.pixel_shift.flatten(), strict=True))
+
+
+def _write_graph(
+    path: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], seconds: int
+) -> dict[str, Any]:
+    """Trace on the first seconds, compare on all of them and on one, and put the graph in its place."""
+    import onnxruntime
+
+    module.eval()  # torch puts a module back into the mode that it found it in
+    free = {name: {0: "T"} for name in (*inputs, *outputs) if name not in ("probabilities", "weights")}
+    worst = 0.0
+    with tempfile.TemporaryDirectory(dir=path.parent) as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what tracing says about sizes that are fixed; they are compared below
+        graph = Path(place) / path.name
+        try:
+            torch.onnx.export(
+                module, tuple(values[:seconds] for values in inputs.values()), str(graph), opset_version=OPSET,
+                input_names=list(inputs), output_names=list(outputs), dynamic_axes=free, dynamo=False,
+            )  # fmt: skip
+            session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+            for count in (None, 1):
+                part = {name: values[:count] for name, values in inputs.items()}
+                found = session.run(list(outputs), {name: values.numpy() for name, values in part.items()})
+                wanted = getattr(module, "reference", module)(*part.values())
+                worst = max(worst, *(float(np.abs(a - b.numpy()).max()) for a, b in zip(found, wanted, strict=True)))
+        except Exception as error:  # a graph that cannot be made: torch and ONNX Runtime raise whatever they like
+            reason = str(error).strip().partition("\n")[0]
+            raise AvfsError(
+                f"{path.name}: cannot be made: {reason}.", hint="`avfs --debug export ...` shows all of it."
+            ) from error
+        if not worst <= TOLERANCE:
+            raise AvfsError(
+                f"{path.name}: ONNX Runtime's answers differ from torch's by {worst:.1e}, more than {TOLERANCE:.0e}.",
+                hint="Please report it, with the method and the adapters of the run.",
+            )
+        os.replace(graph, path)
+    return {
+        "file": path.name,
+        "sha256": sha256_file(path),
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "largest_difference": worst,
+    }
+
+
+class _Tower(nn.Module):
+    """Seconds of the modalities that are there to their unit vectors."""
+
+    def __init__(self, model: nn.Module, present: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.present = model, present
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.present, inputs, strict=True))
+        frames, sound = (given[name][None] if name in given else None for name in MODALITIES)
+        return tuple(found[0] for found in self.model(frames, sound) if found is not None)
+
+
+class _Answers(nn.Module):
+    """Embedded seconds of one clip to what :meth:`ZeroShotHead.result` says of it."""
+
+    def __init__(self, head: ZeroShotHead, present: Sequence[str]) -> None:
+        super().__init__()
+        self.head, self.present = head, present
+
+    def forward(self, *embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        given = dict(zip(self.present, embedded, strict=True))
+        file = EmbeddedFile("", 0.0, given.get("visual"), given.get("audio"), ())
+        head = self.head
+        zero_shot = head._zero_shot if isinstance(head, LearnedHead) else head
+        logits = zero_shot.logits(file)
+        said = predict_events(logits.visual, logits.audio, **zero_shot._options)
+        if not isinstance(head, LearnedHead):
+            return said.probabilities, said.segment_probabilities, said.weights
+        columns = [row for row in range(len(head._labels)) if row != head._none]
+        tuned = Traced(said.probabilities[None][:, columns].clamp(min=1e-12).log())
+        frozen = {
+            name: values[:, :dim].double() for (name, values), dim in zip(given.items(), self._dims(), strict=True)
+        }
+        clip = _columns(head, self._scores({name: values[None] for name, values in frozen.items()}, tuned))
+        seconds = _columns(head, self._scores({name: values[:, None] for name, values in frozen.items()}, None))
+        return clip[0], seconds, said.weights
+
+    def reference(self, *embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by the head itself, for comparison."""
+        given = dict(zip(self.present, embedded, strict=True))
+        file = EmbeddedFile("", float(len(embedded[0])), given.get("visual"), given.get("audio"), ())
+        result = self.head.result(file, segments=True)
+        rows = list(result.scores.values()), [second.scores for second in result.segments], result.weights.values()
+        return tuple(torch.tensor(list(values), dtype=torch.float64) for values in rows)  # type: ignore[return-value]
+
+    def _dims(self) -> list[int]:
+        assert isinstance(self.head, LearnedHead)
+        return [dim for name, dim in zip(MODALITIES, self.head._dims, strict=True) if name in self.present]
+
+    def _scores(self, given: dict[str, Tensor], tuned: Any) -> Any:
+        """Log-posteriors of n clips of T seconds each, ``[n, K or K + 1]``, by the fitted method."""
+        assert isinstance(self.head, LearnedHead)
+        scorer = self.head._scorer
+        texts: Any = scorer.texts
+        vectors = {name: F.normalize(values, dim=-1, eps=1e-12) for name, values in given.items()}
+        some = next(iter(vectors.values()))
+        logits: dict[str, Any] = {}
+        for name, scale in zip(MODALITIES, texts.scales, strict=True):
+            background = getattr(texts, f"{name}_background")
+            for part, rows in (("logits", getattr(texts, name)), ("background", background)):
+                there = name in vectors and rows is not None
+                logits[f"{name}_{part}"] = scale * (vectors[name] @ torch.from_numpy(rows.T)) if there else None
+        sure = texts.visual_background is not None and texts.audio_background is not None
+        said = predict_clips(**logits, fusion=texts.fusion, pool=texts.pool if sure else "mean")
+        fused = said.log_probabilities.clamp(min=_LEAST)
+        uniform = torch.full_like(fused, -float(np.log(len(texts.names))))
+        alone = (said.visual_log_probabilities, said.audio_log_probabilities)
+        zero_shot = {"fused": Traced(fused)}
+        for name, values in zip(MODALITIES, alone, strict=True):
+            zero_shot[name] = Traced(uniform if values is None else values.clamp(min=_LEAST))
+        shares = {"mean": torch.full_like(some[..., 0], 1.0).softmax(-1)}
+        if sure:
+            best = said.segment_probabilities.argmax(-1, keepdim=True)
+            gaps = [logits[f"{n}_logits"].gather(-1, best)[..., 0] - logits[f"{n}_background"] for n in vectors]
+            salience = gaps[0] if len(gaps) == 1 else torch.minimum(gaps[0], gaps[1])
+            weights = salience.clamp(-30, 30).sigmoid()
+            shares["event"] = weights / weights.sum(-1, keepdim=True)
+        pooled: dict[Any, Any] = {}
+        for view, weights in shares.items():
+            for name in MODALITIES:
+                if name in vectors:
+                    pooled[view, name] = Traced(
+                        F.normalize((weights[..., None] * vectors[name]).sum(1), dim=-1, eps=1e-12)
+                    )
+                else:
+                    pooled[view, name] = Traced(
+                        some.new_zeros(1, getattr(texts, name).shape[1]).expand(some.shape[0], -1)
+                    )
+        known = np.flatnonzero(scorer.trained)
+        text: dict[str, Any] = {name: log_softmax(values[:, known]) for name, values in zero_shot.items()}
+        labels = {name: getattr(texts, name)[known] for name in MODALITIES}
+        if scorer.negatives:
+            text = {name: _with_none(values) for name, values in text.items()}
+            for name, rows in labels.items():
+                background = getattr(texts, f"{name}_background")
+                labels[name] = np.concatenate(
+                    (rows, (np.zeros(rows.shape[1]) if background is None else background)[None])
+                )
+        rows = Rows(pooled, text, labels, texts.scales, np.zeros(1, np.int64), np.ones(1))
+        return scorer.joined(rows, zero_shot, texts, tuned).joined
+
+
+def _columns(head: LearnedHead, joined: Any) -> Tensor:
+    """Probabilities ``[n, K]`` of the labels, as :meth:`LearnedHead._columns` has them."""
+    known = len(head._texts.names)
+    order = list(range(known))
+    if head._none is not None:
+        order.insert(head._none, known)
+    return joined.tensor[:, order].softmax(-1)
+
+
+class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+    """A float64 array of NumPy code whose arithmetic is done by a tensor, so that tracing sees it.
+
+    It takes what scoring by a few-shot method uses; anything else raises TypeError, and the method cannot be exported.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> Any:
+        """As of an array."""
+        return self.tensor.shape
+
+    @property
+    def T(self) -> Traced:
+        """As of an array."""
+        return Traced(self.tensor.T)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __getitem__(self, key: Any) -> Traced:
+        return Traced(self.tensor[_index(key)])
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        self.tensor = self.tensor.clone()
+        self.tensor[_index(key)] = _tensor(values)
+
+    def copy(self) -> Traced:
+        """As of an array."""
+        return self
+
+    def any(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced((self.tensor != 0).any(axis, keepdims))
+
+    def all(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced((self.tensor != 0).all(axis, keepdims))
+
+    def sum(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced(self.tensor.sum(axis, keepdims))
+
+    def mean(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced(self.tensor.mean(axis, keepdims))
+
+    def max(self, axis: int = -1, keepdims: bool = False, initial: float | None = None) -> Traced:
+        """As of an array."""
+        if not self.tensor.shape[axis]:
+            return Traced(torch.full_like(self.tensor.sum(axis, keepdims), initial or 0.0))
+        return Traced(self.tensor.amax(axis, keepdims))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        function = _UFUNCS.get(ufunc.__name__)
+        if function is None or method != "__call__" or options:
+            return NotImplemented
+        result = function(*map(_tensor, inputs))
+        if out is None:
+            return Traced(result)
+        if not isinstance(out[0], Traced):
+            return NotImplemented
+        out[0].tensor = result
+        return out[0]
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        function = _FUNCTIONS.get(func.__name__)
+        return NotImplemented if function is None else Traced(function(*args, **kwargs))
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, Traced):
+        return value.tensor
+    value = np.asarray(value)
+    return torch.from_numpy(np.ascontiguousarray(value if value.dtype == bool else value.astype(np.float64)))
+
+
+def _index(key: Any) -> Any:
+    """A NumPy index for a tensor: masks, which would make sizes depend on values, become numbers."""
+    if isinstance(key, tuple):
+        return tuple(map(_index, key))
+    if isinstance(key, np.ndarray):
+        return torch.from_numpy(np.flatnonzero(key) if key.dtype == bool else key)
+    return key
+
+
+def _norm(values: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
+    return values.tensor.square().sum(axis, keepdims).sqrt()
+
+
+def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda parts, axis=0: join([_tensor(part) for part in parts], axis)
+
+
+_UFUNCS: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "true_divide": torch.div,
+    "matmul": torch.matmul, "negative": torch.neg, "square": torch.square, "power": torch.pow, "sqrt": torch.sqrt,
+    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), "maximum": torch.maximum,
+    "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt, "bitwise_and": torch.logical_and,
+    "invert": torch.logical_not, "logical_not": torch.logical_not,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "norm": _norm,
+    "where": lambda mask, a, b: torch.where(_tensor(mask), _tensor(a), _tensor(b)),
+    "concatenate": _stacked(torch.cat),
+    "stack": _stacked(torch.stack),
+    "zeros_like": lambda values: torch.zeros_like(values.tensor),
+}

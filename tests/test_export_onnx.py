@@ -1,0 +1,148 @@
+"""`avfs export`: ONNX Runtime gives the answers of the classifier, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from media_factory import tone, write_audio, write_media
+from methods_worlds import WIDTH, world
+from standin_towers import make_backbone
+
+from avfewshot.adapters.base import pair_towers
+from avfewshot.adapters.registry import build_adapter
+from avfewshot.cli.app import run
+from avfewshot.errors import AvfsError
+from avfewshot.inference import export_onnx
+from avfewshot.inference.head import ZeroShotHead
+from avfewshot.inference.learned import LearnedHead
+from avfewshot.inference.loading import load
+from avfewshot.inference.logits import ClassTexts
+from avfewshot.methods.base import Support
+from avfewshot.methods.method import METHODS, find_method
+from avfewshot.models.audio_visual import AudioVisualModel
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_classify.py"
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(["torch", "torchaudio", "open_clip", "laion_clap", "transformers", "avfewshot"]))
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+LABELS = ("red ball", "bell ringing", "dog barking")
+
+
+def test_the_example_answers_as_the_classifier_does_without_torch(tmp_path):
+    clips = [
+        write_media(tmp_path / "both.mp4", seconds=12.0, audio=tone(12.0)),
+        write_media(tmp_path / "silent.mp4", seconds=2.0),
+        write_audio(tmp_path / "sound.wav", tone(2.0)),
+    ]
+    tiny = ("--backbone", "tiny", "--weights", "random")
+    labels = [part for label in LABELS for part in ("--label", label)]
+    assert run(["export", *tiny, *labels, "--onnx", str(tmp_path / "onnx")]) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, EXAMPLE, tmp_path / "onnx", *clips],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    classifier = load("tiny", weights="random", device="cpu", precision="fp32")
+    for line, result in zip(done.stdout.splitlines(), classifier.classify(clips, LABELS, workers=0), strict=True):
+        assert json.loads(line)["scores"] == pytest.approx(result.scores, abs=1e-4)
+    about = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
+    assert about["labels"] == list(LABELS)
+    assert about["texts"]["arrays"] == ["frozen_audio", "frozen_visual"]
+    with np.load(tmp_path / "onnx" / "texts.npz", allow_pickle=False) as texts:
+        np.testing.assert_allclose(texts["frozen_visual"][:-1], classifier.embed_labels(LABELS)[0], atol=1e-6)
+    assert all(export_onnx.sha256_file(tmp_path / "onnx" / g["file"]) == g["sha256"] for g in about["graphs"].values())
+
+
+def learned_head(name, support, texts, labels):
+    """The head of a run, as a classifier builds it."""
+    scorer = find_method(name).fit(support, texts)
+    none = next((label for label in labels if label not in texts.names), None)
+    own = SimpleNamespace(scorer=scorer, none=none)
+    rows = [
+        torch.from_numpy(np.concatenate((values, background[None]))).float()
+        for values, background in ((texts.visual, texts.visual_background), (texts.audio, texts.audio_background))
+    ]
+    if none is not None:
+        rows = [torch.cat((row[:-1], row[-1:], row[-1:])) for row in rows]
+        names, visual, audio = (*texts.names, none), *(row[:-1].double().numpy() for row in rows)
+        asked = type(texts).with_background(
+            names, np.vstack((visual, texts.visual_background)), np.vstack((audio, texts.audio_background)),
+            scales=texts.scales,
+        )  # fmt: skip
+    else:
+        asked = texts
+    spaces = [(ClassTexts(*rows, tuple(labels)), texts.scales)]
+    zero_shot = ZeroShotHead(labels, spaces, 0.0, modality="av", fusion="weighted", pool="event")
+    return LearnedHead(own, asked, zero_shot, (WIDTH, WIDTH))
+
+
+def write_head(path, head, present):
+    embedded = {
+        name: torch.nn.functional.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(5)), dim=-1)
+        for name in present
+    }
+    outputs = ["probabilities", "seconds", "weights"]
+    return export_onnx._write_graph(path, export_onnx._Answers(head, present), embedded, outputs, 3)
+
+
+@pytest.mark.parametrize("present", [("visual", "audio"), ("audio",)], ids="+".join)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_light_method_is_exported(tmp_path, name, present):
+    support, texts = world()
+    head = learned_head(name, support, texts, texts.names)
+    assert write_head(tmp_path / "classify.onnx", head, present)["largest_difference"] < 1e-9
+
+
+@pytest.mark.parametrize("clips", [1, 3], ids=["one clip a class", "three"])
+def test_none_of_these_and_labels_that_were_not_learnt_keep_their_columns(tmp_path, clips):
+    support, texts = world(clips)
+    labels = support.labels.copy()
+    labels[labels[:, 3]] = False  # its clips show "none of these"
+    head = learned_head("kernel_ridge", Support(support.features, labels), texts, (*texts.names, "nothing"))
+    assert write_head(tmp_path / "classify.onnx", head, ("visual", "audio"))["largest_difference"] < 1e-9
+
+
+def test_a_graph_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
+    support, texts = world()
+    monkeypatch.setattr(export_onnx, "_LEAST", -0.1)
+    with pytest.raises(AvfsError, match="differ"):
+        write_head(tmp_path / "classify.onnx", learned_head("zero_shot", support, texts, texts.names), ("audio",))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("dgsct", {}), ("lavish", {"reduction": 4}), ("stg_cma", {"reduction": 4})]
+)
+def test_adapters_between_the_towers_are_one_joint_graph(tmp_path, kind, settings):
+    backbone = make_backbone([(10, 8), (10, 8)], [(12, 8), (12, 8)])
+    torch.manual_seed(0)
+    model = AudioVisualModel(
+        backbone, build_adapter(kind, pair_towers(backbone.visual, backbone.audio), settings)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        inputs = {"frames": torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), "waveform": torch.randn(6, 48)}
+        about = export_onnx._write_graph(
+            tmp_path / "joint.onnx", export_onnx._Tower(model, ("visual", "audio")), inputs, ["visual", "audio"], 3
+        )
+    assert about["inputs"] == ["frames", "waveform"]
+
+
+def test_what_is_missing_is_told(tmp_path, capsys):
+    assert run(["export", "--backbone", "tiny"]) == 2
+    told = capsys.readouterr().err
+    assert "Where to?" in told
+    assert "Which labels?" in told
