@@ -35,7 +35,7 @@ from avfewshot.data.clip_source import ClipSource, LabelledClip, RawSource, read
 from avfewshot.data.folder import load_folder
 from avfewshot.encoders.backbone import Backbone, build_backbone
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import Decision
+from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.inference.logits import ClassTexts, class_texts
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -145,7 +145,7 @@ def train(setting: Setting, folder: Path, save_seconds: float) -> None:
     backbone, config = setting.backbone, CONFIG
     validator = stream_validator(
         setting.val,
-        Decision(config.task, config.fusion, config.pool),
+        PredictionConfig(config.task, config.fusion, config.pool),
         AudioVisualModel(backbone).eval(),
         setting.texts,
         (backbone.visual_scale, backbone.audio_scale),

@@ -10,7 +10,7 @@ from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import average_comparisons, evaluate_systems
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.media.thumbnails import jpeg_source
-from avfewshot.training.record import Component, Curve, Example, Heat, Look, RunRecord, Second
+from avfewshot.training.record import AttentionExample, Component, Curve, Example, Heatmap, RunRecord, Second
 
 SYSTEMS = (("CLIP only", 1.0), ("CLAP only", 0.6), ("zero-shot", 1.6), ("trained", 2.4))
 NAMES = ("Speech", "Dog", "Violin, fiddle", "Frying (food)", "Chainsaw", "Baby laughter", "Car", "Cheering")
@@ -96,12 +96,12 @@ def look(name="clip-1", size=7):
         return tuple(tuple(float(value) for value in line) for line in heights)
 
     heats = (
-        Heat("unadapted: where “Dog” is", bump(1, 1)),
-        Heat("adapted: where “Dog” is", bump(3, 4)),
-        Heat("spatial attention of the adapters", bump(3, 3)),
+        Heatmap("unadapted: where “Dog” is", bump(1, 1)),
+        Heatmap("adapted: where “Dog” is", bump(3, 4)),
+        Heatmap("spatial attention of the adapters", bump(3, 3)),
     )
     gates = (("visual, last layer", tuple(0.5 + 0.02 * np.sin(second) for second in range(10))),)
-    return Look(name, 4, "Dog", picture(224), heats, gates, tuple(2 <= second < 8 for second in range(10)))
+    return AttentionExample(name, 4, "Dog", picture(224), heats, gates, tuple(2 <= second < 8 for second in range(10)))
 
 
 def record(task="llp_cls", *, seeds=1, **changes):

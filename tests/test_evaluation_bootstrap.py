@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from avfewshot.evaluation.bootstrap import (
     MacroF1,
     MeanAveragePrecision,
-    Share,
+    Ratio,
     distribution,
     estimate,
     interval,
@@ -58,15 +58,15 @@ def test_rows_of_one_clip_are_drawn_together():
 
 def test_share_by_hand():
     counts = np.array([[1, 2, 0], [1, 0, 2]], dtype=np.float32)
-    share = Share(np.array([3, 1]), np.array([4, 2]))
+    share = Ratio(np.array([3, 1]), np.array([4, 2]))
     assert share.value() == pytest.approx(4 / 6)
     assert share.replicates(counts) == pytest.approx([4 / 6, 6 / 8, 2 / 4])
 
 
 def test_share_of_nothing_is_not_defined():
-    share = Share(np.array([0, 1]), np.array([0, 2]))
+    share = Ratio(np.array([0, 1]), np.array([0, 2]))
     assert np.isnan(share.replicates(np.array([[2], [0]], dtype=np.float32))[0])
-    assert np.isnan(Share(np.zeros(2), np.zeros(2)).value())
+    assert np.isnan(Ratio(np.zeros(2), np.zeros(2)).value())
 
 
 def test_macro_f1_agrees_with_scikit_learn_on_every_resample(scene):
@@ -112,7 +112,7 @@ def test_no_class_no_figure():
 
 def test_interval_of_a_share_is_that_of_the_binomial():
     right = np.arange(400) < 240
-    share = Share(right)
+    share = Ratio(right)
     low, high = interval(share.replicates(resample(np.arange(400), 2000, 0)))
     reach = 1.96 * np.sqrt(0.6 * 0.4 / 400)
     assert low == pytest.approx(0.6 - reach, abs=0.006)
@@ -122,8 +122,8 @@ def test_interval_of_a_share_is_that_of_the_binomial():
 def test_drawing_clips_is_wider_than_drawing_their_seconds():
     # Ten alike seconds a clip are no ten clips.
     right = np.repeat(np.arange(40) < 24, 10)
-    by_clip = interval(Share(right).replicates(resample(np.repeat(np.arange(40), 10), 500, 0)))
-    by_second = interval(Share(right).replicates(resample(np.arange(400), 500, 0)))
+    by_clip = interval(Ratio(right).replicates(resample(np.repeat(np.arange(40), 10), 500, 0)))
+    by_second = interval(Ratio(right).replicates(resample(np.arange(400), 500, 0)))
     assert by_clip[1] - by_clip[0] > 2.5 * (by_second[1] - by_second[0])
 
 
@@ -139,7 +139,7 @@ def test_intervals_of_rare_classes_hold_the_figure():
     low, high = interval(centred)
     assert low < statistic.value() < high
     assert centred.std() == pytest.approx(raw.std())
-    share = Share(labels[:, 0])
+    share = Ratio(labels[:, 0])
     assert (distribution(share, counts) == share.replicates(counts)).all()
 
 

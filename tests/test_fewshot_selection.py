@@ -102,7 +102,7 @@ def make_run(monkeypatch, tmp_path):
             tmp_path / name,
             observer=diary,
         )
-        run.bench.read = diary.read
+        run.evaluator.read = diary.read
         return run
 
     return make
@@ -131,7 +131,7 @@ def test_labels_of_test_clips_cannot_reach_what_is_chosen(make_run, task):
 @pytest.mark.parametrize(("task", "multi_label"), [("ave", False), ("folder", True)])
 def test_thresholds_of_no_system_move_with_the_labels_of_test_clips(make_run, task, multi_label):
     data = replace(dataset(task), multi_label=multi_label)
-    right, wrong = make_run(data, "right").bench, make_run(mislabelled(data), "wrong").bench
+    right, wrong = make_run(data, "right").evaluator, make_run(mislabelled(data), "wrong").evaluator
 
     before, after = right.untrained(), wrong.untrained()
 
@@ -167,7 +167,7 @@ def test_nothing_that_was_chosen_changes_once_test_clips_are_read(make_run):
             before.append(contents(run.folder / "seed-1"))
         return read(path)
 
-    run.bench.read = spy
+    run.evaluator.read = spy
     result = run.run(1)
     assert before[0] == contents(result.folder)
 
@@ -199,7 +199,7 @@ def test_a_run_that_is_done_is_not_repeated(make_run):
     assert again.to_dict() == first.to_dict()
     assert contents(again.folder) == before
     assert not run.observer.lines  # not even its support is read again
-    assert set(run.bench.usage.used["train"]) == set(first.support["ids"])
+    assert set(run.evaluator.usage.used["train"]) == set(first.support["ids"])
 
 
 def test_without_validation_clips_the_last_epoch_is_taken(make_run):
@@ -239,7 +239,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_named(make_run, place):
         for sample in data.samples
     ))  # fmt: skip
     result = run.run(1)
-    usage = run.bench.usage
+    usage = run.evaluator.usage
     assert usage.left == [(broken.split, broken.id, "it is broken.")]
     assert result.support["clips"] == 2 * len(NAMES)
     assert result.support["replaced"] == ([broken.id] if place == "support" else [])
@@ -254,14 +254,14 @@ def test_frozen_embeddings_of_splits_and_supports_serve_the_light_methods(make_r
     run = make_run(dataset("folder"))
     support = run.support(1)
 
-    samples, features = run.bench.features(support.samples)
+    samples, features = run.evaluator.features(support.samples)
 
     assert [sample.id for sample in samples] == list(features.ids) == [sample.id for sample in support.samples]
-    expected = run.bench.zero_shot(*(part[None] for part in inputs(samples[0])))
+    expected = run.evaluator.zero_shot(*(part[None] for part in inputs(samples[0])))
     for got, wanted in zip((features.visual[0], features.audio[0]), expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(got).float(), wanted[0].detach())
-    assert run.bench.features("val")[1].ids == tuple(sample.id for sample in run.dataset.split("val"))
-    assert len(make_run(dataset("folder", val=0)).bench.features("val")[1]) == 0
+    assert run.evaluator.features("val")[1].ids == tuple(sample.id for sample in run.dataset.split("val"))
+    assert len(make_run(dataset("folder", val=0)).evaluator.features("val")[1]) == 0
 
 
 def inputs(sample):

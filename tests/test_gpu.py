@@ -21,7 +21,7 @@ from avfewshot import load
 from avfewshot.cli.app import run
 from avfewshot.config import TrainingConfig
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.evaluation.predictions import Decision
+from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.build import build_model
@@ -74,7 +74,7 @@ def setting(device: str, *, graphs: bool = False, micro: int = 4, **changes) -> 
         source=SimpleNamespace(count=lambda rank, world: 10 * config.batch_size),
         labels=[],
         objective=Objective(config, texts.to(place), per_second=False),
-        validator=Validator(Decision("ave_cls", "weighted", "mean"), None, (), lambda model: ()),
+        validator=Validator(PredictionConfig("ave_cls", "weighted", "mean"), None, (), lambda model: ()),
         describe=lambda metrics: None,
         seed=1,
     )

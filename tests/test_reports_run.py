@@ -22,7 +22,7 @@ from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.figures import verdict
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.run_html import class_changes, run_page, write_run_page
-from avfewshot.training.record import Curve, Heat, Second
+from avfewshot.training.record import Curve, Heatmap, Second
 
 SECTIONS = (
     "figures",
@@ -185,7 +185,7 @@ def test_names_from_others_are_never_markup():
         left=((EVIL, EVIL, EVIL),),
         supports=((0, (EVIL,)),),
         examples=(dataclasses.replace(samples.example(EVIL), truth=(EVIL,), trained=((EVIL, 0.5),)),),
-        looks=(dataclasses.replace(samples.look(EVIL), label=EVIL, heats=(Heat(EVIL, ((0.0, 1.0),)),)),),
+        looks=(dataclasses.replace(samples.look(EVIL), label=EVIL, heats=(Heatmap(EVIL, ((0.0, 1.0),)),)),),
         curves=(dataclasses.replace(samples.curve(0), outcome=EVIL),),
     )
     text = run_page(record)

@@ -15,7 +15,7 @@ from avfewshot.evaluation.logits import (
     second_probabilities,
     second_salience,
 )
-from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
@@ -113,7 +113,7 @@ def sure(label, strength=5.0, seconds=4):
 
 
 def test_a_background_threshold_is_fitted_for_tasks_that_label_seconds():
-    decision = Decision("ave", "weighted", "mean", "threshold", seconds=4)
+    decision = PredictionConfig("ave", "weighted", "mean", "threshold", seconds=4)
     clips = [sure(0), sure(1), sure(CLASSES), sure(CLASSES)]
     segments = np.array([[0] * 4, [1] * 4, [CLASSES] * 4, [CLASSES] * 4])
     truth = targets([0, 1, 2, 2], segments)
@@ -123,21 +123,21 @@ def test_a_background_threshold_is_fitted_for_tasks_that_label_seconds():
 
 
 def test_the_background_text_competes_under_the_rule_prompt():
-    decision = Decision("ave", "weighted", "mean", "prompt", seconds=4)
-    found = decision.predict([sure(1), sure(CLASSES)], CLASSES, Fitted(BackgroundRule("prompt")))
+    decision = PredictionConfig("ave", "weighted", "mean", "prompt", seconds=4)
+    found = decision.predict([sure(1), sure(CLASSES)], CLASSES, Thresholds(BackgroundRule("prompt")))
     assert found.probabilities.shape == (2, 4, CLASSES + 1)
     assert found.probabilities.argmax(-1).tolist() == [[1] * 4, [CLASSES] * 4]
 
 
 def test_a_second_that_is_background_beyond_doubt_still_has_finite_scores():
-    decision = Decision("ave", "weighted", "mean", "threshold", seconds=4)
-    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Fitted(BackgroundRule("threshold", 0.0)))
+    decision = PredictionConfig("ave", "weighted", "mean", "threshold", seconds=4)
+    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Thresholds(BackgroundRule("threshold", 0.0)))
     assert np.isfinite(found.salience).all()
     np.testing.assert_allclose(found.probabilities.sum(-1), 1)
 
 
 def test_validation_chooses_the_share_of_the_trained_logits():
-    decision = Decision("ave_cls", "weighted", "mean")
+    decision = PredictionConfig("ave_cls", "weighted", "mean")
     truth = targets([0, 1, 2])
     good, bad = [sure(n) for n in range(3)], [sure((n + 1) % 3, 8.0) for n in range(3)]
 
@@ -151,14 +151,14 @@ def test_validation_chooses_the_share_of_the_trained_logits():
 
 
 def test_metrics_are_better_by_their_figure_and_then_by_their_loss():
-    first = ValMetrics(0.5, 1.0, 1.0, Fitted())
-    assert ValMetrics(0.6, 2.0, 1.0, Fitted()).better_than(first)
-    assert ValMetrics(0.5, 0.9, 1.0, Fitted()).better_than(first)
-    assert not ValMetrics(0.5, 1.0, 1.0, Fitted()).better_than(first)
-    assert not ValMetrics(0.4, 0.1, 1.0, Fitted()).better_than(first)
+    first = ValMetrics(0.5, 1.0, 1.0, Thresholds())
+    assert ValMetrics(0.6, 2.0, 1.0, Thresholds()).better_than(first)
+    assert ValMetrics(0.5, 0.9, 1.0, Thresholds()).better_than(first)
+    assert not ValMetrics(0.5, 1.0, 1.0, Thresholds()).better_than(first)
+    assert not ValMetrics(0.4, 0.1, 1.0, Thresholds()).better_than(first)
 
 
-@pytest.mark.parametrize("fitted", [Fitted(), Fitted(BackgroundRule("threshold", 0.25), 0.5)])
+@pytest.mark.parametrize("fitted", [Thresholds(), Thresholds(BackgroundRule("threshold", 0.25), 0.5)])
 def test_metrics_come_back_from_json(fitted):
     metrics = ValMetrics(0.5, 1.25, 0.75, fitted)
     assert ValMetrics.from_dict(metrics.to_dict()) == metrics

@@ -15,7 +15,7 @@ from avfewshot.config import TrainingConfig
 from avfewshot.data.clip_source import LabelledClip, check_place, share
 from avfewshot.errors import MediaError, explain
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import Decision
+from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -156,7 +156,7 @@ def validator(config: TrainingConfig, source: MemorySource | None = None, *, lim
     source = source or MemorySource([Path(f"{label}-{90 + n}.mp4") for n in range(2) for label in range(CLASSES)])
     return stream_validator(
         source,
-        Decision(config.task, config.fusion, config.pool),
+        PredictionConfig(config.task, config.fusion, config.pool),
         AudioVisualModel(base).eval(),
         texts(),
         (base.visual_scale, base.audio_scale),

@@ -124,7 +124,7 @@ def _execute(run: Run) -> int:
                 trainer = _load(run, display, interrupts)
                 plan = _plan(trainer) if trainer.trains else None
                 _say_plan(trainer, plan, display)
-                display.validated = trainer.trains and bool(trainer.bench.scored("val").samples)
+                display.validated = trainer.trains and bool(trainer.evaluator.scored("val").samples)
                 if trainer.trains and not display.validated:
                     from avfewshot.training.validation import BLIND_ALPHA
 
@@ -317,7 +317,7 @@ def _write(
         "config": trainer.config.to_dict(),
         "clips": {
             split: {"listed": listed, "used": used, "unusable": left}
-            for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset)
+            for split, listed, used, left in trainer.evaluator.usage.counts(trainer.dataset)
         },
         "labels_used": {
             **results[0].methods.get(trainer.config.method, {}).get("labels_used", {}),
@@ -341,7 +341,7 @@ def _write(
     for result in results:
         for name, scored in result.results.items():
             write_text(result.folder / f"classes-{name.replace(' ', '-').lower()}.csv", classes_csv(scored))
-    trainer.bench.usage.write(folder / "clips.csv")
+    trainer.evaluator.usage.write(folder / "clips.csv")
     pages = []
     if record is not None:
         _write_tensorboard(results, folder)
@@ -402,7 +402,7 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     for result in results:
         if reject := result.methods.get(trainer.config.method, {}).get("reject"):
             say(f"seed {result.seed}: `unknown` (zeroshot --adapter RUN --reject): {reject_text(reject)}.")
-    for split, listed, used, left in trainer.bench.usage.counts(trainer.dataset):
+    for split, listed, used, left in trainer.evaluator.usage.counts(trainer.dataset):
         if left:
             say(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be: see clips.csv.")
     for path in written:

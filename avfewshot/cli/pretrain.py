@@ -234,11 +234,11 @@ def _validator(
     display: Display,
 ) -> Validator:
     """What validates a model; rank 0 alone has clips to do it."""
-    from avfewshot.evaluation.predictions import Decision
+    from avfewshot.evaluation.predictions import PredictionConfig
     from avfewshot.models.audio_visual import AudioVisualModel
     from avfewshot.training.validation import Validator, stream_validator
 
-    decision = Decision(config.task, config.fusion, config.pool)
+    decision = PredictionConfig(config.task, config.fusion, config.pool)
     if display.chief and data.val is not None and asked.data.val_clips:
         validator = stream_validator(
             data.val,

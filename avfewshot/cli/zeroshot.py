@@ -25,7 +25,7 @@ from avfewshot.io import write_text
 
 if TYPE_CHECKING:
     from avfewshot.cli.outputs import Earlier, OpenWriter, Target
-    from avfewshot.evaluation.evaluator import EvalReport, TaskBench
+    from avfewshot.evaluation.evaluator import EvalReport, Evaluator
     from avfewshot.inference.results import ClipResult, RunInfo
     from avfewshot.labels import LabelSet
     from avfewshot.media.clip import Failure
@@ -416,21 +416,21 @@ def _evaluate_task(settings: Resolved) -> int:
 
         try:
             with Display() as display:
-                bench, model, options = _load_task(settings, display)
-                report = evaluate_task(bench, model, **options)
+                evaluator, model, options = _load_task(settings, display)
+                report = evaluate_task(evaluator, model, **options)
         except KeyboardInterrupt:
             return interrupts.status
-    _print_task(settings, bench, report)
+    _print_task(settings, evaluator, report)
     return 0
 
 
-def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[str, Any]]:
-    """The bench, the trained model if any, and what :func:`evaluate_task` has to know of it."""
+def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[str, Any]]:
+    """The evaluator, the trained model if any, and what :func:`evaluate_task` has to know of it."""
     from avfewshot.data.load import load_dataset
     from avfewshot.data.media_index import require_media
     from avfewshot.encoders.presets import load_preset
-    from avfewshot.evaluation.evaluator import TaskBench
-    from avfewshot.evaluation.predictions import Decision
+    from avfewshot.evaluation.evaluator import Evaluator
+    from avfewshot.evaluation.predictions import PredictionConfig
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.inference.loading import decision_of, recalled
     from avfewshot.media.clip_cache import ClipCache
@@ -467,9 +467,9 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
     backbone = load_backbone(asked, preset, seed=asked.seed)
     model = None if checkpoint is None else load_model(checkpoint, backbone)[0].to(device)
     clips, size = ClipCache(), backbone.visual.image_size
-    bench = TaskBench(
+    evaluator = Evaluator(
         dataset,
-        Decision(task.task, fusion, pool, task.background or "threshold", dataset.num_segments),
+        PredictionConfig(task.task, fusion, pool, task.background or "threshold", dataset.num_segments),
         backbone,
         templates or load_templates(backbone.templates),
         device,
@@ -482,10 +482,10 @@ def _load_task(settings: Resolved, display: Any) -> tuple[TaskBench, Any, dict[s
         observer=display,
         look_up=None if (store := open_store(settings["store"])) is None else store.cache,
     )
-    return bench, model, options
+    return evaluator, model, options
 
 
-def _print_task(settings: Resolved, bench: TaskBench, report: EvalReport) -> None:
+def _print_task(settings: Resolved, evaluator: Evaluator, report: EvalReport) -> None:
     from rich.console import Console
 
     from avfewshot.evaluation.references import distinct
@@ -501,7 +501,7 @@ def _print_task(settings: Resolved, bench: TaskBench, report: EvalReport) -> Non
     for reference in distinct((*last.baselines, *last.ceilings)):
         values = ", ".join(f"{metric} {100 * value:.1f} %" for metric, value in reference.values.items())
         console.print(f"{reference.title}: {values}", markup=False, soft_wrap=True)
-    for split, listed, used, left in bench.usage.counts(bench.dataset):
+    for split, listed, used, left in evaluator.usage.counts(evaluator.dataset):
         if left:
             say(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be.")
     if settings["output"] is None:
@@ -513,7 +513,7 @@ def _print_task(settings: Resolved, bench: TaskBench, report: EvalReport) -> Non
             "comparison": comparison.model_dump(mode="json"),
             "parts": {name: part.model_dump(mode="json") for name, part in report.parts.items()},
             "results": {name: result.model_dump(mode="json") for name, result in results.items()},
-            "unusable": [list(entry) for entry in bench.usage.left],
+            "unusable": [list(entry) for entry in evaluator.usage.left],
         }
         write_text(path, json.dumps(document, indent=1))
     else:

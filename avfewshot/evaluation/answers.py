@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from avfewshot.evaluation.bootstrap import MacroF1, Share, Statistic
+from avfewshot.evaluation.bootstrap import MacroF1, Metric, Ratio
 from avfewshot.evaluation.measures import Labels, one_hot
 from avfewshot.evaluation.targets import Targets
 from avfewshot.evaluation.tasks import Task
@@ -29,7 +29,7 @@ def required_segments(targets: Targets) -> Labels:
     return targets.segments
 
 
-def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: int) -> dict[str, Statistic]:
+def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: int) -> dict[str, Metric]:
     """The figures of given answers.
 
     Args:
@@ -52,18 +52,18 @@ def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: in
         clips = np.repeat(np.arange(targets.num_clips), truth.shape[1])
         answered, marks = (one_hot(labels.ravel(), targets.num_classes + 1) for labels in (answers, truth))
         return {
-            "segment_accuracy": Share(right.sum(1), np.full(targets.num_clips, truth.shape[1])),
-            "event_accuracy": Share((right & events).sum(1), events.sum(1)),
+            "segment_accuracy": Ratio(right.sum(1), np.full(targets.num_clips, truth.shape[1])),
+            "event_accuracy": Ratio((right & events).sum(1), events.sum(1)),
             "macro_f1": MacroF1(answered, marks, clips),
         }
     answered = one_hot(answers, targets.num_classes)
     macro_f1 = MacroF1(answered, targets.labels, np.arange(targets.num_clips))
     if not targets.multi_label:
-        return {"top1": Share(answers == truth), "macro_f1": macro_f1}
+        return {"top1": Ratio(answers == truth), "macro_f1": macro_f1}
     hits = (answered & targets.labels).any(1)
-    statistics: dict[str, Statistic] = {"hit_at_1": Share(hits), "macro_f1": macro_f1}
+    statistics: dict[str, Metric] = {"hit_at_1": Ratio(hits), "macro_f1": macro_f1}
     if task.published_top1:
-        statistics["published_top1"] = Share(answers == truth)
-        statistics["random_label_top1"] = Share(answers == targets.random_labels(seed))
-        statistics["random_label_top1_expected"] = Share(hits / targets.labels.sum(1))
+        statistics["published_top1"] = Ratio(answers == truth)
+        statistics["random_label_top1"] = Ratio(answers == targets.random_labels(seed))
+        statistics["random_label_top1_expected"] = Ratio(hits / targets.labels.sum(1))
     return statistics

@@ -43,7 +43,7 @@ def resample(groups: npt.NDArray[np.int64], replicates: int, seed: int) -> Count
     return counts[groups]
 
 
-class Statistic(Protocol):
+class Metric(Protocol):
     """A figure that can be computed on all clips and on resamples of them.
 
     Attributes:
@@ -65,7 +65,7 @@ class Statistic(Protocol):
         ...
 
 
-class Share:
+class Ratio:
     """A share such as accuracy: sum of what is right by sum of what counts.
 
     Args:
@@ -80,12 +80,12 @@ class Share:
         self._total = np.ones_like(self._right) if total is None else np.asarray(total, dtype=np.float64)
 
     def value(self) -> float:
-        """See :meth:`Statistic.value`."""
+        """See :meth:`Metric.value`."""
         total = self._total.sum()
         return float(self._right.sum() / total) if total else float("nan")
 
     def replicates(self, counts: Counts) -> Floats:
-        """See :meth:`Statistic.replicates`."""
+        """See :meth:`Metric.replicates`."""
         return _divide(self._right @ counts, self._total @ counts)
 
 
@@ -105,7 +105,7 @@ class MacroF1:
         self._answers, self._labels, self._clips = answers, labels, clips
 
     def value(self) -> float:
-        """See :meth:`Statistic.value`."""
+        """See :meth:`Metric.value`."""
         return float(
             f1_score(self._labels, self._answers, labels=self._present, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
             if len(self._present)
@@ -113,7 +113,7 @@ class MacroF1:
         )
 
     def replicates(self, counts: Counts) -> Floats:
-        """See :meth:`Statistic.replicates`; in each resample, over the classes that occur in it."""
+        """See :meth:`Metric.replicates`; in each resample, over the classes that occur in it."""
         answers, labels = self._answers[:, self._present], self._labels[:, self._present]
         starts = np.searchsorted(self._clips, np.arange(len(counts)))
         right, answered, true = (
@@ -138,11 +138,11 @@ class MeanAveragePrecision:
         self._scores, self._labels, self._clips = scores, labels, clips
 
     def value(self) -> float:
-        """See :meth:`Statistic.value`."""
+        """See :meth:`Metric.value`."""
         return float(_mean_of_defined(average_precisions(self._scores, self._labels)[:, None])[0])
 
     def replicates(self, counts: Counts) -> Floats:
-        """See :meth:`Statistic.replicates`; in each resample, over the classes that occur in it."""
+        """See :meth:`Metric.replicates`; in each resample, over the classes that occur in it."""
         found = np.full((self._labels.shape[1], counts.shape[1]), np.nan)
         for start in range(0, counts.shape[1], _BLOCK):
             block = np.ascontiguousarray(counts[:, start : start + _BLOCK])
@@ -165,7 +165,7 @@ class MeanAveragePrecision:
         return _divide((precision * relevant).sum(0), relevant.sum(0))
 
 
-def distribution(statistic: Statistic, counts: Counts) -> Floats:
+def distribution(statistic: Metric, counts: Counts) -> Floats:
     """The figure on each resample, ``[R]``, centred on the figure itself where resampling is biased.
 
     With few clips of a class the mean average precision of resamples lies so far above the figure that their

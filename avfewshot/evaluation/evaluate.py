@@ -16,8 +16,8 @@ from avfewshot.evaluation.bootstrap import (
     REPLICATES,
     MacroF1,
     MeanAveragePrecision,
-    Share,
-    Statistic,
+    Metric,
+    Ratio,
     distribution,
     estimate,
     over_runs,
@@ -113,7 +113,7 @@ def evaluate_systems(
             num_clips=targets.num_clips,
             num_segments=required_segments(targets).size if judged.per_second else None,
             metrics={
-                metric: estimate(*values[name][metric], targets.num_clips, proportion=isinstance(statistic, Share))
+                metric: estimate(*values[name][metric], targets.num_clips, proportion=isinstance(statistic, Ratio))
                 for metric, statistic in found.statistics
             },
             classes=found.rows,
@@ -230,7 +230,7 @@ def _rounded(value: float) -> float | None:
 class _Statement:
     """Everything about one system but its intervals."""
 
-    statistics: list[tuple[str, Statistic]]
+    statistics: list[tuple[str, Metric]]
     rows: tuple[ClassRow, ...]
     confusion: Floats
     calibration: Calibration
@@ -246,7 +246,7 @@ def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) ->
 
 def _state_clips(
     task: Task, targets: Targets, predictions: Predictions, seed: int
-) -> tuple[dict[str, Statistic], tuple[ClassRow, ...], Floats, Calibration]:
+) -> tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]:
     scores = predictions.probabilities
     if scores.shape != targets.labels.shape:
         raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {targets.labels.shape}.")
@@ -254,7 +254,7 @@ def _state_clips(
     statistics = answer_statistics(task, targets, answers, seed=seed)
     if targets.num_classes > _TOP:
         name = "hit_at_5" if targets.multi_label else "top5"
-        statistics[name] = Share(measures.hit_at_k(scores, targets.labels, _TOP))
+        statistics[name] = Ratio(measures.hit_at_k(scores, targets.labels, _TOP))
     statistics["map"] = MeanAveragePrecision(scores, targets.labels, clips)
     if predictions.label_threshold is not None:
         statistics["macro_f1_sets"] = MacroF1(scores >= predictions.label_threshold, targets.labels, clips)
@@ -274,7 +274,7 @@ def _state_clips(
 
 def _state_segments(
     task: Task, targets: Targets, predictions: Predictions, seed: int
-) -> tuple[dict[str, Statistic], tuple[ClassRow, ...], Floats, Calibration]:
+) -> tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]:
     scores, rule, truth = predictions.probabilities, predictions.background, required_segments(targets)
     if rule is None:
         raise ValueError(f"{task.name} needs a background rule.")
@@ -288,7 +288,7 @@ def _state_segments(
     clips = np.repeat(np.arange(targets.num_clips), truth.shape[1])
     happens = truth != targets.background
     statistics = answer_statistics(task, targets, answers, seed=seed)
-    statistics["event_top1"] = Share(((events.argmax(-1) == truth) & happens).sum(1), happens.sum(1))
+    statistics["event_top1"] = Ratio(((events.argmax(-1) == truth) & happens).sum(1), happens.sum(1))
     statistics["map"] = MeanAveragePrecision(events.reshape(truth.size, -1), marks[:, : targets.num_classes], clips)
     names = class_names(task, targets)
     # A second that a threshold calls background has no probability of being one: it is not judged for calibration.

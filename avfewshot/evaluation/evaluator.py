@@ -16,7 +16,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage, usable
@@ -64,14 +64,14 @@ class EvalReport:
 
 
 @dataclass(eq=False)
-class TaskBench:
+class Evaluator:
     """Evaluates models on one task; what the frozen towers say is computed once, and kept on disk.
 
     Labels of test clips come in by :meth:`report` alone: whatever is chosen is chosen before, on other clips.
     """
 
     dataset: Dataset  # with media
-    decision: Decision  # how logits become predictions
+    decision: PredictionConfig  # how logits become predictions
     backbone: Backbone  # moved to the device in place
     templates: Templates
     device: torch.device
@@ -153,12 +153,12 @@ class TaskBench:
             )
         return None
 
-    def fit(self, logits: Sequence[ClipLogits]) -> Fitted:
+    def fit(self, logits: Sequence[ClipLogits]) -> Thresholds:
         """What validation chooses for a system, given its logits of the validation clips."""
         targets = self.validation_targets()
-        return self.decision.fit(logits, targets) if targets else Fitted()
+        return self.decision.fit(logits, targets) if targets else Thresholds()
 
-    def predict(self, logits: Sequence[ClipLogits], fitted: Fitted) -> Predictions:
+    def predict(self, logits: Sequence[ClipLogits], fitted: Thresholds) -> Predictions:
         """What a system says, given its logits."""
         return self.decision.predict(logits, self.texts.num_classes, fitted)
 
@@ -264,7 +264,7 @@ class TaskBench:
 
 
 def evaluate_task(
-    bench: TaskBench,
+    evaluator: Evaluator,
     model: AudioVisualModel | None = None,
     *,
     share: float = 1.0,
@@ -275,7 +275,7 @@ def evaluate_task(
     What has to be chosen is chosen on validation clips, for each of them.
 
     Args:
-        bench: The task.
+        evaluator: The task.
         model: A trained model, in evaluation mode, on the device.
         share: Share of its logits beside those of the untrained towers.
         trained_labels: Names or wordings of the classes that it was trained on.
@@ -284,8 +284,8 @@ def evaluate_task(
         DataError: There are no test clips.
         AvfsError: A clip cannot be read any more.
     """
-    systems = bench.untrained("test")
+    systems = evaluator.untrained("test")
     if model is not None:
-        fitted = bench.fit(bench.joined(model, "val", share))
-        systems[ADAPTED] = bench.predict(bench.joined(model, "test", share), fitted)
-    return bench.report(systems, trained_labels=trained_labels if model is not None else ())
+        fitted = evaluator.fit(evaluator.joined(model, "val", share))
+        systems[ADAPTED] = evaluator.predict(evaluator.joined(model, "test", share), fitted)
+    return evaluator.report(systems, trained_labels=trained_labels if model is not None else ())

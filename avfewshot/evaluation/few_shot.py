@@ -10,40 +10,40 @@ import numpy as np
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.evaluation.background import BackgroundRule, decide_segments
-from avfewshot.evaluation.evaluator import TaskBench
-from avfewshot.evaluation.predictions import Fitted
+from avfewshot.evaluation.evaluator import Evaluator
+from avfewshot.evaluation.predictions import Thresholds
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.inference.logits import class_texts, score_clip
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
 
 
-def label_features(bench: TaskBench) -> LabelFeatures:
+def label_features(evaluator: Evaluator) -> LabelFeatures:
     """The texts of a task as methods take them; "none of these" has none."""
     texts = LabelFeatures.with_background(
-        bench.dataset.classes,
-        bench.texts.visual.double().numpy(),
-        bench.texts.audio.double().numpy(),
-        scales=(bench.backbone.visual_scale, bench.backbone.audio_scale),
-        fusion=bench.decision.fusion,
-        pool=bench.decision.pool,
+        evaluator.dataset.classes,
+        evaluator.texts.visual.double().numpy(),
+        evaluator.texts.audio.double().numpy(),
+        scales=(evaluator.backbone.visual_scale, evaluator.backbone.audio_scale),
+        fusion=evaluator.decision.fusion,
+        pool=evaluator.decision.pool,
     )
-    none = bench.dataset.none_class
+    none = evaluator.dataset.none_class
     return texts if none is None else texts.take(np.delete(np.arange(len(texts.names)), none))
 
 
-def method_support(bench: TaskBench, clips: str | Sequence[Sample], *, counter: bool = False) -> Support:
+def method_support(evaluator: Evaluator, clips: str | Sequence[Sample], *, counter: bool = False) -> Support:
     """Labelled clips as methods take them; seconds have labels of their own where the task labels seconds.
 
     `counter`: with the counter-examples of the training split (folders ``-CLASS/``) beside them.
     """
-    samples, features = bench.features(clips)
-    support = labelled_support(bench.dataset, samples, features, per_second=bench.decision.per_second)
-    against = [sample for sample in bench.dataset.negatives if sample.split == "train"] if counter else []
+    samples, features = evaluator.features(clips)
+    support = labelled_support(evaluator.dataset, samples, features, per_second=evaluator.decision.per_second)
+    against = [sample for sample in evaluator.dataset.negatives if sample.split == "train"] if counter else []
     if against:
-        samples, features = bench.features(against)
+        samples, features = evaluator.features(against)
         if samples:
-            not_of = without_none(bench.dataset, bench.dataset.multi_hot(samples))
+            not_of = without_none(evaluator.dataset, evaluator.dataset.multi_hot(samples))
             support = replace(support, counter=(features, not_of))
     return support
 
@@ -68,42 +68,42 @@ def without_none(dataset: Dataset, columns: np.ndarray) -> np.ndarray:
 
 
 def method_predictions(
-    bench: TaskBench, scorer: Scorer, features: Features, support: Support, *, tuned: np.ndarray | None = None
+    evaluator: Evaluator, scorer: Scorer, features: Features, support: Support, *, tuned: np.ndarray | None = None
 ) -> Predictions:
     """What a fitted method says about clips.
 
     Args:
-        bench: The task.
+        evaluator: The task.
         scorer: Fitted on `support`.
         features: N clips.
         support: For the threshold from which on a clip carries a class, where clips carry several.
         tuned: Log-posteriors ``[N, K]`` over the data set's classes of a tuned part that was joined.
     """
-    none = bench.dataset.none_class
-    if bench.decision.per_second:
+    none = evaluator.dataset.none_class
+    if evaluator.decision.per_second:
         classes = len(scorer.texts.names)
-        probabilities = np.zeros((len(features), bench.decision.seconds, classes + 1))
+        probabilities = np.zeros((len(features), evaluator.decision.seconds, classes + 1))
         probabilities[..., classes] = 1
         for row, logits in enumerate(scorer.segment_logits(features)):
-            known = np.exp(logits[: bench.decision.seconds])
+            known = np.exp(logits[: evaluator.decision.seconds])
             probabilities[row, : len(known)] = known / known.sum(-1, keepdims=True)
         return Predictions(probabilities, background=BackgroundRule("prompt"))
-    scores = scorer.scores(features, tuned=None if tuned is None else without_none(bench.dataset, tuned))
+    scores = scorer.scores(features, tuned=None if tuned is None else without_none(evaluator.dataset, tuned))
     probabilities = np.exp(scores.fused)
     if none is not None:
         column = 0.0 if scores.none is None else np.exp(scores.none)
         probabilities = np.insert(probabilities, none, column, axis=1)
     threshold = None
-    if bench.dataset.multi_label:
+    if evaluator.dataset.multi_label:
         scorer.decide_labels(support)
         if known := scorer.thresholds:
             other = float(np.mean(list(known.values())))
-            threshold = np.array([known.get(name, other) for name in bench.dataset.classes])
+            threshold = np.array([known.get(name, other) for name in evaluator.dataset.classes])
     return Predictions(probabilities / probabilities.sum(-1, keepdims=True), label_threshold=threshold)
 
 
 def alone(
-    bench: TaskBench,
+    evaluator: Evaluator,
     scorer: Scorer,
     features: Features,
     support: Support,
@@ -113,13 +113,13 @@ def alone(
 ) -> Predictions:
     """What a fitted method says by one modality alone; a clip that lacks it gets a uniform answer."""
     rows = [row for row, clip in enumerate(getattr(features, modality)) if clip is not None]
-    seconds = (bench.decision.seconds,) if bench.decision.per_second else ()
-    classes = bench.dataset.num_classes + len(seconds)
+    seconds = (evaluator.decision.seconds,) if evaluator.decision.per_second else ()
+    classes = evaluator.dataset.num_classes + len(seconds)
     probabilities = np.full((len(features), *seconds, classes), 1 / classes)
     if rows:
         absent = {"visual" if modality == "audio" else "audio": (None,) * len(rows)}
         part = replace(features.take(rows), **absent)
-        said = method_predictions(bench, scorer, part, support, tuned=None if tuned is None else tuned[rows])
+        said = method_predictions(evaluator, scorer, part, support, tuned=None if tuned is None else tuned[rows])
         probabilities[rows] = said.probabilities
     return Predictions(probabilities, background=BackgroundRule("prompt") if seconds else None)
 
@@ -148,15 +148,15 @@ def modality_confusion(joint: np.ndarray, visual: np.ndarray, audio: np.ndarray)
     return {name: float(values.mean()) for name, values in lost.items()}
 
 
-def mteb_zero_shot(bench: TaskBench) -> Predictions:
+def mteb_zero_shot(evaluator: Evaluator) -> Predictions:
     """Zero-shot as mteb evaluates AVE: "a video of {name}", one prompt and nothing else, whole clips, top-1."""
     prompt = ("a video of {}",)
-    templates = replace(bench.templates, visual=prompt, audio=prompt)
-    names = [name.replace("_", " ") for name in bench.dataset.classes]
-    texts = class_texts(bench.backbone, names, templates)
-    scales = bench.backbone.visual_scale, bench.backbone.audio_scale
-    clips = [score_clip(file.visual, file.audio, texts, scales) for file in bench.scored("test").embeddings]
-    return replace(bench.decision, pool="mean").predict(clips, texts.num_classes, Fitted())
+    templates = replace(evaluator.templates, visual=prompt, audio=prompt)
+    names = [name.replace("_", " ") for name in evaluator.dataset.classes]
+    texts = class_texts(evaluator.backbone, names, templates)
+    scales = evaluator.backbone.visual_scale, evaluator.backbone.audio_scale
+    clips = [score_clip(file.visual, file.audio, texts, scales) for file in evaluator.scored("test").embeddings]
+    return replace(evaluator.decision, pool="mean").predict(clips, texts.num_classes, Thresholds())
 
 
 def with_several_labels(dataset: Dataset) -> Dataset:

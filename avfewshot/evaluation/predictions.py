@@ -18,7 +18,7 @@ _SMALLEST = 1e-300
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Thresholds:
     """What was chosen on validation data for one system.
 
     Attributes:
@@ -31,7 +31,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Decision:
+class PredictionConfig:
     """How logits become answers."""
 
     task: str  # name of the task
@@ -45,7 +45,7 @@ class Decision:
         """Whether seconds are labelled, not clips."""
         return find_task(self.task).per_second
 
-    def fit(self, clips: Sequence[ClipLogits], targets: Targets) -> Fitted:
+    def fit(self, clips: Sequence[ClipLogits], targets: Targets) -> Thresholds:
         """Choose on validation data what has to be chosen.
 
         Args:
@@ -57,17 +57,17 @@ class Decision:
         """
         if not self.per_second:
             if not targets.multi_label:
-                return Fitted()
+                return Thresholds()
             probabilities = clip_probabilities(clips, targets.num_classes, fusion=self.fusion, pool=self.pool)
-            return Fitted(label_threshold=choose_label_threshold(probabilities, targets.labels))
+            return Thresholds(label_threshold=choose_label_threshold(probabilities, targets.labels))
         assert targets.segments is not None
         probabilities, salience = self._seconds(clips, targets.num_classes)
         rule = fit_background(
             self.background, probabilities[..., : targets.num_classes], targets.segments, salience=salience
         )
-        return Fitted(background=rule)
+        return Thresholds(background=rule)
 
-    def predict(self, clips: Sequence[ClipLogits], num_classes: int, fitted: Fitted) -> Predictions:
+    def predict(self, clips: Sequence[ClipLogits], num_classes: int, fitted: Thresholds) -> Predictions:
         """What a system says about clips.
 
         Args:

@@ -33,7 +33,7 @@ from avfewshot.reports.html import component, content_hash, environment, style
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
-from avfewshot.training.record import Curve, Example, Look, RunRecord, Second
+from avfewshot.training.record import AttentionExample, Curve, Example, RunRecord, Second
 
 _LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))  # what is drawn of a step, and its place in :attr:`Curve.steps`
 
@@ -271,7 +271,7 @@ def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str
     return {"name": name, "spans": spans, "described": "; ".join(told[:50])}
 
 
-def _look(look: Look) -> dict[str, Any]:
+def _look(look: AttentionExample) -> dict[str, Any]:
     """A second of a clip: its frame alone and with each map, gates and truth over the seconds of the clip."""
     frame = look.frame if is_picture(look.frame) else ""
     panels = [("the frame", "", "")] if frame else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from avfewshot.data.sampler import Support, draw_validation
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.answers import BACKGROUND
-from avfewshot.evaluation.evaluator import CLAP_ONLY, CLIP_ONLY, UNTRAINED, ZERO_SHOT, TaskBench
+from avfewshot.evaluation.evaluator import CLAP_ONLY, CLIP_ONLY, UNTRAINED, ZERO_SHOT, Evaluator
 from avfewshot.evaluation.few_shot import (
     alone,
     answers_of,
@@ -38,9 +39,10 @@ from avfewshot.evaluation.few_shot import (
 from avfewshot.evaluation.finished import ANSWERS_NAME
 from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.embedding_cache import LookUp
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
@@ -62,6 +64,9 @@ from avfewshot.training.trainer import Callback, Progress, Trainer
 from avfewshot.training.validation import BLIND_ALPHA, Validator, ValMetrics, no_validation
 from avfewshot.tuning.fit import TuningClip, answers, clip_loss, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 TRAINED = "trained"
 MTEB = "zero-shot (mteb)"
@@ -114,7 +119,7 @@ def _undisturbed() -> AbstractContextManager[Callable[[], bool]]:
 
 @dataclass(eq=False)
 class FewShot:
-    """A few-shot run on a data set; :attr:`bench` is its task."""
+    """A few-shot run on a data set; :attr:`evaluator` is its task."""
 
     dataset: Dataset  # with media
     config: TrainingConfig  # its precision is resolved
@@ -137,24 +142,29 @@ class FewShot:
             self.config = self.config.replace(method="dgsct", adapter=self.config.method)
         self.dataset, self.validation_used = self._with_validation()
         config = self.config
-        self._fabric = single_device(self.device, config.precision)
         clips = ClipCache(max_bytes=config.cache_size)
         size: Any = self.backbone.visual.image_size
-        self.bench = TaskBench(
+        dtype = PRECISIONS[config.precision]
+        self.evaluator = Evaluator(
             self.dataset,
-            Decision(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
+            PredictionConfig(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
             self.backbone,
             self.templates,
             self.device,
             config.precision,
             lambda path: clips.get(path, frame_size=size, frame_backend=self.frame_backend),
-            autocast=self._fabric.autocast,
+            autocast=lambda: torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
             frame_backend=self.frame_backend,
             window=config.window,
             workers=config.workers,
             observer=self.observer,
             look_up=self.look_up,
         )
+
+    @functools.cached_property
+    def _fabric(self) -> Fabric:
+        """Made when something is trained through the towers: its import takes seconds."""
+        return single_device(self.device, self.config.precision)
 
     def run(self, seed: int) -> SeedResult:
         """Train and evaluate with one seed; goes on where it was interrupted, and is not repeated when it was done.
@@ -170,7 +180,7 @@ class FewShot:
             KeyboardInterrupt: It was interrupted, and can be resumed.
         """
         folder = self.folder / f"seed-{seed}"
-        config, usage = self.config, self.bench.usage
+        config, usage = self.config, self.evaluator.usage
         drawn = draw(self.dataset, config, seed)
         known = read_result(folder, drawn.fingerprint)
         if known is not None and self._has_all(known):
@@ -207,8 +217,8 @@ class FewShot:
             methods[AUTO] = {**methods[AUTO], "labels_used": labels, "trainable": about[TRAINED]["trainable"]}
         if comparison is not None:
             # Thresholds of the untrained systems, where the task needs any, are all that they take labels for.
-            chosen = self.bench.decision.per_second or self.dataset.multi_label
-            count = len(self.bench.scored("val").samples) if chosen else 0
+            chosen = self.evaluator.decision.per_second or self.dataset.multi_label
+            count = len(self.evaluator.scored("val").samples) if chosen else 0
             for name in (name for name in (*UNTRAINED, MTEB) if name in comparison.systems):
                 labels = {"support": 0 if self.trains else count, "validation": count if self.trains else 0}
                 methods[name] = {"labels_used": labels, "seconds": 0.0, "trainable": 0}
@@ -230,9 +240,9 @@ class FewShot:
     def support(self, seed: int) -> Support:
         """Draw the support of a seed and read its clips."""
         self.observer.begin(f"seed {seed}: reading the support", 0)
-        usage = self.bench.usage
+        usage = self.evaluator.usage
         support = readable_support(
-            self.dataset, self.config, seed, self.bench.read, usage, progress=self.observer.advance
+            self.dataset, self.config, seed, self.evaluator.read, usage, progress=self.observer.advance
         )
         used = usage.used.setdefault("train", [])
         before = set(used)
@@ -295,13 +305,15 @@ class FewShot:
         if not light:
             return {}
         self.observer.begin(f"seed {seed}: embedding the support", len(support.samples))
-        self._clips = clips = method_support(self.bench, support.samples, counter=True)
+        self._clips = clips = method_support(self.evaluator, support.samples, counter=True)
         scorers: dict[str, Scorer] = {}
         for name in light:
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
-            scorer = find_method(name).fit(clips, label_features(self.bench), seed=seed)
+            scorer = find_method(name).fit(clips, label_features(self.evaluator), seed=seed)
             beside = (
-                [] if self.bench.decision.per_second else [part for part in scorer.clip.parts if part != "zero_shot"]
+                []
+                if self.evaluator.decision.per_second
+                else [part for part in scorer.clip.parts if part != "zero_shot"]
             )
             scorers = {part: scorer.part(part, clips) for part in beside} | scorers | {name: scorer}
         self.observer.methods(seed, {name: scorer.diagnostics for name, scorer in scorers.items()})
@@ -313,8 +325,8 @@ class FewShot:
         if not names:
             return {}
         texts = [*self.dataset.wordings, self.templates.background_visual[0]]
-        samples, features = self.bench.features(support.samples)
-        per_second = self.bench.decision.per_second
+        samples, features = self.evaluator.features(support.samples)
+        per_second = self.evaluator.decision.per_second
         labels = labelled_support(replace(self.dataset, none_class=None), samples, features, per_second=per_second)
         found = {}
         for name in names:
@@ -343,26 +355,26 @@ class FewShot:
             pairs = zip(features.visual, features.audio, strict=True)
             tensors = [[None if one is None else torch.from_numpy(one).float() for one in pair] for pair in pairs]
             return [(visual, audio) for visual, audio in tensors]
-        clips = [self.bench.read(sample.path) for sample in samples if sample.path is not None]
+        clips = [self.evaluator.read(sample.path) for sample in samples if sample.path is not None]
         return [(clip.frames, clip.audio_segments) for clip in clips]
 
     def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""
-        if self.bench.decision.per_second:
+        if self.evaluator.decision.per_second:
             return
-        if not self.bench.scored("val").samples:
+        if not self.evaluator.scored("val").samples:
             title = self.config.adapter_title
             self.observer.say(f"auto: {title} not joined: no validation clip tells how much it is worth (--val-shots).")
             return
-        unseen = method_support(self.bench, "val")
+        unseen = method_support(self.evaluator, "val")
         tuned = without_none(self.dataset, self._log_posterior(model, "val", metrics))
         joined = join_tuned(scorer, unseen, tuned)
         share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
         self.observer.say(f"auto: {self.config.adapter_title} {share}, {joined['why']} ({joined['clips']} clips).")
 
     def _log_posterior(self, model: AudioVisualModel, split: str, metrics: ValMetrics) -> np.ndarray:
-        logits = self.bench.joined(model, split, metrics.blend)
-        return np.log(np.maximum(self.bench.predict(logits, metrics.fitted).probabilities, 1e-12))
+        logits = self.evaluator.joined(model, split, metrics.blend)
+        return np.log(np.maximum(self.evaluator.predict(logits, metrics.fitted).probabilities, 1e-12))
 
     def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:
         """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
@@ -384,7 +396,7 @@ class FewShot:
         method, rule, figures = self.config.method, "", {}
         for result in results:
             about = result.methods.get(method, {})
-            if method == "dgsct" and result.progress is not None and self.bench.scored("val").samples:
+            if method == "dgsct" and result.progress is not None and self.evaluator.scored("val").samples:
                 best = result.progress.best
                 rule, figures[result.seed] = "best on the validation clips", (-best.figure, best.loss)
             elif method in TUNED:
@@ -409,25 +421,25 @@ class FewShot:
         Raises:
             KeyboardInterrupt: It was interrupted, and can be resumed.
         """
-        config, bench, callback = self.config, self.bench, self.observer.training(seed, int(self.config.epochs))
+        config, evaluator, callback = self.config, self.evaluator, self.observer.training(seed, int(self.config.epochs))
         folder = self.folder / f"seed-{seed}"
         if kind is not None:
             config, folder = config.replace(adapter=kind), folder / kind
-        per_second = bench.decision.per_second
-        objective = Objective(config, bench.texts.to(self.device), per_second=per_second)
+        per_second = evaluator.decision.per_second
+        objective = Objective(config, evaluator.texts.to(self.device), per_second=per_second)
         model = self.fresh_model(seed, config)
         model.anchors = self._anchors(support, objective, config.adapter_title)
         task = FewShotTask(
             model,
             config,
-            source=SupportSource(self.dataset, support.samples, bench.read, threads=config.workers),
+            source=SupportSource(self.dataset, support.samples, evaluator.read, threads=config.workers),
             labels=[sample_labels(self.dataset, sample, per_second=per_second) for sample in support.samples],
             objective=objective,
             validator=Validator(
-                bench.decision,
-                bench.validation_targets(),
-                bench.scored("val").logits,
-                lambda model: bench.trained_logits(model, "val"),
+                evaluator.decision,
+                evaluator.validation_targets(),
+                evaluator.scored("val").logits,
+                lambda model: evaluator.trained_logits(model, "val"),
                 config.blend,
                 BLIND_ALPHA,
             ),
@@ -453,9 +465,9 @@ class FewShot:
 
         With one clip a class there is nothing to leave out: they are taken where texts do no better than chance.
         """
-        if self.config.anchors == "text" or self.bench.decision.per_second:
+        if self.config.anchors == "text" or self.evaluator.decision.per_second:
             return None
-        samples, features = self.bench.features(support.samples)
+        samples, features = self.evaluator.features(support.samples)
         if len(samples) < len(support.samples):
             raise AvfsError("A clip of the support could be read before and cannot be embedded now.")
         tensors = [
@@ -508,47 +520,47 @@ class FewShot:
             The result of each system; their comparison; and of each system, calibration before and after its
             temperature (``ece``) and what the second modality spoils (``modality_confusion``), where there are both.
         """
-        bench = self.bench
-        systems, uncalibrated = bench.untrained("test"), {}
+        evaluator = self.evaluator
+        systems, uncalibrated = evaluator.untrained("test"), {}
         by_modality: dict[str, tuple[Predictions, ...]] = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
 
-        def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Fitted) -> None:
-            systems[name] = bench.predict(logits, fitted)
+        def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Thresholds) -> None:
+            systems[name] = evaluator.predict(logits, fitted)
             parts = ([clip.only(modality) for clip in logits] for modality in MODALITIES)
-            by_modality[name] = tuple(bench.predict(part, fitted) for part in parts)
+            by_modality[name] = tuple(evaluator.predict(part, fitted) for part in parts)
 
         if self.protocol == "mteb":
-            systems[MTEB] = mteb_zero_shot(bench)
+            systems[MTEB] = mteb_zero_shot(evaluator)
         for name, (model, progress) in trained.items():
-            by_logits(name, bench.joined(model, "test", progress.best.blend), progress.best.fitted)
+            by_logits(name, evaluator.joined(model, "test", progress.best.blend), progress.best.fitted)
         if scorers:
-            _, features = bench.features("test")
+            _, features = evaluator.features("test")
             for name, scorer in scorers.items():
                 said = [None] * 3
-                if name == AUTO and TRAINED in systems and not bench.decision.per_second:
+                if name == AUTO and TRAINED in systems and not evaluator.decision.per_second:
                     parts = (systems[TRAINED], *by_modality[TRAINED])
                     said = [np.log(np.maximum(one.probabilities, 1e-12)) for one in parts]
-                systems[name] = method_predictions(bench, scorer, features, self._clips, tuned=said[0])
+                systems[name] = method_predictions(evaluator, scorer, features, self._clips, tuned=said[0])
                 by_modality[name] = tuple(
-                    alone(bench, scorer, features, self._clips, modality, tuned=part)
+                    alone(evaluator, scorer, features, self._clips, modality, tuned=part)
                     for modality, part in zip(MODALITIES, said[1:], strict=True)
                 )
-                if scorer.diagnostics["calibration"] and not bench.decision.per_second:
+                if scorer.diagnostics["calibration"] and not evaluator.decision.per_second:
                     before = replace(scorer, temperature=1.0)
-                    uncalibrated[name] = method_predictions(bench, before, features, self._clips, tuned=said[0])
+                    uncalibrated[name] = method_predictions(evaluator, before, features, self._clips, tuned=said[0])
         for name, (method, _) in prompted.items():
             validation, judged = (
                 [
                     ClipLogits(*pair)
-                    for pair in answers(method, self._inputs(method.uses_pixels, *bench.features(split)))
+                    for pair in answers(method, self._inputs(method.uses_pixels, *evaluator.features(split)))
                 ]
                 for split in ("val", "test")
             )
-            by_logits(name, judged, bench.fit(validation))
-        report = bench.report(systems)
-        targets = Targets.from_samples(self.dataset, bench.scored("test").samples)
-        given = {name: answers_of(said, targets) for name, said in systems.items()}
-        right = {name: right_answers(one, targets) for name, one in given.items()}
+            by_logits(name, judged, evaluator.fit(validation))
+        report = evaluator.report(systems)
+        targets = Targets.from_samples(self.dataset, evaluator.scored("test").samples)
+        answered = {name: answers_of(said, targets) for name, said in systems.items()}
+        right = {name: right_answers(one, targets) for name, one in answered.items()}
         more: dict[str, dict[str, Any]] = {name: {} for name in systems}
         for name, parts in by_modality.items():
             parts = [right_answers(answers_of(part, targets), targets) for part in parts]
@@ -564,17 +576,21 @@ class FewShot:
                 },
             }
         if answers_file is not None:
-            write_text(answers_file, self._answer_lines(targets, given))
+            write_text(answers_file, self._answer_lines(targets, answered))
         return report.results, report.comparison, more
 
-    def _answer_lines(self, targets: Targets, given: Mapping[str, np.ndarray]) -> str:
+    def _answer_lines(self, targets: Targets, answered: Mapping[str, np.ndarray]) -> str:
         names = np.array([*targets.classes, BACKGROUND], dtype=object)
         lines = []
         for row, clip in enumerate(targets.ids):
-            truth = targets.segments[row] if self.bench.decision.per_second and targets.segments is not None else None
+            truth = (
+                targets.segments[row] if self.evaluator.decision.per_second and targets.segments is not None else None
+            )
             labels = names[np.flatnonzero(targets.labels[row]) if truth is None else truth]
-            said = {name: names[one[row]] if truth is None else names[one[row]].tolist() for name, one in given.items()}
-            lines.append(json.dumps({"id": clip, "truth": labels.tolist(), "answers": said}) + "\n")
+            by_system = {name: names[one[row]] for name, one in answered.items()}
+            if truth is not None:
+                by_system = {name: seconds.tolist() for name, seconds in by_system.items()}
+            lines.append(json.dumps({"id": clip, "truth": labels.tolist(), "answers": by_system}) + "\n")
         return "".join(lines)
 
     def best_model(self, seed: int) -> AudioVisualModel:

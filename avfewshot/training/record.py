@@ -45,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heatmap:
     """A map over a frame."""
 
     title: str  # what it shows
@@ -54,7 +54,7 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionExample:
     """Where the model looked in one second of a clip, beside the unadapted model."""
 
     name: str  # id of the clip
@@ -63,7 +63,7 @@ class Look:
     frame: str  # ``data:`` address of the frame, square, as the model sees it
     # maps over it: where the unadapted tower finds the label, where the adapted one does, where the adapters'
     # spatial attention lies
-    heats: tuple[Heat, ...]
+    heats: tuple[Heatmap, ...]
     # (title, one number for each second of the clip): the temporal gates, 0 to 1
     gates: tuple[tuple[str, tuple[float, ...]], ...]
     truth: tuple[bool, ...] | None  # For each second whether something is annotated, or None
@@ -100,6 +100,6 @@ class RunRecord:
     results: dict[str, TaskResult]
     curves: tuple[Curve, ...]  # one a seed
     examples: tuple[Example, ...] = ()  # test clips, right ones and wrong ones
-    looks: tuple[Look, ...] = ()  # where the adapters looked
+    looks: tuple[AttentionExample, ...] = ()  # where the adapters looked
     # what a person should know, for example that there were no validation clips
     notes: tuple[str, ...] = field(default=())

@@ -18,7 +18,7 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.fewshot import FewShot, SeedResult
 from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.plan import Plan
-from avfewshot.training.record import Component, Curve, Example, Heat, Look, RunRecord, Second
+from avfewshot.training.record import AttentionExample, Component, Curve, Example, Heatmap, RunRecord, Second
 from avfewshot.version import __version__
 
 _EXAMPLES = 12
@@ -49,10 +49,10 @@ def collect(
         settings: (name, value, source) of every setting.
         roles: What each split is used for.
     """
-    usage, first = run.bench.usage, results[0]
+    usage, first = run.evaluator.usage, results[0]
     assert first.progress is not None
     model = run.best_model(first.seed)
-    chosen = _spread(run.bench.scored("test").samples)
+    chosen = _spread(run.evaluator.scored("test").samples)
     config = run.config
     return RunRecord(
         title=f"{config.task}, {config.shots} {'shot' if config.shots == 1 else 'shots'}",
@@ -73,7 +73,7 @@ def collect(
         examples=_examples(run, model, first, chosen),
         looks=_looks(run, model, chosen),
         notes=()
-        if run.bench.scored("val").samples
+        if run.evaluator.scored("val").samples
         else (
             "There were no validation clips: the last epoch was taken, with "
             f"{first.progress.best.blend:g} of the trained logits.",
@@ -131,14 +131,14 @@ def _spread(samples: Sequence[Sample], count: int = _EXAMPLES) -> list[int]:
 
 
 def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen: Sequence[int]) -> tuple[Example, ...]:
-    test = run.bench.scored("test")
+    test = run.evaluator.scored("test")
     samples = [test.samples[index] for index in chosen]
     zero = [test.logits[index] for index in chosen]
     assert result.progress is not None
     share = result.progress.best.blend
     trained = zero
     if share:
-        adapted = run.bench.logits_of(model, [sample.path for sample in samples if sample.path is not None])
+        adapted = run.evaluator.logits_of(model, [sample.path for sample in samples if sample.path is not None])
         trained = [before.ensemble(after, share) for before, after in zip(zero, adapted, strict=True)]
     return tuple(
         _example(run, sample, after, before, result)
@@ -147,7 +147,7 @@ def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen:
 
 
 def _example(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits, result: SeedResult) -> Example:
-    decision, classes = run.bench.decision, (*run.dataset.classes, "background")
+    decision, classes = run.evaluator.decision, (*run.dataset.classes, "background")
     known = len(run.dataset.classes)
     tops, rights = [], []
     for logits in (trained, zero):
@@ -204,14 +204,14 @@ def _truths(run: FewShot, sample: Sample, length: int) -> list[tuple[str, ...]] 
     return None
 
 
-def _looks(run: FewShot, model: AudioVisualModel, chosen: Sequence[int]) -> tuple[Look, ...]:
+def _looks(run: FewShot, model: AudioVisualModel, chosen: Sequence[int]) -> tuple[AttentionExample, ...]:
     """Maps for the first clips that have picture and sound; nothing where there are no adapters to look into."""
     recording = getattr(model.adapters, "recording", None)
     if recording is None:
         return ()
     looks = []
-    for sample in (run.bench.scored("test").samples[index] for index in chosen):
-        clip = None if sample.path is None else run.bench.read(sample.path)
+    for sample in (run.evaluator.scored("test").samples[index] for index in chosen):
+        clip = None if sample.path is None else run.evaluator.read(sample.path)
         if clip is not None and clip.frames is not None and clip.audio_segments is not None:
             looks.append(_look(run, model, sample, clip.frames, clip.audio_segments))
         if len(looks) == _LOOKS:
@@ -220,7 +220,9 @@ def _looks(run: FewShot, model: AudioVisualModel, chosen: Sequence[int]) -> tupl
 
 
 @torch.inference_mode()
-def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.Tensor, audio: torch.Tensor) -> Look:
+def _look(
+    run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.Tensor, audio: torch.Tensor
+) -> AttentionExample:
     frames, audio = frames[: run.config.window], audio[: run.config.window]
     truths = _truths(run, sample, len(frames))
     happens = None if truths is None else tuple(bool(names) for names in truths)
@@ -228,7 +230,7 @@ def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.T
     second = min(second + 1, len(frames) - 1) if happens and happens[min(second + 1, len(frames) - 1)] else second
     batch = frames[None].to(run.device), audio[None].to(run.device)
     heats = []
-    for title, one in (("unadapted: where the label is", run.bench.zero_shot), ("adapted: where the label is", model)):
+    for title, one in (("unadapted", run.evaluator.zero_shot), ("adapted", model)):
         tokens, _ = one.final_tokens(*batch)
         tower: Any = one.visual_tower
         places = tower.place_embeddings(tokens[second : second + 1])
@@ -236,8 +238,8 @@ def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.T
             places = F.normalize(places[0].float(), dim=-1)
             if one.projectors is not None:
                 places = one.projectors.visual(places)
-            texts = run.bench.texts.projected(one).visual[sample.label]
-            heats.append(Heat(title, _rows(places @ texts)))
+            texts = run.evaluator.texts.projected(one).visual[sample.label]
+            heats.append(Heatmap(f"{title}: where the label is", _rows(places @ texts)))
     adapters: Any = model.adapters
     with adapters.recording() as records:
         model(*batch)
@@ -250,12 +252,12 @@ def _look(run: FewShot, model: AudioVisualModel, sample: Sample, frames: torch.T
             spatial = record.spatial[second]
             if len(spatial) >= rows * columns:
                 heats.append(
-                    Heat("spatial attention, last layer", _rows(spatial[-rows * columns :].view(rows, columns)))
+                    Heatmap("spatial attention, last layer", _rows(spatial[-rows * columns :].view(rows, columns)))
                 )
         if record.temporal is not None and record.half == "feed":
             title = "sound to sight" if record.direction == "a2v" else "sight to sound"
             gates.append((f"temporal gate, {title}", tuple(record.temporal.flatten().tolist())))
-    return Look(
+    return AttentionExample(
         name=sample.id,
         second=second,
         label=run.dataset.classes[sample.label],

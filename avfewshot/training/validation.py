@@ -25,7 +25,7 @@ from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import Decision, Fitted
+from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
@@ -46,7 +46,7 @@ class ValMetrics:
     figure: float  # the task's headline metric, higher is better
     loss: float  # mean negative log-probability of the truth, which tells equal figures apart
     blend: float = 1.0  # the share of the trained logits that did best
-    fitted: Fitted = field(default_factory=Fitted)  # what was chosen with it
+    fitted: Thresholds = field(default_factory=Thresholds)  # what was chosen with it
     details: Mapping[str, float] = field(default_factory=dict)  # further metrics of a task that has several
 
     def better_than(self, other: ValMetrics) -> bool:
@@ -66,7 +66,7 @@ class ValMetrics:
             KeyError, TypeError, ValueError: It is something else.
         """
         rule, threshold = values["fitted"]["background"], values["fitted"]["label_threshold"]
-        fitted = Fitted(
+        fitted = Thresholds(
             None if rule is None else BackgroundRule(rule["strategy"], rule["threshold"]),
             None if threshold is None else float(threshold),
         )
@@ -83,7 +83,7 @@ def no_validation(epoch: int, alpha: float) -> ValMetrics:
 class Validator:
     """Validates models on held-out clips, with logits of the untrained model beside theirs."""
 
-    decision: Decision  # how logits become predictions
+    decision: PredictionConfig  # how logits become predictions
     targets: Targets | None  # what is true of the clips; None: there are none
     zero_shot: Sequence[ClipLogits]  # the untrained model's logits of them
     logits: Callable[[AudioVisualModel], Sequence[ClipLogits]]  # a trained model's, in evaluation mode
@@ -114,7 +114,7 @@ class Validator:
         return best
 
 
-def _metrics(decision: Decision, clips: Sequence[ClipLogits], targets: Targets, alpha: float) -> ValMetrics:
+def _metrics(decision: PredictionConfig, clips: Sequence[ClipLogits], targets: Targets, alpha: float) -> ValMetrics:
     fitted = decision.fit(clips, targets)
     predictions = decision.predict(clips, targets.num_classes, fitted)
     score = evaluate(decision.task, targets, predictions, replicates=0).score
@@ -134,7 +134,7 @@ _Labels = tuple[str, tuple[int, ...]]  # id of a clip, indices of its classes
 
 def stream_validator(
     source: ClipSource,
-    decision: Decision,
+    decision: PredictionConfig,
     zero_shot: AudioVisualModel,
     texts: ClassTexts,
     scales: tuple[float, float],
