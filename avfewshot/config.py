@@ -452,11 +452,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
-        """Read what :meth:`to_dict` gave; what is missing has its default.
-
-        Args:
-            values: Values by name; those of a section are a mapping.
-            where: What they come from, for messages.
+        """Read what :meth:`to_dict` gave; what is missing has its default. Messages begin with `where`.
 
         Raises:
             UsageError: Names or values are wrong; all of them at once.
@@ -1264,13 +1260,7 @@ def resolve(
     folder: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Resolved:
-    """Find the value of every setting of a command.
-
-    Args:
-        table: A key of :data:`COMMANDS`.
-        flags: Values from the command line by key, as text or typed already; None and an empty list mean not given.
-        folder: Where ``avfs.toml`` is looked for; the current folder unless told.
-        environ: Environment variables; those of the process unless told.
+    """Find the value of every setting of a command, given its flags by key; None and an empty list mean not given.
 
     Returns:
         The settings with their sources, and the faults met on the way (nothing is raised: see :meth:`Resolved.check`).
@@ -1363,15 +1353,9 @@ def check_values(
     what: str = "Valid",
     wrong: set[str] | None = None,
 ) -> dict[str, Any]:
-    """The checked values of a file; hyphens in names count as underscores.
+    """The checked values of a file; hyphens in names count as underscores. What is wrong goes to `faults`.
 
-    Args:
-        raw: As read.
-        known: What there is, by name.
-        where: What messages begin with.
-        faults: Takes what is wrong.
-        what: How the list of valid names begins.
-        wrong: Takes the keys of settings whose values are wrong.
+    The keys of wrong values go to `wrong`.
     """
     values: dict[str, Any] = {}
     for key, value in raw.items():

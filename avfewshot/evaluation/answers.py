@@ -38,9 +38,6 @@ def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: in
         answers: Class indices: ``[N]``, or ``[N, T]`` with K for background where the task labels seconds.
         seed: Of the drawn labels.
 
-    Returns:
-        Metric name -> statistic.
-
     Raises:
         ValueError: The answers have another shape.
     """

@@ -36,20 +36,13 @@ class BackgroundRule:
 
 @dataclass(frozen=True)
 class BackgroundStrategy:
-    """A way to decide between an event and background.
+    """A way to decide between an event and background."""
 
-    Attributes:
-        name: Its name.
-        description: One line for people.
-        needs_validation: It has a threshold that is chosen on validation data.
-        extra_column: Probabilities carry the background as class K (``[..., K + 1]``); otherwise ``[..., K]``.
-        decide: ``(probabilities, salience, threshold) -> labels [N, T]`` in 0 to K.
-    """
-
-    name: str
-    description: str
-    needs_validation: bool
-    extra_column: bool
+    name: str  # its name
+    description: str  # one line for people
+    needs_validation: bool  # it has a threshold that is chosen on validation data
+    extra_column: bool  # probabilities carry the background as class K (``[..., K + 1]``); otherwise ``[..., K]``
+    # ``(probabilities, salience, threshold) -> labels [N, T]`` in 0 to K
     decide: Callable[[Array, Array, float | None], Labels]
 
 

@@ -44,18 +44,6 @@ def evaluate(
 ) -> TaskResult:
     """Judge one system.
 
-    Args:
-        task: A key of :data:`avfewshot.evaluation.tasks.TASKS`.
-        targets: The truth about N clips.
-        predictions: What the system says about the same clips, in the same order.
-        system: Its name, for tables.
-        replicates: Bootstrap samples behind the intervals; 0: no intervals, which is fast enough for every epoch.
-        seed: Of the bootstrap and of drawn labels.
-        unanswered: Classes that the system cannot answer; a ceiling says what that costs.
-
-    Returns:
-        The result.
-
     Raises:
         UsageError: The task is unknown.
         ValueError: Targets and predictions do not belong together.

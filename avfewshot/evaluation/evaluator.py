@@ -119,13 +119,9 @@ class Evaluator:
         return self._scored[split]
 
     def features(self, clips: str | Sequence[Sample]) -> tuple[tuple[Sample, ...], Features]:
-        """Embeddings of the frozen towers for the few-shot methods, from the cache where they are known.
+        """Samples (of a split, or those given) that can be used, with embeddings of the frozen towers.
 
-        Args:
-            clips: A split, or samples such as those of a support.
-
-        Returns:
-            The samples that can be used, and their embeddings.
+        They come from the cache where they are known.
         """
         if isinstance(clips, str):
             scored = self.scored(clips)
@@ -176,9 +172,7 @@ class Evaluator:
     def report(self, systems: Mapping[str, Predictions], *, trained_labels: Collection[str] = ()) -> EvalReport:
         """Compare what systems say about the test clips with what is true of them.
 
-        Args:
-            systems: Name -> predictions of the usable test clips, in the order of a table.
-            trained_labels: Names or wordings of the classes that one of them was trained on elsewhere.
+        Where some classes were trained on, they are also compared apart.
 
         Raises:
             DataError: There are no test clips.
@@ -196,12 +190,9 @@ class Evaluator:
         return EvalReport(*evaluate_systems(task, targets, systems), parts)
 
     def joined(self, model: AudioVisualModel, split: str, share: float) -> list[ClipLogits]:
-        """Logits of a trained model, joined with those of the untrained one.
+        """Logits of a trained model with this share, joined with those of the untrained one.
 
-        Args:
-            model: In evaluation mode, on the device.
-            split: Whose clips.
-            share: Share of the trained logits; with 0 the model is not run.
+        With a share of 0 the model is not run.
         """
         clips = self.scored(split).logits
         if share == 0:
@@ -221,10 +212,6 @@ class Evaluator:
 
     def logits_of(self, model: AudioVisualModel, paths: Sequence[Path]) -> list[ClipLogits]:
         """Logits of a trained model on clips.
-
-        Args:
-            model: In evaluation mode, on the device.
-            paths: Their files, which could be read before.
 
         Raises:
             AvfsError: A clip cannot be read any more.
@@ -273,12 +260,6 @@ def evaluate_task(
     """Evaluate the untrained towers, and a trained model beside them, on the test clips.
 
     What has to be chosen is chosen on validation clips, for each of them.
-
-    Args:
-        evaluator: The task.
-        model: A trained model, in evaluation mode, on the device.
-        share: Share of its logits beside those of the untrained towers.
-        trained_labels: Names or wordings of the classes that it was trained on.
 
     Raises:
         DataError: There are no test clips.

@@ -21,12 +21,6 @@ _LACKING = -1e6
 def clip_probabilities(clips: Sequence[ClipLogits], num_classes: int, *, fusion: str, pool: str) -> Floats:
     """One distribution over the classes for each clip.
 
-    Args:
-        clips: N clips.
-        num_classes: K.
-        fusion: See :func:`avfewshot.models.fusion.fuse`.
-        pool: ``"mean"`` or ``"event"``, see :func:`avfewshot.models.fusion.predict_clips`.
-
     Returns:
         ``[N, K]``; uniform for a clip with neither picture nor sound.
     """

@@ -20,13 +20,6 @@ def jaccard(probabilities: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of each frame at a threshold of 0.5, MJ before its mean.
 
     Where the truth is empty it is the share of pixels that are rightly left out, neither 0 nor 1.
-
-    Args:
-        probabilities: ``[N, H, W]`` in 0..1.
-        truth: Bool, of the same shape.
-
-    Returns:
-        ``[N]``.
     """
     predicted, truth = (probabilities > 0.5).flatten(1), truth.flatten(1)
     union = (predicted | truth).sum(1)

@@ -26,16 +26,7 @@ def one_hot(labels: npt.NDArray[Any], num_classes: int) -> Bools:
 
 
 def hit_at_k(probabilities: Floats, labels: Bools, k: int) -> Bools:
-    """Whether one of the k most probable classes is one of the clip's labels.
-
-    Args:
-        probabilities: ``[N, K]``.
-        labels: Multi-hot ``[N, K]``; with one label a clip this is top-k accuracy.
-        k: At least 1.
-
-    Returns:
-        Bool ``[N]``.
-    """
+    """Whether one of the k most probable classes is one of the clip's labels ``[N, K]``: bool ``[N]``."""
     ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(labels, ranked, axis=1).any(1)
 
@@ -43,12 +34,7 @@ def hit_at_k(probabilities: Floats, labels: Bools, k: int) -> Bools:
 def average_precisions(scores: Floats, labels: Bools) -> Floats:
     """Average precision of each class, by scikit-learn's definition (no interpolation).
 
-    Args:
-        scores: ``[N, K]``.
-        labels: Multi-hot ``[N, K]``.
-
-    Returns:
-        Float64 ``[K]``, NaN for a class that no clip carries.
+    From scores and multi-hot labels ``[N, K]`` to ``[K]``, NaN for a class that no clip carries.
     """
     found = np.full(labels.shape[1], np.nan)
     for index in labels.any(0).nonzero()[0]:
@@ -98,13 +84,6 @@ def multi_label_confusion(labels: Bools, answers: Labels) -> Floats:
 
     A right answer counts on the diagonal of the class answered; a wrong one is divided equally among the rows of the
     clip's labels. So the sum is N, and the diagonal's sum is the number of hits.
-
-    Args:
-        labels: Multi-hot ``[N, K]``.
-        answers: Class indices ``[N]``.
-
-    Returns:
-        Float64 ``[K, K]``, rows true and columns answered.
     """
     answered = one_hot(answers, labels.shape[1])
     hits = (labels & answered).any(1)

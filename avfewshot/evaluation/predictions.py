@@ -19,14 +19,10 @@ _SMALLEST = 1e-300
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What was chosen on validation data for one system.
+    """What was chosen on validation data for one system."""
 
-    Attributes:
-        background: How seconds without an event are told; None for tasks that label clips.
-        label_threshold: From which probability on a clip is said to carry a class; None where clips have one label.
-    """
-
-    background: BackgroundRule | None = None
+    background: BackgroundRule | None = None  # how seconds without an event are told; None for tasks that label clips
+    # from which probability on a clip is said to carry a class; None where clips have one label
     label_threshold: float | None = None
 
 
@@ -46,15 +42,7 @@ class PredictionConfig:
         return find_task(self.task).per_second
 
     def fit(self, clips: Sequence[ClipLogits], targets: Targets) -> Thresholds:
-        """Choose on validation data what has to be chosen.
-
-        Args:
-            clips: Logits of the validation clips.
-            targets: Their labels.
-
-        Returns:
-            The choices.
-        """
+        """Choose on validation data what has to be chosen."""
         if not self.per_second:
             if not targets.multi_label:
                 return Thresholds()
@@ -68,16 +56,7 @@ class PredictionConfig:
         return Thresholds(background=rule)
 
     def predict(self, clips: Sequence[ClipLogits], num_classes: int, fitted: Thresholds) -> Predictions:
-        """What a system says about clips.
-
-        Args:
-            clips: Its logits.
-            num_classes: K.
-            fitted: From :meth:`fit`; tasks that label seconds need its rule.
-
-        Returns:
-            Probabilities, with what was fitted.
-        """
+        """What a system says about clips, by its logits and what :meth:`fit` chose."""
         if not self.per_second:
             probabilities = clip_probabilities(clips, num_classes, fusion=self.fusion, pool=self.pool)
             return Predictions(probabilities, label_threshold=fitted.label_threshold)

@@ -18,11 +18,6 @@ from avfewshot.evaluation.tasks import Task
 def baselines(task: Task, targets: Targets, *, seed: int = 0) -> tuple[Reference, ...]:
     """Figures of answers that look at no clip.
 
-    Args:
-        task: The task.
-        targets: The truth.
-        seed: Of the drawn labels.
-
     Returns:
         Always the first class; always the class that is right most often (by these targets: an upper bound of what
         such an answer reaches); always background, for tasks that label seconds; and guessing, on average.
@@ -49,11 +44,6 @@ def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
 
 def ceilings(task: Task, targets: Targets, *, unanswered: Sequence[str] = ()) -> tuple[Reference, ...]:
     """Figures that cannot be exceeded under a condition that the titles name.
-
-    Args:
-        task: The task.
-        targets: The truth.
-        unanswered: Classes that a system cannot answer, for example since no training clip has them.
 
     Returns:
         Never answering `unanswered`; never answering background (seconds), or the class that most published targets

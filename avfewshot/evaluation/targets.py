@@ -21,21 +21,14 @@ _SUM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The truth about N clips.
+    """The truth about N clips."""
 
-    Attributes:
-        ids: Names of the clips; a clip that is listed under two classes occurs twice.
-        classes: Names of the K classes, in the data set's order.
-        labels: Bool ``[N, K]``, at least one class a clip.
-        segments: Class index per second, int64 ``[N, T]``, K for background; None without labels per second.
-        multi_label: Clips carry several labels.
-    """
-
-    ids: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: npt.NDArray[np.bool_]
+    ids: tuple[str, ...]  # names of the clips; a clip that is listed under two classes occurs twice
+    classes: tuple[str, ...]  # names of the K classes, in the data set's order
+    labels: npt.NDArray[np.bool_]  # bool ``[N, K]``, at least one class a clip
+    # class index per second, int64 ``[N, T]``, K for background; None without labels per second
     segments: npt.NDArray[np.int64] | None = None
-    multi_label: bool = False
+    multi_label: bool = False  # clips carry several labels
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels, dtype=bool)
@@ -61,15 +54,7 @@ class Targets:
 
     @classmethod
     def from_samples(cls, dataset: Dataset, samples: Sequence[Sample], num_segments: int | None = None) -> Targets:
-        """The targets of samples of a data set, in their order.
-
-        Args:
-            dataset: The data set; it names the classes.
-            samples: Some of its samples.
-            num_segments: T, by default that of the data set.
-
-        Returns:
-            The targets; ``segments`` where every sample has labels per second.
+        """The targets of samples, in their order; with `segments` where every sample has labels per second.
 
         Raises:
             ValueError: There are no samples.
@@ -119,15 +104,9 @@ class Targets:
         return np.unique(np.array(self.ids), return_inverse=True)[1].reshape(-1)
 
     def random_labels(self, seed: int) -> npt.NDArray[np.int64]:
-        """One of the labels of each clip, drawn uniformly.
+        """One of the labels of each clip, drawn uniformly, int64 ``[N]``: by seed and id of the clip alone.
 
-        The draw of a clip depends on the seed and its id alone, so neither the order nor the number of clips matters.
-
-        Args:
-            seed: Seed of the draw.
-
-        Returns:
-            int64 ``[N]``.
+        So neither the order nor the number of clips matters.
         """
         drawn = np.empty(self.num_clips, dtype=np.int64)
         for row, name in enumerate(self.ids):
@@ -139,22 +118,18 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one system says about N clips.
+    """What one system says about N clips."""
 
-    Attributes:
-        probabilities: ``[N, K]`` per clip, or ``[N, T, K]`` per second; ``[N, T, K + 1]`` with the background last.
-            Every distribution sums to 1.
-        background: How a second without an event is told; needed per second only.
-        salience: ``[N, T]``, how sure the system is that something happens, for the rule ``threshold``; None: the
-            highest probability.
-        label_threshold: A clip is said to carry every class of at least this probability, one for all or ``[K]``;
-            chosen on validation data by :func:`avfewshot.evaluation.measures.choose_label_threshold`, or on left-out
-            clips. None: sets of labels are not judged.
-    """
-
+    # ``[N, K]`` per clip, or ``[N, T, K]`` per second; ``[N, T, K + 1]`` with the background last. Every
+    # distribution sums to 1.
     probabilities: npt.NDArray[np.float64]
-    background: BackgroundRule | None = None
+    background: BackgroundRule | None = None  # how a second without an event is told; needed per second only
+    # ``[N, T]``, how sure the system is that something happens, for the rule ``threshold``; None: the highest
+    # probability
     salience: npt.NDArray[np.float64] | None = None
+    # A clip is said to carry every class of at least this probability, one for all or ``[K]``; chosen on
+    # validation data by :func:`avfewshot.evaluation.measures.choose_label_threshold`, or on left-out clips. None:
+    # sets of labels are not judged.
     label_threshold: float | npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:

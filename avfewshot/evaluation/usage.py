@@ -64,16 +64,7 @@ def without_media(dataset: Dataset, paths: Iterable[Path]) -> Dataset:
 def usable(
     samples: Sequence[Sample], embedded: Mapping[Path, EmbeddedFile | Failure], usage: Usage
 ) -> list[tuple[Sample, EmbeddedFile]]:
-    """The samples whose clips could be embedded.
-
-    Args:
-        samples: Of a split; those without media are left out.
-        embedded: What became of their files.
-        usage: Learns about the others.
-
-    Returns:
-        Samples with their embeddings, in order.
-    """
+    """The samples whose clips could be embedded, with their embeddings, in order; the others are noted in `usage`."""
     found = []
     for sample in samples:
         item = None if sample.path is None else embedded[sample.path]

@@ -14,16 +14,7 @@ POOL_ROWS = 2000
 
 
 def suggest(features: Features, fused: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Which clips to label next: doubtful ones (small margin), among many alike (density), spread over clusters.
-
-    Args:
-        features: N clips without a label.
-        fused: Their probabilities ``[N, K]``.
-        count: How many.
-
-    Returns:
-        At most `count` row numbers, the most useful first.
-    """
+    """Which clips to label next: doubtful ones (small margin), among many alike (density), spread over clusters."""
     from sklearn.cluster import KMeans
 
     rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), POOL_ROWS)).astype(np.int64))

@@ -75,13 +75,7 @@ class Method:
     uses_counter_examples: ClassVar[bool] = False
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
-        """Fit on n rows.
-
-        Args:
-            rows: The support; every column has a row.
-            targets: Distributions ``[n, C]``, C >= 2.
-            seed: Of whatever is random.
-        """
+        """Fit on n rows; targets are distributions ``[n, C]``, C >= 2, and every column has a row."""
         raise NotImplementedError
 
     def score_head(self, head: Head, rows: Rows) -> Floats:

@@ -68,9 +68,6 @@ class Temperatures(nn.Module):
     def scale(self, modality: str) -> Tensor:
         """The scale that cosine similarities are multiplied with.
 
-        Args:
-            modality: ``"visual"`` or ``"audio"``.
-
         Returns:
             A positive scalar. At the limit its value stops and its gradient does not, so that it can come back.
         """
@@ -176,13 +173,9 @@ class AudioVisualModel(nn.Module):
 
     @contextlib.contextmanager
     def keeping_tokens(self, blocks: Collection[int]) -> Iterator[dict[int, Tensor]]:
-        """Keep what leaves blocks of the visual tower, before it is merged, in the forward passes inside the context.
+        """Keep tokens ``[B * T, L, C]`` behind blocks of the visual tower, by block.
 
-        Args:
-            blocks: Numbers of blocks.
-
-        Yields:
-            Block -> tokens ``[B * T, L, C]`` of the last pass; without those of a pass that had no picture.
+        Those of forward passes inside the context; none of a pass without a picture.
         """
         tokens: dict[int, Tensor] = {}
         self._kept = frozenset(blocks), tokens
@@ -270,10 +263,7 @@ class AudioVisualModel(nn.Module):
             )
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`trainable_state` gave.
-
-        Args:
-            state: Tensors by name; anchors are passed over by a model that has none.
+        """Put back what :meth:`trainable_state` gave; anchors are passed over by a model that has none.
 
         Raises:
             WeightsError: Names or shapes differ; nothing is loaded then.

@@ -36,15 +36,6 @@ def build_model(
 ) -> AudioVisualModel:
     """Put adapters and projectors on a backbone, as configured; fresh ones change nothing until they are trained.
 
-    Args:
-        backbone: Two frozen towers.
-        config: Says which adapters and projectors, and whether activations are computed twice.
-        seed: Of the new parameters; torch's global generators are left as they are.
-        device: Where it will be trained; None: on a processor.
-
-    Returns:
-        The model; the new parameters are on the CPU in float32.
-
     Raises:
         UsageError: The adapter does not know one of its settings.
     """
@@ -75,11 +66,7 @@ def _is_roomy(device: torch.device | None) -> bool:
 
 
 def default_hidden(backbone: Towers) -> int:
-    """Width of the space of attention maps: a third of that of CLIP's tokens, 256 for ViT-B as published.
-
-    Args:
-        backbone: Two towers.
-    """
+    """Width of the space of attention maps: a third of that of CLIP's tokens, 256 for ViT-B as published."""
     return max(1, backbone.visual.token_shapes[0][1] // 3)
 
 
@@ -88,12 +75,7 @@ def load_model(
 ) -> tuple[AudioVisualModel, AdapterConfig]:
     """Put trained adapters and projectors on the backbone that they were trained with.
 
-    Args:
-        trained: A checkpoint that was read, or the folder of one or of a run.
-        backbone: The backbone, with the same weights as in training.
-
-    Returns:
-        The model, in evaluation mode, and what the checkpoint tells of itself.
+    The model is in evaluation mode; beside it stands what the checkpoint tells of itself.
 
     Raises:
         DataError: There is no checkpoint, or its configuration is damaged.

@@ -49,44 +49,28 @@ class Identified(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What trained tensors belong to and how they came about.
+    """What trained tensors belong to and how they came about."""
 
-    Attributes:
-        task: Name of the task.
-        labels: Class names, in order.
-        wordings: What stands for each of them in prompts.
-        templates: Name or path of the prompt templates.
-        backbone: Name of the backbone's preset.
-        identity: SHA-256 of the backbone's files by role, see :class:`~avfewshot.encoders.backbone.Backbone`.
-        training: The configuration, as :meth:`~avfewshot.config.TrainingConfig.to_dict` gives it.
-        seed: The seed of this training.
-        support: What was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it.
-        decision: How scores become answers: ``blend`` (share of the trained logits in the sum), ``pool``,
-            ``fusion``, ``window`` (seconds that go through the adapters together), ``background``.
-        metrics: Figures by name.
-        version: Version of this program that wrote it.
-    """
-
-    task: str
-    labels: tuple[str, ...]
-    wordings: tuple[str, ...]
-    templates: str
-    backbone: str
+    task: str  # name of the task
+    labels: tuple[str, ...]  # class names, in order
+    wordings: tuple[str, ...]  # what stands for each of them in prompts
+    templates: str  # name or path of the prompt templates
+    backbone: str  # name of the backbone's preset
+    # SHA-256 of the backbone's files by role, see :class:`~avfewshot.encoders.backbone.Backbone`
     identity: dict[str, str]
-    training: dict[str, Any]
-    seed: int
+    training: dict[str, Any]  # the configuration, as :meth:`~avfewshot.config.TrainingConfig.to_dict` gives it
+    seed: int  # the seed of this training
+    # what was trained on, as :meth:`~avfewshot.data.sampler.Support.to_dict` gives it
     support: dict[str, Any] = field(default_factory=dict)
+    # how scores become answers: ``blend`` (share of the trained logits in the sum), ``pool``, ``fusion``,
+    # ``window`` (seconds that go through the adapters together), ``background``
     decision: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    version: str = __version__
+    metrics: dict[str, Any] = field(default_factory=dict)  # figures by name
+    version: str = __version__  # version of this program that wrote it
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str | os.PathLike[str]) -> AdapterConfig:
         """Check what was read from ``config.json``.
-
-        Args:
-            values: Its content.
-            where: The file, for messages.
 
         Raises:
             DataError: Fields are missing or of another type; all of them are listed.
@@ -115,10 +99,6 @@ class AdapterConfig:
 
     def check_backbone(self, backbone: Identified, *, where: str | os.PathLike[str]) -> None:
         """Refuse a backbone of other weights than those that the tensors were trained with.
-
-        Args:
-            backbone: The backbone at hand.
-            where: The checkpoint, for messages.
 
         Raises:
             WeightsError: Files differ; all of them are listed.
@@ -185,14 +165,6 @@ class AdapterCheckpoint:
 def write_adapter(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: AdapterConfig) -> Path:
     """Write an adapter checkpoint; it appears whole or not at all.
 
-    Args:
-        folder: A folder that does not exist yet.
-        tensors: The trained tensors by name, from ``trainable_state``.
-        config: What they are.
-
-    Returns:
-        The folder.
-
     Raises:
         DataError: The folder exists.
     """
@@ -219,14 +191,7 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: Ada
 
 
 def load_adapter(path: str | os.PathLike[str], backbone: Identified | None = None) -> AdapterCheckpoint:
-    """Read an adapter checkpoint.
-
-    Args:
-        path: Its folder, or a run folder, whose best checkpoint is then taken (its last one where there is no best).
-        backbone: What it is going to be used with; None skips the check.
-
-    Returns:
-        Tensors and configuration.
+    """Read an adapter checkpoint, or the best (else the last) one of a run; without a backbone none is checked.
 
     Raises:
         DataError: There is no checkpoint, or its configuration is damaged.
@@ -320,13 +285,7 @@ def _parts(folder: Path) -> re.Match[str]:
 
 @contextlib.contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write files into; on success it is synced to the disk and renamed.
-
-    Args:
-        folder: The final name, which must not exist.
-
-    Yields:
-        The folder to write into, beside the final one.
+    """Give an empty folder to write files into; on success it is synced to the disk and renamed to `folder`.
 
     Raises:
         DataError: The folder exists.

@@ -23,15 +23,7 @@ class ParameterCount:
 
 
 def count_parameters(model: AudioVisualModel, backbone: Backbone | None = None) -> list[ParameterCount]:
-    """Count parameters by component.
-
-    Args:
-        model: The model.
-        backbone: Its backbone, to count the text branches too, which the model does not hold.
-
-    Returns:
-        One entry for each component that is there, and the sum under ``"all"``.
-    """
+    """Parameters by component (with a backbone also of its text branches, which no model holds), and ``"all"``."""
     parts: dict[str, nn.Module | None] = {
         "visual tower": model.visual_tower,
         "audio tower": model.audio_tower,

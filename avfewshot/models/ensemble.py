@@ -10,12 +10,7 @@ from avfewshot.models.audio_visual import AudioVisualModel
 
 
 class EnsembleModel(nn.Module):
-    """Embeddings of the frozen towers alone, and beside them those of the trained model, from one decoded clip.
-
-    Args:
-        plain: The towers, without adapters and projectors.
-        trained: The model that was built on the same towers.
-    """
+    """Embeddings of the frozen towers alone, and beside them those of the trained model, from one decoded clip."""
 
     def __init__(self, plain: AudioVisualModel, trained: AudioVisualModel) -> None:
         super().__init__()

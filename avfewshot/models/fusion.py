@@ -208,15 +208,7 @@ def event_weights(logits: Tensor, background: Tensor) -> Tensor:
 
 
 def pool_segments(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Pool over time.
-
-    Args:
-        values: ``[..., T, K]``.
-        weights: ``[..., T]`` that sum to 1; None: the plain mean.
-
-    Returns:
-        ``[..., K]``.
-    """
+    """Pool ``[..., T, K]`` over time to ``[..., K]``, by weights ``[..., T]`` that sum to 1 or by the plain mean."""
     values = _wide(values)
     if weights is None:
         return values.mean(-2)

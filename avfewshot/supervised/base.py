@@ -93,12 +93,9 @@ class SupervisedTask(abc.ABC):
 
     @abc.abstractmethod
     def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
-        """Read the data set.
+        """Read the data set; `media` are folders of the clips if elsewhere.
 
-        Args:
-            root: Its folder.
-            media: Folders of the clips, where they lie elsewhere.
-            subset: A part or version of it, for data sets that have several.
+        `subset` is a part of data sets that have several.
 
         Raises:
             AvfsError: It cannot be read, `subset` is unknown, or media are missing altogether.
@@ -172,12 +169,7 @@ class SupervisedTask(abc.ABC):
 
 
 class TaskHead(nn.Module):
-    """A head of another package, an entry point of the group ``avfewshot.heads``: ``avfs train TASK --head NAME``.
-
-    Args:
-        widths: See :meth:`SupervisedTask.build_head`.
-        about: :attr:`TaskData.about`.
-    """
+    """A head of another package, an entry point of the group ``avfewshot.heads``: ``avfs train TASK --head NAME``."""
 
     task: ClassVar[str]  # key of TASKS
     recipe: ClassVar[Recipe]

@@ -112,18 +112,7 @@ class SupervisedModel(nn.Module):
 
 
 class SupervisedRun:
-    """A task with its data, on a backbone; trains, evaluates and predicts.
-
-    Args:
-        task: The task.
-        data: What was read; examples whose clips cannot be read are left out.
-        config: The settings.
-        backbone: Moved to the device in place.
-        templates: Prompt templates of the zero-shot line, with their name.
-        device: Where to compute.
-        frame_backend: What decodes frames.
-        observer: Is told what is embedded.
-    """
+    """A task with its data, on a backbone; trains, evaluates and predicts."""
 
     def __init__(
         self,
@@ -239,12 +228,6 @@ class SupervisedRun:
         put_off: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False),
     ) -> SeedOutcome:
         """Train, or go on with what lies in the folder, which gets ``checkpoints/`` and ``metrics.jsonl``.
-
-        Args:
-            seed: Of weights, order and dropout.
-            folder: Of this seed.
-            callback: Is told how it goes.
-            put_off: Gives a context in which signals wait, and with it what tells whether one has come.
 
         Raises:
             KeyboardInterrupt: It was interrupted; the state is saved.

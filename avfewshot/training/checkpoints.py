@@ -181,12 +181,7 @@ class Resumed:
 
 
 class CheckpointManager:
-    """Writes and finds the checkpoints of one run. One process writes at a time.
-
-    Args:
-        folder: Where they lie; made when the first one is written.
-        keep: How many of the last ones are kept.
-    """
+    """Writes and finds the checkpoints of one run. One process writes at a time."""
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
         if keep < 1:
@@ -195,16 +190,9 @@ class CheckpointManager:
         self.keep = keep
 
     def save(self, step: int, config: AdapterConfig, state: TrainingState, *, best: bool = False) -> Path:
-        """Write a checkpoint after so many steps, then remove those that are not needed any more.
+        """Write a checkpoint after `step` optimizer steps, then remove those that are not needed any more.
 
-        Args:
-            step: Optimizer steps done.
-            config: What the tensors belong to.
-            state: The training's state.
-            best: Whether this is the best so far.
-
-        Returns:
-            The checkpoint's folder.
+        Gives the new one's folder.
         """
         # The best first: a run that is killed in between comes by here again, and one that goes on from this step finds
         # the best that it knows of.
@@ -242,10 +230,7 @@ class CheckpointManager:
         return load_adapter(path, backbone)
 
     def load_last(self, backbone: Identified | None = None) -> Resumed | None:
-        """Read the last checkpoint that is sound; None where there is none at all.
-
-        Args:
-            backbone: What the training goes on with; None skips the check.
+        """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
 
         Raises:
             WeightsError: It was trained with another backbone; or all are damaged.

@@ -31,11 +31,7 @@ _SHAPES = 4
 
 
 class EagerRunner:
-    """Runs a model's passes one kernel after another.
-
-    Args:
-        module: The model as Fabric has wrapped it.
-    """
+    """Runs a model's passes one kernel after another."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -156,13 +152,9 @@ def fresh_casts() -> Iterator[None]:
 
 
 def make_runner(fabric: Fabric, module: Any, model: AudioVisualModel, graphs: bool) -> EagerRunner:
-    """How a training runs its model.
+    """How a training runs its model: by CUDA graphs where they are asked for.
 
-    Args:
-        fabric: Devices and precision.
-        module: The model as Fabric has wrapped it.
-        model: The model itself.
-        graphs: Whether to record CUDA graphs. Only a single CUDA device without ranks beside it can.
+    Only a single CUDA device without other ranks can record them.
     """
     if graphs and fabric.device.type == "cuda" and fabric.world_size == 1:
         return CUDAGraphRunner(fabric, module, model)

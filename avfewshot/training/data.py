@@ -41,14 +41,9 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def window_start(length: int, window: int, *, seed: int, epoch: int, key: str) -> int:
-    """The first second of the `window` seconds of a clip of `length` that are trained on in an epoch.
+    """The first of the `window` seconds of a clip of `length` that are trained on in an epoch.
 
-    Args:
-        length: Seconds of the clip.
-        window: Seconds that are trained on.
-        seed: Seed of the training.
-        epoch: From 0.
-        key: Name of the clip.
+    `key` is the clip's name.
     """
     return 0 if length <= window else int(_generator("window", seed, epoch, key).integers(0, length - window + 1))
 
@@ -93,15 +88,9 @@ def readable_support(
     *,
     progress: Callable[[], object] | None = None,
 ) -> Support:
-    """Draw a support all of whose clips can be read; each that cannot is replaced by the next in rank.
+    """Draw a support all of whose clips can be read.
 
-    Args:
-        dataset: The data set, with media.
-        config: Shots, sampler, multi-label.
-        seed: Of the draw.
-        read: Decodes a clip; what it reads it should remember.
-        usage: Learns about clips that cannot be used.
-        progress: Called after each clip that was read.
+    Each clip that cannot is noted in `usage` and replaced by the next in rank.
 
     Raises:
         DataError: There is nothing to draw from.
@@ -149,15 +138,7 @@ class PretrainData:
 def shards_to_pretrain(
     folder: str | Path, name: str, *, frame_size: int, workers: int, against: Iterable[str | Path], keep_leaks: bool
 ) -> PretrainData:
-    """Clips of prepared shards.
-
-    Args:
-        folder: As `avfs data prepare` wrote it.
-        name: Name of the data set.
-        frame_size: Side of the pictures that the backbone needs.
-        workers: Threads that decode ahead.
-        against: Folders of data sets that will be evaluated on; shards hold no list that could be compared with more.
-        keep_leaks: Whether to keep videos of their evaluation splits.
+    """Clips of prepared shards, without videos of the evaluation splits of the data sets in `against`.
 
     Raises:
         AvfsError: Shards are missing, damaged or made for another backbone.
@@ -192,19 +173,9 @@ def videos_to_pretrain(
     against: Iterable[str | Path],
     keep_leaks: bool,
 ) -> PretrainData:
-    """Clips decoded from their videos, and kept on disk where all of them fit.
+    """Clips decoded from their videos, and kept on disk where all of them fit into `cache_size` bytes.
 
-    Args:
-        name: Name of the data set.
-        root: Folder of its list.
-        media: Folders of its videos; empty: `root`.
-        list_file: The list, where it is not found by its name.
-        frame_size: Side of the pictures that the backbone needs.
-        frame_backend: What decodes frames.
-        workers: Threads that decode ahead.
-        cache_size: Bound on decoded clips kept on disk, in bytes.
-        against: Folders of data sets that will be evaluated on, beside `root` and the folder above it.
-        keep_leaks: Whether to keep videos of their evaluation splits.
+    Videos of evaluation splits are left out as from shards.
 
     Raises:
         AvfsError: The list cannot be read, or no clip to train on is there.

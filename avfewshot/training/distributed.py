@@ -55,16 +55,6 @@ def many_devices(
     """Set Fabric up for several devices or machines, and start the other processes where nobody has.
 
     Under torchrun and Slurm the processes are there already; torchrun's are counted from the environment.
-
-    Args:
-        device: The kind of device.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        devices: Devices (on a CPU: processes) of each machine, or ``"auto"``: all of them.
-        nodes: Machines.
-        strategy: ``"auto"``: DDP where there are several ranks; or ``"ddp"``.
-
-    Returns:
-        Fabric, launched.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -91,15 +81,7 @@ def many_devices(
 
 
 def launched_ranks(devices: int | str, nodes: int) -> tuple[int | str, int]:
-    """How many ranks there are: what torchrun has started counts, whatever was asked for.
-
-    Args:
-        devices: Devices of each machine, as asked for.
-        nodes: Machines, as asked for.
-
-    Returns:
-        The same, corrected.
-    """
+    """Devices of each machine and machines, corrected: what torchrun has started counts, whatever was asked for."""
     world, local = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     return (local, world // local) if world > 1 and local else (devices, nodes)
 

@@ -169,12 +169,6 @@ class FewShot:
     def run(self, seed: int) -> SeedResult:
         """Train and evaluate with one seed; goes on where it was interrupted, and is not repeated when it was done.
 
-        Args:
-            seed: Of the support, the initial weights and the order.
-
-        Returns:
-            The result.
-
         Raises:
             AvfsError: There is nothing to train on, or to evaluate on, or it cannot be trained.
             KeyboardInterrupt: It was interrupted, and can be resumed.
@@ -411,12 +405,9 @@ class FewShot:
         return chosen
 
     def train(self, seed: int, support: Support, kind: str | None = None) -> tuple[AudioVisualModel, Progress]:
-        """Train with one seed; gives the best model, in evaluation mode, and how the training went.
+        """Train with one seed; gives the best model, in evaluation mode, and how it went.
 
-        Args:
-            seed: The seed.
-            support: What to train on.
-            kind: Another adapter than that of the settings, in a folder of its own.
+        `kind` is another adapter than that of the settings.
 
         Raises:
             KeyboardInterrupt: It was interrupted, and can be resumed.
@@ -509,12 +500,6 @@ class FewShot:
         answers_file: Path | None = None,
     ) -> tuple[dict[str, TaskResult], Comparison, dict[str, dict[str, Any]]]:
         """Evaluate what was trained, the light methods and the untrained systems on the test clips.
-
-        Args:
-            trained: Models with adapters, in evaluation mode, and what validation chose for them, by name.
-            scorers: Fitted methods by name.
-            prompted: Tuned prompts by name.
-            answers_file: Where the answers of all systems to each clip go, a JSON line a clip.
 
         Returns:
             The result of each system; their comparison; and of each system, calibration before and after its
@@ -614,11 +599,7 @@ class FewShot:
 
 
 def read_result(folder: Path, drawn: str) -> SeedResult | None:
-    """What an earlier run with a seed gave, if it came to its end.
-
-    Args:
-        folder: The seed's folder.
-        drawn: Fingerprint of the draw that it must have begun with.
+    """What an earlier run with a seed gave, if it began with the draw of this fingerprint and came to its end.
 
     Raises:
         DataError: The file is damaged.

@@ -36,10 +36,9 @@ class MetricsLogger:
                 yield entry
 
     def rewind(self, keep: Mapping[str, int]) -> None:
-        """Forget what a training did after the checkpoint that it goes on from.
+        """Forget what came after the checkpoint that a training goes on from.
 
-        Args:
-            keep: For each kind of entry the last step that is kept; kinds that are not named go altogether.
+        `keep` has the last step of each kind of entry.
         """
         if not self.path.is_file():
             return

@@ -27,30 +27,19 @@ from avfewshot.training.distributed import gather_batch
 
 @dataclass(frozen=True, eq=False)
 class TrainingClip:
-    """A clip with what is true of it.
+    """A clip with what is true of it."""
 
-    Attributes:
-        frames: uint8 ``[T, 3, S, S]``, or None.
-        audio: float32 ``[T, samples]``, or None.
-        labels: Bool ``[K]``, the classes of the clip; bool ``[T, K + 1]``, background last, for tasks that label
-            seconds.
-    """
-
-    frames: Tensor | None
-    audio: Tensor | None
+    frames: Tensor | None  # uint8 ``[T, 3, S, S]``, or None
+    audio: Tensor | None  # float32 ``[T, samples]``, or None
+    # bool ``[K]``, the classes of the clip; bool ``[T, K + 1]``, background last, for tasks that label seconds
     labels: Tensor
     row: int | None = None  # in the support that the model's anchors are made of
 
     @classmethod
     def of(cls, clip: Clip, labels: Tensor, start: int, seconds: int, row: int | None = None) -> TrainingClip:
-        """A stretch of a decoded clip.
+        """A stretch of a decoded clip, at most `seconds` long.
 
-        Args:
-            clip: The whole clip.
-            labels: Bool ``[K]``, or ``[T, K + 1]`` for all its annotated seconds; others are background.
-            start: First second of the stretch.
-            seconds: Its length, at most.
-            row: See :class:`TrainingClip`.
+        Labels of seconds beyond the annotated ones are background.
         """
         part = slice(start, start + seconds)
         frames, audio = clip.frames, clip.audio_segments
@@ -71,15 +60,10 @@ class TrainingClip:
 
 @dataclass(frozen=True, eq=False)
 class ClipEmbeddings:
-    """Unit vectors of one clip, with gradient.
+    """Unit vectors of one clip, with gradient."""
 
-    Attributes:
-        visual: ``[T, D_v]``, or None.
-        audio: ``[T, D_a]``, or None.
-    """
-
-    visual: Tensor | None
-    audio: Tensor | None
+    visual: Tensor | None  # ``[T, D_v]``, or None
+    audio: Tensor | None  # ``[T, D_a]``, or None
     row: int | None = None  # of the clip, see TrainingClip
 
 
@@ -89,17 +73,7 @@ Forward = Callable[..., Parts]
 
 
 def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.device) -> list[ClipEmbeddings]:
-    """Run clips through a model, those of equal length together.
-
-    Args:
-        model: An :class:`~avfewshot.models.audio_visual.AudioVisualModel`, one that Fabric has wrapped, or a
-            :class:`~avfewshot.training.cuda_graphs.EagerRunner`.
-        clips: At least one.
-        device: Where the model is.
-
-    Returns:
-        The embeddings of each clip.
-    """
+    """Run clips through a model (or what Fabric or a runner has made of it), those of equal length together."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
         groups[clip.num_segments].append(index)
@@ -124,11 +98,6 @@ class Objective:
     and weights the two as the prediction does (:meth:`predict`), so what is trained is what is predicted with;
     ``contrastive``, the paper's, compares clips by the pooled logits of their seconds. For tasks that label seconds,
     every second is a sample of its own and the background text is a class.
-
-    Args:
-        config: Objective, matching, fusion and pooling.
-        texts: Features of the classes and of the background, on the training's device.
-        per_second: Whether seconds are labelled.
     """
 
     def __init__(self, config: TrainerConfig, texts: ClassTexts, *, per_second: bool) -> None:
@@ -143,13 +112,7 @@ class Objective:
     def __call__(
         self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings], labels: Sequence[Tensor]
     ) -> CombinedLoss:
-        """The loss of embedded clips, a mean over samples.
-
-        Args:
-            model: Its text projectors and temperatures take part.
-            embeddings: Of B clips.
-            labels: As in :class:`TrainingClip`, on the same device.
-        """
+        """The loss of embedded clips, a mean over samples; text projectors and temperatures of the model take part."""
         weights = None
         truth = torch.cat(list(labels)) if self._per_second else torch.stack(list(labels))
         if not self._per_second and self._config.objective == "classes":
@@ -227,11 +190,6 @@ class PretrainObjective:
 
     Each clip is one sample: the mean of its seconds' embeddings (with ``pool: event`` weighted by how likely something
     happens in them, the weights without gradient), scaled to length one.
-
-    Args:
-        config: Objective, matching and pooling.
-        texts: Features of the K classes and of the background, on the training's device.
-        device: Where the model is.
     """
 
     def __init__(self, config: TrainerConfig, texts: ClassTexts, device: torch.device) -> None:

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
 
 class OptimizerStep:
-    """The optimizer of a training, as configured.
+    """The optimizer of a training, as configured; `factor` is its schedule.
 
-    Args:
-        fabric: Device, precision, ranks.
-        model: Its trainable parameters are optimised; moved to the device.
-        config: Optimizer, rate, clipping.
-        factor: The schedule: the factor of the learning rate by number of finished steps.
+    It gives the factor of the learning rate by number of finished steps.
 
     Attributes:
         module: The model as Fabric has wrapped it: what forward passes have to call.

@@ -17,31 +17,18 @@ from avfewshot.models.complexity import ParameterCount, count_flops, count_param
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training takes.
+    """What a training takes."""
 
-    Attributes:
-        clips: Clips of the support.
-        batches: Batches of an epoch.
-        steps: Optimizer steps, if all epochs are done.
-        micro_batch: Clips at once, to begin with.
-        parameters: By component.
-        flops: Floating-point operations of a forward pass over a clip, by component.
-        clip_seconds: Length of that clip.
-        weights_bytes: Memory of the parameters.
-        training_bytes: Memory of gradients and of the optimizer.
-        activation_bytes: Memory of activations at the peak of a step.
-    """
-
-    clips: int
-    batches: int
-    steps: int
-    micro_batch: int
-    parameters: tuple[ParameterCount, ...]
-    flops: dict[str, int]
-    clip_seconds: int
-    weights_bytes: int
-    training_bytes: int
-    activation_bytes: int
+    clips: int  # clips of the support
+    batches: int  # batches of an epoch
+    steps: int  # optimizer steps, if all epochs are done
+    micro_batch: int  # clips at once, to begin with
+    parameters: tuple[ParameterCount, ...]  # by component
+    flops: dict[str, int]  # floating-point operations of a forward pass over a clip, by component
+    clip_seconds: int  # length of that clip
+    weights_bytes: int  # memory of the parameters
+    training_bytes: int  # memory of gradients and of the optimizer
+    activation_bytes: int  # memory of activations at the peak of a step
 
     @property
     def memory(self) -> int:
@@ -60,17 +47,7 @@ class Plan:
 
 
 def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig, clips: int) -> Plan:
-    """Work out what a training takes; runs the model on a single second.
-
-    Args:
-        model: As it is trained, on the CPU in float32.
-        backbone: Its backbone; the text branches count among the weights.
-        config: The settings.
-        clips: Clips of the support.
-
-    Returns:
-        The plan. Memory is that of tensors: an allocator takes some more.
-    """
+    """Work out what a training of `clips` clips takes; runs the model, on the CPU in float32, on a single second."""
     batches = -(-clips // config.batch_size)
     micro = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
     parameters = count_parameters(model, backbone)

@@ -38,17 +38,7 @@ def collect(
     settings: Sequence[tuple[str, str, str]],
     roles: Mapping[str, str],
 ) -> RunRecord:
-    """Gather everything for the report; runs the best model of the first seed on a few test clips.
-
-    Args:
-        run: The run.
-        plan: What it took.
-        results: Of each seed.
-        comparison: Over seeds.
-        command: The command line.
-        settings: (name, value, source) of every setting.
-        roles: What each split is used for.
-    """
+    """Gather everything for the report; runs the best model of the first seed on a few test clips."""
     usage, first = run.evaluator.usage, results[0]
     assert first.progress is not None
     model = run.best_model(first.seed)

@@ -35,16 +35,7 @@ _VALIDATIONS = 2
 
 
 class ClipTask(TrainTask):
-    """Labelled clips, with logits of the untrained towers beside those of the model.
-
-    Args:
-        model: What is trained.
-        config: Objective, window, batches, validation.
-        source: The clips.
-        validator: Validates on held-out clips; used on rank 0 alone.
-        describe: What a checkpoint says of itself, given its metrics.
-        seed: Of the windows of long clips.
-    """
+    """Labelled clips, with logits of the untrained towers beside those of the model."""
 
     def __init__(
         self,
@@ -79,16 +70,7 @@ class ClipTask(TrainTask):
 
 
 class FewShotTask(ClipTask):
-    """The clips of a support, each of which has to be readable; on one rank.
-
-    Args:
-        model: What is trained.
-        config: Objective, window, batches, validation.
-        labels: Of each clip by its row: bool ``[K]``, or ``[T, K + 1]`` for tasks that label seconds.
-        objective: The loss.
-        pretrained: Whether the model begins with trained tensors, which may be the best there will be.
-        common: Further arguments of :class:`ClipTask`.
-    """
+    """The clips of a support, each of which has to be readable; on one rank."""
 
     save_every_epoch = False
 
@@ -166,13 +148,9 @@ class FewShotTask(ClipTask):
 
 
 def validation_interval(config: TrainingConfig, clips: int, validation_clips: int) -> int:
-    """Epochs between validations of a few-shot training.
+    """Epochs between validations; `auto`: no fewer clips are trained on than a validation has.
 
-    Args:
-        config: Says how many, or ``"auto"``: so many that no fewer clips are trained on than a validation has, but
-            such that there are two validations.
-        clips: Clips of an epoch.
-        validation_clips: Clips of a validation.
+    There are two validations at least.
     """
     if config.validate_every != AUTO:
         return int(config.validate_every)
@@ -180,17 +158,7 @@ def validation_interval(config: TrainingConfig, clips: int, validation_clips: in
 
 
 class PretrainTask(ClipTask):
-    """A list of clips, those that can be read; large contrastive batches, over all ranks.
-
-    Args:
-        model: What is trained.
-        config: Objective, window, validation.
-        texts: Features of the classes and of the background.
-        device: Where the training runs.
-        skip: Whether a clip is to be left out, by its id.
-        on_failure: Is told of a clip that cannot be read, which is left out.
-        common: Further arguments of :class:`ClipTask`.
-    """
+    """A list of clips, those that can be read; large contrastive batches, over all ranks."""
 
     gradcache = True
 
@@ -243,18 +211,7 @@ def adapter_config(
     support: Mapping[str, Any],
     metrics: ValMetrics,
 ) -> AdapterConfig:
-    """What a checkpoint of a few-shot training or a pretraining says of itself.
-
-    Args:
-        config: Its settings, with a task.
-        backbone: What it was trained on.
-        labels: Class names.
-        wordings: What stands for them in prompts.
-        templates: Name of the prompt templates.
-        seed: Its seed.
-        support: What it was trained on, JSON-ready.
-        metrics: What validation chose.
-    """
+    """What a checkpoint of a few-shot training or a pretraining says of itself."""
     return AdapterConfig(
         task=config.task,
         labels=tuple(labels),

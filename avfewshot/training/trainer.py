@@ -265,9 +265,6 @@ class Trainer:
     def fit(self, resume: Resumed | None = None) -> Progress:
         """Train until the last epoch, or until validation has not improved for as long as the settings say.
 
-        Args:
-            resume: A checkpoint to go on from, as ``trainer.checkpoints.load_last()`` gives it.
-
         Returns:
             Where the training ended; its `finished` is empty when it was asked to stop, with its state saved.
 

@@ -146,21 +146,7 @@ def stream_validator(
     autocast: Callable[[], AbstractContextManager[Any]],
     observer: Observer,
 ) -> Validator:
-    """A validator on the first clips of a seeded order of a source, which need not have files of their own.
-
-    Args:
-        source: Validation clips.
-        decision: How logits become predictions.
-        zero_shot: The untrained model.
-        texts: Features of the classes and of the background, on the CPU.
-        scales: The untrained model's temperature scales.
-        limit: Clips at most.
-        alpha: Share of the trained logits, or ``"auto"``.
-        device: Where the models are.
-        window: Seconds that go through adapters together.
-        autocast: Gives the context that computes in the run's precision.
-        observer: Is told what happens.
-    """
+    """A validator on the first `limit` clips of a seeded order of a source, which need not have files of their own."""
     limit = min(limit, len(source))
     known: list[_Labels] | None = None
 

@@ -62,17 +62,7 @@ def tune(
     progress: Callable[[int, int, float], object] | None = None,
     max_steps: int | None = None,
 ) -> TunedMethod:
-    """Train a method from its published beginning.
-
-    Args:
-        name: One of :data:`~avfewshot.tuning.methods.TUNED`.
-        backbone: On the device to train on.
-        texts: K + 1 wordings, the background last.
-        clips: The support.
-        shots: Clips of a class, which the length of some trainings depends on.
-        seed: Of the initial values, the order and dropout.
-        progress: Called with (steps done, steps, loss).
-        max_steps: Stop earlier (for trials; the learning rate still falls over the whole recipe).
+    """Train a method from its published beginning on `texts`, K + 1 wordings with the background last.
 
     Raises:
         DataError: There is no clip.

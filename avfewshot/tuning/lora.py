@@ -39,16 +39,9 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(module: nn.Module, *, rank: int, alpha: float, dropout: float) -> list[LowRank]:
-    """Give every self-attention of an encoder low-rank updates of query, key and value, in place.
+    """Give every self-attention of an encoder (CLIP, HTS-AT, RoBERTa) low-rank updates of query, key and value.
 
-    Args:
-        module: Holds ``nn.MultiheadAttention`` (CLIP), HTS-AT's window attention, or transformers' self-attention.
-        rank: r.
-        alpha: See :class:`LowRank`.
-        dropout: Likewise.
-
-    Returns:
-        The updates; their factors are the only parameters that ask for a gradient.
+    This is done in place; only their factors ask for a gradient.
     """
     found: list[LowRank] = []
     for part in list(module.modules()):
