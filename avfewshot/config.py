@@ -35,15 +35,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
-from pydantic import (
-    AllowInfNan,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
@@ -208,9 +200,7 @@ Folders = Annotated[
     Shown("DIR", show=lambda value: ", ".join(map(str, value)), repeated=True),
 ]
 Device = Annotated[
-    str,
-    BeforeValidator(_device),
-    Shown("auto|cpu|cuda|cuda:N|mps", lambda: ("auto", "cpu", "cuda", "cuda:0", "mps")),
+    str, BeforeValidator(_device), Shown("auto|cpu|cuda|cuda:N|mps", lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"))
 ]
 Seed = Annotated[int, BeforeValidator(_seed), Shown("INTEGER")]
 Seeds = Annotated[
@@ -230,9 +220,7 @@ Names = Annotated[
 ]
 Size = Annotated[int, BeforeValidator(_size), Shown("SIZE", show=_shown_size)]
 AdapterKind = Annotated[
-    str,
-    BeforeValidator(_adapter_kind),
-    Shown("|".join((*adapter_names(), NONE)), lambda: (*adapter_names(), NONE)),
+    str, BeforeValidator(_adapter_kind), Shown("|".join((*adapter_names(), NONE)), lambda: (*adapter_names(), NONE))
 ]
 Method = Annotated[str, BeforeValidator(_method), Shown("auto|NAME", method_choices)]
 Real = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
@@ -509,25 +497,13 @@ class BackboneConfig(Settings):
         "auto", "What decodes the frames.", panel=MODEL, saved=True
     )
     templates: Text | None = setting(
-        None,
-        "Prompt templates: a name, a YAML file or a text file.",
-        panel=METHOD,
-        unset="the backbone's",
-        saved=True,
+        None, "Prompt templates: a name, a YAML file or a text file.", panel=METHOD, unset="the backbone's", saved=True
     )
     clip_weights: FilePath | None = setting(
-        None,
-        "CLIP checkpoint by path, instead of the preset's.",
-        panel=BY_PATH,
-        unset="the preset's",
-        saved=True,
+        None, "CLIP checkpoint by path, instead of the preset's.", panel=BY_PATH, unset="the preset's", saved=True
     )
     clap_weights: FilePath | None = setting(
-        None,
-        "CLAP checkpoint by path, instead of the preset's.",
-        panel=BY_PATH,
-        unset="the preset's",
-        saved=True,
+        None, "CLAP checkpoint by path, instead of the preset's.", panel=BY_PATH, unset="the preset's", saved=True
     )
     roberta: FilePath | None = setting(
         None,
@@ -562,9 +538,7 @@ class AdapterConfig(Settings):
         "paper", "Channel attention as printed (Eq. 3), or in the space of `--hidden`.", panel=ADAPTERS
     )
     hidden: Count | Auto = setting(
-        "auto",
-        "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base).",
-        panel=ADAPTERS,
+        "auto", "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base).", panel=ADAPTERS
     )
     output: Literal["gate", "bottleneck"] = setting(
         "gate", "How guidance ends: a factor a channel, or an MLP.", panel=ADAPTERS
@@ -878,11 +852,7 @@ class OutputConfig(Settings):
         metavar="PATH",
         unset="stdout",
     )
-    resume: bool = setting(
-        True,
-        "Go on with a .jsonl file where it stopped, or begin it anew.",
-        panel=OUTPUT,
-    )
+    resume: bool = setting(True, "Go on with a .jsonl file where it stopped, or begin it anew.", panel=OUTPUT)
     report: str | None = setting(
         None,
         "Also write one self-contained page with pictures, scores and timelines.",
@@ -909,10 +879,7 @@ class TaskConfig(Settings):
         None, "For vggsound_cls: several labels a clip, by vggsounder.csv.", panel=A_TASK, metavar="FILE"
     )
     background: Background | None = setting(
-        None,
-        "For ave: how seconds without an event are told.",
-        panel=A_TASK,
-        unset="threshold, by validation",
+        None, "For ave: how seconds without an event are told.", panel=A_TASK, unset="threshold, by validation"
     )
 
 

@@ -181,12 +181,7 @@ def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, with
 
 
 def _fit_ridge(
-    rows: Rows,
-    targets: Floats,
-    judged: npt.NDArray[np.bool_],
-    use_text: bool,
-    within: Any,
-    arrays: Arrays,
+    rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_], use_text: bool, within: Any, arrays: Arrays
 ) -> Head:
     part = _selection(rows, targets, judged)
     chosen, left = _choose(*part, within)

@@ -33,10 +33,7 @@ def stack(experts: Sequence[Floats], targets: Floats, row_weights: Floats, start
         error = (np.exp(log_posterior) - targets) * row_weights[:, None]
         value = (row_weights * log_loss(log_posterior, targets)).sum() / total
         slope = np.tensordot(logits, error, ((1, 2), (0, 1))) / total
-        return (
-            value + PENALTY * (weights**2).sum() / total,
-            slope + 2 * PENALTY * weights / total,
-        )
+        return (value + PENALTY * (weights**2).sum() / total, slope + 2 * PENALTY * weights / total)
 
     first = np.ones(len(logits)) if start is None else start
     return minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits)).x

@@ -204,11 +204,7 @@ def videos_to_pretrain(
     read = partial(read_start, frame_size=frame_size, frame_backend=frame_backend)
     if cache_size >= _BYTES_PER_CLIP * (len(usable) + len(val)):
         read = partial(ClipCache(max_bytes=cache_size).get, frame_size=frame_size, frame_backend=frame_backend)
-    about = {
-        "list": dataset.form,
-        "fingerprint": fingerprint(sample.id for sample in usable),
-        "clips": len(usable),
-    }
+    about = {"list": dataset.form, "fingerprint": fingerprint(sample.id for sample in usable), "clips": len(usable)}
     return PretrainData(
         RawSource(dataset, usable, read, threads=workers),
         RawSource(dataset, val, read, threads=workers) if val else None,
