@@ -859,6 +859,9 @@ class OutputConfig(Settings):
         panel=OUTPUT,
         metavar="FILE.html",
     )
+    overlay: Folder | None = setting(
+        None, "Also write each clip as a video with its labels burnt in; the folder is made.", panel=OUTPUT
+    )
 
 
 class TaskConfig(Settings):

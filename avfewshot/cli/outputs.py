@@ -331,6 +331,15 @@ def open_page(path: Path, run: RunInfo, *, topk: int, total: int, provenance: Pr
     return OpenWriter(writer, path, contextlib.ExitStack(), shows_footer=False)
 
 
+def open_overlay(folder: Path, run: RunInfo) -> OpenWriter:
+    """Begin the folder of videos with labels burnt in."""
+    from avfewshot.reports.overlay_video import OverlayWriter
+
+    writer = OverlayWriter(folder)
+    writer.begin(run)
+    return OpenWriter(writer, folder, contextlib.ExitStack(), shows_footer=False)
+
+
 def _table_console(stream: TextIO, path: Path | None) -> Any:
     from rich.console import Console
 

@@ -67,6 +67,7 @@ _TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
 _SUFFIXES = (".json", ".csv", ".md")
 _WITHOUT_MEANING = {  # beside --task
     "report": "The task says which clips.",
+    "overlay": "Clips are judged, not shown.",
     "labels": "The task has labels of its own.",
     "modality": "All of them are evaluated.",
     "topk": "Clips are judged, not listed.",
@@ -156,6 +157,11 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         else:
             hint = f"Write `--report {asked.report or 'report'}.html`."
             faults.append(UsageError(f"--report {asked.report}: the page's name must end in .html.", hint=hint))
+    if asked.overlay is not None and asked.overlay.exists() and not asked.overlay.is_dir():
+        faults.append(UsageError(f"--overlay {asked.overlay}: is a file.", hint="Name a folder."))
+    elif asked.overlay is not None and any(Path(f).parent.resolve() == asked.overlay.resolve() for f in files or ()):
+        hint = "Name another folder: its videos are called as the clips are."
+        faults.append(UsageError(f"--overlay {asked.overlay}: clips lie there.", hint=hint))
     written = [("--output", target.path) for target in targets if target.path is not None]
     written += [("--report", page)] if page is not None else []
     faults += check_overwrite(written, [*(files or []), *([asked.labels] if asked.labels else [])])
@@ -164,7 +170,13 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     assert files is not None
     run_id, earlier = _run_id(settings, labels), None
     [*only] = [target.path for target in targets if target.form == "jsonl" and target.path is not None]
-    alone = len(targets) == 1 and page is None and only and (only[0].is_file() or not only[0].exists())
+    alone = (
+        len(targets) == 1
+        and page is None
+        and asked.overlay is None
+        and only
+        and (only[0].is_file() or not only[0].exists())
+    )
     if alone and asked.resume:
         earlier = earlier_results(only[0], run_id)
         files = [file for file in files if str(file) not in earlier.paths]
@@ -255,7 +267,10 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         batch_size=model.batch_size,
         frame_backend=model.frame_backend,
         # The page and timelines draw them in any case.
-        segments=settings["segments"] or work.page is not None or any(t.form in DRAWN for t in work.targets),
+        segments=settings["segments"]
+        or work.page is not None
+        or settings["overlay"] is not None
+        or any(t.form in DRAWN for t in work.targets),
         **answers,
     )
     return dataclasses.replace(run, warnings=[*own, *run.warnings]), results
@@ -276,6 +291,10 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
         )
         for target in work.targets
     ]
+    if (folder := settings["overlay"]) is not None:
+        from avfewshot.cli.outputs import open_overlay
+
+        writers.append(open_overlay(folder, run))
     if work.page is not None:
         from avfewshot.reports.html import Provenance
 

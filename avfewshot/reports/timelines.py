@@ -101,16 +101,20 @@ class TimelineWriter:
             assert self._stream is not None
             self._stream.write(text)
             return
-        source, number = Path(result.path), 1
-        name = f"{source.stem}.{self._form}"
-        while name in self._taken:
-            name = f"{source.name}{f'-{number}' if number > 1 else ''}.{self._form}"
-            number += 1
-        self._taken.add(name)
-        write_text(self._folder / name, text)
+        write_text(self._folder / f"{free_stem(Path(result.path), self._taken)}.{self._form}", text)
 
     def end(self, summary: Summary) -> None:
         """Nothing stands after the last clip."""
+
+
+def free_stem(source: Path, taken: set[str]) -> str:
+    """A name for what belongs to a clip; two clips of one name keep their suffix, or get a number."""
+    stem, number = source.stem, 1
+    while stem in taken:
+        stem = f"{source.name}{f'-{number}' if number > 1 else ''}"
+        number += 1
+    taken.add(stem)
+    return stem
 
 
 def _stamp(time: float, point: str = ".") -> str:

@@ -1,0 +1,117 @@
+"""Writes a part of a clip as a file of its own: pictures encoded anew, drawn on if wanted, sound as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from PIL import Image
+
+from avfewshot.errors import MediaError
+from avfewshot.io import atomic_path
+from avfewshot.media.container import beyond_bounds, open_media, pick_streams
+from avfewshot.media.picture import orientation, turn
+
+_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})
+Draw = Callable[[Image.Image, float], Image.Image]
+"""Gets an upright picture and its time in seconds, and gives one of the same size."""
+
+
+def transcode(
+    source: Path, folder: Path, stem: str, *, start: float = 0.0, end: float | None = None, draw: Draw | None = None
+) -> Path:
+    """Write the seconds ``[start, end)`` of a clip, atomically: H.264, and the sound as it is.
+
+    Args:
+        source: A media file.
+        folder: Where to; made if it is not there.
+        stem: Of the new name. The suffix is ``.mp4``, or ``.mkv`` for sound that has no place in one; ``.mka`` without
+            pictures.
+        start: In seconds of the file's own timeline.
+        end: None: to the end.
+        draw: See :data:`Draw`.
+
+    Returns:
+        The file.
+
+    Raises:
+        MediaError: It cannot be read, or holds nothing of that time.
+    """
+    with open_media(source) as media:
+        video, audio = pick_streams(media)
+        if video is not None and (problem := beyond_bounds(video)):
+            raise MediaError(source, problem)
+        suffix = ".mka" if video is None else ".mp4" if audio is None or audio.codec_context.name in _IN_MP4 else ".mkv"
+        target, written = folder / f"{stem}{suffix}", 0
+        zero = Fraction(media.start_time or 0, av.time_base)
+        begin = start or float("-inf")  # sound may begin a little early, with what a decoder drops
+        with atomic_path(target) as temporary, av.open(str(temporary), "w") as out:
+            sound: Any = None if audio is None else out.add_stream_from_template(audio)
+            pictures = None if video is None else _Pictures(out, video, draw)
+            for packet in media.demux([stream for stream in (video, audio) if stream is not None]):
+                if packet.stream is audio:
+                    if packet.pts is None or packet.dts is None:
+                        continue
+                    time = packet.pts * packet.time_base - zero
+                    if begin <= time and (end is None or time < end):
+                        shift = round((zero + Fraction(start)) / packet.time_base)
+                        packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, sound
+                        out.mux(packet)
+                        written += 1
+                elif pictures is not None:
+                    for frame in packet.decode():
+                        if frame.pts is None or frame.time_base is None:
+                            continue
+                        time = frame.pts * frame.time_base - zero
+                        if begin <= time and (end is None or time < end):
+                            pictures.add(frame, float(time), time - Fraction(start))
+                            written += 1
+            if pictures is not None:
+                pictures.close()
+            if not written:
+                raise MediaError(source, f"holds nothing from {start:g} s on")
+    return target
+
+
+class _Pictures:
+    """Encodes the pictures of one clip; the first one gives the size, cut to even numbers."""
+
+    def __init__(self, out: Any, video: Any, draw: Draw | None) -> None:
+        self._out, self._draw = out, draw
+        # mpeg4 where this FFmpeg has no x264; never an encoder that changes how the whole process is scheduled.
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        rate = min(max(video.average_rate or Fraction(25), Fraction(1)), Fraction(120))
+        self._stream = out.add_stream(codec, rate=rate.limit_denominator(60000))
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, 90_000)
+        self._stream.options = {"preset": "veryfast", "crf": "20"} if codec == "libx264" else {"qscale": "3"}
+        self._size: tuple[int, int] | None = None
+        self._last = -1
+
+    def add(self, frame: VideoFrame, time: float, moved: Fraction) -> None:
+        """Draw on a picture of a time, and encode it at the time that it has in the new file."""
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        pixels = turn(frame.to_ndarray(format="rgb24"), orientation(None if matrix is None else bytes(matrix)))
+        image = Image.fromarray(pixels)
+        if self._size is None:
+            self._size = max(2, image.width // 2 * 2), max(2, image.height // 2 * 2)
+            self._stream.width, self._stream.height = self._size
+        if image.size != self._size:
+            image = image.resize(self._size)
+        new = VideoFrame.from_ndarray(
+            np.asarray(image if self._draw is None else self._draw(image, time)), format="rgb24"
+        )
+        new.time_base, new.pts = Fraction(1, 90_000), round(moved * 90_000)
+        if new.pts > self._last:  # two pictures of one time cannot be stored
+            self._last = new.pts
+            self._out.mux(self._stream.encode(new))
+
+    def close(self) -> None:
+        """Encode what is waiting."""
+        if self._size is not None:
+            self._out.mux(self._stream.encode(None))

@@ -1,0 +1,58 @@
+"""`--overlay`: videos with labels burnt in, and parts of clips as files."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from media_factory import tone, write_audio, write_media
+from sample_results import clip, run_info
+
+from avfewshot.cli.app import run
+from avfewshot.errors import MediaError
+from avfewshot.media.reader import read_clip
+from avfewshot.media.transcode import transcode
+from avfewshot.reports.overlay_video import OverlayWriter
+
+
+def packets(path):
+    with av.open(str(path)) as media:
+        return [bytes(packet) for packet in media.demux(audio=0) if packet.size]
+
+
+def test_labels_are_burnt_in_and_the_sound_is_the_same(tmp_path):
+    source = write_media(tmp_path / "a.mp4", seconds=3.0, size=(161, 121), audio=tone(3.0), pix_fmt="yuv444p")
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    writer = OverlayWriter(tmp_path / "out")
+    writer.begin(run_info())
+    with pytest.warns(UserWarning, match=r"b\.mp4: no overlay"):
+        writer.add(clip(str(tmp_path / "b.mp4"), seconds=3))
+    writer.add(clip(str(source), seconds=3))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.mp4"]
+    assert packets(tmp_path / "out" / "a.mp4") == packets(source)
+    plain, drawn = (read_clip(path, frame_size=None) for path in (source, tmp_path / "out" / "a.mp4"))
+    assert drawn.frames.shape == (3, 3, 120, 160)
+    moved = np.abs(plain.frames[:, :, :120, :160].numpy().astype(int) - drawn.frames.numpy()).mean((0, 1, 3))
+    assert moved[:10].mean() > 30  # the bars
+    assert moved[-10:].mean() > 30
+    assert moved[20:-20].mean() < 10  # the picture between them
+
+
+def test_a_part_is_cut_where_it_was_asked_for(tmp_path):
+    source = write_media(tmp_path / "a.mp4", seconds=4.0, audio=tone(4.0))
+    part = transcode(source, tmp_path / "out", "part", start=1.0, end=3.0)
+    whole, cut = read_clip(source), read_clip(part)
+    assert cut.duration == pytest.approx(2.0, abs=0.05)
+    assert np.abs(whole.frames[1:3].numpy().astype(int) - cut.frames.numpy()).mean() < 8
+    sound = transcode(write_audio(tmp_path / "s.wav", tone(2.0)), tmp_path / "out", "sound", end=1.0)
+    assert (sound.suffix, round(read_clip(sound).duration, 1)) == (".mka", 1.0)
+    with pytest.raises(MediaError, match="holds nothing from 9 s on"):
+        transcode(source, tmp_path / "out", "none", start=9.0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part.mp4", "sound.mka"]
+
+
+def test_the_folder_of_the_clips_is_refused(tmp_path, capsys):
+    write_media(tmp_path / "a.mp4")
+    asked = ["zeroshot", str(tmp_path / "a.mp4"), "--backbone", "tiny", "--label", "dog"]
+    assert run([*asked, "--overlay", str(tmp_path)]) == 2
+    assert "clips lie there" in capsys.readouterr().err
