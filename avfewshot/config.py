@@ -227,6 +227,7 @@ Real = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 Factor = Annotated[Real, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Auto = Literal["auto"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Fusion = Literal["weighted", "product"]
 Pool = Literal["mean", "event"]
@@ -939,6 +940,7 @@ class RunConfig(Settings):
     config: FilePath | None = setting(None, "YAML file with training settings, named as the options.", saved=True)
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the run folder is called.")
+    tracker: Tracker | None = setting(None, "Also send metrics there, as they come; needs the extra of that name.")
     adapter: FilePath | None = setting(
         None,
         "Run or checkpoint to begin with, such as a pretrained one.",
@@ -1114,6 +1116,7 @@ class SupervisedRunConfig(Settings):
     config: FilePath | None = setting(None, "YAML file with training settings, named as the options.", saved=True)
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the run folder is called.")
+    tracker: Tracker | None = setting(None, "Also send metrics there, as they come; needs the extra of that name.")
 
 
 class SupervisedDataConfig(Settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avfewshot.cli.app import COMMANDS, run
+from avfewshot.cli.app import COMMANDS, _load, run
 from avfewshot.cli.terminal import status_of
 from avfewshot.config import COMMANDS as TABLES
 from avfewshot.config import settings_of
@@ -88,6 +88,40 @@ def test_completion_offers_commands_options_and_values():
     assert complete("avfs zeroshot --prec") == ["--precision"]
     assert complete("avfs zeroshot --precision b") == ["bf16"]
     assert "tiny" in complete("avfs zeroshot --backbone ")
+    assert complete("avfs data toy --only avs") == ["avs"]
+    assert complete("avfs learn RUN ad") == ["add"]
+
+
+def parameters(name, command):
+    for key, below in getattr(command, "commands", {}).items():
+        yield from parameters(f"{name} {key}", below)
+    yield from ((name, parameter) for parameter in command.params if not getattr(parameter, "is_flag", False))
+
+
+FREE = {  # what anything may be said to, by metavar or, where there is none, by name
+    *("PATH", "PATHS", "DIR", "FILE", "FILE.html", "TEXT", "QUERY", "CLIP[:START-END]", "CLASS", "USER/NAME", "I/N"),
+    *("INTEGER", "INTEGER[,INTEGER...]", "NUMBER", "SIZE", "SECONDS", "DAYS", ""),
+    *("root", "media", "list_file", "against", "workers", "missing", "out", "seconds", "quality", "shard_clips"),
+    *("seed", "clips_per_class", "jobs"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_that_has_choices_completes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "folder" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "folder" / "one" / "run.json").touch()
+    for command, parameter in parameters(name, _load(name)):
+        where = f"avfs {command}: {parameter.name}"
+        if parameter._custom_shell_complete is None:
+            plain = parameter.name if parameter.metavar is None else parameter.metavar.strip("[].") or ""
+            assert plain in FREE or parameter.metavar in FREE, f"{where} has no completion"
+            continue
+        values = [item.value for item in parameter.shell_complete(None, "")]
+        assert values, where
+        assert [item.value for item in parameter.shell_complete(None, values[-1])][-1:] == values[-1:], where
+        if parameter.metavar in {"RUN", "[RUN]..."}:
+            assert values == ["runs/folder/one"], where
 
 
 def test_completion_can_be_installed(capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from avfewshot.cli import runs
-from avfewshot.cli.runs import Run, folder_faults, new_run, resumed_run
+from avfewshot.cli.runs import Run, new_run, resumed_run, run_faults
 from avfewshot.config import FewshotConfig, PretrainConfig, resolve
 from avfewshot.errors import AvfsError, UsageError
 
@@ -54,9 +54,9 @@ def test_a_run_in_use_cannot_be_resumed_by_another_process():
 
 @pytest.mark.parametrize("name", ["", ".x", "a/b", "a\nb", "a\x1b[31m", "x" * 101])
 def test_names_that_no_folder_should_have(name):
-    (fault,) = folder_faults(resolve("fewshot", {"name": name}, environ={}))
+    (fault,) = run_faults(resolve("fewshot", {"name": name}, environ={}))
     assert "cannot be part of a folder's name" in fault.message
-    assert not folder_faults(resolve("fewshot", {"name": "x" * 100}, environ={}))
+    assert not run_faults(resolve("fewshot", {"name": "x" * 100}, environ={}))
 
 
 def test_a_run_goes_on_as_it_was_begun_from_any_folder(monkeypatch, tmp_path):

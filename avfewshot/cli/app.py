@@ -19,6 +19,7 @@ import typer.core
 import typer.main
 
 from avfewshot.cli import terminal
+from avfewshot.cli.completion import add_completions
 from avfewshot.errors import UsageError
 
 HELP = """
@@ -106,6 +107,7 @@ def _load(name: str) -> Any:
     command.name = name
     # Installing completion is the business of `avfs` alone.
     command.params = [parameter for parameter in command.params if parameter.name not in _COMPLETION]
+    add_completions(name, command)
     _add_general_options(command)
     return command
 

@@ -13,7 +13,7 @@ import typer
 
 from avfewshot.cli.loading import open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, print_dry_run, resumed_run, say_without_graphs
+from avfewshot.cli.runs import Run, load_parts, new_run, print_dry_run, resumed_run, run_faults, say_without_graphs
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import CompareConfig, FewshotConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
@@ -71,7 +71,7 @@ def fewshot(
         raise UsageError("--seed and --seeds exclude each other.", hint="Leave one out.")
     flags["seeds"] = flags["seeds"] if seed is None else seed
     if resume is not None:
-        run = resumed_run("fewshot", Path(resume).expanduser(), flags, may_change=("device",))
+        run = resumed_run("fewshot", Path(resume).expanduser(), flags, may_change=("device", "tracker"))
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
     status = _plan_only(run) if dry_run else _execute(run)
@@ -84,7 +84,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     settings = resolve("fewshot", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
     faults = settings.faults
     root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
-    faults += [*backbone_faults(settings), *folder_faults(settings)]
+    faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
     config: FewshotConfig = settings.config
     settings.config = config.replace(data=config.data.replace(root=root))
@@ -188,6 +188,7 @@ def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = T
         initial=initial,
         observer=display,
         put_off=interrupts.put_off,
+        callbacks=run.trackers,
         look_up=None if (store := open_store(config.data.store)) is None else store.cache,
     )
 
@@ -344,7 +345,6 @@ def _write(
     trainer.evaluator.usage.write(folder / "clips.csv")
     pages = []
     if record is not None:
-        _write_tensorboard(results, folder)
         write_run_page(folder / "report.html", record)
         pages.append(folder / "report.html")
     if trainer.has_methods and comparison is not None:
@@ -354,31 +354,6 @@ def _write(
         write_methods_page(folder / "methods.html", [table], title=title, command=run.command, notes=notes)
         pages.append(folder / "methods.html")
     return [*pages, folder / "results.json"]
-
-
-def _write_tensorboard(results: Sequence[SeedResult], folder: Path) -> None:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return
-    from avfewshot.training.metrics_log import MetricsLogger
-
-    for result in results:
-        target = folder / "tensorboard" / f"seed-{result.seed}"
-        if target.exists():
-            continue
-        with SummaryWriter(str(target)) as writer:
-            for entry in MetricsLogger(result.folder / "metrics.jsonl").entries():
-                if entry["kind"] == "step":
-                    for key in ("loss", "visual_loss", "audio_loss", "visual_weight", "lr"):
-                        writer.add_scalar(f"train/{key}", entry[key], entry["step"])
-                elif entry["kind"] == "epoch":
-                    for key in ("figure", "loss", "blend"):
-                        writer.add_scalar(f"validation/{key}", entry[key], entry["step"])
-            for name, scored in result.results.items():
-                for metric, figure in scored.metrics.items():
-                    if figure.value is not None:
-                        writer.add_scalar(f"test/{metric}/{name}", figure.value, result.progress.step)
 
 
 def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Sequence[Path]) -> None:

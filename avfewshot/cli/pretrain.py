@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, folder_faults, load_parts, new_run, print_dry_run, resumed_run, say_without_graphs
+from avfewshot.cli.runs import Run, load_parts, new_run, print_dry_run, resumed_run, run_faults, say_without_graphs
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import PretrainConfig, PretrainingConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
@@ -63,7 +63,10 @@ def pretrain(
     """Options -> config -> load -> run -> write."""
     if resume is not None:
         run = resumed_run(
-            "pretrain", Path(resume).expanduser(), flags, may_change=("device", "devices", "nodes", "strategy")
+            "pretrain",
+            Path(resume).expanduser(),
+            flags,
+            may_change=("device", "devices", "nodes", "strategy", "tracker"),
         )
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
@@ -93,7 +96,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
         from avfewshot.cli.datacheck import data_root
 
         root = collect(faults, lambda: data_root(dataset, None))
-    faults += [*backbone_faults(settings), *folder_faults(settings)]
+    faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
     settings.config = config.replace(data=data.replace(root=root))
     return new_run(settings, "pretrain", dataset, command)
@@ -210,7 +213,9 @@ def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | 
         on_failure=display.unreadable,
     )
     bar = ProgressBar(display, "epoch", config.epochs, pace=True)
-    trainer = Trainer(fabric, model, config, task, [bar], folder=run.folder, seed=config.seed)
+    trainer = Trainer(
+        fabric, model, config, task, [bar, *run.trackers(run.folder)], folder=run.folder, seed=config.seed
+    )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     display.say(
         f"{len(data.train):,} clips of {len(data.train.classes)} classes, {trainer.steps_per_epoch:,} steps an "

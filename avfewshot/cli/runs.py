@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -92,6 +93,21 @@ class Run:
             rows.append((single.name, shown, source))
         return rows
 
+    def trackers(self, folder: Path) -> list[Any]:
+        """What sends the metrics of the training in `folder` to the tracker that was asked for, if any.
+
+        Raises:
+            UsageError: Its package is not installed.
+        """
+        name = self.config.run.tracker
+        raise_faults(tracker_faults(name))
+        if name is None:
+            return []
+        from avfewshot.training.trackers import Tracker
+
+        part = folder.relative_to(self.folder).as_posix()
+        return [Tracker(name, self.folder, "run" if part == "." else part, self.config.to_dict())]
+
     def how_to_resume(self) -> str | None:
         """What to say when it was interrupted; None where there is nothing to go on with."""
         if not (self.folder / RUN_FILE).is_file():
@@ -109,10 +125,17 @@ def new_run(settings: Resolved, group: str, label: str, command: str) -> Run:
     return Run(settings.config.absolute(), settings.sources, folder, command)
 
 
-def folder_faults(settings: Resolved) -> list[UsageError]:
-    """What stands against making the run folder: told now, not when the weights are loaded."""
+def tracker_faults(name: str | None) -> list[UsageError]:
+    """That the package of a tracker is not installed."""
+    if name is None or importlib.util.find_spec(name) is not None:
+        return []
+    return [UsageError(f"--tracker {name}: it is not installed.", hint=f"pip install 'avfewshot[{name}]'")]
+
+
+def run_faults(settings: Resolved) -> list[UsageError]:
+    """What stands against making the run folder and tracking it: told now, not when the weights are loaded."""
     runs, name = settings["runs"], settings["name"]
-    faults = []
+    faults = tracker_faults(settings["tracker"])
     if name is not None:
         unfit = not name or name.startswith(".") or any(letter in _UNFIT or not letter.isprintable() for letter in name)
         if unfit or len(name) > _LONGEST_NAME:

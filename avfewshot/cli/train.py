@@ -12,7 +12,7 @@ import typer
 
 from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, folder_faults, new_run, resumed_run
+from avfewshot.cli.runs import Run, new_run, resumed_run, run_faults
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import SupervisedConfig, resolve, table_settings
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
@@ -61,7 +61,7 @@ def train(
 ) -> None:
     """Options -> config -> load -> train -> write."""
     if resume is not None:
-        run = resumed_run("train", Path(resume).expanduser(), flags, may_change=("device", "workers"))
+        run = resumed_run("train", Path(resume).expanduser(), flags, may_change=("device", "workers", "tracker"))
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
     if status := _execute(run, dry_run=dry_run):
@@ -86,7 +86,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
         root = collect(faults, lambda: data_folder(task.dataset, task.title, config.data.root))
         recipe = collect(faults, lambda: recipe_of(task, config.training))
         label = recipe[0] if recipe else label
-    faults += [*backbone_faults(settings), *folder_faults(settings)]
+    faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
     settings.config = config.replace(data=config.data.replace(root=root))
     return new_run(settings, str(name), label, command)
@@ -187,7 +187,8 @@ def _plan(run: Run, trainer: SupervisedRun) -> list[str]:
 def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display, interrupts: Interrupts) -> SeedOutcome:
     display.validated = bool(trainer.examples("val"))
     callback = display.training(seed, trainer.recipe.epochs)
-    outcome = trainer.fit(seed, run.folder / f"seed-{seed}", callback, interrupts.put_off)
+    folder = run.folder / f"seed-{seed}"
+    outcome = trainer.fit(seed, folder, [callback, *run.trackers(folder)], interrupts.put_off)
     headline = outcome.validation.get(trainer.task.headline)
     told = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
     display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({told})")

@@ -224,7 +224,7 @@ class SupervisedRun:
         self,
         seed: int,
         folder: Path,
-        callback: Callback,
+        callbacks: Sequence[Callback],
         put_off: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False),
     ) -> SeedOutcome:
         """Train, or go on with what lies in the folder, which gets ``checkpoints/`` and ``metrics.jsonl``.
@@ -242,7 +242,7 @@ class SupervisedRun:
             patience=self.config.patience,
         )
         fabric = single_device(self.device, "fp32")  # towers may compute in another format; the head does not
-        trainer = Trainer(fabric, model, config, HeadTask(self, model, seed), [callback], folder=folder, seed=seed)
+        trainer = Trainer(fabric, model, config, HeadTask(self, model, seed), callbacks, folder=folder, seed=seed)
         torch.manual_seed(seed)  # of dropout
         with put_off() as trainer.stopping:
             progress = trainer.fit(resume=trainer.checkpoints.load_last(self.backbone))

@@ -136,6 +136,8 @@ class FewShot:
     also: tuple[str, ...] = ()  # further methods to stand in the table
     protocol: str | None = None  # a public one, for a row of its own
     look_up: LookUp | None = None  # where embeddings of the frozen towers are looked up first
+    # Who is told how a training goes besides the observer, by the folder that it leaves its files in.
+    callbacks: Callable[[Path], Sequence[Callback]] = lambda folder: ()
 
     def __post_init__(self) -> None:
         if self.config.method in ADAPTER_METHODS[1:]:
@@ -438,7 +440,9 @@ class FewShot:
             seed=seed,
             pretrained=self.initial is not None,
         )
-        trainer = Trainer(self._fabric, model, config, task, [callback], folder=folder, seed=seed)
+        trainer = Trainer(
+            self._fabric, model, config, task, [callback, *self.callbacks(folder)], folder=folder, seed=seed
+        )
         with self.put_off() as trainer.stopping:
             progress = trainer.fit(resume=trainer.checkpoints.load_last(self.backbone))
         model.load_trainable_state(trainer.checkpoints.load_best(self.backbone).tensors)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -184,6 +184,12 @@ class Callback:
     def on_validate(self, epoch: int, metrics: ValMetrics, best: bool) -> None:
         """A validation is done."""
 
+    def on_log(self, entry: Mapping[str, Any]) -> None:
+        """An entry of ``metrics.jsonl`` is written, on rank 0."""
+
+    def on_fit_end(self, finished: bool) -> None:
+        """The training ends, or was asked to stop, or fails."""
+
     def on_warning(self, message: str) -> None:
         """Something is not as it should be, and the training goes on."""
 
@@ -271,19 +277,25 @@ class Trainer:
         Raises:
             AvfsError: A clip cannot be read any more, memory does not suffice, or the loss is not finite.
         """
-        if resume is not None:
-            for reason in self.resume(resume):
-                for callback in self.callbacks:
-                    callback.on_warning(f"This does not resume bit for bit: {reason}")
-        if not self._resumed:
-            self._begin()
-        self.fabric.barrier()
-        while not self.progress.finished:
-            if not self._epoch():
-                self._save()
-                break
-            self._end_epoch()
-        self.fabric.barrier()
+        done = False
+        try:
+            if resume is not None:
+                for reason in self.resume(resume):
+                    for callback in self.callbacks:
+                        callback.on_warning(f"This does not resume bit for bit: {reason}")
+            if not self._resumed:
+                self._begin()
+            self.fabric.barrier()
+            while not self.progress.finished:
+                if not self._epoch():
+                    self._save()
+                    break
+                self._end_epoch()
+            self.fabric.barrier()
+            done = bool(self.progress.finished)
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end(done)
         return self.progress
 
     def _begin(self) -> None:
@@ -443,6 +455,8 @@ class Trainer:
     def _log(self, **entry: Any) -> None:
         if self.fabric.global_rank == 0:
             self.log.log(**entry)
+            for callback in self.callbacks:
+                callback.on_log(entry)
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was asked to: all of them stop after the same step."""
