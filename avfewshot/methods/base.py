@@ -407,3 +407,15 @@ def countable(targets: npt.NDArray[Any], groups: npt.NDArray[np.int64]) -> npt.N
     """Rows whose classes all have another clip, so that leaving theirs out still leaves something of the class."""
     clips = np.array([len(np.unique(groups[column > 0])) for column in targets.T])
     return ((targets > 0) <= (clips > 1)).all(1)
+
+
+@dataclass(eq=False)
+class Head:
+    """A fitted head: everything that scoring needs, as arrays and JSON values."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    params: dict[str, Any] = field(default_factory=dict)
+    loo: Floats | None = None  # log-posteriors of the support's rows when their clips are left out [n, C]
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    trainable: int = 0  # number of parameters that were trained
+    parts: dict[str, Head] = field(default_factory=dict)  # heads of methods that were tried beside this one

@@ -24,6 +24,7 @@ from avfewshot.io import write_bytes, write_text
 from avfewshot.methods.base import (
     Features,
     Floats,
+    Head,
     LabelFeatures,
     Rows,
     Support,
@@ -33,23 +34,12 @@ from avfewshot.methods.base import (
     log_loss,
     log_softmax,
 )
+from avfewshot.methods.seconds import fit_seconds, score_seconds
 
 FORMAT = 1
 TENSORS_NAME, CONFIG_NAME = "scorer.safetensors", "scorer.json"
 ENTRY_POINTS = "avfewshot.methods"
 _SMALLEST = 1e-12
-
-
-@dataclass(eq=False)
-class Head:
-    """A fitted head: everything that scoring needs, as arrays and JSON values."""
-
-    arrays: dict[str, npt.NDArray[Any]]
-    params: dict[str, Any] = field(default_factory=dict)
-    loo: Floats | None = None  # log-posteriors of the support's rows when their clips are left out [n, C]
-    diagnostics: dict[str, Any] = field(default_factory=dict)
-    trainable: int = 0  # number of parameters that were trained
-    parts: dict[str, Head] = field(default_factory=dict)  # heads of methods that were tried beside this one
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +117,7 @@ class Method:
                 rows = replace(rows, counter=(scorer.rows(features), not_of))
             scorer.clip = self.fit_head(rows, targets / targets.sum(1, keepdims=True), seed=seed)
         if support.segments is not None:
-            from avfewshot.methods.seconds import fit_seconds
-
-            scorer.second = fit_seconds(self, support, scorer, seed)
+            scorer.second = fit_seconds(self.for_seconds(), support, texts, trained, scorer.clip.loo, seed)
         for head in (scorer.clip, scorer.second):
             if head is not None:  # one layout in memory, as loaded: products of matrices differ by it in the last bit
                 head.arrays = {name: np.ascontiguousarray(values) for name, values in head.arrays.items()}
@@ -249,9 +237,8 @@ class Scorer:
         Else every second is scored as if it were a clip: ``[T_i, K]``, or ``[T_i, K + 1]`` with "none of these" last.
         """
         if self.second is not None:
-            from avfewshot.methods.seconds import score_seconds
-
-            return score_seconds(self, features)
+            method = self.method.for_seconds()
+            return score_seconds(method, self.second, self.texts, self.trained, self.logits(features), features)
         cut: Any = [
             (f"{name}#{second}", *(None if clip is None else clip[second : second + 1] for clip in (visual, audio)))
             for name, visual, audio, seconds in zip(

@@ -7,16 +7,24 @@ the head of seconds say about the second and its neighbours, fitted on left-out 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import MODALITIES, Features, Floats, Rows, Support, log_softmax, unit
+from avfewshot.methods.base import (
+    MODALITIES,
+    Features,
+    Floats,
+    Head,
+    LabelFeatures,
+    Rows,
+    Support,
+    log_softmax,
+    unit,
+    within_clip_scatter,
+)
 from avfewshot.methods.stacking import stack
-
-if TYPE_CHECKING:
-    from avfewshot.methods.method import Head, Method, Scorer
 
 MAX_ROWS = 800
 """More seconds than this: neighbours with one label become one row, so that the largest matrix stays small."""
@@ -24,9 +32,18 @@ _FIXED = (0.5, 1.0)  # weights of the seconds' head and the clip's where neither
 _LEAST = -30.0
 
 
-def second_rows(scorer: Scorer, features: Features, groups: npt.NDArray[np.int64]) -> tuple[Rows, Floats]:
+class HeadMethod(Protocol):
+    """What fits and scores the head; every :class:`~avfewshot.methods.method.Method` does."""
+
+    def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head: ...  # noqa: D102
+    def score_head(self, head: Head, rows: Rows) -> Floats: ...  # noqa: D102
+
+
+def second_rows(
+    texts: LabelFeatures, trained: npt.NDArray[np.bool_], features: Features, groups: npt.NDArray[np.int64]
+) -> tuple[Rows, Floats]:
     """Every second of every clip as a row over the trained classes and the background; and the text's salience."""
-    texts, columns = scorer.texts, np.flatnonzero(scorer.trained)
+    columns = np.flatnonzero(trained)
     events, salience = texts.second_log_posteriors(features)
     lengths = features.seconds
     sure = np.concatenate(salience)
@@ -47,29 +64,36 @@ def second_rows(scorer: Scorer, features: Features, groups: npt.NDArray[np.int64
     return Rows(vectors, text, labels, texts.scales, owner, np.repeat(1 / lengths, lengths)), sure
 
 
-def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> Head | None:
-    """The head of seconds, with the weights of both heads and of the signs of an event in its parameters."""
+def fit_seconds(
+    method: HeadMethod,
+    support: Support,
+    texts: LabelFeatures,
+    trained: npt.NDArray[np.bool_],
+    clip_loo: Floats | None,
+    seed: int,
+) -> Head | None:
+    """The head of seconds, with the weights of both heads and of the signs of an event in its parameters.
+
+    `clip_loo`: left-out log-posteriors of the clips by the clips' head, where it has them.
+    """
     from sklearn.linear_model import LogisticRegression
 
     assert support.segments is not None
     features, lengths = support.features, support.features.seconds
-    columns = np.append(np.flatnonzero(scorer.trained), support.num_classes)
+    columns = np.append(np.flatnonzero(trained), support.num_classes)
     labels = np.concatenate(support.segments)[:, columns].astype(np.float64)
     labels[~labels.any(1), -1] = 1
     targets = labels / labels.sum(1, keepdims=True)
-    every, salience = second_rows(scorer, features, support.groups)
+    every, salience = second_rows(texts, trained, features, support.groups)
     clip_of = np.repeat(np.arange(len(features)), lengths)
     chunk = chunks(labels, clip_of)
     rows, row_targets = merge(every, targets, chunk)
     present = row_targets.any(0)
     if present.sum() < 2 or not len(columns) > 1:
         return None
-    from avfewshot.methods.base import within_clip_scatter
-
     within = {modality: within_clip_scatter(getattr(features, modality)) for modality in MODALITIES}
     rows.within.update(within)
     kept = np.flatnonzero(present)
-    method = method.for_seconds()
     head = method.fit_head(rows.take(np.arange(len(rows)), kept), row_targets[:, kept], seed=seed)
     head.params["columns"] = kept.tolist()
     known = (
@@ -81,8 +105,8 @@ def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> 
     event = labels[:, :-1].any(1)
     # Which event: both heads' left-out predictions.
     weights: Any = _FIXED
-    if head.loo is not None and scorer.clip.loo is not None and event.any() and len(columns) > 2:
-        experts = [log_softmax(seconds[:, :-1]), log_softmax(scorer.clip.loo[:, : len(columns) - 1])[clip_of]]
+    if head.loo is not None and clip_loo is not None and event.any() and len(columns) > 2:
+        experts = [log_softmax(seconds[:, :-1]), log_softmax(clip_loo[:, : len(columns) - 1])[clip_of]]
         wanted = targets[event, :-1] / targets[event, :-1].sum(1, keepdims=True)
         weights = stack([expert[event] for expert in experts], wanted, every.weights[event]).tolist()
     head.params["event weights"] = [float(weight) for weight in weights]
@@ -104,19 +128,23 @@ def fit_seconds(method: Method, support: Support, scorer: Scorer, seed: int) -> 
     return head
 
 
-def score_seconds(scorer: Scorer, features: Features) -> list[Floats]:
-    """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last."""
-    head, lengths = scorer.second, features.seconds
-    assert head is not None
-    rows, salience = second_rows(scorer, features, np.arange(len(features)))
+def score_seconds(
+    method: HeadMethod,
+    head: Head,
+    texts: LabelFeatures,
+    trained: npt.NDArray[np.bool_],
+    clip: Floats,
+    features: Features,
+) -> list[Floats]:
+    """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last; `clip`: those of whole clips."""
+    lengths = features.seconds
+    rows, salience = second_rows(texts, trained, features, np.arange(len(features)))
     kept = np.array(head.params["columns"])
-    trained = np.flatnonzero(scorer.trained)
-    known = log_softmax(scorer.method.for_seconds().score_head(head, rows.take(np.arange(len(rows)), kept)))
-    seconds = _spread(known, kept, len(trained) + 1)
-    clip = scorer.logits(features)
+    known = log_softmax(method.score_head(head, rows.take(np.arange(len(rows)), kept)))
+    seconds = _spread(known, kept, int(trained.sum()) + 1)
     weights, clip_of = head.params["event weights"], np.repeat(np.arange(len(features)), lengths)
     joined = weights[1] * clip[clip_of]
-    joined[:, trained] += weights[0] * log_softmax(seconds[:, :-1])
+    joined[:, np.flatnonzero(trained)] += weights[0] * log_softmax(seconds[:, :-1])
     presence = head.params["presence"]
     odds = np.full(len(rows), presence["bias"])
     if presence["weights"]:
