@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command_support import execute
 from fewshot_worlds import AVE_SPLITS, CLASSES, SECONDS, write_ave, write_class_folders
 from safetensors.torch import load_file
 
-from avfewshot.cli.app import run
 from avfewshot.data.folder import load_folder
 from avfewshot.data.sampler import draw_support
 
@@ -42,21 +43,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def call(world, tmp_path_factory):
     """Run a command in the world's folder with one cache for the module; gives status, stdout and stderr."""
-
-    def execute(*arguments):
-        from contextlib import redirect_stderr, redirect_stdout
-        from io import StringIO
-
-        out, err = StringIO(), StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(world)
-            patch.setenv("AVFS_CACHE", str(world / "cache"))
-            patch.setenv("COLUMNS", "160")
-            status = run([str(argument) for argument in arguments])
-        assert "Traceback" not in err.getvalue()
-        return status, out.getvalue(), err.getvalue()
-
-    return execute
+    return partial(execute, world, cache=world / "cache")
 
 
 @pytest.fixture(scope="module")

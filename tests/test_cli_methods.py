@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import command_support
 import pytest
 from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
-from avfewshot.cli.app import run
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.tuning.fit import tune
 
@@ -33,17 +32,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def execute(world):
-    def execute(*arguments):
-        out, err = StringIO(), StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(world)
-            patch.setenv("AVFS_CACHE", str(world / "cache"))
-            patch.setenv("COLUMNS", "160")
-            status = run([str(argument) for argument in arguments])
-        assert "Traceback" not in err.getvalue()
-        return status, out.getvalue(), err.getvalue()
-
-    return execute
+    return partial(command_support.execute, world, cache=world / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,11 @@ import csv
 import io
 import json
 import re
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from command_support import execute
 from fewshot_worlds import CLASSES, write_ave, write_class_folders
-
-from avfewshot.cli.app import run
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = {
@@ -108,16 +106,11 @@ def world(tmp_path_factory):
 def call(world):
     """Run a command in the world's folder: its status and a normalised stdout and stderr."""
 
-    def execute(*arguments, folder=world):
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(folder)
-            patch.setenv("AVFS_CACHE", str(world / "cache"))
-            patch.setenv("COLUMNS", "110")
-            status = run([str(argument) for argument in arguments])
-        return status, normalised(out.getvalue(), world), normalised(err.getvalue(), world)
+    def call(*arguments, folder=world):
+        status, out, err = execute(folder, *arguments, columns=110, cache=world / "cache")
+        return status, normalised(out, world), normalised(err, world)
 
-    return execute
+    return call
 
 
 def normalised(text: str, world: Path) -> str:

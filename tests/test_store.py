@@ -9,17 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_support import execute
 from fewshot_worlds import CLASSES, write_class_folders
 
 import avfewshot
-from avfewshot.cli.app import run
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.methods.active import suggest
@@ -36,16 +35,6 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     write_class_folders(folder / "clips", clips=3)
     return folder
-
-
-def execute(folder, *arguments):
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setenv("COLUMNS", "160")
-        status = run([str(argument) for argument in arguments])
-    assert "Traceback" not in err.getvalue()
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -117,8 +117,7 @@ def support_of(
 ) -> tuple[Support, list[tuple[str, str]]] | None:
     """A row for each labelled clip, and one for each run of labelled seconds; those of one clip are left out together.
 
-    Returns:
-        The support, whose groups are positions in `marked`; id and label of each row. None where nothing is labelled.
+    Gives the support, whose groups are positions in `marked`, with id and label of each row; None without any label.
     """
     parts: list[tuple[str, Any, Any]] = []
     rows: list[tuple[str, str]] = []

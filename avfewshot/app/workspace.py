@@ -96,12 +96,8 @@ class Workspace:
         templates: str = "default",
         **options: Any,
     ) -> None:
-        self.classifier, self.folder, self.runs, self.templates = (
-            classifier,
-            Path(os.path.abspath(folder)),
-            runs,
-            templates,
-        )
+        self.classifier, self.runs, self.templates = classifier, runs, templates
+        self.folder = Path(os.path.abspath(folder))
         self.roots = {os.path.realpath(root) for root in (roots or [folder])}
         self._options = options
         self.temporary = Path(tempfile.mkdtemp(prefix="avfs-serve-"))
@@ -217,10 +213,8 @@ class Workspace:
     def add(self, source: Path, name: str) -> Entry:
         """Take over an uploaded file, which is moved into the temporary folder; it is the next one to be embedded."""
         with self.lock:
-            base = (
-                re.sub(r"[^\w. ()\[\]+,&'-]", "_", os.path.basename(name.replace("\\", "/"))).lstrip(".")[-120:]
-                or "clip"
-            )
+            base = re.sub(r"[^\w. ()\[\]+,&'-]", "_", os.path.basename(name.replace("\\", "/")))
+            base = base.lstrip(".")[-120:] or "clip"
             if Path(base).suffix.lower() not in MEDIA_SUFFIXES:
                 raise UsageError(
                     f"{base}: is not named like a media file.",

@@ -220,11 +220,7 @@ def _root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the program with these arguments, without its own name.
-
-    Returns:
-        The exit status: 0 all done, 1 something failed, 2 misuse, 130 interrupted.
-    """
+    """Run the program with these arguments, without its own name; gives the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not know must not end the run
             stream.reconfigure(errors="backslashreplace")

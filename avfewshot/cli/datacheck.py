@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,16 +98,22 @@ def data_root(name: str, root: Path | None) -> Path:
     """
     if root is not None:
         return root
-    from avfewshot.config import resolve, table_settings
     from avfewshot.data.description import dataset_of_task, load_description
 
-    dataset = dataset_of_task(name)
+    description = load_description(dataset_of_task(name))
+    return configured_root((description.name, description.reader, "root"), description.title)
+
+
+def configured_root(keys: Sequence[str], title: str) -> Path:
+    """The folder that ``avfs.toml`` or the environment says for the first of these keys; a :class:`UsageError` else."""
+    from avfewshot.config import resolve, table_settings
+
     resolved = resolve("data").check()
-    for key in (dataset, load_description(dataset).reader, "root"):
+    for key in keys:
         if key in table_settings("data") and resolved[key] is not None:
             return Path(resolved[key])
     raise UsageError(
-        f"Where is {load_description(dataset).title}? No data folder is set.",
+        f"Where is {title}? No data folder is set.",
         hint="Give --root DIR, or set it in avfs.toml, table [data]. Without any data: avfs data toy --root toy.",
     )
 

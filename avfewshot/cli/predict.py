@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from avfewshot.cli.eval import check_choices
-from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.runs import resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.errors import AvfsError, UsageError, explain
@@ -66,33 +65,20 @@ def predict(
             "predict answers about files of this machine, not about addresses.", hint="Download them first."
         )
     with library_messages(Notices(), debug=debugging()), Interrupts():
-        from avfewshot.inference.devices import resolve_device, resolve_precision
-        from avfewshot.prompts import load_templates
+        from avfewshot.cli.train import run_on
+        from avfewshot.models.checkpoint import load_adapter
         from avfewshot.supervised.base import Example, TaskData, load_task
-        from avfewshot.supervised.training import SupervisedRun
 
         record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
         config, folder = record.config, record.folder
         seeds = config.training.seeds
         if seed is not None and seed not in seeds:
             raise UsageError(f"--seed {seed}: was not trained.", hint=f"Seeds: {', '.join(map(str, seeds))}.")
-        from avfewshot.models.checkpoint import load_adapter
-
         chosen = folder / f"seed-{seeds[0] if seed is None else seed}"
         about = load_adapter(chosen).config.decision["about"]
-        task, backbone = load_task(str(config.task)), load_backbone(config.model)
+        task = load_task(str(config.task))
         asked = [task.ask(Example(path.stem, path), question, about) for path in files]
-        place = resolve_device(config.model.device)
-        precision = resolve_precision(config.training.precision, place)
-        templates = config.model.templates or backbone.templates
-        trainer = SupervisedRun(
-            task,
-            TaskData({}, about),
-            config.training.replace(precision=precision),
-            backbone,
-            (templates, load_templates(templates)),
-            place,
-        )
+        trainer = run_on(config, task, TaskData({}, about))
         model = trainer.best_model(chosen)
         lines, failed = [], 0
         for example in asked:

@@ -208,10 +208,7 @@ def resumed_run(
 
 
 def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
-    """Load the backbone, and the checkpoint to begin with if there is one.
-
-    Returns:
-        The training settings, with the adapters of the checkpoint; the backbone on the CPU; the checkpoint.
+    """Training settings, with those of the checkpoint to begin with; the backbone, on the CPU; the checkpoint.
 
     Raises:
         AvfsError: Something is missing, damaged, or does not fit.

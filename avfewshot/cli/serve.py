@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,6 @@ from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.config import Resolved, resolve
 from avfewshot.errors import UsageError, raise_faults
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(add_completion=False)
 

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.datacheck import configured_root
 from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.runs import Run, new_run, resumed_run, run_faults
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
-from avfewshot.config import SupervisedConfig, resolve, table_settings
+from avfewshot.config import SupervisedConfig, resolve
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
     from avfewshot.cli.progress import Display
+    from avfewshot.supervised.base import SupervisedTask, TaskData
     from avfewshot.supervised.training import Estimate, SeedOutcome, SupervisedRun
 
 app = typer.Typer(add_completion=False)
@@ -93,20 +95,8 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
 
 
 def data_folder(dataset: str, title: str, root: Path | None) -> Path:
-    """The folder of a task's data set: the flag, else what ``avfs.toml`` or the environment says.
-
-    Raises:
-        UsageError: Nothing says where it is, or it is no folder.
-    """
-    if root is None:
-        resolved = resolve("data").check()
-        keys = (dataset, "root")
-        root = next((resolved[key] for key in keys if key in table_settings("data") and resolved[key]), None)
-    if root is None:
-        raise UsageError(
-            f"Where are the data of {title}? No data folder is set.",
-            hint="Give --root DIR, or set it in avfs.toml, table [data]. Without any data: avfs data toy --root toy.",
-        )
+    """The folder of a task's data set; a :class:`UsageError` where it is none, or nothing says where it is."""
+    root = root or configured_root((dataset, "root"), title)
     if not root.is_dir():
         raise UsageError(f"The data folder {root} does not exist.", hint="Give another one with --root DIR.")
     return root
@@ -114,29 +104,35 @@ def data_folder(dataset: str, title: str, root: Path | None) -> Path:
 
 def load_run(config: SupervisedConfig, display: Display) -> SupervisedRun:
     """Read the data set and the backbone."""
-    from avfewshot.inference.devices import resolve_device, resolve_precision
-    from avfewshot.prompts import load_templates
     from avfewshot.supervised.base import load_task
-    from avfewshot.supervised.training import SupervisedRun
 
     task, data = load_task(str(config.task)), config.data
     display.begin("reading annotations, looking for clips", 0)
     assert data.root is not None
     read = task.read(data.root, data.media, config.training.subset)
     display.begin(f"loading {config.model.backbone}", 0)
+    return run_on(config, task, read, display)
+
+
+def run_on(config: SupervisedConfig, task: SupervisedTask, data: TaskData, observer: Any = None) -> SupervisedRun:
+    """What trains, evaluates and predicts a task with these data, on the backbone of the settings."""
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+    from avfewshot.prompts import load_templates
+    from avfewshot.supervised.training import SupervisedRun
+
     backbone = load_backbone(config.model)
     device = resolve_device(config.model.device)
     precision = resolve_precision(config.training.precision, device)
     templates = config.model.templates or backbone.templates
     return SupervisedRun(
         task,
-        read,
+        data,
         config.training.replace(precision=precision),
         backbone,
         (templates, load_templates(templates)),
         device,
         frame_backend=config.model.frame_backend,
-        observer=display,
+        observer=observer,
     )
 
 

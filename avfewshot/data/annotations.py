@@ -34,13 +34,10 @@ class Annotations:
 
 
 def locate(description: Description, root: str | Path) -> Annotations:
-    """Find the annotation files below a data root.
+    """Find the annotation files below a data root: those of the first folder that has every required one.
 
-    They are looked for in the root itself, in the sub-folders that the description names, and in the usual
-    sub-folders of those (``data``, ``annotations``, ...); all of them must lie in one folder.
-
-    Returns:
-        The files of the first folder that has every required one.
+    They are looked for in the root itself, in the sub-folders that the description names, and in the usual sub-folders
+    of those (``data``, ``annotations``, ...).
 
     Raises:
         UsageError: The root is not a folder.

@@ -28,10 +28,7 @@ class _Row:
 
 
 def load_ave(description: Description, root: str | Path) -> Dataset:
-    """Read AVE, or a data set in its layout.
-
-    Returns:
-        The data set, media not yet looked up. ``segments`` of a sample holds its class for the seconds of the event.
+    """Read AVE, or a data set in its layout, without media; ``segments`` hold the class in the seconds of its event.
 
     Raises:
         UsageError: The root is not a folder.

@@ -196,10 +196,7 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def read_mask(path: str | Path, size: int) -> np.ndarray:
-    """Read a mask: 1-bit, grey or palette pictures, foreground being what is light.
-
-    Returns:
-        Bool ``[size, size]``.
+    """Read a mask, bool ``[size, size]``: 1-bit, grey or palette pictures, foreground being what is light.
 
     Raises:
         MediaError: It is no picture, or has more than two values.

@@ -35,6 +35,8 @@ _VIDEO = ("video_id", "vid_name", "youtube_id", "ytid")
 _SEGMENTS = ("label", "labels")
 _STARTED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d{1,6})")
 _FILE_NAME = re.compile(r"(.+_\d{6})(?:\.mp4)?")
+_NOT_OF_FORM = "rows not of the form {!r}, left out."
+_NO_BITS = "segment labels that are not a list of 0 and 1; those clips have none."
 _BITS = re.compile(r"\[?\s*([01](?:\.0*)?(?:[\s,]+[01](?:\.0*)?)*)\s*\]?")
 
 
@@ -113,26 +115,22 @@ def _read_headed(
         raise DataError(f"{path}: the header {','.join(header)} names no class column ({', '.join(_CATEGORY)}).")
     where = columns.get("split")
     rows: list[ClipRow] = []
-    malformed: list[str] = []
-    bad_splits: list[str] = []
-    bad_bits: list[str] = []
-    for line, cells in table[1:]:
-        if len(cells) != len(header) or not cells[video] or not cells[category]:
-            malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
-            continue
-        part = normalise_split(cells[where]) if where is not None else split
-        if part is None and where is not None:
-            bad_splits.append(f"{path.name}:{line} {cells[where]}")
-            continue
-        marks = parse_bits(cells[bits]) if bits is not None else None
-        if bits is not None and marks is None:
-            bad_bits.append(f"{path.name}:{line} {cells[bits][:60]}")
-        modality = cells[columns["modality"]].upper() if form == "vggsounder" else ""
-        rows.append(_row(line, cells[video], cells[category], part, marks, modality))
-    _note_malformed(report, path, form, malformed)
-    message = f"{path.name}: splits other than train, val, test, left out."
-    report.note("warning", "unknown-splits", message, bad_splits)
-    _note_bits(report, path, bad_bits)
+    with report.collect(f"{path.name}: ") as remark:
+        for line, cells in table[1:]:
+            place = f"{path.name}:{line}"
+            if len(cells) != len(header) or not cells[video] or not cells[category]:
+                remark("warning", "malformed-rows", _NOT_OF_FORM.format(form), f"{place} {','.join(cells)[:80]}")
+                continue
+            part = normalise_split(cells[where]) if where is not None else split
+            if part is None and where is not None:
+                message = "splits other than train, val, test, left out."
+                remark("warning", "unknown-splits", message, f"{place} {cells[where]}")
+                continue
+            marks = parse_bits(cells[bits]) if bits is not None else None
+            if bits is not None and marks is None:
+                remark("warning", "malformed-segments", _NO_BITS, f"{place} {cells[bits][:60]}")
+            modality = cells[columns["modality"]].upper() if form == "vggsounder" else ""
+            rows.append(_row(line, cells[video], cells[category], part, marks, modality))
     return ClipList(path, form, tuple(rows), len(table) - 1)
 
 
@@ -162,7 +160,7 @@ def _read_plain(
             hint="Known: category,video_id,split[,label] with a header; id,start,label,split; id_start6.mp4,label; "
             "OV-AVEBench's CSV and JSON; VGGSounder's CSV.",
         )
-    _note_malformed(report, path, form, malformed)
+    report.note("warning", "malformed-rows", f"{path.name}: {_NOT_OF_FORM.format(form)}", malformed)
     return ClipList(path, form, tuple(rows), len(table))
 
 
@@ -181,22 +179,19 @@ def _read_json(path: Path, split: str | None, report: DatasetReport) -> ClipList
         raise DataError(f"{path}: not JSON: {error}.") from error
     if not isinstance(entries, dict):
         raise DataError(f'{path}: expected {{"ID": {{"category": ..., "label": "[0, 1, ...]"}}, ...}}.')
+    message = f"{path.name}: clips listed more than once; the last counts."
+    report.note("warning", "repeated-ids", message, repeated)
     rows: list[ClipRow] = []
-    malformed: list[str] = []
-    bad_bits: list[str] = []
-    for number, (name, entry) in enumerate(entries.items(), 1):
-        category = entry.get("category") if isinstance(entry, dict) else None
-        if not isinstance(category, str) or not category.strip():
-            malformed.append(f"{path.name} {name}")
-            continue
-        marks = parse_bits(entry.get("label"))
-        if marks is None:
-            bad_bits.append(f"{path.name} {name}")
-        rows.append(_row(number, name, category.strip(), split, marks, ""))
-    if repeated:
-        report.add("warning", "repeated-ids", f"{path.name}: clips listed more than once; the last counts.", repeated)
-    _note_malformed(report, path, "ovave-json", malformed)
-    _note_bits(report, path, bad_bits)
+    with report.collect(f"{path.name}: ") as remark:
+        for number, (name, entry) in enumerate(entries.items(), 1):
+            category = entry.get("category") if isinstance(entry, dict) else None
+            if not isinstance(category, str) or not category.strip():
+                remark("warning", "malformed-rows", _NOT_OF_FORM.format("ovave-json"), f"{path.name} {name}")
+                continue
+            marks = parse_bits(entry.get("label"))
+            if marks is None:
+                remark("warning", "malformed-segments", _NO_BITS, f"{path.name} {name}")
+            rows.append(_row(number, name, category.strip(), split, marks, ""))
     return ClipList(path, "ovave-json", tuple(rows), len(entries))
 
 
@@ -211,12 +206,3 @@ def _row(
 
 def _column(columns: dict[str, int], names: Sequence[str]) -> int | None:
     return next((columns[name] for name in names if name in columns), None)
-
-
-def _note_malformed(report: DatasetReport, path: Path, form: str, places: list[str]) -> None:
-    report.note("warning", "malformed-rows", f"{path.name}: rows not of the form {form!r}, left out.", places)
-
-
-def _note_bits(report: DatasetReport, path: Path, places: list[str]) -> None:
-    message = f"{path.name}: segment labels that are not a list of 0 and 1; those clips have none."
-    report.note("warning", "malformed-segments", message, places)

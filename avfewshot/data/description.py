@@ -55,13 +55,7 @@ Shown = Annotated[Text, BeforeValidator(lambda value: visible(value) if isinstan
 PlainName = Annotated[Text, AfterValidator(_check_plain)]
 Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-fA-F]{64}$")]
 Count = Annotated[PositiveInt, BeforeValidator(_check_number)]
-Rows = Annotated[int, BeforeValidator(_check_number), AfterValidator(lambda value: _check_rows(value))]
-
-
-def _check_rows(value: int) -> int:
-    if value < 0:
-        raise ValueError(f"must be a whole number from 0 on, not {value}")
-    return value
+Rows = Annotated[int, BeforeValidator(_check_number), Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -298,6 +292,7 @@ _WANTED = {
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
     "greater_than": "must be a positive whole number",
+    "greater_than_equal": "must be a whole number from 0 on",
     "less_than_equal": "is too large",
     "string_pattern_mismatch": "must be a SHA-256, which has 64 hexadecimal digits",
 }

@@ -77,9 +77,6 @@ def without_leaks(
 
     The test split of `dataset` is kept, since nothing is learnt from it. Clips without a YouTube id cannot be checked
     and stay.
-
-    Returns:
-        The cleaned data set and what was removed.
     """
     sources = {f"{other.name}/{split}": youtube_ids(other, [split]) for other in evaluations for split in into_splits}
     forbidden = set().union(*sources.values()) if sources else set()

@@ -24,11 +24,10 @@ _NAME = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d+(?:\.\d+)?)_(?P<e
 
 
 def load_llp(description: Description, root: str | Path) -> Dataset:
-    """Read LLP, or a data set in its layout.
+    """Read LLP, or a data set in its layout, without its media.
 
-    Returns:
-        The data set, media not yet looked up. ``labels`` are those of the split files; ``events`` those of the
-        evaluation files, with modality ``audio`` or ``visual``, empty for training clips.
+    ``labels`` are those of the split files; ``events`` those of the evaluation files, with modality ``audio`` or
+    ``visual``, empty for training clips.
 
     Raises:
         UsageError: The root is not a folder.

@@ -58,19 +58,16 @@ class Support:
         ]
         none = [name for name, count in self.short.items() if count == 0]
         few = [f"{name} ({count})" for name, count in self.short.items() if count]
+        next_in_rank = "and were replaced by the next in rank."
         if none:
             lines.append(f"Classes without any clip to draw: {_some(none)}.")
         if few:
             lines.append(f"Classes with fewer than {self.shots} clips, used whole: {_some(few)}.")
         if self.replaced:
-            lines.append(
-                f"{len(self.replaced)} clips of the support have no media and were replaced by the next in rank."
-            )
+            lines.append(f"{len(self.replaced)} clips of the support have no media {next_in_rank}")
         if self.overlapping:
-            lines.append(
-                f"{len(self.overlapping)} clips show videos that are also in the test split ({_some(self.overlapping)})"
-                " and were replaced by the next in rank."
-            )
+            shared = f"{len(self.overlapping)} clips show videos that are also in the test split"
+            lines.append(f"{shared} ({_some(self.overlapping)}) {next_in_rank}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,14 +104,11 @@ class Validation:
         each = "all there are" if self.shots == "all" else f"{self.shots} per class"
         lines = [f"Validation: {len(self.samples)} clips of the {self.split} split, {each}, seed {self.seed}."]
         if self.short:
-            lines.append(
-                f"Classes with fewer validation clips: {_some([f'{n} ({c})' for n, c in self.short.items()])}."
-            )
+            short = [f"{name} ({count})" for name, count in self.short.items()]
+            lines.append(f"Classes with fewer validation clips: {_some(short)}.")
         if self.overlapping:
-            lines.append(
-                f"{len(self.overlapping)} validation clips show videos of the support or the test split and are left "
-                f"out ({_some(self.overlapping)})."
-            )
+            shared = f"{len(self.overlapping)} validation clips show videos of the support or the test split"
+            lines.append(f"{shared} and are left out ({_some(self.overlapping)}).")
         return lines
 
     def to_dict(self) -> dict[str, Any]:

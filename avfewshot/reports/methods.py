@@ -53,62 +53,60 @@ def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dic
 
 def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
     """What light methods get right on clips of the support, each left out: known before any test clip is read."""
-    table = Table(title=f"seed {seed}: light methods, clips of the support left out", title_justify="left")
-    table.box, table.pad_edge = SIMPLE_HEAD, False
-    table.add_column("method")
-    for title in ("right", "log-loss", "ECE", "tempered", "seconds"):
-        table.add_column(title, justify="right")
+    auto = diagnostics.get("auto")
+    caption = "" if auto is None else f"auto: {auto.get('choice', '')}; {auto.get('why', '')}"
+    title = f"seed {seed}: light methods, clips of the support left out"
+    table = _table(title, caption, "method", "right", "log-loss", "ECE", "tempered", "seconds")
     for name, one in diagnostics.items():
-        right, loss, calibration = one.get("loo_accuracy"), one.get("loo_log_loss"), one.get("calibration")
+        calibration = one.get("calibration") or {}
         table.add_row(
             Text(printable(name)),
-            NONE if right is None else f"{100 * right:.1f} %",
-            NONE if loss is None else f"{loss:.3f}",
-            *([f"{calibration[end]:.3f}" for end in ("ece_before", "ece_after")] if calibration else [NONE] * 2),
-            f"{one['seconds']:.1f}",
+            _cell(one.get("loo_accuracy"), ".1%").replace("%", " %"),
+            *(_cell(v, ".3f") for v in (one.get("loo_log_loss"), *map(calibration.get, ("ece_before", "ece_after")))),
+            _cell(one["seconds"], ".1f"),
         )
-    chosen = diagnostics.get("auto")
-    if chosen is not None:
-        table.caption = f"auto: {chosen.get('choice', '')}; {chosen.get('why', '')}"
-        table.caption_justify = "left"
     return table
+
+
+def _table(title: str, caption: str, *columns: str) -> Table:
+    """A table whose first column holds names, the others figures."""
+    left = {"title_justify": "left", "caption_justify": "left"}
+    table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD, pad_edge=False, **left)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
+def _cell(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
 
 
 def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """All systems on the test clips, the best first."""
     title = f"{printable(comparison.task)}: {metric_title(comparison.headline)}, in percent"
-    table = Table(title=title, caption=basis(comparison), title_justify="left", caption_justify="left")
-    table.box, table.pad_edge = SIMPLE_HEAD, False
-    table.add_column("system")
-    for column in ("test", "95 % interval", "left out", "labels used", "fit, s", "trained"):
-        table.add_column(column, justify="right")
+    columns = ("system", "test", "95 % interval", "left out", "labels used", "fit, s", "trained")
+    table = _table(title, basis(comparison), *columns)
     for row in method_rows(comparison, runs):
         bold = "bold" if row["system"] == "auto" else ""
         table.add_row(
             Text(printable(row["system"]), style=bold),
             Text(points(row["estimate"].value), style=bold),
             interval(row["estimate"]),
-            NONE if row["left_out"] is None else f"{100 * row['left_out']:.1f}",
-            NONE if row["labels"] is None else f"{row['labels']:,}",
-            NONE if row["seconds"] is None else f"{row['seconds']:.1f}",
-            NONE if row["trainable"] is None else f"{row['trainable']:,}",
+            points(row["left_out"]),
+            *(_cell(row[key], form) for key, form in (("labels", ","), ("seconds", ".1f"), ("trainable", ","))),
         )
     return table
 
 
 def details_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """Beside it: calibration before and after the temperature, and what the second modality spoils."""
-    table = Table(title="the same clips: calibration, and what the second modality spoils", title_justify="left")
-    table.box, table.pad_edge, table.caption_justify = SIMPLE_HEAD, False, "left"
-    table.add_column("system")
-    for column in ("ECE", "tempered", *MUS):
-        table.add_column(column, justify="right")
+    title = "the same clips: calibration, and what the second modality spoils"
+    table = _table(title, CONFUSION, "system", "ECE", "tempered", *MUS)
     for row in method_rows(comparison, runs):
         if row["ece"] or row["modality_confusion"]:
             errors, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
             figures = (*map(errors.get, ("before", "after")), *map(spoilt.get, MUS))
-            table.add_row(Text(printable(row["system"])), *(NONE if v is None else points(v) for v in figures))
-    table.caption = CONFUSION
+            table.add_row(Text(printable(row["system"])), *map(points, figures))
     return table
 
 
@@ -129,28 +127,21 @@ class Listing:
 
     def table(self, most: int = 20) -> Table:
         """For the terminal, its first rows."""
-        table = Table(title=printable(self.title), title_justify="left", caption_justify="left")
-        table.box, table.pad_edge = SIMPLE_HEAD, False
+        more = f"{len(self.rows) - most:,} more are in the files. " if len(self.rows) > most else ""
+        table = _table(printable(self.title), more + self.note)
         for name in self.head:
             table.add_column(printable(name), overflow="fold")
         for row in self.rows[:most]:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        more = f"{len(self.rows) - most:,} more are in the files. " if len(self.rows) > most else ""
-        table.caption = more + self.note
         return table
 
 
 def differences_listing(comparison: Comparison) -> Listing:
     """The difference of every pair of systems by the headline, in points."""
     rows = [
-        (
-            f"{found.system} − {found.reference}",
-            signed(found.estimate.value),
-            interval(found.estimate),
-            verdict(found)[0],
-        )
-        for found in comparison.differences
-        if found.metric == comparison.headline and found.estimate.value is not None
+        (f"{one.system} − {one.reference}", signed(one.estimate.value), interval(one.estimate), verdict(one)[0])
+        for one in comparison.differences
+        if one.metric == comparison.headline and one.estimate.value is not None
     ]
     head = ("difference", "points", "95 % interval", "verdict")
     return Listing("differences, paired on the same clips", head, rows, "unclear: the interval includes zero.")
@@ -225,12 +216,11 @@ def _lines(tables: Sequence[tuple[str, Comparison, Sequence[Diagnostics]]], shot
     """A line a system over shots: `auto`, zero-shot, and the best of the others, as many as there are colours."""
     lines = {}
     for system in dict.fromkeys(name for _, table, _ in tables for name in table.systems):
-        found = [
-            (float(k), table.cells[system][table.headline].value)
+        lines[system] = [
+            (float(k), value)
             for k, (_, table, _) in zip(shots, tables, strict=True)
-            if system in table.systems
+            if system in table.systems and (value := table.cells[system][table.headline].value) is not None
         ]
-        lines[system] = [(k, value) for k, value in found if value is not None]
     first = [name for name in ("auto", "zero-shot") if lines.get(name)]
     others = [name for name in lines if lines[name] and name not in first and lines[name] != lines.get("auto")]
     others.sort(key=lambda name: -fmean(value for _, value in lines[name]))

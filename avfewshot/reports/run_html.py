@@ -122,8 +122,8 @@ def _training(record: RunRecord) -> dict[str, Any]:
     validation = line_chart(
         f"{figures.metric_title(record.comparison.headline)} on validation clips",
         [
-            Series(name, [(epoch[0], epoch[2]) for epoch in curve.epochs], marked=_best(curve))
-            for name, curve in zip(names, curves, strict=True)
+            Series(name, [(epoch[0], epoch[2]) for epoch in curve.epochs], marked=kept and (kept[0], kept[2]))
+            for name, curve, kept in zip(names, curves, map(_kept, curves), strict=True)
         ],
         x_name="epoch",
         level=Level(start, "before training") if start is not None and math.isfinite(start) else None,
@@ -153,11 +153,6 @@ def _training(record: RunRecord) -> dict[str, Any]:
 def _kept(curve: Curve) -> tuple[int, int, float, float, float, bool] | None:
     """The entry of the epoch that was kept: the last one that was the best so far."""
     return next((epoch for epoch in reversed(curve.epochs) if epoch[5]), None)
-
-
-def _best(curve: Curve) -> tuple[float, float] | None:
-    kept = _kept(curve)
-    return None if kept is None else (kept[0], kept[2])
 
 
 def _course(curve: Curve) -> dict[str, Any]:

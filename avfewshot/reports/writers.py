@@ -16,19 +16,9 @@ from avfewshot.io import csv_cell
 from avfewshot.reports.records import VERSION, clip_record, distribution, dumps, failure_record
 
 CSV_COLUMNS = (
-    "path",
-    "duration",
-    "label",
-    "score",
-    "visual_label",
-    "visual_score",
-    "audio_label",
-    "audio_score",
-    "visual_weight",
-    "audio_weight",
-    "warnings",
-    "error",
-)
+    "path", "duration", "label", "score", "visual_label", "visual_score", "audio_label", "audio_score",
+    "visual_weight", "audio_weight", "warnings", "error",
+)  # fmt: skip
 """Columns before the probabilities, which have one column a label named ``p:LABEL``."""
 
 SEGMENT_COLUMNS = ("path", "start", "end", "label", "score", "visual_weight", "audio_weight", "error")
@@ -146,23 +136,10 @@ class CsvWriter:
             self._row([result.path, *[""] * 10, result.error, *[""] * (len(self._labels) + len(self._more))])
             return
         record = clip_record(result, segments=False)
-        weights, scores = record["weights"], record["scores"]
-        self._row(
-            [
-                record["path"],
-                record["duration"],
-                record["label"],
-                record["score"],
-                *_best(result.visual),
-                *_best(result.audio),
-                weights["visual"],
-                weights["audio"],
-                "; ".join(record["warnings"]),
-                "",
-                *(scores[label] for label in self._labels),
-                *("; ".join(result.labels or ()) for _ in self._more),
-            ]
-        )
+        cells = [*(record[key] for key in CSV_COLUMNS[:4]), *_best(result.visual), *_best(result.audio)]
+        cells += [*(record["weights"][name] for name in ("visual", "audio")), "; ".join(record["warnings"]), ""]
+        cells += [record["scores"][label] for label in self._labels]
+        self._row([*cells, *("; ".join(result.labels or ()) for _ in self._more)])
 
     def end(self, summary: Summary) -> None:
         """Nothing stands after the last row."""

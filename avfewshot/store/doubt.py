@@ -18,10 +18,9 @@ _BATCH = 1000  # clips scored at once
 
 
 def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, Any]]:
-    """Which clips to label next (not those trained on); see :func:`~avfewshot.methods.active.suggest`.
+    """Clips to label next (not those trained on), the most useful first: :func:`~avfewshot.methods.active.suggest`.
 
-    Returns:
-        ``path``, ``label``, ``score``, ``second`` (the next best label) and ``margin`` of each, most useful first.
+    Each has ``path``, ``label``, ``score``, ``second`` (the next best label) and ``margin``.
 
     Raises:
         UsageError: The store was embedded by other towers than those of the run.

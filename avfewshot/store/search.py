@@ -12,14 +12,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.store.store import MODALITIES, Floats, Store, StoredClip
 
+if TYPE_CHECKING:
+    from avfewshot.store.store import Store, StoredClip
+
+Floats = npt.NDArray[np.float32]
+MODALITIES = ("visual", "audio")
 BY = {"sight": ("visual",), "sound": ("audio",), "both": MODALITIES}
 
 _SAMPLE = 4096  # seconds that tell how cosines are spread

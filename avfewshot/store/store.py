@@ -16,30 +16,26 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.thumbnails import jpeg
+from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, clip_query
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.embedding_cache import EmbeddingCache
     from avfewshot.inference.features import EmbeddedFile
-    from avfewshot.store.search import Hit, Search
-
-Floats = npt.NDArray[np.float32]
 
 VERSION = 1
-MODALITIES = ("visual", "audio")
 THUMBNAIL = 96  # longer side of thumbnails in pixels
 
 _COMMIT_CLIPS, _COMMIT_SECONDS = 64, 5.0  # a kill costs at most so much work
@@ -268,25 +264,19 @@ class Store:
         top: int = 20,
         classifier: Classifier | None = None,
     ) -> list[Hit]:
-        """Search by words or by a clip.
+        """Search by words or by a clip; the best first, each with the moments that it was found by.
 
         Args:
             query: What to look for, such as ``"dog barking"``.
-            like: Instead: a clip, or some of its seconds as ``"clip.mp4:12-15"``; one that lies in the store needs no
-                model.
+            like: Instead: a clip, or some of its seconds as ``"clip.mp4:12-15"``; one in the store needs no model.
             by: ``"sight"``, ``"sound"`` or ``"both"``.
             top: How many clips at most.
             classifier: The towers that embedded the store; loaded once where they are needed, unless given.
-
-        Returns:
-            The best first, each with the moments that it was found by.
 
         Raises:
             UsageError: An argument is wrong.
             MediaError: `like` cannot be read.
         """
-        from avfewshot.store.search import BY, clip_query
-
         if by not in BY:
             raise UsageError(f"There is no way to search by {by!r}.", hint=f"Choose from: {', '.join(BY)}.")
         if (query is None) == (like is None):
@@ -310,8 +300,6 @@ class Store:
 
     @cached_property
     def _search(self) -> Search:
-        from avfewshot.store.search import Search
-
         return Search(self)
 
     # ------------------------------------------------------------------------------------------ writing
@@ -360,17 +348,15 @@ class Store:
             UsageError: Another process writes into it, or its embeddings come from other towers.
         """
         with self._locked(), self._connect(write=True) as database:
-            self._drop(database, [clip.id for clip in changes.gone])
+            with database:
+                for clip in changes.gone:
+                    _delete(database, clip.id)
             if changes.to_embed:
                 towers = classifier()
                 self.check(towers.embedding_identity)
                 with contextlib.closing(_Writer(self, database)) as writer:
-                    files = towers.iter_embed(
-                        changes.to_embed,
-                        batch_size=batch_size,
-                        workers=workers,
-                        watch=writer.watch,
-                    )
+                    options = {"batch_size": batch_size, "workers": workers, "watch": writer.watch}
+                    files = towers.iter_embed(changes.to_embed, **options)
                     with contextlib.closing(files):
                         for path, file in zip(changes.to_embed, files, strict=True):
                             writer.add(path, file)
@@ -397,13 +383,6 @@ class Store:
                             raise UsageError(message, hint="Wait for it.") from None
                         time.sleep(0.1)
             yield
-
-    def _drop(self, database: sqlite3.Connection, ids: Iterable[int]) -> None:
-        rows = [(id,) for id in ids]
-        with database:
-            database.executemany("DELETE FROM clips WHERE id = ?", rows)
-            database.executemany("DELETE FROM means WHERE clip = ?", rows)
-            database.executemany("DELETE FROM thumbnails WHERE clip = ?", rows)
 
     def _compact(self, database: sqlite3.Connection) -> bool:
         """Write the rows that are in use into new files, where dead ones take too much room; tells whether it did."""
@@ -434,11 +413,7 @@ class Store:
     # ------------------------------------------------------------------------------------------ index
 
     def index(self) -> dict[str, Any]:
-        """Bring the indexes up to date with the rows; none for few rows or without faiss, which compares them all.
-
-        Returns:
-            faiss indexes by modality.
-        """
+        """Indexes of faiss by modality, up to date; none for few rows or without faiss: all rows are compared."""
         try:
             import faiss
         except ImportError:
@@ -512,8 +487,7 @@ class _Writer:
         about: list[Any] = [name, real, status.st_size, status.st_mtime_ns]
         before = self._database.execute("SELECT id FROM clips WHERE path = ?", (name,)).fetchone()
         if before is not None:
-            for table, key in (("clips", "id"), ("means", "clip"), ("thumbnails", "clip")):
-                self._database.execute(f"DELETE FROM {table} WHERE {key} = ?", before)
+            _delete(self._database, before[0])
         insert = f"INSERT INTO clips VALUES (NULL{', ?' * 10})"
         if isinstance(file, Failure):
             self._database.execute(insert, (*about, None, 0, None, None, "[]", file.error))
@@ -554,6 +528,11 @@ class _Writer:
         finally:
             for stream in self._files.values():
                 stream.close()
+
+
+def _delete(database: sqlite3.Connection, clip: int) -> None:
+    for table, key in (("clips", "id"), ("means", "clip"), ("thumbnails", "clip")):
+        database.execute(f"DELETE FROM {table} WHERE {key} = ?", (clip,))
 
 
 def _set(database: sqlite3.Connection, key: str, value: Any) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 import av.error
@@ -64,10 +64,7 @@ class Manifest:
         document = {
             "format": _FORMAT,
             "made_by": "avfs data toy",
-            "seed": self.seed,
-            "clips_per_class": self.clips_per_class,
-            "generator": self.generator,
-            "datasets": list(self.datasets),
+            **asdict(self),
             "complete": all(self.files.values()),
             "files": dict(sorted(self.files.items())),
         }
@@ -160,10 +157,8 @@ class Build:
             raise UsageError(
                 f"{self.root}: cannot be written to: {error.strerror}.", hint="Give another --root."
             ) from error
-        total, hidden = (
-            len(self.pending),
-            None if progress and self.pending else True,
-        )  # None: shown on a terminal alone
+        total = len(self.pending)
+        hidden = None if progress and self.pending else True  # None: shown on a terminal alone
         bar = tqdm(total=total, unit="clip", desc="Writing clips", disable=hidden, dynamic_ncols=True, leave=False)
         try:
             with bar, contextlib.closing(_write_clips(self.root, self.pending, self.jobs)) as written:

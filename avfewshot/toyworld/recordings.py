@@ -72,14 +72,9 @@ class Microphone:
     level_spread: float  # largest deviation of a clip's hiss and hum, dB
 
     def record(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Record a whole clip, as loud as it was.
+        """Record a whole clip, float32 ``[samples]`` at 48 kHz in -1..1, as loud as it was.
 
-        Args:
-            waveform: float32 ``[samples]`` at 48 kHz in -1..1.
-            rng: Source of what is particular about the clip, and of the noise.
-
-        Returns:
-            float32 ``[samples]`` in -1..1.
+        `rng` is the source of what is particular about the clip, and of the noise.
         """
         low, high, delay = np.array([self.low, self.high, self.delay]) * np.exp(rng.uniform(-1, 1, 3) * self.spread)
         hiss, hum = 10 ** ((np.array([self.hiss, self.hum]) + rng.uniform(-1, 1, 2) * self.level_spread) / 20)

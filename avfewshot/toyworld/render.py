@@ -77,11 +77,7 @@ class Stage:
         return turned, (margin[0] + round(shares[0] * room), margin[1] + round(shares[1] * room))
 
     def frame(self, second: float, visible: Sequence[bool], rng: np.random.Generator) -> np.ndarray:
-        """Photograph the stage.
-
-        Returns:
-            uint8 ``[height, width, 3]``.
-        """
+        """Photograph the stage: uint8 ``[height, width, 3]``."""
         scene = self._backdrop.copy()
         for index, shown in enumerate(visible):
             if shown:
@@ -137,11 +133,7 @@ _PLACED_SCALES = {1: (0.42, 0.55), 2: (0.4, 0.5), 3: (0.3, 0.33)}
 
 
 def render_still(script: ClipScript, second: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last sixteenth of a second of a scene, and where what sounds then is seen.
-
-    Returns:
-        uint8 ``[side, side, 3]`` and bool ``[side, side]``.
-    """
+    """The last sixteenth of a second, uint8 ``[side, side, 3]``, and what sounds in it, bool ``[side, side]``."""
     rng = np.random.default_rng([script.seed, 1])
     extras, stage = _set_up(script, side, side, rng)
     moment = second + 15 / 16
@@ -159,8 +151,7 @@ def render_still(script: ClipScript, second: int, side: int) -> tuple[np.ndarray
 def render_waveform(script: ClipScript) -> np.ndarray:
     """Render the sound of a clip: its events over noise, with a short ramp at each onset and offset.
 
-    Returns:
-        float32 ``[round(seconds * 48000)]`` in -1..1.
+    float32 ``[round(seconds * 48000)]`` in -1..1.
     """
     rng = np.random.default_rng([script.seed, 2])
     count = round(script.seconds * SAMPLE_RATE)

@@ -234,11 +234,7 @@ def draw_object(name: str, colour: str, size: int, rng: np.random.Generator) -> 
 
 
 def draw_backdrop(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """Paint a blurry backdrop of muted colours, sometimes striped.
-
-    Returns:
-        float32 ``[height, width, 3]`` in 0..255.
-    """
+    """Paint a blurry backdrop of muted colours, sometimes striped: float32 ``[height, width, 3]`` in 0..255."""
     base = rng.uniform(60, 195) + rng.normal(0, 22, 3)
     patches = np.clip(base + rng.normal(0, 26, (rng.integers(2, 6), rng.integers(2, 7), 3)), 0, 255)
     small = Image.fromarray(patches.astype(np.uint8))
@@ -266,11 +262,7 @@ class Camera:
             self._bar = (rng.random() < 0.5, rng.uniform(0, 1), rng.uniform(0.04, 0.12), colour)
 
     def take(self, scene: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Photograph a scene.
-
-        Returns:
-            uint8 ``[height, width, 3]``.
-        """
+        """Photograph a scene: uint8 ``[height, width, 3]``."""
         if self._bar:
             upright, at, thickness, colour = self._bar
             side = min(scene.size)
