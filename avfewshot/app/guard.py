@@ -84,10 +84,10 @@ class Guard:
         if site not in (None, "same-origin", "none") and not visit:
             return JSONResponse({"error": "Requests of other sites are not answered."}, 403)
         if self._token is not None:
-            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-            if scope["path"] == "/" and scope["method"] == "GET" and self._is_token(given):
+            token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if scope["path"] == "/" and scope["method"] == "GET" and self._is_token(token):
                 answer = RedirectResponse("/", 303)
-                answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+                answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
                 return answer
             scheme, _, bearer = headers.get("authorization", "").partition(" ")
             cookie = _cookie(headers.get("cookie", ""))
@@ -106,10 +106,10 @@ class Guard:
 
 def _cookie(header: str) -> str:
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        cookie = SimpleCookie(header).get(COOKIE)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return cookie.value if cookie else ""
 
 
 def _too_large(limit: int) -> str:

@@ -162,25 +162,25 @@ def learn(
             "What was trained here gives adapted embeddings alone, nothing can be learnt from corrections.",
             hint="Start `avfs serve` without --adapter, or with a run of `avfs fewshot --no-tune`.",
         )
-    found = support_of(classifier, marked, labels)
-    if found is None:
+    labelled = support_of(classifier, marked, labels)
+    if labelled is None:
         return None
-    support, rows = found
+    support, rows = labelled
     texts = classifier.label_features(labels.names, labels.wordings)
     base = classifier.learned
-    known = {} if before is None else dict(before.rows)
+    known_labels = {} if before is None else dict(before.rows)
     grown = (
         before is not None
         and len(before.rows) >= LIVING_ROWS
         and tuple(before.run.scorer.texts.names) == labels.names
-        and known.items() <= dict(rows).items()
+        and known_labels.items() <= dict(rows).items()
     )
     if base is not None or grown:
         scorer = copy.deepcopy(before.run.scorer if grown and before else base.scorer if base else None)
         assert scorer is not None
         scorer.tuned = None  # adapters know nothing of these clips
         living = LivingRidge(scorer)
-        fresh = [row for row, (key, _) in enumerate(rows) if not (grown and key in known)]
+        fresh = [row for row, (key, _) in enumerate(rows) if not (grown and key in known_labels)]
         if fresh:
             living.add(support.features.take(np.array(fresh)), support.labels[fresh], texts)
     else:

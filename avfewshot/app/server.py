@@ -90,8 +90,8 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        told = [f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()]
-        return JSONResponse({"error": "; ".join(told)}, 422)
+        faults = [f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()]
+        return JSONResponse({"error": "; ".join(faults)}, 422)
 
     @app.exception_handler(OSError)
     def unwritten(request: Request, error: OSError) -> JSONResponse:

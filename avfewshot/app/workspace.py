@@ -312,9 +312,9 @@ class Workspace:
             with self.lock:
                 self._learnt, self._model = learnt, model
                 self.version += 1
-                told = {*(before.facts["doubted"] if before else ()), *(learnt.facts["doubted"] if learnt else ())}
+                doubted = {*(before.facts["doubted"] if before else ()), *(learnt.facts["doubted"] if learnt else ())}
                 for entry in self.entries:
-                    entry.version = self.version if str(entry.path) in told else entry.version
+                    entry.version = self.version if str(entry.path) in doubted else entry.version
                 self._changed.notify_all()
             return learnt.facts if learnt else None
 
@@ -340,7 +340,7 @@ class Workspace:
             files = [(e.number, e.file) for e in self.entries if e.file is not None]
         if not self.classifier.embeds_frozen:
             raise UsageError("Adapted embeddings cannot be searched.", hint="Start without --adapter.")
-        found = []
+        hits = []
         with self.compute:
             for number, file in files:
                 pair, scores = (file.visual, file.audio), []
@@ -355,8 +355,8 @@ class Workspace:
                 if scores:
                     length = min(map(len, scores))
                     joined = np.mean([score[:length] for score in scores], axis=0)
-                    found.append({"id": number, "second": int(joined.argmax()), "score": round(float(joined.max()), 3)})
-        return sorted(found, key=lambda hit: -hit["score"])[:top]
+                    hits.append({"id": number, "second": int(joined.argmax()), "score": round(float(joined.max()), 3)})
+        return sorted(hits, key=lambda hit: -hit["score"])[:top]
 
     def save(self, name: str) -> Path:
         """Write what was learnt as a run, and the labels beside it."""

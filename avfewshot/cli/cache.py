@@ -37,12 +37,12 @@ def entries(kind: str) -> list[tuple[Path, os.stat_result]]:
     """The files of one of :data:`KINDS`; links are not followed."""
     from avfewshot.io import cache_dir
 
-    found = []
+    files = []
     for folder, _, names in os.walk(cache_dir(kind)):
         for path in (Path(folder, name) for name in names if _ENTRY.fullmatch(name)):
             with contextlib.suppress(OSError):
-                found.append((path, path.lstat()))
-    return found
+                files.append((path, path.lstat()))
+    return files
 
 
 @app.callback()

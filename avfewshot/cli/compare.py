@@ -107,25 +107,25 @@ def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) 
     runs = [collect(faults, lambda folder=folder: read_finished(folder)) for folder in folders]
     settings = resolve("compare", {key: flags[key] for key in ("runs", "name")})
     raise_faults([*faults, *settings.faults])
-    found = [run for run in runs if run is not None]
-    if len({run.name for run in found}) < len(found):
-        found = [replace(run, name=str(folder)) for run, folder in zip(found, folders, strict=True)]
-    comparison, differing = compare_finished(found)
+    finished = [run for run in runs if run is not None]
+    if len({run.name for run in finished}) < len(finished):
+        finished = [replace(run, name=str(folder)) for run, folder in zip(finished, folders, strict=True)]
+    comparison, differing = compare_finished(finished)
     target = Path(settings["runs"]) / "compare" / (settings["name"] or "runs")
     rows = [
-        (name, ", ".join(dict.fromkeys(truth)), *(_answers(run, (name, truth)) for run in found))
+        (name, ", ".join(dict.fromkeys(truth)), *(_answers(run, (name, truth)) for run in finished))
         for name, truth in differing
     ]
-    seen = max(len(answers) for run in found for answers in run.seeds.values())
+    seen = max(len(answers) for run in finished for answers in run.seeds.values())
     note = f"{len(differing):,} of the {comparison.num_clips:,} shared test clips"
     note += f"; {seen - comparison.num_clips:,} are not in all runs." if seen > comparison.num_clips else "."
-    head = ("clip", "true", *(run.name for run in found))
+    head = ("clip", "true", *(run.name for run in finished))
     listings = [differences_listing(comparison), Listing("clips that are answered differently well", head, rows, note)]
     diagnostics = [
-        {run.name: run.methods[index] for run in found if index < len(run.methods)}
-        for index in range(max(len(run.methods) for run in found))
+        {run.name: run.methods[index] for run in finished if index < len(run.methods)}
+        for index in range(max(len(run.methods) for run in finished))
     ]
-    table = (", ".join(f"{run.name}: {run.system}" for run in found), comparison, diagnostics)
+    table = (", ".join(f"{run.name}: {run.system}" for run in finished), comparison, diagnostics)
     write_methods_page(target / "compare.html", [table], title="few-shot runs", command=command, listings=listings)
     document = {"command": command, "clips": comparison.num_clips, **_table_record(comparison, diagnostics)}
     document["differences"] = [

@@ -54,11 +54,11 @@ def config(
         UsageError(f"There are no settings for {name!r}.{did_you_mean(name, COMMANDS)}", hint=hint) for name in unknown
     ]
     resolved = {table: resolve(table) for table in COMMANDS}
-    told: set[str] = set()
+    messages: set[str] = set()
     for one in resolved.values():
         # A fault of the file is met once for each table.
-        faults += [fault for fault in one.faults if str(fault) not in told]
-        told.update(str(fault) for fault in one.faults)
+        faults += [fault for fault in one.faults if str(fault) not in messages]
+        messages.update(str(fault) for fault in one.faults)
     raise_faults(faults)
     rows = [
         {
@@ -81,9 +81,9 @@ def config(
         typer.echo(json.dumps([{key: row[key] for key in row if key != "shown"} for row in rows], indent=2))
         return
     _print_table(rows)
-    known = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)} | _OTHER_VARIABLES
-    for variable in sorted(name for name in os.environ if name.startswith("AVFS_") and name not in known):
-        say_warning(f"{variable} is set, but there is no such setting.{did_you_mean(variable, known)}")
+    variables = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)} | _OTHER_VARIABLES
+    for variable in sorted(name for name in os.environ if name.startswith("AVFS_") and name not in variables):
+        say_warning(f"{variable} is set, but there is no such setting.{did_you_mean(variable, variables)}")
 
 
 _OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}

@@ -150,7 +150,7 @@ def show(result: CheckResult, *, all_classes: bool = False, console: Console | N
 
     console = console or Console(highlight=False)
     dataset = result.dataset
-    found = len(dataset.available())
+    available = len(dataset.available())
     title = f"{dataset.description.title}: {len(dataset.samples):,} clips, {dataset.num_classes} classes"
     console.print(f"[bold]{_plain(title)}[/bold]  ({_plain(dataset.form)}, {_plain(dataset.root)})")
     console.print(_split_table(result))
@@ -169,7 +169,7 @@ def show(result: CheckResult, *, all_classes: bool = False, console: Console | N
         console.print(f"[{style}]{_MARKS[finding.severity]} {_plain(finding.message)}{many}[/{style}]")
         if finding.examples and finding.severity != "info":
             console.print(f"    [dim]e.g. {_plain(', '.join(finding.examples[:3]))}[/dim]")
-    console.print(_verdict(result, found), soft_wrap=True)
+    console.print(_verdict(result, available), soft_wrap=True)
 
 
 def _verdict(result: CheckResult, found: int) -> str:

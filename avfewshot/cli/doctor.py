@@ -73,9 +73,9 @@ def _packages() -> Iterator[Finding]:
         marked = (line.replace("'", '"') for line in metadata.requires("avfewshot") or ())
         names = [re.split(r"[^\w.-]", line)[0] for line in marked if f'extra == "{extra}"' in line]
         lacking = ", ".join(name for name in names if _version(name) is None)
-        found = f"lacks {lacking}: pip install 'avfewshot[{extra}]'" if lacking else "is installed"
+        detail = f"lacks {lacking}: pip install 'avfewshot[{extra}]'" if lacking else "is installed"
         if extra != "dev":
-            yield f"[{extra}]", NOTE if lacking else OK, found
+            yield f"[{extra}]", NOTE if lacking else OK, detail
 
 
 def _version(package: str) -> str | None:
@@ -147,5 +147,5 @@ def _disk() -> Iterator[Finding]:
         yield "cache", NOTE, f"{parent} cannot be written to ({error.strerror}): nothing is kept between runs"
     for what, place in (("cache", parent), ("this folder", Path.cwd())):
         free = shutil.disk_usage(place).free
-        told = f"{free / 1e9:,.0f} GB free for {what}"
-        yield "disk", OK if free > _LITTLE else NOTE, told if free > _LITTLE else f"only {told}"
+        detail = f"{free / 1e9:,.0f} GB free for {what}"
+        yield "disk", OK if free > _LITTLE else NOTE, detail if free > _LITTLE else f"only {detail}"

@@ -59,9 +59,9 @@ def embed(
     raise_faults(faults)
     files = [file for file in named if isinstance(file, Path)]
     assert config.store is not None
-    given = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"}
+    overrides = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"}
     with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        status = _embed(config, config.store, files, roots, given, interrupts)
+        status = _embed(config, config.store, files, roots, overrides, interrupts)
     if status:
         raise typer.Exit(status)
 

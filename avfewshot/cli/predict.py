@@ -58,9 +58,9 @@ def predict(
 
     if not paths:
         raise UsageError("Which clips?", hint="avfs predict RUN PATH...")
-    found = find_media(paths)
-    files = [path for path in found if isinstance(path, Path)]
-    if len(files) < len(found):
+    media = find_media(paths)
+    files = [path for path in media if isinstance(path, Path)]
+    if len(files) < len(media):
         raise UsageError(
             "predict answers about files of this machine, not about addresses.", hint="Download them first."
         )

@@ -89,8 +89,8 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
         UsageError(f"--against {folder}: there is no such folder.") for folder in data.against if not folder.is_dir()
     ]
     if data.shards is not None:
-        given = (("--root", data.root), ("--media", data.media), ("--list", data.list_file))
-        if extra := [flag for flag, value in given if value]:
+        options = (("--root", data.root), ("--media", data.media), ("--list", data.list_file))
+        if extra := [flag for flag, value in options if value]:
             faults.append(UsageError(f"{' and '.join(extra)} cannot be given with --shards.", hint="Leave them out."))
     elif root is None and dataset in DATASETS:
         from avfewshot.cli.datacheck import data_root
@@ -117,8 +117,8 @@ def _execute(run: Run) -> int:
                     if done and display.chief:
                         _write(run, trainer, data, display)
         except KeyboardInterrupt:
-            if told := run.how_to_resume():
-                say(told)
+            if hint := run.how_to_resume():
+                say(hint)
             return interrupts.status
     if display.chief:
         say(f"written: {run.folder}")

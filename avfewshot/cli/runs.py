@@ -221,12 +221,12 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
     if run.config.run.adapter is not None:
         # Read before the weights, so that what does not fit is told at once.
         initial = load_adapter(run.config.run.adapter)
-        known = settings_of(type(run.config))
-        given = [key for key, source in run.sources.items() if not source.startswith("default")]
+        settings = settings_of(type(run.config))
+        overrides = [key for key, source in run.sources.items() if not source.startswith("default")]
         training = _like_checkpoint(
-            training, initial, given=[known[key].name for key in given if known[key].section == "training"]
+            training, initial, given=[settings[key].name for key in overrides if settings[key].section == "training"]
         )
-        name = name if "backbone" in given else recalled(initial, "backbone", load_preset)
+        name = name if "backbone" in overrides else recalled(initial, "backbone", load_preset)
     observer.begin(f"loading {getattr(name, 'name', name)}", 0)
     backbone = load_backbone(model, name)
     if initial is not None:

@@ -154,8 +154,8 @@ def _execute(run: Run, *, dry_run: bool) -> int:
                 outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
                 document = _evaluate(run, trainer, outcomes)
         except KeyboardInterrupt:
-            if told := run.how_to_resume():
-                say(told)
+            if hint := run.how_to_resume():
+                say(hint)
             return interrupts.status
     from avfewshot.reports.supervised import print_results
 
@@ -186,8 +186,8 @@ def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display, interrup
     folder = run.folder / f"seed-{seed}"
     outcome = trainer.fit(seed, folder, [callback, *run.trackers(folder)], interrupts.put_off)
     headline = outcome.validation.get(trainer.task.headline)
-    told = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
-    display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({told})")
+    validation = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
+    display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({validation})")
     return outcome
 
 

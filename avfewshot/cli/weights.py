@@ -176,8 +176,8 @@ def _as_dict(preset: Preset) -> dict[str, Any]:
 def _files(preset: Preset) -> list[tuple[Needed, Any]]:
     from avfewshot.encoders.weights.locate import locate, needed_files
 
-    found = [(needed, locate(needed)) for needed in needed_files(preset)]
-    return [(needed, path) for needed, path in found if path is not None or not needed.optional]
+    located = [(needed, locate(needed)) for needed in needed_files(preset)]
+    return [(needed, path) for needed, path in located if path is not None or not needed.optional]
 
 
 def _size(needed: Needed, path: Any) -> str | None:

@@ -67,17 +67,17 @@ class ClassNames:
             (self._keys, name_key(name.split(",")[0])),
             *((self._keys, other) for other in _ALSO.get(name_key(name), ())),
         ):
-            if (found := table.get(key)) is not None:
-                return found
+            if (index := table.get(key)) is not None:
+                return index
         return None
 
 
 def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Keys that stand for one class alone; an ambiguous key means nothing."""
-    found: dict[str, int] = {}
+    indices: dict[str, int] = {}
     ambiguous: set[str] = set()
     for key, index in pairs:
-        if key in found and found[key] != index:
+        if key in indices and indices[key] != index:
             ambiguous.add(key)
-        found[key] = index
-    return {key: index for key, index in found.items() if key not in ambiguous}
+        indices[key] = index
+    return {key: index for key, index in indices.items() if key not in ambiguous}

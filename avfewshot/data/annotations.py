@@ -70,22 +70,22 @@ def _search(description: Description, root: Path) -> tuple[Annotations | None, A
         beside = [description.path.parent] if description.path.parent.is_relative_to(root) else []
     for base in (*beside, root, *(root / sub for sub in description.folders)):
         for folder in (base / sub for sub in _SUBFOLDERS):
-            found = _files_in(description, folder)
-            if found and not _lacking(description, found):
-                return Annotations(folder, found), best
-            if found and (best is None or len(found) > len(best.files)):
-                best = Annotations(folder, found)
+            files = _files_in(description, folder)
+            if files and not _lacking(description, files):
+                return Annotations(folder, files), best
+            if files and (best is None or len(files) > len(best.files)):
+                best = Annotations(folder, files)
     return None, best
 
 
 def _files_in(description: Description, folder: Path) -> dict[str, Path]:
-    found = {}
+    paths = {}
     for entry in description.files:
         for name in entry.names:
             if (folder / name).is_file():
-                found[entry.role] = folder / name
+                paths[entry.role] = folder / name
                 break
-    return found
+    return paths
 
 
 def _lacking(description: Description, found: dict[str, Path]) -> list[str]:

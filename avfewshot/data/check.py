@@ -43,8 +43,8 @@ class CheckResult:
         """Of each split the samples listed, found (with media), missing (without), and expected (None: unknown)."""
         table: dict[str, dict[str, int | None]] = {}
         for split, listed in self.dataset.split_sizes.items():
-            found, expected = len(self.dataset.available(split)), self.dataset.description.splits.get(split)
-            table[split] = {"listed": listed, "found": found, "missing": listed - found, "expected": expected}
+            available, expected = len(self.dataset.available(split)), self.dataset.description.splits.get(split)
+            table[split] = {"listed": listed, "found": available, "missing": listed - available, "expected": expected}
         return table
 
     @property
@@ -125,7 +125,7 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
     """
     roots = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
     own = dataset if isinstance(dataset, str) else dataset.name
-    found: list[Dataset] = []
+    others: list[Dataset] = []
     for name in description_names():
         for folder in roots:
             if name == own or not folder.is_dir():
@@ -137,9 +137,9 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
             except AvfsError:
                 continue
             if isinstance(dataset, str) or not _same_files(other, dataset):
-                found.append(other)
+                others.append(other)
                 break
-    return found
+    return others
 
 
 def _same_files(first: Dataset, second: Dataset) -> bool:

@@ -136,8 +136,8 @@ class Dataset:
             raise ValueError(f"{self.name} has no labels per second for {sample.id}.")
         length = self.num_segments if num_segments is None else num_segments
         labels = np.full(length, self.background, dtype=np.int64)
-        known = sample.segments[:length]
-        labels[: len(known)] = known
+        annotated = sample.segments[:length]
+        labels[: len(annotated)] = annotated
         return labels
 
     def event_matrix(

@@ -78,5 +78,5 @@ class DatasetReport:
     @property
     def worst(self) -> Severity | None:
         """The gravest severity among the findings, or None without any."""
-        told = {finding.severity for finding in self.findings}
-        return next((severity for severity in reversed(SEVERITIES) if severity in told), None)
+        severities = {finding.severity for finding in self.findings}
+        return next((severity for severity in reversed(SEVERITIES) if severity in severities), None)

@@ -59,11 +59,11 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
     description, classes = _classes(root, clips, report)
     samples, negatives = _samples(root, clips, description, classes, report)
     _check_classes(root, description, clips, samples)
-    given = {split for split, _, _ in clips}
+    splits = {split for split, _, _ in clips}
     fractions = {
         split: fraction
         for split, fraction in (("test", test_fraction), ("val", val_fraction))
-        if split not in given and fraction > 0
+        if split not in splits and fraction > 0
     }
     samples = _without_repeats(samples, report)
     if fractions:
@@ -84,7 +84,7 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
         classes=description.class_names,
         wordings=description.wordings,
         samples=tuple(sorted(samples, key=lambda sample: (SPLITS.index(sample.split), sample.row))),
-        form="folder with splits" if given != {"train"} else "folder",
+        form="folder with splits" if splits != {"train"} else "folder",
         report=report,
         none_class=none[0] if none else None,
         negatives=tuple(negatives),
@@ -116,8 +116,8 @@ def _clips(root: Path, report: DatasetReport) -> list[tuple[str, str, Path]]:
         report.note("warning", "stray-folders", "Folders beside train, val and test, left out.", others)
         read_as = {top: split for top in sorted(folders) if (split := normalise_split(top)) not in (None, top)}
         if read_as:
-            told = ", ".join(f"{top}/ as {split}" for top, split in read_as.items())
-            report.add("info", "split-folders", f"Split folders by other names: {told}.", read_as)
+            renamed = ", ".join(f"{top}/ as {split}" for top, split in read_as.items())
+            report.add("info", "split-folders", f"Split folders by other names: {renamed}.", read_as)
     used = {folder for _, folder, _ in clips}
     empty: dict[str, str] = {}
     for path, others in barren.items():
@@ -181,12 +181,12 @@ def _classes(
         entries = tuple(ClassEntry(name, default_wording(name)) for name in chosen)
         name = root.resolve().name or "folder"
         description = Description(name, f"the clips in {root}", "folder", ("folder",), entries, ())
-    known = ClassNames(description.class_names)
+    class_names = ClassNames(description.class_names)
     folded = {fold(name): index for index, name in reversed(list(enumerate(description.class_names)))}
     classes: dict[str, int | None] = {}
     for folder in counts:
         name = names[folder].removeprefix("-")
-        index = known.index(name)
+        index = class_names.index(name)
         classes[folder] = folded.get(fold(name)) if index is None else index
     merged = defaultdict(list)
     for group in groups.values():
@@ -232,9 +232,10 @@ def _samples(
     message = "Folders -NAME hold clips that are not of the class NAME; there is no such class, left out."
     report.note("warning", "unknown-negatives", message, strangers)
     if negatives:
-        told = Counter(description.class_names[sample.label] for sample in negatives)
+        per_class = Counter(description.class_names[sample.label] for sample in negatives)
         message = "Clips in -CLASS folders, which are not of that class."
-        report.add("info", "negatives", message, [f"{name} ({n})" for name, n in told.items()], count=len(negatives))
+        examples = [f"{name} ({count})" for name, count in per_class.items()]
+        report.add("info", "negatives", message, examples, count=len(negatives))
     return samples, negatives
 
 
@@ -243,13 +244,13 @@ def _check_classes(
 ) -> None:
     used = {label for sample in samples for label in sample.labels}
     if len(used) < 2:
-        found = f"only the class {description.class_names[used.pop()]!r}" if used else "no class folder with clips"
+        held = f"only the class {description.class_names[used.pop()]!r}" if used else "no class folder with clips"
         tops = {file.parts[0] for _, _, file in clips}
         inner = {file.parts[1] for _, _, file in clips if len(file.parts) > 2}
         hint = _HINT
         if len(tops) == 1 and len(inner) > 1:
             hint = f"Are the class folders in it ({', '.join(sorted(inner)[:3])})? Then give {root / tops.pop()}."
-        raise DataError(f"{root} holds {found}; at least two are needed.", hint=hint)
+        raise DataError(f"{root} holds {held}; at least two are needed.", hint=hint)
 
 
 def _without_repeats(samples: list[Sample], report: DatasetReport) -> list[Sample]:

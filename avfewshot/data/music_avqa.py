@@ -163,10 +163,10 @@ def _check(dataset: MusicAvqa, folder: Path) -> None:
         shared = sorted({question.video for question in questions[split]} & train)
         message = f"Videos of train that {split} asks about as well: splits are by question, not by video."
         report.note("info", "shared-videos", message, shared)
-    known = {question.answer for question in questions["train"]}
+    answers = {question.answer for question in questions["train"]}
     message = "Answers that no training question has: they cannot be given."
     asked = {question.answer for split in ("val", "test") for question in questions[split]}
-    report.note("warning", "unknown-answers", message, sorted(asked - known))
+    report.note("warning", "unknown-answers", message, sorted(asked - answers))
 
 
 def contradictions(questions: Iterable[Question]) -> list[str]:
@@ -174,7 +174,7 @@ def contradictions(questions: Iterable[Question]) -> list[str]:
     answers: dict[tuple[str, str], set[str]] = defaultdict(set)
     for question in questions:
         answers[question.video, question.text].add(question.answer)
-    return [f"{video} {text}" for (video, text), given in answers.items() if len(given) > 1]
+    return [f"{video} {text}" for (video, text), different in answers.items() if len(different) > 1]
 
 
 def answer_list(questions: Iterable[Question]) -> list[str]:
@@ -204,10 +204,10 @@ class WordList:
 
     def parse(self, text: str) -> tuple[list[int], list[str]]:
         """Indices of a question typed by a person: "acoustic guitar" is one word where the list has it as one."""
-        words, known = split_words(text), {word.lower() for word in self.words}
+        words, vocabulary = split_words(text), {word.lower() for word in self.words}
         joined: list[str] = []
         for word in words:
-            if joined and f"{joined[-1]}_{word}".lower() in known:
+            if joined and f"{joined[-1]}_{word}".lower() in vocabulary:
                 joined[-1] = f"{joined[-1]}_{word}"
             else:
                 joined.append(word)

@@ -63,9 +63,9 @@ def _annotations(description: Description, root: str | Path, list_file: str | Pa
     for beside in (description, load_description("ovave")):
         for entry in beside.files:
             if entry.role in {"annotations", "categories"} and entry.role not in files:
-                found = [path for name in entry.names if (path := list_file.parent / name).is_file()]
-                if found and list_file not in found:
-                    files[entry.role] = found[0]
+                paths = [path for name in entry.names if (path := list_file.parent / name).is_file()]
+                if paths and list_file not in paths:
+                    files[entry.role] = paths[0]
     return Annotations(list_file.parent, files)
 
 
@@ -119,9 +119,9 @@ def _classes(
         message = f"Classes that {annotations.files['categories'].name} does not list; put behind its own."
         report.note("warning", "unknown-classes", message, strangers)
         used = list(dict.fromkeys(listed)) + strangers
-    known = load_description("vggsound")
-    names = ClassNames(known.class_names)
-    wordings = [None if (index := names.index(name)) is None else known.classes[index].wording for name in used]
+    published = load_description("vggsound")
+    names = ClassNames(published.class_names)
+    wordings = [None if (index := names.index(name)) is None else published.classes[index].wording for name in used]
     return tuple(
         ClassEntry(name, wording or default_wording(name)) for name, wording in zip(used, wordings, strict=True)
     )

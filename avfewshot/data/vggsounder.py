@@ -46,11 +46,11 @@ def with_vggsounder(dataset: Dataset, path: str | Path) -> Dataset:
         if sample.split != "test":
             samples.append(sample)
             continue
-        found = events.get(sample.id) if sample.start is not None or clips[sample.youtube_id] == 1 else None
-        if not found:
+        own_events = events.get(sample.id) if sample.start is not None or clips[sample.youtube_id] == 1 else None
+        if not own_events:
             without.append(sample.id)
             continue
-        ordered = tuple(sorted(found, key=lambda event: (event.label, event.modality)))
+        ordered = tuple(sorted(own_events, key=lambda event: (event.label, event.modality)))
         labels = tuple(sorted({event.label for event in ordered}))
         samples.append(replace(sample, labels=labels, events=ordered, segments=None))
     if without:

@@ -54,14 +54,14 @@ def line_chart(
     labelled in percent; `limits` are the lowest and highest height where charts stand side by side.
     """
     lines = [[point for point in line.points if all(map(math.isfinite, point))] for line in series]
-    known = [point for line in lines for point in line]
-    if not known:
+    finite = [point for line in lines for point in line]
+    if not finite:
         return Markup()
-    heights = [y for _, y in known] + ([level.value] if level else [])
+    heights = [y for _, y in finite] + ([level.value] if level else [])
     low, high = limits or (min(heights), max(heights))
     y_ticks = ticks(low, high)
-    x_ticks = [tick for tick in ticks(*_ends([x for x, _ in known]), most=6) if tick == int(tick)]  # epochs, steps
-    box = _Box(_ends([*(x for x, _ in known), *x_ticks]), (min(low, y_ticks[0]), max(high, y_ticks[-1])))
+    x_ticks = [tick for tick in ticks(*_ends([x for x, _ in finite]), most=6) if tick == int(tick)]  # epochs, steps
+    box = _Box(_ends([*(x for x, _ in finite), *x_ticks]), (min(low, y_ticks[0]), max(high, y_ticks[-1])))
     parts = [*_axes(box, x_ticks, y_ticks, x_name, shares)]
     if level is not None:
         y = box.y(level.value)
@@ -69,8 +69,8 @@ def line_chart(
         parts.append(f'<text class="levelname" x="{_WIDTH - _RIGHT}" y="{y - 4:.1f}">{_safe(level.name)}</text>')
     for position, (line, points) in enumerate(zip(series, lines, strict=True)):
         parts += _line(box, position % TONES, line, points)
-    told = [f"{line.name} {_told(points, shares)}" for line, points in zip(series, lines, strict=True)]
-    return _svg("chart", _WIDTH, _HEIGHT, f"{title}: {'; '.join(told)}", parts)
+    descriptions = [f"{line.name} {_told(points, shares)}" for line, points in zip(series, lines, strict=True)]
+    return _svg("chart", _WIDTH, _HEIGHT, f"{title}: {'; '.join(descriptions)}", parts)
 
 
 def reliability(title: str, judged: Calibration) -> Markup:
@@ -87,11 +87,11 @@ def reliability(title: str, judged: Calibration) -> Markup:
     for part in judged.bins:
         x, width = left + size * part.low + 1, max(size * (part.high - part.low) - 2, 1)
         height, share = size * part.accuracy, part.count / most
-        told = (
+        description = (
             f"confidence {percent(part.low)} to {percent(part.high)}: {part.count} answers, "
             f"{percent(part.confidence)} sure on average, {percent(part.accuracy)} right"
         )
-        parts.append(f"<g><title>{_safe(told)}</title>")
+        parts.append(f"<g><title>{_safe(description)}</title>")
         expected = size * part.confidence
         solid, reach = min(height, expected), abs(expected - height)
         parts.append(_rect("right", x, top + size - solid, width, solid))
@@ -136,10 +136,10 @@ def heat_map(title: str, confusion: Confusion) -> Markup:
         share, count = confusion.shares[row][column], confusion.counts[row][column]
         if not share:
             continue
-        told = f"true {names[row]}, answered {names[column]}: {quantity(count)} ({percent(share)})"
+        description = f"true {names[row]}, answered {names[column]}: {quantity(count)} ({percent(share)})"
         kind = "hit" if row == column else "miss"
         x, y = left + cell * column, top + cell * row
-        parts.append(f"<g><title>{_safe(told)}</title>")
+        parts.append(f"<g><title>{_safe(description)}</title>")
         parts.append(_rect(kind, x, y, cell, cell, f' fill-opacity="{0.12 + 0.88 * share:.2f}"'))
         if cell >= 20 and share >= 0.005:
             ink = " on" if share > 0.5 else ""
@@ -239,8 +239,8 @@ def _line(box: _Box, tone: int, line: Series, points: Sequence[tuple[float, floa
             yield "".join(f'<circle class="dot" cx="{box.x(x):.1f}" cy="{box.y(y):.1f}" r="2"/>' for x, y in drawn)
     if line.marked is not None and all(map(math.isfinite, line.marked)):
         x, y = box.x(line.marked[0]), box.y(line.marked[1])
-        told = f"<title>{_safe(line.name)}: best</title>"
-        yield f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="5.5">{told}</circle>'
+        title = f"<title>{_safe(line.name)}: best</title>"
+        yield f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="5.5">{title}</circle>'
     yield "</g>"
 
 
@@ -271,6 +271,6 @@ def _cut(text: str, width: int) -> str:
 def _svg(kind: str, width: float, height: float, label: str, parts: Sequence[str], *, fixed: bool = False) -> Markup:
     # Everything from others in `parts` was escaped where it was put in.
     size = f' width="{width:.0f}" height="{height:.0f}"' if fixed else ""
-    told = _safe(label)
-    head = f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{told}">'
-    return Markup(f"{head}<title>{told}</title>{''.join(parts)}</svg>")
+    label_text = _safe(label)
+    head = f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{label_text}">'
+    return Markup(f"{head}<title>{label_text}</title>{''.join(parts)}</svg>")

@@ -60,11 +60,11 @@ def confusion(result: TaskResult, most: int = MOST_CLASSES) -> Confusion:
 def confused_pairs(result: TaskResult, other: TaskResult | None = None, most: int = MOST_PAIRS) -> list[Pair]:
     """The pairs of classes that are mixed up most often, beside how often `other` does so; the most frequent first."""
     names, matrix = [row.name for row in result.classes], result.confusion
-    found = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count > 0]
-    found.sort(key=lambda entry: -entry[0])
+    confused = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count > 0]
+    confused.sort(key=lambda entry: -entry[0])
     return [
         Pair(
             names[i], names[j], count, count / (sum(matrix[i]) or 1.0), None if other is None else other.confusion[i][j]
         )
-        for count, i, j in found[:most]
+        for count, i, j in confused[:most]
     ]

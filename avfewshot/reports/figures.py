@@ -17,22 +17,22 @@ def main_systems(comparison: Comparison) -> tuple[str, str | None]:
 
 def verdict(difference: Difference) -> tuple[str, str]:
     """What a difference means: ``gain``, ``loss``, ``unclear`` or ``unknown``, and a sentence in plain language."""
-    found = difference.estimate
+    estimate = difference.estimate
     pair = f"“{difference.system}” and “{difference.reference}”"
-    if found.value is None:
+    if estimate.value is None:
         return ("unknown", f"{pair} cannot be compared: the figure is not defined for both.")
-    points = f"{100 * abs(found.value):.1f} percentage points"
-    side = "above" if found.value > 0 else "below"
+    points = f"{100 * abs(estimate.value):.1f} percentage points"
+    side = "above" if estimate.value > 0 else "below"
     text = f"“{difference.system}” lies {points} {side} “{difference.reference}”"
-    if found.value == 0:
+    if estimate.value == 0:
         text = f"{pair} are equal"
-    if found.low is None or found.high is None:
+    if estimate.low is None or estimate.high is None:
         return ("unknown", f"{text}. Without an interval nobody can tell whether that is more than chance.")
-    basis = f"{found.n} {'training runs' if found.interval == 'seeds' else 'test clips'}"
-    text += f" (95 % interval of the difference: {signed(found.low)} to {signed(found.high)}, over {basis}). "
+    basis = f"{estimate.n} {'training runs' if estimate.interval == 'seeds' else 'test clips'}"
+    text += f" (95 % interval of the difference: {signed(estimate.low)} to {signed(estimate.high)}, over {basis}). "
     if not difference.clear:
         return ("unclear", f"{text}The interval includes zero: from these {basis} the difference is not clear.")
-    if found.low > 0:
+    if estimate.low > 0:
         return ("gain", f"{text}The interval lies above zero: a clear gain.")
     return ("loss", f"{text}The interval lies below zero: a clear loss.")
 

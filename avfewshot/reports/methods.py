@@ -31,19 +31,19 @@ def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dic
     """
     rows = []
     for system in comparison.systems:
-        known = [run[system] for run in runs if system in run]
-        left_out = [one["loo_accuracy"] for one in known if one.get("loo_accuracy") is not None]
-        labels = known[0].get("labels_used") if known else None
-        spoilt = [one["modality_confusion"] for one in known if one.get("modality_confusion")]
-        errors = [one["ece"]["test"] for one in known if one.get("ece")]
+        diagnostics = [run[system] for run in runs if system in run]
+        left_out = [one["loo_accuracy"] for one in diagnostics if one.get("loo_accuracy") is not None]
+        labels = diagnostics[0].get("labels_used") if diagnostics else None
+        spoilt = [one["modality_confusion"] for one in diagnostics if one.get("modality_confusion")]
+        errors = [one["ece"]["test"] for one in diagnostics if one.get("ece")]
         rows.append(
             {
                 "system": system,
                 "estimate": comparison.cells[system][comparison.headline],
                 "left_out": fmean(left_out) if left_out else None,
                 "labels": None if labels is None else sum(labels.values()),
-                "seconds": fmean(one["seconds"] for one in known) if known else None,
-                "trainable": known[0].get("trainable") if known else None,
+                "seconds": fmean(one["seconds"] for one in diagnostics) if diagnostics else None,
+                "trainable": diagnostics[0].get("trainable") if diagnostics else None,
                 "ece": {end: fmean(one[end] for one in errors) for end in ("before", "after")} if errors else None,
                 "modality_confusion": {mu: fmean(one[mu] for one in spoilt) for mu in MUS} if spoilt else None,
             }

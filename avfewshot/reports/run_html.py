@@ -157,11 +157,11 @@ def _kept(curve: Curve) -> tuple[int, int, float, float, float, bool] | None:
 
 def _course(curve: Curve) -> dict[str, Any]:
     kept = _kept(curve)
-    known = kept is not None and math.isfinite(kept[2])
+    is_finite = kept is not None and math.isfinite(kept[2])
     return {
         "seed": curve.seed,
         "kept": figures.NONE if kept is None else f"epoch {kept[0]} of {curve.epochs[-1][0]} (step {kept[1]})",
-        "figure": figures.share(kept[2]) if kept is not None and known else figures.NONE,
+        "figure": figures.share(kept[2]) if kept is not None and is_finite else figures.NONE,
         "blend": figures.NONE if kept is None or not math.isfinite(kept[4]) else f"{kept[4]:.2f}",
         "outcome": curve.outcome,
     }
@@ -252,7 +252,7 @@ def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str
     total, width = len(answers), max(1, -(-len(answers) // MOST_BINS))
     # Of a very long clip several seconds share a step, with what most of them hold.
     steps = [Counter(answers[begin : begin + width]).most_common(1)[0][0] for begin in range(0, total, width)]
-    spans, told, begin = [], [], 0
+    spans, descriptions, begin = [], [], 0
     for answer, group in groupby(steps):
         end = min(begin + width * len(list(group)), total)
         if answer is not None:
@@ -261,9 +261,9 @@ def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str
             letters = "".join(table[label].letter for label in answer)
             # The letters of all labels, the colour of the first one.
             spans.append(Span(left, reach, Mark(letters, table[answer[0]].paint), title))
-            told.append(title)
+            descriptions.append(title)
         begin = end
-    return {"name": name, "spans": spans, "described": "; ".join(told[:50])}
+    return {"name": name, "spans": spans, "described": "; ".join(descriptions[:50])}
 
 
 def _look(look: AttentionExample) -> dict[str, Any]:
@@ -276,9 +276,9 @@ def _look(look: AttentionExample) -> dict[str, Any]:
             panels.append((heat.title, drawn[0], _range(*drawn[1])))
     truth = None
     if look.truth:
-        told = ", ".join(clock(second) for second, on in enumerate(look.truth) if on) or "never"
+        ends = ", ".join(clock(second) for second, on in enumerate(look.truth) if on) or "never"
         path = step_path([float(on) for on in look.truth])
-        truth = {"title": "annotated", "path": path, "bins": len(look.truth), "ends": told}
+        truth = {"title": "annotated", "path": path, "bins": len(look.truth), "ends": ends}
     length = max([len(values) for _, values in look.gates] + [len(look.truth or ())])
     return {
         "frame": frame,
@@ -292,10 +292,10 @@ def _look(look: AttentionExample) -> dict[str, Any]:
 
 
 def _gate(title: str, values: Sequence[float]) -> dict[str, Any] | None:
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
         return None
-    low, high = min(known), max(known)
+    low, high = min(finite), max(finite)
     # A gate moves little around its mean: between its own ends it can be seen to follow the events or not.
     heights = [
         (0.12 + 0.88 * (value - low) / (high - low) if high > low else 0.5) if math.isfinite(value) else 0.0

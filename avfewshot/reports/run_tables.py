@@ -82,8 +82,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines.append(_row(system, (_with_interval(row[metric]) for metric in comparison.metrics)))
     main, reference = main_systems(comparison)
     if reference is not None:
-        found = [comparison.difference(main, reference, metric).estimate for metric in comparison.metrics]
-        lines.append(_row(f"{main} − {reference}", map(_difference_text, found)))
+        differences = [comparison.difference(main, reference, metric).estimate for metric in comparison.metrics]
+        lines.append(_row(f"{main} − {reference}", map(_difference_text, differences)))
     return "\n".join([*lines, "", basis(comparison), ""])
 
 
@@ -97,9 +97,7 @@ def comparison_csv(comparison: Comparison) -> str:
         for system in comparison.systems
         for metric in comparison.metrics
     ]
-    rows += [
-        (found.system, found.reference, found.metric, *_numbers(found.estimate)) for found in comparison.differences
-    ]
+    rows += [(one.system, one.reference, one.metric, *_numbers(one.estimate)) for one in comparison.differences]
     return csv_text((COMPARISON_COLUMNS, *rows))
 
 
@@ -118,8 +116,8 @@ def _caption(comparison: Comparison) -> Text:
 
 def _figure(estimate: Estimate) -> Text:
     cell = Text("-" if estimate.value is None else points(estimate.value))
-    if found := interval(estimate):
-        cell.append(f"\n{_plain(found)}", style="dim not bold")
+    if bounds := interval(estimate):
+        cell.append(f"\n{_plain(bounds)}", style="dim not bold")
     return cell
 
 
@@ -151,8 +149,8 @@ def _markdown(text: str) -> str:
 
 
 def _with_interval(estimate: Estimate) -> str:
-    found = interval(estimate)
-    return f"{points(estimate.value)} ({found})" if found else points(estimate.value)
+    bounds = interval(estimate)
+    return f"{points(estimate.value)} ({bounds})" if bounds else points(estimate.value)
 
 
 def _difference_text(estimate: Estimate) -> str:

@@ -23,8 +23,8 @@ def figures(document: Mapping[str, Any], *, brief: bool = False) -> Listing:
     metrics = list(next(iter(systems.values())))
     metrics.sort(key=lambda metric: metric != headline)
     rows = [
-        (name, *(_shown(found[metric], not brief or metric == headline) for metric in metrics))
-        for name, found in systems.items()
+        (name, *(_shown(estimates[metric], not brief or metric == headline) for metric in metrics))
+        for name, estimates in systems.items()
     ]
     seeds = len(document.get("seeds", ())) or 1
     return Listing(

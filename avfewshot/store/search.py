@@ -117,8 +117,8 @@ class Search:
             seconds = rows - self._starts[name][clips]
             alive = (place >= 0) & (seconds < self._seconds[clips])  # the others are of clips that have gone
             pairs.append(np.stack([clips[alive], seconds[alive]]))
-        found = np.unique(np.concatenate(pairs, 1), axis=1)
-        return found[0], found[1]
+        candidates = np.unique(np.concatenate(pairs, 1), axis=1)
+        return candidates[0], candidates[1]
 
     @staticmethod
     def _nearest(vectors: Floats, query: Floats, count: int) -> npt.NDArray[np.int64]:

@@ -200,22 +200,22 @@ class Store:
 
     def means(self) -> dict[str, Floats]:
         """Unit vectors ``[N, D]`` by modality, one for each of :attr:`embedded`; zero where it has none."""
-        found = {name: np.zeros((len(self), self.dims[name]), dtype=np.float32) for name in MODALITIES}
+        means = {name: np.zeros((len(self), self.dims[name]), dtype=np.float32) for name in MODALITIES}
         position = {clip.id: number for number, clip in enumerate(self.embedded)}
         with self._connect() as database:
             for clip, *parts in database.execute("SELECT clip, visual, audio FROM means"):
                 for name, part in zip(MODALITIES, parts, strict=True):
                     if part is not None and clip in position:
-                        found[name][position[clip]] = np.frombuffer(part, dtype=np.float32)
-        return found
+                        means[name][position[clip]] = np.frombuffer(part, dtype=np.float32)
+        return means
 
     def thumbnail(self, path: str | os.PathLike[str], second: int = 0) -> bytes | None:
         """A JPEG of a second of a clip; None where it has no picture."""
         clip = self.clips.get(os.path.abspath(path))
         with self._connect() as database:
             query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
-            found = database.execute(query, (-1 if clip is None else clip.id, second)).fetchone()
-        return None if found is None else found[0]
+            row = database.execute(query, (-1 if clip is None else clip.id, second)).fetchone()
+        return None if row is None else row[0]
 
     def find_clip(self, path: str | os.PathLike[str]) -> StoredClip | None:
         """The embedded clip of a file that has not changed since, by whichever link it is named."""
@@ -423,16 +423,17 @@ class Store:
             vectors, path = self.vectors(name), self._file(name).with_suffix(".index")
             if len(vectors) < _INDEXED:
                 continue
-            index, known = None, 0
+            index, indexed = None, 0
             with contextlib.suppress(Exception):  # missing or damaged: it is made again
                 index = faiss.read_index(str(path))
-                known = index.ntotal if index.d == vectors.shape[1] and index.ntotal <= len(vectors) else 0
-            if index is None or not known or len(vectors) > 4 * known:  # what it was trained on is a small part by now
-                width = vectors.shape[1]
-                index, known = faiss.index_factory(width, f"PQ{width // 2}x4fs", faiss.METRIC_INNER_PRODUCT), 0
+                indexed = index.ntotal if index.d == vectors.shape[1] and index.ntotal <= len(vectors) else 0
+            # Trained anew, too, where what it was trained on is a small part by now.
+            if index is None or not indexed or len(vectors) > 4 * indexed:
+                width, indexed = vectors.shape[1], 0
+                index = faiss.index_factory(width, f"PQ{width // 2}x4fs", faiss.METRIC_INNER_PRODUCT)
                 index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // _TRAINED)]))
-            if known < len(vectors):
-                for start in range(known, len(vectors), 100_000):
+            if indexed < len(vectors):
+                for start in range(indexed, len(vectors), 100_000):
                     index.add(np.ascontiguousarray(vectors[start : start + 100_000]))
                 with contextlib.suppress(OSError), atomic_path(path) as temporary:  # a folder that is only to be read
                     faiss.write_index(index, str(temporary))

@@ -255,7 +255,7 @@ def _others(first: Composition, rng: np.random.Generator) -> list[Composition]:
     chosen = [first]
     for index in rng.permutation(len(LLP_CLASSES)):
         other = Composition.from_name(LLP_CLASSES[index])
-        if all(other.object != known.object and other.sound != known.sound for known in chosen):
+        if all(other.object != earlier.object and other.sound != earlier.sound for earlier in chosen):
             chosen.append(other)
     return chosen[1 : 2 + (rng.random() < 0.25)]
 

@@ -87,12 +87,12 @@ def plan_shards(
     for option, value, most in limits:
         if value < 1 or (most is not None and value > most):
             raise UsageError(f"{option} {value} is out of range.", hint=f"From 1 to {most}." if most else "At least 1.")
-    known = tuple(dataset.split_sizes)
-    if unknown := [split for split in splits or () if split not in known]:
+    available = tuple(dataset.split_sizes)
+    if unknown := [split for split in splits or () if split not in available]:
         raise UsageError(
-            f"{dataset.description.title} has no split {unknown[0]!r}.", hint=f"Its splits: {', '.join(known)}."
+            f"{dataset.description.title} has no split {unknown[0]!r}.", hint=f"Its splits: {', '.join(available)}."
         )
-    wanted: list[Split] = [split for split in SPLITS if split in (splits or known)]
+    wanted: list[Split] = [split for split in SPLITS if split in (splits or available)]
     shards: list[PlannedShard] = []
     for split in wanted:
         samples = sorted(dataset.available(split), key=lambda sample: (sample.id, sample.row))
