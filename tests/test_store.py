@@ -330,7 +330,8 @@ def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "_INDEXED", 1000)
     store, made = made_up_store(tmp_path, 600, dims={"visual": 32, "audio": 16})
     with store._connect(write=True) as database:
-        store._drop(database, [store.embedded[3].id])  # its rows stay, and are nobody's
+        store_module._delete(database, store.embedded[3].id)  # its rows stay, and are nobody's
+        database.commit()
     store = Store(tmp_path)
     assert set(store.index()) == {"visual", "audio"}
     query = {"visual": made[str(tmp_path / "00004.mp4")][0][1], "audio": made[str(tmp_path / "00004.mp4")][1][1]}
