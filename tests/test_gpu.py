@@ -6,19 +6,17 @@ import copy
 import functools
 import json
 import logging
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command_support import execute
 from fewshot_worlds import write_class_folders
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from avfewshot import load
-from avfewshot.cli.app import run
 from avfewshot.config import TrainingConfig
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.evaluation.predictions import PredictionConfig
@@ -212,14 +210,10 @@ def world(tmp_path_factory):
 
 
 def call(world, *arguments: str) -> str:
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(world)
-        patch.setenv("COLUMNS", "160")
-        status = run(list(arguments))
-    assert status == 0, err.getvalue()
-    assert "arning" not in err.getvalue()
-    return out.getvalue()
+    status, out, err = execute(world, *arguments)
+    assert status == 0, err
+    assert "arning" not in err
+    return out
 
 
 def test_zeroshot_says_the_same_on_either_device(world):

@@ -22,19 +22,18 @@ _MOST_CLASSES = 40  # A longer table is shown only when it is asked for.
 _STYLES = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _MARKS = {"info": "·", "warning": "!", "error": "✗"}
 
+Root = Annotated[Path | None, typer.Option(help="Folder with the annotation files and clips.", show_default=False)]
+Media = Annotated[
+    list[Path] | None, typer.Option(help="Folder with the clips, if elsewhere; may be repeated.", show_default=False)
+]
+ListFile = Annotated[Path | None, typer.Option("--list", help="For VGG-Sound: the list to read.", show_default=False)]
+
 
 def check(
     task: Annotated[str, typer.Argument(help="Task or data set (ave, llp_cls, vggsound40k, ...), or `folder`.")],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder with the annotation files and clips.", show_default=False)
-    ] = None,
-    media: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder with the clips, if elsewhere; may be repeated.", show_default=False),
-    ] = None,
-    list_file: Annotated[
-        Path | None, typer.Option("--list", help="For VGG-Sound: the list to read.", show_default=False)
-    ] = None,
+    root: Root = None,
+    media: Media = None,
+    list_file: ListFile = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.datacheck import ListFile, Media, Root
 from avfewshot.cli.options import setting_option
 from avfewshot.errors import UsageError
 
@@ -23,16 +24,9 @@ def prepare(
         str, typer.Argument(metavar="DATASET", help="Task or data set (ave, llp_cls, vggsound40k, ...), or `folder`.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the shards; made if needed.", show_default=False)],
-    root: Annotated[
-        Path | None, typer.Option(help="Folder with the annotation files and clips.", show_default=False)
-    ] = None,
-    media: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder with the clips, if elsewhere; may be repeated.", show_default=False),
-    ] = None,
-    list_file: Annotated[
-        Path | None, typer.Option("--list", help="For VGG-Sound: the list to read.", show_default=False)
-    ] = None,
+    root: Root = None,
+    media: Media = None,
+    list_file: ListFile = None,
     backbone: Annotated[str | None, setting_option("backbone")] = None,
     splits: Annotated[str | None, typer.Option(help="Some of train,val,test; by default all.")] = None,
     workers: Annotated[
