@@ -46,7 +46,7 @@ def test_a_misspelt_variable_is_pointed_out(monkeypatch, capsys):
     assert run(["config"]) == 0
     assert (
         capsys.readouterr().err
-        == "warning: AVFS_BACKBON is set, but there is no such setting. Did you mean AVFS_BACKBONE?\n"
+        == "warning: AVFS_BACKBON is set, but there is no such setting. Did you mean 'AVFS_BACKBONE'?\n"
     )
 
 
