@@ -235,11 +235,7 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
 
 
 def _like_checkpoint(training: Any, checkpoint: AdapterCheckpoint, *, given: Collection[str]) -> Any:
-    """The settings with the adapters and projectors of a checkpoint, so that its tensors fit.
-
-    Raises:
-        UsageError: `given` settings contradict the checkpoint; all of them are listed.
-    """
+    """The settings with the shape of a checkpoint; a :class:`UsageError` lists all `given` ones that contradict it."""
     before = read_training(checkpoint.config.training, where=str(checkpoint.path / "config.json"))
     kept = {name: getattr(before, name) for name in SHAPING}
     wrong = [name for name in SHAPING if name in given and getattr(training, name) != kept[name]]

@@ -319,11 +319,7 @@ def _refuse_other_contents(root: Path, before: Manifest | None, wanted: tuple[in
 
 
 def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Generator[tuple[str, str]]:
-    """Write clips, in the order in which they get done: path below the root and digest of each.
-
-    Closing the iterator, or an exception such as KeyboardInterrupt, lets each process end the clip at hand and drops
-    the rest.
-    """
+    """Write clips; gives path and digest of each as it is done. Closed, it ends clips at hand and drops the rest."""
     if jobs == 1 or len(clips) < 2:
         yield from (_write(root, clip) for clip in clips)
         return
