@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional as F
 
 from avfewshot.config import ADAPTER_METHODS, AUTO, TUNED_METHODS, TrainingConfig
@@ -74,32 +75,24 @@ _STEPS = 500
 """About so many optimizer steps make a training, unless its epochs are given."""
 
 
-@dataclass(frozen=True, eq=False)
-class SeedResult:
-    """What one seed gave."""
+class SeedResult(BaseModel):
+    """What one seed gave; ``result.json`` in its folder."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     seed: int
     support: dict[str, Any]  # what was trained on, as Support.to_dict gives it
     progress: Progress | None  # how the training ended; None where nothing was trained through the towers
     results: dict[str, TaskResult]  # of the untrained systems, TRAINED and the methods on the test clips
     comparison: Comparison | None  # of these; None where there is no test clip
-    folder: Path  # where checkpoints and metrics of this seed lie
-    methods: dict[str, dict[str, Any]] = field(default_factory=dict)  # left-out accuracy, choices, seconds of each
+    folder: Path = Field(exclude=True)  # where checkpoints and metrics of this seed lie
+    methods: dict[str, dict[str, Any]] = {}  # left-out accuracy, choices, seconds of each
     drawn: str = ""  # fingerprint of the draw before clips that cannot be read were replaced
-    unusable: list[tuple[str, str, str]] = field(default_factory=list)  # these, as Usage.left has them
+    unusable: list[tuple[str, str, str]] = []  # these, as Usage.left has them
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        return {
-            "seed": self.seed,
-            "support": self.support,
-            "progress": None if self.progress is None else self.progress.to_dict(),
-            "results": {name: result.model_dump(mode="json") for name, result in self.results.items()},
-            "comparison": None if self.comparison is None else self.comparison.model_dump(mode="json"),
-            "methods": self.methods,
-            "drawn": self.drawn,
-            "unusable": self.unusable,
-        }
+        return self.model_dump(mode="json")
 
 
 class RunObserver(Observer):
@@ -146,7 +139,7 @@ class FewShot:
         config = self.config
         clips = ClipCache(max_bytes=config.cache_size)
         size: Any = self.backbone.visual.image_size
-        dtype = PRECISIONS[config.precision]
+        kind, dtype, frame_backend = self.device.type, PRECISIONS[config.precision], self.frame_backend
         self.evaluator = Evaluator(
             self.dataset,
             PredictionConfig(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
@@ -154,14 +147,63 @@ class FewShot:
             self.templates,
             self.device,
             config.precision,
-            lambda path: clips.get(path, frame_size=size, frame_backend=self.frame_backend),
-            autocast=lambda: torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+            lambda path: clips.get(path, frame_size=size, frame_backend=frame_backend),
+            autocast=lambda: torch.autocast(kind, dtype, enabled=dtype != torch.float32),
             frame_backend=self.frame_backend,
             window=config.window,
             workers=config.workers,
             observer=self.observer,
             look_up=self.look_up,
         )
+
+    def _with_validation(self) -> tuple[Dataset, int]:
+        """The data set with the validation clips of the run as its val split, and how many labels they cost.
+
+        What is not trained chooses by leaving out clips of the support, so it has none; thresholds of the untrained
+        systems are then chosen on the support.
+        """
+        config = self.config
+        support = draw(self.dataset, config, config.seeds[0]).samples
+        if not self.trains:
+            kept = [sample for sample in self.dataset.samples if sample.split != "val"]
+            return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
+        if config.epochs == AUTO:
+            steps = max(1, len(support) // (config.batch_size * config.accumulation))
+            self.config = config = config.replace(epochs=max(3, min(20, -(-_STEPS // steps))))
+        if config.val_shots == "all" and not self.dataset.split("val"):
+            return self.dataset, 0
+        count = None if config.val_shots == AUTO else config.val_shots
+        supports = [sample for seed in config.seeds for sample in draw(self.dataset, config, seed).samples]
+        chosen = draw_validation(
+            self.dataset,
+            config.shots,
+            config.seeds[0],
+            count=count,
+            support=supports,
+            multi_label=config.multi_label,
+            only_available=True,
+        ).samples
+        return with_validation(self.dataset, chosen), len(chosen)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Further adapters to train, each a system of its own."""
+        return tuple(name for name in self.also if name in ADAPTER_METHODS[1:])
+
+    @property
+    def trains(self) -> bool:
+        """Whether any adapter is trained through the towers."""
+        return bool(self.kinds) or self.trains_own
+
+    @property
+    def trains_own(self) -> bool:
+        """Whether the adapter of the settings is trained."""
+        return "dgsct" in (self.config.method, *self.also) or (self.config.method == AUTO and self.config.tune)
+
+    @property
+    def has_methods(self) -> bool:
+        """Whether any method stands beside adapters and the untrained systems."""
+        return (self.config.method, *self.also) != ("dgsct",)
 
     @functools.cached_property
     def _fabric(self) -> Fabric:
@@ -219,9 +261,16 @@ class FewShot:
                 labels = {"support": 0 if self.trains else count, "validation": count if self.trains else 0}
                 methods[name] = {"labels_used": labels, "seconds": 0.0, "trainable": 0}
         methods = {name: {**told, **more.get(name, {})} for name, told in methods.items()}
-        progress = trained[TRAINED][1] if TRAINED in trained else None
         result = SeedResult(
-            seed, support.to_dict(), progress, results, comparison, folder, methods, drawn.fingerprint, unusable
+            seed=seed,
+            support=support.to_dict(),
+            progress=trained[TRAINED][1] if TRAINED in trained else None,
+            results=results,
+            comparison=comparison,
+            folder=folder,
+            methods=methods,
+            drawn=drawn.fingerprint,
+            unusable=unusable,
         )
         write_text(folder / "result.json", json.dumps(result.to_dict()))
         return result
@@ -244,55 +293,6 @@ class FewShot:
         before = set(used)
         used += dict.fromkeys(sample.id for sample in support.samples if sample.id not in before)
         return support
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Further adapters to train, each a system of its own."""
-        return tuple(name for name in self.also if name in ADAPTER_METHODS[1:])
-
-    @property
-    def trains(self) -> bool:
-        """Whether any adapter is trained through the towers."""
-        return bool(self.kinds) or self.trains_own
-
-    @property
-    def trains_own(self) -> bool:
-        """Whether the adapter of the settings is trained."""
-        return "dgsct" in (self.config.method, *self.also) or (self.config.method == AUTO and self.config.tune)
-
-    @property
-    def has_methods(self) -> bool:
-        """Whether any method stands beside adapters and the untrained systems."""
-        return (self.config.method, *self.also) != ("dgsct",)
-
-    def _with_validation(self) -> tuple[Dataset, int]:
-        """The data set with the validation clips of the run as its val split, and how many labels they cost.
-
-        What is not trained chooses by leaving out clips of the support, so it has none; thresholds of the untrained
-        systems are then chosen on the support.
-        """
-        config = self.config
-        support = draw(self.dataset, config, config.seeds[0]).samples
-        if not self.trains:
-            kept = [sample for sample in self.dataset.samples if sample.split != "val"]
-            return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
-        if config.epochs == AUTO:
-            steps = max(1, len(support) // (config.batch_size * config.accumulation))
-            self.config = config = config.replace(epochs=max(3, min(20, -(-_STEPS // steps))))
-        if config.val_shots == "all" and not self.dataset.split("val"):
-            return self.dataset, 0
-        count = None if config.val_shots == AUTO else config.val_shots
-        supports = [sample for seed in config.seeds for sample in draw(self.dataset, config, seed).samples]
-        chosen = draw_validation(
-            self.dataset,
-            config.shots,
-            config.seeds[0],
-            count=count,
-            support=supports,
-            multi_label=config.multi_label,
-            only_available=True,
-        ).samples
-        return with_validation(self.dataset, chosen), len(chosen)
 
     def fit_methods(self, seed: int, support: Support) -> dict[str, Scorer]:
         """Fit the light methods on frozen embeddings of the support, and show what they get right when left out."""
@@ -354,58 +354,6 @@ class FewShot:
         clips = [self.evaluator.read(sample.path) for sample in samples if sample.path is not None]
         return [(clip.frames, clip.audio_segments) for clip in clips]
 
-    def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
-        """Let the trained model speak beside the light methods, as much as validation clips tell."""
-        if self.evaluator.decision.per_second:
-            return
-        if not self.evaluator.scored("val").samples:
-            title = self.config.adapter_title
-            self.observer.say(f"auto: {title} not joined: no validation clip tells how much it is worth (--val-shots).")
-            return
-        unseen = method_support(self.evaluator, "val")
-        tuned = without_none(self.dataset, self._log_posterior(model, "val", metrics))
-        joined = join_tuned(scorer, unseen, tuned)
-        share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
-        self.observer.say(f"auto: {self.config.adapter_title} {share}, {joined['why']} ({joined['clips']} clips).")
-
-    def _log_posterior(self, model: AudioVisualModel, split: str, metrics: ValMetrics) -> np.ndarray:
-        logits = self.evaluator.joined(model, split, metrics.blend)
-        return np.log(np.maximum(self.evaluator.predict(logits, metrics.fitted).probabilities, 1e-12))
-
-    def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:
-        """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
-        folder = self.folder / f"seed-{seed}" / "scorer"
-        scorer = scorers[self.config.method]
-        scorer.decide_labels(self._clips)
-        scorer.learn_to_reject(self._clips, seed=seed)
-        scorer.save(folder)
-        self._write_config(folder, seed, support)
-
-    def _write_config(self, folder: Path, seed: int, support: Support) -> None:
-        about = self._describe(seed, support, no_validation(0, 0.0))
-        write_text(folder / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(about)}, indent=2))
-
-    def choose(self, results: Sequence[SeedResult]) -> dict[str, Any] | None:
-        """Which of several seeds answers for the run, by no test clip; written where `--adapter RUN` finds it."""
-        if len(results) < 2:
-            return None
-        method, rule, figures = self.config.method, "", {}
-        for result in results:
-            about = result.methods.get(method, {})
-            if method == "dgsct" and result.progress is not None and self.evaluator.scored("val").samples:
-                best = result.progress.best
-                rule, figures[result.seed] = "best on the validation clips", (-best.figure, best.loss)
-            elif method in TUNED:
-                rule, figures[result.seed] = "lowest loss on its support", (about["support_loss"],)
-            elif (loss := about.get("loo_log_loss")) is not None:
-                rule, figures[result.seed] = "lowest log-loss on left-out clips of its support", (loss,)
-        seed = min(figures, key=figures.__getitem__) if len(figures) == len(results) else results[0].seed
-        if len(figures) < len(results):
-            rule, figures = "the first, since nothing but test clips tells one from another", {}
-        chosen = {"seed": seed, "why": rule, "figures": {str(one): abs(values[0]) for one, values in figures.items()}}
-        write_text(self.folder / CHOSEN_NAME, json.dumps(chosen, indent=1))
-        return chosen
-
     def train(self, seed: int, support: Support, kind: str | None = None) -> tuple[AudioVisualModel, Progress]:
         """Train with one seed; gives the best model, in evaluation mode, and how it went.
 
@@ -420,7 +368,10 @@ class FewShot:
             config, folder = config.replace(adapter=kind), folder / kind
         per_second = evaluator.decision.per_second
         objective = Objective(config, evaluator.texts.to(self.device), per_second=per_second)
-        model = self.fresh_model(seed, config)
+        model = build_model(self.backbone, config, seed=seed, device=self.device)
+        if self.initial is not None:
+            model.load_trainable_state(self.initial.tensors)
+        model.to(self.device)
         model.anchors = self._anchors(support, objective, config.adapter_title)
         task = FewShotTask(
             model,
@@ -447,13 +398,6 @@ class FewShot:
             progress = trainer.fit(resume=trainer.checkpoints.load_last(self.backbone))
         model.load_trainable_state(trainer.checkpoints.load_best(self.backbone).tensors)
         return model.eval(), progress
-
-    def fresh_model(self, seed: int, config: TrainingConfig | None = None) -> AudioVisualModel:
-        """A model as a training begins with it, on the device."""
-        model = build_model(self.backbone, config or self.config, seed=seed, device=self.device)
-        if self.initial is not None:
-            model.load_trainable_state(self.initial.tensors)
-        return model.to(self.device)
 
     def _anchors(self, support: Support, objective: Objective, title: str) -> SupportAnchors | None:
         """The class means of the support where they answer better than texts do, on its own clips, each left out.
@@ -494,6 +438,48 @@ class FewShot:
         told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
         self.observer.say(f"{title}: anchors {'texts and class means' if better else 'texts'} ({told}).")
         return anchors if better else None
+
+    def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
+        """Let the trained model speak beside the light methods, as much as validation clips tell."""
+        if self.evaluator.decision.per_second:
+            return
+        if not self.evaluator.scored("val").samples:
+            title = self.config.adapter_title
+            self.observer.say(f"auto: {title} not joined: no validation clip tells how much it is worth (--val-shots).")
+            return
+        unseen = method_support(self.evaluator, "val")
+        trained = self.evaluator.predict(self.evaluator.joined(model, "val", metrics.blend), metrics.fitted)
+        tuned = without_none(self.dataset, np.log(np.maximum(trained.probabilities, 1e-12)))
+        joined = join_tuned(scorer, unseen, tuned)
+        share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
+        self.observer.say(f"auto: {self.config.adapter_title} {share}, {joined['why']} ({joined['clips']} clips).")
+
+    def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:
+        """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
+        folder = self.folder / f"seed-{seed}" / "scorer"
+        scorer = scorers[self.config.method]
+        scorer.decide_labels(self._clips)
+        scorer.learn_to_reject(self._clips, seed=seed)
+        scorer.save(folder)
+        self._write_config(folder, seed, support)
+
+    def _write_config(self, folder: Path, seed: int, support: Support) -> None:
+        about = self._describe(seed, support, no_validation(0, 0.0))
+        write_text(folder / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(about)}, indent=2))
+
+    def _describe(
+        self, seed: int, support: Support, metrics: ValMetrics, config: TrainingConfig | None = None
+    ) -> AdapterConfig:
+        return adapter_config(
+            config or self.config,
+            self.backbone,
+            labels=self.dataset.classes,
+            wordings=self.dataset.wordings,
+            templates=self.templates_name,
+            seed=seed,
+            support=support.to_dict(),
+            metrics=metrics,
+        )
 
     def test(
         self,
@@ -582,24 +568,31 @@ class FewShot:
             lines.append(json.dumps({"id": clip, "truth": labels.tolist(), "answers": by_system}) + "\n")
         return "".join(lines)
 
+    def choose(self, results: Sequence[SeedResult]) -> dict[str, Any] | None:
+        """Which of several seeds answers for the run, by no test clip; written where `--adapter RUN` finds it."""
+        if len(results) < 2:
+            return None
+        method, rule, figures = self.config.method, "", {}
+        for result in results:
+            about = result.methods.get(method, {})
+            if method == "dgsct" and result.progress is not None and self.evaluator.scored("val").samples:
+                best = result.progress.best
+                rule, figures[result.seed] = "best on the validation clips", (-best.figure, best.loss)
+            elif method in TUNED:
+                rule, figures[result.seed] = "lowest loss on its support", (about["support_loss"],)
+            elif (loss := about.get("loo_log_loss")) is not None:
+                rule, figures[result.seed] = "lowest log-loss on left-out clips of its support", (loss,)
+        seed = min(figures, key=figures.__getitem__) if len(figures) == len(results) else results[0].seed
+        if len(figures) < len(results):
+            rule, figures = "the first, since nothing but test clips tells one from another", {}
+        chosen = {"seed": seed, "why": rule, "figures": {str(one): abs(values[0]) for one, values in figures.items()}}
+        write_text(self.folder / CHOSEN_NAME, json.dumps(chosen, indent=1))
+        return chosen
+
     def best_model(self, seed: int) -> AudioVisualModel:
         """The model that validation chose in a run that is done, in evaluation mode."""
         checkpoints = CheckpointManager(self.folder / f"seed-{seed}" / "checkpoints")
         return load_model(checkpoints.load_best(self.backbone), self.backbone)[0].to(self.device)
-
-    def _describe(
-        self, seed: int, support: Support, metrics: ValMetrics, config: TrainingConfig | None = None
-    ) -> AdapterConfig:
-        return adapter_config(
-            config or self.config,
-            self.backbone,
-            labels=self.dataset.classes,
-            wordings=self.dataset.wordings,
-            templates=self.templates_name,
-            seed=seed,
-            support=support.to_dict(),
-            metrics=metrics,
-        )
 
 
 def read_result(folder: Path, drawn: str) -> SeedResult | None:
@@ -615,17 +608,7 @@ def read_result(folder: Path, drawn: str) -> SeedResult | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("drawn", values["support"]["fingerprint"]) != drawn:
             return None
-        return SeedResult(
-            values["seed"],
-            values["support"],
-            None if values["progress"] is None else Progress.from_dict(values["progress"]),
-            {name: TaskResult.model_validate(record) for name, record in values["results"].items()},
-            None if values["comparison"] is None else Comparison.model_validate(values["comparison"]),
-            folder,
-            values.get("methods", {}),
-            drawn,
-            [(str(split), str(name), str(reason)) for split, name, reason in values.get("unusable", ())],
-        )
+        return SeedResult.model_validate({**values, "folder": folder, "drawn": drawn})
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: is damaged ({str(error).splitlines()[0]}).", hint="Remove it: the evaluation is then done again."
