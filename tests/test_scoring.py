@@ -158,9 +158,10 @@ def test_metrics_are_better_by_their_figure_and_then_by_their_loss():
     assert not ValMetrics(0.4, 0.1, 1.0, Thresholds()).better_than(first)
 
 
+@pytest.mark.parametrize("details", [{}, {"segment_accuracy": 50.0}])
 @pytest.mark.parametrize("fitted", [Thresholds(), Thresholds(BackgroundRule("threshold", 0.25), 0.5)])
-def test_metrics_come_back_from_json(fitted):
-    metrics = ValMetrics(0.5, 1.25, 0.75, fitted)
+def test_metrics_come_back_from_json(fitted, details):
+    metrics = ValMetrics(0.5, 1.25, 0.75, fitted, details)
     assert ValMetrics.from_dict(metrics.to_dict()) == metrics
 
 

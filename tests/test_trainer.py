@@ -36,7 +36,7 @@ from avfewshot.training import trainer as trainer_module
 from avfewshot.training.cuda_graphs import EagerRunner
 from avfewshot.training.data import epoch_order, window_start
 from avfewshot.training.optimizer import lr_lambda
-from avfewshot.training.tasks import validation_interval
+from avfewshot.training.tasks import FewShotTask, validation_interval
 
 KINDS = ["fewshot", "pretrain"]
 MIXED = [Path(f"{name}.mp4") for name in ("0-1-2", "1-1-5", "2-1-3-mute", "0-2-3-blind", "1-2-9")]
@@ -439,3 +439,10 @@ def test_schedules():
     step = lr_lambda(TrainingConfig(schedule="step", epochs=10, step_epochs=2, step_factor=0.5), 3)
     assert [step(n) for n in (0, 5, 6, 12)] == [1, 1, 0.5, 0.25]
     assert lr_lambda(TrainingConfig(schedule="constant", epochs=5), 3)(50) == 1
+
+
+def test_a_task_may_have_a_schedule_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(FewShotTask, "lr_lambda", lambda self, config, steps: lambda done: 0.5**done)
+    make_trainer(tmp_path, epochs=1, lr=1e-3).fit()
+    rates = [entry["lr"] for entry in log(tmp_path) if entry["kind"] == "step"]
+    assert rates == pytest.approx([1e-3 * 0.5**done for done in range(3)])
