@@ -817,6 +817,17 @@ class InferenceConfig(TowersConfig):
     pool: Pool = setting("event", "How the seconds of a clip are pooled.", panel=METHOD, saved=True)
 
 
+class EngineConfig(Settings):
+    """What distributes the work."""
+
+    engine: Literal["local", "ray"] = setting(
+        "local", "What distributes the work: this process, or Ray, on many machines.", panel=COST
+    )
+    address: Text | None = setting(
+        None, "Ray cluster, as HOST:PORT or `auto`.", panel=COST, metavar="ADDRESS", unset="Ray on this machine"
+    )
+
+
 class OutputConfig(Settings):
     """What is classified and where the answer goes."""
 
@@ -895,6 +906,7 @@ class ZeroshotConfig(CommandConfig):
     output: OutputConfig = section(OutputConfig)
     model: InferenceConfig = section(InferenceConfig)
     task: TaskConfig = section(TaskConfig)
+    distribution: EngineConfig = section(EngineConfig)
 
 
 class ExportConfig(CommandConfig):
@@ -1013,6 +1025,7 @@ class EmbedConfig(CommandConfig):
     retry: bool = setting(False, "Try files again that could not be embedded before.")
     workers: Annotated[int, Ge(0)] = setting(2, "Processes that decode clips ahead.", panel=MODEL)
     model: TowersConfig = section(TowersConfig)
+    distribution: EngineConfig = section(EngineConfig)
 
 
 class FindConfig(CommandConfig):

@@ -172,9 +172,9 @@ store._COMMIT_CLIPS = 2
 add, count = store._Writer.add, 0
 
 
-def counted(writer, path, file):
+def counted(writer, *file):
     global count
-    add(writer, path, file)
+    add(writer, *file)
     for stream in writer._files.values():
         stream.flush()
     count += 1

@@ -93,7 +93,7 @@ def _subsets() -> list[str]:
 def _toy_parts() -> tuple[str, ...]:
     from avfewshot.toyworld.build import ALL_PLANS
 
-    return tuple(ALL_PLANS)
+    return (*ALL_PLANS, "samples")
 
 
 def _pretraining_lists() -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def toy(
     jobs: Annotated[int | None, typer.Option(help="Processes; by default one for each processor.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a toy world made with other settings.")] = False,
     only: Annotated[
-        str | None, typer.Option(help="Some of ave,llp,vggsound,avs,avqa; by default the first three.")
+        str | None, typer.Option(help="Some of ave,llp,vggsound,avs,avqa, or samples; by default the first three.")
     ] = None,
 ) -> None:
     """Write the toy world: small made-up clips in the layouts of AVE, LLP and VGG-Sound.
@@ -49,8 +49,8 @@ def toy(
 
     names = None if only is None else [name.strip().lower() for name in only.split(",") if name.strip()]
     build = prepare(root, seed=seed, clips_per_class=clips_per_class, datasets=names, jobs=jobs, force=force)
-    held = ", ".join(f"{plan.title} {len(plan.clips):,}" for plan in build.plans)
-    typer.echo(f"Toy world in {root}: {len(build.clips):,} clips ({held}, and samples).")
+    held = "".join(f"{plan.title} {len(plan.clips):,}, " for plan in build.plans)
+    typer.echo(f"Toy world in {root}: {len(build.clips):,} clips ({held}{'and ' if held else ''}samples).")
     if build.damaged:
         typer.echo(f"{_count(len(build.damaged), 'clip is', 'clips are')} not as written before; written anew.")
     if build.pending:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from avfewshot.cli.datacheck import ListFile, Media, Root
 from avfewshot.cli.options import setting_option
+from avfewshot.engine import check_engine, ray_map
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def prepare(
     shard_clips: Annotated[
         int | None, typer.Option(min=1, help="Clips in a shard; by default what makes about 256 MB.")
     ] = None,
+    engine: Annotated[str | None, setting_option("engine")] = None,
+    address: Annotated[str | None, setting_option("address")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try clips again that were rejected before.")] = False,
 ) -> None:
     """Decode every clip once into WebDataset shards: a picture a second as JPEG, sound as FLAC, labels as JSON.
@@ -49,6 +53,7 @@ def prepare(
 
     Examples: avfs data prepare ave --root DATA --out shards/ave
               avfs data prepare vggsound40k --root DATA --out /shared/vgg --workers 16 --part 2/8
+              avfs data prepare vggsound40k --root DATA --out /shared/vgg --engine ray --address HOST:6379
               avfs data prepare folder --root my_clips --out shards/mine --backbone tiny
     """
     numbers = _parse_part(part)
@@ -57,7 +62,9 @@ def prepare(
     from avfewshot.cli.datacheck import load_any
     from avfewshot.config import resolve
 
-    side = frame_side(resolve("zeroshot", {"backbone": backbone}).check()["backbone"])
+    settings = resolve("zeroshot", {"backbone": backbone, "engine": engine, "address": address}).check()
+    check_engine(settings["engine"], settings["address"])
+    side = frame_side(settings["backbone"])
     dataset = load_any(task, root, media or [], list_file)
 
     from avfewshot.data.shards.plan import plan_shards
@@ -78,9 +85,10 @@ def prepare(
     _announce(todo, numbers)
     from avfewshot.cli.terminal import progress_bar, say
 
+    on_ray = partial(ray_map, address=settings["address"], block=1) if settings["engine"] == "ray" else None
     try:
         with progress_bar(todo.pending_clips, "clip", "Preparing") as bar:
-            summary = todo.run(bar.update)
+            summary = todo.run(bar.update, on_ray)
     except KeyboardInterrupt:
         say("Interrupted; the same command goes on from here.")
         raise

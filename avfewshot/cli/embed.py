@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.loading import on_ray
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
+from avfewshot.engine import check_engine
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import printable
 from avfewshot.media.discover import find_media
@@ -56,6 +58,7 @@ def embed(
     named = collect(faults, lambda: find_media(roots, recursive=config.recursive)) or []
     if remote := [file for file in named if not isinstance(file, Path)]:
         faults.append(UsageError(f"{remote[0]}: a store is of files on this machine.", hint="Fetch the clips first."))
+    collect(faults, lambda: check_engine(config.distribution.engine, config.distribution.address))
     raise_faults(faults)
     files = [file for file in named if isinstance(file, Path)]
     assert config.store is not None
@@ -70,7 +73,7 @@ def _embed(
     config: EmbedConfig, folder: Path, files: list[Path], roots: list[str], given: set[str], interrupts: Interrupts
 ) -> int:
     from avfewshot.media.clip import Failure
-    from avfewshot.store.store import Store
+    from avfewshot.store.store import Store, embed_files
 
     asked: dict[str, Any] = {name: getattr(config.model, name) for name in _TOWERS}
     asked = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asked.items()}
@@ -103,8 +106,11 @@ def _embed(
     changes = store.changes(files, [root for root in roots if os.path.isdir(root)], retry=config.retry)
     failed, count = list(changes.failed), 0
     bar = progress_bar(len(changes.to_embed), "clip", "embedding")
+    how: dict[str, Any] = {"batch_size": config.model.batch_size, "workers": config.workers}
+    if config.distribution.engine == "ray":
+        how["embed"] = on_ray(config.distribution, asked | {"device": config.model.device}, embed_files, **how)
     try:
-        for done in store.update(changes, load, batch_size=config.model.batch_size, workers=config.workers):
+        for done in store.update(changes, load, **how):
             bar.update()
             count += not isinstance(done, Failure)
             if isinstance(done, Failure):

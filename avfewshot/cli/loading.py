@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avfewshot.cli.terminal import say
-from avfewshot.config import BackboneConfig, Resolved
+from avfewshot.config import BackboneConfig, EngineConfig, Resolved
+from avfewshot.engine import ray_map
+from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
     from avfewshot.encoders.backbone import Backbone
@@ -53,24 +57,51 @@ def load_backbone(model: BackboneConfig, preset: Any = None, *, seed: int = 0) -
     )
 
 
+def model_arguments(settings: Resolved) -> dict[str, Any]:
+    """The arguments of :func:`avfewshot.load` that settings say."""
+    names = ("device", "weights", "seed", "precision", "clip_weights", "clap_weights", "roberta", "adapter")
+    given = {name: getattr(settings.config.model, name) for name in names}
+    return given | {name: chosen(settings, name) for name in ("backbone", "templates")} | {"cache": True}
+
+
+def on_ray(
+    distribution: EngineConfig, model: Mapping[str, Any], work: Callable[..., Iterable[Any]], **options: Any
+) -> Callable[[Classifier, Sequence[Any]], Generator[Any, None, None]]:
+    """What gives ``work(classifier, files, **options)`` with classifiers that workers of a Ray cluster load.
+
+    Args:
+        distribution: Where the cluster is.
+        model: Arguments of :func:`avfewshot.load`.
+        work: Gives a result for each file.
+        options: Of `work`.
+    """
+
+    def run(classifier: Classifier, files: Sequence[Any]) -> Generator[Any, None, None]:
+        gpus = model["device"] == "auto" or model["device"].startswith("cuda")
+        same = {**model, "precision": classifier.precision, "device": "auto" if gpus else model["device"]}
+        load = functools.partial(_load_worker, same, classifier.embedding_identity, functools.partial(work, **options))
+        return ray_map(load, files, address=distribution.address, gpus=gpus)
+
+    return run
+
+
+def _load_worker(
+    model: Mapping[str, Any], identity: Mapping[str, str], work: Callable[..., Iterable[Any]]
+) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    from avfewshot.inference.loading import load
+
+    classifier = load(**model)
+    if classifier.embedding_identity != identity:
+        raise UsageError("A machine of the cluster has other weights than this one.")
+    return functools.partial(work, classifier)
+
+
 def load_classifier(settings: Resolved, store: Store | None = None) -> Classifier:
     """A classifier that takes embeddings from a store, where there is one and the adapter reads embeddings."""
     from avfewshot.inference.loading import load
 
     model = settings.config.model
-    classifier = load(
-        chosen(settings, "backbone"),
-        device=model.device,
-        weights=model.weights,
-        seed=model.seed,
-        precision=model.precision,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
-        templates=chosen(settings, "templates"),
-        adapter=model.adapter,
-        cache=True,
-    )
+    classifier = load(**model_arguments(settings))
     if store is not None and not classifier.look_up(store.cache):
         say(f"{model.adapter} looks at the clips themselves: --store only names them.")
     return classifier

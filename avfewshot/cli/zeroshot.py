@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.loading import chosen, left_to_adapter, load_backbone, load_classifier, open_store
+from avfewshot.cli.loading import (
+    chosen,
+    left_to_adapter,
+    load_backbone,
+    load_classifier,
+    model_arguments,
+    on_ray,
+    open_store,
+)
 from avfewshot.cli.options import adapter_folder, backbone_faults, collect, with_options
 from avfewshot.cli.outputs import DRAWN
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
+from avfewshot.engine import check_engine
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import write_text
 
@@ -76,6 +85,8 @@ _WITHOUT_MEANING = {  # beside --task
     "reject": "Clips are judged, not listed.",
     "format": f"The suffix of --output says it: {', '.join(_SUFFIXES)}.",
     "recursive": "The task says which clips.",
+    "engine": "A task is evaluated in this process.",
+    "address": "A task is evaluated in this process.",
     "resume": "A task is evaluated anew each time.",
 }
 
@@ -141,6 +152,10 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         labels = collect(faults, lambda: parse_labels(asked.labels))
     if asked.reject and settings["adapter"] is None:
         faults.append(UsageError("--reject: only a few-shot run can tell unknown clips.", hint="Add --adapter RUN."))
+    distribution = settings.config.distribution
+    collect(faults, lambda: check_engine(distribution.engine, distribution.address))
+    if distribution.engine == "ray" and asked.store is not None:
+        faults.append(UsageError("--engine ray decodes clips, --store has them decoded.", hint="Leave one out."))
     store = collect(faults, lambda: open_store(asked.store))
     if store is not None and not paths:
         files = [Path(clip.path) for clip in store.embedded]
@@ -258,21 +273,27 @@ def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
         from avfewshot.reports.text import reject_text
 
         own.append(f"`unknown`: {reject_text(run.reject)}.")
-    results = classifier.iter_classify(
-        work.files,
-        work.labels,
-        modality=model.modality,
-        fusion=run.fusion,
-        pool=run.pool,
-        batch_size=model.batch_size,
-        frame_backend=model.frame_backend,
+    options: dict[str, Any] = {
+        "labels": work.labels,
+        "modality": model.modality,
+        "fusion": run.fusion,
+        "pool": run.pool,
+        "batch_size": model.batch_size,
+        "frame_backend": model.frame_backend,
         # The page and timelines draw them in any case.
-        segments=settings["segments"]
+        "segments": settings["segments"]
         or work.page is not None
         or settings["overlay"] is not None
         or any(t.form in DRAWN for t in work.targets),
         **answers,
-    )
+    }
+    if settings["engine"] == "ray":
+        distribution = settings.config.distribution
+        results = on_ray(distribution, model_arguments(settings), type(classifier).iter_classify, **options)(
+            classifier, work.files
+        )
+    else:
+        results = classifier.iter_classify(work.files, **options)
     return dataclasses.replace(run, warnings=[*own, *run.warnings]), results
 
 

@@ -12,11 +12,12 @@ are written anew under the next number. docs/collections.md has the measurement 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.embedding_cache import EmbeddingCache
     from avfewshot.inference.features import EmbeddedFile
+
+Thumbnailed = Generator["tuple[EmbeddedFile | Failure, dict[int, bytes]]", None, None]
+"""Embeddings of files in order, or what was wrong, with thumbnails by second."""
 
 VERSION = 1
 THUMBNAIL = 96  # longer side of thumbnails in pixels
@@ -336,13 +340,15 @@ class Store:
         changes: Changes,
         classifier: Callable[[], Classifier],
         *,
+        embed: Callable[[Classifier, Sequence[Path]], Thumbnailed] | None = None,
         batch_size: int | str = "auto",
         workers: int = 2,
     ) -> Iterator[Path | Failure]:
         """Bring the store up to date; gives each file that was embedded, or could not be, as it goes.
 
         What was embedded is kept whenever this ends, by a kill too. Other processes may read meanwhile. `classifier` is
-        called where there is something to embed; for the others see :meth:`Classifier.classify`.
+        called where there is something to embed; `embed` does it elsewhere than in this process; for the
+        others see :meth:`Classifier.classify`.
 
         Raises:
             UsageError: Another process writes into it, or its embeddings come from other towers.
@@ -355,11 +361,10 @@ class Store:
                 towers = classifier()
                 self.check(towers.embedding_identity)
                 with contextlib.closing(_Writer(self, database)) as writer:
-                    options = {"batch_size": batch_size, "workers": workers, "watch": writer.watch}
-                    files = towers.iter_embed(changes.to_embed, **options)
-                    with contextlib.closing(files):
-                        for path, file in zip(changes.to_embed, files, strict=True):
-                            writer.add(path, file)
+                    embed = embed or functools.partial(embed_files, batch_size=batch_size, workers=workers)
+                    with contextlib.closing(embed(towers, changes.to_embed)) as files:
+                        for path, (file, pictures) in zip(changes.to_embed, files, strict=True):
+                            writer.add(path, file, pictures)
                             yield file if isinstance(file, Failure) else path
             compacted = self._compact(database)
         if compacted or changes.to_embed or changes.gone:
@@ -441,6 +446,24 @@ class Store:
         return made
 
 
+def embed_files(
+    towers: Classifier, paths: Sequence[Path], *, batch_size: int | str = "auto", workers: int = 2
+) -> Thumbnailed:
+    """What the frozen towers make of files, in order, each with a thumbnail of every second, by second."""
+    made: dict[str, dict[int, bytes]] = {}
+
+    def watch(clip: Clip) -> None:
+        """Make thumbnails of a part of a clip while its frames are there."""
+        if clip.frames is not None:
+            pictures = made.setdefault(str(clip.path), {})
+            for second, frame in enumerate(clip.frames, start=clip.start):
+                pictures[second] = jpeg(frame.permute(1, 2, 0).numpy(), THUMBNAIL)
+
+    with contextlib.closing(towers.iter_embed(paths, batch_size=batch_size, workers=workers, watch=watch)) as files:
+        for path, file in zip(paths, files, strict=True):
+            yield file, made.pop(str(path), {})
+
+
 class _Writer:
     """Appends embeddings to the files of a store, and commits them."""
 
@@ -454,23 +477,15 @@ class _Writer:
             if stream.tell() < size:
                 raise DataError(f"{store._file(name)}: is cut.", hint="Embed the collection into a new store.")
             stream.truncate(size)  # what a killed run has left behind its last commit
-        self._pictures: dict[str, dict[int, bytes]] = {}
         self._waiting, self._since = 0, time.monotonic()
 
-    def watch(self, clip: Clip) -> None:
-        """Make thumbnails of a part of a clip while its frames are there."""
-        if clip.frames is not None:
-            made = self._pictures.setdefault(str(clip.path), {})
-            for second, frame in enumerate(clip.frames, start=clip.start):
-                made[second] = jpeg(frame.permute(1, 2, 0).numpy(), THUMBNAIL)
-
-    def add(self, path: Path, file: EmbeddedFile | Failure) -> None:
+    def add(self, path: Path, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
         """Take a file, wholly or, where that fails or is interrupted, not at all."""
         if not self._database.in_transaction:
             self._database.execute("BEGIN")
         self._database.execute("SAVEPOINT file")
         try:
-            self._insert(path, file)
+            self._insert(path, file, pictures)
         except BaseException:
             self._database.execute("ROLLBACK TO file")
             raise
@@ -478,8 +493,7 @@ class _Writer:
         if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
-    def _insert(self, path: Path, file: EmbeddedFile | Failure) -> None:
-        pictures = self._pictures.pop(str(path), {})
+    def _insert(self, path: Path, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
         try:
             status = os.stat(path)
         except OSError:  # it went while it was decoded

@@ -226,7 +226,8 @@ def prepare(
             by further data sets.
         seed: Source of all chance; each seed gives another world of the same classes.
         clips_per_class: Clips of each class in each data set, over all splits.
-        datasets: Some of :data:`ALL_PLANS`; None: those of :data:`~avfewshot.toyworld.layouts.PLANS`.
+        datasets: Some of :data:`ALL_PLANS`, or `samples` for these alone; None: those of
+            :data:`~avfewshot.toyworld.layouts.PLANS`.
         jobs: Processes; None: one for each processor that may be used.
         force: Replace what another seed, number of clips or version made there.
 
@@ -235,10 +236,12 @@ def prepare(
         DataError: The folder's own record is damaged.
     """
     root = Path(root)
-    unknown = [name for name in datasets or () if name not in ALL_PLANS]
+    unknown = [name for name in datasets or () if name not in (*ALL_PLANS, "samples")]
     if unknown or (datasets is not None and not datasets):
         shown = ", ".join(map(repr, unknown)) or "nothing"
-        raise UsageError(f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(ALL_PLANS)}.")
+        raise UsageError(
+            f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(ALL_PLANS)}, samples."
+        )
     if clips_per_class < FEWEST_CLIPS:
         raise UsageError(
             f"--clips-per-class {clips_per_class}: too few.",
@@ -369,7 +372,11 @@ def _readme_text(manifest: Manifest, plans: Sequence[DatasetPlan]) -> str:
         f"in the layout of {plan.title}"
         for plan in plans
     )
-    only = "" if [plan.name for plan in plans] == list(PLANS) else f" --only {','.join(plan.name for plan in plans)}"
+    only = (
+        ""
+        if [plan.name for plan in plans] == list(PLANS)
+        else f" --only {','.join(plan.name for plan in plans) or 'samples'}"
+    )
     return f"""\
 A toy world for avfewshot: drawn objects and synthesised sounds. Nothing here is real, and nothing was recorded.
 

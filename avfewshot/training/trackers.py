@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from avfewshot.training.trainer import Callback
 
@@ -34,12 +34,11 @@ class Tracker(Callback):
 
     def on_log(self, entry: Mapping[str, Any]) -> None:
         """See :class:`~avfewshot.training.trainer.Callback`."""
-        if self._logger is None:
-            self._logger = self._make(*self._about)
+        self._logger = logger = self._logger or self._make(*self._about)
         kind = {"step": "train", "epoch": "validation"}[entry["kind"]]
         values = {key: value for key, value in _flat(entry).items() if key not in ("kind", "step", "best")}
         metrics = {f"{kind}/{key}": float(value) for key, value in values.items() if isinstance(value, (int, float))}
-        self._logger.log_metrics(metrics, step=int(entry["step"]))
+        logger.log_metrics(metrics, step=int(entry["step"]))
 
     def on_fit_end(self, finished: bool) -> None:
         """See :class:`~avfewshot.training.trainer.Callback`."""

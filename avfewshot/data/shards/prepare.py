@@ -13,7 +13,7 @@ import io
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,9 @@ _HEADROOM = 1.05
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 
 Members = dict[str, bytes]
+WriteShards = Callable[[Sequence[PlannedShard]], Iterator[ShardEntry]]
+Distribute = Callable[[Callable[[], WriteShards], Sequence[PlannedShard]], Iterable[ShardEntry]]
+"""Gives the entries of shards in order, which it has written by what its first argument makes on each machine."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,13 @@ class Preparation:
         """Clips to write."""
         return sum(len(shard.clips) for shard in self.pending)
 
-    def run(self, progress: Callable[[int], object] = lambda count: None) -> Summary:
-        """Write what is pending, and the list of rejected clips; `progress` is called with 1 after each clip.
+    def run(
+        self, progress: Callable[[int], object] = lambda count: None, distribute: Distribute | None = None
+    ) -> Summary:
+        """Write what is pending, and the list of rejected clips; `progress` is called with counts of clips done.
 
-        It may be interrupted at any time: finished shards stay, the one at hand leaves nothing behind.
+        It may be interrupted at any time: finished shards stay, the one at hand leaves nothing behind. `distribute` has
+        shards written elsewhere, into the same folder; by default this machine decodes with :attr:`jobs` processes.
 
         Raises:
             DataError: A shard cannot be written.
@@ -92,6 +98,11 @@ class Preparation:
         samples = [clip.sample for shard in self.pending for clip in shard.clips]
         new: list[ShardEntry] = []
         try:
+            if distribute is not None:
+                for entry in distribute(partial(_shard_writer, self.folder, self.plan.index), self.pending):
+                    new.append(entry)
+                    progress(len(entry.clips) + len(entry.rejected))
+                return self._finish(new, began)
             encode = partial(_encode, index=self.plan.index)
             encoder = ordered_map(encode, samples, workers=self.jobs)
             with contextlib.closing(encoder) as encoded:  # pyright: ignore[reportArgumentType]
@@ -100,6 +111,9 @@ class Preparation:
             with contextlib.suppress(OSError):  # a full disk, say: the first error is the one to tell
                 _write_rejected(self.folder, self.plan.index)
             raise
+        return self._finish(new, began)
+
+    def _finish(self, new: list[ShardEntry], began: float) -> Summary:
         _write_rejected(self.folder, self.plan.index)
         entries = [*self.finished, *new]
         mine = {shard.name for shard in self.shards}
@@ -228,6 +242,15 @@ def _encode(sample: Sample, index: ShardIndex) -> Members | Rejected:
         return encode_members(clip, ClipRecord.of(sample, index.classes, clip), quality=index.quality)
     except Exception as error:  # whatever it is, it is this file's failure
         return Rejected(sample.id, sample.split, str(sample.path), explain(error))
+
+
+def _shard_writer(folder: Path, index: ShardIndex) -> WriteShards:
+    def write(shards: Sequence[PlannedShard]) -> Iterator[ShardEntry]:
+        for shard in shards:
+            encoded = (_encode(clip.sample, index) for clip in shard.clips)
+            yield _write_shard(folder, index, shard, encoded, lambda count: None)
+
+    return write
 
 
 def _write_shard(

@@ -1,0 +1,146 @@
+"""`--engine ray`: the results of one process, from the workers of a cluster, also when one of them dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from media_factory import tone, write_media
+
+from avfewshot.cli.app import run
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'avfewshot[ray]'")
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = ("--label", "dog barking", "--label", "boat honking", "--backbone", "tiny", "--format", "json", "--segments")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips with and without sound, and a file that is none."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(5):
+        wave = None if number == 3 else tone(220 * (number + 1), 2.0)
+        write_media(folder / f"{number}.mp4", seconds=2.0, audio=wave)
+    (folder / "broken.mp4").write_bytes(b"no clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes on this machine, each with room for one worker."""
+    from ray.cluster_utils import Cluster
+
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([paths] if paths else [])])
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    yield nodes
+    nodes.shutdown()
+
+
+def avfs(*arguments, cwd, **environment):
+    command = [sys.executable, "-m", "avfewshot", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+def workers():
+    """Processes of Ray that hold one of our workers, by their titles."""
+    import psutil
+
+    return [one for one in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(one.info["cmdline"] or [])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(cluster, clips, tmp_path):
+    alone = avfs("zeroshot", clips, *LABELS, cwd=tmp_path)
+    assert alone.returncode == 1, alone.stderr  # one file is broken
+    before, killed = {one.pid for one in workers()}, []
+
+    def kill_one():
+        until = time.monotonic() + 240
+        while not killed and time.monotonic() < until:
+            for one in workers():
+                if one.pid not in before:
+                    os.kill(one.pid, signal.SIGKILL)
+                    killed.append(one.pid)
+                    return
+            time.sleep(0.2)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    spread = avfs(
+        "zeroshot", clips, *LABELS, "--engine", "ray", "--address", cluster.address, cwd=tmp_path,
+        AVFS_CACHE=str(tmp_path / "other-cache"),
+    )  # fmt: skip
+    killer.join()
+    assert killed
+    assert spread.returncode == 1, spread.stderr
+    first, second = json.loads(alone.stdout), json.loads(spread.stdout)
+    assert [clip["path"] for clip in second["clips"]] == [clip["path"] for clip in first["clips"]]
+    assert second["clips"] == first["clips"]
+    assert second["failed"] == first["failed"]
+
+
+def test_without_ray_it_is_misuse_with_the_way_to_install_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    write_media(tmp_path / "a.mp4", seconds=1.0)
+    (tmp_path / "mine" / "dog").mkdir(parents=True)
+    for command in (
+        ["zeroshot", "a.mp4", "--label", "dog"],
+        ["embed", "a.mp4", "--store", "store"],
+        ["data", "prepare", "folder", "--root", "mine", "--out", "shards"],
+    ):
+        assert run([*command, "--engine", "ray"]) == 2
+        assert "avfewshot[ray]" in capsys.readouterr().err
+        assert run([*command, "--address", "auto"]) == 2
+        assert "--engine ray" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "mine"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, tmp_path):
+    import numpy as np
+
+    from avfewshot.store.store import MODALITIES, Store
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert avfs("embed", clips, "--store", one, "--backbone", "tiny", cwd=tmp_path).returncode == 1
+    engine = ("--engine", "ray", "--address", cluster.address)
+    assert avfs("embed", clips, "--store", two, "--backbone", "tiny", *engine, cwd=tmp_path).returncode == 1
+    first, second = Store(one), Store(two)
+    assert [clip.path for clip in second.embedded] == [clip.path for clip in first.embedded]
+    assert all(np.allclose(first.vectors(name), second.vectors(name), atol=1e-6) for name in MODALITIES)
+    assert first.thumbnail(clips / "0.mp4", 1) == second.thumbnail(clips / "0.mp4", 1) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_shards_prepared_by_a_cluster_are_those_of_one_process_to_the_byte(cluster, clips, tmp_path):
+    for label in ("dog", "boat"):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "mine" / label / f"{number}.mp4").write_bytes((clips / f"{number}.mp4").read_bytes())
+    (tmp_path / "mine" / "dog" / "broken.mp4").write_bytes(b"no clip")
+    common = ("data", "prepare", "folder", "--root", "mine", "--backbone", "tiny", "--shard-clips", 2)
+    assert avfs(*common, "--out", "one", "--workers", 1, cwd=tmp_path).returncode == 1
+    spread = avfs(*common, "--out", "two", "--engine", "ray", "--address", cluster.address, cwd=tmp_path)
+    assert spread.returncode == 1, spread.stderr
+    contents = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        for name in ("one", "two")
+    ]
+    assert contents[0] == contents[1]
+    assert sum(name.endswith(".tar") for name in contents[0]) > 1
