@@ -35,10 +35,8 @@ from avfewshot.io import write_text
 if TYPE_CHECKING:
     from avfewshot.cli.outputs import Earlier, OpenWriter, Target
     from avfewshot.evaluation.evaluator import EvalReport, Evaluator
-    from avfewshot.inference.results import ClipResult, RunInfo
+    from avfewshot.inference.results import RunInfo
     from avfewshot.labels import LabelSet
-    from avfewshot.media.clip import Failure
-    from avfewshot.reports.writers import Summary
 
 app = typer.Typer(add_completion=False)
 _LOG = logging.getLogger(__name__)
@@ -245,11 +243,11 @@ def _classify(work: _Work, command: str) -> int:
             notices.warn(warning)
         bar.set_description("clips")
         bar.reset()
-        session = _Session(work, run, _open_writers(work, run, command))
-        cut_short = session.take(results, interrupts, bar)
+        writers = _open_writers(work, run, command)
+        failed, cut_short = _write(run, writers, results, len(work.files), interrupts, bar)
     if cut_short:
         return interrupts.status
-    return 1 if session.failed or (work.earlier and work.earlier.failed) else 0
+    return 1 if failed or (work.earlier and work.earlier.failed) else 0
 
 
 def _gone_on(work: _Work) -> str:
@@ -339,82 +337,61 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
     return writers
 
 
-class _Session:
-    """Hands results to the writers and counts them."""
+def _write(
+    run: RunInfo, writers: list[OpenWriter], results: Iterator[Any], total: int, interrupts: Interrupts, bar: Any
+) -> tuple[int, bool]:
+    """Hand results to the writers, up to a signal or an error, and finish these in any case.
 
-    def __init__(self, work: _Work, run: RunInfo, writers: list[OpenWriter]) -> None:
-        self._total, self._run, self._writers = len(work.files), run, writers
-        self.clips = 0
-        self.failed = 0
+    Gives how many clips failed, and whether a signal cut it short.
+    """
+    from avfewshot.inference.results import Failure
+    from avfewshot.reports.records import is_finite
+    from avfewshot.reports.tables import footer
+    from avfewshot.reports.writers import Summary
 
-    def take(self, results: Iterator[ClipResult | Failure], interrupts: Interrupts, bar: Any) -> bool:
-        """Take all results, or those that come before a signal or an error, and finish the writers in any case.
-
-        Returns:
-            Whether a signal cut it short.
-        """
-        from avfewshot.inference.results import ClipResult, Failure
-        from avfewshot.reports.records import is_finite
-        from avfewshot.reports.writers import Summary
-
-        started = time.perf_counter()
-        error: BaseException | None = None
-        try:
-            with contextlib.closing(results):
-                for result in results:
-                    with interrupts.put_off():
-                        if isinstance(result, ClipResult) and not is_finite(result):
-                            problem = "the model gave scores that are not finite; --precision fp32 may help."
-                            result = Failure(result.path, problem)
-                        self._add(result)
-                        bar.update()
-                        bar.set_postfix_str(f"{self.failed} failed" if self.failed else "", refresh=False)
-        except BaseException as caught:
-            error = caught
-        bar.close()
-        summary = Summary(self.clips, self.failed, self._total, time.perf_counter() - started)
-        try:
-            with interrupts.put_off():
-                for writer in self._writers:
-                    late = _finish(writer, summary)
+    started, clips, failed = time.perf_counter(), 0, 0
+    error: BaseException | None = None
+    try:
+        with contextlib.closing(results):
+            for result in results:
+                with interrupts.put_off():
+                    if not isinstance(result, Failure) and not is_finite(result):
+                        problem = "the model gave scores that are not finite; --precision fp32 may help."
+                        result = Failure(result.path, problem)
+                    if isinstance(result, Failure):
+                        failed += 1
+                        _LOG.info("%s: failed: %s", result.path, result.error)
+                    else:
+                        clips += 1
+                        _LOG.debug("%s: %s", result.path, result.label)
+                    with paused_progress() if sys.stdout.isatty() else contextlib.nullcontext():
+                        for writer in writers:
+                            writer.add(result)
+                    bar.update()
+                    bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+    except BaseException as caught:
+        error = caught
+    bar.close()
+    summary = Summary(clips, failed, total, time.perf_counter() - started)
+    try:
+        with interrupts.put_off():
+            for writer in writers:
+                try:
+                    writer.finish(summary)
+                except Exception as late:  # noqa: PERF203 - one that cannot be completed does not take others along
                     error = error or late
-        except KeyboardInterrupt as late:
-            error = error or late
-        # `avfs ... | head`: whoever asked has had enough. (rich turns a broken pipe into an exit.)
-        if not isinstance(error, (BrokenPipeError, SystemExit)):
-            self._say_footer(summary)
-        if error is not None and not isinstance(error, KeyboardInterrupt):
-            raise error
-        return error is not None
-
-    def _add(self, result: ClipResult | Failure) -> None:
-        if not hasattr(result, "label"):
-            self.failed += 1
-            _LOG.info("%s: failed: %s", result.path, result.error)
-        else:
-            self.clips += 1
-            _LOG.debug("%s: %s", result.path, result.label)
-        with paused_progress() if sys.stdout.isatty() else contextlib.nullcontext():
-            for writer in self._writers:
-                writer.add(result)
-
-    def _say_footer(self, summary: Summary) -> None:
-        from avfewshot.reports.tables import footer
-
-        if not any(writer.shows_footer for writer in self._writers):
-            say(footer(self._run, summary, plain=not (sys.stderr.encoding or "").lower().startswith("utf")))
-        for writer in self._writers:
+    except KeyboardInterrupt as late:
+        error = error or late
+    # `avfs ... | head`: whoever asked has had enough. (rich turns a broken pipe into an exit.)
+    if not isinstance(error, (BrokenPipeError, SystemExit)):
+        if not any(writer.shows_footer for writer in writers):
+            say(footer(run, summary, plain=not (sys.stderr.encoding or "").lower().startswith("utf")))
+        for writer in writers:
             if writer.path is not None and writer.finished:
                 say(f"written: {writer.path}")
-
-
-def _finish(writer: OpenWriter, summary: Summary) -> Exception | None:
-    # One output that cannot be completed does not take the others along.
-    try:
-        writer.finish(summary)
-    except Exception as error:
-        return error
-    return None
+    if error is not None and not isinstance(error, KeyboardInterrupt):
+        raise error
+    return failed, error is not None
 
 
 # ---------------------------------------------------------------------------------------------- a task
