@@ -100,7 +100,7 @@ def parameters(name, command):
 
 FREE = {  # what anything may be said to, by metavar or, where there is none, by name
     *("PATH", "PATHS", "DIR", "FILE", "FILE.html", "TEXT", "QUERY", "CLIP[:START-END]", "CLASS", "USER/NAME", "I/N"),
-    *("INTEGER", "INTEGER[,INTEGER...]", "NUMBER", "SIZE", "SECONDS", "DAYS", ""),
+    *("INTEGER", "INTEGER[,INTEGER...]", "NUMBER", "SIZE", "SECONDS", "DAYS", "ADDRESS", ""),
     *("root", "media", "list_file", "against", "workers", "missing", "out", "seconds", "quality", "shard_clips"),
     *("seed", "clips_per_class", "jobs"),
 }
