@@ -290,7 +290,7 @@ def measure_rerun(folder: Path, count: int) -> dict[str, Any]:
             path = clips / f"{number}.mp4"
             if number:
                 os.link(clips / "0.mp4", path)
-            writer.add(path, EmbeddedFile(str(path), float(CLIP), part, part, ()))
+            writer.add(path, EmbeddedFile(str(path), float(CLIP), part, part, ()), {})
         writer.close()
     code = "import sys; from avfewshot.cli.app import run; sys.exit(run(sys.argv[1:]))"
     arguments = [sys.executable, "-c", code, "embed", str(clips), "--store", str(folder / "embedded")]

@@ -271,7 +271,7 @@ def made_up_store(folder, clips, seconds=4, dims=None):
             parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
             made[str(path)] = parts if number % 5 else [parts[0], None]
             tensors = [None if part is None else torch.from_numpy(part) for part in made[str(path)]]
-            writer.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()))
+            writer.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()), {})
         writer.close()
     return Store(folder), made
 
@@ -297,9 +297,11 @@ def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
     with store._connect(write=True) as database:
         writer = store_module._Writer(store, database)
         good = [torch.from_numpy(part) for part in made[str(tmp_path / "00001.mp4")]]
-        writer.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()))
+        writer.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()), {})
         with pytest.raises(AttributeError):
-            writer.add(path, EmbeddedFile(str(path), 4.0, good[0], "no tensor", ()))  # fails behind sight, before sound
+            writer.add(
+                path, EmbeddedFile(str(path), 4.0, good[0], "no tensor", ()), {}
+            )  # fails behind sight, before sound
         writer.close()
     store = Store(tmp_path)
     assert len(store) == 6
@@ -352,7 +354,7 @@ def test_moments_join_seconds_that_follow_each_other(tmp_path):
     with store._connect(write=True) as database:
         writer = store_module._Writer(store, database)
         vectors = torch.tensor([[1.0, 0.0] if one else [0.0, 1.0] for one in near])
-        writer.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()))
+        writer.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()), {})
         writer.close()
     [hit] = Store(tmp_path)._search.find({"visual": np.array([1.0, 0.0], dtype=np.float32)})
     assert [(moment.start, moment.end) for moment in hit.moments] == [(1, 3), (5, 6)]
