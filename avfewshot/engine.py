@@ -49,7 +49,7 @@ def ray_map(
         address: ``HOST:PORT`` of the cluster, or ``auto`` for the one that this machine belongs to. None: Ray starts on
             this machine, unless RAY_ADDRESS is set.
         gpus: Give each worker a GPU, where the cluster has any.
-        block: Items that a worker takes at a time.
+        block: Items that a worker takes at a time, at most unless the list is very long.
 
     Raises:
         AvfsError: There is no such cluster, or workers fail.
@@ -67,14 +67,14 @@ def ray_map(
     context.execution_options.preserve_order = True
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    blocks = min(-(-len(items) // block), _MOST_BLOCKS)
     started = not ray.is_initialized()
     try:
         if started:
             _connect(ray, address)
         resources = ray.cluster_resources()
         each = "GPU" if gpus and resources.get("GPU") else "CPU"
-        workers = max(1, min(blocks, int(resources.get(each, 1))))
+        workers = max(1, min(len(items), int(resources.get(each, 1))))
+        blocks = min(max(-(-len(items) // block), workers), _MOST_BLOCKS)
         boxed = [{"number": number, "box": _Box(item)} for number, item in enumerate(items)]
         results = ray.data.from_items(boxed, override_num_blocks=blocks).map_batches(
             _Worker,
