@@ -48,6 +48,7 @@ UNSET = "not set"
 NONE = "none"
 AUTO = "auto"
 TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls", "folder")
+AUDIO_CONTEXTS = ("second", "clip")
 SEED_LIMIT = 2**32
 
 # ---------------------------------------------------------------------------------------------- types of values
@@ -179,6 +180,14 @@ def _shots(raw: Any) -> tuple[int, ...]:
     return tuple(sorted(shots))
 
 
+def _contexts(raw: Any) -> tuple[str, ...]:
+    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    items = [item.strip() if isinstance(item, str) else item for item in items]
+    if wrong := [item for item in items if item not in AUDIO_CONTEXTS] or ([] if items else [raw]):
+        raise ValueError(_not_one_of(wrong[0], AUDIO_CONTEXTS))
+    return tuple(dict.fromkeys(items))
+
+
 def _not_one_of(raw: Any, choices: Collection[str]) -> str:
     if not isinstance(raw, str):
         return f"one of {', '.join(choices)} is needed, not {raw!r}."
@@ -218,6 +227,11 @@ Names = Annotated[
     BeforeValidator(_names),
     Shown("NAME[,NAME...]", method_choices, show=lambda value: ",".join(value)),
 ]
+Contexts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_contexts),
+    Shown("second|clip[,...]", lambda: AUDIO_CONTEXTS, show=lambda value: ",".join(value)),
+]
 Size = Annotated[int, BeforeValidator(_size), Shown("SIZE", show=_shown_size)]
 AdapterKind = Annotated[
     str, BeforeValidator(_adapter_kind), Shown("|".join((*adapter_names(), NONE)), lambda: (*adapter_names(), NONE))
@@ -232,6 +246,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Fusion = Literal["weighted", "product"]
 Pool = Literal["mean", "event"]
 Background = Literal["threshold", "prompt", "none"]
+AudioContext = Literal["second", "clip"]
+_HEARD = "How sound is embedded: each second alone, or up to ten seconds in one pass (docs/audio-context.md)."
 
 
 def _leaves(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -748,6 +764,10 @@ class TrainingConfig(TrainerConfig):
         5, "Stop after so many epochs without a better validation figure; 0: never.", panel=TRAINING
     )
 
+    audio_context: AudioContext = setting(
+        "second", f"{_HEARD} What is trained through the towers hears seconds.", panel=MODEL, saved=True
+    )
+
     @classmethod
     def defaults_given(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Those of the task and of the recipe."""
@@ -798,6 +818,7 @@ class TowersConfig(BackboneConfig):
         "auto", "Seconds of clips that go through the towers at once.", panel=MODEL, saved=True
     )
     seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", panel=MODEL, saved=True)
+    audio_context: AudioContext = setting("second", _HEARD, panel=MODEL, saved=True)
 
 
 class InferenceConfig(TowersConfig):
@@ -998,6 +1019,7 @@ class CompareConfig(CommandConfig):
         ("auto",), "Further methods beside those of `auto`, by comma: any of `avfs fewshot --method`, dgsct too."
     )
     seeds: Seeds = setting((1, 2, 3), "Draws of the support and, where something is trained, trainings.")
+    audio_context: Contexts = setting(("second",), f"{_HEARD} Both, by comma, stand side by side.", panel=MODEL)
     protocol: Literal["mteb"] | None = setting(
         None,
         'A row by a public protocol, for ave_cls: mteb\'s zero-shot (prompt "a video of {name}", top-1).',
@@ -1040,6 +1062,9 @@ class FindConfig(CommandConfig):
         None, "Instead of words: a clip, or some of its seconds.", metavar="CLIP[:START-END]", unset="by words"
     )
     top: Count = setting(20, "How many clips to show.")
+    audio_context: AudioContext | None = setting(
+        None, "How the store must have heard its clips; another one is refused.", unset="the store's"
+    )
     format: Literal["table", "json", "csv"] = setting("table", "Form of the answer.")
     device: Device = setting("auto", "Where words are encoded.", saved=True)
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from torch import Tensor
 from toy_captions import UNSEEN_TEMPLATES_AUDIO, UNSEEN_TEMPLATES_VISUAL
-from toy_samples import sample_frame, sample_second
+from toy_samples import sample_frame, sample_sound
 from tqdm import tqdm
 
 import avfewshot
@@ -101,7 +101,7 @@ class Judge:
         rng = np.random.default_rng(SEEDS["test"])
         options = {"empty": 0.0, "crowded": 0.0}
         frames = [sample_frame(rng, side=self.backbone.visual.image_size, **options) for _ in range(SINGLE)]
-        seconds = [sample_second(rng, **options) for _ in range(SINGLE)]
+        seconds = [sample_sound(rng, **options) for _ in range(SINGLE)]
         pictures = torch.from_numpy(np.stack([frame.picture for frame in frames])).permute(0, 3, 1, 2)
         waves = torch.from_numpy(np.stack([second.waveform for second in seconds]))
         chosen = load_templates(templates)

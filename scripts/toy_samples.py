@@ -1,4 +1,4 @@
-"""Single frames and single seconds with their labels, for training and judging the tiny backbone."""
+"""Single frames and sounds with their labels, for training and judging the tiny backbone."""
 
 from __future__ import annotations
 
@@ -76,41 +76,50 @@ def sample_frame(
 
 
 @dataclass(frozen=True)
-class SecondSample:
-    """A second of sound as the audio tower hears it.
+class SoundSample:
+    """A sound as the audio tower hears it."""
 
-    Attributes:
-        waveform: float32 ``[48000]``.
-        sound: Index into SOUNDS, -1 for a second without an event.
-        pitch: Index into PITCHES.
-    """
-
-    waveform: np.ndarray
-    sound: int
-    pitch: int
+    waveform: np.ndarray  # float32 [seconds * 48000]
+    sound: int  # index into SOUNDS, -1 without an event
+    pitch: int  # index into PITCHES
 
 
-def sample_second(rng: np.random.Generator, *, empty: float = 0.06, crowded: float = 0.1) -> SecondSample:
-    """Synthesise a random second.
+def sample_sound(
+    rng: np.random.Generator, *, seconds: int = 1, empty: float = 0.06, crowded: float = 0.1, short: float = 0.4
+) -> SoundSample:
+    """Synthesise a random second, or a clip of several in which something happens for a while, as in those of AudioSet.
 
     Args:
         rng: Source of everything.
-        empty: Share of seconds without an event.
-        crowded: Share of seconds with a second sound about as loud as the first; the label is the louder one.
-
-    Returns:
-        The sample.
+        seconds: Length of the waveform.
+        empty: Share without an event.
+        crowded: Share with a second sound about as loud as the first; the label is the louder one.
+        short: Of several seconds: share of shorter clips, repeated as often as they fit and then padded with zeros.
     """
-    signal = background_noise(SAMPLE_RATE, rng)
+    length = int(rng.integers(1, seconds)) if seconds > 1 and rng.random() < short else seconds
+    count = length * SAMPLE_RATE
+    signal = background_noise(count, rng)
     sound, pitch = -1, 1
     if rng.random() >= empty:
         sound, pitch = int(rng.integers(len(SOUNDS))), int(rng.integers(len(PITCHES)))
         signal *= 10 ** (-rng.uniform(-4, 18) / 20)
-        signal += synthesise(SOUNDS[sound], SAMPLE_RATE, list(PITCHES.values())[pitch], rng)
+        part = _stretch(rng, count)
+        signal[part] += synthesise(SOUNDS[sound], part.stop - part.start, list(PITCHES.values())[pitch], rng)
         quieter = (
             rng.uniform(2, 8) if rng.random() < crowded else (rng.uniform(10, 18) if rng.random() < 0.25 else None)
         )
         if quieter is not None:
-            other = synthesise(SOUNDS[rng.integers(len(SOUNDS))], SAMPLE_RATE, rng.uniform(0.6, 1.6), rng)
-            signal += other * 10 ** (-quieter / 20)
-    return SecondSample(level(signal, rng, quietest=-50.0), sound, pitch)
+            part = _stretch(rng, count)
+            name = SOUNDS[rng.integers(len(SOUNDS))]
+            signal[part] += synthesise(name, part.stop - part.start, rng.uniform(0.6, 1.6), rng) * 10 ** (-quieter / 20)
+    waveform = np.tile(level(signal, rng, quietest=-50.0), seconds // length)
+    return SoundSample(np.pad(waveform, (0, seconds * SAMPLE_RATE - len(waveform))), sound, pitch)
+
+
+def _stretch(rng: np.random.Generator, count: int) -> slice:
+    """Where something happens: all of one second, at least one second of more."""
+    if count <= SAMPLE_RATE:
+        return slice(0, count)
+    length = int(rng.integers(SAMPLE_RATE, count + 1))
+    start = int(rng.integers(count - length + 1))
+    return slice(start, start + length)

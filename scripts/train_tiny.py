@@ -24,21 +24,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from toy_captions import Captioner
-from toy_samples import sample_frame, sample_second
+from toy_samples import sample_frame, sample_sound
 from tqdm import tqdm
 
 from avfewshot.encoders.clap_model import build_clap_model, is_rebuilt
 from avfewshot.encoders.clip_model import build_clip_model
-from avfewshot.encoders.presets import load_preset
+from avfewshot.encoders.presets import Preset, load_preset
 from avfewshot.io import atomic_path, write_text
 from avfewshot.toyworld.vocabulary import OBJECTS, SOUNDS
 
 CHUNK = 500
-BATCH = 64
 CAPTIONED = 32
 WARM_UP = 300
 JUDGED = 1000
@@ -150,12 +149,12 @@ class ImagePair:
     template = "a photo of a {}"
     names = OBJECTS
     sampled = 30_000
+    batch = 64
     steps = 1_600
     peak_rate = 1e-3
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, preset: Preset) -> None:
         torch.manual_seed(seed)
-        preset = load_preset("tiny")
         self.model, self.tokenizer = build_clip_model(preset)
         visual = self.model.visual
         start_kindly(visual)
@@ -229,19 +228,26 @@ class AudioPair:
     template = "the sound of a {}"
     names = SOUNDS
     sampled = 24_000
+    batch = 64
     steps = 3_600
     peak_rate = 1.5e-3
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, preset: Preset) -> None:
         torch.manual_seed(seed)
-        preset = load_preset("tiny")
         self.model, self.tokenizer = build_clap_model(preset)
+        config = self.model.audio_branch.config.htsat
+        self.seconds = config.native_samples // config.sample_rate
+        if self.seconds > 1:  # the texts are learnt already, and a clip costs six times what a second does
+            self.sampled, self.steps, self.batch = 4_000, 1_000, 32
+            tiny = load_preset("tiny").clap
+            state = load_file(tiny.source.file)
+            self.model.load_state_dict({k: v.float() for k, v in state.items() if k.startswith("text_")}, strict=False)
         self.heads = nn.ModuleDict({"whole": nn.Linear(128, self.kinds + 1)})
 
     def render(self, seed: list[int], *, judged: bool = False) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
         options = {"empty": 0.0, "crowded": 0.0} if judged else {}
-        samples = [sample_second(rng, **options) for _ in range(CHUNK)]
+        samples = [sample_sound(rng, seconds=self.seconds, **options) for _ in range(CHUNK)]
         tower = self.model.audio_branch
         with torch.no_grad():
             waves = torch.from_numpy(np.stack([sample.waveform for sample in samples]))
@@ -314,7 +320,7 @@ def rendered(pair: ImagePair | AudioPair, name: str, work: Path, seed: int, coun
 
 @torch.no_grad()
 def accuracy(pair: ImagePair | AudioPair, captions: Captions, judged: dict[str, np.ndarray]) -> float:
-    """Zero-shot accuracy on fresh single frames or seconds."""
+    """Zero-shot accuracy on fresh single frames or sounds."""
     pair.model.eval()
     texts = pair.embed_text(captions.tokens([pair.template.format(name) for name in pair.names]))
     right = 0
@@ -326,10 +332,10 @@ def accuracy(pair: ImagePair | AudioPair, captions: Captions, judged: dict[str, 
     return right / len(judged["main"])
 
 
-def train(name: str, work: Path, seed: int, share_of_steps: float) -> None:
+def train(name: str, work: Path, seed: int, share_of_steps: float, preset: str) -> None:
     """Train one pair and write its weights and curve into `work`."""
     torch.set_num_threads(1)
-    pair = PAIRS[name](seed)
+    pair = PAIRS[name](seed, load_preset(preset))
     started = time.process_time()  # this thread's own work, whatever else the machine does
     data = rendered(pair, name, work, seed, max(CHUNK, int(pair.sampled * min(1.0, share_of_steps))))
     parts = max(1, round(JUDGED / CHUNK * min(1.0, share_of_steps)))
@@ -354,7 +360,7 @@ def train(name: str, work: Path, seed: int, share_of_steps: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         pair.start_step(share)
-        rows = rng.integers(0, len(data["main"]), BATCH)
+        rows = rng.integers(0, len(data["main"]), pair.batch)
         batch = {key: value[rows] for key, value in data.items()}
         written = [
             pair.caption(captioner, *both) for both in zip(batch["main"][:CAPTIONED], batch["trait"], strict=False)
@@ -402,6 +408,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="folder for samples, weights and curves")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(PAIRS), help="train one pair alone")
+    parser.add_argument("--preset", default="tiny", help="preset, or a YAML file, whose architectures are trained")
     parser.add_argument("--share", type=float, default=1.0, help="share of the steps and samples, for a quick look")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -410,7 +417,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=train, args=(name, arguments.work, arguments.seed, arguments.share), daemon=True)
+        context.Process(target=train, args=(name, arguments.work, arguments.seed, arguments.share, arguments.preset))
         for name in names
     ]
     for process in processes:

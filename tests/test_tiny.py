@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_samples import sample_frame, sample_second
+from toy_samples import sample_frame, sample_sound
 
 import avfewshot
 from avfewshot.encoders import presets
@@ -41,7 +41,7 @@ def test_tiny_names_objects_in_frames_and_sounds_in_seconds(classifier: avfewsho
     rng = np.random.default_rng(31)
     backbone, templates = classifier.backbone, load_templates("toy")
     frames = [sample_frame(rng, empty=0.0, crowded=0.0) for _ in range(120)]
-    seconds = [sample_second(rng, empty=0.0, crowded=0.0) for _ in range(120)]
+    seconds = [sample_sound(rng, empty=0.0, crowded=0.0) for _ in range(120)]
     pictures = torch.from_numpy(np.stack([frame.picture for frame in frames])).permute(0, 3, 1, 2)
     waves = torch.from_numpy(np.stack([second.waveform for second in seconds]))
     with torch.inference_mode():

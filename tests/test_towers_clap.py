@@ -196,3 +196,45 @@ def test_unknown_front_end_is_refused() -> None:
     tower = clap_tower()
     with pytest.raises(UsageError, match="slaney, htk"):
         ClapTower(tower.audio_branch, tower.audio_projection, "bark")
+
+
+TEN_SECONDS = {**SHALLOW, "hop": 960, "mel_bins": 32, "depths": [2, 2, 2], "num_heads": [4, 8, 8]}
+"""Ten seconds in four stretches, whose last stage is 8 x 8 tokens as LAION's: 32 steps of two bands."""
+
+
+@pytest.mark.parametrize(("seconds", "repeats"), [(10, 1), (7, 1), (3, 3), (1, 10)])
+def test_a_window_is_the_own_embedding_of_laion_clap_and_its_seconds_are_means_of_its_grid(seconds, repeats) -> None:
+    tower = clap_tower(TEN_SECONDS)
+    branch, waveforms = tower.audio_branch, sounds(2, seconds * 48_000)
+    with torch.no_grad():
+        whole, parts = tower.forward_windows(waveforms)
+        assert (whole - library_audio(tower, waveforms)).abs().max() <= 1e-5
+        grid = branch({"waveform": repeat_pad(waveforms, 480_000)})["fine_grained_embedding"]
+        grid = grid.view(2, 32, -1, grid.shape[-1])[:, :, 0].repeat_interleave(5, dim=1)  # 160 steps of 1/16 second
+        periods = grid[:, : 16 * seconds * repeats].view(2, repeats, seconds, 16, -1)
+        assert parts.shape == (2, seconds, 64)
+        assert (parts - tower.audio_projection(periods.mean((1, 3)))).abs().max() <= 1e-4
+    assert (parts - whole[:, None]).abs().max() > 1e-2 or seconds == 1  # the seconds differ from their window
+
+
+def test_the_grid_over_all_time_is_the_pooling_of_the_tower() -> None:
+    tower = clap_tower(TEN_SECONDS)
+    tower.audio_projection = torch.nn.Identity()
+    with torch.no_grad():
+        whole, parts = tower.forward_windows(sounds(2, 480_000))
+        assert (parts.mean(1) - whole).abs().max() <= 1e-5
+
+
+def test_windows_of_a_tower_of_one_second_are_its_seconds() -> None:
+    tower = clap_tower()
+    waveforms = sounds(3)
+    with torch.no_grad():
+        whole, parts = tower.forward_windows(waveforms)
+        assert torch.equal(whole, tower(waveforms))
+        assert (parts[:, 0] - whole).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("samples", [0, 47_999, 48_001, 11 * 48_000])
+def test_windows_are_whole_seconds_that_fit(samples: int) -> None:
+    with pytest.raises(ValueError, match="1 to 10 whole seconds"):
+        clap_tower(TEN_SECONDS).forward_windows(torch.zeros(1, samples))

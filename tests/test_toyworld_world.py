@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 from toy_captions import SYNONYMS, Captioner, all_words
-from toy_samples import sample_frame, sample_second
+from toy_samples import sample_frame, sample_sound
 
 from avfewshot.toyworld import build, layouts
 from avfewshot.toyworld.render import render_frames, render_waveform
@@ -136,11 +136,11 @@ def test_frame_sample_maps_its_object() -> None:
 
 def test_second_sample_has_its_label() -> None:
     rng = np.random.default_rng(0)
-    sample = sample_second(rng, empty=0.0)
+    sample = sample_sound(rng, empty=0.0)
     assert sample.waveform.shape == (SAMPLE_RATE,)
     assert np.abs(sample.waveform).max() <= 1
     assert 0 <= sample.sound < len(SOUNDS)
-    assert sample_second(rng, empty=1.0).sound == -1
+    assert sample_sound(rng, empty=1.0).sound == -1
 
 
 def test_captions_are_true_in_the_vocabulary_and_never_name_a_held_out_composition() -> None:

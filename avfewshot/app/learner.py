@@ -108,8 +108,8 @@ class Model:
 
 
 def features_of(classifier: Classifier, files: Sequence[EmbeddedFile]) -> Features:
-    """Embeddings as few-shot methods take them."""
-    return Features.of(frozen_part(file, classifier.dims) for file in files)
+    """Embeddings as few-shot methods take them, of whole clips."""
+    return Features.of(frozen_part(file.by_clip, classifier.dims) for file in files)
 
 
 def support_of(
@@ -124,13 +124,15 @@ def support_of(
     groups: list[int] = []
     for group, (file, mark) in enumerate(marked):
         name, *pair = frozen_part(file, classifier.dims)
+        _, *whole = frozen_part(file.by_clip, classifier.dims)
         spans: list[tuple[int, int | None, str, str]] = [
             (start, end, label, f"{name}#{start}-{end}") for start, end, label in mark.spans()
         ]
         if mark.label:
             spans.insert(0, (0, None, mark.label, name))
         for start, end, label, key in spans:
-            cut = [None if seconds is None else seconds[start:end] for seconds in pair]
+            source = whole if end is None else pair
+            cut = [None if seconds is None else seconds[start:end] for seconds in source]
             if any(seconds is not None and len(seconds) for seconds in cut) and label in (*labels.names, NONE):
                 parts.append((key, cut[0], cut[1]))
                 rows.append((key, label))
@@ -222,7 +224,7 @@ def _about(
         templates=templates,
         backbone=classifier.backbone.name,
         identity=dict(classifier.backbone.identity),
-        training={"method": scorer.method.name},
+        training={"method": scorer.method.name, "audio_context": classifier.audio_context},
         seed=1,
         support={"clips": [list(row) for row in rows]},
         decision={"fusion": classifier.fusion, "pool": classifier.pool},

@@ -14,13 +14,14 @@ from avfewshot.cli.fewshot import data_root, load_data
 from avfewshot.cli.loading import load_backbone, open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
-from avfewshot.config import AUTO, CompareConfig, FewshotConfig, TrainingConfig, resolve
+from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig, resolve
 from avfewshot.errors import DataError, UsageError, raise_faults
 from avfewshot.io import csv_text, write_text
 
 if TYPE_CHECKING:
     from avfewshot.evaluation.finished import FinishedRun
     from avfewshot.evaluation.results import Comparison, Estimate
+    from avfewshot.training.fewshot import SeedResult
 
 app = typer.Typer(add_completion=False)
 
@@ -37,6 +38,7 @@ coop, cocoop, maple and clip-lora.
   avfs compare --data my_clips --shots 1,2,4 --methods auto,lp_plus_plus,coop
   avfs compare --task ave_cls --shots 16 --methods auto,dgsct --name fig4     again, it goes on where it stopped
   avfs compare --task ave_cls --shots 1 --protocol mteb                       with the public zero-shot protocol
+  avfs compare --task ave_cls --shots 1,4 --audio-context second,clip         is sound in one pass as good here?
   avfs compare --efficiency --backbone base                                   parameters and GFLOPs, without data
   avfs compare runs/folder/RUN runs/folder/OTHER                              finished runs, paired on their test clips
 
@@ -190,7 +192,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
 
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
-    from avfewshot.evaluation.evaluate import average_comparisons
+    from avfewshot.evaluation.evaluate import average_comparisons, side_by_side
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.training.fewshot import FewShot
@@ -205,29 +207,45 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     templates = model.templates or backbone.templates
     store = open_store(config.data.store)
     tables: list[Table] = []
-    for shots in config.shots:
-        cell = FewShot(
-            dataset,
-            training.replace(shots=shots),
-            backbone,
-            load_templates(templates),
-            str(templates),
-            resolve_device(model.device),
-            folder / f"{shots}-shot",
-            frame_backend=model.frame_backend,
-            observer=display,
-            put_off=interrupts.put_off,
-            also=also,
-            protocol=config.protocol,
-            look_up=None if store is None else store.cache,
+    several = len(config.audio_context) > 1
+    if several and (trained := [name for name in also if name in TUNED_METHODS]):
+        display.say(
+            f"{', '.join(trained)}: hear single seconds, so there is no row of theirs with --audio-context clip."
         )
-        results = [cell.run(seed) for seed in config.seeds]
-        compared = [result.comparison for result in results if result.comparison is not None]
-        if not compared:
+    for shots in config.shots:
+        by_context: dict[str, list[SeedResult]] = {}
+        for context in config.audio_context:
+            cell = FewShot(
+                dataset,
+                training.replace(shots=shots, audio_context=context),
+                backbone,
+                load_templates(templates),
+                str(templates),
+                resolve_device(model.device),
+                folder / f"{shots}-shot{'' if context == 'second' else f'-{context}'}",
+                frame_backend=model.frame_backend,
+                observer=display,
+                put_off=interrupts.put_off,
+                also=tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS)),
+                protocol=config.protocol,
+                look_up=None if store is None else store.cache,
+            )
+            by_context[context] = [cell.run(seed) for seed in config.seeds]
+        tests, methods = [], []
+        for results in zip(*by_context.values(), strict=True):
+            found = {context: one for context, one in zip(by_context, results, strict=True) if one.comparison}
+            if found:
+                compared = {context: one.comparison for context, one in found.items()}
+                tests.append(side_by_side(compared) if several else results[0].comparison)
+            methods.append(
+                {f"{name} ({context})": told for context, one in found.items() for name, told in one.methods.items()}
+                if several
+                else results[0].methods
+            )
+        if not tests:
             hint = "Give a test split, or more clips a class than --shots."
             raise DataError("There is no test clip to compare methods on.", hint=hint)
-        comparison = average_comparisons(compared)
-        tables.append((f"{shots} shots", comparison, [result.methods for result in results]))
+        tables.append((f"{shots} shots", average_comparisons(tests), methods))
         _write(config, folder, tables, "")
     return tables
 

@@ -37,7 +37,17 @@ it stopped. A file that cannot be read is named and left out until it changes, o
 [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; what was embedded is kept.
 """
 
-_TOWERS = ("backbone", "weights", "seed", "precision", "templates", "clip_weights", "clap_weights", "roberta")
+_TOWERS = (
+    "audio_context",
+    "backbone",
+    "weights",
+    "seed",
+    "precision",
+    "templates",
+    "clip_weights",
+    "clap_weights",
+    "roberta",
+)
 
 
 @app.command(help=HELP)
@@ -91,10 +101,11 @@ def _embed(
 
     if (folder / "store.db").exists():
         store = Store(folder)
+        own = {"audio_context": store.audio_context, **store.model}
         for name in given & {*_TOWERS}:  # towers are the store's own; what is told must not contradict
-            if asked[name] != store.model[name] and not (name == "precision" and asked[name] == "auto"):
+            if asked[name] != own[name] and not (name == "precision" and asked[name] == "auto"):
                 raise UsageError(
-                    f"{folder}: was embedded with {name.replace('_', '-')} {store.model[name]}, not {asked[name]}.",
+                    f"{folder}: was embedded with {name.replace('_', '-')} {own[name]}, not {asked[name]}.",
                     hint="Leave the option out, or embed into another store.",
                 )
         asked = store.model

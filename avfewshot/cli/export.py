@@ -31,7 +31,10 @@ before it is put in its place. examples/onnx_classify.py reads the folder. Needs
 
 
 @app.command(help=HELP)
-@with_options("export", without=("device", "precision", "batch_size", "frame_backend", "modality", "fusion", "pool"))
+@with_options(
+    "export",
+    without=("device", "precision", "batch_size", "frame_backend", "modality", "fusion", "pool", "audio_context"),
+)
 def export(
     adapter: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A run folder, or that of an adapter.", show_default=False)
@@ -68,6 +71,9 @@ def export(
                 clip_weights=model.clip_weights, clap_weights=model.clap_weights, roberta=model.roberta,
                 templates=chosen(settings, "templates"), adapter=model.adapter,
             )  # fmt: skip
+            if classifier.audio_context == "clip":
+                message = f"{model.adapter}: was fitted with --audio-context clip; graphs hear single seconds."
+                raise UsageError(message, hint="Fit it again with --audio-context second.")
             names = labels or classifier.own_labels
             if names is None:
                 raise UsageError(f"{model.adapter}: names no labels.", hint="Add `--labels labels.txt`.")

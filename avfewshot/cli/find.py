@@ -60,6 +60,9 @@ def find(**flags: Any) -> None:
             return Store(folder)
 
         store = collect(faults, opened)
+    if store is not None and config.audio_context not in (None, store.audio_context):
+        message = f"{config.store}: was embedded with --audio-context {store.audio_context}."
+        faults.append(UsageError(message, hint="Leave the option out, or embed into another store."))
     raise_faults(faults)
     assert store is not None
     with library_messages(notices := Notices(), debug=debugging()):

@@ -111,7 +111,7 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     marks = np.zeros((len(usable), len(labels)), dtype=bool)
     marks[:, labels.index(name)] = True
     marks = marks[:, shown]
-    features = Features.of((file.path, file.visual, file.audio) for file in usable)
+    features = Features.of((file.path, file.visual, file.by_clip.audio) for file in usable)
     LivingRidge(found.scorer).add(features, marks, texts)
     say(f"{len(usable)} clips learnt as {name!r}.")
     return replace(found.config, labels=tuple(labels), wordings=tuple(wordings))

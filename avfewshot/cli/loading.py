@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.store.store import Store
 
-_LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool")
+_LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool", "audio_context")
 
 
 def left_to_adapter(settings: Resolved, key: str) -> bool:
@@ -61,7 +61,9 @@ def model_arguments(settings: Resolved) -> dict[str, Any]:
     """The arguments of :func:`avfewshot.load` that settings say."""
     names = ("device", "weights", "seed", "precision", "clip_weights", "clap_weights", "roberta", "adapter")
     given = {name: getattr(settings.config.model, name) for name in names}
-    return given | {name: chosen(settings, name) for name in ("backbone", "templates")} | {"cache": True}
+    return (
+        given | {name: chosen(settings, name) for name in ("backbone", "templates", "audio_context")} | {"cache": True}
+    )
 
 
 def on_ray(

@@ -206,6 +206,7 @@ def _run_id(settings: Resolved, labels: LabelSet) -> str:
     )
     values = {key: chosen(settings, key) for key in keys}
     values |= {key: True for key in ("multi_label", "reject") if settings[key]}
+    values |= {"audio_context": "clip"} if chosen(settings, "audio_context") == "clip" else {}
     return run_id(labels=labels.names, wordings=labels.wordings, **values)
 
 
@@ -468,8 +469,11 @@ def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[s
     precision = resolve_precision(asked.precision, device)
     preset, fusion, pool = asked.backbone, asked.fusion, asked.pool
     templates = None if asked.templates is None else load_templates(asked.templates)
-    window, options, checkpoint = 10, {}, None
+    window, options, checkpoint, context = 10, {}, None, asked.audio_context
     if asked.adapter is not None:
+        if context == "clip":
+            display.say(f"{asked.adapter} was trained on single seconds of sound; --audio-context stays second.")
+        context = "second"
         checkpoint = load_adapter(asked.adapter)
         decision, about = decision_of(checkpoint), checkpoint.config
         window = decision.window
@@ -498,6 +502,7 @@ def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[s
         batch_size=None if asked.batch_size == "auto" else asked.batch_size,
         observer=display,
         look_up=None if (store := open_store(settings["store"])) is None else store.cache,
+        audio_context=context,
     )
     return evaluator, model, options
 

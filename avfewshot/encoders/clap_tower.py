@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,6 +140,46 @@ class ClapTower(Tower):
     def forward_head(self, tokens: Tensor) -> Tensor:
         """The library's ``embedding``, the mean of the normalised tokens, through the projection."""
         return self.audio_projection(self.audio_branch.norm(tokens).mean(dim=1))
+
+    @property
+    def window_seconds(self) -> int:
+        """Whole seconds that the tower hears at once."""
+        return max(1, self.native_samples // self.sample_rate)
+
+    def forward_windows(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed windows in one pass, and each of their seconds from the time grid of the last stage.
+
+        The grid of the last stage (8 x 8 tokens for LAION's towers, four stretches of time stacked, two bands each) is
+        32 steps over ten seconds. The head, on its mean over a second and the repetitions of that second, gives the
+        second; on its mean over all time, the tower's own embedding.
+
+        Args:
+            waveforms: ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`; shorter ones than
+                :attr:`native_samples` are repeated and padded as :meth:`patch_embed` does.
+
+        Returns:
+            The tower's own embedding ``[N, D]``, as from :meth:`forward`, and the seconds ``[N, T, D]``.
+
+        Raises:
+            ValueError: No whole seconds, or too many.
+        """
+        seconds, rest = divmod(waveforms.shape[-1], self.sample_rate)
+        if rest or not 1 <= seconds <= self.window_seconds:
+            raise ValueError(f"1 to {self.window_seconds} whole seconds are needed, not {list(waveforms.shape)}.")
+        tokens = self.audio_branch.norm(self.final_tokens(waveforms))
+        stretches = self.config.spec_size // self.config.mel_bins
+        side = round(tokens.shape[1] ** 0.5)
+        steps = tokens.view(-1, stretches, side // stretches, side, tokens.shape[2]).mean(2).flatten(1, 2)
+        weights = self._second_weights(seconds, steps.shape[1]).to(steps)
+        return self.audio_projection(tokens.mean(1)), self.audio_projection(weights @ steps)
+
+    def _second_weights(self, seconds: int, steps: int) -> Tensor:
+        """``[seconds, steps]``, rows that sum to 1: how much of each second, in all its repetitions, a step holds."""
+        edges = torch.arange(steps + 1) * (self.native_samples / self.sample_rate / steps)
+        starts = torch.arange(self.native_samples // (seconds * self.sample_rate) * seconds)[:, None]
+        shared = torch.minimum(edges[1:], starts + 1) - torch.maximum(edges[:-1], starts)
+        held = shared.clamp(min=0).view(-1, seconds, steps).sum(0)
+        return held / held.sum(1, keepdim=True)
 
     def _keeps_float32(self, name: str) -> bool:
         return name.startswith(

@@ -108,19 +108,16 @@ class Tower(nn.Module):
             ``[N, output_dim]``, not normalised, in the space that is shared with the texts.
         """
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Walk the whole tower.
-
-        Args:
-            inputs: As for :meth:`patch_embed`.
-
-        Returns:
-            As from :meth:`forward_head`.
-        """
+    def final_tokens(self, inputs: Tensor) -> Tensor:
+        """The tokens that leave the last block, of inputs as :meth:`patch_embed` takes them."""
         tokens = self.patch_embed(inputs)
         for i in range(self.depth):
             tokens = self.downsample(i, self.mlp_block(i, self.attn_block(i, tokens)))
-        return self.forward_head(tokens)
+        return tokens
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The whole tower: inputs as for :meth:`patch_embed`, result as from :meth:`forward_head`."""
+        return self.forward_head(self.final_tokens(inputs))
 
     def train(self, mode: bool = True) -> Tower:
         """Stay in evaluation mode, whatever the surrounding model does: statistics would drift, dropout would act."""

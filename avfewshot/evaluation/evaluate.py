@@ -199,6 +199,34 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
     return _compare(first.model_copy(update={"cells": cells, "draws": {}}), difference)
 
 
+def side_by_side(comparisons: Mapping[str, Comparison]) -> Comparison:
+    """One table of systems that were evaluated apart, on the same clips; names tell which is whose.
+
+    Args:
+        comparisons: By what stands in brackets behind the names of its systems; of one task and equally many clips.
+    """
+    first, *others = comparisons.values()
+    if any((one.task, one.num_clips, one.metrics) != (first.task, first.num_clips, first.metrics) for one in others):
+        raise ValueError("Tables that stand side by side are of the same task and clips.")
+    parts = {f"{system} ({name})": (one, system) for name, one in comparisons.items() for system in one.systems}
+    draws = {name: one.draws[system] for name, (one, system) in parts.items() if system in one.draws}
+    cells = {name: one.cells[system] for name, (one, system) in parts.items()}
+
+    def difference(later: str, earlier: str, metric: str) -> Estimate:
+        (one, system), (other, reference) = parts[later], parts[earlier]
+        if one is other:
+            return one.difference(system, reference, metric).estimate
+        values = [cells[name][metric].value for name in (later, earlier)]
+        if None in values:
+            return Estimate(None)
+        rows = [np.array(draws.get(name, {}).get(metric, ()), dtype=np.float64) for name in (later, earlier)]
+        shared = min(map(len, rows))
+        return estimate(values[0] - values[1], rows[0][:shared] - rows[1][:shared], first.num_clips, lowest=-1.0)
+
+    table = first.model_copy(update={"systems": tuple(parts), "cells": cells, "draws": draws})
+    return _compare(table, difference)
+
+
 def _compare(table: Comparison, difference: Callable[[str, str, str], Estimate]) -> Comparison:
     """The table with the differences of every pair of systems, given how to get one."""
     found = [

@@ -84,13 +84,14 @@ class Evaluator:
     workers: int = 2  # that decode ahead
     observer: Observer = field(default_factory=Observer)
     look_up: LookUp | None = None  # where embeddings of the frozen towers are looked up first
+    audio_context: str = "second"  # how the frozen towers hear, see Embedder
 
     def __post_init__(self) -> None:
         self.usage = Usage()
         self.backbone.to(self.device, PRECISIONS[self.precision])
         self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates, names=self.dataset.classes)
         self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
-        identity = embedding_identity(self.backbone, self.precision)
+        identity = embedding_identity(self.backbone, self.precision, self.audio_context)
         self._cache = EmbeddingCache({**identity, "frame backend": self.frame_backend})
         if self.look_up is not None and self.frame_backend == "auto":
             self._cache = self.look_up(identity, self._cache)
@@ -231,7 +232,8 @@ class Evaluator:
     def _usable(self, samples: Sequence[Sample], title: str) -> list[tuple[Sample, EmbeddedFile]]:
         paths = [sample.path for sample in samples if sample.path is not None]
         self.observer.begin(title, len(set(paths)))
-        return usable(samples, self._embed(self.zero_shot, paths, cache=self._cache), self.usage)
+        found = usable(samples, self._embed(self.zero_shot, paths, cache=self._cache), self.usage)
+        return [(sample, file if self.decision.per_second else file.by_clip) for sample, file in found]
 
     def _embed(
         self, model: AudioVisualModel, paths: Sequence[Path], *, cache: EmbeddingCache | None
@@ -239,7 +241,8 @@ class Evaluator:
         """An entry for each file, once; `cache` is for frozen towers."""
 
         def embed(paths: Sequence[Path]) -> Embedded:
-            embedder = Embedder(model, self.device, self.batch_size, window=self.window)
+            context = self.audio_context if model is self.zero_shot else "second"
+            embedder = Embedder(model, self.device, self.batch_size, window=self.window, audio_context=context)
             return embedder.embed(read_ahead(paths, self.read, workers=self.workers))
 
         found, paths = {}, list(dict.fromkeys(paths))

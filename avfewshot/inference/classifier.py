@@ -43,6 +43,7 @@ class Embeddings:
     visual: Tensor | None  # [T, D_v]; None without video
     audio: Tensor | None  # [T, D_a]; None without sound
     path: str = ""  # as it was named
+    audio_windows: Tensor | None = None  # [T, D_a]: of each second's window as a whole; with audio_context="clip" alone
     ok: ClassVar[bool] = True
 
 
@@ -82,6 +83,8 @@ class Classifier:
         tuned: A method that was tuned through the towers (CoOp, CoCoOp, MaPLe, CLIP-LoRA), which then gives the
             answers; :meth:`embed` stays with the frozen towers.
         own_labels: Classes that :meth:`classify` takes where it is given no labels.
+        audio_context: How the frozen towers hear, see :class:`~avfewshot.inference.features.Embedder`; models that were
+            trained through the towers hear each second alone.
 
     Attributes:
         own_labels: The classes of the run that was loaded; None for a classifier of any labels.
@@ -109,6 +112,7 @@ class Classifier:
         learned: LearnedRun | None = None,
         tuned: TunedRun | None = None,
         own_labels: LabelSet | None = None,
+        audio_context: str = "second",
     ) -> None:
         if not 0 <= blend <= 1:
             raise ValueError(f"The share of the trained logits lies in [0, 1], it cannot be {blend}.")
@@ -127,6 +131,7 @@ class Classifier:
         self.window = window
         self.fusion = fusion
         self.pool = pool
+        self.audio_context = audio_context
         self._cache = None
         if cache and self.blend == 0:
             about = {"used by": "classifier", "backbone": backbone.name}
@@ -255,7 +260,9 @@ class Classifier:
         """
         files, _ = self._embed_inputs(self.model, paths, modality, batch_size, workers, frame_backend)
         with contextlib.closing(files):
-            found = [f if isinstance(f, Failure) else Embeddings(f.visual, f.audio, f.path) for f in files]
+            found = [
+                f if isinstance(f, Failure) else Embeddings(f.visual, f.audio, f.path, f.audio_windows) for f in files
+            ]
         if not is_single(paths) or names_many(paths):
             return found
         if isinstance(found[0], Failure):
@@ -342,7 +349,13 @@ class Classifier:
         def embed(items: Sequence[Path | str | Clip]) -> Embedded:
             clips = read_items(items, **options)
             clips = clips if watch is None else _watched(clips, watch)
-            embedder = Embedder(model, self.device, None if batch_size == "auto" else batch_size, window=self.window)
+            embedder = Embedder(
+                model,
+                self.device,
+                None if batch_size == "auto" else batch_size,
+                window=self.window,
+                audio_context=self.audio_context if model is self._plain else "second",
+            )
             with contextlib.closing(clips), contextlib.closing(embedder.embed(clips)) as files:
                 yield from files
 
@@ -435,7 +448,7 @@ class Classifier:
     @property
     def embedding_identity(self) -> dict[str, str]:
         """What the embeddings of the frozen towers depend on beside the files."""
-        return embedding_identity(self.backbone, self.precision)
+        return embedding_identity(self.backbone, self.precision, self.audio_context)
 
     def look_up(self, cache: LookUp) -> bool:
         """Have embeddings of files looked up elsewhere first, such as by :meth:`avfewshot.Store.cache`.

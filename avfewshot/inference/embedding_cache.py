@@ -30,9 +30,11 @@ VERSION = 2
 DEFAULT_MAX_BYTES = 10_000_000_000
 
 
-def embedding_identity(backbone: Backbone, precision: str) -> dict[str, str]:
+def embedding_identity(backbone: Backbone, precision: str, audio_context: str = "second") -> dict[str, str]:
     """What the embeddings of frozen towers depend on beside the files."""
     about = {f"file {role}": digest for role, digest in backbone.identity.items()}
+    if audio_context != "second":  # absent in entries and stores from before there was a choice
+        about["audio context"] = audio_context
     return {**about, "precision": precision, "frame size": str(backbone.visual.image_size)}
 
 
@@ -74,7 +76,7 @@ class EmbeddingCache:
             about = json.loads(bytes(tensors["about"].tolist()))
             return EmbeddedFile(
                 str(path), float(about["duration"]), tensors.get("visual"), tensors.get("audio"),
-                tuple(str(warning) for warning in about["warnings"]),
+                tuple(str(warning) for warning in about["warnings"]), tensors.get("audio_windows"),
             )  # fmt: skip
         except Exception:  # damaged, in whatever way
             self.disk.damaged(key)
@@ -89,7 +91,7 @@ class EmbeddingCache:
         if key is None:
             return
         about = json.dumps({"duration": file.duration, "warnings": list(file.warnings)}).encode("utf-8")
-        tensors = {"visual": file.visual, "audio": file.audio}
+        tensors = {"visual": file.visual, "audio": file.audio, "audio_windows": file.audio_windows}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         tensors["about"] = torch.frombuffer(bytearray(about), dtype=torch.uint8)
         self.disk.put(key, save(tensors))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from avfewshot.errors import AvfsError
+from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.media.clip import Clip, Failure
@@ -20,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 # A small model is kept busy by larger batches only; a large one gains nothing by them on a CPU.
 _SMALL_MODEL, _SMALL_FACTOR = 50_000_000, 4
 _AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
+# What a pass gives, and the modality that it comes from.
+_SOURCES = {"visual": "visual", "audio": "audio", "audio_windows": "audio"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class EmbeddedFile:
     visual: Tensor | None  # unit vectors [T, D_v], float32 on the CPU, one a second; None without video
     audio: Tensor | None  # unit vectors [T, D_a], or None without sound
     warnings: tuple[str, ...]  # what was odd about the file
+    audio_windows: Tensor | None = (
+        None  # [T, D_a], the embedding of each second's window; None: seconds were heard alone
+    )
+
+    @property
+    def by_clip(self) -> EmbeddedFile:
+        """The file as clips are judged: a second sounds like its window, where the tower heard windows."""
+        return self if self.audio_windows is None else replace(self, audio=self.audio_windows)
 
 
 class Embedder:
@@ -48,12 +59,15 @@ class Embedder:
         batch_size: Segments (seconds) that go through the model at once; None: what suits the device.
         window: For a model with adapters: its longest clip in seconds. A longer file is cut into windows of this
             length, counted from its beginning; the last one may be shorter.
+        audio_context: ``"clip"``: the audio tower of a model without adapters hears windows of its native length in one
+            pass, see :meth:`~avfewshot.encoders.clap_tower.ClapTower.forward_windows`; ``"second"``: each second alone.
 
     Attributes:
         batch_size: The current size; it is halved when the device runs out of memory, down to one segment or window.
 
     Raises:
         ValueError: The window is shorter than a second.
+        UsageError: The audio tower cannot hear windows.
     """
 
     def __init__(
@@ -63,6 +77,7 @@ class Embedder:
         batch_size: int | None = None,
         *,
         window: int = 10,
+        audio_context: str = "second",
     ) -> None:
         if window < 1:
             raise ValueError(f"A window has at least one second, not {window}.")
@@ -70,6 +85,14 @@ class Embedder:
         self.device = device
         self.batch_size = batch_size or _suitable(model, device)
         self.window = window
+        self.audio_context = audio_context
+        if audio_context == "clip":
+            if not hasattr(model.audio_tower, "forward_windows"):
+                raise UsageError(
+                    "--audio-context clip needs an HTS-AT as audio tower, which this backbone does not have.",
+                    hint="Use --audio-context second.",
+                )
+            self.window = model.audio_tower.window_seconds
 
     def embed(self, items: Iterable[Clip | Failure]) -> Generator[EmbeddedFile | Failure, None, None]:
         """Embed files.
@@ -84,7 +107,8 @@ class Embedder:
             AvfsError: Not even one segment (or window) fits into the device's memory.
         """
         files: deque[_File] = deque()
-        queue: Queue = SegmentQueue() if self.model.adapters is None else WindowQueue(self.window)
+        whole = self.model.adapters is not None or self.audio_context == "clip"
+        queue: Queue = WindowQueue(self.window) if whole else SegmentQueue()
         for item in items:
             if not (files and files[-1].open):
                 files.append(_File(str(item.path)))
@@ -103,12 +127,12 @@ class Embedder:
             lengths = [piece.seconds for piece in batch.pieces]
             for name, embeddings in self._forward(batch).items():
                 for piece, part in zip(batch.pieces, embeddings.flatten(0, 1).split(lengths), strict=True):
-                    if name in piece.inputs:
+                    if _SOURCES[name] in piece.inputs:
                         piece.owner.receive(name, piece.start, part)
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         """Unit vectors ``[N, T, D]`` by modality, on the CPU; in smaller batches where memory does not suffice."""
-        done: dict[str, list[Tensor]] = {name: [] for name in batch.inputs}
+        done: list[dict[str, Tensor]] = []
         start = 0
         while start < batch.rows:
             stop = min(batch.rows, start + max(1, self.batch_size // batch.segments))
@@ -116,10 +140,9 @@ class Embedder:
             if embeddings is None:
                 self._shrink(stop - start, batch.segments)
                 continue
-            for name, parts in done.items():
-                parts.append(embeddings[name])
+            done.append(embeddings)
             start = stop
-        return {name: torch.cat(parts) for name, parts in done.items()}
+        return {name: torch.cat([part[name] for part in done]) for name in done[0]}
 
     def _attempt(self, arguments: dict[str, Tensor | None]) -> dict[str, Tensor] | None:
         # The error, whose traceback holds the activations, is gone when this returns: their memory is free again.
@@ -129,12 +152,23 @@ class Embedder:
                     name: None if values is None else values.to(self.device, non_blocking=True)
                     for name, values in arguments.items()
                 }
-                embeddings = zip(MODALITY_NAMES, self.model(**there), strict=True)
+                embeddings = zip(_SOURCES, self._embeddings(**there), strict=False)
                 return {name: values.float().cpu() for name, values in embeddings if values is not None}
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
+
+    def _embeddings(
+        self, frames: Tensor | None, audio: Tensor | None, **present: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """What :data:`_SOURCES` names."""
+        if self.audio_context == "second" or audio is None:
+            return self.model(frames=frames, audio=audio, **present)
+        visual = None if frames is None else self.model(frames=frames, audio=None)[0]
+        whole, seconds = self.model.audio_tower.forward_windows(audio.flatten(1))
+        unit, windows = (F.normalize(values.float(), dim=-1) for values in (seconds, whole))
+        return visual, unit, windows[:, None].expand_as(unit)
 
     def _shrink(self, tried: int, segments: int) -> None:
         """Halve the batch that was too large: so many clips of so many segments."""
@@ -187,13 +221,13 @@ class _File:
 
     def receive(self, modality: str, start: int, embeddings: Tensor) -> None:
         self.parts.setdefault(modality, []).append((start, embeddings))
-        self.missing -= len(embeddings)
+        self.missing -= len(embeddings) if modality in MODALITY_NAMES else 0
 
     def result(self) -> EmbeddedFile | Failure:
         if self.error is not None:
             return Failure(self.path, self.error)
         joined: dict[str, Tensor | None] = {}
-        for name in MODALITY_NAMES:
+        for name in _SOURCES:
             # Windows of different lengths may have come back in another order. Joined outside of inference mode these
             # are ordinary tensors, which may take part in training.
             parts = [part for _, part in sorted(self.parts.get(name, ()), key=lambda entry: entry[0])]
@@ -202,7 +236,7 @@ class _File:
                 return Failure(self.path, f"its {name} embeddings hold numbers that are not finite")
         if joined["visual"] is None and joined["audio"] is None:
             return Failure(self.path, "there is nothing in it to see or hear")
-        return EmbeddedFile(self.path, self.duration, joined["visual"], joined["audio"], tuple(self.warnings))
+        return EmbeddedFile(path=self.path, duration=self.duration, warnings=tuple(self.warnings), **joined)
 
 
 def _suitable(model: Any, device: torch.device) -> int:

@@ -11,7 +11,7 @@ from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.inference.results import ClipResult, SegmentResult
 from avfewshot.methods.calibration import standardised_labels
-from avfewshot.models.fusion import ClipPrediction, predict_events
+from avfewshot.models.fusion import predict_events
 
 
 class ZeroShotHead:
@@ -50,7 +50,7 @@ class ZeroShotHead:
             file: Its embeddings, of the widths D of the texts.
             segments: Whether to say what each second holds.
         """
-        logits = self.logits(file)
+        logits = self.logits(file.by_clip)
         prediction = predict_events(logits.visual, logits.audio, **self._options)
         scores = prediction.probabilities.tolist()
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -63,7 +63,7 @@ class ZeroShotHead:
             visual=self._by_name(prediction.visual),
             audio=self._by_name(prediction.audio),
             weights=_weights(prediction.weights.tolist()),
-            segments=self._segments(file, prediction, logits) if segments else [],
+            segments=self._segments(file) if segments else [],
             warnings=self._warnings(file),
         )
 
@@ -88,8 +88,9 @@ class ZeroShotHead:
         ]
         return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
 
-    def _segments(self, file: EmbeddedFile, prediction: ClipPrediction, logits: ClipLogits) -> list[SegmentResult]:
-        results = []
+    def _segments(self, file: EmbeddedFile) -> list[SegmentResult]:
+        results, logits = [], self.logits(file)
+        prediction = predict_events(logits.visual, logits.audio, **self._options)
         rows = zip(prediction.segment_probabilities.tolist(), prediction.segment_weights.tolist(), strict=True)
         alone = [  # without the background text, the last one
             None if scores is None else scores[:, : len(self._names)].softmax(-1).tolist()

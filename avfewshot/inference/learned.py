@@ -44,6 +44,11 @@ class LearnedRun(AdapterCheckpoint):
         return next((label for label in self.config.labels if label not in self.scorer.texts.names), None)
 
     @property
+    def audio_context(self) -> str:
+        """What its clips were embedded with: ``"second"`` or ``"clip"``."""
+        return str(self.config.training.get("audio_context", "second"))
+
+    @property
     def is_tuned(self) -> bool:
         """Whether adapters of the same seed speak beside it."""
         return bool(self.scorer.tuned and self.scorer.tuned["tuned"])
@@ -199,7 +204,7 @@ class LearnedHead(ZeroShotHead):
     def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
         """See :meth:`ZeroShotHead.result`."""
         base = self._zero_shot.result(file, segments=segments)
-        features = Features.of([frozen_part(file, self._dims)])
+        features = self._features(file if self._scorer.second else file.by_clip)
         tuned = np.log(np.maximum([[base.scores[name] for name in self._texts.names]], 1e-12))
         found = self._scorer.scores(features, None if self._own else self._texts, tuned=tuned)
         scores = self._columns(found.joined[0])
@@ -207,7 +212,8 @@ class LearnedHead(ZeroShotHead):
         score, warnings = scores[label], list(base.warnings)
         if self._none is None and found.none is not None and np.exp(found.none[0]) > 0.5:
             warnings.append(f"none of the labels fits: {100 * np.exp(found.none[0]):.0f} %")
-        rows = self._scorer.segment_logits(features)[0] if self._own and (segments or self._scorer.second) else None
+        timed = self._own and (segments or self._scorer.second)
+        rows = self._scorer.segment_logits(self._features(file))[0] if timed else None
         if rows is not None and self._scorer.second and (nothing := float(np.exp(rows[:, -1].min()))) > 0.5:
             label, score = BACKGROUND, nothing
         if self._ridge is not None and label in self._texts.names and self._ridge.unknown(features, self._labels)[0]:
@@ -220,6 +226,9 @@ class LearnedHead(ZeroShotHead):
             segments=base.segments if rows is None else self._timeline(rows, base.segments),
             warnings=warnings,
         )
+
+    def _features(self, file: EmbeddedFile) -> Features:
+        return Features.of([frozen_part(file, self._dims)])
 
     def labels_of(self, result: ClipResult) -> list[str]:
         """All labels that a clip carries, the surest first: by thresholds from left-out clips, where there are any."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from avfewshot.config import read_training
+from avfewshot.config import AUDIO_CONTEXTS, read_training
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
-from avfewshot.inference.learned import find_learned, find_tuned
+from avfewshot.inference.learned import LearnedRun, find_learned, find_tuned
 from avfewshot.labels import LabelSet
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter
@@ -40,6 +41,7 @@ def load(
     templates: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     cache: bool = False,
+    audio_context: str | None = None,
 ) -> Classifier:
     """Load a classifier. The network is never asked: `avfs weights fetch` brings the weights.
 
@@ -58,6 +60,8 @@ def load(
         adapter: Folder of a training run or of a checkpoint. What was learnt also serves labels that were not trained
             on. How scores become answers (share of the trained logits, pooling, fusion) is what the checkpoint says.
         cache: Keep embeddings of files on disk, where no adapter takes part: a second run over them takes seconds.
+        audio_context: How the frozen towers hear: ``"second"``, each second alone, or ``"clip"``, up to ten seconds in
+            one pass. None: as the few-shot run did, or by second.
 
     Returns:
         A classifier.
@@ -91,10 +95,12 @@ def load(
         if name is None:
             preset = recalled(origin, "backbone", load_preset)
             name = origin.config.backbone
+    context = _audio_context(audio_context, learned, tuned or checkpoint)
     name = name or DEFAULT_BACKBONE
     built = build_backbone(preset or name, weights=weights, seed=seed, **files)
     _LOG.info("backbone %s (%s weights) on %s, %s%s", name, weights, place, form, f", {folder}" if folder else "")
     made: dict[str, Any] = {"device": place, "precision": form, "name": name, "cache": cache}
+    made["audio_context"] = context
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)
         made |= {"adapter": folder, **vars(decision)}
@@ -109,6 +115,24 @@ def load(
         wordings = dict(zip(origin.config.labels, origin.config.wordings, strict=True))
         made["own_labels"] = LabelSet.from_wordings(wordings)
     return Classifier(built, prompts or load_templates(built.templates), **made)
+
+
+def _audio_context(asked: str | None, learned: LearnedRun | None, trained: AdapterCheckpoint | None) -> str:
+    """What the frozen towers hear with, given a run on their embeddings, or what was trained through them."""
+    if asked not in (None, *AUDIO_CONTEXTS):
+        raise UsageError(f"There is no audio context {asked!r}.", hint=f"Choose from: {', '.join(AUDIO_CONTEXTS)}.")
+    if trained is not None:
+        if asked == "clip":
+            warnings.warn(
+                f"{trained.path}: was trained on single seconds of sound; the audio context stays second.", stacklevel=3
+            )
+        return "second"
+    if learned is not None and asked not in (None, learned.audio_context):
+        raise UsageError(
+            f"{learned.path}: was fitted with --audio-context {learned.audio_context}, not {asked}.",
+            hint="Leave the option out, or fit it again.",
+        )
+    return asked or ("second" if learned is None else learned.audio_context)
 
 
 def _path(argument: str, value: object) -> str | None:

@@ -26,19 +26,21 @@ def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, 
         UsageError: The store was embedded by other towers than those of the run.
     """
     wrong = [role for role, digest in run.config.identity.items() if store.identity.get(f"file {role}") != digest]
+    wrong += ["audio context"] if run.audio_context != store.audio_context else []
     if wrong:
         raise UsageError(
             f"{run.path}: was trained with {run.config.backbone}, {store.folder} embedded with "
             f"{store.model['backbone']}: they differ in {', '.join(wrong)}.",
             hint="Embed the clips with the backbone of the run.",
         )
+    embedded = store.of if run.scorer.second else store.by_clip
     learnt = set(map(str, run.config.support.get("ids", ())))
     free = [clip for clip in store.embedded if not _names(clip.path) & learnt]
     names = [*run.scorer.texts.names, *([run.none or "none"] if run.scorer.negatives else [])]
     scored = []
     for start in range(0, len(free), _BATCH):
         part = free[start : start + _BATCH]
-        features = Features.of((clip.path, *store.of(clip)) for clip in part)
+        features = Features.of((clip.path, *embedded(clip)) for clip in part)
         scored.append(np.exp(run.scorer.scores(features).joined))
     if not free:
         return []
@@ -46,7 +48,7 @@ def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, 
     order = np.sort(fused, axis=1)
     margins = order[:, -1] - order[:, -2] if fused.shape[1] > 1 else np.zeros(len(free))
     pool = np.sort(np.argsort(margins, kind="stable")[:POOL_ROWS])  # of many clips, the most doubtful
-    features = Features.of((free[row].path, *store.of(free[row])) for row in pool)
+    features = Features.of((free[row].path, *embedded(free[row])) for row in pool)
     rows = []
     for row in pool[suggest(features, fused[pool], count)]:
         best = np.argsort(-fused[row], kind="stable")

@@ -29,8 +29,9 @@ class StoredEmbeddings(EmbeddingCache):
         clip = self._store.find_clip(path)
         if clip is None:
             return None if self._then is None else self._then.get(path)
-        visual, audio = (None if part is None else torch.from_numpy(part.copy()) for part in self._store.of(clip))
-        return EmbeddedFile(str(path), clip.duration, visual, audio, clip.warnings)
+        parts = (*self._store.of(clip), self._store.audio_windows(clip))
+        visual, audio, windows = (None if part is None else torch.from_numpy(part.copy()) for part in parts)
+        return EmbeddedFile(str(path), clip.duration, visual, audio, clip.warnings, windows)
 
     def put(self, path: Path, file: EmbeddedFile) -> None:
         """See :class:`EmbeddingCache`."""

@@ -1,6 +1,7 @@
 """The files of a store: SQLite for clips and thumbnails, float32 rows for vectors, an index that can be made again.
 
-    DIR/store.db            clips, their means, thumbnails, what embedded them; a commit counts whole or not at all
+    DIR/store.db            clips, their means, thumbnails, windows of sound, what embedded them; a commit counts whole
+                            or not at all
     DIR/visual-1.f32        a row a second, appended to; rows behind those that store.db counts are a killed run's
     DIR/audio-1.f32
     DIR/visual-1.index      4-bit product quantiser of these rows (faiss); made again where it lacks
@@ -55,6 +56,9 @@ CREATE TABLE clips (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, real BLOB
 CREATE TABLE means (clip INTEGER PRIMARY KEY, visual BLOB, audio BLOB);
 CREATE TABLE thumbnails (clip INTEGER, second INTEGER, jpeg BLOB NOT NULL, PRIMARY KEY (clip, second));
 """
+# How sound was heard in windows, with the seconds of each; stores of an earlier version get it when they are written.
+_WINDOWS = "CREATE TABLE IF NOT EXISTS windows (clip INTEGER PRIMARY KEY, lengths TEXT NOT NULL, rows BLOB NOT NULL)"
+_TABLES = {"clips": "id", "means": "clip", "thumbnails": "clip", "windows": "clip"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class Store:
             values |= {"version": VERSION, "generation": 1}
             with atomic_path(folder / "store.db") as temporary:
                 database = sqlite3.connect(temporary)
-                database.executescript(_SCHEMA)
+                database.executescript(_SCHEMA + _WINDOWS)
                 database.executemany(
                     "INSERT INTO about VALUES (?, ?)", [(key, json.dumps(value)) for key, value in values.items()]
                 )
@@ -197,6 +201,28 @@ class Store:
             for name, start in starts.items()
         )
         return visual, audio
+
+    @property
+    def audio_context(self) -> str:
+        """How its clips were heard: ``"second"`` or ``"clip"``."""
+        return self.identity.get("audio context", "second")
+
+    def audio_windows(self, clip: StoredClip) -> Floats | None:
+        """Of a clip with sound that was heard in windows, the embedding of each second's window ``[T, D_a]``."""
+        if self.audio_context == "second" or clip.audio is None:
+            return None
+        with self._connect() as database:
+            lengths, content = database.execute(
+                "SELECT lengths, rows FROM windows WHERE clip = ?", (clip.id,)
+            ).fetchone()
+        rows = np.frombuffer(content, dtype=np.float32).reshape(-1, self.dims["audio"])
+        return np.repeat(rows, json.loads(lengths), axis=0)
+
+    def by_clip(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
+        """The embeddings of a clip as clips are judged: a second sounds like its window, where windows were heard."""
+        visual, audio = self.of(clip)
+        windows = self.audio_windows(clip)
+        return visual, audio if windows is None else windows
 
     @cached_property
     def _vectors(self) -> dict[str, Floats]:
@@ -248,7 +274,7 @@ class Store:
             raise UsageError(
                 f"{self.folder}: was embedded with {self.model['backbone']}, {self.model['precision']}; what is asked "
                 f"for differs in {', '.join(sorted(wrong))}.",
-                hint="Use the same --backbone, weights and --precision, or embed into another store.",
+                hint="Use the same --backbone, weights, --precision and --audio-context, or embed into another store.",
             )
 
     def classifier(self, device: str = "auto") -> Classifier:
@@ -354,6 +380,7 @@ class Store:
             UsageError: Another process writes into it, or its embeddings come from other towers.
         """
         with self._locked(), self._connect(write=True) as database:
+            database.execute(_WINDOWS)
             with database:
                 for clip in changes.gone:
                     _delete(database, clip.id)
@@ -523,6 +550,12 @@ class _Writer:
             values = (*about, file.duration, seconds, *starts, json.dumps(file.warnings), None)
             clip = self._database.execute(insert, values).lastrowid
             self._database.execute("INSERT INTO means VALUES (?, ?, ?)", (clip, *means))
+            if file.audio_windows is not None:
+                heard = np.ascontiguousarray(file.audio_windows.numpy(), dtype=np.float32)
+                firsts = np.flatnonzero([True, *(heard[1:] != heard[:-1]).any(1)])
+                lengths = np.diff(firsts, append=len(heard)).tolist()
+                row = (clip, json.dumps(lengths), heard[firsts].tobytes())
+                self._database.execute("INSERT INTO windows VALUES (?, ?, ?)", row)
             rows = [(clip, second, jpeg) for second, jpeg in pictures.items()]
             self._database.executemany("INSERT INTO thumbnails VALUES (?, ?, ?)", rows)
 
@@ -546,7 +579,7 @@ class _Writer:
 
 
 def _delete(database: sqlite3.Connection, clip: int) -> None:
-    for table, key in (("clips", "id"), ("means", "clip"), ("thumbnails", "clip")):
+    for table, key in _TABLES.items():
         database.execute(f"DELETE FROM {table} WHERE {key} = ?", (clip,))
 
 

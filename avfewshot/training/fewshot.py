@@ -135,6 +135,12 @@ class FewShot:
     def __post_init__(self) -> None:
         if self.config.method in ADAPTER_METHODS[1:]:
             self.config = self.config.replace(method="dgsct", adapter=self.config.method)
+        if self.config.audio_context == "clip" and (trained := self.through_towers):
+            self.observer.say(
+                f"{trained} hears single seconds, so this run does, in spite of --audio-context clip; methods on "
+                "frozen embeddings take it (auto with --no-tune)."
+            )
+            self.config = self.config.replace(audio_context="second")
         self.dataset, self.validation_used = self._with_validation()
         config = self.config
         clips = ClipCache(max_bytes=config.cache_size)
@@ -154,6 +160,7 @@ class FewShot:
             workers=config.workers,
             observer=self.observer,
             look_up=self.look_up,
+            audio_context=config.audio_context,
         )
 
     def _with_validation(self) -> tuple[Dataset, int]:
@@ -199,6 +206,12 @@ class FewShot:
     def trains_own(self) -> bool:
         """Whether the adapter of the settings is trained."""
         return "dgsct" in (self.config.method, *self.also) or (self.config.method == AUTO and self.config.tune)
+
+    @property
+    def through_towers(self) -> str:
+        """What is trained through the towers, in words; empty where nothing is."""
+        tuned = [name for name in (self.config.method, *self.also) if name in TUNED]
+        return ", ".join([*([self.config.adapter_title] if self.trains_own else []), *self.kinds, *tuned])
 
     @property
     def has_methods(self) -> bool:
