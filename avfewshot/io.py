@@ -32,6 +32,22 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         The temporary path to write to.
     """
     target = Path(target)
+    with naming(target):
+        yield from _atomic_path(target)
+
+
+@contextlib.contextmanager
+def naming(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of errors where they were, if they do not: those of a full disk name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(place)
+        raise
+
+
+def _atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.stem[:100]}-{secrets.token_hex(4)}.part{target.suffix}"
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # its mode follows the umask

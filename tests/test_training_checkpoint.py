@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import os
+import pickle
 import random
 import signal
 import sys
 import time
 import traceback
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -255,6 +259,45 @@ def test_a_state_that_would_run_code_is_damaged_and_runs_none(tmp_path):
     with pytest.raises(DataError, match=r"step-00000001.*damaged"):
         store.load_last()
     assert not trap.exists()
+
+
+def test_hostile_states_are_named_and_take_no_memory(tmp_path):
+    store = CheckpointManager(tmp_path / "run")
+    store.save(1, adapter_config(), small_state(1))
+    folder, random = tmp_path / "run" / "step-00000001", np.random.default_rng(3)
+    state, whole = folder / "state.pt", (folder / "state.pt").read_bytes()
+
+    def refused(content: bytes | None = None) -> bool:
+        if content is not None:
+            state.write_bytes(content)
+        (folder / "state.json").write_text(json.dumps({"format": 1, "sha256": {"state.pt": sha256_file(state)}}))
+        try:
+            store.load_last()
+        except DataError as error:
+            return "step-00000001" in str(error)
+        return False
+
+    assert not refused()
+    for number in range(150):
+        changed = bytearray(whole)
+        for at in random.integers(0, len(whole), random.integers(1, 12)):
+            changed[at] = random.integers(0, 256)
+        refused(bytes(changed[: None if number % 3 else random.integers(0, len(whole))]))  # whatever: no other error
+    assert all(map(refused, (b"", b"PK\x05\x06" + bytes(18), whole[:40], pickle.dumps({"parts": {}}))))
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(state, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, bytes(400 << 20) if "/data/" in name else data)
+    assert refused()
+    huge = torch.zeros(1).expand(1 << 34)  # 64 GB by its strides, 4 bytes by its storage
+    deep: list = []
+    for _ in range(20_000):
+        deep = [deep]
+    for parts in ({"optimizer": {"state": {0: huge}}}, deep, 3, None):
+        with contextlib.suppress(RecursionError):  # of who writes it
+            torch.save({"parts": parts, "rng": {}, "progress": {}}, state)
+            assert refused()
 
 
 # Adapter checkpoints.

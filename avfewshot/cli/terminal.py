@@ -148,7 +148,10 @@ def status_of(command: Callable[[], Any]) -> int:
         status = 1
         _print_traceback(error)
         named = f"{error.filename}: " if error.filename else ""
-        say_error(f"{named}{error.strerror or error}.", None if debugging() else "Run with --debug for the traceback.")
+        hint = None if debugging() else "Run with --debug for the traceback."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = "Make room there. What was done is kept: the same command goes on, a training with --resume RUN."
+        say_error(f"{named}{error.strerror or error}.", hint)
     except Exception as error:
         status = 1
         _print_traceback(error)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from avfewshot.encoders.weights.load import read_tensors
 from avfewshot.errors import DataError, UsageError, WeightsError
-from avfewshot.io import printable, sha256_file
+from avfewshot.io import naming, printable, sha256_file
 from avfewshot.models.hub import local_adapter
 from avfewshot.version import __version__
 
@@ -296,7 +296,8 @@ def publishing(folder: Path) -> Iterator[Path]:
     unfinished = folder.parent / f"{UNFINISHED}{secrets.token_hex(4)}"
     unfinished.mkdir()  # a folder of tempfile would be private, whatever the umask
     try:
-        yield unfinished
+        with naming(folder):
+            yield unfinished
         for item in (*unfinished.iterdir(), unfinished):
             _sync(item)
         os.rename(unfinished, folder)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avfewshot.errors import AvfsError, DataError, UsageError
-from avfewshot.io import atomic_path
+from avfewshot.io import atomic_path, naming
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.thumbnails import jpeg
 from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, clip_query
@@ -154,7 +154,7 @@ class Store:
         if not (folder / "store.db").exists():
             values = {"model": model, "identity": identity, "dims": dims, "rows": dict.fromkeys(MODALITIES, 0)}
             values |= {"version": VERSION, "generation": 1}
-            with atomic_path(folder / "store.db") as temporary:
+            with _written(folder), atomic_path(folder / "store.db") as temporary:
                 database = sqlite3.connect(temporary)
                 database.executescript(_SCHEMA + _WINDOWS)
                 database.executemany(
@@ -379,7 +379,7 @@ class Store:
         Raises:
             UsageError: Another process writes into it, or its embeddings come from other towers.
         """
-        with self._locked(), self._connect(write=True) as database:
+        with _written(self.folder), self._locked(), self._connect(write=True) as database:
             database.execute(_WINDOWS)
             with database:
                 for clip in changes.gone:
@@ -581,6 +581,16 @@ class _Writer:
 def _delete(database: sqlite3.Connection, clip: int) -> None:
     for table, key in _TABLES.items():
         database.execute(f"DELETE FROM {table} WHERE {key} = ?", (clip,))
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        with naming(folder):
+            yield
+    except sqlite3.OperationalError as error:  # its own for a disk that is full or only to be read
+        hint = "Make room there; what was embedded is kept, and the same command goes on."
+        raise AvfsError(f"{folder}: cannot be written: {error}.", hint=hint) from None
 
 
 def _set(database: sqlite3.Connection, key: str, value: Any) -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-import pickle
 import random
 import shutil
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -201,8 +201,11 @@ class CheckpointManager:
         target = self._new("step", step)
         with publishing(target) as unfinished:
             write_adapter_files(unfinished, state.model, config)
-            with (unfinished / _STATE).open("wb") as file:
-                torch.save({"parts": state.parts, "rng": state.rng, "progress": state.progress}, file)
+            try:
+                with (unfinished / _STATE).open("wb") as file:
+                    torch.save({"parts": state.parts, "rng": state.rng, "progress": state.progress}, file)
+            except RuntimeError as error:  # torch's own for a disk that is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             document = {"format": FORMAT, "sha256": {_STATE: sha256_file(unfinished / _STATE)}}
             (unfinished / _DIGEST).write_text(json.dumps(document), encoding="utf-8")
         self._tidy()
@@ -273,11 +276,33 @@ def _read_state(folder: Path) -> dict[str, Any]:
     try:
         if document != {"format": FORMAT, "sha256": {_STATE: sha256_file(folder / _STATE)}}:
             raise DataError(f"{folder}: its training state is damaged, or of another version.")
+        with zipfile.ZipFile(folder / _STATE) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("it is compressed")  # a few bytes may unpack to any size
         values = torch.load(folder / _STATE, map_location="cpu", weights_only=True)  # runs no code of the file
+        if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in _tensors(values)):
+            raise ValueError("a tensor is larger than what is stored of it")
     except OSError as error:
-        raise DataError(f"{folder / _STATE}: cannot be read: {error.strerror}.") from None
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise DataError(f"{folder}: its training state is damaged ({str(error).splitlines()[0]}).") from None
-    if not isinstance(values, dict) or {"parts", "rng", "progress"} - values.keys():
+        raise DataError(f"{folder / _STATE}: cannot be read: {error.strerror or error}.") from None
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and the reader of pickles raise whatever damaged bytes lead them to
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{folder}: its training state is damaged ({reason}).") from None
+    if not isinstance(values, dict) or not all(
+        isinstance(values.get(key), dict) for key in ("parts", "rng", "progress")
+    ):
         raise DataError(f"{folder}: its training state is damaged (parts are missing).")
     return values
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    pending = [values]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, (list, tuple)):
+            pending += value

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from avfewshot.io import write_text
+from avfewshot.io import naming, write_text
 
 
 class MetricsLogger:
@@ -20,7 +20,7 @@ class MetricsLogger:
     def log(self, **entry: Any) -> None:
         """Append an entry; it has a ``step``."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
     def entries(self) -> Iterator[dict[str, Any]]:
