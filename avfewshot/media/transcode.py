@@ -53,6 +53,7 @@ def transcode(
         with atomic_path(target) as temporary, av.open(str(temporary), "w") as out:
             sound: Any = None if audio is None else out.add_stream_from_template(audio)
             pictures = None if video is None else _Pictures(out, video, draw)
+            waiting: list[Any] = []  # sound before the first picture, whose size the head of the file needs
             for packet in media.demux([stream for stream in (video, audio) if stream is not None]):
                 if packet.stream is audio:
                     if packet.pts is None or packet.dts is None:
@@ -61,7 +62,7 @@ def transcode(
                     if begin <= time and (end is None or time < end):
                         shift = round((zero + Fraction(start)) / packet.time_base)
                         packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, sound
-                        out.mux(packet)
+                        waiting.append(packet)
                         written += 1
                 elif pictures is not None:
                     for frame in packet.decode():
@@ -71,10 +72,13 @@ def transcode(
                         if begin <= time and (end is None or time < end):
                             pictures.add(frame, float(time), time - Fraction(start))
                             written += 1
+                if pictures is None or pictures.begun:
+                    out.mux(waiting)
+                    waiting = []
+            if not written or (pictures is not None and not pictures.begun):
+                raise MediaError(source, f"holds nothing from {start:g} s on")
             if pictures is not None:
                 pictures.close()
-            if not written:
-                raise MediaError(source, f"holds nothing from {start:g} s on")
     return target
 
 
@@ -92,6 +96,11 @@ class _Pictures:
         self._stream.options = {"preset": "veryfast", "crf": "20"} if codec == "libx264" else {"qscale": "3"}
         self._size: tuple[int, int] | None = None
         self._last = -1
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was a picture."""
+        return self._size is not None
 
     def add(self, frame: VideoFrame, time: float, moved: Fraction) -> None:
         """Draw on a picture of a time, and encode it at the time that it has in the new file."""
