@@ -8,7 +8,9 @@ process of its own, by turns and several times over:
 * ``plain``: one file after another; pictures with decord, sound with PyAV; open_clip's own preprocessing and vision
   transformer; the HTS-AT class's own forward on ten seconds, each repeated to ten seconds. As the READMEs of these
   libraries do it.
-* ``fp32`` and ``bf16``: `iter_clips` and `Embedder` of this package, as `avfs zeroshot` runs them.
+* ``fp32`` and ``bf16``: `iter_clips` and `Embedder` of this package, as `avfs zeroshot` runs them, with the seconds
+  that a clip waits for decoders, spends in the towers, and on the rest.
+* ``fp32-clip`` and ``bf16-clip``: the same with `--audio-context clip`, ten seconds of sound in one pass.
 
 Both sides build the same weights from the same seed and hold the two towers, no text encoders. Printed is one JSON
 object: the median of the repetitions, the ratios to ``plain`` (above 1 is faster), peak memory, and the smallest cosine
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 10
-VARIANTS = ("plain", "fp32", "bf16")
+VARIANTS = ("plain", "fp32", "bf16", "fp32-clip", "bf16-clip")
 
 
 def main() -> None:
@@ -248,7 +250,7 @@ def prepare_plain(visual, branch, projection) -> Callable:
     return run
 
 
-def prepare_ours(visual, branch, projection, precision: str, batch_size: int | None) -> Callable:
+def prepare_ours(visual, branch, projection, variant: str, batch_size: int | None) -> Callable:
     """The way of `avfs zeroshot`, up to the embeddings."""
     from types import SimpleNamespace
 
@@ -262,20 +264,45 @@ def prepare_ours(visual, branch, projection, precision: str, batch_size: int | N
     from avfewshot.media.stream import iter_clips
     from avfewshot.models.audio_visual import AudioVisualModel
 
+    precision, _, context = variant.partition("-")
     towers = SimpleNamespace(
         visual=ClipTower(visual, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD).to(PRECISIONS[precision]),
         audio=ClapTower(branch, projection).to(PRECISIONS[precision]),
         visual_scale=100.0,
         audio_scale=100.0,
     )
-    embedder = Embedder(AudioVisualModel(towers), torch.device("cpu"), batch_size)
+    parts = {"waiting": 0.0, "towers": 0.0}
+
+    class Timed(Embedder):
+        def _embeddings(self, *inputs, **named):
+            start = time.perf_counter()
+            try:
+                return super()._embeddings(*inputs, **named)
+            finally:
+                parts["towers"] += time.perf_counter() - start
+
+    def waited(clips):
+        while True:
+            start = time.perf_counter()
+            clip = next(clips, None)
+            parts["waiting"] += time.perf_counter() - start
+            if clip is None:
+                return
+            yield clip
+
+    model = AudioVisualModel(towers)
+    embedder = Timed(model, torch.device("cpu"), batch_size, audio_context=context or "second")
 
     def run(paths: list[Path]):
+        parts.update(waiting=0.0, towers=0.0)
+        begun = time.perf_counter()
         clips = iter_clips(paths, frame_size=towers.visual.image_size, modality="av", workers=2)
-        files = list(embedder.embed(clips))
+        files = list(embedder.embed(waited(clips)))
+        rest = time.perf_counter() - begun - sum(parts.values())
         if broken := [file for file in files if not isinstance(file, EmbeddedFile)]:
             sys.exit(str(broken))
-        return [file.visual for file in files], [file.audio for file in files], {}
+        shares = {f"{key}_seconds_per_clip": value for key, value in {**parts, "rest": rest}.items()}
+        return [file.visual for file in files], [file.audio for file in files], shares
 
     return run
 
