@@ -18,7 +18,7 @@ from standin_towers import make_backbone
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.cli.app import run
-from avfewshot.errors import AvfsError
+from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference import export_onnx
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.learned import LearnedHead
@@ -146,3 +146,9 @@ def test_what_is_missing_is_told(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "Where to?" in told
     assert "Which labels?" in told
+
+
+def test_what_hears_whole_clips_is_refused(tmp_path):
+    classifier = load("tiny", weights="random", device="cpu", precision="fp32", audio_context="clip")
+    with pytest.raises(UsageError, match="--audio-context clip"):
+        export_onnx.export_onnx(classifier, LABELS, tmp_path)

@@ -72,6 +72,11 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
             f"{classifier.adapter}: it was learnt from labelled seconds, and only answers about clips can be exported.",
             hint="Export a run of another task, such as ave_cls or folder.",
         )
+    if classifier.audio_context != "second" and classifier._scored is classifier._plain:
+        raise UsageError(
+            "What hears whole clips (--audio-context clip) cannot be exported: its windows are no graph of seconds.",
+            hint="Fit the run again with --audio-context second.",
+        )
     model, size = classifier._scored.eval(), int(classifier.backbone.visual.image_size)
     seconds = 3
     noise = torch.Generator().manual_seed(0)
