@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use, one thread on each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps are computed")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="all that the device has, unless named")
+    parser.add_argument("--equations", choices=("paper", "compact"), default="paper", help="`--variant` of the adapters")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     parser.add_argument("--table", type=Path, help="also write a Markdown table to this file")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -111,7 +112,7 @@ def write(report: dict[str, Any], arguments: argparse.Namespace) -> None:
 def start_worker(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one variant in a process of its own, so that its peak of memory is its own."""
     command = [sys.executable, __file__, "--worker", variant, "--backbone", arguments.backbone]
-    command += ["--device", arguments.device]
+    command += ["--device", arguments.device, "--equations", arguments.equations]
     for name in ("batch_size", "segments", "steps", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     threads = str(arguments.threads)
@@ -235,6 +236,7 @@ def work(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
         precision="fp32" if precision == "plain" else precision,
         checkpointing=way == "checkpointing",
         cuda_graphs=way == "graphs",
+        variant=arguments.equations,
     )
     backbone = build_backbone(arguments.backbone, weights="random", seed=0)
     backbone.to(device, None if precision == "plain" else PRECISIONS[precision])
