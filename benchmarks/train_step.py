@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use, one thread on each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps are computed")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="all that the device has, unless named")
-    parser.add_argument("--equations", choices=("paper", "compact"), default="paper", help="`--variant` of the adapters")
+    parser.add_argument(
+        "--equations", choices=("paper", "compact"), default="paper", help="`--variant` of the adapters"
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     parser.add_argument("--table", type=Path, help="also write a Markdown table to this file")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)

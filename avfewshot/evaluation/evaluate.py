@@ -216,12 +216,12 @@ def side_by_side(comparisons: Mapping[str, Comparison]) -> Comparison:
         (one, system), (other, reference) = parts[later], parts[earlier]
         if one is other:
             return one.difference(system, reference, metric).estimate
-        values = [cells[name][metric].value for name in (later, earlier)]
-        if None in values:
+        ours, theirs = cells[later][metric].value, cells[earlier][metric].value
+        if ours is None or theirs is None:
             return Estimate(None)
         rows = [np.array(draws.get(name, {}).get(metric, ()), dtype=np.float64) for name in (later, earlier)]
         shared = min(map(len, rows))
-        return estimate(values[0] - values[1], rows[0][:shared] - rows[1][:shared], first.num_clips, lowest=-1.0)
+        return estimate(ours - theirs, rows[0][:shared] - rows[1][:shared], first.num_clips, lowest=-1.0)
 
     table = first.model_copy(update={"systems": tuple(parts), "cells": cells, "draws": draws})
     return _compare(table, difference)

@@ -95,7 +95,7 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
         if model.adapters is not None:
             inputs = {_INPUTS[modality]: given[modality] for modality in MODALITIES}
             write("joint", _Tower(model, MODALITIES), inputs, MODALITIES)
-        embedded = dict(zip(MODALITIES, model(frames[None], sound[None]), strict=True))
+        embedded: dict[str, Any] = dict(zip(MODALITIES, model(frames[None], sound[None]), strict=True))
         answers = ["probabilities", "seconds", "weights"]
         for name, present in (("", MODALITIES), ("-visual", ("visual",)), ("-audio", ("audio",))):
             inputs = {modality: embedded[modality][0] for modality in present}
@@ -139,7 +139,7 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
 
 
 def _pixels(classifier: Classifier) -> list[tuple[Tensor, Tensor]]:
-    tower = classifier.backbone.visual
+    tower: Any = classifier.backbone.visual
     return list(zip(tower.pixel_scale.flatten(), tower.pixel_shift.flatten(), strict=True))
 
 
@@ -247,14 +247,14 @@ class _Answers(nn.Module):
         for name, scale in zip(MODALITIES, texts.scales, strict=True):
             background = getattr(texts, f"{name}_background")
             for part, rows in (("logits", getattr(texts, name)), ("background", background)):
-                there = name in vectors and rows is not None
-                logits[f"{name}_{part}"] = scale * (vectors[name] @ torch.from_numpy(rows.T)) if there else None
+                there = None if rows is None or name not in vectors else vectors[name] @ torch.from_numpy(rows.T)
+                logits[f"{name}_{part}"] = None if there is None else scale * there
         sure = texts.visual_background is not None and texts.audio_background is not None
         said = predict_clips(**logits, fusion=texts.fusion, pool=texts.pool if sure else "mean")
         fused = said.log_probabilities.clamp(min=_LEAST)
         uniform = torch.full_like(fused, -float(np.log(len(texts.names))))
         alone = (said.visual_log_probabilities, said.audio_log_probabilities)
-        zero_shot = {"fused": Traced(fused)}
+        zero_shot: dict[str, Any] = {"fused": Traced(fused)}
         for name, values in zip(MODALITIES, alone, strict=True):
             zero_shot[name] = Traced(uniform if values is None else values.clamp(min=_LEAST))
         shares = {"mean": torch.full_like(some[..., 0], 1.0).softmax(-1)}

@@ -70,8 +70,14 @@ def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
 
 def _table(title: str, caption: str, *columns: str) -> Table:
     """A table whose first column holds names, the others figures."""
-    left = {"title_justify": "left", "caption_justify": "left"}
-    table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD, pad_edge=False, **left)
+    table = Table(
+        title=title,
+        caption=caption or None,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left")
     return table

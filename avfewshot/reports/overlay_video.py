@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import av
+from av.error import FFmpegError
 from PIL import Image, ImageDraw, ImageFont
 
 from avfewshot.errors import AvfsError
@@ -51,7 +51,7 @@ class OverlayWriter:
 
         try:
             transcode(Path(result.path), self._folder, stem, draw=draw)
-        except (AvfsError, OSError, ValueError, av.error.FFmpegError) as error:
+        except (AvfsError, OSError, ValueError, FFmpegError) as error:
             warnings.warn(f"{result.path}: no overlay of it could be written: {error}", stacklevel=1)
 
     def end(self, summary: Summary) -> None:
