@@ -740,6 +740,9 @@ class TrainingConfig(TrainerConfig):
         "Passes over the support, at most; `auto`: about 500 steps, in 3 to 20 of them. Not given by the paper.",
         panel=TRAINING,
     )
+    max_steps: Count | None = setting(
+        None, "Optimizer steps, at most; for a short trial.", panel=TRAINING, unset="as the epochs say"
+    )
     val_shots: Annotated[int, Ge(0)] | Literal["auto", "all"] = setting(
         AUTO,
         "Validation clips of each class for what is trained, counted as labels; `auto`: min(shots, 4), `all`: the "
@@ -1028,10 +1031,31 @@ class CompareConfig(CommandConfig):
     efficiency: bool = setting(
         False, "Parameters and GFLOPs of what is trained through the towers (Table 6), beside the published; no data."
     )
+    ablate: Literal["modules", "directions", "factors"] | None = setting(
+        None,
+        "DG-SCT with parts of it: its modules S, C, T (Table 5 of the paper), its directions (Table 8), or sweeps of "
+        "alpha, beta and gamma (Table 9, Fig. 8). Each row is trained.",
+        unset=NONE,
+    )
+    epochs: Count | None = setting(None, "Of what is trained, at most.", panel=TRAINING, unset="by the support")
+    max_steps: Count | None = setting(
+        None, "Optimizer steps of a training, at most; for a short trial.", panel=TRAINING, unset="as the epochs say"
+    )
+    lr: Annotated[Real, Gt(0)] | None = setting(None, "Learning rate of adapters.", panel=TRAINING, unset="3e-4")
+    gate_lr: Factor | None = setting(None, "Factor of it for gates, which begin at zero.", panel=TRAINING, unset="1")
+    batch_size: Count | None = setting(None, "Clips of a batch of adapters.", panel=TRAINING, unset="2")
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the folder is called; the same name goes on where it stopped.")
     data: ClipsConfig = section(ClipsConfig)
     model: BackboneConfig = section(BackboneConfig)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How what is compared is trained; in an ablation the trained logits stand alone, so that rows can differ."""
+        own = {"method": "dgsct", "blend": 1.0} if self.ablate else {"tune": False}
+        given = {key: getattr(self, key) for key in ("epochs", "max_steps", "lr", "gate_lr", "batch_size")}
+        given = {key: value for key, value in given.items() if value is not None}
+        return TrainingConfig(task=self.task, seeds=self.seeds, **own, **given)
 
 
 STORE = "Folder of the store."

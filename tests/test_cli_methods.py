@@ -548,3 +548,56 @@ def test_efficiency_is_measured_without_data_beside_the_published_figures(call, 
     out, _ = call("compare", "--efficiency", "--methods", "lavish", "--name", "one")
     assert "lavish" in out
     assert "maple" not in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "switched"),
+    [
+        ("modules", ["none", "C", "S", "SC", "T", "SCT"], {"S": (True, False, False), "SC": (True, True, False)}),
+        ("directions", ["none", "A2V", "V2A", "both"], {}),
+    ],
+)
+def test_an_ablation_trains_each_row_and_goes_on(kind, rows, switched, call, refuse, world, monkeypatch):
+    arguments = ["compare", "--data", "my_clips", "--ablate", kind, "--shots", "1", "--seeds", "1", "--max-steps", "2",
+                 "--lr", "0.01", "--gate-lr", "30"]  # fmt: skip
+    out, _ = call(*arguments)
+    folder = world / "runs" / "compare" / f"folder-{kind}"
+    table = list(csv.DictReader((folder / "compare.csv").open()))
+    assert sorted(row["system"] for row in table) == sorted([*rows, "zero-shot"])
+    document = json.loads((folder / "compare.json").read_text())
+    assert list(document["ablation"]["rows"]) == rows
+    trained = {}
+    for row in rows:
+        [result] = (folder / "1-shot" / row).glob("seed-*/result.json")
+        assert json.loads(result.read_text())["progress"]["step"] == 2
+        checkpoint = next((result.parent / "checkpoints").glob("*/config.json"))
+        trained[row] = json.loads(checkpoint.read_text())["training"]
+    assert trained["none"]["adapter"] == "none"
+    for row, parts in switched.items():
+        assert tuple(trained[row][key] for key in ("spatial", "channel", "temporal")) == parts
+    if kind == "directions":
+        assert [(trained[r]["a2v"], trained[r]["v2a"]) for r in rows[1:]] == [
+            (True, False),
+            (False, True),
+            (True, True),
+        ]
+    assert f"{rows[1]} − {rows[-1]}" in (folder / "compare.html").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("avfewshot.training.fewshot.FewShot.train", None)
+        assert call(*arguments)[0] == out
+    assert "with other settings" in refuse(*arguments, "--lr", "0.02")
+    assert "--methods means nothing there" in refuse(*arguments, "--methods", "timo")
+
+
+def test_a_sweep_draws_a_line_for_each_factor_through_the_same_middle(call, world, monkeypatch):
+    monkeypatch.setattr("avfewshot.cli.ablate.SWEEP", (0.0, 0.2))
+    call("compare", "--data", "my_clips", "--ablate", "factors", "--shots", "1", "--seeds", "1,2", "--max-steps", "1")
+    folder = world / "runs" / "compare" / "folder-factors"
+    rows = json.loads((folder / "compare.json").read_text())["ablation"]["rows"]
+    assert rows == {
+        "alpha 0": {"alpha": 0.0}, "beta 0": {"beta": 0.0}, "beta 0.2": {"beta": 0.2},
+        "gamma 0": {"gamma": 0.0}, "gamma 0.2": {"gamma": 0.2}, "alpha 0.2 beta 0.05 gamma 0.05": {},
+    }  # fmt: skip
+    page = (folder / "compare.html").read_text()
+    assert page.count('class="dot"') == 2 + 3 + 3
+    assert ">0.2</text>" in page

@@ -21,6 +21,7 @@ from avfewshot.io import csv_text, write_text
 if TYPE_CHECKING:
     from avfewshot.evaluation.finished import FinishedRun
     from avfewshot.evaluation.results import Comparison, Estimate
+    from avfewshot.reports.methods import Listing
     from avfewshot.training.fewshot import SeedResult
 
 app = typer.Typer(add_completion=False)
@@ -39,6 +40,7 @@ coop, cocoop, maple and clip-lora.
   avfs compare --task ave_cls --shots 16 --methods auto,dgsct --name fig4     again, it goes on where it stopped
   avfs compare --task ave_cls --shots 1 --protocol mteb                       with the public zero-shot protocol
   avfs compare --task ave_cls --shots 1,4 --audio-context second,clip         is sound in one pass as good here?
+  avfs compare --task ave_cls --shots 16 --ablate modules                     DG-SCT without S, C, T (Table 5)
   avfs compare --efficiency --backbone base                                   parameters and GFLOPs, without data
   avfs compare runs/folder/RUN runs/folder/OTHER                              finished runs, paired on their test clips
 
@@ -71,12 +73,22 @@ def compare(
         return
     root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += backbone_faults(settings)
+    if settings["ablate"]:
+        faults += [
+            UsageError(
+                f"--ablate trains DG-SCT alone: --{key.replace('_', '-')} means nothing there.",
+                hint="Leave one of them out.",
+            )
+            for key in ("methods", "protocol", "audio_context")
+            if settings.source(key) != "default"
+        ]
     if settings["protocol"] and settings["task"] != "ave_cls":
         faults.append(UsageError("--protocol mteb is AVE by clip.", hint="Add --task ave_cls."))
     raise_faults(faults)
     config: CompareConfig = settings.config
     config = config.replace(data=config.data.replace(root=root))
-    folder = Path(config.runs) / "compare" / (config.name or config.task)
+    name = config.name or (f"{config.task}-{config.ablate}" if config.ablate else config.task)
+    folder = Path(config.runs) / "compare" / name
     status = _execute(config, folder, command)
     if status:
         raise typer.Exit(status)
@@ -170,7 +182,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
         from rich.console import Console
 
         from avfewshot.cli.progress import Display
-        from avfewshot.reports.methods import details_table, methods_table, wins_listing
+        from avfewshot.reports.methods import details_table, methods_table
 
         try:
             with Display() as display:
@@ -184,7 +196,8 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
         console.print(f"[bold]{title}[/bold]")
         console.print(methods_table(comparison, methods))
         console.print(details_table(comparison, methods))
-    console.print(wins_listing(tables).table())
+    for listing in _listings(config, tables):
+        console.print(listing.table())
     say(f"written: {folder / 'compare.html'}")
     say(f"written: {folder / 'compare.csv'}")
     return 0
@@ -192,6 +205,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
 
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
+    from avfewshot.cli.ablate import ablation_rows, join_rows
     from avfewshot.evaluation.evaluate import average_comparisons, side_by_side
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
@@ -199,13 +213,35 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
 
     display.begin("reading annotations, looking for clips", 0)
     model, also = config.model, tuple(name for name in config.methods if name != AUTO)
-    training = TrainingConfig(task=config.task, seeds=config.seeds, tune=False)
+    training = config.training.replace(audio_context=config.audio_context[0])
     training = training.replace(precision=resolve_precision(training.precision, resolve_device(model.device)))
+    rows = ablation_rows(config.ablate, training) if config.ablate else {}
+    if rows:
+        _hold_to(folder / "settings.json", {"settings": training.to_dict(), "rows": rows})
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
     backbone = load_backbone(model)
     templates = model.templates or backbone.templates
     store = open_store(config.data.store)
+
+    def results(training: TrainingConfig, folder: Path, also: tuple[str, ...] = ()) -> list[SeedResult]:
+        cell = FewShot(
+            dataset,
+            training,
+            backbone,
+            load_templates(templates),
+            str(templates),
+            resolve_device(model.device),
+            folder,
+            frame_backend=model.frame_backend,
+            observer=display,
+            put_off=interrupts.put_off,
+            also=also,
+            protocol=config.protocol,
+            look_up=None if store is None else store.cache,
+        )
+        return [cell.run(seed) for seed in config.seeds]
+
     tables: list[Table] = []
     several = len(config.audio_context) > 1
     if several and (trained := [name for name in also if name in TUNED_METHODS]):
@@ -213,34 +249,34 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             f"{', '.join(trained)}: hear single seconds, so there is no row of theirs with --audio-context clip."
         )
     for shots in config.shots:
+        if rows:
+            title, own = f"{shots} shots", training.replace(shots=shots, audio_context=config.audio_context[0])
+            cells = {}
+            for name, changes in rows.items():
+                display.say(f"{title}: {name}")
+                place = folder / f"{shots}-shot" / name.replace(" ", "-")
+                cells[name] = results(own.replace(**changes), place)
+                if any(one.comparison is None for one in cells[name]):
+                    raise DataError("There is no test clip to compare rows on.", hint="Give a test split.")
+            tables.append((title, *join_rows(cells)))
+            _write(config, folder, tables, "")
+            continue
         by_context: dict[str, list[SeedResult]] = {}
         for context in config.audio_context:
-            cell = FewShot(
-                dataset,
-                training.replace(shots=shots, audio_context=context),
-                backbone,
-                load_templates(templates),
-                str(templates),
-                resolve_device(model.device),
-                folder / f"{shots}-shot{'' if context == 'second' else f'-{context}'}",
-                frame_backend=model.frame_backend,
-                observer=display,
-                put_off=interrupts.put_off,
-                also=tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS)),
-                protocol=config.protocol,
-                look_up=None if store is None else store.cache,
-            )
-            by_context[context] = [cell.run(seed) for seed in config.seeds]
+            heard = training.replace(shots=shots, audio_context=context)
+            place = folder / f"{shots}-shot{'' if context == 'second' else f'-{context}'}"
+            kept = tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS))
+            by_context[context] = results(heard, place, kept)
         tests, methods = [], []
-        for results in zip(*by_context.values(), strict=True):
-            found = {context: one for context, one in zip(by_context, results, strict=True) if one.comparison}
+        for of_seed in zip(*by_context.values(), strict=True):
+            found = {context: one for context, one in zip(by_context, of_seed, strict=True) if one.comparison}
             if found:
                 compared = {context: one.comparison for context, one in found.items()}
-                tests.append(side_by_side(compared) if several else results[0].comparison)
+                tests.append(side_by_side(compared) if several else of_seed[0].comparison)
             methods.append(
                 {f"{name} ({context})": told for context, one in found.items() for name, told in one.methods.items()}
                 if several
-                else results[0].methods
+                else of_seed[0].methods
             )
         if not tests:
             hint = "Give a test split, or more clips a class than --shots."
@@ -250,9 +286,19 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     return tables
 
 
+def _hold_to(path: Path, settings: dict[str, Any]) -> None:
+    """Rows that were trained with other settings do not go into the same table."""
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        hint = "Give another --name, or the settings of that one."
+        raise UsageError(f"{path.parent}: holds an ablation with other settings.", hint=hint)
+    write_text(path, text)
+
+
 def _write(config: CompareConfig, folder: Path, tables: list[Table], command: str) -> None:
     """CSV, JSON and the page of what is done so far."""
-    from avfewshot.reports.methods import MUS, method_rows, wins_listing, write_methods_page
+    from avfewshot.cli.ablate import TITLES, ablation_rows, sweep_chart
+    from avfewshot.reports.methods import MUS, method_rows, write_methods_page
 
     document: list[dict[str, Any]] = []
     columns = ("task", "shots", "system", "metric", "value", "low", "high", "labels_used", "fit_seconds", "trainable")
@@ -266,9 +312,28 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
             lines.append((*values, *more, *map(spoilt.get, MUS)))
         document.append({"shots": shots, **_table_record(comparison, methods)})
     write_text(folder / "compare.csv", csv_text(lines))
-    wins = wins_listing(tables)
-    record = {"command": command, "tables": document, "wins": [dict(zip(wins.head, r, strict=True)) for r in wins.rows]}
+    listings = _listings(config, tables)
+    record: dict[str, Any] = {"command": command, "tables": document}
+    chart, shots, title = None, config.shots[: len(tables)], f"{config.task}: few-shot methods"
+    if config.ablate:
+        title, shots = f"{config.task}: DG-SCT, {TITLES[config.ablate]}", ()
+        record["ablation"] = {"kind": config.ablate, "rows": ablation_rows(config.ablate, config.training)}
+        if config.ablate == "factors":
+            chart = sweep_chart(tables[-1][1], config.training)
+    else:
+        wins = listings[0]
+        record["wins"] = [dict(zip(wins.head, row, strict=True)) for row in wins.rows]
     write_text(folder / "compare.json", json.dumps(record, indent=1))
-    shots = config.shots[: len(tables)]
-    title = f"{config.task}: few-shot methods"
-    write_methods_page(folder / "compare.html", tables, title=title, command=command, shots=shots, listings=[wins])
+    page = folder / "compare.html"
+    write_methods_page(page, tables, title=title, command=command, shots=shots, listings=listings, chart=chart)
+
+
+def _listings(config: CompareConfig, tables: list[Table]) -> list[Listing]:
+    """Below the tables: where each method wins, or how far rows of an ablation are from the whole."""
+    from avfewshot.cli.ablate import against_last_row
+    from avfewshot.reports.methods import differences_listing, wins_listing
+
+    if not config.ablate:
+        return [wins_listing(tables)]
+    found = [(title, differences_listing(against_last_row(table))) for title, table, _ in tables]
+    return [replace(one, title=f"{title}: {one.title}") for title, one in found]

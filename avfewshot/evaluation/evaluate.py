@@ -227,6 +227,41 @@ def side_by_side(comparisons: Mapping[str, Comparison]) -> Comparison:
     return _compare(table, difference)
 
 
+def join_comparisons(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
+    """One table of systems out of several tables over the same test clips: by the name of its row, (table, system).
+
+    Raises:
+        ValueError: The tables are of different tasks, or on different numbers of clips.
+    """
+    tables = [table for table, _ in rows.values()]
+    first = tables[0]
+    if len({(table.task, table.headline, table.num_clips, table.seed) for table in tables}) > 1:
+        raise ValueError("The tables do not belong together.")
+    metrics = tuple(metric for metric in first.metrics if all(metric in table.metrics for table in tables))
+
+    def difference(later: str, earlier: str, metric: str) -> Estimate:
+        ours, theirs = (table.cells[system][metric].value for table, system in (rows[later], rows[earlier]))
+        draws = [
+            np.array(table.draws[system][metric], dtype=np.float64) for table, system in (rows[later], rows[earlier])
+        ]
+        gap = float("nan") if ours is None or theirs is None else ours - theirs
+        return estimate(gap, draws[0] - draws[1], first.num_clips, lowest=-1.0)
+
+    table = first.model_copy(
+        update={
+            "systems": tuple(rows),
+            "metrics": metrics,
+            "cells": {
+                name: {metric: of.cells[system][metric] for metric in metrics} for name, (of, system) in rows.items()
+            },
+            "draws": {
+                name: {metric: of.draws[system][metric] for metric in metrics} for name, (of, system) in rows.items()
+            },
+        }
+    )
+    return _compare(table, difference)
+
+
 def _compare(table: Comparison, difference: Callable[[str, str, str], Estimate]) -> Comparison:
     """The table with the differences of every pair of systems, given how to get one."""
     found = [

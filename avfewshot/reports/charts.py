@@ -60,7 +60,9 @@ def line_chart(
     heights = [y for _, y in finite] + ([level.value] if level else [])
     low, high = limits or (min(heights), max(heights))
     y_ticks = ticks(low, high)
-    x_ticks = [tick for tick in ticks(*_ends([x for x, _ in finite]), most=6) if tick == int(tick)]  # epochs, steps
+    x_ticks = ticks(*_ends([x for x, _ in finite]), most=6)
+    if all(x == int(x) for x, _ in finite):  # epochs, steps
+        x_ticks = [tick for tick in x_ticks if tick == int(tick)]
     box = _Box(_ends([*(x for x, _ in finite), *x_ticks]), (min(low, y_ticks[0]), max(high, y_ticks[-1])))
     parts = [*_axes(box, x_ticks, y_ticks, x_name, shares)]
     if level is not None:

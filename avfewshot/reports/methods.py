@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -182,22 +183,25 @@ def write_methods_page(
     shots: Sequence[int] = (),
     listings: Sequence[Listing] = (),
     notes: Sequence[str] = (),
+    chart: tuple[Markup, Sequence[str]] | None = None,
 ) -> None:
     """Write the page.
 
     Each of `tables` is (title, comparison over seeds, diagnostics a seed); where they are of one task at several
     `shots`, a chart over these is drawn. `notes` stand above, a paragraph each, `listings` below.
+    A `chart` of the caller's own comes with the names of its lines.
     """
-    chart, drawn = "", _lines(tables, shots) if len(shots) > 1 else []
-    if drawn:
-        headline = metric_title(tables[0][1].headline)
-        chart = line_chart(f"{headline} over shots", drawn, x_name="shots", shares=True)
+    over_shots = _lines(tables, shots) if len(shots) > 1 and chart is None else []
+    if over_shots:
+        title_of_chart = f"{metric_title(tables[0][1].headline)} over shots"
+        chart = line_chart(title_of_chart, over_shots, x_name="shots", shares=True), [one.name for one in over_shots]
     page = environment().get_template("methods.html.j2")
     text = page.render(
         title=title,
         command=command,
-        chart=chart,
-        drawn=[line.name for line in drawn],
+        chart=chart[0] if chart else "",
+        drawn=chart[1] if chart else (),
+        over_shots=bool(over_shots),
         tones=TONES,
         tables=[
             {"title": name, "rows": method_rows(table, runs), "basis": basis(table), "table": table, "runs": runs}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avfewshot.config import TrainingConfig
 from avfewshot.data.check import find_other_datasets
-from avfewshot.data.clip_source import ClipSource, RawSource, read_start
+from avfewshot.data.clip_source import ClipSource, RawSource, read_start, share
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.leakage import EVALUATION_SPLITS, without_leaks, youtube_ids
 from avfewshot.data.load import load_dataset
@@ -56,9 +56,15 @@ def _generator(*parts: object) -> np.random.Generator:
 class SupportSource(RawSource):
     """The clips of a support, in the order of :func:`epoch_order`."""
 
+    limit: int | None = None  # clips of an epoch, at most
+
+    def count(self, rank: int, world: int) -> int:
+        """See :meth:`ClipSource.count`."""
+        return share(min(len(self), self.limit or len(self)), rank, world)
+
     def order(self, seed: int, epoch: int) -> list[int]:
         """See :meth:`~avfewshot.data.clip_source.RawSource.order`."""
-        return epoch_order(len(self), seed=seed, epoch=epoch)
+        return epoch_order(len(self), seed=seed, epoch=epoch)[: self.limit]
 
 
 def sample_labels(dataset: Dataset, sample: Sample, *, per_second: bool) -> Tensor:

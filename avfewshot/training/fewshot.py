@@ -174,9 +174,12 @@ class FewShot:
         if not self.trains:
             kept = [sample for sample in self.dataset.samples if sample.split != "val"]
             return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
+        steps = max(1, len(support) // (config.batch_size * config.accumulation))
         if config.epochs == AUTO:
-            steps = max(1, len(support) // (config.batch_size * config.accumulation))
             self.config = config = config.replace(epochs=max(3, min(20, -(-_STEPS // steps))))
+        if config.max_steps is not None and config.max_steps < steps * int(config.epochs):
+            # Epochs of equal length, each validated, and the schedule falls over them as ever.
+            self.config = config = config.replace(epochs=-(-config.max_steps // steps))
         if config.val_shots == "all" and not self.dataset.split("val"):
             return self.dataset, 0
         count = None if config.val_shots == AUTO else config.val_shots
@@ -348,7 +351,9 @@ class FewShot:
                 for pair, row in zip(inputs, targets, strict=True)
             ]
             self.observer.begin(f"seed {seed}: tuning {name}", 0)
-            method = tune(name, self.backbone, texts, clips, shots=self.config.shots, seed=seed)
+            method = tune(
+                name, self.backbone, texts, clips, shots=self.config.shots, seed=seed, max_steps=self.config.max_steps
+            )
             folder = self.folder / f"seed-{seed}" / name
             save(method, folder)
             self._write_config(folder, seed, support)
@@ -386,10 +391,13 @@ class FewShot:
             model.load_trainable_state(self.initial.tensors)
         model.to(self.device)
         model.anchors = self._anchors(support, objective, config.adapter_title)
+        source = SupportSource(self.dataset, support.samples, evaluator.read, threads=config.workers)
+        if config.max_steps is not None:
+            source.limit = max(1, config.max_steps // int(config.epochs)) * config.batch_size * config.accumulation
         task = FewShotTask(
             model,
             config,
-            source=SupportSource(self.dataset, support.samples, evaluator.read, threads=config.workers),
+            source=source,
             labels=[sample_labels(self.dataset, sample, per_second=per_second) for sample in support.samples],
             objective=objective,
             validator=Validator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig
     return Plan(
         clips=clips,
         batches=batches,
-        steps=int(config.epochs) * -(-batches // config.accumulation),
+        steps=min(int(config.epochs) * -(-batches // config.accumulation), config.max_steps or sys.maxsize),
         micro_batch=micro,
         parameters=tuple(parameters),
         flops=flops,

@@ -1,0 +1,88 @@
+"""`avfs compare --ablate`: DG-SCT trained with parts of it, a row each (Tables 5, 8, 9 and Fig. 8 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.config import NONE, TrainingConfig
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from avfewshot.evaluation.results import Comparison
+    from avfewshot.training.fewshot import SeedResult
+
+FACTORS = ("alpha", "beta", "gamma")
+SWEEP = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)  # values of each factor; the paper's own are among them
+NO_ADAPTER = "none"  # the paper's "-", which a spreadsheet would read as a formula
+FROZEN = "zero-shot"
+TITLES = {
+    "modules": "spatial (S), channel (C) and temporal (T) attention",
+    "directions": "directions of the exchange",
+    "factors": "factors alpha, beta, gamma",
+}
+
+
+def ablation_rows(kind: str, base: TrainingConfig) -> dict[str, dict[str, Any]]:
+    """What each row sets otherwise than `base`; the last one is `base` itself.
+
+    ``none`` trains the projectors alone.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    if kind != "factors":
+        rows[NO_ADAPTER] = {"adapter": NONE}
+    if kind == "modules":
+        for name in ("C", "S", "SC", "T", "SCT"):
+            rows[name] = {"spatial": "S" in name, "channel": "C" in name, "temporal": "T" in name}
+    elif kind == "directions":
+        rows |= {"A2V": {"a2v": True, "v2a": False}, "V2A": {"a2v": False, "v2a": True}, "both": {}}
+    else:
+        for factor in FACTORS:
+            values = (value for value in SWEEP if value != getattr(base, factor))
+            rows |= {f"{factor} {value:g}": {factor: value} for value in values}
+        rows[" ".join(f"{factor} {getattr(base, factor):g}" for factor in FACTORS)] = {}
+    return rows
+
+
+def join_rows(results: Mapping[str, Sequence[SeedResult]]) -> tuple[Comparison, list[dict[str, Any]]]:
+    """The rows and zero-shot over seeds, paired on seeds and clips; and what each seed says of each row."""
+    from avfewshot.evaluation.evaluate import average_comparisons, join_comparisons
+    from avfewshot.training.fewshot import TRAINED
+
+    seeds = list(zip(*results.values(), strict=True))
+    joined = []
+    for of_seed in seeds:
+        tables = {name: (one.comparison, TRAINED) for name, one in zip(results, of_seed, strict=True)}
+        joined.append(join_comparisons({FROZEN: (of_seed[0].comparison, FROZEN), **tables}))
+    about = [{name: one.methods[TRAINED] for name, one in zip(results, of_seed, strict=True)} for of_seed in seeds]
+    return average_comparisons(joined), about
+
+
+def against_last_row(comparison: Comparison) -> Comparison:
+    """The same table with the differences from its last row alone."""
+    whole = comparison.systems[-1]
+    others = [name for name in comparison.systems if name not in (whole, FROZEN)]
+    pairs = tuple(comparison.difference(name, whole) for name in others)
+    return comparison.model_copy(update={"differences": pairs})
+
+
+def sweep_chart(comparison: Comparison, base: TrainingConfig) -> tuple[Markup, list[str]]:
+    """A line for each factor over its values, the others as in `base` (Fig. 8); and what the lines are called."""
+    from avfewshot.reports.charts import Level, Series, line_chart
+    from avfewshot.reports.figures import metric_title
+
+    def figure(row: str) -> float:
+        value = comparison.cells[row][comparison.headline].value
+        return float("nan") if value is None else value
+
+    lines = []
+    for factor in FACTORS:
+        values = sorted({*SWEEP, getattr(base, factor)})
+        points = [
+            (value, figure(comparison.systems[-1] if value == getattr(base, factor) else f"{factor} {value:g}"))
+            for value in values
+        ]
+        lines.append(Series(factor, points))
+    title = f"{metric_title(comparison.headline)} over factors"
+    return line_chart(title, lines, x_name="factor", shares=True, level=Level(figure(FROZEN), FROZEN)), list(FACTORS)
