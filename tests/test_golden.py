@@ -35,6 +35,7 @@ COMMANDS = {
     "export": ("export",),
     "data": ("data",),
     "data-toy": ("data", "toy"),
+    "data-import": ("data", "import"),
     "data-check": ("data", "check"),
     "data-prepare": ("data", "prepare"),
 }

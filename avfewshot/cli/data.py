@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avfewshot.cli.datacheck import check
+from avfewshot.cli.dataimport import import_labels
 from avfewshot.cli.dataprepare import prepare as prepare_command
 from avfewshot.cli.terminal import say
 
@@ -21,6 +22,7 @@ def data() -> None:
 
 app.command()(check)
 app.command("prepare")(prepare_command)
+app.command("import")(import_labels)
 
 
 @app.command()

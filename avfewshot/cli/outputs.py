@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
 TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
-DRAWN = ("csv-segments", *TIMELINES)  # formats that are about seconds
-FORMATS = ("table", "json", "jsonl", "csv", "csv-segments", *TIMELINES, "all")
+DRAWN = ("csv-segments", *TIMELINES, "labelstudio")  # formats that are about seconds
+FORMATS = ("table", "json", "jsonl", "csv", "csv-segments", *TIMELINES, "labelstudio", "all")
 _STEM = "results"
 _TEXT_WIDTH = 110
 """Columns of a table in a file, which has no terminal to ask."""
@@ -276,7 +276,7 @@ def open_writer(
         resume: Append to a JSON lines file that :func:`earlier_results` has looked through.
     """
     from avfewshot.reports.tables import TableWriter
-    from avfewshot.reports.timelines import TimelineWriter
+    from avfewshot.reports.timelines import LabelStudioWriter, TimelineWriter
     from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter
 
     files = contextlib.ExitStack()
@@ -304,6 +304,8 @@ def open_writer(
         writer = JsonlWriter(stream, segments=segments, run_id=run_id if path is not None else "")
     elif form in TIMELINES:
         writer = TimelineWriter(form, stream)
+    elif form == "labelstudio":
+        writer = LabelStudioWriter(stream)
     else:
         writer = SegmentsCsvWriter(stream) if form == "csv-segments" else CsvWriter(stream)
     target_writer = OpenWriter(writer, path, files, shows_footer=target == Target("table", None), lines=lines)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import printable, write_text
+from avfewshot.reports.records import dumps
 from avfewshot.reports.strip import Run, runs
 from avfewshot.reports.writers import Summary
 from avfewshot.version import __version__
@@ -105,6 +106,39 @@ class TimelineWriter:
 
     def end(self, summary: Summary) -> None:
         """Nothing stands after the last clip."""
+
+
+class LabelStudioWriter:
+    """Tasks of Label Studio, with what each second holds as predictions (docs/export.md has the labelling set-up)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._clips = stream, 0
+
+    def begin(self, run: RunInfo) -> None:
+        """Open the list of tasks."""
+        self._model = f"avfewshot {__version__} {run.backbone}"
+        self._stream.write("[")
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write a task; a file that failed has none."""
+        if isinstance(result, Failure):
+            return
+        spans = [
+            {
+                "from_name": "label",
+                "to_name": "audio",
+                "type": "labels",
+                "value": {"start": span.start, "end": span.end, "channel": 0, "labels": [span.label]},
+            }
+            for span in runs(result.segments)
+        ]
+        task = {"data": {"video": result.path}, "predictions": [{"model_version": self._model, "result": spans}]}
+        self._stream.write((",\n" if self._clips else "\n") + dumps(task))
+        self._clips += 1
+
+    def end(self, summary: Summary) -> None:
+        """Close the list."""
+        self._stream.write("\n]\n")
 
 
 def free_stem(source: Path, taken: set[str]) -> str:

@@ -1,0 +1,46 @@
+"""``avfs data import``: labels from Label Studio or ELAN as a folder of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avfewshot.cli.terminal import say
+
+
+def import_labels(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="JSON exports of Label Studio, or .eaf of ELAN.", show_default=False),
+    ],
+    clips: Annotated[Path, typer.Option(help="Folder of the clips that were labelled.", show_default=False)],
+    root: Annotated[Path, typer.Option("--root", help="Folder for CLASS/*.mp4; made if needed.", show_default=False)],
+) -> None:
+    """Cut what people labelled into a folder of classes, for `--task folder`.
+
+    Of Label Studio the annotations are read, and the predictions of tasks that have none. What is there
+    already is not cut again. Clips that are missing or cannot be read are named and the others go on; exit
+    status 1 if there are any.
+
+    Examples: avfs data import export.json --clips clips --root mine
+              avfs data import timelines/*.eaf --clips clips --root mine
+    """
+    from avfewshot.data.importing import ClassFolders, read_stretches
+    from avfewshot.errors import AvfsError, UsageError
+    from avfewshot.io import printable
+
+    if not clips.is_dir():
+        raise UsageError(f"--clips {clips}: there is no such folder.", hint="Name the folder of the labelled clips.")
+    stretches = [stretch for file in files for stretch in read_stretches(file)]
+    target, counts, failed = ClassFolders(clips, root), [0, 0], 0
+    for stretch in dict.fromkeys(stretches):
+        try:
+            counts[target.add(stretch)] += 1
+        except (AvfsError, OSError) as error:  # noqa: PERF203
+            say(printable(str(error)))
+            failed += 1
+    typer.echo(f"{root}: {counts[True]:,} cut, {counts[False]:,} there already, {failed:,} failed.")
+    if failed:
+        raise typer.Exit(1)

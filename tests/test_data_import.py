@@ -1,0 +1,140 @@
+"""Labels from Label Studio and ELAN: round trips, odd names, hostile files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from sample_results import clip, run_info
+
+from avfewshot.cli.app import run
+from avfewshot.data.importing import Stretch, folder_name, read_stretches
+from avfewshot.reports.strip import runs
+from avfewshot.reports.timelines import LabelStudioWriter, TimelineWriter
+from avfewshot.reports.writers import Summary
+
+
+@pytest.fixture
+def clips(tmp_path):
+    import av
+
+    (tmp_path / "clips").mkdir()
+    path = tmp_path / "clips" / "a b%20.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("h264", rate=10)
+        stream.width = stream.height = 32
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 6 * number, np.uint8), format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def export(form, path, target):
+    result = clip(str(path))
+    spans = [dataclasses.replace(s, label=label) for s, label in zip(result.segments, "xxy", strict=False)]
+    result = dataclasses.replace(result, segments=spans)
+    stream = io.StringIO()
+    writer = LabelStudioWriter(stream) if form == "json" else TimelineWriter("eaf", stream)
+    writer.begin(run_info())
+    writer.add(result)
+    writer.end(Summary(clips=1, failed=0, total=1, elapsed=1.0))
+    target.write_text(stream.getvalue())
+    return [Stretch(str(path), span.label, span.start, span.end) for span in runs(spans)]
+
+
+@pytest.mark.parametrize("form", ["json", "eaf"])
+def test_what_zeroshot_writes_comes_back_as_clips(clips, tmp_path, form, capsys):
+    file, out = tmp_path / f"labels.{form}", tmp_path / "out"
+    spans = export(form, clips, file)
+    assert [(s.label, s.start, s.end) for s in read_stretches(file)] == [(s.label, s.start, s.end) for s in spans]
+    command = ["data", "import", str(file), "--clips", str(clips.parent), "--root", str(out)]
+    assert run(command) == 0
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+    assert sorted(path.parent.name for path in made) == sorted(span.label for span in spans)
+    assert run(command) == 0
+    assert f"0 cut, {len(spans)} there already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")} == made
+
+
+def task(video, value=None, kind="labels", **more):
+    return {"data": {"video": video}, "annotations": [{"result": [{"type": kind, "value": value}], **more}]}
+
+
+def span(label="x", start=0, end=1):
+    return {"start": start, "end": end, "labels": [label]}
+
+
+def test_a_missing_clip_is_named_and_the_others_go_on(clips, tmp_path, capsys):
+    (clips.parent / "broken.mp4").write_bytes(b"no video")
+    names = ["../../gone.mp4", "broken.mp4", "/data/upload/1/0a1b2c3d-a%20b%2520.mp4"]
+    tasks = [task(name, {"choices": ["../up"]}, "choices") for name in names]
+    tasks.append(task(clips.name, span("cancelled"), was_cancelled=True))
+    (tmp_path / "e.json").write_text(json.dumps(tasks))
+    out = tmp_path / "out"
+    assert run(["data", "import", str(tmp_path / "e.json"), "--clips", str(clips.parent), "--root", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "gone.mp4" in told.err
+    assert "broken.mp4" in told.err
+    assert "1 cut, 0 there already, 2 failed" in told.out
+    assert [path.parent.relative_to(out).as_posix() for path in out.rglob("*.mp4")] == ["_.._up"]
+
+
+def test_a_link_out_of_the_folder_is_not_followed(clips, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "e.json").write_text(json.dumps([task(clips.name, span())]))
+    command = [
+        "data",
+        "import",
+        str(tmp_path / "e.json"),
+        "--clips",
+        str(clips.parent),
+        "--root",
+        str(tmp_path / "out"),
+    ]
+    assert run(command) == 1
+    assert "leads out of" in capsys.readouterr().err
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("a/b", "a_b"), ("..", "_"), (".x", "_.x"), ("-dog", "_-dog"), ("Train", "_Train"), ("train horn", "train horn")],
+)
+def test_names_of_class_folders(label, name):
+    assert folder_name(label) == name
+
+
+EAF = '<ANNOTATION_DOCUMENT><HEADER><MEDIA_DESCRIPTOR MEDIA_URL="file:///a.mp4"/></HEADER>{}</ANNOTATION_DOCUMENT>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", "{}"),
+        ("a.json", "[1]"),
+        ("a.json", "[" * 100_000),
+        ("a.json", "[" + "9" * 5000 + "]"),
+        ("a.json", json.dumps([task(3, span())])),
+        ("a.json", json.dumps([task("a.mp4", span(3))])),
+        ("a.json", json.dumps([task("a.mp4", span(start=2))])),
+        ("a.json", json.dumps([task("a.mp4", span(end=10**400))])),
+        ("a.json", json.dumps([task("a.mp4", span(end=float("nan")))])),
+        ("a.json", json.dumps([task("a.mp4", {"ranges": []}, "timelinelabels")])),
+        ("a.eaf", '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + EAF.format("&e;")),
+        ("a.eaf", "<svg/>"),
+        ("a.eaf", "<"),
+        ("a.eaf", EAF.format('<T><ALIGNABLE_ANNOTATION ANNOTATION_ID="a1"/></T>')),
+    ],
+)
+def test_hostile_files(name, content, tmp_path, capsys):
+    (tmp_path / name).write_text(content)
+    command = ["data", "import", str(tmp_path / name), "--clips", str(tmp_path), "--root", str(tmp_path / "out")]
+    assert run(command) == 2
+    assert name in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
