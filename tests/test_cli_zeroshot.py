@@ -94,6 +94,7 @@ def test_as_written_in_the_readme(classify, capsys, monkeypatch):
         "device": "auto",
         "weights": "pretrained",
         "seed": 0,
+        "audio_context": "second",
         "precision": "auto",
         "clip_weights": None,
         "clap_weights": None,

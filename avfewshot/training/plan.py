@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfewshot.config import AUTO, TrainerConfig
+from avfewshot.config import AUTO, TrainerConfig, TrainingConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -50,6 +50,7 @@ class Plan:
 def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig, clips: int) -> Plan:
     """Work out what a training of `clips` clips takes; runs the model, on the CPU in float32, on a single second."""
     batches = -(-clips // config.batch_size)
+    limit = config.max_steps if isinstance(config, TrainingConfig) else None
     micro = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
     parameters = count_parameters(model, backbone)
     trainable = next(count.trainable for count in parameters if count.component == "all")
@@ -58,7 +59,7 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig
     return Plan(
         clips=clips,
         batches=batches,
-        steps=min(int(config.epochs) * -(-batches // config.accumulation), config.max_steps or sys.maxsize),
+        steps=min(int(config.epochs) * -(-batches // config.accumulation), limit or sys.maxsize),
         micro_batch=micro,
         parameters=tuple(parameters),
         flops=flops,
