@@ -73,8 +73,9 @@ class PlainModel:
 
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation ``[3, 1, 1]`` of pixels in [0, 1], read back from the tower's buffers."""
-        std = 1 / (255 * self.tower.pixel_scale)
-        return -(self.tower.pixel_shift * std)[..., None], std[..., None]
+        scaling = self.tower.scaling
+        std = 1 / (255 * scaling.pixel_scale)
+        return -(scaling.pixel_shift * std), std
 
     def audio_tokens(self, waveforms: Tensor) -> Tensor:
         """HTS-AT's own way from waveforms, repeated to the native length, to tokens."""

@@ -305,7 +305,7 @@ def test_tokens_are_kept_before_they_are_merged_and_of_the_tower_that_sees(clips
     end = next(block for block, shape in enumerate(tower.token_shapes[1:]) if shape != tower.token_shapes[block])
     with torch.no_grad(), model.keeping_tokens([end, tower.depth - 1]) as tokens:
         model(*clips)
-        images = torch.addcmul(tower.pixel_shift, clips[0].flatten(0, 1).float(), tower.pixel_scale)
+        images = tower.scaling(clips[0].flatten(0, 1))
         maps = [x.permute(0, 2, 3, 1) for x in tower.swin.forward_intermediates(images, intermediates_only=True)]
     first, last = (tokens[block] for block in sorted(tokens))
     assert (first.shape, last.shape) == ((4, 256, 24), (4, 16, 96))

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from standin_towers import StandInTower
 from training_support import Backbone, backbone, read, texts
 
 from avfewshot.config import TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.description import ClassEntry, Description
+from avfewshot.encoders.tower import Encoder
 from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
 from avfewshot.training.fewshot import TRAINED, FewShot, RunObserver
@@ -88,14 +90,14 @@ def make_run(monkeypatch, tmp_path):
     monkeypatch.setattr("avfewshot.evaluation.evaluator.class_texts", lambda *_, **__: texts())
     plain = backbone()
 
-    def make(data: Dataset, name: str = "run", **changes) -> FewShot:
+    def make(data: Dataset, name: str = "run", *, whole: bool = False, **changes) -> FewShot:
         settings = {"shots": 2, "epochs": 3, "hidden": 4, "workers": 0, "precision": "fp32", "lr": 3e-3, "patience": 0}
         task = data.description.tasks[0]
         diary = Diary()
         run = FewShot(
             data,
             TrainingConfig(**{"task": task, "method": "dgsct", "val_shots": "all", **settings, **changes}),
-            Movable(plain.visual, plain.audio),
+            Movable(Whole(plain.visual) if whole else plain.visual, plain.audio),
             load_templates("single"),
             "single",
             torch.device("cpu"),
@@ -106,6 +108,27 @@ def make_run(monkeypatch, tmp_path):
         return run
 
     return make
+
+
+class Whole(Encoder):
+    """A stand-in that is run whole."""
+
+    image_size = 8
+
+    def __init__(self, tower: StandInTower) -> None:
+        super().__init__()
+        self.inner, self.output_dim = tower, tower.output_dim
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.inner(inputs)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_auto_leaves_adapters_out_where_towers_are_run_whole_and_says_so(make_run, monkeypatch, whole):
+    monkeypatch.setattr(Diary, "say", lambda self, text: self.lines.append(text))
+    run = make_run(dataset("folder"), whole=whole, method="auto")
+    assert run.trains is not whole
+    assert any("DG-SCT is left out" in line for line in run.observer.lines) is whole
 
 
 def contents(folder: Path) -> dict[str, bytes]:

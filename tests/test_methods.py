@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,3 +218,19 @@ def test_text_takes_part_only_where_it_beats_chance():
         support, _ = world(clips=clips)
         scorer = find_method("kernel_ridge").fit(support, meaningless)
         assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.8
+
+
+def test_timo_takes_the_prompts_that_lie_near_the_clips_of_each_modality():
+    support, texts = world(clips=6)
+    noise = np.random.default_rng(3).normal(size=(CLASSES, 3, texts.visual.shape[1]))
+    noise /= np.linalg.norm(noise, axis=-1, keepdims=True)
+    visual = np.concatenate((texts.visual[:, None], noise), 1)
+    audio = np.concatenate((texts.audio[:, None], noise[:, :1]), 1)  # modalities may have different numbers of them
+    averaged = replace(texts, visual=visual.mean(1), audio=audio.mean(1))
+    prompted = replace(averaged, visual_templates=visual, audio_templates=audio)
+    timo, targets = find_method("timo"), support.labels.astype(float)
+    right, wrong, weighted = (
+        timo.fit_evidence(clip_rows(support.features, labels), targets, seed=1).arrays["weights"]
+        for labels in (texts, averaged, prompted)
+    )
+    assert np.linalg.norm(weighted - right) < 0.5 * np.linalg.norm(wrong - right)

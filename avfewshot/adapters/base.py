@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from avfewshot.encoders.tower import Tower
+from avfewshot.encoders.tower import Encoder, Tower, require_walkable
 
 Half = Literal["attend", "feed"]
 HALVES: tuple[Half, Half] = ("attend", "feed")  # also part of the names of tensors in checkpoints
@@ -66,8 +66,15 @@ def pair_layers(
     return tuple(pairs)
 
 
-def pair_towers(visual: Tower, audio: Tower) -> tuple[PairedLayer, ...]:
-    """Pair the blocks of two towers, see :func:`pair_layers`; and note how they serve along time."""
+def pair_towers(visual: Encoder, audio: Encoder) -> tuple[PairedLayer, ...]:
+    """Pair the blocks of two towers, see :func:`pair_layers`; and note how they serve along time.
+
+    Raises:
+        UsageError: One of them cannot be walked.
+    """
+    require_walkable("An adapter (DG-SCT, LAVISH, STG-CMA)", visual, audio)
+    assert isinstance(visual, Tower)
+    assert isinstance(audio, Tower)
     return tuple(
         replace(
             layer,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from avfewshot.config import COMMANDS, UNSET, Resolved, Setting, settings_of
 from avfewshot.errors import UsageError, flatten
+
+if TYPE_CHECKING:
+    from avfewshot.encoders.presets import Preset
 
 _T = TypeVar("_T")
 
@@ -98,7 +101,8 @@ def backbone_faults(settings: Resolved) -> list[UsageError]:
     from avfewshot.prompts import load_templates
 
     faults: list[UsageError] = []
-    collect(faults, lambda: load_preset(settings["backbone"]))
+    if (preset := collect(faults, lambda: load_preset(settings["backbone"]))) is not None:
+        collect(faults, lambda: _check_walk(settings.config, preset))
     if settings["templates"] is not None:
         collect(faults, lambda: load_templates(settings["templates"]))
     known = settings_of(type(settings.config))
@@ -113,6 +117,23 @@ def backbone_faults(settings: Resolved) -> list[UsageError]:
         elif not path.exists() and not (key == "adapter" and adapter_folder(path).is_dir()):
             faults.append(UsageError(f"{option} {path}: there is nothing at this path.", hint="Check the path."))
     return faults
+
+
+def _check_walk(config: Any, preset: Preset) -> None:
+    """Tell before gigabytes are fetched in vain what a backbone of plain towers cannot do."""
+    from avfewshot.config import ADAPTER_METHODS, NONE, CompareConfig, FewshotConfig, PretrainConfig, SupervisedConfig
+    from avfewshot.encoders.weights.locate import is_walkable, not_walkable
+
+    asked: list[str] = []
+    if isinstance(config, FewshotConfig | CompareConfig):
+        methods = config.methods if isinstance(config, CompareConfig) else [config.training.method]
+        asked = [name for name in methods if name in (*ADAPTER_METHODS, "maple", "clip-lora")]
+    elif isinstance(config, PretrainConfig) and config.training.adapter != NONE:
+        asked = [f"The adapter {config.training.adapter}"]
+    elif isinstance(config, SupervisedConfig):
+        asked = ["A supervised task"]
+    if asked and not is_walkable(preset):
+        raise not_walkable(", ".join(asked), preset.name)
 
 
 def adapter_folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,9 @@ def weights() -> None:
 
 @app.command("list")
 def list_command(name: _Name = None, backbone: _Backbone = None, form: _Format = "table") -> None:
-    """Say which backbones there are, what files each needs, and where those are or would be.
+    """Say which backbones there are, what each takes, which files it needs, and where those are or would be.
+
+    Memory is that of all weights in float32; computation that of a clip of ten seconds, sight and sound.
 
     Example: avfs weights list
     """
@@ -141,21 +144,53 @@ def _check_format(form: str) -> None:
 
 
 def _described(preset: Preset) -> str:
-    from avfewshot.encoders.weights.locate import looked_in
+    from avfewshot.encoders.weights.locate import is_walkable, looked_in
 
     lines = [f"{preset.name}: {preset.description}".rstrip(": ")]
+    adapters = "adapters can be trained" if is_walkable(preset) else "run whole, no adapters"
+    if cost := _cost(preset):
+        lines.append(
+            f"  {cost['parameters'] / 1e6:,.0f} M parameters, {cost['memory_bytes'] / 1e9:.2f} GB, "
+            f"{cost['flops_per_clip'] / 1e9:,.0f} GFLOPs a clip; {adapters}"
+        )
     for needed, path in _files(preset):
         facts = ", ".join(fact for fact in (_size(needed, path), needed.source.licence) if fact)
         lines.append(f"  {needed.part:20} {'here' if path else 'missing':8} {facts}".rstrip())
         indent = " " * 32
+        if needed.source.published:
+            lines.append(f"{indent}published: {needed.source.published}")
         if needed.source.repository:
             lines.append(f"{indent}from {_address(needed)}")
         lines.append(f"{indent}in {path}" if path else f"{indent}would go to {looked_in(needed)}")
     return "\n".join(lines)
 
 
+def _cost(preset: Preset) -> dict[str, int]:
+    """What a backbone takes, remembered for these versions of the libraries; empty where files are needed to tell."""
+    import json
+    from importlib.metadata import version
+
+    from avfewshot.encoders.weights.identity import combined
+    from avfewshot.io import cache_dir, write_text
+    from avfewshot.version import __version__
+
+    versions = [f"{name} {version(name)}" for name in ("open_clip_torch", "timm", "torch")]
+    note = cache_dir("costs", f"{combined(preset.path.read_text(encoding='utf-8'), __version__, *versions)}.json")
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(note.read_text(encoding="utf-8"))
+    from avfewshot.models.complexity import backbone_cost
+
+    try:
+        cost = backbone_cost(preset)
+    except UsageError:
+        return {}
+    with contextlib.suppress(OSError):
+        write_text(note, json.dumps(cost))
+    return cost
+
+
 def _as_dict(preset: Preset) -> dict[str, Any]:
-    from avfewshot.encoders.weights.locate import looked_in
+    from avfewshot.encoders.weights.locate import is_walkable, looked_in
 
     files = [
         {
@@ -163,6 +198,7 @@ def _as_dict(preset: Preset) -> dict[str, Any]:
             "source": _address(needed) if needed.source.repository else None,
             "size": _size(needed, path),
             "licence": needed.source.licence,
+            "published": needed.source.published,
             "sha256": needed.source.sha256,
             "option": needed.option,
             "path": str(path) if path else None,
@@ -170,7 +206,14 @@ def _as_dict(preset: Preset) -> dict[str, Any]:
         }
         for needed, path in _files(preset)
     ]
-    return {"name": preset.name, "description": preset.description, "templates": preset.templates, "files": files}
+    return {
+        "name": preset.name,
+        "description": preset.description,
+        "templates": preset.templates,
+        "adapters": is_walkable(preset),
+        **_cost(preset),
+        "files": files,
+    }
 
 
 def _files(preset: Preset) -> list[tuple[Needed, Any]]:
@@ -207,7 +250,8 @@ def _as_argument(preset: Preset) -> str:
 
 def _announce(needed: Needed) -> None:
     about = f", about {needed.source.size}" if needed.source.size else ""
-    say(f"{needed.part}: fetching {needed.title}{about}")
+    licence = needed.source.licence or "not known, see its page"
+    say(f"{needed.part}: fetching {needed.title}{about}; licence: {licence}")
 
 
 def _progress(what: str) -> None:

@@ -16,40 +16,34 @@ from avfewshot.encoders.clap_model import build_clap_model, load_clap, read_clap
 from avfewshot.encoders.clap_tower import ClapTower
 from avfewshot.encoders.clip_model import build_clip_model, load_clip, normalisation
 from avfewshot.encoders.clip_tower import ClipTower
+from avfewshot.encoders.lean_imports import is_a
+from avfewshot.encoders.plain_tower import PlainTower
 from avfewshot.encoders.presets import Preset, load_preset
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import TextTokenizer
+from avfewshot.encoders.tower import Encoder
 from avfewshot.encoders.weights.identity import combined
-from avfewshot.encoders.weights.locate import needed_files, require, verify
+from avfewshot.encoders.weights.locate import model_configuration, needed_files, require, verify
 from avfewshot.errors import UsageError
 
 
 @dataclass
 class Backbone:
-    """Towers and text branches of one CLIP and one CLAP.
+    """Encoders and text branches of one CLIP and one CLAP."""
 
-    Attributes:
-        name: Name of the preset.
-        visual: Embeds frames.
-        audio: Embeds one-second waveforms.
-        visual_text: Embeds texts in the space of the frames.
-        audio_text: Embeds texts in the space of the sounds.
-        visual_scale: What CLIP multiplies cosines with before its softmax.
-        audio_scale: What CLAP multiplies cosines with, from audio to text.
-        templates: Name or path of the prompt templates that fit.
-        identity: SHA-256 of each file that went in by its role (``"clip"``, ``"clap"``, tokenizers), the same wherever
-            and under whatever name the file lies; ``"random:<seed>"`` for random weights.
-    """
-
-    name: str
-    visual: ClipTower
-    audio: ClapTower
-    visual_text: TextBranch
-    audio_text: TextBranch
-    visual_scale: float
-    audio_scale: float
-    templates: str
+    name: str  # of the preset
+    visual: Encoder  # embeds frames
+    audio: Encoder  # embeds one-second waveforms
+    visual_text: TextBranch  # embeds texts in the space of the frames
+    audio_text: TextBranch  # embeds texts in the space of the sounds
+    visual_scale: float  # what cosines with frames are multiplied with before a softmax
+    audio_scale: float  # the same for sounds
+    templates: str  # name or path of the prompt templates that fit
+    # SHA-256 of each file that went in by its role ("clip", "clap", tokenizers), the same wherever and under whatever
+    # name the file lies; "random:<seed>" for random weights.
     identity: dict[str, str] = field(default_factory=dict)
+    # What models trained with a sigmoid (SigLIP) add to scaled cosines. A softmax over labels does not see it.
+    visual_bias: float = 0.0
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Backbone:
         """Move everything to a device, in place.
@@ -169,8 +163,7 @@ def _assemble(
 ) -> Backbone:
     clip, clip_tokenizer, clip_hash = clip_parts
     clap, clap_tokenizer, clap_hash = clap_parts
-    mean, std = normalisation(preset.clip, clip)
-    visual = ClipTower(clip.visual, mean=mean, std=std)
+    visual = _image_encoder(preset, clip)
     audio = ClapTower(clap.audio_branch, clap.audio_projection, front_end)
     # The text modules' own descriptions tell what the weights do not, such as the kind of GELU.
     clip_print = combined("clip", clip_hash, clip_tokenizer.fingerprint, str(preset.clip.model), repr(clip.text))
@@ -193,7 +186,33 @@ def _assemble(
         audio_scale=clap.logit_scale_a.exp().item(),
         templates=preset.templates,
         identity=identity,
+        visual_bias=0.0 if clip.logit_bias is None else clip.logit_bias.item(),
     )
+
+
+def _image_encoder(preset: Preset, clip: nn.Module) -> Encoder:
+    mean, std = normalisation(preset.clip, clip)
+    if is_a(clip.visual, "VisionTransformer"):
+        return ClipTower(clip.visual, mean=mean, std=std)
+    return PlainTower(clip.visual, mean=mean, std=std, output_dim=model_configuration(preset.clip)["embed_dim"])
+
+
+def outline(preset: Preset) -> tuple[Encoder, Encoder, int]:
+    """Encoders for frames and for sound on torch's ``meta`` device, and the parameters of the whole backbone.
+
+    No weight is read or allocated; what runs on it gives shapes and counts alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            clip, _ = build_clip_model(preset, split_text=True)
+        with _ZerosForRandom():  # HTS-AT reads numbers while it is built
+            clap, _ = build_clap_model(preset)
+    parameters = sum(parameter.numel() for model in (clip, clap) for parameter in model.parameters())
+    visual, audio = _image_encoder(preset, clip), ClapTower(clap.audio_branch, clap.audio_projection)
+    # Its transforms switch autocast off, which knows no `meta`.
+    columns = audio.config.spec_size * (audio.config.spec_size // audio.config.mel_bins)
+    audio.front_end.forward = lambda sound, _: sound.new_empty(len(sound), columns, audio.config.mel_bins)
+    return visual.to("meta"), audio.to("meta"), parameters
 
 
 def _sample_hash(model: nn.Module) -> str:

@@ -108,6 +108,8 @@ def _tokenizer(clip: ClipPreset, files: Mapping[str, Path]) -> TextTokenizer:
     options = dict(text.get("tokenizer_kwargs") or {})
     if not (text.get("hf_model_name") or text.get("hf_tokenizer_name")):
         return ClipTokenizer(clip.tokenizer, context, options)
+    if "clip_text_tokenizer" not in files and not text.get("hf_model_name"):
+        return ClipTokenizer(None, context)  # to random weights one numbering of tokens is as good as another
     if "clip_text_tokenizer" not in files:
         raise UsageError(
             f"The tokenizer of {_name(clip)} is described by files from the hub.",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from avfewshot.encoders.attention import attention
 from avfewshot.encoders.lean_imports import is_a
+from avfewshot.encoders.plain_tower import PixelScaling, square_side
 from avfewshot.encoders.tower import Tower, add_branch
 from avfewshot.errors import UsageError
 
@@ -45,20 +46,13 @@ class ClipTower(Tower):
                 f"The image encoder is a {type(visual).__name__}; only open_clip's vision transformers can be used.",
                 hint="Choose a model whose name begins with ViT-, for example ViT-B-32.",
             )
-        height, width = visual.image_size
-        if height != width:
-            raise UsageError(f"The image encoder reads {width} x {height} images; only square ones can be used.")
         self.visual = visual
-        self.image_size = height
+        self.image_size = square_side(visual.image_size)
         self.depth = len(visual.transformer.resblocks)
         tokens, channels = visual.positional_embedding.shape
         self.token_shapes = [(tokens, channels)] * self.depth
         self.output_dim = visual.output_dim if visual.proj is not None else channels
-        # uint8 pixels are normalised by one multiplication and one addition: (x / 255 - mean) / std.
-        deviation = torch.tensor(std, dtype=torch.float64)
-        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
-        self.register_buffer("pixel_scale", (1 / (255 * deviation)).float()[:, None], persistent=False)
-        self.register_buffer("pixel_shift", shift.float()[:, None], persistent=False)
+        self.scaling = PixelScaling(mean, std)
         self._freeze()
 
     def patch_embed(self, inputs: Tensor, position: Tensor | None = None) -> Tensor:
@@ -97,10 +91,7 @@ class ClipTower(Tower):
         # A border that no whole patch covers is not seen, as in the convolution.
         images = images[:, :, : rows * height, : columns * width]
         patches = images.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(-1, rows * columns, 3, height * width)
-        if images.dtype == torch.uint8:
-            patches = torch.addcmul(self.pixel_shift, patches.to(self.pixel_scale.dtype), self.pixel_scale)
-        return patches.flatten(2)
+        return self.scaling(patches.reshape(-1, rows * columns, 3, height, width)).flatten(2)
 
     @property
     def time_heads(self) -> list[int | None]:
@@ -165,7 +156,7 @@ class ClipTower(Tower):
         return places.unflatten(1, (rows, columns))
 
     def _keeps_float32(self, name: str) -> bool:
-        return name.startswith("pixel_")
+        return name.startswith("scaling.")
 
 
 def _attention(block: nn.Module, tokens: Tensor, heads: int | None) -> Tensor:

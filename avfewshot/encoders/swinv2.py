@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.attention import attention
+from avfewshot.encoders.plain_tower import PixelScaling, square_side
 from avfewshot.encoders.swin import plain_attention, window_order
 from avfewshot.encoders.tower import Tower, add_branch
 from avfewshot.errors import UsageError
@@ -33,8 +34,6 @@ class SwinTower(Tower):
     """
 
     kind = "SwinTransformer"
-    pixel_scale: Tensor
-    pixel_shift: Tensor
 
     def __init__(
         self, swin: nn.Module, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
@@ -43,10 +42,7 @@ class SwinTower(Tower):
         if type(swin).__name__ != self.kind:
             raise UsageError(f"The image encoder is a {type(swin).__name__}; timm's {self.kind} is needed.")
         self.swin: Any = swin  # the wrapped module; it holds the parameters
-        height, width = self.swin.patch_embed.img_size
-        if height != width:
-            raise UsageError(f"The image encoder reads {width} x {height} images; only square ones can be used.")
-        self.image_size = height
+        self.image_size = square_side(self.swin.patch_embed.img_size)
         stages = list(self.swin.layers)
         self._walk: list[Any] = [block for stage in stages for block in stage.blocks]
         self._places = [i for stage in stages for i in range(len(stage.blocks))]  # of a block in its stage
@@ -59,10 +55,7 @@ class SwinTower(Tower):
             for (rows, columns), block in zip(self.grids, self._walk, strict=True)
         ]
         self.output_dim = self.swin.num_features
-        deviation = torch.tensor(std, dtype=torch.float64)
-        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
-        self.register_buffer("pixel_scale", (1 / (255 * deviation)).float()[:, None, None], persistent=False)
-        self.register_buffer("pixel_shift", shift.float()[:, None, None], persistent=False)
+        self.scaling = PixelScaling(mean, std)
         self._freeze()
 
     @property
@@ -78,9 +71,7 @@ class SwinTower(Tower):
         if inputs.ndim != 4 or inputs.shape[1:] != (3, self.image_size, self.image_size):
             wanted = f"[N, 3, {self.image_size}, {self.image_size}]"
             raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
-        if inputs.dtype == torch.uint8:
-            inputs = torch.addcmul(self.pixel_shift, inputs.to(self.pixel_scale.dtype), self.pixel_scale)
-        return self.swin.patch_embed(inputs.to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
+        return self.swin.patch_embed(self.scaling(inputs).to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
 
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_block`."""
@@ -129,7 +120,7 @@ class SwinTower(Tower):
         return self.final_norm(tokens).mean(1)
 
     def _keeps_float32(self, name: str) -> bool:
-        return name.startswith("pixel_")
+        return name.startswith("scaling.")
 
 
 class SwinV2Tower(SwinTower):

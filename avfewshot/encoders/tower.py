@@ -1,4 +1,4 @@
-"""The tower protocol: a frozen encoder that can be walked block by block.
+"""Frozen encoders: plain ones, which are run whole, and towers, which can be walked block by block.
 
 A tower is walked in lockstep with another one, with adapters between the steps; walked alone it gives exactly what the
 library whose modules it wraps would give.
@@ -17,22 +17,56 @@ from torch import Tensor, nn
 _CHUNK_FLOATS = 4 * 2**20
 
 
-class Tower(nn.Module):
-    """A frozen encoder of single segments.
+class Encoder(nn.Module):
+    """A frozen encoder of single segments: ``[N, ...]`` to ``[N, output_dim]``, in the space shared with the texts.
 
     It is always in evaluation mode and none of its parameters asks for a gradient, yet gradients flow through it to its
-    inputs and tokens. The parameters stay in the modules of the library that they come from, so state dicts keep the
-    library's keys.
+    inputs. The parameters stay in the modules of the library that they come from, so state dicts keep the library's
+    keys. One that is no :class:`Tower` is *plain*: it is run whole, and adapters cannot be put between its blocks.
+
+    Attributes:
+        output_dim: Width ``D`` of the embedding.
+    """
+
+    output_dim: int
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Stay in evaluation mode, whatever the surrounding model does: statistics would drift, dropout would act."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def _keeps_float32(self, name: str) -> bool:
+        """Whether the parameter or buffer `name` stays in float32 when the tower is cast to a shorter type."""
+        return False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
+        # nn.Module.to, .half, .bfloat16 and so on all come through here.
+        kept = {name: tensor.data for name, tensor in self._tensors() if self._keeps_float32(name)}
+        super()._apply(fn, recurse)
+        for name, tensor in self._tensors():
+            original = kept.get(name)
+            if original is not None and tensor.dtype != original.dtype:
+                tensor.data = original.to(tensor.device)
+        return self
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.named_parameters()
+        yield from self.named_buffers()
+
+
+class Tower(Encoder):
+    """An encoder that is walked block by block.
 
     Attributes:
         depth: Number of transformer blocks.
         token_shapes: For each block, the number and the width ``(L, C)`` of the tokens that enter it.
-        output_dim: Width ``D`` of the embedding.
     """
 
     depth: int
     token_shapes: list[tuple[int, int]]
-    output_dim: int
 
     @property
     def time_heads(self) -> list[int | None]:
@@ -119,31 +153,23 @@ class Tower(nn.Module):
         """The whole tower: inputs as for :meth:`patch_embed`, result as from :meth:`forward_head`."""
         return self.forward_head(self.final_tokens(inputs))
 
-    def train(self, mode: bool = True) -> Tower:
-        """Stay in evaluation mode, whatever the surrounding model does: statistics would drift, dropout would act."""
-        return super().train(False)
 
-    def _freeze(self) -> None:
-        self.requires_grad_(False)
-        self.eval()
+def walkable(*encoders: Encoder) -> bool:
+    """Whether adapters can be put between the blocks of all of them."""
+    return all(isinstance(encoder, Tower) for encoder in encoders)
 
-    def _keeps_float32(self, name: str) -> bool:
-        """Whether the parameter or buffer `name` stays in float32 when the tower is cast to a shorter type."""
-        return False
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tower:
-        # nn.Module.to, .half, .bfloat16 and so on all come through here.
-        kept = {name: tensor.data for name, tensor in self._tensors() if self._keeps_float32(name)}
-        super()._apply(fn, recurse)
-        for name, tensor in self._tensors():
-            original = kept.get(name)
-            if original is not None and tensor.dtype != original.dtype:
-                tensor.data = original.to(tensor.device)
-        return self
+def require_walkable(what: str, *encoders: Encoder) -> None:
+    """Refuse plain encoders for something that works between the blocks of towers.
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.named_parameters()
-        yield from self.named_buffers()
+    Raises:
+        UsageError: One of them is plain; the presets that would do are listed.
+    """
+    if walkable(*encoders):
+        return
+    from avfewshot.encoders.weights.locate import not_walkable
+
+    raise not_walkable(what, "this backbone")
 
 
 def _rows_at_once(tokens: Tensor, width: int) -> int | None:

@@ -7,19 +7,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
+from avfewshot.encoders.label_features import label_features as encode_labels
 from avfewshot.evaluation.background import BackgroundRule, decide_segments
 from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.predictions import Thresholds
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.inference.logits import class_texts, score_clip
-from avfewshot.methods.base import Features, LabelFeatures, Support
+from avfewshot.methods.base import MODALITIES, Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
 
 
-def label_features(evaluator: Evaluator) -> LabelFeatures:
-    """The texts of a task as methods take them; "none of these" has none."""
+def label_features(evaluator: Evaluator, *, single_prompts: bool = False) -> LabelFeatures:
+    """The texts of a task as methods take them; "none of these" has none.
+
+    `single_prompts`: with the texts of each template alone beside their mean, for methods that weight them.
+    """
+    singles = {}
+    if single_prompts:
+        for modality in MODALITIES:
+            branch, templates = getattr(evaluator.backbone, f"{modality}_text"), getattr(evaluator.templates, modality)
+            each = [encode_labels(branch, evaluator.dataset.wordings, (template,)) for template in templates]
+            singles[f"{modality}_templates"] = torch.stack(each, 1).double().cpu().numpy()
     texts = LabelFeatures.with_background(
         evaluator.dataset.classes,
         evaluator.texts.visual.double().numpy(),
@@ -27,6 +38,7 @@ def label_features(evaluator: Evaluator) -> LabelFeatures:
         scales=(evaluator.backbone.visual_scale, evaluator.backbone.audio_scale),
         fusion=evaluator.decision.fusion,
         pool=evaluator.decision.pool,
+        **singles,
     )
     none = evaluator.dataset.none_class
     return texts if none is None else texts.take(np.delete(np.arange(len(texts.names)), none))

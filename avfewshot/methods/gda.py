@@ -63,16 +63,21 @@ class TIMO(GDA):
     def fit_evidence(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """See :meth:`EvidenceMethod.fit_evidence`."""
         vectors, texts, _ = rows.joint()
-        means = unit(class_means(vectors, targets, rows.weights))
-        total = sum(rows.scales)
-        if all(rows.templates.get(modality) is not None for modality in MODALITIES):
-            prompts = np.concatenate(
-                [np.sqrt(s / total) * rows.templates[m] for m, s in zip(MODALITIES, rows.scales, strict=True)], -1
-            )
-            near = np.einsum("cd,cpd->cp", means, prompts)
+        means = class_means(vectors, targets, rows.weights)
+        total, end = sum(rows.scales), 0
+        parts = []
+        for modality, scale in zip(MODALITIES, rows.scales, strict=True):
+            columns = slice(end, end := end + rows.labels[modality].shape[1])
+            prompts = rows.templates.get(modality)  # as many in each modality as it has templates
+            if prompts is None:
+                parts.append(texts[:, columns])
+                continue
+            near = np.einsum("cd,cpd->cp", means[:, columns], prompts)
             near = self.gamma * near / np.maximum(np.linalg.norm(near, axis=1, keepdims=True), 1e-9)
             shares = np.exp(near - near.max(1, keepdims=True))
-            texts = np.einsum("cp,cpd->cd", shares / shares.sum(1, keepdims=True), prompts)
+            weighted = np.einsum("cp,cpd->cd", shares / shares.sum(1, keepdims=True), prompts)
+            parts.append(np.sqrt(scale / total) * weighted)
+        texts = np.concatenate(parts, -1)
         # Texts and clips lie in different cones: the texts are moved to where the clips are before they join them.
         moved = unit(texts - texts.mean(0) + vectors.mean(0))
         return discriminant(

@@ -22,7 +22,7 @@ from avfewshot.adapters.base import (
     pair_towers,
 )
 from avfewshot.adapters.projectors import Projectors
-from avfewshot.encoders.tower import Tower
+from avfewshot.encoders.tower import Encoder, Tower
 from avfewshot.errors import WeightsError
 from avfewshot.models import fusion
 from avfewshot.models.anchors import PREFIX as ANCHORS
@@ -38,10 +38,10 @@ class Towers(Protocol):
     """The part of a backbone that the model needs."""
 
     @property
-    def visual(self) -> Tower: ...  # noqa: D102
+    def visual(self) -> Encoder: ...  # noqa: D102
 
     @property
-    def audio(self) -> Tower: ...  # noqa: D102
+    def audio(self) -> Encoder: ...  # noqa: D102
 
     @property
     def visual_scale(self) -> float: ...  # noqa: D102
@@ -90,7 +90,7 @@ class AudioVisualModel(nn.Module):
             slower, and far less memory.
 
     Attributes:
-        layers: The paired layers.
+        layers: The paired layers; none without adapters.
         anchors: Class means that stand beside the texts; None: texts alone.
     """
 
@@ -110,7 +110,7 @@ class AudioVisualModel(nn.Module):
         self.anchors: SupportAnchors | None = None
         self.temperatures = Temperatures(backbone.visual_scale, backbone.audio_scale)
         self.checkpointing = checkpointing
-        self.layers = pair_towers(self.visual_tower, self.audio_tower)
+        self.layers = pair_towers(self.visual_tower, self.audio_tower) if adapters is not None else ()
         self._kept: tuple[frozenset[int], dict[int, Tensor]] = frozenset(), {}
 
     def forward(
@@ -384,9 +384,11 @@ class AudioVisualModel(nn.Module):
             return torch.autocast(kind, dtype=tokens.dtype)
         return contextlib.nullcontext()
 
-    def _embed(self, tower: Tower, inputs: Tensor | None) -> Tensor | None:
+    def _embed(self, tower: Encoder, inputs: Tensor | None) -> Tensor | None:
         """A tower by itself."""
-        return None if inputs is None else tower.forward_head(self._alone(tower, tower.patch_embed(inputs)))
+        if inputs is None or not isinstance(tower, Tower):
+            return None if inputs is None else tower(inputs)
+        return tower.forward_head(self._alone(tower, tower.patch_embed(inputs)))
 
     def _alone(self, tower: Tower, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks of a tower without guidance."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.backbone import Backbone, outline
+from avfewshot.encoders.presets import Preset
+from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 
 
@@ -62,6 +65,21 @@ def count_flops(model: AudioVisualModel, frames: Tensor, audio: Tensor) -> dict[
     sound = _run(model, None, audio)
     both = _run(model, frames, audio)
     return {"visual tower": visual, "audio tower": sound, "adapters": both - visual - sound, "all": both}
+
+
+def backbone_cost(preset: Preset, seconds: int = 10) -> dict[str, int]:
+    """What a backbone takes, counted on torch's ``meta`` device, where nothing is allocated or computed.
+
+    Returns:
+        ``"parameters"`` of encoders and text branches, ``"memory_bytes"`` of these in float32, and ``"flops_per_clip"``
+        of embedding a clip of `seconds`, sight and sound (see :func:`count_flops`); texts are encoded once for all.
+    """
+    visual, audio, parameters = outline(preset)
+    size: Any = visual.image_size
+    frames = torch.empty(1, 3, size, size, device="meta")
+    sound = torch.empty(1, SAMPLE_RATE, device="meta")
+    flops = flops_of(lambda: (visual(frames), audio(sound)))
+    return {"parameters": parameters, "memory_bytes": 4 * parameters, "flops_per_clip": seconds * flops}
 
 
 def _count(component: str, parameters: Iterable[nn.Parameter]) -> ParameterCount:

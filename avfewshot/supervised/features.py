@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from avfewshot.cache import DiskCache, file_key
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.encoders.tower import Tower
+from avfewshot.encoders.tower import Tower, require_walkable
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.io import cache_dir
@@ -146,6 +146,7 @@ class FeatureStore:
         workers: int = 2,
         observer: Observer | None = None,
     ) -> None:
+        require_walkable(f"The task {task.name}", backbone.visual)
         backbone.to(device, PRECISIONS[precision])
         self.task, self.kinds, self.device, self.workers = task, frozenset(kinds), device, workers
         self.model = AudioVisualModel(backbone).to(device).eval()

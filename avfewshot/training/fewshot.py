@@ -21,6 +21,7 @@ from avfewshot.config import ADAPTER_METHODS, AUTO, TUNED_METHODS, TrainingConfi
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_validation
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.tower import walkable
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.answers import BACKGROUND
 from avfewshot.evaluation.evaluator import CLAP_ONLY, CLIP_ONLY, UNTRAINED, ZERO_SHOT, Evaluator
@@ -135,6 +136,12 @@ class FewShot:
     def __post_init__(self) -> None:
         if self.config.method in ADAPTER_METHODS[1:]:
             self.config = self.config.replace(method="dgsct", adapter=self.config.method)
+        if self.config.method == AUTO and self.config.tune and not walkable(self.backbone.visual, self.backbone.audio):
+            self.config = self.config.replace(tune=False)
+            self.observer.say(
+                f"auto: {self.config.adapter_title} is left out: the towers of {self.backbone.name} are run whole, and "
+                "it needs some that can be walked block by block. The light methods answer."
+            )
         if self.config.audio_context == "clip" and (trained := self.through_towers):
             self.observer.say(
                 f"{trained} hears single seconds, so this run does, in spite of --audio-context clip; methods on "
@@ -321,7 +328,8 @@ class FewShot:
         scorers: dict[str, Scorer] = {}
         for name in light:
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
-            scorer = find_method(name).fit(clips, label_features(self.evaluator), seed=seed)
+            texts = label_features(self.evaluator, single_prompts=name == "timo")
+            scorer = find_method(name).fit(clips, texts, seed=seed)
             beside = (
                 []
                 if self.evaluator.decision.per_second

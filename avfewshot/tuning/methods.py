@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.encoders.tower import Tower
+from avfewshot.encoders.tower import Encoder, require_walkable
 from avfewshot.tuning.lora import add_low_rank
 from avfewshot.tuning.prompted_text import PromptedText
 
@@ -75,6 +75,8 @@ class TunedMethod(nn.Module):
 
     def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
         super().__init__()
+        if self.uses_pixels:
+            require_walkable(self.name, backbone.visual, backbone.audio)
         self.__dict__["backbone"] = backbone
         self.texts = tuple(texts)
         self.scales = {"visual": backbone.visual_scale, "audio": backbone.audio_scale}
@@ -125,7 +127,7 @@ class TunedMethod(nn.Module):
             return inputs
         return F.normalize(self.tower(modality)(inputs).float(), dim=-1)
 
-    def tower(self, modality: str) -> Tower:
+    def tower(self, modality: str) -> Encoder:
         """The encoder of a modality."""
         return getattr(self.backbone, modality)
 
@@ -240,7 +242,7 @@ class MaPLe(TunedMethod):
         if modality == "audio":
             with torch.no_grad():
                 return super().embed(modality, inputs)
-        tower = self.tower(modality)
+        tower: Any = self.tower(modality)
         tokens = tower.patch_embed(inputs)
         length = tokens.shape[1]
         for index in range(tower.depth):
@@ -279,7 +281,7 @@ class ClipLora(TunedMethod):
             }
         )
 
-    def tower(self, modality: str) -> Tower:
+    def tower(self, modality: str) -> Encoder:
         """See :meth:`TunedMethod.tower`."""
         return self.towers[modality]
 

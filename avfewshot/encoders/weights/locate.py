@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.encoders.lean_imports import library_module
-from avfewshot.encoders.presets import ROBERTA_SHA256, ROBERTA_TOKENIZER, ClipPreset, Preset, Source
+from avfewshot.encoders.presets import (
+    ROBERTA_SHA256,
+    ROBERTA_TOKENIZER,
+    ClipPreset,
+    Preset,
+    Source,
+    load_preset,
+    preset_names,
+)
 from avfewshot.encoders.weights.identity import combined, file_sha256
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.io import cache_dir, write_text
@@ -73,10 +81,8 @@ def needed_files(
         The files, packaged ones included, whether they are there or not.
 
     Raises:
-        UsageError: The preset names a model or tag that open_clip does not have, one that is not on the hub, or a model
-            whose vision tower adapters cannot be put into.
+        UsageError: The preset names a model or tag that open_clip does not have, or one that is not on the hub.
     """
-    _refuse_other_towers(preset.clip)
     clip = Source(file=_path(clip_weights)) if clip_weights else clip_source(preset.clip)
     needed = [Needed("clip", "CLIP weights", clip, "--clip-weights")]
     if preset.clip.tokenizer:
@@ -115,6 +121,25 @@ def clip_source(clip: ClipPreset) -> Source:
     if file.endswith((".bin", ".pth")):  # open_clip too prefers a safetensors version of the same name
         names = (file[:-4] + ".safetensors", file)
     return replace(clip.source, names=names, repository=f"{owner}/{name}")
+
+
+def is_walkable(preset: Preset) -> bool:
+    """Whether adapters can be put between the blocks of its towers: its picture tower is a ViT of open_clip's own."""
+    vision = model_configuration(preset.clip)["vision_cfg"]
+    return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
+
+
+def walkable_presets() -> list[str]:
+    """Names of the packaged presets that adapters can be trained for."""
+    return [name for name in preset_names() if is_walkable(load_preset(name))]
+
+
+def not_walkable(what: str, backbone: str) -> UsageError:
+    """The error for something that works between the blocks of towers, on a backbone whose towers are run whole."""
+    return UsageError(
+        f"{what}: needs towers that can be walked block by block, and those of {backbone} are run whole.",
+        hint=f"Take --backbone {', '.join(walkable_presets())}; or a method on frozen embeddings, as --method auto.",
+    )
 
 
 def clip_tag(clip: ClipPreset) -> Mapping[str, Any]:
@@ -356,21 +381,17 @@ def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
     needed = [
         Needed("clip_text_tokenizer", "CLIP tokenizer", at(*_HF_TOKENIZER_FILES)),
         Needed("clip_text_tokenizer_config", "CLIP tokenizer settings", at("tokenizer_config.json"), optional=True),
-        Needed("clip_text_tokenizer_type", "CLIP tokenizer type", at("config.json")),
+        # Repositories of timm's export describe the tokenizer in its own settings and have no such file.
+        Needed(
+            "clip_text_tokenizer_type",
+            "CLIP tokenizer type",
+            at("config.json"),
+            optional="hf_model_name" not in text,
+        ),
     ]
     if text.get("hf_model_name"):
         needed.append(Needed("clip_text_config", "CLIP text settings", at("config.json", where=text["hf_model_name"])))
     return needed
-
-
-def _refuse_other_towers(clip: ClipPreset) -> None:
-    # Told before gigabytes are fetched in vain.
-    vision = model_configuration(clip)["vision_cfg"]
-    if "timm_model_name" in vision or isinstance(vision.get("layers"), list | tuple):
-        raise UsageError(
-            f"The vision tower of {clip.model} is not open_clip's VisionTransformer.",
-            hint="Choose a model such as ViT-B-32, ViT-B-16, ViT-L-14 or ViT-H-14.",
-        )
 
 
 def _path(given: str | Path) -> Path:
