@@ -31,7 +31,8 @@ def measure(name: str, repeat: int) -> dict[str, float]:
     with torch.inference_mode():
         for _ in range(repeat):
             begun = time.perf_counter()
-            backbone.visual(frames), backbone.audio(sound)
+            backbone.visual(frames)
+            backbone.audio(sound)
             seconds.append(time.perf_counter() - begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": min(seconds), "peak_bytes": peak, "threads": torch.get_num_threads()}
@@ -42,7 +43,7 @@ def main() -> None:
     from avfewshot.encoders.presets import load_preset, preset_names
     from avfewshot.models.complexity import backbone_cost
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Seconds, memory and computation of each backbone.")
     parser.add_argument("names", nargs="*", default=preset_names())
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

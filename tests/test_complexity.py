@@ -12,8 +12,10 @@ from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.projectors import Projectors
 from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.presets import load_preset
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.complexity import _run, count_flops, count_parameters
+from avfewshot.models.complexity import _run, backbone_cost, count_flops, count_parameters, flops_of
 
 SETTINGS = {"hidden": 8, "temporal": False}
 
@@ -85,3 +87,17 @@ def test_attention_is_counted_on_the_cpu():
             return F.scaled_dot_product_attention(query, query, query)
 
     assert _run(Attention(), torch.randn(2, 3, 7, 4), None) == 2 * 2 * (2 * 3 * 7 * 7 * 4)
+
+
+def test_what_a_backbone_takes_is_counted_without_weights_as_with_them():
+    backbone = build_backbone("tiny")
+    size = backbone.visual.image_size
+    model = AudioVisualModel(backbone).requires_grad_(False)
+    sound = torch.zeros(1, 10, 48_000)
+    counted = count_flops(model, torch.zeros(1, 10, 3, size, size, dtype=torch.uint8), sound)
+    spectrograms = flops_of(lambda: backbone.audio.front_end(sound[0], backbone.audio.audio_branch))
+    cost = backbone_cost(load_preset("tiny"))
+    assert cost["flops_per_clip"] == counted["all"] - spectrograms > 1e9
+    parts = backbone.visual, backbone.audio, backbone.visual_text, backbone.audio_text
+    assert cost["parameters"] == sum(p.numel() for part in parts for p in part.parameters()) + 3  # and temperatures
+    assert cost["memory_bytes"] == 4 * cost["parameters"]

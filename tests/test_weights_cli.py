@@ -51,6 +51,11 @@ def test_list_says_sizes_licences_sources_and_where(capfd, here):
     base, tiny = out.split("large:")[0], out.split("tiny:")[1]
     assert "here" not in base
     assert "bpe.txt.gz" in tiny
+    assert out.count("GFLOPs a clip; run whole, no adapters") == 2  # pe, siglip2
+    assert "published: ImageNet 63.3, 38 sets 52.5 (open_clip, docs/openclip_results.csv)" in base
+    assert "its SHA-256 is not known beforehand" not in base
+    assert "its SHA-256 is not known beforehand" in out
+    assert typed(capfd, "list", "tiny")[1].strip() in out  # from what is remembered
 
 
 def test_list_of_one_as_json(capfd, here):
@@ -60,6 +65,9 @@ def test_list_of_one_as_json(capfd, here):
     assert [file["option"] for file in base["files"]] == ["--clip-weights", "--clap-weights", "--roberta", "--roberta"]
     assert all(file["path"] is None for file in base["files"])
     assert base["files"][1]["sha256"].startswith("8053c977")
+    assert base["adapters"]
+    assert base["memory_bytes"] == 4 * base["parameters"] > 1e9
+    assert 100e9 < base["flops_per_clip"] < 400e9
 
 
 def test_fetch_then_check_then_list(capfd, here, hub):

@@ -204,12 +204,18 @@ def test_building_and_encoding_open_no_socket(hub_files, monkeypatch, tmp_path):
     assert opened == []
 
 
-def test_every_file_of_a_packaged_preset_has_a_digest_and_a_revision():
+def test_every_file_of_a_packaged_preset_is_pinned_where_public_material_tells():
+    unknown = set()
     for name in preset_names():
         for needed in needed_files(load_preset(name)):
-            if needed.source.repository:
-                assert len(needed.source.sha256) == 64, (name, needed.part)
-                assert len(needed.source.revision) == 40, (name, needed.part)
+            source = needed.source
+            if source.repository:
+                pins = {"sha256": (source.sha256, 64), "revision": (source.revision, 40)}
+                unknown |= {(name, needed.key, pin) for pin, (value, _) in pins.items() if value is None}
+                assert all(value is None or len(value) == length for value, length in pins.values()), (name, needed)
+    siglip2 = ("clip", "clip_text_tokenizer", "clip_text_tokenizer_config", "clip_text_tokenizer_type")
+    expected = {("siglip2", key, pin) for key in siglip2 for pin in ("sha256", "revision")}
+    assert unknown == expected | {("large-plus", "clip", "sha256")}  # recorded with the first download
 
 
 def test_what_a_server_serves_first_is_recorded_and_held_to(hub, hub_files, tmp_path, monkeypatch):

@@ -161,6 +161,8 @@ def _described(preset: Preset) -> str:
             lines.append(f"{indent}published: {needed.source.published}")
         if needed.source.repository:
             lines.append(f"{indent}from {_address(needed)}")
+            if not needed.source.sha256:
+                lines.append(f"{indent}its SHA-256 is not known beforehand: that of the first download is held to")
         lines.append(f"{indent}in {path}" if path else f"{indent}would go to {looked_in(needed)}")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextB
 from avfewshot.encoders.tokenizer import TextTokenizer
 from avfewshot.encoders.tower import Encoder
 from avfewshot.encoders.weights.identity import combined
+from avfewshot.encoders.weights.load import WeightsWarning
 from avfewshot.encoders.weights.locate import model_configuration, needed_files, require, verify
 from avfewshot.errors import UsageError
 
@@ -202,13 +204,14 @@ def outline(preset: Preset) -> tuple[Encoder, Encoder, int]:
 
     No weight is read or allocated; what runs on it gives shapes and counts alone.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeightsWarning)  # on how pictures are cut: none is read
         with torch.device("meta"):
             clip, _ = build_clip_model(preset, split_text=True)
         with _ZerosForRandom():  # HTS-AT reads numbers while it is built
             clap, _ = build_clap_model(preset)
+        visual, audio = _image_encoder(preset, clip), ClapTower(clap.audio_branch, clap.audio_projection)
     parameters = sum(parameter.numel() for model in (clip, clap) for parameter in model.parameters())
-    visual, audio = _image_encoder(preset, clip), ClapTower(clap.audio_branch, clap.audio_projection)
     # Its transforms switch autocast off, which knows no `meta`.
     columns = audio.config.spec_size * (audio.config.spec_size // audio.config.mel_bins)
     audio.front_end.forward = lambda sound, _: sound.new_empty(len(sound), columns, audio.config.mel_bins)

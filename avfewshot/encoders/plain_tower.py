@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ class PixelScaling(nn.Module):
         mean: Channel means (red, green, blue) for pixels in [0, 1].
         std: Channel deviations, likewise.
     """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -59,7 +63,7 @@ class PlainTower(Encoder):
         image_size: Side ``S`` of the square images.
     """
 
-    def __init__(self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float], output_dim: int) -> None:
+    def __init__(self, visual: Any, *, mean: Sequence[float], std: Sequence[float], output_dim: int) -> None:
         super().__init__()
         self.visual = visual
         self.image_size = square_side(visual.image_size)

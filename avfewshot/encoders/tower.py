@@ -26,9 +26,11 @@ class Encoder(nn.Module):
 
     Attributes:
         output_dim: Width ``D`` of the embedding.
+        image_size: Side ``S`` of the pictures that it reads; an encoder of sound has none.
     """
 
     output_dim: int
+    image_size: int
 
     def train(self, mode: bool = True) -> Encoder:
         """Stay in evaluation mode, whatever the surrounding model does: statistics would drift, dropout would act."""

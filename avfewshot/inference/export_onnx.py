@@ -140,7 +140,7 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
 
 def _pixels(classifier: Classifier) -> list[tuple[Tensor, Tensor]]:
     tower: Any = classifier.backbone.visual
-    return list(zip(tower.pixel_scale.flatten(), tower.pixel_shift.flatten(), strict=True))
+    return list(zip(tower.scaling.pixel_scale.flatten(), tower.scaling.pixel_shift.flatten(), strict=True))
 
 
 def _write_graph(

@@ -103,8 +103,8 @@ class AudioVisualModel(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.visual_tower = backbone.visual
-        self.audio_tower = backbone.audio
+        self.visual_tower: Any = backbone.visual  # both are towers wherever there are adapters
+        self.audio_tower: Any = backbone.audio
         self.adapters = adapters
         self.projectors = projectors
         self.anchors: SupportAnchors | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -67,7 +67,8 @@ def _is_roomy(device: torch.device | None) -> bool:
 
 def default_hidden(backbone: Towers) -> int:
     """Width of the space of attention maps: a third of that of CLIP's tokens, 256 for ViT-B as published."""
-    return max(1, backbone.visual.token_shapes[0][1] // 3)
+    tower: Any = backbone.visual
+    return max(1, tower.token_shapes[0][1] // 3)
 
 
 def load_model(
