@@ -402,7 +402,7 @@ def test_trained_adapters_of_several_seeds_answer_by_their_validation(call, worl
     assert json.loads(out)["clips"] == json.loads(one)["clips"]
 
 
-def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, world, monkeypatch):
+def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, refuse, world, monkeypatch):
     arguments = ["compare", "--data", "codes", "--shots", "1,2", "--seeds", "1,2", "--name", "both"]
     out, _ = call(*arguments)
     folder = world / "runs" / "compare" / "both"
@@ -425,6 +425,8 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, world
     call(*arguments, "--methods", "auto,timo")
     rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert sum(row["system"] == "timo" for row in rows) == 2
+    # Cells of other settings would stand beside these in silence.
+    assert "with other settings" in refuse(*arguments, "--lr", "0.02")
 
 
 def test_compare_tells_where_each_system_wins(call, world):

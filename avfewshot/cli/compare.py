@@ -216,8 +216,11 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     training = config.training.replace(audio_context=config.audio_context[0])
     training = training.replace(precision=resolve_precision(training.precision, resolve_device(model.device)))
     rows = ablation_rows(config.ablate, training) if config.ablate else {}
-    if rows:
-        _hold_to(folder / "settings.json", {"settings": training.to_dict(), "rows": rows})
+    held: dict[str, Any] = {"settings": training.to_dict(), "rows": rows}
+    for free in ("precision",) if rows else ("precision", "audio_context"):  # the machine's, and a folder's own
+        del held["settings"][free]
+    towers = ("backbone", "weights", "templates", "clip_weights", "clap_weights")
+    _hold_to(folder / "settings.json", held | {name: str(getattr(model, name)) for name in towers})
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
     backbone = load_backbone(model)
@@ -287,11 +290,11 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
 
 
 def _hold_to(path: Path, settings: dict[str, Any]) -> None:
-    """Rows that were trained with other settings do not go into the same table."""
+    """Cells that were computed with other settings do not go into the same table."""
     text = json.dumps(settings, indent=1, sort_keys=True)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         hint = "Give another --name, or the settings of that one."
-        raise UsageError(f"{path.parent}: holds an ablation with other settings.", hint=hint)
+        raise UsageError(f"{path.parent}: holds a comparison with other settings.", hint=hint)
     write_text(path, text)
 
 
