@@ -14,7 +14,6 @@ from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.tuning.fit import tune
 
 
 @pytest.fixture(scope="module")
@@ -322,15 +321,10 @@ def test_a_single_method(call, world):
     assert "timo" in json.loads((folder / "results.json").read_text())["comparison"]["cells"]
 
 
-@pytest.fixture
-def few_steps(monkeypatch):
-    """Tuned methods stop after three steps: CLIP-LoRA's recipe has hundreds."""
-    monkeypatch.setattr("avfewshot.training.fewshot.tune", partial(tune, max_steps=3))
-
-
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "clip-lora"])
-def test_a_tuned_run_predicts_as_it_was_evaluated(method, call, refuse, world, few_steps):
-    call("fewshot", "--data", "codes", "--shots", "1", "--method", method, "--name", f"tuned-{method}")
+def test_a_tuned_run_predicts_as_it_was_evaluated(method, call, refuse, world):
+    few = ("--max-steps", "3")  # CLIP-LoRA's recipe has hundreds
+    call("fewshot", "--data", "codes", "--shots", "1", "--method", method, *few, "--name", f"tuned-{method}")
     [folder] = (world / "runs" / "folder").glob(f"*-tuned-{method}")
     about = json.loads((folder / "results.json").read_text())["seeds"][0]["methods"][method]
     assert about["labels_used"] == {"support": 3, "validation": 0}
@@ -360,11 +354,10 @@ def test_a_tuned_run_predicts_as_it_was_evaluated(method, call, refuse, world, f
     ("method", "figure", "rule"),
     [("kernel_ridge", "loo_log_loss", "left-out clips"), ("coop", "support_loss", "lowest loss on its support")],
 )
-def test_the_seed_that_answers_for_a_run_is_chosen_without_test_clips_and_told(
-    method, figure, rule, call, world, few_steps
-):
+def test_the_seed_that_answers_for_a_run_is_chosen_without_test_clips_and_told(method, figure, rule, call, world):
     name = f"seeds-{method}"
-    _, err = call("fewshot", "--data", "codes", "--shots", "2", "--method", method, "--seeds", "1,2", "--name", name)
+    few = ("--shots", "2", "--max-steps", "3")
+    _, err = call("fewshot", "--data", "codes", *few, "--method", method, "--seeds", "1,2", "--name", name)
     [folder] = (world / "runs" / "folder").glob(f"*-{name}")
     document = json.loads((folder / "results.json").read_text())
     losses = {seed["seed"]: seed["methods"][method][figure] for seed in document["seeds"]}

@@ -15,8 +15,12 @@ def import_labels(
         list[Path],
         typer.Argument(metavar="FILE...", help="JSON exports of Label Studio, or .eaf of ELAN.", show_default=False),
     ],
-    clips: Annotated[Path, typer.Option(help="Folder of the clips that were labelled.", show_default=False)],
-    root: Annotated[Path, typer.Option("--root", help="Folder for CLASS/*.mp4; made if needed.", show_default=False)],
+    clips: Annotated[
+        Path, typer.Option("--clips", metavar="DIR", help="Folder of the labelled clips.", show_default=False)
+    ],
+    root: Annotated[
+        Path, typer.Option("--root", metavar="DIR", help="Gets CLASS/*.mp4; made if needed.", show_default=False)
+    ],
 ) -> None:
     """Cut what people labelled into a folder of classes, for `--task folder`.
 
