@@ -33,7 +33,7 @@ lint: install
 	$(BIN)/basedpyright --project pyproject.toml --pythonpath $(BIN)/python
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 demo: install
 	@PATH="$(BIN):$$PATH" sh scripts/demo.sh

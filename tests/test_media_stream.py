@@ -263,6 +263,36 @@ def test_a_file_that_takes_too_long_is_given_up_and_named(files, monkeypatch):
     assert got[1].error == "took longer than 6 s to decode"
 
 
+def test_a_decoder_that_is_ended_while_its_last_answer_arrives_is_not_given_to_the_next_file(files, monkeypatch):
+    ask = decoders._Worker.ask
+
+    def ask_and_be_ended(worker, request, seconds):
+        readline = worker._process.stdout.readline
+
+        class Late:
+            def readline(self):
+                line = readline()
+                if request == {}:  # the file is closed; now the watch comes by
+                    worker.stopped = threading.Event()
+                    worker.stopped.set()
+                    worker.watch()
+                return line
+
+            def __getattr__(self, name):
+                return getattr(pipe, name)
+
+        pipe, worker._process.stdout = worker._process.stdout, Late()
+        try:
+            return ask(worker, request, seconds)
+        finally:
+            worker._process.stdout = pipe
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoders._Worker, "ask", ask_and_be_ended)
+        module.read_isolated(files[0])
+    assert module.read_isolated(files[1]).num_segments == 3
+
+
 def test_the_environment_sets_the_time_limit_of_all_that_decode(files, monkeypatch):
     Mischief(monkeypatch, files[1], signal.SIGSTOP)
     monkeypatch.setenv("AVFS_TIMEOUT", "1")

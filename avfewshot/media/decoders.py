@@ -142,6 +142,12 @@ class _Worker:
         self.deadline: float | None = None
         self.stopped: threading.Event | None = None
         self._why: str | None = None
+        self._watching = threading.Lock()  # the end of an answer and the watch of it exclude each other
+
+    @property
+    def condemned(self) -> bool:
+        """Whether it was ended, if only while its last answer was on the way."""
+        return self._why is not None
 
     def ask(self, request: dict, seconds: float) -> tuple[dict, dict[str, np.ndarray]]:
         """Send a request and wait for the answer and its arrays; raise :class:`_DeadError` where none comes."""
@@ -166,20 +172,21 @@ class _Worker:
             self.end()
             raise
         finally:
-            self.deadline = None
+            with self._watching:
+                self.deadline = None
 
     def watch(self) -> None:
         """End the process where it takes too long or is not needed any more; the thread that waits then goes on."""
-        deadline, stopped = self.deadline, self.stopped
-        if deadline is None:
-            return
-        if stopped is not None and stopped.is_set():
-            self._why = "was given up"
-        elif time.monotonic() > deadline:
-            self._why = "took longer than {timeout} s to decode"
-        else:
-            return
-        self._process.kill()
+        with self._watching:
+            if self.deadline is None:
+                return
+            if self.stopped is not None and self.stopped.is_set():
+                self._why = "was given up"
+            elif time.monotonic() > self.deadline:
+                self._why = "took longer than {timeout} s to decode"
+            else:
+                return
+            self._process.kill()
 
     def end(self) -> None:
         """End the process, if need be by force."""
@@ -219,6 +226,9 @@ class _Pool:
         return worker
 
     def give(self, worker: _Worker) -> None:
+        if worker.condemned:  # the next file would pay for the last one
+            worker.end()
+            return
         with self._lock:
             self._idle.append(worker)
 
