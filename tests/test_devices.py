@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from avfewshot.errors import UsageError
-from avfewshot.inference.devices import PRECISIONS, available_devices, cpu_has_bf16, resolve_device, resolve_precision
+from avfewshot.inference.devices import (
+    PRECISIONS,
+    available_devices,
+    cpu_has_bf16,
+    one_thread,
+    resolve_device,
+    resolve_precision,
+)
 
 
 @pytest.fixture
@@ -75,3 +82,21 @@ def test_precisions_by_name(hardware):
 
 def test_this_machine_has_at_least_a_cpu():
     assert available_devices()[0] == "cpu"
+
+
+def test_small_matrices_are_computed_on_one_thread_and_all_others_on_as_many_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    seen = []
+
+    @one_thread()
+    def fail():
+        seen.append(torch.get_num_threads())
+        raise ValueError("inside")
+
+    try:
+        with pytest.raises(ValueError, match="inside"):
+            fail()
+        assert [*seen, torch.get_num_threads()] == [1, 3]
+    finally:
+        torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from torch import Tensor
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.inference.devices import PRECISIONS, keep_float32
+from avfewshot.inference.devices import PRECISIONS, keep_float32, one_thread
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.head import ZeroShotHead
@@ -370,7 +370,8 @@ class Classifier:
                 if isinstance(file, Failure):
                     yield file
                     continue
-                result = head.result(file, segments=segments)
+                with one_thread():
+                    result = head.result(file, segments=segments)
                 yield dataclasses.replace(result, labels=head.labels_of(result)) if multi_label else result
 
     def _head(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator
 
 import torch
 
@@ -113,3 +115,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 def _mps_has_bf16() -> bool:
     return torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread inside: matrices of one clip are done before a second thread has been woken.
+
+    On a busy machine the wait for it is a time slice at each operation, five times what all else of a clip costs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.label_features import label_features, lost_texts
 from avfewshot.encoders.text import TextBranch
+from avfewshot.inference.devices import one_thread
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.prompts import Templates
@@ -139,6 +140,7 @@ class ClipLogits:
         )
 
 
+@one_thread()
 def score_clip(
     visual: Tensor | None, audio: Tensor | None, texts: ClassTexts, scales: tuple[float, float]
 ) -> ClipLogits:
