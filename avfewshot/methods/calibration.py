@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
 from avfewshot.methods.base import Floats, log_loss, log_softmax
 
@@ -30,6 +29,8 @@ def temperature(log_posterior: Floats, labels: npt.NDArray[np.bool_]) -> dict[st
 
     The ECE after is that of the clips the temperature was chosen on: one parameter, so little is flattered.
     """
+    from scipy.optimize import minimize_scalar
+
     targets = labels / labels.sum(1, keepdims=True)
 
     def loss(log_temperature: float) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.stats import binom
 
 from avfewshot.methods.base import Floats, log_loss, log_softmax
 
@@ -21,11 +19,17 @@ def text_is_useful(text: Floats, targets: Floats) -> bool:
     chance = float((targets > 0).mean())
     hits = int((targets[np.arange(rows), text.argmax(1)] > 0).sum())
     error = np.sqrt(chance * (1 - chance) / rows)
-    return bool(hits / rows > chance + 2 * error and binom.sf(hits - 1, rows, chance) < 0.01)
+    if hits / rows <= chance + 2 * error:
+        return False
+    from scipy.special import bdtrc
+
+    return bool(bdtrc(hits - 1, rows, chance) < 0.01)
 
 
 def stack(experts: Sequence[Floats], targets: Floats, row_weights: Floats, start: Floats | None = None) -> Floats:
     """Weights >= 0 of logits ``[n, C]`` that minimise the log-loss of their sum, with a slight pull to zero."""
+    from scipy.optimize import minimize
+
     logits, total = np.stack(experts), row_weights.sum()
 
     def loss(weights: Floats) -> tuple[float, Floats]:
