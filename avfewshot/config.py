@@ -13,8 +13,7 @@ A new setting is one line, for example in :class:`TrainingConfig`:
 which gives ``avfs fewshot --val-shots``, the key ``val_shots`` in files for ``--config``, its check and its help;
 ``saved=True`` adds ``AVFS_VAL_SHOTS`` and the key in ``avfs.toml``. A new command is a model with a table:
 
-    class CompareConfig(CommandConfig):
-        table: ClassVar[str] = "compare"
+    class CompareConfig(CommandConfig, table="compare"):
         training: TrainingConfig = section(TrainingConfig)
         model: BackboneConfig = section(BackboneConfig)
         shots_list: Annotated[str, AfterValidator(...)] = setting("1,2,4", "Shots to compare.", flag="--shots")
@@ -36,6 +35,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
@@ -47,8 +47,10 @@ CONFIG_NAME = "avfs.toml"
 UNSET = "not set"
 NONE = "none"
 AUTO = "auto"
-TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls", "folder")
-AUDIO_CONTEXTS = ("second", "clip")
+Task = Literal["ave", "ave_cls", "llp_cls", "vggsound_cls", "folder"]
+TASKS = get_args(Task)
+AudioContext = Literal["second", "clip"]
+AUDIO_CONTEXTS = get_args(AudioContext)
 SEED_LIMIT = 2**32
 
 # ---------------------------------------------------------------------------------------------- types of values
@@ -102,10 +104,15 @@ def _seed(raw: Any) -> int:
     return raw
 
 
-def _seeds(raw: Any) -> tuple[int, ...]:
+def _items(raw: Any) -> list[Any]:
+    """The items of a list in a file, or of a text with commas."""
     items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    return [item.strip() if isinstance(item, str) else item for item in items]
+
+
+def _seeds(raw: Any) -> tuple[int, ...]:
     try:
-        seeds = tuple(map(_seed, items))
+        seeds = tuple(map(_seed, _items(raw)))
     except ValueError:
         seeds = ()
     if not seeds or len(set(seeds)) < len(seeds):
@@ -165,24 +172,21 @@ def _method(raw: Any) -> Any:
 
 
 def _names(raw: Any) -> tuple[str, ...]:
-    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
-    return tuple(dict.fromkeys(_method(item.strip() if isinstance(item, str) else item) for item in items))
+    return tuple(dict.fromkeys(map(_method, _items(raw))))
 
 
 def _shots(raw: Any) -> tuple[int, ...]:
-    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
     try:
-        shots = tuple(map(int, items))
+        shots = sorted(map(int, _items(raw)))
     except (TypeError, ValueError):
-        shots = ()
-    if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
+        shots = []
+    if not shots or shots[0] < 1 or len(set(shots)) < len(shots):
         raise ValueError(f"different whole numbers of at least 1, as 1,2,4, are needed, not {raw!r}.")
-    return tuple(sorted(shots))
+    return tuple(shots)
 
 
 def _contexts(raw: Any) -> tuple[str, ...]:
-    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
-    items = [item.strip() if isinstance(item, str) else item for item in items]
+    items = _items(raw)
     if wrong := [item for item in items if item not in AUDIO_CONTEXTS] or ([] if items else [raw]):
         raise ValueError(_not_one_of(wrong[0], AUDIO_CONTEXTS))
     return tuple(dict.fromkeys(items))
@@ -212,25 +216,13 @@ Device = Annotated[
     str, BeforeValidator(_device), Shown("auto|cpu|cuda|cuda:N|mps", lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"))
 ]
 Seed = Annotated[int, BeforeValidator(_seed), Shown("INTEGER")]
-Seeds = Annotated[
-    tuple[int, ...],
-    BeforeValidator(_seeds),
-    Shown("INTEGER[,INTEGER...]", show=lambda value: ",".join(map(str, value))),
-]
-Shots = Annotated[
-    tuple[int, ...],
-    BeforeValidator(_shots),
-    Shown("INTEGER[,INTEGER...]", show=lambda value: ",".join(map(str, value))),
-]
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_names),
-    Shown("NAME[,NAME...]", method_choices, show=lambda value: ",".join(value)),
-]
+_commas = ",".join
+_NUMBERS = Shown("INTEGER[,INTEGER...]", show=lambda value: _commas(map(str, value)))
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds), _NUMBERS]
+Shots = Annotated[tuple[int, ...], BeforeValidator(_shots), _NUMBERS]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Shown("NAME[,NAME...]", method_choices, show=_commas)]
 Contexts = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_contexts),
-    Shown("second|clip[,...]", lambda: AUDIO_CONTEXTS, show=lambda value: ",".join(value)),
+    tuple[str, ...], BeforeValidator(_contexts), Shown("second|clip[,...]", lambda: AUDIO_CONTEXTS, show=_commas)
 ]
 Size = Annotated[int, BeforeValidator(_size), Shown("SIZE", show=_shown_size)]
 AdapterKind = Annotated[
@@ -246,7 +238,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Fusion = Literal["weighted", "product"]
 Pool = Literal["mean", "event"]
 Background = Literal["threshold", "prompt", "none"]
-AudioContext = Literal["second", "clip"]
 _HEARD = "How sound is embedded: each second alone, or up to ten seconds in one pass (docs/audio-context.md)."
 
 
@@ -406,6 +397,12 @@ class Settings(BaseModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
 
+    def __init_subclass__(cls, *, panel: str | None = None, **kwargs: Any) -> None:
+        """Let the settings of a class stand in its `panel`, but for those that name another."""
+        for info in vars(cls).values():
+            if isinstance(info, FieldInfo) and isinstance(extra := info.json_schema_extra, dict):
+                extra["panel"] = extra["panel"] or panel
+
     def __init__(self, **values: Any) -> None:
         values = {**self.defaults_given(values), **values}
         try:
@@ -500,19 +497,15 @@ MODEL, COST, BY_PATH, OUTPUT, DEVICES = "Model", "Memory and speed", "Weights by
 A_TASK = "A task instead of files"
 
 
-class BackboneConfig(Settings):
+class BackboneConfig(Settings, panel=MODEL):
     """Which frozen towers there are and where they compute."""
 
-    backbone: Text = setting(
-        "base", "Preset (`avfs weights list`) or a YAML file of your own.", panel=MODEL, saved=True
-    )
+    backbone: Text = setting("base", "Preset (`avfs weights list`) or a YAML file of your own.", saved=True)
     weights: Literal["pretrained", "random"] = setting(
-        "pretrained", "`random` needs no files; its results mean nothing.", panel=MODEL, saved=True
+        "pretrained", "`random` needs no files; its results mean nothing.", saved=True
     )
-    device: Device = setting("auto", "Where to compute.", panel=MODEL, saved=True)
-    frame_backend: Literal["auto", "decord", "pyav"] = setting(
-        "auto", "What decodes the frames.", panel=MODEL, saved=True
-    )
+    device: Device = setting("auto", "Where to compute.", saved=True)
+    frame_backend: Literal["auto", "decord", "pyav"] = setting("auto", "What decodes the frames.", saved=True)
     templates: Text | None = setting(
         None, "Prompt templates: a name, a YAML file or a text file.", panel=METHOD, unset="the backbone's", saved=True
     )
@@ -531,57 +524,46 @@ class BackboneConfig(Settings):
     )
 
 
-class AdapterConfig(Settings):
+class AdapterConfig(Settings, panel=ADAPTERS):
     """The adapters and projectors between the towers: what decides which tensors there are, and what they do.
 
     The settings of DG-SCT are Duan et al.'s (NeurIPS 2023, arXiv 2311.05152) where the paper gives them.
     """
 
     adapter: AdapterKind = setting(
-        "dgsct", "What connects the towers; docs/fewshot.md says which settings are whose.", panel=ADAPTERS,
-        flag="--adapter-kind",
-    )  # fmt: skip
-    alpha: Factor = setting(0.2, "Factor of the channel attention (Eq. 6).", panel=ADAPTERS)
-    beta: Factor = setting(0.05, "Factor of the spatial attention (Eq. 6).", panel=ADAPTERS)
-    gamma: Factor = setting(0.05, "Factor of the temporal gate (Eq. 7); 0.01 for ave, 0.05 elsewhere.", panel=ADAPTERS)
-    channel: bool = setting(True, "Channel attention (C, Eq. 3).", panel=ADAPTERS)
-    spatial: bool = setting(True, "Spatial attention (S, Eq. 4); stg_cma: the step behind attention.", panel=ADAPTERS)
-    temporal: bool = setting(
-        True, "Temporal gate in the last layer (T, Eq. 5); stg_cma: the step along time.", panel=ADAPTERS
+        "dgsct", "What connects the towers; docs/fewshot.md says which settings are whose.", flag="--adapter-kind"
     )
-    a2v: bool = setting(True, "Sound guides sight.", panel=ADAPTERS)
-    v2a: bool = setting(True, "Sight guides sound.", panel=ADAPTERS)
+    alpha: Factor = setting(0.2, "Factor of the channel attention (Eq. 6).")
+    beta: Factor = setting(0.05, "Factor of the spatial attention (Eq. 6).")
+    gamma: Factor = setting(0.05, "Factor of the temporal gate (Eq. 7); 0.01 for ave, 0.05 elsewhere.")
+    channel: bool = setting(True, "Channel attention (C, Eq. 3).")
+    spatial: bool = setting(True, "Spatial attention (S, Eq. 4); stg_cma: the step behind attention.")
+    temporal: bool = setting(True, "Temporal gate in the last layer (T, Eq. 5); stg_cma: the step along time.")
+    a2v: bool = setting(True, "Sound guides sight.")
+    v2a: bool = setting(True, "Sight guides sound.")
     variant: Literal["paper", "compact"] = setting(
-        "paper", "Channel attention as printed (Eq. 3), or in the space of `--hidden`.", panel=ADAPTERS
+        "paper", "Channel attention as printed (Eq. 3), or in the space of `--hidden`."
     )
     hidden: Count | Auto = setting(
-        "auto", "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base).", panel=ADAPTERS
+        "auto", "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base)."
     )
-    output: Literal["gate", "bottleneck"] = setting(
-        "gate", "How guidance ends: a factor a channel, or an MLP.", panel=ADAPTERS
-    )
-    bottleneck: Count = setting(64, "Width of that MLP.", panel=ADAPTERS)
-    reduction: Count | Auto = setting(
-        "auto", "lavish, stg_cma: what bottlenecks divide the width by; `auto`: 8.", panel=ADAPTERS
-    )
-    latents: Count = setting(2, "lavish: tokens that gather the other modality.", panel=ADAPTERS)
-    groups: Count = setting(2, "lavish: groups of the bottleneck's maps.", panel=ADAPTERS)
-    batch_norm: bool = setting(True, "lavish: batch norm behind the bottleneck's maps.", panel=ADAPTERS)
-    layer_norm: bool = setting(True, "lavish: layer norm before and behind the bottleneck.", panel=ADAPTERS)
+    output: Literal["gate", "bottleneck"] = setting("gate", "How guidance ends: a factor a channel, or an MLP.")
+    bottleneck: Count = setting(64, "Width of that MLP.")
+    reduction: Count | Auto = setting("auto", "lavish, stg_cma: what bottlenecks divide the width by; `auto`: 8.")
+    latents: Count = setting(2, "lavish: tokens that gather the other modality.")
+    groups: Count = setting(2, "lavish: groups of the bottleneck's maps.")
+    batch_norm: bool = setting(True, "lavish: batch norm behind the bottleneck's maps.")
+    layer_norm: bool = setting(True, "lavish: layer norm before and behind the bottleneck.")
     bridge: Literal["linear", "published"] = setting(
-        "linear",
-        "lavish, unequal widths: a map of channels, or of tokens too as in DG-SCT's comparison.",
-        panel=ADAPTERS,
+        "linear", "lavish, unequal widths: a map of channels, or of tokens too as in DG-SCT's comparison."
     )
-    global_step: bool = setting(True, "stg_cma: the step behind the MLP.", panel=ADAPTERS)
-    exchange: bool = setting(True, "stg_cma: the modalities exchange; else each is adapted alone.", panel=ADAPTERS)
-    positions: Count = setting(10, "stg_cma: segments that are told apart in time.", panel=ADAPTERS)
+    global_step: bool = setting(True, "stg_cma: the step behind the MLP.")
+    exchange: bool = setting(True, "stg_cma: the modalities exchange; else each is adapted alone.")
+    positions: Count = setting(10, "stg_cma: segments that are told apart in time.")
     drop_path: Annotated[Real, Ge(0), Le(0.9)] = setting(
-        0.2, "stg_cma: share of steps along time that training leaves out in the last layer.", panel=ADAPTERS
+        0.2, "stg_cma: share of steps along time that training leaves out in the last layer."
     )
-    projector: Literal["residual", "mlp", "none"] = setting(
-        "residual", "Trainable maps on all embeddings (Eq. 8).", panel=ADAPTERS
-    )
+    projector: Literal["residual", "mlp", "none"] = setting("residual", "Trainable maps on all embeddings (Eq. 8).")
 
     @property
     def adapter_title(self) -> str:
@@ -603,7 +585,7 @@ SHAPING = tuple(AdapterConfig.model_fields)
 """Fields that a training takes over from the checkpoint that it begins with."""
 
 
-class TrainerConfig(AdapterConfig):
+class TrainerConfig(AdapterConfig, panel=TRAINING):
     """What a few-shot training and a pretraining have in common."""
 
     objective: Literal["contrastive", "classes"] = setting(
@@ -619,28 +601,22 @@ class TrainerConfig(AdapterConfig):
     )
     window: Count = setting(10, "Seconds that go through the adapters together.", panel=METHOD)
 
-    optimizer: Literal["adam", "adamw"] = setting("adam", "Adam is the paper's.", panel=TRAINING)
-    lr: Annotated[Real, Gt(0)] = setting(3e-4, "Learning rate.", panel=TRAINING)
-    gate_lr: Factor = setting(
-        1.0, "Factor of the learning rate of the adapters' gates, which begin at zero.", panel=TRAINING
-    )
-    weight_decay: Factor = setting(0.0, "Weight decay.", panel=TRAINING)
-    batch_size: Count = setting(2, "Clips of a batch.", panel=TRAINING)
-    accumulation: Count = setting(1, "Batches whose gradients are summed up for a step.", panel=TRAINING)
-    clip_norm: Factor = setting(1.0, "Bound on the gradient's norm; 0: none. Not given by the paper.", panel=TRAINING)
-    schedule: Literal["constant", "cosine", "step"] = setting(
-        "cosine", "Of the learning rate; not in the paper.", panel=TRAINING
-    )
+    optimizer: Literal["adam", "adamw"] = setting("adam", "Adam is the paper's.")
+    lr: Annotated[Real, Gt(0)] = setting(3e-4, "Learning rate.")
+    gate_lr: Factor = setting(1.0, "Factor of the learning rate of the adapters' gates, which begin at zero.")
+    weight_decay: Factor = setting(0.0, "Weight decay.")
+    batch_size: Count = setting(2, "Clips of a batch.")
+    accumulation: Count = setting(1, "Batches whose gradients are summed up for a step.")
+    clip_norm: Factor = setting(1.0, "Bound on the gradient's norm; 0: none. Not given by the paper.")
+    schedule: Literal["constant", "cosine", "step"] = setting("cosine", "Of the learning rate; not in the paper.")
     warmup: Annotated[Real, Ge(0), Le(0.5)] = setting(
-        0.0, "Share of all steps in which the learning rate rises from zero.", panel=TRAINING
+        0.0, "Share of all steps in which the learning rate rises from zero."
     )
-    step_epochs: Count = setting(2, "Epochs between the steps of the step schedule.", panel=TRAINING)
-    step_factor: Annotated[Real, Gt(0), Le(1)] = setting(
-        0.1, "What a step multiplies the learning rate with.", panel=TRAINING
-    )
-    epochs: Count | Auto = setting(AUTO, "Passes over the clips, at most.", panel=TRAINING)
+    step_epochs: Count = setting(2, "Epochs between the steps of the step schedule.")
+    step_factor: Annotated[Real, Gt(0), Le(1)] = setting(0.1, "What a step multiplies the learning rate with.")
+    epochs: Count | Auto = setting(AUTO, "Passes over the clips, at most.")
     validate_every: Count | Auto = setting(
-        "auto", "Epochs between validations; `auto`: one takes no longer than the training does.", panel=TRAINING
+        "auto", "Epochs between validations; `auto`: one takes no longer than the training does."
     )
 
     precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
@@ -720,9 +696,7 @@ class TrainingConfig(TrainerConfig):
     paper leaves open (epochs, schedule, early stopping, clipping) says so in its help.
     """
 
-    task: Literal["ave", "ave_cls", "llp_cls", "vggsound_cls", "folder"] = setting(
-        "folder", "What is learnt and how it is judged."
-    )
+    task: Task = setting("folder", "What is learnt and how it is judged.")
     shots: Count = setting(16, "Training clips of each class.")
     recipe: Literal["default", "paper"] = setting(
         "default",
@@ -807,21 +781,29 @@ def read_training(values: Mapping[str, Any], *, where: str) -> TrainingConfig | 
     return (PretrainingConfig if "seed" in values else TrainingConfig).from_dict(values, where=where)
 
 
+COMMANDS: dict[str, type[CommandConfig]] = {}
+"""The commands by the name of their table."""
+
+
 class CommandConfig(Settings):
     """All that a command is asked for; with ``run.json`` holding its ``model_dump``."""
 
     table: ClassVar[str]
 
+    def __init_subclass__(cls, *, table: str, **kwargs: Any) -> None:
+        """Make it known by its table."""
+        super().__init_subclass__(**kwargs)
+        cls.table = table
+        COMMANDS[table] = cls
 
-class TowersConfig(BackboneConfig):
+
+class TowersConfig(BackboneConfig, panel=MODEL):
     """How clips are embedded."""
 
-    precision: Precision = setting("auto", "Number format of the towers.", panel=MODEL, saved=True)
-    batch_size: Count | Auto = setting(
-        "auto", "Seconds of clips that go through the towers at once.", panel=MODEL, saved=True
-    )
-    seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", panel=MODEL, saved=True)
-    audio_context: AudioContext = setting("second", _HEARD, panel=MODEL, saved=True)
+    precision: Precision = setting("auto", "Number format of the towers.", saved=True)
+    batch_size: Count | Auto = setting("auto", "Seconds of clips that go through the towers at once.", saved=True)
+    seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", saved=True)
+    audio_context: AudioContext = setting("second", _HEARD, saved=True)
 
 
 class InferenceConfig(TowersConfig):
@@ -841,14 +823,14 @@ class InferenceConfig(TowersConfig):
     pool: Pool = setting("event", "How the seconds of a clip are pooled.", panel=METHOD, saved=True)
 
 
-class EngineConfig(Settings):
+class EngineConfig(Settings, panel=COST):
     """What distributes the work."""
 
     engine: Literal["local", "ray"] = setting(
-        "local", "What distributes the work: this process, or Ray, on many machines.", panel=COST
+        "local", "What distributes the work: this process, or Ray, on many machines."
     )
     address: Text | None = setting(
-        None, "Ray cluster, as HOST:PORT or `auto`.", panel=COST, metavar="ADDRESS", unset="Ray on this machine"
+        None, "Ray cluster, as HOST:PORT or `auto`.", metavar="ADDRESS", unset="Ray on this machine"
     )
 
 
@@ -903,32 +885,27 @@ class OutputConfig(Settings):
     )
 
 
-class TaskConfig(Settings):
+class TaskConfig(Settings, panel=A_TASK):
     """A data set to evaluate on instead of files."""
 
     task: str | None = setting(
         None,
         "Evaluate on the test clips of a data set: no labels, no PATH.",
-        panel=A_TASK,
         metavar="ave|ave_cls|llp_cls|vggsound_cls",
     )
-    root: Folder | None = setting(None, "Folder of the task's data set.", panel=A_TASK)
-    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=A_TASK)
-    list_file: FilePath | None = setting(
-        None, "For vggsound_cls: the list to read.", panel=A_TASK, flag="--list", metavar="FILE"
-    )
+    root: Folder | None = setting(None, "Folder of the task's data set.")
+    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.")
+    list_file: FilePath | None = setting(None, "For vggsound_cls: the list to read.", flag="--list", metavar="FILE")
     vggsounder: FilePath | None = setting(
-        None, "For vggsound_cls: several labels a clip, by vggsounder.csv.", panel=A_TASK, metavar="FILE"
+        None, "For vggsound_cls: several labels a clip, by vggsounder.csv.", metavar="FILE"
     )
     background: Background | None = setting(
-        None, "For ave: how seconds without an event are told.", panel=A_TASK, unset="threshold, by validation"
+        None, "For ave: how seconds without an event are told.", unset="threshold, by validation"
     )
 
 
-class ZeroshotConfig(CommandConfig):
+class ZeroshotConfig(CommandConfig, table="zeroshot"):
     """``avfs zeroshot``."""
-
-    table: ClassVar[str] = "zeroshot"
 
     output: OutputConfig = section(OutputConfig)
     model: InferenceConfig = section(InferenceConfig)
@@ -936,10 +913,8 @@ class ZeroshotConfig(CommandConfig):
     distribution: EngineConfig = section(EngineConfig)
 
 
-class ExportConfig(CommandConfig):
+class ExportConfig(CommandConfig, table="export"):
     """``avfs export``."""
-
-    table: ClassVar[str] = "export"
 
     onnx: Folder | None = setting(None, "Folder for the graphs; made if it is not there.", metavar="DIR")
     labels: FilePath | None = setting(
@@ -949,10 +924,8 @@ class ExportConfig(CommandConfig):
     model: InferenceConfig = section(InferenceConfig)
 
 
-class ServeConfig(CommandConfig):
+class ServeConfig(CommandConfig, table="serve"):
     """``avfs serve``."""
-
-    table: ClassVar[str] = "serve"
 
     labels: FilePath | None = setting(
         None, "Label file: one a line; `label: a longer wording`. The page can change them.", saved=True
@@ -965,46 +938,48 @@ class ServeConfig(CommandConfig):
     )
     port: Annotated[int, Ge(0), Le(65535)] = setting(8765, "Port; 0: any free one.")
     token: Secret | None = setting(
-        None, "What a client has to know; better set as AVFS_TOKEN, which other users cannot see.", saved=True,
+        None,
+        "What a client has to know; better set as AVFS_TOKEN, which other users cannot see.",
+        saved=True,
         unset="made up where --host needs one",
-    )  # fmt: skip
+    )
     max_upload: Count = setting(1000, "Largest upload, in MB.")
     store: Folder | None = setting(None, "Store of `avfs embed`, to take embeddings from.")
     runs: Folder = setting(Path("runs"), "Folder that runs are saved in.", metavar="PATH", saved=True)
 
 
-class RunConfig(Settings):
-    """Where a training begins and leaves its files."""
+class SupervisedRunConfig(Settings):
+    """Where a training leaves its files."""
 
     config: FilePath | None = setting(None, "YAML file with training settings, named as the options.", saved=True)
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the run folder is called.")
     tracker: Tracker | None = setting(None, "Also send metrics there, as they come; needs the extra of that name.")
+
+
+class RunConfig(SupervisedRunConfig):
+    """Where a training begins and leaves its files."""
+
     adapter: FilePath | None = setting(
-        None,
-        "Run or checkpoint to begin with, such as a pretrained one.",
-        panel=ADAPTERS,
-        metavar="RUN",
+        None, "Run or checkpoint to begin with, such as a pretrained one.", panel=ADAPTERS, metavar="RUN",
         unset="new adapters",
-    )
+    )  # fmt: skip
 
 
-class ClipsConfig(Settings):
+class ClipsConfig(Settings, panel=DATA):
     """Where the clips of a few-shot training are."""
 
     data: Folder | None = setting(
-        None, "Clips of your own: DIR/CLASS/*.mp4, or DIR/train/CLASS/*.mp4 with val and test.", panel=DATA
+        None, "Clips of your own: DIR/CLASS/*.mp4, or DIR/train/CLASS/*.mp4 with val and test."
     )
-    root: Folder | None = setting(None, "Folder of the task's data set.", panel=DATA)
-    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=DATA)
-    list_file: FilePath | None = setting(None, "For vggsound_cls.", panel=DATA, flag="--list", metavar="FILE")
-    store: Folder | None = setting(None, "Store of `avfs embed`, for embeddings of clips that it holds.", panel=DATA)
+    root: Folder | None = setting(None, "Folder of the task's data set.")
+    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.")
+    list_file: FilePath | None = setting(None, "For vggsound_cls.", flag="--list", metavar="FILE")
+    store: Folder | None = setting(None, "Store of `avfs embed`, for embeddings of clips that it holds.")
 
 
-class FewshotConfig(CommandConfig):
+class FewshotConfig(CommandConfig, table="fewshot"):
     """``avfs fewshot``."""
-
-    table: ClassVar[str] = "fewshot"
 
     training: TrainingConfig = section(TrainingConfig)
     run: RunConfig = section(RunConfig)
@@ -1012,14 +987,10 @@ class FewshotConfig(CommandConfig):
     model: BackboneConfig = section(BackboneConfig)
 
 
-class CompareConfig(CommandConfig):
+class CompareConfig(CommandConfig, table="compare"):
     """``avfs compare``."""
 
-    table: ClassVar[str] = "compare"
-
-    task: Literal["ave", "ave_cls", "llp_cls", "vggsound_cls", "folder"] = setting(
-        "folder", "What is learnt and how it is judged."
-    )
+    task: Task = setting("folder", "What is learnt and how it is judged.")
     shots: Shots = setting((1, 2, 4, 8, 16), "Training clips of each class, one table for each.")
     methods: Names = setting(
         ("auto",), "Further methods beside those of `auto`, by comma: any of `avfs fewshot --method`, dgsct too."
@@ -1064,10 +1035,8 @@ class CompareConfig(CommandConfig):
 STORE = "Folder of the store."
 
 
-class EmbedConfig(CommandConfig):
+class EmbedConfig(CommandConfig, table="embed"):
     """``avfs embed``."""
-
-    table: ClassVar[str] = "embed"
 
     store: Folder | None = setting(None, "Folder of the store; made where there is none.")
     recursive: bool = setting(True, "Look into sub-folders.", saved=True)
@@ -1077,10 +1046,8 @@ class EmbedConfig(CommandConfig):
     distribution: EngineConfig = section(EngineConfig)
 
 
-class FindConfig(CommandConfig):
+class FindConfig(CommandConfig, table="find"):
     """``avfs find``."""
-
-    table: ClassVar[str] = "find"
 
     query: Text | None = setting(None, "What to look for, in words.", flag="QUERY", metavar="[QUERY]")
     store: Folder | None = setting(None, STORE)
@@ -1096,10 +1063,8 @@ class FindConfig(CommandConfig):
     device: Device = setting("auto", "Where words are encoded.", saved=True)
 
 
-class SuggestConfig(CommandConfig):
+class SuggestConfig(CommandConfig, table="suggest"):
     """``avfs suggest``."""
-
-    table: ClassVar[str] = "suggest"
 
     store: Folder | None = setting(None, STORE)
     run: Folder | None = setting(None, "Folder of a few-shot run.")
@@ -1107,30 +1072,28 @@ class SuggestConfig(CommandConfig):
     format: Literal["table", "json", "csv"] = setting("table", "Form of the answer.")
 
 
-class ListConfig(Settings):
+class ListConfig(Settings, panel=DATA):
     """Where the clips of a pretraining are."""
 
-    root: Folder | None = setting(None, "Folder with the list and the videos.", panel=DATA)
-    media: Folders = setting((), "Folder of the videos, if elsewhere; may be repeated.", panel=DATA)
-    list_file: FilePath | None = setting(None, "The list to read.", panel=DATA, flag="--list", metavar="FILE")
-    shards: Folder | None = setting(None, "Prepared shards instead of videos.", panel=DATA)
-    against: Folders = setting((), "Folder of a data set that will be evaluated on; may be repeated.", panel=DATA)
-    keep_leaks: bool = setting(False, "Also train on videos of their test splits.", panel=DATA)
-    val_clips: Annotated[int, Ge(0)] = setting(1000, "Validation clips at most.", panel=DATA)
+    root: Folder | None = setting(None, "Folder with the list and the videos.")
+    media: Folders = setting((), "Folder of the videos, if elsewhere; may be repeated.")
+    list_file: FilePath | None = setting(None, "The list to read.", flag="--list", metavar="FILE")
+    shards: Folder | None = setting(None, "Prepared shards instead of videos.")
+    against: Folders = setting((), "Folder of a data set that will be evaluated on; may be repeated.")
+    keep_leaks: bool = setting(False, "Also train on videos of their test splits.")
+    val_clips: Annotated[int, Ge(0)] = setting(1000, "Validation clips at most.")
 
 
-class RanksConfig(Settings):
+class RanksConfig(Settings, panel=DEVICES):
     """The devices that a pretraining is spread over; another call of it may have others."""
 
-    devices: Count | Auto = setting(1, "GPUs (or processes) a machine.", panel=DEVICES)
-    nodes: Count = setting(1, "Machines.", panel=DEVICES)
-    strategy: Literal["auto", "ddp"] = setting("auto", "How ranks work together.", panel=DEVICES)
+    devices: Count | Auto = setting(1, "GPUs (or processes) a machine.")
+    nodes: Count = setting(1, "Machines.")
+    strategy: Literal["auto", "ddp"] = setting("auto", "How ranks work together.")
 
 
-class PretrainConfig(CommandConfig):
+class PretrainConfig(CommandConfig, table="pretrain"):
     """``avfs pretrain``."""
-
-    table: ClassVar[str] = "pretrain"
 
     dataset: Literal["vggsound40k", "vggsound", "ovave"] | None = setting(
         None, "vggsound40k, vggsound or ovave.", flag="DATASET", metavar="DATASET"
@@ -1175,26 +1138,15 @@ class SupervisedTrainingConfig(AdapterConfig):
     RULES: ClassVar[tuple[Rule, ...]] = TrainerConfig.RULES[:1]
 
 
-class SupervisedRunConfig(Settings):
-    """Where a supervised training leaves its files."""
-
-    config: FilePath | None = setting(None, "YAML file with training settings, named as the options.", saved=True)
-    runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
-    name: str | None = setting(None, "What the run folder is called.")
-    tracker: Tracker | None = setting(None, "Also send metrics there, as they come; needs the extra of that name.")
-
-
-class SupervisedDataConfig(Settings):
+class SupervisedDataConfig(Settings, panel=DATA):
     """Where the data set of a supervised task is."""
 
-    root: Folder | None = setting(None, "Folder of the task's data set.", panel=DATA)
-    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.", panel=DATA)
+    root: Folder | None = setting(None, "Folder of the task's data set.")
+    media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.")
 
 
-class SupervisedConfig(CommandConfig):
+class SupervisedConfig(CommandConfig, table="train"):
     """``avfs train``."""
-
-    table: ClassVar[str] = "train"
 
     task: Text | None = setting(None, "What is learnt.", flag="TASK", metavar="TASK")
     training: SupervisedTrainingConfig = section(SupervisedTrainingConfig)
@@ -1203,33 +1155,13 @@ class SupervisedConfig(CommandConfig):
     model: BackboneConfig = section(BackboneConfig)
 
 
-class DataFoldersConfig(CommandConfig):
+class DataFoldersConfig(CommandConfig, table="data"):
     """``[data]``: where data sets lie. Its variables begin with ``AVFS_DATA_``."""
-
-    table: ClassVar[str] = "data"
 
     root: FilePath | None = setting(None, "Folder that holds the data sets.", saved=True)
     ave: FilePath | None = setting(None, "Folder of AVE, where it is not below `root`.", saved=True)
     llp: FilePath | None = setting(None, "Folder of LLP, where it is not below `root`.", saved=True)
     vggsound: FilePath | None = setting(None, "Folder of VGG-Sound, where it is not below `root`.", saved=True)
-
-
-COMMANDS: dict[str, type[CommandConfig]] = {
-    model.table: model
-    for model in (
-        ZeroshotConfig,
-        ExportConfig,
-        ServeConfig,
-        FewshotConfig,
-        CompareConfig,
-        EmbedConfig,
-        FindConfig,
-        SuggestConfig,
-        PretrainConfig,
-        SupervisedConfig,
-        DataFoldersConfig,
-    )
-}
 
 
 @functools.cache
@@ -1444,28 +1376,20 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     return document
 
 
-def _read_bytes(path: Path) -> str:
-    # Editors on Windows like to add a byte order mark.
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: is not UTF-8.", hint="Save it as UTF-8.") from None
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
-
-
 def _read_toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
-    try:
-        return tomllib.loads(_read_bytes(path))
+    try:  # editors on Windows like to add a byte order mark
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8.", hint="Save it as UTF-8.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from None
     except tomllib.TOMLDecodeError as error:
         hint = 'Texts need quotes: `backbone = "tiny"`.'
         raise UsageError(f"{path}: is not valid TOML: {str(error).rstrip('.')}.", hint=hint) from None
