@@ -20,7 +20,7 @@ import numpy as np
 from methods import Task
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.methods.active import suggest
+from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features, Support
 from avfewshot.methods.method import find_method
 
@@ -60,7 +60,7 @@ def curve(
             chosen += list(rng.permutation(free)[:count])
         else:
             part = features.take(free)
-            chosen += list(free[suggest(part, np.exp(scorer.scores(part).joined), count)])
+            chosen += list(free[suggest(margins(np.exp(scorer.scores(part).joined)), part.take, count)])
     return accuracies
 
 

@@ -222,7 +222,6 @@ def measure(name: str, folder: Path, vectors: np.ndarray, queries: np.ndarray, t
 
 def measure_find(folder: Path, count: int) -> dict[str, Any]:
     """A store of `count` seconds: how long it takes to open and to search, against an exact search."""
-    from avfewshot.store.search import Search
     from avfewshot.store.store import MODALITIES, Store
 
     made = {name: made_up(count, folder, number, 50) for number, name in enumerate(MODALITIES)}
@@ -241,9 +240,9 @@ def measure_find(folder: Path, count: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"seconds": count, "clips": clips}
     for what in ("index_seconds", "open_seconds"):
         began = time.perf_counter()
-        search = Search(Store(folder / "store"))
+        search = Store(folder / "store").search()
         figures[what] = time.perf_counter() - began
-    plain = Search(Store(folder / "store"), exact=True)
+    plain = Store(folder / "store").search(exact=True)
     files = [path for path in (folder / "store").iterdir() if path.is_file()]
     figures["gigabytes"] = {path.suffix: 0.0 for path in files}
     for path in files:

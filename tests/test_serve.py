@@ -25,14 +25,17 @@ from avfewshot.app.label_file import NAME, Mark, read_marks, write_marks
 from avfewshot.app.learner import features_of
 from avfewshot.app.server import create_app, listen
 from avfewshot.app.workspace import Workspace
+from avfewshot.cli.app import run
 from avfewshot.errors import DataError
 from avfewshot.inference.loading import load
 from avfewshot.labels import LabelSet
 from avfewshot.media import decoders
 from avfewshot.methods.active import suggest
+from avfewshot.store.store import Store
 
 HOST = "127.0.0.1:8765"
 LABELS = LabelSet.from_names(["dog barking", "bell ringing"])
+TOWERS = ["--backbone", "tiny", "--device", "cpu", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -241,15 +244,27 @@ def test_suggestions_are_without_a_label_and_different(serve):
 
 def test_something_is_suggested_where_nothing_is_in_doubt(serve, classifier):
     files = classifier.embed_frozen([serve.folder / f"{name}.mp4" for name in ("a0", "a1", "b0", "b1")])
-    certain = np.tile([1.0, 0.0], (4, 1))
-    assert len(set(suggest(features_of(classifier, files), certain, 2).tolist())) == 2
+    chosen = suggest(np.ones(4), lambda rows: features_of(classifier, [files[row] for row in rows]), 2)
+    assert len(set(chosen.tolist())) == 2
 
 
-def test_clips_are_found_by_what_is_in_them(serve):
-    client = serve().ready().client()
-    found = client.get("/api/find", params={"q": "dog barking", "by": "audio"}).json()["found"]
-    assert len(found) == 6
-    assert [hit["score"] for hit in found] == sorted((hit["score"] for hit in found), reverse=True)
+def test_clips_are_found_by_what_is_in_them(serve, tmp_path):
+    served = serve().ready()
+    client = served.client()
+    for by in ("sight", "sound", "both"):
+        found = client.get("/api/find", params={"q": "dog barking", "by": by}).json()["found"]
+        assert sorted(hit["id"] for hit in found) == list(range(6))
+        assert [hit["score"] for hit in found] == sorted((hit["score"] for hit in found), reverse=True)
+    # What `avfs find` says of a store of the same clips.
+    folder = str(tmp_path / "store")
+    assert run(["embed", str(serve.folder), "--store", folder, *TOWERS]) == 0
+    hits = Store(folder).find("dog barking", top=50)
+    assert [Path(hit.path).name for hit in hits] == [rows(client)[hit["id"]]["path"] for hit in found]
+    assert [hit.score for hit in hits] == pytest.approx([hit["score"] for hit in found], abs=1e-3)
+    # A clip that is dropped later is found, too.
+    client.post("/api/clips", files={"files": ("new.mp4", (serve.folder / "a0.mp4").read_bytes())})
+    served.ready()
+    assert len(client.get("/api/find", params={"q": "dog barking"}).json()["found"]) == 7
     assert client.get("/api/find", params={"q": "x", "by": "smell"}).status_code == 422
 
 
@@ -533,8 +548,6 @@ def test_the_command_serves_and_ctrl_c_ends_it_with_an_event_stream_open(serve):
 
 
 def test_an_address_beyond_this_machine_gets_a_token_and_a_port_in_use_is_said(serve):
-    from avfewshot.cli.app import run
-
     with listen("127.0.0.1", 0) as busy:
         port = busy.getsockname()[1]
         assert run(["serve", str(serve.folder), "--label", "dog", "--backbone", "tiny", "--port", str(port)]) == 2
@@ -545,12 +558,8 @@ def test_an_address_beyond_this_machine_gets_a_token_and_a_port_in_use_is_said(s
 
 
 def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
-    from avfewshot.cli.app import run
-    from avfewshot.store.store import Store
-
     folder = str(tmp_path / "store")
-    towers = ["--backbone", "tiny", "--device", "cpu", "--precision", "fp32"]
-    assert run(["embed", str(serve.folder), "--store", folder, *towers]) == 0
+    assert run(["embed", str(serve.folder), "--store", folder, *TOWERS]) == 0
     looking = load("tiny", device="cpu", precision="fp32")
     assert looking.look_up(Store(folder).cache)
     monkeypatch.setattr("avfewshot.inference.classifier.read_items", None)  # nothing can be decoded

@@ -307,7 +307,7 @@ def test_search_by_content_and_unreadable_clips(browser, server):
     assert page.locator("table.clips tbody tr").all_inner_texts()[0].startswith("\tbad.mp4")
     page.locator("#filter").select_option("")
     page.locator("#search").fill("dog barking")
-    page.locator("#scope").select_option("audio")
+    page.locator("#scope").select_option("sound")
     page.locator(".count", has_text="6 of 7").wait_for()
     assert errors == []
 

@@ -21,10 +21,9 @@ from fewshot_worlds import CLASSES, write_class_folders
 import avfewshot
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.methods.active import suggest
+from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features
 from avfewshot.store import store as store_module
-from avfewshot.store.search import Search
 from avfewshot.store.store import Store
 
 TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
@@ -312,19 +311,19 @@ def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
 
 def test_an_empty_store_finds_nothing(tmp_path):
     store = Store.create(tmp_path, {"backbone": "tiny", "precision": "fp32"}, {}, {"visual": 4, "audio": 4})
-    assert Search(store).find({"visual": np.ones(4, dtype=np.float32)}) == []
+    assert store.search().find({"visual": np.ones(4, dtype=np.float32)}) == []
 
 
 @pytest.mark.parametrize("names", [("visual",), ("audio",), ("visual", "audio")])
 def test_scores_are_deviations_above_the_collection(tmp_path, names):
     store, made = made_up_store(tmp_path, 40)
     query = {name: made[str(tmp_path / "00007.mp4")][name == "audio"][2] for name in names}
-    hits = Search(store).find(query, 5)
+    hits = store.search().find(query, 5)
     paths, scores = plain_search(made, query, 5)
     assert [hit.path for hit in hits] == paths
     np.testing.assert_allclose([hit.score for hit in hits], scores, atol=1e-3)
     assert (hits[0].path, hits[0].second) == (str(tmp_path / "00007.mp4"), 2)
-    assert len(Search(store).find(query, 100)) == (32 if names == ("audio",) else 40)
+    assert len(store.search().find(query, 100)) == (32 if names == ("audio",) else 40)
 
 
 def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
@@ -337,13 +336,13 @@ def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
     store = Store(tmp_path)
     assert set(store.index()) == {"visual", "audio"}
     query = {"visual": made[str(tmp_path / "00004.mp4")][0][1], "audio": made[str(tmp_path / "00004.mp4")][1][1]}
-    with_index, exact = Search(store).find(query, 10), Search(store, exact=True).find(query, 10)
+    with_index, exact = store.search().find(query, 10), store.search(exact=True).find(query, 10)
     assert with_index == exact
     gone = {"visual": made[str(tmp_path / "00003.mp4")][0][0]}
-    assert str(tmp_path / "00003.mp4") not in {hit.path for hit in Search(store).find(gone, 10)}
+    assert str(tmp_path / "00003.mp4") not in {hit.path for hit in store.search().find(gone, 10)}
     index = next(tmp_path.glob("visual-*.index"))
     index.write_bytes(b"damaged")
-    assert Search(store).find(query, 10) == exact
+    assert store.search().find(query, 10) == exact
 
 
 def test_moments_join_seconds_that_follow_each_other(tmp_path):
@@ -487,5 +486,5 @@ def test_suggested_clips_are_doubtful_and_of_different_clusters():
     features = Features.of((str(number), clip[None], None) for number, clip in enumerate(clips))
     sure = np.full(21, 0.99)
     sure[[3, 4, 15, 20]] = 0.5, 0.55, 0.6, 0.5
-    chosen = suggest(features, np.stack([sure, 1 - sure], 1), 2)
+    chosen = suggest(margins(np.stack([sure, 1 - sure], 1)), features.take, 2)
     assert {3, 15} == set(chosen.tolist())  # not both of one cluster, nor the one that is like no other

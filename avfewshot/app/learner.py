@@ -20,6 +20,7 @@ from avfewshot.inference.learned import LearnedRun, frozen_part
 from avfewshot.inference.results import ClipResult
 from avfewshot.io import write_text
 from avfewshot.labels import LabelSet
+from avfewshot.methods.active import margins
 from avfewshot.methods.base import Features, Support, log_softmax
 from avfewshot.methods.kernel_ridge import KernelRidge
 from avfewshot.methods.living import LivingRidge
@@ -95,15 +96,13 @@ class Model:
         unknown = none > 0.5
         if self.learnt and self.learnt.living and features is not None:
             unknown |= self.learnt.living.unknown(features)
-        order = np.sort(fused, axis=1)
-        margins = order[:, -1] - (order[:, -2] if fused.shape[1] > 1 else 0)
         gaps = np.abs(visual - audio).sum(1) / 2
         return [
             Verdict(
                 self.labels.names[row.argmax()], float(row.max()), float(margin),
                 None if file.visual is None or file.audio is None else float(gap), bool(strange),
             )
-            for file, row, margin, gap, strange in zip(files, fused, margins, gaps, unknown, strict=True)
+            for file, row, margin, gap, strange in zip(files, fused, margins(fused), gaps, unknown, strict=True)
         ]  # fmt: skip
 
 

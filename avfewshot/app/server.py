@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, File, Form, Header, HTTPException, Query, Request, Response, UploadFile
@@ -275,7 +275,7 @@ def create_app(
     @app.get("/api/find", summary="Clips by what is seen or heard in them")
     def find(
         q: Annotated[str, Query(min_length=1, max_length=500)],
-        by: Annotated[str, Query(pattern="^(both|visual|audio)$")] = "both",
+        by: Literal["sight", "sound", "both"] = "both",
         top: Annotated[int, Query(ge=1, le=1000)] = 50,
     ) -> dict[str, Any]:
         return {"found": work.find(q, by, top)}

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -28,11 +29,13 @@ from avfewshot.app.learner import Learnt, Model, Verdict, features_of, learn, sa
 from avfewshot.errors import UsageError, explain
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
+from avfewshot.inference.learned import frozen_part
 from avfewshot.inference.results import ClipResult, Failure
 from avfewshot.io import printable
 from avfewshot.labels import LabelSet
 from avfewshot.media.discover import MEDIA_SUFFIXES
 from avfewshot.methods.active import suggest
+from avfewshot.store.search import Search, word_query
 
 _LOG = logging.getLogger(__name__)
 EMBED_AT_ONCE = 4
@@ -111,11 +114,14 @@ class Workspace:
         self._undo: dict[str, list[_Change]] = {}
         self._learnt: Learnt | None = None
         self._model: Model | None = None
+        self._search: Search | None = None  # over the clips that were embedded when it was last asked
         self._rebuild = True
         classes, self._marks = read_marks(self.labels_file)
         own = {} if labels is None else dict(zip(labels.names, labels.wordings, strict=True))
         self.classes: dict[str, str] = {**own, **{name: w for name, w in classes.items() if name not in own}}
         self.entries: list[Entry] = []
+        self._todo: deque[Entry] = deque()  # to be embedded
+        self._dropped: deque[Entry] = deque()  # likewise, and first
         for path in files:
             self._enter(path)
         self._learn_when_embedded = any(entry.mark for entry in self.entries)
@@ -322,41 +328,30 @@ class Workspace:
         """Numbers of the clips to label next."""
         with self.lock:
             model = self._model
-            free = [e for e in self.entries if e.file is not None and not e.mark and e.verdict is not None]
+            free = [(e.number, e.file, e.verdict.margin) for e in self.entries if e.file and e.verdict and not e.mark]
         if model is None or not free or not self.classifier.embeds_frozen:
             return []
+        numbers, files, margins = zip(*free, strict=True)
         with self.compute:
-            features = features_of(self.classifier, [e.file for e in free if e.file is not None])
-            margins = np.array([[(1 + e.verdict.margin) / 2, (1 - e.verdict.margin) / 2] for e in free if e.verdict])
-            return [free[row].number for row in suggest(features, margins, count)]
+            features = lambda rows: features_of(self.classifier, [files[row] for row in rows])  # noqa: E731
+            return [numbers[row] for row in suggest(np.array(margins), features, count)]
 
     def find(self, query: str, by: str, top: int) -> list[dict[str, Any]]:
-        """The seconds that fit a text best, one of each clip.
+        """The clips whose best second fits a text best, with that second, see :class:`~avfewshot.store.search.Search`.
 
-        Scores are logits against the text for "nothing happens", by ``"visual"``, ``"audio"`` or ``"both"``.
+        Raises:
+            UsageError: The embeddings are not those of the frozen towers.
         """
-        texts = self.classifier.label_features([query], [query])
-        with self.lock:
-            files = [(e.number, e.file) for e in self.entries if e.file is not None]
         if not self.classifier.embeds_frozen:
             raise UsageError("Adapted embeddings cannot be searched.", hint="Start without --adapter.")
-        hits = []
         with self.compute:
-            for number, file in files:
-                pair, scores = (file.visual, file.audio), []
-                for name, seconds, width, scale in zip(
-                    ("visual", "audio"), pair, self.classifier.dims, texts.scales, strict=True
-                ):
-                    background = getattr(texts, f"{name}_background")
-                    if seconds is not None and by in (name, "both"):
-                        scores.append(
-                            scale * seconds[:, :width].double().numpy() @ (getattr(texts, name)[0] - background)
-                        )
-                if scores:
-                    length = min(map(len, scores))
-                    joined = np.mean([score[:length] for score in scores], axis=0)
-                    hits.append({"id": number, "second": int(joined.argmax()), "score": round(float(joined.max()), 3)})
-        return sorted(hits, key=lambda hit: -hit["score"])[:top]
+            with self.lock:
+                files = [(str(e.number), e.file) for e in self.entries if e.file is not None]
+            if self._search is None or len(self._search) != len(files):
+                dims = self.classifier.dims
+                self._search = Search.of((number, *frozen_part(file, dims)[1:]) for number, file in files)
+            hits = self._search.find(word_query(self.classifier, query), top, by=by)
+        return [{"id": int(hit.path), "second": hit.second, "score": hit.score} for hit in hits]
 
     def save(self, name: str) -> Path:
         """Write what was learnt as a run, and the labels beside it."""
@@ -429,6 +424,7 @@ class Workspace:
             entry = Entry(len(self.entries), path, name or os.path.relpath(path, self.folder), version=self.version)
             entry.mark = self._marks.pop(path, Mark())
             self.entries.append(entry)
+            (self._todo if name is None else self._dropped).append(entry)
             self._changed.notify_all()
             return entry
 
@@ -448,14 +444,11 @@ class Workspace:
     def _work(self) -> None:
         while not self.closing.is_set():
             with self.lock:
-                todo = [e for e in reversed(self.entries) if e.file is None and e.error is None]
-                # What was dropped last comes first; what was there at the start in its order.
-                todo = sorted(todo, key=lambda e: (not e.path.is_relative_to(self.temporary), e.number))[:EMBED_AT_ONCE]
-                model = self._model
-                stale = [e for e in self.entries if e.file is not None and e.model is not model]
+                todo = self._dropped or self._todo
+                model, rebuild = self._model, self._rebuild
+                stale = [e for e in self.entries if e.file is not None and e.model is not model] if model else []
                 learn_now = not todo and self._learn_when_embedded
-                rebuild = self._rebuild
-                if not (todo or learn_now or rebuild or (stale and model)):
+                if not (todo or learn_now or rebuild or stale):
                     self._changed.wait(1)
                     continue
             try:
@@ -467,7 +460,7 @@ class Workspace:
                 elif stale and model is not None:
                     self._score(model, stale[:SCORE_AT_ONCE])
                 else:
-                    self._embed(todo)
+                    self._embed([todo.popleft() for _ in range(min(EMBED_AT_ONCE, len(todo)))])
             except Exception as error:  # whatever it is, the page goes on; what did not work is not tried again at once
                 _LOG.warning("%s", explain(error))
                 self.closing.wait(1)
@@ -489,8 +482,10 @@ class Workspace:
         for result in results:
             entry = by_path[result.path]
             if isinstance(result, Failure):
-                if str(entry.path) == result.path:  # else it was moved meanwhile, and is read again
+                if str(entry.path) == result.path:
                     self._failed(entry, result.error)
+                else:  # it was moved meanwhile
+                    self._dropped.append(entry)
                 continue
             with self.lock:
                 entry.file = EmbeddedFile(**{**vars(result), "path": str(entry.path)})  # it may have been moved

@@ -10,7 +10,7 @@ import numpy as np
 
 from avfewshot.errors import UsageError
 from avfewshot.inference.learned import LearnedRun
-from avfewshot.methods.active import POOL_ROWS, suggest
+from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features
 from avfewshot.store.store import Store
 
@@ -45,12 +45,9 @@ def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, 
     if not free:
         return []
     fused = np.concatenate(scored)
-    order = np.sort(fused, axis=1)
-    margins = order[:, -1] - order[:, -2] if fused.shape[1] > 1 else np.zeros(len(free))
-    pool = np.sort(np.argsort(margins, kind="stable")[:POOL_ROWS])  # of many clips, the most doubtful
-    features = Features.of((free[row].path, *embedded(free[row])) for row in pool)
+    margin = margins(fused)
     rows = []
-    for row in pool[suggest(features, fused[pool], count)]:
+    for row in suggest(margin, lambda rows: Features.of((free[r].path, *embedded(free[r])) for r in rows), count):
         best = np.argsort(-fused[row], kind="stable")
         rows.append(
             {
@@ -58,7 +55,7 @@ def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, 
                 "label": names[best[0]],
                 "score": round(float(fused[row, best[0]]), 4),
                 "second": names[best[1]] if len(best) > 1 else "",
-                "margin": round(float(margins[row]), 4),
+                "margin": round(float(margin[row]), 4),
             }
         )
     return rows

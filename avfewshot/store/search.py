@@ -1,4 +1,4 @@
-"""Search of a store: candidates by the index, exact scores for them, seconds joined to moments and clips.
+"""Search of embedded clips: candidates by an index, exact scores for them, seconds joined to moments and clips.
 
 Cosines of the two modalities have different means and spreads, so a score is how many standard deviations a second lies
 above the seconds of the collection; `both` is the mean of sight and sound, where a modality that a clip lacks is zero.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,12 @@ import numpy.typing as npt
 from avfewshot.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
+    from avfewshot.inference.classifier import Classifier
     from avfewshot.store.store import Store, StoredClip
 
 Floats = npt.NDArray[np.float32]
 MODALITIES = ("visual", "audio")
-BY = {"sight": ("visual",), "sound": ("audio",), "both": MODALITIES}
+BY: dict[str, tuple[str, ...]] = {"sight": ("visual",), "sound": ("audio",), "both": MODALITIES}
 
 _SAMPLE = 4096  # seconds that tell how cosines are spread
 _CANDIDATES = 100  # seconds looked at for each clip that is wanted
@@ -52,14 +53,32 @@ class Hit:
     moments: list[Moment] = field(default_factory=list)  # seconds at least half as far above, in order
 
 
-class Search:
-    """Answers queries; keeps what they share: indexes (none with `exact`), and where the rows of clips are."""
+class Rows(NamedTuple):
+    """Where the seconds of a clip lie."""
 
-    def __init__(self, store: Store, *, exact: bool = False) -> None:
-        self.store = store
-        self._clips = store.embedded
-        self._vectors = {name: store.vectors(name) for name in MODALITIES}
-        self._indexes = {} if exact else store.index()
+    path: str
+    duration: float  # seconds
+    seconds: int
+    visual: int | None  # its first row; None without video
+    audio: int | None
+
+
+class Search:
+    """Answers queries; keeps what they share: where the rows of clips are, and how their cosines are spread.
+
+    Args:
+        clips: Whose seconds are looked at.
+        vectors: Rows of each modality ``[N, D]``; there may be others than those of `clips` among them.
+        indexes: Of faiss by modality; the rows of the others are all compared.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Rows | StoredClip],
+        vectors: Mapping[str, Floats],
+        indexes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._clips, self._vectors, self._indexes = clips, vectors, indexes or {}
         self._starts: dict[str, npt.NDArray[np.int64]] = {}  # -1: the clip has no such rows
         self._order: dict[str, npt.NDArray[np.int64]] = {}  # clips that have, by row
         for name in MODALITIES:
@@ -69,6 +88,26 @@ class Search:
             self._order[name] = order[self._starts[name][order] >= 0]
         self._seconds = np.array([clip.seconds for clip in self._clips], dtype=np.int64)
         self._samples = self._sampled()
+
+    @classmethod
+    def of(cls, clips: Iterable[tuple[str, Floats | None, Floats | None]]) -> Search:
+        """Over (name, sight, sound) of clips in memory, which are copied."""
+        rows: list[Rows] = []
+        parts: dict[str, list[Floats]] = {name: [] for name in MODALITIES}
+        ends: dict[str, int] = dict.fromkeys(MODALITIES, 0)
+        for path, *pair in clips:
+            there = {name: part for name, part in zip(MODALITIES, pair, strict=True) if part is not None}
+            starts = (ends[name] if name in there else None for name in MODALITIES)
+            seconds = max(map(len, there.values()))
+            rows.append(Rows(path, float(seconds), seconds, *starts))
+            for name, part in there.items():
+                parts[name].append(part.astype(np.float32))
+                ends[name] += len(part)
+        empty = np.zeros((0, 0), dtype=np.float32)
+        return cls(rows, {name: np.concatenate(some) if some else empty for name, some in parts.items()})
+
+    def __len__(self) -> int:
+        return len(self._clips)
 
     def _sampled(self) -> dict[str, Floats]:
         """Some seconds of each modality, evenly spread."""
@@ -82,9 +121,11 @@ class Search:
             made[name] = np.asarray(self._vectors[name][(rows + offsets)[picked]])
         return made
 
-    def find(self, query: dict[str, Floats], top: int = 20, *, without: StoredClip | None = None) -> list[Hit]:
-        """The clips whose best second is nearest to a query: a unit vector ``[D]`` for each modality to compare."""
-        query = {name: vector.astype(np.float32) for name, vector in query.items() if len(self._order[name])}
+    def find(
+        self, query: Mapping[str, Floats], top: int = 20, *, by: str = "both", without: StoredClip | None = None
+    ) -> list[Hit]:
+        """The clips whose best second is nearest to a query, a unit vector ``[D]`` by modality; `by` is one of `BY`."""
+        query = {name: query[name].astype(np.float32) for name in BY[by] if name in query and len(self._order[name])}
         if not query or top < 1:
             return []
         spread = {name: self._samples[name] @ vector for name, vector in query.items()}
@@ -96,7 +137,7 @@ class Search:
             order = np.argsort(-scores, kind="stable")
             _, first = np.unique(clips[order], return_index=True)  # the best second of each clip
             best = order[np.sort(first)]
-            best = [row for row in best if self._clips[clips[row]] is not without][:top]
+            best = [row for row in best if self._clips[int(clips[row])] is not without][:top]
             if len(best) == top or count >= total:  # long clips may have taken all candidates
                 break
             count *= 8
@@ -157,6 +198,16 @@ class Search:
         ]
         there = {name: round(float(values[best]), 4) for name, values in cosines.items() if not np.isnan(values[best])}
         return Hit(clip.path, clip.duration, round(float(scores[best]), 4), best, there, moments)
+
+
+def word_query(classifier: Classifier, text: str) -> dict[str, Floats]:
+    """A text by modality, in the spaces of the frozen towers."""
+    from avfewshot.encoders.label_features import label_features
+
+    backbone, templates = classifier.backbone, classifier.templates
+    branches = ((backbone.visual_text, templates.visual), (backbone.audio_text, templates.audio))
+    features = (label_features(branch, [text], prompts)[0].cpu().numpy() for branch, prompts in branches)
+    return dict(zip(MODALITIES, features, strict=True))
 
 
 def parse_like(text: str) -> tuple[str, int | None, int | None]:

@@ -30,7 +30,7 @@ from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path, naming
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.thumbnails import jpeg
-from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, clip_query
+from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, clip_query, word_query
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
@@ -314,13 +314,10 @@ class Store:
         if classifier is not None:
             self._towers = classifier
         if like is not None:
-            vectors, itself = clip_query(self, os.fspath(like), lambda path: self.towers().embed(path))
+            wanted, itself = clip_query(self, os.fspath(like), lambda path: self.towers().embed(path))
         else:
-            features = self.towers().embed_labels([query or ""])
-            vectors = {name: part[0].numpy() for name, part in zip(MODALITIES, features, strict=True)}
-            itself = None
-        wanted = {name: vector for name, vector in vectors.items() if name in BY[by]}
-        return self._search.find(wanted, top, without=itself)
+            wanted, itself = word_query(self.towers(), query or ""), None
+        return self._search.find(wanted, top, by=by, without=itself)
 
     def towers(self, device: str = "auto") -> Classifier:
         """The towers that embedded it, loaded when they are first asked for."""
@@ -328,9 +325,13 @@ class Store:
             self._towers = self.classifier(device)
         return self._towers
 
+    def search(self, *, exact: bool = False) -> Search:
+        """What answers queries; with `exact` without indexes."""
+        return Search(self.embedded, self._vectors, None if exact else self.index())
+
     @cached_property
     def _search(self) -> Search:
-        return Search(self)
+        return self.search()
 
     # ------------------------------------------------------------------------------------------ writing
 

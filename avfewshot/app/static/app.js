@@ -64,7 +64,7 @@
       $("bulk-count").textContent = `${ticked.size} selected`;
     },
   });
-  const scope = el("select", { id: "scope", onchange: () => search() }, [["names", "in names"], ["both", "in sight and sound"], ["visual", "in sight"], ["audio", "in sound"]].map(([value, name]) => el("option", { value }, name)));
+  const scope = el("select", { id: "scope", onchange: () => search() }, [["names", "in names"], ["both", "in sight and sound"], ["sight", "in sight"], ["sound", "in sound"]].map(([value, name]) => el("option", { value }, name)));
   list.bar.firstChild.after(el("label", { class: "field" }, el("span", {}, "Where"), scope));
   list.search.addEventListener("keydown", (event) => { if (event.key === "Enter") search(); });
   list.search.addEventListener("input", () => { if (list.order && !list.search.value) { list.order = null; list.change(); } });
