@@ -5,11 +5,12 @@ import pytest
 from methods_worlds import CLASSES, WIDTH
 
 from avfewshot.methods.base import Features, LabelFeatures, Support
+from avfewshot.methods.calibration import expected_calibration_error
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.seconds import chunks
 
 
-def world(clips, seed):
+def world(clips, seed, noise=0.5):
     """Clips of eight seconds whose event fills four; the others show noise of their own kind."""
     centres = np.random.default_rng(99).normal(size=(2, CLASSES + 1, WIDTH))
     rng = np.random.default_rng(seed)
@@ -19,7 +20,7 @@ def world(clips, seed):
         shown = np.full(8, CLASSES)
         start = rng.integers(0, 5)
         shown[start : start + 4] = label
-        items.append((f"{seed}-{row}", *(centre[shown] + 0.5 * rng.normal(size=(8, WIDTH)) for centre in centres)))
+        items.append((f"{seed}-{row}", *(centre[shown] + noise * rng.normal(size=(8, WIDTH)) for centre in centres)))
         segments.append(np.eye(CLASSES + 1, dtype=bool)[shown])
     names = [f"c{i}" for i in range(CLASSES)]
     texts = LabelFeatures.with_background(names, *centres, scales=(8.0, 8.0))
@@ -43,6 +44,18 @@ def test_seconds_are_told_and_so_is_the_background(name, clips, tmp_path):
     assert ((answers == CLASSES) == background).mean() >= 0.85
     loaded = Scorer.load(scorer.save(tmp_path / "run"))
     assert all((a == b).all() for a, b in zip(scores, loaded.segment_logits(queries.features), strict=True))
+
+
+def test_how_well_seconds_are_calibrated_is_told_before_and_after_the_weights_by_left_out_clips():
+    support, texts = world(6, 1, noise=3.0)
+    queries, _ = world(6, 2, noise=3.0)
+    scorer = find_method("logistic").fit(support, texts)
+    right = np.concatenate(queries.segments)
+    judged = [np.concatenate(one.segment_logits(queries.features)) for one in (scorer.uncalibrated(), scorer)]
+    errors = [expected_calibration_error(one, right) for one in judged]
+    assert errors[1] < errors[0] / 2
+    told = scorer.diagnostics["calibration_seconds"]
+    np.testing.assert_allclose((told["ece_before"], told["ece_after"]), errors, atol=0.02)
 
 
 def test_without_labels_of_seconds_each_is_scored_as_a_clip():

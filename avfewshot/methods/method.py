@@ -116,17 +116,20 @@ class Method:
                 not_of = np.pad(not_of[:, trained], ((0, 0), (0, int(negatives))))
                 rows = replace(rows, counter=(scorer.rows(features), not_of))
             scorer.clip = self.fit_head(rows, targets / targets.sum(1, keepdims=True), seed=seed)
-        if support.segments is not None:
-            scorer.second = fit_seconds(self.for_seconds(), support, texts, trained, scorer.clip.loo, seed)
-        for head in (scorer.clip, scorer.second):
-            if head is not None:  # one layout in memory, as loaded: products of matrices differ by it in the last bit
-                head.arrays = {name: np.ascontiguousarray(values) for name, values in head.arrays.items()}
         for head in (scorer.clip, *scorer.clip.parts.values()):
             if head.loo is not None:
                 head.loo = head.loo[np.argsort(order)]
+        left_out = scorer.left_out(given)
+        if support.segments is not None:
+            loo = None if scorer.clip.loo is None else scorer.clip.loo[order]
+            scorer.second = fit_seconds(self.for_seconds(), support, texts, trained, loo, seed)
+        for head in (scorer.clip, scorer.second):
+            if head is not None:  # one layout in memory, as loaded: products of matrices differ by it in the last bit
+                head.arrays = {name: np.ascontiguousarray(values) for name, values in head.arrays.items()}
         scorer.diagnostics = {
             **scorer.clip.diagnostics,
-            **scorer.left_out(given),
+            **left_out,
+            "calibration_seconds": scorer.second and scorer.second.params.get("calibration"),
             "method": self.name,
             "labels_used": used,
             **({"counter_examples": self._counted(support, texts)} if "counter-examples" in used else {}),
@@ -272,6 +275,12 @@ class Scorer:
             "loo_clips": int(known.sum()),
             "calibration": calibration,
         }
+
+    def uncalibrated(self) -> Scorer:
+        """The same without what left-out clips gave: the temperature, or of seconds the weights of :meth:`fit`."""
+        if self.second is None:
+            return replace(self, temperature=1.0)
+        return replace(self, second=replace(self.second, params={**self.second.params, "alone": True}))
 
     def loo(self, support: Support) -> Floats | None:
         """Log-posteriors ``[N, K]`` of the support's clips, each without itself; None where the method has none."""

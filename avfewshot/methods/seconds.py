@@ -24,6 +24,7 @@ from avfewshot.methods.base import (
     unit,
     within_clip_scatter,
 )
+from avfewshot.methods.calibration import expected_calibration_error
 from avfewshot.methods.stacking import stack
 
 MAX_ROWS = 800
@@ -103,15 +104,17 @@ def fit_seconds(
     )
     seconds = _spread(known, kept, len(columns))
     event = labels[:, :-1].any(1)
+    judged = head.loo is not None
+    clip = None if clip_loo is None else clip_loo[:, : len(columns) - 1][clip_of]
     # Which event: both heads' left-out predictions.
     weights: Any = _FIXED
-    if head.loo is not None and clip_loo is not None and event.any() and len(columns) > 2:
-        experts = [log_softmax(seconds[:, :-1]), log_softmax(clip_loo[:, : len(columns) - 1])[clip_of]]
+    if judged and clip is not None and event.any() and len(columns) > 2:
+        experts = [log_softmax(seconds[:, :-1]), log_softmax(clip)]
         wanted = targets[event, :-1] / targets[event, :-1].sum(1, keepdims=True)
         weights = stack([expert[event] for expert in experts], wanted, every.weights[event]).tolist()
     head.params["event weights"] = [float(weight) for weight in weights]
     # Whether there is one.
-    signs = presence_signs(seconds if head.loo is not None else None, salience, lengths)
+    signs = presence_signs(seconds if judged else None, salience, lengths)
     if event.all() or not event.any():
         head.params["presence"] = {"mean": [], "scale": [], "weights": [], "bias": 30.0 if event.all() else -30.0}
     else:
@@ -123,7 +126,11 @@ def fit_seconds(
             "weights": fitted.coef_[0].tolist(),
             "bias": float(fitted.intercept_[0]),
         }
-    head.params["with odds"] = head.loo is not None
+    head.params["with odds"] = judged
+    if judged and clip is not None:
+        posterior = _posterior(head.params, log_softmax(seconds[:, :-1]), log_softmax(clip), signs)
+        ends = {"before": log_softmax(seconds), "after": posterior}
+        head.params["calibration"] = {f"ece_{k}": expected_calibration_error(v, labels > 0) for k, v in ends.items()}
     head.loo = None
     return head
 
@@ -142,17 +149,25 @@ def score_seconds(
     kept = np.array(head.params["columns"])
     known = log_softmax(method.score_head(head, rows.take(np.arange(len(rows)), kept)))
     seconds = _spread(known, kept, int(trained.sum()) + 1)
-    weights, clip_of = head.params["event weights"], np.repeat(np.arange(len(features)), lengths)
-    joined = weights[1] * clip[clip_of]
-    joined[:, np.flatnonzero(trained)] += weights[0] * log_softmax(seconds[:, :-1])
-    presence = head.params["presence"]
-    odds = np.full(len(rows), presence["bias"])
-    if presence["weights"]:
-        signs = presence_signs(seconds if head.params["with odds"] else None, salience, lengths)
-        odds += (signs - presence["mean"]) / presence["scale"] @ np.array(presence["weights"])
-    there = -np.logaddexp(0, -odds)[:, None]
-    result = np.concatenate((log_softmax(joined) + there, -np.logaddexp(0, odds)[:, None]), 1)
+    clip_of = np.repeat(np.arange(len(features)), lengths)
+    events = np.zeros((len(rows), clip.shape[1]))
+    events[:, np.flatnonzero(trained)] = log_softmax(seconds[:, :-1])
+    signs = presence_signs(seconds if head.params["with odds"] else None, salience, lengths)
+    if head.params.get("alone"):  # what its method says, without the weights that left-out clips gave
+        result = log_softmax(_spread(seconds, np.append(np.flatnonzero(trained), clip.shape[1]), clip.shape[1] + 1))
+    else:
+        result = _posterior(head.params, events, clip[clip_of], signs)
     return np.split(result, np.cumsum(lengths)[:-1])
+
+
+def _posterior(params: dict[str, Any], seconds: Floats, clips: Floats, signs: Floats) -> Floats:
+    """Which event, by both heads, and whether there is one: log-posteriors ``[n, C + 1]``, the background last."""
+    weights, presence = params["event weights"], params["presence"]
+    odds = np.full(len(signs), presence["bias"])
+    if presence["weights"]:
+        odds += (signs - presence["mean"]) / presence["scale"] @ np.array(presence["weights"])
+    there, events = -np.logaddexp(0, -odds)[:, None], log_softmax(weights[0] * seconds + weights[1] * clips)
+    return np.concatenate((events + there, -np.logaddexp(0, odds)[:, None]), 1)
 
 
 def presence_signs(seconds: Floats | None, salience: Floats, lengths: npt.NDArray[np.int64]) -> Floats:

@@ -537,6 +537,7 @@ class FewShot:
             systems[MTEB] = mteb_zero_shot(evaluator)
         for name, (model, progress) in trained.items():
             by_logits(name, evaluator.joined(model, "test", progress.best.blend), progress.best.fitted)
+        calibrated = "calibration_seconds" if evaluator.decision.per_second else "calibration"
         if scorers:
             _, features = evaluator.features("test")
             for name, scorer in scorers.items():
@@ -549,8 +550,8 @@ class FewShot:
                     alone(evaluator, scorer, features, self._clips, modality, tuned=part)
                     for modality, part in zip(MODALITIES, said[1:], strict=True)
                 )
-                if scorer.diagnostics["calibration"] and not evaluator.decision.per_second:
-                    before = replace(scorer, temperature=1.0)
+                if scorer.diagnostics.get(calibrated):
+                    before = scorer.uncalibrated()
                     uncalibrated[name] = method_predictions(evaluator, before, features, self._clips, tuned=said[0])
         for name, (method, _) in prompted.items():
             validation, judged = (
@@ -571,11 +572,11 @@ class FewShot:
             more[name]["modality_confusion"] = modality_confusion(right[name], *parts)
         for name, before in uncalibrated.items():
             raw, pairs = before.probabilities, right_answers(answers_of(before, targets), targets)
-            left_out = scorers[name].diagnostics["calibration"]
+            left_out = scorers[name].diagnostics[calibrated]
             more[name]["ece"] = {
                 "left_out": {"before": left_out["ece_before"], "after": left_out["ece_after"]},
                 "test": {
-                    "before": calibration(raw.max(1), pairs).error,
+                    "before": calibration(raw.max(-1).ravel(), pairs.ravel()).error,
                     "after": report.results[name].calibration.error,
                 },
             }
