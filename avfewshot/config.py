@@ -856,14 +856,14 @@ class OutputConfig(Settings):
     reject: bool = setting(
         False, "With a run: answer `unknown` where a clip is like nothing that was learnt.", panel=OUTPUT
     )
-    format: Literal["table", "json", "jsonl", "csv", "csv-segments", "srt", "vtt", "eaf", "labelstudio", "all"] = (
-        setting(
-            "table",
-            "Form of the results; srt, vtt (subtitles) and eaf (ELAN) are timelines, one file a clip; "
-            "labelstudio is its tasks.",
-            panel=OUTPUT,
-            saved=True,
-        )
+    format: Literal[
+        "table", "json", "jsonl", "csv", "csv-segments", "srt", "vtt", "eaf", "labelstudio", "fiftyone", "all"
+    ] = setting(
+        "table",
+        "Form of the results; srt, vtt (subtitles) and eaf (ELAN) are timelines, one file a clip; labelstudio is its "
+        "tasks, fiftyone a folder that it imports.",
+        panel=OUTPUT,
+        saved=True,
     )
     output: str | None = setting(
         None,

@@ -1,4 +1,4 @@
-"""Labels from Label Studio and ELAN: round trips, odd names, hostile files."""
+"""Labels from Label Studio, FiftyOne and ELAN: round trips, odd names, hostile files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import json
 
 import numpy as np
 import pytest
-from sample_results import clip, run_info
+from sample_results import clip, failure, run_info
 
 from avfewshot.cli.app import run
+from avfewshot.cli.outputs import Target, open_writer
 from avfewshot.data.importing import Stretch, folder_name, read_stretches
+from avfewshot.errors import UsageError
 from avfewshot.reports.strip import runs
-from avfewshot.reports.timelines import LabelStudioWriter, TimelineWriter
+from avfewshot.reports.timelines import FiftyOneWriter
 from avfewshot.reports.writers import Summary
 
 
@@ -33,23 +35,23 @@ def clips(tmp_path):
     return path
 
 
-def export(form, path, target):
+def export(form, path, folder):
+    """What `zeroshot --format FORM` writes of a clip with two spans: the file to import, and these."""
     result = clip(str(path))
     spans = [dataclasses.replace(s, label=label) for s, label in zip(result.segments, "xxy", strict=False)]
     result = dataclasses.replace(result, segments=spans)
-    stream = io.StringIO()
-    writer = LabelStudioWriter(stream) if form == "json" else TimelineWriter("eaf", stream)
-    writer.begin(run_info())
+    target = Target(form, folder if form == "fiftyone" else folder / f"labels.{form}")
+    writer = open_writer(target, run_info(), topk=1, segments=True)
     writer.add(result)
-    writer.end(Summary(clips=1, failed=0, total=1, elapsed=1.0))
-    target.write_text(stream.getvalue())
-    return [Stretch(str(path), span.label, span.start, span.end) for span in runs(spans)]
+    writer.finish(Summary(clips=1, failed=0, total=1, elapsed=1.0))
+    file = folder / "labels.json" if form == "fiftyone" else target.path
+    return file, [Stretch(str(path), span.label, span.start, span.end) for span in runs(spans)]
 
 
-@pytest.mark.parametrize("form", ["json", "eaf"])
+@pytest.mark.parametrize("form", ["labelstudio", "fiftyone", "eaf"])
 def test_what_zeroshot_writes_comes_back_as_clips(clips, tmp_path, form, capsys):
-    file, out = tmp_path / f"labels.{form}", tmp_path / "out"
-    spans = export(form, clips, file)
+    out = tmp_path / "out"
+    file, spans = export(form, clips, tmp_path)
     assert [(s.label, s.start, s.end) for s in read_stretches(file)] == [(s.label, s.start, s.end) for s in spans]
     command = ["data", "import", str(file), "--clips", str(clips.parent), "--root", str(out)]
     assert run(command) == 0
@@ -58,6 +60,50 @@ def test_what_zeroshot_writes_comes_back_as_clips(clips, tmp_path, form, capsys)
     assert run(command) == 0
     assert f"0 cut, {len(spans)} there already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")} == made
+
+
+def test_fiftyone_is_told_where_clips_lie_and_how_sure_a_span_is(clips, tmp_path):
+    file, [first, _] = export("fiftyone", clips, tmp_path)
+    assert json.loads((tmp_path / "data.json").read_text()) == {str(clips): str(clips)}
+    found = json.loads(file.read_text())
+    assert found["classes"] == list(run_info().labels)
+    scores = [segment.score for segment in clip(str(clips)).segments[:2]]
+    assert found["labels"][str(clips)][0] == {
+        "label": "x", "timestamps": [first.start, first.end], "confidence": pytest.approx(sum(scores) / 2)
+    }  # fmt: skip
+
+
+def test_sound_alone_is_not_for_fiftyone(tmp_path):
+    media, labels = io.StringIO(), io.StringIO()
+    writer = FiftyOneWriter(media, labels)
+    writer.begin(run_info())
+    with pytest.warns(UserWarning, match=r"a\.WAV: is sound alone"):
+        writer.add(clip("a.WAV"))
+    writer.add(failure())
+    writer.end(Summary(clips=1, failed=1, total=2, elapsed=1.0))
+    assert (json.loads(media.getvalue()), json.loads(labels.getvalue())["labels"]) == ({}, {})
+
+
+def test_pictures_are_counted_from_one_at_the_rate_that_is_given(tmp_path):
+    value = {"ranges": [{"start": 1, "end": 25}, {"start": 26, "end": 26}], "timelinelabels": ["x"]}
+    (tmp_path / "studio.json").write_text(json.dumps([task("a.mp4", value, "timelinelabels")]))
+    found = {"classes": ["x"], "labels": {"a": [{"label": 0, "support": [1, 25]}, {"label": "y", "support": [26, 26]}]}}
+    (tmp_path / "labels.json").write_text(json.dumps(found))
+    for name, clip_name, second in (("studio.json", "a.mp4", "x"), ("labels.json", "a", "y")):
+        spans = read_stretches(tmp_path / name, 25.0)
+        assert spans == [Stretch(clip_name, "x", 0.0, 1.0), Stretch(clip_name, second, 1.0, 1.04)]
+        with pytest.raises(UsageError, match="--frame-rate"):
+            read_stretches(tmp_path / name)
+
+
+def test_clips_that_fiftyone_names_without_suffix_are_found(clips, tmp_path, capsys):
+    (clips.parent / "sub").mkdir()
+    (clips.parent / "sub" / clips.name).write_bytes(b"another of this name")
+    for key in (clips.stem, f"sub/{clips.stem}"):
+        labels = {"none of them": None, key: [{"label": "x", "timestamps": [0, 1]}]}
+        (tmp_path / "labels.json").write_text(json.dumps({"labels": labels}))
+        run(["data", "import", str(tmp_path / "labels.json"), "--clips", str(clips.parent), "--root", str(tmp_path)])
+        assert ("1 cut, 0 there already, 0 failed" in capsys.readouterr().out) == (key == clips.stem)
 
 
 def task(video, value=None, kind="labels", **more):
@@ -125,7 +171,16 @@ EAF = '<ANNOTATION_DOCUMENT><HEADER><MEDIA_DESCRIPTOR MEDIA_URL="file:///a.mp4"/
         ("a.json", json.dumps([task("a.mp4", span(start=2))])),
         ("a.json", json.dumps([task("a.mp4", span(end=10**400))])),
         ("a.json", json.dumps([task("a.mp4", span(end=float("nan")))])),
-        ("a.json", json.dumps([task("a.mp4", {"ranges": []}, "timelinelabels")])),
+        (
+            "a.json",
+            json.dumps(
+                [task("a.mp4", {"ranges": [{"start": 1, "end": 5}], "timelinelabels": ["x"]}, "timelinelabels")]
+            ),
+        ),
+        ("a.json", json.dumps({"labels": {"a": [{"label": 3, "timestamps": [0, 1]}]}, "classes": ["x"]})),
+        ("a.json", json.dumps({"labels": {"a": [{"label": "x", "timestamps": [0, 1, 2]}]}})),
+        ("a.json", json.dumps({"labels": {"a": [{"label": "x", "support": [0, 4]}]}})),
+        ("a.json", json.dumps({"labels": [1]})),
         ("a.eaf", '<!DOCTYPE x [<!ENTITY e "rain">]>' + EAF.format("&e;")),
         ("a.eaf", "<svg/>"),
         ("a.eaf", "<"),

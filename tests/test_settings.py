@@ -84,7 +84,7 @@ def test_wrong_values_name_their_flag(tmp_path, name, value):
 def test_a_near_miss_is_guessed(tmp_path):
     [fault] = resolve("zeroshot", {"format": "jsno"}, folder=tmp_path, environ={}).faults
     assert "Did you mean 'json'" in fault.message
-    assert "table, json, jsonl, csv, csv-segments, srt, vtt, eaf, labelstudio, all" in fault.message
+    assert "table, json, jsonl, csv, csv-segments, srt, vtt, eaf, labelstudio, fiftyone, all" in fault.message
 
 
 def test_faults_of_flags_environment_and_file_come_at_once(tmp_path):

@@ -1,4 +1,4 @@
-"""``avfs data import``: labels from Label Studio or ELAN as a folder of classes."""
+"""``avfs data import``: labels from Label Studio, FiftyOne or ELAN as a folder of classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from avfewshot.cli.terminal import say
 def import_labels(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="JSON exports of Label Studio, or .eaf of ELAN.", show_default=False),
+        typer.Argument(
+            metavar="FILE...",
+            help="JSON exports of Label Studio, labels.json of FiftyOne, or .eaf of ELAN.",
+            show_default=False,
+        ),
     ],
     clips: Annotated[
         Path, typer.Option("--clips", metavar="DIR", help="Folder of the labelled clips.", show_default=False)
@@ -21,6 +25,16 @@ def import_labels(
     root: Annotated[
         Path, typer.Option("--root", metavar="DIR", help="Gets CLASS/*.mp4; made if needed.", show_default=False)
     ],
+    frame_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            max=1000,
+            help="Pictures a second, where a file counts pictures: frameRate of Label Studio's <Video>, 24 unless set.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Cut what people labelled into a folder of classes, for `--task folder`.
 
@@ -29,6 +43,7 @@ def import_labels(
     status 1 if there are any.
 
     Examples: avfs data import export.json --clips clips --root mine
+              avfs data import exported/labels.json --clips exported/data --root mine
               avfs data import timelines/*.eaf --clips clips --root mine
     """
     from avfewshot.data.importing import ClassFolders, read_stretches
@@ -37,7 +52,7 @@ def import_labels(
 
     if not clips.is_dir():
         raise UsageError(f"--clips {clips}: there is no such folder.", hint="Name the folder of the labelled clips.")
-    stretches = [stretch for file in files for stretch in read_stretches(file)]
+    stretches = [stretch for file in files for stretch in read_stretches(file, frame_rate)]
     target, counts, failed = ClassFolders(clips, root), [0, 0], 0
     for stretch in dict.fromkeys(stretches):
         try:

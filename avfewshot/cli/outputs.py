@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
 TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
-DRAWN = ("csv-segments", *TIMELINES, "labelstudio")  # formats that are about seconds
-FORMATS = ("table", "json", "jsonl", "csv", "csv-segments", *TIMELINES, "labelstudio", "all")
+DRAWN = ("csv-segments", *TIMELINES, "labelstudio", "fiftyone")  # formats that are about seconds
+FORMATS = ("table", "json", "jsonl", "csv", *DRAWN, "all")
+FIFTYONE = ("data.json", "labels.json")  # what FiftyOne calls the files of a data set
 _STEM = "results"
 _TEXT_WIDTH = 110
 """Columns of a table in a file, which has no terminal to ask."""
@@ -38,7 +39,7 @@ class Target:
 
     Attributes:
         form: One of :data:`FORMATS` but ``"all"``.
-        path: The file, or the folder for timelines of several clips; None is stdout.
+        path: The file, or the folder for timelines of several clips and for FiftyOne; None is stdout.
     """
 
     form: str
@@ -63,6 +64,9 @@ def plan_targets(
         if form == "all":
             hint = "Add `--output FOLDER`, or choose one format."
             return [], [UsageError("--format all writes four files and needs --output.", hint=hint)]
+        if form == "fiftyone":
+            hint = "Name a folder: `--format fiftyone --output FOLDER`."
+            return [], [UsageError("--format fiftyone writes two files and needs --output.", hint=hint)]
         faults = [_one_file_a_clip(form, clips)] if form in TIMELINES and clips > 1 else []
         return [Target(form, None)], faults
     if not output:
@@ -82,6 +86,9 @@ def plan_targets(
         for target in targets:
             faults += check_file(target.path, "--output") if target.path and not faults else []
         return targets, faults
+    if form == "fiftyone":
+        faults = _missing(path, "--output") if not path.exists() else []
+        return [Target(form, path)], faults or [f for name in FIFTYONE for f in check_file(path / name, "--output")][:1]
     if form in TIMELINES and path.suffix.lower() != TIMELINES[form]:
         return [Target(form, path)], [] if path.is_dir() else _missing(path, "--output")
     faults = [_one_file_a_clip(form, clips)] if form in TIMELINES and clips > 1 else []
@@ -276,13 +283,18 @@ def open_writer(
         resume: Append to a JSON lines file that :func:`earlier_results` has looked through.
     """
     from avfewshot.reports.tables import TableWriter
-    from avfewshot.reports.timelines import LabelStudioWriter, TimelineWriter
+    from avfewshot.reports.timelines import FiftyOneWriter, LabelStudioWriter, TimelineWriter
     from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter
 
     files = contextlib.ExitStack()
     form, path = target.form, target.path
     if form in TIMELINES and path is not None and path.is_dir():
         return OpenWriter(TimelineWriter(form, folder=path), path, files, shows_footer=False)
+    if form == "fiftyone":
+        assert path is not None
+        writer = FiftyOneWriter(*(files.enter_context(_replaced(path / name)) for name in FIFTYONE))
+        writer.begin(run)
+        return OpenWriter(writer, path, files, shows_footer=False)
     # A device or a pipe must not be replaced by a file; lines are to be read while they come.
     special = path is not None and path.exists() and not path.is_file()
     lines = form == "jsonl" and not special

@@ -1,4 +1,4 @@
-"""Labels that people gave in Label Studio or ELAN, as a folder of classes: a clip a labelled stretch."""
+"""Labels that people gave in Label Studio, FiftyOne or ELAN, as a folder of classes: a clip a labelled stretch."""
 
 from __future__ import annotations
 
@@ -34,28 +34,43 @@ class Stretch:
     end: float | None  # None: to the end of the clip
 
 
-def read_stretches(path: Path) -> list[Stretch]:
-    """Read a JSON export of Label Studio, or an ``.eaf`` of ELAN.
+def read_stretches(path: Path, frame_rate: float | None = None) -> list[Stretch]:
+    """Read a JSON export of Label Studio, ``labels.json`` of FiftyOne's temporal detections, or an ``.eaf`` of ELAN.
+
+    Args:
+        path: The file; a ``data.json`` beside that of FiftyOne says where its clips lie.
+        frame_rate: Pictures a second where the file counts pictures, the first of which is 1.
 
     Raises:
-        UsageError: It cannot be read, or is not what it should be.
+        UsageError: It cannot be read, is not what it should be, or counts pictures and `frame_rate` is not given.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"has more than {_MAX_BYTES >> 20} MB")
-        text = path.read_bytes().decode("utf-8-sig")
-        found = list(_elan(text) if path.suffix.lower() == ".eaf" else _label_studio(json.loads(text)))
+        text = _text(path)
+        if path.suffix.lower() == ".eaf":
+            found = list(_elan(text))
+        elif isinstance(document := json.loads(text), dict):
+            beside = path.with_name("data.json")
+            media = json.loads(_text(beside)) if beside.is_file() else {}
+            found = list(_fiftyone(document, _typed(media, dict, beside.name), frame_rate))
+        else:
+            found = list(_label_studio(document, frame_rate))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}.", hint="Name a file.") from None
     except RecursionError:
         raise UsageError(f"{path}: is nested too deeply.", hint="Export it again.") from None
     except (ValueError, ET.ParseError) as error:
-        hint = "An export of Label Studio as JSON is needed, or a file of ELAN (.eaf)."
+        hint = "A JSON export of Label Studio is needed, labels.json of FiftyOne's temporal detections, or ELAN's .eaf."
         raise UsageError(f"{path}: {printable(str(error))}.", hint=hint) from None
     return list(dict.fromkeys(found))
 
 
-def _label_studio(tasks: Any) -> Iterator[Stretch]:
+def _text(path: Path) -> str:
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path.name} has more than {_MAX_BYTES >> 20} MB")
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def _label_studio(tasks: Any, rate: float | None) -> Iterator[Stretch]:
     for number, task in enumerate(_typed(tasks, list, "the file"), start=1):
         where = f"task {number}"
         data = _typed(_typed(task, dict, where).get("data"), dict, f"{where}, data")
@@ -66,14 +81,37 @@ def _label_studio(tasks: Any) -> Iterator[Stretch]:
                 continue
             for result in _typed(entry.get("result"), list, f"{where}, result"):
                 kind = _typed(result, dict, f"{where}, a result").get("type")
-                if kind == "timelinelabels":
-                    raise ValueError(f"{where} has timeline labels in frames; docs/export.md has a set-up in seconds")
-                if kind not in ("labels", "choices"):
+                if kind not in ("labels", "choices", "timelinelabels"):
                     continue
                 value = _typed(result.get("value"), dict, f"{where}, value")
-                span = (0.0, None) if kind == "choices" else _span(value.get("start"), value.get("end"), where)
+                if kind == "choices":
+                    spans: list[tuple[float, float | None]] = [(0.0, None)]
+                elif kind == "labels":
+                    spans = [_span(value.get("start"), value.get("end"), where)]
+                else:
+                    ranges = _typed(value.get("ranges"), list, f"{where}, ranges")
+                    parts = [_typed(part, dict, f"{where}, a range") for part in ranges]
+                    spans = [_pictures(part.get("start"), part.get("end"), rate, where) for part in parts]
                 for label in _typed(value.get(kind), list, f"{where}, {kind}"):
-                    yield Stretch(clip, _typed(label, str, f"{where}, a label"), *span)
+                    for span in spans:
+                        yield Stretch(clip, _typed(label, str, f"{where}, a label"), *span)
+
+
+def _fiftyone(document: dict[str, Any], media: dict[str, Any], rate: float | None) -> Iterator[Stretch]:
+    classes = _typed(document.get("classes") or [], list, "classes")
+    for key, entries in _typed(document.get("labels"), dict, "labels").items():
+        where, clip = f"clip {key}", _typed(media.get(key, key), str, f"data.json, {key}")
+        for entry in _typed(entries or [], list, where):
+            label = _typed(entry, dict, f"{where}, a label").get("label")
+            if isinstance(label, int) and 0 <= label < len(classes):
+                label = classes[label]
+            support = entry.get("support")
+            times = _typed(entry.get("timestamps") if support is None else support, list, f"{where}, timestamps")
+            if len(times) != 2:
+                raise ValueError(f"{where} has {len(times)} times in the place of two")
+            first, last = times
+            span = _span(first, last, where) if support is None else _pictures(first, last, rate, where)
+            yield Stretch(clip, _typed(label, str, f"{where}, label"), *span)
 
 
 def _elan(text: str) -> Iterator[Stretch]:
@@ -115,6 +153,15 @@ def _span(start: Any, end: Any, where: str) -> tuple[float, float]:
     return float(start), float(end)
 
 
+def _pictures(first: Any, last: Any, rate: float | None, where: str) -> tuple[float, float]:
+    """From the first picture to the end of the last one."""
+    if rate is None:
+        raise ValueError(f"{where} counts pictures: say how many there are a second by --frame-rate")
+    if not (type(first) is int and type(last) is int and 1 <= first <= last <= rate * _MAX_SECONDS):
+        raise ValueError(f"{where} has a first and a last picture that are no numbers from 1 on, in order")
+    return (first - 1) / rate, last / rate
+
+
 class ClassFolders:
     """Cuts labelled stretches of the clips in a folder into ``root/CLASS/``."""
 
@@ -123,6 +170,7 @@ class ClassFolders:
         self._named: dict[str, list[Path]] = defaultdict(list)
         for path in map(Path, walk_media([clips])):
             self._named[path.name].append(path)
+            self._named[path.stem].append(path)
 
     def add(self, stretch: Stretch) -> bool:
         """Cut a stretch; False: it was there already.
@@ -149,7 +197,9 @@ class ClassFolders:
         upload = _UPLOAD.fullmatch(name)
         found: Sequence[Path] = self._named.get(name) or self._named.get(upload[1] if upload else "", [])
         if len(found) > 1:
-            found = [p for p in found if f"/{place}".endswith(f"/{p.relative_to(self._clips).as_posix()}")] or found
+            ends = [(path, path.relative_to(self._clips)) for path in found]
+            fit = [p for p, end in ends if f"/{place}".endswith((f"/{end.as_posix()}", f"/{end.with_suffix('')}"))]
+            found = fit or found
         if len(found) != 1:
             what = f"{len(found)} clips have this name" if found else "there is no such clip"
             raise AvfsError(f"{printable(named)}: {what} in {self._clips}.", hint="Name their folder with --clips.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,7 @@ class Run:
     start: float  # seconds
     end: float
     label: str
+    score: float  # mean of its segments
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,10 @@ class Span:
 
 def runs(segments: Iterable[SegmentResult]) -> list[Run]:
     """Join consecutive segments of one label."""
-    joined: list[Run] = []
-    for segment in segments:
-        if joined and joined[-1].label == segment.label:
-            joined[-1] = Run(joined[-1].start, segment.end, segment.label)
-        else:
-            joined.append(Run(segment.start, segment.end, segment.label))
+    joined = []
+    for label, group in itertools.groupby(segments, key=lambda segment: segment.label):
+        part = list(group)
+        joined.append(Run(part[0].start, part[-1].end, label, sum(s.score for s in part) / len(part)))
     return joined
 
 

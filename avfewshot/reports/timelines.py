@@ -1,8 +1,10 @@
-"""What happens when, for players (SubRip, WebVTT) and for annotators (ELAN): one file a clip."""
+"""What happens when: a file a clip for players (SubRip, WebVTT) and ELAN, all clips for Label Studio and FiftyOne."""
 
 from __future__ import annotations
 
 import datetime
+import os
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import printable, write_text
+from avfewshot.media.discover import AUDIO_SUFFIXES
 from avfewshot.reports.records import dumps
 from avfewshot.reports.strip import Run, runs
 from avfewshot.reports.writers import Summary
@@ -139,6 +142,38 @@ class LabelStudioWriter:
     def end(self, summary: Summary) -> None:
         """Close the list."""
         self._stream.write("\n]\n")
+
+
+class FiftyOneWriter:
+    """A ``FiftyOneTemporalDetectionDataset``: where clips lie (``data.json``), and their spans (``labels.json``)."""
+
+    def __init__(self, media: TextIO, labels: TextIO) -> None:
+        self._media, self._labels, self._clips = media, labels, 0
+
+    def begin(self, run: RunInfo) -> None:
+        """Open both objects."""
+        self._media.write("{")
+        self._labels.write(f'{{"classes": {dumps(run.labels)},\n"labels": {{')
+
+    def add(self, result: ClipResult | Failure) -> None:
+        """Write a clip; a file that failed has none, and FiftyOne takes no files of sound."""
+        if isinstance(result, Failure):
+            return
+        if Path(result.path).suffix.lower() in AUDIO_SUFFIXES:
+            warnings.warn(f"{result.path}: is sound alone, which FiftyOne does not take: left out.", stacklevel=1)
+            return
+        spans = [
+            {"label": span.label, "timestamps": [span.start, span.end], "confidence": span.score}
+            for span in runs(result.segments)
+        ]
+        for stream, value in ((self._media, os.path.abspath(result.path)), (self._labels, spans)):
+            stream.write(f"{',' if self._clips else ''}\n{dumps(result.path)}: {dumps(value)}")
+        self._clips += 1
+
+    def end(self, summary: Summary) -> None:
+        """Close both objects."""
+        self._media.write("\n}\n")
+        self._labels.write("\n}}\n")
 
 
 def free_stem(source: Path, taken: set[str]) -> str:
