@@ -102,8 +102,13 @@ def raise_faults(faults: Sequence[UsageError]) -> None:
     single = [part for fault in faults for part in flatten(fault)]
     if len(single) == 1:
         raise single[0]
+    if len(single) > _MOST_FAULTS:
+        single[_MOST_FAULTS - 1 :] = [UsageError(f"... and {len(single) - _MOST_FAULTS + 1:,} faults more.")]
     if single:
         raise Faults(single)
+
+
+_MOST_FAULTS = 100
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

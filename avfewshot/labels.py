@@ -14,6 +14,7 @@ from pathlib import Path
 from avfewshot.errors import UsageError, raise_faults
 
 MAX_BYTES = 16 * 1024 * 1024  # a label file is text that someone wrote; a video named by mistake is larger
+MAX_LETTERS = 10_000  # of a label, and of a wording; the text branches read some 300 of them
 
 _COMMENT = re.compile(r"^#.*|\s#(\s.*)?$")
 _WORDING = re.compile(r":(\s+|$)")
@@ -40,10 +41,8 @@ class LabelSet:
         Raises:
             UsageError: A label is empty or occurs twice, or there is none.
         """
-        if isinstance(names, str):
-            raise UsageError(
-                f"Labels must be a list of texts, not the single text {names!r}.", hint="Write [label, ...]."
-            )
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise UsageError(f"Labels must be a list of texts, not {names!r}.", hint="Write [label, ...].")
         entries = [(f"label {number}", _tidy(name), "") for number, name in enumerate(names, start=1)]
         return _checked(entries, where="labels", empty_hint="Give at least one label.")
 
@@ -100,8 +99,22 @@ def _entry(position: str, text: str) -> tuple[str, str, str | None]:
     return position, _tidy(text[: colon.start()]), _tidy(text[colon.end() :]) or None
 
 
+_TITLE = "label|labels|class|classes|category|class_name|label_name|display_name"
 _HEADER = re.compile(
-    r"(index|id|mid|label|labels|class|classes|name|category|video_id|display_name|file|path|split)", re.IGNORECASE
+    rf"({_TITLE}|index|id|mid|name|video_id|file|path|split|wording|text|prompt|description|caption|count)",
+    re.IGNORECASE,
+)
+_BINARY = (
+    b"%PDF-",
+    b"{\\rtf",
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"ID3",
 )
 
 
@@ -110,8 +123,14 @@ def _other_format(text: str, where: str) -> str | None:
     lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
     if not lines:
         return None
-    if text.strip()[0] in "{[" and text.strip()[-1] in "}]":
+    if (text.strip()[0] in "{[" and text.strip()[-1] in "}]") or re.match(r"\s*[\[{]\s*[\"'\[{]", text):
         return "JSON"
+    if len(lines) > 1 and all(re.fullmatch(r'\s*"[^"]*"\s*,?\s*', line) for line in lines):
+        return "JSON lines or a table (CSV)"
+    if len(lines) > 1 and all(re.match(r"\s*[-*\u2022]\s", line) for line in lines):
+        return "a list with bullets (YAML, Markdown)"
+    if len(lines) > 1 and re.fullmatch(_TITLE, lines[0].strip(), re.IGNORECASE):
+        return "a table (CSV)"
     if lines[0].lstrip().startswith("<") and lines[-1].rstrip().endswith(">"):
         return "HTML or XML"
     for mark in "\t,;":
@@ -141,7 +160,9 @@ def _read_text(path: Path, where: str) -> str:
         raise UsageError(f"{where}: too large for a label file (more than {MAX_BYTES >> 20} MiB).", hint=_FORMAT_HINT)
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError(f"{where}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
-    if b"\0" in raw:
+    if b"\0" in raw and any(raw[start:1000:2].strip(b"\0") == b"" for start in (0, 1)) and raw.strip(b"\0"):
+        raise UsageError(f"{where}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
+    if b"\0" in raw or raw.startswith(_BINARY):
         raise UsageError(f"{where}: this is no text, and so no label file.", hint=_FORMAT_HINT)
     try:
         return raw.decode("utf-8-sig")
@@ -167,9 +188,12 @@ def visible(text: str) -> str:
     """`text` without characters that cannot be seen, white space collapsed.
 
     Format characters (Unicode category Cf: zero-width spaces, byte order marks, direction marks, soft hyphens) are
-    removed, apart from those within a word or an emoji: joiners between two letters, and the tags of flags.
+    removed, apart from those within a word or an emoji: joiners between two letters, and the tags of flags. A text of
+    nothing but marks that show nothing by themselves (variation selectors and the like) is empty.
     """
     text = _BLANKS.sub(" ", text)
+    if not _UNSEEN.sub("", text).strip():
+        return ""
     if any(unicodedata.category(letter) == "Cf" for letter in text):
         text = "".join(letter for place, letter in enumerate(text) if _is_shown(text, place))
     return " ".join(text.split())
@@ -189,11 +213,12 @@ def _is_shown(text: str, place: int) -> bool:
 def fold(text: str) -> str:
     """What two spellings of one label have in common: case, ``_``, white space and Unicode form do not count."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    plain = (letter for letter in folded if unicodedata.category(letter) != "Cf" and letter not in _VARIATIONS)
+    plain = (letter for letter in _UNSEEN.sub("", folded) if unicodedata.category(letter) != "Cf")
     return " ".join("".join(plain).replace("_", " ").split())
 
 
-_VARIATIONS = frozenset(["\u034f", *map(chr, range(0xFE00, 0xFE10))])
+# Marks that Unicode calls "default ignorable": the grapheme joiner, inherent vowels of Khmer, variation selectors.
+_UNSEEN = re.compile("[\u034f\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 
 def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empty_hint: str) -> LabelSet:
@@ -209,6 +234,10 @@ def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empt
     for position, name, wording in entries:
         if not name:
             faults.append(UsageError(f"{where}, {position}: the label is empty.", hint=empty_hint))
+            continue
+        if max(len(name), len(wording or "")) > MAX_LETTERS:
+            message = f"{where}, {position}: {name[:40]!r}... is longer than {MAX_LETTERS:,} letters."
+            faults.append(UsageError(message, hint=empty_hint))
             continue
         if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in name + (wording or "")):
             faults.append(UsageError(f"{where}, {position}: the label holds a control character.", hint="Remove it."))

@@ -209,7 +209,7 @@ def test_folder_names_that_cannot_be_shown_are_cleaned_and_said(tmp_path):
     dataset = load_folder(tmp_path)
     assert dataset.classes == (r"caf\xe9", "cat", "dog bark [2J")
     assert dataset.report.find("odd-folder-names").count == 4
-    assert dataset.report.find("unknown-classes").examples == ("\u3164 (1)",)
+    assert dataset.report.find("nameless-classes").examples == ("\u3164 (1)",)
 
 
 def test_folders_named_like_media_are_folders_and_empty_ones_are_named(tmp_path):
@@ -221,6 +221,46 @@ def test_folders_named_like_media_are_folders_and_empty_ones_are_named(tmp_path)
     assert dataset.report.describe() == [
         "Class folders without a clip, left out. (2) E.g. bird (1 other files), nothing."
     ]
+
+
+def test_folders_that_hold_nothing_for_us_are_named_whatever_the_reason(tmp_path, monkeypatch):
+    touch(tmp_path, [*clips("dog", 2), *clips("cat", 2), *clips("locked", 2), *clips("\ufe0f", 1)])
+    (tmp_path / "nowhere").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    scan = os.scandir
+    monkeypatch.setattr(
+        os, "scandir", lambda path: scan(path if not str(path).endswith("locked") else tmp_path / "gone")
+    )
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    told = dataset.report.find("empty-classes").examples
+    assert told == ("locked (cannot be read)", "loop (cannot be read)", "nowhere (cannot be read)")
+    assert dataset.report.find("nameless-classes").count == 1
+    assert dataset.report.find("unknown-classes") is None
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Training_set", "eval")])
+def test_splits_within_class_folders_are_splits(tmp_path, train, test):
+    touch(
+        tmp_path,
+        [*clips(f"dog/{train}", 3), *clips(f"cat/{train}", 3), *clips(f"dog/{test}", 1), *clips(f"cat/{test}", 2)],
+    )
+    dataset = load_folder(tmp_path, val_fraction=0)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.split_sizes == {"train": 6, "test": 3}
+    assert all(f"/{test}/" in sample.id for sample in dataset.split("test"))
+    assert dataset.report.find("splits-in-classes").count == 2
+    touch(tmp_path, clips("dog", 1))  # a clip beside them: then these folders mean something else
+    assert load_folder(tmp_path).report.find("splits-in-classes") is None
+
+
+def test_sub_folders_of_classes_are_told(tmp_path):
+    touch(
+        tmp_path, [*clips("animals/dog", 2), *clips("animals/cat", 2), *clips("machines/car", 2), *clips("machines", 1)]
+    )
+    dataset = load_folder(tmp_path)
+    assert dataset.classes == ("animals", "machines")
+    assert dataset.report.find("sub-folders").examples == ("animals/cat", "animals/dog", "machines/car")
 
 
 def test_one_clip_a_class_is_a_data_set_without_test_clips(tmp_path):

@@ -81,7 +81,7 @@ def test_missing_file_folder_and_video_named_by_mistake(tmp_path, monkeypatch):
 
 def test_from_names():
     assert LabelSet.from_names([" dog ", "cat"]) == LabelSet(("dog", "cat"), ("dog", "cat"))
-    for wrong in ([], ["dog", "DOG"], ["dog", ""], "dog", [1]):
+    for wrong in ([], ["dog", "DOG"], ["dog", ""], "dog", [1], None, 5, [None]):
         with pytest.raises(UsageError):
             LabelSet.from_names(wrong)
 
@@ -110,6 +110,13 @@ def test_invisible_characters_are_no_labels_and_hide_no_duplicates(tmp_path):
         ("a.txt", "index,mid,display_name\n0,/m/1,dog\n", "CSV"),
         ("a.txt", "0\tdog\n1\tcat\n", "CSV"),
         ("a.txt", '["dog", "cat"]', "JSON"),
+        ("a.txt", '["dog",\n "cat",\n', "JSON"),
+        ("a.txt", '"dog"\n"cat"\n', "JSON lines"),
+        ("a.txt", "- dog\n- cat\n", "bullets"),
+        ("a.txt", "label\ndog\ncat\n", "CSV"),
+        ("a.txt", "label,wording\ndog,a dog\n", "CSV"),
+        ("a.txt", "{\\rtf1\\ansi dog}", "no text"),
+        ("a.txt", b"%PDF-1.4\n1 0 obj\nendobj\n", "no text"),
         ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text"),
         ("a.txt", b"\0\0\0 ftypisom\0" + bytes(range(256)) * 20, "no text"),
     ],
@@ -121,6 +128,30 @@ def test_another_kind_of_file_is_one_message(tmp_path, name, content, kind):
         parse_labels(path)
     assert not isinstance(caught.value, Faults)
     assert "one label a line" in caught.value.hint
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_of_unicode_are_named(tmp_path, codec):
+    (tmp_path / "a.txt").write_bytes("dog\ncat\n".encode(codec))
+    with pytest.raises(UsageError, match="UTF-16" if "16" in codec else "UTF-16|no text"):
+        parse_labels(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("mark", ["\ufe0f", "\U000e0100", "\u180b", "\u17b4", "\u034f", "\u2800\ufe0f"])
+def test_marks_that_show_nothing_are_no_label_and_make_no_other_one(tmp_path, mark):
+    assert parse_labels(write(tmp_path, f"{mark}\ndog\n")).names == ("dog",)
+    with pytest.raises(UsageError, match=r"line 2: .* repeats 'dog'"):
+        parse_labels(write(tmp_path, f"dog\ndog{mark}\n"))
+
+
+def test_endless_lines_and_endless_faults_are_bounded(tmp_path):
+    with pytest.raises(UsageError, match=r"line 1: 'dog dog .*longer than 10,000 letters") as caught:
+        parse_labels(write(tmp_path, "dog " * 3000 + "\ncat\n"))
+    assert len(str(caught.value)) < 400
+    with pytest.raises(Faults) as caught:
+        parse_labels(write(tmp_path, "dog\n" * 500))
+    assert len(caught.value.faults) == 100
+    assert caught.value.faults[-1].message == "... and 400 faults more."
 
 
 def test_labels_with_commas_are_labels(tmp_path):

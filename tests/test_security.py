@@ -25,6 +25,7 @@ LIMITS = {
     "| all fetched files | 20 GB": remote.CACHE_BYTES == 20e9,
     f"| YAML | 1 MiB, {io._YAML_DEPTH} levels, {io._YAML_NODES:,} values": True,
     f"| label file | {labels.MAX_BYTES >> 20} MiB": True,
+    f"| label, wording | {labels.MAX_LETTERS:,} letters": True,
     f"| JSON of a run or an adapter | {checkpoint._MAX_JSON >> 20} MiB": True,
     f"| annotation file | {annotations._MOST_BYTES >> 20} MiB": True,
     f"| header of a safetensors file | {load._MAX_HEADER >> 20} MiB": True,

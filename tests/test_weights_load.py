@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +91,45 @@ def test_an_object_scalar_of_numpy_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.model."])
-@pytest.mark.parametrize("key", [None, "model", "state_dict"])
-def test_wrappers_around_the_tensors_are_taken_off(prefix, key, tmp_path):
+@pytest.mark.parametrize(
+    "keys", ["", "model", "state_dict", "state_dict model", "model state_dict", "ema", "net weights"]
+)
+def test_wrappers_around_the_tensors_are_taken_off(prefix, keys, tmp_path):
     path = tmp_path / "weights.pt"
     state = {prefix + name: tensor for name, tensor in STATE.items()}
-    torch.save({key: state, "epoch": 3} if key else state, path)
+    for key in keys.split():
+        state = {key: state, "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(state, path)
     assert sorted(read_tensors(path)) == sorted(STATE)
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path):
+    checkpoint: dict = {"epoch": 1}
+    checkpoint["model"] = checkpoint
+    torch.save(checkpoint, tmp_path / "weights.pt")
+    assert "not all entries are tensors" in reason(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (torch.ones(2, 2, dtype=torch.int8), "no plain numbers: weight (int8)"),
+        (torch.ones(2, 2, dtype=torch.complex64), "no plain numbers: weight (complex64)"),
+        (torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8), "no plain numbers: weight (qint8)"),
+        (torch.eye(2).to_sparse(), "no plain numbers: weight (float32)"),
+        (torch.ones(2, 2, device="meta"), "no plain numbers: weight (float32)"),
+        (torch.tensor([[1.0, 2.0], [float("nan"), 1.0]]), "no numbers (NaN or infinite): weight"),
+        (torch.full((2, 2), float("inf"), dtype=torch.float16), "no numbers (NaN or infinite): weight"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(weight, said):
+    with pytest.raises(WeightsError) as caught:
+        load_into(nn.Linear(2, 2), {"weight": weight, "bias": torch.zeros(2)}, path="w.pt", architecture="a map")
+    assert said in str(caught.value)
+    largest = torch.full(
+        (2, 2), torch.finfo(torch.float16).max, dtype=torch.float16
+    )  # no fault, though their sum is none
+    load_into(nn.Linear(2, 2), {"weight": largest, "bias": torch.zeros(2)}, path="w.pt", architecture="a map")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +183,18 @@ def test_other_files_are_told_apart(content, expected, tmp_path):
     assert expected in reason(path)
 
 
+def test_archives_and_pickles_of_others_are_told_apart(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    assert "NumPy's archive, no checkpoint of PyTorch: a.npy" in reason(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("model/weights.safetensors", "x")
+    assert "a ZIP archive, no checkpoint of PyTorch: model/weights.safetensors" in reason(tmp_path / "a.zip")
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": [1, 2]}, 4))
+    assert "a pickle that is no checkpoint" in reason(tmp_path / "a.pt")
+
+
 def test_missing_files_and_folders_are_told(tmp_path):
+    assert "null byte" in reason(Path("a\0b"))
     assert "there is no such file" in reason(tmp_path / "absent.pt")
     assert "is a folder" in reason(tmp_path)
 

@@ -98,32 +98,46 @@ def _clips(root: Path, report: DatasetReport) -> list[tuple[str, str, Path]]:
     folders = {file.parts[0] for file in files if len(file.parts) > 1}
     # A folder called "test" is a class of its own unless there is also one for training with class folders in it.
     with_classes = {file.parts[0] for file in files if len(file.parts) > 2}
-    has_splits = any(normalise_split(top) == "train" for top in with_classes)
-    depth = 1 if has_splits else 0
-    if not has_splits:
+    split_at, class_at = None, 0  # which folder of a path names the split, and which the class
+    if any(normalise_split(top) == "train" for top in with_classes):
+        split_at, class_at = 0, 1
+    elif len(with_classes) > 1 and "train" in (
+        inner := {normalise_split(f.parts[1]) for f in files if len(f.parts) > 2}
+    ):
+        split_at = 1 if None not in inner and len(inner) > 1 and all(len(file.parts) > 2 for file in files) else None
+    if split_at is None:
         _refuse_splits_as_classes(root, files, folders, report)
+    depth = 1 if split_at is None else 2
     clips: list[tuple[str, str, Path]] = []
     stray: list[str] = []
     for file in files:
-        split = normalise_split(file.parts[0]) if has_splits else "train"
-        if split is None or len(file.parts) < depth + 2:
+        split = "train" if split_at is None else normalise_split(file.parts[split_at])
+        if split is None or len(file.parts) <= depth:
             stray.append(file.as_posix())
         else:
-            clips.append((split, file.parts[depth], file))
+            clips.append((split, file.parts[class_at], file))
     report.note("warning", "stray-files", "Clips that lie in no class folder, left out.", stray)
-    if has_splits:
-        others = sorted(top for top in folders if normalise_split(top) is None)
+    if split_at is not None:
+        named = {file.parts[split_at] for file in files if len(file.parts) > split_at + 1}
+        others = sorted(name for name in named if normalise_split(name) is None)
         report.note("warning", "stray-folders", "Folders beside train, val and test, left out.", others)
-        read_as = {top: split for top in sorted(folders) if (split := normalise_split(top)) not in (None, top)}
+        read_as = {name: split for name in sorted(named) if (split := normalise_split(name)) not in (None, name)}
         if read_as:
-            renamed = ", ".join(f"{top}/ as {split}" for top, split in read_as.items())
+            renamed = ", ".join(f"{name}/ as {split}" for name, split in read_as.items())
             report.add("info", "split-folders", f"Split folders by other names: {renamed}.", read_as)
+    if split_at == 1:
+        message = "The splits lie within the class folders (CLASS/train/, CLASS/test/)."
+        report.add("info", "splits-in-classes", message, count=len(folders))
+    elif deeper := sorted({"/".join(file.parts[: depth + 1]) for file in files if len(file.parts) > depth + 1}):
+        message = "Clips in sub-folders of a class folder; they are of that class."
+        report.add("info", "sub-folders", message, deeper)
     used = {folder for _, folder, _ in clips}
     empty: dict[str, str] = {}
     for path, others in barren.items():
         parts = Path(path).relative_to(root).parts
-        if len(parts) == depth + 1 and parts[depth] not in used and (not depth or normalise_split(parts[0])):
-            empty[parts[depth]] = f"{parts[depth]} ({others} other files)" if others else parts[depth]
+        if len(parts) == class_at + 1 and parts[class_at] not in used and (not class_at or normalise_split(parts[0])):
+            why = {-1: " (cannot be read)", 0: ""}.get(others, f" ({others} other files)")
+            empty[parts[class_at]] = f"{parts[class_at]}{why}"
     if empty:
         report.add("warning", "empty-classes", "Class folders without a clip, left out.", sorted(empty.values()))
     return clips
@@ -224,13 +238,15 @@ def _samples(
         video = youtube_id(match[1]) if match else None
         sample = Sample(file.as_posix(), (label,), split, row, youtube_id=video, path=root / file)
         (negatives if clean_name(folder).startswith("-") else samples).append(sample)
-    if strangers := [f"{name} ({count})" for name, count in unknown.items() if not clean_name(name).startswith("-")]:
-        report.add(
-            "warning", "unknown-classes", f"Class folders that {DESCRIPTION_FILE} does not name, left out.", strangers
-        )
-    strangers = [f"{name} ({count})" for name, count in unknown.items() if clean_name(name).startswith("-")]
-    message = "Folders -NAME hold clips that are not of the class NAME; there is no such class, left out."
-    report.note("warning", "unknown-negatives", message, strangers)
+    for code, message, matches in (
+        ("nameless-classes", "Class folders in whose names nothing can be seen, left out.", ""),
+        ("unknown-classes", f"Class folders that {DESCRIPTION_FILE} does not name, left out.", "[^-]"),
+        ("unknown-negatives", "Folders -NAME hold clips that are not of a class NAME; there is none, left out.", "-"),
+    ):
+        strangers = [
+            f"{name} ({count})" for name, count in unknown.items() if re.fullmatch(matches, clean_name(name)[:1])
+        ]
+        report.note("warning", code, message, strangers)
     if negatives:
         per_class = Counter(description.class_names[sample.label] for sample in negatives)
         message = "Clips in -CLASS folders, which are not of that class."

@@ -90,7 +90,8 @@ def walk_media(
 
     Args:
         folders: Where to look.
-        barren: Gets the path of every folder without a media file of its own, and the number of other files in it.
+        barren: Gets the path of every folder without a media file of its own, and the number of other files in it; -1
+            for a folder that may not be read and for a link that leads nowhere.
         recursive: Whether to look into the folders below.
 
     Raises:
@@ -105,7 +106,9 @@ def walk_media(
             try:
                 status = os.stat(folder)
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except OSError:  # A folder that may not be read holds nothing for us; its clips are reported missing.
+            except OSError:  # a folder that may not be read
+                if barren is not None:
+                    barren[folder] = -1
                 continue
             place = (status.st_dev, status.st_ino)
             if place in earlier or place in around:
@@ -124,6 +127,8 @@ def walk_media(
                     yield entry.path
                 else:
                     others += 1
+                    if barren is not None and entry.is_symlink() and not os.path.exists(entry.path):
+                        barren[entry.path] = -1
             if barren is not None and not found:
                 barren[folder] = others
         earlier |= set(names)

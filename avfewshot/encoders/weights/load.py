@@ -26,6 +26,8 @@ from avfewshot.errors import WeightsError
 FETCH_HINT = "Download it again with `avfs weights fetch`, or from where you got it."
 _SHOWN = 4  # names listed of each kind of mismatch
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+# Keys under which training programs keep the tensors, the first that is there; an average of them ("ema") comes last.
+_HOLDERS = "state_dict model_state_dict model module net network weights params model_ema ema".split()
 _MAX_HEADER = 100 * 1024 * 1024  # the safetensors library's own limit
 _PLAIN_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
 
@@ -37,10 +39,10 @@ class WeightsWarning(UserWarning):
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file on the CPU, without running anything that the file contains.
 
-    Understands safetensors and PyTorch checkpoints (a dict of tensors, or a dict with such a dict under ``state_dict``,
-    as LAION's CLAP and open_clip's training script write, or under ``model``). A ``module.``, ``model.`` or
-    ``_orig_mod.`` in front of every name, left by data-parallel training, a wrapping module or torch.compile, is taken
-    off. Large files are mapped into memory rather than read.
+    Understands safetensors and PyTorch checkpoints: a dict of tensors, or a dict with such a dict under ``state_dict``,
+    as LAION's CLAP and open_clip's training script write, under ``model`` or another usual key, nested too. A
+    ``module.``, ``model.`` or ``_orig_mod.`` in front of every name, left by data-parallel training, a wrapping module
+    or torch.compile, is taken off. Large files are mapped into memory rather than read.
 
     Args:
         path: The file.
@@ -91,15 +93,38 @@ def load_into(
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]
-    if missing or left_over or shapes:
+    coded = [
+        f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
+        for name in own
+        if name in state and own[name].is_floating_point() and not _is_plain(state[name])
+    ]
+    if missing or left_over or shapes or coded:
         _name_what_it_is(state, own, path)
-        kinds = (("missing", missing), ("unknown", left_over), ("of another shape", shapes))
+        kinds = (
+            ("missing", missing),
+            ("unknown", left_over),
+            ("of another shape", shapes),
+            ("no plain numbers", coded),
+        )
         listed = "; ".join(f"{what}: {_shortened(names)}" for what, names in kinds if names)
         raise WeightsError(
             f"{path}: these weights are not of {architecture}. {listed}.",
             hint="Give the weights that belong to the backbone, or the backbone that belongs to the weights.",
         )
+    learnt = {name for name, _ in module.named_parameters()}
+    if broken := [name for name in own if name in learnt and name in state and not _is_finite(state[name])]:
+        message = f"{path}: holds values that are no numbers (NaN or infinite): {_shortened(broken)}."
+        raise WeightsError(message, hint=FETCH_HINT)
     module.load_state_dict(dict(state), strict=False)  # strict was settled above
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds a model's numbers as they are: neither codes of a quantised model, nor sparse, nor nothing."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.float().sum(dtype=torch.float64).isfinite())
 
 
 def _name_what_it_is(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
@@ -131,8 +156,8 @@ def _kind(path: Path) -> str:
         ) from None
     except IsADirectoryError:
         raise WeightsError(f"{path}: is a folder, a weight file is needed.") from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise WeightsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if not head:
         raise WeightsError(f"{path}: is empty.", hint=FETCH_HINT)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -168,7 +193,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     if mmap:
-        _refuse_torchscript(path)
+        _refuse_other_archives(path)
     try:
         with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on storages and protocols, of no use to the person
@@ -184,9 +209,9 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
 
 def _tensors_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     state = checkpoint
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
+    for _ in _HOLDERS:  # a dict may hold itself
+        held = (state.get(key) for key in _HOLDERS) if isinstance(state, Mapping) else ()
+        state = next((value for value in held if isinstance(value, Mapping)), state)
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name.")
     strangers = [
@@ -197,12 +222,16 @@ def _tensors_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _refuse_torchscript(path: Path) -> None:
+def _refuse_other_archives(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except Exception:  # zipfile raises whatever damaged bytes lead it to; torch.load words the damage
         return
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        what = "NumPy's" if names and all(name.endswith(".npy") for name in names) else "a ZIP"
+        hint = "Unpack it, if weights are in it, or give another file."
+        raise WeightsError(f"{path}: is {what} archive, no checkpoint of PyTorch: {_shortened(names)}.", hint=hint)
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(
             f"{path}: is a TorchScript program, not plain weights; programs are not run.",
@@ -218,7 +247,8 @@ def _refusal(path: Path, reason: str) -> WeightsError:
             " any program.",
             hint="Do not use this file unless you know who made it; ask for a safetensors version.",
         )
-    last = re.sub(r"\s+", " ", reason.split("error message.")[-1]).strip()[:160]
+    _, told, last = reason.partition("error message.")
+    last = re.sub(r"\s+", " ", last).strip()[:160] if told else "a pickle that is no checkpoint"
     return WeightsError(f"{path}: is damaged or not a plain PyTorch checkpoint ({last}).", hint=FETCH_HINT)
 
 
