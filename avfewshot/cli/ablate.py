@@ -47,14 +47,14 @@ def ablation_rows(kind: str, base: TrainingConfig) -> dict[str, dict[str, Any]]:
 
 def join_rows(results: Mapping[str, Sequence[SeedResult]]) -> tuple[Comparison, list[dict[str, Any]]]:
     """The rows and zero-shot over seeds, paired on seeds and clips; and what each seed says of each row."""
-    from avfewshot.evaluation.evaluate import average_comparisons, join_comparisons
+    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
     from avfewshot.training.fewshot import TRAINED
 
     seeds = list(zip(*results.values(), strict=True))
     joined = []
     for of_seed in seeds:
         tables = {name: (one.comparison, TRAINED) for name, one in zip(results, of_seed, strict=True)}
-        joined.append(join_comparisons({FROZEN: (of_seed[0].comparison, FROZEN), **tables}))
+        joined.append(join_tables({FROZEN: (of_seed[0].comparison, FROZEN), **tables}))
     about = [{name: one.methods[TRAINED] for name, one in zip(results, of_seed, strict=True)} for of_seed in seeds]
     return average_comparisons(joined), about
 

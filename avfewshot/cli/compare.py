@@ -206,7 +206,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
     from avfewshot.cli.ablate import ablation_rows, join_rows
-    from avfewshot.evaluation.evaluate import average_comparisons, side_by_side
+    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.training.fewshot import FewShot
@@ -274,8 +274,12 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
         for of_seed in zip(*by_context.values(), strict=True):
             found = {context: one for context, one in zip(by_context, of_seed, strict=True) if one.comparison}
             if found:
-                compared = {context: one.comparison for context, one in found.items()}
-                tests.append(side_by_side(compared) if several else of_seed[0].comparison)
+                compared = {
+                    f"{system} ({context})" if several else system: (one.comparison, system)
+                    for context, one in found.items()
+                    for system in one.comparison.systems
+                }
+                tests.append(join_tables(compared))
             methods.append(
                 {f"{name} ({context})": told for context, one in found.items() for name, told in one.methods.items()}
                 if several

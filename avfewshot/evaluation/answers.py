@@ -19,27 +19,16 @@ def class_names(task: Task, targets: Targets) -> tuple[str, ...]:
 
 
 def required_segments(targets: Targets) -> Labels:
-    """Labels per second, ``[N, T]``.
-
-    Raises:
-        ValueError: The targets have none.
-    """
+    """Labels per second, ``[N, T]``; a :class:`ValueError` where the targets have none."""
     if targets.segments is None:
         raise ValueError("Labels per second are needed, and the data set has none.")
     return targets.segments
 
 
 def answer_statistics(task: Task, targets: Targets, answers: Labels, *, seed: int) -> dict[str, Metric]:
-    """The figures of given answers.
+    """The figures of given answers: class indices ``[N]``, or ``[N, T]`` with K for background.
 
-    Args:
-        task: The task.
-        targets: The truth about N clips.
-        answers: Class indices: ``[N]``, or ``[N, T]`` with K for background where the task labels seconds.
-        seed: Of the drawn labels.
-
-    Raises:
-        ValueError: The answers have another shape.
+    `seed` is that of the drawn labels. A :class:`ValueError` says that the answers have another shape.
     """
     truth = required_segments(targets) if task.per_second else targets.lowest_labels
     if answers.shape != truth.shape:

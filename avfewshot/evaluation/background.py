@@ -1,121 +1,55 @@
-"""How a second in which nothing happens is told from an event: a registry of pure rules.
+"""How a second in which nothing happens is told from an event.
 
 AVE labels every second with one of K events or with background, but a text model only compares events with each other.
-Each strategy fills that gap in another way. What is chosen is chosen on validation data, once, for each system.
+Each strategy fills that gap in another way; what is chosen is chosen on validation data, once, for each system:
+
+- ``threshold``: background where no event is sure enough;
+- ``prompt``: background is one more text that competes with the events, class K of the probabilities;
+- ``none``: background is never answered, so its seconds are always wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import UsageError
 
-Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+
+BACKGROUNDS = ("threshold", "prompt", "none")
 
 
 @dataclass(frozen=True)
 class BackgroundRule:
     """A strategy with its fitted parameter; small enough to store with a checkpoint."""
 
-    strategy: str  # a key of BACKGROUNDS
+    strategy: str  # one of BACKGROUNDS
     threshold: float | None = None  # salience below which a second is background; for "threshold" only
 
     def __post_init__(self) -> None:
-        wanted = find_background(self.strategy).needs_validation
+        if self.strategy not in BACKGROUNDS:
+            hint = f"Rules: {', '.join(BACKGROUNDS)}."
+            raise UsageError(f"There is no background rule {self.strategy!r}.", hint=hint)
+        wanted = self.strategy == "threshold"
         if wanted and (self.threshold is None or not np.isfinite(self.threshold)):
             raise ValueError(f"The background rule {self.strategy!r} needs a finite threshold.")
         if not wanted and self.threshold is not None:
             raise ValueError(f"The background rule {self.strategy!r} has no threshold.")
 
 
-@dataclass(frozen=True)
-class BackgroundStrategy:
-    """A way to decide between an event and background."""
-
-    name: str  # its name
-    description: str  # one line for people
-    needs_validation: bool  # it has a threshold that is chosen on validation data
-    extra_column: bool  # probabilities carry the background as class K (``[..., K + 1]``); otherwise ``[..., K]``
-    # ``(probabilities, salience, threshold) -> labels [N, T]`` in 0 to K
-    decide: Callable[[Array, Array, float | None], Labels]
-
-
-def _by_threshold(probabilities: Array, salience: Array, threshold: float | None) -> Labels:
-    assert threshold is not None  # BackgroundRule sees to that
-    return np.where(salience >= threshold, probabilities.argmax(-1), probabilities.shape[-1])
-
-
-def _by_best_class(probabilities: Array, salience: Array, threshold: float | None) -> Labels:
-    return probabilities.argmax(-1)
-
-
-BACKGROUNDS: Mapping[str, BackgroundStrategy] = MappingProxyType(
-    {
-        strategy.name: strategy
-        for strategy in (
-            BackgroundStrategy(
-                "threshold",
-                "background where no event is sure enough; the threshold is chosen on validation data",
-                needs_validation=True,
-                extra_column=False,
-                decide=_by_threshold,
-            ),
-            BackgroundStrategy(
-                "prompt",
-                "background is one more text that competes with the events",
-                needs_validation=False,
-                extra_column=True,
-                decide=_by_best_class,
-            ),
-            BackgroundStrategy(
-                "none",
-                "background is never answered, so its seconds are always wrong",
-                needs_validation=False,
-                extra_column=False,
-                decide=_by_best_class,
-            ),
-        )
-    }
-)
-"""Strategies by name."""
-
-
-def find_background(name: str) -> BackgroundStrategy:
-    """The strategy of a name.
-
-    Raises:
-        UsageError: There is none; the message lists those there are.
-    """
-    if name not in BACKGROUNDS:
-        raise UsageError(f"There is no background rule {name!r}.", hint=f"Rules: {', '.join(BACKGROUNDS)}.")
-    return BACKGROUNDS[name]
-
-
 def fit_background(
     name: str, probabilities: npt.ArrayLike, segments: npt.ArrayLike, *, salience: npt.ArrayLike | None = None
 ) -> BackgroundRule:
-    """Fit a strategy on validation data.
-
-    Args:
-        name: A key of :data:`BACKGROUNDS`.
-        probabilities: Of the validation seconds: ``[N, T, K]``; ignored by strategies without a parameter.
-        segments: Their labels, ``[N, T]``, K for background.
-        salience: See :func:`choose_threshold`.
-
-    Returns:
-        The rule, to be used on other data.
+    """Fit a strategy on validation seconds; arguments as for :func:`choose_threshold`, used by ``threshold`` alone.
 
     Raises:
         UsageError: There is no such strategy.
         ValueError: Shapes do not belong together.
     """
-    if not find_background(name).needs_validation:
+    if name != "threshold":
         return BackgroundRule(name)
     return BackgroundRule(name, choose_threshold(probabilities, segments, salience=salience))
 
@@ -152,9 +86,7 @@ def choose_threshold(
     right_as_event = (events.argmax(-1) == truth).ravel()[order]
     right_as_background = (truth == events.shape[-1]).ravel()[order]
     # right[i]: the i lowest scores are called background, the others events.
-    right = np.concatenate(([0], right_as_background.cumsum())) + (
-        right_as_event.sum() - np.concatenate(([0], right_as_event.cumsum()))
-    )
+    right = np.append(0, right_as_background.cumsum()) + right_as_event.sum() - np.append(0, right_as_event.cumsum())
     possible = np.concatenate(([True], ordered[1:] > ordered[:-1], [True]))
     best = int(np.where(possible, right, -1).argmax())
     if best == 0:
@@ -168,7 +100,7 @@ def choose_threshold(
 def decide_segments(
     rule: BackgroundRule, probabilities: npt.ArrayLike, num_classes: int, *, salience: npt.ArrayLike | None = None
 ) -> Labels:
-    """One label for every second.
+    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background.
 
     Args:
         rule: A fitted rule.
@@ -176,20 +108,17 @@ def decide_segments(
         num_classes: K.
         salience: ``[N, T]``, of the kind that the threshold was chosen with; None: the highest probability.
 
-    Returns:
-        int64 ``[N, T]`` in 0 to K, K for background.
-
     Raises:
-        ValueError: The number of columns is not what the strategy takes, or the salience has another shape.
+        ValueError: The number of columns is not what the strategy takes.
     """
     scores = np.asarray(probabilities, dtype=np.float64)
-    strategy = find_background(rule.strategy)
-    columns = num_classes + strategy.extra_column
+    columns = num_classes + (rule.strategy == "prompt")
     if scores.ndim != 3 or scores.shape[-1] != columns:
         raise ValueError(
             f"The background rule {rule.strategy!r} takes [N, T, {columns}] probabilities, not {scores.shape}."
         )
+    answers = scores.argmax(-1)
+    if rule.threshold is None:
+        return answers
     sureness = scores.max(-1) if salience is None else np.asarray(salience, dtype=np.float64)
-    if sureness.shape != scores.shape[:2]:
-        raise ValueError(f"Salience must be {scores.shape[:2]}, it is {sureness.shape}.")
-    return strategy.decide(scores, sureness, rule.threshold)
+    return np.where(sureness >= rule.threshold, answers, num_classes)

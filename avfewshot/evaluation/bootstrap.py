@@ -27,13 +27,8 @@ Counts = npt.NDArray[np.float32]
 def resample(groups: npt.NDArray[np.int64], replicates: int, seed: int) -> Counts:
     """Draw as many groups as there are, with replacement, `replicates` times.
 
-    Args:
-        groups: Group number of each row, ``[N]``, from 0 without gaps; rows of one group are drawn together.
-        replicates: R, may be 0.
-        seed: Of the draws; they depend on nothing but it and the number of groups.
-
-    Returns:
-        How often each row was drawn, float32 ``[N, R]`` (whole numbers).
+    From the group number of each row, ``[N]``, from 0 without gaps, to how often each row was drawn, float32 ``[N, R]``
+    (whole numbers). Draws depend on nothing but the seed and the number of groups.
     """
     number = int(groups.max()) + 1
     rng = np.random.default_rng(seed)
@@ -57,21 +52,12 @@ class Metric(Protocol):
         ...
 
     def replicates(self, counts: Counts) -> Floats:
-        """The figure on each resample, ``[R]``; NaN where it is not defined.
-
-        Args:
-            counts: How often each clip was drawn, ``[N, R]``.
-        """
+        """The figure on each resample, ``[R]``, by how often clips were drawn, ``[N, R]``; NaN where not defined."""
         ...
 
 
 class Ratio:
-    """A share such as accuracy: sum of what is right by sum of what counts.
-
-    Args:
-        right: What is right of each clip, ``[N]``: a truth value, a fraction, or a number of seconds.
-        total: What counts of each clip, ``[N]``; None: 1.
-    """
+    """Such as accuracy: the sum of what is right, ``[N]`` (truths, fractions, seconds), by that of what counts."""
 
     biased = False
 
@@ -90,12 +76,9 @@ class Ratio:
 
 
 class MacroF1:
-    """Mean of the F1 of the classes that occur.
+    """Mean of the F1 of the classes that occur, of answers and labels as multi-hot ``[M, K]``.
 
-    Args:
-        answers: What was answered, multi-hot ``[M, K]``; rows are clips, or seconds of clips.
-        labels: What is true, multi-hot ``[M, K]``.
-        clips: Clip of each row, ``[M]``, not descending, every clip of 0 to N - 1 at least once.
+    Rows are clips, or seconds of clips; `clips` names the clip of each, ``[M]``, not descending, all of 0 to N - 1.
     """
 
     biased = True
@@ -106,11 +89,10 @@ class MacroF1:
 
     def value(self) -> float:
         """See :meth:`Metric.value`."""
-        return float(
-            f1_score(self._labels, self._answers, labels=self._present, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
-            if len(self._present)
-            else np.nan
-        )
+        if not len(self._present):
+            return math.nan
+        options: Any = {"labels": self._present, "average": "macro", "zero_division": 0}
+        return float(f1_score(self._labels, self._answers, **options))
 
     def replicates(self, counts: Counts) -> Floats:
         """See :meth:`Metric.replicates`; in each resample, over the classes that occur in it."""
@@ -124,13 +106,7 @@ class MacroF1:
 
 
 class MeanAveragePrecision:
-    """Mean of the average precision of the classes that occur.
-
-    Args:
-        scores: ``[M, K]``; rows are clips, or seconds of clips.
-        labels: Multi-hot ``[M, K]``.
-        clips: Clip of each row, ``[M]``.
-    """
+    """Mean of the average precision of the classes that occur, of scores ``[M, K]``; else as :class:`MacroF1`."""
 
     biased = True
 
@@ -170,10 +146,6 @@ def distribution(statistic: Metric, counts: Counts) -> Floats:
 
     With few clips of a class the mean average precision of resamples lies so far above the figure that their
     percentiles may not even hold it. Their spread is what an interval is about: it is kept, and the shift taken out.
-
-    Args:
-        statistic: The figure.
-        counts: How often each clip was drawn, ``[N, R]``.
     """
     replicates = statistic.replicates(counts)
     if not statistic.biased or not replicates.size:
@@ -193,20 +165,10 @@ def interval(replicates: Floats) -> tuple[float, float] | None:
 def estimate(
     value: float, replicates: Floats, clips: int, *, lowest: float = 0.0, proportion: bool = False
 ) -> Estimate:
-    """A figure with its interval.
+    """A figure, `lowest` to 1, with its interval, by its value on each resample, ``[R]``.
 
     The percentile bootstrap is too narrow for proportions of few clips, and has no width where all clips are alike.
-    There Wilson's score interval (1927) with clips as units stands in.
-
-    Args:
-        value: The figure on all clips, at most 1.
-        replicates: On each resample, ``[R]``; without any there is no interval.
-        clips: Number of clips.
-        lowest: The least possible value: -1 for differences.
-        proportion: The figure is a share of the clips.
-
-    Returns:
-        The estimate; its interval stays within the possible values.
+    There Wilson's score interval (1927) with clips as units stands in. Without resamples there is no interval.
     """
     ends = interval(replicates) if np.isfinite(value) else None
     if ends is None:
@@ -226,18 +188,11 @@ def wilson(share: float, number: int) -> tuple[float, float]:
 
 
 def over_runs(draws: Floats, seed: int) -> Floats:
-    """Hierarchical bootstrap of the mean over runs on the same clips: runs are drawn too.
+    """Hierarchical bootstrap ``[R]`` of the mean over runs on the same clips, from the figure of each, ``[S, R]``.
 
     Every column is one resample of the clips, which all runs share; in it runs are drawn with replacement. As the mean
     of S drawn runs varies too little by ``(S - 1) / S``, its distance from the mean of all is widened by the root of
-    the inverse (Rao and Wu, JASA 1988).
-
-    Args:
-        draws: The figure of each of S runs on each resample, ``[S, R]``; or a difference of two systems.
-        seed: Of the draws of runs: the same for all figures, so that differences are paired.
-
-    Returns:
-        ``[R]``.
+    the inverse (Rao and Wu, JASA 1988). With the same seed for all figures differences are paired.
     """
     runs, replicates = draws.shape
     means = draws.mean(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,12 +41,7 @@ def evaluate(
     seed: int = 0,
     unanswered: Sequence[str] = (),
 ) -> TaskResult:
-    """Judge one system.
-
-    Raises:
-        UsageError: The task is unknown.
-        ValueError: Targets and predictions do not belong together.
-    """
+    """Judge one system; see :func:`evaluate_systems`."""
     return evaluate_systems(
         task, targets, {system: predictions}, replicates=replicates, seed=seed, unanswered=unanswered
     )[0][system]
@@ -85,79 +79,67 @@ def evaluate_systems(
     judged = find_task(task)
     if not systems:
         raise ValueError("There are no systems to evaluate.")
-    statements = {name: _state(judged, targets, system, seed) for name, system in systems.items()}
     counts = resample(targets.groups(), replicates, seed)
-    values = {
-        name: {metric: (statistic.value(), distribution(statistic, counts)) for metric, statistic in found.statistics}
-        for name, found in statements.items()
-    }
     trivial, bounds = baselines(judged, targets, seed=seed), ceilings(judged, targets, unanswered=unanswered)
     headline = judged.headline_for(targets.multi_label)
-    results = {
-        name: TaskResult(
+    results: dict[str, TaskResult] = {}
+    values: dict[str, dict[str, tuple[float, Floats]]] = {}
+    for name, system in systems.items():
+        statistics, rows, confusion, calibration = _state(judged, targets, system, seed)
+        values[name] = {key: (metric.value(), distribution(metric, counts)) for key, metric in statistics.items()}
+        results[name] = TaskResult(
             task=task,
             system=name,
             headline=headline,
             num_clips=targets.num_clips,
             num_segments=required_segments(targets).size if judged.per_second else None,
             metrics={
-                metric: estimate(*values[name][metric], targets.num_clips, proportion=isinstance(statistic, Ratio))
-                for metric, statistic in found.statistics
+                key: estimate(*values[name][key], targets.num_clips, proportion=isinstance(metric, Ratio))
+                for key, metric in statistics.items()
             },
-            classes=found.rows,
-            confusion=tuple(tuple(row) for row in found.confusion.tolist()),
-            calibration=found.calibration,
-            background=systems[name].background,
-            label_threshold=None if (threshold := systems[name].label_threshold) is None else float(np.mean(threshold)),
+            classes=rows,
+            confusion=tuple(map(tuple, confusion.tolist())),
+            calibration=calibration,
+            background=system.background,
+            label_threshold=None if system.label_threshold is None else float(np.mean(system.label_threshold)),
             replicates=replicates,
             seed=seed,
             baselines=trivial,
             ceilings=bounds,
         )
-        for name, found in statements.items()
-    }
     columns = tuple(metric for metric in METRICS if all(metric in result.metrics for result in results.values()))
-    names = tuple(systems)
-    return results, _compare(
-        Comparison(
-            task=task,
-            headline=headline,
-            num_clips=targets.num_clips,
-            systems=names,
-            metrics=columns,
-            cells={name: {metric: result.metrics[metric] for metric in columns} for name, result in results.items()},
-            differences=(),
-            replicates=replicates,
-            seed=seed,
-            draws={
-                name: {metric: tuple(map(_rounded, found[metric][1])) for metric in columns}
-                for name, found in values.items()
-            },
-        ),
-        lambda later, earlier, metric: estimate(
-            values[later][metric][0] - values[earlier][metric][0],
-            values[later][metric][1] - values[earlier][metric][1],
-            targets.num_clips,
-            lowest=-1.0,
-        ),
+    table = Comparison(
+        task=task,
+        headline=headline,
+        num_clips=targets.num_clips,
+        systems=tuple(systems),
+        metrics=columns,
+        cells={name: {metric: result.metrics[metric] for metric in columns} for name, result in results.items()},
+        differences=(),
+        replicates=replicates,
+        seed=seed,
+        draws={
+            name: {metric: tuple(map(_rounded, found[metric][1])) for metric in columns}
+            for name, found in values.items()
+        },
     )
+
+    def difference(later: str, earlier: str, metric: str) -> Estimate:
+        (ours, drawn), (theirs, their_drawn) = values[later][metric], values[earlier][metric]
+        return estimate(ours - theirs, drawn - their_drawn, targets.num_clips, lowest=-1.0)
+
+    return results, _compare(table, difference)
 
 
 def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
-    """One table over runs with different seeds on the same test clips.
+    """One table over runs with different seeds on the same test clips; that of the only run if there is but one.
 
     Intervals are over runs and clips together (:func:`~avfewshot.evaluation.bootstrap.over_runs`), those of differences
     paired in both. A system that does the same in every run, such as one without training, keeps the interval over
     clips alone, as does the difference of two such systems.
 
-    Args:
-        comparisons: One for each run, of the same task, systems and metrics, on equally many clips.
-
-    Returns:
-        The table; that of the only run if there is but one.
-
     Raises:
-        ValueError: There are none, or they do not belong together.
+        ValueError: There are no runs, or they differ in task, systems, metrics or number of clips.
     """
     identities = [(table.task, table.systems, table.metrics, table.num_clips) for table in comparisons]
     if not identities:
@@ -199,66 +181,37 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
     return _compare(first.model_copy(update={"cells": cells, "draws": {}}), difference)
 
 
-def side_by_side(comparisons: Mapping[str, Comparison]) -> Comparison:
-    """One table of systems that were evaluated apart, on the same clips; names tell which is whose.
-
-    Args:
-        comparisons: By what stands in brackets behind the names of its systems; of one task and equally many clips.
-    """
-    first, *others = comparisons.values()
-    if any((one.task, one.num_clips, one.metrics) != (first.task, first.num_clips, first.metrics) for one in others):
-        raise ValueError("Tables that stand side by side are of the same task and clips.")
-    parts = {f"{system} ({name})": (one, system) for name, one in comparisons.items() for system in one.systems}
-    draws = {name: one.draws[system] for name, (one, system) in parts.items() if system in one.draws}
-    cells = {name: one.cells[system] for name, (one, system) in parts.items()}
-
-    def difference(later: str, earlier: str, metric: str) -> Estimate:
-        (one, system), (other, reference) = parts[later], parts[earlier]
-        if one is other:
-            return one.difference(system, reference, metric).estimate
-        ours, theirs = cells[later][metric].value, cells[earlier][metric].value
-        if ours is None or theirs is None:
-            return Estimate(None)
-        rows = [np.array(draws.get(name, {}).get(metric, ()), dtype=np.float64) for name in (later, earlier)]
-        shared = min(map(len, rows))
-        return estimate(ours - theirs, rows[0][:shared] - rows[1][:shared], first.num_clips, lowest=-1.0)
-
-    table = first.model_copy(update={"systems": tuple(parts), "cells": cells, "draws": draws})
-    return _compare(table, difference)
-
-
-def join_comparisons(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
-    """One table of systems out of several tables over the same test clips: by the name of its row, (table, system).
+def join_tables(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
+    """One table of systems out of tables over the same test clips: by the name of its row, (table, system).
 
     Raises:
         ValueError: The tables are of different tasks, or on different numbers of clips.
     """
-    tables = [table for table, _ in rows.values()]
-    first = tables[0]
-    if len({(table.task, table.headline, table.num_clips, table.seed) for table in tables}) > 1:
+    first = next(iter(rows.values()))[0]
+    if len({(table.task, table.headline, table.num_clips, table.seed) for table, _ in rows.values()}) > 1:
         raise ValueError("The tables do not belong together.")
-    metrics = tuple(metric for metric in first.metrics if all(metric in table.metrics for table in tables))
+    metrics = tuple(metric for metric in first.metrics if all(metric in table.metrics for table, _ in rows.values()))
+    cells = {
+        name: {metric: table.cells[system][metric] for metric in metrics} for name, (table, system) in rows.items()
+    }
+    draws = {
+        name: {metric: table.draws[system][metric] for metric in metrics}
+        for name, (table, system) in rows.items()
+        if system in table.draws
+    }
 
     def difference(later: str, earlier: str, metric: str) -> Estimate:
-        ours, theirs = (table.cells[system][metric].value for table, system in (rows[later], rows[earlier]))
-        draws = [
-            np.array(table.draws[system][metric], dtype=np.float64) for table, system in (rows[later], rows[earlier])
-        ]
-        gap = float("nan") if ours is None or theirs is None else ours - theirs
-        return estimate(gap, draws[0] - draws[1], first.num_clips, lowest=-1.0)
+        (table, system), (other, reference) = rows[later], rows[earlier]
+        if table is other:
+            return table.difference(system, reference, metric).estimate
+        ours, theirs = cells[later][metric].value, cells[earlier][metric].value
+        if ours is None or theirs is None:
+            return Estimate(None)
+        drawn = [np.array(draws.get(name, {}).get(metric, ()), dtype=np.float64) for name in (later, earlier)]
+        shared = min(map(len, drawn))
+        return estimate(ours - theirs, drawn[0][:shared] - drawn[1][:shared], first.num_clips, lowest=-1.0)
 
-    table = first.model_copy(
-        update={
-            "systems": tuple(rows),
-            "metrics": metrics,
-            "cells": {
-                name: {metric: of.cells[system][metric] for metric in metrics} for name, (of, system) in rows.items()
-            },
-            "draws": {
-                name: {metric: of.draws[system][metric] for metric in metrics} for name, (of, system) in rows.items()
-            },
-        }
-    )
+    table = first.model_copy(update={"systems": tuple(rows), "metrics": metrics, "cells": cells, "draws": draws})
     return _compare(table, difference)
 
 
@@ -277,27 +230,17 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-@dataclass(frozen=True)
-class _Statement:
-    """Everything about one system but its intervals."""
-
-    statistics: list[tuple[str, Metric]]
-    rows: tuple[ClassRow, ...]
-    confusion: Floats
-    calibration: Calibration
+_Statement = tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]
+"""Everything about one system but its intervals: figures, per-class rows, confusion matrix, calibration."""
 
 
 def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
     state = _state_segments if task.per_second else _state_clips
     statistics, rows, confusion, calibration = state(task, targets, predictions, seed)
-    order = list(METRICS)
-    ordered = sorted(statistics.items(), key=lambda entry: order.index(entry[0]))
-    return _Statement(ordered, rows, confusion, calibration)
+    return {name: statistics[name] for name in METRICS if name in statistics}, rows, confusion, calibration
 
 
-def _state_clips(
-    task: Task, targets: Targets, predictions: Predictions, seed: int
-) -> tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]:
+def _state_clips(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
     scores = predictions.probabilities
     if scores.shape != targets.labels.shape:
         raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {targets.labels.shape}.")
@@ -323,9 +266,7 @@ def _state_clips(
     )
 
 
-def _state_segments(
-    task: Task, targets: Targets, predictions: Predictions, seed: int
-) -> tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]:
+def _state_segments(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
     scores, rule, truth = predictions.probabilities, predictions.background, required_segments(targets)
     if rule is None:
         raise ValueError(f"{task.name} needs a background rule.")

@@ -38,8 +38,6 @@ ADAPTED = "adapted"
 """A trained model beside them."""
 
 _MODALITIES = {CLIP_ONLY: "visual", CLAP_ONLY: "audio", ZERO_SHOT: None}
-
-
 TRAINED_CLASSES, OTHER_CLASSES = "classes that were trained on", "other classes"
 
 
@@ -120,10 +118,7 @@ class Evaluator:
         return self._scored[split]
 
     def features(self, clips: str | Sequence[Sample]) -> tuple[tuple[Sample, ...], Features]:
-        """Samples (of a split, or those given) that can be used, with embeddings of the frozen towers.
-
-        They come from the cache where they are known.
-        """
+        """Samples (of a split, or those given) that can be used, with embeddings of the frozen towers."""
         if isinstance(clips, str):
             scored = self.scored(clips)
             found = list(zip(scored.samples, scored.embeddings, strict=True))
@@ -164,20 +159,14 @@ class Evaluator:
         validation, judged = self.scored("val").logits, self.scored(split).logits
         systems = {}
         for name, modality in _MODALITIES.items():
-            seen, asked = validation, judged
-            if modality is not None:
-                seen, asked = ([clip.only(modality) for clip in clips] for clips in (validation, judged))
-            systems[name] = self.predict(asked, self.fit(seen))
+            val, test = (
+                clips if modality is None else [c.only(modality) for c in clips] for clips in (validation, judged)
+            )
+            systems[name] = self.predict(test, self.fit(val))
         return systems
 
     def report(self, systems: Mapping[str, Predictions], *, trained_labels: Collection[str] = ()) -> EvalReport:
-        """Compare what systems say about the test clips with what is true of them.
-
-        Where some classes were trained on, they are also compared apart.
-
-        Raises:
-            DataError: There are no test clips.
-        """
+        """Compare what systems say about the test clips with the truth; on trained and on other classes apart, too."""
         task, targets = self.decision.task, Targets.from_samples(self.dataset, self.scored("test").samples)
         trained = {label.casefold() for label in trained_labels}
         names = zip(self.dataset.classes, self.dataset.wordings, strict=True)
@@ -191,10 +180,7 @@ class Evaluator:
         return EvalReport(*evaluate_systems(task, targets, systems), parts)
 
     def joined(self, model: AudioVisualModel, split: str, share: float) -> list[ClipLogits]:
-        """Logits of a trained model with this share, joined with those of the untrained one.
-
-        With a share of 0 the model is not run.
-        """
+        """Logits of a trained model with this share, joined with the untrained one; with 0 the model is not run."""
         clips = self.scored(split).logits
         if share == 0:
             return list(clips)
@@ -202,21 +188,13 @@ class Evaluator:
         return [before.ensemble(after, share) for before, after in zip(clips, trained, strict=True)]
 
     def trained_logits(self, model: AudioVisualModel, split: str) -> list[ClipLogits]:
-        """Logits of a trained model on the usable clips of a split.
-
-        Raises:
-            AvfsError: A clip cannot be read any more.
-        """
+        """Logits of a trained model on the usable clips of a split, as of :meth:`logits_of`."""
         paths = [sample.path for sample in self.scored(split).samples if sample.path is not None]
         self.observer.begin(f"evaluating on {split} clips", len(set(paths)))
         return self.logits_of(model, paths)
 
     def logits_of(self, model: AudioVisualModel, paths: Sequence[Path]) -> list[ClipLogits]:
-        """Logits of a trained model on clips.
-
-        Raises:
-            AvfsError: A clip cannot be read any more.
-        """
+        """Logits of a trained model on clips; an :class:`AvfsError` where one cannot be read any more."""
         embedded = self._embed(model, paths, cache=None)
         with torch.inference_mode():
             projected = self.texts.projected(model).to("cpu")
@@ -262,11 +240,8 @@ def evaluate_task(
 ) -> EvalReport:
     """Evaluate the untrained towers, and a trained model beside them, on the test clips.
 
-    What has to be chosen is chosen on validation clips, for each of them.
-
-    Raises:
-        DataError: There are no test clips.
-        AvfsError: A clip cannot be read any more.
+    What has to be chosen is chosen on validation clips, for each of them. Without test clips there is a
+    :class:`DataError`.
     """
     systems = evaluator.untrained("test")
     if model is not None:

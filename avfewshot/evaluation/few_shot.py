@@ -82,14 +82,9 @@ def without_none(dataset: Dataset, columns: np.ndarray) -> np.ndarray:
 def method_predictions(
     evaluator: Evaluator, scorer: Scorer, features: Features, support: Support, *, tuned: np.ndarray | None = None
 ) -> Predictions:
-    """What a fitted method says about clips.
+    """What a method that was fitted on `support` says about N clips.
 
-    Args:
-        evaluator: The task.
-        scorer: Fitted on `support`.
-        features: N clips.
-        support: For the threshold from which on a clip carries a class, where clips carry several.
-        tuned: Log-posteriors ``[N, K]`` over the data set's classes of a tuned part that was joined.
+    `tuned` are log-posteriors ``[N, K]`` over the data set's classes, of a tuned part that was joined.
     """
     none = evaluator.dataset.none_class
     if evaluator.decision.per_second:

@@ -77,10 +77,7 @@ def compare_finished(runs: Sequence[FinishedRun]) -> tuple[Comparison, list[Clip
     """Runs as the systems of a table on the test clips that all of them have, and the clips on which they differ.
 
     Intervals are by a hierarchical bootstrap over seeds and clips; those of differences are paired in the clips, and in
-    the seeds where both runs have the same.
-
-    Raises:
-        DataError: They share no test clip, or are judged by different figures.
+    the seeds where both runs have the same. Runs without a common clip, or of other figures, are a :class:`DataError`.
     """
     if len({run.headline for run in runs}) > 1:
         told = ", ".join(f"{run.name}: {run.headline}" for run in runs)

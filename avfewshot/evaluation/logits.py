@@ -19,11 +19,7 @@ _LACKING = -1e6
 
 
 def clip_probabilities(clips: Sequence[ClipLogits], num_classes: int, *, fusion: str, pool: str) -> Floats:
-    """One distribution over the classes for each clip.
-
-    Returns:
-        ``[N, K]``; uniform for a clip with neither picture nor sound.
-    """
+    """A distribution over the classes for each clip, ``[N, K]``; uniform without picture and sound."""
     result = np.full((len(clips), num_classes), 1 / num_classes)
     for rows, visual, audio in _alike(clips):
         result[rows] = predict_events(visual, audio, fusion=fusion, pool=pool).probabilities.numpy()
@@ -31,16 +27,9 @@ def clip_probabilities(clips: Sequence[ClipLogits], num_classes: int, *, fusion:
 
 
 def second_probabilities(clips: Sequence[ClipLogits], num_classes: int, seconds: int, *, fusion: str) -> Floats:
-    """A distribution over the classes and the background for each second of each clip.
+    """A distribution over the classes and the background for each second of each clip, ``[N, T, K + 1]``.
 
-    Args:
-        clips: N clips.
-        num_classes: K.
-        seconds: T: longer clips are cut, seconds that a shorter one lacks are background.
-        fusion: See :func:`avfewshot.models.fusion.fuse`.
-
-    Returns:
-        ``[N, T, K + 1]``.
+    Longer clips are cut to T `seconds`; seconds that a shorter one lacks are background.
     """
     result = np.zeros((len(clips), seconds, num_classes + 1))
     result[..., num_classes] = 1
@@ -52,18 +41,11 @@ def second_probabilities(clips: Sequence[ClipLogits], num_classes: int, seconds:
 
 
 def second_salience(clips: Sequence[ClipLogits], answers: npt.NDArray[np.int64]) -> Floats:
-    """How sure it is that the answered class happens in each second, and not nothing.
+    """How sure it is, in each second, that the answered class (``[N, T]``) happens, and not nothing: ``[N, T]``.
 
     An audio-visual event is both seen and heard (Tian et al., ECCV 2018). So each modality that is there compares the
     logit of the answer with that of its background text, and the one that is less sure counts: an object that stays in
-    the picture while it is silent is no event, however sure the eyes are.
-
-    Args:
-        clips: N clips.
-        answers: Class of each second, ``[N, T]``.
-
-    Returns:
-        ``[N, T]``; a value far below all others for seconds that a clip lacks.
+    the picture while it is silent is no event, however sure the eyes are. Seconds that a clip lacks are far below all.
     """
     result = np.full(answers.shape, _LACKING)
     seconds = answers.shape[1]
@@ -82,12 +64,8 @@ def _alike(clips: Sequence[ClipLogits]) -> list[tuple[list[int], Tensor | None, 
     for index, clip in enumerate(clips):
         if clip.num_segments:
             groups[clip.num_segments, clip.visual is not None, clip.audio is not None].append(index)
-    return [
-        (rows, _stacked([clips[row].visual for row in rows]), _stacked([clips[row].audio for row in rows]))
-        for rows in groups.values()
-    ]
-
-
-def _stacked(logits: Sequence[Tensor | None]) -> Tensor | None:
-    present = [clip for clip in logits if clip is not None]
-    return torch.stack(present) if present else None
+    stacked = []
+    for rows in groups.values():
+        pairs = zip(*((clips[row].visual, clips[row].audio) for row in rows), strict=True)
+        stacked.append((rows, *(None if part[0] is None else torch.stack(part) for part in pairs)))
+    return stacked

@@ -43,17 +43,10 @@ def average_precisions(scores: Floats, labels: Bools) -> Floats:
 
 
 def class_rows(names: tuple[str, ...], answers: Bools, labels: Bools, scores: Floats | None) -> tuple[ClassRow, ...]:
-    """The per-class table.
+    """The per-class table of answers and labels, multi-hot ``[N, K]``: a row a class.
 
-    Args:
-        names: Names of the K classes.
-        answers: What was answered, multi-hot ``[N, K]``.
-        labels: What is true, multi-hot ``[N, K]``.
-        scores: ``[N, K']`` for average precision; the last ``K - K'`` classes have none. None: no class has.
-
-    Returns:
-        One row a class. Undefined figures are None: precision of a class that was never answered, everything else of a
-        class that never occurs.
+    `scores` ``[N, K']`` give average precision; the last ``K - K'`` classes have none. Undefined figures are None:
+    precision of a class that was never answered, everything else of a class that never occurs.
     """
     table: Any = precision_recall_fscore_support(labels, answers, average=None, zero_division=np.nan)  # pyright: ignore
     precision, recall, f1, support = table
@@ -92,15 +85,10 @@ def multi_label_confusion(labels: Bools, answers: Labels) -> Floats:
 
 
 def calibration(confidence: Floats, right: Bools, *, bins: int = CALIBRATION_BINS) -> Calibration:
-    """Expected calibration error: how far confidence is from accuracy (Guo et al., ICML 2017, Eq. 3).
+    """Expected calibration error: how far confidence is from accuracy (Guo et al., ICML 2017, Eq. 3); None for M = 0.
 
-    Args:
-        confidence: Probability of the answer, ``[M]``.
-        right: Whether the answer was right, ``[M]``.
-        bins: Equally wide bins over ``(0, 1]``.
-
-    Returns:
-        The error and the bins that hold anything; the error is None for M = 0.
+    From the probability of each answer and whether it was right, ``[M]``; with those of the equally wide bins over
+    ``(0, 1]`` that hold anything.
     """
     edges = np.linspace(0, 1, bins + 1)
     # Bins hold their upper edge, so that a confidence of 1 has a bin.
@@ -123,15 +111,9 @@ def calibration(confidence: Floats, right: Bools, *, bins: int = CALIBRATION_BIN
 def choose_label_threshold(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """The probability from which on a clip is said to carry a class, chosen for the best macro F1 on validation data.
 
-    All thresholds that tell the given probabilities apart are tried. Classes that no validation clip carries do not
-    count. The threshold is itself one of the probabilities; of equally good ones the highest is taken.
-
-    Args:
-        probabilities: ``[N, K]``.
-        labels: Multi-hot ``[N, K]``.
-
-    Returns:
-        The threshold; a class is answered if its probability is not below it.
+    From probabilities and multi-hot labels ``[N, K]``. All thresholds that tell the given probabilities apart are
+    tried; classes that no validation clip carries do not count. The threshold is itself one of the probabilities; of
+    equally good ones the highest is taken. A class is answered if its probability is not below it.
 
     Raises:
         ValueError: Shapes differ, no clip has a label, or a probability is not finite.

@@ -21,16 +21,11 @@ MIN_IOU = 0.5
 def parsing_scores(
     predictions: Sequence[tuple[Bools, Bools]], truths: Sequence[tuple[Bools, Bools]]
 ) -> dict[str, float]:
-    """All published F-scores in percent.
+    """All published F-scores in percent, of what is heard and what is seen in each clip, bool ``[T, K]`` each.
 
-    Args:
-        predictions: For each clip what is heard and what is seen, bool ``[T, K]`` each.
-        truths: Likewise.
-
-    Returns:
-        ``segment_A``, ``segment_V``, ``segment_AV``, ``segment_Type``, ``segment_Event`` and the same of ``event_``.
-        AV is what is heard and seen in the same second, Type the mean of A, V and AV, Event the score of the counts
-        of A and V together.
+    Gives ``segment_A``, ``segment_V``, ``segment_AV``, ``segment_Type``, ``segment_Event``, and the same of ``event_``.
+    AV is what is heard and seen in the same second, Type the mean of A, V and AV, Event the score of the counts of A
+    and V together.
     """
     scores: dict[str, list[float]] = {f"{level}_{stream}": [] for level in LEVELS for stream in (*STREAMS, "Event")}
     for said, true in zip(predictions, truths, strict=True):

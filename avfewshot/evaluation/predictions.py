@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avfewshot.evaluation.background import BackgroundRule, find_background, fit_background
+from avfewshot.evaluation.background import BackgroundRule, fit_background
 from avfewshot.evaluation.logits import Floats, clip_probabilities, second_probabilities, second_salience
 from avfewshot.evaluation.measures import choose_label_threshold
 from avfewshot.evaluation.targets import Predictions, Targets
@@ -66,7 +66,7 @@ class PredictionConfig:
     def _seconds(self, clips: Sequence[ClipLogits], num_classes: int) -> tuple[Floats, Floats | None]:
         """Probabilities in the form that the background's strategy takes, and how sure it is that something happens."""
         joint = second_probabilities(clips, num_classes, self.seconds, fusion=self.fusion)
-        if find_background(self.background).extra_column:
+        if self.background == "prompt":
             return joint, None
         events = joint[..., :num_classes]
         # Divided by the largest first: a second that is background beyond doubt has no digits left for its events.

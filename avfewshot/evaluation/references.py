@@ -18,23 +18,23 @@ from avfewshot.evaluation.tasks import Task
 def baselines(task: Task, targets: Targets, *, seed: int = 0) -> tuple[Reference, ...]:
     """Figures of answers that look at no clip.
 
-    Returns:
-        Always the first class; always the class that is right most often (by these targets: an upper bound of what
-        such an answer reaches); always background, for tasks that label seconds; and guessing, on average.
+    Always the first class; always the class that is right most often (by these targets: an upper bound of what such an
+    answer reaches); always background, for tasks that label seconds; and guessing, on average.
     """
     names = class_names(task, targets)
+    constants = {"first_class": 0}
     if task.per_second:
         events = np.bincount(required_segments(targets).ravel(), minlength=len(names))[: targets.num_classes]
-        constants = [("first_class", 0), ("majority_class", int(events.argmax())), ("background", targets.background)]
+        constants |= {"majority_class": int(events.argmax()), "background": targets.background}
     else:
-        constants = [("first_class", 0), ("majority_class", int(targets.labels.sum(0).argmax()))]
-    return (
-        *(
-            Reference(key, f"always {names[index]}", _constant(task, targets, index, seed), (names[index],))
-            for key, index in constants
-        ),
-        Reference("chance", "a class at random", _chance(task, targets)),
-    )
+        constants["majority_class"] = int(targets.labels.sum(0).argmax())
+    found = []
+    for key, index in constants.items():
+        answers = np.full(required_segments(targets).shape if task.per_second else targets.num_clips, index)
+        figures = {name: s.value() for name, s in answer_statistics(task, targets, answers, seed=seed).items()}
+        values = {name: value for name, value in figures.items() if np.isfinite(value)}
+        found.append(Reference(key, f"always {names[index]}", values, (names[index],)))
+    return *found, Reference("chance", "a class at random", _chance(task, targets))
 
 
 def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
@@ -45,13 +45,9 @@ def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
 def ceilings(task: Task, targets: Targets, *, unanswered: Sequence[str] = ()) -> tuple[Reference, ...]:
     """Figures that cannot be exceeded under a condition that the titles name.
 
-    Returns:
-        Never answering `unanswered`; never answering background (seconds), or the class that most published targets
-        name (several labels); knowing all labels of a clip but not which one is drawn; and one answer for clips that
-        are listed under several classes, where there are any.
-
-    Raises:
-        ValueError: `unanswered` names a class that does not exist.
+    Never answering `unanswered`; never answering background (seconds), or the class that most published targets name
+    (several labels); knowing all labels of a clip but not which one is drawn; and one answer for clips that are listed
+    under several classes, where there are any. A :class:`ValueError` says that a class does not exist.
     """
     names = class_names(task, targets)
     if strangers := [name for name in unanswered if name not in names]:
@@ -70,16 +66,6 @@ def ceilings(task: Task, targets: Targets, *, unanswered: Sequence[str] = ()) ->
     return tuple(found)
 
 
-def _constant(task: Task, targets: Targets, index: int, seed: int) -> dict[str, float]:
-    shape = required_segments(targets).shape if task.per_second else targets.num_clips
-    return _values(task, targets, np.full(shape, index), seed)
-
-
-def _values(task: Task, targets: Targets, answers: np.ndarray, seed: int) -> dict[str, float]:
-    figures = {name: s.value() for name, s in answer_statistics(task, targets, answers, seed=seed).items()}
-    return {name: value for name, value in figures.items() if np.isfinite(value)}
-
-
 def _chance(task: Task, targets: Targets) -> dict[str, float]:
     """Expected figures of an answer drawn uniformly from all possible ones."""
     share = 1 / len(class_names(task, targets))
@@ -96,23 +82,17 @@ def _chance(task: Task, targets: Targets) -> dict[str, float]:
 def _without(task: Task, targets: Targets, classes: tuple[str, ...]) -> Reference:
     """The best figures of answers that never name `classes`."""
     banned = np.isin(class_names(task, targets), classes)
-    values: dict[str, float]
     if task.per_second:
         truth = required_segments(targets)
         possible, events = ~banned[truth], truth != targets.background
-        values = {"segment_accuracy": float(possible.mean())}
-        if events.any():
-            values["event_accuracy"] = float(possible[events].mean())
+        shares = {"segment_accuracy": possible} | ({"event_accuracy": possible[events]} if events.any() else {})
     else:
-        allowed = targets.labels & ~banned
-        hits = allowed.any(1)
-        if not targets.multi_label:
-            values = {"top1": float(hits.mean())}
-        else:
-            values = {"hit_at_1": float(hits.mean())}
-            if task.published_top1:
-                values["published_top1"] = float((~banned[targets.lowest_labels]).mean())
-                values["random_label_top1_expected"] = float((hits / targets.labels.sum(1)).mean())
+        hits = (targets.labels & ~banned).any(1)
+        shares = {"hit_at_1" if targets.multi_label else "top1": hits}
+        if targets.multi_label and task.published_top1:
+            shares["published_top1"] = ~banned[targets.lowest_labels]
+            shares["random_label_top1_expected"] = hits / targets.labels.sum(1)
+    values = {name: float(share.mean()) for name, share in shares.items()}
     return Reference("without", f"never answering {', '.join(classes)}", values, classes)
 
 

@@ -179,11 +179,7 @@ class Comparison(_Record):
         )
 
     def difference(self, system: str, reference: str, metric: str | None = None) -> Difference:
-        """How much better one system is than another, by a metric or the headline.
-
-        Raises:
-            KeyError: A name is unknown, or both are the same system.
-        """
+        """How much better one system is than another, by a metric or the headline; else a :class:`KeyError`."""
         metric = self.headline if metric is None else metric
         for found in self.differences:
             if found.metric == metric and {found.system, found.reference} == {system, reference}:

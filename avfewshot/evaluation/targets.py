@@ -54,11 +54,7 @@ class Targets:
 
     @classmethod
     def from_samples(cls, dataset: Dataset, samples: Sequence[Sample], num_segments: int | None = None) -> Targets:
-        """The targets of samples, in their order; with `segments` where every sample has labels per second.
-
-        Raises:
-            ValueError: There are no samples.
-        """
+        """The targets of samples, in their order; with `segments` where every sample has labels per second."""
         segments = None
         if samples and all(sample.segments is not None for sample in samples):
             segments = np.stack([dataset.segment_labels(sample, num_segments) for sample in samples])

@@ -70,11 +70,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 
 
 def find_task(name: str) -> Task:
-    """The task of a name.
-
-    Raises:
-        UsageError: There is none; the message lists those there are.
-    """
+    """The task of a name; a :class:`UsageError` lists those there are."""
     if name not in TASKS:
         raise UsageError(f"There is no task {name!r} to evaluate.", hint=f"Tasks: {', '.join(TASKS)}.")
     return TASKS[name]

@@ -17,13 +17,9 @@ NO_MEDIA = "no media file was found"
 
 @dataclass
 class Usage:
-    """What became of the clips of a run.
+    """What became of the clips of a run."""
 
-    Attributes:
-        used: By role (``train`` for supports, ``val``, ``test``) the ids that were used.
-    """
-
-    used: dict[str, list[str]] = field(default_factory=dict)
+    used: dict[str, list[str]] = field(default_factory=dict)  # by role (train: supports, val, test) ids that were used
     _left: dict[tuple[str, str, str], None] = field(default_factory=dict)  # an ordered set
 
     @property
