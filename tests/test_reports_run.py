@@ -21,7 +21,7 @@ from avfewshot.reports import charts, run_tables
 from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.figures import verdict
 from avfewshot.reports.overlays import heat_source, is_picture
-from avfewshot.reports.run_html import class_changes, run_page, write_run_page
+from avfewshot.reports.run_html import class_changes, run_page
 from avfewshot.training.record import Curve, Heatmap, Second
 
 SECTIONS = (
@@ -288,17 +288,6 @@ def test_timeline_of_a_clip_without_annotated_seconds_has_no_truth():
     ]
 
 
-def test_the_page_is_written_whole_or_not_at_all(tmp_path, llp):
-    path = tmp_path / "deep" / "report.html"
-    write_run_page(path, llp)
-    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
-    before = path.read_bytes()
-    with pytest.raises(KeyError):
-        write_run_page(path, dataclasses.replace(llp, results={}))
-    assert path.read_bytes() == before
-    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
-
-
 def test_classes_are_sorted_by_change(llp):
     rows = class_changes(llp.results["trained"], llp.results["zero-shot"])
     after = {row.name: row.f1 for row in llp.results["trained"].classes}
@@ -336,7 +325,7 @@ def test_drawings_are_well_formed():
         charts.line_chart("a & b", [line], x_name="epoch", level=charts.Level(0.5, "<before>"), shares=True),
         charts.line_chart("flat", [charts.Series("x", [(1, 2.0)])], x_name="step"),
         charts.reliability("r", Calibration(0.1, 3, (CalibrationBin(0.4, 0.6, 3, 0.5, 0.7),))),
-        charts.change_bar("<c>", 0.2, 0.9),
+        charts.drawing("change_bar", "<c>", 0.2, 0.9),
         charts.heat_map("m", confusion(samples.judged("ave_cls", replicates=0)[0]["trained"])),
     ]
     for drawing in drawings:

@@ -11,12 +11,7 @@ _WORDS = re.compile(r"\[?[a-z][a-z0-9_]*(\|[a-z0-9_:]+)+\]?")
 
 
 def add_completions(name: str, command: Any) -> None:
-    """Complete the values of a command's parameters; commands below it too.
-
-    Args:
-        name: Of the command, with those above it: ``data check``.
-        command: As typer made it.
-    """
+    """Complete the values of a command's parameters; `name` is that of the command in full: ``data check``."""
     for key, below in getattr(command, "commands", {}).items():
         add_completions(f"{name} {key}", below)
     for parameter in command.params:

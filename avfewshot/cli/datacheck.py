@@ -90,11 +90,7 @@ def check(
 
 
 def data_root(name: str, root: Path | None) -> Path:
-    """The folder of a data set: the flag, else what ``avfs.toml`` or the environment says.
-
-    Raises:
-        UsageError: Nothing says where it is.
-    """
+    """The folder of a data set: the flag, else what ``avfs.toml`` or the environment says."""
     if root is not None:
         return root
     from avfewshot.data.description import dataset_of_task, load_description
@@ -118,12 +114,7 @@ def configured_root(keys: Sequence[str], title: str) -> Path:
 
 
 def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | None) -> Any:
-    """A data set by task or name, or a folder of clips where `task` is ``folder``.
-
-    Raises:
-        UsageError: Nothing says where it is, or options do not go together.
-        DataError: Its annotation files cannot be read.
-    """
+    """A data set by task or name, or a folder of clips where `task` is ``folder``."""
     from avfewshot.data.folder import load_folder
     from avfewshot.data.load import load_dataset
 

@@ -98,11 +98,7 @@ def prepare(
 
 
 def frame_side(backbone: str | Path) -> int:
-    """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell.
-
-    Raises:
-        UsageError: There is no such backbone, or its pictures are not square.
-    """
+    """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell."""
     from avfewshot.encoders.presets import load_preset
 
     model: Any = load_preset(backbone).clip.model

@@ -194,11 +194,7 @@ def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = T
 
 
 def load_data(config: FewshotConfig) -> Any:
-    """Read the data set of a training, with its media.
-
-    Raises:
-        AvfsError: It cannot be read, or none of its clips is there.
-    """
+    """Read the data set of a training, with its media."""
     data, task = config.data, config.training.task
     if task == "folder":
         from avfewshot.data.folder import load_folder
@@ -294,7 +290,7 @@ def _write(
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.evaluation.evaluator import UNTRAINED
     from avfewshot.reports.methods import write_methods_page
-    from avfewshot.reports.run_html import write_run_page
+    from avfewshot.reports.run_html import run_page
     from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
     from avfewshot.training.fewshot import TRAINED
     from avfewshot.training.run_record import collect as collect_record
@@ -345,7 +341,7 @@ def _write(
     trainer.evaluator.usage.write(folder / "clips.csv")
     pages = []
     if record is not None:
-        write_run_page(folder / "report.html", record)
+        write_text(folder / "report.html", run_page(record))
         pages.append(folder / "report.html")
     if trainer.has_methods and comparison is not None:
         table = (f"{trainer.config.shots} shots", comparison, [result.methods for result in results])

@@ -31,11 +31,7 @@ def chosen(settings: Resolved, key: str) -> Any:
 
 
 def open_store(folder: Path | None) -> Store | None:
-    """A store of `avfs embed`, where one is named.
-
-    Raises:
-        AvfsError: It is none, or damaged.
-    """
+    """A store of `avfs embed`, where one is named."""
     if folder is None:
         return None
     from avfewshot.store.store import Store
@@ -69,14 +65,7 @@ def model_arguments(settings: Resolved) -> dict[str, Any]:
 def on_ray(
     distribution: EngineConfig, model: Mapping[str, Any], work: Callable[..., Iterable[Any]], **options: Any
 ) -> Callable[[Classifier, Sequence[Any]], Generator[Any, None, None]]:
-    """What gives ``work(classifier, files, **options)`` with classifiers that workers of a Ray cluster load.
-
-    Args:
-        distribution: Where the cluster is.
-        model: Arguments of :func:`avfewshot.load`.
-        work: Gives a result for each file.
-        options: Of `work`.
-    """
+    """What gives ``work(classifier, files, **options)``, with classifiers that workers of a Ray cluster load."""
 
     def run(classifier: Classifier, files: Sequence[Any]) -> Generator[Any, None, None]:
         gpus = model["device"] == "auto" or model["device"].startswith("cuda")

@@ -35,30 +35,19 @@ _TEXT_WIDTH = 110
 
 @dataclass(frozen=True)
 class Target:
-    """A place for results.
+    """A place for results."""
 
-    Attributes:
-        form: One of :data:`FORMATS` but ``"all"``.
-        path: The file, or the folder for timelines of several clips and for FiftyOne; None is stdout.
-    """
-
-    form: str
-    path: Path | None
+    form: str  # one of FORMATS but "all"
+    path: Path | None  # the file, or the folder for timelines of several clips and for FiftyOne; None is stdout
 
 
 def plan_targets(
     form: str, output: str | None, *, form_given: bool, clips: int = 1
 ) -> tuple[list[Target], list[UsageError]]:
-    """Decide what is written where, without touching anything.
+    """Decide what is written where, and what is wrong with that, without touching anything.
 
-    Args:
-        form: One of :data:`FORMATS`.
-        output: What the person named; None or ``"-"`` is stdout. For ``"all"`` a folder, or a path without suffix.
-        form_given: Whether the person chose the form; if not, the suffix of `output` does.
-        clips: Files of the run: timelines of several go into a folder.
-
-    Returns:
-        The targets, and what is wrong with the request.
+    `output` is a file, for timelines a folder, for ``"all"`` a folder or a path without suffix; None or ``"-"`` is
+    stdout. Where the person chose no form, the suffix of `output` does.
     """
     if output is None or output == "-":
         if form == "all":
@@ -126,12 +115,7 @@ def _missing(folder: Path, option: str) -> list[UsageError]:
 
 
 def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path]) -> list[UsageError]:
-    """Refuse to write over what is read, and to write two things into one file.
-
-    Args:
-        written: Option and file of everything that will be written.
-        read: Files that the run reads.
-    """
+    """Refuse to write over what is read, and to write two things into one file."""
     inputs = {os.path.realpath(path) for path in read}
     taken: dict[str, str] = {}
     faults = []
@@ -163,10 +147,6 @@ def run_id(**shaping: Any) -> str:
 
 def earlier_results(path: Path, run: str) -> Earlier:
     """Files that an earlier run has written into a JSON lines file; half a line at the end is cut off.
-
-    Args:
-        path: The file; need not exist.
-        run: The :func:`run_id` of this run.
 
     Raises:
         UsageError: The file holds something else, or results of other labels, another model or other settings.
@@ -210,14 +190,9 @@ def _cut_half_line(path: Path) -> None:
 
 
 class OpenWriter:
-    """A writer and the file behind it.
+    """A writer and the file behind it, which `files` closes; one that is written atomically gets its name only then.
 
-    Args:
-        writer: Takes the results.
-        path: The file; None is stdout.
-        files: Closes the file; one that is written atomically gets its name only then.
-        shows_footer: Whether the person sees how the run went in what it writes.
-        lines: Whether whole lines stay when one of them cannot be written.
+    With `lines`, whole lines stay when one of them cannot be written.
     """
 
     def __init__(
@@ -240,11 +215,10 @@ class OpenWriter:
             raise self._error from error
 
     def finish(self, summary: Summary) -> None:
-        """Complete the output.
+        """Complete the output, or raise what keeps it from being completed.
 
-        Raises:
-            Exception: What kept it from being completed. A result that could be written in part only spoils the whole
-                file, which is then not put in its place; of JSON lines the whole ones stay.
+        A result that could be written in part only spoils the whole file, which is then not put in its place; of JSON
+        lines the whole ones stay.
         """
         try:
             with self._files:
@@ -272,16 +246,7 @@ class OpenWriter:
 def open_writer(
     target: Target, run: RunInfo, *, topk: int, segments: bool, run_id: str = "", resume: bool = False
 ) -> OpenWriter:
-    """Open a target and begin it.
-
-    Args:
-        target: From :func:`plan_targets`.
-        run: What produces the results.
-        topk: Labels of each clip in a table.
-        segments: Whether to tell what each second holds.
-        run_id: Fingerprint for JSON lines, see :func:`run_id`.
-        resume: Append to a JSON lines file that :func:`earlier_results` has looked through.
-    """
+    """Open a target and begin it; `resume` appends to what :func:`earlier_results` has looked through."""
     from avfewshot.reports.tables import TableWriter
     from avfewshot.reports.timelines import FiftyOneWriter, LabelStudioWriter, TimelineWriter
     from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter
@@ -326,16 +291,7 @@ def open_writer(
 
 
 def open_page(path: Path, run: RunInfo, *, topk: int, total: int, provenance: Provenance, decoder: str) -> OpenWriter:
-    """Begin the HTML page of a run.
-
-    Args:
-        path: The page.
-        run: What produces the results.
-        topk: Labels of each clip in its table.
-        total: Files of the run.
-        provenance: How it was asked for.
-        decoder: The frame backend, for the pictures.
-    """
+    """Begin the HTML page of a run."""
     from avfewshot.media.thumbnails import thumbnails
     from avfewshot.reports.html import HtmlWriter
 

@@ -43,11 +43,7 @@ class Run:
     _lock: Any = field(default=None, repr=False)
 
     def claim(self) -> None:
-        """Make the folder its own with the record in it; or lock the folder of a run that goes on.
-
-        Raises:
-            AvfsError: Another process works on it.
-        """
+        """Make the folder its own with the record in it; or lock the folder of a run that goes on."""
         record = self.folder / RUN_FILE
         if not self.resumed:
             wanted, number = self.folder, 1
@@ -94,11 +90,7 @@ class Run:
         return rows
 
     def trackers(self, folder: Path) -> list[Any]:
-        """What sends the metrics of the training in `folder` to the tracker that was asked for, if any.
-
-        Raises:
-            UsageError: Its package is not installed.
-        """
+        """What sends the metrics of the training in `folder` to the tracker that was asked for, if any."""
         name = self.config.run.tracker
         raise_faults(tracker_faults(name))
         if name is None:
@@ -154,11 +146,7 @@ def resumed_run(
 ) -> Run:
     """A run that goes on with the settings that it was begun with, but for the keys of `may_change`.
 
-    What is given in `flags` must be as in the run. `option` is what the folder was given as, for messages.
-
-    Raises:
-        UsageError: It is not the folder of a run, or options contradict it.
-        DataError: Its record is damaged, of another version or of another kind of training.
+    What is given in `flags` must be as in the run; `option` is what the folder was given as, for messages.
     """
     model = COMMANDS[table]
     path = folder / RUN_FILE
@@ -208,11 +196,7 @@ def resumed_run(
 
 
 def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
-    """Training settings, with those of the checkpoint to begin with; the backbone, on the CPU; the checkpoint.
-
-    Raises:
-        AvfsError: Something is missing, damaged, or does not fit.
-    """
+    """Training settings, with those of the checkpoint to begin with; the backbone, on the CPU; the checkpoint."""
     from avfewshot.encoders.presets import load_preset
     from avfewshot.inference.loading import recalled
     from avfewshot.models.checkpoint import load_adapter

@@ -48,11 +48,7 @@ def be_verbose(level: int) -> None:
 
 
 def log_to(path: Path) -> None:
-    """Append all that is told, log messages of every level and tracebacks to a file.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
+    """Append all that is told, log messages of every level and tracebacks to a file."""
     try:
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

@@ -70,26 +70,15 @@ class Queue(Protocol):
     """Seconds that wait for their batch."""
 
     def put(self, owner: Any, clip: Clip, start: int) -> None:
-        """Add a chunk of a file.
-
-        Args:
-            owner: Names the file in the batches.
-            clip: The chunk. Those of a file come in order and one file after another; all have the same modalities.
-            start: Seconds of the file that came before.
-        """
+        """Add a chunk of a file, by `start` seconds into it; chunks of a file come in order, one file after another."""
 
     def give_up(self) -> None:
         """The file whose chunks came last is not going on."""
 
     def take(self, size: int, *, rest: bool = False) -> list[Batch]:
-        """What should go through the model now.
+        """Batches of about `size` segments that should go through the model now; none when more should come first.
 
-        Args:
-            size: Segments that go through at once.
-            rest: Whether nothing more comes, so that there is nothing to wait for.
-
-        Returns:
-            Batches of about `size` segments; none when more should come first.
+        `rest` says that nothing more comes, so that there is nothing to wait for.
         """
         ...
 
@@ -123,13 +112,10 @@ class SegmentQueue:
 
 
 class WindowQueue:
-    """Cuts files into windows counted from their beginning; those of one length share batches across files.
+    """Cuts files into windows of `seconds`, counted from their beginning; those of one length share batches.
 
     Windows never wait longer than it takes some batches' worth of seconds to arrive after them, which bounds the
     memory, and the number of files that a window of a rare length holds up.
-
-    Args:
-        seconds: Longest window; the last one of a file may be shorter.
     """
 
     def __init__(self, seconds: int) -> None:

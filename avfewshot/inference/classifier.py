@@ -242,14 +242,7 @@ class Classifier:
         workers: int = 1,
         frame_backend: str = "auto",
     ) -> Embeddings | list[Embeddings | Failure]:
-        """Embed second by second: by the trained model, where there is one.
-
-        Args:
-            paths: See :meth:`classify`.
-            modality: ``"av"``, ``"visual"`` or ``"audio"``.
-            batch_size: See :meth:`classify`.
-            workers: Likewise.
-            frame_backend: ``"auto"``, ``"decord"`` or ``"pyav"``.
+        """Embed second by second: by the trained model, where there is one. Arguments are as for :meth:`classify`.
 
         Returns:
             The embeddings of one file, picture or array; a list for several, for a folder and for a glob.
@@ -270,10 +263,7 @@ class Classifier:
         return found[0]
 
     def embed_labels(self, labels: Labels) -> tuple[Tensor, Tensor]:
-        """Features of labels in the two spaces, averaged over the templates; projected by the trained model, if any.
-
-        Args:
-            labels: K labels; a dictionary gives the wording of each.
+        """Features of K labels in the two spaces, averaged over the templates; projected by the trained model, if any.
 
         Returns:
             Unit vectors float32 ``[K, D_v]`` (to compare with :attr:`Embeddings.visual`) and ``[K, D_a]``, on the CPU.
@@ -435,14 +425,9 @@ class Classifier:
         frame_backend: str = "auto",
         watch: Callable[[Clip], object] | None = None,
     ) -> Embedded:
-        """What the frozen towers make of files, one after another.
+        """What the frozen towers make of files, one after another; arguments are as for :meth:`classify`.
 
-        Args:
-            paths: See :meth:`classify`.
-            batch_size: Likewise.
-            workers: Likewise.
-            frame_backend: Likewise.
-            watch: Called with each decoded part of a file before it is embedded; nothing comes from the cache then.
+        `watch` is called with each decoded part of a file before it is embedded; nothing comes from the cache then.
         """
         return self._embed_inputs(self._plain, paths, "av", batch_size, workers, frame_backend, watch=watch)[0]
 
@@ -454,8 +439,7 @@ class Classifier:
     def look_up(self, cache: LookUp) -> bool:
         """Have embeddings of files looked up elsewhere first, such as by :meth:`avfewshot.Store.cache`.
 
-        Returns:
-            False where a trained model has to look at the files themselves.
+        False where a trained model has to look at the files themselves.
         """
         if self._scored is not self._plain:
             return False

@@ -30,13 +30,7 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """Find a device.
-
-    Args:
-        name: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
-
-    Returns:
-        The device, with its number for a GPU of several.
+    """The device of a name: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
 
     Raises:
         UsageError: The name is wrong or this machine has no such device.
@@ -55,15 +49,9 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Find the number format of the towers.
+    """The number format of the towers on a device, a key of :data:`PRECISIONS`.
 
-    Args:
-        name: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``. ``"auto"`` is bf16 where the hardware computes in it,
-            else fp16 on CUDA devices with tensor cores, else fp32.
-        device: Where the towers will run.
-
-    Returns:
-        A key of :data:`PRECISIONS`.
+    ``"auto"`` is bf16 where the hardware computes in it, else fp16 on CUDA devices with tensor cores, else fp32.
 
     Raises:
         UsageError: The name is unknown, or the device cannot compute in the format.

@@ -39,14 +39,9 @@ def embedding_identity(backbone: Backbone, precision: str, audio_context: str = 
 
 
 class EmbeddingCache:
-    """Embeddings of whole files, keyed by the file's path, size and time, and by what computes them.
+    """Embeddings of whole files, keyed by the file's path, size and time, and by what computes them (`identity`).
 
-    A clip of ten seconds takes about 40 KB.
-
-    Args:
-        identity: What the embeddings depend on beside the file: weights, precision, how clips are read.
-        folder: Where entries are kept; the ``embeddings`` folder of the caches unless told.
-        max_bytes: Bound on the sum of all entries.
+    A clip of ten seconds takes about 40 KB; all entries together at most `max_bytes`.
     """
 
     def __init__(
@@ -104,10 +99,7 @@ def embed_cached(
 ) -> Embedded:
     """Embeddings of items in order; files that are not known go through `embed`, and are kept then.
 
-    Args:
-        items: Files, and clips in memory, which are never kept.
-        embed: Embeds items, in order; closed with this iterator.
-        cache: None: everything is embedded.
+    Clips in memory are never kept. Without a cache everything is embedded.
     """
     known = [item if cache and isinstance(item, Path) and cache.has(item) else None for item in items]
     fresh = embed([item for item, path in zip(items, known, strict=True) if path is None])

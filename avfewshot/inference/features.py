@@ -56,14 +56,12 @@ class Embedder:
     Args:
         model: With or without adapters.
         device: Where the model is.
-        batch_size: Segments (seconds) that go through the model at once; None: what suits the device.
+        batch_size: Segments (seconds) that go through the model at once; None: what suits the device. It is halved when
+            the device runs out of memory, down to one segment or window.
         window: For a model with adapters: its longest clip in seconds. A longer file is cut into windows of this
             length, counted from its beginning; the last one may be shorter.
         audio_context: ``"clip"``: the audio tower of a model without adapters hears windows of its native length in one
             pass, see :meth:`~avfewshot.encoders.clap_tower.ClapTower.forward_windows`; ``"second"``: each second alone.
-
-    Attributes:
-        batch_size: The current size; it is halved when the device runs out of memory, down to one segment or window.
 
     Raises:
         ValueError: The window is shorter than a second.
@@ -95,13 +93,9 @@ class Embedder:
             self.window = model.audio_tower.window_seconds
 
     def embed(self, items: Iterable[Clip | Failure]) -> Generator[EmbeddedFile | Failure, None, None]:
-        """Embed files.
+        """Embed files from their chunks in order, as :func:`avfewshot.media.stream.iter_clips` gives them.
 
-        Args:
-            items: Chunks of files in order, as :func:`avfewshot.media.stream.iter_clips` gives them, or whole clips.
-
-        Yields:
-            One entry a file, in order, as soon as its last segment is embedded.
+        There is one entry a file, in order, as soon as its last segment is embedded.
 
         Raises:
             AvfsError: Not even one segment (or window) fits into the device's memory.

@@ -15,16 +15,11 @@ from avfewshot.models.fusion import predict_events
 
 
 class ZeroShotHead:
-    """Compares embeddings with the labels of a run.
+    """Compares embeddings with the K labels of a run, `names`.
 
-    Args:
-        names: K labels.
-        spaces: Texts and temperature scales of the model; or of the frozen towers and of the trained model, whose
-            embeddings then stand side by side (:class:`~avfewshot.models.ensemble.EnsembleModel`).
-        alpha: Share of the trained logits where there are two.
-        modality: What was asked for: ``"av"``, ``"visual"`` or ``"audio"``.
-        fusion: See :func:`avfewshot.models.fusion.fuse`.
-        pool: See :func:`avfewshot.models.fusion.predict_clips`.
+    `spaces` holds texts and temperature scales of the model; or of the frozen towers and of the trained model, whose
+    embeddings then stand side by side (:class:`~avfewshot.models.ensemble.EnsembleModel`), `alpha` being the share of
+    the trained logits.
     """
 
     def __init__(
@@ -44,12 +39,7 @@ class ZeroShotHead:
         self._options = {"fusion": fusion, "pool": pool}
 
     def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
-        """The result of one file.
-
-        Args:
-            file: Its embeddings, of the widths D of the texts.
-            segments: Whether to say what each second holds.
-        """
+        """The result of a file; with `segments`, also what each second holds."""
         logits = self.logits(file.by_clip)
         prediction = predict_events(logits.visual, logits.audio, **self._options)
         scores = prediction.probabilities.tolist()

@@ -49,11 +49,7 @@ def names_many(inputs: Any) -> bool:
 
 
 def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | str | Clip]:
-    """Everything that `inputs` names: files as paths, addresses as texts, what is in memory as clips.
-
-    Raises:
-        UsageError: An input is of a kind that cannot be classified, or a folder or a glob holds no media file.
-    """
+    """Everything that `inputs` names: files as paths, addresses as texts, what is in memory as clips."""
     if is_single(inputs):
         inputs = [inputs]
     elif isinstance(inputs, (bytes, type(None))) or not isinstance(inputs, Iterable):

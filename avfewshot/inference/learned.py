@@ -58,9 +58,6 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     """What a few-shot run learnt beside adapters, or None where it holds no fitted method.
 
     Of several seeds the one that the run chose is taken, or that with the lowest log-loss on clips left out.
-
-    Raises:
-        DataError: It is damaged.
     """
     path = local_adapter(path)
     folders = [path, path / "scorer", *(seed / "scorer" for seed in seed_folders(path))]
@@ -95,11 +92,7 @@ class TunedRun(AdapterCheckpoint):
 
 
 def find_tuned(path: str | os.PathLike[str]) -> TunedRun | None:
-    """The tuned method of a few-shot run, or None; of several seeds the one that the run chose, or the first.
-
-    Raises:
-        DataError: It is damaged.
-    """
+    """The tuned method of a few-shot run, or None; of several seeds the one that the run chose, or the first."""
     path = local_adapter(path)
     places = [path, *(place for base in (path, *seed_folders(path)) for place in sorted(base.glob("*")))]
     for folder in places:
@@ -145,11 +138,7 @@ class TunedHead(ZeroShotHead):
 
 
 def rejector(run: LearnedRun | None, labels: Sequence[str]) -> LivingRidge:
-    """What tells that a clip is like nothing that was learnt.
-
-    Raises:
-        UsageError: The run has no threshold, or some of the labels were not learnt.
-    """
+    """What tells that a clip is like nothing that was learnt; a :class:`UsageError` where nothing can."""
     if run is None:
         hint = "Add --adapter RUN, a run of auto or of a method on frozen embeddings."
         raise UsageError("Only what was learnt on frozen embeddings can tell unknown clips (--reject).", hint=hint)
@@ -175,14 +164,9 @@ class LearnedHead(ZeroShotHead):
 
     "None of these", where the run has clips of it, is a label among the others if it is asked for by its name; if not,
     a warning says when it fits best. A clip of a run on seconds in none of whose seconds anything happens is called
-    :data:`BACKGROUND`.
-
-    Args:
-        run: The method.
-        texts: The labels that are asked for.
-        zero_shot: What gives weights of the modalities, and the trained logits where the method has a tuned part.
-        dims: Widths of the frozen embeddings of sight and sound, which stand first.
-        reject: Whether to answer :data:`UNKNOWN` where a clip is like nothing that was learnt; see :func:`rejector`.
+    :data:`BACKGROUND`; with `reject`, one that is like nothing that was learnt :data:`UNKNOWN`. `zero_shot` gives
+    weights of the modalities, and the trained logits where the method has a tuned part; `dims` are the widths of the
+    frozen embeddings, which stand first.
     """
 
     def __init__(

@@ -182,16 +182,7 @@ def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
 
 
 def recalled(checkpoint: AdapterCheckpoint, name: str, read: Callable[[str], _T]) -> _T:
-    """Find what a checkpoint names; where it lies elsewhere on this machine, say how to tell.
-
-    Args:
-        checkpoint: The checkpoint.
-        name: ``"backbone"`` or ``"templates"``.
-        read: Finds it by its name.
-
-    Raises:
-        UsageError: It is not here.
-    """
+    """Find the ``"backbone"`` or ``"templates"`` that a checkpoint names; where it is not here, say how to tell."""
     value = checkpoint.resolve(name, preset_names() if name == "backbone" else template_names())
     try:
         return read(value)

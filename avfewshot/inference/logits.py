@@ -41,12 +41,7 @@ class ClassTexts:
         return ClassTexts(self.visual.to(device), self.audio.to(device), self.names)
 
     def projected(self, model: AudioVisualModel, *, anchored: bool = True) -> ClassTexts:
-        """The features in a trained model's matching spaces; on the model's device.
-
-        Args:
-            model: It projects them. Where it has the means of all these classes, they are added.
-            anchored: Whether that is wanted.
-        """
+        """The features in a trained model's matching spaces, on its device; plus its class means, if `anchored`."""
         device = model.temperatures.visual.device
         given = [part.to(device) for part in (self.visual, self.audio)]
         found = model.project_texts(*(part if len(part) else None for part in given))
@@ -68,15 +63,7 @@ def class_texts(
 ) -> ClassTexts:
     """Encode the classes' wordings and the background, once for a whole run, with warnings as of :func:`text_warnings`.
 
-    Args:
-        backbone: Its text branches do the work.
-        wordings: What stands for each of the K classes in prompts.
-        templates: Prompt templates.
-        names: Of the classes, for the warnings; None: the wordings.
-        modality: ``"av"``, ``"visual"`` or ``"audio"``: which features are computed.
-
-    Returns:
-        Features on the CPU.
+    Features are on the CPU; those of a modality that is not asked for have no rows. `names` are for the warnings.
     """
     for message in text_warnings(backbone, names or wordings, wordings, templates):
         warnings.warn(message, stacklevel=1)
@@ -107,11 +94,7 @@ def text_warnings(backbone: Backbone, names: Sequence[str], wordings: Sequence[s
 
 
 def background_feature(branch: TextBranch, texts: Sequence[str]) -> Tensor:
-    """The mean of the unit vectors of texts that say that nothing happens, scaled to length one.
-
-    Returns:
-        Float64 ``[D]`` on the CPU.
-    """
+    """The mean of the unit vectors of texts that say that nothing happens, of length one: float64 ``[D]``."""
     features = label_features(branch, texts, ("{}",))
     return F.normalize(features.cpu().double().mean(0), dim=-1)
 
@@ -144,14 +127,7 @@ class ClipLogits:
 def score_clip(
     visual: Tensor | None, audio: Tensor | None, texts: ClassTexts, scales: tuple[float, float]
 ) -> ClipLogits:
-    """Compare the embeddings of a clip with texts.
-
-    Args:
-        visual: Unit vectors ``[T, D_v]`` on the CPU, or None.
-        audio: Unit vectors ``[T, D_a]``, or None.
-        texts: Features in the same spaces, on the CPU.
-        scales: Temperature scales of the visual and the audio modality.
-    """
+    """Compare the embeddings of a clip, unit vectors ``[T, D]`` on the CPU, with texts in the same spaces."""
     # Float64 from here on: these are small matrices, and results should not hang on how they were batched.
     return ClipLogits(
         None if visual is None else fusion.logits(visual.double(), texts.visual, scales[0]),

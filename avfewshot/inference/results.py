@@ -65,10 +65,7 @@ class Results(list["ClipResult | Failure"]):
     """The results of several files, in order."""
 
     def to_pandas(self, *, segments: bool = False) -> pandas.DataFrame:
-        """A row a file, or a row a second; failures have their error and no label.
-
-        Args:
-            segments: A row a second, with ``start`` and ``end``.
+        """A row a file, or a row a second (`segments`); failures have their error and no label.
 
         Raises:
             AvfsError: pandas is not installed.

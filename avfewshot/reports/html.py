@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -25,7 +26,8 @@ from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import atomic_path, write_bytes
 from avfewshot.media.discover import VIDEO_SUFFIXES
 from avfewshot.media.thumbnails import Thumbnail
-from avfewshot.reports.text import printable, rate, reason, reject_text
+from avfewshot.reports import figures
+from avfewshot.reports.text import percent, printable, quantity, rate, reason, reject_text
 from avfewshot.reports.writers import Summary
 from avfewshot.version import __version__
 
@@ -44,23 +46,31 @@ class Provenance:
     settings: Sequence[tuple[str, str, str]]  # name, value and source, as text
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Templates that escape whatever they show, and in which a name that is missing is an error.
 
     Text that is no markup is made printable too: ids and labels come from others and may hold anything.
     """
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         auto_reload=False,
     )
+    shown = (figures.points, figures.share, figures.signed, figures.interval, percent, quantity)
+    made.filters |= {form.__name__: form for form in (*shown, figures.metric_title, figures.metric_description)}
+    made.filters |= {"d1": "{:.1f}".format, "place": lambda value: 100 * min(max(value, 0.0), 1.0)}
+    return made
 
 
-def style(*names: str) -> Markup:
-    """Style sheets of the package, one after the other, to be put into a page."""
-    return Markup("".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names))
+def render(template: str, *, script: str = "", **context: Any) -> str:
+    """The page of a training or a comparison."""
+    style = Markup(component("report.css") + component("run.css"))
+    script_hash = content_hash(script) if script else ""
+    context = {"version": __version__, "style": style, "script": Markup(script), "script_hash": script_hash} | context
+    return environment().get_template(template).render(context)
 
 
 def component(name: str) -> str:
@@ -214,7 +224,7 @@ class HtmlWriter:
     def _context(self, summary: Summary) -> dict[str, object]:
         run = self._run
         assert run is not None
-        script, sheet = component("clips.js") + component("report.js"), style("clips.css")
+        script, sheet = component("clips.js") + component("report.js"), component("clips.css")
         plural = "" if summary.clips == 1 else "s"
         title = f"{summary.clips} clip{plural} classified by sight and sound"
         if not summary.complete:
@@ -246,7 +256,7 @@ class HtmlWriter:
             "most": max(self._labels.values(), default=1),
             "failures": [(failure.path, reason(failure.path, failure.error)) for failure in self._failures],
             "fragments": self._fragments(),
-            "style": sheet,
+            "style": Markup(sheet),
             "style_hash": content_hash(f"\n{sheet}"),
             "script": Markup(script),
             "script_hash": content_hash(script),

@@ -17,9 +17,8 @@ from avfewshot.evaluation.results import Comparison
 from avfewshot.io import write_text
 from avfewshot.reports.charts import TONES, Series, line_chart
 from avfewshot.reports.figures import NONE, basis, interval, metric_title, points, signed, verdict
-from avfewshot.reports.html import environment, style
+from avfewshot.reports.html import render
 from avfewshot.reports.text import printable, reject_text
-from avfewshot.version import __version__
 
 Diagnostics = Mapping[str, Mapping[str, Any]]
 MUS = ("mu_v", "mu_a", "mu_av")
@@ -195,8 +194,8 @@ def write_methods_page(
     if over_shots:
         title_of_chart = f"{metric_title(tables[0][1].headline)} over shots"
         chart = line_chart(title_of_chart, over_shots, x_name="shots", shares=True), [one.name for one in over_shots]
-    page = environment().get_template("methods.html.j2")
-    text = page.render(
+    page = render(
+        "methods.html.j2",
         title=title,
         command=command,
         chart=chart[0] if chart else "",
@@ -209,17 +208,11 @@ def write_methods_page(
         ],
         listings=listings,
         notes=notes,
-        points=points,
-        interval=interval,
-        metric_title=metric_title,
         reject_text=reject_text,
         confusion=CONFUSION,
         mus=MUS,
-        style=style("report.css", "run.css"),
-        script_hash="",
-        version=__version__,
     )
-    write_text(path, text)
+    write_text(path, page)
 
 
 def _lines(tables: Sequence[tuple[str, Comparison, Sequence[Diagnostics]]], shots: Sequence[int]) -> list[Series]:

@@ -18,11 +18,7 @@ from avfewshot.reports.writers import Summary
 
 
 class OverlayWriter:
-    """A video a clip, named as the clip; a clip that cannot be drawn on is told and left out.
-
-    Args:
-        folder: Gets the videos; made if it is not there.
-    """
+    """A video a clip, named as the clip; a clip that cannot be drawn on is told and left out."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

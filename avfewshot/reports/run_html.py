@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -15,21 +14,10 @@ from markupsafe import Markup
 from avfewshot.evaluation.answers import BACKGROUND
 from avfewshot.evaluation.references import distinct
 from avfewshot.evaluation.results import ClassRow, Comparison, Difference, TaskResult
-from avfewshot.io import write_text
 from avfewshot.reports import figures
-from avfewshot.reports.charts import (
-    TONES,
-    Level,
-    Series,
-    change_bar,
-    heat_map,
-    line_chart,
-    quantity,
-    reliability,
-    ticks,
-)
+from avfewshot.reports.charts import TONES, Level, Series, heat_map, line_chart, reliability, ticks
 from avfewshot.reports.confusion import confused_pairs, confusion
-from avfewshot.reports.html import component, content_hash, environment, style
+from avfewshot.reports.html import component, render
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
@@ -38,33 +26,19 @@ from avfewshot.training.record import AttentionExample, Curve, Example, RunRecor
 _LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))  # what is drawn of a step, and its place in :attr:`Curve.steps`
 
 
-def write_run_page(path: Path, record: RunRecord) -> None:
-    """Write the page, whole or not at all.
+def run_page(record: RunRecord) -> str:
+    """The page as text.
 
     The last system of the record's comparison is what the run is about, the one before it what it started from.
     Examples, maps, curves and intervals may be missing.
     """
-    write_text(path, run_page(record))
-
-
-def run_page(record: RunRecord) -> str:
-    """The page as text."""
     comparison = record.comparison
     main, reference = figures.main_systems(comparison)
     after = record.results[main]
     before = record.results.get(reference) if reference else None
-    templates = environment()
-    templates.filters |= {
-        "points": figures.points,
-        "share": figures.share,
-        "signed": figures.signed,
-        "interval": figures.interval,
-        "metric_title": figures.metric_title,
-        "metric_description": figures.metric_description,
-        "quantity": quantity,
-        "place": lambda value: None if value is None else 100 * min(max(value, 0.0), 1.0),
-    }
-    return templates.get_template("run.html.j2").render(
+    return render(
+        "run.html.j2",
+        script=component("filter.js") if record.examples else "",
         record=record,
         comparison=comparison,
         main=main,
@@ -77,9 +51,6 @@ def run_page(record: RunRecord) -> str:
         best=_best_values(comparison),
         version=record.version,
         title=record.title,
-        script=Markup(component("filter.js")),
-        script_hash=content_hash(component("filter.js")) if record.examples else "",
-        style=style("report.css", "run.css"),
         created=_when(record.created),
         tones=TONES,
         **_training(record),
@@ -175,7 +146,6 @@ def _classes(record: RunRecord, after: TaskResult, before: TaskResult | None) ->
         "unit": "clips" if after.num_segments is None else "seconds",
         "of_seed": f"Of seed {first}, the first one." if several else "",
         "classes": class_changes(after, before),
-        "change_bar": change_bar,
         "matrix": matrix,
         "heat_map": heat_map(f"Confusion matrix of {after.system}", matrix) if matrix.names else Markup(),
         "pairs": confused_pairs(after, before),

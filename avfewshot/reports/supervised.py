@@ -10,11 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from avfewshot.io import csv_text, write_bytes, write_text
+from avfewshot.io import csv_text, write_text
 from avfewshot.reports.charts import Series, line_chart
-from avfewshot.reports.html import environment, style
+from avfewshot.reports.html import render
 from avfewshot.reports.methods import Listing
-from avfewshot.version import __version__
 
 
 def figures(document: Mapping[str, Any], *, brief: bool = False) -> Listing:
@@ -79,25 +78,19 @@ def write_report(
         )
         for key in ("loss", document["headline"])
     ]
-    html = (
-        environment()
-        .get_template("supervised.html.j2")
-        .render(
-            title=f"{document['task']}: {document['head']}",
-            version=__version__,
-            style=style("report.css", "run.css"),
-            script_hash="",
-            document=document,
-            figures=figures(document),
-            charts=charts,
-            settings=settings,
-            pictures=[
-                (caption, Markup("data:image/png;base64,") + base64.b64encode(png).decode("ascii"))
-                for caption, png in pictures
-            ],
-        )
+    page = render(
+        "supervised.html.j2",
+        title=f"{document['task']}: {document['head']}",
+        document=document,
+        figures=figures(document),
+        charts=charts,
+        settings=settings,
+        pictures=[
+            (caption, Markup("data:image/png;base64,") + base64.b64encode(png).decode("ascii"))
+            for caption, png in pictures
+        ],
     )
-    write_bytes(path, html.encode("utf-8"))
+    write_text(path, page)
 
 
 def told(line: Mapping[str, Any]) -> str:

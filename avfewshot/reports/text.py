@@ -23,6 +23,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def quantity(value: float) -> str:
+    """A count for people; a clip with several labels counts as a part in several rows."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
 def seconds(value: float) -> str:
     """A time in seconds without needless digits, for example ``3`` or ``9.5``."""
     return f"{value:.1f}".removesuffix(".0")

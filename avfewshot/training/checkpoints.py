@@ -96,12 +96,10 @@ class TrainingState:
     def restore(self, model: Trainable, parts: Mapping[str, Stateful]) -> list[str]:
         """Put everything back into freshly built objects of the same form.
 
-        Returns:
-            What could not be restored on this machine, for people; empty if the training goes on bit for bit.
+        Gives what could not be restored on this machine, for people; empty if the training goes on bit for bit.
 
         Raises:
-            WeightsError: Tensors do not fit the model.
-            DataError: Another part does not fit.
+            AvfsError: Tensors do not fit the model, or another part does not.
         """
         if parts.keys() != self.parts.keys():
             raise DataError(
@@ -146,11 +144,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> list[str]:
-    """Put back what :func:`rng_state` gave; says what could not be, since this machine has other devices.
-
-    Raises:
-        DataError: The states are not of that form.
-    """
+    """Put back what :func:`rng_state` gave; says what could not be, since this machine has other devices."""
     lost = []
     try:
         random.setstate(state["python"])
@@ -221,12 +215,7 @@ class CheckpointManager:
         return paths[-1] if paths else None
 
     def load_best(self, backbone: Identified | None = None) -> AdapterCheckpoint:
-        """Read the best checkpoint.
-
-        Raises:
-            DataError: There is none.
-            AvfsError: As :func:`~avfewshot.models.checkpoint.load_adapter`.
-        """
+        """Read the best checkpoint, as :func:`~avfewshot.models.checkpoint.load_adapter` does."""
         path = self.best()
         if path is None:
             raise DataError(f"{self.folder}: there is no best checkpoint.", hint="Begin a new run.")
@@ -236,8 +225,7 @@ class CheckpointManager:
         """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
 
         Raises:
-            WeightsError: It was trained with another backbone; or all are damaged.
-            DataError: All are damaged.
+            AvfsError: All are damaged, or it was trained with another backbone.
         """
         skipped: list[str] = []
         first: DataError | WeightsError | None = None

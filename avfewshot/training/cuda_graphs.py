@@ -51,19 +51,11 @@ class EagerRunner:
 
 
 class CUDAGraphRunner(EagerRunner):
-    """Records passes of a shape that comes again and again, and replays them.
+    """Records passes of a shape that comes again and again, and replays them; for a single CUDA device.
 
     The kernels are those of the ordinary passes. Batches in which a clip lacks a modality, and passes begun before the
     backward pass of the one before, run as usual. When recording fails (want of memory, an operation that cannot be
-    recorded), that is logged once and everything runs as usual from then on.
-
-    Args:
-        fabric: A single CUDA device; its precision.
-        module: The model as Fabric has wrapped it, for what runs as usual.
-        model: The model itself. Its parameters are changed in place only.
-
-    Attributes:
-        shapes: How many shapes have been recorded.
+    recorded), that is logged once and everything runs as usual from then on. Parameters are changed in place only.
     """
 
     def __init__(self, fabric: Fabric, module: Any, model: AudioVisualModel) -> None:

@@ -76,11 +76,7 @@ def sample_labels(dataset: Dataset, sample: Sample, *, per_second: bool) -> Tens
 
 
 def draw(dataset: Dataset, config: TrainingConfig, seed: int) -> Support:
-    """The support of a few-shot run, of clips that have media.
-
-    Raises:
-        DataError: There is nothing to draw from.
-    """
+    """The support of a few-shot run, of clips that have media."""
     options = {"sampler": config.sampler, "multi_label": config.multi_label}
     return draw_support(dataset, config.shots, seed, only_available=True, **options)
 
@@ -94,13 +90,7 @@ def readable_support(
     *,
     progress: Callable[[], object] | None = None,
 ) -> Support:
-    """Draw a support all of whose clips can be read.
-
-    Each clip that cannot is noted in `usage` and replaced by the next in rank.
-
-    Raises:
-        DataError: There is nothing to draw from.
-    """
+    """Draw a support all of whose clips can be read: the next in rank replace those that `usage` notes."""
     errors: dict[Path, str | None] = {}
     while True:
         support = draw(dataset, config, seed)
@@ -144,11 +134,7 @@ class PretrainData:
 def shards_to_pretrain(
     folder: str | Path, name: str, *, frame_size: int, workers: int, against: Iterable[str | Path], keep_leaks: bool
 ) -> PretrainData:
-    """Clips of prepared shards, without videos of the evaluation splits of the data sets in `against`.
-
-    Raises:
-        AvfsError: Shards are missing, damaged or made for another backbone.
-    """
+    """Clips of prepared shards, without videos of the evaluation splits of the data sets in `against`."""
     shards = ShardSet.open(folder)
     shards.check_frame_side(frame_size)
     train = shards.split("train", threads=workers)
@@ -182,9 +168,6 @@ def videos_to_pretrain(
     """Clips decoded from their videos, and kept on disk where all of them fit into `cache_size` bytes.
 
     Videos of evaluation splits are left out as from shards.
-
-    Raises:
-        AvfsError: The list cannot be read, or no clip to train on is there.
     """
     dataset = load_dataset(name, root, media=media, list_file=list_file)
     require_media(dataset, media or [root])

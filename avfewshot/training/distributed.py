@@ -34,10 +34,7 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 def single_device(device: torch.device, precision: str) -> Fabric:
     """Set Fabric up for one device of this process.
 
-    Args:
-        device: From :func:`avfewshot.inference.devices.resolve_device`.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``; the shorter formats in mixed precision, with parameters, their
-            gradients and the optimizer in float32.
+    Formats shorter than fp32 are mixed precision: parameters, their gradients and the optimizer stay in float32.
     """
     from lightning_fabric import Fabric
 
@@ -109,15 +106,9 @@ def gather_batch(
     """Everything that the contrastive loss needs to know of the samples of all ranks.
 
     All ranks have to call this, and to run the backward pass of what they make of it. A rank without a picture takes
-    part with zeros, so that all ranks go the same way.
-
-    Args:
-        visual: Embeddings ``[N, D_v]`` of this rank, or None when none of its samples has a picture; N may differ from
-            rank to rank.
-        audio: The same for sound.
-        labels: Bool ``[N, K]``, on the device of the embeddings.
-        visual_present: Bool ``[N]``, False where a sample has no picture.
-        audio_present: The same for sound.
+    part with zeros, so that all ranks go the same way. Embeddings of this rank are ``[N, D]``, None when none of its
+    samples has the modality; N may differ from rank to rank. Labels are bool ``[N, K]``; masks, bool ``[N]``, are False
+    where a sample lacks the modality.
 
     Raises:
         ValueError: Embeddings, labels and masks differ in their number of samples, or the ranks in their widths.

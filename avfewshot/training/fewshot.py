@@ -381,13 +381,7 @@ class FewShot:
         return [(clip.frames, clip.audio_segments) for clip in clips]
 
     def train(self, seed: int, support: Support, kind: str | None = None) -> tuple[AudioVisualModel, Progress]:
-        """Train with one seed; gives the best model, in evaluation mode, and how it went.
-
-        `kind` is another adapter than that of the settings.
-
-        Raises:
-            KeyboardInterrupt: It was interrupted, and can be resumed.
-        """
+        """Train (`kind`: another adapter than that of the settings); gives the best model, in evaluation mode."""
         config, evaluator, callback = self.config, self.evaluator, self.observer.training(seed, int(self.config.epochs))
         folder = self.folder / f"seed-{seed}"
         if kind is not None:
@@ -520,9 +514,8 @@ class FewShot:
     ) -> tuple[dict[str, TaskResult], Comparison, dict[str, dict[str, Any]]]:
         """Evaluate what was trained, the light methods and the untrained systems on the test clips.
 
-        Returns:
-            The result of each system; their comparison; and of each system, calibration before and after its
-            temperature (``ece``) and what the second modality spoils (``modality_confusion``), where there are both.
+        Gives the result of each system; their comparison; and of each system calibration before and after its
+        temperature (``ece``) and what the second modality spoils (``modality_confusion``), where there are both.
         """
         evaluator = self.evaluator
         systems, uncalibrated = evaluator.untrained("test"), {}
@@ -626,11 +619,7 @@ class FewShot:
 
 
 def read_result(folder: Path, drawn: str) -> SeedResult | None:
-    """What an earlier run with a seed gave, if it began with the draw of this fingerprint and came to its end.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """What an earlier run with a seed gave, if it began with the draw of this fingerprint and came to its end."""
     path = folder / "result.json"
     if not path.is_file():
         return None

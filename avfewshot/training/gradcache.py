@@ -54,17 +54,16 @@ def cached_backward(
     the module inside DDP, not call DDP itself.
 
     Args:
-        chunks: Each gives the embeddings of its samples, as many in all chunks. An embedding that is None in some
-            chunks and not in others is zero for their samples: say to the loss which ones are absent.
-        loss: From the embeddings of all chunks, joined along the first dimension (leaves of the graph), to the loss.
-            Called once.
+        chunks: Each gives the embeddings of its samples. One that is None in some chunks and not in others is zero for
+            their samples: say to the loss which ones are absent.
+        loss: Of the embeddings of all chunks, joined along the first dimension (leaves of the graph). Called once.
         scale: Factor on the gradients, as for a sum over several batches; the result does not have it.
-        backward: Called with scalars instead of ``Tensor.backward``, such as ``fabric.backward``; a factor that it
-            puts in against underflow is put in once, as by a gradient scaler.
-        no_sync: Makes the context in which gradients are summed up without an exchange between ranks, as
-            ``DistributedDataParallel.no_sync``: entered for the loss and for all chunks but the last.
-        parameters: Trainable tensors that take part in the last chunk's backward pass whether it uses them or not,
-            with a gradient of zero: DDP then knows that they are done. They get zeros where they would keep None.
+        backward: Called instead of ``Tensor.backward``, such as ``fabric.backward``; its factor against underflow is
+            put in once, as by a gradient scaler.
+        no_sync: The context in which gradients are not exchanged between ranks: for the loss and all chunks but the
+            last.
+        parameters: Trainable tensors that take part in the last chunk's backward pass whether it uses them or not, with
+            a gradient of zero: DDP then knows that they are done.
 
     Returns:
         The loss; its total has no graph.

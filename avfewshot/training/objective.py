@@ -258,18 +258,7 @@ def _matched_loss(
     audio_present: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> CombinedLoss:
-    """The combined loss of samples, whose candidates are all texts or those of the samples.
-
-    Args:
-        config: Objective and matching.
-        model: Its temperatures are inside the logits.
-        visual: Logits ``[N, K]`` of all K texts, or None when no sample has a picture.
-        audio: The same for sound.
-        truth: Bool ``[N, K]``; a sample with none does not count.
-        visual_present: Bool ``[N]``, False where a sample has no picture; None: all have.
-        audio_present: The same for sound.
-        weights: Of the modalities ``[N, 2]``; None: by Eq. 11 from the logits.
-    """
+    """The loss of samples with logits of all texts, ``[N, K]``; a sample without a true class does not count."""
     if config.objective == "contrastive":
         # The text of a sample: that of its class; of several classes their mean, as the mean of the logits.
         shares = F.normalize(truth.float(), p=1, dim=-1)

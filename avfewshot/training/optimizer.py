@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 class OptimizerStep:
-    """The optimizer of a training, as configured; `factor` is its schedule.
-
-    It gives the factor of the learning rate by number of finished steps.
-
-    Attributes:
-        module: The model as Fabric has wrapped it: what forward passes have to call.
-    """
+    """The optimizer of a training; `factor` gives that of the learning rate by number of finished steps."""
 
     def __init__(self, fabric: Fabric, model: Any, config: TrainerConfig, factor: Callable[[int], float]) -> None:
         self._fabric, self._config, self._factor = fabric, config, factor
@@ -39,6 +33,7 @@ class OptimizerStep:
             # One pass over memory instead of ten. Not with a gradient scaler: it would unscale before clipping does.
             fused=not getattr(fabric.strategy.precision, "scaler", None) and fabric.device.type in ("cpu", "cuda"),
         )
+        # What forward passes have to call: the model as Fabric has wrapped it.
         self.module, self._wrapped = fabric.setup(model, self._optimizer)
 
     @property

@@ -91,11 +91,7 @@ class FewShotTask(ClipTask):
         self.validate_every = validation_interval(config, len(labels), len(self.validator.zero_shot))
 
     def sample(self, item: LabelledClip | Failure, epoch: int) -> TrainingClip:
-        """The stretch of a clip that is trained on in an epoch.
-
-        Raises:
-            AvfsError: The clip cannot be read any more.
-        """
+        """The stretch of a clip that is trained on in an epoch."""
         if isinstance(item, Failure):
             raise AvfsError(
                 f"{item.path}: could be read when the training was set up, and cannot be read any more: {item.error}",

@@ -19,12 +19,9 @@ PROJECT = "avfewshot"
 class Tracker(Callback):
     """Sends the entries of ``metrics.jsonl`` to a tracker as they are written; on rank 0, where they are.
 
-    Args:
-        name: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``.
-        run: The run folder; TensorBoard's events go to ``tensorboard/`` in it, those of an offline Weights & Biases to
-            ``wandb/``, and MLflow's, unless MLFLOW_TRACKING_URI is set, to ``mlruns/``.
-        part: What of the run is trained, such as ``seed-1``.
-        settings: Of the run.
+    TensorBoard's events go to ``tensorboard/`` in the run folder, those of an offline Weights & Biases to ``wandb/``,
+    and MLflow's, unless MLFLOW_TRACKING_URI is set, to ``mlruns/``. `part` is what of the run is trained, such as
+    ``seed-1``.
     """
 
     def __init__(self, name: str, run: Path, part: str, settings: Mapping[str, Any]) -> None:

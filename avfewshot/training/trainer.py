@@ -104,15 +104,10 @@ class TrainTask:
         return lr_lambda(config, steps_per_epoch)
 
     def embed(self, forward: Callable[..., Any], samples: Sequence[Any]) -> Embeddings:
-        """Run samples through the model.
+        """Run a micro-batch through the model by `forward`, its forward pass in the training's precision.
 
-        Args:
-            forward: The model's forward pass, in the training's precision; perhaps a recorded one.
-            samples: A micro-batch.
-
-        Returns:
-            Tensors with as many rows each; None where no sample has that part. With `gradcache` this may run twice and
-            has to do the same both times.
+        Gives tensors with as many rows each; None where no sample has that part. With `gradcache` this may run twice
+        and has to do the same both times.
         """
         return ()
 
@@ -151,11 +146,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Progress:
-        """Read what :meth:`to_dict` gave.
-
-        Raises:
-            DataError: It is something else.
-        """
+        """Read what :meth:`to_dict` gave; else there is a :class:`DataError`."""
         try:
             return cls(**{**values, "best": ValMetrics.from_dict(values["best"])})
         except (KeyError, TypeError, ValueError) as error:
@@ -207,13 +198,9 @@ class Trainer:
         folder: Gets ``checkpoints/`` and ``metrics.jsonl``; rank 0 writes.
         seed: Of the order.
         stopping: Whether somebody asked to stop; looked at after each step.
-
-    Attributes:
-        progress: Where the training stands; from :meth:`fit` or :meth:`resume` on.
-        micro_batch: Samples that go through the model at once; halved when memory ends.
     """
 
-    progress: Progress
+    progress: Progress  # from `fit` or `resume` on
 
     def __init__(
         self,
@@ -233,6 +220,7 @@ class Trainer:
         self.callbacks, self.stopping = tuple(callbacks), stopping
         self.checkpoints = CheckpointManager(folder / "checkpoints")
         self.log = MetricsLogger(folder / "metrics.jsonl")
+        # Samples that go through the model at once; halved when memory ends.
         self.micro_batch = config.batch_size if config.micro_batch == AUTO else int(config.micro_batch)
         self.step_size = config.batch_size * config.accumulation
         # Rank 0 has the most clips: the others take part in its last step with what they have, or with nothing.
@@ -244,10 +232,7 @@ class Trainer:
         self._waited, self._steps_here = 0.0, 0
 
     def resume(self, found: Resumed) -> list[str]:
-        """Go on from a checkpoint, with the same number of ranks.
-
-        Returns:
-            What could not be restored on this machine, for people.
+        """Go on from a checkpoint, with the same number of ranks; gives what could not be restored here, for people.
 
         Raises:
             AvfsError: It does not fit this training.
@@ -271,8 +256,7 @@ class Trainer:
     def fit(self, resume: Resumed | None = None) -> Progress:
         """Train until the last epoch, or until validation has not improved for as long as the settings say.
 
-        Returns:
-            Where the training ended; its `finished` is empty when it was asked to stop, with its state saved.
+        Gives where it ended; `finished` is empty when it was asked to stop, with its state saved.
 
         Raises:
             AvfsError: A clip cannot be read any more, memory does not suffice, or the loss is not finite.
@@ -347,12 +331,9 @@ class Trainer:
             callback.on_step(step + 1, loss["loss"], pace)
 
     def accumulate(self, samples: list[Any]) -> dict[str, float]:
-        """Leave the mean gradient of the batches of a step in the parameters.
+        """Leave the mean gradient of the batches of a step in the parameters; gives their mean loss and its parts.
 
         When memory runs out, micro-batches are halved and the step begins again.
-
-        Returns:
-            The mean loss of the batches and its parts, by their names in ``metrics.jsonl``.
 
         Raises:
             AvfsError: Not even one clip fits into the device's memory.

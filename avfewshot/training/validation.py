@@ -60,11 +60,7 @@ class ValMetrics:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ValMetrics:
-        """Read what :meth:`to_dict` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError: It is something else.
-        """
+        """Read what :meth:`to_dict` gave; else there is a KeyError, TypeError or ValueError."""
         rule, threshold = values["fitted"]["background"], values["fitted"]["label_threshold"]
         fitted = Thresholds(
             None if rule is None else BackgroundRule(rule["strategy"], rule["threshold"]),
