@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import av
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from sample_results import clip, run_info
 
 from avfewshot.cli.app import run
 from avfewshot.errors import MediaError
+from avfewshot.media import decoders
 from avfewshot.media.reader import read_clip
 from avfewshot.media.transcode import transcode
 from avfewshot.reports.overlay_video import OverlayWriter
@@ -36,6 +40,25 @@ def test_labels_are_burnt_in_and_the_sound_is_the_same(tmp_path):
     assert moved[:10].mean() > 30  # the bars
     assert moved[-10:].mean() > 30
     assert moved[20:-20].mean() < 10  # the picture between them
+
+
+def test_a_decoder_that_dies_costs_one_video(tmp_path, monkeypatch):
+    ask, folder = decoders._Worker.ask, tmp_path / "out"
+
+    def ask_and_strike(worker, request, seconds):
+        if request.get("write", {}).get("stem") == "a":
+            (folder / ".a-0123abcd.part.mp4").write_bytes(b"what it had written")
+            os.kill(worker._process.pid, signal.SIGSEGV)
+        return ask(worker, request, seconds)
+
+    monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
+    folder.mkdir()
+    writer = OverlayWriter(folder)
+    writer.begin(run_info())
+    with pytest.warns(UserWarning, match=r"a\.mp4: no overlay.*signal 11, SIGSEGV"):
+        writer.add(clip(str(write_media(tmp_path / "a.mp4", seconds=1.0)), seconds=1))
+    writer.add(clip(str(write_media(tmp_path / "b.mp4", seconds=1.0)), seconds=1))
+    assert [path.name for path in folder.iterdir()] == ["b.mp4"]
 
 
 def test_a_part_is_cut_where_it_was_asked_for(tmp_path):

@@ -15,8 +15,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.io import printable
+from avfewshot.media.decoders import IsolatedReader
 from avfewshot.media.discover import walk_media
-from avfewshot.media.transcode import transcode
+from avfewshot.media.transcode import SUFFIXES
 
 _T = TypeVar("_T")
 _MAX_BYTES = 256 << 20
@@ -184,9 +185,10 @@ class ClassFolders:
         key = hashlib.sha256(source.relative_to(self._clips).as_posix().encode(errors="surrogateescape")).hexdigest()
         span = "whole" if stretch.end is None else f"{round(1000 * stretch.start)}-{round(1000 * stretch.end)}"
         stem = f"{source.stem[:60]}-{key[:8]}-{span}"
-        if any((folder / f"{stem}{suffix}").is_file() for suffix in (".mp4", ".mkv", ".mka")):
+        if any((folder / f"{stem}{suffix}").is_file() for suffix in SUFFIXES):
             return False
-        transcode(source, folder, stem, start=stretch.start, end=stretch.end)
+        with IsolatedReader(source) as reader:
+            reader.write(folder, stem, start=stretch.start, end=stretch.end)
         return True
 
     def _find(self, named: str) -> Path:

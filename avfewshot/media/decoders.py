@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.io import THREAD_VARIABLES
+from avfewshot.io import THREAD_VARIABLES, sweep_leftovers
 from avfewshot.media.clip import Clip
 from avfewshot.media.ordered import this_thread
 from avfewshot.media.reader import MediaInfo, as_tensors, check_options
+from avfewshot.media.transcode import SUFFIXES
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,6 +86,19 @@ class IsolatedReader:
             tuple(facts["warnings"]), facts["last"],
         )  # fmt: skip
         return as_tensors(clip)
+
+    def write(self, folder: Path, stem: str, *, end: float | None = None, **options: Any) -> Path:
+        """Write a part of the file as one of its own; see :func:`avfewshot.media.transcode.transcode`."""
+        length = self.info.duration if end is None else min(end, self.info.duration)
+        self._left += max(1.0, length)  # pictures are encoded as well
+        place = {"folder": os.path.abspath(folder), "stem": stem}
+        try:
+            facts, _ = self._ask({"write": {**place, "end": end, **options}})
+        except MediaError:
+            for suffix in SUFFIXES:  # of a process that died
+                sweep_leftovers(folder / f"{stem}{suffix}")
+            raise
+        return folder / facts["name"]
 
     def _ask(self, request: dict) -> tuple[dict, dict[str, np.ndarray]]:
         if self._worker is None:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,11 +35,12 @@ def serve(memory: int) -> None:
     gc.freeze()  # what is imported is never looked at again: a collection takes no time
     with contextlib.ExitStack() as stack:
         reader: ClipReader | None = None
+        path = Path()
         for line in sys.stdin.buffer:
             request = json.loads(line)
             arrays: list[np.ndarray] = []
             try:
-                if "read" not in request:
+                if "read" not in request and "write" not in request:
                     stack.close()
                     reader = None  # it holds pictures, and PyAV's decoders refer to themselves
                     gc.collect()
@@ -50,7 +51,8 @@ def serve(memory: int) -> None:
                             import decord  # noqa: F401
                             import torch  # noqa: F401 - has to come before decord
                         _limit_memory(memory)
-                    reader = ClipReader(Path(os.fsdecode(request["path"].encode("latin-1"))), **request["options"])
+                    path = Path(os.fsdecode(request["path"].encode("latin-1")))
+                    reader = ClipReader(path, **request["options"])
                     stack.callback(reader.close)
                     info = reader.info
                     answer = {
@@ -59,11 +61,20 @@ def serve(memory: int) -> None:
                     }  # fmt: skip
                 elif "read" in request:
                     answer, arrays = _answer(reader.read_arrays(*request["read"]))
+                elif "write" in request:
+                    answer = {"name": _write(path, **request["write"])}
                 else:
                     answer = {}
             except Exception as error:  # whatever it is, it is this file's failure
                 answer = {"error": _reason(error, memory), "hint": getattr(error, "hint", None)}
             _send(out, answer, arrays)
+
+
+def _write(path: Path, *, folder: str, above: list[str] | None = None, below: Any = (), **options: Any) -> str:
+    from avfewshot.media.transcode import Bar, transcode
+
+    bars = {"above": None if above is None else Bar(*above), "below": [Bar(*bar) for bar in below]}
+    return transcode(path, Path(folder), **bars, **options).name
 
 
 def _answer(clip: Clip) -> tuple[dict, list[np.ndarray]]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from av.error import FFmpegError
-from PIL import Image, ImageDraw, ImageFont
-
 from avfewshot.errors import AvfsError
-from avfewshot.inference.results import ClipResult, Failure, RunInfo
-from avfewshot.io import printable
-from avfewshot.media.transcode import transcode
-from avfewshot.reports.strip import Mark, marks
+from avfewshot.inference.results import ClipResult, Failure, RunInfo, SegmentResult
+from avfewshot.media.decoders import IsolatedReader, time_limit
+from avfewshot.media.remote import fetch, is_remote
+from avfewshot.media.transcode import Bar
+from avfewshot.reports.strip import marks
 from avfewshot.reports.timelines import free_stem
 from avfewshot.reports.writers import Summary
 
@@ -39,28 +37,16 @@ class OverlayWriter:
         stem = free_stem(Path(result.path), self._taken)
         table = marks(self._labels, [result.label, *(segment.label for segment in result.segments)])
 
-        def draw(image: Image.Image, time: float) -> Image.Image:
-            segment = result.segments[min(max(int(time), 0), len(result.segments) - 1)]
-            _bar(image, f"{result.label}  {100 * result.score:.0f} %", table[result.label], top=True)
-            _bar(image, f"{segment.label}  {100 * segment.score:.0f} %", table[segment.label], top=False)
-            return image
+        def bar(said: ClipResult | SegmentResult) -> Bar:
+            paint = table[said.label].paint
+            return Bar(f"{said.label}  {100 * said.score:.0f} %", paint.fill, paint.ink)
 
         try:
-            transcode(Path(result.path), self._folder, stem, draw=draw)
-        except (AvfsError, OSError, ValueError, FFmpegError) as error:
+            file = fetch(result.path, timeout=time_limit()) if is_remote(result.path) else Path(result.path)
+            with IsolatedReader(file) as reader:
+                reader.write(self._folder, stem, above=bar(result), below=[*map(bar, result.segments)])
+        except AvfsError as error:
             warnings.warn(f"{result.path}: no overlay of it could be written: {error}", stacklevel=1)
 
     def end(self, summary: Summary) -> None:
         """Nothing stands after the last clip."""
-
-
-def _bar(image: Image.Image, text: str, mark: Mark, *, top: bool) -> None:
-    """A coloured bar over the whole width; text that is too long for it is cut."""
-    height = max(12, image.height // 10)
-    font = ImageFont.load_default(size=max(8, round(0.65 * height)))
-    pen, above = ImageDraw.Draw(image), 0 if top else image.height - height
-    text, room = printable(text), image.width - height
-    while pen.textlength(text, font) > room and len(text) > 1:
-        text = f"{text.removesuffix('…')[:-1]}…"
-    pen.rectangle((0, above, image.width, above + height), fill=mark.paint.fill)
-    pen.text((height // 2, above + height / 2), text, fill=mark.paint.ink, font=font, anchor="lm")
