@@ -22,7 +22,10 @@ from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.labels import visible
 
 # Where annotation files lie beside the media in the authors' own archives and repositories.
-_SUBFOLDERS = ("", "data", "annotations", "labels", "splits", "meta_anno_files", "csv")
+_SUBFOLDERS = (
+    *("", "data", "annotations", "labels", "splits", "meta_anno_files", "csv"),
+    *("Single-source", "Multi-sources", "json_update", "json", "data/json_update", "data/json"),
+)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.data.annotations import is_complete
+from avfewshot.data.avsbench import probe_clip
 from avfewshot.data.dataset import Dataset
 from avfewshot.data.description import description_names, load_description
 from avfewshot.data.findings import MAX_EXAMPLES, DatasetReport
 from avfewshot.data.leakage import EVALUATION_SPLITS, Overlap, cross_dataset_overlaps, cross_split_overlaps
 from avfewshot.data.load import load_dataset
-from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_files
+from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_file, probe_files
 from avfewshot.data.sampler import support_table
 from avfewshot.errors import AvfsError
 
@@ -105,7 +106,8 @@ def check_dataset(
     probes = None
     if probe:
         expected = None if dataset.description.reader == "folder" else dataset.num_segments
-        probes = tuple(probe_files(paths, expected, workers=workers, progress=progress))
+        look = probe_clip if dataset.description.reader == "avs" else probe_file
+        probes = tuple(probe_files(paths, expected, probe=look, workers=workers, progress=progress))
         _check_probes(dataset, probes, report)
     return CheckResult(
         dataset=dataset,
