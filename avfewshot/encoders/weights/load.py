@@ -7,7 +7,6 @@ tensors that it has: whatever is missing, left over or of another shape is an er
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
@@ -44,12 +43,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     ``module.``, ``model.`` or ``_orig_mod.`` in front of every name, left by data-parallel training, a wrapping module
     or torch.compile, is taken off. Large files are mapped into memory rather than read.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Tensors by name.
-
     Raises:
         WeightsError: The file is missing, empty, truncated, no weight file, or asks for more than tensors.
     """
@@ -73,14 +66,8 @@ def load_into(
 ) -> None:
     """Copy tensors into a model; every tensor of the model must be there, and nothing else.
 
-    Half precision is widened to the model's own number format.
-
-    Args:
-        module: The model.
-        state: Tensors by name.
-        path: The file they came from, for messages.
-        architecture: What the model is, for messages.
-        optional: Tells the names of the model's tensors that may be absent, since the model computes them itself.
+    Half precision is widened to the model's own number format. `path` and `architecture` are for messages; `optional`
+    tells the names of the model's tensors that may be absent, since the model computes them itself.
 
     Raises:
         WeightsError: Names or shapes differ; they are listed, shortened.
@@ -187,7 +174,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: is truncated or damaged ({error}).", hint=FETCH_HINT) from None
 
 
@@ -204,20 +191,13 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
         # torch raises whatever the half-read file happens to lead it to.
         reason = re.sub(r"\s+", " ", str(error)).split(". ")[0][:120]
         raise WeightsError(f"{path}: is truncated or damaged ({reason}).", hint=FETCH_HINT) from None
-    return _tensors_of(checkpoint, path)
-
-
-def _tensors_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     state = checkpoint
     for _ in _HOLDERS:  # a dict may hold itself
         held = (state.get(key) for key in _HOLDERS) if isinstance(state, Mapping) else ()
         state = next((value for value in held if isinstance(value, Mapping)), state)
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name.")
-    strangers = [
-        str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
-    ]
-    if strangers:
+    if strangers := [str(k) for k, value in state.items() if not (isinstance(k, str) and isinstance(value, Tensor))]:
         raise WeightsError(f"{path}: not all entries are tensors: {_shortened(strangers)}.")
     return dict(state)
 
