@@ -180,7 +180,7 @@ def _claim(folder: Path, index: ShardIndex) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX_NAME).exists():
-            index.write(folder)
+            write_text(folder / INDEX_NAME, index.to_json())
     except OSError as error:
         raise DataError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
     there = ShardIndex.read(folder)

@@ -19,8 +19,8 @@ from webdataset.filters import shuffle
 
 from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_place, share
 from avfewshot.data.ranking import rank_key
-from avfewshot.data.shards.codec import DamagedClipError, decode_members
-from avfewshot.data.shards.record import ClipRecord, RecordError, ShardEntry, ShardIndex, StoredClip
+from avfewshot.data.shards.codec import decode_members
+from avfewshot.data.shards.record import ClipRecord, DamagedClipError, ShardEntry, ShardIndex, StoredClip
 from avfewshot.errors import DataError, UsageError, explain
 from avfewshot.io import sha256_file
 from avfewshot.media.clip import Failure
@@ -240,8 +240,6 @@ class ShardSource:
             return LabelledClip(record.id, labels, clip, segments)
         except KeyError as error:
             reason = f"it has no member {error}"
-        except RecordError as error:
-            reason = f"its description is not valid: {error}"
         except DamagedClipError as error:
             reason = str(error)
         return Failure(str(path), f"{reason}; `avfs data prepare` mends damaged shards", encoded.clip.id)
