@@ -93,20 +93,20 @@ class Preparation:
         Raises:
             DataError: A shard cannot be written.
         """
-        began = time.monotonic()
+        began, folder, index = time.monotonic(), self.folder, self.plan.index
         new: list[ShardEntry] = []
         try:
             if distribute is None:
-                new += _write_shards(self.folder, self.plan.index, self.pending, jobs=self.jobs, progress=progress)
+                new += _write_shards(folder, index, self.pending, jobs=self.jobs, progress=progress)
             else:
-                for entry in distribute(partial(partial, _write_shards, self.folder, self.plan.index), self.pending):
+                for entry in distribute(lambda: partial(_write_shards, folder, index), self.pending):
                     new.append(entry)
                     progress(len(entry.clips) + len(entry.rejected))
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk, say: the first error is the one to tell
-                _write_rejected(self.folder, self.plan.index)
+                _write_rejected(folder, index)
             raise
-        _write_rejected(self.folder, self.plan.index)
+        _write_rejected(folder, index)
         entries = [*self.finished, *new]
         mine = {shard.name for shard in self.shards}
         return Summary(
