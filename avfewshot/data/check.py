@@ -185,14 +185,11 @@ def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetR
     for other in others:
         shared = cross_dataset_overlaps(dataset, other)
         between += shared
-        # A leak: one side is learnt from, the other evaluated on.
-        sides = [{side.split("/")[1] in EVALUATION_SPLITS for side in (o.first, o.second)} for o in shared]
-        ids = {
-            name
-            for overlap, evaluated in zip(shared, sides, strict=True)
-            if len(evaluated) == 2
-            for name in overlap.ids
-        }
+        ids: set[str] = set()
+        for overlap in shared:
+            evaluated = {side.split("/")[1] in EVALUATION_SPLITS for side in (overlap.first, overlap.second)}
+            if len(evaluated) == 2:  # a leak: one side is learnt from, the other evaluated on
+                ids.update(overlap.ids)
         message = f"Videos that one of {dataset.name} and {other.name} trains on and the other is evaluated on."
         report.note("info", "cross-dataset-leakage", message, sorted(ids))
     return within + between
