@@ -81,8 +81,14 @@ def test_nothing_is_requested_from_anywhere(page, request):
     [script] = parsed.scripts
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     [policy] = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    wanted = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    [sheet] = parsed.styles
+    style = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
+    wanted = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{digest}'"
     assert policy["content"] == wanted
+    assert not [attrs for _, attrs in parsed.tags if "style" in attrs]
+    rules = dict(re.findall(r':is\(\[data-s="(\d+)"\], #s\) \{ (.+) \}', sheet))
+    assert {attrs["data-s"] for _, attrs in parsed.tags if "data-s" in attrs} == set(rules)
+    assert any(re.fullmatch(r"left: [\d.]+%; width: [\d.]+%", rule) for rule in rules.values())
 
 
 def test_mistakes_can_be_filtered(llp_page):

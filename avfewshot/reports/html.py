@@ -35,6 +35,7 @@ MOST_IN_FULL = 500
 """Clips of a page that holds its pictures; those of more lie in a folder beside it, one for each clip."""
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+_STYLE, _HASH = Markup("\0style"), Markup("\0hash")  # no text that is shown holds such a sign
 _AHEAD = 8  # clips whose pictures may be read at the same time as the next ones are classified
 
 
@@ -66,11 +67,18 @@ def environment() -> jinja2.Environment:
 
 
 def render(template: str, *, script: str = "", **context: Any) -> str:
-    """The page of a training or a comparison."""
-    style = Markup(component("report.css") + component("run.css"))
-    script_hash = content_hash(script) if script else ""
-    context = {"version": __version__, "style": style, "script": Markup(script), "script_hash": script_hash} | context
-    return environment().get_template(template).render(context)
+    """The page of a training or a comparison; style and script go by their hashes in its Content-Security-Policy.
+
+    There is no hash of a style attribute: each becomes a rule of the style sheet, as strong as it was.
+    """
+    sheet, script_hash = component("report.css") + component("run.css"), content_hash(script) if script else ""
+    about = {"version": __version__, "style": _STYLE, "style_hash": _HASH, "script": Markup(script)}
+    text = environment().get_template(template).render(about | {"script_hash": script_hash} | context)
+    rules: dict[str, int] = {}
+    text = re.sub(r' style="([^"]*)"', lambda found: f' data-s="{rules.setdefault(found[1], len(rules))}"', text)
+    for rule, number in rules.items():  # as strong as an id
+        sheet += f':is([data-s="{number}"], #s) {{ {rule} }}\n'
+    return text.replace(_HASH, content_hash(f"\n{sheet}"), 1).replace(_STYLE, sheet, 1)
 
 
 def component(name: str) -> str:
@@ -193,9 +201,9 @@ class HtmlWriter:
         with self._closing:
             while self._pending:
                 self._store()
-            page = self._environment.get_template("page.html.j2")
+            template = self._environment.get_template("page.html.j2")
             with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(page.generate(**self._context(summary)))
+                stream.writelines(template.generate(**self._context(summary)))
 
     def _fragment(self, number: int, result: ClipResult) -> bytes:
         clip = {"path": printable(result.path), **clip_data(result, topk=self._topk)}
