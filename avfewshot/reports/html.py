@@ -28,7 +28,7 @@ from avfewshot.media.discover import VIDEO_SUFFIXES
 from avfewshot.media.thumbnails import Thumbnail
 from avfewshot.reports import figures
 from avfewshot.reports.text import percent, printable, quantity, rate, reason, reject_text
-from avfewshot.reports.writers import Summary
+from avfewshot.reports.writers import Summary, Writer
 from avfewshot.version import __version__
 
 MOST_IN_FULL = 500
@@ -141,7 +141,7 @@ def picture_count(clips: int) -> int:
     return 10 if clips <= 200 else 5 if clips <= MOST_IN_FULL else 1
 
 
-class HtmlWriter:
+class HtmlWriter(Writer):
     """Collects the clips of a run and writes the page at the end.
 
     Finished clips wait in a temporary file, so memory does not grow with their number. Pictures of more than

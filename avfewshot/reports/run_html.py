@@ -21,7 +21,7 @@ from avfewshot.reports.html import component, render
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
-from avfewshot.training.record import AttentionExample, Curve, Example, RunRecord, Second
+from avfewshot.training.record import AttentionExample, Curve, Example, RunRecord
 
 _LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))  # what is drawn of a step, and its place in :attr:`Curve.steps`
 
@@ -194,7 +194,8 @@ def _clips(record: RunRecord, after: TaskResult, systems: tuple[str, str]) -> di
 
 def _example(example: Example, classes: Sequence[str], systems: tuple[str, str]) -> dict[str, Any]:
     """Marks and timeline of a clip; the order of all `classes` decides which letter and colour a label has."""
-    used = [*example.truth, *(label for second in example.seconds for label in _mentioned(second))]
+    said = ((*(second.truth or ()), second.trained[0], second.zero_shot[0]) for second in example.seconds)
+    used = [*example.truth, *(label for labels in said for label in labels)]
     background = next((label for label in used if label.casefold() == BACKGROUND.casefold()), BACKGROUND)
     table = marks(list(dict.fromkeys([*classes, *used, background])), [*used, background])
     seconds = example.seconds
@@ -212,10 +213,6 @@ def _example(example: Example, classes: Sequence[str], systems: tuple[str, str])
         "ticks": _ticks(len(seconds)),
         "columns": max(1, min(len(seconds), 10)),
     }
-
-
-def _mentioned(second: Second) -> list[str]:
-    return [*(second.truth or ()), second.trained[0], second.zero_shot[0]]
 
 
 def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str, Mark]) -> dict[str, Any]:
