@@ -242,7 +242,8 @@ def test_figures_that_are_not_defined_are_dashes():
 
 def test_a_training_without_validation_clips_or_finite_losses():
     nan = float("nan")
-    course = Curve(0, ((1, nan, nan, nan, 1e-3), (2, 1.0, nan, 1.0, 1e-3)), (), "ended")
+    steps = [{"step": 1, "loss": nan, "visual_loss": nan}, {"step": 2, "loss": 1.0, "visual_loss": nan}]
+    course = Curve(0, [step | {"audio_loss": step["loss"]} for step in steps], (), "ended")
     text = shown(run_page(samples.record("ave_cls", replicates=0, curves=(course,))))
     assert "There are no figures on validation clips." in text
     assert "1 step without a finite loss left out." in text

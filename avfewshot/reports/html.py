@@ -22,6 +22,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from avfewshot.evaluation.results import finite
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import atomic_path, write_bytes
 from avfewshot.media.discover import VIDEO_SUFFIXES
@@ -62,7 +63,7 @@ def environment() -> jinja2.Environment:
     )
     shown = (figures.points, figures.share, figures.signed, figures.interval, percent, quantity)
     made.filters |= {form.__name__: form for form in (*shown, figures.metric_title, figures.metric_description)}
-    made.filters |= {"d1": "{:.1f}".format, "place": lambda value: 100 * min(max(value, 0.0), 1.0)}
+    made.filters |= {"finite": finite, "d1": "{:.1f}".format, "place": lambda value: 100 * min(max(value, 0.0), 1.0)}
     return made
 
 

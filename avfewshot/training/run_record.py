@@ -94,16 +94,10 @@ def _support_lines(result: SeedResult) -> tuple[str, ...]:
 
 
 def _curve(result: SeedResult) -> Curve:
-    steps, epochs = [], []
     assert result.progress is not None
-    for entry in MetricsLogger(result.folder / "metrics.jsonl").entries():
-        if entry["kind"] == "step":
-            steps.append((entry["step"], entry["loss"], entry["visual_loss"], entry["audio_loss"], entry["lr"]))
-        elif entry["kind"] == "epoch":
-            epochs.append(
-                (entry["epoch"], entry["step"], entry["figure"], entry["loss"], entry["blend"], entry["best"])
-            )
-    return Curve(result.seed, tuple(steps), tuple(epochs), result.progress.finished)
+    entries = list(MetricsLogger(result.folder / "metrics.jsonl").entries())
+    steps, epochs = ([entry for entry in entries if entry["kind"] == kind] for kind in ("step", "epoch"))
+    return Curve(result.seed, steps, epochs, result.progress.finished)
 
 
 def _spread(samples: Sequence[Sample], count: int = _EXAMPLES) -> list[int]:
