@@ -110,7 +110,9 @@ def check(
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     findings = checking.check(preset, **paths, progress=_progress)
     if form == "json":
-        typer.echo(checking.as_json(findings))
+        import json
+
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
         width = max(len(finding.part) for finding in findings)
         for finding in findings:

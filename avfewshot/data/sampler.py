@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import ranked
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError, UsageError, some
 
 ALGORITHM = "nested-1"
 SAMPLERS = ("nested", "first-k")
@@ -60,14 +60,14 @@ class Support:
         few = [f"{name} ({count})" for name, count in self.short.items() if count]
         next_in_rank = "and were replaced by the next in rank."
         if none:
-            lines.append(f"Classes without any clip to draw: {_some(none)}.")
+            lines.append(f"Classes without any clip to draw: {some(none)}.")
         if few:
-            lines.append(f"Classes with fewer than {self.shots} clips, used whole: {_some(few)}.")
+            lines.append(f"Classes with fewer than {self.shots} clips, used whole: {some(few)}.")
         if self.replaced:
             lines.append(f"{len(self.replaced)} clips of the support have no media {next_in_rank}")
         if self.overlapping:
             shared = f"{len(self.overlapping)} clips show videos that are also in the test split"
-            lines.append(f"{shared} ({_some(self.overlapping)}) {next_in_rank}")
+            lines.append(f"{shared} ({some(self.overlapping)}) {next_in_rank}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,10 +105,10 @@ class Validation:
         lines = [f"Validation: {len(self.samples)} clips of the {self.split} split, {each}, seed {self.seed}."]
         if self.short:
             short = [f"{name} ({count})" for name, count in self.short.items()]
-            lines.append(f"Classes with fewer validation clips: {_some(short)}.")
+            lines.append(f"Classes with fewer validation clips: {some(short)}.")
         if self.overlapping:
             shared = f"{len(self.overlapping)} validation clips show videos of the support or the test split"
-            lines.append(f"{shared} and are left out ({_some(self.overlapping)}).")
+            lines.append(f"{shared} and are left out ({some(self.overlapping)}).")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,11 +123,6 @@ class Validation:
             "overlapping": list(self.overlapping),
             "ids": sorted(sample.id for sample in self.samples),
         }
-
-
-def _some(items: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 def fingerprint(ids: Iterable[str]) -> str:

@@ -21,13 +21,12 @@ from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_plac
 from avfewshot.data.ranking import rank_key
 from avfewshot.data.shards.codec import decode_members
 from avfewshot.data.shards.record import ClipRecord, DamagedClipError, ShardEntry, ShardIndex, StoredClip
-from avfewshot.errors import DataError, UsageError, explain
+from avfewshot.errors import DataError, UsageError, explain, some
 from avfewshot.io import sha256_file
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import ordered_map
 
 DEFAULT_BUFFER = 200
-_NAMED = 5
 
 
 class ShardSet:
@@ -72,9 +71,8 @@ class ShardSet:
             entries.append(entry)
         for names, what in ((missing, "missing"), (damaged, "damaged")):
             if names:
-                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 raise DataError(
-                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {', '.join(names[:_NAMED])}{more}.",
+                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {some(names, 5)}.",
                     hint="The same `avfs data prepare` command writes them (with --part, every part of it).",
                 )
         return cls(folder, index, entries)

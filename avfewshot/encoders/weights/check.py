@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,8 +89,3 @@ def _load(preset: Preset, paths: dict[str, str | Path | None]) -> Finding:
     notes = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
     sizes = f"loads: embeddings of {backbone.visual.output_dim} and {backbone.audio.output_dim} numbers"
     return Finding(part, OK, ". ".join([sizes, *notes]))
-
-
-def as_json(findings: list[Finding]) -> str:
-    """Findings as a JSON list of objects with the fields of :class:`Finding`."""
-    return json.dumps([vars(finding) for finding in findings], indent=2)

@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avfewshot.errors import WeightsError
+from avfewshot.errors import WeightsError, some
 
 FETCH_HINT = "Download it again with `avfs weights fetch`, or from where you got it."
 _SHOWN = 4  # names listed of each kind of mismatch
@@ -93,14 +93,14 @@ def load_into(
             ("of another shape", shapes),
             ("no plain numbers", coded),
         )
-        listed = "; ".join(f"{what}: {_shortened(names)}" for what, names in kinds if names)
+        listed = "; ".join(f"{what}: {some(names, _SHOWN)}" for what, names in kinds if names)
         raise WeightsError(
             f"{path}: these weights are not of {architecture}. {listed}.",
             hint="Give the weights that belong to the backbone, or the backbone that belongs to the weights.",
         )
     learnt = {name for name, _ in module.named_parameters()}
     if broken := [name for name in own if name in learnt and name in state and not _is_finite(state[name])]:
-        message = f"{path}: holds values that are no numbers (NaN or infinite): {_shortened(broken)}."
+        message = f"{path}: holds values that are no numbers (NaN or infinite): {some(broken, _SHOWN)}."
         raise WeightsError(message, hint=FETCH_HINT)
     module.load_state_dict(dict(state), strict=False)  # strict was settled above
 
@@ -198,7 +198,7 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name.")
     if strangers := [str(k) for k, value in state.items() if not (isinstance(k, str) and isinstance(value, Tensor))]:
-        raise WeightsError(f"{path}: not all entries are tensors: {_shortened(strangers)}.")
+        raise WeightsError(f"{path}: not all entries are tensors: {some(strangers, _SHOWN)}.")
     return dict(state)
 
 
@@ -211,7 +211,7 @@ def _refuse_other_archives(path: Path) -> None:
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         what = "NumPy's" if names and all(name.endswith(".npy") for name in names) else "a ZIP"
         hint = "Unpack it, if weights are in it, or give another file."
-        raise WeightsError(f"{path}: is {what} archive, no checkpoint of PyTorch: {_shortened(names)}.", hint=hint)
+        raise WeightsError(f"{path}: is {what} archive, no checkpoint of PyTorch: {some(names, _SHOWN)}.", hint=hint)
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(
             f"{path}: is a TorchScript program, not plain weights; programs are not run.",
@@ -254,9 +254,3 @@ def _number(dtype: Any, data: Any = None) -> Any:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a single number"
-
-
-def _shortened(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
