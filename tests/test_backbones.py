@@ -163,7 +163,7 @@ def load_context(name: str) -> int:
     return {"pe": 32, "siglip2": 64}.get(name, 77)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [*PLAIN, "peav"])
 @pytest.mark.parametrize(
     "command",
     [

@@ -197,6 +197,8 @@ def test_every_file_of_a_packaged_preset_is_pinned_where_public_material_tells()
                 assert all(value is None or len(value) == length for value, length in pins.values()), (name, needed)
     siglip2 = ("clip", "clip_text_tokenizer", "clip_text_tokenizer_config", "clip_text_tokenizer_type")
     expected = {("siglip2", key, pin) for key in siglip2 for pin in ("sha256", "revision")}
+    expected |= {("peav", key, "sha256") for key in ("clip", "peav_config", "peav_tokenizer")}
+    expected |= {("peav", key, pin) for key in ("clap", "peav_timeline_config") for pin in ("sha256", "revision")}
     assert unknown == expected | {("large-plus", "clip", "sha256")}  # recorded with the first download
 
 

@@ -101,7 +101,10 @@ def frame_side(backbone: str | Path) -> int:
     """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell."""
     from avfewshot.encoders.presets import load_preset
 
-    model: Any = load_preset(backbone).clip.model
+    preset = load_preset(backbone)
+    if preset.peav:
+        return preset.peav.image_size
+    model: Any = preset.clip.model
     if isinstance(model, str):
         import open_clip
 

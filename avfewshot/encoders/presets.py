@@ -66,8 +66,18 @@ class ClapPreset:
 
 
 @dataclass(frozen=True)
+class PeAvPreset:
+    """PE-AV, one model of transformers for sight, sound and text; sizes and tokenizer lie beside its weights."""
+
+    image_size: int  # side of the pictures that it reads
+    config: Mapping[str, Any]  # of transformers' `PeAudioVideoConfig`, for random weights and counts; files have theirs
+    source: Source = Source()
+    timeline: Source | None = None  # PE-A-Frame, which hears the seconds of a clip in one pass
+
+
+@dataclass(frozen=True)
 class Preset:
-    """A pair of pretrained models that make up a backbone."""
+    """A pair of pretrained models that make up a backbone, or one model for both."""
 
     name: str  # "base", or the stem of the YAML file
     description: str  # one line for people
@@ -75,6 +85,7 @@ class Preset:
     clip: ClipPreset
     clap: ClapPreset
     path: Path  # the YAML file
+    peav: PeAvPreset | None = None  # takes the place of `clip` and `clap`, which then say nothing
 
 
 def preset_names() -> list[str]:
@@ -132,6 +143,9 @@ _CLIP = {"model": _MODEL, "pretrained": _TEXT, "quick_gelu": _FLAG, "mean": _CHA
 _CLIP |= {"tokenizer": _TEXT, **_SOURCE}
 _CLIP_MODEL = {"embed_dim": _WHOLE, "vision_cfg": _FIELDS, "text_cfg": _FIELDS, "quick_gelu": _ANY}
 _CLAP = {"audio": _ANY, "text": _ANY, "joint_dim": _WHOLE, "fused": _FLAG, "tokenizer": _TEXT, **_SOURCE}
+_PEAV_CONFIG: Kind = (_FIELDS[0], "the fields of transformers' PeAudioVideoConfig are needed")
+_PEAV = {"image_size": _WHOLE, "config": _PEAV_CONFIG, "timeline": _ANY, **_SOURCE}
+_PEAV_NAMES = ("model.safetensors",)
 _ROBERTA = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
 _TEXT_BRANCHES = {
     "roberta": dict.fromkeys(_ROBERTA.split(), _WHOLE),
@@ -148,16 +162,21 @@ class _Reader:
         self.faults: list[UsageError] = []
 
     def preset(self, raw: Any) -> Preset:
-        top = self.section(raw, "", {"description": _TEXT, "templates": _TEXT, "clip": _ANY, "clap": _ANY})
+        kinds = {"description": _TEXT, "templates": _TEXT, **dict.fromkeys(("clip", "clap", "peav"), _ANY)}
+        top = self.section(raw, "", kinds)
+        joint = self.peav(top["peav"]) if "peav" in top else None
+        if joint and (unused := [key for key in ("clip", "clap") if key in top]):
+            self.fault("peav", f"takes the place of {' and '.join(unused)}: leave one or the other out.")
         templates = top.get("templates", "default")
         beside = self.path.parent / templates  # a path is relative to the YAML file; a name is one of the packaged ones
         preset = Preset(
             name=self.path.stem,
             description=top.get("description", ""),
             templates=str(beside) if beside.suffix and beside.is_file() else templates,
-            clip=self.clip(top.get("clip", _MISSING)),
-            clap=self.clap(top.get("clap", _MISSING)),
+            clip=ClipPreset("") if joint else self.clip(top.get("clip", _MISSING)),
+            clap=ClapPreset("", {}) if joint else self.clap(top.get("clap", _MISSING)),
             path=self.path,
+            peav=joint,
         )
         raise_faults(self.faults)
         return preset
@@ -191,6 +210,17 @@ class _Reader:
             tokenizer=self.tokenizer(section.get("tokenizer"), text["type"]),
             source=source,
         )
+
+    def peav(self, raw: Any) -> PeAvPreset:
+        section = self.section(raw, "peav", _PEAV, required=("image_size",))
+        source = self.source(section, "peav", _PEAV_NAMES)
+        if not (source.repository or source.file):
+            self.fault("peav", "says no weights: give `repository` or `file`.")
+        timeline = None
+        if "timeline" in section:
+            told = self.section(section["timeline"], "peav.timeline", _SOURCE)
+            timeline = self.source(told, "peav.timeline", _PEAV_NAMES)
+        return PeAvPreset(section.get("image_size", 0), _frozen(section.get("config", {})), source, timeline)
 
     def audio(self, raw: Any) -> Any:
         if isinstance(raw, Mapping) and (deep := [str(key) for key, value in raw.items() if _is_deep(value)]):
@@ -280,3 +310,10 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
     return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """Ordinary dicts and lists of a preset's read-only ones."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, tuple) else value

@@ -38,7 +38,8 @@ class Needed:
     """A file that a backbone needs."""
 
     # "clip", "clap", "clip_bpe", "clap_bpe", "roberta_vocab", "roberta_merges", "roberta" (a ``tokenizer.json``), or
-    # "clip_text_..." for open_clip models with a text tower of transformers
+    # "clip_text_..." for open_clip models with a text tower of transformers; PE-AV's: "clip", "clap" (PE-A-Frame),
+    # "peav_..."
     key: str
     part: str  # what it is, for people
     source: Source  # where it comes from
@@ -67,6 +68,8 @@ def needed_files(
     Raises:
         UsageError: The preset names a model or tag that open_clip does not have, or one that is not on the hub.
     """
+    if preset.peav:
+        return _peav_files(preset, clip_weights, clap_weights, roberta)
     clip = Source(file=_path(clip_weights)) if clip_weights else clip_source(preset.clip)
     needed = [Needed("clip", "CLIP weights", clip, "--clip-weights")]
     if preset.clip.tokenizer:
@@ -76,9 +79,7 @@ def needed_files(
     needed.append(Needed("clap", "CLAP weights", clap, "--clap-weights"))
     if preset.clap.text["type"] == "clip":
         if roberta:
-            raise UsageError(
-                f"The backbone {preset.name!r} has no RoBERTa, so --roberta has no use.", hint="Leave it out."
-            )
+            raise _no_roberta(preset)
         needed.append(Needed("clap_bpe", "CLAP tokenizer", preset.clap.tokenizer))
     else:
         needed += _roberta_files(Source(file=_path(roberta)) if roberta else preset.clap.tokenizer)
@@ -109,6 +110,8 @@ def clip_source(clip: ClipPreset) -> Source:
 
 def is_walkable(preset: Preset) -> bool:
     """Whether adapters can be put between the blocks of its towers: its picture tower is a ViT of open_clip's own."""
+    if preset.peav:
+        return False
     vision = model_configuration(preset.clip)["vision_cfg"]
     return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
 
@@ -319,6 +322,40 @@ def _roberta_files(source: Source) -> list[Needed]:
         Needed("roberta_vocab", "RoBERTa vocabulary", at(ROBERTA_FILES[0], "0.9 MB"), option),
         Needed("roberta_merges", "RoBERTa merges", at(ROBERTA_FILES[1], "0.5 MB"), option),
     ]
+
+
+def _peav_files(
+    preset: Preset, clip_weights: str | Path | None, clap_weights: str | Path | None, roberta: str | Path | None
+) -> list[Needed]:
+    """Of PE-AV, and of PE-A-Frame, without which seconds of sound are heard one at a time."""
+    peav = preset.peav
+    assert peav is not None
+    if roberta:
+        raise _no_roberta(preset)
+
+    def beside(source: Source, name: str) -> Source:
+        if source.file:
+            return Source(file=source.file.parent / name)
+        return Source((name,), source.repository, source.revision, licence=source.licence)
+
+    weights = Source(file=_path(clip_weights)) if clip_weights else peav.source
+    needed = [
+        Needed("clip", "PE-AV weights", weights, "--clip-weights"),
+        Needed("peav_config", "PE-AV sizes", beside(weights, "config.json")),
+        Needed("peav_tokenizer", "PE-AV tokenizer", beside(weights, "tokenizer.json")),
+    ]
+    timeline = Source(file=_path(clap_weights)) if clap_weights else peav.timeline
+    if timeline:
+        optional = not clap_weights
+        needed += [
+            Needed("clap", "PE-A-Frame weights", timeline, "--clap-weights", optional),
+            Needed("peav_timeline_config", "PE-A-Frame sizes", beside(timeline, "config.json"), optional=optional),
+        ]
+    return needed
+
+
+def _no_roberta(preset: Preset) -> UsageError:
+    return UsageError(f"The backbone {preset.name!r} has no RoBERTa, so --roberta has no use.", hint="Leave it out.")
 
 
 def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
