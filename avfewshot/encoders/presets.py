@@ -136,7 +136,7 @@ _CHANNELS: Kind = (
 _MODEL: Kind = (lambda value: isinstance(value, Mapping) or _is_text(value), "a text is needed")
 _FIELDS: Kind = (lambda value: isinstance(value, Mapping), "the fields of open_clip's configuration are needed")
 
-_SOURCE = dict.fromkeys(
+_SOURCE: dict[str, Kind] = dict.fromkeys(
     ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence", "published"), _TEXT
 )
 _CLIP = {"model": _MODEL, "pretrained": _TEXT, "quick_gelu": _FLAG, "mean": _CHANNELS, "std": _CHANNELS}
