@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from media_factory import tone, write_audio, write_media
-from methods_worlds import WIDTH, world
+from methods_worlds import WIDTH, world, world_of_seconds
 from standin_towers import make_backbone
 
 from avfewshot.adapters.base import pair_towers
@@ -29,7 +29,7 @@ from avfewshot.methods.method import METHODS, find_method
 from avfewshot.models.audio_visual import AudioVisualModel
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_classify.py"
 WITHOUT_TORCH = """
 import runpy, sys
@@ -55,8 +55,11 @@ def test_the_example_answers_as_the_classifier_does_without_torch(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     classifier = load("tiny", weights="random", device="cpu", precision="fp32")
-    for line, result in zip(done.stdout.splitlines(), classifier.classify(clips, LABELS, workers=0), strict=True):
+    results = classifier.classify(clips, LABELS, workers=0, segments=True)
+    for line, result in zip(done.stdout.splitlines(), results, strict=True):
         assert json.loads(line)["scores"] == pytest.approx(result.scores, abs=1e-4)
+        assert json.loads(line)["seconds"] == [segment.label for segment in result.segments]
+    assert len(EXAMPLE.read_text().splitlines()) <= 40
     about = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
     assert about["labels"] == list(LABELS)
     assert about["texts"]["arrays"] == ["frozen_audio", "frozen_visual"]
@@ -103,6 +106,19 @@ def test_every_light_method_is_exported(tmp_path, name, present):
     support, texts = world()
     head = learned_head(name, support, texts, texts.names)
     assert write_head(tmp_path / "classify.onnx", head, present)["largest_difference"] < 1e-9
+
+
+@pytest.mark.parametrize("present", [("visual", "audio"), ("visual",)], ids="+".join)
+@pytest.mark.parametrize("name", ["auto", "kernel_ridge", "gda"])
+def test_runs_on_labelled_seconds_answer_by_second(tmp_path, name, present):
+    support, texts = world_of_seconds(2, 0)
+    head = learned_head(name, support, texts, texts.names)
+    assert head._scorer.second is not None
+    assert write_head(tmp_path / "classify.onnx", head, present)["largest_difference"] < 1e-9
+    session = onnxruntime.InferenceSession(tmp_path / "classify.onnx")
+    seconds = session.run(["seconds"], {name: np.eye(5, WIDTH, dtype=np.float32) for name in present})[0]
+    assert seconds.shape == (5, len(texts.names) + 1)
+    np.testing.assert_allclose(seconds.sum(1), 1.0)
 
 
 @pytest.mark.parametrize("clips", [1, 3], ids=["one clip a class", "three"])

@@ -2,29 +2,13 @@
 
 import numpy as np
 import pytest
-from methods_worlds import CLASSES, WIDTH
+from methods_worlds import CLASSES
+from methods_worlds import world_of_seconds as world
 
-from avfewshot.methods.base import Features, LabelFeatures, Support
+from avfewshot.methods.base import Support
 from avfewshot.methods.calibration import expected_calibration_error
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.seconds import chunks
-
-
-def world(clips, seed, noise=0.5):
-    """Clips of eight seconds whose event fills four; the others show noise of their own kind."""
-    centres = np.random.default_rng(99).normal(size=(2, CLASSES + 1, WIDTH))
-    rng = np.random.default_rng(seed)
-    items, segments = [], []
-    labels = np.repeat(np.eye(CLASSES, dtype=bool), clips, 0)
-    for row, label in enumerate(labels.argmax(1)):
-        shown = np.full(8, CLASSES)
-        start = rng.integers(0, 5)
-        shown[start : start + 4] = label
-        items.append((f"{seed}-{row}", *(centre[shown] + noise * rng.normal(size=(8, WIDTH)) for centre in centres)))
-        segments.append(np.eye(CLASSES + 1, dtype=bool)[shown])
-    names = [f"c{i}" for i in range(CLASSES)]
-    texts = LabelFeatures.with_background(names, *centres, scales=(8.0, 8.0))
-    return Support(Features.of(items), labels, tuple(segments)), texts
 
 
 @pytest.mark.parametrize("name", ["auto", "kernel_ridge", "gda", "zero_shot"])

@@ -5,7 +5,8 @@ Up to six graphs, all with a free number of seconds T, and one manifest::
     visual.onnx    frames uint8 [T, 3, S, S]            -> visual [T, D_v]     normalisation of pixels is inside
     audio.onnx     waveform float32 [T, 48000]          -> audio [T, D_a]      the mel front end is inside
     joint.onnx     frames, waveform of one window       -> visual, audio       only with adapters between the towers
-    classify.onnx  visual, audio                        -> probabilities [K], seconds [T, K], weights [2]
+    classify.onnx  visual, audio                        -> probabilities [K], seconds [T, K], weights [2]; of a run on
+                                                           labelled seconds [T, K + 1], "background" last
     classify-visual.onnx, classify-audio.onnx           the same of clips without sound, without a picture
     texts.npz      text features of the labels and of the background (the last row), in each matching space
 
@@ -33,10 +34,12 @@ from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference.classifier import Classifier, Labels, _label_set
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import ZeroShotHead
-from avfewshot.inference.learned import LearnedHead
+from avfewshot.inference.learned import BACKGROUND, LearnedHead
 from avfewshot.io import atomic_path, sha256_file, write_text
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.methods.base import _LEAST, MODALITIES, Rows, _with_none, log_softmax
+from avfewshot.methods.base import _LEAST, _SMALLEST, MODALITIES, Rows, _with_none, log_softmax
+from avfewshot.methods.method import Scores
+from avfewshot.methods.seconds import score_rows
 from avfewshot.models.fusion import predict_clips, predict_events
 from avfewshot.version import __version__
 
@@ -58,7 +61,7 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
 
     Raises:
         AvfsError: onnx or onnxruntime is missing, or a graph does not answer as the classifier does.
-        UsageError: The run labels seconds, or holds a method that cannot be traced.
+        UsageError: The run hears whole clips.
     """
     try:
         import onnx  # noqa: F401
@@ -67,11 +70,6 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
         raise AvfsError(f"{error.name} is not installed.", hint="pip install 'avfewshot[onnx]'") from None
     names, folder = _label_set(labels), Path(folder)
     head = classifier.head(names)
-    if isinstance(head, LearnedHead) and head._scorer.second is not None:
-        raise UsageError(
-            f"{classifier.adapter}: it was learnt from labelled seconds, and only answers about clips can be exported.",
-            hint="Export a run of another task, such as ave_cls or folder.",
-        )
     if classifier.audio_context != "second" and classifier._scored is classifier._plain:
         raise UsageError(
             "What hears whole clips (--audio-context clip) cannot be exported: its windows are no graph of seconds.",
@@ -118,6 +116,7 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
         "method": head._scorer.method.name if isinstance(head, LearnedHead) else None,
         "labels": list(names.names),
         "wordings": list(names.wordings),
+        "seconds": [*names.names, BACKGROUND] if _labels_seconds(head) else list(names.names),
         "fusion": classifier.fusion,
         "pool": classifier.pool,
         "scales": {
@@ -136,6 +135,10 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
     }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     return manifest
+
+
+def _labels_seconds(head: ZeroShotHead) -> bool:
+    return isinstance(head, LearnedHead) and head._scorer.second is not None
 
 
 def _pixels(classifier: Classifier) -> list[tuple[Tensor, Tensor]]:
@@ -220,8 +223,12 @@ class _Answers(nn.Module):
         frozen = {
             name: values[:, :dim].double() for (name, values), dim in zip(given.items(), self._dims(), strict=True)
         }
-        clip = _columns(head, self._scores({name: values[None] for name, values in frozen.items()}, tuned))
-        seconds = _columns(head, self._scores({name: values[:, None] for name, values in frozen.items()}, None))
+        whole = {name: values[None] for name, values in frozen.items()}
+        clip = _columns(head, self._scores(whole, tuned).joined)
+        if _labels_seconds(head):
+            seconds = self._seconds(frozen, self._scores(whole, None).fused)
+        else:
+            seconds = _columns(head, self._scores({n: values[:, None] for n, values in frozen.items()}, None).joined)
         return clip[0], seconds, said.weights
 
     def reference(self, *embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,20 +236,21 @@ class _Answers(nn.Module):
         given = dict(zip(self.present, embedded, strict=True))
         file = EmbeddedFile("", float(len(embedded[0])), given.get("visual"), given.get("audio"), ())
         result = self.head.result(file, segments=True)
-        rows = list(result.scores.values()), [second.scores for second in result.segments], result.weights.values()
+        seconds = [second.scores for second in result.segments]
+        if isinstance(self.head, LearnedHead) and self.head._scorer.second is not None:
+            seconds = np.exp(self.head._scorer.segment_logits(self.head._features(file))[0]).tolist()
+        rows = list(result.scores.values()), seconds, result.weights.values()
         return tuple(torch.tensor(list(values), dtype=torch.float64) for values in rows)  # type: ignore[return-value]
 
     def _dims(self) -> list[int]:
         assert isinstance(self.head, LearnedHead)
         return [dim for name, dim in zip(MODALITIES, self.head._dims, strict=True) if name in self.present]
 
-    def _scores(self, given: dict[str, Tensor], tuned: Any) -> Any:
-        """Log-posteriors of n clips of T seconds each, ``[n, K or K + 1]``, by the fitted method."""
+    def _compared(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any, Tensor | None]:
+        """Of n clips of T seconds: unit vectors, what the text says, and how sure it is of each second ``[n, T]``."""
         assert isinstance(self.head, LearnedHead)
-        scorer = self.head._scorer
-        texts: Any = scorer.texts
+        texts: Any = self.head._scorer.texts
         vectors = {name: F.normalize(values, dim=-1, eps=1e-12) for name, values in given.items()}
-        some = next(iter(vectors.values()))
         logits: dict[str, Any] = {}
         for name, scale in zip(MODALITIES, texts.scales, strict=True):
             background = getattr(texts, f"{name}_background")
@@ -251,6 +259,19 @@ class _Answers(nn.Module):
                 logits[f"{name}_{part}"] = None if there is None else scale * there
         sure = texts.visual_background is not None and texts.audio_background is not None
         said = predict_clips(**logits, fusion=texts.fusion, pool=texts.pool if sure else "mean")
+        if not sure:
+            return vectors, said, None
+        best = said.segment_probabilities.argmax(-1, keepdim=True)
+        gaps = [logits[f"{n}_logits"].gather(-1, best)[..., 0] - logits[f"{n}_background"] for n in vectors]
+        return vectors, said, gaps[0] if len(gaps) == 1 else torch.minimum(gaps[0], gaps[1])
+
+    def _scores(self, given: dict[str, Tensor], tuned: Any) -> Scores:
+        """Log-posteriors of n clips of T seconds each by the fitted method."""
+        assert isinstance(self.head, LearnedHead)
+        scorer = self.head._scorer
+        texts: Any = scorer.texts
+        vectors, said, salience = self._compared(given)
+        some = next(iter(vectors.values()))
         fused = said.log_probabilities.clamp(min=_LEAST)
         uniform = torch.full_like(fused, -float(np.log(len(texts.names))))
         alone = (said.visual_log_probabilities, said.audio_log_probabilities)
@@ -258,10 +279,7 @@ class _Answers(nn.Module):
         for name, values in zip(MODALITIES, alone, strict=True):
             zero_shot[name] = Traced(uniform if values is None else values.clamp(min=_LEAST))
         shares = {"mean": torch.full_like(some[..., 0], 1.0).softmax(-1)}
-        if sure:
-            best = said.segment_probabilities.argmax(-1, keepdim=True)
-            gaps = [logits[f"{n}_logits"].gather(-1, best)[..., 0] - logits[f"{n}_background"] for n in vectors]
-            salience = gaps[0] if len(gaps) == 1 else torch.minimum(gaps[0], gaps[1])
+        if salience is not None:
             weights = salience.clamp(-30, 30).sigmoid()
             shares["event"] = weights / weights.sum(-1, keepdim=True)
         pooled: dict[Any, Any] = {}
@@ -286,7 +304,38 @@ class _Answers(nn.Module):
                     (rows, (np.zeros(rows.shape[1]) if background is None else background)[None])
                 )
         rows = Rows(pooled, text, labels, texts.scales, np.zeros(1, np.int64), np.ones(1))
-        return scorer.joined(rows, zero_shot, texts, tuned).joined
+        return scorer.joined(rows, zero_shot, texts, tuned)
+
+    def _seconds(self, given: dict[str, Tensor], clip: Any) -> Tensor:
+        """Probabilities ``[T, K + 1]`` of the seconds of a clip, the background last; `clip`: its log-posteriors."""
+        assert isinstance(self.head, LearnedHead)
+        scorer = self.head._scorer
+        assert scorer.second is not None
+        texts, known = scorer.texts, np.flatnonzero(scorer.trained)
+        vectors, said, salience = self._compared({name: values[None] for name, values in given.items()})
+        events = said.segment_probabilities[0].clamp(min=_SMALLEST).log()
+        salience = torch.zeros_like(events[:, 0]) if salience is None else salience[0]
+        there = salience.clamp(-30, 30).sigmoid()[:, None]
+        fused = events[:, torch.from_numpy(known)].log_softmax(-1)
+        text: dict[str, Any] = {
+            "fused": Traced(torch.cat((fused + there.log(), (1 - there * (1 - _SMALLEST)).log()), 1))
+        }
+        pooled: dict[Any, Any] = {}
+        labels: dict[str, Any] = {}
+        for name, scale in zip(MODALITIES, texts.scales, strict=True):
+            rows, background = getattr(texts, name)[known], getattr(texts, f"{name}_background")
+            last = np.zeros(rows.shape[1]) if background is None else background
+            labels[name] = np.concatenate((rows, last[None]))
+            if name in vectors:
+                pooled["mean", name] = Traced(vectors[name][0])
+            else:
+                pooled["mean", name] = Traced(events.new_zeros(1, rows.shape[1]).expand(events.shape[0], -1))
+            text[name] = log_softmax(scale * (pooled["mean", name] @ labels[name].T))
+        rows = Rows(pooled, text, labels, texts.scales, np.zeros(1, np.int64), np.ones(1))
+        sure: Any = Traced(salience)
+        method, alone = scorer.method.for_seconds(), np.ones(1, np.int64)
+        found: Any = score_rows(method, scorer.second, scorer.trained, rows, sure, clip, alone)
+        return found.tensor.exp()
 
 
 def _columns(head: LearnedHead, joined: Any) -> Tensor:
@@ -354,6 +403,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return Traced(self.tensor.amax(axis, keepdims))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        if ufunc is np.logaddexp and method == "reduce":
+            return Traced(inputs[0].tensor.logsumexp(options["axis"]))
         function = _UFUNCS.get(ufunc.__name__)
         if function is None or method != "__call__" or options:
             return NotImplemented
@@ -390,6 +441,10 @@ def _norm(values: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
     return values.tensor.square().sum(axis, keepdims).sqrt()
 
 
+def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
+    return torch.maximum(first, second) + (1 + (-(first - second).abs()).exp()).log()
+
+
 def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda parts, axis=0: join([_tensor(part) for part in parts], axis)
 
@@ -397,12 +452,13 @@ def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
 _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "true_divide": torch.div,
     "matmul": torch.matmul, "negative": torch.neg, "square": torch.square, "power": torch.pow, "sqrt": torch.sqrt,
-    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), "maximum": torch.maximum,
-    "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt, "bitwise_and": torch.logical_and,
-    "invert": torch.logical_not, "logical_not": torch.logical_not,
+    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), "logaddexp": _logaddexp,
+    "maximum": torch.maximum, "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt,
+    "bitwise_and": torch.logical_and, "invert": torch.logical_not, "logical_not": torch.logical_not,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "norm": _norm,
+    "clip": lambda values, low, high: values.tensor.clamp(low, high),
     "where": lambda mask, a, b: torch.where(_tensor(mask), _tensor(a), _tensor(b)),
     "concatenate": _stacked(torch.cat),
     "stack": _stacked(torch.stack),

@@ -102,7 +102,7 @@ def fit_seconds(
         if head.loo is None
         else head.loo[chunk]
     )
-    seconds = _spread(known, kept, len(columns))
+    seconds = _spread(known, kept, len(columns), _LEAST)
     event = labels[:, :-1].any(1)
     judged = head.loo is not None
     clip = None if clip_loo is None else clip_loo[:, : len(columns) - 1][clip_of]
@@ -146,26 +146,35 @@ def score_seconds(
     """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last; `clip`: those of whole clips."""
     lengths = features.seconds
     rows, salience = second_rows(texts, trained, features, np.arange(len(features)))
-    kept = np.array(head.params["columns"])
-    known = log_softmax(method.score_head(head, rows.take(np.arange(len(rows)), kept)))
-    seconds = _spread(known, kept, int(trained.sum()) + 1)
-    clip_of = np.repeat(np.arange(len(features)), lengths)
-    events = np.zeros((len(rows), clip.shape[1]))
-    events[:, np.flatnonzero(trained)] = log_softmax(seconds[:, :-1])
-    signs = presence_signs(seconds if head.params["with odds"] else None, salience, lengths)
-    if head.params.get("alone"):  # what its method says, without the weights that left-out clips gave
-        result = log_softmax(_spread(seconds, np.append(np.flatnonzero(trained), clip.shape[1]), clip.shape[1] + 1))
-    else:
-        result = _posterior(head.params, events, clip[clip_of], signs)
+    result = score_rows(method, head, trained, rows, salience, np.repeat(clip, lengths, 0), lengths)
     return np.split(result, np.cumsum(lengths)[:-1])
+
+
+def score_rows(
+    method: HeadMethod,
+    head: Head,
+    trained: npt.NDArray[np.bool_],
+    rows: Rows,
+    salience: Floats,
+    clips: Floats,
+    lengths: npt.NDArray[np.int64],
+) -> Floats:
+    """:func:`score_seconds` of n seconds that are rows; `clips`: ``[n, K]`` or ``[1, K]``, of the clip of each."""
+    kept, events, total = np.array(head.params["columns"]), np.flatnonzero(trained), clips.shape[1]
+    known = log_softmax(method.score_head(head, rows.take(slice(None), kept)))
+    seconds = _spread(known, kept, len(events) + 1, _LEAST)
+    if head.params.get("alone"):  # what its method says, without the weights that left-out clips gave
+        return log_softmax(_spread(seconds, np.append(events, total), total + 1, _LEAST))
+    signs = presence_signs(seconds if head.params["with odds"] else None, salience, lengths)
+    return _posterior(head.params, _spread(log_softmax(seconds[:, :-1]), events, total, 0.0), clips, signs)
 
 
 def _posterior(params: dict[str, Any], seconds: Floats, clips: Floats, signs: Floats) -> Floats:
     """Which event, by both heads, and whether there is one: log-posteriors ``[n, C + 1]``, the background last."""
     weights, presence = params["event weights"], params["presence"]
-    odds = np.full(len(signs), presence["bias"])
+    odds = 0.0 * signs[:, 0] + presence["bias"]
     if presence["weights"]:
-        odds += (signs - presence["mean"]) / presence["scale"] @ np.array(presence["weights"])
+        odds = odds + (signs - presence["mean"]) / presence["scale"] @ np.array(presence["weights"])
     there, events = -np.logaddexp(0, -odds)[:, None], log_softmax(weights[0] * seconds + weights[1] * clips)
     return np.concatenate((events + there, -np.logaddexp(0, odds)[:, None]), 1)
 
@@ -178,8 +187,9 @@ def presence_signs(seconds: Floats | None, salience: Floats, lengths: npt.NDArra
     signs = [np.clip(sign, _LEAST, -_LEAST) for sign in signs]
     around = []
     for sign in signs:
-        parts = [np.pad(part, 1, mode="edge") for part in np.split(sign, np.cumsum(lengths)[:-1])]
-        around.append(np.concatenate([(part[:-2] + part[2:]) / 2 for part in parts]))
+        clips = [sign] if len(lengths) == 1 else np.split(sign, np.cumsum(lengths)[:-1])
+        parts = [(np.concatenate((clip[:1], clip[:-1])) + np.concatenate((clip[1:], clip[-1:]))) / 2 for clip in clips]
+        around.append(np.concatenate(parts))
     return np.stack([*signs, *around], 1)
 
 
@@ -208,7 +218,8 @@ def merge(rows: Rows, targets: Floats, chunk: npt.NDArray[np.int64]) -> tuple[Ro
     return merged, targets[first]
 
 
-def _spread(known: Floats, columns: npt.NDArray[np.int64], total: int) -> Floats:
-    result = np.full((len(known), total), _LEAST)
-    result[:, columns] = known
-    return result
+def _spread(known: Floats, columns: npt.NDArray[np.int64], total: int, rest: float) -> Floats:
+    """``[n, total]`` with what is known in these columns, and `rest` in the others."""
+    places = np.full(total, len(columns))
+    places[columns] = np.arange(len(columns))
+    return np.concatenate((known, 0.0 * known[:, :1] + rest), 1)[:, places]

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.media.remote import is_remote
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
@@ -234,14 +233,13 @@ def clip_query(store: Store, like: str, embed: Any) -> tuple[dict[str, Floats], 
         UsageError: It has no such seconds.
     """
     path, start, end = parse_like(like)
-    source = path if is_remote(path) else Path(path).expanduser()
-    clip = store.find_clip(source)
+    clip = store.find_clip(Path(path).expanduser())
     if clip is not None:
         parts: Sequence[Floats | None] = store.of(clip)
-    elif isinstance(source, Path) and not source.exists():
+    elif not os.path.exists(os.path.expanduser(path)):
         raise MediaError(path, "there is no such file")
     else:
-        whole = embed(source)
+        whole = embed(Path(path).expanduser())
         parts = [None if part is None else part.numpy() for part in (whole.visual, whole.audio)]
     seconds = max(len(part) for part in parts if part is not None)
     if start is not None and start >= seconds:

@@ -1,0 +1,286 @@
+"""Streaming embedding with adapters: windows of several seconds, shared across files, masked where a modality lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from standin_towers import make_backbone, make_inputs
+
+from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.dgsct import DGSCT
+from avfewshot.adapters.projectors import Projectors
+from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.errors import AvfsError
+from avfewshot.inference.features import EmbeddedFile, Embedder
+from avfewshot.media.clip import Failure
+from avfewshot.models.audio_visual import AudioVisualModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model() -> AudioVisualModel:
+    """A model whose adapters say something that depends on the neighbouring seconds."""
+    backbone = make_backbone()
+    layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+    adapters = DGSCT(layers, GuidanceSettings(hidden=8, gamma=2.0))
+    for parameter in adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return AudioVisualModel(backbone, adapters).eval()
+
+
+def clip(name: str, segments: int, *, modality: str = "av", last: bool = True, seed: int = 0):
+    frames, audio = make_inputs(1, segments, seed)
+    return SimpleNamespace(
+        path=name,
+        duration=float(segments),
+        frames=frames[0] if modality != "audio" else None,
+        audio_segments=audio[0] if modality != "visual" else None,
+        warnings=(),
+        last=last,
+    )
+
+
+def chunks(source, *lengths: int) -> list:
+    """The same clip as :func:`iter_clips` would give it in chunks of these lengths."""
+    assert sum(lengths) == round(source.duration)
+    parts, start = [], 0
+    for length in lengths:
+        stop = start + length
+        parts.append(
+            SimpleNamespace(
+                path=source.path,
+                duration=source.duration,
+                frames=None if source.frames is None else source.frames[start:stop],
+                audio_segments=None if source.audio_segments is None else source.audio_segments[start:stop],
+                warnings=(),
+                last=stop == source.duration,
+            )
+        )
+        start = stop
+    return parts
+
+
+def by_hand(model, source, window: int) -> tuple:
+    """Each window of a clip through the model on its own."""
+    results = ([], [])
+    with torch.no_grad():
+        for start in range(0, round(source.duration), window):
+            inputs = [
+                None if values is None else values[None, start : start + window]
+                for values in (source.frames, source.audio_segments)
+            ]
+            for kept, embeddings in zip(results, model(*inputs), strict=True):
+                kept.append(embeddings)
+    return tuple(None if None in parts else torch.cat(parts, 1)[0] for parts in results)
+
+
+def assert_as_by_hand(file, model, source, window: int) -> None:
+    for got, expected in zip((file.visual, file.audio), by_hand(model, source, window), strict=True):
+        assert (got is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 12, 100])
+def test_batched_windows_give_what_each_gives_alone(model, batch_size):
+    sources = [clip("a", 9, seed=1), clip("b", 4, seed=2), clip("c", 1, seed=3), clip("d", 8, seed=4)]
+
+    files = list(Embedder(model, CPU, batch_size, window=4).embed(sources))
+
+    assert [file.path for file in files] == ["a", "b", "c", "d"]
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, model, source, 4)
+
+
+def test_windows_of_mixed_lengths_that_come_back_out_of_order_are_put_in_order(model):
+    # Four windows of three seconds fill a batch while the four-second window before the last of them still waits.
+    sources = [*(clip(f"short {seed}", 3, seed=seed) for seed in range(3)), clip("mixed", 7, seed=4)]
+    passed = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: passed.append(kwargs["audio"].shape[1]), with_kwargs=True
+    )
+
+    *_, mixed = Embedder(model, CPU, 12, window=4).embed(sources)
+
+    hook.remove()
+    assert passed == [3, 4]
+    assert_as_by_hand(mixed, model, sources[-1], 4)
+
+
+def test_adapters_see_whole_windows_and_not_single_seconds(model):
+    source = clip("a", 8, seed=1)
+
+    (file,) = Embedder(model, CPU, 100, window=4).embed([source])
+
+    single = by_hand(model, source, 1)
+    assert (file.visual - single[0]).abs().max() > 1e-3
+    assert (file.audio - single[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lengths", [(11,), (3, 8), (4, 4, 3), (1,) * 11, (10, 1)])
+def test_windows_are_counted_from_the_beginning_of_the_file_however_it_is_chunked(model, lengths):
+    source = clip("long", 11, seed=5)
+
+    files = list(Embedder(model, CPU, 8, window=4).embed(chunks(source, *lengths)))
+
+    assert len(files) == 1
+    assert_as_by_hand(files[0], model, source, 4)
+
+
+def test_ten_seconds_are_a_window_unless_told_otherwise(model):
+    source = clip("a", 12, seed=1)
+
+    (file,) = Embedder(model, CPU, 100).embed([source])
+
+    assert_as_by_hand(file, model, source, 10)
+
+
+def test_a_clip_without_a_modality_is_masked_among_others_and_has_no_embeddings_of_it(model):
+    sources = [
+        clip("both", 4, seed=1),
+        clip("mute", 4, modality="visual", seed=2),
+        clip("dark", 6, modality="audio", seed=3),
+        clip("more", 4, seed=4),
+    ]
+
+    files = list(Embedder(model, CPU, 100, window=4).embed(sources))
+
+    assert files[1].audio is None
+    assert files[2].visual is None
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, model, source, 4)
+
+
+def test_clips_that_all_lack_a_modality_run_without_it(model):
+    passed = []
+    handle = model.register_forward_pre_hook(lambda _, args, kwargs: passed.append(kwargs["audio"]), with_kwargs=True)
+    sources = [clip(str(seed), 4, modality="visual", seed=seed) for seed in range(3)]
+
+    files = list(Embedder(model, CPU, 100, window=4).embed(sources))
+    handle.remove()
+
+    assert passed == [None]
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, model, source, 4)
+
+
+def test_windows_of_one_length_share_a_batch_across_files(model):
+    sizes = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(kwargs["audio"].shape[:2]), with_kwargs=True)
+
+    list(Embedder(model, CPU, 8, window=4).embed([clip(str(seed), 6, seed=seed) for seed in range(4)]))
+
+    assert sorted(sizes) == [(2, 4), (2, 4), (4, 2)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+def test_a_file_that_breaks_off_is_one_failure_and_the_next_window_begins_anew(model, batch_size):
+    items = [
+        clip("good", 3, seed=1),
+        clip("bad", 6, last=False, seed=2),
+        Failure("bad", "the file ends too early"),
+        Failure("worse", "no such file"),
+        clip("fine", 5, seed=3),
+    ]
+
+    files = list(Embedder(model, CPU, batch_size, window=4).embed(items))
+
+    assert [file.path for file in files] == ["good", "bad", "worse", "fine"]
+    assert files[1:3] == [Failure("bad", "the file ends too early"), Failure("worse", "no such file")]
+    assert_as_by_hand(files[0], model, items[0], 4)
+    assert_as_by_hand(files[3], model, items[4], 4)
+
+
+def counted(items: list, taken: list) -> Iterator:
+    for item in items:
+        taken.append(item)
+        yield item
+
+
+def test_a_window_of_a_rare_length_does_not_hold_up_the_others_for_long(model):
+    taken: list = []
+    items = [clip("rare", 3)] + [clip(str(seed), 4, seed=seed) for seed in range(60)]
+
+    first = next(Embedder(model, CPU, 8, window=4).embed(counted(items, taken)))
+
+    assert first.path == "rare"
+    assert len(taken) <= 10  # 4 x 8 seconds, and the clip that made it too long
+
+
+def test_windows_of_many_lengths_do_not_pile_up(model):
+    taken: list = []
+    items = [clip(str(length), length, seed=length) for length in range(1, 31)]
+    stream = Embedder(model, CPU, 30, window=30).embed(counted(items, taken))
+
+    next(stream)
+
+    assert sum(item.duration for item in taken) <= 4 * 30 + 30
+
+
+class SmallDevice(torch.nn.Module):
+    """A model that has room for so many segments."""
+
+    def __init__(self, model: AudioVisualModel, room: int) -> None:
+        super().__init__()
+        self.model, self.room, self.tried = model, room, []
+        self.adapters = model.adapters
+
+    def forward(self, frames, audio, **masks):
+        self.tried.append(audio.shape[:2].numel())
+        if self.tried[-1] > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.model(frames, audio, **masks)
+
+
+def test_running_out_of_memory_halves_the_windows_at_once_and_keeps_masks_with_their_clips(model):
+    small = SmallDevice(model, 8)
+    sources = [clip(str(seed), 4, modality="audio" if seed == 3 else "av", seed=seed) for seed in range(6)]
+    embedder = Embedder(small, CPU, 24, window=4)
+
+    files = list(embedder.embed(sources))
+
+    assert small.tried == [24, 12, 4, 4, 4, 4, 4, 4]
+    assert embedder.batch_size == 4
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, model, source, 4)
+
+
+def test_memory_for_not_even_one_window_is_an_error_that_says_its_length(model):
+    with pytest.raises(AvfsError, match="window of 4 seconds") as caught:
+        list(Embedder(SmallDevice(model, 3), CPU, 8, window=4).embed([clip("a", 8)]))
+
+    assert "--device cpu" in caught.value.hint
+
+
+def test_numbers_that_are_not_finite_fail_that_file_alone(model):
+    broken = clip("broken", 4)
+    broken.audio_segments[1, 5] = float("nan")
+
+    files = list(Embedder(model, CPU, 100, window=4).embed([clip("a", 4), broken, clip("b", 4)]))
+
+    assert [type(file) for file in files] == [EmbeddedFile, Failure, EmbeddedFile]
+
+
+def test_projectors_without_adapters_need_no_windows():
+    model = AudioVisualModel(make_backbone(), projectors=Projectors(6, 7, kind="mlp"))
+    source = clip("a", 7)
+    expected = model(source.frames[None], None)[0][0].detach()
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append((kwargs["audio"] if kwargs["frames"] is None else kwargs["frames"]).shape),
+        with_kwargs=True,
+    )
+
+    (file,) = Embedder(model, CPU, 3, window=4).embed([source])
+
+    assert [shape[:2] for shape in sizes] == [(3, 1), (3, 1), (3, 1), (3, 1), (1, 1), (1, 1)]
+    torch.testing.assert_close(file.visual, expected)
+
+
+def test_a_window_of_no_length_is_refused(model):
+    with pytest.raises(ValueError, match="at least one second"):
+        Embedder(model, CPU, window=0)
