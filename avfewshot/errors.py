@@ -85,6 +85,12 @@ def explain(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def flatten(error: UsageError) -> tuple[UsageError, ...]:
     """The single errors inside `error`: those of a :class:`Faults`, else itself alone."""
     return error.faults if isinstance(error, Faults) else (error,)

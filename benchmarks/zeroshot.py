@@ -334,8 +334,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_clip(path: Path, seed: int) -> None:
-    """Write ten seconds of moving stripes and a chirp in noise, all of them different for each `seed`."""
+def write_clip(path: Path, seed: int, seconds: int = SECONDS) -> None:
+    """Write seconds of moving stripes and a chirp in noise, all of them different for each `seed`."""
     import av
     import numpy as np
 
@@ -344,17 +344,17 @@ def write_clip(path: Path, seed: int) -> None:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     waves = generator.uniform(-0.15, 0.15, (3, 2))
     speed, texture = generator.uniform(0.02, 0.3, 3), generator.normal(0, 12, (height, width, 1)).astype(np.float32)
-    seconds = np.arange(SECONDS * rate) / rate
+    times = np.arange(seconds * rate) / rate
     pitch = generator.uniform(150, 1500)
-    tone = 0.3 * np.sin(2 * np.pi * (pitch * seconds + generator.uniform(-30, 60) * seconds**2))
-    sound = (tone * (np.sin(generator.uniform(1, 9) * seconds) > 0) + 0.03 * generator.normal(size=len(seconds))).clip(
+    tone = 0.3 * np.sin(2 * np.pi * (pitch * times + generator.uniform(-30, 60) * times**2))
+    sound = (tone * (np.sin(generator.uniform(1, 9) * times) > 0) + 0.03 * generator.normal(size=len(times))).clip(
         -1, 1
     )
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options={"preset": "veryfast"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         audio = container.add_stream("aac", rate=rate, layout="stereo")
-        for number in range(SECONDS * fps):
+        for number in range(seconds * fps):
             channels = [128 + 90 * np.sin(a * x + b * y + s * number) for (a, b), s in zip(waves, speed, strict=True)]
             picture = (np.stack(channels, -1) + texture).clip(0, 255).astype(np.uint8)
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

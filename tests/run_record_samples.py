@@ -61,15 +61,15 @@ def curve(seed, *, steps=120, epochs=8):
     sight = 2.5 * np.exp(-np.arange(steps) / 40) + 0.3 * rng.random(steps)
     hearing = 2.0 * np.exp(-np.arange(steps) / 60) + 0.4 * rng.random(steps)
     total = 0.6 * sight + 0.4 * hearing
-    rows = tuple(
-        (step + 1, float(total[step]), float(sight[step]), float(hearing[step]), 3e-4) for step in range(steps)
-    )
+    losses = {"loss": total, "visual_loss": sight, "audio_loss": hearing}
+    rows = [{"step": step + 1, "lr": 3e-4} | {k: float(v[step]) for k, v in losses.items()} for step in range(steps)]
     figures = [0.41, *(0.41 + 0.2 * (1 - np.exp(-np.arange(1, epochs + 1) / 3)) + 0.03 * rng.normal(size=epochs))]
     told, best = [], -1.0
     for epoch, figure in enumerate(figures):
-        told.append((epoch, epoch * 15, float(figure), 2 - 0.1 * epoch, 0.5 if epoch else 0.0, figure > best))
+        place = {"epoch": epoch, "step": epoch * 15, "best": figure > best}
+        told.append(place | {"figure": float(figure), "loss": 2 - 0.1 * epoch, "blend": 0.5 if epoch else 0.0})
         best = max(best, figure)
-    return Curve(seed, rows, tuple(told), f"ended after {epochs} epochs")
+    return Curve(seed, rows, told, f"ended after {epochs} epochs")
 
 
 def example(name="clip-1", *, right=True, was_right=False, per_second=True, labels=("Dog",), count=10):

@@ -126,12 +126,6 @@ def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world, 
     assert "anchors texts (" in err
     assert not any(name.startswith("anchors") for name in load_adapter(known).tensors)
 
-    alone, err = fewshot(
-        world, monkeypatch, capsys, "--data", "codes", "--shots", "2", "--anchors", "text", "--name", "text"
-    )
-    assert "DG-SCT: anchors" not in err
-    assert not any(name.startswith("anchors") for name in load_adapter(alone).tensors)
-
 
 def test_anchors_that_do_not_fit_are_refused(world, monkeypatch, capsys):
     [folder] = (world / "runs" / "folder").glob("*-codes-run")

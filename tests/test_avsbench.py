@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from dataset_files import counts, official, write_files
+import typer
+from dataset_files import AVE_FILES, counts, official, write_files
 from PIL import Image
 from scipy.io import wavfile
 from sklearn.metrics import jaccard_score
+from typer.testing import CliRunner
 
+from avfewshot.cli.datacheck import check
 from avfewshot.data.avsbench import check_list, load_avsbench, read_list, read_mask, read_masks, read_stills
+from avfewshot.data.load import load_dataset
+from avfewshot.data.shards.plan import plan_shards
 from avfewshot.errors import DataError, MediaError, UsageError
 from avfewshot.evaluation.masks import MaskScores, f_curves, jaccard
 from avfewshot.heads.segmentation import AUDIO_WIDTH, STAGE_WIDTHS, TPAVI, MaskDecoder, Refine, mask_loss
@@ -110,7 +117,7 @@ def test_ms3_has_five_masks_and_clips_of_training_videos_are_told_apart(ms3):
 def test_wrong_folders_lists_and_names_are_told(s4):
     with pytest.raises(UsageError, match="Valid: s4, ms3"):
         load_avsbench(s4, "s5")
-    with pytest.raises(DataError, match=r"holds no Multi-sources/ms3_meta_data\.csv"):
+    with pytest.raises(DataError, match=r"No annotation files of AVSBench MS3 .*looked for ms3_meta_data\.csv"):
         load_avsbench(s4, "ms3")
     write_files(s4, {"Single-source/s4_meta_data.csv": S4.replace("ccccccccccc", "../../x")})
     with pytest.raises(DataError, match="is no clip of AVSBench"):
@@ -136,6 +143,55 @@ def test_masks_of_every_mode_say_the_same(tmp_path):
     write_files(tmp_path, {"text.png": "mask"})
     with pytest.raises(MediaError, match="cannot be read as a picture"):
         read_mask(tmp_path / "text.png", 8)
+
+
+def checked(name, root, *more):
+    """What ``avfs data check`` says as JSON, and its exit status."""
+    app = typer.Typer()
+    app.command()(check)
+    done = CliRunner().invoke(app, [name, "--root", str(root), "--format", "json", *map(str, more)])
+    return json.loads(done.stdout), done.exit_code
+
+
+def test_data_check_tells_what_is_missing_misspelt_or_broken_in_s4(s4):
+    base = s4 / "Single-source/s4_data"
+    for kind in ("visual_frames", "gt_masks", "audio_wav"):  # misspelt on disk as well: found all the same
+        (base / kind / "train/h orse").mkdir()
+        for path in (base / kind / "train/horse").glob("-bbb*"):
+            path.rename(base / kind / "train/h orse" / path.name)
+    (base / "gt_masks/test/bird/ddddddddddd/ddddddddddd_3.png").unlink()
+    sound(base / "audio_wav/val/bird/ccccccccccc.wav", 2)
+    (base / "visual_frames/train/horse/aaaaaaaaaaa/aaaaaaaaaaa_4.png").write_bytes(b"no picture")
+    told, status = checked("avs", s4, "--probe", "--missing", s4 / "todo.txt")
+    assert status == 0
+    assert told["splits"]["train"] == {"listed": 2, "found": 2, "missing": 0, "expected": 3452}
+    assert told["splits"]["test"].items() >= {"listed": 2, "found": 1, "missing": 1}.items()
+    assert [(row["name"], row["train"], row["found"]) for row in told["classes"]] == [("bird", 0, 2), ("horse", 2, 2)]
+    found = {finding["code"]: finding["examples"] for finding in told["findings"]}
+    assert found["misspelt-category"] == ["-bbbbbbbbbb 'h orse'"]
+    assert found["missing-masks"] == ["ddddddddddd"]
+    assert found["missing-media"][0].startswith("eeeeeeeeeee: ")
+    assert "aaaaaaaaaaa_4.png" in found["media-broken"][0]
+    assert "ccccccccccc.wav" in found["media-short"][0]
+    assert "media-no-video" not in found
+    assert (told["probe"]["files"], told["probe"]["good"]) == (4, 2)
+    assert (s4 / "todo.txt").read_text() == "eeeeeeeeeee\n"
+    with pytest.raises(UsageError, match="not read from shards"):
+        plan_shards(load_dataset("avs", s4), frame_side=32)
+
+
+def test_data_check_tells_leaks_of_ms3_within_and_into_other_data_sets(ms3):
+    write_files(ms3 / "AVE", AVE_FILES)
+    told, status = checked("avs_ms3", ms3)
+    assert status == 0
+    shared = {(one["first"], one["second"]): one["count"] for one in told["overlaps"]}
+    assert shared["avs_ms3/train", "avs_ms3/test"] == 1
+    assert shared["avs_ms3/test", "ave/train"] == 2
+    assert told["compared_with"] == ["ave"]
+    shutil.rmtree(ms3 / "Multi-sources/ms3_data/visual_frames")
+    told, status = checked("avs_ms3", ms3)
+    assert status == 1
+    assert "no-media" in {finding["code"] for finding in told["findings"]}
 
 
 def test_official_lists():

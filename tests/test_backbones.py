@@ -55,7 +55,7 @@ def shrunk(monkeypatch, tmp_path):
             config["embed_dim"] = 16
         if "hf_tokenizer_name" in config["text_cfg"]:
             config["text_cfg"]["vocab_size"] = vocabulary
-        folder = tmp_path / "configurations"
+        folder = tmp_path / "model_configs"
         folder.mkdir(exist_ok=True)
         (folder / f"{document['clip']['model']}.json").write_text(json.dumps(config))
         for side in ("clip", "clap"):
@@ -64,7 +64,7 @@ def shrunk(monkeypatch, tmp_path):
         document["clap"] |= {"audio": AUDIO, "text": ROBERTA, "joint_dim": 16, "tokenizer": "small/roberta"}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(document))
-        monkeypatch.setattr(locate, "_clip_configurations", lambda: sorted(folder.glob("*.json")))
+        monkeypatch.setattr(locate, "library_folder", lambda library: tmp_path)
         return path
 
     return write
@@ -163,7 +163,7 @@ def load_context(name: str) -> int:
     return {"pe": 32, "siglip2": 64}.get(name, 77)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", [*PLAIN, "peav"])
 @pytest.mark.parametrize(
     "command",
     [

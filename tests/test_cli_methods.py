@@ -14,6 +14,8 @@ from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
 from avfewshot.errors import AvfsError, UsageError
+from avfewshot.methods.gda import TIMO
+from avfewshot.prompts import load_templates
 
 
 @pytest.fixture(scope="module")
@@ -315,8 +317,19 @@ def test_one_clip_a_class_is_learnt_and_saved_without_a_test_clip(call, world):
     assert json.loads(out)["clips"][0]["label"] == "class_2"
 
 
-def test_a_single_method(call, world):
-    call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "timo", "--name", "timo")
+def test_a_single_method(call, world, monkeypatch):
+    seen, fit = [], TIMO.fit_evidence
+
+    def watched(method, rows, targets, **options):
+        seen.append({name: prompts.shape[:2] for name, prompts in rows.templates.items()})
+        return fit(method, rows, targets, **options)
+
+    monkeypatch.setattr(TIMO, "fit_evidence", watched)
+    call("fewshot", "--data", "my_clips", "--shots", "1", "--method", "timo", "--name", "timo", "--templates", "video")
+    templates = load_templates("video")
+    wanted = {name: (len(CLASSES), len(getattr(templates, name))) for name in ("visual", "audio")}
+    assert seen
+    assert all(shapes == wanted for shapes in seen)  # each prompt's own vector, weighted by the clips
     [folder] = (world / "runs" / "folder").glob("*-timo")
     assert "timo" in json.loads((folder / "results.json").read_text())["comparison"]["cells"]
 

@@ -15,9 +15,10 @@ from avfewshot.errors import DataError, UsageError
 
 
 def test_the_packaged_descriptions_are_those_of_the_paper_and_of_public_lists():
-    assert description_names() == ("ave", "llp", "ovave", "vggsound", "vggsound40k")
+    names = ("ave", "avqa", "avs", "avs_ms3", "llp", "ovave", "vggsound", "vggsound40k")
+    assert description_names() == names
     sizes = {entry.name: len(entry.classes) for entry in all_descriptions()}
-    assert sizes == {"ave": 28, "llp": 25, "ovave": 67, "vggsound": 309, "vggsound40k": 0}
+    assert sizes == dict.fromkeys(names, 0) | {"ave": 28, "llp": 25, "ovave": 67, "vggsound": 309}
 
 
 def test_official_orders_on_which_published_figures_depend():
@@ -36,7 +37,7 @@ def test_every_packaged_class_has_a_wording_of_its_own_without_symbols(name):
     assert not [wording for wording in entry.wordings if any(mark in wording for mark in "_(),")]
 
 
-@pytest.mark.parametrize("name", ["ave", "llp", "ovave", "vggsound", "vggsound40k"])
+@pytest.mark.parametrize("name", description_names())
 def test_every_packaged_description_says_where_to_get_it_and_under_which_licence(name):
     entry = load_description(name)
     assert entry.source.startswith("https://")
@@ -46,16 +47,19 @@ def test_every_packaged_description_says_where_to_get_it_and_under_which_licence
 
 
 def test_tasks_lead_to_their_data_set():
-    assert task_names() == ("ave", "ave_cls", "llp_cls", "ovave", "vggsound", "vggsound40k", "vggsound_cls")
+    assert task_names() == (
+        "ave", "ave_cls", "avqa", "avs", "avs_ms3", "avvp", "llp_cls", "ovave",
+        "vggsound", "vggsound40k", "vggsound_cls",
+    )  # fmt: skip
     assert dataset_of_task("ave_cls") == "ave"
     assert dataset_of_task("llp") == "llp"
     assert dataset_of_task("vggsound_cls") == "vggsound40k"
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(UsageError, match=r"no task 'lp_cls'.*ave_cls, llp_cls.*--data FOLDER"):
+    with pytest.raises(UsageError, match=r"no task 'lp_cls'.*avvp, llp_cls.*--data FOLDER"):
         dataset_of_task("lp_cls")
-    with pytest.raises(UsageError, match="ave, llp, ovave"):
+    with pytest.raises(UsageError, match="avs_ms3, llp, ovave"):
         load_description("llp_cls")
 
 

@@ -1,4 +1,4 @@
-"""Streaming embedding over stand-in towers: batches across files, chunks, failures, memory that runs out."""
+"""Streaming embedding over stand-in towers: batches and windows across files, chunks, failures, want of memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import pytest
 import torch
 from standin_towers import make_backbone, make_inputs
 
+from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.dgsct import DGSCT
+from avfewshot.adapters.projectors import Projectors
+from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import AvfsError
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.media.clip import Failure
@@ -19,8 +23,24 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def model() -> AudioVisualModel:
+def plain() -> AudioVisualModel:
     return AudioVisualModel(make_backbone())
+
+
+@pytest.fixture
+def adapted() -> AudioVisualModel:
+    """A model whose adapters say something that depends on the neighbouring seconds."""
+    backbone = make_backbone()
+    layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+    adapters = DGSCT(layers, GuidanceSettings(hidden=8, gamma=2.0))
+    for parameter in adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return AudioVisualModel(backbone, adapters).eval()
+
+
+@pytest.fixture(params=["plain", "adapted"])
+def model(request) -> AudioVisualModel:
+    return request.getfixturevalue(request.param)
 
 
 def clip(name: str, segments: int, *, modality: str = "av", last: bool = True, seed: int = 0, warnings=()):
@@ -35,75 +55,51 @@ def clip(name: str, segments: int, *, modality: str = "av", last: bool = True, s
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
-def test_files_that_share_batches_come_out_whole_and_in_order(model, batch_size):
-    clips = [clip("a", 5, seed=1), clip("b", 1, seed=2), clip("c", 7, modality="audio", seed=3), clip("d", 2, seed=4)]
-
-    files = list(Embedder(model, CPU, batch_size).embed(clips))
-
-    assert [file.path for file in files] == ["a", "b", "c", "d"]
-    assert files[2].visual is None
-    for file, source in zip(files, clips, strict=True):
-        assert file.duration == source.duration
-        torch.testing.assert_close(file.audio, model(None, source.audio_segments[None])[1][0])
-        if source.frames is not None:
-            torch.testing.assert_close(file.visual, model(source.frames[None], None)[0][0])
-
-
-@pytest.mark.parametrize("batch_size", [2, 100])
-def test_chunks_of_a_long_file_become_one_with_each_warning_once(model, batch_size):
-    chunks = [clip("long", 3, last=False, seed=number, warnings=("odd",)) for number in range(4)]
-    chunks.append(clip("long", 1, seed=9, warnings=("odd", "end")))
-
-    files = list(Embedder(model, CPU, batch_size).embed(chunks))
-
-    assert len(files) == 1
-    expected = torch.cat([model(chunk.frames[None], None)[0][0] for chunk in chunks])
-    torch.testing.assert_close(files[0].visual, expected)
-    assert files[0].audio.shape == (13, 7)
-    assert files[0].warnings == ("odd", "end")
+def chunks(source, *lengths: int) -> list:
+    """The same clip as :func:`iter_clips` would give it in chunks of these lengths."""
+    assert sum(lengths) == round(source.duration)
+    parts, start = [], 0
+    for length in lengths:
+        stop = start + length
+        parts.append(
+            SimpleNamespace(
+                path=source.path,
+                duration=source.duration,
+                frames=None if source.frames is None else source.frames[start:stop],
+                audio_segments=None if source.audio_segments is None else source.audio_segments[start:stop],
+                warnings=(),
+                last=stop == source.duration,
+            )
+        )
+        start = stop
+    return parts
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_a_file_that_breaks_off_is_one_failure_and_the_others_go_on(model, batch_size):
-    items = [
-        clip("good", 2, seed=1),
-        clip("bad", 3, last=False, seed=2),
-        Failure("bad", "the file ends too early"),
-        Failure("worse", "no such file"),
-        clip("fine", 2, seed=3),
-    ]
+def by_hand(model, source, window: int) -> tuple:
+    """Each window of a clip through the model on its own."""
+    results = ([], [])
+    with torch.no_grad():
+        for start in range(0, round(source.duration), window):
+            inputs = [
+                None if values is None else values[None, start : start + window]
+                for values in (source.frames, source.audio_segments)
+            ]
+            for kept, embeddings in zip(results, model(*inputs), strict=True):
+                kept.append(embeddings)
+    return tuple(None if None in parts else torch.cat(parts, 1)[0] for parts in results)
 
-    files = list(Embedder(model, CPU, batch_size).embed(items))
 
-    assert [file.path for file in files] == ["good", "bad", "worse", "fine"]
-    assert files[1:3] == [Failure("bad", "the file ends too early"), Failure("worse", "no such file")]
-    torch.testing.assert_close(files[3].visual, model(items[4].frames[None], None)[0][0])
+def assert_as_by_hand(file, model, source, window: int) -> None:
+    for got, expected in zip((file.visual, file.audio), by_hand(model, source, window), strict=True):
+        assert (got is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def counted(items: list, taken: list) -> Iterator:
     for item in items:
         taken.append(item)
         yield item
-
-
-def test_results_stream_while_input_is_still_coming(model):
-    taken: list = []
-    stream = Embedder(model, CPU, 4).embed(counted([clip(str(i), 2, seed=i) for i in range(50)], taken))
-
-    for number, file in enumerate(stream):
-        assert file.path == str(number)
-        assert len(taken) <= number + 3  # a batch of two clips, and the one that filled it
-
-
-def test_a_rare_modality_does_not_hold_up_the_others(model):
-    taken: list = []
-    items = [clip("av", 1)] + [clip(str(i), 4, modality="audio", seed=i) for i in range(20)]
-
-    first = next(Embedder(model, CPU, 4).embed(counted(items, taken)))
-
-    assert first.path == "av"
-    assert len(taken) == 2
 
 
 class SmallDevice(torch.nn.Module):
@@ -114,24 +110,87 @@ class SmallDevice(torch.nn.Module):
         self.model, self.room, self.message, self.tried = model, room, message, []
         self.adapters = model.adapters
 
-    def forward(self, frames, audio):
-        size = len(audio if frames is None else frames)
-        self.tried.append(size)
-        if size > self.room:
+    def forward(self, frames, audio, **masks):
+        self.tried.append((frames if audio is None else audio).shape[:2].numel())
+        if self.tried[-1] > self.room:
             raise RuntimeError(self.message) if self.message else torch.OutOfMemoryError("out of memory")
-        return self.model(frames, audio)
+        return self.model(frames, audio, **masks)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 12, 100])
+def test_files_that_share_batches_come_out_whole_and_in_order_as_each_alone(model, batch_size):
+    sources = [clip("a", 9, seed=1), clip("b", 4, seed=2), clip("c", 1, seed=3), clip("d", 7, modality="audio", seed=4)]
+
+    files = list(Embedder(model, CPU, batch_size, window=4).embed(sources))
+
+    assert [file.path for file in files] == ["a", "b", "c", "d"]
+    assert files[3].visual is None
+    for file, source in zip(files, sources, strict=True):
+        assert file.duration == source.duration
+        assert_as_by_hand(file, model, source, 4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 100])
+def test_chunks_of_a_long_file_become_one_with_each_warning_once(plain, batch_size):
+    chunks = [clip("long", 3, last=False, seed=number, warnings=("odd",)) for number in range(4)]
+    chunks.append(clip("long", 1, seed=9, warnings=("odd", "end")))
+
+    files = list(Embedder(plain, CPU, batch_size).embed(chunks))
+
+    assert len(files) == 1
+    expected = torch.cat([plain(chunk.frames[None], None)[0][0] for chunk in chunks])
+    torch.testing.assert_close(files[0].visual, expected)
+    assert files[0].audio.shape == (13, 7)
+    assert files[0].warnings == ("odd", "end")
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_a_file_that_breaks_off_is_one_failure_and_the_others_go_on(model, batch_size):
+    items = [
+        clip("good", 3, seed=1),
+        clip("bad", 6, last=False, seed=2),
+        Failure("bad", "the file ends too early"),
+        Failure("worse", "no such file"),
+        clip("fine", 5, seed=3),
+    ]
+
+    files = list(Embedder(model, CPU, batch_size, window=4).embed(items))
+
+    assert [file.path for file in files] == ["good", "bad", "worse", "fine"]
+    assert files[1:3] == [Failure("bad", "the file ends too early"), Failure("worse", "no such file")]
+    assert_as_by_hand(files[0], model, items[0], 4)
+    assert_as_by_hand(files[3], model, items[4], 4)
+
+
+def test_results_stream_while_input_is_still_coming(plain):
+    taken: list = []
+    stream = Embedder(plain, CPU, 4).embed(counted([clip(str(i), 2, seed=i) for i in range(50)], taken))
+
+    for number, file in enumerate(stream):
+        assert file.path == str(number)
+        assert len(taken) <= number + 3  # a batch of two clips, and the one that filled it
+
+
+def test_a_rare_modality_does_not_hold_up_the_others(plain):
+    taken: list = []
+    items = [clip("av", 1)] + [clip(str(i), 4, modality="audio", seed=i) for i in range(20)]
+
+    first = next(Embedder(plain, CPU, 4).embed(counted(items, taken)))
+
+    assert first.path == "av"
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize("message", [None, "MPS backend out of memory (MPS allocated: 1 GB)"])
-def test_running_out_of_memory_halves_the_batch_and_goes_on(model, caplog, message):
-    small = SmallDevice(model, 3, message)
+def test_running_out_of_memory_halves_the_batch_and_goes_on(plain, caplog, message):
+    small = SmallDevice(plain, 3, message)
     source = clip("a", 20)
     embedder = Embedder(small, CPU, 16)
     with caplog.at_level(logging.WARNING, "avfewshot"):
         (file,) = embedder.embed([source])
 
-    torch.testing.assert_close(file.visual, model(source.frames[None], None)[0][0])
-    torch.testing.assert_close(file.audio, model(None, source.audio_segments[None])[1][0])
+    torch.testing.assert_close(file.visual, plain(source.frames[None], None)[0][0])
+    torch.testing.assert_close(file.audio, plain(None, source.audio_segments[None])[1][0])
     assert embedder.batch_size == 2
     assert small.tried[:4] == [16, 8, 4, 2]
     assert max(small.tried[3:]) == 2  # it does not try the large size again
@@ -142,17 +201,21 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(model, caplog, messa
     ]
 
 
-def test_a_batch_that_was_not_full_is_halved_from_what_it_was(model):
-    small = SmallDevice(model, 3)
+def test_a_batch_that_was_not_full_is_halved_from_what_it_was(plain):
+    small = SmallDevice(plain, 3)
 
     list(Embedder(small, CPU, 16).embed([clip("a", 6, modality="audio")]))
 
     assert small.tried == [6, 3, 3]
 
 
-def test_memory_for_not_even_one_segment_is_an_error_with_advice(model):
-    with pytest.raises(AvfsError, match="single second") as caught:
-        list(Embedder(SmallDevice(model, 0), CPU, 4).embed([clip("a", 3)]))
+@pytest.mark.parametrize(
+    ("which", "room", "said"), [("plain", 0, "single second"), ("adapted", 3, "window of 4 seconds")]
+)
+def test_memory_for_not_even_one_is_an_error_with_advice(request, which, room, said):
+    small = SmallDevice(request.getfixturevalue(which), room)
+    with pytest.raises(AvfsError, match=said) as caught:
+        list(Embedder(small, CPU, 8, window=4).embed([clip("a", 8)]))
 
     assert "--device cpu" in caught.value.hint
 
@@ -164,13 +227,13 @@ def test_other_errors_are_not_taken_for_lack_of_memory(model):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_fail_that_file_alone(model, value):
-    broken = clip("broken", 2)
+    broken = clip("broken", 4)
     broken.audio_segments[1, 5] = value
 
-    files = list(Embedder(model, CPU, 100).embed([clip("a", 2), broken, clip("b", 2)]))
+    files = list(Embedder(model, CPU, 100, window=4).embed([clip("a", 4), broken, clip("b", 4)]))
 
     assert [type(file) for file in files] == [EmbeddedFile, Failure, EmbeddedFile]
-    assert "audio" in files[1].error
+    assert "embeddings hold numbers that are not finite" in files[1].error
 
 
 def test_embeddings_are_ordinary_tensors_that_can_take_part_in_training(model):
@@ -181,3 +244,138 @@ def test_embeddings_are_ordinary_tensors_that_can_take_part_in_training(model):
 
     assert not file.visual.is_inference()
     torch.testing.assert_close(weight.grad, file.visual.sum(0))
+
+
+def test_windows_of_mixed_lengths_that_come_back_out_of_order_are_put_in_order(adapted):
+    # Four windows of three seconds fill a batch while the four-second window before the last of them still waits.
+    sources = [*(clip(f"short {seed}", 3, seed=seed) for seed in range(3)), clip("mixed", 7, seed=4)]
+    passed = []
+    hook = adapted.register_forward_pre_hook(
+        lambda _, args, kwargs: passed.append(kwargs["audio"].shape[1]), with_kwargs=True
+    )
+
+    *_, mixed = Embedder(adapted, CPU, 12, window=4).embed(sources)
+
+    hook.remove()
+    assert passed == [3, 4]
+    assert_as_by_hand(mixed, adapted, sources[-1], 4)
+
+
+def test_adapters_see_whole_windows_and_not_single_seconds(adapted):
+    source = clip("a", 8, seed=1)
+
+    (file,) = Embedder(adapted, CPU, 100, window=4).embed([source])
+
+    single = by_hand(adapted, source, 1)
+    assert (file.visual - single[0]).abs().max() > 1e-3
+    assert (file.audio - single[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("lengths", [(11,), (3, 8), (4, 4, 3), (1,) * 11, (10, 1)])
+def test_windows_are_counted_from_the_beginning_of_the_file_however_it_is_chunked(adapted, lengths):
+    source = clip("long", 11, seed=5)
+
+    files = list(Embedder(adapted, CPU, 8, window=4).embed(chunks(source, *lengths)))
+
+    assert len(files) == 1
+    assert_as_by_hand(files[0], adapted, source, 4)
+
+
+def test_ten_seconds_are_a_window_unless_told_otherwise(adapted):
+    source = clip("a", 12, seed=1)
+
+    (file,) = Embedder(adapted, CPU, 100).embed([source])
+
+    assert_as_by_hand(file, adapted, source, 10)
+
+
+def test_a_clip_without_a_modality_is_masked_among_others_and_has_no_embeddings_of_it(adapted):
+    sources = [
+        clip("both", 4, seed=1),
+        clip("mute", 4, modality="visual", seed=2),
+        clip("dark", 6, modality="audio", seed=3),
+        clip("more", 4, seed=4),
+    ]
+
+    files = list(Embedder(adapted, CPU, 100, window=4).embed(sources))
+
+    assert files[1].audio is None
+    assert files[2].visual is None
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, adapted, source, 4)
+
+
+def test_clips_that_all_lack_a_modality_run_without_it(adapted):
+    passed = []
+    handle = adapted.register_forward_pre_hook(lambda _, args, kwargs: passed.append(kwargs["audio"]), with_kwargs=True)
+    sources = [clip(str(seed), 4, modality="visual", seed=seed) for seed in range(3)]
+
+    files = list(Embedder(adapted, CPU, 100, window=4).embed(sources))
+    handle.remove()
+
+    assert passed == [None]
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, adapted, source, 4)
+
+
+def test_windows_of_one_length_share_a_batch_across_files(adapted):
+    sizes = []
+    adapted.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(kwargs["audio"].shape[:2]), with_kwargs=True)
+
+    list(Embedder(adapted, CPU, 8, window=4).embed([clip(str(seed), 6, seed=seed) for seed in range(4)]))
+
+    assert sorted(sizes) == [(2, 4), (2, 4), (4, 2)]
+
+
+def test_a_window_of_a_rare_length_does_not_hold_up_the_others_for_long(adapted):
+    taken: list = []
+    items = [clip("rare", 3)] + [clip(str(seed), 4, seed=seed) for seed in range(60)]
+
+    first = next(Embedder(adapted, CPU, 8, window=4).embed(counted(items, taken)))
+
+    assert first.path == "rare"
+    assert len(taken) <= 10  # 4 x 8 seconds, and the clip that made it too long
+
+
+def test_windows_of_many_lengths_do_not_pile_up(adapted):
+    taken: list = []
+    items = [clip(str(length), length, seed=length) for length in range(1, 31)]
+    stream = Embedder(adapted, CPU, 30, window=30).embed(counted(items, taken))
+
+    next(stream)
+
+    assert sum(item.duration for item in taken) <= 4 * 30 + 30
+
+
+def test_running_out_of_memory_halves_the_windows_at_once_and_keeps_masks_with_their_clips(adapted):
+    small = SmallDevice(adapted, 8)
+    sources = [clip(str(seed), 4, modality="audio" if seed == 3 else "av", seed=seed) for seed in range(6)]
+    embedder = Embedder(small, CPU, 24, window=4)
+
+    files = list(embedder.embed(sources))
+
+    assert small.tried == [24, 12, 4, 4, 4, 4, 4, 4]
+    assert embedder.batch_size == 4
+    for file, source in zip(files, sources, strict=True):
+        assert_as_by_hand(file, adapted, source, 4)
+
+
+def test_projectors_without_adapters_need_no_windows():
+    model = AudioVisualModel(make_backbone(), projectors=Projectors(6, 7, kind="mlp"))
+    source = clip("a", 7)
+    expected = model(source.frames[None], None)[0][0].detach()
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append((kwargs["audio"] if kwargs["frames"] is None else kwargs["frames"]).shape),
+        with_kwargs=True,
+    )
+
+    (file,) = Embedder(model, CPU, 3, window=4).embed([source])
+
+    assert [shape[:2] for shape in sizes] == [(3, 1), (3, 1), (3, 1), (3, 1), (1, 1), (1, 1)]
+    torch.testing.assert_close(file.visual, expected)
+
+
+def test_a_window_of_no_length_is_refused(adapted):
+    with pytest.raises(ValueError, match="at least one second"):
+        Embedder(adapted, CPU, window=0)

@@ -93,20 +93,6 @@ def test_a_comparison_survives_json(truth):
     text = table.model_dump_json()
     assert Comparison.model_validate_json(text) == table
     record = json.loads(text)
-    assert list(record) == [
-        "version",
-        "task",
-        "headline",
-        "num_clips",
-        "systems",
-        "metrics",
-        "cells",
-        "differences",
-        "replicates",
-        "seed",
-        "draws",
-    ]
-    assert list(record["differences"][0]) == ["system", "reference", "metric", "estimate"]
     with pytest.raises(ValueError, match="version"):
         Comparison.model_validate(record | {"version": 0})
     with pytest.raises(ValueError, match="cells"):

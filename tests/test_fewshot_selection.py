@@ -292,6 +292,13 @@ def inputs(sample):
     return clip.frames, clip.audio_segments
 
 
+@pytest.mark.parametrize(("anchors", "kept"), [("text", False), ("support", True)])
+def test_class_means_stand_beside_the_texts_or_not_as_asked(make_run, anchors, kept):
+    result = make_run(dataset("folder"), anchors=anchors, epochs=1, blend=1.0).run(1)
+    tensors = load_file(sorted((result.folder / "checkpoints").glob("step-*"))[-1] / "adapter.safetensors")
+    assert any(name.startswith("anchors") for name in tensors) is kept
+
+
 def test_epochs_are_found_by_the_number_of_steps(make_run):
     assert make_run(dataset("folder"), epochs="auto").config.epochs == 20
     assert make_run(dataset("folder", train=50), "long", epochs="auto", shots=50, batch_size=2).config.epochs == 7

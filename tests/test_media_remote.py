@@ -190,3 +190,23 @@ def test_zeroshot_of_an_address(server, sound, capsys, tmp_path):
     arguments = ["zeroshot", "--label", "dog barking", "--label", "rain", "--backbone", "tiny", "--format", "json"]
     assert run([*arguments, f"{server.url}/a.wav"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"][0]["path"] == f"{server.url}/a.wav"
+
+
+def test_a_store_holds_addresses_and_asks_for_each_once(server, sound, tmp_path, capfd):
+    server.files = {"/a.wav": sound, "/b.wav": sound[:-100]}
+    (tmp_path / "clips").mkdir()
+    folder, local = str(tmp_path / "store"), write_audio(tmp_path / "clips" / "c.wav", tone(1.0))
+    named = [f"{server.url}/a.wav", f"{server.url}/b.wav", f"{server.url}/none.wav", str(local.parent)]
+    assert run(["embed", *named, "--store", folder, "--backbone", "tiny", "--device", "cpu"]) == 1
+    assert "none.wav: cannot be fetched: there is no such file" in capfd.readouterr().err.replace("\n", " ")
+    server.asked.clear()
+    assert run(["embed", *named, "--store", folder]) == 1
+    assert "0 new, 0 changed, 0 gone, 3 as before, 1 left out" in capfd.readouterr().err
+    assert run(["find", "--like", named[0], "--store", folder, "--format", "json"]) == 0
+    assert {clip["path"] for clip in json.loads(capfd.readouterr().out)["clips"]} == {named[1], str(local)}
+    about = ["--label", "hum", "--label", "beep", "--backbone", "tiny", "--device", "cpu", "--format", "json"]
+    assert run(["zeroshot", *about, "--store", folder]) == 0
+    assert [clip["path"] for clip in json.loads(capfd.readouterr().out)["clips"]] == [str(local), *named[:2]]
+    assert server.asked == []
+    server.files["/none.wav"] = sound
+    assert run(["embed", *named, "--store", folder, "--retry"]) == 0

@@ -8,6 +8,8 @@ import pytest
 import torch
 from dataset_files import counts, official, touch, write_files
 
+from avfewshot.data.check import check_dataset
+from avfewshot.data.load import load_dataset
 from avfewshot.data.music_avqa import (
     BlindPrior,
     Question,
@@ -103,7 +105,7 @@ def test_a_faulty_entry_is_named(root, change, reason):
 
 
 def test_missing_lists_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no folder json_update or json with avqa-train\.json"):
+    with pytest.raises(DataError, match=r"No annotation files of MUSIC-AVQA .*looked for avqa-train\.json"):
         load_music_avqa(tmp_path)
 
 
@@ -128,6 +130,29 @@ def test_blind_prior_and_accuracy_by_type(root):
     assert accuracy_by_type(questions["test"], answers) == {
         "all": 50.0, "Audio": 0.0, "Audio Counting": 0.0, "Audio-Visual": 100.0, "Audio-Visual Counting": 100.0
     }  # fmt: skip
+
+
+def test_data_check_counts_questions_and_names_videos(root):
+    lists = {
+        "test": [*TEST, row(8, "00000001", EXIST, ["drum", "cello"], "no")],
+        "val": [*VAL, row(9, "00000001", EXIST, ["drum", "cello"], "yes")],
+    }
+    write_files(root, {f"data/json/avqa-{split}.json": json.dumps(rows) for split, rows in lists.items()})
+    result = check_dataset(load_dataset("avqa", root))
+    assert {split: (row["listed"], row["found"]) for split, row in result.splits.items()} == {
+        "train": (4, 4), "val": (3, 3), "test": (3, 1)
+    }  # fmt: skip
+    assert {sample.id for sample in result.dataset.missing()} == {"00000009"}
+    assert [row["name"] for row in result.classes] == ["two", "yes", "one", "no"]
+    found = {(finding.code, finding.examples) for finding in result.report.findings}
+    assert ("shared-questions", ("00000001 Are there drum and cello sound?",)) in found
+    assert ("shared-videos", ("00000001",)) in found
+    assert ("unknown-answers", ("no",)) in found
+    touch(root / "elsewhere", ["00000009.mp4"])
+    (root / "videos/real/00000001.mp4").unlink()
+    (root / "videos/va00000002.mp4").unlink()
+    assert len(load_dataset("avqa", root / "data", media=[root / "elsewhere"]).available()) == 2
+    assert not check_dataset(load_dataset("avqa", root / "data")).usable
 
 
 def test_official_lists():

@@ -36,7 +36,7 @@ def faults(path) -> str:
 
 def test_base_comes_first_and_every_preset_loads():
     assert preset_names()[0] == "base"
-    assert preset_names() == ["base", "base-plus", "large", "large-plus", "pe", "siglip2", "tiny"]
+    assert preset_names() == ["base", "base-plus", "large", "large-plus", "pe", "peav", "siglip2", "tiny"]
     for name in preset_names():
         preset = load_preset(name)
         assert preset.name == name
@@ -48,7 +48,7 @@ def test_an_unknown_name_lists_the_valid_ones():
     with pytest.raises(UsageError) as caught:
         load_preset("tinny")
     assert "Did you mean 'tiny'?" in caught.value.message
-    assert "base, base-plus, large, large-plus, pe, siglip2, tiny" in caught.value.hint
+    assert "base, base-plus, large, large-plus, pe, peav, siglip2, tiny" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).clip.pretrained])

@@ -17,7 +17,7 @@ def faults(path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["default", "single", "toy"])
+@pytest.mark.parametrize("name", ["default", "single", "toy", "video"])
 def test_packaged_templates_are_whole(name):
     assert name in template_names()
     templates = load_templates(name)

@@ -81,8 +81,14 @@ def test_nothing_is_requested_from_anywhere(page, request):
     [script] = parsed.scripts
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     [policy] = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    wanted = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    [sheet] = parsed.styles
+    style = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
+    wanted = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{digest}'"
     assert policy["content"] == wanted
+    assert not [attrs for _, attrs in parsed.tags if "style" in attrs]
+    rules = dict(re.findall(r':is\(\[data-s="(\d+)"\], #s\) \{ (.+) \}', sheet))
+    assert {attrs["data-s"] for _, attrs in parsed.tags if "data-s" in attrs} == set(rules)
+    assert any(re.fullmatch(r"left: [\d.]+%; width: [\d.]+%", rule) for rule in rules.values())
 
 
 def test_mistakes_can_be_filtered(llp_page):
@@ -236,7 +242,8 @@ def test_figures_that_are_not_defined_are_dashes():
 
 def test_a_training_without_validation_clips_or_finite_losses():
     nan = float("nan")
-    course = Curve(0, ((1, nan, nan, nan, 1e-3), (2, 1.0, nan, 1.0, 1e-3)), (), "ended")
+    steps = [{"step": 1, "loss": nan, "visual_loss": nan}, {"step": 2, "loss": 1.0, "visual_loss": nan}]
+    course = Curve(0, [step | {"audio_loss": step["loss"]} for step in steps], (), "ended")
     text = shown(run_page(samples.record("ave_cls", replicates=0, curves=(course,))))
     assert "There are no figures on validation clips." in text
     assert "1 step without a finite loss left out." in text

@@ -7,8 +7,8 @@ import torch
 from shards_support import CLASSES, SIDE, make_dataset, media_folder
 
 from avfewshot.data.clip_source import read_start
-from avfewshot.data.shards.codec import DamagedClipError, decode_members, encode_members
-from avfewshot.data.shards.record import ClipRecord
+from avfewshot.data.shards.codec import decode_members, encode_members
+from avfewshot.data.shards.record import ClipRecord, DamagedClipError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.media.codec import rounded
 

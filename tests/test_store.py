@@ -167,7 +167,7 @@ import os, signal, sys
 from avfewshot.cli.app import run
 from avfewshot.store import store
 
-store._COMMIT_CLIPS = 2
+store._COMMIT_CLIPS, store._COMMIT_SECONDS = 2, 1e9
 add, count = store._Writer.add, 0
 
 

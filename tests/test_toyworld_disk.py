@@ -21,7 +21,6 @@ import pytest
 
 from avfewshot.cli.app import run
 from avfewshot.config import read_config
-from avfewshot.data.description import load_description
 from avfewshot.data.load import load_dataset
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import write_text
@@ -31,7 +30,7 @@ from avfewshot.toyworld import layouts
 from avfewshot.toyworld.build import MANIFEST, prepare
 from avfewshot.toyworld.render import render_frames, render_waveform
 from avfewshot.toyworld.script import ClipScript, Event, ave_script
-from avfewshot.toyworld.vocabulary import AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES, Composition
+from avfewshot.toyworld.vocabulary import AVE_CLASSES, Composition
 from avfewshot.toyworld.writer import FPS, HEIGHT, WIDTH, write_clip
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -141,24 +140,59 @@ def test_each_class_is_split_into_two_thirds_a_sixth_and_a_sixth(clips, expected
         assert Counter(line.split("&")[0] for line in lines) == dict.fromkeys(AVE_CLASSES, number)
 
 
-def test_ave_layout():
-    plan = layouts.plan_ave(0, 24)
-    rows = {name: [line.split("&") for line in text.splitlines()] for name, text in plan.texts.items() if "txt" in name}
-    everything = rows["AVE/Annotations.txt"]
-    parts = [rows[f"AVE/{split}Set.txt"] for split in ("train", "val", "test")]
-    assert sorted(everything) == sorted(row for part in parts for row in part)
-    ids = [row[1] for row in everything]
-    assert len(set(ids)) == len(ids) == 28 * 24
-    assert all(YOUTUBE_ID.fullmatch(video) for video in ids)
-    assert any(video.startswith("-") for video in ids)  # as some real ones do
-    scripts = {clip.path: clip.script for clip in plan.clips}
-    assert set(scripts) == {f"AVE/AVE/{video}.mp4" for video in ids}
-    for label, video, quality, start, end in everything:
-        (event,) = scripts[f"AVE/AVE/{video}.mp4"].events
-        assert (label, quality) == (event.composition.name, "good")
-        both = (max(event.look[0], event.sound[0]), min(event.look[1], event.sound[1]))
-        assert (int(start), int(end)) == both
-        assert 0 <= int(start) < int(end) <= 10
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The annotation files of a whole world with empty clips, and its plans."""
+    root = tmp_path_factory.mktemp("planned")
+    plans = {name: make_plan(0, 24) for name, make_plan in layouts.PLANS.items()}
+    for plan in plans.values():
+        for path in (*plan.texts, *(clip.path for clip in plan.clips)):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(plan.texts.get(path, ""), encoding="utf-8")
+    return root, plans
+
+
+TASKS = {"ave": "ave", "ave_cls": "ave", "llp_cls": "llp", "vggsound40k": "vggsound", "vggsound_cls": "vggsound"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_readers_of_the_real_data_sets_read_what_happens_in_each_clip(planned, task):
+    root, plans = planned
+    plan, dataset = plans[TASKS[task]], load_dataset(task, root)
+    assert dataset.description.path.is_relative_to(root)  # its own, in the place of the packaged one
+    assert dataset.wordings == plan.classes
+    assert [finding for finding in dataset.report.findings if finding.severity != "info"] == []
+    scripts = {root / clip.path: clip.script for clip in plan.clips}
+    assert len(dataset.samples) == len({sample.id for sample in dataset.samples}) == len(scripts)
+    assert all(YOUTUBE_ID.fullmatch(sample.youtube_id) for sample in dataset.samples)
+    assert any(sample.youtube_id.startswith("-") for sample in dataset.samples)  # as some real ones do
+    for sample in dataset.samples:
+        events, expected = scripts[sample.path].events, set()
+        labels = [plan.classes.index(event.composition.name) for event in events]
+        assert sample.labels == tuple(sorted(labels))
+        for label, event in zip(labels, events, strict=True):
+            if dataset.multi_label:
+                spans = {"visual": event.look, "audio": event.sound} if sample.split != "train" else {}
+            else:
+                spans = {"av": (max(event.look[0], event.sound[0]), min(event.look[1], event.sound[1]))}
+            expected |= {(label, *span, modality) for modality, span in spans.items() if span}
+        assert {(event.label, event.onset, event.offset, event.modality) for event in sample.events} == expected
+    several = [len(sample.labels) for sample in dataset.samples]
+    assert set(several) == ({1, 2, 3} if dataset.multi_label else {1})
+    singles = Counter(sample.label for sample in dataset.split("train") if len(sample.labels) == 1)
+    assert singles == dict.fromkeys(range(len(plan.classes)), 16)  # enough for sixteen shots
+    assert len({sample.label for sample in dataset.split("train")[:9]}) > 1 or not dataset.multi_label  # not in order
+
+
+def test_the_official_list_of_vggsound_names_the_same_clips(planned):
+    root, plans = planned
+    official = list(csv.reader((root / "VGGSound" / "vggsound.csv").read_text().splitlines()))
+    listed = list(csv.DictReader((root / "VGGSound" / "vggsound-avel40k_labels.csv").read_text().splitlines()))
+    paths = {f"VGGSound/video/{v}_{int(s):06d}.mp4" for v, s, _, _ in official}
+    assert {clip.path for clip in plans["vggsound"].clips} == paths
+    assert Counter(row[3] for row in official) == {"train": 24 * 20, "test": 24 * 4}
+    for (video, _, label, split), row in zip(official, listed, strict=True):
+        assert (row["video_id"], row["category"], row["split"] == "test") == (video, label, split == "test")
 
 
 def test_an_ave_event_with_a_gap_gives_two_lines():
@@ -168,96 +202,11 @@ def test_an_ave_event_with_a_gap_gives_two_lines():
     assert [line.split("&")[3:] for line in layouts._ave_lines(row)] == [["0", "3"], ["6", "10"]]
 
 
-def test_llp_layout():
-    plan = layouts.plan_llp(0, 24)
-    tables = {
-        name.removeprefix("LLP/"): list(csv.DictReader(text.splitlines(), delimiter="\t"))
-        for name, text in plan.texts.items()
-        if name.endswith(".csv")
-    }
-    scripts = {Path(clip.path).stem: clip.script for clip in plan.clips}
-    assert {Path(clip.path).parent.as_posix() for clip in plan.clips} == {"LLP/LLP_dataset/video"}
-    splits = {split: tables[name] for split, name in (("train", "AVVP_train.csv"), ("val", "AVVP_val_pd.csv"))}
-    splits["test"] = tables["AVVP_test_pd.csv"]
-    names = [row["filename"] for rows in splits.values() for row in rows]
-    assert len(names) == len(set(names)) == len(scripts)
-    assert set(names) == set(scripts)
-    classes = {name.replace(" ", "_") for name in LLP_CLASSES}
-    for rows in splits.values():
-        labels = [row["event_labels"].split(",") for row in rows]
-        assert {label for group in labels for label in group} <= classes
-        assert {len(group) for group in labels} == {1, 2, 3}
-    singles = Counter(row["event_labels"] for row in splits["train"] if "," not in row["event_labels"])
-    assert singles == dict.fromkeys(classes, 16)  # enough for sixteen shots
-    assert [row["event_labels"] for row in splits["train"][:9]] != sorted(singles)[:1] * 9  # not grouped by class
-    held = {row["filename"]: set(row["event_labels"].split(",")) for row in (*splits["val"], *splits["test"])}
-    found: dict[str, dict[str, set[str]]] = {"audio": {}, "visual": {}}
-    for sense, span_of in (("audio", "sound"), ("visual", "look")):
-        for row in tables[f"AVVP_eval_{sense}.csv"]:
-            name, label, span = row["filename"], row["event_labels"], (int(row["onset"]), int(row["offset"]))
-            assert name in held
-            assert re.fullmatch(r".{11}_(\d+)_(\d+)", name)
-            events = {event.composition.name.replace(" ", "_"): event for event in scripts[name].events}
-            assert getattr(events[label], span_of) == span
-            found[sense].setdefault(name, set()).add(label)
-    for name, labels in held.items():
-        assert found["audio"].get(name, set()) | found["visual"].get(name, set()) == labels
-    assert any(found["audio"].get(name, set()) - found["visual"].get(name, set()) for name in held)  # heard alone
-    assert any(found["visual"].get(name, set()) - found["audio"].get(name, set()) for name in held)  # seen alone
-
-
 def test_llp_events_of_a_clip_differ_in_looks_and_in_sound():
     for clip in layouts.plan_llp(1, 24).clips:
         for part in ("object", "sound"):
             values = [getattr(event.composition, part) for event in clip.script.events]
             assert len(set(values)) == len(values)
-
-
-def test_vggsound_layout():
-    plan = layouts.plan_vggsound(0, 24)
-    official = list(csv.reader(plan.texts["VGGSound/vggsound.csv"].splitlines()))
-    listed = list(csv.DictReader(plan.texts["VGGSound/vggsound-avel40k_labels.csv"].splitlines()))
-    assert {clip.path for clip in plan.clips} == {f"VGGSound/video/{v}_{int(s):06d}.mp4" for v, s, _, _ in official}
-    assert Counter(row[3] for row in official) == {"train": 24 * 20, "test": 24 * 4}
-    assert Counter(row["split"] for row in listed) == {"train": 24 * 16, "val": 24 * 4, "test": 24 * 4}
-    assert {row["category"] for row in listed} == set(VGGSOUND_CLASSES)
-    scripts = {Path(clip.path).stem[:11]: clip.script for clip in plan.clips}
-    for (video, _, label, split), row in zip(official, listed, strict=True):
-        assert (row["video_id"], row["category"]) == (video, label)
-        assert (row["split"] == "test") == (split == "test")
-        seconds = json.loads(row["label"])
-        on, off = scripts[video].events[0].look
-        assert seconds == [int(on <= second < off) for second in range(10)]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "name", "classes"),
-    [("ave", "ave", AVE_CLASSES), ("llp", "llp", LLP_CLASSES), ("vggsound", "vggsound40k", VGGSOUND_CLASSES)],
-)
-def test_its_description_takes_the_place_of_the_packaged_one(tmp_path, dataset, name, classes):
-    plan = layouts.PLANS[dataset](0, 3)
-    for path, text in plan.texts.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text, encoding="utf-8")
-    description = load_description(name, tmp_path)
-    assert description.path.is_relative_to(tmp_path)
-    assert description.wordings == classes
-    assert sum(description.splits.values()) == len(plan.clips)
-    for entry in description.files:
-        lines = (description.path.parent / entry.names[0]).read_text(encoding="utf-8").splitlines()
-        assert entry.rows in (len(lines), len(lines) - 1)
-
-
-@pytest.mark.parametrize("task", ["ave", "ave_cls", "llp_cls", "vggsound40k", "vggsound_cls"])
-def test_the_readers_of_the_real_data_sets_read_it_without_a_complaint(tmp_path, task):
-    for plan in (make_plan(0, 3) for make_plan in layouts.PLANS.values()):
-        for path in (*plan.texts, *(clip.path for clip in plan.clips)):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).write_text(plan.texts.get(path, ""), encoding="utf-8")
-    dataset = load_dataset(task, tmp_path)
-    assert {sample.split for sample in dataset.samples} == {"train", "val", "test"}
-    assert all(sample.path.is_relative_to(tmp_path) for sample in dataset.samples)
-    assert [finding for finding in dataset.report.findings if finding.severity != "info"] == []
 
 
 def test_seeds_give_other_ids_and_other_clips():

@@ -51,7 +51,8 @@ def test_list_says_sizes_licences_sources_and_where(capfd, here):
     base, tiny = out.split("large:")[0], out.split("tiny:")[1]
     assert "here" not in base
     assert "bpe.txt.gz" in tiny
-    assert out.count("GFLOPs a clip; run whole, no adapters") == 2  # pe, siglip2
+    assert out.count("GFLOPs a clip; run whole, no adapters") == 3  # pe, peav, siglip2
+    assert "PE-A-Frame weights   missing  1.8 GB, Apache-2.0" in out
     assert "published: ImageNet 63.3, 38 sets 52.5 (open_clip, docs/openclip_results.csv)" in base
     assert "its SHA-256 is not known beforehand" not in base
     assert "its SHA-256 is not known beforehand" in out

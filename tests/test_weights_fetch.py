@@ -160,26 +160,8 @@ def test_offline_mode_is_respected(monkeypatch, tmp_path):
         fetching.fetch(preset, one(preset, "clip"))
 
 
-def test_files_by_path_need_no_hub(hub_files, monkeypatch, tmp_path):
+def test_files_by_path_need_no_hub_and_open_no_socket(hub_files, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
-    folder = tmp_path / "roberta"
-    folder.mkdir()
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(hub_files[f"small/roberta/{name}"], folder)
-    by_path = build_backbone(
-        write_preset(tmp_path),
-        clip_weights=hub_files["timm/small_clip/open_clip_model.safetensors"],
-        clap_weights=hub_files["lukewys/laion_clap/630k-small.pt"],
-        roberta=folder,
-    )
-    assert by_path.visual_text.encode(["a dog"]).shape == (1, 16)
-
-
-def test_building_and_encoding_open_no_socket(hub_files, monkeypatch, tmp_path):
-    folder = tmp_path / "roberta"
-    folder.mkdir()
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(hub_files[f"small/roberta/{name}"], folder)
     preset = write_preset(tmp_path)
     opened = []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -194,9 +176,9 @@ def test_building_and_encoding_open_no_socket(hub_files, monkeypatch, tmp_path):
         preset,
         clip_weights=hub_files["timm/small_clip/open_clip_model.safetensors"],
         clap_weights=hub_files["lukewys/laion_clap/630k-small.pt"],
-        roberta=folder,
+        roberta=hub_files["small/roberta/vocab.json"].parent,
     )
-    backbone.visual_text.encode(["a dog"])
+    assert backbone.visual_text.encode(["a dog"]).shape == (1, 16)
     backbone.audio_text.encode(["a dog"])
     backbone.visual(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     backbone.audio(torch.zeros(1, 48_000))
@@ -215,6 +197,8 @@ def test_every_file_of_a_packaged_preset_is_pinned_where_public_material_tells()
                 assert all(value is None or len(value) == length for value, length in pins.values()), (name, needed)
     siglip2 = ("clip", "clip_text_tokenizer", "clip_text_tokenizer_config", "clip_text_tokenizer_type")
     expected = {("siglip2", key, pin) for key in siglip2 for pin in ("sha256", "revision")}
+    expected |= {("peav", key, "sha256") for key in ("clip", "peav_config", "peav_tokenizer")}
+    expected |= {("peav", key, pin) for key in ("clap", "peav_timeline_config") for pin in ("sha256", "revision")}
     assert unknown == expected | {("large-plus", "clip", "sha256")}  # recorded with the first download
 
 

@@ -30,7 +30,7 @@ ListFile = Annotated[Path | None, typer.Option("--list", help="For VGG-Sound: th
 
 
 def check(
-    task: Annotated[str, typer.Argument(help="Task or data set (ave, llp_cls, vggsound40k, ...), or `folder`.")],
+    task: Annotated[str, typer.Argument(help="Task or data set (ave, llp_cls, avs_ms3, avqa, ...), or `folder`.")],
     root: Root = None,
     media: Media = None,
     list_file: ListFile = None,
@@ -56,6 +56,7 @@ def check(
 
     Examples: avfs data check ave --root DATA --probe
               avfs data check llp_cls --root DATA --format json
+              avfs data check avs_ms3 --root AVSBench --probe
               avfs data check folder --root my_clips
     """
     if format_ not in FORMATS:
@@ -141,7 +142,8 @@ def show(result: CheckResult, *, all_classes: bool = False, console: Console | N
     console = console or Console(highlight=False)
     dataset = result.dataset
     available = len(dataset.available())
-    title = f"{dataset.description.title}: {len(dataset.samples):,} clips, {dataset.num_classes} classes"
+    things = ("questions", "answers") if dataset.description.reader == "avqa" else ("clips", "classes")
+    title = f"{dataset.description.title}: {len(dataset.samples):,} {things[0]}, {dataset.num_classes} {things[1]}"
     console.print(f"[bold]{_plain(title)}[/bold]  ({_plain(dataset.form)}, {_plain(dataset.root)})")
     console.print(_split_table(result))
     if dataset.num_classes <= _MOST_CLASSES or all_classes:

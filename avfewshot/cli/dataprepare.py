@@ -6,7 +6,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -100,17 +100,12 @@ def prepare(
 def frame_side(backbone: str | Path) -> int:
     """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell."""
     from avfewshot.encoders.presets import load_preset
+    from avfewshot.encoders.weights.locate import model_configuration
 
-    model: Any = load_preset(backbone).clip.model
-    if isinstance(model, str):
-        import open_clip
-
-        config = open_clip.get_model_config(model)
-        if config is None:
-            raise UsageError(f"open_clip knows no model {model!r}.", hint="`avfs weights list` shows the presets.")
-    else:
-        config = model
-    size = config["vision_cfg"].get("image_size", 224)
+    preset = load_preset(backbone)
+    if preset.peav:
+        return preset.peav.image_size
+    size = model_configuration(preset.clip)["vision_cfg"].get("image_size", 224)
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise UsageError(f"The backbone {backbone} looks at pictures of {size}; only square ones can be prepared.")

@@ -25,8 +25,9 @@ app = typer.Typer(add_completion=False)
 HELP = """
 Embed clips second by second into a store: for `avfs find`, and `--store` of zeroshot, fewshot and compare.
 
-Called again, it embeds what is new or has changed, and forgets what has gone. Interrupted or killed, it goes on where
-it stopped. A file that cannot be read is named and left out until it changes, or with --retry.
+Called again, it embeds what is new or has changed, and forgets what has gone; what lies at an address is
+taken not to change. Interrupted or killed, it goes on where it stopped. A file that cannot be read is
+named and left out until it changes, or with --retry.
 
 [bold]Examples[/bold]
 
@@ -54,7 +55,8 @@ _TOWERS = (
 @with_options("embed", without=("frame_backend",))
 def embed(
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="Media files, folders or globs.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Media files, folders, globs or addresses.", show_default=False),
     ] = None,
     **flags: Any,
 ) -> None:
@@ -65,12 +67,9 @@ def embed(
     if config.store is None:
         faults.append(UsageError("Which store?", hint="avfs embed clips/ --store DIR"))
     roots = paths or ["."]
-    named = collect(faults, lambda: find_media(roots, recursive=config.recursive)) or []
-    if remote := [file for file in named if not isinstance(file, Path)]:
-        faults.append(UsageError(f"{remote[0]}: a store is of files on this machine.", hint="Fetch the clips first."))
+    files = collect(faults, lambda: find_media(roots, recursive=config.recursive)) or []
     collect(faults, lambda: check_engine(config.distribution.engine, config.distribution.address))
     raise_faults(faults)
-    files = [file for file in named if isinstance(file, Path)]
     assert config.store is not None
     overrides = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"}
     with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
@@ -80,7 +79,12 @@ def embed(
 
 
 def _embed(
-    config: EmbedConfig, folder: Path, files: list[Path], roots: list[str], given: set[str], interrupts: Interrupts
+    config: EmbedConfig,
+    folder: Path,
+    files: list[Path | str],
+    roots: list[str],
+    given: set[str],
+    interrupts: Interrupts,
 ) -> int:
     from avfewshot.media.clip import Failure
     from avfewshot.store.store import Store, embed_files
@@ -114,7 +118,8 @@ def _embed(
         asked["precision"] = classifier.precision
         dims = {"visual": classifier.backbone.visual.output_dim, "audio": classifier.backbone.audio.output_dim}
         store = Store.create(folder, asked, classifier.embedding_identity, dims)
-    changes = store.changes(files, [root for root in roots if os.path.isdir(root)], retry=config.retry)
+    folders = [root for root in roots if os.path.isdir(root) or (config.recursive and root.endswith("/"))]
+    changes = store.changes(files, folders, retry=config.retry)
     failed, count = list(changes.failed), 0
     bar = progress_bar(len(changes.to_embed), "clip", "embedding")
     how: dict[str, Any] = {"batch_size": config.model.batch_size, "workers": config.workers}

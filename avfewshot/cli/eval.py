@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avfewshot.cli.runs import resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages
 from avfewshot.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from avfewshot.supervised.training import SupervisedModel, SupervisedRun
 
 app = typer.Typer(add_completion=False)
 
@@ -22,8 +26,10 @@ Evaluate a run of `avfs train` again: on test or validation clips, with sight or
   avfs eval runs/ave/RUN
   avfs eval runs/ave/RUN --modality visual    without sound
   avfs eval runs/avvp/RUN --split val --format json
+  avfs eval runs/avvp/RUN --figures pictures/  t-SNE, where adapters look, timelines
 """
 
+ZERO_SHOT = "zero-shot by second"  # the reference line that stands beside the model in timelines
 CHOICES = {"split": ("test", "val"), "modality": ("av", "visual", "audio"), "format": ("table", "json")}
 
 
@@ -44,6 +50,12 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="Where to compute.", show_default=False)
     ] = None,
+    figures: Annotated[
+        str | None,
+        typer.Option(
+            "--figures", metavar="DIR", help="Write what the papers draw: t-SNE, maps, timelines.", show_default=False
+        ),
+    ] = None,
     format: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the answer.")] = "table",
 ) -> None:
     """Load, predict, print."""
@@ -62,19 +74,43 @@ def evaluate(
             examples = trainer.examples(split)
             if not examples:
                 raise UsageError(f"There is no {split} clip to evaluate on.", hint="Look at --root.")
+            seeds = trainer.config.seeds
             runs = [
                 trainer.predict(trainer.best_model(record.folder / f"seed-{seed}"), examples, modality)
-                for seed in trainer.config.seeds
+                for seed in seeds
             ]
             systems = {trainer.head_name: trainer.estimates(runs, examples)}
-            if split == "test":
-                lines = trainer.reference_lines()
-                systems = {name: trainer.estimates([said], examples) for name, said in lines.items()} | systems
-    document = results_document(trainer, systems, split) | {"modality": modality or trainer.config.modality}
+            lines = trainer.reference_lines() if split == "test" else {}
+            systems = {name: trainer.estimates([said], examples) for name, said in lines.items()} | systems
+            document = results_document(trainer, systems, split) | {"modality": modality or trainer.config.modality}
+            if figures is not None:
+                page = Path(figures).expanduser() / "figures.html"
+                said = {trainer.head_name: runs[0]}
+                if ZERO_SHOT in lines:
+                    said[ZERO_SHOT] = lines[ZERO_SHOT]
+                draw(page, trainer, trainer.best_model(record.folder / f"seed-{seeds[0]}"), document, said)
+                display.say(f"written: {page}")
     if format == "json":
         typer.echo(json.dumps(document, indent=2))
     else:
         print_results(document)
+
+
+def draw(
+    page: Path,
+    trainer: SupervisedRun,
+    model: SupervisedModel,
+    document: dict[str, Any],
+    said: Mapping[str, Sequence[Any]],
+) -> None:
+    """Write the page of pictures, of the examples of a document's split."""
+    from avfewshot.reports.supervised import write_figures
+    from avfewshot.supervised.figures import embed, look, parse
+
+    examples = trainer.examples(document["split"])
+    embedded, looks = embed(trainer, model, examples), look(trainer, model, examples)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_figures(page, document, trainer.config.adapter, embedded, looks, parse(trainer, examples, said))
 
 
 def check_choices(given: dict[str, str | None]) -> None:

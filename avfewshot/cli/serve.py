@@ -71,7 +71,13 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
     roots = [Path(path).expanduser() for path in paths or ([] if store and len(store) else ["."])]
     files = collect(faults, lambda: _media(roots, config.recursive)) or []
     if store is not None and len(store) and not paths:
-        files = roots = [Path(clip.path) for clip in store.embedded]
+        files = roots = [clip.source for clip in store.embedded if isinstance(clip.source, Path)]
+        if not files:
+            faults.append(
+                UsageError(f"{config.store}: holds addresses alone.", hint="The page plays files: give PATH.")
+            )
+        elif len(files) < len(store):
+            say(f"{len(store) - len(files):,} clips of the store lie at addresses; the page is of the files.")
     faults += backbone_faults(settings)
     local = config.host == "localhost" or _is_loopback(config.host)
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]

@@ -10,7 +10,7 @@ import typer
 
 from avfewshot.cli.options import setting_option
 from avfewshot.cli.terminal import say
-from avfewshot.errors import UsageError
+from avfewshot.errors import AvfsError, UsageError
 
 if TYPE_CHECKING:
     from avfewshot.encoders.presets import Preset
@@ -110,7 +110,9 @@ def check(
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     findings = checking.check(preset, **paths, progress=_progress)
     if form == "json":
-        typer.echo(checking.as_json(findings))
+        import json
+
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
         width = max(len(finding.part) for finding in findings)
         for finding in findings:
@@ -153,6 +155,8 @@ def _described(preset: Preset) -> str:
             f"  {cost['parameters'] / 1e6:,.0f} M parameters, {cost['memory_bytes'] / 1e9:.2f} GB, "
             f"{cost['flops_per_clip'] / 1e9:,.0f} GFLOPs a clip; {adapters}"
         )
+    elif preset.peav:
+        lines.append("  needs transformers 5.0 or later: pip install 'avfewshot[peav]'")
     for needed, path in _files(preset):
         facts = ", ".join(fact for fact in (_size(needed, path), needed.source.licence) if fact)
         lines.append(f"  {needed.part:20} {'here' if path else 'missing':8} {facts}".rstrip())
@@ -176,7 +180,7 @@ def _cost(preset: Preset) -> dict[str, int]:
     from avfewshot.io import cache_dir, write_text
     from avfewshot.version import __version__
 
-    versions = [f"{name} {version(name)}" for name in ("open_clip_torch", "timm", "torch")]
+    versions = [f"{name} {version(name)}" for name in ("open_clip_torch", "timm", "torch", "transformers")]
     note = cache_dir("costs", f"{combined(preset.path.read_text(encoding='utf-8'), __version__, *versions)}.json")
     with contextlib.suppress(OSError, ValueError):
         return json.loads(note.read_text(encoding="utf-8"))
@@ -184,7 +188,7 @@ def _cost(preset: Preset) -> dict[str, int]:
 
     try:
         cost = backbone_cost(preset)
-    except UsageError:
+    except AvfsError:
         return {}
     with contextlib.suppress(OSError):
         write_text(note, json.dumps(cost))
@@ -222,7 +226,8 @@ def _files(preset: Preset) -> list[tuple[Needed, Any]]:
     from avfewshot.encoders.weights.locate import locate, needed_files
 
     located = [(needed, locate(needed)) for needed in needed_files(preset)]
-    return [(needed, path) for needed, path in located if path is not None or not needed.optional]
+    # Optional files of some size, PE-A-Frame's, are worth a line before they are here.
+    return [(needed, path) for needed, path in located if path or not needed.optional or needed.source.size]
 
 
 def _size(needed: Needed, path: Any) -> str | None:

@@ -156,7 +156,7 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         faults.append(UsageError("--engine ray decodes clips, --store has them decoded.", hint="Leave one out."))
     store = collect(faults, lambda: open_store(asked.store))
     if store is not None and not paths:
-        files = [Path(clip.path) for clip in store.embedded]
+        files = [clip.source for clip in store.embedded]
     else:
         files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
     faults += backbone_faults(settings)

@@ -49,7 +49,14 @@ class ClassNames:
         if name in self._exact:
             return self._exact[name]
         if name not in self._known:
-            self._known[name] = self._look_up(name)
+            key = name_key(name)
+            head = name_key(name.split(",")[0])
+            tried = (
+                (self._keys, key),
+                (self._heads, key),
+                *((self._keys, other) for other in (head, *_ALSO.get(key, ()))),
+            )
+            self._known[name] = next((table[key] for table, key in tried if key in table), None)
         return self._known[name]
 
     def whole(self, name: str) -> int | None:
@@ -60,24 +67,10 @@ class ClassNames:
         """Names asked for so far that matched, but not letter by letter, and the classes they mean."""
         return {name: index for name, index in self._known.items() if index is not None}
 
-    def _look_up(self, name: str) -> int | None:
-        for table, key in (
-            (self._keys, name_key(name)),
-            (self._heads, name_key(name)),
-            (self._keys, name_key(name.split(",")[0])),
-            *((self._keys, other) for other in _ALSO.get(name_key(name), ())),
-        ):
-            if (index := table.get(key)) is not None:
-                return index
-        return None
-
 
 def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     """Keys that stand for one class alone; an ambiguous key means nothing."""
-    indices: dict[str, int] = {}
-    ambiguous: set[str] = set()
+    meanings: dict[str, set[int]] = {}
     for key, index in pairs:
-        if key in indices and indices[key] != index:
-            ambiguous.add(key)
-        indices[key] = index
-    return {key: index for key, index in indices.items() if key not in ambiguous}
+        meanings.setdefault(key, set()).add(index)
+    return {key: indices.pop() for key, indices in meanings.items() if len(indices) == 1}

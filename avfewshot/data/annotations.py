@@ -22,7 +22,10 @@ from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.labels import visible
 
 # Where annotation files lie beside the media in the authors' own archives and repositories.
-_SUBFOLDERS = ("", "data", "annotations", "labels", "splits", "meta_anno_files", "csv")
+_SUBFOLDERS = (
+    *("", "data", "annotations", "labels", "splits", "meta_anno_files", "csv"),
+    *("Single-source", "Multi-sources", "json_update", "json", "data/json_update", "data/json"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ def locate(description: Description, root: str | Path) -> Annotations:
         kind = "is a file, not a folder" if root.exists() else "does not exist"
         raise UsageError(f"The data folder {root} {kind}.", hint=_way_out(description))
     complete, best = _search(description, root)
-    if complete is not None:
-        return complete
-    raise DataError(_explain(description, root, best), hint=_way_out(description))
+    if complete is None:
+        raise DataError(_explain(description, root, best), hint=_way_out(description))
+    return complete
 
 
 def is_complete(description: Description, root: str | Path) -> bool:
@@ -70,22 +73,13 @@ def _search(description: Description, root: Path) -> tuple[Annotations | None, A
         beside = [description.path.parent] if description.path.parent.is_relative_to(root) else []
     for base in (*beside, root, *(root / sub for sub in description.folders)):
         for folder in (base / sub for sub in _SUBFOLDERS):
-            files = _files_in(description, folder)
+            paths = {entry.role: [folder / name for name in entry.names] for entry in description.files}
+            files = {role: there[0] for role, names in paths.items() if (there := [p for p in names if p.is_file()])}
             if files and not _lacking(description, files):
                 return Annotations(folder, files), best
             if files and (best is None or len(files) > len(best.files)):
                 best = Annotations(folder, files)
     return None, best
-
-
-def _files_in(description: Description, folder: Path) -> dict[str, Path]:
-    paths = {}
-    for entry in description.files:
-        for name in entry.names:
-            if (folder / name).is_file():
-                paths[entry.role] = folder / name
-                break
-    return paths
 
 
 def _lacking(description: Description, found: dict[str, Path]) -> list[str]:
@@ -104,9 +98,8 @@ def _explain(description: Description, root: Path, best: Annotations | None) -> 
     parent = root.resolve().parent
     if _search(description, parent)[0] is not None:
         return f"{root} holds no annotation files of {description.title}, but its parent does: give {parent}."
-    wanted = ", ".join(entry.names[0] for entry in description.files if entry.required) or ", ".join(
-        f"{entry.names[0]}" for entry in description.files
-    )
+    required = [entry for entry in description.files if entry.required]
+    wanted = ", ".join(entry.names[0] for entry in required or description.files)
     other = f" (its {DESCRIPTION_FILE} describes another data set)" if (root / DESCRIPTION_FILE).is_file() else ""
     return f"No annotation files of {description.title} below {root}{other}; looked for {wanted}."
 
@@ -142,11 +135,7 @@ def _visible_lines(text: str) -> str:
     """`text` without invisible characters; line ends and tabs stay. Nearly every annotation file is plain ASCII."""
     if text.isascii():
         return text
-    return "".join(part if part in "\r\n\t" else _spaced(part) for part in re.split(r"([\r\n\t])", text))
-
-
-def _spaced(part: str) -> str:
-    return part if part.isascii() else visible(part)
+    return "".join(part if part.isascii() else visible(part) for part in re.split(r"([\r\n\t])", text))
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:

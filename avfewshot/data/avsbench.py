@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avfewshot.data.dataset import SPLITS
+from avfewshot.data.aliases import ClassNames
+from avfewshot.data.annotations import locate, make_dataset
+from avfewshot.data.dataset import SPLITS, Dataset, Sample
+from avfewshot.data.description import Description, default_wording, load_description
 from avfewshot.data.findings import DatasetReport
+from avfewshot.data.probe import Probe, probe_file
 from avfewshot.errors import DataError, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -26,12 +31,10 @@ if TYPE_CHECKING:
 
     from avfewshot.media.clip import Clip
 
-SUBSETS = {"s4": ("Single-source", "s4_meta_data.csv", "v1s"), "ms3": ("Multi-sources", "ms3_meta_data.csv", "v1m")}
-"""Folder and list of each subset, and its label in the joint list of AVSBench-semantic."""
+SUBSETS = {"s4": ("avs", "v1s"), "ms3": ("avs_ms3", "v1m")}
+"""The data set's name of each subset, and its label in the joint list of AVSBench-semantic."""
 SECONDS = 5
 
-_JOINT_LIST = "metadata.csv"
-_PLACES = ("", "AVSBench", "AVSBench-object", "AVS")
 _MIDDLE = 127
 
 
@@ -73,6 +76,7 @@ class ListedClip:
     name: str
     category: str
     split: str
+    spelt: str = ""  # the category before it was mended
 
 
 def read_list(path: str | Path, subset: str) -> list[ListedClip]:
@@ -86,7 +90,7 @@ def read_list(path: str | Path, subset: str) -> list[ListedClip]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or ())
-            rows = [row for row in reader if row.get("label", SUBSETS[subset][2]) == SUBSETS[subset][2]]
+            rows = [row for row in reader if row.get("label", SUBSETS[subset][1]) == SUBSETS[subset][1]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
     if "split" not in columns or not rows:
@@ -108,13 +112,13 @@ def check_list(rows: Sequence[ListedClip]) -> tuple[list[ListedClip], DatasetRep
     mended = []
     for row in rows:
         joined = row.category.replace(" ", "")
-        mended.append(ListedClip(row.name, joined if joined in spelt else row.category, row.split))
+        mended.append(replace(row, category=joined if joined in spelt else row.category, spelt=row.category))
     report.note("warning", "misspelt-category", "Categories with a blank in a known one; read as that one.", [
-        f"{row.name} {row.category!r}" for row, own in zip(rows, mended, strict=True) if row != own
+        f"{row.name} {row.category!r}" for row, own in zip(rows, mended, strict=True) if own.spelt != own.category
     ])  # fmt: skip
     names = [row.name for row in rows]
     message = "Ids that are listed more than once; the first row counts."
-    report.note("error", "repeated-ids", message, sorted({name for name in names if names.count(name) > 1}))
+    report.note("error", "repeated-ids", message, sorted(name for name, count in Counter(names).items() if count > 1))
     splits: dict[str, set[str]] = {}
     for row in rows:
         splits.setdefault(row.name[:11], set()).add(row.split)
@@ -134,54 +138,121 @@ def load_avsbench(root: str | Path, subset: str) -> Avsbench:
         UsageError: The root is not a folder, or an unknown subset.
         DataError: There is no list, or no clip of a split is here.
     """
-    root = Path(root)
     if subset not in SUBSETS:
         raise UsageError(f"AVSBench has no subset {subset!r}.", hint=f"Valid: {', '.join(SUBSETS)}.")
-    if not root.is_dir():
-        raise UsageError(f"The data folder {root} does not exist.", hint="Give the folder of AVSBench as --root.")
-    folder, name, _ = SUBSETS[subset]
-    lists = [base / own for place in _PLACES for base in (root / place / folder, root / place) for own in (name,)]
-    path = next((path for path in lists if path.is_file()), None)
-    if path is None:
-        raise DataError(
-            f"{root} holds no {folder}/{name}.",
-            hint="AVSBench is given out on request (opennlplab.github.io/AVSBench); toy: avfs data toy --only avs.",
-        )
+    path = locate(load_description(SUBSETS[subset][0], root), root).files["list"]
     rows, report = check_list(read_list(path, subset))
-    base = path.parent / f"{subset}_data"
     clips: dict[str, list[MaskedClip]] = {split: [] for split in SPLITS}
-    missing = []
-    for row in rows:
-        clip = _clip(base, row, subset)
-        absent = [file for file in (*clip.frames, clip.audio, clip.masks[0]) if file is None or not file.is_file()]
-        if absent:
-            missing.append(f"{row.name}: {absent[0]}")
-        else:
+    for row, clip in zip(rows, _find(path, rows, subset, report), strict=True):
+        if clip is not None:
             clips[row.split].append(clip)
-    report.note("warning", "missing-media", "Clips of which a frame, the sound or the first mask is not here.", missing)
     if empty := [split for split, part in clips.items() if not part]:
-        example = f" E.g. {missing[0]} is missing." if missing else ""
-        raise DataError(f"{base}: no clip of {', '.join(empty)} is complete.{example}", hint=f"Unpack {subset}_data.")
+        missing = report.find("missing-media")
+        example = f" E.g. {missing.examples[0]} is missing." if missing else ""
+        raise DataError(
+            f"{path.parent}: no clip of {', '.join(empty)} is complete.{example}", hint=f"Unpack {subset}_data."
+        )
     return Avsbench(subset, clips, report)
 
 
-def _clip(base: Path, row: ListedClip, subset: str) -> MaskedClip:
-    folder = Path(row.split, row.category if subset == "s4" else "")
-    masks = (base / "gt_masks" / folder / row.name / f"{row.name}_{second}.png" for second in range(1, SECONDS + 1))
-    audio = base / "audio_wav" / folder / f"{row.name}.wav"
-    present = tuple(path if path.is_file() else None for path in masks)
-    return MaskedClip(row.name, row.split, row.category, frames_of(audio), present, audio)
+def avsbench_dataset(description: Description, root: str | Path, *, find_media: bool = True) -> Dataset:
+    """The same for ``avfs data check``: every listed clip, the complete ones with the path of their sound.
+
+    Classes are those of the list, in MS3 everything that sounds; none where the list does not say.
+
+    Raises:
+        UsageError: The root is not a folder.
+        DataError: There is no list.
+    """
+    subset = next(name for name, (dataset, _) in SUBSETS.items() if dataset == description.name)
+    annotations = locate(description, root)
+    path = annotations.files["list"]
+    rows, report = check_list(read_list(path, subset))
+    sounding = [set(row.category.split("_")) if subset == "ms3" else {row.category} for row in rows]
+    names = sorted(set().union(*sounding) - {""})
+    if names and len(names) != (description.expected_classes or len(names)):
+        message = f"The list has {len(names)} categories; {description.title} has {description.expected_classes}."
+        report.add("warning", "class-count", message)
+    found = _find(path, rows, subset, report) if find_media else [None] * len(rows)
+    if find_media and not any(found):
+        report.add("error", "no-media", f"None of the {len(rows)} clips is complete below {path.parent}.")
+    samples = [
+        Sample(
+            id=row.name,
+            labels=tuple(sorted(names.index(name) for name in labels if name)),
+            split=row.split,
+            row=number,
+            youtube_id=row.name[:11],
+            path=None if clip is None else clip.audio,
+        )
+        for number, (row, labels, clip) in enumerate(zip(rows, sounding, found, strict=True))
+    ]
+    samples.sort(key=lambda sample: SPLITS.index(sample.split))
+    counts = {"list": len(rows)}
+    dataset = make_dataset(
+        description, annotations, ClassNames(()), samples, counts, report, form=subset, multi_label=subset == "ms3"
+    )
+    return replace(dataset, classes=tuple(names), wordings=tuple(map(default_wording, names)))
+
+
+def _find(path: Path, rows: Sequence[ListedClip], subset: str, report: DatasetReport) -> list[MaskedClip | None]:
+    """The clip of each row beside the list, None where a frame, the sound or the first mask is not there."""
+    clips: list[MaskedClip | None] = []
+    missing, unmasked = [], []
+    for row in rows:
+        # A misspelt category may be misspelt on disk, too.
+        categories = dict.fromkeys((row.category, row.spelt)) if subset == "s4" else ("",)
+        found, absent = None, None
+        for category in categories:
+            audio = path.parent / f"{subset}_data" / "audio_wav" / row.split / category / f"{row.name}.wav"
+            frames, masks = frames_of(audio), masks_of(audio)
+            lacking = [file for file in (*frames, audio, masks[0]) if not file.is_file()]
+            if not lacking:
+                present = tuple(mask if mask.is_file() else None for mask in masks)
+                found = MaskedClip(row.name, row.split, row.category, frames, present, audio)
+                break
+            absent = absent or lacking[0]
+        clips.append(found)
+        if found is None:
+            missing.append(f"{row.name}: {absent}")
+        elif None in found.masks and (subset == "ms3" or row.split != "train"):
+            unmasked.append(row.name)
+    report.note("warning", "missing-media", "Clips of which a frame, the sound or the first mask is not here.", missing)
+    report.note("warning", "missing-masks", "Clips that lack masks; seconds without one are not scored.", unmasked)
+    return clips
+
+
+def masks_of(audio: Path) -> tuple[Path, ...]:
+    """Where the masks of the clip lie whose sound is that file; training clips of S4 have the first alone."""
+    base, inner = _split(audio)
+    return tuple(base / "gt_masks" / inner / f"{audio.stem}_{second}.png" for second in range(1, SECONDS + 1))
 
 
 def frames_of(audio: Path) -> tuple[Path, ...]:
     """The pictures of the clip whose sound is that file, in either subset."""
-    numbers = range(1, SECONDS + 1)
-    split = audio.parent  # audio_wav/SPLIT in MS3, audio_wav/SPLIT/CATEGORY in S4
-    if split.parent.name == "audio_wav":
-        folder = split.parent.parent / "visual_frames" / audio.stem
-        return tuple(folder / f"{audio.stem}.mp4_{second}.png" for second in numbers)
-    folder = split.parents[2] / "visual_frames" / split.parent.name / split.name / audio.stem
-    return tuple(folder / f"{audio.stem}_{second}.png" for second in numbers)
+    base, inner = _split(audio)
+    single = len(inner.parts) > 2  # SPLIT/CATEGORY/NAME in S4, SPLIT/NAME in MS3, whose pictures are not split
+    folder, stem = (inner, audio.stem) if single else (Path(audio.stem), f"{audio.stem}.mp4")
+    return tuple(base / "visual_frames" / folder / f"{stem}_{second}.png" for second in range(1, SECONDS + 1))
+
+
+def _split(audio: Path) -> tuple[Path, Path]:
+    """The folder that holds ``audio_wav/``, and the rest of the path without its suffix."""
+    base = next(parent for parent in audio.parents if parent.name == "audio_wav")
+    return base.parent, audio.relative_to(base).with_suffix("")
+
+
+def probe_clip(audio: Path, expected_segments: int | None) -> Probe:
+    """Read all pictures, masks and sound of a clip; the counterpart of :func:`avfewshot.data.probe.probe_file`."""
+    try:
+        for mask in filter(Path.is_file, masks_of(audio)):
+            read_mask(mask, 32)
+        for frame in frames_of(audio):
+            _open(frame)
+    except MediaError as error:
+        return Probe(audio, ("broken",), detail=str(error))
+    heard = probe_file(audio, expected_segments)
+    return replace(heard, problems=tuple(problem for problem in heard.problems if problem != "no-video"))
 
 
 def _open(path: str | Path) -> Image.Image:

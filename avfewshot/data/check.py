@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.data.annotations import is_complete
+from avfewshot.data.avsbench import probe_clip
 from avfewshot.data.dataset import Dataset
 from avfewshot.data.description import description_names, load_description
 from avfewshot.data.findings import MAX_EXAMPLES, DatasetReport
 from avfewshot.data.leakage import EVALUATION_SPLITS, Overlap, cross_dataset_overlaps, cross_split_overlaps
 from avfewshot.data.load import load_dataset
-from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_files
+from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_file, probe_files
 from avfewshot.data.sampler import support_table
 from avfewshot.errors import AvfsError
 
@@ -105,7 +106,8 @@ def check_dataset(
     probes = None
     if probe:
         expected = None if dataset.description.reader == "folder" else dataset.num_segments
-        probes = tuple(probe_files(paths, expected, workers=workers, progress=progress))
+        look = probe_clip if dataset.description.reader == "avs" else probe_file
+        probes = tuple(probe_files(paths, expected, probe=look, workers=workers, progress=progress))
         _check_probes(dataset, probes, report)
     return CheckResult(
         dataset=dataset,
@@ -125,6 +127,7 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
     """
     roots = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
     own = dataset if isinstance(dataset, str) else dataset.name
+    own_files = set() if isinstance(dataset, str) else set(map(os.path.realpath, dataset.files.values()))
     others: list[Dataset] = []
     for name in description_names():
         for folder in roots:
@@ -136,15 +139,10 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
                 other = load_dataset(name, folder, find_media=False)
             except AvfsError:
                 continue
-            if isinstance(dataset, str) or not _same_files(other, dataset):
+            if own_files.isdisjoint(map(os.path.realpath, other.files.values())):
                 others.append(other)
                 break
     return others
-
-
-def _same_files(first: Dataset, second: Dataset) -> bool:
-    ours, theirs = ({os.path.realpath(path) for path in dataset.files.values()} for dataset in (first, second))
-    return bool(ours & theirs)
 
 
 def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
@@ -183,19 +181,18 @@ def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetR
     for overlap in within:
         message = f"{overlap.first} and {overlap.second} share YouTube videos."
         report.add("warning", "cross-split-leakage", message, overlap.ids)
-    between = [overlap for other in others for overlap in cross_dataset_overlaps(dataset, other)]
-    leaks = [overlap for overlap in between if _is_leak(overlap)]
+    between: list[Overlap] = []
     for other in others:
-        ids = {name for o in leaks if other.name in (o.first.split("/")[0], o.second.split("/")[0]) for name in o.ids}
+        shared = cross_dataset_overlaps(dataset, other)
+        between += shared
+        ids: set[str] = set()
+        for overlap in shared:
+            evaluated = {side.split("/")[1] in EVALUATION_SPLITS for side in (overlap.first, overlap.second)}
+            if len(evaluated) == 2:  # a leak: one side is learnt from, the other evaluated on
+                ids.update(overlap.ids)
         message = f"Videos that one of {dataset.name} and {other.name} trains on and the other is evaluated on."
         report.note("info", "cross-dataset-leakage", message, sorted(ids))
     return within + between
-
-
-def _is_leak(overlap: Overlap) -> bool:
-    """Whether one side is learnt from and the other evaluated on."""
-    evaluated = {part.split("/")[1] in EVALUATION_SPLITS for part in (overlap.first, overlap.second)}
-    return len(evaluated) == 2
 
 
 def _check_probes(dataset: Dataset, probes: Sequence[Probe], report: DatasetReport) -> None:
@@ -215,10 +212,8 @@ def _check_supports(dataset: Dataset, report: DatasetReport) -> str | None:
     pinned = dict(dataset.description.supports)
     if not pinned.get("nested") or dataset.split_sizes.get("train") != dataset.description.splits.get("train"):
         return None
-    seeds = pinned["nested"].keys()
     shots = sorted({k for table in pinned["nested"].values() for k in table})
-    drawn = support_table(dataset, seeds, shots)
-    if drawn == pinned:
+    if support_table(dataset, pinned["nested"], shots) == pinned:
         report.add("info", "supports-match", "The k-shot supports are the published ones.")
         return "match"
     message = "The k-shot supports are not the published ones: the training list is not the official one."

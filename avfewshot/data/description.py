@@ -32,8 +32,8 @@ from avfewshot.labels import fold, visible
 
 FORMAT = 1
 DESCRIPTION_FILE = "dataset.yaml"
-Reader = Literal["ave", "llp", "vggsound", "ovave", "folder"]
-_BRING_THEIR_OWN_CLASSES = ("vggsound", "folder")
+Reader = Literal["ave", "llp", "vggsound", "ovave", "avs", "avqa", "folder"]
+_BRING_THEIR_OWN_CLASSES = ("vggsound", "avs", "avqa", "folder")
 
 
 def _check_plain(name: str) -> str:

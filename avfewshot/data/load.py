@@ -8,10 +8,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from avfewshot.data.ave import load_ave
+from avfewshot.data.avsbench import avsbench_dataset
 from avfewshot.data.dataset import Dataset
 from avfewshot.data.description import dataset_of_task, load_description
 from avfewshot.data.llp import load_llp
 from avfewshot.data.media_index import attach_media
+from avfewshot.data.music_avqa import avqa_dataset
 from avfewshot.data.vggsound import load_vggsound
 from avfewshot.errors import UsageError
 
@@ -65,6 +67,12 @@ def load_dataset(
         dataset = load_ave(description, root)
     elif description.reader == "llp":
         dataset = load_llp(description, root)
+    elif description.reader == "avs":
+        if media:
+            raise UsageError("--media: the files of AVSBench lie beside its lists.", hint="Give --root alone.")
+        return avsbench_dataset(description, root, find_media=find_media)
+    elif description.reader == "avqa":
+        return avqa_dataset(description, root, media, find_media=find_media)
     else:
         raise UsageError(f"{description.path} describes a folder of clips.", hint="Use --data FOLDER for it.")
     if not find_media:

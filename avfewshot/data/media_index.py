@@ -86,16 +86,15 @@ class MediaIndex:
         class before others. With `larger_start`, of several stretches of a video that is listed without its start the
         latest is taken: what the authors of the AVEL lists say.
         """
-        for candidates in self._candidates(sample):
-            if candidates:
-                if larger_start and sample.start is None and sample.youtube_id:
-                    starts = {file: max(times, default=-1.0) for times, file in self._videos[sample.youtube_id]}
-                    latest = max(starts.get(file, -1.0) for file in candidates)
-                    if any(starts.get(file, -1.0) < latest for file in candidates):
-                        rest = [file for file in candidates if starts.get(file, -1.0) == latest]
-                        return replace(_choose(sorted(set(rest)), sample, class_names), larger_start=True)
-                return _choose(sorted(set(candidates)), sample, class_names)
-        return Match(None)
+        files = sorted(set(next(filter(None, self._candidates(sample)), [])))
+        if not files:
+            return Match(None)
+        latest = files
+        if larger_start and sample.start is None and sample.youtube_id:
+            starts = {file: max(times, default=-1.0) for times, file in self._videos[sample.youtube_id]}
+            last = max(starts.get(file, -1.0) for file in files)
+            latest = [file for file in files if starts.get(file, -1.0) == last]
+        return replace(_choose(latest, sample, class_names), larger_start=len(latest) < len(files))
 
     def _candidates(self, sample: Sample) -> Iterable[list[str]]:
         yield self._stems.get(sample.id, [])

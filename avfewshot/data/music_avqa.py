@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from avfewshot.data.dataset import SPLITS
+from avfewshot.data.aliases import ClassNames
+from avfewshot.data.annotations import Annotations, locate, make_dataset
+from avfewshot.data.dataset import SPLITS, Dataset, Sample
+from avfewshot.data.description import Description, load_description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError, UsageError
 
@@ -23,7 +27,6 @@ MAX_WORDS = 14  # words of the longest official question; longer ones are cut
 PAD = "<pad>"
 
 _FOLDERS = {"update": "json_update", "original": "json"}
-_PLACES = ("", "data", "MUSIC-AVQA", "MUSIC-AVQA/data", "data/MUSIC-AVQA")
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _MARKS = "?？"  # 430 official test questions end in the full-width one
 
@@ -126,28 +129,58 @@ def load_music_avqa(root: str | Path, version: str | None = None, media: Sequenc
         UsageError: The root is not a folder, or an unknown version.
         DataError: Lists are missing or damaged.
     """
-    root = Path(root)
     if version not in (None, *VERSIONS):
         raise UsageError(f"MUSIC-AVQA has no version {version!r}.", hint=f"Valid: {', '.join(VERSIONS)}.")
-    if not root.is_dir():
-        raise UsageError(f"The data folder {root} does not exist.", hint="Give the folder of MUSIC-AVQA as --root.")
-    candidates = [root / place / _FOLDERS[name] for name in ([version] if version else VERSIONS) for place in _PLACES]
-    names = {split: f"avqa-{split}.json" for split in SPLITS}
-    folder = next((f for f in candidates if all((f / name).is_file() for name in names.values())), None)
-    if folder is None:
-        wanted = " or ".join(_FOLDERS[name] for name in ([version] if version else VERSIONS))
-        raise DataError(
-            f"{root} holds no MUSIC-AVQA: no folder {wanted} with {', '.join(names.values())}.",
-            hint="The lists are in github.com/GeWu-Lab/MUSIC-AVQA under data/; toy ones: avfs data toy --only avqa.",
-        )
-    questions = {split: read_questions(folder / name, split) for split, name in names.items()}
+    return _read(load_description("avqa", root), root, version, media)[0]
+
+
+def _read(
+    description: Description,
+    root: str | Path,
+    version: str | None,
+    media: Sequence[str | Path],
+    find_media: bool = True,
+) -> tuple[MusicAvqa, Annotations]:
+    found = locate(description, root)
+    if version is not None and found.folder.name != _FOLDERS[version]:
+        folder = found.folder.with_name(_FOLDERS[version])
+        found = Annotations(folder, {role: folder / path.name for role, path in found.files.items()})
+        if not all(path.is_file() for path in found.files.values()):
+            names = ", ".join(path.name for path in found.files.values())
+            raise DataError(f"{folder}: holds no {names}.", hint="The lists are in data/ of GeWu-Lab/MUSIC-AVQA.")
+    questions = {split: read_questions(found.files[split], split) for split in SPLITS}
     wanted = {question.video for part in questions.values() for question in part}
     # Sorted, so that of two files of one name the same is taken everywhere.
-    folders = [*media] or [root]
+    folders = [*map(Path, media)] or [Path(root)] if find_media else []
     paths = (p for base in folders for end in _VIDEO_SUFFIXES for p in sorted(base.rglob(f"*{end}"), reverse=True))
     dataset = MusicAvqa(questions, {path.stem: path for path in paths if path.stem in wanted})
-    _check(dataset, folder)
-    return dataset
+    _check(dataset, found.folder)
+    return dataset, found
+
+
+def avqa_dataset(
+    description: Description, root: str | Path, media: Sequence[str | Path] = (), *, find_media: bool = True
+) -> Dataset:
+    """The same for ``avfs data check``: a sample a question, its id the video, its class the answer.
+
+    Raises:
+        UsageError: The root is not a folder.
+        DataError: Lists are missing or damaged.
+    """
+    read, annotations = _read(description, root, None, media, find_media)
+    answers = answer_list(question for part in read.questions.values() for question in part)
+    index = {answer: number for number, answer in enumerate(answers)}
+    samples = [
+        Sample(question.video, (index[question.answer],), split, row, path=read.videos.get(question.video))
+        for split, part in read.questions.items()
+        for row, question in enumerate(part)
+    ]
+    if find_media and not read.videos:
+        read.report.add("error", "no-media", f"None of the videos of {len(samples)} questions is here.")
+    counts = {split: len(part) for split, part in read.questions.items()}
+    form = f"{annotations.folder.name}, questions about {len({sample.id for sample in samples}):,} videos"
+    dataset = make_dataset(description, annotations, ClassNames(()), samples, counts, read.report, form=form)
+    return replace(dataset, classes=tuple(answers), wordings=tuple(answers))
 
 
 def _check(dataset: MusicAvqa, folder: Path) -> None:
@@ -158,11 +191,15 @@ def _check(dataset: MusicAvqa, folder: Path) -> None:
     for split, part in questions.items():
         message = f"{folder.name}/avqa-{split}.json: questions asked more than once with answers that differ."
         report.note("warning", "contradicting-answers", message, contradictions(part))
-    train = {question.video for question in questions["train"]}
-    for split in ("val", "test"):
-        shared = sorted({question.video for question in questions[split]} & train)
-        message = f"Videos of train that {split} asks about as well: splits are by question, not by video."
-        report.note("info", "shared-videos", message, shared)
+    for first, second in combinations(SPLITS, 2):
+        videos, asked = (
+            [{key(question) for question in questions[split]} for split in (first, second)]
+            for key in (lambda question: question.video, lambda question: f"{question.video} {question.text}")
+        )
+        message = f"Videos of {first} that {second} asks about as well: splits are by question, not by video."
+        report.note("info", "shared-videos", message, sorted(videos[0] & videos[1]))
+        message = f"Questions of {first} that {second} asks about the same video."
+        report.note("warning", "shared-questions", message, sorted(asked[0] & asked[1]))
     answers = {question.answer for question in questions["train"]}
     message = "Answers that no training question has: they cannot be given."
     asked = {question.answer for split in ("val", "test") for question in questions[split]}

@@ -6,7 +6,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from avfewshot.errors import MediaError
@@ -53,6 +52,7 @@ def probe_files(
     paths: Iterable[Path],
     expected_segments: int | None,
     *,
+    probe: Callable[[Path, int | None], Probe] = probe_file,
     workers: int = 2,
     progress: Callable[[int], object] | None = None,
 ) -> list[Probe]:
@@ -60,8 +60,8 @@ def probe_files(
     from avfewshot.media.stream import ordered_map
 
     probes = []
-    for probe in ordered_map(partial(probe_file, expected_segments=expected_segments), paths, workers=workers):
-        probes.append(probe)
+    for found in ordered_map(lambda path: probe(path, expected_segments), paths, workers=workers):
+        probes.append(found)
         if progress is not None:
             progress(1)
     return probes

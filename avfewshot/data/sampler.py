@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import ranked
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError, UsageError, some
 
 ALGORITHM = "nested-1"
 SAMPLERS = ("nested", "first-k")
@@ -60,14 +60,14 @@ class Support:
         few = [f"{name} ({count})" for name, count in self.short.items() if count]
         next_in_rank = "and were replaced by the next in rank."
         if none:
-            lines.append(f"Classes without any clip to draw: {_some(none)}.")
+            lines.append(f"Classes without any clip to draw: {some(none)}.")
         if few:
-            lines.append(f"Classes with fewer than {self.shots} clips, used whole: {_some(few)}.")
+            lines.append(f"Classes with fewer than {self.shots} clips, used whole: {some(few)}.")
         if self.replaced:
             lines.append(f"{len(self.replaced)} clips of the support have no media {next_in_rank}")
         if self.overlapping:
             shared = f"{len(self.overlapping)} clips show videos that are also in the test split"
-            lines.append(f"{shared} ({_some(self.overlapping)}) {next_in_rank}")
+            lines.append(f"{shared} ({some(self.overlapping)}) {next_in_rank}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,10 +105,10 @@ class Validation:
         lines = [f"Validation: {len(self.samples)} clips of the {self.split} split, {each}, seed {self.seed}."]
         if self.short:
             short = [f"{name} ({count})" for name, count in self.short.items()]
-            lines.append(f"Classes with fewer validation clips: {_some(short)}.")
+            lines.append(f"Classes with fewer validation clips: {some(short)}.")
         if self.overlapping:
             shared = f"{len(self.overlapping)} validation clips show videos of the support or the test split"
-            lines.append(f"{shared} and are left out ({_some(self.overlapping)}).")
+            lines.append(f"{shared} and are left out ({some(self.overlapping)}).")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,11 +123,6 @@ class Validation:
             "overlapping": list(self.overlapping),
             "ids": sorted(sample.id for sample in self.samples),
         }
-
-
-def _some(items: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 def fingerprint(ids: Iterable[str]) -> str:
@@ -145,19 +140,13 @@ def draw_support(
     only_available: bool = False,
     keep_overlap: bool = False,
 ) -> Support:
-    """Draw k clips per class from the training split; a class with fewer clips is used whole.
+    """Draw k = `shots` clips per class from the training split; a class with fewer clips is used whole.
 
-    Clips without any second of their event (AVE has one, OV-AVEBench thousands) are not drawn by ``nested``.
-
-    Args:
-        dataset: The data set.
-        shots: k, at least 1.
-        seed: Seed of the draw.
-        sampler: ``nested``, or ``first-k`` (the first rows of the file, no seed).
-        multi_label: Draw from all clips that carry a class, so that a clip may stand for several; by default only clips
-            with a single label are drawn, as published for LLP.
-        only_available: Draw only clips whose media were found; the next in rank replaces a missing one.
-        keep_overlap: Also draw clips whose videos are in the test split, as the published protocols do.
+    Clips without any second of their event (AVE has one, OV-AVEBench thousands) are not drawn by ``nested``;
+    ``first-k`` draws the first rows of the file, without a seed. With `multi_label` a clip may stand for several
+    classes; else only clips with a single label are drawn, as published for LLP. With `only_available` the next in rank
+    replaces a clip without media; with `keep_overlap` clips are drawn whose videos are in the test split, too, as the
+    published protocols do.
 
     Raises:
         UsageError: `shots` is less than 1, or the sampler is unknown.
@@ -170,20 +159,9 @@ def draw_support(
     if sampler not in SAMPLERS:
         raise UsageError(f"There is no sampler {sampler!r}.", hint=f"Samplers: {', '.join(SAMPLERS)}.")
     tested = set() if keep_overlap else {_video(sample) for sample in dataset.split("test")}
-    drawn: dict[int, Sample] = {}
-    chosen: dict[int, Sample] = {}
-    short: dict[str, int] = {}
-    replaced: list[str] = []
-    overlapping: list[str] = []
-    for name, order in zip(dataset.classes, _orders(dataset, sampler, multi_label, seed), strict=True):
-        usable = [sample for sample in order if sample.path is not None] if only_available else order
-        replaced += [sample.id for sample in order[:shots] if only_available and sample.path is None]
-        drawn.update({id(sample): sample for sample in usable[:shots]})
-        free = [sample for sample in usable if _video(sample) not in tested]
-        overlapping += [sample.id for sample in usable[:shots] if _video(sample) in tested]
-        if len(free) < shots:
-            short[name] = len(free)
-        chosen.update({id(sample): sample for sample in free[:shots]})
+    orders = _orders(dataset, sampler, multi_label, seed)
+    replaced = [sample.id for order in orders for sample in order[:shots] if only_available and sample.path is None]
+    chosen, short, overlapping, drawn = _draw(dataset.classes, orders, shots, tested, only_available)
     if not chosen:
         raise DataError(
             f"There is no training clip to draw a support from in {dataset.description.title}.",
@@ -191,17 +169,17 @@ def draw_support(
         )
     key = sampler.replace("-", "_") + ("_multi_label" if multi_label and dataset.multi_label else "")
     return Support(
-        samples=tuple(chosen.values()),
+        samples=chosen,
         shots=shots,
         seed=seed,
         sampler=sampler,
         multi_label=multi_label,
-        fingerprint=fingerprint(sample.id for sample in chosen.values()),
+        fingerprint=fingerprint(sample.id for sample in chosen),
         short=short,
         replaced=tuple(dict.fromkeys(replaced)),
         pinned=dataset.description.pinned_fingerprint(key, seed, shots),
-        overlapping=tuple(dict.fromkeys(overlapping)),
-        drawn=fingerprint(sample.id for sample in drawn.values()) if overlapping else "",
+        overlapping=overlapping,
+        drawn=fingerprint(sample.id for sample in drawn) if overlapping else "",
     )
 
 
@@ -232,27 +210,31 @@ def draw_validation(
             f"{dataset.description.title} has no val split to use whole.", hint="Give a number of clips per class."
         )
     taken = {_video(sample) for sample in (*dataset.split("test"), *support)}
-    chosen: dict[int, Sample] = {}
-    short: dict[str, int] = {}
-    overlapping: list[str] = []
     if wanted == "all":
-        for sample in dataset.split(split):
-            if sample.path is not None or not only_available:
-                if _video(sample) in taken:
-                    overlapping.append(sample.id)
-                else:
-                    chosen[id(sample)] = sample
-    elif wanted:
-        pools = _pools(dataset, "nested", multi_label, split)
-        for label, name in enumerate(dataset.classes):
-            order = ranked(pools[label], lambda sample: sample.id, seed=seed, purpose="validation-1", group=name)
-            usable = [sample for sample in order if sample.path is not None] if only_available else order
-            free = [sample for sample in usable if _video(sample) not in taken]
-            overlapping += [s.id for s in usable[:wanted] if _video(s) in taken] if split == "val" else []
-            if len(free) < wanted:
-                short[name] = len(free)
-            chosen.update({id(sample): sample for sample in free[:wanted]})
-    return Validation(tuple(chosen.values()), wanted, seed, split, tuple(dict.fromkeys(overlapping)), short)
+        clips = dataset.split(split)
+        chosen, _, overlapping, _ = _draw(("all",), [clips], len(clips), taken, only_available)
+        return Validation(chosen, wanted, seed, split, overlapping, {})
+    orders = _orders(dataset, "nested", multi_label, seed, split=split, purpose="validation-1")
+    chosen, short, overlapping, _ = _draw(dataset.classes, orders, wanted, taken, only_available)
+    return Validation(chosen, wanted, seed, split, overlapping if split == "val" else (), short)
+
+
+def _draw(
+    names: Sequence[str], orders: Sequence[Sequence[Sample]], count: int, taken: set[str], only_available: bool
+) -> tuple[tuple[Sample, ...], dict[str, int], tuple[str, ...], tuple[Sample, ...]]:
+    """The first clips of each order whose videos are free, the orders that have too few, and what was taken of whom."""
+    chosen: dict[int, Sample] = {}
+    drawn: dict[int, Sample] = {}
+    short: dict[str, int] = {}
+    for name, order in zip(names, orders, strict=True):
+        usable = [sample for sample in order if sample.path is not None] if only_available else order
+        drawn.update({id(sample): sample for sample in usable[:count]})
+        free = [sample for sample in usable if _video(sample) not in taken]
+        if len(free) < count:
+            short[name] = len(free)
+        chosen.update({id(sample): sample for sample in free[:count]})
+    overlapping = dict.fromkeys(sample.id for sample in drawn.values() if _video(sample) in taken)
+    return tuple(chosen.values()), short, tuple(overlapping), tuple(drawn.values())
 
 
 def _video(sample: Sample) -> str:
@@ -262,9 +244,11 @@ def _video(sample: Sample) -> str:
     return sample.id if sample.path is None else os.path.realpath(sample.path)
 
 
-def _pools(dataset: Dataset, sampler: str, multi_label: bool, split: str = "train") -> dict[int, list[Sample]]:
-    """Clips of a split by class, in file order."""
-    pools: dict[int, list[Sample]] = defaultdict(list)
+def _orders(
+    dataset: Dataset, sampler: str, multi_label: bool, seed: int, *, split: str = "train", purpose: str = ALGORITHM
+) -> list[Sequence[Sample]]:
+    """Per class, the clips of a split that may be drawn, in the order in which they are drawn."""
+    pools: dict[int, list[Sample]] = defaultdict(list)  # in file order
     for sample in sorted(dataset.split(split), key=lambda sample: sample.row):
         if len(sample.labels) > 1 and not multi_label:
             continue
@@ -272,16 +256,10 @@ def _pools(dataset: Dataset, sampler: str, multi_label: bool, split: str = "trai
             continue
         for label in sample.labels:
             pools[label].append(sample)
-    return pools
-
-
-def _orders(dataset: Dataset, sampler: str, multi_label: bool, seed: int) -> list[Sequence[Sample]]:
-    """Per class, the clips that may be drawn, in the order in which they are drawn."""
-    pools = _pools(dataset, sampler, multi_label)
     if sampler == "first-k":
         return [pools[label] for label in range(dataset.num_classes)]
     return [
-        ranked(pools[label], lambda sample: sample.id, seed=seed, purpose=ALGORITHM, group=name)
+        ranked(pools[label], lambda sample: sample.id, seed=seed, purpose=purpose, group=name)
         for label, name in enumerate(dataset.classes)
     ]
 

@@ -35,7 +35,11 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
     rows = [row for part in lists for row in part.rows]
     if all(row.split is None for row in rows):
         report.add("warning", "no-splits", "The list names no splits: all of its clips count as training clips.")
-    bits = _segment_bits(annotations, report, counts) if lists[0].form == "ovave-csv" else {}
+    bits: dict[str, tuple[str, tuple[int, ...] | None]] = {}  # from OV-AVEBench's JSON beside its CSV
+    if lists[0].form == "ovave-csv" and (path := annotations.files.get("annotations")):
+        part = read_clip_list(path, report)
+        counts["annotations"] = part.total
+        bits = {row.id: (row.category, row.bits) for row in part.rows}
     entries = _classes(description, rows, annotations, report)
     names = ClassNames([entry.name for entry in entries])
     samples = _samples(lists, names, len(entries), bits, description, report)
@@ -48,7 +52,7 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
     samples.sort(key=lambda sample: SPLITS.index(sample.split))
     form = " + ".join(dict.fromkeys([*(part.form for part in lists), *(["ovave-json"] if bits else [])]))
     dataset = make_dataset(description, annotations, names, samples, counts, report, form=form)
-    classes, wordings = (tuple(getattr(entry, what) for entry in entries) for what in ("name", "wording"))
+    classes, wordings = zip(*((entry.name, entry.wording) for entry in entries), strict=True)
     return replace(dataset, classes=classes, wordings=wordings)
 
 
@@ -87,18 +91,6 @@ def _read_lists(annotations: Annotations, report: DatasetReport) -> tuple[list[C
         names = ", ".join(path.name for path in annotations.files.values())
         raise DataError(f"{annotations.folder} holds {names}, but no list of clips.")
     return lists, counts
-
-
-def _segment_bits(
-    annotations: Annotations, report: DatasetReport, counts: dict[str, int]
-) -> dict[str, tuple[str, tuple[int, ...] | None]]:
-    """Class name and labels per second by id, from OV-AVEBench's JSON beside its CSV."""
-    path = annotations.files.get("annotations")
-    if path is None:
-        return {}
-    part = read_clip_list(path, report)
-    counts["annotations"] = part.total
-    return {row.id: (row.category, row.bits) for row in part.rows}
 
 
 def _classes(
@@ -159,7 +151,14 @@ def _samples(
                 if category is not None and names.index(category) != label:
                     message = "Clips with another class in the JSON than in the list; the list counts."
                     remark("warning", "labels-differ-from-events", message, row.id)
-                samples.append(_sample(row, label, marks, position, background))
+                sample = Sample(row.id, (label,), row.split or "train", position, youtube_id=row.youtube_id)
+                if marks is not None:
+                    seconds = tuple(label if mark else background for mark in marks)
+                    events = tuple(Event(label, onset, offset) for onset, offset in _runs(marks))
+                    sample = replace(sample, segments=seconds, events=events)
+                if row.start is not None:
+                    sample = replace(sample, start=row.start, end=row.start + CLIP_SECONDS)
+                samples.append(sample)
     counts = Counter(sample.id for sample in samples)
     message = "Clips listed under more than one class or split; each is a sample."
     report.note("info", "repeated-ids", message, sorted(name for name, count in counts.items() if count > 1))
@@ -167,20 +166,6 @@ def _samples(
     message = "Clips without a second in which the event is both seen and heard; never drawn into a support."
     report.note("info", "empty-event", message, without)
     return samples
-
-
-def _sample(row: ClipRow, label: int, marks: tuple[int, ...] | None, position: int, background: int) -> Sample:
-    return Sample(
-        id=row.id,
-        labels=(label,),
-        split=row.split or "train",
-        row=position,
-        segments=None if marks is None else tuple(label if mark else background for mark in marks),
-        events=() if marks is None else tuple(Event(label, onset, offset) for onset, offset in _runs(marks)),
-        youtube_id=row.youtube_id,
-        start=row.start,
-        end=None if row.start is None else row.start + CLIP_SECONDS,
-    )
 
 
 def _runs(marks: tuple[int, ...]) -> list[tuple[float, float]]:

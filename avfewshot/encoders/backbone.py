@@ -113,6 +113,16 @@ def build_backbone(
 
 
 def _pretrained(preset: Preset, files: Mapping[str, Path], identity: dict[str, str]) -> Backbone:
+    if preset.peav:
+        from avfewshot.encoders.pe_av import assemble_pe_av, build_pe_av, load_pe_av
+
+        with _ZerosForRandom(), torch.random.fork_rng(devices=[]):
+            model, timeline = build_pe_av(preset, files, timeline={"clap", "peav_timeline_config"} <= files.keys())
+        load_pe_av(model, files["clip"])
+        if timeline is not None:
+            load_pe_av(timeline, files["clap"])
+        parts = assemble_pe_av(preset, model, timeline, files, combined(*identity.values()))
+        return Backbone(name=preset.name, templates=preset.templates, identity=identity, **parts)
     # Every tensor is about to be overwritten: drawing random numbers for 300 million of them would take seconds.
     with _ZerosForRandom(), torch.random.fork_rng(devices=[]):
         clip, clip_tokenizer = build_clip_model(preset, files, split_text=True)
@@ -145,11 +155,18 @@ _DRAWS = frozenset(
 
 
 def _random(preset: Preset, files: Mapping[str, Path], seed: int) -> Backbone:
+    identity = {"clip": f"random:{seed}", "clap": f"random:{seed}"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if preset.peav:
+            from avfewshot.encoders.pe_av import assemble_pe_av, build_pe_av
+
+            model, timeline = build_pe_av(preset, {}, timeline=preset.peav.timeline is not None)
+            told = [_sample_hash(part) for part in (model, timeline) if part is not None]
+            parts = assemble_pe_av(preset, model, timeline, {}, combined(*told))
+            return Backbone(name=preset.name, templates=preset.templates, identity=identity, **parts)
         clip, clip_tokenizer = build_clip_model(preset, files, split_text=True)
         clap, clap_tokenizer = build_clap_model(preset, files)
-    identity = {"clip": f"random:{seed}", "clap": f"random:{seed}"}
     # What a seed gives differs between versions of the libraries: label features are keyed by the numbers themselves.
     return _assemble(
         preset, (clip, clip_tokenizer, _sample_hash(clip)), (clap, clap_tokenizer, _sample_hash(clap)), identity, None
@@ -204,6 +221,14 @@ def outline(preset: Preset) -> tuple[Encoder, Encoder, int]:
 
     No weight is read or allocated; what runs on it gives shapes and counts alone.
     """
+    if preset.peav:
+        from avfewshot.encoders.pe_av import PeAudioTower, PeVideoTower, build_pe_av
+
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model, timeline = build_pe_av(preset, {}, timeline=preset.peav.timeline is not None)
+            towers = PeVideoTower(model.video_model, preset.peav.image_size), PeAudioTower(model.audio_model, timeline)
+        used = nn.ModuleList([model.video_model, model.audio_model, *filter(None, [timeline])])
+        return *towers, sum(parameter.numel() for parameter in used.parameters())
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", WeightsWarning)  # on how pictures are cut: none is read
         with torch.device("meta"):

@@ -128,6 +128,15 @@ class ClapTower(Tower):
         block, _ = self._walk[i]
         return plain_attention(block.attn, block.norm1(tokens), bias)
 
+    def spectrogram(self, waveforms: Tensor) -> Tensor:
+        """What the tower sees of waveforms ``[N, samples]``: ``[N, mels, time]``, high frequencies first."""
+        return self.front_end(waveforms, self.audio_branch).mT.flip(1)
+
+    def place_map(self, i: int, values: Tensor) -> Tensor:
+        """See :meth:`Tower.place_map`; the stretches that the image stacks stand side by side again."""
+        stretches, side = self.config.spec_size // self.config.mel_bins, round(values.shape[1] ** 0.5)
+        return values.view(-1, stretches, side // stretches, side).transpose(1, 2).flatten(2).flip(1)
+
     def final_norm(self, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.final_norm`."""
         return self.audio_branch.norm(tokens)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from avfewshot.encoders.lean_imports import library_module
-from avfewshot.encoders.presets import ClipPreset, Preset
+from avfewshot.encoders.presets import ClipPreset, Preset, plain
 from avfewshot.encoders.tokenizer import ClipTokenizer, TextTokenizer, TransformersTokenizer
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
 from avfewshot.encoders.weights.locate import clip_tag, model_configuration, text_configuration
@@ -38,11 +38,11 @@ def build_clip_model(
     """
     clip, files = preset.clip, files or {}
     tokenizer = _tokenizer(clip, files)
-    text = _plain(dict(text_configuration(clip)))
+    text = plain(dict(text_configuration(clip)))
     if "hf_model_name" in text:
         text |= {"hf_model_name": str(files["clip_text_config"].parent), "hf_model_pretrained": False}
     text.setdefault("vocab_size", tokenizer.vocab_size)
-    config = {**_plain(model_configuration(clip)), "text_cfg": text}
+    config = {**plain(model_configuration(clip)), "text_cfg": text}
     quick = clip.quick_gelu if clip.quick_gelu is not None else bool(clip_tag(clip).get("quick_gelu"))
     if quick:
         config["quick_gelu"] = True
@@ -128,10 +128,3 @@ def _transformers_vocabulary(path: Path) -> int:
 
 def _name(clip: ClipPreset) -> str:
     return clip.model if isinstance(clip.model, str) else "of the backbone's own architecture"
-
-
-def _plain(value: Any) -> Any:
-    """Ordinary dicts and lists of a preset's read-only ones."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

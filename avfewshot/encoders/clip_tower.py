@@ -155,6 +155,11 @@ class ClipTower(Tower):
         places = places if visual.proj is None else places @ visual.proj.to(places.dtype)
         return places.unflatten(1, (rows, columns))
 
+    def place_map(self, i: int, values: Tensor) -> Tensor:
+        """See :meth:`Tower.place_map`."""
+        rows, columns = self.visual.grid_size
+        return values[:, -rows * columns :].unflatten(1, (rows, columns))
+
     def _keeps_float32(self, name: str) -> bool:
         return name.startswith("scaling.")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from avfewshot.cache import DiskCache
 from avfewshot.encoders.text import TextBranch
 from avfewshot.encoders.weights.identity import combined
+from avfewshot.errors import some
 from avfewshot.io import cache_dir
 
 _REMEMBERED = 32  # label sets kept in memory by each text branch
@@ -103,8 +104,7 @@ def lost_texts(
 
 
 def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
+    return some([name if len(name) <= 60 else f"{name[:57]}..." for name in names])
 
 
 def _compute(branch: TextBranch, wordings: Sequence[str], templates: Sequence[str]) -> Tensor:

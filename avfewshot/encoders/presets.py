@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -66,8 +66,18 @@ class ClapPreset:
 
 
 @dataclass(frozen=True)
+class PeAvPreset:
+    """PE-AV, one model of transformers for sight, sound and text; sizes and tokenizer lie beside its weights."""
+
+    image_size: int  # side of the pictures that it reads
+    config: Mapping[str, Any]  # of transformers' `PeAudioVideoConfig`, for random weights and counts; files have theirs
+    source: Source = Source()
+    timeline: Source | None = None  # PE-A-Frame, which hears the seconds of a clip in one pass
+
+
+@dataclass(frozen=True)
 class Preset:
-    """A pair of pretrained models that make up a backbone."""
+    """A pair of pretrained models that make up a backbone, or one model for both."""
 
     name: str  # "base", or the stem of the YAML file
     description: str  # one line for people
@@ -75,6 +85,7 @@ class Preset:
     clip: ClipPreset
     clap: ClapPreset
     path: Path  # the YAML file
+    peav: PeAvPreset | None = None  # takes the place of `clip` and `clap`, which then say nothing
 
 
 def preset_names() -> list[str]:
@@ -83,14 +94,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
-    """Read a preset.
-
-    Args:
-        name_or_path: One of :func:`preset_names`, or the path of a YAML file of the same form. Relative paths inside it
-            are relative to it.
-
-    Returns:
-        The checked preset.
+    """Read a preset: one of :func:`preset_names`, or a YAML file of the same form, whose paths are relative to it.
 
     Raises:
         UsageError: No such preset or file, not YAML, or unknown keys and wrong values, all of them at once.
@@ -105,13 +109,49 @@ def load_preset(name_or_path: str | Path) -> Preset:
             f"There is no backbone {text!r}.{did_you_mean(text, preset_names())}",
             hint=f"Valid ones: {', '.join(preset_names())}, or the path of a YAML file of your own.",
         )
-    return _Reader(path).preset(_parse(path))
-
-
-def _parse(path: Path) -> Any:
     if not path.exists():
         raise UsageError(f"{path}: there is no such backbone file.")
-    return load_yaml(path)
+    return _Reader(path).preset(load_yaml(path))
+
+
+Kind = tuple[Callable[[Any], bool], str]  # whether a value is of this kind, and what is needed
+
+
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+_ANY: Kind = (lambda value: True, "")
+_TEXT: Kind = (_is_text, "a text is needed")
+_WHOLE: Kind = (lambda value: _is_number(value, whole=True) and value >= 1, "a whole number of at least 1 is needed")
+_FLAG: Kind = (lambda value: isinstance(value, bool), "true or false is needed")
+_CHANNELS: Kind = (
+    lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)),
+    "three numbers (red, green, blue) are needed",
+)
+_MODEL: Kind = (lambda value: isinstance(value, Mapping) or _is_text(value), "a text is needed")
+_FIELDS: Kind = (lambda value: isinstance(value, Mapping), "the fields of open_clip's configuration are needed")
+
+_SOURCE: dict[str, Kind] = dict.fromkeys(
+    ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence", "published"), _TEXT
+)
+_CLIP = {"model": _MODEL, "pretrained": _TEXT, "quick_gelu": _FLAG, "mean": _CHANNELS, "std": _CHANNELS}
+_CLIP |= {"tokenizer": _TEXT, **_SOURCE}
+_CLIP_MODEL = {"embed_dim": _WHOLE, "vision_cfg": _FIELDS, "text_cfg": _FIELDS, "quick_gelu": _ANY}
+_CLAP = {"audio": _ANY, "text": _ANY, "joint_dim": _WHOLE, "fused": _FLAG, "tokenizer": _TEXT, **_SOURCE}
+_PEAV_CONFIG: Kind = (_FIELDS[0], "the fields of transformers' PeAudioVideoConfig are needed")
+_PEAV = {"image_size": _WHOLE, "config": _PEAV_CONFIG, "timeline": _ANY, **_SOURCE}
+_PEAV_NAMES = ("model.safetensors",)
+_ROBERTA = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
+_TEXT_BRANCHES = {
+    "roberta": dict.fromkeys(_ROBERTA.split(), _WHOLE),
+    "clip": dict.fromkeys(("context_length", "vocab_size", "width", "heads", "layers"), _WHOLE),
+}
+_MISSING = object()
 
 
 class _Reader:
@@ -122,101 +162,93 @@ class _Reader:
         self.faults: list[UsageError] = []
 
     def preset(self, raw: Any) -> Preset:
-        top = self.section(raw, "", ("description", "templates", "clip", "clap"))
+        kinds = {"description": _TEXT, "templates": _TEXT, **dict.fromkeys(("clip", "clap", "peav"), _ANY)}
+        top = self.section(raw, "", kinds)
+        joint = self.peav(top["peav"]) if "peav" in top else None
+        if joint and (unused := [key for key in ("clip", "clap") if key in top]):
+            self.fault("peav", f"takes the place of {' and '.join(unused)}: leave one or the other out.")
+        templates = top.get("templates", "default")
+        beside = self.path.parent / templates  # a path is relative to the YAML file; a name is one of the packaged ones
         preset = Preset(
             name=self.path.stem,
-            description=self.text(top, "", "description") or "",
-            templates=self.templates(self.text(top, "", "templates") or "default"),
-            clip=self.clip(top.get("clip"), present="clip" in top),
-            clap=self.clap(top.get("clap"), present="clap" in top),
+            description=top.get("description", ""),
+            templates=str(beside) if beside.suffix and beside.is_file() else templates,
+            clip=ClipPreset("") if joint else self.clip(top.get("clip", _MISSING)),
+            clap=ClapPreset("", {}) if joint else self.clap(top.get("clap", _MISSING)),
             path=self.path,
+            peav=joint,
         )
         raise_faults(self.faults)
         return preset
 
-    def templates(self, name: str) -> str:
-        # A path is relative to the YAML file; a name is looked up among the packaged ones.
-        candidate = self.path.parent / name
-        return str(candidate) if candidate.suffix and candidate.is_file() else name
-
-    def clip(self, raw: Any, *, present: bool) -> ClipPreset:
-        where = "clip"
-        keys = ("model", "pretrained", "quick_gelu", "mean", "std", "tokenizer", *_SOURCE_KEYS)
-        section = self.section(raw, where, keys, present=present)
+    def clip(self, raw: Any) -> ClipPreset:
+        section = self.section(raw, "clip", _CLIP, required=("model",))
         model = section.get("model", "")
         if isinstance(model, Mapping):
-            architecture = self.section(model, "clip.model", ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu"))
-            self.whole(architecture, "clip.model", "embed_dim", required=True)
-            for key in ("vision_cfg", "text_cfg"):
-                if not isinstance(architecture.get(key), Mapping):
-                    self.fault(f"clip.model.{key}", "the fields of open_clip's configuration are needed.")
-        elif present and raw is not None:
-            model = self.text(section, where, "model", required=True) or ""
-        tokenizer = self.text(section, where, "tokenizer")
-        pretrained = self.text(section, where, "pretrained")
-        source = self.source(section, where, OPEN_CLIP_NAMES)
-        if present and not (pretrained or source.repository or source.file):
-            self.fault(where, "says no weights: give `pretrained` (one of open_clip's tags), `repository` or `file`.")
-        return ClipPreset(
-            model=_frozen(model),
-            pretrained=pretrained,
-            quick_gelu=self.flag(section, where, "quick_gelu"),
-            mean=self.channels(section, where, "mean"),
-            std=self.channels(section, where, "std"),
-            tokenizer=self.relative(tokenizer) if tokenizer else None,
-            source=source,
-        )
+            self.section(model, "clip.model", _CLIP_MODEL, required=("embed_dim", "vision_cfg", "text_cfg"))
+        source = self.source(section, "clip", OPEN_CLIP_NAMES)
+        if raw is not _MISSING and not (section.get("pretrained") or source.repository or source.file):
+            self.fault("clip", "says no weights: give `pretrained` (one of open_clip's tags), `repository` or `file`.")
+        mean, std = (tuple(map(float, section[key])) if key in section else None for key in ("mean", "std"))
+        tokenizer = self.relative(section["tokenizer"]) if "tokenizer" in section else None
+        pretrained, quick_gelu = section.get("pretrained"), section.get("quick_gelu")
+        return ClipPreset(_frozen(model), pretrained, quick_gelu, mean, std, tokenizer, source)
 
-    def clap(self, raw: Any, *, present: bool) -> ClapPreset:
-        where = "clap"
-        keys = ("audio", "text", "joint_dim", "fused", "tokenizer", *_SOURCE_KEYS)
-        section = self.section(raw, where, keys, present=present)
-        audio = self.audio(section.get("audio", "HTSAT-tiny"))
+    def clap(self, raw: Any) -> ClapPreset:
+        section = self.section(raw, "clap", _CLAP)
         text = self.text_branch(section.get("text", "roberta"))
-        tokenizer = self.text(section, where, "tokenizer", required=text["type"] == "clip")
-        source = self.source(section, where, None)
-        if present and not (source.repository or source.file):
-            self.fault(where, "says no weights: give `repository` and `checkpoint`, or `file`.")
+        source = self.source(section, "clap", ())
+        if raw is not _MISSING and not (source.repository or source.file):
+            self.fault("clap", "says no weights: give `repository` and `checkpoint`, or `file`.")
         elif source.repository and not source.names:
             self.fault("clap.checkpoint", "the name of the file in the repository is needed.")
         return ClapPreset(
-            audio=_frozen(audio),
+            audio=_frozen(self.audio(section.get("audio", "HTSAT-tiny"))),
             text=_frozen(text),
-            joint_dim=self.whole(section, where, "joint_dim") or 512,
-            fused=self.flag(section, where, "fused"),
-            tokenizer=self.tokenizer(tokenizer, text["type"]),
+            joint_dim=section.get("joint_dim", 512),
+            fused=section.get("fused"),
+            tokenizer=self.tokenizer(section.get("tokenizer"), text["type"]),
             source=source,
         )
 
-    def audio(self, raw: Any) -> str | Mapping[str, Any]:
-        if not isinstance(raw, str | Mapping):
-            self.fault(
-                "clap.audio", f"laion_clap's name of a tower or the fields of an HTS-AT are needed, not {_shown(raw)}."
-            )
-            return "HTSAT-tiny"
+    def peav(self, raw: Any) -> PeAvPreset:
+        section = self.section(raw, "peav", _PEAV, required=("image_size",))
+        source = self.source(section, "peav", _PEAV_NAMES)
+        if not (source.repository or source.file):
+            self.fault("peav", "says no weights: give `repository` or `file`.")
+        timeline = None
+        if "timeline" in section:
+            told = self.section(section["timeline"], "peav.timeline", _SOURCE)
+            timeline = self.source(told, "peav.timeline", _PEAV_NAMES)
+        return PeAvPreset(section.get("image_size", 0), _frozen(section.get("config", {})), source, timeline)
+
+    def audio(self, raw: Any) -> Any:
         if isinstance(raw, Mapping) and (deep := [str(key) for key, value in raw.items() if _is_deep(value)]):
             self.fault("clap.audio", f"numbers or lists of numbers are needed for {', '.join(deep)}.")
-            return "HTSAT-tiny"
-        try:
-            htsat_config(raw)
-        except UsageError as error:
-            for single in flatten(error):
-                self.fault("clap.audio", str(single))
+        elif isinstance(raw, str | Mapping):
+            try:
+                htsat_config(raw)
+            except UsageError as error:
+                for single in flatten(error):
+                    self.fault("clap.audio", str(single))
+        else:
+            wanted = "laion_clap's name of a tower or the fields of an HTS-AT are needed"
+            self.fault("clap.audio", f"{wanted}, not {_shown(raw)}.")
         return raw
 
     def text_branch(self, raw: Any) -> Mapping[str, Any]:
         fields = {"type": raw} if isinstance(raw, str) else raw
         kind = fields.get("type") if isinstance(fields, Mapping) else None
-        if kind not in _TEXT_FIELDS:
+        if kind not in _TEXT_BRANCHES:
             self.fault("clap.text", "`roberta` is needed, or fields with `type: roberta` or `type: clip`.")
             return {"type": "roberta"}
-        self.section(fields, "clap.text", ("type", *_TEXT_FIELDS[kind]))
-        for key in _TEXT_FIELDS[kind]:
-            self.whole(fields, "clap.text", key)
+        self.section(fields, "clap.text", {"type": _ANY, **_TEXT_BRANCHES[kind]})
         return fields
 
     def tokenizer(self, given: str | None, kind: str) -> Source:
         if kind == "clip":
+            if given is None:
+                self.fault("clap.tokenizer", "a text is needed, not None.")
             return Source(file=self.relative(given)) if given else Source()
         given = given or ROBERTA_TOKENIZER
         if self.relative(given).is_dir():
@@ -226,97 +258,42 @@ class _Reader:
         revision = ROBERTA_REVISION if given == ROBERTA_TOKENIZER else None
         return Source(repository=given, revision=revision, size="1.4 MB", licence="MIT")
 
-    def source(self, section: Mapping[str, Any], where: str, names: tuple[str, ...] | None) -> Source:
-        values = {key: self.text(section, where, key) for key in _SOURCE_KEYS}
-        if values["repository"] and not _REPOSITORY.fullmatch(values["repository"]):
-            self.fault(f"{where}.repository", f"{values['repository']!r} is not `owner/name`.")
-        if values["repository"] and values["file"]:
+    def source(self, section: Mapping[str, Any], where: str, names: tuple[str, ...]) -> Source:
+        values = {key: section.get(key) for key in _SOURCE}
+        checkpoint, file = values.pop("checkpoint"), values.pop("file")
+        if (repository := values["repository"]) and not _REPOSITORY.fullmatch(repository):
+            self.fault(f"{where}.repository", f"{repository!r} is not `owner/name`.")
+        if repository and file:
             self.fault(where, "`repository` and `file` exclude each other.")
         if values["sha256"] and not _SHA256.fullmatch(values["sha256"]):
             self.fault(f"{where}.sha256", "64 hexadecimal digits in lower case are needed.")
-        checkpoint = values["checkpoint"]
         if checkpoint and (checkpoint.startswith("/") or ".." in Path(checkpoint).parts):
             self.fault(f"{where}.checkpoint", f"{checkpoint!r} is not a file inside the repository.")
-        return Source(
-            names=(checkpoint,) if checkpoint else names or (),
-            repository=values["repository"],
-            revision=values["revision"],
-            file=self.relative(values["file"]) if values["file"] else None,
-            sha256=values["sha256"],
-            size=values["size"],
-            licence=values["licence"],
-            published=values["published"],
-        )
+        return Source((checkpoint,) if checkpoint else names, file=self.relative(file) if file else None, **values)
 
     def relative(self, name: str) -> Path:
         return (self.path.parent / Path(name).expanduser()).resolve()
 
-    def section(self, raw: Any, where: str, keys: tuple[str, ...], *, present: bool = True) -> Mapping[str, Any]:
-        if not present:
-            self.fault(where, "is missing.")
-            return {}
+    def section(
+        self, raw: Any, where: str, kinds: Mapping[str, Kind], *, required: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """The values that are there and of their kind."""
         if not isinstance(raw, Mapping):
-            self.fault(where, f"keys and values are needed ({', '.join(keys)}).")
+            self.fault(where, "is missing." if raw is _MISSING else f"keys and values are needed ({', '.join(kinds)}).")
             return {}
-        for key in raw:
-            if key not in keys:
-                guess = did_you_mean(str(key), keys)
-                self.fault(
-                    f"{where}.{key}" if where else str(key), f"is unknown.{guess} Valid keys: {', '.join(keys)}."
-                )
-        return raw
-
-    def text(self, section: Mapping[str, Any], where: str, key: str, *, required: bool = False) -> str | None:
-        value = section.get(key)
-        if value is None and not required:
-            return None
-        if not isinstance(value, str) or not value.strip():
-            self.fault(f"{where}.{key}" if where else key, f"a text is needed, not {_shown(value)}.")
-            return None
-        return value
-
-    def whole(self, section: Mapping[str, Any], where: str, key: str, *, required: bool = False) -> int | None:
-        value = section.get(key)
-        if value is None and not required:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fault(f"{where}.{key}", f"a whole number of at least 1 is needed, not {_shown(value)}.")
-            return None
-        return value
-
-    def flag(self, section: Mapping[str, Any], where: str, key: str) -> bool | None:
-        value = section.get(key)
-        if value is not None and not isinstance(value, bool):
-            self.fault(f"{where}.{key}", f"true or false is needed, not {_shown(value)}.")
-            return None
-        return value
-
-    def channels(self, section: Mapping[str, Any], where: str, key: str) -> tuple[float, ...] | None:
-        value = section.get(key)
-        if value is None:
-            return None
-        numbers = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-        if not numbers or len(value) != 3:
-            self.fault(f"{where}.{key}", f"three numbers (red, green, blue) are needed, not {_shown(value)}.")
-            return None
-        return tuple(float(x) for x in value)
+        place = f"{where}." if where else ""
+        for key in [key for key in raw if key not in kinds]:
+            guess = did_you_mean(str(key), kinds)
+            self.fault(f"{place}{key}", f"is unknown.{guess} Valid keys: {', '.join(kinds)}.")
+        values = {key: raw.get(key) for key in kinds if raw.get(key) is not None or key in required}
+        for key, value in list(values.items()):
+            fits, wanted = kinds[key]
+            if not fits(value):
+                self.fault(f"{place}{key}", f"{wanted}, not {_shown(values.pop(key))}.")
+        return values
 
     def fault(self, where: str, what: str) -> None:
         self.faults.append(UsageError(f"{self.path}: {where + ': ' if where else ''}{what}"))
-
-
-_TEXT_FIELDS = {
-    "roberta": (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-    ),
-    "clip": ("context_length", "vocab_size", "width", "heads", "layers"),
-}
-_SOURCE_KEYS = ("repository", "checkpoint", "revision", "file", "sha256", "size", "licence", "published")
 
 
 def _shown(value: Any) -> str:
@@ -325,8 +302,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_deep(value: Any) -> bool:
-    inner = value if isinstance(value, list) else [value]
-    return any(isinstance(entry, Mapping | list) for entry in inner)
+    return any(isinstance(entry, Mapping | list) for entry in (value if isinstance(value, list) else [value]))
 
 
 def _frozen(value: Any) -> Any:
@@ -334,3 +310,10 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
     return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """Ordinary dicts and lists of a preset's read-only ones."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, tuple) else value

@@ -171,6 +171,15 @@ class SpectrogramTower(Tower):
         """See :meth:`Tower.time_branch`."""
         return self.image.time_branch(i, tokens, bias)
 
+    def spectrogram(self, waveforms: Tensor) -> Tensor:
+        """What the tower sees of waveforms ``[N, samples]``: ``[N, mels, time]``, high frequencies first."""
+        return self.pictures(waveforms).mT.flip(1)
+
+    def place_map(self, i: int, values: Tensor) -> Tensor:
+        """See :meth:`Tower.place_map`; the picture's rows are time."""
+        rows, columns = self.grids[i]
+        return values[:, -rows * columns :].unflatten(1, (rows, columns)).mT.flip(1)
+
     def windows(self, i: int) -> Tensor | None:
         """See :meth:`Tower.windows`."""
         return self.image.windows(i)

@@ -111,6 +111,10 @@ class SwinTower(Tower):
             return tokens
         return self._mergings[i](tokens.unflatten(1, self.grids[i])).flatten(1, 2)
 
+    def place_map(self, i: int, values: Tensor) -> Tensor:
+        """See :meth:`Tower.place_map`."""
+        return values.unflatten(1, self.grids[i])
+
     def final_norm(self, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.final_norm`."""
         return self.swin.norm(tokens)

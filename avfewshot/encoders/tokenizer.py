@@ -233,6 +233,45 @@ class TransformersTokenizer(TextTokenizer):
         return len(self._tokenizer.tokenizer(text)["input_ids"]) > self._tokenizer.context_length
 
 
+class JsonTokenizer(TextTokenizer):
+    """A tokenizer that one ``tokenizer.json`` describes, special tokens included.
+
+    Args:
+        path: The file.
+        vocab_size: Number of tokens that the text model has; the tokenizer may have fewer, never more.
+        pad: The token that pads.
+        context_length: Tokens a text, special ones included.
+
+    Raises:
+        WeightsError: The file is damaged, or does not fit the text model.
+    """
+
+    def __init__(self, path: str | Path, vocab_size: int, pad: int, context_length: int = 512) -> None:
+        hint = "Fetch it again with `avfs weights fetch`."
+        try:
+            tokenizer = _from_json(Path(path))
+            tokenizer.enable_truncation(context_length)
+            tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
+            one, other = (tokenizer.encode(text).ids for text in ("a dog is barking", "the sound of rain"))
+        except Exception as error:  # the tokenizers library raises plain exceptions
+            raise WeightsError(f"{path}: not a tokenizer that can be loaded ({error}).", hint=hint) from None
+        self.vocab_size = tokenizer.get_vocab_size()
+        if one == other or not vocab_size * 0.9 <= self.vocab_size <= vocab_size:
+            raise WeightsError(
+                f"{path}: a vocabulary of {self.vocab_size} tokens, but the text model has {vocab_size}.", hint=hint
+            )
+        self._tokenizer = tokenizer
+        self.fingerprint = combined("json", str(pad), str(context_length), file_sha256(path))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts`."""
+        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.long)
+
+    def is_cut(self, text: str) -> bool:
+        """See :meth:`TextTokenizer.is_cut`."""
+        return bool(self._tokenizer.encode(text).overflowing)
+
+
 _ROBERTA_HINT = "Fetch it with `avfs weights fetch`, or give a folder with roberta-base's files with --roberta."
 
 

@@ -124,6 +124,13 @@ class Tower(Encoder):
         """The tokens that attend to each other in block `i`, ``[windows, area]``; None: all of them."""
         return None
 
+    def place_map(self, i: int, values: Tensor) -> Tensor:
+        """A number for each token that enters block `i`, ``[N, L]``, as a map of the input: ``[N, rows, columns]``.
+
+        Of pictures the upper left is first; of sounds columns are time and rows frequency, high ones first.
+        """
+        raise NotImplementedError
+
     def final_norm(self, tokens: Tensor) -> Tensor:
         """The norm behind the last block, on all tokens."""
         return tokens

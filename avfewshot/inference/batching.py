@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,23 +66,6 @@ class Batch:
         return {name: None if values is None else values[start:stop] for name, values in given.items()}
 
 
-class Queue(Protocol):
-    """Seconds that wait for their batch."""
-
-    def put(self, owner: Any, clip: Clip, start: int) -> None:
-        """Add a chunk of a file, by `start` seconds into it; chunks of a file come in order, one file after another."""
-
-    def give_up(self) -> None:
-        """The file whose chunks came last is not going on."""
-
-    def take(self, size: int, *, rest: bool = False) -> list[Batch]:
-        """Batches of about `size` segments that should go through the model now; none when more should come first.
-
-        `rest` says that nothing more comes, so that there is nothing to wait for.
-        """
-        ...
-
-
 class SegmentQueue:
     """Cuts batches anywhere, each of one modality, as clips of one segment: for models without adapters."""
 
@@ -90,15 +73,19 @@ class SegmentQueue:
         self._lines = {name: _Line() for name in MODALITY_NAMES}
 
     def put(self, owner: Any, clip: Clip, start: int) -> None:
-        """See :meth:`Queue.put`."""
+        """Add a chunk of a file, by `start` seconds into it; chunks of a file come in order, one file after another."""
         for name, values in _inputs(clip).items():
             self._lines[name].put(Piece(owner, start, {name: values}))
 
     def give_up(self) -> None:
-        """See :meth:`Queue.give_up`; what came before the fault is embedded and thrown away."""
+        """The file whose chunks came last is not going on: what came before is embedded and thrown away."""
 
     def take(self, size: int, *, rest: bool = False) -> list[Batch]:
-        """See :meth:`Queue.take`: both modalities, so that a rare one does not keep finished files waiting."""
+        """Batches of about `size` segments that should go through the model now; none when more should come first.
+
+        They are of both modalities, so that a rare one does not keep finished files waiting. `rest` says that nothing
+        more comes, so that there is nothing to wait for.
+        """
         longest = max(line.seconds for line in self._lines.values())
         if longest < size and not (rest and longest):
             return []
@@ -125,7 +112,7 @@ class WindowQueue:
         self._arrived = 0
 
     def put(self, owner: Any, clip: Clip, start: int) -> None:
-        """See :meth:`Queue.put`."""
+        """See :meth:`SegmentQueue.put`."""
         chunk = Piece(owner, start, _inputs(clip))
         self._arrived += chunk.seconds
         done = 0
@@ -140,11 +127,11 @@ class WindowQueue:
             self._finish()
 
     def give_up(self) -> None:
-        """See :meth:`Queue.give_up`."""
+        """See :meth:`SegmentQueue.give_up`."""
         self._unfinished = []
 
     def take(self, size: int, *, rest: bool = False) -> list[Batch]:
-        """See :meth:`Queue.take`: windows of one length, ``size // T`` of them or one."""
+        """See :meth:`SegmentQueue.take`: windows of one length, ``size // T`` of them or one."""
         if rest:
             self._finish()
         length = self._choose(size, rest)

@@ -41,7 +41,7 @@ def embedding_identity(backbone: Backbone, precision: str, audio_context: str = 
 class EmbeddingCache:
     """Embeddings of whole files, keyed by the file's path, size and time, and by what computes them (`identity`).
 
-    A clip of ten seconds takes about 40 KB; all entries together at most `max_bytes`.
+    Addresses have none. A clip of ten seconds takes about 40 KB; all entries together at most `max_bytes`.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class EmbeddingCache:
         self._about = {"version": VERSION, **identity}
         self.disk = DiskCache(cache_dir("embeddings") if folder is None else folder, ".safetensors", max_bytes)
 
-    def has(self, path: Path) -> bool:
+    def has(self, path: Path | str) -> bool:
         """Whether there is an entry; it may still be damaged."""
         key = file_key(path, self._about)
         return key is not None and self.disk.entry(key).is_file()
 
-    def get(self, path: Path) -> EmbeddedFile | None:
+    def get(self, path: Path | str) -> EmbeddedFile | None:
         """The embeddings of a file, or None where they are not known or the file has changed."""
         from safetensors.torch import load
 
@@ -77,7 +77,7 @@ class EmbeddingCache:
             self.disk.damaged(key)
             return None
 
-    def put(self, path: Path, file: EmbeddedFile) -> None:
+    def put(self, path: Path | str, file: EmbeddedFile) -> None:
         """Keep the embeddings of a file, if that can be done."""
         import torch
         from safetensors.torch import save
@@ -101,7 +101,7 @@ def embed_cached(
 
     Clips in memory are never kept. Without a cache everything is embedded.
     """
-    known = [item if cache and isinstance(item, Path) and cache.has(item) else None for item in items]
+    known = [item if cache and not isinstance(item, Clip) and cache.has(item) else None for item in items]
     fresh = embed([item for item, path in zip(items, known, strict=True) if path is None])
     with contextlib.closing(fresh):
         for item, path in zip(items, known, strict=True):
@@ -109,6 +109,6 @@ def embed_cached(
             if file is None:  # damaged
                 with contextlib.closing(embed([item])) as again:
                     file = next(again)
-            if cache and path is None and isinstance(item, Path) and isinstance(file, EmbeddedFile):
+            if cache and path is None and not isinstance(item, Clip) and isinstance(file, EmbeddedFile):
                 cache.put(item, file)
             yield file

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.inference.batching import MODALITY_NAMES, Batch, Queue, SegmentQueue, WindowQueue
+from avfewshot.inference.batching import MODALITY_NAMES, Batch, SegmentQueue, WindowQueue
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.media.clip import Clip, Failure
 
@@ -102,7 +102,7 @@ class Embedder:
         """
         files: deque[_File] = deque()
         whole = self.model.adapters is not None or self.audio_context == "clip"
-        queue: Queue = WindowQueue(self.window) if whole else SegmentQueue()
+        queue = WindowQueue(self.window) if whole else SegmentQueue()
         for item in items:
             if not (files and files[-1].open):
                 files.append(_File(str(item.path)))
@@ -199,7 +199,7 @@ class _File:
     def done(self) -> bool:
         return not self.open and (self.error is not None or not self.missing)
 
-    def add(self, item: Clip | Failure, queue: Queue) -> None:
+    def add(self, item: Clip | Failure, queue: SegmentQueue | WindowQueue) -> None:
         if isinstance(item, Failure):
             # What came before the fault may still be embedded; it is thrown away.
             self.open, self.error = False, item.error

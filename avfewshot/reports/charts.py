@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from avfewshot.evaluation.results import Calibration
 from avfewshot.reports.confusion import Confusion
 from avfewshot.reports.html import environment
+from avfewshot.reports.strip import marks
 from avfewshot.reports.text import percent
 
 TONES = 6  # line colours that report pages define (classes `t0` and following); they repeat after that
@@ -110,6 +111,25 @@ def reliability(title: str, judged: Calibration) -> Markup:
 def heat_map(title: str, confusion: Confusion) -> Markup:
     """A confusion matrix, each row in shares of itself."""
     return drawing("heat_map", title, confusion)
+
+
+def scatter(title: str, points: Sequence[tuple[float, float]], names: Sequence[str]) -> Markup:
+    """Points in the plane, each with the letter and the colour of its name, and a key; no axes, as for t-SNE."""
+    side = 420
+    (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    places = [
+        (12 + (side - 24) * _part(x, left, right), side - 12 - (side - 24) * _part(y, low, high)) for x, y in points
+    ]
+    shown = marks(sorted(set(names)))
+    label = f"{title}: {len(points)} clips of {len(shown)} classes"
+    return drawing("scatter", label, side, [(shown[n], n, *at) for n, at in zip(names, places, strict=True)], shown)
+
+
+def event_chart(
+    title: str, seconds: int, streams: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]]
+) -> Markup:
+    """When each class happens: modality -> class -> who says so -> stretches ``[start, stop)`` of seconds."""
+    return drawing("event_chart", title, seconds, streams, TONES)
 
 
 def drawing(kind: str, *values: object) -> Markup:

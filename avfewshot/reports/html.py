@@ -22,19 +22,21 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from avfewshot.evaluation.results import finite
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import atomic_path, write_bytes
 from avfewshot.media.discover import VIDEO_SUFFIXES
 from avfewshot.media.thumbnails import Thumbnail
 from avfewshot.reports import figures
 from avfewshot.reports.text import percent, printable, quantity, rate, reason, reject_text
-from avfewshot.reports.writers import Summary
+from avfewshot.reports.writers import Summary, Writer
 from avfewshot.version import __version__
 
 MOST_IN_FULL = 500
 """Clips of a page that holds its pictures; those of more lie in a folder beside it, one for each clip."""
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+_STYLE, _HASH = Markup("\0style"), Markup("\0hash")  # no text that is shown holds such a sign
 _AHEAD = 8  # clips whose pictures may be read at the same time as the next ones are classified
 
 
@@ -61,16 +63,23 @@ def environment() -> jinja2.Environment:
     )
     shown = (figures.points, figures.share, figures.signed, figures.interval, percent, quantity)
     made.filters |= {form.__name__: form for form in (*shown, figures.metric_title, figures.metric_description)}
-    made.filters |= {"d1": "{:.1f}".format, "place": lambda value: 100 * min(max(value, 0.0), 1.0)}
+    made.filters |= {"finite": finite, "d1": "{:.1f}".format, "place": lambda value: 100 * min(max(value, 0.0), 1.0)}
     return made
 
 
 def render(template: str, *, script: str = "", **context: Any) -> str:
-    """The page of a training or a comparison."""
-    style = Markup(component("report.css") + component("run.css"))
-    script_hash = content_hash(script) if script else ""
-    context = {"version": __version__, "style": style, "script": Markup(script), "script_hash": script_hash} | context
-    return environment().get_template(template).render(context)
+    """The page of a training or a comparison; style and script go by their hashes in its Content-Security-Policy.
+
+    There is no hash of a style attribute: each becomes a rule of the style sheet, as strong as it was.
+    """
+    sheet, script_hash = component("report.css") + component("run.css"), content_hash(script) if script else ""
+    about = {"version": __version__, "style": _STYLE, "style_hash": _HASH, "script": Markup(script)}
+    text = environment().get_template(template).render(about | {"script_hash": script_hash} | context)
+    rules: dict[str, int] = {}
+    text = re.sub(r' style="([^"]*)"', lambda found: f' data-s="{rules.setdefault(found[1], len(rules))}"', text)
+    for rule, number in rules.items():  # as strong as an id
+        sheet += f':is([data-s="{number}"], #s) {{ {rule} }}\n'
+    return text.replace(_HASH, content_hash(f"\n{sheet}"), 1).replace(_STYLE, sheet, 1)
 
 
 def component(name: str) -> str:
@@ -133,7 +142,7 @@ def picture_count(clips: int) -> int:
     return 10 if clips <= 200 else 5 if clips <= MOST_IN_FULL else 1
 
 
-class HtmlWriter:
+class HtmlWriter(Writer):
     """Collects the clips of a run and writes the page at the end.
 
     Finished clips wait in a temporary file, so memory does not grow with their number. Pictures of more than
@@ -193,9 +202,9 @@ class HtmlWriter:
         with self._closing:
             while self._pending:
                 self._store()
-            page = self._environment.get_template("page.html.j2")
+            template = self._environment.get_template("page.html.j2")
             with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(page.generate(**self._context(summary)))
+                stream.writelines(template.generate(**self._context(summary)))
 
     def _fragment(self, number: int, result: ClipResult) -> bytes:
         clip = {"path": printable(result.path), **clip_data(result, topk=self._topk)}

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,7 @@ from avfewshot.io import write_text
 from avfewshot.reports.charts import TONES, Series, line_chart
 from avfewshot.reports.figures import NONE, basis, interval, metric_title, points, signed, verdict
 from avfewshot.reports.html import render
+from avfewshot.reports.run_tables import titled_table
 from avfewshot.reports.text import printable, reject_text
 
 Diagnostics = Mapping[str, Mapping[str, Any]]
@@ -56,7 +56,7 @@ def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
     auto = diagnostics.get("auto")
     caption = "" if auto is None else f"auto: {auto.get('choice', '')}; {auto.get('why', '')}"
     title = f"seed {seed}: light methods, clips of the support left out"
-    table = _table(title, caption, "method", "right", "log-loss", "ECE", "tempered", "seconds")
+    table = titled_table(title, caption, "method", "right", "log-loss", "ECE", "tempered", "seconds")
     for name, one in diagnostics.items():
         calibration = one.get("calibration") or {}
         table.add_row(
@@ -68,21 +68,6 @@ def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
     return table
 
 
-def _table(title: str, caption: str, *columns: str) -> Table:
-    """A table whose first column holds names, the others figures."""
-    table = Table(
-        title=title,
-        caption=caption or None,
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
-    return table
-
-
 def _cell(value: float | None, form: str) -> str:
     return NONE if value is None else format(value, form)
 
@@ -91,7 +76,7 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """All systems on the test clips, the best first."""
     title = f"{printable(comparison.task)}: {metric_title(comparison.headline)}, in percent"
     columns = ("system", "test", "95 % interval", "left out", "labels used", "fit, s", "trained")
-    table = _table(title, basis(comparison), *columns)
+    table = titled_table(title, basis(comparison), *columns)
     for row in method_rows(comparison, runs):
         bold = "bold" if row["system"] == "auto" else ""
         table.add_row(
@@ -107,7 +92,7 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
 def details_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """Beside it: calibration before and after the temperature, and what the second modality spoils."""
     title = "the same clips: calibration, and what the second modality spoils"
-    table = _table(title, CONFUSION, "system", "ECE", "tempered", *MUS)
+    table = titled_table(title, CONFUSION, "system", "ECE", "tempered", *MUS)
     for row in method_rows(comparison, runs):
         if row["ece"] or row["modality_confusion"]:
             errors, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
@@ -134,7 +119,7 @@ class Listing:
     def table(self, most: int = 20) -> Table:
         """For the terminal, its first rows."""
         more = f"{len(self.rows) - most:,} more are in the files. " if len(self.rows) > most else ""
-        table = _table(printable(self.title), more + self.note)
+        table = titled_table(printable(self.title), more + self.note)
         for name in self.head:
             table.add_column(printable(name), overflow="fold")
         for row in self.rows[:most]:

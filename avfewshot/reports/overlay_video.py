@@ -12,10 +12,10 @@ from avfewshot.media.remote import fetch, is_remote
 from avfewshot.media.transcode import Bar
 from avfewshot.reports.strip import marks
 from avfewshot.reports.timelines import free_stem
-from avfewshot.reports.writers import Summary
+from avfewshot.reports.writers import Writer
 
 
-class OverlayWriter:
+class OverlayWriter(Writer):
     """A video a clip, named as the clip; a clip that cannot be drawn on is told and left out."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,6 +47,3 @@ class OverlayWriter:
                 reader.write(self._folder, stem, above=bar(result), below=[*map(bar, result.segments)])
         except AvfsError as error:
             warnings.warn(f"{result.path}: no overlay of it could be written: {error}", stacklevel=1)
-
-    def end(self, summary: Summary) -> None:
-        """Nothing stands after the last clip."""

@@ -21,9 +21,9 @@ from avfewshot.reports.html import component, render
 from avfewshot.reports.overlays import heat_source, is_picture
 from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
 from avfewshot.reports.text import clock
-from avfewshot.training.record import AttentionExample, Curve, Example, RunRecord, Second
+from avfewshot.training.record import AttentionExample, Example, RunRecord
 
-_LOSSES = (("total", 1), ("sight", 2), ("hearing", 3))  # what is drawn of a step, and its place in :attr:`Curve.steps`
+_LOSSES = {"total": "loss", "sight": "visual_loss", "hearing": "audio_loss"}  # what is drawn of a step
 
 
 def run_page(record: RunRecord) -> str:
@@ -89,23 +89,27 @@ def _difference_cell(found: Difference) -> tuple[str, str, str]:
 
 def _training(record: RunRecord) -> dict[str, Any]:
     curves, names = record.curves, [f"seed {curve.seed}" for curve in record.curves]
-    start = next((epoch[2] for curve in curves for epoch in curve.epochs if epoch[0] == 0), None)
+    start = next((epoch["figure"] for curve in curves for epoch in curve.epochs if epoch["epoch"] == 0), None)
     validation = line_chart(
         f"{figures.metric_title(record.comparison.headline)} on validation clips",
         [
-            Series(name, [(epoch[0], epoch[2]) for epoch in curve.epochs], marked=kept and (kept[0], kept[2]))
-            for name, curve, kept in zip(names, curves, map(_kept, curves), strict=True)
+            Series(
+                name,
+                [(epoch["epoch"], epoch["figure"]) for epoch in curve.epochs],
+                marked=curve.kept and (curve.kept["epoch"], curve.kept["figure"]),
+            )
+            for name, curve in zip(names, curves, strict=True)
         ],
         x_name="epoch",
         level=Level(start, "before training") if start is not None and math.isfinite(start) else None,
         shares=True,
     )
     steps = [step for curve in curves for step in curve.steps]
-    heights = [step[place] for step in steps for _, place in _LOSSES if math.isfinite(step[place])]
+    heights = [step[key] for step in steps for key in _LOSSES.values() if math.isfinite(step[key])]
     losses: list[tuple[str, Markup]] = []
-    for name, place in _LOSSES if heights else ():
+    for name, key in _LOSSES.items() if heights else ():
         series = [
-            Series(seed, [(step[0], step[place]) for step in curve.steps], smooth=True)
+            Series(seed, [(step["step"], step[key]) for step in curve.steps], smooth=True)
             for seed, curve in zip(names, curves, strict=True)
         ]
         limits = (min(heights), max(heights))
@@ -113,28 +117,10 @@ def _training(record: RunRecord) -> dict[str, Any]:
         if drawing:
             losses.append((name, drawing))
     return {
-        "courses": [_course(curve) for curve in curves],
         "seeds": names,
         "validation": validation,
         "losses": losses,
-        "lost_steps": sum(not math.isfinite(step[1]) for step in steps),
-    }
-
-
-def _kept(curve: Curve) -> tuple[int, int, float, float, float, bool] | None:
-    """The entry of the epoch that was kept: the last one that was the best so far."""
-    return next((epoch for epoch in reversed(curve.epochs) if epoch[5]), None)
-
-
-def _course(curve: Curve) -> dict[str, Any]:
-    kept = _kept(curve)
-    is_finite = kept is not None and math.isfinite(kept[2])
-    return {
-        "seed": curve.seed,
-        "kept": figures.NONE if kept is None else f"epoch {kept[0]} of {curve.epochs[-1][0]} (step {kept[1]})",
-        "figure": figures.share(kept[2]) if kept is not None and is_finite else figures.NONE,
-        "blend": figures.NONE if kept is None or not math.isfinite(kept[4]) else f"{kept[4]:.2f}",
-        "outcome": curve.outcome,
+        "lost_steps": sum(not math.isfinite(step["loss"]) for step in steps),
     }
 
 
@@ -194,7 +180,8 @@ def _clips(record: RunRecord, after: TaskResult, systems: tuple[str, str]) -> di
 
 def _example(example: Example, classes: Sequence[str], systems: tuple[str, str]) -> dict[str, Any]:
     """Marks and timeline of a clip; the order of all `classes` decides which letter and colour a label has."""
-    used = [*example.truth, *(label for second in example.seconds for label in _mentioned(second))]
+    said = ((*(second.truth or ()), second.trained[0], second.zero_shot[0]) for second in example.seconds)
+    used = [*example.truth, *(label for labels in said for label in labels)]
     background = next((label for label in used if label.casefold() == BACKGROUND.casefold()), BACKGROUND)
     table = marks(list(dict.fromkeys([*classes, *used, background])), [*used, background])
     seconds = example.seconds
@@ -212,10 +199,6 @@ def _example(example: Example, classes: Sequence[str], systems: tuple[str, str])
         "ticks": _ticks(len(seconds)),
         "columns": max(1, min(len(seconds), 10)),
     }
-
-
-def _mentioned(second: Second) -> list[str]:
-    return [*(second.truth or ()), second.trained[0], second.zero_shot[0]]
 
 
 def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str, Mark]) -> dict[str, Any]:

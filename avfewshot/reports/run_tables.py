@@ -29,14 +29,8 @@ def comparison_table(comparison: Comparison) -> Table:
     and marked with ``*``.
     """
     main, reference = main_systems(comparison)
-    table = Table(
-        title=f"{printable(comparison.task)}, in percent",
-        caption=_caption(comparison),
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    caption = Text(f"{basis(comparison)} *: the interval of the difference excludes zero.")
+    table = titled_table(f"{printable(comparison.task)}, in percent", caption)
     # Where it is narrow, the titles are folded and the figures stay whole.
     table.add_column("", overflow="fold")
     for system in comparison.systems:
@@ -52,12 +46,20 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
+def titled_table(title: str, caption: str | Text | None, *columns: str) -> Table:
+    """A table with a line below its head; the first of the columns holds names, the others figures."""
+    table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD, pad_edge=False)
+    table.title_justify = table.caption_justify = "left"
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
 def components_table(components: Sequence[Component]) -> Table:
     """Parameters and operations of the parts of a model; the part called ``all`` below a line."""
     table = Table()
-    table.add_column("part")
-    for title in ("trainable", "parameters", "GFLOPs for 10 s"):
-        table.add_column(title, justify="right")
+    for place, title in enumerate(("part", "trainable", "parameters", "GFLOPs for 10 s")):
+        table.add_column(title, justify="right" if place else "left")
     for part in components:
         if part.name == "all":
             table.add_section()
@@ -108,10 +110,6 @@ def classes_csv(result: TaskResult) -> str:
         for row in result.classes
     ]
     return csv_text((CLASS_COLUMNS, *rows))
-
-
-def _caption(comparison: Comparison) -> Text:
-    return Text(f"{basis(comparison)} *: the interval of the difference excludes zero.")
 
 
 def _figure(estimate: Estimate) -> Text:

@@ -6,14 +6,18 @@ import base64
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from avfewshot.io import csv_text, write_text
-from avfewshot.reports.charts import Series, line_chart
+from avfewshot.reports.charts import TONES, Series, event_chart, line_chart, scatter
 from avfewshot.reports.html import render
 from avfewshot.reports.methods import Listing
+from avfewshot.reports.overlays import heat_source
+
+if TYPE_CHECKING:
+    from avfewshot.supervised.figures import Embedded, Look, Parsed
 
 
 def figures(document: Mapping[str, Any], *, brief: bool = False) -> Listing:
@@ -91,6 +95,34 @@ def write_report(
         ],
     )
     write_text(path, page)
+
+
+def write_figures(
+    path: Path,
+    document: Mapping[str, Any],
+    adapter: str,
+    embedded: Sequence[Embedded],
+    looks: Sequence[Look],
+    parsed: Sequence[Parsed],
+) -> None:
+    """Write the page of what the papers draw; `document` as of ``results.json``, `adapter` the kind of its adapters."""
+    page = render(
+        "supervised_figures.html.j2",
+        title=f"{document['task']}: {document['head']}",
+        split=document["split"],
+        tones=TONES,
+        weighed="the spatial attention (Eq. 4)" if adapter == "dgsct" else "what they add, as a share of what is there",
+        systems=parsed[0].systems if parsed else (),
+        embedded=[(one, scatter(one.title, one.points.tolist(), one.classes)) for one in embedded],
+        looks=[(clip, list(map(_looked, rows))) for clip, rows in groupby(looks, key=lambda row: row.clip)],
+        parsed=[(one.clip, event_chart(f"When in {one.clip}", one.seconds, one.streams)) for one in parsed],
+    )
+    write_text(path, page)
+
+
+def _looked(row: Look) -> dict[str, Any]:
+    """A second with its maps as half-transparent pictures."""
+    return vars(row) | {name: heat and heat[0] for name in ("seen", "heard") for heat in [heat_source(vars(row)[name])]}
 
 
 def told(line: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.reports.records import distribution
 from avfewshot.reports.strip import Mark, Run, cells, marks, runs
 from avfewshot.reports.text import percent, printable, rate, reason, seconds, shorten
-from avfewshot.reports.writers import Summary
+from avfewshot.reports.writers import Summary, Writer
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _PERCENT_WIDTH = len("100.0 %")
@@ -22,7 +22,7 @@ _WANTED_BAR = 8
 _MOST_RUNS = 12  # from more changes on, times of every single one would fill the screen
 
 
-class TableWriter:
+class TableWriter(Writer):
     """A block a clip, printed as soon as it is done; blocks are aligned with each other.
 
     The console decides on width, colour and characters; `segments` shows what each second holds.

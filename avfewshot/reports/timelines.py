@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -15,7 +14,7 @@ from avfewshot.io import printable, write_text
 from avfewshot.media.discover import AUDIO_SUFFIXES
 from avfewshot.reports.records import dumps
 from avfewshot.reports.strip import Run, runs
-from avfewshot.reports.writers import Summary
+from avfewshot.reports.writers import Summary, Writer
 from avfewshot.version import __version__
 
 
@@ -36,53 +35,29 @@ def vtt(path: str, spans: Sequence[Run]) -> str:
 
 def eaf(path: str, spans: Sequence[Run]) -> str:
     """ELAN's annotation format 2.8: one tier named ``label``, linked to the media file."""
-    schema = "{http://www.w3.org/2001/XMLSchema-instance}noNamespaceSchemaLocation"
-    root = ET.Element(
-        "ANNOTATION_DOCUMENT",
-        {
-            "AUTHOR": f"avfewshot {__version__}",
-            "DATE": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "FORMAT": "2.8",
-            "VERSION": "2.8",
-            schema: "http://www.mpi.nl/tools/elan/EAFv2.8.xsd",
-        },
-    )
-    header = ET.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
+    from avfewshot.reports.html import environment
+
     place = Path(path)
-    kind = "audio/x-wav" if place.suffix.lower() == ".wav" else "video/mp4" if place.suffix == ".mp4" else "unknown"
-    url = Path(printable(str(place.absolute()))).as_uri()
-    ET.SubElement(
-        header,
-        "MEDIA_DESCRIPTOR",
-        MEDIA_URL=url,
-        MIME_TYPE=kind,
-        RELATIVE_MEDIA_URL=f"./{printable(place.name)}",
-    )
-    order = ET.SubElement(root, "TIME_ORDER")
-    tier = ET.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="label", TIER_ID="label")
-    for number, span in enumerate(spans):
-        slots = f"ts{2 * number + 1}", f"ts{2 * number + 2}"
-        for slot, time in zip(slots, (span.start, span.end), strict=True):
-            ET.SubElement(order, "TIME_SLOT", TIME_SLOT_ID=slot, TIME_VALUE=str(round(1000 * time)))
-        entry = ET.SubElement(
-            ET.SubElement(tier, "ANNOTATION"),
-            "ALIGNABLE_ANNOTATION",
-            ANNOTATION_ID=f"a{number + 1}",
-            TIME_SLOT_REF1=slots[0],
-            TIME_SLOT_REF2=slots[1],
+    times = [round(1000 * time) for span in spans for time in (span.start, span.end)]
+    return (
+        environment()
+        .get_template("eaf.xml.j2")
+        .render(
+            author=f"avfewshot {__version__}",
+            date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            url=Path(printable(str(place.absolute()))).as_uri(),
+            kind={".wav": "audio/x-wav", ".mp4": "video/mp4"}.get(place.suffix.lower(), "unknown"),
+            name=place.name,
+            times=times,
+            labels=[span.label for span in spans],
         )
-        ET.SubElement(entry, "ANNOTATION_VALUE").text = printable(span.label)
-    ET.SubElement(
-        root, "LINGUISTIC_TYPE", GRAPHIC_REFERENCES="false", LINGUISTIC_TYPE_ID="label", TIME_ALIGNABLE="true"
     )
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
 FORMATS: dict[str, Callable[[str, Sequence[Run]], str]] = {"srt": srt, "vtt": vtt, "eaf": eaf}
 
 
-class TimelineWriter:
+class TimelineWriter(Writer):
     """A timeline a clip: neighbouring seconds with one label are one span.
 
     `stream` takes the one clip of a run; without it `folder` gets a file a clip, named as the clip; two of one name
@@ -92,9 +67,6 @@ class TimelineWriter:
     def __init__(self, form: str, stream: TextIO | None = None, folder: Path | None = None) -> None:
         self._form, self._stream, self._folder = form, stream, folder
         self._taken: set[str] = set()
-
-    def begin(self, run: RunInfo) -> None:
-        """Nothing stands before the first clip."""
 
     def add(self, result: ClipResult | Failure) -> None:
         """Write the timeline of a clip; a file that failed has none."""
@@ -107,11 +79,8 @@ class TimelineWriter:
             return
         write_text(self._folder / f"{free_stem(Path(result.path), self._taken)}.{self._form}", text)
 
-    def end(self, summary: Summary) -> None:
-        """Nothing stands after the last clip."""
 
-
-class LabelStudioWriter:
+class LabelStudioWriter(Writer):
     """Tasks of Label Studio, with what each second holds as predictions (docs/export.md has the labelling set-up)."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -144,7 +113,7 @@ class LabelStudioWriter:
         self._stream.write("\n]\n")
 
 
-class FiftyOneWriter:
+class FiftyOneWriter(Writer):
     """A ``FiftyOneTemporalDetectionDataset``: where clips lie (``data.json``), and their spans (``labels.json``)."""
 
     def __init__(self, media: TextIO, labels: TextIO) -> None:

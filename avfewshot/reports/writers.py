@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import csv_cell
@@ -45,8 +45,8 @@ class Summary:
         return self.clips + self.failed == self.total
 
 
-class Writer(Protocol):
-    """Takes the results of one run."""
+class Writer:
+    """Takes the results of one run; this one writes nothing."""
 
     def begin(self, run: RunInfo) -> None:
         """Called once, before the first result."""
@@ -58,7 +58,7 @@ class Writer(Protocol):
         """Called once, after the last result or after an interruption."""
 
 
-class JsonWriter:
+class JsonWriter(Writer):
     """The whole run as one JSON document (see docs/json.md), written clip by clip."""
 
     def __init__(self, stream: TextIO, *, segments: bool) -> None:
@@ -92,7 +92,7 @@ class JsonWriter:
         self._stream.flush()
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     """One JSON object a line, flushed as soon as the file is done; a failure is ``{"path": ..., "error": ...}``.
 
     `run_id` is written into each line as ``"run"``, so that a later run knows whether it may go on; empty: not.
@@ -103,9 +103,6 @@ class JsonlWriter:
         self._segments = segments
         self._more = {"run": run_id} if run_id else {}
 
-    def begin(self, run: RunInfo) -> None:
-        """Nothing stands before the first line."""
-
     def add(self, result: ClipResult | Failure) -> None:
         """Write a line in one piece, so that a reader never sees half of it."""
         failed = isinstance(result, Failure)
@@ -113,11 +110,8 @@ class JsonlWriter:
         self._stream.write(dumps({**record, **self._more}) + "\n")
         self._stream.flush()
 
-    def end(self, summary: Summary) -> None:
-        """Nothing stands after the last line."""
 
-
-class CsvWriter:
+class CsvWriter(Writer):
     """One row a file, by RFC 4180 but for Unix line ends: :data:`CSV_COLUMNS`, then a probability for each label."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -128,28 +122,22 @@ class CsvWriter:
         """Write the header."""
         self._labels = list(run.labels)
         self._more = ["labels"] if run.multi_label else []
-        self._row([*CSV_COLUMNS, *(f"p:{label}" for label in self._labels), *self._more])
+        _write_row(self._stream, [*CSV_COLUMNS, *(f"p:{label}" for label in self._labels), *self._more])
 
     def add(self, result: ClipResult | Failure) -> None:
         """Write a row."""
         if isinstance(result, Failure):
-            self._row([result.path, *[""] * 10, result.error, *[""] * (len(self._labels) + len(self._more))])
+            rest = [""] * (len(self._labels) + len(self._more))
+            _write_row(self._stream, [result.path, *[""] * 10, result.error, *rest])
             return
         record = clip_record(result, segments=False)
         cells = [*(record[key] for key in CSV_COLUMNS[:4]), *_best(result.visual), *_best(result.audio)]
         cells += [*(record["weights"][name] for name in ("visual", "audio")), "; ".join(record["warnings"]), ""]
         cells += [record["scores"][label] for label in self._labels]
-        self._row([*cells, *("; ".join(result.labels or ()) for _ in self._more)])
-
-    def end(self, summary: Summary) -> None:
-        """Nothing stands after the last row."""
-        self._stream.flush()
-
-    def _row(self, cells: list) -> None:
-        _write_row(self._stream, cells)
+        _write_row(self._stream, [*cells, *("; ".join(result.labels or ()) for _ in self._more)])
 
 
-class SegmentsCsvWriter:
+class SegmentsCsvWriter(Writer):
     """One row a second of each clip: :data:`SEGMENT_COLUMNS`; a failure has a row with its error."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -167,10 +155,6 @@ class SegmentsCsvWriter:
         for segment in clip_record(result, segments=True)["segments"]:
             row = [segment[key] for key in ("start", "end", "label", "score")]
             _write_row(self._stream, [result.path, *row, *segment["weights"].values(), ""])
-
-    def end(self, summary: Summary) -> None:
-        """Nothing stands after the last row."""
-        self._stream.flush()
 
 
 def _write_row(stream: TextIO, cells: list) -> None:

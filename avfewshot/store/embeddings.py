@@ -20,11 +20,11 @@ class StoredEmbeddings(EmbeddingCache):
     def __init__(self, store: Store, then: EmbeddingCache | None) -> None:
         self._store, self._then = store, then
 
-    def has(self, path: Path) -> bool:
+    def has(self, path: Path | str) -> bool:
         """See :class:`EmbeddingCache`."""
         return self._store.find_clip(path) is not None or (self._then is not None and self._then.has(path))
 
-    def get(self, path: Path) -> EmbeddedFile | None:
+    def get(self, path: Path | str) -> EmbeddedFile | None:
         """See :class:`EmbeddingCache`."""
         clip = self._store.find_clip(path)
         if clip is None:
@@ -33,7 +33,7 @@ class StoredEmbeddings(EmbeddingCache):
         visual, audio, windows = (None if part is None else torch.from_numpy(part.copy()) for part in parts)
         return EmbeddedFile(str(path), clip.duration, visual, audio, clip.warnings, windows)
 
-    def put(self, path: Path, file: EmbeddedFile) -> None:
+    def put(self, path: Path | str, file: EmbeddedFile) -> None:
         """See :class:`EmbeddingCache`."""
         if self._then is not None:
             self._then.put(path, file)

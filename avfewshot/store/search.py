@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import MediaError, UsageError
+from avfewshot.media.remote import is_remote
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
@@ -233,13 +234,14 @@ def clip_query(store: Store, like: str, embed: Any) -> tuple[dict[str, Floats], 
         UsageError: It has no such seconds.
     """
     path, start, end = parse_like(like)
-    clip = store.find_clip(Path(path).expanduser())
+    source = path if is_remote(path) else Path(path).expanduser()
+    clip = store.find_clip(source)
     if clip is not None:
         parts: Sequence[Floats | None] = store.of(clip)
-    elif not os.path.exists(os.path.expanduser(path)):
+    elif isinstance(source, Path) and not source.exists():
         raise MediaError(path, "there is no such file")
     else:
-        whole = embed(Path(path).expanduser())
+        whole = embed(source)
         parts = [None if part is None else part.numpy() for part in (whole.visual, whole.audio)]
     seconds = max(len(part) for part in parts if part is not None)
     if start is not None and start >= seconds:

@@ -29,6 +29,7 @@ import numpy as np
 from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path, naming
 from avfewshot.media.clip import Clip, Failure
+from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
 from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, clip_query, word_query
 
@@ -66,10 +67,10 @@ class StoredClip:
     """A clip of a store."""
 
     id: int
-    path: str  # absolute
+    path: str  # absolute, or an address
     real: str  # without links
-    size: int
-    mtime: int  # nanoseconds
+    size: int  # 0 at an address
+    mtime: int  # nanoseconds; likewise
     duration: float
     seconds: int  # T
     visual: int | None  # its first row of T; None without video
@@ -77,8 +78,15 @@ class StoredClip:
     warnings: tuple[str, ...]
     error: str | None  # why it could not be embedded; it has no rows then
 
+    @property
+    def source(self) -> Path | str:
+        """What :meth:`Classifier.classify` takes."""
+        return self.path if is_remote(self.path) else Path(self.path)
+
     def is_current(self) -> bool:
-        """Whether the file is the one that was embedded."""
+        """Whether the file is the one that was embedded; what lies at an address is taken to stay."""
+        if is_remote(self.path):
+            return True
         try:
             status = os.stat(self.path)
         except OSError:
@@ -90,16 +98,16 @@ class StoredClip:
 class Changes:
     """How files differ from what a store holds."""
 
-    new: list[Path] = field(default_factory=list)
-    changed: list[Path] = field(default_factory=list)
+    new: list[Path | str] = field(default_factory=list)
+    changed: list[Path | str] = field(default_factory=list)
     gone: list[StoredClip] = field(default_factory=list)
     kept: int = 0
     failed: list[Failure] = field(default_factory=list)  # could not be embedded before, and have not changed since
 
     @property
-    def to_embed(self) -> list[Path]:
-        """Files that have to be decoded, in order."""
-        return sorted([*self.new, *self.changed])
+    def to_embed(self) -> list[Path | str]:
+        """What has to be decoded, in order."""
+        return sorted([*self.new, *self.changed], key=str)
 
 
 class Store:
@@ -241,7 +249,7 @@ class Store:
 
     def thumbnail(self, path: str | os.PathLike[str], second: int = 0) -> bytes | None:
         """A JPEG of a second of a clip; None where it has no picture."""
-        clip = self.clips.get(os.path.abspath(path))
+        clip = self.clips.get(_name(path))
         with self._connect() as database:
             query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
             row = database.execute(query, (-1 if clip is None else clip.id, second)).fetchone()
@@ -249,7 +257,7 @@ class Store:
 
     def find_clip(self, path: str | os.PathLike[str]) -> StoredClip | None:
         """The embedded clip of a file that has not changed since, by whichever link it is named."""
-        clip = self.clips.get(os.path.abspath(path)) or self._by_real.get(os.path.realpath(path))
+        clip = self.clips.get(_name(path)) or self._by_real.get(os.path.realpath(path))
         return clip if clip is not None and clip.error is None and clip.is_current() else None
 
     @cached_property
@@ -335,26 +343,25 @@ class Store:
 
     # ------------------------------------------------------------------------------------------ writing
 
-    def changes(self, files: Sequence[Path], roots: Sequence[str | Path], *, retry: bool = False) -> Changes:
-        """How `files`, all media files below `roots`, differ from what is stored; nothing is decoded.
+    def changes(self, files: Sequence[Path | str], roots: Sequence[str | Path], *, retry: bool = False) -> Changes:
+        """How `files`, all media files below `roots`, differ from what is stored; nothing is decoded or fetched.
 
         Stored clips below `roots` that are no file any more have gone. With `retry` files that could not be embedded
         count as new.
         """
         result = Changes()
-        for file in files:
-            path = os.path.abspath(file)
+        present = {_name(file): file for file in files}
+        for path, file in present.items():
             clip = self.clips.get(path)
             if clip is None or (retry and clip.error is not None):
-                result.new.append(Path(path))
+                result.new.append(file if is_remote(file) else Path(path))
             elif not clip.is_current():
                 result.changed.append(Path(path))
             elif clip.error is not None:
                 result.failed.append(Failure(path, clip.error))
             else:
                 result.kept += 1
-        present = {os.path.abspath(file) for file in files}
-        below = tuple(os.path.join(os.path.abspath(root), "") for root in roots)
+        below = tuple(os.path.join(_name(root), "") for root in roots)
         result.gone = [
             clip
             for path, clip in self.clips.items()
@@ -367,10 +374,10 @@ class Store:
         changes: Changes,
         classifier: Callable[[], Classifier],
         *,
-        embed: Callable[[Classifier, Sequence[Path]], Thumbnailed] | None = None,
+        embed: Callable[[Classifier, Sequence[Path | str]], Thumbnailed] | None = None,
         batch_size: int | str = "auto",
         workers: int = 2,
-    ) -> Iterator[Path | Failure]:
+    ) -> Iterator[Path | str | Failure]:
         """Bring the store up to date; gives each file that was embedded, or could not be, as it goes.
 
         What was embedded is kept whenever this ends, by a kill too. Other processes may read meanwhile. `classifier` is
@@ -475,7 +482,7 @@ class Store:
 
 
 def embed_files(
-    towers: Classifier, paths: Sequence[Path], *, batch_size: int | str = "auto", workers: int = 2
+    towers: Classifier, paths: Sequence[Path | str], *, batch_size: int | str = "auto", workers: int = 2
 ) -> Thumbnailed:
     """What the frozen towers make of files, in order, each with a thumbnail of every second, by second."""
     made: dict[str, dict[int, bytes]] = {}
@@ -507,7 +514,7 @@ class _Writer:
             stream.truncate(size)  # what a killed run has left behind its last commit
         self._waiting, self._since = 0, time.monotonic()
 
-    def add(self, path: Path, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
+    def add(self, path: Path | str, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
         """Take a file, wholly or, where that fails or is interrupted, not at all."""
         if not self._database.in_transaction:
             self._database.execute("BEGIN")
@@ -521,13 +528,15 @@ class _Writer:
         if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
-    def _insert(self, path: Path, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
-        try:
-            status = os.stat(path)
-        except OSError:  # it went while it was decoded
-            return
-        name, real = os.fsencode(path), os.fsencode(os.path.realpath(path))
-        about: list[Any] = [name, real, status.st_size, status.st_mtime_ns]
+    def _insert(self, path: Path | str, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
+        name = os.fsencode(path)
+        about: list[Any] = [name, name, 0, 0]
+        if not is_remote(path):
+            try:
+                status = os.stat(path)
+            except OSError:  # it went while it was decoded
+                return
+            about[1:] = os.fsencode(os.path.realpath(path)), status.st_size, status.st_mtime_ns
         before = self._database.execute("SELECT id FROM clips WHERE path = ?", (name,)).fetchone()
         if before is not None:
             _delete(self._database, before[0])
@@ -577,6 +586,11 @@ class _Writer:
         finally:
             for stream in self._files.values():
                 stream.close()
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    """What a clip is stored under."""
+    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
 def _delete(database: sqlite3.Connection, clip: int) -> None:

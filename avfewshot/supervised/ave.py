@@ -68,14 +68,14 @@ class LocalisationTask(SupervisedTask):
             "background_share": 100 * float((said == background).mean()),
         }
 
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot) -> dict[str, list[Any]]:
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
         """Zero-shot by second, constant answers, and the true class without the background."""
         test, count = data.splits["test"], len(data.about["classes"])
         truth = np.stack([example.target for example in test])
         train = np.concatenate([example.target for example in data.splits["train"]])
         common = int(np.bincount(train[train < count], minlength=count).argmax())
         return {
-            "zero-shot by second": self._zero_shot(data, zero_shot),
+            **({} if zero_shot is None else {"zero-shot by second": self._zero_shot(data, zero_shot)}),
             "always background": list(np.full_like(truth, count)),
             f"always {data.about['classes'][common]}": list(np.full_like(truth, common)),
             "true class in all seconds": [np.full_like(row, oracle_class(row, count)) for row in truth],
@@ -96,6 +96,15 @@ class LocalisationTask(SupervisedTask):
         else:
             best = 0.0
         return [_above(one, best) for one in test]
+
+    def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
+        """The class of its event."""
+        events = example.target[example.target < len(about["classes"])]
+        return about["classes"][events[0]] if len(events) else None
+
+    def streams(self, said: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Events that are seen and heard."""
+        return {"seen and heard": np.eye(len(about["classes"]) + 1, dtype=bool)[said][:, :-1]}
 
     def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
         """Names by second."""

@@ -99,7 +99,7 @@ class QuestionTask(SupervisedTask):
         said = accuracy_by_type([example.target for example in examples], [answer.text for answer in predictions])
         return {"accuracy": said.pop("all"), **said}
 
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot) -> dict[str, list[Any]]:
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
         """What training questions say to somebody who neither looks nor listens."""
         train = [example.target for example in data.splits["train"]]
         prior = BlindPrior(train)

@@ -99,7 +99,7 @@ class SegmentationTask(SupervisedTask):
             result |= {"MJ_clean": own["MJ"], "MF_clean": own["MF"]}
         return {**result, "MF_published": result["MF_published"]}
 
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot) -> dict[str, list[Any]]:
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
         """Nothing, everything, and where training masks lie on average, cut where it fits these best."""
         test = data.splits["test"]
         prior = centre_prior([example.target for example in data.splits["train"]], _REFERENCE_SIDE)
@@ -126,6 +126,10 @@ class SegmentationTask(SupervisedTask):
                 }
             )
         return {"share": [second["share"] for second in seconds], "masks": seconds}
+
+    def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
+        """What sounds, as far as the list says."""
+        return example.target.category or None
 
     def pictures(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[tuple[str, bytes]]:
         """Frames with what was found drawn over them, and the truth as an outline."""

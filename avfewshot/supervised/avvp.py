@@ -91,7 +91,7 @@ class ParsingTask(SupervisedTask):
         """See :func:`~avfewshot.evaluation.parsing.parsing_scores`."""
         return parsing_scores(predictions, [example.target[1] for example in examples])
 
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot) -> dict[str, list[Any]]:
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
         """Zero-shot by second, nothing, one class always, and the true labels of clips without their times."""
         test, classes = data.splits["test"], data.about["classes"]
         common = int(np.stack([example.target[0] for example in data.splits["train"]]).sum(0).argmax())
@@ -99,7 +99,7 @@ class ParsingTask(SupervisedTask):
         always = nothing.copy()
         always[:, common] = True
         return {
-            "zero-shot by second": self._zero_shot(data, zero_shot),
+            **({} if zero_shot is None else {"zero-shot by second": self._zero_shot(data, zero_shot)}),
             "nothing at all": [(nothing, nothing)] * len(test),
             f"always {classes[common]}, heard": [(always, nothing)] * len(test),
             f"always {classes[common]}, heard and seen": [(always, always)] * len(test),
@@ -130,6 +130,19 @@ class ParsingTask(SupervisedTask):
                 stream[: len(known)] = known
             streams.append(stream)
         return streams[0], streams[1]
+
+    def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
+        """Its label, where it has a single one."""
+        labels = np.flatnonzero(example.target[0])
+        return about["classes"][labels[0]] if len(labels) == 1 else None
+
+    def streams(self, said: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+        """What is heard and what is seen."""
+        return dict(zip(STREAMS, said, strict=True))
+
+    def truth(self, example: Example) -> Any:
+        """What is heard and what is seen in truth."""
+        return example.target[1]
 
     def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
         """Events with their bounds in seconds."""

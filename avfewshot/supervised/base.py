@@ -137,8 +137,11 @@ class SupervisedTask(abc.ABC):
         """Published metrics in percent, by name; `headline` among them, more is better."""
 
     @abc.abstractmethod
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot) -> dict[str, list[Any]]:
-        """Predictions for the test split that need no training, or the truth, by what they are called."""
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
+        """Predictions for the test split that need no training, or the truth, by what they are called.
+
+        `zero_shot` is None where the backbone has no text branches.
+        """
 
     @abc.abstractmethod
     def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +155,18 @@ class SupervisedTask(abc.ABC):
             total = reader.info.num_segments
             for start in range(0, total, self.seconds):
                 yield reader.read(start, min(start + self.seconds, total))
+
+    def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
+        """The class that stands for a clip in pictures; None where it has none, or several."""
+        return None
+
+    def streams(self, said: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+        """What a prediction says by second, bool ``[T, K]`` for each modality; nothing for tasks without seconds."""
+        return {}
+
+    def truth(self, example: Example) -> Any:
+        """The truth in the form of a prediction."""
+        return example.target
 
     def pictures(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[tuple[str, bytes]]:
         """Captions and PNG files of some predictions, for the report."""

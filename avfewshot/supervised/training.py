@@ -134,11 +134,12 @@ class SupervisedRun:
         if self.adapted and config.precision == "fp16":
             raise UsageError("Adapters are not trained in fp16 here.", hint="Use --precision bf16 or fp32.")
         self.kinds = task.needs(self.head_name)
-        self._frame_backend, self._observer = frame_backend, observer or Observer()
-        self.store = self._store(self.kinds)
+        self._frame_backend, self.observer = frame_backend, observer or Observer()
+        self.store = self.feature_store(self.kinds)
         self.data, self._usable = data, {}
 
-    def _store(self, kinds: Collection[str]) -> FeatureStore:
+    def feature_store(self, kinds: Collection[str]) -> FeatureStore:
+        """Features of other kinds of the same clips."""
         return FeatureStore(
             self.task,
             kinds,
@@ -148,7 +149,7 @@ class SupervisedRun:
             frame_backend=self._frame_backend,
             max_bytes=self.config.cache_size,
             workers=self.config.workers,
-            observer=self._observer,
+            observer=self.observer,
         )
 
     def examples(self, split: str) -> list[Example]:
@@ -271,7 +272,7 @@ class SupervisedRun:
     def zero_shot(self, split: str) -> list[ClipLogits]:
         """What the frozen towers say by second of the examples of a split."""
         both = {"visual", "audio"}
-        store = self.store if both <= self.store.kinds else self._store(both)
+        store = self.store if both <= self.store.kinds else self.feature_store(both)
         examples = self.examples(split)
         store.usable(examples, f"embeddings of {split} clips")
         about = self.data.about

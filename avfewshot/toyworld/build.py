@@ -151,7 +151,12 @@ class Build:
             for folder in {(self.root / clip.path).parent for clip in self.clips}:  # of a run that was killed
                 for leftover in folder.glob(".*.part.*"):
                     leftover.unlink(missing_ok=True)
-            self._remove_obsolete()
+            for name in self.obsolete:
+                (self.root / name).unlink(missing_ok=True)
+            emptied = {folder for name in self.obsolete for folder in PurePosixPath(name).parents[:-1]}
+            for folder in sorted(emptied, reverse=True):  # the inner ones first
+                with contextlib.suppress(OSError):  # still holds something, or is gone
+                    (self.root / folder).rmdir()
             self.manifest.write(self.root)
         except OSError as error:
             raise UsageError(
@@ -201,14 +206,6 @@ class Build:
             self.manifest.files[name] = digest
         return tuple(edited)
 
-    def _remove_obsolete(self) -> None:
-        for name in self.obsolete:
-            (self.root / name).unlink(missing_ok=True)
-        emptied = {folder for name in self.obsolete for folder in PurePosixPath(name).parents[:-1]}
-        for folder in sorted(emptied, reverse=True):  # the inner ones first
-            with contextlib.suppress(OSError):  # still holds something, or is gone
-                (self.root / folder).rmdir()
-
 
 def prepare(
     root: str | os.PathLike[str],
@@ -221,15 +218,11 @@ def prepare(
 ) -> Build:
     """Find out what has to be written for a toy world; nothing is written yet.
 
-    Args:
-        root: Its folder; made if needed. A toy world of the same settings that is there already is completed, also
-            by further data sets.
-        seed: Source of all chance; each seed gives another world of the same classes.
-        clips_per_class: Clips of each class in each data set, over all splits.
-        datasets: Some of :data:`ALL_PLANS`, or `samples` for these alone; None: those of
-            :data:`~avfewshot.toyworld.layouts.PLANS`.
-        jobs: Processes; None: one for each processor that may be used.
-        force: Replace what another seed, number of clips or version made there.
+    A toy world of the same settings that is there already is completed, also by further data sets; with `force` one of
+    another seed, number of clips or version is replaced. Each seed gives another world of the same classes, with
+    `clips_per_class` clips over all splits. `datasets` are some of :data:`ALL_PLANS`, or `samples` for these alone;
+    None: those of :data:`~avfewshot.toyworld.layouts.PLANS`. `jobs` are processes; None: one for each processor that
+    may be used.
 
     Raises:
         UsageError: A wrong argument, or a folder that holds something else.
@@ -372,11 +365,8 @@ def _readme_text(manifest: Manifest, plans: Sequence[DatasetPlan]) -> str:
         f"in the layout of {plan.title}"
         for plan in plans
     )
-    only = (
-        ""
-        if [plan.name for plan in plans] == list(PLANS)
-        else f" --only {','.join(plan.name for plan in plans) or 'samples'}"
-    )
+    names = [plan.name for plan in plans]
+    only = "" if names == list(PLANS) else f" --only {','.join(names) or 'samples'}"
     return f"""\
 A toy world for avfewshot: drawn objects and synthesised sounds. Nothing here is real, and nothing was recorded.
 

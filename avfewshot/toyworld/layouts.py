@@ -10,8 +10,9 @@ import csv
 import hashlib
 import io
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import yaml
@@ -65,33 +66,18 @@ def plan_ave(seed: int, clips_per_class: int) -> DatasetPlan:
     """
     rows = []
     for label in AVE_CLASSES:
-        composition = Composition.from_name(label)
         for number, split in enumerate(_splits(clips_per_class)):
             video, rng = _identity(seed, "ave", label, number)
-            rows.append(_Row(video, 0, label, split, _found(ave_script(composition, rng, _SECONDS))))
-    files = {"annotations": ("Annotations.txt", _SPLITS)}
-    files |= {split: (f"{split}Set.txt", (split,)) for split in _SPLITS}
-    texts = {}
-    for name, splits in files.values():
-        lines = [line for row in rows if row.split in splits for line in _ave_lines(row)]
-        texts[name] = "".join(f"{line}\n" for line in lines)
-    description = _describe(
-        name="ave",
-        folder="AVE",
-        title="toy AVE",
-        tasks=["ave", "ave_cls"],
-        classes=[(label, label) for label in AVE_CLASSES],
-        files=[(role, name, texts[name], 0) for role, (name, _) in files.items()],
-        rows=rows,
-        extra={"background": {"name": "Background", "wording": "background"}},
-    )
-    return DatasetPlan(
-        name="ave",
-        title="AVE",
-        classes=AVE_CLASSES,
-        clips=tuple(PlannedClip(f"AVE/AVE/{row.video}.mp4", row.script) for row in rows),
-        texts={f"AVE/{name}": text for name, text in texts.items()} | {"AVE/dataset.yaml": description},
-    )
+            rows.append(_Row(video, 0, label, split, ave_script(Composition.from_name(label), rng, _SECONDS)))
+    files = {"annotations": "Annotations.txt", **{split: f"{split}Set.txt" for split in _SPLITS}}
+    texts = {
+        name: _lines(line for row in rows if role in ("annotations", row.split) for line in _ave_lines(row))
+        for role, name in files.items()
+    }
+    return _dataset(
+        "ave", "AVE", "AVE", AVE_CLASSES, rows, texts, files=files, header=0, tasks=["ave", "ave_cls"],
+        video=lambda row: f"AVE/{row.video}", extra={"background": {"name": "Background", "wording": "background"}},
+    )  # fmt: skip
 
 
 def plan_llp(seed: int, clips_per_class: int) -> DatasetPlan:
@@ -114,34 +100,25 @@ def plan_llp(seed: int, clips_per_class: int) -> DatasetPlan:
             if several:
                 events += _others(events[0], rng)
             start = 10 * int(rng.integers(0, 30))
-            rows.append(_Row(video, start, label, split, _found(llp_script(events, rng, _SECONDS))))
+            rows.append(_Row(video, start, label, split, llp_script(events, rng, _SECONDS)))
     # The official files are in no order; neither are these, so that their first rows are of many classes.
     rows = [rows[index] for index in _generator(seed, "llp", "order").permutation(len(rows))]
-    texts = {
-        "AVVP_train.csv": _llp_labels(rows, "train"),
-        "AVVP_val_pd.csv": _llp_labels(rows, "val"),
-        "AVVP_test_pd.csv": _llp_labels(rows, "test"),
-        "AVVP_eval_audio.csv": _llp_spans(rows, lambda event: event.sound),
-        "AVVP_eval_visual.csv": _llp_spans(rows, lambda event: event.look),
-    }
-    roles = ("train", "val", "test", "audio_events", "visual_events")
-    description = _describe(
-        name="llp",
-        folder="LLP",
-        title="toy LLP",
-        tasks=["llp_cls"],
-        classes=[(_llp_label(label), label) for label in LLP_CLASSES],
-        files=[(role, name, text, 1) for role, (name, text) in zip(roles, texts.items(), strict=True)],
-        rows=rows,
-        extra={"multi_label": True},
-    )
-    return DatasetPlan(
-        name="llp",
-        title="LLP",
-        classes=LLP_CLASSES,
-        clips=tuple(PlannedClip(f"LLP/LLP_dataset/video/{_llp_name(row)}.mp4", row.script) for row in rows),
-        texts={f"LLP/{name}": text for name, text in texts.items()} | {"LLP/dataset.yaml": description},
-    )
+    files = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
+    texts = {}
+    for split, name in files.items():
+        labels = (
+            (_llp_name(row), ",".join(_llp_label(event.composition.name) for event in row.script.events))
+            for row in rows
+            if row.split == split
+        )
+        texts[name] = _lines(map("\t".join, [("filename", "event_labels"), *labels]))
+    files |= {"audio_events": "AVVP_eval_audio.csv", "visual_events": "AVVP_eval_visual.csv"}
+    texts[files["audio_events"]] = _llp_spans(rows, lambda event: event.sound)
+    texts[files["visual_events"]] = _llp_spans(rows, lambda event: event.look)
+    return _dataset(
+        "llp", "LLP", "LLP", LLP_CLASSES, rows, texts, files=files, header=1, tasks=["llp_cls"], label=_llp_label,
+        video=lambda row: f"LLP_dataset/video/{_llp_name(row)}", extra={"multi_label": True},
+    )  # fmt: skip
 
 
 def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
@@ -155,36 +132,24 @@ def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
     """
     rows = []
     for label in VGGSOUND_CLASSES:
-        composition = Composition.from_name(label)
         for number, split in enumerate(_splits(clips_per_class)):
             video, rng = _identity(seed, "vggsound", label, number)
             start = int(rng.integers(0, 300))
-            rows.append(_Row(video, start, label, split, _found(vggsound_script(composition, rng, _SECONDS))))
+            script = vggsound_script(Composition.from_name(label), rng, _SECONDS)
+            rows.append(_Row(video, start, label, split, script))
     rows.sort(key=lambda row: row.video)
     official = [(row.video, row.start, row.label, "test" if row.split == "test" else "train") for row in rows]
     per_second = [(row.label, row.video, row.split, str(_active_seconds(row.script))) for row in rows]
+    listed = "vggsound-avel40k_labels.csv"
     texts = {
         "vggsound.csv": _csv(official),
-        "vggsound-avel40k_labels.csv": _csv([("category", "video_id", "split", "label"), *per_second]),
+        listed: _csv([("category", "video_id", "split", "label"), *per_second]),
     }
-    listed = "vggsound-avel40k_labels.csv"
-    description = _describe(
-        name="vggsound40k",
-        folder="VGGSound",
-        title="toy VGG-Sound(40K)",
-        tasks=["vggsound40k", "vggsound_cls"],
-        classes=[(label, label) for label in VGGSOUND_CLASSES],
-        files=[("list", listed, texts[listed], 1)],
-        rows=rows,
-        extra={},
-    )
-    return DatasetPlan(
-        name="vggsound",
-        title="VGG-Sound",
-        classes=VGGSOUND_CLASSES,
-        clips=tuple(PlannedClip(f"VGGSound/video/{row.video}_{row.start:06d}.mp4", row.script) for row in rows),
-        texts={f"VGGSound/{name}": text for name, text in texts.items()} | {"VGGSound/dataset.yaml": description},
-    )
+    return _dataset(
+        "vggsound", "VGGSound", "VGG-Sound", VGGSOUND_CLASSES, rows, texts, files={"list": listed}, header=1,
+        tasks=["vggsound40k", "vggsound_cls"], video=lambda row: f"video/{row.video}_{row.start:06d}",
+        described=("vggsound40k", "VGG-Sound(40K)"),
+    )  # fmt: skip
 
 
 PLANS: dict[str, Callable[[int, int], DatasetPlan]] = {"ave": plan_ave, "llp": plan_llp, "vggsound": plan_vggsound}
@@ -222,11 +187,6 @@ def _sample_script(name: str, rng: np.random.Generator) -> ClipScript:
     spans = [(float(round(i * length)), float(round((i + 1) * length))) for i in range(len(parts))]
     events = tuple(Event(part, span, span) for part, span in zip(parts, spans, strict=True))
     return ClipScript(_SECONDS, events, int(rng.integers(1 << 62)))
-
-
-def _found(script: ClipScript) -> ClipScript:
-    """The script of a clip of a data set: the same events, recorded with other equipment."""
-    return replace(script, recording=_RECORDING)
 
 
 def _splits(clips_per_class: int) -> list[str]:
@@ -292,16 +252,6 @@ def _llp_name(row: _Row) -> str:
     return f"{row.video}_{row.start}_{row.start + _SECONDS}"
 
 
-def _llp_labels(rows: Iterable[_Row], split: str) -> str:
-    lines = ["filename\tevent_labels"]
-    lines += [f"{_llp_name(row)}\t{','.join(_llp_labels_of(row))}" for row in rows if row.split == split]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _llp_labels_of(row: _Row) -> list[str]:
-    return [_llp_label(event.composition.name) for event in row.script.events]
-
-
 def _llp_spans(rows: Iterable[_Row], span_of: Callable[[Event], tuple[float, float] | None]) -> str:
     """When each event of the evaluation splits is seen, or heard."""
     lines = ["filename\tonset\toffset\tevent_labels"]
@@ -311,6 +261,10 @@ def _llp_spans(rows: Iterable[_Row], span_of: Callable[[Event], tuple[float, flo
                 seconds = _whole_seconds(span)
                 label = _llp_label(event.composition.name)
                 lines.append(f"{_llp_name(row)}\t{seconds.start}\t{seconds.stop}\t{label}")
+    return _lines(lines)
+
+
+def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -320,31 +274,47 @@ def _csv(rows: Iterable[Sequence[object]]) -> str:
     return stream.getvalue()
 
 
-def _describe(
-    *,
+def _dataset(
     name: str,
     folder: str,
     title: str,
-    tasks: list[str],
-    classes: Iterable[tuple[str, str]],
-    files: Iterable[tuple[str, str, str, int]],
+    classes: tuple[str, ...],
     rows: Sequence[_Row],
-    extra: dict[str, object],
-) -> str:
-    """A ``dataset.yaml``; `files` gives role, file name, text and number of header lines of each annotation file."""
+    texts: dict[str, str],
+    *,
+    files: dict[str, str],
+    header: int,
+    tasks: list[str],
+    video: Callable[[_Row], str],
+    label: Callable[[str], str] = str,
+    described: tuple[str, str] | None = None,
+    extra: Mapping[str, object] = MappingProxyType({}),
+) -> DatasetPlan:
+    """A plan with a ``dataset.yaml``; `files` gives the file of each role, which has so many lines of header."""
+    own_name, own_title = described or (name, title)
     document = {
         "format": 1,
-        "name": name,
-        "title": title,
-        "reader": {"vggsound40k": "vggsound"}.get(name, name),
+        "name": own_name,
+        "title": f"toy {own_title}",
+        "reader": name,
         "tasks": tasks,
         "how_to_get": "avfs data toy --root DIR",
         "folders": [folder],
         **extra,
-        "classes": [{"name": label, "wording": wording} for label, wording in classes],
+        "classes": [{"name": label(words), "wording": words} for words in classes],
         "files": [
-            {"role": role, "names": [file], "rows": text.count("\n") - header} for role, file, text, header in files
+            {"role": role, "names": [file], "rows": texts[file].count("\n") - header} for role, file in files.items()
         ],
         "splits": {split: sum(row.split == split for row in rows) for split in _SPLITS},
     }
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    description = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    return DatasetPlan(
+        name=name,
+        title=title,
+        classes=classes,
+        # The same events, recorded with other equipment than what the tiny backbone learnt from.
+        clips=tuple(
+            PlannedClip(f"{folder}/{video(row)}.mp4", replace(row.script, recording=_RECORDING)) for row in rows
+        ),
+        texts={f"{folder}/{file}": text for file, text in (texts | {"dataset.yaml": description}).items()},
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from avfewshot.toyworld.recordings import RECORDINGS
+from avfewshot.toyworld.recordings import film, record
 from avfewshot.toyworld.script import ClipScript, PlacedEvent
 from avfewshot.toyworld.sounds import SAMPLE_RATE, background_noise, loudness, synthesise
 from avfewshot.toyworld.sprites import Camera, draw_backdrop, draw_object
@@ -106,11 +106,11 @@ def render_frames(script: ClipScript, *, fps: int, width: int, height: int) -> I
     rng = np.random.default_rng([script.seed, 1])
     looks = [event.look for event in script.events if event.look is not None]
     extras, stage = _set_up(script, width, height, rng)
-    film = RECORDINGS[script.recording].film(script.seed)
+    camera = film(script.recording, script.seed)
     for index in range(round(script.seconds * fps)):
         second = index / fps
         visible = [True] * extras + [on <= second < off for on, off in looks]
-        yield film(stage.frame(second, visible, rng))
+        yield camera(stage.frame(second, visible, rng))
 
 
 def _set_up(script: ClipScript, width: int, height: int, rng: np.random.Generator) -> tuple[int, Stage]:
@@ -164,7 +164,7 @@ def render_waveform(script: ClipScript) -> np.ndarray:
         start = float(rng.uniform(0, script.seconds - 2))
         other = synthesise(str(rng.choice(SOUNDS)), count, rng.uniform(0.6, 1.6), rng)
         add_event(signal, other * 10 ** (-rng.uniform(10, 18) / 20), (start, start + 2))
-    return RECORDINGS[script.recording].record(level(signal, rng), script.seed)
+    return record(script.recording, level(signal, rng), script.seed)
 
 
 def add_event(signal: np.ndarray, sound: np.ndarray, span: tuple[float, float]) -> None:

@@ -45,14 +45,9 @@ def plan_avs(seed: int, clips_per_class: int) -> DatasetPlan:
             spans: list[Span | None] = [(0.0, float(_AVS_SECONDS)), *[None] * len(others)]
             script = _scene([composition, *others], spans, _AVS_SECONDS, rng)
             single.append((name, "0", composition.object, split))
-            base = "AVSBench/Single-source/s4_data"
             folder = f"{split}/{composition.object}"
-            masks = range(1 if split == "train" else _AVS_SECONDS)
-            clips += [
-                *_pictures(script, f"{base}/visual_frames/{folder}/{name}/{name}_{{}}.png", range(_AVS_SECONDS)),
-                *_pictures(script, f"{base}/gt_masks/{folder}/{name}/{name}_{{}}.png", masks, mask=True),
-                PlannedClip(f"{base}/audio_wav/{folder}/{name}.wav", script),
-            ]
+            frames, masks = f"{folder}/{name}/{name}_{{}}.png", 1 if split == "train" else _AVS_SECONDS
+            clips += _avs_files("Single-source/s4_data", script, frames, f"{folder}/{name}", masks)
     splits = _splits(clips_per_class) * (len(PLAYERS) // 2)
     for number, split in enumerate(_generator(seed, "avs", "order").permutation(splits).tolist()):
         leaked = number % 3 == 2
@@ -63,13 +58,8 @@ def plan_avs(seed: int, clips_per_class: int) -> DatasetPlan:
         spans = [_stretch(rng, _AVS_SECONDS, 2) if rng.random() < 0.75 else None for _ in players]
         script = _scene(players, spans, _AVS_SECONDS, rng)
         multi.append((name, "0", split))
-        base = "AVSBench/Multi-sources/ms3_data"
-        seconds = range(_AVS_SECONDS)
-        clips += [
-            *_pictures(script, f"{base}/visual_frames/{name}/{name}.mp4_{{}}.png", seconds),
-            *_pictures(script, f"{base}/gt_masks/{split}/{name}/{name}_{{}}.png", seconds, mask=True),
-            PlannedClip(f"{base}/audio_wav/{split}/{name}.wav", script),
-        ]
+        frames = f"{name}/{name}.mp4_{{}}.png"
+        clips += _avs_files("Multi-sources/ms3_data", script, frames, f"{split}/{name}", _AVS_SECONDS)
     return DatasetPlan(
         name="avs",
         title="AVSBench",
@@ -82,8 +72,14 @@ def plan_avs(seed: int, clips_per_class: int) -> DatasetPlan:
     )
 
 
-def _pictures(script: ClipScript, path: str, seconds: range, *, mask: bool = False) -> Iterator[PlannedClip]:
-    return (PlannedClip(path.format(second + 1), script, (second, mask)) for second in seconds)
+def _avs_files(subset: str, script: ClipScript, frames: str, clip: str, masks: int) -> Iterator[PlannedClip]:
+    """The pictures, masks and sound of a clip, as AVSBench has them."""
+    base, name = f"AVSBench/{subset}", clip.rsplit("/", 1)[1]
+    for second in range(_AVS_SECONDS):
+        yield PlannedClip(f"{base}/visual_frames/{frames.format(second + 1)}", script, (second, False))
+    for second in range(masks):
+        yield PlannedClip(f"{base}/gt_masks/{clip}/{name}_{second + 1}.png", script, (second, True))
+    yield PlannedClip(f"{base}/audio_wav/{clip}.wav", script)
 
 
 def plan_avqa(seed: int, clips_per_class: int) -> DatasetPlan:

@@ -35,7 +35,7 @@ class ClipScript:
     seconds: float  # length
     events: tuple[Event, ...]  # what happens
     seed: int  # source of everything that the events leave open: colours, places, motion, noise, distractors
-    recording: str = "studio"  # equipment that it was recorded with, a name of ``recordings.RECORDINGS``
+    recording: str = "studio"  # equipment that it was recorded with, of :mod:`recordings`
 
 
 def _seed(rng: np.random.Generator) -> int:

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,30 +47,6 @@ _DIGEST = "state.json"
 _RESUME_HINT = "Resume with the settings that the training was begun with."
 
 
-class Trainable(Protocol):
-    """The part of a model that is trained; see :class:`~avfewshot.models.audio_visual.AudioVisualModel`."""
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """Tensors by name."""
-        ...
-
-    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put them back."""
-        ...
-
-
-class Stateful(Protocol):
-    """An optimizer, a schedule, a gradient scaler, a sampler."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state in plain values and tensors."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Put it back."""
-        ...
-
-
 @dataclass(frozen=True)
 class TrainingState:
     """A training between two optimizer steps; gradients are not part of it."""
@@ -81,8 +57,8 @@ class TrainingState:
     progress: dict[str, Any]  # where the training stands (epoch, batch, best figure, ...), in plain values
 
     @classmethod
-    def capture(cls, model: Trainable, parts: Mapping[str, Stateful], *, progress: Mapping[str, Any]) -> TrainingState:
-        """Take down where a training stands.
+    def capture(cls, model: Any, parts: Mapping[str, Any], *, progress: Mapping[str, Any]) -> TrainingState:
+        """Take down where a training stands: what `model` and `parts` (optimizer, gradient scaler, ...) have as state.
 
         States of `parts` may share memory with their owners: write the result to disk before the next step.
         """
@@ -93,7 +69,7 @@ class TrainingState:
             progress=dict(progress),
         )
 
-    def restore(self, model: Trainable, parts: Mapping[str, Stateful]) -> list[str]:
+    def restore(self, model: Any, parts: Mapping[str, Any]) -> list[str]:
         """Put everything back into freshly built objects of the same form.
 
         Gives what could not be restored on this machine, for people; empty if the training goes on bit for bit.

@@ -120,7 +120,8 @@ def gather_batch(
         return GatheredBatch(visual, audio, labels, _mask(visual_present), _mask(audio_present))
     # The ranks tell each other their sizes: rows, and for each modality width and bytes of a number, 0 for none.
     parts = visual, audio
-    own = [len(labels), *(size for part in parts for size in ((0, 0) if part is None else _form(part)))]
+    forms_here = ((0, 0) if part is None else (part.shape[-1], max(4, part.element_size())) for part in parts)
+    own = [len(labels), *(size for form in forms_here for size in form)]
     sizes = [torch.zeros(5, dtype=torch.int64, device=labels.device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor(own, device=labels.device))
     table = torch.stack(sizes).tolist()
@@ -136,8 +137,10 @@ def gather_batch(
         if part is None:
             dtype = torch.float64 if forms[0][1] == 8 else torch.float32
             part = torch.zeros((len(labels), forms[0][0]), dtype=dtype, device=labels.device)
-        # Without a gradient of its own a rank would stay away from the backward pass, which is a conversation.
-        embeddings.append(_gather(_at_least_float32(part if part.requires_grad else part.requires_grad_()), rows))
+        # Without a gradient of its own a rank would stay away from the backward pass, which is a conversation. And a
+        # sum of gradients over many ranks in half precision would lose digits.
+        part = part if part.requires_grad else part.requires_grad_()
+        embeddings.append(_gather(part.to(torch.promote_types(part.dtype, torch.float32)), rows))
     marks = torch.cat((labels, visual_present[:, None], audio_present[:, None]), 1)
     marks = _gather(marks.to(torch.uint8), rows).bool()  # not every backend sends bools
     return GatheredBatch(embeddings[0], embeddings[1], marks[:, :-2], _mask(marks[:, -2]), _mask(marks[:, -1]))
@@ -145,15 +148,6 @@ def gather_batch(
 
 def _mask(present: Tensor) -> Tensor | None:
     return None if bool(present.all()) else present
-
-
-def _at_least_float32(part: Tensor) -> Tensor:
-    """A sum of gradients over many ranks in half precision would lose digits."""
-    return part.to(torch.promote_types(part.dtype, torch.float32))
-
-
-def _form(part: Tensor) -> tuple[int, int]:
-    return part.shape[-1], max(4, part.element_size())
 
 
 def _gather(part: Tensor, rows: list[int]) -> Tensor:

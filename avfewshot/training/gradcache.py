@@ -88,7 +88,9 @@ def cached_backward(
     with quiet():
         result = loss(joined)
         total = result if isinstance(result, Tensor) else result.total
-        _derive(total, scale, backward)
+        if total.requires_grad:
+            with _without_autocast(total.device.type):
+                backward(total * scale)
     total = total.detach()  # lets go of the loss's graph
     result = total if isinstance(result, Tensor) else dataclasses.replace(result, total=total)
     gradients = _split(joined, found, sizes)
@@ -161,12 +163,6 @@ def _split(joined: Embeddings, found: Sequence[Embeddings], sizes: list[int]) ->
     ]
 
 
-def _derive(total: Tensor, scale: float, backward: Callable[[Tensor], Any]) -> None:
-    if total.requires_grad:
-        with _without_autocast(total.device.type):
-            backward(total * scale)
-
-
 def _inject(
     embeddings: Embeddings,
     gradients: Sequence[Tensor | None],
@@ -214,8 +210,5 @@ class _Inject(torch.autograd.Function):
 @contextlib.contextmanager
 def _without_autocast(kind: str) -> Iterator[None]:
     """Backward passes take the formats of the forward pass; autocast would round those that were kept in float32."""
-    if not torch.is_autocast_enabled(kind):
-        yield
-        return
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
         yield

@@ -1,15 +1,10 @@
-"""From a batch of labelled clips to its loss (Eq. 8-11 of Duan et al., NeurIPS 2023, arXiv 2311.05152).
-
-:class:`Objective` is that of few-shot training; :class:`PretrainObjective` that of contrastive batches that are larger
-than memory and spread over ranks.
-"""
+"""From labelled clips to their loss (Eq. 8-11 of Duan et al., NeurIPS 2023, arXiv 2311.05152)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +17,6 @@ from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights, pool_segments
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
-from avfewshot.training.distributed import gather_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +118,7 @@ class Objective:
             segments = self._segment_logits(model, embeddings)
             visual, sighted = _rows([self._sample_logits(pair[0]) for pair in segments], list(map(len, labels)))
             audio, audible = _rows([self._sample_logits(pair[1]) for pair in segments], list(map(len, labels)))
-        return _matched_loss(
+        return matched_loss(
             self._config, model, visual, audio, truth, visual_present=sighted, audio_present=audible, weights=weights
         )
 
@@ -185,69 +179,7 @@ def _rows(parts: Sequence[Tensor | None], lengths: Sequence[int] = ()) -> tuple[
     return torch.cat(rows), mask.repeat_interleave(torch.tensor(lengths, device=mask.device))
 
 
-class PretrainObjective:
-    """The loss of a contrastive batch, which may be larger than memory and spread over ranks.
-
-    Each clip is one sample: the mean of its seconds' embeddings (with ``pool: event`` weighted by how likely something
-    happens in them, the weights without gradient), scaled to length one.
-    """
-
-    def __init__(self, config: TrainerConfig, texts: ClassTexts, device: torch.device) -> None:
-        self._config = config
-        self._texts = texts
-        self._device = device
-
-    def loss(self, model: AudioVisualModel, parts: Parts, clips: Sequence[TrainingClip]) -> CombinedLoss:
-        """The loss of the embedded clips of all ranks; a clip without a label does not count."""
-        labels = torch.stack([clip.labels for clip in clips]).to(self._device)
-        known = labels.any(1)
-        visual_mask = torch.tensor([clip.frames is not None for clip in clips], device=self._device) & known
-        audio_mask = torch.tensor([clip.audio is not None for clip in clips], device=self._device) & known
-        batch = gather_batch(*parts, labels, visual_present=visual_mask, audio_present=audio_mask)
-        texts = self._texts.projected(model)
-        visual, audio = model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
-        return _matched_loss(
-            self._config,
-            model,
-            visual,
-            audio,
-            batch.labels,
-            visual_present=batch.visual_present,
-            audio_present=batch.audio_present,
-        )
-
-    def embed(self, forward: Forward, model: AudioVisualModel, clips: Sequence[TrainingClip]) -> Parts:
-        """One unit vector a clip and modality, ``[n, D]``; zeros where a clip lacks the modality."""
-        embeddings = embed_batch(forward, clips, self._device)
-        with torch.no_grad():
-            texts = self._texts.projected(model)
-        parts = []
-        for name in ("visual", "audio"):
-            seconds = [getattr(clip, name) for clip in embeddings]
-            given = [clip for clip in seconds if clip is not None]
-            if not given:
-                parts.append(None)
-                continue
-            words, scale = getattr(texts, name), model.temperatures.scale(name).detach()
-            blank = given[0].new_zeros(given[0].shape[-1])
-            parts.append(torch.stack([blank if clip is None else self._pooled(clip, words, scale) for clip in seconds]))
-        return parts[0], parts[1]
-
-    def _pooled(self, seconds: Tensor, words: Tensor, scale: Tensor) -> Tensor:
-        if self._config.pool == "mean":
-            return F.normalize(seconds.mean(0), dim=-1)
-        logits = fusion.logits(seconds.detach(), words, scale)
-        weights = event_weights(logits[:, :-1], logits[:, -1])
-        return F.normalize((weights[:, None].to(seconds.dtype) * seconds).sum(0), dim=-1)
-
-    def placeholder(self, model: AudioVisualModel) -> TrainingClip:
-        """Stands in where a rank has no clip left: it has no label, so that it counts for nothing."""
-        size: Any = model.visual_tower.image_size
-        frames = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-        return TrainingClip(frames, None, torch.zeros(self._texts.num_classes, dtype=torch.bool))
-
-
-def _matched_loss(
+def matched_loss(
     config: TrainerConfig,
     model: AudioVisualModel,
     visual: Tensor | None,

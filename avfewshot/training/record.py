@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from avfewshot.evaluation.results import Comparison, TaskResult
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The course of one training."""
+    """The course of one training: entries of its ``metrics.jsonl``."""
 
-    seed: int  # its seed
-    # (optimizer step, total loss, loss of sight, loss of hearing, learning rate)
-    steps: tuple[tuple[int, float, float, float, float], ...]
-    # (epoch, optimizer step, headline figure on validation clips, loss on them, share of the trained logits,
-    # whether it was the best so far); epoch 0 is the untrained model
-    epochs: tuple[tuple[int, int, float, float, float, bool], ...]
+    seed: int
+    steps: Sequence[Mapping[str, Any]]
+    epochs: Sequence[Mapping[str, Any]]  # epoch 0 is the untrained model
     outcome: str  # why it ended, for people
+
+    @property
+    def kept(self) -> Mapping[str, Any] | None:
+        """The entry of the epoch that was kept: the last one that was the best so far."""
+        return next((epoch for epoch in reversed(self.epochs) if epoch["best"]), None)
 
 
 @dataclass(frozen=True)

@@ -94,16 +94,10 @@ def _support_lines(result: SeedResult) -> tuple[str, ...]:
 
 
 def _curve(result: SeedResult) -> Curve:
-    steps, epochs = [], []
     assert result.progress is not None
-    for entry in MetricsLogger(result.folder / "metrics.jsonl").entries():
-        if entry["kind"] == "step":
-            steps.append((entry["step"], entry["loss"], entry["visual_loss"], entry["audio_loss"], entry["lr"]))
-        elif entry["kind"] == "epoch":
-            epochs.append(
-                (entry["epoch"], entry["step"], entry["figure"], entry["loss"], entry["blend"], entry["best"])
-            )
-    return Curve(result.seed, tuple(steps), tuple(epochs), result.progress.finished)
+    entries = list(MetricsLogger(result.folder / "metrics.jsonl").entries())
+    steps, epochs = ([entry for entry in entries if entry["kind"] == kind] for kind in ("step", "epoch"))
+    return Curve(result.seed, steps, epochs, result.progress.finished)
 
 
 def _spread(samples: Sequence[Sample], count: int = _EXAMPLES) -> list[int]:
@@ -122,39 +116,32 @@ def _spread(samples: Sequence[Sample], count: int = _EXAMPLES) -> list[int]:
 
 def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen: Sequence[int]) -> tuple[Example, ...]:
     test = run.evaluator.scored("test")
-    samples = [test.samples[index] for index in chosen]
-    zero = [test.logits[index] for index in chosen]
+    samples, zero = ([part[index] for index in chosen] for part in (test.samples, test.logits))
     assert result.progress is not None
     share = result.progress.best.blend
     trained = zero
     if share:
         adapted = run.evaluator.logits_of(model, [sample.path for sample in samples if sample.path is not None])
         trained = [before.ensemble(after, share) for before, after in zip(zero, adapted, strict=True)]
-    return tuple(
-        _example(run, sample, after, before, result)
-        for sample, before, after in zip(samples, zero, trained, strict=True)
-    )
+    return tuple(_example(run, *one) for one in zip(samples, trained, zero, strict=True))
 
 
-def _example(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits, result: SeedResult) -> Example:
-    decision, classes = run.evaluator.decision, (*run.dataset.classes, "background")
-    known = len(run.dataset.classes)
+def _example(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits) -> Example:
+    decision, known = run.evaluator.decision, run.dataset.classes
     tops, rights = [], []
     for logits in (trained, zero):
-        scores = clip_probabilities([logits], known, fusion=decision.fusion, pool=decision.pool)[0]
+        scores = clip_probabilities([logits], len(known), fusion=decision.fusion, pool=decision.pool)[0]
         order = scores.argsort()[::-1][:_ANSWERS]
-        tops.append(tuple((classes[index], float(scores[index])) for index in order))
+        tops.append(tuple((known[index], float(scores[index])) for index in order))
         rights.append(int(order[0]) in sample.labels)
     seconds = _seconds(run, sample, trained, zero)
     if decision.per_second and seconds and seconds[0].truth is not None:
-        rights = [
-            sum((getattr(second, name)[0] in (second.truth or ("background",))) for second in seconds)
-            > len(seconds) / 2
-            for name in ("trained", "zero_shot")
-        ]
+        for place, name in enumerate(("trained", "zero_shot")):
+            right = [getattr(second, name)[0] in (second.truth or ("background",)) for second in seconds]
+            rights[place] = sum(right) > len(seconds) / 2
     return Example(
         name=sample.id,
-        truth=tuple(run.dataset.classes[label] for label in sample.labels),
+        truth=tuple(known[label] for label in sample.labels),
         trained=tops[0],
         zero_shot=tops[1],
         right=rights[0],

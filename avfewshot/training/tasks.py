@@ -8,25 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from avfewshot.config import AUTO, TrainerConfig, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Failure
+from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig, Identified
 from avfewshot.models.losses import CombinedLoss
 from avfewshot.training.data import window_start
+from avfewshot.training.distributed import gather_batch
 from avfewshot.training.gradcache import Embeddings
-from avfewshot.training.objective import (
-    ClipEmbeddings,
-    Forward,
-    Objective,
-    PretrainObjective,
-    TrainingClip,
-    embed_batch,
-)
+from avfewshot.training.objective import ClipEmbeddings, Forward, Objective, TrainingClip, embed_batch, matched_loss
 from avfewshot.training.trainer import TrainTask
 from avfewshot.training.validation import Validator, ValMetrics
 
@@ -109,15 +105,12 @@ class FewShotTask(ClipTask):
         clips = embed_batch(forward, samples, self._device)
         joined = []
         for parts in ([clip.visual for clip in clips], [clip.audio for clip in clips]):
-            present = [part for part in parts if part is not None]
-            if not present:
-                joined.append(None)
-                continue
-            rows = [
-                present[0].new_zeros(sample.num_segments, present[0].shape[-1]) if part is None else part
+            example = next((part for part in parts if part is not None), None)
+            rows = None if example is None else [
+                example.new_zeros(sample.num_segments, example.shape[-1]) if part is None else part
                 for part, sample in zip(parts, samples, strict=True)
-            ]
-            joined.append(torch.cat(rows))
+            ]  # fmt: skip
+            joined.append(None if rows is None else torch.cat(rows))
         return tuple(joined)
 
     def loss(self, embeddings: Embeddings, samples: Sequence[TrainingClip]) -> CombinedLoss:
@@ -154,7 +147,11 @@ def validation_interval(config: TrainingConfig, clips: int, validation_clips: in
 
 
 class PretrainTask(ClipTask):
-    """A list of clips, those that can be read; large contrastive batches, over all ranks."""
+    """A list of clips, those that can be read; large contrastive batches, over all ranks.
+
+    Each clip is one sample: the mean of its seconds' embeddings (with ``pool: event`` weighted by how likely something
+    happens in them, the weights without gradient), scaled to length one.
+    """
 
     gradcache = True
 
@@ -171,7 +168,7 @@ class PretrainTask(ClipTask):
     ) -> None:
         super().__init__(model, config, **common)
         self.skip, self.on_failure = skip, on_failure
-        self.objective = PretrainObjective(config, texts.to(device), device)
+        self.texts, self.device = texts.to(device), device
         self.validate_every = 1 if config.validate_every == AUTO else int(config.validate_every)
         self._labels = torch.eye(texts.num_classes, dtype=torch.bool)
 
@@ -183,17 +180,55 @@ class PretrainTask(ClipTask):
         return None if self.skip(item.id) else self.cut(item, self._labels[list(item.labels)].any(0), epoch)
 
     def batches(self, samples: list[TrainingClip], batch_size: int) -> list[list[TrainingClip]]:
-        """One batch, also on a rank that has no clip left."""
-        return [samples or [self.objective.placeholder(self.model)]]
+        """One batch; a rank that has no clip left takes part with one without a label, which counts for nothing."""
+        if samples:
+            return [samples]
+        size: Any = self.model.visual_tower.image_size
+        frames = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        return [[TrainingClip(frames, None, torch.zeros(self.texts.num_classes, dtype=torch.bool))]]
 
     def embed(self, forward: Forward, samples: Sequence[TrainingClip]) -> Embeddings:
-        """One unit vector a clip and modality."""
-        return self.objective.embed(forward, self.model, samples)
+        """One unit vector a clip and modality, ``[n, D]``; zeros where a clip lacks the modality."""
+        embeddings = embed_batch(forward, samples, self.device)
+        with torch.no_grad():
+            texts = self.texts.projected(self.model)
+        parts = []
+        for name in ("visual", "audio"):
+            seconds = [getattr(clip, name) for clip in embeddings]
+            example = next((clip for clip in seconds if clip is not None), None)
+            if example is None:
+                parts.append(None)
+                continue
+            words, scale = getattr(texts, name), self.model.temperatures.scale(name).detach()
+            blank = example.new_zeros(example.shape[-1])
+            parts.append(torch.stack([blank if clip is None else self._pooled(clip, words, scale) for clip in seconds]))
+        return tuple(parts)
+
+    def _pooled(self, seconds: Tensor, words: Tensor, scale: Tensor) -> Tensor:
+        if self.config.pool == "mean":
+            return F.normalize(seconds.mean(0), dim=-1)
+        logits = fusion.logits(seconds.detach(), words, scale)
+        weights = fusion.event_weights(logits[:, :-1], logits[:, -1])
+        return F.normalize((weights[:, None].to(seconds.dtype) * seconds).sum(0), dim=-1)
 
     def loss(self, embeddings: Embeddings, samples: Sequence[TrainingClip]) -> CombinedLoss:
-        """See :class:`~avfewshot.training.objective.PretrainObjective`."""
-        visual, audio = embeddings
-        return self.objective.loss(self.model, (visual, audio), samples)
+        """The loss of the embedded clips of all ranks; a clip without a label does not count."""
+        labels = torch.stack([clip.labels for clip in samples]).to(self.device)
+        known = labels.any(1)
+        visual_mask = torch.tensor([clip.frames is not None for clip in samples], device=self.device) & known
+        audio_mask = torch.tensor([clip.audio is not None for clip in samples], device=self.device) & known
+        batch = gather_batch(*embeddings, labels, visual_present=visual_mask, audio_present=audio_mask)
+        texts = self.texts.projected(self.model)
+        visual, audio = self.model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
+        return matched_loss(
+            self.config,
+            self.model,
+            visual,
+            audio,
+            batch.labels,
+            visual_present=batch.visual_present,
+            audio_present=batch.audio_present,
+        )
 
 
 def adapter_config(

@@ -1,19 +1,19 @@
-"""What a training logs, in TensorBoard, Weights & Biases or MLflow as well: one Fabric logger each."""
+"""What a training logs, in TensorBoard, Weights & Biases or MLflow as well, each by its own client."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from lightning_fabric.loggers.logger import Logger
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from avfewshot.training.trainer import Callback
 
 PROJECT = "avfewshot"
+
+_Opened = tuple[Callable[[dict[str, float], int], Any], Callable[[bool], Any]]
+"""What takes metrics and their step, and what ends a run, given whether it came to its end."""
 
 
 class Tracker(Callback):
@@ -25,23 +25,23 @@ class Tracker(Callback):
     """
 
     def __init__(self, name: str, run: Path, part: str, settings: Mapping[str, Any]) -> None:
-        self._make = {"tensorboard": _tensorboard, "wandb": WandbLogger, "mlflow": MLflowLogger}[name]
+        self._open = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name]
         self._about = run, part, _flat(settings)
-        self._logger: Logger | None = None
+        self._opened: _Opened | None = None
 
     def on_log(self, entry: Mapping[str, Any]) -> None:
         """See :class:`~avfewshot.training.trainer.Callback`."""
-        self._logger = logger = self._logger or self._make(*self._about)
+        self._opened = self._opened or self._open(*self._about)
         kind = {"step": "train", "epoch": "validation"}[entry["kind"]]
         values = {key: value for key, value in _flat(entry).items() if key not in ("kind", "step", "best")}
         metrics = {f"{kind}/{key}": float(value) for key, value in values.items() if isinstance(value, (int, float))}
-        logger.log_metrics(metrics, step=int(entry["step"]))
+        self._opened[0](metrics, int(entry["step"]))
 
     def on_fit_end(self, finished: bool) -> None:
         """See :class:`~avfewshot.training.trainer.Callback`."""
-        if self._logger is not None:
-            self._logger.finalize("success" if finished else "aborted")
-            self._logger = None
+        if self._opened is not None:
+            self._opened[1](finished)
+            self._opened = None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -57,89 +57,52 @@ def _key(run: Path, part: str) -> str:
     return hashlib.sha256(os.fsencode(run.absolute() / part)).hexdigest()[:16]
 
 
-def _tensorboard(run: Path, part: str, settings: Mapping[str, Any]) -> Logger:
+def _tensorboard(run: Path, part: str, settings: Mapping[str, Any]) -> _Opened:
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
     logger = TensorBoardLogger(run, name="tensorboard", version=part)
     logger.experiment.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
-    return logger
+    return logger.log_metrics, lambda finished: logger.finalize("success" if finished else "aborted")
 
 
-class WandbLogger(Logger):
-    """Weights & Biases by its own client, which reads WANDB_MODE, WANDB_PROJECT, WANDB_API_KEY, ..."""
+def _wandb(run: Path, part: str, settings: Mapping[str, Any]) -> _Opened:
+    """The client reads WANDB_MODE, WANDB_PROJECT, WANDB_API_KEY, ..."""
+    import wandb
 
-    def __init__(self, run: Path, part: str, settings: Mapping[str, Any]) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), id=_key(run, part), resume="allow",
-            name=f"{run.name}/{part}", group=run.name, dir=run,
-        )  # fmt: skip
-        self.log_hyperparams(dict(settings))
-
-    @property
-    def name(self) -> str:
-        """The project."""
-        return self._run.project
-
-    @property
-    def version(self) -> str:
-        """The run's id."""
-        return self._run.id
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """See Fabric's Logger."""
-        self._run.log({**metrics, "step": step})  # a resumed training repeats steps, which wandb's own must not
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """See Fabric's Logger."""
-        self._run.config.update(params, allow_val_change=True)
-
-    def finalize(self, status: str) -> None:
-        """See Fabric's Logger."""
-        self._run.finish(exit_code=0 if status == "success" else 1)
+    made = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT), id=_key(run, part), resume="allow",
+        name=f"{run.name}/{part}", group=run.name, dir=run,
+    )  # fmt: skip
+    made.config.update(dict(settings), allow_val_change=True)
+    # A resumed training repeats steps, which wandb's own must not.
+    return (
+        lambda metrics, step: made.log({**metrics, "step": step}),
+        lambda finished: made.finish(exit_code=0 if finished else 1),
+    )
 
 
-class MLflowLogger(Logger):
-    """MLflow by its own client."""
+def _mlflow(run: Path, part: str, settings: Mapping[str, Any]) -> _Opened:
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow asks for a database
+    from mlflow.tracking import MlflowClient
 
-    def __init__(self, run: Path, part: str, settings: Mapping[str, Any]) -> None:
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else MLflow asks for a database
-        from mlflow.tracking import MlflowClient
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (run.absolute() / "mlruns").as_uri())
+    project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    known = client.get_experiment_by_name(project)
+    experiment = known.experiment_id if known else client.create_experiment(project)
+    key = _key(run, part)
+    before = client.search_runs([experiment], f"tags.avfewshot = '{key}'")
+    if before:
+        name = before[0].info.run_id
+        client.update_run(name, "RUNNING")
+    else:
+        made = client.create_run(experiment, tags={"avfewshot": key}, run_name=f"{run.name}/{part}")
+        name = made.info.run_id
+        for setting, value in settings.items():
+            client.log_param(name, setting, str(value)[:500])
 
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (run.absolute() / "mlruns").as_uri())
-        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        known = self._client.get_experiment_by_name(project)
-        self._experiment = known.experiment_id if known else self._client.create_experiment(project)
-        key = _key(run, part)
-        before = self._client.search_runs([self._experiment], f"tags.avfewshot = '{key}'")
-        if before:
-            self._id = before[0].info.run_id
-            self._client.update_run(self._id, "RUNNING")
-            return
-        made = self._client.create_run(self._experiment, tags={"avfewshot": key}, run_name=f"{run.name}/{part}")
-        self._id = made.info.run_id
-        self.log_hyperparams(dict(settings))
+    def log(metrics: dict[str, float], step: int) -> None:
+        for metric, value in metrics.items():
+            client.log_metric(name, metric, value, step=step)
 
-    @property
-    def name(self) -> str:
-        """The experiment's id."""
-        return self._experiment
-
-    @property
-    def version(self) -> str:
-        """The run's id."""
-        return self._id
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """See Fabric's Logger."""
-        for name, value in metrics.items():
-            self._client.log_metric(self._id, name, value, step=step)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """See Fabric's Logger."""
-        for name, value in params.items():
-            self._client.log_param(self._id, name, str(value)[:500])
-
-    def finalize(self, status: str) -> None:
-        """See Fabric's Logger."""
-        self._client.set_terminated(self._id, "FINISHED" if status == "success" else "KILLED")
+    return log, lambda finished: client.set_terminated(name, "FINISHED" if finished else "KILLED")

@@ -63,23 +63,7 @@ class TrainTask:
     - with ``gradcache = True`` the loss is computed once, of the embeddings of all micro-batches: right also where the
       samples of a batch are each other's candidates (contrastive losses), and needed over several ranks.
 
-    A supervised task whose model is a head on frozen embeddings, in full::
-
-        class Localisation(TrainTask):
-            def __init__(self, model, source):      # source.stream gives (features, targets)
-                self.model, self.source = model, source
-
-            def loss(self, embeddings, samples):    # a scalar; embeddings are what `embed` gave, here nothing
-                features, targets = zip(*samples)
-                return F.cross_entropy(self.model(torch.stack(features)), torch.stack(targets))
-
-            def validate(self, model, epoch):
-                return ValMetrics(figure=accuracy(model, self.val), loss=val_loss(model, self.val))
-
-            def metadata(self, metrics):            # goes into config.json of each checkpoint
-                return AdapterConfig(task="ave", labels=..., metrics={"validation": metrics.to_dict()}, ...)
-
-        progress = Trainer(fabric, model, config, Localisation(model, source), folder=run).fit(resume=last)
+    :mod:`avfewshot.supervised.training` has a task whose model is a head on frozen embeddings.
     """
 
     source: TrainSource

@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from avfewshot.data.shards.record import ClipRecord, RecordError
+from avfewshot.data.shards.record import ClipRecord, DamagedClipError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.media.codec import DamagedError, decode_pictures, decode_sound, encode_picture, encode_sound
 
 DEFAULT_QUALITY = 95
 SOUND = "flac"
 RECORD = "json"
-
-
-class DamagedClipError(ValueError):
-    """Members that are damaged or not those of a clip."""
 
 
 def picture_name(second: int) -> str:
@@ -60,7 +56,5 @@ def decode_members(members: Mapping[str, bytes], path: Path) -> tuple[Clip, Clip
         return Clip(path, record.duration, 0, frames, waveform, record.warnings, last=record.whole), record
     except KeyError as error:
         raise DamagedClipError(f"it has no member {error}") from error
-    except RecordError as error:
-        raise DamagedClipError(f"its description is not valid: {error}") from error
     except (DamagedError, ValueError) as error:
         raise DamagedClipError(" ".join(str(error).split())) from error

@@ -82,6 +82,10 @@ def plan_shards(
         UsageError: A setting is out of range, or a split does not exist.
         DataError: No clip has a media file.
     """
+    if dataset.description.reader in ("avs", "avqa"):
+        raise UsageError(
+            f"{dataset.description.title} is not read from shards.", hint="avfs train reads its files as they are."
+        )
     size = default_shard_clips(frame_side, seconds) if shard_clips is None else shard_clips
     limits = (("--shard-clips", size, None), ("--seconds", seconds, MOST), ("--quality", quality, 100))
     for option, value, most in limits:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import re
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Literal
 
 from webdataset.writer import TarWriter
 
@@ -94,27 +93,20 @@ class Preparation:
         Raises:
             DataError: A shard cannot be written.
         """
-        began = time.monotonic()
-        samples = [clip.sample for shard in self.pending for clip in shard.clips]
+        began, folder, index = time.monotonic(), self.folder, self.plan.index
         new: list[ShardEntry] = []
         try:
-            if distribute is not None:
-                for entry in distribute(partial(_shard_writer, self.folder, self.plan.index), self.pending):
+            if distribute is None:
+                new += _write_shards(folder, index, self.pending, jobs=self.jobs, progress=progress)
+            else:
+                for entry in distribute(lambda: partial(_write_shards, folder, index), self.pending):
                     new.append(entry)
                     progress(len(entry.clips) + len(entry.rejected))
-                return self._finish(new, began)
-            encode = partial(_encode, index=self.plan.index)
-            encoder = ordered_map(encode, samples, workers=self.jobs)
-            with contextlib.closing(encoder) as encoded:  # pyright: ignore[reportArgumentType]
-                new.extend(_write_shard(self.folder, self.plan.index, s, encoded, progress) for s in self.pending)
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk, say: the first error is the one to tell
-                _write_rejected(self.folder, self.plan.index)
+                _write_rejected(folder, index)
             raise
-        return self._finish(new, began)
-
-    def _finish(self, new: list[ShardEntry], began: float) -> Summary:
-        _write_rejected(self.folder, self.plan.index)
+        _write_rejected(folder, index)
         entries = [*self.finished, *new]
         mine = {shard.name for shard in self.shards}
         return Summary(
@@ -180,7 +172,7 @@ def _claim(folder: Path, index: ShardIndex) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / INDEX_NAME).exists():
-            index.write(folder)
+            write_text(folder / INDEX_NAME, index.to_json())
     except OSError as error:
         raise DataError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
     there = ShardIndex.read(folder)
@@ -244,13 +236,19 @@ def _encode(sample: Sample, index: ShardIndex) -> Members | Rejected:
         return Rejected(sample.id, sample.split, str(sample.path), explain(error))
 
 
-def _shard_writer(folder: Path, index: ShardIndex) -> WriteShards:
-    def write(shards: Sequence[PlannedShard]) -> Iterator[ShardEntry]:
+def _write_shards(
+    folder: Path,
+    index: ShardIndex,
+    shards: Sequence[PlannedShard],
+    *,
+    jobs: int = 0,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Iterator[ShardEntry]:
+    samples = [clip.sample for shard in shards for clip in shard.clips]
+    encoder = ordered_map(partial(_encode, index=index), samples, workers=jobs)
+    with contextlib.closing(encoder) as encoded:  # pyright: ignore[reportArgumentType]
         for shard in shards:
-            encoded = (_encode(clip.sample, index) for clip in shard.clips)
-            yield _write_shard(folder, index, shard, encoded, lambda count: None)
-
-    return write
+            yield _write_shard(folder, index, shard, encoded, progress)
 
 
 def _write_shard(
@@ -270,9 +268,8 @@ def _write_shard(
         stored: list[StoredClip] = []
         rejected: list[Rejected] = []
         with atomic_path(target) as temporary, open(temporary, "wb") as stream:
-            hashed = _Hashed(stream)
             # Neither a time nor an owner, so that equal clips give equal bytes.
-            with TarWriter(cast(BinaryIO, hashed), encoder=False, mtime=0, user="", group="") as tar:
+            with TarWriter(stream, encoder=False, mtime=0, user="", group="") as tar:
                 for clip in shard.clips:
                     members = next(encoded)
                     if isinstance(members, Rejected):
@@ -281,15 +278,9 @@ def _write_shard(
                         stored.append(StoredClip(clip.sample.id, clip.key, tar.tarstream.offset))
                         tar.write({"__key__": clip.key, **members})
                     progress(1)
-        entry = ShardEntry(
-            plan=index.plan,
-            name=shard.name,
-            split=shard.split,
-            sha256=hashed.digest.hexdigest(),
-            bytes=hashed.size,
-            clips=tuple(stored),
-            rejected=tuple(rejected),
-        )
+            stream.flush()
+            digest, size = sha256_file(temporary), temporary.stat().st_size
+        entry = ShardEntry(index.plan, shard.name, shard.split, digest, size, tuple(stored), tuple(rejected))
         entry.write(folder)
     except OSError as error:
         raise DataError(
@@ -297,20 +288,6 @@ def _write_shard(
             hint="Remedy it and run the same command again: it goes on where it stopped.",
         ) from error
     return entry
-
-
-class _Hashed:
-    """A stream that hashes what is written to it, so that a shard need not be read again."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.digest = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.size += len(data)
-        return self._stream.write(data)
 
 
 def _write_rejected(folder: Path, index: ShardIndex) -> None:

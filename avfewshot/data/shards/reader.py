@@ -19,15 +19,14 @@ from webdataset.filters import shuffle
 
 from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_place, share
 from avfewshot.data.ranking import rank_key
-from avfewshot.data.shards.codec import DamagedClipError, decode_members
-from avfewshot.data.shards.record import ClipRecord, RecordError, ShardEntry, ShardIndex, StoredClip
-from avfewshot.errors import DataError, UsageError, explain
+from avfewshot.data.shards.codec import decode_members
+from avfewshot.data.shards.record import ClipRecord, DamagedClipError, ShardEntry, ShardIndex, StoredClip
+from avfewshot.errors import DataError, UsageError, explain, some
 from avfewshot.io import sha256_file
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import ordered_map
 
 DEFAULT_BUFFER = 200
-_NAMED = 5
 
 
 class ShardSet:
@@ -72,9 +71,8 @@ class ShardSet:
             entries.append(entry)
         for names, what in ((missing, "missing"), (damaged, "damaged")):
             if names:
-                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 raise DataError(
-                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {', '.join(names[:_NAMED])}{more}.",
+                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {some(names, 5)}.",
                     hint="The same `avfs data prepare` command writes them (with --part, every part of it).",
                 )
         return cls(folder, index, entries)
@@ -240,8 +238,6 @@ class ShardSource:
             return LabelledClip(record.id, labels, clip, segments)
         except KeyError as error:
             reason = f"it has no member {error}"
-        except RecordError as error:
-            reason = f"its description is not valid: {error}"
         except DamagedClipError as error:
             reason = str(error)
         return Failure(str(path), f"{reason}; `avfs data prepare` mends damaged shards", encoded.clip.id)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,11 +34,11 @@ MOST = 10_000  # seconds of a clip, pixels of a side: memory is given by these
 T = TypeVar("T")
 
 
-class RecordError(ValueError):
-    """JSON that does not describe a clip."""
+class DamagedClipError(ValueError):
+    """Members that are damaged or not those of a clip."""
 
 
-def _matching(pattern: str, what: str) -> Callable[[Any], str]:
+def _matching(pattern: str, what: str) -> PlainValidator:
     expression = re.compile(pattern, re.DOTALL)
 
     def check(value: Any) -> str:
@@ -48,37 +49,30 @@ def _matching(pattern: str, what: str) -> Callable[[Any], str]:
             raise ValueError(f"is not {what}: {value[:80]!r}")
         return value
 
-    return check
+    return PlainValidator(check)
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"is not a whole number from 0 on: {str(value)[:40]!r}")
-    return value
+def _whole(least: int, most: int | None = None) -> PlainValidator:
+    def check(value: Any) -> int:
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise ValueError(
+                f"is not a whole number from {least} {f'to {most}' if most else 'on'}: {str(value)[:40]!r}"
+            )
+        return value
+
+    return PlainValidator(check)
 
 
-def _positive(value: Any) -> int:
-    if _whole(value) < 1:
-        raise ValueError("is not a whole number from 1 on")
-    return value
-
-
-def _bounded(value: Any) -> int:
-    if not 1 <= _whole(value) <= MOST:
-        raise ValueError(f"is not a whole number from 1 to {MOST}")
-    return value
-
-
-Text = Annotated[str, PlainValidator(_matching(r".*", "a text"))]
-Whole = Annotated[int, PlainValidator(_whole)]
-Positive = Annotated[int, PlainValidator(_positive)]
-Bounded = Annotated[int, PlainValidator(_bounded)]
+Text = Annotated[str, _matching(r".*", "a text")]
+Whole = Annotated[int, _whole(0)]
+Positive = Annotated[int, _whole(1)]
+Bounded = Annotated[int, _whole(1, MOST)]
 Number = Annotated[float, Field(strict=True), AllowInfNan(False)]
 Split = Literal["train", "val", "test"]
 # Nothing but a plain file name: no folder, no other place, no command.
-ShardFile = Annotated[str, PlainValidator(_matching(r"[A-Za-z0-9][A-Za-z0-9-]{0,120}\.tar", "the name of a shard"))]
-Key = Annotated[str, PlainValidator(_matching(r"[0-9]{1,12}_[A-Za-z0-9_-]{1,80}", "a key"))]
-Sha256 = Annotated[str, PlainValidator(_matching(r"[0-9a-f]{64}", "a SHA-256"))]
+ShardFile = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9-]{0,120}\.tar", "the name of a shard")]
+Key = Annotated[str, _matching(r"[0-9]{1,12}_[A-Za-z0-9_-]{1,80}", "a key")]
+Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "a SHA-256")]
 
 
 @dataclass(frozen=True)
@@ -115,10 +109,6 @@ class ShardIndex:
         """SHA-256 of :meth:`to_json`: shards of another plan do not belong together with these."""
         return hashlib.sha256(self.to_json().encode("ascii")).hexdigest()
 
-    def write(self, folder: Path) -> None:
-        """Write ``index.json`` into `folder`, atomically."""
-        write_text(folder / INDEX_NAME, self.to_json())
-
     @classmethod
     def read(cls, folder: Path) -> ShardIndex:
         """Read and check ``index.json``.
@@ -127,10 +117,7 @@ class ShardIndex:
             DataError: It is missing, not of this form or version, or names files outside of its folder.
         """
         path = folder / INDEX_NAME
-        raw = _read_json(path)
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT or raw.get("version") != VERSION:
-            raise DataError(f"{path}: is not of format {FORMAT}, version {VERSION}.", hint=_AGAIN)
-        index = _checked(_INDEX, raw, path)
+        index = _read(cls, path, f"of format {FORMAT}", format=FORMAT)
         names = {shard.name for shard in index.shards}
         if len(names) != len(index.shards) or len(set(index.classes)) != len(index.classes):
             raise DataError(f"{path}: names of shards or classes are repeated.", hint=_AGAIN)
@@ -189,12 +176,7 @@ class ShardEntry:
             DataError: It is not of this form, or of another shard.
         """
         path = entry_path(folder, name)
-        if not path.is_file():
-            return None
-        raw = _read_json(path)
-        if not isinstance(raw, dict) or raw.get("version") != VERSION or raw.get("name") != name:
-            raise DataError(f"{path}: is not the entry of {name}, version {VERSION}.", hint=_AGAIN)
-        return _checked(_ENTRY, raw, path)
+        return _read(cls, path, f"the entry of {name}", name=name) if path.is_file() else None
 
 
 def entry_path(folder: Path, name: str) -> Path:
@@ -265,38 +247,41 @@ class ClipRecord:
         """Read the JSON member.
 
         Raises:
-            RecordError: It is not JSON, of another version, or has fields that are missing or of the wrong kind.
+            DamagedClipError: It is not JSON, of another version, or has fields that are missing or of the wrong kind.
         """
         try:
             raw = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise RecordError("not JSON") from error
-        if not isinstance(raw, dict) or raw.get("version") != VERSION:
-            raise RecordError(f"not of version {VERSION}")
-        try:
-            return _RECORD.validate_python(raw)
+            if not isinstance(raw, dict) or raw.get("version") != VERSION:
+                reason = f"not of version {VERSION}"
+            else:
+                return _adapter(cls).validate_python(raw)
         except ValidationError as error:
-            raise RecordError("; ".join(faults_of(error)[:5])) from error
+            reason = "; ".join(faults_of(error)[:5])
+        except (ValueError, RecursionError):
+            reason = "not JSON"
+        raise DamagedClipError(f"its description is not valid: {reason}")
 
 
-_INDEX, _ENTRY, _RECORD = TypeAdapter(ShardIndex), TypeAdapter(ShardEntry), TypeAdapter(ClipRecord)
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _read_json(path: Path) -> Any:
+def _read(kind: type[T], path: Path, what: str, **expected: str) -> T:
+    """The content of a JSON file of this version that has the expected values."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path}: is too large.", hint=_AGAIN)
-        return json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes())
+        expected_here = {"version": VERSION, **expected}
+        if not isinstance(raw, dict) or any(raw.get(key) != value for key, value in expected_here.items()):
+            raise DataError(f"{path}: is not {what}, version {VERSION}.", hint=_AGAIN)
+        return _adapter(kind).validate_python(raw)
+    except ValidationError as error:
+        raise DataError(f"{path}: is not valid: {'; '.join(faults_of(error)[:5])}.", hint=_AGAIN) from None
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.", hint="Make shards with: avfs data prepare.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):
         raise DataError(f"{path}: is not valid JSON.", hint=_AGAIN) from None
-
-
-def _checked(adapter: TypeAdapter[T], raw: dict[str, Any], path: Path) -> T:
-    try:
-        return adapter.validate_python(raw)
-    except ValidationError as error:
-        raise DataError(f"{path}: is not valid: {'; '.join(faults_of(error)[:5])}.", hint=_AGAIN) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from avfewshot.encoders.presets import Preset
 from avfewshot.encoders.weights.identity import file_sha256
-from avfewshot.encoders.weights.locate import expected_sha256, how_to_get, locate, looked_in, needed_files
+from avfewshot.encoders.weights.locate import Needed, expected_sha256, how_to_get, locate, looked_in, needed_files
 from avfewshot.errors import AvfsError
 
 OK, MISSING, DAMAGED = "ok", "missing", "damaged"
@@ -18,19 +17,12 @@ OK, MISSING, DAMAGED = "ok", "missing", "damaged"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one file, or about the backbone as a whole.
+    """What was found about one file, or about the backbone as a whole."""
 
-    Attributes:
-        part: What it is, for people.
-        status: ``"ok"``, ``"missing"`` or ``"damaged"``.
-        detail: Where it lies or was looked for, and what is wrong.
-        sha256: Of the file; None for none.
-    """
-
-    part: str
-    status: str
-    detail: str
-    sha256: str | None = None
+    part: str  # what it is, for people
+    status: str  # "ok", "missing" or "damaged"
+    detail: str  # where it lies or was looked for, and what is wrong
+    sha256: str | None = None  # of the file; None for none
 
 
 def check(
@@ -43,12 +35,7 @@ def check(
 ) -> list[Finding]:
     """Check every file of a backbone, then the backbone as a whole: it is loaded and encodes two texts.
 
-    Args:
-        preset: The preset.
-        clip_weights: As for :func:`~avfewshot.encoders.backbone.build_backbone`.
-        clap_weights: Likewise.
-        roberta: Likewise.
-        progress: Told what is being checked.
+    Paths are those of :func:`~avfewshot.encoders.backbone.build_backbone`; `progress` is told what is being checked.
 
     Returns:
         A finding for each file that is needed, and one for the backbone if none is missing or damaged.
@@ -57,40 +44,31 @@ def check(
         UsageError: The preset is at fault.
     """
     paths = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
+    progress = progress or (lambda what: None)
     findings = []
     for needed in needed_files(preset, **paths):
-        path = locate(needed)
-        if path is None:
-            if not needed.optional:
-                findings.append(
-                    Finding(
-                        needed.part,
-                        MISSING,
-                        f"{needed.title}: not in {looked_in(needed)}. {how_to_get(preset, [needed])}",
-                    )
-                )
-            continue
-        if progress:
+        if (path := locate(needed)) is not None:
             progress(f"{needed.part}: {path}")
-        if not path.is_file():
-            findings.append(Finding(needed.part, DAMAGED, f"{path}: is not a file"))
-            continue
-        try:
-            digest = file_sha256(path, remember=False)
-        except OSError as error:
-            findings.append(Finding(needed.part, DAMAGED, f"{path}: cannot be read: {error.strerror}"))
-            continue
-        expected = expected_sha256(needed, path)
-        if expected and digest != expected:
-            wrong = f"{path}: its SHA-256 is {digest}, {expected} was expected"
-            findings.append(Finding(needed.part, DAMAGED, wrong, digest))
-        else:
-            findings.append(Finding(needed.part, OK, str(path), digest))
+            findings.append(_check_file(needed, path))
+        elif not needed.optional:
+            where = f"{needed.title}: not in {looked_in(needed)}. {how_to_get(preset, [needed])}"
+            findings.append(Finding(needed.part, MISSING, where))
     if all(finding.status == OK for finding in findings):
-        if progress:
-            progress("loading the backbone")
+        progress("loading the backbone")
         findings.append(_load(preset, paths))
     return findings
+
+
+def _check_file(needed: Needed, path: Path) -> Finding:
+    if not path.is_file():
+        return Finding(needed.part, DAMAGED, f"{path}: is not a file")
+    try:
+        digest = file_sha256(path, remember=False)
+    except OSError as error:
+        return Finding(needed.part, DAMAGED, f"{path}: cannot be read: {error.strerror}")
+    if (expected := expected_sha256(needed, path)) and digest != expected:
+        return Finding(needed.part, DAMAGED, f"{path}: its SHA-256 is {digest}, {expected} was expected", digest)
+    return Finding(needed.part, OK, str(path), digest)
 
 
 def _load(preset: Preset, paths: dict[str, str | Path | None]) -> Finding:
@@ -111,8 +89,3 @@ def _load(preset: Preset, paths: dict[str, str | Path | None]) -> Finding:
     notes = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
     sizes = f"loads: embeddings of {backbone.visual.output_dim} and {backbone.audio.output_dim} numbers"
     return Finding(part, OK, ". ".join([sizes, *notes]))
-
-
-def as_json(findings: list[Finding]) -> str:
-    """Findings as a JSON list of objects with the fields of :class:`Finding`."""
-    return json.dumps([vars(finding) for finding in findings], indent=2)

@@ -25,19 +25,12 @@ _PATIENCE = 10.0  # seconds to wait for the hub's first answer
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file after :func:`fetch`.
+    """A file after :func:`fetch`."""
 
-    Attributes:
-        needed: What was asked for.
-        path: Where it lies.
-        downloaded: Whether it came over the network; False if it was there already.
-        recorded: Its SHA-256, where none was known: from now on only this file is accepted.
-    """
-
-    needed: Needed
-    path: Path
-    downloaded: bool
-    recorded: str | None = None
+    needed: Needed  # what was asked for
+    path: Path  # where it lies
+    downloaded: bool  # whether it came over the network; False if it was there already
+    recorded: str | None = None  # its SHA-256, where none was known: from now on only this file is accepted
 
 
 def fetch(
@@ -52,14 +45,8 @@ def fetch(
 
     Files go to the hub's own cache, where every program that uses the hub finds them. ``HF_ENDPOINT`` names another
     server, ``HF_TOKEN`` a token. A connection that breaks is taken up again where it broke. A file whose SHA-256 is not
-    the expected one is downloaded again, once.
-
-    Args:
-        preset: The backbone that needs it, for messages.
-        needed: The file.
-        force: Download it even if it is there.
-        allow_http: Take it over a connection that anybody on the way can read and change.
-        announce: Called before a download begins.
+    the expected one is downloaded again, once. `allow_http` takes it over a connection that anybody on the way can read
+    and change; `announce` is called before a download begins.
 
     Returns:
         The file; None for an optional one that its repository does not have.

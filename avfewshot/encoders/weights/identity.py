@@ -11,23 +11,19 @@ from avfewshot.io import cache_dir, sha256_file, write_text
 
 
 def file_sha256(path: str | Path, *, remember: bool = True) -> str:
-    """Hexadecimal SHA-256 of a file.
+    """Hexadecimal SHA-256 of a file, remembered as long as it keeps its path, size and time of modification.
 
-    Remembered under the cache folder as long as the file keeps its path, size and time of modification.
-
-    Args:
-        path: An existing file.
-        remember: False reads the file whatever is remembered; that finds damage which leaves size and time alone.
-
-    Returns:
-        64 hexadecimal digits.
+    Without `remember` the file is read in any case, which finds damage that leaves size and time alone.
     """
     path = Path(path).resolve()
     status = path.stat()
     mark = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = cache_dir("hashes", f"{hashlib.sha256(str(path).encode()).hexdigest()}.json")
-    if remember and (digest := _remembered(note, mark)):
-        return digest
+    with contextlib.suppress(OSError, ValueError):
+        if remember and isinstance(remembered := json.loads(note.read_text(encoding="utf-8")), dict):
+            digest = remembered.pop("sha256", None)
+            if remembered == mark and isinstance(digest, str) and len(digest) == 64:
+                return digest
     digest = sha256_file(path)
     # Without a writable cache folder the file is hashed again next time.
     with contextlib.suppress(OSError):
@@ -35,18 +31,6 @@ def file_sha256(path: str | Path, *, remember: bool = True) -> str:
     return digest
 
 
-def _remembered(note: Path, mark: dict[str, str | int]) -> str | None:
-    with contextlib.suppress(OSError, ValueError):
-        remembered = json.loads(note.read_text(encoding="utf-8"))
-        if isinstance(remembered, dict) and {key: remembered.get(key) for key in mark} == mark:
-            digest = remembered.get("sha256")
-            return digest if isinstance(digest, str) and len(digest) == 64 else None
-    return None
-
-
 def combined(*parts: str) -> str:
     """One SHA-256 for several texts in their order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(hashlib.sha256(part.encode("utf-8")).digest())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(hashlib.sha256(part.encode("utf-8")).digest() for part in parts)).hexdigest()

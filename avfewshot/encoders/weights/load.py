@@ -7,13 +7,12 @@ tensors that it has: whatever is missing, left over or of another shape is an er
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avfewshot.errors import WeightsError
+from avfewshot.errors import WeightsError, some
 
 FETCH_HINT = "Download it again with `avfs weights fetch`, or from where you got it."
 _SHOWN = 4  # names listed of each kind of mismatch
@@ -43,12 +42,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     as LAION's CLAP and open_clip's training script write, under ``model`` or another usual key, nested too. A
     ``module.``, ``model.`` or ``_orig_mod.`` in front of every name, left by data-parallel training, a wrapping module
     or torch.compile, is taken off. Large files are mapped into memory rather than read.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Tensors by name.
 
     Raises:
         WeightsError: The file is missing, empty, truncated, no weight file, or asks for more than tensors.
@@ -73,14 +66,8 @@ def load_into(
 ) -> None:
     """Copy tensors into a model; every tensor of the model must be there, and nothing else.
 
-    Half precision is widened to the model's own number format.
-
-    Args:
-        module: The model.
-        state: Tensors by name.
-        path: The file they came from, for messages.
-        architecture: What the model is, for messages.
-        optional: Tells the names of the model's tensors that may be absent, since the model computes them itself.
+    Half precision is widened to the model's own number format. `path` and `architecture` are for messages; `optional`
+    tells the names of the model's tensors that may be absent, since the model computes them itself.
 
     Raises:
         WeightsError: Names or shapes differ; they are listed, shortened.
@@ -106,14 +93,14 @@ def load_into(
             ("of another shape", shapes),
             ("no plain numbers", coded),
         )
-        listed = "; ".join(f"{what}: {_shortened(names)}" for what, names in kinds if names)
+        listed = "; ".join(f"{what}: {some(names, _SHOWN)}" for what, names in kinds if names)
         raise WeightsError(
             f"{path}: these weights are not of {architecture}. {listed}.",
             hint="Give the weights that belong to the backbone, or the backbone that belongs to the weights.",
         )
     learnt = {name for name, _ in module.named_parameters()}
     if broken := [name for name in own if name in learnt and name in state and not _is_finite(state[name])]:
-        message = f"{path}: holds values that are no numbers (NaN or infinite): {_shortened(broken)}."
+        message = f"{path}: holds values that are no numbers (NaN or infinite): {some(broken, _SHOWN)}."
         raise WeightsError(message, hint=FETCH_HINT)
     module.load_state_dict(dict(state), strict=False)  # strict was settled above
 
@@ -187,7 +174,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: is truncated or damaged ({error}).", hint=FETCH_HINT) from None
 
 
@@ -204,21 +191,14 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Tensor]:
         # torch raises whatever the half-read file happens to lead it to.
         reason = re.sub(r"\s+", " ", str(error)).split(". ")[0][:120]
         raise WeightsError(f"{path}: is truncated or damaged ({reason}).", hint=FETCH_HINT) from None
-    return _tensors_of(checkpoint, path)
-
-
-def _tensors_of(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     state = checkpoint
     for _ in _HOLDERS:  # a dict may hold itself
         held = (state.get(key) for key in _HOLDERS) if isinstance(state, Mapping) else ()
         state = next((value for value in held if isinstance(value, Mapping)), state)
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name.")
-    strangers = [
-        str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
-    ]
-    if strangers:
-        raise WeightsError(f"{path}: not all entries are tensors: {_shortened(strangers)}.")
+    if strangers := [str(k) for k, value in state.items() if not (isinstance(k, str) and isinstance(value, Tensor))]:
+        raise WeightsError(f"{path}: not all entries are tensors: {some(strangers, _SHOWN)}.")
     return dict(state)
 
 
@@ -231,7 +211,7 @@ def _refuse_other_archives(path: Path) -> None:
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         what = "NumPy's" if names and all(name.endswith(".npy") for name in names) else "a ZIP"
         hint = "Unpack it, if weights are in it, or give another file."
-        raise WeightsError(f"{path}: is {what} archive, no checkpoint of PyTorch: {_shortened(names)}.", hint=hint)
+        raise WeightsError(f"{path}: is {what} archive, no checkpoint of PyTorch: {some(names, _SHOWN)}.", hint=hint)
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(
             f"{path}: is a TorchScript program, not plain weights; programs are not run.",
@@ -274,9 +254,3 @@ def _number(dtype: Any, data: Any = None) -> Any:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a single number"
-
-
-def _shortened(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from avfewshot.encoders.lean_imports import library_module
+from avfewshot.encoders.lean_imports import library_folder, library_module
 from avfewshot.encoders.presets import (
     ROBERTA_SHA256,
     ROBERTA_TOKENIZER,
@@ -36,23 +35,16 @@ _HF_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.mode
 
 @dataclass(frozen=True)
 class Needed:
-    """A file that a backbone needs.
+    """A file that a backbone needs."""
 
-    Attributes:
-        key: ``"clip"``, ``"clap"``, ``"clip_bpe"``, ``"clap_bpe"``, ``"roberta_vocab"``, ``"roberta_merges"``,
-            ``"roberta"`` (a ``tokenizer.json``), or ``"clip_text_..."`` for open_clip models with a text tower of
-            transformers.
-        part: What it is, for people.
-        source: Where it comes from.
-        option: The option that gives it by path; None where there is none.
-        optional: Whether the backbone works without it.
-    """
-
+    # "clip", "clap", "clip_bpe", "clap_bpe", "roberta_vocab", "roberta_merges", "roberta" (a ``tokenizer.json``), or
+    # "clip_text_..." for open_clip models with a text tower of transformers; PE-AV's: "clip", "clap" (PE-A-Frame),
+    # "peav_..."
     key: str
-    part: str
-    source: Source
-    option: str | None = None
-    optional: bool = False
+    part: str  # what it is, for people
+    source: Source  # where it comes from
+    option: str | None = None  # what gives it by path; None where nothing does
+    optional: bool = False  # the backbone works without it
 
     @property
     def title(self) -> str:
@@ -69,20 +61,15 @@ def needed_files(
     clap_weights: str | Path | None = None,
     roberta: str | Path | None = None,
 ) -> list[Needed]:
-    """The files of a backbone.
+    """The files of a backbone, packaged ones included, whether they are there or not.
 
-    Args:
-        preset: The preset.
-        clip_weights: CLIP checkpoint that takes the place of the preset's.
-        clap_weights: CLAP checkpoint that takes the place of the preset's.
-        roberta: Folder with RoBERTa's tokenizer files that takes the place of the preset's.
-
-    Returns:
-        The files, packaged ones included, whether they are there or not.
+    CLIP's and CLAP's checkpoints and the folder of RoBERTa's tokenizer take the places of the preset's.
 
     Raises:
         UsageError: The preset names a model or tag that open_clip does not have, or one that is not on the hub.
     """
+    if preset.peav:
+        return _peav_files(preset, clip_weights, clap_weights, roberta)
     clip = Source(file=_path(clip_weights)) if clip_weights else clip_source(preset.clip)
     needed = [Needed("clip", "CLIP weights", clip, "--clip-weights")]
     if preset.clip.tokenizer:
@@ -92,9 +79,7 @@ def needed_files(
     needed.append(Needed("clap", "CLAP weights", clap, "--clap-weights"))
     if preset.clap.text["type"] == "clip":
         if roberta:
-            raise UsageError(
-                f"The backbone {preset.name!r} has no RoBERTa, so --roberta has no use.", hint="Leave it out."
-            )
+            raise _no_roberta(preset)
         needed.append(Needed("clap_bpe", "CLAP tokenizer", preset.clap.tokenizer))
     else:
         needed += _roberta_files(Source(file=_path(roberta)) if roberta else preset.clap.tokenizer)
@@ -125,6 +110,8 @@ def clip_source(clip: ClipPreset) -> Source:
 
 def is_walkable(preset: Preset) -> bool:
     """Whether adapters can be put between the blocks of its towers: its picture tower is a ViT of open_clip's own."""
+    if preset.peav:
+        return False
     vision = model_configuration(preset.clip)["vision_cfg"]
     return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
 
@@ -143,10 +130,7 @@ def not_walkable(what: str, backbone: str) -> UsageError:
 
 
 def clip_tag(clip: ClipPreset) -> Mapping[str, Any]:
-    """open_clip's entry for the preset's tag: ``hf_hub``, ``mean``, ``std``, ``quick_gelu``, ``resize_mode``.
-
-    Returns:
-        The entry; empty when the preset names no tag.
+    """open_clip's entry for the preset's tag (``hf_hub``, ``mean``, ``std``, ...); empty where it names no tag.
 
     Raises:
         UsageError: open_clip knows no such model or tag; the valid ones are listed.
@@ -158,20 +142,13 @@ def clip_tag(clip: ClipPreset) -> Mapping[str, Any]:
         raise UsageError("clip.pretrained needs the name of an open_clip model, not an architecture of your own.")
     entry = library.get_pretrained_cfg(clip.model, clip.pretrained)
     if not entry:
-        text_configuration(clip)  # raises for an unknown model
+        model_configuration(clip)  # raises for an unknown model
         tags = library.list_pretrained_tags_by_model(clip.model)
         raise UsageError(
             f"open_clip has no weights {clip.pretrained!r} for {clip.model}.",
             hint=f"Valid ones: {', '.join(tags)}." if tags else "It has none at all for it; give a file.",
         )
     return entry
-
-
-def unknown_model(name: str) -> UsageError:
-    """The error for a model name that open_clip does not have."""
-    names = [path.stem for path in _clip_configurations()]
-    close = get_close_matches(name, names, n=8, cutoff=0.5) or [other for other in names if other.startswith("ViT-")]
-    return UsageError(f"open_clip has no model {name!r}.", hint=f"For example: {', '.join(close[:8])}.")
 
 
 def text_configuration(clip: ClipPreset) -> Mapping[str, Any]:
@@ -191,16 +168,12 @@ def model_configuration(clip: ClipPreset) -> Mapping[str, Any]:
     """
     if not isinstance(clip.model, str):
         return clip.model
-    for path in _clip_configurations():  # read here, since the import of open_clip takes seconds
-        if path.stem == clip.model:
-            return json.loads(path.read_text(encoding="utf-8"))
-    raise unknown_model(clip.model)
-
-
-def _clip_configurations() -> list[Path]:
-    found = importlib.util.find_spec("open_clip")
-    folders = found.submodule_search_locations or () if found else ()
-    return sorted(path for folder in folders for path in Path(folder, "model_configs").glob("*.json"))
+    # Read here, since the import of open_clip takes seconds.
+    paths = {path.stem: path for path in sorted(library_folder("open_clip").glob("model_configs/*.json"))}
+    if clip.model in paths:
+        return json.loads(paths[clip.model].read_text(encoding="utf-8"))
+    close = get_close_matches(clip.model, paths, n=8, cutoff=0.5) or [name for name in paths if name.startswith("ViT-")]
+    raise UsageError(f"open_clip has no model {clip.model!r}.", hint=f"For example: {', '.join(close[:8])}.")
 
 
 def locate(needed: Needed) -> Path | None:
@@ -246,10 +219,6 @@ def expected_sha256(needed: Needed, path: Path) -> str | None:
 def verify(needed: Needed, path: Path) -> str:
     """Refuse a file from the hub that is not the expected one; one of which nothing is known is the expected one then.
 
-    Args:
-        needed: What it is.
-        path: Where it lies.
-
     Returns:
         Its SHA-256.
 
@@ -277,38 +246,28 @@ def _record(needed: Needed, path: Path) -> Path:
 
 
 def require(preset: Preset, needed: Sequence[Needed]) -> dict[str, Path]:
-    """Find every file.
-
-    Args:
-        preset: For the advice in messages.
-        needed: From :func:`needed_files`.
-
-    Returns:
-        Path by key; optional files only where they are there.
+    """Path by key of every file; of optional ones those that are there.
 
     Raises:
         WeightsError: Some are missing; all of them are named, with where they were looked for and what to do.
     """
-    found = {entry.key: locate(entry) for entry in needed}
-    missing = [entry for entry in needed if found[entry.key] is None and not entry.optional]
+    paths: dict[str, Path] = {}
+    missing: list[Needed] = []
     for entry in needed:
-        if path := found[entry.key]:
+        if path := locate(entry):
             _LOG.info("%s: %s", entry.part, path)
-    if not missing:
-        return {key: path for key, path in found.items() if path is not None}
-    listed = "; ".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
-    raise WeightsError(
-        f"The backbone {preset.name!r} lacks {_count(missing)}: {listed}.", hint=how_to_get(preset, missing)
-    )
+            paths[entry.key] = path
+        elif not entry.optional:
+            missing.append(entry)
+    if missing:
+        count = "a file" if len(missing) == 1 else f"{len(missing)} files"
+        listed = "; ".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
+        raise WeightsError(f"The backbone {preset.name!r} lacks {count}: {listed}.", hint=how_to_get(preset, missing))
+    return paths
 
 
 def how_to_get(preset: Preset, missing: Sequence[Needed]) -> str:
-    """What to do about files that are not here, in one sentence.
-
-    Args:
-        preset: The backbone.
-        missing: At least one file.
-    """
+    """What to do about files that are not here, at least one, in one sentence."""
     advice = []
     if any(entry.source.repository for entry in missing):
         which = preset.name if preset.path.parent == _PRESETS else preset.path
@@ -348,24 +307,55 @@ def hub_cache() -> Path:
 
 
 def _roberta_files(source: Source) -> list[Needed]:
-    option = "--roberta"
-    if source.file:
-        # A folder in which either form of the tokenizer is enough.
-        if not (source.file / ROBERTA_FILES[0]).exists() and (source.file / "tokenizer.json").exists():
-            return [Needed("roberta", "RoBERTa tokenizer", Source(file=source.file / "tokenizer.json"), option)]
-        return [
-            Needed("roberta_vocab", "RoBERTa vocabulary", Source(file=source.file / ROBERTA_FILES[0]), option),
-            Needed("roberta_merges", "RoBERTa merges", Source(file=source.file / ROBERTA_FILES[1]), option),
-        ]
+    option, folder = "--roberta", source.file
+    # A folder in which either form of the tokenizer is enough.
+    if folder and not (folder / ROBERTA_FILES[0]).exists() and (folder / "tokenizer.json").exists():
+        return [Needed("roberta", "RoBERTa tokenizer", Source(file=folder / "tokenizer.json"), option)]
 
     def at(name: str, size: str) -> Source:
+        if folder:
+            return Source(file=folder / name)
         digest = ROBERTA_SHA256[name] if source.repository == ROBERTA_TOKENIZER else None
-        return Source((name,), source.repository, source.revision, sha256=digest, size=size, licence=source.licence)
+        return replace(source, names=(name,), sha256=digest, size=size)
 
     return [
         Needed("roberta_vocab", "RoBERTa vocabulary", at(ROBERTA_FILES[0], "0.9 MB"), option),
         Needed("roberta_merges", "RoBERTa merges", at(ROBERTA_FILES[1], "0.5 MB"), option),
     ]
+
+
+def _peav_files(
+    preset: Preset, clip_weights: str | Path | None, clap_weights: str | Path | None, roberta: str | Path | None
+) -> list[Needed]:
+    """Of PE-AV, and of PE-A-Frame, without which seconds of sound are heard one at a time."""
+    peav = preset.peav
+    assert peav is not None
+    if roberta:
+        raise _no_roberta(preset)
+
+    def beside(source: Source, name: str) -> Source:
+        if source.file:
+            return Source(file=source.file.parent / name)
+        return Source((name,), source.repository, source.revision, licence=source.licence)
+
+    weights = Source(file=_path(clip_weights)) if clip_weights else peav.source
+    needed = [
+        Needed("clip", "PE-AV weights", weights, "--clip-weights"),
+        Needed("peav_config", "PE-AV sizes", beside(weights, "config.json")),
+        Needed("peav_tokenizer", "PE-AV tokenizer", beside(weights, "tokenizer.json")),
+    ]
+    timeline = Source(file=_path(clap_weights)) if clap_weights else peav.timeline
+    if timeline:
+        optional = not clap_weights
+        needed += [
+            Needed("clap", "PE-A-Frame weights", timeline, "--clap-weights", optional),
+            Needed("peav_timeline_config", "PE-A-Frame sizes", beside(timeline, "config.json"), optional=optional),
+        ]
+    return needed
+
+
+def _no_roberta(preset: Preset) -> UsageError:
+    return UsageError(f"The backbone {preset.name!r} has no RoBERTa, so --roberta has no use.", hint="Leave it out.")
 
 
 def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
@@ -375,31 +365,22 @@ def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
     if not repository:
         return []
 
-    def at(*names: str, where: str = repository) -> Source:
-        return Source(names=names, repository=where)
+    def file(key: str, part: str, *names: str, where: str = repository, optional: bool = False) -> Needed:
+        return Needed(f"clip_text_{key}", f"CLIP {part}", Source(names, where), optional=optional)
 
     needed = [
-        Needed("clip_text_tokenizer", "CLIP tokenizer", at(*_HF_TOKENIZER_FILES)),
-        Needed("clip_text_tokenizer_config", "CLIP tokenizer settings", at("tokenizer_config.json"), optional=True),
+        file("tokenizer", "tokenizer", *_HF_TOKENIZER_FILES),
+        file("tokenizer_config", "tokenizer settings", "tokenizer_config.json", optional=True),
         # Repositories of timm's export describe the tokenizer in its own settings and have no such file.
-        Needed(
-            "clip_text_tokenizer_type",
-            "CLIP tokenizer type",
-            at("config.json"),
-            optional="hf_model_name" not in text,
-        ),
+        file("tokenizer_type", "tokenizer type", "config.json", optional="hf_model_name" not in text),
     ]
     if text.get("hf_model_name"):
-        needed.append(Needed("clip_text_config", "CLIP text settings", at("config.json", where=text["hf_model_name"])))
+        needed.append(file("config", "text settings", "config.json", where=text["hf_model_name"]))
     return needed
 
 
 def _path(given: str | Path) -> Path:
     return Path(given).expanduser().absolute()
-
-
-def _count(missing: Sequence[Needed]) -> str:
-    return "a file" if len(missing) == 1 else f"{len(missing)} files"
 
 
 _PACKAGE = Path(__file__).resolve().parents[2]

@@ -1,0 +1,104 @@
+"""`avfs eval RUN --figures DIR`, and the maps of places that it draws."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from fewshot_worlds import CLASSES, write_ave
+from torch.nn import functional as F
+from towers_support import clap_tower, clip_tower, pictures, sounds, swin_tower
+
+from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.registry import build_adapter
+from avfewshot.cli.app import run
+from avfewshot.encoders.spectrogram_tower import Picture, SpectrogramTower
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.reports.charts import event_chart, scatter
+from avfewshot.supervised.avvp import ParsingTask
+from avfewshot.supervised.figures import spread, weighing
+
+
+def test_places_of_sound_lie_where_the_spectrogram_has_them():
+    waves = sounds(2)
+    clap = clap_tower()
+    patches = clap._patches(clap.front_end(waves, clap.audio_branch)).mean(-1)
+    side = clap.config.patch_size
+    torch.testing.assert_close(clap.place_map(0, patches), F.avg_pool2d(clap.spectrogram(waves)[:, None], side)[:, 0])
+    image = clip_tower()
+    shared = SpectrogramTower(image, Picture(48, 20.0, 40))
+    pooled = F.avg_pool2d(shared.pictures(waves)[:, None], 8).flatten(1)
+    tokens = torch.cat([torch.full((2, 1), 99.0), pooled], dim=1)  # the class token first
+    expected = F.avg_pool2d(shared.spectrogram(waves)[:, None], 8)[:, 0]
+    torch.testing.assert_close(shared.place_map(3, tokens), expected)
+
+
+def test_places_of_pictures_come_by_rows_without_the_class_token():
+    assert clip_tower().place_map(0, torch.arange(65.0)[None] - 1)[0].tolist() == torch.arange(64.0).view(8, 8).tolist()
+    swin = swin_tower(2)
+    assert swin.place_map(0, torch.arange(256.0)[None])[0, 1, 0] == 16
+
+
+def test_clips_are_spread_evenly():
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread(range(3), 8) == [0, 1, 2]
+    assert spread([], 8) == []
+
+
+def test_points_and_stretches_carry_names_and_escape_them():
+    drawn = scatter("t-SNE", [(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)], ["<b>", "dog", "dog"])
+    assert (drawn.count("<circle"), drawn.count("<title>dog</title>")) == (3 + 2, 2)
+    assert "&lt;b&gt;" in drawn
+    assert "<b>" not in drawn
+    drawn = event_chart("When", 10, {"heard": {"dog": {"truth": [(0, 3), (5, 6)], "han": []}}, "seen": {}})
+    assert drawn.count('class="bar"') == 2
+    assert "truth: dog heard, 5 to 6 s" in drawn
+    assert "nothing, whoever is asked" in drawn
+
+
+def test_classes_and_streams_of_parsing():
+    about = {"classes": ["a", "b"]}
+    said = np.eye(2, dtype=bool)[[0, 1, 1]], np.zeros((3, 2), dtype=bool)
+    assert ParsingTask().streams(said, about)["heard"][:, 1].tolist() == [False, True, True]
+
+
+def test_other_adapters_are_weighed_by_what_they_add():
+    towers = SimpleNamespace(visual=clip_tower(layers=2), audio=clap_tower(), visual_scale=1.0, audio_scale=1.0)
+    pairs = pair_layers(towers.visual.token_shapes, towers.audio.token_shapes)
+    model = AudioVisualModel(towers, build_adapter("lavish", pairs, {"groups": 1, "batch_norm": False})).eval()
+    frames, audio = pictures(2).view(1, 2, 3, 64, 64), sounds(2)[None]
+    with torch.no_grad(), weighing(model) as closed:
+        model(frames, audio)
+    assert not closed["visual"].any()
+    for gate in model.adapters.gates():
+        torch.nn.init.constant_(gate, 0.5)
+    with torch.no_grad(), weighing(model) as maps:
+        model(frames, audio)
+    assert (maps["visual"].shape, maps["audio"].shape) == ((2, 8, 8), (2, 2, 2))
+    assert (maps["visual"] > 0).all()
+    assert maps["visual"].std() > 0
+    with torch.no_grad():
+        model(frames, audio)
+    assert not model.adapters._forward_hooks
+
+
+def test_the_page_of_a_run_with_adapters(tmp_path, capsys):
+    ave = write_ave(tmp_path / "data")
+    more = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32", "--epochs", "1", "--adapter-kind", "dgsct")
+    assert run(["train", "ave", "--root", str(ave), "--runs", str(tmp_path), "--name", "r", *more]) == 0
+    [folder] = (tmp_path / "ave").glob("*-r")
+    capsys.readouterr()
+    assert run(["eval", str(folder), "--figures", str(tmp_path / "drawn"), "--format", "json"]) == 0
+    clips = json.loads(capsys.readouterr().out)["clips"]
+    page = (tmp_path / "drawn" / "figures.html").read_text()
+    assert re.findall(r"<figcaption>(.*?): \d+\.\d % have a neighbour", page) == ["frozen towers", "with adapters"]
+    assert "spatial attention (Eq. 4)" in page
+    seconds = len(set(re.findall(r"frame, second (\d+)", page)))
+    assert page.count('class="panel"') == 2 * 2 * seconds * min(clips, 4)
+    maps = re.findall(r'data:image/png;base64,([^"]+)', page)
+    assert len(set(maps)) > len(maps) // 2  # each second and modality has its own
+    assert page.count(" seen and heard, ") >= clips  # truth at the least
+    assert all(name in page for name in ("truth", "cmbs", "zero-shot by second", *CLASSES))
