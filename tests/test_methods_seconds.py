@@ -1,5 +1,7 @@
 """Labels for seconds: the event, and whether there is one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from methods_worlds import CLASSES
@@ -28,6 +30,24 @@ def test_seconds_are_told_and_so_is_the_background(name, clips, tmp_path):
     assert ((answers == CLASSES) == background).mean() >= 0.85
     loaded = Scorer.load(scorer.save(tmp_path / "run"))
     assert all((a == b).all() for a, b in zip(scores, loaded.segment_logits(queries.features), strict=True))
+
+
+def test_auto_joins_two_heads_of_seconds_and_does_not_trust_texts_that_mean_nothing():
+    """TIMO's head starts from the texts; where these are of other classes the kernel ridge decides."""
+    support, texts = world(6, 1, noise=2.0)
+    queries, _ = world(6, 2, noise=2.0)
+    truth = np.concatenate(queries.segments).argmax(1)
+    wrong = replace(texts, visual=np.roll(texts.visual, 1, 0), audio=np.roll(texts.audio, 1, 0))
+    for these in (texts, wrong):
+        right = {}
+        for name in ("auto", "kernel_ridge"):
+            scorer = find_method(name).fit(support, these)
+            right[name] = (np.concatenate(scorer.segment_logits(queries.features)).argmax(1) == truth).mean()
+            if name == "auto":
+                weights = scorer.second.params["weights"]
+        assert right["auto"] >= right["kernel_ridge"] - 0.03
+        if these is texts:
+            assert set(weights) == {"kernel_ridge", "timo"}
 
 
 def test_how_well_seconds_are_calibrated_is_told_before_and_after_the_weights_by_left_out_clips():
