@@ -97,7 +97,8 @@ class DGSCT(CrossModalAdapter):
         """See :meth:`CrossModalAdapter.forward`."""
         tokens = {"a2v": visual, "v2a": audio}  # what each direction guides
         others = {"a2v": "v2a", "v2a": "a2v"}
-        guides = self.layers[layer][half]
+        pair: Any = self.layers[layer]
+        guides = pair[half]
         maps = {name: guide.maps(tokens[others[name]], tokens[name]) for name, guide in guides.items()}
         updates: dict[str, Tensor] = {}
         for name, guide in guides.items():
@@ -110,7 +111,7 @@ class DGSCT(CrossModalAdapter):
                 gate = guide.gate(means, segments)
             updates[name] = guide(tokens[name], maps[name], gate)
             if self._records is not None:
-                self._record(layer, half, name, maps[name], gate)
+                self._records.append(_kept(layer, half, name, maps[name], gate))
         return updates.get("a2v"), updates.get("v2a")
 
     @contextlib.contextmanager
@@ -120,12 +121,14 @@ class DGSCT(CrossModalAdapter):
         Yields:
             A list that fills in the order of the calls.
         """
-        previous, self._records = self._records, []
+        records: list[RecordedMaps] = []
+        previous, self._records = self._records, records
         try:
-            yield self._records
+            yield records
         finally:
             self._records = previous
 
-    def _record(self, layer: int, half: Half, direction: str, maps: Maps, gate: Tensor | None) -> None:
-        kept = [None if values is None else values.detach().float().cpu() for values in (*maps, gate)]
-        self._records.append(RecordedMaps(layer, half, direction, *kept))
+
+def _kept(layer: int, half: Half, direction: str, maps: Maps, gate: Tensor | None) -> RecordedMaps:
+    kept = [None if values is None else values.detach().float().cpu() for values in (*maps, gate)]
+    return RecordedMaps(layer, half, direction, *kept)

@@ -59,6 +59,8 @@ class Guidance(nn.Module):
         width = settings.hidden
         compact = settings.variant == "compact"
         self.settings = settings
+        self.token_bias: nn.Parameter | None
+        self.channel_out: nn.Module
         self.temporal = temporal
         if settings.channel or settings.spatial:
             # psi. Rows of the token map start as means, a little different from each other.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import logging
 import os
 import platform
@@ -119,7 +120,7 @@ def _add_general_options(command: Any) -> None:
     if not hasattr(command, "commands"):
         for parameter in typer.main.get_command(app).params:
             if parameter.name in _GENERAL:
-                parameter = copy.copy(parameter)
+                parameter: Any = copy.copy(parameter)
                 parameter.expose_value, parameter.rich_help_panel = False, _PANEL
                 command.params.append(parameter)
 
@@ -222,7 +223,7 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, without its own name; gives the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a character that the terminal does not know must not end the run
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not know must not end the run
             stream.reconfigure(errors="backslashreplace")
     program = typer.main.get_command(app)
     _called_with[1:] = arguments

@@ -199,6 +199,7 @@ def load_data(config: FewshotConfig) -> Any:
     if task == "folder":
         from avfewshot.data.folder import load_folder
 
+        assert data.data is not None
         dataset = load_folder(data.data)
         if config.training.multi_label:
             from avfewshot.evaluation.few_shot import with_several_labels
@@ -208,6 +209,7 @@ def load_data(config: FewshotConfig) -> Any:
     from avfewshot.data.load import load_dataset
     from avfewshot.data.media_index import require_media
 
+    assert data.root is not None
     dataset = load_dataset(task, data.root, media=data.media, list_file=data.list_file)
     require_media(dataset, data.media or [data.root])
     return dataset

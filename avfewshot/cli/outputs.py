@@ -114,7 +114,7 @@ def _missing(folder: Path, option: str) -> list[UsageError]:
     return [UsageError(f"{option}: there is no folder {folder}.", hint=f"Make it: `mkdir -p {folder}`.")]
 
 
-def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path]) -> list[UsageError]:
+def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path | str]) -> list[UsageError]:
     """Refuse to write over what is read, and to write two things into one file."""
     inputs = {os.path.realpath(path) for path in read}
     taken: dict[str, str] = {}

@@ -99,7 +99,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
     settings.config = config.replace(data=data.replace(root=root))
-    return new_run(settings, "pretrain", dataset, command)
+    return new_run(settings, "pretrain", str(dataset), command)
 
 
 def _execute(run: Run) -> int:
@@ -268,6 +268,7 @@ def _data(asked: PretrainConfig, frame_size: int) -> PretrainData:
     from avfewshot.training.data import shards_to_pretrain, videos_to_pretrain
 
     data, config = asked.data, asked.training
+    assert asked.dataset is not None
     options: dict[str, Any] = {
         "frame_size": frame_size,
         "workers": config.workers,
@@ -276,6 +277,7 @@ def _data(asked: PretrainConfig, frame_size: int) -> PretrainData:
     }
     if data.shards is not None:
         return shards_to_pretrain(data.shards, asked.dataset, **options)
+    assert data.root is not None
     return videos_to_pretrain(
         asked.dataset,
         data.root,

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,7 +121,7 @@ class _Work:
 
     settings: Resolved
     labels: LabelSet
-    files: list[Path]
+    files: list[Path | str]
     targets: list[Target]
     page: Path | None
     earlier: Earlier | None  # what a .jsonl file that is gone on with holds
@@ -135,7 +135,7 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     from avfewshot.media.discover import find_media
 
     faults, asked = settings.faults, settings.config.output
-    labels = files = page = None
+    labels = page = None
     if asked.label and asked.labels is not None:
         faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
     elif asked.label:
@@ -156,7 +156,7 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         faults.append(UsageError("--engine ray decodes clips, --store has them decoded.", hint="Leave one out."))
     store = collect(faults, lambda: open_store(asked.store))
     if store is not None and not paths:
-        files = [clip.source for clip in store.embedded]
+        files: list[Path | str] | None = [clip.source for clip in store.embedded]
     else:
         files = collect(faults, lambda: find_media(paths or ["."], recursive=asked.recursive))
     faults += backbone_faults(settings)
@@ -257,7 +257,7 @@ def _gone_on(work: _Work) -> str:
     return f"{work.settings['output']} holds {len(work.earlier):,} files already, {rest} (--overwrite begins anew)."
 
 
-def _start(work: _Work) -> tuple[RunInfo, Iterator[Any]]:
+def _start(work: _Work) -> tuple[RunInfo, Generator[Any, None, None]]:
     settings = work.settings
     model = settings.config.model
     classifier = load_classifier(settings, open_store(settings["store"]))
@@ -339,7 +339,12 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
 
 
 def _write(
-    run: RunInfo, writers: list[OpenWriter], results: Iterator[Any], total: int, interrupts: Interrupts, bar: Any
+    run: RunInfo,
+    writers: list[OpenWriter],
+    results: Generator[Any, None, None],
+    total: int,
+    interrupts: Interrupts,
+    bar: Any,
 ) -> tuple[int, bool]:
     """Hand results to the writers, up to a signal or an error, and finish these in any case.
 

@@ -175,8 +175,8 @@ def _random(preset: Preset, files: Mapping[str, Path], seed: int) -> Backbone:
 
 def _assemble(
     preset: Preset,
-    clip_parts: tuple[nn.Module, TextTokenizer, str],
-    clap_parts: tuple[nn.Module, TextTokenizer, str],
+    clip_parts: tuple[Any, TextTokenizer, str],
+    clap_parts: tuple[Any, TextTokenizer, str],
     identity: dict[str, str],
     front_end: str | None,
 ) -> Backbone:
@@ -209,7 +209,7 @@ def _assemble(
     )
 
 
-def _image_encoder(preset: Preset, clip: nn.Module) -> Encoder:
+def _image_encoder(preset: Preset, clip: Any) -> Encoder:
     mean, std = normalisation(preset.clip, clip)
     if is_a(clip.visual, "VisionTransformer"):
         return ClipTower(clip.visual, mean=mean, std=std)
@@ -239,7 +239,8 @@ def outline(preset: Preset) -> tuple[Encoder, Encoder, int]:
     parameters = sum(parameter.numel() for model in (clip, clap) for parameter in model.parameters())
     # Its transforms switch autocast off, which knows no `meta`.
     columns = audio.config.spec_size * (audio.config.spec_size // audio.config.mel_bins)
-    audio.front_end.forward = lambda sound, _: sound.new_empty(len(sound), columns, audio.config.mel_bins)
+    front_end: Any = audio.front_end
+    front_end.forward = lambda sound, _: sound.new_empty(len(sound), columns, audio.config.mel_bins)
     return visual.to("meta"), audio.to("meta"), parameters
 
 

@@ -53,9 +53,7 @@ class ClapModel(nn.Module):
         logit_scale_t: The same from text to audio.
     """
 
-    def __init__(
-        self, audio_branch: nn.Module, text_branch: nn.Module, text_projection: nn.Module, joint_dim: int
-    ) -> None:
+    def __init__(self, audio_branch: Any, text_branch: nn.Module, text_projection: nn.Module, joint_dim: int) -> None:
         super().__init__()
         self.audio_branch = audio_branch
         self.audio_projection = projection(audio_branch.num_features, joint_dim)
@@ -95,7 +93,7 @@ def build_clap_model(preset: Preset, files: Mapping[str, Path] | None = None) ->
         fields.setdefault("vocab_size", tokenizer.vocab_size)
         text, text_projection = _build(text_transformer, **fields, output_dim=clap.joint_dim), nn.Identity()
     else:
-        text = _build(_roberta, **fields)
+        text: Any = _build(_roberta, **fields)
         tokenizer = _roberta_tokenizer(files, text.config.vocab_size)
         text_projection = projection(text.config.hidden_size, clap.joint_dim)
     return ClapModel(audio, text, text_projection, clap.joint_dim), tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class ClapTower(Tower):
         UsageError: No such front end.
     """
 
-    def __init__(self, audio_branch: nn.Module, audio_projection: nn.Module, front_end: str | None = None) -> None:
+    def __init__(self, audio_branch: Any, audio_projection: nn.Module, front_end: str | None = None) -> None:
         super().__init__()
         config: HtsatConfig = audio_branch.config.htsat
         if front_end is not None:
@@ -45,7 +46,7 @@ class ClapTower(Tower):
         self.config = config
         self.native_samples = config.native_samples
         self.sample_rate = config.sample_rate
-        self.audio_branch = audio_branch
+        self.audio_branch: Any = audio_branch
         self.audio_projection = audio_projection
         self.front_end = MelFrontEnd(config)
         # Each block with the merging that follows it, in the order of the walk.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.encoders.attention import attention
@@ -36,9 +37,7 @@ class ClipTower(Tower):
         UsageError: `visual` is another kind of network.
     """
 
-    def __init__(
-        self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float], heads: int | None = None
-    ) -> None:
+    def __init__(self, visual: Any, *, mean: Sequence[float], std: Sequence[float], heads: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         if not is_a(visual, "VisionTransformer"):
@@ -46,7 +45,7 @@ class ClipTower(Tower):
                 f"The image encoder is a {type(visual).__name__}; only open_clip's vision transformers can be used.",
                 hint="Choose a model whose name begins with ViT-, for example ViT-B-32.",
             )
-        self.visual = visual
+        self.visual: Any = visual
         self.image_size = square_side(visual.image_size)
         self.depth = len(visual.transformer.resblocks)
         tokens, channels = visual.positional_embedding.shape
@@ -164,13 +163,13 @@ class ClipTower(Tower):
         return name.startswith("scaling.")
 
 
-def _attention(block: nn.Module, tokens: Tensor, heads: int | None) -> Tensor:
+def _attention(block: Any, tokens: Tensor, heads: int | None) -> Tensor:
     """Self-attention of a block over ``[N, L, C]``, with its own number of heads unless another is given."""
     if not is_a(block, "ResidualAttentionBlock"):
         return block.ln_attn(block.attn(tokens))
     attn = block.attn
     batch, length, channels = tokens.shape
-    heads = heads or attn.num_heads
+    heads = int(heads or attn.num_heads)
     joined = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
     # Views only: the kernel reads queries, keys and values where the projection left them.
     query, key, value = joined.view(batch, length, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -178,7 +177,7 @@ def _attention(block: nn.Module, tokens: Tensor, heads: int | None) -> Tensor:
     return attn.out_proj(mixed.transpose(1, 2).reshape(batch, length, channels))
 
 
-def _mlp(mlp: nn.Sequential, tokens: Tensor) -> Tensor:
+def _mlp(mlp: Any, tokens: Tensor) -> Tensor:
     """The MLP of a block over ``[N, L, C]``."""
     if not is_a(mlp.gelu, "QuickGELU") or hasattr(mlp, "ln"):
         return mlp(tokens)

@@ -99,7 +99,9 @@ def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
     known = [field.name for field in fields(HtsatConfig)]
     if unknown := [str(key) for key in name_or_fields if key not in known]:
         raise UsageError(f"Unknown fields of an HTS-AT: {', '.join(unknown)}.", hint=f"Valid ones: {', '.join(known)}.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in name_or_fields.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in name_or_fields.items()
+    }
     config = HtsatConfig(**values)
     if faults := _faults(config):
         raise UsageError(f"The HTS-AT cannot be built: {'; '.join(faults)}.")

@@ -8,6 +8,8 @@ one matrix.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,8 @@ class MelFrontEnd(nn.Module):
         config: Sizes; ``front_end`` chooses the filters.
     """
 
+    htk_filters: Tensor | None
+
     def __init__(self, config: HtsatConfig) -> None:
         super().__init__()
         self.config = config
@@ -34,7 +38,7 @@ class MelFrontEnd(nn.Module):
         self.register_buffer("htk_filters", filters, persistent=False)
         self._stretching: dict[tuple[int, torch.device], Tensor] = {}
 
-    def forward(self, waveforms: Tensor, branch: nn.Module) -> Tensor:
+    def forward(self, waveforms: Tensor, branch: Any) -> Tensor:
         """Compute the spectrograms.
 
         Args:

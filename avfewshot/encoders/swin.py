@@ -21,7 +21,10 @@ class WindowAttention(nn.Module):
         block: laion_clap's ``SwinTransformerBlock``.
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    order: Tensor | None
+    inverse: Tensor | None
+
+    def __init__(self, block: Any) -> None:
         super().__init__()
         height, width = block.input_resolution
         order = window_order(height, width, block.window_size, block.shift_size)
@@ -31,7 +34,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("inverse", None if still else order.argsort(), persistent=False)
         self._kept: _KeptBias | None = None
 
-    def forward(self, tokens: Tensor, block: nn.Module) -> Tensor:
+    def forward(self, tokens: Tensor, block: Any) -> Tensor:
         """Attend.
 
         Args:
@@ -55,7 +58,7 @@ class WindowAttention(nn.Module):
         result = attn.proj(mixed.reshape(count, length, channels))
         return result if self.order is None else _Reorder.apply(result, self.inverse, self.order)
 
-    def _attention_bias(self, attn: nn.Module, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _attention_bias(self, attn: Any, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Relative position bias plus mask, ``[1 or windows, heads, area, area]``.
 
         On a CPU the sum is kept for as long as the table holds the same numbers. Elsewhere comparing them would make
@@ -97,7 +100,7 @@ class _Reorder(torch.autograd.Function):
         return _Reorder.apply(gradient, inverse, order), None, None
 
 
-def plain_attention(attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
+def plain_attention(attn: Any, tokens: Tensor, bias: Tensor | None) -> Tensor:
     """The attention of a Swin block with its own projections over ``[rows, L, C]``, without windows and positions.
 
     Args:
@@ -112,7 +115,7 @@ def plain_attention(attn: nn.Module, tokens: Tensor, bias: Tensor | None) -> Ten
     return attn.proj(attention(query, key, value, bias, scale=attn.scale).transpose(1, 2).reshape(tokens.shape))
 
 
-def merge_patches(merging: nn.Module, tokens: Tensor) -> Tensor:
+def merge_patches(merging: Any, tokens: Tensor) -> Tensor:
     """Join squares of 2 x 2 tokens, as laion_clap's ``PatchMerging`` does, with one copy.
 
     Args:
@@ -152,7 +155,7 @@ def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
     return attention(query, key, value, bias, scale=scale).transpose(1, 2)
 
 
-def _gather_bias(attn: nn.Module, mask: Tensor | None) -> Tensor:
+def _gather_bias(attn: Any, mask: Tensor | None) -> Tensor:
     area = attn.window_size[0] * attn.window_size[1]
     bias = attn.relative_position_bias_table[attn.relative_position_index.view(-1)]
     bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class OpenClipTextBranch(TextBranch):
         projection: nn.Module | None = None,
     ) -> None:
         super().__init__(tokenizer, output_dim, fingerprint)
-        self.tower = tower
+        self.tower: Any = tower
         self.projection = projection if projection is not None else nn.Identity()
         self._trims = _ignores_what_follows(tower)
         self.eval().requires_grad_(False)
@@ -121,7 +122,7 @@ class RobertaTextBranch(TextBranch):
         self, model: nn.Module, projection: nn.Module, tokenizer: TextTokenizer, output_dim: int, fingerprint: str
     ) -> None:
         super().__init__(tokenizer, output_dim, fingerprint)
-        self.model = model
+        self.model: Any = model
         self.projection = projection
         self.eval().requires_grad_(False)
 

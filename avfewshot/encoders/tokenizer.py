@@ -216,6 +216,7 @@ class TransformersTokenizer(TextTokenizer):
         except Exception as error:  # transformers raises many kinds
             reason = str(error).strip().partition("\n")[0][:160]
             raise WeightsError(f"{folder}: not a tokenizer that can be loaded ({reason}).", hint=hint) from None
+        self._context_length = context_length
         self.vocab_size = len(self._tokenizer.tokenizer)
         if torch.equal(probe[0], probe[1]) or not vocab_size * 0.9 <= self.vocab_size <= vocab_size:
             raise WeightsError(
@@ -230,7 +231,7 @@ class TransformersTokenizer(TextTokenizer):
 
     def is_cut(self, text: str) -> bool:
         """See :meth:`TextTokenizer.is_cut`."""
-        return len(self._tokenizer.tokenizer(text)["input_ids"]) > self._tokenizer.context_length
+        return len(self._tokenizer.tokenizer(text)["input_ids"]) > self._context_length
 
 
 class JsonTokenizer(TextTokenizer):

@@ -209,10 +209,8 @@ class LabelFeatures:
                 stacked: Any = np.stack([getattr(features, modality)[clip] for clip in clips]) if there else None
                 parts: Any = ("logits", getattr(self, modality).T), ("background", background)
                 for name, texts in parts:
-                    lacking = stacked is None or texts is None
-                    logits[f"{modality}_{name}"] = (
-                        None if lacking else torch.from_numpy(scale * np.matmul(stacked, texts))
-                    )
+                    product = None if stacked is None or texts is None else scale * np.matmul(stacked, texts)
+                    logits[f"{modality}_{name}"] = None if product is None else torch.from_numpy(product)
             yield clips, logits
 
     def clip_log_posteriors(self, features: Features) -> dict[str, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,8 @@ def add_low_rank(module: nn.Module, *, rank: int, alpha: float, dropout: float) 
     This is done in place; only their factors ask for a gradient.
     """
     found: list[LowRank] = []
-    for part in list(module.modules()):
+    parts: list[Any] = list(module.modules())
+    for part in parts:
         if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
             targets = [(part, "in_proj_weight", 3)]
         elif isinstance(getattr(part, "qkv", None), nn.Linear):
@@ -53,6 +55,7 @@ def add_low_rank(module: nn.Module, *, rank: int, alpha: float, dropout: float) 
             targets = [(linear, "weight", 1) for linear in (part.query, part.key, part.value)]
         else:
             continue
+        owner: Any
         for owner, name, stacked in targets:
             update = LowRank(getattr(owner, name), stacked=stacked, rank=rank, alpha=alpha, dropout=dropout)
             parametrize.register_parametrization(owner, name, update)

@@ -98,7 +98,7 @@ class TunedMethod(nn.Module):
         """Logits of the seconds of several clips, which go through the towers together."""
         columns: list[list[Tensor | None]] = []
         for index, modality in enumerate(MODALITIES):
-            present = [clip[index] for clip in clips if clip[index] is not None]
+            present = [part for clip in clips if (part := clip[index]) is not None]
             found = self.embed(modality, torch.cat(present)).split([len(part) for part in present]) if present else ()
             vectors = iter(found)
             columns.append([None if clip[index] is None else next(vectors) for clip in clips])
@@ -109,8 +109,8 @@ class TunedMethod(nn.Module):
         columns = []
         for index, modality in enumerate(MODALITIES):
             seconds = [clip[index] for clip in clips]
-            texts = self._texts(modality) if any(one is not None for one in seconds) else None
-            columns.append([None if one is None else self.scales[modality] * one @ texts.T for one in seconds])
+            texts = self._texts(modality).T if any(one is not None for one in seconds) else torch.empty(0)
+            columns.append([None if one is None else self.scales[modality] * one @ texts for one in seconds])
         return list(zip(*columns, strict=True))
 
     def _texts(self, modality: str) -> Tensor:
@@ -157,7 +157,7 @@ class CoOp(TunedMethod):
 
     def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 16) -> None:
         super().__init__(backbone, texts)
-        self.prompts = nn.ModuleDict(
+        self.prompts: Any = nn.ModuleDict(
             {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
         )
         self.context = nn.ParameterDict(
@@ -183,7 +183,7 @@ class CoCoOp(TunedMethod):
 
     def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 4) -> None:
         super().__init__(backbone, texts)
-        self.prompts = nn.ModuleDict(
+        self.prompts: Any = nn.ModuleDict(
             {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
         )
         self.context = nn.ParameterDict(
@@ -198,7 +198,7 @@ class CoCoOp(TunedMethod):
 
     def compare(self, clips: Sequence[Pair]) -> list[Pair]:
         """See :meth:`TunedMethod.compare`."""
-        return [tuple(map(self._conditioned, MODALITIES, clip)) for clip in clips]
+        return [(self._conditioned("visual", visual), self._conditioned("audio", audio)) for visual, audio in clips]
 
     def _conditioned(self, modality: str, seconds: Tensor | None) -> Tensor | None:
         if seconds is None:
@@ -218,7 +218,7 @@ class MaPLe(TunedMethod):
 
     def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 2, depth: int = 9) -> None:
         super().__init__(backbone, texts)
-        self.prompts = nn.ModuleDict(
+        self.prompts: Any = nn.ModuleDict(
             {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
         )
         parts: dict[str, nn.Module] = {}
@@ -227,10 +227,11 @@ class MaPLe(TunedMethod):
             first = nn.Parameter(prompts.embedding_of(_BEGINNINGS[name]))
             deep = [nn.Parameter(0.02 * torch.randn(prompts.context, prompts.width)) for _ in range(depth - 1)]
             parts[name] = nn.ParameterList([first, *deep])
-        self.context = nn.ModuleDict(parts)
-        width = backbone.visual.token_shapes[0][1]
+        self.context: Any = nn.ModuleDict(parts)
+        visual: Any = backbone.visual
+        width = visual.token_shapes[0][1]
         maps = {"visual": nn.ModuleList(nn.Linear(self.prompts["visual"].width, width) for _ in range(depth))}
-        self.maps = nn.ModuleDict(maps)
+        self.maps: Any = nn.ModuleDict(maps)
 
     def text_features(self, modality: str) -> Tensor:
         """See :meth:`TunedMethod.text_features`."""
@@ -261,6 +262,7 @@ class ClipLora(TunedMethod):
 
     name, source, uses_pixels = "clip-lora", "Zanella and Ben Ayed, CVPRW 2024", True
     recipe = Recipe("adamw", 2e-4, 32, iterations_per_shot=500, final_lr=1e-6, weight_decay=1e-2)
+    towers: dict[str, Encoder]
 
     def __init__(
         self, backbone: Backbone, texts: Sequence[str], *, rank: int = 2, alpha: float = 1.0, dropout: float = 0.25
@@ -269,12 +271,12 @@ class ClipLora(TunedMethod):
         options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout}
         self.__dict__["towers"] = {name: copy.deepcopy(getattr(backbone, name)) for name in MODALITIES}
         branches = {name: copy.deepcopy(getattr(backbone, f"{name}_text")) for name in MODALITIES}
-        self.updates = nn.ModuleDict(
+        self.updates: Any = nn.ModuleDict(
             {name: nn.ModuleList(
                 [*add_low_rank(self.towers[name], **options), *add_low_rank(branches[name], **options)]
             ) for name in MODALITIES}
         )  # fmt: skip
-        self.prompts = nn.ModuleDict(
+        self.prompts: Any = nn.ModuleDict(
             {
                 name: PromptedText(branches[name], [f"{_BEGINNINGS[name]} {text}" for text in texts], 0)
                 for name in MODALITIES

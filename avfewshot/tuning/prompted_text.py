@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
+from avfewshot.encoders.tokenizer import RobertaTokenizer
 from avfewshot.errors import UsageError
 
 
@@ -26,6 +28,10 @@ class PromptedText(nn.Module):
         UsageError: The branch is of another kind.
     """
 
+    branch: Any
+    ends: Tensor
+    embedded: Tensor
+
     def __init__(self, branch: TextBranch, wordings: Sequence[str], context: int) -> None:
         super().__init__()
         self.__dict__["branch"] = branch  # frozen: neither its parameters nor its buffers belong to what is learned
@@ -35,7 +41,7 @@ class PromptedText(nn.Module):
             ends = tokens.argmax(-1)
             limit = len(branch.tower.positional_embedding)
         elif isinstance(branch, RobertaTextBranch):
-            ends = (tokens != branch.tokenizer.PAD).sum(-1) - 1
+            ends = (tokens != RobertaTokenizer.PAD).sum(-1) - 1
             limit = branch.model.config.max_position_embeddings - 2
         else:
             raise UsageError("Prompts can be tuned for text branches of CLIP's kind and for RoBERTa.")
@@ -72,7 +78,7 @@ class PromptedText(nn.Module):
         with torch.autocast(inputs.device.type, enabled=False):
             return F.normalize(encode(inputs, deep).float(), dim=-1)
 
-    def _embedding(self) -> nn.Module:
+    def _embedding(self) -> Any:
         if isinstance(self.branch, RobertaTextBranch):
             return self.branch.model.embeddings.word_embeddings
         return self.branch.tower.token_embedding

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from avfewshot.encoders.presets import Preset
 from avfewshot.encoders.weights.identity import file_sha256
@@ -71,7 +72,7 @@ def _check_file(needed: Needed, path: Path) -> Finding:
     return Finding(needed.part, OK, str(path), digest)
 
 
-def _load(preset: Preset, paths: dict[str, str | Path | None]) -> Finding:
+def _load(preset: Preset, paths: dict[str, Any]) -> Finding:
     from avfewshot.encoders.backbone import build_backbone
 
     part = f"backbone {preset.name}"

@@ -117,6 +117,7 @@ def _download_as(name: str, needed: Needed, server: str, *, force: bool) -> Path
     from huggingface_hub.errors import EntryNotFoundError
 
     repository, revision = needed.source.repository, needed.source.revision
+    assert repository is not None
     try:
         # Asked first, since the download itself would try for minutes to reach a server that is not there.
         url = hf_hub_url(repository, name, revision=revision, endpoint=server)

@@ -188,6 +188,7 @@ def locate(needed: Needed) -> Path | None:
         return source.file if source.file.exists() else None
     from huggingface_hub import try_to_load_from_cache
 
+    assert source.repository is not None
     folder = looked_in(needed)
     revisions = [source.revision or "main"]
     if not source.revision or source.sha256:
