@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from avfewshot.toyworld.script import ave_script, everywhere_script
+from avfewshot.toyworld.script import ClipScript, Event, ave_script
 from avfewshot.toyworld.vocabulary import Composition
 from avfewshot.toyworld.writer import write_clip
 
 SECONDS = 3
 CLASSES = ("car honking", "clock ticking", "dog barking")
 AVE_SPLITS = {"train": 2, "val": 1, "test": 2}
+
+
+def everywhere_script(composition: Composition, rng: np.random.Generator, seconds: int) -> ClipScript:
+    """A clip that is filled by one event from its beginning to its end."""
+    span = (0.0, float(seconds))
+    return ClipScript(seconds, (Event(composition, span, span),), int(rng.integers(1 << 62)))
 
 
 def write_class_folders(root: Path, clips: int = 6) -> Path:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_files import AVE_FILES, write_files
+from fewshot_worlds import everywhere_script
 
 from avfewshot.cli.app import run
 from avfewshot.cli.runs import Run
 from avfewshot.config import PretrainConfig, settings_of
 from avfewshot.models.checkpoint import load_adapter
-from avfewshot.toyworld.script import everywhere_script
 from avfewshot.toyworld.vocabulary import Composition
 from avfewshot.toyworld.writer import write_clip
 from avfewshot.training.data import shards_to_pretrain, shows_one_of

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewshot_worlds import everywhere_script
 from toy_samples import sample_frame, sample_sound
 
 import avfewshot
 from avfewshot.encoders import presets
 from avfewshot.encoders.label_features import label_features
 from avfewshot.prompts import load_templates
-from avfewshot.toyworld.script import everywhere_script
 from avfewshot.toyworld.vocabulary import COMPOSITIONS, OBJECTS, SOUNDS, Composition
 from avfewshot.toyworld.writer import write_clip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -100,10 +100,6 @@ class Dataset:
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of a split, in file order."""
         return tuple(sample for sample in self.samples if sample.split == name)
-
-    def filtered(self, keep: Callable[[Sample], bool]) -> Dataset:
-        """The same data set with the samples that `keep` accepts."""
-        return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
 
     def with_samples(self, samples: Iterable[Sample]) -> Dataset:
         """The same data set with other samples."""

@@ -52,10 +52,6 @@ class DatasetReport:
         for (severity, code, message), examples in kinds.items():
             self.add(severity, code, f"{prefix}{message}", examples)
 
-    def extend(self, other: DatasetReport) -> None:
-        """Add all findings of another report."""
-        self.findings.extend(other.findings)
-
     def find(self, code: str) -> Finding | None:
         """The first finding with this code, or None."""
         return next((finding for finding in self.findings if finding.code == code), None)

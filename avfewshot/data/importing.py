@@ -38,9 +38,8 @@ class Stretch:
 def read_stretches(path: Path, frame_rate: float | None = None) -> list[Stretch]:
     """Read a JSON export of Label Studio, ``labels.json`` of FiftyOne's temporal detections, or an ``.eaf`` of ELAN.
 
-    Args:
-        path: The file; a ``data.json`` beside that of FiftyOne says where its clips lie.
-        frame_rate: Pictures a second where the file counts pictures, the first of which is 1.
+    A ``data.json`` beside that of FiftyOne says where its clips lie. `frame_rate` is of pictures a second, where the
+    file counts pictures, the first of which is 1.
 
     Raises:
         UsageError: It cannot be read, is not what it should be, or counts pictures and `frame_rate` is not given.

@@ -87,7 +87,7 @@ def without_leaks(
         name: count for name, ids in sources.items() if (count := sum(sample.youtube_id in ids for sample in leaking))
     }
     return LeakRemoval(
-        dataset=dataset.filtered(lambda sample: id(sample) not in gone),
+        dataset=dataset.with_samples(sample for sample in dataset.samples if id(sample) not in gone),
         removed=tuple(sorted({sample.id for sample in leaking})),
         by_source=by_source,
     )

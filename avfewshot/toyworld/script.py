@@ -79,9 +79,3 @@ def vggsound_script(composition: Composition, rng: np.random.Generator, seconds:
     """A clip of one class, as in VGG-Sound: the event is both seen and heard in most of the clip."""
     span = _span(rng, seconds, 4)
     return ClipScript(seconds, (Event(composition, span, span),), _seed(rng))
-
-
-def everywhere_script(composition: Composition, rng: np.random.Generator, seconds: int = 10) -> ClipScript:
-    """A clip that is filled by one event from its beginning to its end."""
-    span = (0.0, float(seconds))
-    return ClipScript(seconds, (Event(composition, span, span),), _seed(rng))
