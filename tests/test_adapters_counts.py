@@ -11,7 +11,8 @@ from avfewshot.adapters.base import pair_layers, pair_towers
 from avfewshot.adapters.lavish import Lavish
 from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
-from avfewshot.encoders.spectrogram_tower import STG_CMA_CLIP, STG_CMA_SWIN, SharedTowers, share_clip, share_swin
+from avfewshot.encoders.presets import STG_CMA_CLIP, STG_CMA_SWIN
+from avfewshot.encoders.spectrogram_tower import SharedTowers, share_clip, share_swin
 from avfewshot.encoders.swinv2 import build_swin
 from avfewshot.heads.question_answering import STAVQA
 from avfewshot.models.audio_visual import AudioVisualModel

@@ -15,7 +15,8 @@ from towers_support import clap_tower, clip_tower, pictures, sounds, swin_tower
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.cli.app import run
-from avfewshot.encoders.spectrogram_tower import Picture, SpectrogramTower
+from avfewshot.encoders.presets import Picture
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.reports.charts import event_chart, scatter
 from avfewshot.supervised.avvp import ParsingTask

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from towers_support import clip_tower, randomize, sounds, swin_tower
 
 from avfewshot.adapters.base import pair_layers
-from avfewshot.encoders.spectrogram_tower import LAVISH_SWIN, Picture, SpectrogramTower, share_clip
+from avfewshot.encoders.presets import LAVISH_SWIN, Picture
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower, share_clip
 from avfewshot.encoders.swinv2 import SwinV2Tower, build_swin
 from avfewshot.errors import UsageError
 

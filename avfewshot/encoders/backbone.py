@@ -20,7 +20,9 @@ from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.lean_imports import is_a
 from avfewshot.encoders.plain_tower import PlainTower
 from avfewshot.encoders.presets import Preset, load_preset
-from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower
+from avfewshot.encoders.swinv2 import SwinTower, build_swin, load_swin
+from avfewshot.encoders.text import NoTexts, OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import TextTokenizer
 from avfewshot.encoders.tower import Encoder
 from avfewshot.encoders.weights.identity import combined
@@ -46,6 +48,11 @@ class Backbone:
     identity: dict[str, str] = field(default_factory=dict)
     # What models trained with a sigmoid (SigLIP) add to scaled cosines. A softmax over labels does not see it.
     visual_bias: float = 0.0
+
+    @property
+    def wordless(self) -> bool:
+        """Whether it has towers alone."""
+        return isinstance(self.visual_text, NoTexts)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Backbone:
         """Move everything to a device, in place.
@@ -104,9 +111,13 @@ def build_backbone(
         kept = [
             entry for entry in needed if entry.key.endswith("_bpe") or (roberta and entry.key.startswith("roberta"))
         ]
+        if preset.wordless:
+            return _wordless(preset, require(preset, kept), {"clip": f"random:{seed}"}, seed)
         return _random(preset, require(preset, kept), seed)
     files = require(preset, needed)
     identity = {entry.key: verify(entry, files[entry.key]) for entry in needed if entry.key in files}
+    if preset.wordless:
+        return _wordless(preset, files, identity, seed)
     return _pretrained(
         preset, files, {key: digest for key, digest in identity.items() if not key.startswith("clip_text_tokenizer_")}
     )
@@ -209,6 +220,44 @@ def _assemble(
     )
 
 
+def _wordless(preset: Preset, files: Mapping[str, Path], identity: dict[str, str], seed: int) -> Backbone:
+    """Towers without text branches; of random weights where there are no files."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        visual = _image_tower(preset, files)
+        audio = _sound_tower(preset, files, visual)
+    # The same weights say something else at another size, or of other pictures.
+    form = combined(str(preset.clip.model), repr(preset.clip.swin), repr(preset.clap.picture), str(preset.clap.audio))
+    none = NoTexts(preset.name)
+    return Backbone(preset.name, visual, audio, none, none, 100.0, 100.0, preset.templates, identity | {"form": form})
+
+
+def _image_tower(preset: Preset, files: Mapping[str, Path]) -> Encoder:
+    if preset.clip.swin is not None:
+        tower = build_swin(str(preset.clip.model), **preset.clip.swin)
+        if "clip" in files:
+            load_swin(tower, files["clip"], str(preset.clip.model))
+        return tower
+    clip, _ = build_clip_model(preset, files, split_text=True)
+    if "clip" in files:
+        load_clip(clip, preset.clip, files["clip"])
+    return _image_encoder(preset, clip)
+
+
+def _sound_tower(preset: Preset, files: Mapping[str, Path], image: Encoder) -> Encoder:
+    """CLAP's, or the image tower again, which is shown spectrograms."""
+    if preset.clap.picture is not None:
+        if not isinstance(image, ClipTower | SwinTower):
+            raise UsageError(f"{preset.path}: the image encoder is run whole, and cannot be shown spectrograms.")
+        return SpectrogramTower(image, preset.clap.picture)
+    clap, _ = build_clap_model(preset, files)
+    front_end = None
+    if "clap" in files:
+        state, front_end = read_clap(preset.clap, files["clap"])
+        load_clap(clap, preset, state, files["clap"])
+    return ClapTower(clap.audio_branch, clap.audio_projection, front_end)
+
+
 def _image_encoder(preset: Preset, clip: Any) -> Encoder:
     mean, std = normalisation(preset.clip, clip)
     if is_a(clip.visual, "VisionTransformer"):
@@ -231,17 +280,33 @@ def outline(preset: Preset) -> tuple[Encoder, Encoder, int]:
         return *towers, sum(parameter.numel() for parameter in used.parameters())
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", WeightsWarning)  # on how pictures are cut: none is read
+        if preset.wordless:
+            with torch.device("meta"):
+                visual = _image_tower(preset, {})
+                shared = preset.clap.picture is not None
+                audio: Any = _sound_tower(preset, {}, visual) if shared else None
+            if shared:
+                picture = audio.picture
+                audio.pictures = lambda sound: sound.new_empty(len(sound), picture.frames, picture.mels)
+            else:
+                with _ZerosForRandom():
+                    audio = _without_sounds(_sound_tower(preset, {}, visual))
+            sizes = {id(p): p.numel() for tower in (visual, audio) for p in tower.parameters()}
+            return visual.to("meta"), audio.to("meta"), sum(sizes.values())
         with torch.device("meta"):
             clip, _ = build_clip_model(preset, split_text=True)
         with _ZerosForRandom():  # HTS-AT reads numbers while it is built
             clap, _ = build_clap_model(preset)
         visual, audio = _image_encoder(preset, clip), ClapTower(clap.audio_branch, clap.audio_projection)
     parameters = sum(parameter.numel() for model in (clip, clap) for parameter in model.parameters())
-    # Its transforms switch autocast off, which knows no `meta`.
+    return visual.to("meta"), _without_sounds(audio).to("meta"), parameters
+
+
+def _without_sounds(audio: Any) -> Any:
+    """The tower with spectrograms of the right shape: its transforms switch autocast off, which knows no `meta`."""
     columns = audio.config.spec_size * (audio.config.spec_size // audio.config.mel_bins)
-    front_end: Any = audio.front_end
-    front_end.forward = lambda sound, _: sound.new_empty(len(sound), columns, audio.config.mel_bins)
-    return visual.to("meta"), audio.to("meta"), parameters
+    audio.front_end.forward = lambda sound, _: sound.new_empty(len(sound), columns, audio.config.mel_bins)
+    return audio
 
 
 def _sample_hash(model: nn.Module) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from avfewshot.encoders.htsat import htsat_config
 from avfewshot.errors import UsageError, did_you_mean, flatten, raise_faults
@@ -18,12 +18,33 @@ _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Weight files of an open_clip repository on the hub, the safer first."""
+TIMM_NAMES = ("model.safetensors", "pytorch_model.bin")
+"""The same of a repository of timm's."""
 ROBERTA_TOKENIZER = "FacebookAI/roberta-base"
 ROBERTA_REVISION = "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
 ROBERTA_SHA256 = {
     "vocab.json": "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
     "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a second of sound becomes a picture ``[frames, mels]``: Kaldi's filter bank, normalised, then padded."""
+
+    mels: int
+    shift_ms: float  # between frames
+    frames: int
+    mean: float = -4.1426  # of AVE, as the papers' code has them
+    std: float = 3.2001  # twice this divides
+    channels: Literal["sum", "mean", "repeat"] = "sum"  # one channel by the summed or averaged kernel, or three alike
+
+
+STG_CMA_CLIP = Picture(128, 10.0, 102)
+STG_CMA_SWIN = Picture(224, 4.4, 224, channels="mean")
+LAVISH_SWIN = Picture(192, 5.2, 192, -4.9848, 3.7080, channels="repeat")
+PICTURES = {"stg-cma-clip": STG_CMA_CLIP, "stg-cma-swin": STG_CMA_SWIN, "lavish-swin": LAVISH_SWIN}
+"""Those of the papers, by the names that presets give them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,7 @@ class ClipPreset:
     std: tuple[float, ...] | None = None  # channel deviations, likewise
     tokenizer: Path | None = None  # a byte-pair merge file in CLIP's format; None: open_clip's own
     source: Source = Source()  # without a repository and a file, open_clip's tag tells it
+    swin: Mapping[str, Any] | None = None  # `model` is timm's name of a Swin or Swin-V2, and these are its options
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,7 @@ class ClapPreset:
     fused: bool | None = None  # one of LAION's with feature fusion; None: found out from the file
     tokenizer: Source = Source()  # repository or folder with RoBERTa's files, or a merge file
     source: Source = Source()
+    picture: Picture | None = None  # instead of a CLAP: what the image tower is shown of sounds
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,11 @@ class Preset:
     clap: ClapPreset
     path: Path  # the YAML file
     peav: PeAvPreset | None = None  # takes the place of `clip` and `clap`, which then say nothing
+
+    @property
+    def wordless(self) -> bool:
+        """Whether it has towers alone, and no text branches: for what learns heads, as ``avfs train``."""
+        return self.clip.swin is not None or self.clap.picture is not None
 
 
 def preset_names() -> list[str]:
@@ -151,6 +179,13 @@ _TEXT_BRANCHES = {
     "roberta": dict.fromkeys(_ROBERTA.split(), _WHOLE),
     "clip": dict.fromkeys(("context_length", "vocab_size", "width", "heads", "layers"), _WHOLE),
 }
+_SWIN = {"model": _TEXT, "options": (lambda value: isinstance(value, Mapping), "sizes by timm's names are needed")}
+_SWIN |= _SOURCE
+_NUMBER: Kind = (_is_number, "a number is needed")
+_PICTURE = {"mels": _WHOLE, "frames": _WHOLE, "shift_ms": _NUMBER, "mean": _NUMBER, "std": _NUMBER}
+_PICTURE |= {"channels": (lambda value: value in ("sum", "mean", "repeat"), "sum, mean or repeat is needed")}
+_TOP = {"description": _TEXT, "templates": _TEXT}
+_TOP |= dict.fromkeys(("clip", "clap", "peav", "swin", "spectrogram"), _ANY)
 _MISSING = object()
 
 
@@ -162,19 +197,26 @@ class _Reader:
         self.faults: list[UsageError] = []
 
     def preset(self, raw: Any) -> Preset:
-        kinds = {"description": _TEXT, "templates": _TEXT, **dict.fromkeys(("clip", "clap", "peav"), _ANY)}
-        top = self.section(raw, "", kinds)
+        top = self.section(raw, "", _TOP)
         joint = self.peav(top["peav"]) if "peav" in top else None
-        if joint and (unused := [key for key in ("clip", "clap") if key in top]):
+        if joint and (unused := [key for key in ("clip", "clap", "swin", "spectrogram") if key in top]):
             self.fault("peav", f"takes the place of {' and '.join(unused)}: leave one or the other out.")
+        for one, other in (("clip", "swin"), ("clap", "spectrogram")):
+            if one in top and other in top:
+                self.fault("", f"`{one}` and `{other}` exclude each other.")
+        if joint:
+            seen, heard = ClipPreset(""), ClapPreset("", {})
+        else:
+            seen = self.swin(top["swin"]) if "swin" in top else self.clip(top.get("clip", _MISSING))
+            heard = self.heard(top["spectrogram"]) if "spectrogram" in top else self.clap(top.get("clap", _MISSING))
         templates = top.get("templates", "default")
         beside = self.path.parent / templates  # a path is relative to the YAML file; a name is one of the packaged ones
         preset = Preset(
             name=self.path.stem,
             description=top.get("description", ""),
             templates=str(beside) if beside.suffix and beside.is_file() else templates,
-            clip=ClipPreset("") if joint else self.clip(top.get("clip", _MISSING)),
-            clap=ClapPreset("", {}) if joint else self.clap(top.get("clap", _MISSING)),
+            clip=seen,
+            clap=heard,
             path=self.path,
             peav=joint,
         )
@@ -193,6 +235,22 @@ class _Reader:
         tokenizer = self.relative(section["tokenizer"]) if "tokenizer" in section else None
         pretrained, quick_gelu = section.get("pretrained"), section.get("quick_gelu")
         return ClipPreset(_frozen(model), pretrained, quick_gelu, mean, std, tokenizer, source)
+
+    def swin(self, raw: Any) -> ClipPreset:
+        section = self.section(raw, "swin", _SWIN, required=("model",))
+        source = self.source(section, "swin", TIMM_NAMES)
+        if not (source.repository or source.file):
+            self.fault("swin", "says no weights: give `repository` or `file`.")
+        return ClipPreset(section.get("model", ""), source=source, swin=_frozen(section.get("options", {})))
+
+    def heard(self, raw: Any) -> ClapPreset:
+        picture = PICTURES.get(raw) if isinstance(raw, str) else None
+        if picture is None and isinstance(raw, str):
+            self.fault("spectrogram", f"{', '.join(PICTURES)}, or mels, frames and shift_ms are needed, not {raw!r}.")
+        elif picture is None:
+            section = self.section(raw, "spectrogram", _PICTURE, required=("mels", "frames", "shift_ms"))
+            picture = None if self.faults else Picture(**section)
+        return ClapPreset(audio="", text={"type": "none"}, picture=picture or STG_CMA_CLIP)
 
     def clap(self, raw: Any) -> ClapPreset:
         section = self.section(raw, "clap", _CLAP)

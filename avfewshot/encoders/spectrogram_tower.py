@@ -14,28 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.clip_tower import ClipTower
+from avfewshot.encoders.presets import STG_CMA_CLIP, Picture
 from avfewshot.encoders.swinv2 import SwinTower
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import UsageError
 
 _RATE = 16_000  # samples a second that the spectrograms are made of
-
-
-@dataclass(frozen=True)
-class Picture:
-    """How a second of sound becomes a picture ``[frames, mels]``: Kaldi's filter bank, normalised, then padded."""
-
-    mels: int
-    shift_ms: float  # between frames
-    frames: int
-    mean: float = -4.1426  # of AVE, as the papers' code has them
-    std: float = 3.2001  # twice this divides
-    channels: Literal["sum", "mean", "repeat"] = "sum"  # one channel by the summed or averaged kernel, or three alike
-
-
-STG_CMA_CLIP = Picture(128, 10.0, 102)
-STG_CMA_SWIN = Picture(224, 4.4, 224, channels="mean")
-LAVISH_SWIN = Picture(192, 5.2, 192, -4.9848, 3.7080, channels="repeat")
 
 
 class SpectrogramTower(Tower):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from avfewshot.encoders.attention import attention
 from avfewshot.encoders.plain_tower import PixelScaling, square_side
 from avfewshot.encoders.swin import plain_attention, window_order
 from avfewshot.encoders.tower import Tower, add_branch
+from avfewshot.encoders.weights.load import load_into, read_tensors
 from avfewshot.errors import UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -154,6 +156,20 @@ class SwinV2Tower(SwinTower):
         bias = None if bias is None else bias.to(query.dtype)
         mixed = attention(query, key, value, bias, scale=1.0)
         return block.norm1(attn.proj(mixed.transpose(1, 2).reshape(rows, length, channels)))
+
+
+def load_swin(tower: SwinTower, path: Path, name: str) -> None:
+    """Load timm's weights, with or without the classifier, of this or of an older release.
+
+    Raises:
+        WeightsError: See :mod:`avfewshot.encoders.weights.load`.
+    """
+    from timm.models import swin_transformer, swin_transformer_v2
+
+    library = swin_transformer_v2 if isinstance(tower, SwinV2Tower) else swin_transformer
+    state = library.checkpoint_filter_fn(read_tensors(path), tower.swin)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    load_into(tower.swin, state, path=path, architecture=f"timm's {name}")
 
 
 def build_swin(name: str, *, pretrained: bool = False, **options: Any) -> SwinTower:

@@ -143,3 +143,33 @@ def _ignores_what_follows(tower: nn.Module) -> bool:
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
     )
+
+
+class NoTexts(TextBranch):
+    """In the place of a text branch where a backbone has towers alone.
+
+    Args:
+        backbone: Its name.
+    """
+
+    def __init__(self, backbone: str) -> None:
+        nn.Module.__init__(self)
+        self.backbone, self.output_dim, self.fingerprint = backbone, 0, ""
+
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Refuse.
+
+        Raises:
+            UsageError: Always.
+        """
+        from avfewshot.encoders.weights.locate import no_texts
+
+        raise no_texts(self.backbone)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Refuse likewise."""
+        return self.encode(())
+
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """It knows none and misses none."""
+        return []

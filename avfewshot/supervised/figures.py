@@ -143,7 +143,7 @@ def look(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example]
                 jpeg_source(_grey(spectrograms[second])),
                 maps["audio"][second].tolist(),
             )
-            for second in spread(frames, _SECONDS)
+            for second in spread(range(len(frames)), _SECONDS)
         ]
     return looks
 

@@ -290,7 +290,7 @@ class SupervisedRun:
     def reference_lines(self) -> dict[str, list[Any]]:
         """Predictions for the usable test clips that need no training."""
         usable = TaskData({split: self.examples(split) for split in ("train", "val", "test")}, self.data.about)
-        return self.task.reference_lines(usable, self.zero_shot)
+        return self.task.reference_lines(usable, None if self.backbone.wordless else self.zero_shot)
 
     def estimates(self, runs: Sequence[Sequence[Any]], examples: Sequence[Example]) -> dict[str, Estimate]:
         """Metrics over the predictions of one or several trainings, with intervals over seeds and clips."""

@@ -83,7 +83,7 @@ def _load(preset: Preset, paths: dict[str, Any]) -> Finding:
             backbone = build_backbone(preset, **paths)
     except AvfsError as error:
         return Finding(part, DAMAGED, str(error))
-    for name, branch in (("CLIP", backbone.visual_text), ("CLAP", backbone.audio_text)):
+    for name, branch in () if backbone.wordless else (("CLIP", backbone.visual_text), ("CLAP", backbone.audio_text)):
         features = branch.encode(texts)
         if not features.isfinite().all() or (features[0] - features[1]).abs().max() < 1e-6:
             return Finding(part, DAMAGED, f"{name} gives the same or no vectors for different texts")

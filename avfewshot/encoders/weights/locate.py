@@ -71,10 +71,15 @@ def needed_files(
     if preset.peav:
         return _peav_files(preset, clip_weights, clap_weights, roberta)
     clip = Source(file=_path(clip_weights)) if clip_weights else clip_source(preset.clip)
-    needed = [Needed("clip", "CLIP weights", clip, "--clip-weights")]
+    swin = preset.clip.swin is not None
+    needed = [Needed("clip", "Swin weights" if swin else "CLIP weights", clip, "--clip-weights")]
     if preset.clip.tokenizer:
         needed.append(Needed("clip_bpe", "CLIP tokenizer", Source(file=preset.clip.tokenizer)))
-    needed += _transformers_text_files(preset.clip)
+    needed += [] if swin else _transformers_text_files(preset.clip)
+    if preset.clap.picture is not None:
+        if used := [name for name, path in (("--clap-weights", clap_weights), ("--roberta", roberta)) if path]:
+            raise UsageError(f"The backbone {preset.name!r} has no CLAP: {' and '.join(used)} has no use.")
+        return needed
     clap = Source(file=_path(clap_weights)) if clap_weights else preset.clap.source
     needed.append(Needed("clap", "CLAP weights", clap, "--clap-weights"))
     if preset.clap.text["type"] == "clip":
@@ -109,9 +114,11 @@ def clip_source(clip: ClipPreset) -> Source:
 
 
 def is_walkable(preset: Preset) -> bool:
-    """Whether adapters can be put between the blocks of its towers: its picture tower is a ViT of open_clip's own."""
+    """Whether adapters can be put between the blocks of its towers: that is a Swin or a ViT of open_clip's own."""
     if preset.peav:
         return False
+    if preset.clip.swin is not None:
+        return True
     vision = model_configuration(preset.clip)["vision_cfg"]
     return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
 
@@ -126,6 +133,14 @@ def not_walkable(what: str, backbone: str) -> UsageError:
     return UsageError(
         f"{what}: needs towers that can be walked block by block, and those of {backbone} are run whole.",
         hint=f"Take --backbone {', '.join(walkable_presets())}; or a method on frozen embeddings, as --method auto.",
+    )
+
+
+def no_texts(backbone: str) -> UsageError:
+    """The error for what compares clips with texts, on a backbone without text branches."""
+    return UsageError(
+        f"The backbone {backbone} has no text branches: no clip can be compared with a label.",
+        hint="It serves `avfs train`. For labels take another one, such as --backbone base.",
     )
 
 
