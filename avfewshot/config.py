@@ -40,7 +40,7 @@ from typing_extensions import Self
 
 from avfewshot.adapters.registry import adapter_names
 from avfewshot.adapters.settings import SETTINGS
-from avfewshot.errors import UsageError, did_you_mean, flatten, raise_faults
+from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
 from avfewshot.io import load_yaml
 
 CONFIG_NAME = "avfs.toml"
@@ -467,12 +467,10 @@ class Settings(BaseModel):
         }
         read: dict[str, Any] = {}
         for name, model in sections.items():
-            try:
-                if not isinstance(values.get(name, {}), Mapping):
-                    raise UsageError(f"{where}: {name} must hold settings.")
-                read[name] = model.from_dict(values.get(name, {}), where=where)
-            except UsageError as error:  # noqa: PERF203
-                faults += flatten(error)
+            if not isinstance(part := values.get(name, {}), Mapping):
+                faults.append(UsageError(f"{where}: {name} must hold settings."))
+            elif group := collect(faults, functools.partial(model.from_dict, part, where=where)):
+                read[name] = group
         flat = {name: value for name, value in values.items() if name not in sections}
         known = settings_of(cls, by_field=True)
         read |= check_values(flat, {n: s for n, s in known.items() if s.section is None}, f"{where}: ", faults)
@@ -1237,11 +1235,7 @@ def resolve(
     """
     environ = os.environ if environ is None else environ
     faults: list[UsageError] = []
-    document: dict[str, dict[str, Any]] = {}
-    try:
-        document = read_config(Path() if folder is None else folder)
-    except UsageError as error:
-        faults.extend(flatten(error))
+    document = collect(faults, lambda: read_config(Path() if folder is None else folder)) or {}
     model = COMMANDS[table]
     known = settings_of(model)
     values: dict[str, tuple[Any, str]] = {}
@@ -1269,12 +1263,9 @@ def resolve(
     if values.get("config", (None,))[0] is not None:
         path = values["config"][0]
         group = {single.name: single for single in known.values() if single.section == "training"}
-        try:
-            read = check_values(_read_yaml(path), group, f"{path}: ", faults, wrong=wrong)
-            for name, value in read.items():
-                values.setdefault(group[name].key, (value, str(path)))
-        except UsageError as error:
-            faults.extend(flatten(error))
+        read = check_values(collect(faults, lambda: _read_yaml(path)) or {}, group, f"{path}: ", faults, wrong=wrong)
+        for name, value in read.items():
+            values.setdefault(group[name].key, (value, str(path)))
     return _assemble(model, values, wrong, faults)
 
 

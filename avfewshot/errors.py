@@ -7,9 +7,12 @@ without a traceback, and exits with :attr:`AvfsError.exit_code`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from os import PathLike, fspath
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class AvfsError(Exception):
@@ -94,6 +97,15 @@ def some(names: Sequence[str], limit: int = 8) -> str:
 def flatten(error: UsageError) -> tuple[UsageError, ...]:
     """The single errors inside `error`: those of a :class:`Faults`, else itself alone."""
     return error.faults if isinstance(error, Faults) else (error,)
+
+
+def collect(faults: list[UsageError], check: Callable[[], _T]) -> _T | None:
+    """What a check gives; None where it fails, with its faults added to the others."""
+    try:
+        return check()
+    except UsageError as error:
+        faults.extend(flatten(error))
+        return None
 
 
 def raise_faults(faults: Sequence[UsageError]) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avfewshot.config import COMMANDS, UNSET, Resolved, Setting, settings_of
-from avfewshot.errors import UsageError, flatten
+from avfewshot.errors import UsageError, collect
 
 if TYPE_CHECKING:
     from avfewshot.encoders.presets import Preset
-
-_T = TypeVar("_T")
 
 
 def with_options(table: str, *, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -84,15 +82,6 @@ def _backbones() -> list[str]:
     from avfewshot.encoders.presets import preset_names
 
     return preset_names()
-
-
-def collect(faults: list[UsageError], check: Callable[[], _T]) -> _T | None:
-    """What a check gives; None where it fails, with its faults added to the others."""
-    try:
-        return check()
-    except UsageError as error:
-        faults.extend(flatten(error))
-        return None
 
 
 def backbone_faults(settings: Resolved) -> list[UsageError]:
