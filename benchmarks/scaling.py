@@ -2,17 +2,23 @@
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --media my_clips/1.mp4 my_clips/2.mp4
+    python benchmarks/scaling.py --train toy/VGGSound --backbone tiny --workers 1 2
 
 Counted on `base` with random weights and one clip of ten seconds: the operations of a forward pass, and of a forward
 and a backward pass with and without checkpointing. Measured, with ``--media``: bytes of each file and of the same clip
-in a prepared shard at 224 x 224. The rest is arithmetic, shown with its factors; peak rates are those of NVIDIA's data
-sheets; the share of them that is reached (``--utilisation``) was seen on one H100.
+in a prepared shard at 224 x 224. Measured instead of all else, with ``--train`` and the folder of a VGG-Sound (the toy
+world's will do): `avfs pretrain` from prepared shards at each number of ``--workers``, in clips a second from shards to
+the end of a step, the share of the time that it waited for clips, and processor seconds a clip. The rest is arithmetic,
+shown with its factors; peak rates are those of NVIDIA's data sheets; the share of them that is reached
+(``--utilisation``) was seen on one H100.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +51,15 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--shard-bytes", type=float, default=600e3, help="bytes of a clip in a shard")
     parser.add_argument("--media", type=Path, nargs="*", default=[], help="clips whose bytes are measured")
+    parser.add_argument("--train", type=Path, help="folder of a VGG-Sound to pretrain on from shards")
+    parser.add_argument("--backbone", default="base", help="of --train, with random weights")
+    parser.add_argument("--steps", type=int, default=8, help="of --train, of --batch-size clips")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of --train")
     arguments = parser.parse_args()
+    if arguments.train:
+        with tempfile.TemporaryDirectory(prefix="avfs-benchmark-") as folder:
+            print(json.dumps(trained(arguments, Path(folder)), indent=2))
+        return
     counted = count()
     report = {"counted": counted, "arithmetic": arithmetic(counted, arguments)}
     if arguments.media:
@@ -134,6 +148,44 @@ def traffic(counted: dict[str, Any], gpus: int, batch: int, classes: int) -> dic
         "gathered_gradient_bytes": clips * 4 * width,
         "gradient_bytes": 4 * counted["trainable"],
     }
+
+
+def trained(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Steps of `avfs pretrain` from shards, at each number of workers, each in a process of its own."""
+    shards, steps = str(folder / "shards"), arguments.steps
+    command = [sys.executable, "-m", "avfewshot", "data", "prepare", "vggsound40k", "--backbone", arguments.backbone]
+    command += ["--root", str(arguments.train), "--out", shards]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    rows = {}
+    for workers in arguments.workers:
+        options = ["vggsound40k", "--shards", shards, "--workers", str(workers), "--max-steps", str(steps)]
+        options += ["--backbone", arguments.backbone, "--batch-size", str(arguments.batch_size), "--keep-leaks"]
+        options += [*(() if arguments.backbone == "tiny" else ("--weights", "random")), "--device", "cpu"]
+        options += ["--val-clips", "1", "--runs", str(folder / f"runs-{workers}")]
+        told = subprocess.run([sys.executable, "-c", _STEPS, *options], check=True, capture_output=True, text=True)
+        rows[f"{workers} workers"] = json.loads(told.stdout.splitlines()[-1])
+    return {"backbone": arguments.backbone, "batch": arguments.batch_size, "steps": steps, **rows}
+
+
+_STEPS = """
+import json, os, sys
+from avfewshot.cli import app, progress
+
+noted, on_step = [], progress.ProgressBar.on_step
+
+def note(self, step, loss, pace):
+    noted.append((pace.clips, pace.waiting, sum(os.times()[:2])))
+    on_step(self, step, loss, pace)
+
+progress.ProgressBar.on_step = note
+status = app.run(["pretrain", *sys.argv[1:]])
+(_, _, first), (clips, waiting, last) = noted[0], noted[-1]
+batch = int(sys.argv[sys.argv.index("--batch-size") + 1])
+spent = (last - first) / (len(noted) - 1) / batch
+told = {"clips_per_second": clips, "share_waiting": waiting, "processor_seconds_per_clip": spent}
+print(json.dumps({name: round(value, 3) for name, value in told.items()}))
+sys.exit(status)
+"""
 
 
 def measure(files: list[Path]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Clips a second of the `base` architecture against a plain script, in the same run, on the same files.
 
     python benchmarks/zeroshot.py --output zeroshot.json
+    python benchmarks/zeroshot.py --profile bf16
 
 It writes a few ten-second clips (320 x 240, H.264 and AAC) and embeds them with random weights in three ways, each in a
 process of its own, by turns and several times over:
@@ -9,12 +10,16 @@ process of its own, by turns and several times over:
   transformer; the HTS-AT class's own forward on ten seconds, each repeated to ten seconds. As the READMEs of these
   libraries do it.
 * ``fp32`` and ``bf16``: `iter_clips` and `Embedder` of this package, as `avfs zeroshot` runs them, with the seconds
-  that a clip waits for decoders, spends in the towers, and on the rest.
+  that a clip waits for decoders, spends in the towers, and on the rest, and their shares of the time.
 * ``fp32-clip`` and ``bf16-clip``: the same with `--audio-context clip`, ten seconds of sound in one pass.
 
 Both sides build the same weights from the same seed and hold the two towers, no text encoders. Printed is one JSON
 object: the median of the repetitions, the ratios to ``plain`` (above 1 is faster), peak memory, and the smallest cosine
 between the embeddings of the two sides for the same second.
+
+``--profile`` prints instead what the towers of this package take on one thread for 20 pictures, for 20 seconds of sound
+each alone, and for the same in two windows: processor seconds, and the shares of matrix products, the attention kernel
+and the most expensive other operations.
 """
 
 from __future__ import annotations
@@ -46,12 +51,16 @@ def main() -> None:
         "--batch-size", type=int, help="segments in a tower at once; by default what the package chooses"
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--profile", choices=("fp32", "bf16"), help="where the towers' time goes, and nothing else")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(work(arguments.worker, arguments.folder, arguments.batch_size)))
+        return
+    if arguments.profile:
+        print(json.dumps(profile(arguments.profile), indent=2))
         return
     with tempfile.TemporaryDirectory(prefix="avfs-benchmark-") as folder:
         text = json.dumps(compare(arguments, Path(folder)), indent=2)
@@ -89,6 +98,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ours = report[variant]
         ours["times_faster_than_plain"] = round(plain["seconds_per_clip"] / ours["seconds_per_clip"], 2)
         ours["peak_memory_of_plain"] = round(ours["peak_rss_mib"] / plain["peak_rss_mib"], 2)
+        parts = {key: ours[f"{key}_seconds_per_clip"] for key in ("waiting", "towers", "rest")}
+        ours["share_of_time"] = {key: round(value / ours["seconds_per_clip"], 3) for key, value in parts.items()}
         ours |= agreement(folder / "plain.npz", folder / f"{variant}.npz")
     return report
 
@@ -250,27 +261,34 @@ def prepare_plain(visual, branch, projection) -> Callable:
     return run
 
 
-def prepare_ours(visual, branch, projection, variant: str, batch_size: int | None) -> Callable:
-    """The way of `avfs zeroshot`, up to the embeddings."""
+def towers_of(visual, branch, projection, precision: str) -> Any:
+    """Both towers of this package, as far as a model needs a backbone."""
     from types import SimpleNamespace
 
-    import torch
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     from avfewshot.encoders.clap_tower import ClapTower
     from avfewshot.encoders.clip_tower import ClipTower
     from avfewshot.inference.devices import PRECISIONS
-    from avfewshot.inference.features import EmbeddedFile, Embedder
-    from avfewshot.media.stream import iter_clips
-    from avfewshot.models.audio_visual import AudioVisualModel
 
-    precision, _, context = variant.partition("-")
-    towers = SimpleNamespace(
+    return SimpleNamespace(
         visual=ClipTower(visual, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD).to(PRECISIONS[precision]),
         audio=ClapTower(branch, projection).to(PRECISIONS[precision]),
         visual_scale=100.0,
         audio_scale=100.0,
     )
+
+
+def prepare_ours(visual, branch, projection, variant: str, batch_size: int | None) -> Callable:
+    """The way of `avfs zeroshot`, up to the embeddings."""
+    import torch
+
+    from avfewshot.inference.features import EmbeddedFile, Embedder
+    from avfewshot.media.stream import iter_clips
+    from avfewshot.models.audio_visual import AudioVisualModel
+
+    precision, _, context = variant.partition("-")
+    towers = towers_of(visual, branch, projection, precision)
     parts = {"waiting": 0.0, "towers": 0.0}
 
     class Timed(Embedder):
@@ -305,6 +323,41 @@ def prepare_ours(visual, branch, projection, variant: str, batch_size: int | Non
         return [file.visual for file in files], [file.audio for file in files], shares
 
     return run
+
+
+def profile(precision: str) -> dict[str, Any]:
+    """Processor seconds of each tower on one thread, and the shares of its operations."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    torch.set_num_threads(1)
+    towers = towers_of(*build(), precision)
+    pictures = torch.randint(256, (20, 3, towers.visual.image_size, towers.visual.image_size), dtype=torch.uint8)
+    sounds = 0.1 * torch.randn(20, 48_000)
+    passes = {
+        "20 pictures": lambda: towers.visual(pictures),
+        "20 seconds, each alone": lambda: towers.audio(sounds),
+        "20 seconds, two windows": lambda: towers.audio.forward_windows(sounds.view(2, -1)),
+    }
+    report: dict[str, Any] = {"precision": precision, "machine": machine()}
+    with torch.inference_mode():
+        for name, run in passes.items():
+            run()  # what is set up once
+            start = time.process_time()
+            run()
+            seconds = time.process_time() - start
+            with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as seen:
+                run()
+            spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in seen.key_averages()}
+            total, groups = sum(spent.values()), {"matrix products": 0.0, "attention": 0.0}
+            for key in list(spent):
+                group = "attention" if "attention" in key else "matrix products"
+                if group == "attention" or key in ("addmm", "mm", "bmm", "baddbmm"):
+                    groups[group] += spent.pop(key)
+            groups |= dict(sorted(spent.items(), key=lambda item: -item[1])[:6])
+            shares = {key: round(value / total, 3) for key, value in groups.items()}
+            report[name] = {"processor_seconds": round(seconds, 3), "shares": shares}
+    return report
 
 
 def memory() -> float:
