@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 import avfewshot
 from avfewshot.app.label_file import NAME, Mark, read_marks, write_marks
 from avfewshot.app.learner import features_of
+from avfewshot.app.scratch import Scratch
 from avfewshot.app.server import create_app, listen
 from avfewshot.app.workspace import Workspace
 from avfewshot.cli.app import run
@@ -307,6 +308,28 @@ def test_frames_and_ranges_of_a_clip(serve):
     assert client.get("/api/clips/0/frame", params={"second": 99}).status_code == 404
     part = client.get("/api/clips/0/media", headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
+
+
+def test_what_a_killed_server_left_is_swept_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "import os, signal; from avfewshot.app.scratch import Scratch; path = Scratch().path; (path / 'clip').mkdir(); "
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    killed = [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGKILL)"]
+    assert subprocess.run(killed, env=environment, check=False).returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "avfs-serve-link").symlink_to(elsewhere)
+    alive = Scratch()
+    assert not left.exists()
+    (alive.path / "clip.mp4").write_bytes(b"x")
+    second = Scratch()
+    assert (alive.path / "clip.mp4").exists()
+    alive.close()
+    second.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["avfs-serve-link", "elsewhere"]
 
 
 # -------------------------------------------------------------------------------------------------- the label file

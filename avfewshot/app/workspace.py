@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 from avfewshot.app.label_file import NAME as LABELS_NAME
 from avfewshot.app.label_file import NONE, Mark, read_marks, write_marks
 from avfewshot.app.learner import Learnt, Model, Verdict, features_of, learn, save_run
+from avfewshot.app.scratch import Scratch
 from avfewshot.errors import UsageError, explain
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
@@ -103,7 +103,8 @@ class Workspace:
         self.folder = Path(os.path.abspath(folder))
         self.roots = {os.path.realpath(root) for root in (roots or [folder])}
         self._options = options
-        self.temporary = Path(tempfile.mkdtemp(prefix="avfs-serve-"))
+        self._scratch = Scratch()
+        self.temporary = self._scratch.path
         self.roots.add(os.path.realpath(self.temporary))
         self.labels_file = self.folder / LABELS_NAME
         self.lock = threading.RLock()
@@ -138,7 +139,7 @@ class Workspace:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(10)
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        self._scratch.close()
 
     # ------------------------------------------------------------------------------------------ what there is
 
