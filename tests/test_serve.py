@@ -586,7 +586,8 @@ def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
     looking = load("tiny", device="cpu", precision="fp32")
     assert looking.look_up(Store(folder).cache)
     monkeypatch.setattr("avfewshot.inference.classifier.read_items", None)  # nothing can be decoded
-    work = Workspace(looking, serve.folder, sorted(serve.folder.glob("*.mp4")), LABELS)
+    store = Store(folder)
+    work = Workspace(looking, serve.folder, sorted(serve.folder.glob("*.mp4")), LABELS, store=store)
     work.start()
     try:
         for _ in range(600):
@@ -594,5 +595,9 @@ def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
                 break
             time.sleep(0.1)
         assert [row["error"] for row in work.rows()] == [None] * 6
+        client = TestClient(create_app(work, hosts={HOST}), base_url=f"http://{HOST}")
+        small = client.get("/api/clips/0/frame", params={"second": 1}).content
+        assert small == store.thumbnail(serve.folder / "a0.mp4", 1)
+        assert client.get("/api/clips/0/frame", params={"second": 1, "size": 320}).content != small
     finally:
         work.close()

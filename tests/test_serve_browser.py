@@ -312,24 +312,18 @@ def test_search_by_content_and_unreadable_clips(browser, server):
     assert errors == []
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_report_in_the_browser(browser, server, width):
-    report = server.folder / f"report-{width}.html"
-    command = [
-        sys.executable,
-        "-m",
-        "avfewshot",
-        "zeroshot",
-        "--label",
-        "hum",
-        "--label",
-        "whistle",
-        "--backbone",
-        "tiny",
-    ]
-    command += ["--report", str(report), str(server.folder)]
+@pytest.fixture(scope="module")
+def report(server):
+    path = server.folder / "report.html"
+    command = [sys.executable, "-m", "avfewshot", "zeroshot", "--label", "hum", "--label", "whistle"]
+    command += ["--backbone", "tiny", "--report", str(path), str(server.folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(command, env=environment, capture_output=True, check=False)
+    return path
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_report_in_the_browser(browser, report, width):
     page, errors = open_page(browser, report.as_uri(), width=width)
     page.locator(".grid li").first.wait_for()
     assert page.locator(".grid li").count() == 6

@@ -236,8 +236,10 @@ def create_app(
         number: int, second: Annotated[int, Query(ge=0)] = 0, size: Annotated[int, Query(ge=32, le=512)] = 128
     ) -> Response:
         path = work.readable(entry_of(number))
-        with decoding:
-            content = _frame(str(path), path.stat().st_mtime_ns, second, size)
+        content = work.small_picture(path, second, size)
+        if content is None:
+            with decoding:
+                content = _frame(str(path), path.stat().st_mtime_ns, second, size)
         if content is None:
             raise HTTPException(404, "There is no picture.")
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

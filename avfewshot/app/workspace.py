@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,10 +37,12 @@ from avfewshot.labels import LabelSet
 from avfewshot.media.discover import MEDIA_SUFFIXES
 from avfewshot.methods.active import suggest
 from avfewshot.store.search import Search, word_query
+from avfewshot.store.store import THUMBNAIL, Store
 
 _LOG = logging.getLogger(__name__)
 EMBED_AT_ONCE = 4
 SCORE_AT_ONCE = 250
+SCORE_SECONDS = 1.0  # while clips are embedded, the new ones are scored so often
 MOST_UNDO = 200  # changes of a tab that can be taken back
 DROPPED = "dropped"
 """Folder in the first one that a dropped clip is moved to when it is labelled; before, it is in a temporary one."""
@@ -81,6 +84,7 @@ class Workspace:
         roots: Folders and files that may be read; what lies elsewhere is never opened.
         runs: Folder that runs are saved in.
         templates: Name of the prompt templates.
+        store: Has small pictures of clips that it holds.
         options: Of :meth:`Classifier.embed_files`.
 
     Raises:
@@ -97,9 +101,10 @@ class Workspace:
         roots: Sequence[Path] = (),
         runs: Path = Path("runs"),
         templates: str = "default",
+        store: Store | None = None,
         **options: Any,
     ) -> None:
-        self.classifier, self.runs, self.templates = classifier, runs, templates
+        self.classifier, self.runs, self.templates, self.store = classifier, runs, templates, store
         self.folder = Path(os.path.abspath(folder))
         self.roots = {os.path.realpath(root) for root in (roots or [folder])}
         self._options = options
@@ -117,6 +122,7 @@ class Workspace:
         self._model: Model | None = None
         self._search: Search | None = None  # over the clips that were embedded when it was last asked
         self._rebuild = True
+        self._scored = 0.0  # when
         classes, self._marks = read_marks(self.labels_file)
         own = {} if labels is None else dict(zip(labels.names, labels.wordings, strict=True))
         self.classes: dict[str, str] = {**own, **{name: w for name, w in classes.items() if name not in own}}
@@ -204,6 +210,12 @@ class Workspace:
         if not os.path.isfile(real):
             raise UsageError(f"{entry.name}: is no longer there.")
         return Path(real)
+
+    def small_picture(self, path: Path, second: int, size: int) -> bytes | None:
+        """A JPEG that the store has of a clip as it is now, where it is about as large as is asked for."""
+        if self.store is None or size > 1.5 * THUMBNAIL or self.store.find_clip(path) is None:
+            return None
+        return self.store.thumbnail(path, second)
 
     def result(self, number: int) -> tuple[Entry, ClipResult | None]:
         """A clip and everything that is known about it."""
@@ -447,7 +459,9 @@ class Workspace:
             with self.lock:
                 todo = self._dropped or self._todo
                 model, rebuild = self._model, self._rebuild
-                stale = [e for e in self.entries if e.file is not None and e.model is not model] if model else []
+                stale = []
+                if model and (not todo or time.monotonic() - self._scored > SCORE_SECONDS):
+                    stale = [e for e in self.entries if e.file is not None and e.model is not model]
                 learn_now = not todo and self._learn_when_embedded
                 if not (todo or learn_now or rebuild or stale):
                     self._changed.wait(1)
@@ -460,6 +474,8 @@ class Workspace:
                     self.learn()
                 elif stale and model is not None:
                     self._score(model, stale[:SCORE_AT_ONCE])
+                    if len(stale) <= SCORE_AT_ONCE:
+                        self._scored = time.monotonic()
                 else:
                     self._embed([todo.popleft() for _ in range(min(EMBED_AT_ONCE, len(todo)))])
             except Exception as error:  # whatever it is, the page goes on; what did not work is not tried again at once

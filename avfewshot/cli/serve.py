@@ -113,6 +113,7 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
             roots=roots,
             runs=config.runs,
             templates=str(templates),
+            store=store,
             modality=model.modality,
             batch_size=model.batch_size,
             frame_backend=model.frame_backend,

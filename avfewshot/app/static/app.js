@@ -201,6 +201,8 @@
       if (!quietly) say(`Relearnt from ${learnt.clips} clips in ${learnt.seconds.toFixed(2)} s.`);
     } catch (error) { if (!quietly) throw error; }
   }
+  $("previous").addEventListener("click", () => list.step(-1));
+  $("next").addEventListener("click", () => list.step(1));
   $("learn").addEventListener("click", attempt(() => learn(false)));
   $("undo").addEventListener("click", attempt(async () => {
     const answer = await ask("/api/undo", "POST");
