@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from avfewshot.data.music_avqa import (
 from avfewshot.errors import DataError, UsageError
 from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.heads.question_answering import STAVQA
+from avfewshot.media.clip import SAMPLE_RATE, Clip
+from avfewshot.supervised.avqa import QuestionTask
+from avfewshot.supervised.base import spread_over
 
 COUNT = ("Audio-Visual", "Counting", "How many sounding <Object> in the video？")
 EXIST = ("Audio", "Counting", "Are there <Object> and <Object> sound? ")
@@ -153,6 +157,18 @@ def test_data_check_counts_questions_and_names_videos(root):
     (root / "videos/va00000002.mp4").unlink()
     assert len(load_dataset("avqa", root / "data", media=[root / "elsewhere"]).available()) == 2
     assert not check_dataset(load_dataset("avqa", root / "data")).usable
+
+
+def test_of_a_minute_every_sixth_second_is_taken_and_of_short_clips_all():
+    seconds = torch.arange(61)
+    frames = seconds[:, None, None, None].expand(-1, 3, 2, 2).byte()
+    clip = Clip("x", 61.0, 0, frames, seconds.float().repeat_interleave(SAMPLE_RATE))
+    for length, places in ((60, list(range(0, 60, 6))), (13, [0, 1, 2, 3, 5, 6, 7, 9, 10, 11]), (4, [0, 1, 2, 3])):
+        part = replace(clip, frames=frames[:length], waveform=clip.waveform[: length * SAMPLE_RATE])
+        taken = spread_over(part, QuestionTask.seconds)
+        assert taken.frames[:, 0, 0, 0].tolist() == places
+        assert taken.audio_segments[:, 0].tolist() == places
+    assert QuestionTask.window == 60
 
 
 def test_official_lists():

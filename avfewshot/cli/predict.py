@@ -83,10 +83,10 @@ def predict(
         lines, failed = [], 0
         for example in asked:
             try:
-                for clip in task.read_windows(example.path, trainer.store.frame_size, config.model.frame_backend):
+                windows = task.read_windows(example.path, trainer.store.frame_size, config.model.frame_backend)
+                for clip, (start, end) in windows:
                     said = trainer.answer(model, clip, example)
-                    seconds = min(task.seconds, clip.num_segments)
-                    line = {"path": str(example.path), "start": clip.start, "end": clip.start + seconds}
+                    line = {"path": str(example.path), "start": start, "end": end}
                     lines.append(line | task.describe(said, example, about))
                     if format == "table" and output is None:
                         _show(lines[-1])

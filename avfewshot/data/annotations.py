@@ -106,7 +106,8 @@ def _explain(description: Description, root: Path, best: Annotations | None) -> 
 
 def _way_out(description: Description) -> str:
     source = f" {description.title} is at {description.source}." if description.source else ""
-    return f"Give the folder with --root.{source} To try things without it: avfs data toy --root DIR."
+    only = f" --only {description.reader}" if description.reader in ("avs", "avqa") else ""  # not made unasked
+    return f"Give the folder with --root.{source} To try things without it: avfs data toy --root DIR{only}."
 
 
 _MOST_BYTES = 1 << 28  # the largest known list takes 11 MB

@@ -35,6 +35,7 @@ class QuestionTask(SupervisedTask):
     title = "audio-visual question answering (MUSIC-AVQA)"
     dataset = "avqa"
     headline = "accuracy"
+    window = 60  # every sixth second of a minute, as published
     heads: ClassVar[Mapping[str, Recipe]] = {
         "st-avqa": Recipe(1e-4, 64, 80, (8, 16, 24), 0.1),
         "st-avqa-small": Recipe(2e-3, 64, 25, (15, 20), 0.3),

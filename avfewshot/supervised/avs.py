@@ -33,7 +33,7 @@ class SegmentationTask(SupervisedTask):
     title = "audio-visual segmentation (AVSBench)"
     dataset = "avs"
     headline = "MJ"
-    seconds = SECONDS
+    seconds = window = SECONDS
     heads: ClassVar[Mapping[str, Recipe]] = {
         "tpavi": Recipe(1e-4, 4, 30),
         "tpavi-small": Recipe(1e-3, 8, 30, (20,), 0.3),

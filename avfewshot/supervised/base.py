@@ -21,7 +21,7 @@ from __future__ import annotations
 import abc
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,6 +86,7 @@ class SupervisedTask(abc.ABC):
     heads: ClassVar[Mapping[str, Recipe]]  # by name; the first is the default
     headline: ClassVar[str]  # key of the metric that selects the epoch on validation
     seconds: ClassVar[int] = 10  # T; shorter clips are padded with zeros
+    window: ClassVar[int] = 10  # seconds of a file, over which the T are spread evenly
 
     @abc.abstractmethod
     def needs(self, head: str) -> frozenset[str]:
@@ -102,14 +103,15 @@ class SupervisedTask(abc.ABC):
         """
 
     def read_clip(self, path: Path, frame_size: int, frame_backend: str = "auto") -> Clip:
-        """Decode the T seconds of a clip.
+        """Decode the T seconds of a clip: of its first `window` seconds, spread evenly.
 
         Raises:
             AvfsError: It cannot be read.
         """
         from avfewshot.data.clip_source import read_start
 
-        return read_start(path, frame_size=frame_size, seconds=self.seconds, frame_backend=frame_backend)
+        clip = read_start(path, frame_size=frame_size, seconds=self.window, frame_backend=frame_backend)
+        return spread_over(clip, self.seconds)
 
     @abc.abstractmethod
     def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
@@ -147,14 +149,17 @@ class SupervisedTask(abc.ABC):
     def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
         """A prediction as JSON-ready values for people, as ``avfs predict`` writes it for a new clip."""
 
-    def read_windows(self, path: Path, frame_size: int, frame_backend: str = "auto") -> Iterator[Clip]:
-        """Decode a new clip of any length, T seconds at a time."""
+    def read_windows(
+        self, path: Path, frame_size: int, frame_backend: str = "auto"
+    ) -> Iterator[tuple[Clip, tuple[int, int]]]:
+        """Decode a new clip of any length, T seconds for each window, with the seconds where that begins and ends."""
         from avfewshot.media.stream import IsolatedReader
 
         with IsolatedReader(path, frame_size=frame_size, modality="av", frame_backend=frame_backend) as reader:
             total = reader.info.num_segments
-            for start in range(0, total, self.seconds):
-                yield reader.read(start, min(start + self.seconds, total))
+            for start in range(0, total, self.window):
+                end = min(start + self.window, total)
+                yield spread_over(reader.read(start, end), self.seconds), (start, end)
 
     def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
         """The class that stands for a clip in pictures; None where it has none, or several."""
@@ -181,6 +186,20 @@ class SupervisedTask(abc.ABC):
         if question is not None:
             raise UsageError(f"A run of {self.name} answers no questions.", hint="Leave --question out.")
         return example
+
+
+def spread_over(clip: Clip, seconds: int) -> Clip:
+    """At most so many seconds of a clip, evenly from all of it: of 60 every sixth, where ten are wanted."""
+    length = clip.num_segments
+    if length <= seconds:
+        return clip
+    places = [place * length // seconds for place in range(seconds)]
+    sound = clip.audio_segments
+    return replace(
+        clip,
+        frames=None if clip.frames is None else clip.frames[places],
+        waveform=None if sound is None else sound[places].flatten(),
+    )
 
 
 class TaskHead(nn.Module):

@@ -159,6 +159,7 @@ class FeatureStore:
             "version": VERSION,
             "task": task.name,
             "kinds": sorted(kinds),
+            **({} if task.window == task.seconds else {"window": task.window}),
             "precision": precision,
             "frame backend": frame_backend,
         }
