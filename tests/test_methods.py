@@ -169,6 +169,27 @@ def test_a_damaged_scorer_is_refused(tmp_path):
         find_method("nonsense")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["clip"]["params"].clear(),
+        lambda config: config.update(temperature=float("nan")),
+        lambda config: config["clip"]["params"].update({key: ["x"] for key in config["clip"]["params"]}),
+        lambda config: config.update(tuned={"light": 1}),
+        lambda config: config["diagnostics"].update(loo_log_loss="low"),
+    ],
+    ids=["no settings", "temperature", "settings of another kind", "half a tuned part", "diagnostics"],
+)
+def test_parts_that_do_not_belong_together_are_refused_before_a_clip_is_read(tmp_path, change):
+    support, texts = world()
+    folder = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer")
+    config = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
+    change(config)
+    (folder / "scorer.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(DataError, match=r"scorer\.json: is not a scorer's"):
+        Scorer.load(folder)
+
+
 def rows_of(support, texts):
     targets = support.labels / support.labels.sum(1, keepdims=True)
     return clip_rows(support.features, texts, support.groups), targets

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from io import StringIO
@@ -218,6 +220,27 @@ def test_misuse_is_told(world, embedded, tmp_path):
         Store(embedded).check({**Store(embedded).identity, "precision": "bf16"})
     (tmp_path / "store.db").write_bytes(b"no database at all, but long enough" * 100)
     with pytest.raises(DataError, match="damaged"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("visual", "[[["),
+        ("visual", 10**9),
+        ("audio", -1),
+        ("seconds", "x"),
+        ("duration", None),
+        ("size", -1),
+        ("mtime", 1.5),
+    ],
+)
+def test_rows_that_nobody_wrote_are_refused(tmp_path, column, value):
+    made_up_store(tmp_path, 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        database.execute(f"UPDATE clips SET {column} = ?", (value,))
+        database.commit()
+    with pytest.raises(DataError, match=r"store\.db: is damaged"):
         Store(tmp_path)
 
 

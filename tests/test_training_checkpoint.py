@@ -380,6 +380,14 @@ def test_all_missing_and_wrong_fields_are_listed():
         AdapterConfig.from_dict({"task": "ave", "seed": True}, where="config.json")
 
 
+def test_digests_that_are_no_texts_are_refused(tmp_path):
+    folder = write_adapter(tmp_path / "a", {"x": torch.ones(64)}, adapter_config())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"identity": {"visual": ["a"]}}))
+    with pytest.raises(DataError, match="identity must hold texts"):
+        load_adapter(folder)
+
+
 def test_a_run_stands_for_its_best_checkpoint(tmp_path):
     store = CheckpointManager(tmp_path / "run" / "checkpoints")
     state = Run(torch.optim.Adam, "step").capture(0)

@@ -22,6 +22,7 @@ from safetensors.numpy import save as save_tensors
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import write_bytes, write_text
 from avfewshot.methods.base import (
+    MODALITIES,
     Features,
     Floats,
     Head,
@@ -385,14 +386,27 @@ class Scorer:
                 raise ValueError("labels and classes differ in number")
             trained, negatives = arrays["trained"].astype(bool), bool(config["negatives"])
             method = find_method(config["method"])
-            return cls(
+            scorer = cls(
                 method, texts, trained, negatives, parts["clip"], parts.get("second"),
                 float(config["temperature"]), config["tuned"], dict(config["diagnostics"]),
                 {str(name): float(value) for name, value in config.get("thresholds", {}).items()},
                 cls.load(folder / "rejector") if (folder / "rejector" / CONFIG_NAME).is_file() else None,
             )  # fmt: skip
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            scorer._try_out()
+            return scorer
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None
+
+    def _try_out(self) -> None:
+        """Score made-up clips: parts that do not belong together say so before a clip has been decoded."""
+        float(self.diagnostics.get("loo_log_loss") or 0)
+        sight, sound = (np.ones((2, getattr(self.texts, name).shape[1])) for name in MODALITIES)
+        clips = Features.of([("both", sight, sound), ("sight", sight, None), ("sound", None, sound)])
+        tuned = np.zeros((len(clips), len(self.texts.names)))
+        with np.errstate(all="ignore"):
+            made = [self.logits(clips, tuned=tuned), *self.segment_logits(clips)]
+        if any(np.isnan(rows).any() for rows in made):
+            raise ValueError("its scores are not numbers")
 
 
 def _exact_texts(options: Mapping[str, Any]) -> LabelFeatures:

@@ -85,6 +85,9 @@ class AdapterConfig:
         for name in ("labels", "wordings"):
             if isinstance(values.get(name), list) and not all(isinstance(item, str) for item in values[name]):
                 faults.append(f"{name} must hold texts")
+        identity = values.get("identity")
+        if isinstance(identity, dict) and not all(isinstance(digest, str) for digest in identity.values()):
+            faults.append("identity must hold texts")
         if not faults and len(values["labels"]) != len(values["wordings"]):
             faults.append("labels and wordings differ in number")
         if faults:

@@ -143,8 +143,19 @@ class Store:
             for id, path, real, *rest, warnings, error in rows:
                 values = [id, os.fsdecode(path), os.fsdecode(real), *rest, tuple(json.loads(warnings)), error]
                 self.clips[values[1]] = StoredClip(*values)
+                self._check(self.clips[values[1]])
         except (sqlite3.Error, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
+
+    def _check(self, clip: StoredClip) -> None:
+        """Raise ValueError for a clip whose figures cannot be, or whose rows are not there."""
+        starts = [(start, self.rows[name]) for name, start in (("visual", clip.visual), ("audio", clip.audio))]
+        whole = all(type(value) is int and value >= 0 for value in (clip.id, clip.size, clip.seconds))
+        there = (start is None or (type(start) is int and 0 <= start <= rows - clip.seconds) for start, rows in starts)
+        if not (whole and type(clip.mtime) is int and isinstance(clip.error, str | None) and all(there)):
+            raise ValueError(f"{clip.path}: its row is not one that was written")
+        if clip.error is None and not isinstance(clip.duration, float | int):
+            raise ValueError(f"{clip.path}: has no duration")
 
     @classmethod
     def create(
@@ -219,12 +230,14 @@ class Store:
         """Of a clip with sound that was heard in windows, the embedding of each second's window ``[T, D_a]``."""
         if self.audio_context == "second" or clip.audio is None:
             return None
-        with self._connect() as database:
-            lengths, content = database.execute(
-                "SELECT lengths, rows FROM windows WHERE clip = ?", (clip.id,)
-            ).fetchone()
-        rows = np.frombuffer(content, dtype=np.float32).reshape(-1, self.dims["audio"])
-        return np.repeat(rows, json.loads(lengths), axis=0)
+        try:
+            with self._connect() as database:
+                select = "SELECT lengths, rows FROM windows WHERE clip = ?"
+                lengths, content = database.execute(select, (clip.id,)).fetchone()
+            rows = np.frombuffer(content, dtype=np.float32).reshape(-1, self.dims["audio"])
+            return np.repeat(rows, json.loads(lengths), axis=0)
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
 
     def by_clip(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
         """The embeddings of a clip as clips are judged: a second sounds like its window, where windows were heard."""
