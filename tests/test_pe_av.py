@@ -44,12 +44,12 @@ TEXTS = ["a video of a dog", "the sound of rain in a train ."]
 SIDE = 32
 
 
-def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+def randomised(model: torch.nn.Module, seed: int, scale: float) -> torch.nn.Module:
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "logit" in name:
-                parameter.fill_(1.5 if "scale" in name else -2.0)
+                parameter.fill_(scale if "scale" in name else -2.0)
             elif parameter.ndim > 1:
                 parameter.normal_(std=0.2)
             elif "alpha" not in name:
@@ -60,7 +60,7 @@ def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def models() -> tuple[PeAudioVideoModel, PeAudioFrameLevelModel]:
     timeline = PeAudioFrameLevelModel(PeAudioConfig(text_config=TEXT, audio_config=AUDIO))
-    return randomised(PeAudioVideoModel(PeAudioVideoConfig(**CONFIG)), 1), randomised(timeline, 2)
+    return randomised(PeAudioVideoModel(PeAudioVideoConfig(**CONFIG)), 1, 1.5), randomised(timeline, 2, 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +162,24 @@ def test_fetched_loaded_like_the_library_and_used(preset, hub, models, capsys):
 
 
 def test_scales_are_the_logit_scale_times_the_norms_of_the_vectors(preset, models, published):
-    backbone, (library, _) = build_backbone(own(preset, published)), models
+    def expected(scale: float, *heads: torch.nn.Module) -> float:
+        inputs = [torch.randn(500, head.proj.in_features) for head in heads]
+        norms = [head(given).norm(dim=1).mean().item() for head, given in zip(heads, inputs, strict=True)]
+        return scale * norms[0] * norms[1]
+
+    timeline = {"timeline": {"file": str(published / "frame/model.safetensors")}}
+    backbone, (library, frame) = build_backbone(own(preset, published, **timeline)), models
     torch.manual_seed(4)
     with torch.no_grad():
-        norms = [head(torch.randn(500, width)).norm(dim=1).mean() for head, width in (
-            (library.video_model.video_head, SIZES["hidden_size"]),
-            (library.video_model.text_video_head, TEXT["hidden_size"]),
-        )]  # fmt: skip
-    assert backbone.visual_scale == pytest.approx(float(1.5 * norms[0] * norms[1]), rel=0.05)
+        sight = expected(1.5, library.video_model.video_head, library.video_model.text_video_head)
+        heard = [
+            expected(scale, model.audio_head, model.text_audio_head)
+            for scale, model in ((1.5, library.audio_model), (4.0, frame))
+        ]
+    assert backbone.visual_scale == pytest.approx(sight, rel=0.05)
+    shares = backbone.audio_text.encode(TEXTS).view(2, 2, -1).norm(dim=-1)
+    for part, scale in enumerate(heard):
+        assert (backbone.audio_scale * shares[:, part]).tolist() == pytest.approx([scale] * 2, rel=0.05)
 
 
 def test_without_pe_a_frame_each_second_is_heard_alone(preset, published):
