@@ -89,7 +89,7 @@ def test_identical_files_in_two_splits_are_a_warning(tmp_path):
 
 
 def test_probe_results_are_told_by_kind(data, monkeypatch):
-    def probe(paths, expected, *, workers, progress):
+    def probe(paths, expected, *, workers, progress, **_):
         kinds = {"aaaaaaaaaaa": ("broken",), "ccccccccccc": ("short", "silent"), "ddddddddddd": ("no-audio",)}
         for _ in paths:
             progress(1)

@@ -18,7 +18,7 @@ from avfewshot.data.aliases import ClassNames
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.description import DESCRIPTION_FILE, Description
 from avfewshot.data.findings import DatasetReport
-from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import visible
 
 # Where annotation files lie beside the media in the authors' own archives and repositories.
@@ -54,15 +54,6 @@ def locate(description: Description, root: str | Path) -> Annotations:
     if complete is None:
         raise DataError(_explain(description, root, best), hint=_way_out(description))
     return complete
-
-
-def is_complete(description: Description, root: str | Path) -> bool:
-    """Whether :func:`locate` would succeed."""
-    try:
-        locate(description, root)
-    except AvfsError:
-        return False
-    return True
 
 
 def _search(description: Description, root: Path) -> tuple[Annotations | None, Annotations | None]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avfewshot.data.annotations import is_complete
 from avfewshot.data.avsbench import probe_clip
 from avfewshot.data.dataset import Dataset
-from avfewshot.data.description import description_names, load_description
+from avfewshot.data.description import description_names
 from avfewshot.data.findings import MAX_EXAMPLES, DatasetReport
 from avfewshot.data.leakage import EVALUATION_SPLITS, Overlap, cross_dataset_overlaps, cross_split_overlaps
 from avfewshot.data.load import load_dataset
@@ -134,8 +133,6 @@ def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -
             if name == own or not folder.is_dir():
                 continue
             try:
-                if not is_complete(load_description(name, folder), folder):
-                    continue
                 other = load_dataset(name, folder, find_media=False)
             except AvfsError:
                 continue
