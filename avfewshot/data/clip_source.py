@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.ranking import rank_key
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from avfewshot.media.clip import Clip
 
 DEFAULT_THREADS = 2
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,28 @@ class LabelledClip:
     row: int | None = None  # its place among the samples of a RawSource
 
 
-class ClipSource(Protocol):
+class Source(Protocol[T_co]):
+    """Where a training has its items from."""
+
+    def count(self, rank: int, world: int) -> int:
+        """Length of the stream of a rank, the same in every epoch, rank 0 has the most: see :func:`share`."""
+        ...
+
+    def stream(
+        self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
+    ) -> Iterator[T_co]:
+        """The items of rank `rank` of `world` in the order of an epoch, a function of seed and epoch alone.
+
+        `seed` None keeps the order of the files; the first `start` items of this stream are left out without being
+        decoded.
+
+        Raises:
+            UsageError: There is no such rank, or `start` is negative.
+        """
+        ...
+
+
+class ClipSource(Source["LabelledClip | Failure"], Protocol):
     """Clips of one split."""
 
     classes: tuple[str, ...]  # names; labels are indices into them
@@ -42,23 +64,6 @@ class ClipSource(Protocol):
 
     def __len__(self) -> int:
         """Number of clips, those that cannot be read included."""
-        ...
-
-    def count(self, rank: int, world: int) -> int:
-        """Length of the stream of a rank, the same in every epoch: see :func:`share`."""
-        ...
-
-    def stream(
-        self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
-    ) -> Iterator[LabelledClip | Failure]:
-        """The clips of rank `rank` of `world` in the order of an epoch.
-
-        `seed` None keeps the order of the files; the first `start` clips of this stream are left out without being
-        decoded.
-
-        Raises:
-            UsageError: There is no such rank, or `start` is negative.
-        """
         ...
 
 

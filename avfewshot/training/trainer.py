@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from avfewshot.config import AUTO, TrainerConfig
+from avfewshot.data.clip_source import Source
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.models.checkpoint import AdapterConfig
@@ -39,18 +40,6 @@ SAVE_SECONDS = 300.0
 """A checkpoint is written when an epoch ends with the best model so far, and else when so much time has passed."""
 
 
-class TrainSource(Protocol):
-    """Where samples come from; every :class:`~avfewshot.data.clip_source.ClipSource` is one."""
-
-    def count(self, rank: int, world: int) -> int:
-        """Length of the stream of a rank, the same in every epoch; rank 0 has the most."""
-        ...
-
-    def stream(self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> Iterator:
-        """The items of a rank in the order of an epoch, a function of seed and epoch alone, from item `start` on."""
-        ...
-
-
 class TrainTask:
     """What is learnt. A subclass has a source, a loss and a validation; the rest has defaults.
 
@@ -66,7 +55,7 @@ class TrainTask:
     :mod:`avfewshot.supervised.training` has a task whose model is a head on frozen embeddings.
     """
 
-    source: TrainSource
+    source: Source[Any]
     gradcache: bool = False  # see the class
     validate_every: int = 1  # epochs between validations; there is one after the last epoch in any case
     save_every_epoch: bool = True  # else only after the best ones and every SAVE_SECONDS: for short epochs
