@@ -99,6 +99,7 @@ def look(name="clip-1", size=7):
         Heatmap("unadapted: where “Dog” is", bump(1, 1)),
         Heatmap("adapted: where “Dog” is", bump(3, 4)),
         Heatmap("spatial attention of the adapters", bump(3, 3)),
+        Heatmap("the same, of sound", bump(3, 3), picture(64)),
     )
     gates = (("visual, last layer", tuple(0.5 + 0.02 * np.sin(second) for second in range(10))),)
     return AttentionExample(name, 4, "Dog", picture(224), heats, gates, tuple(2 <= second < 8 for second in range(10)))

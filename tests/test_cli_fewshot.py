@@ -257,7 +257,9 @@ def test_towers_in_a_short_format_see_all_the_way_through(call, world, seconds):
     status, out, err = call("fewshot", *short, *SETTINGS, "--shots", "1", "--name", "short")
     assert status == 0, err
     [folder] = (world / "runs" / "ave").glob("*-short")
-    assert "where the label is" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    for part in ("where the label is", "its sound, high frequencies above", "spatial attention, last layer, of sound"):
+        assert part in page
     wide, narrow = (read(run)["seeds"][0]["results"]["zero-shot"] for run in (seconds[0], folder))
     assert wide["headline"] == narrow["headline"]
     figures_of = [document["metrics"][document["headline"]]["value"] for document in (wide, narrow)]

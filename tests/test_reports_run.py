@@ -172,7 +172,7 @@ def test_what_is_on_the_page(ave, ave_page):
         "before training",
     ):
         assert part in text, part
-    assert len(Page(ave_page).all("svg", **{"class": "panel"})) == 4
+    assert len(Page(ave_page).all("svg", **{"class": "panel"})) == 6
     assert len(Page(ave_page).all("svg", **{"class": "chart"})) == 4
 
 
@@ -207,7 +207,8 @@ def test_names_from_others_are_never_markup():
 def test_a_picture_that_is_no_data_address_is_left_out():
     outside = "https://example.org/a.png"
     seen = dataclasses.replace(samples.example(), thumbnails=((0, outside), (1, 'data:image/png;base64,"x')))
-    looked = dataclasses.replace(samples.look(), frame=outside)
+    heat = dataclasses.replace(samples.look().heats[-1], over=outside)
+    looked = dataclasses.replace(samples.look(), frame=outside, heats=(heat,))
     text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,), looks=(looked,)))
     assert "example.org" not in text
     assert Page(text).all("img") == []

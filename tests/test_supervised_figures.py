@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from fewshot_worlds import CLASSES, write_ave
 from torch.nn import functional as F
@@ -15,12 +16,14 @@ from towers_support import clap_tower, clip_tower, pictures, sounds, swin_tower
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.cli.app import run
+from avfewshot.data.dataset import Sample
 from avfewshot.encoders.presets import Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.weighing import weighing
 from avfewshot.reports.charts import event_chart, scatter
 from avfewshot.supervised.avvp import ParsingTask
-from avfewshot.supervised.figures import spread, weighing
+from avfewshot.training import run_record
 
 
 def test_places_of_sound_lie_where_the_spectrogram_has_them():
@@ -43,12 +46,6 @@ def test_places_of_pictures_come_by_rows_without_the_class_token():
     assert swin.place_map(0, torch.arange(256.0)[None])[0, 1, 0] == 16
 
 
-def test_clips_are_spread_evenly():
-    assert spread(range(10), 4) == [0, 3, 6, 9]
-    assert spread(range(3), 8) == [0, 1, 2]
-    assert spread([], 8) == []
-
-
 def test_points_and_stretches_carry_names_and_escape_them():
     drawn = scatter("t-SNE", [(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)], ["<b>", "dog", "dog"])
     assert (drawn.count("<circle"), drawn.count("<title>dog</title>")) == (3 + 2, 2)
@@ -66,10 +63,19 @@ def test_classes_and_streams_of_parsing():
     assert ParsingTask().streams(said, about)["heard"][:, 1].tolist() == [False, True, True]
 
 
+def towers():
+    return SimpleNamespace(visual=clip_tower(layers=2), audio=clap_tower(), visual_scale=1.0, audio_scale=1.0)
+
+
+def adapted(kind):
+    pair = towers()
+    pairs = pair_layers(pair.visual.token_shapes, pair.audio.token_shapes)
+    settings = {"groups": 1, "batch_norm": False} if kind == "lavish" else {"hidden": 16}
+    return AudioVisualModel(pair, build_adapter(kind, pairs, settings)).eval()
+
+
 def test_other_adapters_are_weighed_by_what_they_add():
-    towers = SimpleNamespace(visual=clip_tower(layers=2), audio=clap_tower(), visual_scale=1.0, audio_scale=1.0)
-    pairs = pair_layers(towers.visual.token_shapes, towers.audio.token_shapes)
-    model = AudioVisualModel(towers, build_adapter("lavish", pairs, {"groups": 1, "batch_norm": False})).eval()
+    model = adapted("lavish")
     frames, audio = pictures(2).view(1, 2, 3, 64, 64), sounds(2)[None]
     with torch.no_grad(), weighing(model) as closed:
         model(frames, audio)
@@ -84,6 +90,25 @@ def test_other_adapters_are_weighed_by_what_they_add():
     with torch.no_grad():
         model(frames, audio)
     assert not model.adapters._forward_hooks
+
+
+@pytest.mark.parametrize("kind", ["dgsct", "lavish"])
+def test_a_few_shot_report_looks_at_frames_and_sounds(kind, monkeypatch):
+    model = adapted(kind)
+    texts = SimpleNamespace(projected=lambda one: SimpleNamespace(visual=torch.ones(2, model.visual_tower.output_dim)))
+    few_shot = SimpleNamespace(
+        config=SimpleNamespace(window=2),
+        device="cpu",
+        dataset=SimpleNamespace(classes=("dog", "cat")),
+        evaluator=SimpleNamespace(zero_shot=AudioVisualModel(towers()), texts=texts),
+    )
+    monkeypatch.setattr(run_record, "_truths", lambda *_: None)
+    found = run_record._look(few_shot, model, Sample("clip", (1,), "test"), pictures(2).view(2, 3, 64, 64), sounds(2))
+    what = "spatial attention, last layer" if kind == "dgsct" else "what is added, last layer"
+    assert [heat.title for heat in found.heats[-2:]] == [what, f"{what}, of sound"]
+    assert [bool(heat.over) for heat in found.heats[-2:]] == [False, True]
+    assert [(len(heat.values), len(heat.values[0])) for heat in found.heats[-2:]] == [(8, 8), (2, 2)]
+    assert len(found.gates) == (2 if kind == "dgsct" else 0)  # the records reach both who ask for them
 
 
 def test_the_page_of_a_run_with_adapters(tmp_path, capsys):

@@ -121,8 +121,10 @@ class DGSCT(CrossModalAdapter):
         Yields:
             A list that fills in the order of the calls.
         """
-        records: list[RecordedMaps] = []
-        previous, self._records = self._records, records
+        previous = self._records
+        # A block inside of another one fills the same list.
+        records: list[RecordedMaps] = [] if previous is None else previous
+        self._records = records
         try:
             yield records
         finally:

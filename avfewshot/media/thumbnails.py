@@ -62,6 +62,15 @@ def jpeg(picture: np.ndarray, side: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def grey_source(values: np.ndarray) -> str:
+    """A map ``[H, W]``, such as a spectrogram, as a grey JPEG: the middle 98 % of its values from black to white."""
+    import numpy as np
+
+    low, high = np.quantile(values, (0.01, 0.99))
+    shades = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    return jpeg_source(np.repeat((255 * shades).astype(np.uint8)[..., None], 3, axis=-1))
+
+
 def jpeg_source(picture: np.ndarray) -> str:
     """A picture, uint8 ``[H, W, 3]``, RGB, as ``data:image/jpeg;base64,...``."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture)).decode("ascii")

@@ -222,11 +222,12 @@ def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str
 def _look(look: AttentionExample) -> dict[str, Any]:
     """A second of a clip: its frame alone and with each map, gates and truth over the seconds of the clip."""
     frame = look.frame if is_picture(look.frame) else ""
-    panels = [("the frame", "", "")] if frame else []
+    panels = [("the frame", "", "", "")] if frame else []
     for heat in look.heats:
-        drawn = heat_source(heat.values)
+        drawn, over = heat_source(heat.values), heat.over if is_picture(heat.over) else ""
         if drawn is not None:
-            panels.append((heat.title, drawn[0], _range(*drawn[1])))
+            panels += [("its sound, high frequencies above", "", "", over)] if over else []
+            panels.append((heat.title, drawn[0], _range(*drawn[1]), over))
     truth = None
     if look.truth:
         ends = ", ".join(clock(second) for second, on in enumerate(look.truth) if on) or "never"

@@ -5,8 +5,7 @@ DG-SCT (arXiv 2311.05152), Fig. 5, 3 and 11. Clips are spread evenly over the sp
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.parsing import runs
 from avfewshot.media.clip import Clip
-from avfewshot.media.thumbnails import jpeg_source
-from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.media.thumbnails import grey_source, jpeg_source, spread
+from avfewshot.models.weighing import weighing
 from avfewshot.supervised.base import Example
 from avfewshot.supervised.features import clip_features
 from avfewshot.supervised.training import SupervisedModel, SupervisedRun
@@ -65,11 +63,6 @@ class Parsed:
     systems: tuple[str, ...]  # who says so
 
 
-def spread(examples: Sequence[Any], count: int) -> list[int]:
-    """At most `count` positions, evenly over all."""
-    return sorted({round(place) for place in np.linspace(0, len(examples) - 1, min(count, len(examples)))})
-
-
 def embed(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example], seed: int = 0) -> list[Embedded]:
     """Clips of one class by t-SNE of their mean embeddings of sight and sound, of the frozen and the adapted towers."""
     from sklearn.manifold import TSNE
@@ -77,7 +70,7 @@ def embed(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example
     about = run.data.about
     named = [(example, run.task.class_of(example, about)) for example in examples]
     named = [(example, name) for example, name in named if name is not None]
-    named = [named[index] for index in spread(named, MOST_POINTS)]
+    named = [named[index] for index in spread(len(named), MOST_POINTS)]
     if len({name for _, name in named}) < 2 or len(named) < 5:
         return []
     classes = [name for _, name in named]
@@ -118,7 +111,7 @@ def look(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example]
     if not run.adapted:
         return []
     looks = []
-    for example in (examples[index] for index in spread(examples, _LOOKS)):
+    for example in (examples[index] for index in spread(len(examples), _LOOKS)):
         try:
             clip = run.store.read(example.path)
         except AvfsError:
@@ -140,57 +133,19 @@ def look(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example]
                 second,
                 jpeg_source(frames[second].permute(1, 2, 0).numpy()),
                 maps["visual"][second].tolist(),
-                jpeg_source(_grey(spectrograms[second])),
+                grey_source(spectrograms[second].float().numpy()),
                 maps["audio"][second].tolist(),
             )
-            for second in spread(range(len(frames)), _SECONDS)
+            for second in spread(len(frames), _SECONDS)
         ]
     return looks
-
-
-@contextlib.contextmanager
-def weighing(towers: AudioVisualModel) -> Iterator[dict[str, Tensor]]:
-    """Keep, of a forward pass inside, how the last pair of layers weighs the places of each modality.
-
-    Of DG-SCT that is the spatial attention (Eq. 4); of other adapters, how long what they add to a token is beside the
-    token. Filled with maps ``[B * T, rows, columns]`` of ``visual`` and ``audio``, float32 on the CPU.
-    """
-    maps: dict[str, Tensor] = {}
-    adapters: Any = towers.adapters
-    last = len(towers.layers) - 1
-    blocks = {"visual": towers.layers[last].visual_block, "audio": towers.layers[last].audio_block}
-    with contextlib.ExitStack() as stack:
-        records = stack.enter_context(adapters.recording()) if isinstance(adapters, DGSCT) else []
-
-        def note(_: Any, inputs: tuple[Any, ...], added: tuple[Tensor | None, Tensor | None]) -> None:
-            layer, half, *tokens = inputs[:4]
-            if (layer, half) != (last, "feed"):
-                return
-            spatial = {record.direction: record.spatial for record in records[-2:] if record.layer == last}
-            for modality, direction, own, extra in zip(blocks, ("a2v", "v2a"), tokens, added, strict=True):
-                weights = spatial.get(direction)
-                if weights is None and extra is not None:
-                    weights = extra.float().norm(dim=-1) / own.float().norm(dim=-1).clamp(min=1e-6)
-                if weights is not None:
-                    tower = getattr(towers, f"{modality}_tower")
-                    maps[modality] = tower.place_map(blocks[modality], weights.float().cpu())
-
-        stack.callback(adapters.register_forward_hook(note).remove)
-        yield maps
-
-
-def _grey(values: Tensor) -> np.ndarray:
-    """A map as a grey picture, uint8 ``[H, W, 3]``, the middle 98 % of its values from black to white."""
-    low, high = np.quantile(values.float().numpy(), (0.01, 0.99))
-    shades = np.clip((values.float().numpy() - low) / max(high - low, 1e-6), 0, 1)
-    return np.repeat((255 * shades).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def parse(run: SupervisedRun, examples: Sequence[Example], said: Mapping[str, Sequence[Any]]) -> list[Parsed]:
     """What happens when, in truth and as the systems of `said` have it (by name, a prediction an example)."""
     task, about = run.task, run.data.about
     result = []
-    for index in spread(examples, MOST_CLIPS):
+    for index in spread(len(examples), MOST_CLIPS):
         answers = {"truth": task.truth(examples[index])} | {name: answers[index] for name, answers in said.items()}
         by_system = {name: task.streams(answer, about) for name, answer in answers.items()}
         streams: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {}

@@ -55,6 +55,7 @@ class Heatmap:
     title: str  # what it shows
     # rows of numbers, ``[h][w]``, upper left first; shown between their smallest and largest
     values: tuple[tuple[float, ...], ...]
+    over: str = ""  # ``data:`` address of the picture that it lies over, where that is not the frame
 
 
 @dataclass(frozen=True)

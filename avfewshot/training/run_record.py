@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.data.dataset import Sample
 from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
 from avfewshot.evaluation.results import Comparison
 from avfewshot.inference.logits import ClipLogits
-from avfewshot.media.thumbnails import jpeg_source, thumbnails
+from avfewshot.media.thumbnails import grey_source, jpeg_source, thumbnails
 from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.weighing import weighing
 from avfewshot.training.fewshot import FewShot, SeedResult
 from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.plan import Plan
@@ -183,8 +186,7 @@ def _truths(run: FewShot, sample: Sample, length: int) -> list[tuple[str, ...]] 
 
 def _looks(run: FewShot, model: AudioVisualModel, chosen: Sequence[int]) -> tuple[AttentionExample, ...]:
     """Maps for the first clips that have picture and sound; nothing where there are no adapters to look into."""
-    recording = getattr(model.adapters, "recording", None)
-    if recording is None:
+    if model.adapters is None:
         return ()
     looks = []
     for sample in (run.evaluator.scored("test").samples[index] for index in chosen):
@@ -218,19 +220,18 @@ def _look(
             texts = run.evaluator.texts.projected(one).visual[sample.label]
             heats.append(Heatmap(f"{title}: where the label is", _rows(places @ texts)))
     adapters: Any = model.adapters
-    with adapters.recording() as records:
+    guided = isinstance(adapters, DGSCT)
+    with adapters.recording() if guided else nullcontext([]) as records, weighing(model) as maps:
         model(*batch)
-    last = max(record.layer for record in records)
+    what = "spatial attention, last layer" if guided else "what is added, last layer"
+    if "visual" in maps:
+        heats.append(Heatmap(what, _rows(maps["visual"][second])))
+    if "audio" in maps:
+        hearing: Any = model.audio_tower
+        heard = grey_source(hearing.spectrogram(batch[1][0, second : second + 1])[0].float().cpu().numpy())
+        heats.append(Heatmap(f"{what}, of sound", _rows(maps["audio"][second]), heard))
     gates = []
     for record in records:
-        if record.direction == "a2v" and record.spatial is not None and (record.layer, record.half) == (last, "feed"):
-            adapted: Any = model.visual_tower
-            rows, columns = adapted.visual.grid_size
-            spatial = record.spatial[second]
-            if len(spatial) >= rows * columns:
-                heats.append(
-                    Heatmap("spatial attention, last layer", _rows(spatial[-rows * columns :].view(rows, columns)))
-                )
         if record.temporal is not None and record.half == "feed":
             title = "sound to sight" if record.direction == "a2v" else "sight to sound"
             gates.append((f"temporal gate, {title}", tuple(record.temporal.flatten().tolist())))
