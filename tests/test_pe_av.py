@@ -220,9 +220,12 @@ def test_random_weights_need_no_file_and_are_told_apart(preset):
 
 def test_an_older_transformers_is_told_with_what_to_install(preset, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
-    with pytest.raises(AvfsError, match=r"transformers 5\.0") as caught:
-        build_backbone(preset, weights="random")
-    assert "avfewshot[peav]" in caught.value.hint
+    for weights in ("random", "pretrained"):  # before files are asked for
+        with pytest.raises(AvfsError, match=r"transformers 5\.0") as caught:
+            build_backbone(preset, weights=weights)
+        assert "avfewshot[peav]" in caught.value.hint
+    assert run(["weights", "fetch", str(preset)]) == 1
+    assert "transformers 5.0" in capsys.readouterr().err
     monkeypatch.setenv("AVFS_CACHE", str(preset.parent / "cache"))
     assert run(["weights", "list", str(preset)]) == 0
     assert "needs transformers 5.0 or later: pip install 'avfewshot[peav]'" in capsys.readouterr().out

@@ -81,6 +81,10 @@ def fetch(
     from avfewshot.encoders.weights.locate import needed_files
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
+    if preset.peav:  # before gigabytes are fetched in vain
+        from avfewshot.encoders.pe_av import pe_av_classes
+
+        pe_av_classes(preset)
     for needed in needed_files(preset, **paths):
         fetched = fetch_file(preset, needed, force=force, allow_http=allow_http, announce=_announce)
         if fetched is not None:

@@ -114,6 +114,10 @@ def build_backbone(
         if preset.wordless:
             return _wordless(preset, require(preset, kept), {"clip": f"random:{seed}"}, seed)
         return _random(preset, require(preset, kept), seed)
+    if preset.peav:
+        from avfewshot.encoders.pe_av import pe_av_classes
+
+        pe_av_classes(preset)
     files = require(preset, needed)
     identity = {entry.key: verify(entry, files[entry.key]) for entry in needed if entry.key in files}
     if preset.wordless:

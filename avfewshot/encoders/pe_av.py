@@ -158,6 +158,22 @@ class PeTextBranch(TextBranch):
         return torch.cat([share * F.normalize(head(vector), dim=-1) for vector, head, share in parts], dim=-1)
 
 
+def pe_av_classes(preset: Preset) -> tuple[Any, Any, Any, Any]:
+    """Configuration and model of PE-AV, then of PE-A-Frame, as transformers has them.
+
+    Raises:
+        AvfsError: The installed transformers does not have them.
+    """
+    try:
+        from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
+    except ImportError:
+        raise AvfsError(
+            f"The backbone {preset.name!r} needs PE-AV's classes, which came with transformers 5.0.",
+            hint="Run `pip install 'avfewshot[peav]'`.",
+        ) from None
+    return PeAudioVideoConfig, PeAudioVideoModel, PeAudioConfig, PeAudioFrameLevelModel
+
+
 def build_pe_av(preset: Preset, files: Mapping[str, Path], *, timeline: bool = True) -> tuple[Any, Any | None]:
     """Build PE-AV and PE-A-Frame with the weights that their classes begin with.
 
@@ -173,21 +189,15 @@ def build_pe_av(preset: Preset, files: Mapping[str, Path], *, timeline: bool = T
         AvfsError: The installed transformers does not have them.
         WeightsError: A configuration is damaged or of another model.
     """
-    try:
-        from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
-    except ImportError:
-        raise AvfsError(
-            f"The backbone {preset.name!r} needs PE-AV's classes, which came with transformers 5.0.",
-            hint="Run `pip install 'avfewshot[peav]'`.",
-        ) from None
+    config, model_class, timeline_config, timeline_class = pe_av_classes(preset)
     assert preset.peav is not None
     sizes = plain(preset.peav.config)
     audio = {key: sizes[key] for key in ("text_config",) if key in sizes}
     audio["audio_config"] = sizes.get("audio_video_config", {}).get("audio_config")
-    model = _built(PeAudioVideoConfig, PeAudioVideoModel, files.get("peav_config"), sizes)
+    model = _built(config, model_class, files.get("peav_config"), sizes)
     if not timeline:
         return model, None
-    return model, _built(PeAudioConfig, PeAudioFrameLevelModel, files.get("peav_timeline_config"), audio)
+    return model, _built(timeline_config, timeline_class, files.get("peav_timeline_config"), audio)
 
 
 def _built(config_class: Any, model_class: Any, path: Path | None, sizes: dict[str, Any]) -> Any:
