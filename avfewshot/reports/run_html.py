@@ -96,7 +96,7 @@ def _training(record: RunRecord) -> dict[str, Any]:
             Series(
                 name,
                 [(epoch["epoch"], epoch["figure"]) for epoch in curve.epochs],
-                marked=curve.kept and (curve.kept["epoch"], curve.kept["figure"]),
+                marked=(curve.kept["epoch"], curve.kept["figure"]) if curve.kept else None,
             )
             for name, curve in zip(names, curves, strict=True)
         ],

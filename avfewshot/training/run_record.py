@@ -119,7 +119,7 @@ def _spread(samples: Sequence[Sample], count: int = _EXAMPLES) -> list[int]:
 
 def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen: Sequence[int]) -> tuple[Example, ...]:
     test = run.evaluator.scored("test")
-    samples, zero = ([part[index] for index in chosen] for part in (test.samples, test.logits))
+    samples, zero = [test.samples[index] for index in chosen], [test.logits[index] for index in chosen]
     assert result.progress is not None
     share = result.progress.best.blend
     trained = zero
