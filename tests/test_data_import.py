@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -64,13 +65,27 @@ def test_what_zeroshot_writes_comes_back_as_clips(clips, tmp_path, form, capsys)
 
 def test_fiftyone_is_told_where_clips_lie_and_how_sure_a_span_is(clips, tmp_path):
     file, [first, _] = export("fiftyone", clips, tmp_path)
-    assert json.loads((tmp_path / "data.json").read_text()) == {str(clips): str(clips)}
+    key, suffix = os.path.splitext(clips)
+    assert json.loads((tmp_path / "data.json").read_text()) == {f"{key}{suffix}": str(clips)}
     found = json.loads(file.read_text())
     assert found["classes"] == list(run_info().labels)
     scores = [segment.score for segment in clip(str(clips)).segments[:2]]
-    assert found["labels"][str(clips)][0] == {
+    assert found["labels"][key][0] == {
         "label": "x", "timestamps": [first.start, first.end], "confidence": pytest.approx(sum(scores) / 2)
     }  # fmt: skip
+
+
+def test_fiftyone_finds_the_clip_of_every_label():
+    media, labels = io.StringIO(), io.StringIO()
+    writer = FiftyOneWriter(media, labels)
+    writer.begin(run_info())
+    paths = ["./x/a.mp4", "x/a.mkv", "x/a-2.mp4", "v1.2.mp4", "v1.mp4", "none"]
+    for path in paths:
+        writer.add(clip(path))
+    writer.end(Summary(clips=len(paths), failed=0, total=len(paths), elapsed=1.0))
+    # What its importer makes of the keys of a manifest.
+    places = {os.path.normpath(os.path.splitext(k)[0]): place for k, place in json.loads(media.getvalue()).items()}
+    assert [places[key] for key in json.loads(labels.getvalue())["labels"]] == [os.path.abspath(p) for p in paths]
 
 
 def test_sound_alone_is_not_for_fiftyone(tmp_path):

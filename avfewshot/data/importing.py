@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections import defaultdict
@@ -99,6 +100,7 @@ def _label_studio(tasks: Any, rate: float | None) -> Iterator[Stretch]:
 
 def _fiftyone(document: dict[str, Any], media: dict[str, Any], rate: float | None) -> Iterator[Stretch]:
     classes = _typed(document.get("classes") or [], list, "classes")
+    media = {os.path.splitext(name)[0]: place for name, place in media.items()} | media
     for key, entries in _typed(document.get("labels"), dict, "labels").items():
         where, clip = f"clip {key}", _typed(media.get(key, key), str, f"data.json, {key}")
         for entry in _typed(entries or [], list, where):

@@ -114,10 +114,14 @@ class LabelStudioWriter(Writer):
 
 
 class FiftyOneWriter(Writer):
-    """A ``FiftyOneTemporalDetectionDataset``: where clips lie (``data.json``), and their spans (``labels.json``)."""
+    """A ``FiftyOneTemporalDetectionDataset``: where clips lie (``data.json``), and their spans (``labels.json``).
+
+    FiftyOne takes the suffix off the keys of the first, and not off those of the second.
+    """
 
     def __init__(self, media: TextIO, labels: TextIO) -> None:
-        self._media, self._labels, self._clips = media, labels, 0
+        self._media, self._labels = media, labels
+        self._taken: set[str] = set()
 
     def begin(self, run: RunInfo) -> None:
         """Open both objects."""
@@ -135,9 +139,17 @@ class FiftyOneWriter(Writer):
             {"label": span.label, "timestamps": [span.start, span.end], "confidence": span.score}
             for span in runs(result.segments)
         ]
-        for stream, value in ((self._media, os.path.abspath(result.path)), (self._labels, spans)):
-            stream.write(f"{',' if self._clips else ''}\n{dumps(result.path)}: {dumps(value)}")
-        self._clips += 1
+        stem, suffix = os.path.splitext(os.path.normpath(result.path.replace("\\", "/")))
+        key, number = stem, 2
+        while key in self._taken:
+            key, number = f"{stem}-{number}", number + 1
+        entries = (
+            (self._media, f"{key}{suffix or '.'}", os.path.abspath(result.path)),
+            (self._labels, key, spans),
+        )
+        for stream, name, value in entries:
+            stream.write(f"{',' if self._taken else ''}\n{dumps(name)}: {dumps(value)}")
+        self._taken.add(key)
 
     def end(self, summary: Summary) -> None:
         """Close both objects."""
