@@ -1274,7 +1274,7 @@ def _assemble(
 ) -> Resolved:
     known = settings_of(model)
     task = values.get("task", (None,))[0]
-    others = TASK_DEFAULTS.get(task, {}) if model is not ZeroshotConfig else {}
+    others = TASK_DEFAULTS.get(task or "", {}) if model is not ZeroshotConfig else {}
     recipe = PAPER if values.get("recipe", (None,))[0] == "paper" else {}
     groups: dict[str | None, dict[str, Any]] = {}
     sources = {}
@@ -1286,7 +1286,7 @@ def _assemble(
         groups.setdefault(single.section, {})[single.name] = value
     parts = {}
     for name, group in groups.items():
-        kind = model if name is None else model.model_fields[name].default_factory
+        kind: Any = model if name is None else model.model_fields[name].default_factory
         unsound = [known[key].name for key in wrong if known[key].section == name]
         faults += kind.contradictions(group, unsound)
         if name is not None:
@@ -1371,7 +1371,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
     try:  # editors on Windows like to add a byte order mark
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))

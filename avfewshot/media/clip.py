@@ -56,7 +56,7 @@ class Clip:
         """T, the number of seconds held."""
         if self.frames is not None:
             return self.frames.shape[0]
-        return self.waveform.shape[0] // SAMPLE_RATE
+        return 0 if self.waveform is None else self.waveform.shape[0] // SAMPLE_RATE
 
     @property
     def audio_segments(self) -> torch.Tensor | None:

@@ -66,7 +66,7 @@ class ClipCache(DiskCache):
         about = {"version": VERSION, **options}
         key = file_key(path, about) if self.max_bytes else None
         content = None if key is None else super().get(key)
-        if content is not None:
+        if content is not None and key is not None:
             try:
                 return decode_clip(content, key, path)
             except DamagedError:

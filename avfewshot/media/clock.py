@@ -35,12 +35,13 @@ class Clock:
         streams = list(streams)
         self.shifts: dict[int, Shifts] = {stream.index: {} for stream in streams}
         self.jumps: list[tuple[Fraction, Fraction]] = []  # (seconds on the clock, by how much a packet was off)
-        self._bases = {stream.index: stream.time_base for stream in streams}
+        self._bases = {stream.index: stream.time_base or Fraction(1) for stream in streams}
         self._gap = LONG_GAP if ANEW & set(format_name.split(",")) else MAX_GAP
         self._believed = Fraction(0)
         self._number = dict.fromkeys(self.shifts, 0)
         self._last: dict[int, Fraction] = {}  # of each stream, in seconds
-        self._begin = self._end = None  # of all
+        self._begin: Fraction | None = None  # of all
+        self._end: Fraction | None = None
         self._stop = Fraction(0)  # when the last packet so far ends
         self._offset = dict.fromkeys(self.shifts, Fraction(0))  # of each stream
         self._offsets = [Fraction(0)]  # the last few, newest first
@@ -80,7 +81,8 @@ class Clock:
         if index in self._last:
             if time < self._last[index] - _BACK:
                 return False
-        elif time < self._begin - self._gap:  # the first one of its stream; all of it may be stored behind the others
+        elif self._begin is not None and time < self._begin - self._gap:
+            # The first one of its stream; all of it may be stored behind the others.
             return False
         ahead = time - self._end
         return ahead <= LONG_GAP or (ahead <= self._gap and self._believed + ahead <= LONG_GAPS)

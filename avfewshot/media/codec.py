@@ -112,7 +112,7 @@ def encode_picture(frame: torch.Tensor, quality: int | None = None) -> bytes:
     return stream.getvalue()
 
 
-def decode_pictures(contents: Sequence[bytes], formats: Sequence[str], side: int | None = None) -> torch.Tensor:
+def decode_pictures(contents: Sequence[bytes], formats: tuple[str, ...], side: int | None = None) -> torch.Tensor:
     """Pictures of one size as uint8 ``[T, 3, H, W]``; of bytes that need not be trusted.
 
     Raises:

@@ -6,8 +6,11 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import av
+import av.error
+import av.stream
 from av.container import InputContainer
 from av.stream import Stream
 
@@ -60,7 +63,7 @@ MAX_PIXELS = 40_000_000
 
 def beyond_bounds(stream: Stream) -> str | None:
     """Why a stream is not decoded although it could be, or None."""
-    codec = stream.codec_context
+    codec: Any = stream.codec_context
     if stream.type == "audio" and codec is not None and codec.sample_rate and codec.sample_rate not in RATES:
         return f"a sampling rate of {codec.sample_rate:,} Hz is not read ({RATES[0]:,} to {RATES[-1]:,} Hz are)"
     if stream.type == "video" and codec is not None and codec.width * codec.height > DECODED_PIXELS:
@@ -77,8 +80,9 @@ def pick_streams(container: InputContainer) -> tuple[Stream | None, Stream | Non
     chosen = []
     for kind in ("video", "audio"):
         stream = container.streams.best(kind)
-        usable = stream is not None and stream.codec_context is not None and not is_picture(stream)
-        chosen.append(stream if usable and beyond_bounds(stream) is None else None)
+        if stream is None or stream.codec_context is None or is_picture(stream) or beyond_bounds(stream):
+            stream = None
+        chosen.append(stream)
     return chosen[0], chosen[1]
 
 

@@ -81,7 +81,7 @@ class IsolatedReader:
             raise ValueError(f"{self._path} has the segments [0, {total}), not [{start}, {stop}).")
         facts, arrays = self._ask({"read": [start, stop]})
         self._left += stop - start
-        clip = Clip(
+        clip = Clip(  # of arrays, see :func:`as_tensors`
             self._path, facts["duration"], facts["start"], arrays.get("frames"), arrays.get("waveform"),
             tuple(facts["warnings"]), facts["last"],
         )  # fmt: skip
@@ -100,7 +100,7 @@ class IsolatedReader:
             raise
         return folder / facts["name"]
 
-    def _ask(self, request: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    def _ask(self, request: dict) -> tuple[dict, dict[str, Any]]:
         if self._worker is None:
             raise MediaError(self._path, "is closed")
         began = time.monotonic()
@@ -147,7 +147,7 @@ class _Worker:
         code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from avfewshot.media import worker; "
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         paths = json.dumps([root, *(p for p in sys.path if p and p != root)])  # not '': clips may lie beside an av.py
-        self._process = subprocess.Popen(
+        self._process: Any = subprocess.Popen(
             [sys.executable, "-c", f"{code}worker.serve({MEMORY})", paths],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")},
@@ -163,7 +163,7 @@ class _Worker:
         """Whether it was ended, if only while its last answer was on the way."""
         return self._why is not None
 
-    def ask(self, request: dict, seconds: float) -> tuple[dict, dict[str, np.ndarray]]:
+    def ask(self, request: dict, seconds: float) -> tuple[dict, dict[str, Any]]:
         """Send a request and wait for the answer and its arrays; raise :class:`_DeadError` where none comes."""
         self.stopped, self.deadline = getattr(this_thread, "stopped", None), time.monotonic() + seconds
         try:

@@ -19,13 +19,14 @@ import bisect
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from avfewshot.errors import UsageError
 from avfewshot.media.frames_pyav import PyavFrames
-from avfewshot.media.probe import Probe
+from avfewshot.media.probe import Probe, Track
 
 _FORMATS = frozenset({"mov", "matroska"})
 _PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray"})
@@ -54,18 +55,18 @@ class DecordFrames:
 
     def __init__(self, probe: Probe) -> None:
         decord = _load()
-        stamps = _suitable(probe)
+        track, stamps = _suitable(probe)
         try:
-            self._reader = decord.VideoReader(os.path.abspath(probe.path), num_threads=1, fault_tol=1e-9)
+            self._reader: Any = decord.VideoReader(os.path.abspath(probe.path), num_threads=1, fault_tol=1e-9)
             starts = self._reader.get_frame_timestamp(np.arange(len(self._reader)))[:, 0]
         except Exception as error:  # decord raises many kinds
             raise DecordUnfitError("decord cannot open it") from error
         # decord numbers pictures by their order in time; its own timestamps, in single precision, must agree.
-        mine = np.array([float((stamp - stamps[0]) * probe.video.time_base) for stamp in stamps])
+        mine = np.array([float((stamp - stamps[0]) * track.time_base) for stamp in stamps])
         if len(starts) != len(mine) or np.abs(starts - starts[0] - mine).max() > 1e-3:
             raise DecordUnfitError("decord sees another timeline in it")
         self._stamps = stamps
-        self._compare_first(probe)
+        self._compare_first(probe.path, track)
 
     def close(self) -> None:
         """Close the file."""
@@ -78,10 +79,11 @@ class DecordFrames:
             DecordUnfitError: A picture could not be decoded.
         """
         numbers = iter([max(0, bisect.bisect_right(self._stamps, limit) - 1) for limit in limits])
-        last = image = None
+        last: int | None = None
+        image: Any = None
         while batch := list(itertools.islice(numbers, _BATCH)):
             new = sorted(set(batch) - {last})
-            images = dict(zip(new, self._decode(new), strict=True)) if new else {}
+            images: dict[Any, Any] = dict(zip(new, self._decode(new), strict=True)) if new else {}
             images.setdefault(last, image)
             for number in batch:
                 yield images[number]
@@ -95,9 +97,9 @@ class DecordFrames:
         except Exception as error:
             raise DecordUnfitError("decord cannot decode a part of it") from error
 
-    def _compare_first(self, probe: Probe) -> None:
+    def _compare_first(self, path: Path, track: Track) -> None:
         """Decode one picture by both: proof against mirroring and against whatever else was not foreseen."""
-        reference = PyavFrames(probe.path, probe.video)
+        reference = PyavFrames(path, track)
         try:
             expected = next(reference.at(self._stamps[:1]))
         finally:
@@ -106,17 +108,20 @@ class DecordFrames:
             raise DecordUnfitError("decord shows another picture")
 
 
-def _suitable(probe: Probe) -> tuple[int, ...]:
+def _suitable(probe: Probe) -> tuple[Track, tuple[int, ...]]:
+    track = probe.video
     if not _FORMATS & set(probe.format.split(",")):
         raise DecordUnfitError(f"decord is not reliable for {probe.format} files")
-    pixels, height = probe.video.pixels
+    if track is None or track.pixels is None:
+        raise DecordUnfitError("there are no pictures")
+    pixels, height = track.pixels
     if pixels not in _PIXELS or height % 2:
         raise DecordUnfitError(f"decord renders {pixels} pictures of {height} lines differently")
-    if not probe.video.closed:
+    if not track.closed:
         raise DecordUnfitError("decord takes wrong pictures from files with open groups of pictures")
-    if probe.video.stamps is None:
+    if track.stamps is None:
         raise DecordUnfitError("the file is long or its timestamps are not simple")
-    return probe.video.stamps
+    return track, track.stamps
 
 
 def _load() -> Any:

@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import av.error
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -50,7 +52,7 @@ class PyavFrames:
         self._chosen: VideoFrame | None = None
         self._image: np.ndarray | None = None
         self._may_skip = True
-        self._container = None
+        self._container: Any = None
         self._open()
 
     def close(self) -> None:
@@ -163,7 +165,7 @@ class PyavFrames:
             self._container.close()
         self._container = open_media(self._path)
         self._stream = read_only(self._container, self._track.index)
-        self._decoder = self._stream.codec_context
+        self._decoder: Any = self._stream.codec_context
         self._mend = Mender(self._track.shifts, self._track.time_base)
         self._decoder.thread_type = "NONE"
         self._decoder.thread_count = 1

@@ -133,7 +133,8 @@ class _Line:
             del job
 
     def _advance(self, job: _Job) -> None:
-        results, end = job.call(), object()
+        results: Any = job.call()
+        end = object()
         with contextlib.closing(results) if hasattr(results, "close") else contextlib.nullcontext():
             while self._reserve(job):
                 result = end

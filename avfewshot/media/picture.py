@@ -37,8 +37,8 @@ def orientation(matrix: bytes | None) -> tuple[int, int, int, int]:
     largest = np.abs(values).max()
     if largest == 0:
         return _UPRIGHT
-    signs = tuple(int(v) for v in np.sign(values) * (np.abs(values) * 2 > largest))
-    return signs if signs in _TURNS else _UPRIGHT
+    a, b, c, d = (int(v) for v in np.sign(values) * (np.abs(values) * 2 > largest))
+    return (a, b, c, d) if (a, b, c, d) in _TURNS else _UPRIGHT
 
 
 def turn(image: np.ndarray, how: tuple[int, int, int, int]) -> np.ndarray:

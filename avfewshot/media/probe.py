@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import av.error
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -86,9 +88,9 @@ def probe(path: Path) -> Probe:
         chosen = [s for s in pick_streams(container) if s is not None]
         if not chosen:
             raise MediaError(path, _why_nothing(container))
-        declared = container.duration
+        declared = container.duration or 0
         size = os.path.getsize(path)
-        believed = declared is not None and size > _LEAST_BYTES * declared / av.time_base
+        believed = declared and size > _LEAST_BYTES * declared / av.time_base
         anew = ANEW & set(container.format.name.split(",")) and size < _MOST_BYTES
         if believed and not anew and declared > FULL_SCAN_SECONDS * av.time_base:
             scan = _Scan(container, chosen)
@@ -122,7 +124,7 @@ class _Scan:
 
     def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
         self._container = container
-        self._streams = {s.index: s for s in streams}
+        self._streams: dict[int, Any] = {s.index: s for s in streams}
         self._first: dict[int, int] = {}
         self._end: dict[int, int] = {}
         self._count: dict[int, int] = {}
@@ -143,7 +145,7 @@ class _Scan:
 
     def read_tail(self) -> bool:
         """Read the last seconds; False if they do not show where every stream ends."""
-        start, length = self._container.start_time or 0, self._container.duration
+        start, length = self._container.start_time or 0, self._container.duration or 0
         try:
             self._container.seek(start + length - _TAIL_SECONDS * av.time_base)
             self._read(list(self._streams.values()))
@@ -215,7 +217,7 @@ class _Scan:
                 start, stop = (float(x * video.time_base - zero) for x in (a, b))
                 yield "visual", f"there are no pictures between {start:.1f} s and {stop:.1f} s: the one before stands"
 
-    def _must_count(self, stream: Stream) -> bool:
+    def _must_count(self, stream: Any) -> bool:
         if 2 * len(self._stamps) < self._count[stream.index]:
             return True
         # AVI numbers pictures in the order they are stored; FFmpeg passes that on as the order they are shown.
@@ -258,11 +260,11 @@ class _Scan:
             self._end[index] = max(end, self._end.get(index, end))
 
 
-def _rate(stream: Stream) -> Fraction | None:
+def _rate(stream: Any) -> Fraction | None:
     return (stream.average_rate or stream.guessed_rate or None) if stream.type == "video" else None
 
 
-def _usual_length(stream: Stream) -> int:
+def _usual_length(stream: Any) -> int:
     """Ticks that a picture stands where its packet does not say."""
     rate = _rate(stream)
     return round(min(1 / rate, LONG_GAP) / stream.time_base) if rate else 0

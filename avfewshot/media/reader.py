@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
+import av.error
 import numpy as np
 from PIL import Image
 
@@ -18,7 +20,7 @@ from avfewshot.media.clip import Clip
 from avfewshot.media.frames_decord import DecordFrames, DecordUnfitError, check_decord
 from avfewshot.media.frames_pyav import PyavFrames
 from avfewshot.media.picture import fit
-from avfewshot.media.probe import probe
+from avfewshot.media.probe import Track, probe
 from avfewshot.media.waveform import Waveform
 
 MODALITIES = ("av", "visual", "audio")
@@ -136,6 +138,8 @@ class ClipReader:
         stop = total if stop is None else stop
         if not 0 <= start < stop <= total:
             raise ValueError(f"{self._path} has the segments [0, {total}), not [{start}, {stop}).")
+        frames: Any
+        waveform: Any
         try:
             frames, about_frames = self._read_frames(start, stop)
             waveform, about_waveform = self._read_waveform(start, stop)
@@ -202,7 +206,7 @@ class ClipReader:
             except DecordUnfitError as reason:
                 self._leave_decord(reason)
         if self._frames is None:
-            self._frames = PyavFrames(self._path, self._probe.video)
+            self._frames = PyavFrames(self._path, self._video)
         # Decoded anyway when reading begins at the beginning; it shows whether anything can be.
         self._first = next(self._pictures(self._limits(0, 1)))
         return self._first is not None or self._close_video()
@@ -214,6 +218,7 @@ class ClipReader:
         return False
 
     def _open_audio(self) -> bool:
+        assert self._probe.audio is not None
         self._sound = Waveform(self._path, self._probe.audio, self._probe.zero)
         if not self._sound.rate:
             self._sound.close()
@@ -226,9 +231,14 @@ class ClipReader:
 
     # Reading.
 
+    @property
+    def _video(self) -> Track:
+        assert self._probe.video is not None
+        return self._probe.video
+
     def _limits(self, start: int, stop: int) -> list[int]:
         """The middle of each segment in ticks of the video track, rounded down."""
-        zero, base = self._probe.zero, self._probe.video.time_base
+        zero, base = self._probe.zero, self._video.time_base
         return [math.floor((zero + t + Fraction(1, 2)) / base) for t in range(start, stop)]
 
     def _pictures(self, limits: list[int]) -> Iterator[np.ndarray | None]:
@@ -241,17 +251,20 @@ class ClipReader:
                 return
             except DecordUnfitError as reason:
                 self._leave_decord(reason)
-                self._frames = PyavFrames(self._path, self._probe.video)
+                self._frames = PyavFrames(self._path, self._video)
+        assert self._frames is not None
         yield from self._frames.at(limits[done:])
 
     def _read_frames(self, start: int, stop: int) -> tuple[np.ndarray | None, list[str]]:
         if self._frames is None:
             return None, []
-        out = last = None
+        out: Any = None
+        last: Any = None
+        fitted: Any = None
         for number, image in enumerate(self._pictures(self._limits(start, stop))):
-            image = self._first if image is None else image
-            if image is not last:
-                last, fitted = image, self._fit(image)
+            shown: Any = self._first if image is None else image
+            if shown is not last:
+                last, fitted = shown, self._fit(shown)
             if out is None:
                 out = np.empty((stop - start, *fitted.shape), np.uint8)
             out[number] = fitted
@@ -266,9 +279,9 @@ class ClipReader:
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
         if self._frame_size is None:
-            self._native = self._native or image.shape[:2]
-            if image.shape[:2] != self._native:  # the picture may change its size on the way
-                height, width = self._native
+            size = image.shape[0], image.shape[1]
+            height, width = self._native = self._native or size
+            if size != (height, width):  # the picture may change its size on the way
                 image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         return fit(image, self._frame_size)
 

@@ -6,8 +6,10 @@ from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
@@ -66,7 +68,7 @@ class Waveform:
         self._path = path
         self._track = track
         self._zero = zero
-        self._container = None
+        self._container: Any = None
         self._grid: tuple[int, int] | None = None
         self._open()
         self._learn_grid()
@@ -146,7 +148,7 @@ class Waveform:
             self._container.close()
         self._container = open_media(self._path)
         self._stream = read_only(self._container, self._track.index)
-        self._decoder = self._stream.codec_context
+        self._decoder: Any = self._stream.codec_context
         layout = self._decoder.layout
         if " channels (" in layout.name:
             # Channels in an order of the file's own (mov, caf, aiff). PyAV gives the memory that describes it free
@@ -284,7 +286,7 @@ class Waveform:
         if samples.dtype == np.uint8:
             samples = (samples.astype(np.float32) - 128) / 128
         elif samples.dtype.kind == "i":
-            samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+            samples = samples.astype(np.float32) / 2.0 ** (8 * samples.dtype.itemsize - 1)
         with np.errstate(over="ignore", invalid="ignore"):
             samples = samples.astype(np.float32, copy=False)
             if channels == 1:

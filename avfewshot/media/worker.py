@@ -34,7 +34,7 @@ def serve(memory: int) -> None:
     _limit_memory(memory)
     gc.freeze()  # what is imported is never looked at again: a collection takes no time
     with contextlib.ExitStack() as stack:
-        reader: ClipReader | None = None
+        reader: Any = None  # a ClipReader
         path = Path()
         for line in sys.stdin.buffer:
             request = json.loads(line)
@@ -96,7 +96,8 @@ def _reason(error: Exception, memory: int) -> str:
 
 
 def _send(out: BinaryIO, answer: dict, arrays: list[np.ndarray]) -> None:
-    for part in (json.dumps(answer).encode() + b"\n", *arrays):
+    parts: list[Any] = [json.dumps(answer).encode() + b"\n", *arrays]
+    for part in parts:
         view = memoryview(part).cast("B")
         while view:
             view = view[out.write(view) :]
