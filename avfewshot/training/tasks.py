@@ -217,7 +217,8 @@ class PretrainTask(ClipTask):
         known = labels.any(1)
         visual_mask = torch.tensor([clip.frames is not None for clip in samples], device=self.device) & known
         audio_mask = torch.tensor([clip.audio is not None for clip in samples], device=self.device) & known
-        batch = gather_batch(*embeddings, labels, visual_present=visual_mask, audio_present=audio_mask)
+        visual, audio = embeddings
+        batch = gather_batch(visual, audio, labels, visual_present=visual_mask, audio_present=audio_mask)
         texts = self.texts.projected(self.model)
         visual, audio = self.model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
         return matched_loss(
