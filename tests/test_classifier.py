@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from pathlib import Path
 
@@ -147,6 +148,15 @@ def test_bad_files_fail_alone_and_order_is_kept(classifier, folder):
     assert [type(result) for result in results] == [Failure, ClipResult, Failure, ClipResult]
     assert results[1] == results[3]
     assert classifier.classify([], LABELS) == []
+
+
+def test_names_that_begin_with_a_tilde_are_names(classifier, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("~.mp4", "~root"):
+        shutil.copy(folder / "both.mp4", name)
+    results = classifier.classify(["~nobody-here/a.mp4", "~.mp4", Path("~root")], LABELS)
+    assert [result.ok for result in results] == [False, True, True]
+    assert results[0].error == "no such file"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, "auto"])

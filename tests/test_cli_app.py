@@ -166,6 +166,11 @@ def test_lack_of_memory_and_of_disk_are_explained(capsys):
     assert "out.json: No space left on device." in capsys.readouterr().err
 
 
+def test_the_home_of_nobody_is_a_wrong_path(capsys):
+    assert status_of(lambda: Path("~nobody-here/x").expanduser()) == 2
+    assert "begins with ~ and the name of a user who is not here" in capsys.readouterr().err
+
+
 def test_interruption_has_its_own_status(capsys):
     assert ended_by(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -28,21 +30,47 @@ def world(tmp_path_factory):
     return folder
 
 
+def mounted(folder: Path, kilobytes: int) -> subprocess.Popen | None:
+    """Make a disk of so many kB; it goes when the process that is given closes its input, or this one is killed."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        return None
+    ended = ["sh", "-c", 'cat; umount -l "$1"', "sh", str(folder)]
+    return subprocess.Popen(ended, stdin=subprocess.PIPE, start_new_session=True)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A function that makes a disk of so many kB."""
     folder = tmp_path / "disk"
+    guards = []
 
     def mount(kilobytes: int) -> Path:
         folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        guards.append(mounted(folder, kilobytes))
+        if guards[0] is None:
             pytest.skip("a tmpfs cannot be mounted here")
         return folder
 
     yield mount
-    if folder.is_mount():
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    for guard in filter(None, guards):
+        guard.communicate()
+    assert not folder.is_mount()
+
+
+def test_a_killed_test_leaves_no_disk_behind(tmp_path, disk):
+    disk(4)  # skips where nothing can be mounted
+    (tmp_path / "other").mkdir()
+    code = "import os, sys, signal, pathlib; sys.path.insert(0, sys.argv[1]); from test_full_disk import mounted\n"
+    code += "mounted(pathlib.Path(sys.argv[2]), 4); print(os.path.ismount(sys.argv[2]), flush=True); signal.pause()"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "other")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "True\n"
+        process.kill()
+    deadline = time.monotonic() + 30
+    while (tmp_path / "other").is_mount() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not (tmp_path / "other").is_mount()
 
 
 def execute(world, *arguments, cache=None):

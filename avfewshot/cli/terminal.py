@@ -154,6 +154,9 @@ def status_of(command: Callable[[], Any]) -> int:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             message = "There is not enough memory."
             hint = "Try a smaller --batch-size, --precision bf16 or a smaller --backbone. "
+        elif isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
+            status, message = 2, "A path begins with ~ and the name of a user who is not here."
+            hint = "Write it in full, or as ./~NAME. "
         else:
             lines = str(error).strip().splitlines()
             message = f"Unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}"

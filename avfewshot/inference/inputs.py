@@ -18,7 +18,7 @@ from avfewshot.errors import UsageError
 from avfewshot.media import remote
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
 from avfewshot.media.container import RATES
-from avfewshot.media.discover import find_media
+from avfewshot.media.discover import find_media, home
 from avfewshot.media.picture import fit
 from avfewshot.media.resample import margin, to_model_rate
 from avfewshot.media.stream import iter_clips
@@ -42,7 +42,7 @@ def names_many(inputs: Any) -> bool:
     """Whether it is a path, but a folder's or a glob."""
     if not isinstance(inputs, (str, os.PathLike)):
         return False
-    text = os.path.expanduser(os.fspath(inputs))
+    text = home(inputs)
     if remote.is_remote(text):
         return remote.names_many(text)
     return os.path.isdir(text) or (glob.has_magic(text) and not os.path.lexists(text))
@@ -58,7 +58,7 @@ def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | str | 
     for number, item in enumerate(inputs, start=1):
         if isinstance(item, (str, os.PathLike)):
             many = names_many(item) or remote.is_remote(item)
-            items += find_media([os.fspath(item)]) if many else [Path(item).expanduser()]
+            items += find_media([os.fspath(item)]) if many else [Path(home(item))]
         elif isinstance(item, Clip):
             items.append(item)
         else:

@@ -12,10 +12,10 @@ from avfewshot.errors import DataError, UsageError
 from avfewshot.media import remote
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .wmv .asf .3gp .3g2 .ogv .vob".split()
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .flv .wmv .asf .3gp .3g2 .ogv .vob .f4v .mxf .gif".split()
 )
 AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .mp3 .m4a .aac .ogg .oga .opus .wma .aif .aiff .aifc .amr .ac3 .mka .caf".split()
+    ".wav .flac .mp3 .m4a .aac .ogg .oga .opus .wma .aif .aiff .aifc .amr .ac3 .mka .caf .mp2 .au .wv .tta".split()
 )
 _SKIPPED_FOLDERS = {"__MACOSX", "lost+found"}
 _Place = tuple[int, int]  # device and number of a folder
@@ -53,8 +53,14 @@ def find_media(paths: Sequence[str | Path], *, recursive: bool = True) -> list[P
     return [*sorted(found.values()), *sorted(addresses)]
 
 
+def home(path: str | os.PathLike[str]) -> str:
+    """The path with ``~`` as a home folder; as it is where a file is called so, or there is no such user."""
+    text = os.fspath(path)
+    return text if os.path.lexists(text) else os.path.expanduser(text)
+
+
 def _expand(path: str | Path, recursive: bool) -> list[Path]:
-    text = os.path.expanduser(os.fspath(path))
+    text = home(path)
     if os.path.isdir(text):
         files = _in_folder(text, recursive)
         if not files:
