@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import json
@@ -110,6 +111,15 @@ def test_new_changed_and_gone_clips(copy):
     assert after["clips/new.mp4"] == before[f"{name}/0.mp4"]
     assert after[f"{name}/2.mp4"] == before[f"{name}/1.mp4"]
     assert after[f"{name}/1.mp4"] == before[f"{name}/1.mp4"]
+
+
+def test_pictures_of_a_clip_are_the_stores_until_it_changes(copy):
+    store, clip = Store(copy / "store"), copy / "clips" / CLASSES[0] / "0.mp4"
+    assert [picture.second for picture in store.pictures(clip, 2)] == [0, 2]
+    content = base64.b64decode(store.pictures(clip, 2)[1].source.partition(",")[2])
+    assert content == store.thumbnail(clip, 2)
+    os.utime(clip, (0, 0))
+    assert store.pictures(clip, 2) == []
 
 
 def test_what_lies_elsewhere_has_not_gone(copy):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import io
 import json
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from avfewshot.inference.results import ClipResult, Failure, RunInfo
     from avfewshot.reports.html import Provenance
     from avfewshot.reports.writers import Summary
+    from avfewshot.store.store import Store
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
 TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
@@ -290,12 +290,24 @@ def open_writer(
     return target_writer
 
 
-def open_page(path: Path, run: RunInfo, *, topk: int, total: int, provenance: Provenance, decoder: str) -> OpenWriter:
-    """Begin the HTML page of a run."""
-    from avfewshot.media.thumbnails import thumbnails
+def open_page(
+    path: Path,
+    run: RunInfo,
+    *,
+    topk: int,
+    total: int,
+    provenance: Provenance,
+    decoder: str,
+    store: Store | None = None,
+) -> OpenWriter:
+    """Begin the HTML page of a run, with the pictures that a store has of its clips, and decoded ones of others."""
+    from avfewshot.media.thumbnails import Thumbnail, thumbnails
     from avfewshot.reports.html import HtmlWriter
 
-    pictures = functools.partial(thumbnails, frame_backend=decoder)
+    def pictures(path: str, count: int) -> list[Thumbnail]:
+        kept = [] if store is None else store.pictures(path, count)
+        return kept or thumbnails(path, count, frame_backend=decoder)
+
     writer = HtmlWriter(path, topk=topk, total=total, provenance=provenance, pictures=pictures)
     writer.begin(run)
     return OpenWriter(writer, path, contextlib.ExitStack(), shows_footer=False)

@@ -333,6 +333,7 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
                 total=len(work.files),
                 provenance=Provenance(command, rows),
                 decoder=settings["frame_backend"],
+                store=open_store(settings["store"]),
             )
         )
     return writers

@@ -71,6 +71,7 @@ def grey_source(values: np.ndarray) -> str:
     return jpeg_source(np.repeat((255 * shades).astype(np.uint8)[..., None], 3, axis=-1))
 
 
-def jpeg_source(picture: np.ndarray) -> str:
-    """A picture, uint8 ``[H, W, 3]``, RGB, as ``data:image/jpeg;base64,...``."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture)).decode("ascii")
+def jpeg_source(picture: np.ndarray | bytes) -> str:
+    """A picture, uint8 ``[H, W, 3]``, RGB, or a JPEG file as ``data:image/jpeg;base64,...``."""
+    content = picture if isinstance(picture, bytes) else jpeg(picture)
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")

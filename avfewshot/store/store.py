@@ -30,7 +30,7 @@ from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path, naming
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.remote import is_remote
-from avfewshot.media.thumbnails import jpeg
+from avfewshot.media.thumbnails import Thumbnail, jpeg, jpeg_source, spread
 from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, clip_query, word_query
 
 if TYPE_CHECKING:
@@ -267,6 +267,14 @@ class Store:
             query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
             row = database.execute(query, (-1 if clip is None else clip.id, second)).fetchone()
         return None if row is None else row[0]
+
+    def pictures(self, path: str | os.PathLike[str], count: int) -> list[Thumbnail]:
+        """At most `count` evenly spaced ones of a clip as it is now; none where the store does not hold it."""
+        clip = self.find_clip(path)
+        seconds = spread(clip.seconds, count) if clip else []
+        return [
+            Thumbnail(second, jpeg_source(picture)) for second in seconds if (picture := self.thumbnail(path, second))
+        ]
 
     def find_clip(self, path: str | os.PathLike[str]) -> StoredClip | None:
         """The embedded clip of a file that has not changed since, by whichever link it is named."""
