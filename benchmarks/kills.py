@@ -176,6 +176,7 @@ def main() -> int:
     parser.add_argument("--toy", type=Path, help="a toy world; one is made unless given")
     arguments = parser.parse_args()
     draw, rows = random.Random(arguments.seed), []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs behind
     with tempfile.TemporaryDirectory(prefix="avfs-kills-") as name:
         toy = arguments.toy or Path(name, "toy")
         if arguments.toy is None:

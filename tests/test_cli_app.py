@@ -162,6 +162,13 @@ def test_an_unexpected_error_is_one_line_unless_asked(capsys, monkeypatch):
 def test_lack_of_memory_and_of_disk_are_explained(capsys):
     assert ended_by(MemoryError()) == 1
     assert "--batch-size" in capsys.readouterr().err
+    for error in (
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried ..."),
+        RuntimeError("can't start new thread"),
+    ):
+        assert ended_by(error) == 1
+        assert capsys.readouterr().err.startswith("error: There is not enough memory.")
     assert ended_by(OSError(28, "No space left on device", "out.json")) == 1
     assert "out.json: No space left on device." in capsys.readouterr().err
 

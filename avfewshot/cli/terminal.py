@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -151,7 +152,11 @@ def status_of(command: Callable[[], Any]) -> int:
     except Exception as error:
         status = 1
         _print_traceback(error)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or _NO_MEMORY.search(str(error))
+        ):
             message = "There is not enough memory."
             hint = "Try a smaller --batch-size, --precision bf16 or a smaller --backbone. "
         elif isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
@@ -163,6 +168,10 @@ def status_of(command: Callable[[], Any]) -> int:
             hint = "This should not happen. "
         say_error(message, hint if debugging() else f"{hint}Run with --debug for the traceback.")
     return status
+
+
+# What libraries say under `ulimit -v`: the loader of shared objects, torch, the starter of threads.
+_NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory|not enough memory|can't start new thread")
 
 
 def _close_pipe() -> int:

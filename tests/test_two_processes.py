@@ -1,0 +1,81 @@
+"""Two processes at once on one cache and on one folder of shards: each ends well, and what is left is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from media_factory import tone, write_media
+
+from avfewshot.data.shards.reader import ShardSet
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "clips"
+    for number in range(6):
+        path = folder / ("dog", "rain")[number % 2] / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_media(path, seconds=1.0, audio=tone(1.0, frequency=200 + 100 * number))
+    return folder
+
+
+def both(cache: Path, *commands: list[str]) -> list[tuple[int, str]]:
+    """Status and messages of commands that run at the same time."""
+    environment = os.environ | {"AVFS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "avfewshot", *command], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
+    return [(process.returncode, err) for process in running for err in [process.communicate()[1]]]
+
+
+def test_one_cache(clips, tmp_path):
+    common = [
+        "zeroshot",
+        str(clips),
+        "--label",
+        "dog barking",
+        "--label",
+        "rain",
+        "--backbone",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    ends = both(tmp_path / "cache", *([*common, "--output", str(file)] for file in files))
+    assert [status for status, _ in ends] == [0, 0], ends
+    first, second = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert first == second
+    assert len(first) == 6
+
+
+def test_one_folder_of_shards(clips, tmp_path):
+    out = tmp_path / "shards"
+    command = [
+        "data",
+        "prepare",
+        "folder",
+        "--root",
+        str(clips),
+        "--backbone",
+        "tiny",
+        "--workers",
+        "1",
+        "--out",
+        str(out),
+    ]
+    ends = both(tmp_path / "cache", command, command)
+    assert {status for status, _ in ends} <= {0, 1}, ends
+    assert 0 in {status for status, _ in ends}, ends
+    assert "Traceback" not in "".join(err for _, err in ends)
+    shards = ShardSet.open(out, verify=True)
+    assert sum(shards.splits.values()) == 6
+    assert not list(out.glob(".*"))
