@@ -1,7 +1,7 @@
 """Train the few-shot grid, the ablations and pretrainings on the toy world, and write the tables of docs/results.md.
 
 A cell of the grid is `avfs fewshot --task TASK --shots K --seeds 1,2,3` with default settings: every method beside the
-other, and how they are joined.
+other, and how they are joined. The ablations are `avfs compare --task llp_cls --shots 1 --ablate modules|directions`.
 
     avfs data toy --root toy
     python benchmarks/results.py --root toy --runs toy-runs --table table.md
@@ -13,13 +13,13 @@ process uses one thread; `--jobs` run side by side.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from avfewshot.evaluation.evaluate import average_comparisons
@@ -30,56 +30,32 @@ TASKS = ("ave", "ave_cls", "llp_cls")
 SEEDS = "1,2,3"
 SHOTS = (16, 1, 4, 2, 8)  # in the order in which they are run
 ABLATED_TASK, ABLATED_SHOTS = "llp_cls", 1
-ABLATIONS = {
-    "all of DG-SCT": (),
-    "projectors only": ("--adapter-kind", "none"),
-    "A2V only": ("--no-v2a",),
-    "V2A only": ("--no-a2v",),
-    "without S": ("--no-spatial",),
-    "without C": ("--no-channel",),
-    "without T": ("--no-temporal",),
-}
+ABLATIONS = ("modules", "directions")
 PRETRAINED_TASKS = ("ave_cls", "llp_cls")
 PARTS = ("all classes", "classes that were trained on", "other classes")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of `avfs fewshot`, over all seeds."""
-
-    task: str
-    shots: int
-    name: str
-    extra: tuple[str, ...] = ()
-
-    def arguments(self, root: Path, runs: Path) -> list[str]:
-        """Its arguments behind `avfs`."""
-        return [
-            "fewshot", "--task", self.task, "--shots", str(self.shots), "--seeds", SEEDS, "--root", str(root),
-            "--backbone", "tiny", "--runs", str(runs), "--name", self.name, *self.extra,
-        ]  # fmt: skip
-
-    def results(self, runs: Path) -> list[Path]:
-        """Results of its seeds that are there."""
-        folders = sorted((runs / self.task).glob(f"*-{self.name}"))
-        return sorted(folders[-1].glob("seed-*/result.json")) if folders else []
+def results(task: str, shots: int, runs: Path) -> list[Path]:
+    """Results of the seeds of a cell that are there."""
+    folders = sorted((runs / task).glob(f"*-{shots}-shot"))
+    return sorted(folders[-1].glob("seed-*/result.json")) if folders else []
 
 
-def jobs() -> list[Job]:
-    """The grid, then the ablations."""
-    grid = [Job(task, shots, f"{shots}-shot") for shots in SHOTS for task in TASKS]
-    ablations = [
-        Job(ABLATED_TASK, ABLATED_SHOTS, f"{ABLATED_SHOTS}-shot-{name.replace(' ', '-')}", extra)
-        for name, extra in ABLATIONS.items()
-        if extra
-    ]
-    return grid + ablations
-
-
-def run(job: Job, root: Path, runs: Path) -> None:
+def run_cell(task: str, shots: int, root: Path, runs: Path) -> None:
     """Train, unless it was done."""
-    if len(job.results(runs)) < len(SEEDS.split(",")):
-        avfs(*job.arguments(root, runs))
+    if len(results(task, shots, runs)) < len(SEEDS.split(",")):
+        avfs(
+            "fewshot", "--task", task, "--shots", shots, "--seeds", SEEDS, "--root", root, "--backbone", "tiny",
+            "--runs", runs, "--name", f"{shots}-shot",
+        )  # fmt: skip
+
+
+def run_ablation(kind: str, root: Path, runs: Path) -> None:
+    """Train what of its rows is not there."""
+    avfs(
+        "compare", "--task", ABLATED_TASK, "--shots", ABLATED_SHOTS, "--seeds", SEEDS, "--ablate", kind, "--root", root,
+        "--backbone", "tiny", "--runs", runs,
+    )  # fmt: skip
 
 
 def run_pretraining(seed: str, root: Path, runs: Path) -> None:
@@ -107,9 +83,9 @@ def avfs(*arguments: object) -> None:
     print(f"avfs {' '.join(words)}: {done.stderr[-500:] if done.returncode else 'done'}", flush=True)
 
 
-def read(job: Job, runs: Path) -> Comparison | None:
-    """The comparison of a job's systems over its seeds."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in job.results(runs)]
+def read(task: str, shots: int, runs: Path) -> Comparison | None:
+    """The comparison of a cell's systems over its seeds."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results(task, shots, runs)]
     return average_comparisons([Comparison.model_validate(record["comparison"]) for record in found]) if found else None
 
 
@@ -127,7 +103,7 @@ def shown(estimate: Estimate, *, sign: bool = False) -> str:
 def tables(runs: Path) -> Iterable[str]:
     """The tables as Markdown."""
     for task in TASKS:
-        cells = {shots: read(Job(task, shots, f"{shots}-shot"), runs) for shots in sorted(SHOTS)}
+        cells = {shots: read(task, shots, runs) for shots in sorted(SHOTS)}
         columns = {shots: comparison for shots, comparison in cells.items() if comparison is not None}
         if not columns:
             continue
@@ -140,20 +116,16 @@ def tables(runs: Path) -> Iterable[str]:
             row = [c.cells[system][headline] if system in c.systems else None for c in columns.values()]
             yield f"| {system} | {' | '.join('-' if cell is None else shown(cell) for cell in row)} |"
         yield ""
-    rows = []
-    for name, extra in ABLATIONS.items():
-        label = f"{ABLATED_SHOTS}-shot" + (f"-{name.replace(' ', '-')}" if extra else "")
-        comparison = read(Job(ABLATED_TASK, ABLATED_SHOTS, label, extra), runs)
-        if comparison is not None:
-            trained = comparison.cells["trained"]
-            columns = [metric for metric in ("hit_at_1", "map", "macro_f1") if metric in trained]
-            rows.append(f"| {name} | {' | '.join(shown(trained[metric]) for metric in columns)} |")
-    if rows:
-        yield f"Ablation, `{ABLATED_TASK}`, {ABLATED_SHOTS} shots, trained model:\n"
-        yield "| | hit@1 | mAP | macro F1 |"
-        yield "|---|---|---|---|"
-        yield from rows
-        yield ""
+    for kind in ABLATIONS:
+        path = runs / "compare" / f"{ABLATED_TASK}-{kind}" / "compare.csv"
+        if path.is_file():
+            yield f"Ablation, `{ABLATED_TASK}`, {ABLATED_SHOTS} shots, {kind}:\n"
+            yield "| | hit@1 |"
+            yield "|---|---|"
+            for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+                numbers = (float(row[key]) if row[key] else None for key in ("value", "low", "high"))
+                yield f"| {row['system']} | {shown(Estimate(*numbers))} |"
+            yield ""
     yield from pretrained_tables(runs)
 
 
@@ -193,8 +165,10 @@ def main() -> None:
     options = parser.parse_args()
     if not options.tables_only:
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda job: run(job, options.root, options.runs), jobs()))
-            list(pool.map(lambda seed: run_pretraining(seed, options.root, options.runs), SEEDS.split(",")))
+            where = options.root, options.runs
+            list(pool.map(lambda cell: run_cell(*cell, *where), [(task, shots) for shots in SHOTS for task in TASKS]))
+            list(pool.map(lambda kind: run_ablation(kind, *where), ABLATIONS))
+            list(pool.map(lambda seed: run_pretraining(seed, *where), SEEDS.split(",")))
     text = "\n".join(tables(options.runs)) + "\n"
     print(text)
     if options.table:

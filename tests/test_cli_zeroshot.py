@@ -245,11 +245,6 @@ def test_report_is_written_with_command_and_settings(classify, monkeypatch):
     assert fake.asked["segments"] is True  # for the timeline, although --segments was not given
 
 
-def test_exit_status_tells_of_failures(classify):
-    classify(failure("a.mp4"), failure("b.mp4"), failure("c.mp4"))
-    assert zeroshot("--format", "json") == 1
-
-
 def test_scores_that_are_not_finite_are_a_failure(classify, capsys):
     bad = dataclasses.replace(clip("a.mp4"), score=math.nan)
     classify(bad, clip("b.mp4"))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_support import execute
 from media_factory import tone, write_media
 
 from avfewshot.cli.app import run
@@ -62,8 +63,8 @@ def workers():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(cluster, clips, tmp_path):
-    alone = avfs("zeroshot", clips, *LABELS, cwd=tmp_path)
-    assert alone.returncode == 1, alone.stderr  # one file is broken
+    status, alone, err = execute(tmp_path, "zeroshot", clips, *LABELS)
+    assert status == 1, err  # one file is broken
     seen, killed = set(), []
 
     def kill_one():
@@ -86,7 +87,7 @@ def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(clu
     killer.join()
     assert killed, "no worker was met at work"
     assert spread.returncode == 1, spread.stderr
-    first, second = json.loads(alone.stdout), json.loads(spread.stdout)
+    first, second = json.loads(alone), json.loads(spread.stdout)
     assert [clip["path"] for clip in second["clips"]] == [clip["path"] for clip in first["clips"]]
     assert second["clips"] == first["clips"]
     assert second["failed"] == first["failed"]
@@ -118,7 +119,7 @@ def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, tm
     from avfewshot.store.store import MODALITIES, Store
 
     one, two = tmp_path / "one", tmp_path / "two"
-    assert avfs("embed", clips, "--store", one, "--backbone", "tiny", cwd=tmp_path).returncode == 1
+    assert execute(tmp_path, "embed", clips, "--store", one, "--backbone", "tiny")[0] == 1
     engine = ("--engine", "ray", "--address", cluster.address)
     assert avfs("embed", clips, "--store", two, "--backbone", "tiny", *engine, cwd=tmp_path).returncode == 1
     first, second = Store(one), Store(two)
@@ -136,7 +137,7 @@ def test_shards_prepared_by_a_cluster_are_those_of_one_process_to_the_byte(clust
             (tmp_path / "mine" / label / f"{number}.mp4").write_bytes((clips / f"{number}.mp4").read_bytes())
     (tmp_path / "mine" / "dog" / "broken.mp4").write_bytes(b"no clip")
     common = ("data", "prepare", "folder", "--root", "mine", "--backbone", "tiny", "--shard-clips", 2)
-    assert avfs(*common, "--out", "one", "--workers", 1, cwd=tmp_path).returncode == 1
+    assert execute(tmp_path, *common, "--out", "one", "--workers", 1)[0] == 1
     spread = avfs(*common, "--out", "two", "--engine", "ray", "--address", cluster.address, cwd=tmp_path)
     assert spread.returncode == 1, spread.stderr
     contents = [

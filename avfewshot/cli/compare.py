@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.fewshot import data_root, load_data
-from avfewshot.cli.loading import load_backbone, open_store
+from avfewshot.cli.fewshot import data_root, few_shot, load_data
+from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.runs import session
+from avfewshot.cli.terminal import say
 from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig, resolve
 from avfewshot.errors import DataError, UsageError, raise_faults
 from avfewshot.io import csv_text, write_text
@@ -69,7 +70,11 @@ def compare(
     faults = settings.faults
     if settings["efficiency"]:
         raise_faults([*faults, *backbone_faults(settings)])
-        _compare_efficiency(settings.config)
+        from avfewshot.cli.efficiency import efficiency_rows, show_efficiency
+
+        config = settings.config
+        rows = efficiency_rows(load_backbone(config.model), [name for name in config.methods if name != AUTO])
+        show_efficiency(rows, Path(config.runs) / "compare" / (config.name or "efficiency") / "efficiency.csv")
         return
     root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += backbone_faults(settings)
@@ -85,22 +90,10 @@ def compare(
     if settings["protocol"] and settings["task"] != "ave_cls":
         faults.append(UsageError("--protocol mteb is AVE by clip.", hint="Add --task ave_cls."))
     raise_faults(faults)
-    config: CompareConfig = settings.config
-    config = config.replace(data=config.data.replace(root=root))
+    config = settings.config.replace(data=settings.config.data.replace(root=root))
     name = config.name or (f"{config.task}-{config.ablate}" if config.ablate else config.task)
     folder = Path(config.runs) / "compare" / name
-    status = _execute(config, folder, command)
-    if status:
-        raise typer.Exit(status)
-
-
-def _compare_efficiency(config: CompareConfig) -> None:
-    """Parameters and computation of systems on a backbone; nothing is trained and no clip is read."""
-    from avfewshot.cli.efficiency import efficiency_rows, print_efficiency, write_efficiency
-
-    rows = efficiency_rows(load_backbone(config.model), [name for name in config.methods if name != AUTO])
-    print_efficiency(rows)
-    say(f"written: {write_efficiency(Path(config.runs) / 'compare' / (config.name or 'efficiency'), rows)}")
+    _execute(config, folder, command)
 
 
 def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) -> None:
@@ -177,19 +170,13 @@ def _table_record(comparison: Comparison, methods: list[dict[str, Any]]) -> dict
     return {"headline": comparison.headline, "systems": rows}
 
 
-def _execute(config: CompareConfig, folder: Path, command: str) -> int:
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        from rich.console import Console
+def _execute(config: CompareConfig, folder: Path, command: str) -> None:
+    from rich.console import Console
 
-        from avfewshot.cli.progress import Display
+    with session(lambda: "Interrupted. The same command goes on where it stopped.") as (display, interrupts):
         from avfewshot.reports.methods import details_table, methods_table
 
-        try:
-            with Display() as display:
-                tables = _run(config, folder, display, interrupts)
-        except KeyboardInterrupt:
-            say("Interrupted. The same command goes on where it stopped.")
-            return interrupts.status
+        tables = _run(config, folder, display, interrupts)
     _write(config, folder, tables, command)
     console = Console(highlight=False)
     for title, comparison, methods in tables:
@@ -200,16 +187,12 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> int:
         console.print(listing.table())
     say(f"written: {folder / 'compare.html'}")
     say(f"written: {folder / 'compare.csv'}")
-    return 0
 
 
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
     from avfewshot.cli.ablate import ablation_rows, join_rows
-    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
     from avfewshot.inference.devices import resolve_device, resolve_precision
-    from avfewshot.prompts import load_templates
-    from avfewshot.training.fewshot import FewShot
 
     display.begin("reading annotations, looking for clips", 0)
     model, also = config.model, tuple(name for name in config.methods if name != AUTO)
@@ -223,26 +206,10 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     _hold_to(folder / "settings.json", held | {name: str(getattr(model, name)) for name in towers})
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
-    backbone = load_backbone(model)
-    templates = model.templates or backbone.templates
-    store = open_store(config.data.store)
+    make = few_shot(config, dataset, load_backbone(model), display, interrupts)
 
     def results(training: TrainingConfig, folder: Path, also: tuple[str, ...] = ()) -> list[SeedResult]:
-        cell = FewShot(
-            dataset,
-            training,
-            backbone,
-            load_templates(templates),
-            str(templates),
-            resolve_device(model.device),
-            folder,
-            frame_backend=model.frame_backend,
-            observer=display,
-            put_off=interrupts.put_off,
-            also=also,
-            protocol=config.protocol,
-            look_up=None if store is None else store.cache,
-        )
+        cell = make(training, folder, also=also, protocol=config.protocol)
         return [cell.run(seed) for seed in config.seeds]
 
     tables: list[Table] = []
@@ -252,45 +219,39 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             f"{', '.join(trained)}: hear single seconds, so there is no row of theirs with --audio-context clip."
         )
     for shots in config.shots:
-        if rows:
-            title, own = f"{shots} shots", training.replace(shots=shots, audio_context=config.audio_context[0])
-            cells = {}
-            for name, changes in rows.items():
-                display.say(f"{title}: {name}")
-                place = folder / f"{shots}-shot" / name.replace(" ", "-")
-                cells[name] = results(own.replace(**changes), place)
-                if any(one.comparison is None for one in cells[name]):
-                    raise DataError("There is no test clip to compare rows on.", hint="Give a test split.")
-            tables.append((title, *join_rows(cells)))
-            _write(config, folder, tables, "")
-            continue
-        by_context: dict[str, list[SeedResult]] = {}
-        for context in config.audio_context:
-            heard = training.replace(shots=shots, audio_context=context)
-            place = folder / f"{shots}-shot{'' if context == 'second' else f'-{context}'}"
+        title, place, cells = f"{shots} shots", folder / f"{shots}-shot", {}
+        for name, changes in rows.items():
+            display.say(f"{title}: {name}")
+            cells[name] = results(training.replace(shots=shots, **changes), place / name.replace(" ", "-"))
+        for context in () if rows else config.audio_context:
+            own = place if context == "second" else place.with_name(f"{place.name}-{context}")
             kept = tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS))
-            by_context[context] = results(heard, place, kept)
-        tests, methods = [], []
-        for of_seed in zip(*by_context.values(), strict=True):
-            found = {context: one for context, one in zip(by_context, of_seed, strict=True) if one.comparison}
-            if found:
-                compared = {
-                    f"{system} ({context})" if several else system: (one.comparison, system)
-                    for context, one in found.items()
-                    for system in one.comparison.systems
-                }
-                tests.append(join_tables(compared))
-            methods.append(
-                {f"{name} ({context})": told for context, one in found.items() for name, told in one.methods.items()}
-                if several
-                else of_seed[0].methods
-            )
-        if not tests:
+            cells[context] = results(training.replace(shots=shots, audio_context=context), own, kept)
+        if not any(one.comparison for of_cell in cells.values() for one in of_cell):
             hint = "Give a test split, or more clips a class than --shots."
             raise DataError("There is no test clip to compare methods on.", hint=hint)
-        tables.append((f"{shots} shots", average_comparisons(tests), methods))
+        tables.append((title, *(join_rows(cells) if rows else _join_contexts(cells))))
         _write(config, folder, tables, "")
     return tables
+
+
+def _join_contexts(cells: dict[str, list[SeedResult]]) -> tuple[Comparison, list[dict[str, Any]]]:
+    """The systems of all audio contexts over seeds, and what each seed says of them; of one context, as they are."""
+    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
+
+    def name(system: str, context: str) -> str:
+        return f"{system} ({context})" if len(cells) > 1 else system
+
+    tests, methods = [], []
+    for of_seed in zip(*cells.values(), strict=True):
+        found = {context: one for context, one in zip(cells, of_seed, strict=True) if one.comparison}
+        if found:
+            rows = {
+                name(s, context): (one.comparison, s) for context, one in found.items() for s in one.comparison.systems
+            }
+            tests.append(join_tables(rows))
+        methods.append({name(m, context): told for context, one in found.items() for m, told in one.methods.items()})
+    return average_comparisons(tests), methods
 
 
 def _hold_to(path: Path, settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,18 +36,6 @@ def _values(command: str, parameter: Any) -> Callable[[], Iterable[str]] | None:
     return known or _BY_METAVAR.get((parameter.metavar or "").strip("[]."))
 
 
-def _presets() -> list[str]:
-    from avfewshot.encoders.presets import preset_names
-
-    return preset_names()
-
-
-def _templates() -> list[str]:
-    from avfewshot.prompts import template_names
-
-    return template_names()
-
-
 def _runs() -> list[str]:
     """Run folders below the folder of runs; nothing is read but names."""
     from avfewshot.config import resolve
@@ -55,46 +44,16 @@ def _runs() -> list[str]:
     return [str(path.parent) for path in sorted(Path(folder).glob("*/*/run.json"), reverse=True)]
 
 
-def _tables() -> list[str]:
-    from avfewshot.config import COMMANDS
-
-    return list(COMMANDS)
-
-
-def _caches() -> list[str]:
-    from avfewshot.cli.cache import KINDS
-
-    return list(KINDS)
-
-
-def _tasks() -> tuple[str, ...]:
-    from avfewshot.supervised.base import task_names
-
-    return task_names()
-
-
 def _heads() -> list[str]:
     from avfewshot.supervised.base import load_task, task_names
 
     return list(dict.fromkeys(head for task in task_names() for head in load_task(task).heads))
 
 
-def _subsets() -> list[str]:
-    from avfewshot.data.avsbench import SUBSETS
-
-    return list(SUBSETS)
-
-
 def _toy_parts() -> tuple[str, ...]:
     from avfewshot.toyworld.build import ALL_PLANS
 
     return (*ALL_PLANS, "samples")
-
-
-def _pretraining_lists() -> tuple[str, ...]:
-    from avfewshot.cli.pretrain import DATASETS
-
-    return DATASETS
 
 
 def _data_sets() -> list[str]:
@@ -104,20 +63,30 @@ def _data_sets() -> list[str]:
     return list(dict.fromkeys((*TASKS, *description_names())))
 
 
+def _of(module: str, name: str) -> Callable[[], Iterable[str]]:
+    """The words that a name of a module holds, or gives when it is called; imported when they are wanted."""
+
+    def words() -> Iterable[str]:
+        found = getattr(importlib.import_module(f"avfewshot.{module}"), name)
+        return found() if callable(found) else list(found)
+
+    return words
+
+
 _BY_METAVAR: dict[str, Callable[[], Iterable[str]]] = {
     "RUN": _runs,
-    "BACKBONE": _presets,
-    "TABLE": _tables,
-    "KIND": _caches,
-    "TASK": _tasks,
+    "BACKBONE": _of("encoders.presets", "preset_names"),
+    "TABLE": _of("config", "COMMANDS"),
+    "KIND": _of("cli.cache", "KINDS"),
+    "TASK": _of("supervised.base", "task_names"),
     "DEVICE": lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"),
 }
 _BY_PARAMETER: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("", "adapter"): _runs,
-    ("", "templates"): _templates,
-    ("pretrain", "dataset"): _pretraining_lists,
+    ("", "templates"): _of("prompts", "template_names"),
+    ("pretrain", "dataset"): _of("cli.pretrain", "DATASETS"),
     ("train", "head"): _heads,
-    ("train", "subset"): _subsets,
+    ("train", "subset"): _of("data.avsbench", "SUBSETS"),
     ("suggest", "run"): _runs,
     ("data check", "task"): _data_sets,
     ("data check", "format_"): lambda: ("table", "json"),

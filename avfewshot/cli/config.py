@@ -44,6 +44,7 @@ def config(
     from avfewshot.cli.terminal import say_warning
     from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
     from avfewshot.errors import UsageError, did_you_mean, raise_faults
+    from avfewshot.io import cache_dir
 
     faults = []
     if format not in {"table", "json"}:
@@ -74,7 +75,9 @@ def config(
         for key, single in table_settings(table).items()
     ]
     if not tables:
-        rows.append(_cache_row())
+        source = next((name for name in ("AVFS_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)), "default")
+        cache = {"table": "", "name": "cache", "value": str(cache_dir()), "shown": str(cache_dir()), "source": source}
+        rows.append(cache | {"help": "Folder for what can be computed again."})
     if format == "json":
         import json
 
@@ -87,23 +90,6 @@ def config(
 
 
 _OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}
-
-
-def _cache_row() -> dict[str, str | None]:
-    import os
-
-    from avfewshot.io import cache_dir
-
-    source = next((name for name in ("AVFS_CACHE", "XDG_CACHE_HOME") if os.environ.get(name)), "default")
-    folder = str(cache_dir())
-    return {
-        "table": "",
-        "name": "cache",
-        "value": folder,
-        "shown": folder,
-        "source": source,
-        "help": "Folder for what can be computed again.",
-    }
 
 
 def _print_table(rows: list[dict[str, str | None]]) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avfewshot.cli.terminal import say
 from avfewshot.config import ADAPTER_METHODS, NONE, TrainerConfig
 from avfewshot.io import csv_text, write_text
 
@@ -65,27 +66,21 @@ def efficiency_rows(backbone: Backbone, methods: Sequence[str]) -> list[tuple[An
     return [*rows, *published]
 
 
-def write_efficiency(folder: Path, rows: Sequence[tuple[Any, ...]]) -> Path:
-    """Write ``efficiency.csv``."""
-    write_text(folder / "efficiency.csv", csv_text((COLUMNS, *rows)))
-    return folder / "efficiency.csv"
-
-
-def print_efficiency(rows: Sequence[tuple[Any, ...]]) -> None:
-    """The table for people."""
+def show_efficiency(rows: Sequence[tuple[Any, ...]], path: Path) -> None:
+    """The table for people, and the same as CSV."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("system", "", title=f"Parameters, and computation of {SECONDS} seconds", caption=_NOTE)
+    note = (
+        "CoCoOp computes every class for every clip. Projectors and temperatures are left out. Table 6 prints 43.6 and "
+        "30.6 for the last two: these are percentages."
+    )
+    table = Table("system", "", title=f"Parameters, and computation of {SECONDS} seconds", caption=note)
     for column in ("trainable, M", "total, M", "share", "GFLOPs"):
         table.add_column(column, justify="right")
     for name, source, own, total, percent, flops in rows:
         shown = "–" if flops is None else f"{flops:,.1f}"
         table.add_row(name, source, f"{own / 1e6:,.2f}", f"{total / 1e6:,.1f}", f"{percent:.1f} %", shown)
     Console(highlight=False).print(table)
-
-
-_NOTE = (
-    "CoCoOp computes every class for every clip. Projectors and temperatures are left out. Table 6 prints 43.6 and 30.6"
-    " for the last two: these are percentages."
-)
+    write_text(path, csv_text((COLUMNS, *rows)))
+    say(f"written: {path}")

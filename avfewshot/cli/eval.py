@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.runs import resumed_run
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages
+from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ def evaluate(
 ) -> None:
     """Load, predict, print."""
     check_choices({"split": split, "modality": modality, "format": format})
-    with library_messages(Notices(), debug=debugging()), Interrupts():
-        from avfewshot.cli.progress import Display
+    with session() as (display, _):
         from avfewshot.cli.train import load_run, results_document
         from avfewshot.reports.supervised import print_results
 
@@ -69,27 +67,25 @@ def evaluate(
         config = record.config
         if root is not None:
             config = config.replace(data=config.data.replace(root=Path(root).expanduser(), media=()))
-        with Display() as display:
-            trainer = load_run(config, display)
-            examples = trainer.examples(split)
-            if not examples:
-                raise UsageError(f"There is no {split} clip to evaluate on.", hint="Look at --root.")
-            seeds = trainer.config.seeds
-            runs = [
-                trainer.predict(trainer.best_model(record.folder / f"seed-{seed}"), examples, modality)
-                for seed in seeds
-            ]
-            systems = {trainer.head_name: trainer.estimates(runs, examples)}
-            lines = trainer.reference_lines() if split == "test" else {}
-            systems = {name: trainer.estimates([said], examples) for name, said in lines.items()} | systems
-            document = results_document(trainer, systems, split) | {"modality": modality or trainer.config.modality}
-            if figures is not None:
-                page = Path(figures).expanduser() / "figures.html"
-                said = {trainer.head_name: runs[0]}
-                if ZERO_SHOT in lines:
-                    said[ZERO_SHOT] = lines[ZERO_SHOT]
-                draw(page, trainer, trainer.best_model(record.folder / f"seed-{seeds[0]}"), document, said)
-                display.say(f"written: {page}")
+        trainer = load_run(config, display)
+        examples = trainer.examples(split)
+        if not examples:
+            raise UsageError(f"There is no {split} clip to evaluate on.", hint="Look at --root.")
+        seeds = trainer.config.seeds
+        runs = [
+            trainer.predict(trainer.best_model(record.folder / f"seed-{seed}"), examples, modality) for seed in seeds
+        ]
+        systems = {trainer.head_name: trainer.estimates(runs, examples)}
+        lines = trainer.reference_lines() if split == "test" else {}
+        systems = {name: trainer.estimates([said], examples) for name, said in lines.items()} | systems
+        document = results_document(trainer, systems, split) | {"modality": modality or trainer.config.modality}
+        if figures is not None:
+            page = Path(figures).expanduser() / "figures.html"
+            said = {trainer.head_name: runs[0]}
+            if ZERO_SHOT in lines:
+                said[ZERO_SHOT] = lines[ZERO_SHOT]
+            draw(page, trainer, trainer.best_model(record.folder / f"seed-{seeds[0]}"), document, said)
+            display.say(f"written: {page}")
     if format == "json":
         typer.echo(json.dumps(document, indent=2))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +13,26 @@ import typer
 
 from avfewshot.cli.loading import open_store
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, load_parts, new_run, print_dry_run, resumed_run, run_faults, say_without_graphs
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.runs import (
+    DryRun,
+    Resume,
+    Run,
+    load_parts,
+    new_run,
+    print_dry_run,
+    resumed_run,
+    run_faults,
+    say_without_graphs,
+    session,
+)
+from avfewshot.cli.terminal import Interrupts, say
 from avfewshot.config import CompareConfig, FewshotConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
     from avfewshot.cli.progress import Display
+    from avfewshot.encoders.backbone import Backbone
     from avfewshot.training.fewshot import FewShot, SeedResult
     from avfewshot.training.plan import Plan
 
@@ -54,12 +66,8 @@ _ROLES = {"train": "support", "val": "selection", "test": "evaluation"}
 @with_options("fewshot")
 def fewshot(
     context: typer.Context,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and stop.")
-    ] = False,
+    resume: Resume = None,
+    dry_run: DryRun = False,
     seed: Annotated[
         str | None,
         typer.Option("--seed", metavar="INTEGER", help="The same as --seeds, for one seed.", show_default=False),
@@ -74,9 +82,13 @@ def fewshot(
         run = resumed_run("fewshot", Path(resume).expanduser(), flags, may_change=("device", "tracker"))
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
-    status = _plan_only(run) if dry_run else _execute(run)
-    if status:
-        raise typer.Exit(status)
+    if dry_run:
+        with session() as (display, interrupts):
+            trainer = _load(run, display, interrupts, claim=False)
+            plan = _plan(trainer) if trainer.trains else None
+        _print_plan(run, trainer, plan)
+    else:
+        _execute(run)
 
 
 def _requested(flags: dict[str, Any], command: str) -> Run:
@@ -114,56 +126,34 @@ def data_root(config: FewshotConfig | CompareConfig, *, named: bool, faults: lis
     return None
 
 
-def _execute(run: Run) -> int:
-    """Train each seed, write the run folder, print figures; gives the exit status."""
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        from avfewshot.cli.progress import Display
-
-        try:
-            with Display() as display:
-                trainer = _load(run, display, interrupts)
-                plan = _plan(trainer) if trainer.trains else None
-                _say_plan(trainer, plan, display)
-                display.validated = trainer.trains and bool(trainer.evaluator.scored("val").samples)
-                if trainer.trains and not display.validated:
-                    from avfewshot.training.validation import BLIND_ALPHA
-
-                    share = BLIND_ALPHA if trainer.config.blend == "auto" else trainer.config.blend
-                    display.say(
-                        "There is no validation clip to choose by: the last epoch will be taken, with "
-                        f"{share:g} of the trained logits."
-                    )
-                results = [trainer.run(seed) for seed in trainer.config.seeds]
-                display.begin("report", 0)
-                chosen = trainer.choose(results)
-                if chosen is not None:
-                    told = ", ".join(f"seed {seed} {value:.3f}" for seed, value in chosen["figures"].items())
-                    rule = f"{chosen['why']} ({told})" if told else chosen["why"]
-                    display.say(f"Seed {chosen['seed']} answers for the run (--adapter RUN): {rule}.")
-                written = _write(run, trainer, plan, results, chosen)
-        except KeyboardInterrupt:
-            if told := run.how_to_resume():
-                say(told)
-            return interrupts.status
-    _print_results(trainer, results, written)
-    return 0
-
-
-def _plan_only(run: Run) -> int:
-    """Print what a run would do and take, without reading a clip."""
-    from avfewshot.cli.progress import Display
-
-    with Display() as display, Interrupts() as interrupts:
-        trainer = _load(run, display, interrupts, claim=False)
+def _execute(run: Run) -> None:
+    """Train each seed, write the run folder, print figures."""
+    with session(run.how_to_resume) as (display, interrupts):
+        trainer = _load(run, display, interrupts)
         plan = _plan(trainer) if trainer.trains else None
-    _print_plan(run, trainer, plan)
-    return 0
+        _say_plan(trainer, plan, display)
+        display.validated = trainer.trains and bool(trainer.evaluator.scored("val").samples)
+        if trainer.trains and not display.validated:
+            from avfewshot.training.validation import BLIND_ALPHA
+
+            share = BLIND_ALPHA if trainer.config.blend == "auto" else trainer.config.blend
+            display.say(
+                "There is no validation clip to choose by: the last epoch will be taken, with "
+                f"{share:g} of the trained logits."
+            )
+        results = [trainer.run(seed) for seed in trainer.config.seeds]
+        display.begin("report", 0)
+        chosen = trainer.choose(results)
+        if chosen is not None:
+            told = ", ".join(f"seed {seed} {value:.3f}" for seed, value in chosen["figures"].items())
+            rule = f"{chosen['why']} ({told})" if told else chosen["why"]
+            display.say(f"Seed {chosen['seed']} answers for the run (--adapter RUN): {rule}.")
+        written = _write(run, trainer, plan, results, chosen)
+    _print_results(trainer, results, written)
 
 
 def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = True) -> FewShot:
     from avfewshot.inference.devices import resolve_device, resolve_precision
-    from avfewshot.prompts import load_templates
-    from avfewshot.training.fewshot import FewShot
 
     config: FewshotConfig = run.config
     display.begin("reading annotations, looking for clips", 0)
@@ -172,25 +162,26 @@ def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = T
     training = config.training.replace(precision=resolve_precision(config.training.precision, device))
     say_without_graphs(training, device, display)
     training, backbone, initial = load_parts(run, training, display)
-    templates = config.model.templates or backbone.templates
-    read = load_templates(templates)
+    make = few_shot(config, dataset, backbone, display, interrupts)
     if claim:
         run.claim()
-    return FewShot(
-        dataset,
-        training,
-        backbone,
-        read,
-        templates,
-        device,
-        run.folder,
-        frame_backend=config.model.frame_backend,
-        initial=initial,
-        observer=display,
-        put_off=interrupts.put_off,
-        callbacks=run.trackers,
-        look_up=None if (store := open_store(config.data.store)) is None else store.cache,
-    )
+    return make(training, run.folder, initial=initial, callbacks=run.trackers)
+
+
+def few_shot(
+    config: FewshotConfig | CompareConfig, dataset: Any, backbone: Backbone, display: Display, interrupts: Interrupts
+) -> Callable[..., FewShot]:
+    """What makes a run of settings and a folder, with these parts."""
+    from avfewshot.inference.devices import resolve_device
+    from avfewshot.prompts import load_templates
+    from avfewshot.training.fewshot import FewShot
+
+    model, store = config.model, open_store(config.data.store)
+    templates = str(model.templates or backbone.templates)
+    parts = {"backbone": backbone, "templates": load_templates(templates), "templates_name": templates}
+    parts |= {"device": resolve_device(model.device), "frame_backend": model.frame_backend, "observer": display}
+    parts |= {"put_off": interrupts.put_off, "look_up": None if store is None else store.cache}
+    return lambda training, folder, **more: FewShot(dataset, training, folder=folder, **parts, **more)
 
 
 def load_data(config: FewshotConfig) -> Any:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,9 +19,7 @@ from avfewshot.io import atomic_path, sweep_leftovers
 
 if TYPE_CHECKING:
     from avfewshot.inference.results import ClipResult, Failure, RunInfo
-    from avfewshot.reports.html import Provenance
-    from avfewshot.reports.writers import Summary
-    from avfewshot.store.store import Store
+    from avfewshot.reports.writers import Summary, Writer
 
 SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
 TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
@@ -56,8 +54,7 @@ def plan_targets(
         if form == "fiftyone":
             hint = "Name a folder: `--format fiftyone --output FOLDER`."
             return [], [UsageError("--format fiftyone writes two files and needs --output.", hint=hint)]
-        faults = [_one_file_a_clip(form, clips)] if form in TIMELINES and clips > 1 else []
-        return [Target(form, None)], faults
+        return [Target(form, None)], _one_file_a_clip(form, clips)
     if not output:
         return [], [UsageError("--output is empty.", hint="Name a file, for example `--output results.json`.")]
     path = Path(output).expanduser()
@@ -80,13 +77,14 @@ def plan_targets(
         return [Target(form, path)], faults or [f for name in FIFTYONE for f in check_file(path / name, "--output")][:1]
     if form in TIMELINES and path.suffix.lower() != TIMELINES[form]:
         return [Target(form, path)], [] if path.is_dir() else _missing(path, "--output")
-    faults = [_one_file_a_clip(form, clips)] if form in TIMELINES and clips > 1 else []
-    return [Target(form, path)], faults + check_file(path, "--output")
+    return [Target(form, path)], _one_file_a_clip(form, clips) + check_file(path, "--output")
 
 
-def _one_file_a_clip(form: str, clips: int) -> UsageError:
+def _one_file_a_clip(form: str, clips: int) -> list[UsageError]:
+    if form not in TIMELINES or clips <= 1:
+        return []
     hint = f"Name a folder: `--format {form} --output FOLDER`."
-    return UsageError(f"--format {form} writes one file a clip, and there are {clips:,} files.", hint=hint)
+    return [UsageError(f"--format {form} writes one file a clip, and there are {clips:,} files.", hint=hint)]
 
 
 def check_file(path: Path, option: str) -> list[UsageError]:
@@ -196,15 +194,19 @@ class OpenWriter:
     """
 
     def __init__(
-        self, writer: Any, path: Path | None, files: contextlib.ExitStack, *, shows_footer: bool, lines: bool = False
+        self,
+        writer: Writer,
+        path: Path | None,
+        run: RunInfo,
+        files: contextlib.ExitStack | None = None,
+        *,
+        shows_footer: bool = False,
+        lines: bool = False,
     ) -> None:
-        self.path = path
-        self.shows_footer = shows_footer
-        self.finished = False
-        self._writer = writer
-        self._files = files
-        self._lines = lines
+        self.path, self.shows_footer, self.finished = path, shows_footer, False
+        self._writer, self._files, self._lines = writer, files or contextlib.ExitStack(), lines
         self._error: Exception | None = None
+        writer.begin(run)
 
     def add(self, result: ClipResult | Failure) -> None:
         """Hand on a result."""
@@ -247,6 +249,8 @@ def open_writer(
     target: Target, run: RunInfo, *, topk: int, segments: bool, run_id: str = "", resume: bool = False
 ) -> OpenWriter:
     """Open a target and begin it; `resume` appends to what :func:`earlier_results` has looked through."""
+    from rich.console import Console
+
     from avfewshot.reports.tables import TableWriter
     from avfewshot.reports.timelines import FiftyOneWriter, LabelStudioWriter, TimelineWriter
     from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter
@@ -254,92 +258,38 @@ def open_writer(
     files = contextlib.ExitStack()
     form, path = target.form, target.path
     if form in TIMELINES and path is not None and path.is_dir():
-        return OpenWriter(TimelineWriter(form, folder=path), path, files, shows_footer=False)
+        return OpenWriter(TimelineWriter(form, folder=path), path, run)
+
+    def opened(place: Path, mode: str = "w") -> TextIO:
+        return files.enter_context(open(place, mode, encoding="utf-8", errors="backslashreplace", newline="\n"))
+
     if form == "fiftyone":
         assert path is not None
-        writer = FiftyOneWriter(*(files.enter_context(_replaced(path / name)) for name in FIFTYONE))
-        writer.begin(run)
-        return OpenWriter(writer, path, files, shows_footer=False)
+        streams = (opened(files.enter_context(atomic_path(path / name))) for name in FIFTYONE)
+        return OpenWriter(FiftyOneWriter(*streams), path, run, files)
     # A device or a pipe must not be replaced by a file; lines are to be read while they come.
     special = path is not None and path.exists() and not path.is_file()
     lines = form == "jsonl" and not special
     if path is None:
-        stream = _standard_output(form)
+        stream = sys.stdout
+        if form != "table" and isinstance(stream, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     elif lines or special:
-        mode = "a" if resume else "w"
-        opened = open(path, mode, encoding="utf-8", errors="backslashreplace", newline="\n")  # noqa: SIM115
-        stream = files.enter_context(opened)
+        stream = opened(path, "a" if resume else "w")
     else:
         sweep_leftovers(path)
-        stream = files.enter_context(_replaced(path))
-    writer: Any
+        stream = opened(files.enter_context(atomic_path(path)))
+    writer: Writer
     if form == "table":
-        writer = TableWriter(_table_console(stream, path), topk=topk, segments=segments)
+        plain = {} if path is None else {"width": _TEXT_WIDTH, "color_system": None, "force_terminal": False}
+        writer = TableWriter(Console(file=stream, highlight=False, **plain), topk=topk, segments=segments)
     elif form == "json":
         writer = JsonWriter(stream, segments=segments)
     elif form == "jsonl":
         writer = JsonlWriter(stream, segments=segments, run_id=run_id if path is not None else "")
     elif form in TIMELINES:
         writer = TimelineWriter(form, stream)
-    elif form == "labelstudio":
-        writer = LabelStudioWriter(stream)
     else:
-        writer = SegmentsCsvWriter(stream) if form == "csv-segments" else CsvWriter(stream)
-    target_writer = OpenWriter(writer, path, files, shows_footer=target == Target("table", None), lines=lines)
-    writer.begin(run)
-    return target_writer
-
-
-def open_page(
-    path: Path,
-    run: RunInfo,
-    *,
-    topk: int,
-    total: int,
-    provenance: Provenance,
-    decoder: str,
-    store: Store | None = None,
-) -> OpenWriter:
-    """Begin the HTML page of a run, with the pictures that a store has of its clips, and decoded ones of others."""
-    from avfewshot.media.thumbnails import Thumbnail, thumbnails
-    from avfewshot.reports.html import HtmlWriter
-
-    def pictures(path: str, count: int) -> list[Thumbnail]:
-        kept = [] if store is None else store.pictures(path, count)
-        return kept or thumbnails(path, count, frame_backend=decoder)
-
-    writer = HtmlWriter(path, topk=topk, total=total, provenance=provenance, pictures=pictures)
-    writer.begin(run)
-    return OpenWriter(writer, path, contextlib.ExitStack(), shows_footer=False)
-
-
-def open_overlay(folder: Path, run: RunInfo) -> OpenWriter:
-    """Begin the folder of videos with labels burnt in."""
-    from avfewshot.reports.overlay_video import OverlayWriter
-
-    writer = OverlayWriter(folder)
-    writer.begin(run)
-    return OpenWriter(writer, folder, contextlib.ExitStack(), shows_footer=False)
-
-
-def _table_console(stream: TextIO, path: Path | None) -> Any:
-    from rich.console import Console
-
-    if path is None:
-        return Console(file=stream, highlight=False)
-    return Console(file=stream, highlight=False, width=_TEXT_WIDTH, color_system=None, force_terminal=False)
-
-
-def _standard_output(form: str) -> TextIO:
-    if form != "table" and isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    return sys.stdout
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[TextIO]:
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream,
-    ):
-        yield stream
+        kinds = {"labelstudio": LabelStudioWriter, "csv-segments": SegmentsCsvWriter, "csv": CsvWriter}
+        writer = kinds[form](stream)
+    return OpenWriter(writer, path, run, files, shows_footer=target == Target("table", None), lines=lines)

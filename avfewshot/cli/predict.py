@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from avfewshot.cli.eval import check_choices
 from avfewshot.cli.runs import resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.errors import AvfsError, UsageError, explain
-from avfewshot.io import write_text
+from avfewshot.io import printable, write_text
 
 app = typer.Typer(add_completion=False)
 
@@ -67,6 +67,7 @@ def predict(
     with library_messages(Notices(), debug=debugging()), Interrupts():
         from avfewshot.cli.train import run_on
         from avfewshot.models.checkpoint import load_adapter
+        from avfewshot.reports.supervised import told
         from avfewshot.supervised.base import Example, TaskData, load_task
 
         record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
@@ -89,7 +90,7 @@ def predict(
                     line = {"path": str(example.path), "start": start, "end": end}
                     lines.append(line | task.describe(said, example, about))
                     if format == "table" and output is None:
-                        _show(lines[-1])
+                        typer.echo(printable(f"{line['path']} {line['start']}-{line['end']} s: {told(lines[-1])}"))
             except AvfsError as error:  # noqa: PERF203 - one bad file does not stop the others
                 say(f"{example.path}: {explain(error)}")
                 failed += 1
@@ -101,10 +102,3 @@ def predict(
             typer.echo(text, nl=False)
     if failed:
         raise typer.Exit(1)
-
-
-def _show(line: dict[str, Any]) -> None:
-    from avfewshot.reports.supervised import told
-    from avfewshot.reports.text import printable
-
-    typer.echo(printable(f"{line['path']} {line['start']}-{line['end']} s: {told(line)}"))

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, load_parts, new_run, print_dry_run, resumed_run, run_faults, say_without_graphs
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.runs import (
+    DryRun,
+    Resume,
+    Run,
+    load_parts,
+    new_run,
+    print_dry_run,
+    resumed_run,
+    run_faults,
+    say_without_graphs,
+    session,
+)
+from avfewshot.cli.terminal import say
 from avfewshot.config import PretrainConfig, PretrainingConfig, resolve
 from avfewshot.errors import UsageError, raise_faults
 from avfewshot.io import write_text
@@ -52,27 +63,17 @@ DATASETS = ("vggsound40k", "vggsound", "ovave")
 @with_options("pretrain")
 def pretrain(
     context: typer.Context,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and stop.")
-    ] = False,
+    resume: Resume = None,
+    dry_run: DryRun = False,
     **flags: Any,
 ) -> None:
     """Options -> config -> load -> run -> write."""
     if resume is not None:
-        run = resumed_run(
-            "pretrain",
-            Path(resume).expanduser(),
-            flags,
-            may_change=("device", "devices", "nodes", "strategy", "tracker"),
-        )
+        free = ("device", "devices", "nodes", "strategy", "tracker")
+        run = resumed_run("pretrain", Path(resume).expanduser(), flags, may_change=free)
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
-    status = _plan_only(run) if dry_run else _execute(run)
-    if status:
-        raise typer.Exit(status)
+    (_print_plan if dry_run else _execute)(run)
 
 
 def _requested(flags: dict[str, Any], command: str) -> Run:
@@ -102,35 +103,31 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     return new_run(settings, "pretrain", str(dataset), command)
 
 
-def _execute(run: Run) -> int:
-    """Pretrain on every rank, write the model card; gives the exit status."""
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        from avfewshot.cli.progress import Display
+def _execute(run: Run) -> None:
+    """Pretrain on every rank, write the model card."""
+    with session(run.how_to_resume) as (display, interrupts):
+        trainer, data, last = _load(run, display)
+        # Signals wait: all ranks stop together after a step, with their state on disk.
+        with interrupts.put_off() as stopping:
+            trainer.stopping = stopping
+            done = bool(trainer.fit(resume=last).finished)
+            if done and display.chief:
+                from avfewshot.models.checkpoint import find_checkpoint, load_adapter
+                from avfewshot.reports.model_card import model_card
 
-        try:
-            with Display() as display:
-                trainer, data, last = _load(run, display)
-                # Signals wait: all ranks stop together after a step, with their state on disk.
-                with interrupts.put_off() as stopping:
-                    trainer.stopping = stopping
-                    done = bool(trainer.fit(resume=last).finished)
-                    if done and display.chief:
-                        _write(run, trainer, data, display)
-        except KeyboardInterrupt:
-            if hint := run.how_to_resume():
-                say(hint)
-            return interrupts.status
+                config = load_adapter(find_checkpoint(run.folder)).config
+                card = model_card(config, trainer.progress, run.command, data.notes)
+                write_text(run.folder / "README.md", card)
+                display.write_left(run.folder / "unreadable.csv")
     if display.chief:
         say(f"written: {run.folder}")
         say(f"Next: avfs zeroshot --task ave_cls --adapter {shlex.quote(str(run.folder))}")
-    return 0
 
 
-def _plan_only(run: Run) -> int:
+def _print_plan(run: Run) -> None:
     """Print what a run would do and take; the list is read, clips are not."""
     import torch
 
-    from avfewshot.cli.progress import Display
     from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.models.build import build_model
     from avfewshot.training.distributed import launched_ranks
@@ -139,7 +136,7 @@ def _plan_only(run: Run) -> int:
     asked: PretrainConfig = run.config
     device = resolve_device(asked.model.device)
     config = asked.training.replace(precision=resolve_precision(asked.training.precision, device))
-    with Display() as display:
+    with session() as (display, _):
         config, backbone, _ = load_parts(run, config, display)
         display.begin("reading the list, looking for clips", 0)
         data = _data(asked, backbone.visual.image_size)
@@ -157,7 +154,6 @@ def _plan_only(run: Run) -> int:
         ("run folder", str(run.folder)),
     ]
     print_dry_run(rows, plan)
-    return 0
 
 
 def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | None]:
@@ -269,12 +265,8 @@ def _data(asked: PretrainConfig, frame_size: int) -> PretrainData:
 
     data, config = asked.data, asked.training
     assert asked.dataset is not None
-    options: dict[str, Any] = {
-        "frame_size": frame_size,
-        "workers": config.workers,
-        "against": data.against,
-        "keep_leaks": data.keep_leaks,
-    }
+    options: dict[str, Any] = {"frame_size": frame_size, "workers": config.workers}
+    options |= {"against": data.against, "keep_leaks": data.keep_leaks}
     if data.shards is not None:
         return shards_to_pretrain(data.shards, asked.dataset, **options)
     assert data.root is not None
@@ -287,12 +279,3 @@ def _data(asked: PretrainConfig, frame_size: int) -> PretrainData:
         cache_size=config.cache_size,
         **options,
     )
-
-
-def _write(run: Run, trainer: Trainer, data: PretrainData, display: Display) -> None:
-    from avfewshot.models.checkpoint import find_checkpoint, load_adapter
-    from avfewshot.reports.model_card import model_card
-
-    config = load_adapter(find_checkpoint(run.folder)).config
-    write_text(run.folder / "README.md", model_card(config, trainer.progress, run.command, data.notes))
-    display.write_left(run.folder / "unreadable.csv")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from avfewshot.cli.loading import load_backbone
+from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
 from avfewshot.io import write_text
@@ -20,6 +24,7 @@ from avfewshot.io import write_text
 if TYPE_CHECKING:
     import torch
 
+    from avfewshot.cli.progress import Display
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.models.checkpoint import AdapterCheckpoint
     from avfewshot.training.plan import Plan
@@ -29,6 +34,26 @@ FORMAT = 2
 _TITLES = {"fewshot": "few-shot run", "pretrain": "pretraining", "train": "supervised training"}
 _UNFIT = '/\\:*?"<>|'
 _LONGEST_NAME = 100
+
+Resume = Annotated[
+    str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and stop.")]
+
+
+@contextlib.contextmanager
+def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[tuple[Display, Interrupts]]:
+    """A display and signals around the work of a command; interrupted, it says how to go on, and the command ends."""
+    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+        from avfewshot.cli.progress import Display
+
+        try:
+            with Display() as display:
+                yield display, interrupts
+        except KeyboardInterrupt:
+            if hint := how_to_resume():
+                say(hint)
+            raise typer.Exit(interrupts.status) from None
 
 
 @dataclass

@@ -13,8 +13,8 @@ import typer
 from avfewshot.cli.datacheck import configured_root
 from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, collect, with_options
-from avfewshot.cli.runs import Run, new_run, resumed_run, run_faults
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.runs import Resume, Run, new_run, resumed_run, run_faults, session
+from avfewshot.cli.terminal import Interrupts, say
 from avfewshot.config import SupervisedConfig, resolve
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import write_text
@@ -53,9 +53,7 @@ Then: avfs eval RUN, avfs predict RUN clips/
 @with_options("train", without=("projector",))
 def train(
     context: typer.Context,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
-    ] = None,
+    resume: Resume = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, and stop.", show_default=False)
     ] = False,
@@ -66,8 +64,7 @@ def train(
         run = resumed_run("train", Path(resume).expanduser(), flags, may_change=("device", "workers", "tracker"))
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
-    if status := _execute(run, dry_run=dry_run):
-        raise typer.Exit(status)
+    _execute(run, dry_run=dry_run)
 
 
 def _requested(flags: dict[str, Any], command: str) -> Run:
@@ -136,33 +133,22 @@ def run_on(config: SupervisedConfig, task: SupervisedTask, data: TaskData, obser
     )
 
 
-def _execute(run: Run, *, dry_run: bool) -> int:
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        from avfewshot.cli.progress import Display
-
-        try:
-            with Display() as display:
-                trainer = load_run(run.config, display)
-                for note in trainer.data.notes:
-                    display.say(note)
-                for line in _plan(run, trainer):
-                    display.say(line)
-                if dry_run:
-                    display.say("Nothing was trained: this was a dry run.")
-                    return 0
-                run.claim()
-                outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
-                document = _evaluate(run, trainer, outcomes)
-        except KeyboardInterrupt:
-            if hint := run.how_to_resume():
-                say(hint)
-            return interrupts.status
+def _execute(run: Run, *, dry_run: bool) -> None:
+    with session(run.how_to_resume) as (display, interrupts):
+        trainer = load_run(run.config, display)
+        for line in (*trainer.data.notes, *_plan(run, trainer)):
+            display.say(line)
+        if dry_run:
+            display.say("Nothing was trained: this was a dry run.")
+            return
+        run.claim()
+        outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
+        document = _evaluate(run, trainer, outcomes)
     from avfewshot.reports.supervised import print_results
 
     print_results(document)
     say(f"written: {run.folder / 'report.html'}")
     say(f"Next: avfs predict {shlex.quote(str(run.folder))} clips/")
-    return 0
 
 
 def _plan(run: Run, trainer: SupervisedRun) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import shlex
@@ -26,6 +27,7 @@ from avfewshot.cli.loading import (
 )
 from avfewshot.cli.options import adapter_folder, backbone_faults, collect, with_options
 from avfewshot.cli.outputs import DRAWN
+from avfewshot.cli.runs import session
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
 from avfewshot.engine import check_engine
@@ -102,14 +104,13 @@ def zeroshot(
     """Options -> config -> load -> run -> write."""
     settings = resolve("zeroshot", flags)
     if flags["task"] is not None:
-        status = _evaluate_task(_checked_task(settings, flags, paths or []))
+        _evaluate_task(_checked_task(settings, flags, paths or []))
     else:
         given = [key for key in _TASK_OPTIONS if flags[key]]
         if given:
             raise UsageError(f"--{given[0]} needs --task.", hint="avfs zeroshot --task llp_cls --root DIR")
-        status = _classify(_checked(settings, paths or []), shlex.join(["avfs", *(context.obj or ())]))
-    if status:
-        raise typer.Exit(status)
+        if status := _classify(_checked(settings, paths or []), shlex.join(["avfs", *(context.obj or ())])):
+            raise typer.Exit(status)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -182,16 +183,10 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     assert labels is not None
     assert files is not None
     run_id, earlier = _run_id(settings, labels), None
-    [*only] = [target.path for target in targets if target.form == "jsonl" and target.path is not None]
-    alone = (
-        len(targets) == 1
-        and page is None
-        and asked.overlay is None
-        and only
-        and (only[0].is_file() or not only[0].exists())
-    )
-    if alone and asked.resume:
-        earlier = earlier_results(only[0], run_id)
+    place = targets[0].path if [target.form for target in targets] == ["jsonl"] else None
+    alone = place is not None and page is None and asked.overlay is None and (place.is_file() or not place.exists())
+    if place is not None and alone and asked.resume:
+        earlier = earlier_results(place, run_id)
         files = [file for file in files if str(file) not in earlier.paths]
     return _Work(settings, labels, files, targets, page, earlier, run_id)
 
@@ -230,7 +225,9 @@ def _classify(work: _Work, command: str) -> int:
     """Load, classify, hand every result to the writers, and finish them whatever happens; gives the exit status."""
     notices = Notices()
     if work.earlier:
-        notices.warn(_gone_on(work))
+        rest = f"{len(work.files):,} are left" if work.files else "none is left"
+        held = f"{work.settings['output']} holds {len(work.earlier):,} files already"
+        notices.warn(f"{held}, {rest} (--overwrite begins anew).")
         if not work.files:
             return 1 if work.earlier.failed else 0
     loaded = chosen(work.settings, "backbone") or work.settings["adapter"]
@@ -249,12 +246,6 @@ def _classify(work: _Work, command: str) -> int:
     if cut_short:
         return interrupts.status
     return 1 if failed or (work.earlier and work.earlier.failed) else 0
-
-
-def _gone_on(work: _Work) -> str:
-    assert work.earlier is not None
-    rest = f"{len(work.files):,} are left" if work.files else "none is left"
-    return f"{work.settings['output']} holds {len(work.earlier):,} files already, {rest} (--overwrite begins anew)."
 
 
 def _start(work: _Work) -> tuple[RunInfo, Generator[Any, None, None]]:
@@ -286,37 +277,27 @@ def _start(work: _Work) -> tuple[RunInfo, Generator[Any, None, None]]:
         or any(t.form in DRAWN for t in work.targets),
         **answers,
     }
+    classify = functools.partial(type(classifier).iter_classify, **options)
     if settings["engine"] == "ray":
-        distribution = settings.config.distribution
-        results = on_ray(distribution, model_arguments(settings), type(classifier).iter_classify, **options)(
-            classifier, work.files
-        )
-    else:
-        results = classifier.iter_classify(work.files, **options)
+        classify = on_ray(settings.config.distribution, model_arguments(settings), classify)
+    results = classify(classifier, work.files)
     return dataclasses.replace(run, warnings=[*own, *run.warnings]), results
 
 
 def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
-    from avfewshot.cli.outputs import open_page, open_writer
+    from avfewshot.cli.outputs import OpenWriter, open_writer
 
     settings = work.settings
-    writers = [
-        open_writer(
-            target,
-            run,
-            topk=settings["topk"],
-            segments=settings["segments"],
-            run_id=work.run_id,
-            resume=work.earlier is not None,
-        )
-        for target in work.targets
-    ]
+    shown = {"topk": settings["topk"], "segments": settings["segments"]}
+    resumed = {"run_id": work.run_id, "resume": work.earlier is not None}
+    writers = [open_writer(target, run, **shown, **resumed) for target in work.targets]
     if (folder := settings["overlay"]) is not None:
-        from avfewshot.cli.outputs import open_overlay
+        from avfewshot.reports.overlay_video import OverlayWriter
 
-        writers.append(open_overlay(folder, run))
+        writers.append(OpenWriter(OverlayWriter(folder), folder, run))
     if work.page is not None:
-        from avfewshot.reports.html import Provenance
+        from avfewshot.media.thumbnails import Thumbnail, thumbnails
+        from avfewshot.reports.html import HtmlWriter, Provenance
 
         rows = [
             (name, getattr(run, name, "the adapter's"), "the adapter")
@@ -325,17 +306,20 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
             for name, value, source in settings.rows()
             if settings_of(ZeroshotConfig)[name if name != "list_file" else "list"].saved
         ]
-        writers.append(
-            open_page(
-                work.page,
-                run,
-                topk=settings["topk"],
-                total=len(work.files),
-                provenance=Provenance(command, rows),
-                decoder=settings["frame_backend"],
-                store=open_store(settings["store"]),
-            )
+        store = open_store(settings["store"])
+
+        def pictures(path: str, count: int) -> list[Thumbnail]:
+            kept = [] if store is None else store.pictures(path, count)
+            return kept or thumbnails(path, count, frame_backend=settings["frame_backend"])
+
+        page = HtmlWriter(
+            work.page,
+            topk=settings["topk"],
+            total=len(work.files),
+            provenance=Provenance(command, rows),
+            pictures=pictures,
         )
+        writers.append(OpenWriter(page, work.page, run))
     return writers
 
 
@@ -432,20 +416,14 @@ def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str
     return settings
 
 
-def _evaluate_task(settings: Resolved) -> int:
-    """Evaluate on the test clips of a data set; gives the exit status."""
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        from avfewshot.cli.progress import Display
+def _evaluate_task(settings: Resolved) -> None:
+    """Evaluate on the test clips of a data set."""
+    with session() as (display, _):
         from avfewshot.evaluation.evaluator import evaluate_task
 
-        try:
-            with Display() as display:
-                evaluator, model, options = _load_task(settings, display)
-                report = evaluate_task(evaluator, model, **options)
-        except KeyboardInterrupt:
-            return interrupts.status
+        evaluator, model, options = _load_task(settings, display)
+        report = evaluate_task(evaluator, model, **options)
     _print_task(settings, evaluator, report)
-    return 0
 
 
 def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[str, Any]]:
