@@ -22,7 +22,7 @@ from avfewshot.evaluation.bootstrap import (
     over_runs,
     resample,
 )
-from avfewshot.evaluation.measures import Bools, Floats, Labels
+from avfewshot.evaluation.measures import Floats
 from avfewshot.evaluation.references import baselines, ceilings
 from avfewshot.evaluation.results import Calibration, ClassRow, Comparison, Difference, Estimate, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
@@ -128,7 +128,7 @@ def evaluate_systems(
         (ours, drawn), (theirs, their_drawn) = values[later][metric], values[earlier][metric]
         return estimate(ours - theirs, drawn - their_drawn, targets.num_clips, lowest=-1.0)
 
-    return results, _compare(table, difference)
+    return results, with_differences(table, difference)
 
 
 def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
@@ -178,7 +178,7 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
         return over_seeds(values, draws(later, metric) - draws(earlier, metric), -1.0)
 
     cells = {system: {metric: cell(system, metric) for metric in first.metrics} for system in first.systems}
-    return _compare(first.model_copy(update={"cells": cells, "draws": {}}), difference)
+    return with_differences(first.model_copy(update={"cells": cells, "draws": {}}), difference)
 
 
 def join_tables(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
@@ -212,11 +212,11 @@ def join_tables(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
         return estimate(ours - theirs, drawn[0][:shared] - drawn[1][:shared], first.num_clips, lowest=-1.0)
 
     table = first.model_copy(update={"systems": tuple(rows), "metrics": metrics, "cells": cells, "draws": draws})
-    return _compare(table, difference)
+    return with_differences(table, difference)
 
 
-def _compare(table: Comparison, difference: Callable[[str, str, str], Estimate]) -> Comparison:
-    """The table with the differences of every pair of systems, given how to get one."""
+def with_differences(table: Comparison, difference: Callable[[str, str, str], Estimate]) -> Comparison:
+    """The table with the differences of every pair of systems, given how to get one: (later, earlier, metric)."""
     found = [
         Difference(later, earlier, metric, difference(later, earlier, metric))
         for position, later in enumerate(table.systems)
@@ -235,59 +235,43 @@ _Statement = tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]
 
 
 def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
-    state = _state_segments if task.per_second else _state_clips
-    statistics, rows, confusion, calibration = state(task, targets, predictions, seed)
-    return {name: statistics[name] for name in METRICS if name in statistics}, rows, confusion, calibration
-
-
-def _state_clips(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
-    scores = predictions.probabilities
-    if scores.shape != targets.labels.shape:
-        raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {targets.labels.shape}.")
-    answers, clips = scores.argmax(1), np.arange(targets.num_clips)
+    """A row is a clip, or a second of one where the task labels seconds."""
+    scores, classes = predictions.probabilities, targets.num_classes
+    truth, clips = targets.lowest_labels, np.arange(targets.num_clips)
+    if task.per_second:
+        rule, truth = predictions.background, required_segments(targets)
+        if rule is None:
+            raise ValueError(f"{task.name} needs a background rule.")
+        if scores.shape[:-1] != truth.shape:
+            raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {truth.shape} and the classes.")
+        answers = decide_segments(rule, scores, classes, salience=predictions.salience)
+        marks, clips = measures.one_hot(truth.ravel(), classes + 1), np.repeat(clips, truth.shape[1])
+    else:
+        if scores.shape != targets.labels.shape:
+            raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {targets.labels.shape}.")
+        answers, marks = scores.argmax(1), targets.labels
+    rows: Floats = scores.reshape(len(clips), -1)
+    answered = measures.one_hot(answers.ravel(), marks.shape[1])
     statistics = answer_statistics(task, targets, answers, seed=seed)
-    if targets.num_classes > _TOP:
+    if task.per_second:
+        happens = truth != targets.background
+        best = scores[..., :classes].argmax(-1)
+        statistics["event_top1"] = Ratio(((best == truth) & happens).sum(1), happens.sum(1))
+    elif classes > _TOP:
         name = "hit_at_5" if targets.multi_label else "top5"
         statistics[name] = Ratio(measures.hit_at_k(scores, targets.labels, _TOP))
-    statistics["map"] = MeanAveragePrecision(scores, targets.labels, clips)
+    statistics["map"] = MeanAveragePrecision(rows[:, :classes], marks[:, :classes], clips)
     if predictions.label_threshold is not None:
         statistics["macro_f1_sets"] = MacroF1(scores >= predictions.label_threshold, targets.labels, clips)
-    answered = measures.one_hot(answers, targets.num_classes)
-    confusion = (
-        measures.multi_label_confusion(targets.labels, answers)
-        if targets.multi_label
-        else measures.single_label_confusion(targets.lowest_labels, answers, targets.num_classes)
-    )
-    return (
-        statistics,
-        measures.class_rows(targets.classes, answered, targets.labels, scores),
-        confusion,
-        measures.calibration(scores.max(1), (answered & targets.labels).any(1)),
-    )
-
-
-def _state_segments(task: Task, targets: Targets, predictions: Predictions, seed: int) -> _Statement:
-    scores, rule, truth = predictions.probabilities, predictions.background, required_segments(targets)
-    if rule is None:
-        raise ValueError(f"{task.name} needs a background rule.")
-    if scores.shape[:-1] != truth.shape:
-        raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {truth.shape} and the classes.")
-    answers: Labels = decide_segments(rule, scores, targets.num_classes, salience=predictions.salience)
-    events = scores[..., : targets.num_classes]
-    flat: Floats = scores.reshape(truth.size, -1)
-    marks: Bools = measures.one_hot(truth.ravel(), targets.num_classes + 1)
-    answered = measures.one_hot(answers.ravel(), targets.num_classes + 1)
-    clips = np.repeat(np.arange(targets.num_clips), truth.shape[1])
-    happens = truth != targets.background
-    statistics = answer_statistics(task, targets, answers, seed=seed)
-    statistics["event_top1"] = Ratio(((events.argmax(-1) == truth) & happens).sum(1), happens.sum(1))
-    statistics["map"] = MeanAveragePrecision(events.reshape(truth.size, -1), marks[:, : targets.num_classes], clips)
-    names = class_names(task, targets)
+    if targets.multi_label and not task.per_second:
+        confusion = measures.multi_label_confusion(targets.labels, answers)
+    else:
+        confusion = measures.single_label_confusion(truth.ravel(), answers.ravel(), marks.shape[1])
     # A second that a threshold calls background has no probability of being one: it is not judged for calibration.
-    known = (answers < scores.shape[-1]).ravel()
+    known = answers.ravel() < rows.shape[1]
     return (
-        statistics,
-        measures.class_rows(names, answered, marks, flat),
-        measures.single_label_confusion(truth.ravel(), answers.ravel(), len(names)),
-        measures.calibration(flat.max(1)[known], (answers == truth).ravel()[known]),
+        {name: statistics[name] for name in METRICS if name in statistics},
+        measures.class_rows(class_names(task, targets), answered, marks, rows),
+        confusion,
+        measures.calibration(rows.max(1)[known], (answered & marks).any(1)[known]),
     )

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from avfewshot.config import ADAPTER_METHODS
 from avfewshot.errors import DataError, UsageError
 from avfewshot.evaluation.bootstrap import REPLICATES, estimate, over_runs, resample
-from avfewshot.evaluation.results import Comparison, Difference
+from avfewshot.evaluation.evaluate import with_differences
+from avfewshot.evaluation.results import Comparison, Estimate
 
 RESULTS_NAME, ANSWERS_NAME = "results.json", "answers.jsonl"
 _HINT = "Give folders of finished runs: runs/TASK/TIME-NAME."
@@ -99,19 +100,16 @@ def compare_finished(runs: Sequence[FinishedRun]) -> tuple[Comparison, list[Clip
         whole = len(run.seeds) == 1 and headline != "segment_accuracy"
         figure = estimate(right[run.name].mean(), over_runs(draws[run.name], 0), number, proportion=whole)
         cells[run.name] = {headline: figure}
-    differences = []
-    for position, later in enumerate(runs):
-        for earlier in runs[:position]:
-            ours, theirs = draws[later.name], draws[earlier.name]
-            if list(later.seeds) == list(earlier.seeds):
-                gap = over_runs(ours - theirs, 0)
-            else:
-                gap = over_runs(ours, 0) - over_runs(theirs, 1)
-            value = right[later.name].mean() - right[earlier.name].mean()
-            found = estimate(value, gap, number, lowest=-1.0)
-            differences.append(Difference(later.name, earlier.name, headline, found))
     means = np.array([right[run.name].mean(0) for run in runs])
     differing = [clip for clip, column in zip(shared, means.T, strict=True) if np.ptp(column) > 0]
+    seeds = {run.name: list(run.seeds) for run in runs}
+
+    def difference(later: str, earlier: str, metric: str) -> Estimate:
+        ours, theirs = draws[later], draws[earlier]
+        paired = seeds[later] == seeds[earlier]
+        gap = over_runs(ours - theirs, 0) if paired else over_runs(ours, 0) - over_runs(theirs, 1)
+        return estimate(right[later].mean() - right[earlier].mean(), gap, number, lowest=-1.0)
+
     table = Comparison(
         task=runs[0].task,
         headline=headline,
@@ -119,7 +117,7 @@ def compare_finished(runs: Sequence[FinishedRun]) -> tuple[Comparison, list[Clip
         systems=tuple(run.name for run in runs),
         metrics=(headline,),
         cells=cells,
-        differences=tuple(differences),
+        differences=(),
         replicates=REPLICATES,
     )
-    return table, differing
+    return with_differences(table, difference), differing
