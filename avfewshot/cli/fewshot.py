@@ -178,7 +178,7 @@ def few_shot(
 
     model, store = config.model, open_store(config.data.store)
     templates = str(model.templates or backbone.templates)
-    parts = {"backbone": backbone, "templates": load_templates(templates), "templates_name": templates}
+    parts: dict[str, Any] = {"backbone": backbone, "templates": load_templates(templates), "templates_name": templates}
     parts |= {"device": resolve_device(model.device), "frame_backend": model.frame_backend, "observer": display}
     parts |= {"put_off": interrupts.put_off, "look_up": None if store is None else store.cache}
     return lambda training, folder, **more: FewShot(dataset, training, folder=folder, **parts, **more)

@@ -281,7 +281,9 @@ def open_writer(
         stream = opened(files.enter_context(atomic_path(path)))
     writer: Writer
     if form == "table":
-        plain = {} if path is None else {"width": _TEXT_WIDTH, "color_system": None, "force_terminal": False}
+        plain: dict[str, Any] = (
+            {} if path is None else {"width": _TEXT_WIDTH, "color_system": None, "force_terminal": False}
+        )
         writer = TableWriter(Console(file=stream, highlight=False, **plain), topk=topk, segments=segments)
     elif form == "json":
         writer = JsonWriter(stream, segments=segments)
