@@ -67,7 +67,7 @@ def _of(module: str, name: str) -> Callable[[], Iterable[str]]:
     """The words that a name of a module holds, or gives when it is called; imported when they are wanted."""
 
     def words() -> Iterable[str]:
-        found = getattr(importlib.import_module(f"avfewshot.{module}"), name)
+        found: Any = getattr(importlib.import_module(f"avfewshot.{module}"), name)
         return found() if callable(found) else list(found)
 
     return words

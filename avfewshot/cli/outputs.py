@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.io import atomic_path, sweep_leftovers
@@ -260,7 +260,7 @@ def open_writer(
     if form in TIMELINES and path is not None and path.is_dir():
         return OpenWriter(TimelineWriter(form, folder=path), path, run)
 
-    def opened(place: Path, mode: str = "w") -> TextIO:
+    def opened(place: Path, mode: Literal["w", "a"] = "w") -> TextIO:
         return files.enter_context(open(place, mode, encoding="utf-8", errors="backslashreplace", newline="\n"))
 
     if form == "fiftyone":
