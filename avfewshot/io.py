@@ -52,7 +52,7 @@ def _atomic_path(target: Path) -> Iterator[Path]:
     temporary = target.parent / f".{target.stem[:100]}-{secrets.token_hex(4)}.part{target.suffix}"
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # its mode follows the umask
     try:
-        _lock(handle)
+        try_lock(handle)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
@@ -66,15 +66,16 @@ def sweep_leftovers(target: Path) -> None:
     """Remove what killed processes left beside `target`; what somebody is writing right now is locked, and stays."""
     for path in target.parent.glob(f".{glob.escape(target.stem[:100])}-????????.part{glob.escape(target.suffix)}"):
         with contextlib.suppress(OSError), open(path, "rb") as stream:
-            if _lock(stream.fileno()):
+            if try_lock(stream.fileno()):
                 path.unlink()
 
 
-def _lock(handle: int) -> bool:
+def try_lock(handle: int, *, otherwise: bool = False) -> bool:
+    """Lock an open file until it is closed; False where another process has, `otherwise` where there are no locks."""
     try:
         import fcntl
     except ImportError:  # Windows: nothing is swept
-        return False
+        return otherwise
     with contextlib.suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

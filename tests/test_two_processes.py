@@ -12,6 +12,7 @@ import pytest
 from media_factory import tone, write_media
 
 from avfewshot.data.shards.reader import ShardSet
+from avfewshot.io import try_lock
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,29 @@ def test_one_cache(clips, tmp_path):
     first, second = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert first == second
     assert len(first) == 6
+
+
+def test_one_file_of_lines(clips, tmp_path):
+    target = tmp_path / "r.jsonl"
+    target.write_text("somebody's\n")
+    common = [
+        "zeroshot",
+        str(clips),
+        "--label",
+        "dog barking",
+        "--label",
+        "rain",
+        "--backbone",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
+    with open(target, "a") as held:
+        assert try_lock(held.fileno())
+        [(status, err)] = both(tmp_path / "cache", [*common, "--overwrite", "--output", str(target)])
+    assert status == 2, err
+    assert "another process is writing it" in " ".join(err.split())
+    assert target.read_text() == "somebody's\n"
 
 
 def test_one_folder_of_shards(clips, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import atomic_path, sweep_leftovers
+from avfewshot.io import atomic_path, sweep_leftovers, try_lock
 
 if TYPE_CHECKING:
     from avfewshot.inference.results import ClipResult, Failure, RunInfo
@@ -275,7 +275,13 @@ def open_writer(
         if form != "table" and isinstance(stream, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     elif lines or special:
-        stream = opened(path, "a" if resume else "w")
+        # Nothing is emptied before it is known that nobody is writing it.
+        stream = opened(path, "a" if lines else "w")
+        if lines and not try_lock(stream.fileno(), otherwise=True):
+            files.close()
+            raise UsageError(f"--output {path}: another process is writing it.", hint="Wait for it, or name another.")
+        if lines and not resume:
+            stream.truncate(0)
     else:
         sweep_leftovers(path)
         stream = opened(files.enter_context(atomic_path(path)))
