@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -109,14 +110,15 @@ def _load(name: str) -> Any:
     # Installing completion is the business of `avfs` alone.
     command.params = [parameter for parameter in command.params if parameter.name not in _COMPLETION]
     add_completions(name, command)
-    _add_general_options(command)
+    _complete(command)
     return command
 
 
-def _add_general_options(command: Any) -> None:
-    """People add `--quiet` and the like behind the command's name, too."""
+def _complete(command: Any) -> None:
+    """Let paragraphs of the help run on; people add `--quiet` and the like behind the command's name, too."""
+    command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
     for below in getattr(command, "commands", {}).values():
-        _add_general_options(below)
+        _complete(below)
     if not hasattr(command, "commands"):
         for parameter in typer.main.get_command(app).params:
             if parameter.name in _GENERAL:

@@ -20,7 +20,7 @@ Write a classifier as ONNX graphs: towers from pixels and from the waveform on, 
 
 RUN is a run folder or an adapter, such as `avfs zeroshot --adapter` takes; without it a zero-shot classifier of the
 labels is written. ONNX Runtime then answers as `avfs zeroshot` does, without torch: every graph is compared, to 1e-4,
-before it is put in its place. examples/onnx_classify.py reads the folder. Needs `pip install 'avfewshot[onnx]'`.
+before it is put in its place. examples/onnx_classify.py reads the folder. Needs `pip install 'avfewshot\\[onnx]'`.
 
 [bold]Examples[/bold]
 
