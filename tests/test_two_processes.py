@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from media_factory import tone, write_media
 
+from avfewshot.cli.outputs import earlier_results
 from avfewshot.data.shards.reader import ShardSet
+from avfewshot.errors import UsageError
 from avfewshot.io import try_lock
 
 
@@ -79,6 +81,18 @@ def test_one_file_of_lines(clips, tmp_path):
     assert status == 2, err
     assert "another process is writing it" in " ".join(err.split())
     assert target.read_text() == "somebody's\n"
+
+
+def test_the_line_that_somebody_is_writing_is_not_cut_off(tmp_path):
+    target = tmp_path / "r.jsonl"
+    target.write_text('{"path": "a", "ru')
+    with open(target, "a") as held:
+        assert try_lock(held.fileno())
+        with pytest.raises(UsageError, match="another process is writing it"):
+            earlier_results(target, "run")
+    assert target.read_text() == '{"path": "a", "ru'
+    assert not earlier_results(target, "run").paths
+    assert target.read_text() == ""
 
 
 def test_one_folder_of_shards(clips, tmp_path):

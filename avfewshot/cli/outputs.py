@@ -147,11 +147,14 @@ def earlier_results(path: Path, run: str) -> Earlier:
     """Files that an earlier run has written into a JSON lines file; half a line at the end is cut off.
 
     Raises:
-        UsageError: The file holds something else, or results of other labels, another model or other settings.
+        UsageError: The file holds something else, or results of other labels, another model or other settings, or
+            another process is writing it.
     """
     if not path.is_file():
         return Earlier(frozenset(), 0)
-    _cut_half_line(path)
+    with open(path, "r+b") as stream:
+        _claim(path, stream.fileno())
+        _cut_half_line(path)
     paths, failed = set(), 0
     hint = "Name another file, or add --overwrite to begin anew."
     with open(path, encoding="utf-8") as lines:
@@ -170,6 +173,12 @@ def earlier_results(path: Path, run: str) -> Earlier:
             paths.add(name)
             failed += "error" in record
     return Earlier(frozenset(paths), failed)
+
+
+def _claim(path: Path, handle: int) -> None:
+    """Refuse a file that another process is writing; it is free again when `handle` is closed."""
+    if not try_lock(handle, otherwise=True):
+        raise UsageError(f"--output {path}: another process is writing it.", hint="Wait for it, or name another.")
 
 
 def _cut_half_line(path: Path) -> None:
@@ -277,11 +286,14 @@ def open_writer(
     elif lines or special:
         # Nothing is emptied before it is known that nobody is writing it.
         stream = opened(path, "a" if lines else "w")
-        if lines and not try_lock(stream.fileno(), otherwise=True):
-            files.close()
-            raise UsageError(f"--output {path}: another process is writing it.", hint="Wait for it, or name another.")
-        if lines and not resume:
-            stream.truncate(0)
+        if lines:
+            try:
+                _claim(path, stream.fileno())
+            except UsageError:
+                files.close()
+                raise
+            if not resume:
+                stream.truncate(0)
     else:
         sweep_leftovers(path)
         stream = opened(files.enter_context(atomic_path(path)))
