@@ -66,8 +66,8 @@ def _data_sets() -> list[str]:
 def _of(module: str, name: str) -> Callable[[], Iterable[str]]:
     """The words that a name of a module holds, or gives when it is called; imported when they are wanted."""
 
-    def words() -> Iterable[str]:
-        found: Any = getattr(importlib.import_module(f"avfewshot.{module}"), name)
+    def words() -> Any:
+        found = getattr(importlib.import_module(f"avfewshot.{module}"), name)
         return found() if callable(found) else list(found)
 
     return words
