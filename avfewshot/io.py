@@ -71,15 +71,19 @@ def sweep_leftovers(target: Path) -> None:
 
 
 def try_lock(handle: int, *, otherwise: bool = False) -> bool:
-    """Lock an open file until it is closed; False where another process has, `otherwise` where there are no locks."""
+    """Lock an open file or folder until it is closed; False where another process has.
+
+    `otherwise` is what is said where there are no locks: on Windows, and on some network file systems.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows: nothing is swept
-        return otherwise
-    with contextlib.suppress(OSError):
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return otherwise
+    return True
 
 
 _JOINERS = "\u200c\u200d"  # parts of ordinary words in Persian and in the scripts of India

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 import torch
 
-from avfewshot.io import write_text
+from avfewshot.io import try_lock, write_text
 from avfewshot.models.checkpoint import publishing, write_tensors
 
 
@@ -51,3 +52,18 @@ def test_all_files_of_a_checkpoint_are_synced_before_it_gets_its_name(tmp_path, 
     synced = {inode for kind, inode, *_ in calls[:renamed] if kind == "fsync"}
     assert synced >= {path.stat().st_ino for path in (*folder.iterdir(), folder)}
     assert ("fsync", tmp_path.stat().st_ino, tmp_path.stat().st_size) in calls[renamed:]  # the name itself
+
+
+def test_a_lock_tells_who_has_it_from_that_there_are_none(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "file"
+    with open(path, "w") as first, open(path) as second:
+        assert try_lock(first.fileno())
+        assert not try_lock(second.fileno(), otherwise=True)
+
+    def without_locks(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)  # as on some network file systems
+    with open(path) as file:
+        assert [try_lock(file.fileno(), otherwise=wanted) for wanted in (False, True)] == [False, True]

@@ -50,6 +50,19 @@ def test_auto_joins_two_heads_of_seconds_and_does_not_trust_texts_that_mean_noth
             assert set(weights) == {"kernel_ridge", "timo"}
 
 
+def test_heads_of_seconds_that_say_nothing_and_of_earlier_runs_still_answer():
+    support, texts = world(3, 1)
+    scorer = find_method("auto").fit(support, texts)
+    ridge = find_method("kernel_ridge").fit(support, texts)
+    nothing = replace(scorer.second, params={**scorer.second.params, "weights": {}})
+    rows = np.concatenate(replace(scorer, second=nothing).segment_logits(support.features))
+    assert np.isfinite(rows).all()
+    np.testing.assert_allclose(np.exp(rows).sum(1), 1, atol=1e-6)
+    # Before TIMO joined it the head was the ridge's.
+    before = replace(scorer, second=ridge.second).segment_logits(support.features)
+    assert all((a == b).all() for a, b in zip(before, ridge.segment_logits(support.features), strict=True))
+
+
 def test_how_well_seconds_are_calibrated_is_told_before_and_after_the_weights_by_left_out_clips():
     support, texts = world(6, 1, noise=3.0)
     queries, _ = world(6, 2, noise=3.0)

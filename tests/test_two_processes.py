@@ -39,21 +39,16 @@ def both(cache: Path, *commands: list[str]) -> list[tuple[int, str]]:
     return [(process.returncode, err) for process in running for err in [process.communicate()[1]]]
 
 
-def test_one_cache(clips, tmp_path):
-    common = [
-        "zeroshot",
-        str(clips),
-        "--label",
-        "dog barking",
-        "--label",
-        "rain",
-        "--backbone",
-        "tiny",
-        "--device",
-        "cpu",
+def zeroshot(clips: Path, output: Path) -> list[str]:
+    return [
+        *("zeroshot", str(clips), "--label", "dog barking", "--label", "rain"),
+        *("--backbone", "tiny", "--device", "cpu", "--output", str(output)),
     ]
+
+
+def test_one_cache(clips, tmp_path):
     files = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
-    ends = both(tmp_path / "cache", *([*common, "--output", str(file)] for file in files))
+    ends = both(tmp_path / "cache", *(zeroshot(clips, file) for file in files))
     assert [status for status, _ in ends] == [0, 0], ends
     first, second = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert first == second
@@ -63,21 +58,9 @@ def test_one_cache(clips, tmp_path):
 def test_one_file_of_lines(clips, tmp_path):
     target = tmp_path / "r.jsonl"
     target.write_text("somebody's\n")
-    common = [
-        "zeroshot",
-        str(clips),
-        "--label",
-        "dog barking",
-        "--label",
-        "rain",
-        "--backbone",
-        "tiny",
-        "--device",
-        "cpu",
-    ]
     with open(target, "a") as held:
         assert try_lock(held.fileno())
-        [(status, err)] = both(tmp_path / "cache", [*common, "--overwrite", "--output", str(target)])
+        [(status, err)] = both(tmp_path / "cache", [*zeroshot(clips, target), "--overwrite"])
     assert status == 2, err
     assert "another process is writing it" in " ".join(err.split())
     assert target.read_text() == "somebody's\n"
@@ -97,19 +80,7 @@ def test_the_line_that_somebody_is_writing_is_not_cut_off(tmp_path):
 
 def test_one_folder_of_shards(clips, tmp_path):
     out = tmp_path / "shards"
-    command = [
-        "data",
-        "prepare",
-        "folder",
-        "--root",
-        str(clips),
-        "--backbone",
-        "tiny",
-        "--workers",
-        "1",
-        "--out",
-        str(out),
-    ]
+    command = f"data prepare folder --root {clips} --backbone tiny --workers 1 --out {out}".split()
     ends = both(tmp_path / "cache", command, command)
     assert {status for status, _ in ends} <= {0, 1}, ends
     assert 0 in {status for status, _ in ends}, ends

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from avfewshot.io import try_lock
+
 _PREFIX = "avfs-serve-"
 
 
@@ -39,15 +41,12 @@ class Scratch:
 
 
 def _hold(folder: Path) -> int | None:
-    """Lock a folder; OSError where another process has. None on Windows, where nothing is swept."""
+    """Lock a folder; None where another process has, and where there are no locks."""
     try:
-        import fcntl
-    except ImportError:
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:  # Windows opens no folders
         return None
-    handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
+    if try_lock(handle):
+        return handle
+    os.close(handle)
+    return None

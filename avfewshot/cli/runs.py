@@ -19,7 +19,7 @@ from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
-from avfewshot.io import write_text
+from avfewshot.io import try_lock, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -83,19 +83,10 @@ class Run:
             document = {"format": FORMAT, "kind": self.config.table, "command": self.command}
             document |= {"config": self.config.to_dict(), "sources": self.sources}
             write_text(record, json.dumps(document, indent=2))
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        # Held until the process ends, however it ends.
-        self._lock = open(record, "rb")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = open(record, "rb")  # noqa: SIM115 - held until the process ends, however it ends
+        if not try_lock(self._lock.fileno(), otherwise=True):
             hint = "Wait for it, or end it; then give the same command."
-            raise AvfsError(f"{self.folder}: another process works on this run.", hint=hint) from None
-        except OSError:  # a file system without locks
-            self._lock = None
+            raise AvfsError(f"{self.folder}: another process works on this run.", hint=hint)
 
     def rows(self, backbone: Backbone | None = None, training: Any = None) -> list[tuple[str, str, str]]:
         """(name, value, source) of every setting, as text.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avfewshot.errors import AvfsError, DataError, UsageError
-from avfewshot.io import atomic_path, naming
+from avfewshot.io import atomic_path, naming, try_lock
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import Thumbnail, jpeg, jpeg_source, spread
@@ -430,19 +430,11 @@ class Store:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with open(self.folder / ".lock", "w") as stream:
-            with contextlib.suppress(ImportError):  # Windows: two writers are not kept apart
-                import fcntl
-
-                until = time.monotonic() + _PATIENCE
-                while True:
-                    try:
-                        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except OSError:
-                        if time.monotonic() > until:
-                            message = f"{self.folder}: another process writes into it."
-                            raise UsageError(message, hint="Wait for it.") from None
-                        time.sleep(0.1)
+            until = time.monotonic() + _PATIENCE
+            while not try_lock(stream.fileno(), otherwise=True):
+                if time.monotonic() > until:
+                    raise UsageError(f"{self.folder}: another process writes into it.", hint="Wait for it.")
+                time.sleep(0.1)
             yield
 
     def _compact(self, database: sqlite3.Connection) -> bool:
