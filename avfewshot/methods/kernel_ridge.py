@@ -116,8 +116,11 @@ def solve(
     Returns:
         ``inv(K + lambda W^-1)``, dual coefficients ``[n, C]``, left-out predictions ``[n, C]``.
     """
-    inverse = invert(kernel + np.diag(penalty / weights))
-    return inverse, inverse @ targets, leave_out(inverse, targets, groups)
+    ridge = kernel.copy()
+    np.einsum("ii->i", ridge)[:] += penalty / weights
+    inverse = invert(ridge)
+    dual = inverse @ targets
+    return inverse, dual, leave_out(inverse, dual, targets, groups)
 
 
 def invert(matrix: Floats) -> Floats:
@@ -126,14 +129,14 @@ def invert(matrix: Floats) -> Floats:
     factor, fault = potrf(matrix)
     if fault:  # not positive definite to the last digit
         return np.linalg.inv(matrix)
-    upper: Any = potri(factor)[0]
-    full: Any = np.triu(upper) + np.triu(upper, 1).T
+    upper: Any = potri(factor)[0]  # zero below the diagonal
+    full = upper + upper.T
+    np.fill_diagonal(full, np.diag(upper))
     return full
 
 
-def leave_out(inverse: Floats, targets: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """What each group's rows would be predicted without them."""
-    dual = inverse @ targets
+def leave_out(inverse: Floats, dual: Floats, targets: Floats, groups: npt.NDArray[np.int64]) -> Floats:
+    """What each group's rows would be predicted without them; `dual` is ``inverse @ targets``."""
     if len(np.unique(groups)) == len(groups):
         return targets - dual / np.diag(inverse)[:, None]
     result = np.empty_like(targets)

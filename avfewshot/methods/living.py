@@ -140,7 +140,8 @@ class LivingRidge:
         for name, weight in self._params["weights"]["both"].items():
             if name in self._params["experts"]:
                 centred = targets - 1 / targets.shape[1]
-                evidence += weight * kernel_ridge.leave_out(self.inverse(name), centred, groups)
+                inverse = self.inverse(name)
+                evidence += weight * kernel_ridge.leave_out(inverse, inverse @ centred, centred, groups)
         return evidence
 
     def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
