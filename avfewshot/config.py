@@ -41,7 +41,7 @@ from typing_extensions import Self
 from avfewshot.adapters.registry import adapter_names
 from avfewshot.adapters.settings import SETTINGS
 from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
-from avfewshot.io import load_yaml
+from avfewshot.io import load_yaml, user_path
 
 CONFIG_NAME = "avfs.toml"
 UNSET = "not set"
@@ -85,7 +85,10 @@ def _path(raw: Any) -> Path:
         raise ValueError(f"a path is needed, not {raw!r}.")
     if not os.fspath(raw):
         raise ValueError("a path is needed, it is empty.")
-    return Path(raw).expanduser()
+    try:
+        return user_path(raw)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def _device(raw: Any) -> Any:
@@ -271,8 +274,8 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The flag as a name in Python: unique within a command."""
-        return self.flag.lstrip("-").replace("-", "_").lower()
+        """The flag as a name in Python, of an argument its field: unique within a command."""
+        return self.flag[2:].replace("-", "_") if self.flag.startswith("--") else self.name
 
     @functools.cached_property
     def leaves(self) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -911,6 +914,13 @@ class ZeroshotConfig(CommandConfig, table="zeroshot"):
     distribution: EngineConfig = section(EngineConfig)
 
 
+class ExportModelConfig(BackboneConfig):
+    """What is exported; it computes on the CPU in fp32."""
+
+    adapter: FilePath | None = setting(None, "A run folder, or that of an adapter.", flag="RUN", saved=True)
+    seed: Annotated[int, Ge(0)] = setting(0, "Seed of random weights.", panel=MODEL, saved=True)
+
+
 class ExportConfig(CommandConfig, table="export"):
     """``avfs export``."""
 
@@ -919,7 +929,7 @@ class ExportConfig(CommandConfig, table="export"):
         None, "Label file: one a line; `label: a longer wording`. Without it the labels of the run.", saved=True
     )
     label: Texts = setting((), "A label on the command line, instead of a file; may be repeated.")
-    model: InferenceConfig = section(InferenceConfig)
+    model: ExportModelConfig = section(ExportModelConfig)
 
 
 class ServeConfig(CommandConfig, table="serve"):
@@ -1202,6 +1212,13 @@ class Resolved:
         """Where a value came from."""
         return self.sources[key]
 
+    def named(self, key: str) -> str:
+        """How messages call a setting: by the option, the variable or the file that it was given with."""
+        source = self.sources[key]
+        if source.startswith("default"):
+            return settings_of(type(self.config))[key].flag
+        return f"{key} in {source}" if source.startswith(CONFIG_NAME) else source
+
     def given(self) -> list[str]:
         """Keys that somebody has set."""
         return [key for key, source in self.sources.items() if not source.startswith("default")]
@@ -1261,9 +1278,11 @@ def resolve(
             if key in document.get(part, {}) and (part or table != "data"):
                 values.setdefault(key, (document[part][key], source))
     if values.get("config", (None,))[0] is not None:
-        path = values["config"][0]
+        path, source = values["config"]
         group = {single.name: single for single in known.values() if single.section == "training"}
-        read = check_values(collect(faults, lambda: _read_yaml(path)) or {}, group, f"{path}: ", faults, wrong=wrong)
+        read = check_values(
+            collect(faults, lambda: _read_yaml(path, source)) or {}, group, f"{path}: ", faults, wrong=wrong
+        )
         for name, value in read.items():
             values.setdefault(group[name].key, (value, str(path)))
     return _assemble(model, values, wrong, faults)
@@ -1386,9 +1405,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not valid TOML: {str(error).rstrip('.')}.", hint=hint) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, source: str) -> dict[str, Any]:
     if not path.exists():
-        raise UsageError(f"{path}: there is no such file.", hint="Check the path given with --config.")
+        raise UsageError(f"{path}: there is no such file.", hint=f"Check the path given with {source}.")
     values = load_yaml(path)
     if values is None:
         return {}

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from avfewshot.errors import UsageError
+
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
@@ -152,8 +154,6 @@ def load_yaml(path: str | os.PathLike[str], *, max_bytes: int = 1 << 20) -> Any:
     """
     import yaml
 
-    from avfewshot.errors import UsageError
-
     path = Path(path)
     if not path.is_file():  # a pipe or a device would be read without end
         kind = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "there is no such file"
@@ -224,6 +224,16 @@ _YAML_NODES = 100_000
 _PACKAGE = Path(__file__).resolve().parent
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` and ``~name`` as home folders; a :class:`UsageError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        name = Path(path).parts[0]
+        hint = f"Write the path in full, or as ./{name} where a folder is called so."
+        raise UsageError(f"{printable(os.fspath(path))}: there is no home folder {name} here.", hint=hint) from None
+
+
 def resource_dir(name: str) -> Path:
     """Folder of packaged files.
 
@@ -256,9 +266,9 @@ def cache_dir(*parts: str) -> Path:
         The path.
     """
     if explicit := os.environ.get("AVFS_CACHE"):
-        base = Path(explicit).expanduser()
+        base = user_path(explicit)
     elif xdg := os.environ.get("XDG_CACHE_HOME"):
-        base = Path(xdg).expanduser() / "avfewshot"
+        base = user_path(xdg) / "avfewshot"
     else:
         base = Path.home() / ".cache" / "avfewshot"
     return base.joinpath(*parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
-from avfewshot.io import load_yaml, resource_dir
+from avfewshot.io import load_yaml, resource_dir, user_path
 from avfewshot.labels import visible
 
 SLOT = "{}"
@@ -49,7 +49,7 @@ def load_templates(name_or_path: str | Path = "default") -> Templates:
     text = str(name_or_path)
     if text in template_names():
         return _from_yaml(resource_dir("prompts") / f"{text}.yaml")
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.exists():
         guess = did_you_mean(text, template_names())
         raise UsageError(

@@ -173,9 +173,64 @@ def test_lack_of_memory_and_of_disk_are_explained(capsys):
     assert "out.json: No space left on device." in capsys.readouterr().err
 
 
-def test_the_home_of_nobody_is_a_wrong_path(capsys):
-    assert status_of(lambda: Path("~nobody-here/x").expanduser()) == 2
-    assert "begins with ~ and the name of a user who is not here" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "variables", "toml", "named"),
+    [
+        (["export", "nope", "--onnx", "out"], {}, "", "RUN nope:"),
+        (["export", "--onnx", "out"], {"AVFS_ADAPTER": "nope"}, "", "AVFS_ADAPTER nope:"),
+        (["zeroshot", "--adapter", "nope"], {}, "", "--adapter nope:"),
+        (["zeroshot", "--label", "a"], {}, 'roberta = "nope"', "roberta in avfs.toml nope:"),
+        (
+            ["zeroshot", "--label", "a", "--clip-weights", "."],
+            {"AVFS_WEIGHTS": "random"},
+            "",
+            "and AVFS_WEIGHTS random",
+        ),
+        (["fewshot"], {"AVFS_CONFIG": "nope"}, "", "given with AVFS_CONFIG"),
+        (["fewshot"], {"AVFS_RUNS": "avfs.toml"}, "", "AVFS_RUNS avfs.toml: avfs.toml is not a folder"),
+    ],
+)
+def test_messages_call_a_setting_as_it_was_given(arguments, variables, toml, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "avfs.toml").write_text(toml)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert run(arguments) == 2
+    shown = capsys.readouterr().err
+    assert named in shown
+    assert all(word in " ".join(arguments) for word in ("--adapter", "--config") if word in shown)
+
+
+def test_labels_that_are_typed_come_before_the_file_that_is_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text("cat\n")
+    monkeypatch.setenv("AVFS_LABELS", "labels.txt")
+    assert run(["zeroshot", "--label", "dog", "--label", "dog"]) == 2
+    shown = capsys.readouterr().err
+    assert "exclude" not in shown
+    assert "'dog' repeats 'dog'" in shown
+    assert run(["zeroshot", "--label", "dog", "--labels", "labels.txt"]) == 2
+    assert "--label and --labels exclude each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["zeroshot", "--label", "a", "--output", "~nobody-here/x.json"],
+        ["zeroshot", "--labels", "~nobody-here/x"],
+        ["fewshot", "--resume", "~nobody-here/x"],
+        ["compare", "~nobody-here/x", "b"],
+        ["eval", "~nobody-here/x"],
+        ["learn", "~nobody-here/x", "list"],
+        ["--log-file", "~nobody-here/x", "config"],
+    ],
+)
+def test_the_home_of_nobody_is_a_wrong_path(arguments, capsys):
+    assert run(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "~nobody-here/x" in shown
+    assert "there is no home folder ~nobody-here here" in shown
+    assert "Traceback" not in shown
 
 
 def test_interruption_has_its_own_status(capsys):

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ import typer.main
 from avfewshot.cli import terminal
 from avfewshot.cli.completion import add_completions
 from avfewshot.errors import UsageError
+from avfewshot.io import user_path
 
 HELP = """
 Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a list of labels, with CLIP and CLAP.
@@ -158,7 +158,7 @@ def _set_verbose(value: int) -> None:
 
 def _set_log_file(value: str) -> None:
     if value:
-        terminal.log_to(Path(value).expanduser())
+        terminal.log_to(user_path(value))
         _LOG.info("%s, Python %s, %s", _version(), platform.python_version(), platform.platform())
         _LOG.info("in %s: %s", os.getcwd(), shlex.join(_called_with))
 

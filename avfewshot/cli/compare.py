@@ -12,12 +12,12 @@ import typer
 
 from avfewshot.cli.fewshot import data_root, few_shot, load_data
 from avfewshot.cli.loading import load_backbone
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import session
 from avfewshot.cli.terminal import say
 from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig, resolve
-from avfewshot.errors import DataError, UsageError, raise_faults
-from avfewshot.io import csv_text, write_text
+from avfewshot.errors import DataError, UsageError, collect, raise_faults
+from avfewshot.io import csv_text, user_path, write_text
 
 if TYPE_CHECKING:
     from avfewshot.evaluation.finished import FinishedRun
@@ -64,7 +64,7 @@ def compare(
     """Options -> config -> load -> run each cell -> write."""
     command = shlex.join(["avfs", *(context.obj or ())])
     if finished:
-        _compare_finished([Path(run).expanduser() for run in finished], flags, command)
+        _compare_finished([user_path(run) for run in finished], flags, command)
         return
     settings = resolve("compare", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
     faults = settings.faults

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.loading import on_ray
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
 from avfewshot.engine import check_engine
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import printable
 from avfewshot.media.discover import find_media
 

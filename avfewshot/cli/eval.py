@@ -11,6 +11,7 @@ import typer
 
 from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import UsageError, did_you_mean
+from avfewshot.io import user_path
 
 if TYPE_CHECKING:
     from avfewshot.supervised.training import SupervisedModel, SupervisedRun
@@ -63,10 +64,10 @@ def evaluate(
         from avfewshot.cli.train import load_run, results_document
         from avfewshot.reports.supervised import print_results
 
-        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
+        record = resumed_run("train", run, {"device": device}, may_change=("device",), option="RUN")
         config = record.config
         if root is not None:
-            config = config.replace(data=config.data.replace(root=Path(root).expanduser(), media=()))
+            config = config.replace(data=config.data.replace(root=user_path(root), media=()))
         trainer = load_run(config, display)
         examples = trainer.examples(split)
         if not examples:
@@ -80,7 +81,7 @@ def evaluate(
         systems = {name: trainer.estimates([said], examples) for name, said in lines.items()} | systems
         document = results_document(trainer, systems, split) | {"modality": modality or trainer.config.modality}
         if figures is not None:
-            page = Path(figures).expanduser() / "figures.html"
+            page = user_path(figures) / "figures.html"
             said = {trainer.head_name: runs[0]}
             if ZERO_SHOT in lines:
                 said[ZERO_SHOT] = lines[ZERO_SHOT]

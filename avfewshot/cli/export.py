@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from avfewshot.cli.loading import chosen
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import asked_labels, backbone_faults, with_options
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import ExportConfig, resolve
-from avfewshot.errors import UsageError, raise_faults
-from avfewshot.labels import LabelSet, parse_labels
+from avfewshot.errors import UsageError, collect, raise_faults
 
 app = typer.Typer(add_completion=False)
 
@@ -31,32 +30,18 @@ before it is put in its place. examples/onnx_classify.py reads the folder. Needs
 
 
 @app.command(help=HELP)
-@with_options(
-    "export",
-    without=("device", "precision", "batch_size", "frame_backend", "modality", "fusion", "pool", "audio_context"),
-)
-def export(
-    adapter: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run folder, or that of an adapter.", show_default=False)
-    ] = None,
-    **flags: Any,
-) -> None:
+@with_options("export", without=("device", "frame_backend"))
+def export(**flags: Any) -> None:
     """Options -> config -> load -> trace, compare and write."""
-    settings = resolve("export", {"adapter": adapter, **flags})
+    settings = resolve("export", flags)
     config: ExportConfig = settings.config
     faults, model = [*settings.faults, *backbone_faults(settings)], config.model
-    labels = None
+    labels = collect(faults, lambda: asked_labels(settings))
     if config.onnx is None:
         faults.append(UsageError("Where to?", hint="avfs export RUN --onnx DIR"))
     elif config.onnx.exists() and not config.onnx.is_dir():
         faults.append(UsageError(f"--onnx {config.onnx}: is a file.", hint="Name a folder."))
-    if config.label and config.labels is not None:
-        faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
-    elif config.label:
-        labels = collect(faults, lambda: LabelSet.from_texts(config.label))
-    elif (path := config.labels) is not None:
-        labels = collect(faults, lambda: parse_labels(path))
-    elif model.adapter is None:
+    if not (config.label or config.labels or model.adapter):
         faults.append(UsageError("Which labels?", hint="Name a run, or add `--labels labels.txt`."))
     raise_faults(faults)
     assert config.onnx is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.loading import open_store
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import (
     DryRun,
     Resume,
@@ -27,7 +27,7 @@ from avfewshot.cli.runs import (
 )
 from avfewshot.cli.terminal import Interrupts, say
 from avfewshot.config import CompareConfig, FewshotConfig, resolve
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def fewshot(
         raise UsageError("--seed and --seeds exclude each other.", hint="Leave one out.")
     flags["seeds"] = flags["seeds"] if seed is None else seed
     if resume is not None:
-        run = resumed_run("fewshot", Path(resume).expanduser(), flags, may_change=("device", "tracker"))
+        run = resumed_run("fewshot", resume, flags, may_change=("device", "tracker"))
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
     if dry_run:

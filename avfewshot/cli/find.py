@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from avfewshot.cli.options import collect, with_options
+from avfewshot.cli.options import with_options
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.config import FindConfig, resolve
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import csv_text, printable
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import typer
 
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.errors import UsageError, did_you_mean
+from avfewshot.io import user_path
 
 app = typer.Typer(add_completion=False)
 
@@ -44,7 +45,7 @@ def learn(
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where to embed.")] = "auto",
 ) -> None:
     """Check, load, update, write."""
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     if action not in ACTIONS:
         raise UsageError(
             f"{action!r} is not one of {', '.join(ACTIONS)}.{did_you_mean(action, ACTIONS)}",

@@ -11,6 +11,7 @@ import typer
 
 from avfewshot.config import COMMANDS, UNSET, Resolved, Setting, settings_of
 from avfewshot.errors import UsageError, collect
+from avfewshot.labels import LabelSet, parse_labels
 
 if TYPE_CHECKING:
     from avfewshot.encoders.presets import Preset
@@ -84,6 +85,14 @@ def _backbones() -> list[str]:
     return preset_names()
 
 
+def asked_labels(settings: Resolved) -> LabelSet | None:
+    """The labels of ``--label`` or ``--labels``; None where neither is given. Those typed come before a file's."""
+    texts, path = settings["label"], settings["labels"]
+    if texts and settings.source("labels") == "--labels":
+        raise UsageError("--label and --labels exclude each other.", hint="Leave one out.")
+    return LabelSet.from_texts(texts) if texts else None if path is None else parse_labels(path)
+
+
 def backbone_faults(settings: Resolved) -> list[UsageError]:
     """What is wrong with backbone, templates and paths of weights, as far as can be told without reading weights."""
     from avfewshot.encoders.presets import load_preset
@@ -99,10 +108,10 @@ def backbone_faults(settings: Resolved) -> list[UsageError]:
         path = settings[key]
         if path is None:
             continue
-        option = settings_of(type(settings.config))[key].flag
+        option = settings.named(key)
         if settings["weights"] == "random" and key.endswith("_weights"):
             hint = "Leave one of them out."
-            faults.append(UsageError(f"{option} and --weights random exclude each other.", hint=hint))
+            faults.append(UsageError(f"{option} and {settings.named('weights')} random exclude each other.", hint=hint))
         elif not path.exists() and not (key == "adapter" and adapter_folder(path).is_dir()):
             faults.append(UsageError(f"{option} {path}: there is nothing at this path.", hint="Check the path."))
     return faults

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import atomic_path, sweep_leftovers, try_lock
+from avfewshot.io import atomic_path, sweep_leftovers, try_lock, user_path
 
 if TYPE_CHECKING:
     from avfewshot.inference.results import ClipResult, Failure, RunInfo
@@ -57,7 +57,7 @@ def plan_targets(
         return [Target(form, None)], _one_file_a_clip(form, clips)
     if not output:
         return [], [UsageError("--output is empty.", hint="Name a file, for example `--output results.json`.")]
-    path = Path(output).expanduser()
+    path = user_path(output)
     if not form_given:
         suffixes = SUFFIXES | TIMELINES
         form = next((name for name, suffix in suffixes.items() if suffix == path.suffix.lower()), form)

@@ -12,7 +12,7 @@ from avfewshot.cli.eval import check_choices
 from avfewshot.cli.runs import resumed_run
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.errors import AvfsError, UsageError, explain
-from avfewshot.io import printable, write_text
+from avfewshot.io import printable, user_path, write_text
 
 app = typer.Typer(add_completion=False)
 
@@ -70,7 +70,7 @@ def predict(
         from avfewshot.reports.supervised import told
         from avfewshot.supervised.base import Example, TaskData, load_task
 
-        record = resumed_run("train", Path(run).expanduser(), {"device": device}, may_change=("device",), option="RUN")
+        record = resumed_run("train", run, {"device": device}, may_change=("device",), option="RUN")
         config, folder = record.config, record.folder
         seeds = config.training.seeds
         if seed is not None and seed not in seeds:
@@ -96,7 +96,7 @@ def predict(
                 failed += 1
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if output is not None:
-            write_text(Path(output).expanduser(), text)
+            write_text(user_path(output), text)
             say(f"written: {output}")
         elif format == "json":
             typer.echo(text, nl=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import (
     DryRun,
     Resume,
@@ -23,7 +23,7 @@ from avfewshot.cli.runs import (
 )
 from avfewshot.cli.terminal import say
 from avfewshot.config import PretrainConfig, PretrainingConfig, resolve
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def pretrain(
     """Options -> config -> load -> run -> write."""
     if resume is not None:
         free = ("device", "devices", "nodes", "strategy", "tracker")
-        run = resumed_run("pretrain", Path(resume).expanduser(), flags, may_change=free)
+        run = resumed_run("pretrain", resume, flags, may_change=free)
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
     (_print_plan if dry_run else _execute)(run)

@@ -19,7 +19,7 @@ from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
 from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
-from avfewshot.io import try_lock, write_text
+from avfewshot.io import try_lock, user_path, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -153,18 +153,21 @@ def run_faults(settings: Resolved) -> list[UsageError]:
     nearest = next((folder for folder in (runs, *runs.absolute().parents) if folder.exists()), None)
     if nearest is not None and not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         what = "nothing may be written there" if nearest.is_dir() else f"{nearest} is not a folder"
-        faults.append(UsageError(f"--runs {runs}: {what}.", hint="Give another folder with --runs DIR."))
+        faults.append(
+            UsageError(f"{settings.named('runs')} {runs}: {what}.", hint="Give another folder with --runs DIR.")
+        )
     return faults
 
 
 def resumed_run(
-    table: str, folder: Path, flags: Mapping[str, Any], *, may_change: tuple[str, ...], option: str = "--resume"
+    table: str, named: str, flags: Mapping[str, Any], *, may_change: tuple[str, ...], option: str = "--resume"
 ) -> Run:
     """A run that goes on with the settings that it was begun with, but for the keys of `may_change`.
 
-    What is given in `flags` must be as in the run; `option` is what the folder was given as, for messages.
+    What is given in `flags` must be as in the run; `option` is what its folder was `named` with, for messages.
     """
     model = COMMANDS[table]
+    folder = user_path(named)
     path = folder / RUN_FILE
     if not path.is_file():
         raise UsageError(f"{option} {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")

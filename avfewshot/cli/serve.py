@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from avfewshot.cli.loading import chosen, left_to_adapter, load_classifier, open_store
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import asked_labels, backbone_faults, with_options
 from avfewshot.cli.terminal import Notices, debugging, library_messages, say
 from avfewshot.config import Resolved, resolve
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, collect, raise_faults
+from avfewshot.io import user_path
 
 app = typer.Typer(add_completion=False)
 
@@ -57,18 +58,10 @@ def serve(
 
 
 def _serve(settings: Resolved, paths: list[str]) -> int:
-    from avfewshot.labels import LabelSet, parse_labels
-
     faults, config = settings.faults, settings.config
-    labels = None
-    if config.label and config.labels is not None:
-        faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
-    elif config.label:
-        labels = collect(faults, lambda: LabelSet.from_texts(config.label))
-    elif config.labels is not None:
-        labels = collect(faults, lambda: parse_labels(config.labels))
+    labels = collect(faults, lambda: asked_labels(settings))
     store = collect(faults, lambda: open_store(config.store))
-    roots = [Path(path).expanduser() for path in paths or ([] if store and len(store) else ["."])]
+    roots = [user_path(path) for path in paths or ([] if store and len(store) else ["."])]
     files = collect(faults, lambda: _media(roots, config.recursive)) or []
     if store is not None and len(store) and not paths:
         files = roots = [clip.source for clip in store.embedded if isinstance(clip.source, Path)]

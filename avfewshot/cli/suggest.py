@@ -7,10 +7,10 @@ from typing import Any
 
 import typer
 
-from avfewshot.cli.options import collect, with_options
+from avfewshot.cli.options import with_options
 from avfewshot.cli.terminal import say
 from avfewshot.config import SuggestConfig, resolve
-from avfewshot.errors import UsageError, raise_faults
+from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import csv_text, printable
 
 app = typer.Typer(add_completion=False)

@@ -159,9 +159,6 @@ def status_of(command: Callable[[], Any]) -> int:
         ):
             message = "There is not enough memory."
             hint = "Try a smaller --batch-size, --precision bf16 or a smaller --backbone. "
-        elif isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
-            status, message = 2, "A path begins with ~ and the name of a user who is not here."
-            hint = "Write it in full, or as ./~NAME. "
         else:
             lines = str(error).strip().splitlines()
             message = f"Unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}"

@@ -12,11 +12,11 @@ import typer
 
 from avfewshot.cli.datacheck import configured_root
 from avfewshot.cli.loading import load_backbone
-from avfewshot.cli.options import backbone_faults, collect, with_options
+from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import Resume, Run, new_run, resumed_run, run_faults, session
 from avfewshot.cli.terminal import Interrupts, say
 from avfewshot.config import SupervisedConfig, resolve
-from avfewshot.errors import UsageError, did_you_mean, raise_faults
+from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def train(
 ) -> None:
     """Options -> config -> load -> train -> write."""
     if resume is not None:
-        run = resumed_run("train", Path(resume).expanduser(), flags, may_change=("device", "workers", "tracker"))
+        run = resumed_run("train", resume, flags, may_change=("device", "workers", "tracker"))
     else:
         run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
     _execute(run, dry_run=dry_run)

@@ -25,14 +25,14 @@ from avfewshot.cli.loading import (
     on_ray,
     open_store,
 )
-from avfewshot.cli.options import adapter_folder, backbone_faults, collect, with_options
+from avfewshot.cli.options import adapter_folder, asked_labels, backbone_faults, with_options
 from avfewshot.cli.outputs import DRAWN
 from avfewshot.cli.runs import session
 from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
 from avfewshot.engine import check_engine
-from avfewshot.errors import UsageError, raise_faults
-from avfewshot.io import write_text
+from avfewshot.errors import UsageError, collect, raise_faults
+from avfewshot.io import user_path, write_text
 
 if TYPE_CHECKING:
     from avfewshot.cli.outputs import Earlier, OpenWriter, Target
@@ -132,23 +132,15 @@ class _Work:
 def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     """Check everything that can be checked before torch is imported, and tell all that is wrong at once."""
     from avfewshot.cli.outputs import check_file, check_overwrite, earlier_results, plan_targets
-    from avfewshot.labels import LabelSet, parse_labels
     from avfewshot.media.discover import find_media
 
     faults, asked = settings.faults, settings.config.output
-    labels = page = None
-    if asked.label and asked.labels is not None:
-        faults.append(UsageError("--label and --labels exclude each other.", hint="Leave one out."))
-    elif asked.label:
-        labels = collect(faults, lambda: LabelSet.from_texts(asked.label))
-    elif asked.labels is None and settings["adapter"] is not None and (own := _labels_of_run(settings["adapter"])):
-        labels = own
-    elif asked.labels is None:
-        if not any(str(fault).startswith("--labels") for fault in faults):
+    page, labels = None, collect(faults, lambda: asked_labels(settings))
+    if not (asked.label or asked.labels):
+        labels = None if settings["adapter"] is None else _labels_of_run(settings["adapter"])
+        if labels is None and settings.source("labels") == "default":
             hint = "Write one label a line into a file and add `--labels labels.txt`, or say `--label 'dog barking'`."
             faults.append(UsageError("No label file is given.", hint=hint))
-    else:
-        labels = collect(faults, lambda: parse_labels(asked.labels))
     if asked.reject and settings["adapter"] is None:
         faults.append(UsageError("--reject: only a few-shot run can tell unknown clips.", hint="Add --adapter RUN."))
     distribution = settings.config.distribution
@@ -165,7 +157,7 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     targets, wrong = plan_targets(asked.format, asked.output, form_given=given, clips=len(files or ()))
     faults += wrong
     if asked.report is not None:
-        page = Path(asked.report).expanduser()
+        page = user_path(asked.report)
         if page.suffix.lower() in {".html", ".htm"}:
             faults += check_file(page, "--report")
         else:
@@ -404,7 +396,7 @@ def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str
         if flags[key] is not None:
             faults.append(UsageError(f"--{key.replace('_', '-')} cannot be given with --task.", hint=hint))
     if output is not None:
-        path = Path(output).expanduser()
+        path = user_path(output)
         if path.suffix.lower() not in _SUFFIXES:
             faults.append(UsageError(f"--output {path}: its name must end in {', '.join(_SUFFIXES)}."))
         else:
@@ -512,7 +504,7 @@ def _print_task(settings: Resolved, evaluator: Evaluator, report: EvalReport) ->
             say(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be.")
     if settings["output"] is None:
         return
-    path = Path(settings["output"]).expanduser()
+    path = user_path(settings["output"])
     if path.suffix.lower() == ".json":
         document = {
             "task": settings["task"],

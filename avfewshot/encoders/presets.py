@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from avfewshot.encoders.htsat import htsat_config
 from avfewshot.errors import UsageError, did_you_mean, flatten, raise_faults
-from avfewshot.io import load_yaml
+from avfewshot.io import load_yaml, user_path
 
 _FOLDER = Path(__file__).resolve().parent / "presets"
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -131,7 +131,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     if text in preset_names():
         path = _FOLDER / f"{text}.yaml"
     elif text.lower().endswith((".yaml", ".yml")):
-        path = Path(text).expanduser()
+        path = user_path(text)
     else:
         raise UsageError(
             f"There is no backbone {text!r}.{did_you_mean(text, preset_names())}",
@@ -330,7 +330,7 @@ class _Reader:
         return Source((checkpoint,) if checkpoint else names, file=self.relative(file) if file else None, **values)
 
     def relative(self, name: str) -> Path:
-        return (self.path.parent / Path(name).expanduser()).resolve()
+        return (self.path.parent / user_path(name)).resolve()
 
     def section(
         self, raw: Any, where: str, kinds: Mapping[str, Kind], *, required: Collection[str] = ()

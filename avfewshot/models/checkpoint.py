@@ -22,7 +22,7 @@ from torch import Tensor
 
 from avfewshot.encoders.weights.load import read_tensors
 from avfewshot.errors import DataError, UsageError, WeightsError
-from avfewshot.io import naming, printable, sha256_file
+from avfewshot.io import naming, printable, sha256_file, user_path
 from avfewshot.models.hub import local_adapter
 from avfewshot.version import __version__
 
@@ -184,7 +184,7 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: Ada
     from avfewshot.prompts import template_names
 
     write_tensors(folder / TENSORS_NAME, tensors)
-    templates = Path(config.templates).expanduser()
+    templates = user_path(config.templates)
     if config.templates not in template_names() and templates.is_file():
         copy = f"templates{templates.suffix}"
         (folder / copy).write_bytes(templates.read_bytes())

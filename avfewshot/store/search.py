@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import MediaError, UsageError
+from avfewshot.io import user_path
 from avfewshot.media.remote import is_remote
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def clip_query(store: Store, like: str, embed: Any) -> tuple[dict[str, Floats], 
         UsageError: It has no such seconds.
     """
     path, start, end = parse_like(like)
-    source = path if is_remote(path) else Path(path).expanduser()
+    source = path if is_remote(path) else user_path(path)
     clip = store.find_clip(source)
     if clip is not None:
         parts: Sequence[Floats | None] = store.of(clip)

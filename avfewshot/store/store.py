@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avfewshot.errors import AvfsError, DataError, UsageError
-from avfewshot.io import atomic_path, naming, try_lock
+from avfewshot.io import atomic_path, naming, try_lock, user_path
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import Thumbnail, jpeg, jpeg_source, spread
@@ -119,7 +119,7 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         self._towers: Classifier | None = None
         self._read()
 
@@ -169,7 +169,7 @@ class Store:
             identity: What embeddings depend on, see :meth:`Classifier.embedding_identity`.
             dims: Width of the embeddings by modality.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         if not (folder / "store.db").exists():
             values = {"model": model, "identity": identity, "dims": dims, "rows": dict.fromkeys(MODALITIES, 0)}
             values |= {"version": VERSION, "generation": 1}

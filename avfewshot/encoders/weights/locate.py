@@ -25,7 +25,7 @@ from avfewshot.encoders.presets import (
 )
 from avfewshot.encoders.weights.identity import combined, file_sha256
 from avfewshot.errors import UsageError, WeightsError
-from avfewshot.io import cache_dir, write_text
+from avfewshot.io import cache_dir, user_path, write_text
 
 _LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -316,9 +316,9 @@ def hub_cache() -> Path:
     from huggingface_hub import constants
 
     if explicit := os.environ.get("HF_HUB_CACHE"):
-        return Path(explicit).expanduser()
+        return user_path(explicit)
     if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
+        return user_path(home) / "hub"
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -396,7 +396,7 @@ def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
 
 
 def _path(given: str | Path) -> Path:
-    return Path(given).expanduser().absolute()
+    return user_path(given).absolute()
 
 
 _PACKAGE = Path(__file__).resolve().parents[2]
