@@ -18,6 +18,7 @@ search hard.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -232,7 +233,7 @@ def measure_find(folder: Path, count: int) -> dict[str, Any]:
             for start in range(0, count, CHUNK):
                 stream.write(np.ascontiguousarray(vectors[start : start + CHUNK]).tobytes())
     clips = count // CLIP
-    with store._connect(write=True) as database, database:
+    with contextlib.closing(store._connect("rw")) as database, database:
         names = (b"/clips/%d.mp4" % number for number in range(clips))
         rows = ((i, name, name, 1, 1, 10.0, CLIP, i * CLIP, i * CLIP) for i, name in enumerate(names))
         database.executemany("INSERT INTO clips VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', NULL)", rows)
@@ -283,7 +284,7 @@ def measure_rerun(folder: Path, count: int) -> dict[str, Any]:
     (clips / "0.mp4").write_bytes(b"a clip")
     about = {"backbone": "tiny", "precision": "fp32"}
     store = Store.create(folder / "embedded", about, {}, dict.fromkeys(MODALITIES, DIM))
-    with store._connect(write=True) as database:
+    with contextlib.closing(store._connect("rw")) as database:
         writer = _Writer(store, database)
         for number in range(count):
             path = clips / f"{number}.mp4"

@@ -294,7 +294,7 @@ def made_up_store(folder, clips, seconds=4, dims=None):
     rng = np.random.default_rng(0)
     store = Store.create(folder, {"backbone": "tiny", "precision": "fp32"}, {}, dims)
     made = {}
-    with store._connect(write=True) as database:
+    with contextlib.closing(store._connect("rw")) as database:
         writer = store_module._Writer(store, database)
         for number in range(clips):
             path = folder / f"{number:05}.mp4"
@@ -326,7 +326,7 @@ def plain_search(made, query, top):
 def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
     store, made = made_up_store(tmp_path, 6)
     path = tmp_path / "00002.mp4"
-    with store._connect(write=True) as database:
+    with contextlib.closing(store._connect("rw")) as database:
         writer = store_module._Writer(store, database)
         good = [torch.from_numpy(part) for part in made[str(tmp_path / "00001.mp4")]]
         writer.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()), {})
@@ -340,6 +340,20 @@ def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
     np.testing.assert_array_equal(store.of(store.clips[str(path)])[0], made[str(path)][0])
     np.testing.assert_array_equal(store.of(store.clips[str(tmp_path / "00003.mp4")])[1], good[1].numpy())
     assert store.means()["audio"].any(1).sum() == 4  # two have no sound
+
+
+def test_reading_clips_opens_the_database_once(tmp_path, monkeypatch):
+    made_up_store(tmp_path, 6)
+    opened, connect = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **options: opened.append(1) or connect(*given, **options))
+    store = Store(tmp_path)
+    store.identity["audio context"] = "clip"
+    with pytest.raises(DataError, match="damaged"):  # it has no windows
+        store.by_clip(store.embedded[1])
+    for clip in store.embedded:
+        assert store.thumbnail(clip.path) is None
+    assert store.means()["visual"].any(1).all()
+    assert len(opened) == 1
 
 
 def test_an_empty_store_finds_nothing(tmp_path):
@@ -363,7 +377,7 @@ def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(store_module, "_INDEXED", 1000)
     store, made = made_up_store(tmp_path, 600, dims={"visual": 32, "audio": 16})
-    with store._connect(write=True) as database:
+    with contextlib.closing(store._connect("rw")) as database:
         store_module._delete(database, store.embedded[3].id)  # its rows stay, and are nobody's
         database.commit()
     store = Store(tmp_path)
@@ -383,7 +397,7 @@ def test_moments_join_seconds_that_follow_each_other(tmp_path):
     near = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x")
-    with store._connect(write=True) as database:
+    with contextlib.closing(store._connect("rw")) as database:
         writer = store_module._Writer(store, database)
         vectors = torch.tensor([[1.0, 0.0] if one else [0.0, 1.0] for one in near])
         writer.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()), {})

@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,17 +122,17 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = user_path(folder)
         self._towers: Classifier | None = None
+        self._reading = threading.Lock()
         self._read()
 
     def _read(self) -> None:
-        for name in ("embedded", "_vectors", "_by_real", "_search"):
+        for name in ("embedded", "_vectors", "_by_real", "_search", "_reader"):
             self.__dict__.pop(name, None)
         if not (self.folder / "store.db").is_file():
             raise UsageError(f"{self.folder}: there is no store.", hint=f"avfs embed clips/ --store {self.folder}")
         try:
-            with self._connect() as database:
-                about = dict(database.execute("SELECT key, value FROM about"))
-                rows = database.execute("SELECT * FROM clips ORDER BY path").fetchall()
+            about = dict(self._select("SELECT key, value FROM about"))
+            rows = self._select("SELECT * FROM clips ORDER BY path")
             if about["version"] != str(VERSION):
                 raise DataError(f"{self.folder}: is a store of version {about['version']}, not {VERSION}.")
             self.model: dict[str, Any] = json.loads(about["model"])  # arguments of load()
@@ -193,14 +194,18 @@ class Store:
 
     # ------------------------------------------------------------------------------------------ reading
 
-    @contextlib.contextmanager
-    def _connect(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+    def _connect(self, mode: str) -> sqlite3.Connection:
         address = (self.folder / "store.db").absolute().as_uri()
-        database = sqlite3.connect(f"{address}?mode={'rw' if write else 'ro'}", uri=True, timeout=30)
-        try:
-            yield database
-        finally:
-            database.close()
+        return sqlite3.connect(f"{address}?mode={mode}", uri=True, timeout=30, check_same_thread=False)
+
+    @cached_property
+    def _reader(self) -> sqlite3.Connection:
+        return self._connect("ro")
+
+    def _select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """What a query gives; one connection serves all threads, one after another."""
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
 
     def vectors(self, modality: str) -> Floats:
         """All rows of a modality ``[N, D]``, memory-mapped; dead ones among them."""
@@ -231,9 +236,7 @@ class Store:
         if self.audio_context == "second" or clip.audio is None:
             return None
         try:
-            with self._connect() as database:
-                select = "SELECT lengths, rows FROM windows WHERE clip = ?"
-                lengths, content = database.execute(select, (clip.id,)).fetchone()
+            [(lengths, content)] = self._select("SELECT lengths, rows FROM windows WHERE clip = ?", (clip.id,))
             rows = np.frombuffer(content, dtype=np.float32).reshape(-1, self.dims["audio"])
             return np.repeat(rows, json.loads(lengths), axis=0)
         except (sqlite3.Error, ValueError, TypeError) as error:
@@ -253,20 +256,18 @@ class Store:
         """Unit vectors ``[N, D]`` by modality, one for each of :attr:`embedded`; zero where it has none."""
         means = {name: np.zeros((len(self), self.dims[name]), dtype=np.float32) for name in MODALITIES}
         position = {clip.id: number for number, clip in enumerate(self.embedded)}
-        with self._connect() as database:
-            for clip, *parts in database.execute("SELECT clip, visual, audio FROM means"):
-                for name, part in zip(MODALITIES, parts, strict=True):
-                    if part is not None and clip in position:
-                        means[name][position[clip]] = np.frombuffer(part, dtype=np.float32)
+        for clip, *parts in self._select("SELECT clip, visual, audio FROM means"):
+            for name, part in zip(MODALITIES, parts, strict=True):
+                if part is not None and clip in position:
+                    means[name][position[clip]] = np.frombuffer(part, dtype=np.float32)
         return means
 
     def thumbnail(self, path: str | os.PathLike[str], second: int = 0) -> bytes | None:
         """A JPEG of a second of a clip; None where it has no picture."""
         clip = self.clips.get(_name(path))
-        with self._connect() as database:
-            query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
-            row = database.execute(query, (-1 if clip is None else clip.id, second)).fetchone()
-        return None if row is None else row[0]
+        query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
+        found = self._select(query, (clip.id, second)) if clip else []
+        return found[0][0] if found else None
 
     def pictures(self, path: str | os.PathLike[str], count: int) -> list[Thumbnail]:
         """At most `count` evenly spaced ones of a clip as it is now; none where the store does not hold it."""
@@ -408,7 +409,7 @@ class Store:
         Raises:
             UsageError: Another process writes into it, or its embeddings come from other towers.
         """
-        with _written(self.folder), self._locked(), self._connect(write=True) as database:
+        with _written(self.folder), self._locked(), contextlib.closing(self._connect("rw")) as database:
             database.execute(_WINDOWS)
             with database:
                 for clip in changes.gone:
