@@ -13,7 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from weights_support import CLIP_MODEL, fusion_state, laion_state, write_clip, write_laion, write_preset, write_roberta
+from weights_support import (
+    AUDIO,
+    CLIP_MODEL,
+    ROBERTA,
+    fusion_state,
+    laion_state,
+    write_clip,
+    write_laion,
+    write_preset,
+    write_roberta,
+)
 
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.clap_model import REBUILT, is_rebuilt, read_clap
@@ -21,6 +31,7 @@ from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.weights.identity import file_sha256
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
 from avfewshot.errors import WeightsError
+from avfewshot.inference.embedding_cache import embedding_identity
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor(2)}
 
@@ -405,10 +416,30 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone(sma
     texts = ["a dog", "rain"]
     assert torch.equal(first.audio_text.encode(texts), again.audio_text.encode(texts))
     assert first.audio_text.fingerprint == again.audio_text.fingerprint != other.audio_text.fingerprint
-    assert first.identity == {"clip": "random:1", "clap": "random:1"}
+    assert first.identity == again.identity
+    assert all(digest.startswith("random:1:") for digest in first.identity.values())
     frames = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(first.visual(frames), again.visual(frames))
     assert not torch.allclose(first.visual(frames), other.visual(frames))
+
+
+@pytest.mark.parametrize(
+    ("role", "change"),
+    [
+        ("clip", {"clip": {"quick_gelu": True}}),
+        ("clip", {"clip": {"mean": [0.1, 0.2, 0.3]}}),
+        ("clip", {"clip": {"model": {**CLIP_MODEL, "vision_cfg": {**CLIP_MODEL["vision_cfg"], "layers": 3}}}}),
+        ("clip", {"clip": {"model": {**CLIP_MODEL, "text_cfg": {**CLIP_MODEL["text_cfg"], "layers": 3}}}}),
+        ("clap", {"clap": {"audio": {**AUDIO, "native_samples": 47_000}}}),
+        ("clap", {"clap": {"audio": {**AUDIO, "depths": [1, 3]}}}),
+        ("clap", {"clap": {"text": {**ROBERTA, "num_hidden_layers": 1}}}),
+        ("clap", {"clap": {"joint_dim": 8}}),
+    ],
+)
+def test_random_weights_of_one_seed_share_features_with_no_other_architecture(small, tmp_path, role, change):
+    other = load_preset(write_preset(tmp_path, **change))
+    first, second = (embedding_identity(build_backbone(p, weights="random"), "fp32") for p in (small, other))
+    assert first[f"file {role}"] != second[f"file {role}"]
 
 
 def test_the_kind_of_gelu_is_in_the_fingerprint_and_in_the_result(small, tmp_path):

@@ -44,7 +44,7 @@ class Backbone:
     audio_scale: float  # the same for sounds
     templates: str  # name or path of the prompt templates that fit
     # SHA-256 of each file that went in by its role ("clip", "clap", tokenizers), the same wherever and under whatever
-    # name the file lies; "random:<seed>" for random weights.
+    # name the file lies; "random:<seed>:<fingerprint>" for random weights.
     identity: dict[str, str] = field(default_factory=dict)
     # What models trained with a sigmoid (SigLIP) add to scaled cosines. A softmax over labels does not see it.
     visual_bias: float = 0.0
@@ -111,9 +111,15 @@ def build_backbone(
         kept = [
             entry for entry in needed if entry.key.endswith("_bpe") or (roberta and entry.key.startswith("roberta"))
         ]
-        if preset.wordless:
-            return _wordless(preset, require(preset, kept), {"clip": f"random:{seed}"}, seed)
-        return _random(preset, require(preset, kept), seed)
+        files = require(preset, kept)
+        backbone = _wordless(preset, files, {}, seed) if preset.wordless else _random(preset, files, seed)
+        for role, tower, texts in (
+            ("clip", backbone.visual, backbone.visual_text),
+            ("clap", backbone.audio, backbone.audio_text),
+        ):
+            # A seed alone is the same for every architecture, and gives other numbers with other libraries.
+            backbone.identity[role] = f"random:{seed}:{_fingerprint(tower, texts)}"
+        return backbone
     if preset.peav:
         from avfewshot.encoders.pe_av import pe_av_classes
 
@@ -170,7 +176,7 @@ _DRAWS = frozenset(
 
 
 def _random(preset: Preset, files: Mapping[str, Path], seed: int) -> Backbone:
-    identity = {"clip": f"random:{seed}", "clap": f"random:{seed}"}
+    identity: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if preset.peav:
@@ -313,10 +319,14 @@ def _without_sounds(audio: Any) -> Any:
     return audio
 
 
+def _fingerprint(tower: Encoder, texts: TextBranch) -> str:
+    return combined(repr(tower), _sample_hash(tower), texts.fingerprint)[:16]
+
+
 def _sample_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(name.encode("utf-8"))
         digest.update(str(tuple(tensor.shape)).encode("utf-8"))
-        digest.update(tensor.flatten()[:64].contiguous().numpy().tobytes())
+        digest.update(tensor.detach().flatten()[:64].contiguous().numpy().tobytes())
     return digest.hexdigest()

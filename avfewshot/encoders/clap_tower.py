@@ -64,6 +64,10 @@ class ClapTower(Tower):
         self.output_dim = widths[-1] if widths else audio_branch.num_features
         self._freeze()
 
+    def extra_repr(self) -> str:
+        """The configuration, sizes that no tensor tells included."""
+        return str(self.config)
+
     def patch_embed(self, inputs: Tensor) -> Tensor:
         """Compute the spectrograms, fold them into square images and embed their patches.
 

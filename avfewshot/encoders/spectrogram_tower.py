@@ -49,6 +49,10 @@ class SpectrogramTower(Tower):
             self._begin_swin(image)
         self._freeze()
 
+    def extra_repr(self) -> str:
+        """What the image tower is shown."""
+        return f"{self.picture}, sample_rate={self.sample_rate}"
+
     def _begin_clip(self, image: ClipTower) -> None:
         visual: Any = image.visual
         (down, across), (height, width) = visual.grid_size, visual.patch_size
