@@ -16,7 +16,7 @@ from avfewshot.methods.calibration import (
     standardised_labels,
     temperature,
 )
-from avfewshot.methods.living import LivingRidge
+from avfewshot.methods.living import LivingRidge, learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 
 
@@ -123,9 +123,9 @@ def test_leaving_a_clip_out_beside_counter_examples_equals_fitting_without_it():
     scorer = find_method("kernel_ridge").fit(part, texts)
     arrays, targets = scorer.clip.arrays, scorer.clip.arrays["targets"]
     [(name, setting), *_] = scorer.clip.params["experts"].items()
-    kernel = kernel_ridge.stored_kernel(scorer.clip, setting, "")
-    cross = kernel_ridge.stored_kernel(scorer.clip, setting, "", "counter.")
-    corner = kernel_ridge.stored_kernel(scorer.clip, setting, "counter.", "counter.")
+    kernel = kernel_ridge.kernel_between(scorer.clip, setting, "")
+    cross = kernel_ridge.kernel_between(scorer.clip, setting, "", "counter.")
+    corner = kernel_ridge.kernel_between(scorer.clip, setting, "counter.", "counter.")
     whole = np.block([[kernel, cross], [cross.T, corner]])
     wanted = np.append(targets[:, 0] - 1 / 3, [-1.0, -1.0])
     loo = np.zeros_like(targets)
@@ -204,7 +204,7 @@ def test_a_clip_that_is_the_only_one_of_its_class_cannot_be_left_out():
 def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_path):
     for name in ("gda", "auto"):
         scorer, part, *_ = fitted(clips=6, classes=3, name=name)
-        scorer.learn_to_reject(part)
+        learn_to_reject(scorer, part)
         loaded = Scorer.load(scorer.save(tmp_path / name))
         assert loaded.diagnostics["reject"] == scorer.diagnostics["reject"]
         ridge = LivingRidge(loaded.rejector or loaded, learn=False)
@@ -215,14 +215,14 @@ def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_pat
         other = ridge.unknown(queries.features, ["c0", "c1"])
         assert other[queries.labels[:, 2]].mean() > 0.6
     one_shot, part, *_ = fitted(clips=1, classes=3)
-    one_shot.learn_to_reject(part)
+    learn_to_reject(one_shot, part)
     assert "reject" not in one_shot.diagnostics
 
 
 def test_the_threshold_for_unknown_clips_follows_what_is_learnt_later():
     scorer, part, support, texts = fitted(clips=6, classes=3)
     scorer.decide_labels(part)
-    scorer.learn_to_reject(part)
+    learn_to_reject(scorer, part)
     before, new = scorer.diagnostics["reject"], support.labels[:, 3]
     LivingRidge(scorer).add(support.features.take(np.flatnonzero(new)), support.labels[new], texts)
     assert scorer.diagnostics["reject"]["clips"] == before["clips"] + 6

@@ -37,8 +37,9 @@ from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.learned import BACKGROUND, LearnedHead
 from avfewshot.io import atomic_path, sha256_file, write_text
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.methods.base import _LEAST, _SMALLEST, MODALITIES, Rows, _with_none, log_softmax
+from avfewshot.methods.base import LEAST, MODALITIES, SMALLEST
 from avfewshot.methods.method import Scores
+from avfewshot.methods.rows import compared_rows, pooled_rows
 from avfewshot.methods.seconds import score_rows
 from avfewshot.models.fusion import predict_clips, predict_events
 from avfewshot.version import __version__
@@ -272,12 +273,12 @@ class _Answers(nn.Module):
         texts: Any = scorer.texts
         vectors, said, salience = self._compared(given)
         some = next(iter(vectors.values()))
-        fused = said.log_probabilities.clamp(min=_LEAST)
+        fused = said.log_probabilities.clamp(min=LEAST)
         uniform = torch.full_like(fused, -float(np.log(len(texts.names))))
         alone = (said.visual_log_probabilities, said.audio_log_probabilities)
         zero_shot: dict[str, Any] = {"fused": Traced(fused)}
         for name, values in zip(MODALITIES, alone, strict=True):
-            zero_shot[name] = Traced(uniform if values is None else values.clamp(min=_LEAST))
+            zero_shot[name] = Traced(uniform if values is None else values.clamp(min=LEAST))
         shares = {"mean": torch.full_like(some[..., 0], 1.0).softmax(-1)}
         if salience is not None:
             weights = salience.clamp(-30, 30).sigmoid()
@@ -293,17 +294,7 @@ class _Answers(nn.Module):
                     pooled[view, name] = Traced(
                         some.new_zeros(1, getattr(texts, name).shape[1]).expand(some.shape[0], -1)
                     )
-        known = np.flatnonzero(scorer.trained)
-        text: dict[str, Any] = {name: log_softmax(values[:, known]) for name, values in zero_shot.items()}
-        labels = {name: getattr(texts, name)[known] for name in MODALITIES}
-        if scorer.negatives:
-            text = {name: _with_none(values) for name, values in text.items()}
-            for name, rows in labels.items():
-                background = getattr(texts, f"{name}_background")
-                labels[name] = np.concatenate(
-                    (rows, (np.zeros(rows.shape[1]) if background is None else background)[None])
-                )
-        rows = Rows(pooled, text, labels, texts.scales, np.zeros(1, np.int64), np.ones(1))
+        rows = pooled_rows(pooled, zero_shot, texts, np.flatnonzero(scorer.trained), none=scorer.negatives)
         return scorer.joined(rows, zero_shot, texts, tuned)
 
     def _seconds(self, given: dict[str, Tensor], clip: Any) -> Tensor:
@@ -311,28 +302,15 @@ class _Answers(nn.Module):
         assert isinstance(self.head, LearnedHead)
         scorer = self.head._scorer
         assert scorer.second is not None
-        texts, known = scorer.texts, np.flatnonzero(scorer.trained)
         vectors, said, salience = self._compared({name: values[None] for name, values in given.items()})
-        events = said.segment_probabilities[0].clamp(min=_SMALLEST).log()
-        salience = torch.zeros_like(events[:, 0]) if salience is None else salience[0]
-        there = salience.clamp(-30, 30).sigmoid()[:, None]
-        fused = events[:, torch.from_numpy(known)].log_softmax(-1)
-        text: dict[str, Any] = {
-            "fused": Traced(torch.cat((fused + there.log(), (1 - there * (1 - _SMALLEST)).log()), 1))
-        }
+        events = said.segment_probabilities[0].clamp(min=SMALLEST).log()
+        sure: Any = Traced(torch.zeros_like(events[:, 0]) if salience is None else salience[0])
         pooled: dict[Any, Any] = {}
-        labels: dict[str, Any] = {}
-        for name, scale in zip(MODALITIES, texts.scales, strict=True):
-            rows, background = getattr(texts, name)[known], getattr(texts, f"{name}_background")
-            last = np.zeros(rows.shape[1]) if background is None else background
-            labels[name] = np.concatenate((rows, last[None]))
-            if name in vectors:
-                pooled["mean", name] = Traced(vectors[name][0])
-            else:
-                pooled["mean", name] = Traced(events.new_zeros(1, rows.shape[1]).expand(events.shape[0], -1))
-            text[name] = log_softmax(scale * (pooled["mean", name] @ labels[name].T))
-        rows = Rows(pooled, text, labels, texts.scales, np.zeros(1, np.int64), np.ones(1))
-        sure: Any = Traced(salience)
+        for name in MODALITIES:
+            absent = events.new_zeros(1, getattr(scorer.texts, name).shape[1]).expand(events.shape[0], -1)
+            pooled["mean", name] = Traced(vectors[name][0] if name in vectors else absent)
+        traced: Any = Traced(events)
+        rows = compared_rows(pooled, traced, sure, scorer.texts, np.flatnonzero(scorer.trained))
         method, alone = scorer.method.for_seconds(), np.ones(1, np.int64)
         found: Any = score_rows(method, scorer.second, scorer.trained, rows, sure, clip, alone)
         return found.tensor.exp()

@@ -19,8 +19,8 @@ from avfewshot.inference.logits import ClipLogits
 from avfewshot.inference.results import ClipResult, SegmentResult
 from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.living import LivingRidge
-from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
 from avfewshot.methods.method import Scorer
+from avfewshot.methods.scorer_files import CONFIG_NAME as SCORER_NAME
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, read_json, seed_folders
 from avfewshot.models.hub import local_adapter
 from avfewshot.tuning.fit import ABOUT_NAME, load

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from avfewshot.errors import UsageError
-from avfewshot.methods.base import Floats, Rows, Support, countable, log_loss, log_softmax
-from avfewshot.methods.method import Head, Method, Scorer, find_method, register
+from avfewshot.methods.base import Floats, Support, log_loss, log_softmax
+from avfewshot.methods.method import Method, Scorer, find_method, register
+from avfewshot.methods.rows import Head, Rows, countable
 from avfewshot.methods.stacking import stack, text_is_useful
 
 DEFAULT = "kernel_ridge"

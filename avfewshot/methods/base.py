@@ -4,15 +4,14 @@ A :class:`Support` (clips with labels) and :class:`LabelFeatures` (texts of the 
 gives a :class:`Scorer`: log-posteriors of other clips. Arrays are float64 on the CPU; embeddings are unit vectors, one
 for each second of a clip. Notation: N clips, clip i of T_i seconds, K classes, D_v and D_a dimensions.
 
-Every method is a *head* on rows: a row is a clip (mean of its unit seconds, unit again) or, where seconds are labelled,
-a second. Head and text branch never see test labels: there is no way to pass any.
+Support and texts never hold test labels: there is no way to pass any.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,13 @@ from avfewshot.models.fusion import fuse, predict_clips
 
 Floats = npt.NDArray[np.float64]
 MODALITIES = ("visual", "audio")
-_SMALLEST = 1e-12
-_LEAST = np.log(_SMALLEST)
-VIEWS = ("mean", "event")
-"""How the seconds of a clip become a vector: all alike, or weighted by how likely something happens in them."""
+SMALLEST = 1e-12
+LEAST = np.log(SMALLEST)
 
 
 def unit(vectors: Floats) -> Floats:
     """Vectors of length 1; zero vectors stay zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _SMALLEST)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), SMALLEST)
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -151,6 +148,14 @@ class Support:
         segments = None if self.segments is None else tuple(self.segments[row] for row in rows)
         return Support(self.features.take(rows), self.labels[rows], segments, self.groups[rows], self.counter)
 
+    def __add__(self, other: Support) -> Support:
+        """Both as one; clips of one id stay together, and seconds are labelled where both have theirs."""
+        segments = None
+        if self.segments is not None and other.segments is not None:
+            segments = self.segments + other.segments
+        labels = np.concatenate((self.labels, other.labels))
+        return Support(self.features + other.features, labels, segments, counter=self.counter)
+
 
 @dataclass(frozen=True, eq=False)
 class LabelFeatures:
@@ -227,7 +232,7 @@ class LabelFeatures:
             parts = made.log_probabilities, made.visual_log_probabilities, made.audio_log_probabilities
             for name, values in zip(result, parts, strict=True):
                 if values is not None:
-                    result[name][clips] = np.maximum(values.numpy(), _LEAST)
+                    result[name][clips] = np.maximum(values.numpy(), LEAST)
         return result
 
     def second_log_posteriors(self, features: Features) -> tuple[list[Floats], list[Floats]]:
@@ -249,130 +254,9 @@ class LabelFeatures:
             ]
             least = np.min(sure, axis=0) if sure else np.zeros(probabilities.shape[:-1])
             for row, clip in enumerate(clips):
-                events[clip] = np.log(np.maximum(probabilities[row], _SMALLEST))
+                events[clip] = np.log(np.maximum(probabilities[row], SMALLEST))
                 salience[clip] = least[row]
         return events, salience
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What heads are fitted on and score: n vectors a modality and view, with what the text says about each.
-
-    A row is a clip, or a second. C counts the classes that have clips, with "none" (or the background) last if it has.
-    """
-
-    vectors: dict[tuple[str, str], Floats]  # (view, modality) -> unit vectors [n, D], zero where missing
-    text: dict[str, Floats]  # "fused", "visual", "audio" -> zero-shot log-posteriors [n, C]
-    labels: dict[str, Floats]  # modality -> unit vectors [C, D] of the texts
-    scales: tuple[float, float]  # temperature scales of the text branches
-    groups: npt.NDArray[np.int64]  # [n], rows that are left out together
-    weights: Floats  # [n]; those of a clip sum to 1
-    within: dict[str, Floats | None] = field(default_factory=dict)  # modality -> scatter of seconds in clips [D, D]
-    templates: dict[str, Floats | None] = field(default_factory=dict)  # modality -> single prompts [C, P, D]
-    counter: tuple[Rows, npt.NDArray[np.bool_]] | None = None  # M counter-examples, columns they are not of [M, C]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Those of :data:`VIEWS` that there are."""
-        return tuple(view for view in VIEWS if (view, "visual") in self.vectors)
-
-    def present(self, modality: str) -> npt.NDArray[np.bool_]:
-        """Which rows have the modality."""
-        return self.vectors["mean", modality].any(-1)
-
-    def joint(self) -> tuple[Floats, Floats, float]:
-        """Joint space: unit vectors ``[n, D_v + D_a]``, texts ``[C, D_v + D_a]``, and the scale of their cosines.
-
-        A modality weighs as its temperature scale, so scaled cosines are the zero-shot logits of the product of both.
-        A missing modality leaves its weight to the other.
-        """
-        total = sum(self.scales)
-        shares = {modality: np.sqrt(scale / total) for modality, scale in zip(MODALITIES, self.scales, strict=True)}
-        stacked = np.concatenate([shares[m] * self.vectors["mean", m] for m in MODALITIES], 1)
-        return unit(stacked), np.concatenate([shares[m] * self.labels[m] for m in MODALITIES], 1), total
-
-    def take(self, rows: Any, columns: npt.NDArray[np.int64] | None = None) -> Rows:
-        """Some of the rows; with some of the columns."""
-        text = {name: values[rows] for name, values in self.text.items()}
-        labels, templates, counter = self.labels, self.templates, self.counter
-        if columns is not None:
-            counter = None if counter is None else (counter[0].take(slice(None), columns), counter[1][:, columns])
-            text = {name: log_softmax(values[:, columns]) for name, values in text.items()}
-            labels = {name: values[columns] for name, values in labels.items()}
-            templates = {name: None if values is None else values[columns] for name, values in templates.items()}
-        return replace(
-            self,
-            vectors={key: values[rows] for key, values in self.vectors.items()},
-            text=text,
-            labels=labels,
-            templates=templates,
-            counter=counter,
-            groups=self.groups[rows],
-            weights=self.weights[rows],
-        )
-
-
-def clip_rows(
-    features: Features,
-    texts: LabelFeatures,
-    groups: npt.NDArray[np.int64] | None = None,
-    columns: Sequence[int] | npt.NDArray[np.int64] | None = None,
-    *,
-    none: bool = False,
-) -> Rows:
-    """One row a clip: the mean of its unit seconds, unit again.
-
-    Args:
-        features: N clips.
-        texts: K classes.
-        groups: ``[N]``; None: every clip its own.
-        columns: The classes to keep; None: all.
-        none: Append "none of these" as the last column: as likely as one class to the text.
-
-    Raises:
-        DataError: The features come from another backbone than the texts.
-    """
-    check_width(features, texts)
-    shares = {"mean": [np.full(seconds, 1 / seconds) for seconds in features.seconds]}
-    if texts.visual_background is not None and texts.audio_background is not None:
-        sure = [1 / (1 + np.exp(-np.clip(salience, -30, 30))) for salience in texts.second_log_posteriors(features)[1]]
-        shares["event"] = [values / values.sum() for values in sure]
-    vectors = {}
-    for view, weights in shares.items():
-        for modality in MODALITIES:
-            empty = np.zeros(getattr(texts, modality).shape[1])
-            clips = zip(weights, getattr(features, modality), strict=True)
-            vectors[view, modality] = unit(np.array([empty if clip is None else share @ clip for share, clip in clips]))
-    columns = np.arange(len(texts.names)) if columns is None else np.asarray(columns)
-    text = texts.clip_log_posteriors(features)
-    text = {name: log_softmax(values[:, columns]) for name, values in text.items()}
-    labels = {modality: getattr(texts, modality)[columns] for modality in MODALITIES}
-    if none:
-        text = {name: _with_none(values) for name, values in text.items()}
-        for modality, values in labels.items():
-            background = getattr(texts, f"{modality}_background")
-            row = np.zeros(values.shape[1]) if background is None else background
-            labels[modality] = np.concatenate((values, row[None]))
-    templates = {modality: getattr(texts, f"{modality}_templates") for modality in MODALITIES}
-    return Rows(
-        vectors,
-        text,
-        labels,
-        texts.scales,
-        np.arange(len(features)) if groups is None else groups,
-        np.ones(len(features)),
-        {modality: within_clip_scatter(getattr(features, modality)) for modality in MODALITIES},
-        {name: None if values is None or none else values[columns] for name, values in templates.items()},
-    )
-
-
-def _with_none(log_posterior: Floats) -> Floats:
-    known = log_posterior.shape[1]
-    column = np.zeros_like(log_posterior[:, :1]) - np.log(known + 1)
-    return np.concatenate((log_posterior + np.log(known / (known + 1)), column), 1)
 
 
 def check_width(features: Features, texts: LabelFeatures) -> None:
@@ -384,36 +268,3 @@ def check_width(features: Features, texts: LabelFeatures) -> None:
                 f"The {modality} features have {features.width(modality)} dimensions and the texts {width}: they come "
                 "from different backbones."
             )
-
-
-def within_clip_scatter(clips: Sequence[Floats | None]) -> Floats | None:
-    """How the seconds of a clip scatter about their mean: ``[D, D]``, trace D; None where they do not.
-
-    It needs no labels and no second clip of a class: directions in which one and the same clip moves about say little
-    about its class, so they can be shrunk at one shot already.
-    """
-    moved = [clip - clip.mean(0) for clip in clips if clip is not None and len(clip) > 1]
-    if not moved:
-        return None
-    stacked = np.concatenate([deviation / np.sqrt(len(deviation)) for deviation in moved])
-    scatter = stacked.T @ stacked
-    size = np.trace(scatter) / len(scatter)
-    return scatter / size if size > 1e-9 * len(moved) else None
-
-
-def countable(targets: npt.NDArray[Any], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Rows whose classes all have another clip, so that leaving theirs out still leaves something of the class."""
-    clips = np.array([len(np.unique(groups[column > 0])) for column in targets.T])
-    return ((targets > 0) <= (clips > 1)).all(1)
-
-
-@dataclass(eq=False)
-class Head:
-    """A fitted head: everything that scoring needs, as arrays and JSON values."""
-
-    arrays: dict[str, npt.NDArray[Any]]
-    params: dict[str, Any] = field(default_factory=dict)
-    loo: Floats | None = None  # log-posteriors of the support's rows when their clips are left out [n, C]
-    diagnostics: dict[str, Any] = field(default_factory=dict)
-    trainable: int = 0  # number of parameters that were trained
-    parts: dict[str, Head] = field(default_factory=dict)  # heads of methods that were tried beside this one

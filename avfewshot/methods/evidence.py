@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import Floats, Rows, countable, log_softmax
-from avfewshot.methods.method import Head, Method
+from avfewshot.methods.base import Floats, log_softmax
+from avfewshot.methods.method import Method
+from avfewshot.methods.rows import Head, Rows, countable
 from avfewshot.methods.stacking import stack, text_is_useful
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from avfewshot.methods.base import MODALITIES, Floats, Rows, unit
+from avfewshot.methods.base import MODALITIES, Floats, unit
 from avfewshot.methods.evidence import EvidenceMethod
-from avfewshot.methods.method import Head, register
+from avfewshot.methods.method import register
 from avfewshot.methods.nearest_mean import class_means
+from avfewshot.methods.rows import Head, Rows
 
 
 def discriminant(vectors: Floats, targets: Floats, weights: Floats) -> Head:

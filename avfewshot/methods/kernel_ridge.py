@@ -28,8 +28,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import get_lapack_funcs
 
-from avfewshot.methods.base import MODALITIES, Floats, Rows, countable, log_loss, log_softmax, unit
-from avfewshot.methods.method import Head, Method, register
+from avfewshot.methods.base import MODALITIES, Floats, log_loss, log_softmax, unit
+from avfewshot.methods.method import Method, register
+from avfewshot.methods.rows import Head, Rows, countable
 from avfewshot.methods.stacking import stack, text_is_useful
 
 KERNELS = ("visual", "audio", "product", "mean")
@@ -146,22 +147,6 @@ def leave_out(inverse: Floats, dual: Floats, targets: Floats, groups: npt.NDArra
     return result
 
 
-def fit_head(rows: Rows, targets: Floats) -> Head:
-    """Fit on n rows with target distributions ``[n, C]``, C >= 2 (every column has a row)."""
-    judged = countable(targets, rows.groups)
-    covered = (targets[judged] > 0).any(0).mean() if judged.any() else 0
-    arrays: Arrays = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
-    arrays["targets"] = targets
-    arrays |= {f"text centre.{modality}": centre_of(rows.vectors["mean", modality]) for modality in MODALITIES}
-    if rows.counter is not None:
-        arrays |= {f"counter.{view}.{modality}": values for (view, modality), values in rows.counter[0].vectors.items()}
-        arrays["not of"] = rows.counter[1]
-    scatters: dict[str, Any] = rows.within
-    within = {m: None if scatters[m] is None else np.linalg.eigh(scatters[m]) for m in MODALITIES}
-    fit = _fit_ridge if covered >= 0.5 else _fit_one_shot
-    return fit(rows, targets, judged, text_is_useful(rows.text["fused"], targets), within, arrays)
-
-
 def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
     params: dict[str, Any] = {"rule": "one-shot", "null": {}, "text": {}}
     different = ~((targets @ targets.T) > 0)
@@ -252,7 +237,7 @@ def fit_counter_examples(
     Gives what the expert says about each counter-example without itself, ``[M, C]``.
     """
     part = Head(arrays)
-    cross, corner = (stored_kernel(part, setting, rows, "counter.") for rows in ("", "counter."))
+    cross, corner = (kernel_between(part, setting, rows, "counter.") for rows in ("", "counter."))
     extra, predicted = np.zeros(arrays["not of"].shape), cross.T @ arrays[f"dual.{expert}"]
     for column in np.flatnonzero(arrays["not of"].any(0)):
         own = np.flatnonzero(arrays["not of"][:, column])
@@ -268,18 +253,24 @@ def fit_counter_examples(
     return predicted
 
 
-def stored_kernel(head: Head, setting: Mapping[str, Any], rows: Rows | str, others: str = "") -> Floats:
-    """An expert's kernel of rows with rows that the head keeps: "" the support, "counter." the counter-examples."""
+def kernel_between(head: Head, setting: Mapping[str, Any], left: Rows | str, right: Rows | str = "") -> Floats:
+    """An expert's kernel of rows with rows: given, or kept by the head ("": the support, "counter.": counter-examples).
+
+    Given rows that lack the expert's view take part with the mean.
+    """
     kernels = []
     for modality in MODALITIES:
         name = f"{setting['view']}.{modality}"
         metric = metric_of(head, f"{name}.{setting['beta']}")
-        if isinstance(rows, str):
-            vectors = head.arrays[rows + name]
-        else:
-            vectors = rows.vectors[setting["view"] if setting["view"] in rows.views else "mean", modality]
-        gaps = distances(metric(vectors), metric(head.arrays[others + name]))
-        kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
+        sides = [
+            metric(
+                head.arrays[rows + name]
+                if isinstance(rows, str)
+                else rows.vectors[setting["view"] if setting["view"] in rows.views else "mean", modality]
+            )
+            for rows in (left, right)
+        ]
+        kernels.append(np.exp(-setting["bandwidths"][modality] * distances(*sides)))
     return joint_kernel(setting["kernel"], *kernels)
 
 
@@ -351,30 +342,21 @@ def metric_of(head: Head, name: str) -> Metric:
     return Metric(head.arrays[f"centre.{name}"], head.arrays.get(f"whitening.{name}"))
 
 
-def score(head: Head, rows: Rows) -> Floats:
-    """Log-posteriors ``[n, C]`` of rows."""
-    return log_softmax(evidence(head, rows))
-
-
-def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
-    """Logits ``[n, C]``, with or without what the text says."""
-    one_shot = head.params["rule"] == "one-shot"
+def evidence(head: Head, rows: Rows) -> Floats:
+    """Logits ``[n, C]``."""
     centres = {modality: head.arrays[f"text centre.{modality}"] for modality in MODALITIES}
-    text = text_experts(rows, centres) if with_text else {}
-    if one_shot:
+    text = text_experts(rows, centres)
+    if head.params["rule"] == "one-shot":
         weights = head.params["text"]
-        share = ONE_SHOT_SHARE if weights and with_text else 1.0
-        result = share * _one_shot_evidence(head, rows)
-        return result + sum(
-            (weight * text[name] for name, weight in weights.items() if with_text), np.zeros_like(result)
-        )
+        result = (ONE_SHOT_SHARE if weights else 1.0) * _one_shot_evidence(head, rows)
+        return result + sum((weight * text[name] for name, weight in weights.items()), np.zeros_like(result))
     has = {modality: rows.present(modality) for modality in MODALITIES}
     experts = dict(text)
     for name, setting in head.params["experts"].items():
-        experts[name] = stored_kernel(head, setting, rows) @ head.arrays[f"dual.{name}"]
+        experts[name] = kernel_between(head, setting, rows) @ head.arrays[f"dual.{name}"]
         if "not of" in head.arrays:
             counter = head.arrays[f"dual of counter-examples.{name}"]
-            experts[name] += stored_kernel(head, setting, rows, "counter.") @ counter
+            experts[name] += kernel_between(head, setting, rows, "counter.") @ counter
     result = np.zeros_like(rows.text["fused"])
     for pattern, members in (
         ("both", has["visual"] & has["audio"]),
@@ -424,8 +406,19 @@ class KernelRidge(Method):
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """See :meth:`Method.fit_head`."""
-        return fit_head(rows, targets)
+        judged = countable(targets, rows.groups)
+        covered = (targets[judged] > 0).any(0).mean() if judged.any() else 0
+        arrays: Arrays = {f"{view}.{modality}": values for (view, modality), values in rows.vectors.items()}
+        arrays["targets"] = targets
+        arrays |= {f"text centre.{modality}": centre_of(rows.vectors["mean", modality]) for modality in MODALITIES}
+        if rows.counter is not None:
+            counter, arrays["not of"] = rows.counter
+            arrays |= {f"counter.{view}.{modality}": v for (view, modality), v in counter.vectors.items()}
+        scatters: dict[str, Any] = rows.within
+        within = {m: None if scatters[m] is None else np.linalg.eigh(scatters[m]) for m in MODALITIES}
+        fit = _fit_ridge if covered >= 0.5 else _fit_one_shot
+        return fit(rows, targets, judged, text_is_useful(rows.text["fused"], targets), within, arrays)
 
     def score_head(self, head: Head, rows: Rows) -> Floats:
         """See :meth:`Method.score_head`."""
-        return score(head, rows)
+        return log_softmax(evidence(head, rows))

@@ -9,7 +9,9 @@ full fit on the new support.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ import numpy.typing as npt
 
 from avfewshot.errors import UsageError
 from avfewshot.methods import kernel_ridge
-from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, Rows, clip_rows, countable
+from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, Support
 from avfewshot.methods.calibration import reject_threshold
-from avfewshot.methods.method import Scorer
+from avfewshot.methods.method import Scorer, find_method
+from avfewshot.methods.rows import Rows, clip_rows, countable
 
 
 class LivingRidge:
@@ -206,26 +209,15 @@ class LivingRidge:
         """``inv(K + lambda I)`` of an expert; computed when first needed."""
         if expert not in self._inverses:
             setting = self._params["experts"][expert]
-            kernel = self._kernel(expert, None)
+            kernel = kernel_ridge.kernel_between(self.scorer.clip, setting, "")
             self._inverses[expert] = np.linalg.inv(kernel + setting["penalty"] * np.eye(len(kernel)))
         return self._inverses[expert]
 
-    def _kernel(self, expert: str, rows: Any, *, own: bool = False) -> Floats:
-        """Of the support with itself (no rows), of rows with the support, or of rows with themselves (`own`)."""
-        setting, kernels = self._params["experts"][expert], []
-        for modality in MODALITIES:
-            name = f"{setting['view']}.{modality}"
-            metric = kernel_ridge.metric_of(self.scorer.clip, f"{name}.{setting['beta']}")
-            support = metric(self._arrays[name])
-            vectors = support if rows is None else metric(rows.vectors[setting["view"], modality])
-            gaps = kernel_ridge.distances(vectors, vectors if own else support)
-            kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
-        return kernel_ridge.joint_kernel(setting["kernel"], *kernels)
-
-    def _grown(self, expert: str, rows: Any) -> Floats:
-        inverse, cross = self.inverse(expert), self._kernel(expert, rows).T
-        corner = self._kernel(expert, rows, own=True)
-        corner += self._params["experts"][expert]["penalty"] * np.eye(len(corner))
+    def _grown(self, expert: str, rows: Rows) -> Floats:
+        setting, clip = self._params["experts"][expert], self.scorer.clip
+        inverse, cross = self.inverse(expert), kernel_ridge.kernel_between(clip, setting, "", rows)
+        corner = kernel_ridge.kernel_between(clip, setting, rows, rows)
+        corner += setting["penalty"] * np.eye(len(corner))
         moved = inverse @ cross
         schur = np.linalg.inv(corner - cross.T @ moved)
         return np.block([[inverse + moved @ schur @ moved.T, -moved @ schur], [-schur @ moved.T, schur]])
@@ -236,7 +228,8 @@ class LivingRidge:
         for expert, setting in self._params.get("experts", {}).items():
             self._arrays[f"dual.{expert}"] = np.ascontiguousarray(self.inverse(expert) @ centred)
             if "not of" in self._arrays:
-                kernel, single = self._kernel(expert, None), np.arange(len(targets))
+                kernel = kernel_ridge.kernel_between(self.scorer.clip, setting, "")
+                single = np.arange(len(targets))
                 kernel_ridge.fit_counter_examples(
                     self._arrays, expert, setting, kernel, centred, single, np.ones(len(targets))
                 )
@@ -249,3 +242,16 @@ class LivingRidge:
             self.calibrate_reject()
         self.scorer.clip.loo = None  # of another support
         self.scorer.diagnostics = {**self.scorer.diagnostics, "classes": list(self.scorer.texts.names)}
+
+
+def learn_to_reject(scorer: Scorer, support: Support, *, seed: int = 1) -> None:
+    """Calibrate when a clip is "unknown"; where the method is no kernel ridge, one stands beside it for that."""
+    if not scorer.clip.arrays:
+        return
+    if "rule" not in scorer.clip.params.get("params", scorer.clip.params):
+        plain = replace(support, segments=None)
+        ridge = find_method("kernel_ridge")
+        tried = ridge.name in scorer.clip.parts
+        scorer.rejector = scorer.part(ridge.name, plain) if tried else ridge.fit(plain, scorer.texts, seed=seed)
+    with contextlib.suppress(UsageError):  # one clip a class
+        scorer.diagnostics["reject"] = LivingRidge(scorer.rejector or scorer, learn=False).calibrate_reject()

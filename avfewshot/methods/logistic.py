@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from avfewshot.methods.base import Floats, Rows
+from avfewshot.methods.base import Floats
 from avfewshot.methods.evidence import EvidenceMethod
-from avfewshot.methods.method import Head, register
+from avfewshot.methods.method import register
+from avfewshot.methods.rows import Head, Rows
 
 INVERSE_PENALTY = 10.0
 

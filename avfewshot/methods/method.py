@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,32 +13,25 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from avfewshot.errors import DataError, UsageError
-from avfewshot.io import write_bytes, write_text
 from avfewshot.methods.base import (
     MODALITIES,
+    SMALLEST,
     Features,
     Floats,
-    Head,
     LabelFeatures,
-    Rows,
     Support,
     check_width,
-    clip_rows,
-    countable,
     log_loss,
     log_softmax,
 )
+from avfewshot.methods.calibration import label_thresholds, temperature
+from avfewshot.methods.rows import Head, Rows, clip_rows, countable
+from avfewshot.methods.scorer_files import CONFIG_NAME, NOT_A_SCORER, read_scorer, write_scorer
 from avfewshot.methods.seconds import fit_seconds, score_seconds
 
-FORMAT = 1
-TENSORS_NAME, CONFIG_NAME = "scorer.safetensors", "scorer.json"
 ENTRY_POINTS = "avfewshot.methods"
-_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +92,7 @@ class Method:
             used["counter-examples"] = len(support.counter[0])
         if validation is not None:
             used["validation"] = len(validation)
-            support = join(support, validation)
+            support = support + validation
         # In the order of their ids, so that the order in which clips come changes nothing.
         order = np.array(sorted(range(len(support)), key=lambda row: (support.features.ids[row], row)))
         given, support = support, support.take(order)
@@ -164,27 +155,11 @@ class Scorer:
 
     def decide_labels(self, support: Support) -> None:
         """Choose, by leaving out clips of the support, from which probability on a clip carries a label."""
-        from avfewshot.methods.calibration import label_thresholds
-
         names, left_out = self.texts.names, self.loo(support)
         judged = countable(support.labels, support.groups) & support.labels.any(1)
         if left_out is not None and judged.any():
             values = label_thresholds(left_out[judged], support.labels[judged])
             self.thresholds = {name: float(values[row]) for row, name in enumerate(names) if self.trained[row]}
-
-    def learn_to_reject(self, support: Support, *, seed: int = 1) -> None:
-        """Calibrate when a clip is "unknown"; where this method is no kernel ridge, one stands beside it for that."""
-        from avfewshot.methods.living import LivingRidge
-
-        if not self.clip.arrays:
-            return
-        if "rule" not in self.clip.params.get("params", self.clip.params):
-            plain = replace(support, segments=None)
-            beside = "kernel_ridge" in self.clip.parts
-            ridge = find_method("kernel_ridge")
-            self.rejector = self.part(ridge.name, plain) if beside else ridge.fit(plain, self.texts, seed=seed)
-        with contextlib.suppress(UsageError):  # one clip a class
-            self.diagnostics["reject"] = LivingRidge(self.rejector or self, learn=False).calibrate_reject()
 
     def part(self, name: str, support: Support) -> Scorer:
         """A method that was tried beside this one (:attr:`Head.parts`), for clips; `support` is what was fitted on."""
@@ -228,7 +203,7 @@ class Scorer:
         if tuned is None or not self.tuned or not self.tuned["tuned"]:
             return scores
         joined = log_softmax(self.tuned["light"] * scores.fused + self.tuned["tuned"] * log_softmax(tuned))
-        known = 0.0 if scores.none is None else np.log1p(-np.minimum(np.exp(scores.none), 1 - _SMALLEST))[:, None]
+        known = 0.0 if scores.none is None else np.log1p(-np.minimum(np.exp(scores.none), 1 - SMALLEST))[:, None]
         return replace(scores, fused=joined + known)
 
     def logits(self, features: Features, texts: LabelFeatures | None = None, *, tuned: Floats | None = None) -> Floats:
@@ -254,8 +229,6 @@ class Scorer:
 
     def left_out(self, support: Support) -> dict[str, Any]:
         """Calibrate on the support's clips, each without itself; their accuracy, log-loss and ECE, None without."""
-        from avfewshot.methods.calibration import temperature
-
         if self.clip.loo is None:
             return {"loo_accuracy": None, "loo_log_loss": None, "calibration": None}
         labels = support.labels[:, self.trained]
@@ -298,11 +271,11 @@ class Scorer:
         old = np.array([column is not None for column in columns])
         text = zero_shot["fused"]
         fused = text.copy()
-        taken = np.log(np.maximum(np.exp(text[:, old]).sum(1, keepdims=True), _SMALLEST)) if old.any() else None
+        taken = np.log(np.maximum(np.exp(text[:, old]).sum(1, keepdims=True), SMALLEST)) if old.any() else None
         if taken is not None:
             kept = head[:, [column for column in columns if column is not None]]
             total = np.concatenate((kept, head[:, len(known) :]), 1)
-            norm = np.log(np.maximum(np.exp(total).sum(1, keepdims=True), _SMALLEST))
+            norm = np.log(np.maximum(np.exp(total).sum(1, keepdims=True), SMALLEST))
             fused[:, old] = kept - norm + (0.0 if old.all() else taken)
         none = None
         if self.negatives:
@@ -314,33 +287,15 @@ class Scorer:
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write ``scorer.safetensors`` and ``scorer.json``; what :meth:`load` gives scores alike, to the bit."""
         folder = Path(folder)
-        arrays = {"trained": self.trained}
-        for part, head in (("clip", self.clip), ("second", self.second)):
-            if head is not None:
-                arrays |= {f"{part}/{name}": values for name, values in head.arrays.items()}
-                arrays |= {} if head.loo is None else {f"{part}.loo": head.loo}
-        options: dict[str, Any] = {}
-        for name, value in vars(self.texts).items():
-            if isinstance(value, np.ndarray):
-                arrays[f"texts/{name}"] = value
-            else:
-                options[name] = value
-        config = {
-            "format": FORMAT,
+        settings = {
             "method": self.method.name,
             "negatives": self.negatives,
             "temperature": self.temperature,
             "thresholds": self.thresholds,
             "tuned": self.tuned,
-            "texts": options,
-            **{
-                part: None if head is None else {"params": head.params, "trainable": head.trainable}
-                for part, head in (("clip", self.clip), ("second", self.second))
-            },
             "diagnostics": self.diagnostics,
         }
-        write_bytes(folder / TENSORS_NAME, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-        write_text(folder / CONFIG_NAME, json.dumps(config, indent=1))
+        write_scorer(folder, self.texts, self.trained, {"clip": self.clip, "second": self.second}, settings)
         if self.rejector is not None:
             self.rejector.save(folder / "rejector")
         return folder
@@ -355,46 +310,19 @@ class Scorer:
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-            arrays = {k: np.array(v) for k, v in load_tensors((folder / TENSORS_NAME).read_bytes()).items()}
-        except OSError as error:
-            raise DataError(f"{error.filename}: {error.strerror}.", hint="Give the folder of a finished run.") from None
-        except (ValueError, SafetensorError) as error:
-            raise DataError(f"{folder}: holds a damaged scorer ({error}).", hint="Fit it again.") from None
-        try:
-            if config["format"] != FORMAT:
-                raise ValueError(f"format {config['format']}, this program reads {FORMAT}")
-            if any(
-                a.dtype.kind not in "fbi" or (a.dtype.kind == "f" and not np.isfinite(a).all()) for a in arrays.values()
-            ):
-                raise ValueError("a value is not finite")
-            parts = {
-                part: Head(
-                    {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith(f"{part}/")},
-                    config[part]["params"],
-                    arrays.get(f"{part}.loo"),
-                    trainable=int(config[part]["trainable"]),
-                )
-                for part in ("clip", "second")
-                if config[part] is not None
-            }
-            options = {**config["texts"], "names": tuple(map(str, config["texts"]["names"]))}
-            options["scales"] = tuple(map(float, options["scales"]))
-            options |= {n.removeprefix("texts/"): v for n, v in arrays.items() if n.startswith("texts/")}
-            texts = _exact_texts(options)
-            if arrays["trained"].shape != (len(texts.names),):
-                raise ValueError("labels and classes differ in number")
-            trained, negatives = arrays["trained"].astype(bool), bool(config["negatives"])
-            method = find_method(config["method"])
+            texts, trained, heads, config = read_scorer(folder)
+            clip = heads["clip"]
+            if clip is None:
+                raise ValueError("the head of clips is missing")
+            rejector = cls.load(folder / "rejector") if (folder / "rejector" / CONFIG_NAME).is_file() else None
             scorer = cls(
-                method, texts, trained, negatives, parts["clip"], parts.get("second"),
+                find_method(config["method"]), texts, trained, bool(config["negatives"]), clip, heads["second"],
                 float(config["temperature"]), config["tuned"], dict(config["diagnostics"]),
-                {str(name): float(value) for name, value in config.get("thresholds", {}).items()},
-                cls.load(folder / "rejector") if (folder / "rejector" / CONFIG_NAME).is_file() else None,
+                {str(name): float(value) for name, value in config.get("thresholds", {}).items()}, rejector,
             )  # fmt: skip
             scorer._try_out()
             return scorer
-        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        except NOT_A_SCORER as error:
             raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None
 
     def _try_out(self) -> None:
@@ -407,24 +335,6 @@ class Scorer:
             made = [self.logits(clips, tuned=tuned), *self.segment_logits(clips)]
         if any(np.isnan(rows).any() for rows in made):
             raise ValueError("its scores are not numbers")
-
-
-def _exact_texts(options: Mapping[str, Any]) -> LabelFeatures:
-    """Label features with their arrays as they were: normalising twice may change the last bit."""
-    texts = LabelFeatures(**options)
-    for name, value in options.items():
-        if isinstance(value, np.ndarray):
-            object.__setattr__(texts, name, value)
-    return texts
-
-
-def join(first: Support, second: Support) -> Support:
-    """Both supports as one; clips of one id stay together."""
-    segments = None
-    if first.segments is not None and second.segments is not None:
-        segments = first.segments + second.segments
-    labels = np.concatenate((first.labels, second.labels))
-    return Support(first.features + second.features, labels, segments, counter=first.counter)
 
 
 _Method = TypeVar("_Method", bound=Method)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from avfewshot.methods.base import Floats, Rows, unit
+from avfewshot.methods.base import Floats, unit
 from avfewshot.methods.evidence import EvidenceMethod
-from avfewshot.methods.method import Head, register
+from avfewshot.methods.method import register
+from avfewshot.methods.rows import Head, Rows
 
 SCALE = 10.0
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from avfewshot.methods.base import Floats, Rows
+from avfewshot.methods.base import Floats
 from avfewshot.methods.evidence import EvidenceMethod
-from avfewshot.methods.method import Head, register
+from avfewshot.methods.method import register
 from avfewshot.methods.nearest_mean import class_means
+from avfewshot.methods.rows import Head, Rows
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,19 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import (
-    MODALITIES,
-    Features,
-    Floats,
-    Head,
-    LabelFeatures,
-    Rows,
-    Support,
-    log_softmax,
-    unit,
-    within_clip_scatter,
-)
+from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, Support, log_softmax, unit
 from avfewshot.methods.calibration import expected_calibration_error
+from avfewshot.methods.rows import Head, Rows, second_rows, within_clip_scatter
 from avfewshot.methods.stacking import stack
 
 MAX_ROWS = 800
@@ -38,31 +28,6 @@ class HeadMethod(Protocol):
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head: ...  # noqa: D102
     def score_head(self, head: Head, rows: Rows) -> Floats: ...  # noqa: D102
-
-
-def second_rows(
-    texts: LabelFeatures, trained: npt.NDArray[np.bool_], features: Features, groups: npt.NDArray[np.int64]
-) -> tuple[Rows, Floats]:
-    """Every second of every clip as a row over the trained classes and the background; and the text's salience."""
-    columns = np.flatnonzero(trained)
-    events, salience = texts.second_log_posteriors(features)
-    lengths = features.seconds
-    sure = np.concatenate(salience)
-    probability = 1 / (1 + np.exp(-np.clip(sure, -30, 30)))[:, None]
-    fused = log_softmax(np.concatenate(events)[:, columns])
-    text = {"fused": np.concatenate((fused + np.log(probability), np.log1p(-probability * (1 - 1e-12))), 1)}
-    vectors, labels = {}, {}
-    for modality, scale in zip(MODALITIES, texts.scales, strict=True):
-        known, background = getattr(texts, modality)[columns], getattr(texts, f"{modality}_background")
-        row = np.zeros(known.shape[1]) if background is None else background
-        labels[modality] = np.concatenate((known, row[None]))
-        clips = zip(getattr(features, modality), lengths, strict=True)
-        vectors["mean", modality] = np.concatenate(
-            [np.zeros((seconds, known.shape[1])) if clip is None else clip for clip, seconds in clips]
-        )
-        text[modality] = log_softmax(scale * vectors["mean", modality] @ labels[modality].T)
-    owner = np.repeat(groups, lengths)
-    return Rows(vectors, text, labels, texts.scales, owner, np.repeat(1 / lengths, lengths)), sure
 
 
 def fit_seconds(
@@ -85,15 +50,14 @@ def fit_seconds(
     labels = np.concatenate(support.segments)[:, columns].astype(np.float64)
     labels[~labels.any(1), -1] = 1
     targets = labels / labels.sum(1, keepdims=True)
-    every, salience = second_rows(texts, trained, features, support.groups)
+    every, salience = second_rows(features, texts, support.groups, np.flatnonzero(trained))
     clip_of = np.repeat(np.arange(len(features)), lengths)
     chunk = chunks(labels, clip_of)
     rows, row_targets = merge(every, targets, chunk)
     present = row_targets.any(0)
     if present.sum() < 2 or not len(columns) > 1:
         return None
-    within = {modality: within_clip_scatter(getattr(features, modality)) for modality in MODALITIES}
-    rows.within.update(within)
+    rows.within.update({modality: within_clip_scatter(getattr(features, modality)) for modality in MODALITIES})
     kept = np.flatnonzero(present)
     head = method.fit_head(rows.take(np.arange(len(rows)), kept), row_targets[:, kept], seed=seed)
     head.params["columns"] = kept.tolist()
@@ -145,7 +109,7 @@ def score_seconds(
 ) -> list[Floats]:
     """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last; `clip`: those of whole clips."""
     lengths = features.seconds
-    rows, salience = second_rows(texts, trained, features, np.arange(len(features)))
+    rows, salience = second_rows(features, texts, np.arange(len(features)), np.flatnonzero(trained))
     result = score_rows(method, head, trained, rows, salience, np.repeat(clip, lengths, 0), lengths)
     return np.split(result, np.cumsum(lengths)[:-1])
 

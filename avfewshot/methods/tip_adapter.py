@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from avfewshot.methods.base import Floats, Rows
+from avfewshot.methods.base import Floats
 from avfewshot.methods.evidence import EvidenceMethod
-from avfewshot.methods.method import Head, register
+from avfewshot.methods.method import register
+from avfewshot.methods.rows import Head, Rows
 
 SHARPNESS = 5.5
 EPOCHS, RATE = 20, 1e-3

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from avfewshot.methods.base import Floats, Rows
-from avfewshot.methods.method import Head, Method, register
+from avfewshot.methods.base import Floats
+from avfewshot.methods.method import Method, register
+from avfewshot.methods.rows import Head, Rows
 
 
 @register

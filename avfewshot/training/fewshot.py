@@ -51,6 +51,7 @@ from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.base import MODALITIES, Features
+from avfewshot.methods.living import learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -482,7 +483,7 @@ class FewShot:
         folder = self.folder / f"seed-{seed}" / "scorer"
         scorer = scorers[self.config.method]
         scorer.decide_labels(self._clips)
-        scorer.learn_to_reject(self._clips, seed=seed)
+        learn_to_reject(scorer, self._clips, seed=seed)
         scorer.save(folder)
         self._write_config(folder, seed, support)
 
