@@ -542,8 +542,10 @@ class AdapterConfig(Settings, panel=ADAPTERS):
     temporal: bool = setting(True, "Temporal gate in the last layer (T, Eq. 5); stg_cma: the step along time.")
     a2v: bool = setting(True, "Sound guides sight.")
     v2a: bool = setting(True, "Sight guides sound.")
-    variant: Literal["paper", "compact"] = setting(
-        "paper", "Channel attention as printed (Eq. 3), or in the space of `--hidden`."
+    variant: Literal["paper", "compact", "released-8-heads"] = setting(
+        "paper",
+        "Channel attention as printed (Eq. 3), or in the space of `--hidden`; stg_cma: its code ran ViT-B/16 with 8 "
+        "heads instead of 12.",
     )
     hidden: Count | Auto = setting(
         "auto", "Width of the space of attention maps; `auto`: a third of CLIP's (256 for base)."
@@ -646,6 +648,12 @@ class TrainerConfig(AdapterConfig, panel=TRAINING):
             lambda v: v["adapter"] != NONE and not (v["a2v"] or v["v2a"]),
             "a2v and v2a are both off: the adapter would do nothing.",
             "Switch one of them on, or set adapter to none.",
+        ),
+        (
+            ("adapter", "variant"),
+            lambda v: v["variant"] == "released-8-heads" and v["adapter"] != "stg_cma",
+            "variant released-8-heads is of adapter stg_cma.",
+            "Use --adapter-kind stg_cma, or another variant.",
         ),
         (
             ("adapter", "projector"),
@@ -1143,7 +1151,7 @@ class SupervisedTrainingConfig(AdapterConfig):
     cache_size: Size = setting(20_000_000_000, "Bound on features kept on disk; 0: none.", panel=COST)
     workers: Annotated[int, Ge(0)] = setting(2, "Threads that decode clips ahead.", panel=COST)
 
-    RULES: ClassVar[tuple[Rule, ...]] = TrainerConfig.RULES[:1]
+    RULES: ClassVar[tuple[Rule, ...]] = TrainerConfig.RULES[:2]
 
 
 class SupervisedDataConfig(Settings, panel=DATA):

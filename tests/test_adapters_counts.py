@@ -6,13 +6,15 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn
+from towers_support import MEAN, STD
 
 from avfewshot.adapters.base import pair_layers, pair_towers
 from avfewshot.adapters.lavish import Lavish
 from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
+from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.presets import STG_CMA_CLIP, STG_CMA_SWIN
-from avfewshot.encoders.spectrogram_tower import SharedTowers, share_clip, share_swin
+from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
 from avfewshot.encoders.swinv2 import build_swin
 from avfewshot.heads.question_answering import STAVQA
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -35,14 +37,18 @@ def size(*modules: nn.Module) -> int:
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
+def shared(image, picture) -> SharedTowers:
+    return SharedTowers(image, SpectrogramTower(image, picture), 100.0, 100.0)
+
+
 def clip(sizes: dict) -> SharedTowers:
     visual = VisionTransformer(image_size=224, mlp_ratio=4.0, output_dim=768, **sizes)
     visual.proj = None  # classified by a head of its own
-    return share_clip(visual, STG_CMA_CLIP)
+    return shared(ClipTower(visual, mean=MEAN, std=STD), STG_CMA_CLIP)
 
 
 def swin(name: str) -> SharedTowers:
-    return share_swin(build_swin(name), STG_CMA_SWIN)
+    return shared(build_swin(name), STG_CMA_SWIN)
 
 
 def stg_cma(towers: SharedTowers, reduction, segments: int = 10) -> StgCma:

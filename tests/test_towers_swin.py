@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from towers_support import clip_tower, randomize, sounds, swin_tower
+from towers_support import MEAN, STD, clip_tower, randomize, sounds, swin_tower
 
 from avfewshot.adapters.base import pair_layers
+from avfewshot.config import SupervisedTrainingConfig, TrainingConfig
+from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.presets import LAVISH_SWIN, Picture
-from avfewshot.encoders.spectrogram_tower import SpectrogramTower, share_clip
+from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
 from avfewshot.encoders.swinv2 import SwinV2Tower, build_swin
 from avfewshot.errors import UsageError
+from avfewshot.models.build import build_model
 
 PICTURE = Picture(48, 20.0, 40)
 
@@ -164,12 +167,35 @@ def test_a_picture_that_does_not_fit_is_refused():
 def test_the_released_mistake_attends_with_eight_heads():
     visual = clip_tower(heads=12, width=96).visual
     randomize(visual)
-    images = torch.randn(2, 3, 64, 64)
-    right, wrong = share_clip(visual, PICTURE), share_clip(visual, PICTURE, variant="released-8-heads")
+    images, waves = torch.randn(2, 3, 64, 64), sounds(2)
+    tower = ClipTower(visual, mean=MEAN, std=STD)
+    right = SharedTowers(tower, SpectrogramTower(tower, PICTURE), 100.0, 100.0)
+    config = SupervisedTrainingConfig(adapter="stg_cma", variant="released-8-heads")
+    wrong = build_model(right, config).eval()
+    before = build_model(right, config.replace(variant="paper")).eval()
 
     with torch.no_grad():
         torch.testing.assert_close(right.visual(images), visual(images), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(wrong.visual(images), visual(images), atol=1e-2)
+        assert not torch.allclose(wrong.visual_tower(images), visual(images), atol=1e-2)
+        told = before.audio_tower(waves)
         for block in visual.transformer.resblocks:
             block.attn.num_heads, block.attn.head_dim = 8, 12
-        torch.testing.assert_close(wrong.visual(images), visual(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(wrong.visual_tower(images), visual(images), rtol=1e-4, atol=1e-4)
+    # The right towers are left as they were; the spectrograms go through the wrong ones too.
+    for block in visual.transformer.resblocks:
+        block.attn.num_heads, block.attn.head_dim = 12, 8
+    with torch.no_grad():
+        torch.testing.assert_close(right.visual(images), visual(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(right.audio(waves), told)
+        assert not torch.allclose(wrong.audio_tower(waves), told, atol=1e-2)
+
+
+def test_the_released_mistake_needs_a_clip_transformer_and_its_adapter():
+    image = swin_tower(1)
+    towers = SharedTowers(image, SpectrogramTower(image, Picture(64, 15.0, 64, channels="mean")), 100.0, 100.0)
+
+    with pytest.raises(UsageError, match="released-8-heads needs a CLIP vision transformer"):
+        build_model(towers, SupervisedTrainingConfig(adapter="stg_cma", variant="released-8-heads"))
+    for config in (SupervisedTrainingConfig, TrainingConfig):
+        with pytest.raises(UsageError, match="variant released-8-heads is of adapter stg_cma"):
+            config(adapter="dgsct", variant="released-8-heads")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -26,8 +27,6 @@ class ClipTower(Tower):
         visual: The vision tower of an open_clip model.
         mean: Channel means (red, green, blue) of the images that it was trained on, for pixels in [0, 1].
         std: Channel deviations, likewise.
-        heads: Attention heads, instead of those that the weights were trained with (a mistake worth repeating only to
-            reproduce one).
 
     Attributes:
         visual: The wrapped module; it holds the parameters.
@@ -37,9 +36,9 @@ class ClipTower(Tower):
         UsageError: `visual` is another kind of network.
     """
 
-    def __init__(self, visual: Any, *, mean: Sequence[float], std: Sequence[float], heads: int | None = None) -> None:
+    def __init__(self, visual: Any, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads: int | None = None  # those that the weights were trained with
         if not is_a(visual, "VisionTransformer"):
             raise UsageError(
                 f"The image encoder is a {type(visual).__name__}; only open_clip's vision transformers can be used.",
@@ -53,6 +52,12 @@ class ClipTower(Tower):
         self.output_dim = visual.output_dim if visual.proj is not None else channels
         self.scaling = PixelScaling(mean, std)
         self._freeze()
+
+    def with_heads(self, heads: int) -> ClipTower:
+        """The same modules with so many heads: a mistake worth repeating only to reproduce one."""
+        other = copy.copy(self)
+        other.heads = heads
+        return other
 
     def patch_embed(self, inputs: Tensor, position: Tensor | None = None) -> Tensor:
         """Cut images into patches and embed them.

@@ -6,20 +6,22 @@ here holds nothing but the patch embedding of the pictures and walks the blocks 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.presets import STG_CMA_CLIP, Picture
+from avfewshot.encoders.presets import Picture
 from avfewshot.encoders.swinv2 import SwinTower
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import UsageError
 
 _RATE = 16_000  # samples a second that the spectrograms are made of
+RELEASED_HEADS = 8  # of ViT-B/16 in STG-CMA's released code
 
 
 class SpectrogramTower(Tower):
@@ -52,6 +54,12 @@ class SpectrogramTower(Tower):
     def extra_repr(self) -> str:
         """What the image tower is shown."""
         return f"{self.picture}, sample_rate={self.sample_rate}"
+
+    def with_image(self, image: ClipTower) -> SpectrogramTower:
+        """The same tower on another form of its image tower."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "image": image}
+        return other
 
     def _begin_clip(self, image: ClipTower) -> None:
         visual: Any = image.visual
@@ -190,37 +198,26 @@ class SharedTowers:
     """One image transformer as both towers of a model; the part of a backbone that a model needs."""
 
     visual: ClipTower | SwinTower
-    audio: SpectrogramTower
+    audio: Any
     visual_scale: float
     audio_scale: float
 
 
-def share_clip(
-    visual: nn.Module,
-    picture: Picture = STG_CMA_CLIP,
-    *,
-    variant: Literal["trained", "released-8-heads"] = "trained",
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-    std: tuple[float, ...] = (0.229, 0.224, 0.225),
-    scale: float = 100.0,
-) -> SharedTowers:
-    """CLIP's vision transformer for frames and spectrograms, as STG-CMA uses it.
+def with_released_heads(towers: Any) -> SharedTowers:
+    """Towers as the released code of STG-CMA runs ViT-B/16: 8 heads, on weights trained with 12.
 
-    Args:
-        visual: open_clip's vision transformer.
-        picture: What it is shown of sounds.
-        variant: ``"trained"``: with the heads of the weights; ``"released-8-heads"``: as the released code of STG-CMA
-            runs ViT-B/16, with 8 heads of width 96 on weights trained with 12 of width 64: its published B/16 figures
-            come from that.
-        mean: Channel means of frames; ImageNet's, as released.
-        std: Channel deviations, likewise.
-        scale: What cosines with texts are multiplied with.
+    The published B/16 figures come from that. Weights are shared with `towers`.
+
+    Raises:
+        UsageError: The image encoder is another network, or its width is no multiple of 8.
     """
-    heads = 8 if variant == "released-8-heads" else None
-    tower = ClipTower(visual, mean=mean, std=std, heads=heads)
-    return SharedTowers(tower, SpectrogramTower(tower, picture), scale, scale)
-
-
-def share_swin(tower: SwinTower, picture: Picture, *, scale: float = 100.0) -> SharedTowers:
-    """A Swin transformer for frames and spectrograms."""
-    return SharedTowers(tower, SpectrogramTower(tower, picture), scale, scale)
+    image, audio = towers.visual, towers.audio
+    if not isinstance(image, ClipTower) or image.token_shapes[0][1] % RELEASED_HEADS:
+        raise UsageError(
+            f"Variant released-8-heads needs a CLIP vision transformer whose width is a multiple of {RELEASED_HEADS}.",
+            hint="Choose such a --backbone, or leave --variant out.",
+        )
+    image = image.with_heads(RELEASED_HEADS)
+    if isinstance(audio, SpectrogramTower):
+        audio = audio.with_image(image)
+    return SharedTowers(image, audio, towers.visual_scale, towers.audio_scale)

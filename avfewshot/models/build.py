@@ -40,6 +40,10 @@ def build_model(
         UsageError: The adapter does not know one of its settings.
     """
     adapters = projectors = None
+    if config.variant == "released-8-heads":
+        from avfewshot.encoders.spectrogram_tower import with_released_heads
+
+        backbone = with_released_heads(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.adapter != NONE:
