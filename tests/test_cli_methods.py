@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -419,7 +421,8 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, refus
     assert all(row["mu_av"] for row in rows if row["system"] in ("auto", "zero-shot"))
     assert all(row["labels_used"] and row["fit_seconds"] and row["trainable"] for row in rows)
     assert "<svg" in (folder / "compare.html").read_text()
-    kept = {path: path.stat().st_mtime_ns for path in Path(folder).glob("*-shot/seed-*/result.json")}
+    cells = "*-shot-*/seed-*/result.json"
+    kept = {path: path.stat().st_mtime_ns for path in Path(folder).glob(cells)}
     assert len(kept) == 4
     with monkeypatch.context() as patch:  # what is done is neither read nor embedded again
         patch.setattr("avfewshot.training.fewshot.readable_support", None)
@@ -431,8 +434,46 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, refus
     call(*arguments, "--methods", "auto,timo")
     rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert sum(row["system"] == "timo" for row in rows) == 2
-    # Cells of other settings would stand beside these in silence.
-    assert "with other settings" in refuse(*arguments, "--lr", "0.02")
+    # Seeds come and go; the cells of those that stay are as they were.
+    with monkeypatch.context() as patch:
+        patch.setattr("avfewshot.training.fewshot.FewShot.test", None)
+        call(*arguments, "--seeds", "1")
+
+
+@pytest.fixture(scope="module")
+def compared(call, world):
+    """A comparison of one cell on clips of its own."""
+    write_class_folders(world / "kept")
+    arguments = ("compare", "--data", "kept", "--shots", "1", "--seeds", "1", "--name", "kept")
+    call(*arguments)
+    return arguments, world / "runs" / "compare" / "kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "fresh"),
+    [
+        (["--lr", "0.02"], True),
+        (["--templates", "templates.txt"], True),
+        (["--batch-size", "3"], True),
+        (["--device", "cpu"], False),
+        ([], False),
+        ("clips more", True),
+        ("clips recorded anew", True),
+    ],
+)
+def test_what_decides_figures_computes_its_own_cells_under_the_same_name(options, fresh, compared, call, world):
+    arguments, folder = compared
+    (world / "templates.txt").write_text("this is {}")
+    before = dict.fromkeys(folder.glob("1-shot-*/seed-1/result.json"))
+    if isinstance(options, str):
+        for clip in (world / "kept" / CLASSES[0]).glob("?.mp4"):
+            shutil.copy(clip, clip.with_stem(f"{clip.stem}-2")) if "more" in options else os.utime(clip)
+        options = []
+    call(*arguments, *options)
+    after = dict.fromkeys(folder.glob("1-shot-*/seed-1/result.json"))
+    assert len(after) == len(before) + fresh
+    # Those of before are still there for who goes back.
+    assert before.keys() <= after.keys()
 
 
 def test_compare_tells_where_each_system_wins(call, world):
@@ -515,7 +556,8 @@ def test_mtebs_protocol_is_a_row_by_its_own_prompt(call, refuse, world):
     [row] = [row for row in rows if row["system"] == "zero-shot (mteb)"]
     assert row["metric"] == "top1"
     assert row["labels_used"] == "0"
-    lines = (world / "runs/compare/mteb/1-shot/seed-1/answers.jsonl").read_text().splitlines()
+    [answers] = (world / "runs/compare/mteb").glob("1-shot-*/seed-1/answers.jsonl")
+    lines = answers.read_text().splitlines()
     answers = [json.loads(line)["answers"]["zero-shot (mteb)"] for line in lines]
     classifier = avfewshot.load("tiny", device="cpu", templates=world / "mteb.txt")
     paths = [world / "AVE/AVE" / f"{json.loads(line)['id']}.mp4" for line in lines]
@@ -576,7 +618,7 @@ def test_an_ablation_trains_each_row_and_goes_on(kind, rows, switched, call, ref
     assert list(document["ablation"]["rows"]) == rows
     trained = {}
     for row in rows:
-        [result] = (folder / "1-shot" / row).glob("seed-*/result.json")
+        [result] = (folder / "1-shot").glob(f"{row}-*/seed-*/result.json")
         assert json.loads(result.read_text())["progress"]["step"] == 2
         checkpoint = next((result.parent / "checkpoints").glob("*/config.json"))
         trained[row] = json.loads(checkpoint.read_text())["training"]
@@ -593,7 +635,6 @@ def test_an_ablation_trains_each_row_and_goes_on(kind, rows, switched, call, ref
     with monkeypatch.context() as patch:
         patch.setattr("avfewshot.training.fewshot.FewShot.train", None)
         assert call(*arguments)[0] == out
-    assert "with other settings" in refuse(*arguments, "--lr", "0.02")
     assert "--methods means nothing there" in refuse(*arguments, "--methods", "timo")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from avfewshot.config import NONE, TrainingConfig
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from avfewshot.evaluation.results import Comparison
-    from avfewshot.training.fewshot import SeedResult
 
 FACTORS = ("alpha", "beta", "gamma")
 SWEEP = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)  # values of each factor; the paper's own are among them
@@ -43,20 +41,6 @@ def ablation_rows(kind: str, base: TrainingConfig) -> dict[str, dict[str, Any]]:
             rows |= {f"{factor} {value:g}": {factor: value} for value in values}
         rows[" ".join(f"{factor} {getattr(base, factor):g}" for factor in FACTORS)] = {}
     return rows
-
-
-def join_rows(results: Mapping[str, Sequence[SeedResult]]) -> tuple[Comparison, list[dict[str, Any]]]:
-    """The rows and zero-shot over seeds, paired on seeds and clips; and what each seed says of each row."""
-    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
-    from avfewshot.training.fewshot import TRAINED
-
-    seeds = list(zip(*results.values(), strict=True))
-    joined = []
-    for of_seed in seeds:
-        tables = {name: (one.comparison, TRAINED) for name, one in zip(results, of_seed, strict=True)}
-        joined.append(join_tables({FROZEN: (of_seed[0].comparison, FROZEN), **tables}))
-    about = [{name: one.methods[TRAINED] for name, one in zip(results, of_seed, strict=True)} for of_seed in seeds]
-    return average_comparisons(joined), about
 
 
 def against_last_row(comparison: Comparison) -> Comparison:

@@ -191,7 +191,7 @@ def _execute(config: CompareConfig, folder: Path, command: str) -> None:
 
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
-    from avfewshot.cli.ablate import ablation_rows, join_rows
+    from avfewshot.cli.ablate import ablation_rows
     from avfewshot.inference.devices import resolve_device, resolve_precision
 
     display.begin("reading annotations, looking for clips", 0)
@@ -199,17 +199,14 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     training = config.training.replace(audio_context=config.audio_context[0])
     training = training.replace(precision=resolve_precision(training.precision, resolve_device(model.device)))
     rows = ablation_rows(config.ablate, training) if config.ablate else {}
-    held: dict[str, Any] = {"settings": training.to_dict(), "rows": rows}
-    for free in ("precision",) if rows else ("precision", "audio_context"):  # the machine's, and a folder's own
-        del held["settings"][free]
-    towers = ("backbone", "weights", "templates", "clip_weights", "clap_weights")
-    _hold_to(folder / "settings.json", held | {name: str(getattr(model, name)) for name in towers})
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
     make = few_shot(config, dataset, load_backbone(model), display, interrupts)
 
     def results(training: TrainingConfig, folder: Path, also: tuple[str, ...] = ()) -> list[SeedResult]:
         cell = make(training, folder, also=also, protocol=config.protocol)
+        cell.folder = folder.with_name(f"{folder.name}-{cell.fingerprint}")  # what is done there has the same settings
+        write_text(cell.folder / "config.yaml", cell.config.to_yaml())
         return [cell.run(seed) for seed in config.seeds]
 
     tables: list[Table] = []
@@ -224,43 +221,40 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
             display.say(f"{title}: {name}")
             cells[name] = results(training.replace(shots=shots, **changes), place / name.replace(" ", "-"))
         for context in () if rows else config.audio_context:
-            own = place if context == "second" else place.with_name(f"{place.name}-{context}")
             kept = tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS))
-            cells[context] = results(training.replace(shots=shots, audio_context=context), own, kept)
+            cells[context] = results(training.replace(shots=shots, audio_context=context), place, kept)
         if not any(one.comparison for of_cell in cells.values() for one in of_cell):
             hint = "Give a test split, or more clips a class than --shots."
             raise DataError("There is no test clip to compare methods on.", hint=hint)
-        tables.append((title, *(join_rows(cells) if rows else _join_contexts(cells))))
+        tables.append((title, *_join(cells, ablation=bool(rows))))
         _write(config, folder, tables, "")
     return tables
 
 
-def _join_contexts(cells: dict[str, list[SeedResult]]) -> tuple[Comparison, list[dict[str, Any]]]:
-    """The systems of all audio contexts over seeds, and what each seed says of them; of one context, as they are."""
-    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
+def _join(cells: dict[str, list[SeedResult]], *, ablation: bool) -> tuple[Comparison, list[dict[str, Any]]]:
+    """One table of the systems of all cells over seeds, paired on seeds and clips; and what each seed says of them.
 
-    def name(system: str, context: str) -> str:
-        return f"{system} ({context})" if len(cells) > 1 else system
+    Of an ablation the cells are rows: what each has trained, below zero-shot. Else they are audio contexts.
+    """
+    from avfewshot.cli.ablate import FROZEN
+    from avfewshot.evaluation.evaluate import average_comparisons, join_tables
+    from avfewshot.training.fewshot import TRAINED
+
+    def row(system: str, cell: str) -> str | None:
+        """What a system of a cell is called; None where it does not stand in the table."""
+        if ablation:
+            return {FROZEN: FROZEN, TRAINED: cell}.get(system)
+        return f"{system} ({cell})" if len(cells) > 1 else system
 
     tests, methods = [], []
     for of_seed in zip(*cells.values(), strict=True):
-        found = {context: one for context, one in zip(cells, of_seed, strict=True) if one.comparison}
+        found = [(cell, one) for cell, one in zip(cells, of_seed, strict=True) if one.comparison]
+        named = [(row(s, cell), (one.comparison, s)) for cell, one in found for s in one.comparison.systems]
         if found:
-            rows = {
-                name(s, context): (one.comparison, s) for context, one in found.items() for s in one.comparison.systems
-            }
-            tests.append(join_tables(rows))
-        methods.append({name(m, context): told for context, one in found.items() for m, told in one.methods.items()})
+            tests.append(join_tables({name: table for name, table in named if name}))
+        told = [(row(m, cell), about) for cell, one in found for m, about in one.methods.items()]
+        methods.append({name: about for name, about in told if name})
     return average_comparisons(tests), methods
-
-
-def _hold_to(path: Path, settings: dict[str, Any]) -> None:
-    """Cells that were computed with other settings do not go into the same table."""
-    text = json.dumps(settings, indent=1, sort_keys=True)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        hint = "Give another --name, or the settings of that one."
-        raise UsageError(f"{path.parent}: holds a comparison with other settings.", hint=hint)
-    write_text(path, text)
 
 
 def _write(config: CompareConfig, folder: Path, tables: list[Table], command: str) -> None:

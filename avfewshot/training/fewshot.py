@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional as F
 
+from avfewshot.cache import file_key
 from avfewshot.config import ADAPTER_METHODS, AUTO, TUNED_METHODS, TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.sampler import Support, draw_validation
@@ -73,6 +75,9 @@ if TYPE_CHECKING:
 
 TRAINED = "trained"
 MTEB = "zero-shot (mteb)"
+_NO_MATTER = {"seeds", "precision", "checkpointing", "cuda_graphs", "micro_batch", "cache_size", "workers"}
+"""Settings that do not decide figures, and seeds, which have folders of their own."""
+
 _STEPS = 500
 """About so many optimizer steps make a training, unless its epochs are given."""
 
@@ -233,6 +238,22 @@ class FewShot:
     def _fabric(self) -> Fabric:
         """Made when something is trained through the towers: its import takes seconds."""
         return single_device(self.device, self.config.precision)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that its figures depend on: settings, towers, prompts, clips with labels and times of change.
+
+        Of seeds only what they choose for all: validation clips.
+        """
+        settings = {name: value for name, value in self.config.to_dict().items() if name not in _NO_MATTER}
+        towers, data = [self.backbone.name, self.backbone.identity], self.dataset
+        clips = [
+            file_key(sample.path, {"sample": str(replace(sample, path=None))})
+            for sample in (*data.samples, *data.negatives)
+            if sample.path is not None
+        ]
+        texts = [asdict(self.templates), data.classes, data.wordings, data.none_class]
+        return hashlib.sha256(json.dumps([settings, towers, texts, clips], sort_keys=True).encode()).hexdigest()[:12]
 
     def run(self, seed: int) -> SeedResult:
         """Train and evaluate with one seed; goes on where it was interrupted, and is not repeated when it was done.
