@@ -18,8 +18,11 @@ LAYOUTS = (
 ).split()
 
 
-def write(path: Path, channels: np.ndarray, codec: str, layout: str) -> bool:
-    """Write sound [channels, samples] at 48 kHz; False where the encoder does not take the layout."""
+def write(path: Path, channels: np.ndarray, codec: str, layout: str, late: int = 0) -> bool:
+    """Write sound [channels, samples] at 48 kHz; False where the encoder does not take the layout.
+
+    The second half of it comes `late` samples later than the first one ends.
+    """
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=48000, layout=layout, options={"strict": "-2"})
         context = stream.codec_context
@@ -33,7 +36,7 @@ def write(path: Path, channels: np.ndarray, codec: str, layout: str) -> bool:
             frame = av.AudioFrame.from_ndarray(block, "flt", layout)
             frame.sample_rate, frame.pts, frame.time_base = 48000, at, Fraction(1, 48000)
             for part in av.AudioResampler(format=context.format, layout=layout, rate=48000).resample(frame):
-                part.pts = at
+                part.pts = at + (late if 2 * at >= channels.shape[1] else 0)
                 out.mux(stream.encode(part))
         out.mux(stream.encode(None))
     return True
@@ -101,3 +104,22 @@ def test_ordinary_stereo_is_averaged_without_a_word(tmp_path):
     clip = read_isolated(path)
     assert abs(clip.waveform.numpy()[:47104] - sine(0.25)[:47104]).max() < 1e-3
     assert not any("channels" in warning for warning in clip.warnings)
+
+
+@pytest.mark.parametrize(("codec", "layout"), [("aac", "7.1"), ("pcm_s64le", "stereo"), ("pcm_s16le", "stereo")])
+def test_a_gap_is_a_gap_whatever_the_samples_are(tmp_path, codec, layout):
+    path = tmp_path / "gap.nut"
+    channels = av.AudioLayout(layout).nb_channels
+    assert write(path, np.tile(np.tile(sine(), 2), (channels, 1)), codec, layout, late=96_000)
+    clip = read_isolated(path)
+    loudness = np.sqrt((clip.waveform.numpy()[: 4 * 48_000].reshape(8, -1) ** 2).mean(-1))
+    assert (loudness > 0.1).tolist() == [True, True, False, False, False, False, True, True]
+    assert "2.0 s of the audio are missing: silence stands for them" in clip.warnings
+
+
+def test_a_channel_that_is_no_number_costs_no_other_channel(tmp_path):
+    path = tmp_path / "nan.mkv"
+    assert write(path, np.stack([np.full(48_000, np.inf, np.float32), sine()]), "pcm_f32le", "stereo")
+    clip = read_isolated(path)
+    assert abs(clip.waveform.numpy()[:46_000] - sine(0.15)[:46_000]).max() < 1e-6
+    assert any("samples that are not numbers" in warning for warning in clip.warnings)

@@ -97,6 +97,18 @@ def test_a_file_joined_behind_another_is_said_where_it_is_not_read(tmp_path, suf
     assert any("another file is joined behind it" in warning for warning in read_clip(path).warnings)
 
 
+@pytest.mark.parametrize("suffix", ["aac", "mp3"])
+def test_joined_sound_of_another_rate_is_heard_at_its_pitch(tmp_path, suffix):
+    codec = {"aac": "aac", "mp3": "libmp3lame"}[suffix]
+    parts = [write_audio(tmp_path / f"{rate}.{suffix}", tone(2.0, rate), rate, codec) for rate in (48_000, 44_100)]
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    wave = read_clip(joined).waveform.numpy()
+    for second in (0.5, 1.5, 2.5, 3.5):
+        piece = wave[int(second * 48_000) :][:24_000] * np.hanning(24_000)
+        assert abs(2 * np.abs(np.fft.rfft(piece)).argmax() - (440 + 80 * (second % 2 + 0.25))) < 20
+
+
 def test_sound_that_is_said_to_come_a_day_later_follows_the_pictures(tmp_path):
     path = write_media(tmp_path / "late.mkv", seconds=3.0, audio=tone(3.0), audio_start=100_000.0)
     with ClipReader(path) as reader:
@@ -148,3 +160,26 @@ def test_a_rate_beyond_all_reason_is_named(tmp_path, rate):
     path.write_bytes(data)
     with pytest.raises(MediaError, match=rf"sampling rate of {rate:,} Hz"):
         read_clip(path)
+
+
+def test_a_guess_of_the_length_is_no_sign_of_truncation(tmp_path):
+    """Of raw AAC FFmpeg guesses the length from its first bytes, which here are silence."""
+    sound = np.random.default_rng(0).normal(0, 0.1, (1, 30 * 48_000)).astype(np.float32)
+    sound[:, : 10 * 48_000] = 0
+    write_audio(tmp_path / "a.aac", sound, codec="aac")
+    assert read_clip(tmp_path / "a.aac", frame_size=8).warnings == ("no video track",)
+
+
+def test_subtitles_that_last_longer_than_the_film_are_no_sign_of_truncation(tmp_path):
+    film = write_media(tmp_path / "film.mkv", seconds=6.0, audio=tone(6.0))
+    lines, both = tmp_path / "lines.srt", tmp_path / "a.mkv"
+    lines.write_text("1\n00:00:01,000 --> 00:10:00,000\nThe end.\n")
+    with av.open(str(film)) as a, av.open(str(lines)) as b, av.open(str(both), "w") as out:
+        streams = {stream: out.add_stream_from_template(stream) for stream in (*a.streams, *b.streams)}
+        for packet in (*a.demux(), *b.demux()):
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                out.mux(packet)
+    assert read_clip(both, frame_size=8).warnings == ()
+    both.write_bytes(both.read_bytes()[: both.stat().st_size // 3])
+    assert any("should last 6.0 s" in warning for warning in read_clip(both, frame_size=8).warnings)

@@ -367,6 +367,19 @@ def test_an_image_named_as_a_file_is_a_clip_of_one_segment(tmp_path):
     assert np.array_equal(clip.frames[0].permute(1, 2, 0).numpy(), picture(3))
 
 
+def test_animated_webp_is_named_for_what_it_is(tmp_path):
+    pictures = [Image.fromarray(picture(number)) for number in range(3)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=1000)
+    assert reason(tmp_path / "a.webp") == "is an animated WebP picture, which this FFmpeg cannot decode"
+
+
+def test_encrypted_tracks_are_named(tmp_path):
+    options = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb"}
+    options["encryption_kid"] = "a7e61c373e219033c21091fa607bf3b8"
+    path = write_media(tmp_path / "a.mp4", audio=tone(2.0), container_options=options)
+    assert reason(path) == "is encrypted, and cannot be decoded without its key"
+
+
 # The rest of the program.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -106,13 +107,15 @@ def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
     tracks = {kind: scan.track(kind) for kind in ("video", "audio")}
     present = [t for t in tracks.values() if t is not None]
     if not present:
+        if scan.encrypted:
+            raise MediaError(path, "is encrypted, and cannot be decoded without its key")
         if is_cut_short(path):
             raise truncated(path)
         raise MediaError(path, "holds no pictures and no sound: its tracks are empty")
     zero = min(t.start for t in present)
     duration = max(t.end for t in present) - zero
     result = Probe(path, container.format.name, tracks["video"], tracks["audio"], zero, duration)
-    result.warnings += _absent(container, result)
+    result.warnings += _absent(container, result, scan.encrypted)
     result.warnings += scan.jumps(zero) or _short(path, container, scan, zero, duration)
     result.warnings += _apart(result)
     result.warnings += scan.hole(result.video, zero)
@@ -136,6 +139,7 @@ class _Scan:
         self._clock = Clock(streams, container.format.name)
         self._usual = {s.index: _usual_length(s) for s in streams}
         self.errors = 0
+        self.encrypted = {s.index for s in streams if "enc_key_id" in s.metadata}  # of Matroska
         self.last_byte = 0  # where the packets end in the file
 
     def read_all(self) -> None:
@@ -163,7 +167,7 @@ class _Scan:
     def track(self, kind: str) -> Track | None:
         """The track of a kind, None where no packet of it was found."""
         stream = next((s for s in self._streams.values() if s.type == kind and s.index in self._count), None)
-        if stream is None:
+        if stream is None or stream.index in self.encrypted:
             return None
         base, index = stream.time_base, stream.index
         first = self._first.get(index, 0)
@@ -194,6 +198,13 @@ class _Scan:
             ):
                 track.stamps = ordered
         return track
+
+    def declared(self) -> Iterator[float]:
+        """Seconds that each stream should last as the file says, 0 where it does not."""
+        for stream in self._streams.values():
+            yield float((stream.duration or 0) * stream.time_base)
+            if told := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska
+                yield 3600 * float(told[1]) + 60 * float(told[2]) + float(told[3])
 
     def jumps(self, zero: Fraction) -> list[tuple[str, str]]:
         """Timestamps that were not believed."""
@@ -241,6 +252,8 @@ class _Scan:
         if packet.is_discard:  # cut away by an edit list: decoded for the sake of others, never shown
             self._stamped = self._stamped and self._streams[index].type != "video"
             return
+        if packet.has_sidedata("encryption_info"):
+            self.encrypted.add(index)
         self._count[index] = self._count.get(index, 0) + 1
         self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
         if self._streams[index].type == "video":
@@ -270,22 +283,40 @@ def _usual_length(stream: Any) -> int:
     return round(min(1 / rate, LONG_GAP) / stream.time_base) if rate else 0
 
 
-def _absent(container: InputContainer, result: Probe) -> Iterator[tuple[str, str]]:
+def _absent(container: InputContainer, result: Probe, encrypted: set[int]) -> Iterator[tuple[str, str]]:
     for about, kind, track in (("visual", "video", result.video), ("audio", "audio", result.audio)):
+        streams = [s for s in container.streams if s.type == kind and not is_picture(s)]
         if track is None:
-            there = any(s.type == kind and not is_picture(s) for s in container.streams)
-            bounds = next(filter(None, (beyond_bounds(s) for s in container.streams if s.type == kind)), None)
-            empty = f"the {kind} track is empty or cannot be decoded" if there else f"no {kind} track"
+            bounds = next(filter(None, map(beyond_bounds, streams)), None)
+            if any(s.index in encrypted for s in streams):
+                bounds = f"the {kind} track is encrypted"
+            empty = f"the {kind} track is empty or cannot be decoded" if streams else f"no {kind} track"
             yield about, bounds or empty
-    sounds = [s.index for s in container.streams if s.type == "audio"]
-    if len(sounds) > 1 and result.audio is not None:
-        yield "audio", f"{len(sounds)} audio tracks: number {sounds.index(result.audio.index) + 1} is used"
+        elif len(streams) > 1:
+            number = [s.index for s in streams].index(track.index) + 1
+            yield about, f"{len(streams)} {kind} tracks: number {number} is used"
+
+
+_GUESSED = frozenset({"aac", "loas", "ac3", "eac3", "dts", "truehd", "mlp", "mp3"})
+"""Formats that do not tell their length: FFmpeg guesses it from the first bytes."""
+_MP3_HEAD = 1 << 16
+
+
+def _declared(path: Path, container: InputContainer, scan: _Scan) -> float:
+    """Seconds that the tracks read should last as the file says, 0 where it does not."""
+    if container.format.name in _GUESSED:
+        with open(path, "rb") as stream:
+            if container.format.name != "mp3" or not re.search(b"Xing|Info|VBRI", stream.read(_MP3_HEAD)):
+                return 0.0
+    if all(s.type in {"video", "audio"} for s in container.streams):
+        return float((container.duration or 0) / av.time_base)
+    return max(scan.declared())  # subtitles may last longer
 
 
 def _short(
     path: Path, container: InputContainer, scan: _Scan, zero: Fraction, duration: Fraction
 ) -> Iterator[tuple[str, str]]:
-    told = float((container.duration or 0) / av.time_base)
+    told = _declared(path, container, scan)
     # Some formats count their length from zero, some from their first timestamp.
     if max(duration, zero + duration) < told - max(1.0, 0.02 * told):
         yield "file", f"should last {told:.1f} s but ends after {float(duration):.1f} s: truncated or damaged"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -95,7 +96,7 @@ class ClipReader:
         self._sound: Waveform | None = None
         self._probe = probe(self._path)
         self._first: np.ndarray | None = None
-        self._errors_told = {"video": 0, "audio": 0, "opposed": 0}
+        self._errors_told: Counter[str] = Counter()
         self._warnings: list[str] = []
         try:
             has_video, has_audio = self._open(modality, frame_backend)
@@ -194,6 +195,12 @@ class ClipReader:
                         f"the {name} track {lacks.get(name, 'is damaged: nothing in it can be decoded')}"
                     )
         if not any(has for has, _, _ in wanted):
+            if "webp" in found.format:
+                raise MediaError(
+                    self._path,
+                    "is an animated WebP picture, which this FFmpeg cannot decode",
+                    hint="Convert it to an mp4 or a GIF.",
+                )
             if any(track is not None for _, track, _ in wanted):
                 raise MediaError(self._path, "is damaged: nothing in it can be decoded")
             raise MediaError(self._path, f"has no {wanted[0][2]} track")
@@ -272,10 +279,10 @@ class ClipReader:
             return out, ["damaged: pictures that could not be decoded were replaced by earlier ones"]
         return out, []
 
-    def _new_errors(self, track: str, count: int) -> bool:
-        """Whether there were errors since this was last asked."""
-        told, self._errors_told[track] = self._errors_told[track], count
-        return count > told
+    def _new_errors(self, kind: str, count: int) -> int:
+        """How many errors there were since this was last asked."""
+        told, self._errors_told[kind] = self._errors_told[kind], count
+        return count - told
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
         if self._frame_size is None:
@@ -298,8 +305,8 @@ class ClipReader:
             warnings.append(f"audio channels cancel each other when they are mixed: the loudest is used there{where}")
         if sound.gap > 1:
             warnings.append(f"{sound.gap:.1f} s of the audio are missing: silence stands for them{where}")
-        if sound.nonfinite:
-            warnings.append(f"audio has {sound.nonfinite} samples that are not numbers; they were set to zero{where}")
+        if nonfinite := self._new_errors("nonfinite", self._sound.nonfinite):
+            warnings.append(f"audio has {nonfinite} samples that are not numbers; they were set to zero{where}")
         if sound.peak > _LOUD:
             warnings.append(f"audio exceeds full scale (peak {sound.peak:.3g}) and was clipped{where}")
         if sound.heard and sound.peak == 0:

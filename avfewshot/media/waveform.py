@@ -46,7 +46,6 @@ class Sound:
     waveform: np.ndarray  # float32 [seconds * 48000] in [-1, 1]
     heard: bool  # whether any of it came from the file (the rest is zero-filled)
     gap: float  # seconds within it for which the track, before its end, has no sound
-    nonfinite: int  # samples that were NaN or infinite, set to zero
     peak: float  # largest magnitude before clipping to [-1, 1]
 
 
@@ -64,6 +63,7 @@ class Waveform:
         self.rate = 0  # of the track in Hz; 0 if nothing in it can be decoded
         self.errors = 0  # packets that could not be read or decoded so far
         self.opposed = 0  # packets so far in which the channels cancelled each other
+        self.nonfinite = 0  # samples of all channels so far that were NaN or infinite, and set to zero
         self._packer: tuple[tuple, AudioResampler] | None = None
         self._path = path
         self._track = track
@@ -85,13 +85,9 @@ class Waveform:
         heard = any(at < last and at + len(block) > first for at, block in self._blocks)
         gap = sum(max(0, min(last, b) - max(first, a)) for a, b in self._gaps) / self.rate
         self._drop_before(last - extra)
-        finite = np.isfinite(samples)
-        nonfinite = int(samples.size - np.count_nonzero(finite))
-        if nonfinite:
-            samples[~finite] = 0.0
         peak = float(np.abs(samples[extra : len(samples) - extra]).max(initial=0.0))
         waveform = to_model_rate(samples, self.rate, (stop - start) * SAMPLE_RATE)
-        return Sound(waveform.clip(-1.0, 1.0), heard, gap, nonfinite, peak)
+        return Sound(waveform.clip(-1.0, 1.0), heard, gap, peak)
 
     # Samples by number: sample n is due n / rate seconds after the beginning of the timeline.
 
@@ -227,11 +223,10 @@ class Waveform:
             self.rate = frame.sample_rate
             self._scale = float(self._track.time_base * self.rate)
             self._offset = float(self._zero * self.rate)
-        if frame.sample_rate != self.rate or not frame.samples:
-            self.errors += bool(frame.samples)
+        if not frame.samples:
             return
-        block = self._mono(frame)
         at = self._place(frame)
+        block = self._mono(frame)
         if self._position is not None and at < self._position:  # it repeats what is there
             block = block[self._position - at :]
             at = self._position
@@ -248,9 +243,12 @@ class Waveform:
             told = round(frame.pts * self._scale - self._offset)
         if told is None:
             return self._position or 0
-        if self._position is not None and abs(told - self._position) <= self._jitter(frame.samples):
-            return self._position
-        if self._grid is not None and frame.samples == self._grid[1]:
+        if self._position is not None:
+            if abs(told - self._position) <= self._jitter(frame.samples):
+                return self._position
+            if frame.sample_rate != self.rate:  # raw streams count on at the first rate
+                return max(told, self._position)
+        if self._grid is not None and (frame.samples, frame.sample_rate) == (self._grid[1], self.rate):
             origin, step = self._grid
             near = origin + round((told - origin) / step) * step
             if abs(near - told) <= step // 4:
@@ -268,17 +266,18 @@ class Waveform:
         """Mean of the channels, or the loudest one where that would be silence; float32 ``[samples]``."""
         channels = frame.layout.nb_channels
         wide = frame.format.name.startswith("s64")  # which NumPy is not given
-        if wide or (frame.format.is_planar and channels >= 8):
+        if wide or (frame.format.is_planar and channels >= 8) or frame.sample_rate != self.rate:
             # PyAV runs past the planes of eight or more channels: let swresample interleave them, which changes no bit.
+            # A recording may be joined to one of another rate: that is brought to the rate of the first.
             key = (frame.format.name, frame.layout.name, channels, frame.sample_rate)
             if self._packer is None or self._packer[0] != key:
                 resampler = AudioResampler(
-                    format="dbl" if wide else frame.format.packed, layout=frame.layout, rate=frame.sample_rate
+                    format="dbl" if wide else frame.format.packed, layout=frame.layout, rate=self.rate
                 )
                 self._packer = (key, resampler)
             frame.pts = None
             parts = [part.to_ndarray() for part in self._packer[1].resample(frame)]
-            samples = np.concatenate(parts, axis=1).reshape(-1, channels).T
+            samples = np.concatenate([np.zeros((1, 0)), *parts], axis=1).reshape(-1, channels).T
         else:
             samples = frame.to_ndarray()
             if not frame.format.is_planar:
@@ -289,10 +288,14 @@ class Waveform:
             samples = samples.astype(np.float32) / 2.0 ** (8 * samples.dtype.itemsize - 1)
         with np.errstate(over="ignore", invalid="ignore"):
             samples = samples.astype(np.float32, copy=False)
+            energies = np.einsum("cs,cs->c", samples, samples)
+            if not np.isfinite(energies).all():
+                finite = np.isfinite(samples)
+                self.nonfinite += int(samples.size - np.count_nonzero(finite))
+                samples = np.where(finite, samples, np.float32(0))
             if channels == 1:
                 return samples[0]
             mean = np.add.reduce(samples) * np.float32(1 / channels)
-            energies = np.einsum("cs,cs->c", samples, samples)
             if np.vdot(mean, mean) >= _OPPOSED * energies.mean() or not np.isfinite(energies).all():
                 return mean
         self.opposed += 1
