@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from avfewshot.inference.results import ClipResult, RunInfo, SegmentResult
-from avfewshot.reports.html import HtmlWriter, Provenance
+from avfewshot.reports.html import HtmlWriter
 from avfewshot.reports.writers import Summary
 
 LABELS = [f"label number {index}" for index in range(28)]
@@ -50,9 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
-        writer = HtmlWriter(
-            path, topk=5, total=options.clips, provenance=Provenance("made up", []), pictures=lambda *_: []
-        )
+        writer = HtmlWriter(path, topk=5, total=options.clips, command="made up", settings=[], pictures=lambda *_: [])
         writer.begin(RunInfo("tiny", None, LABELS, LABELS, "cpu", "fp32", "weighted", "event"))
         for number in range(options.clips):
             writer.add(made_up(number))

@@ -14,7 +14,7 @@ from PIL import Image
 from sample_results import LABELS, clip, failure, run_info
 
 from avfewshot.media.thumbnails import Thumbnail, jpeg_source, spread
-from avfewshot.reports.html import MOST_IN_FULL, HtmlWriter, Provenance, clip_data, picture_count
+from avfewshot.reports.html import MOST_IN_FULL, HtmlWriter, clip_data, picture_count
 from avfewshot.reports.strip import step_path
 from avfewshot.reports.writers import Summary
 
@@ -66,8 +66,7 @@ def page_of(tmp_path, results, *, labels=LABELS, total=None, command="avfs zeros
     path.unlink(missing_ok=True)
     settings = [("backbone", "tiny", "avfs.toml"), ("device", "cpu", "default")]
     total = len(results) if total is None else total
-    provenance = Provenance(command, settings)
-    writer = HtmlWriter(path, topk=2, total=total, provenance=provenance, pictures=pictures)
+    writer = HtmlWriter(path, topk=2, total=total, command=command, settings=settings, pictures=pictures)
     writer.begin(run_info(labels, **run))
     for result in results:
         writer.add(result)

@@ -122,8 +122,8 @@ def test_bars():
 def test_runs_and_cells():
     parts = [segment(index, label) for index, label in enumerate("aabbbc")]
     assert [(run.start, run.end, run.label) for run in runs(parts)] == [(0, 2, "a"), (2, 5, "b"), (5, 6, "c")]
-    assert cells(parts, 10) == (["a", "a", "b", "b", "b", "c"], 1)
-    assert cells(parts, 3) == (["a", "b", "b"], 2)
+    assert cells([part.label for part in parts], 10) == (["a", "a", "b", "b", "b", "c"], 1)
+    assert cells([part.label for part in parts], 3) == (["a", "b", "b"], 2)
     assert runs([]) == []
 
 

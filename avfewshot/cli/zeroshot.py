@@ -289,7 +289,7 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
         writers.append(OpenWriter(OverlayWriter(folder), folder, run))
     if work.page is not None:
         from avfewshot.media.thumbnails import Thumbnail, thumbnails
-        from avfewshot.reports.html import HtmlWriter, Provenance
+        from avfewshot.reports.html import HtmlWriter
 
         rows = [
             (name, getattr(run, name, "the adapter's"), "the adapter")
@@ -308,7 +308,8 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
             work.page,
             topk=settings["topk"],
             total=len(work.files),
-            provenance=Provenance(command, rows),
+            command=command,
+            settings=rows,
             pictures=pictures,
         )
         writers.append(OpenWriter(page, work.page, run))

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from markupsafe import Markup
 
@@ -152,10 +153,8 @@ def ticks(low: float, high: float, *, most: int = 5) -> list[float]:
 def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
     """At most `most` points: means of equal parts."""
     span = max(1, -(-len(points) // most))
-    if span == 1:
-        return list(points)
-    parts = [points[begin : begin + span] for begin in range(0, len(points), span)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+    parts = (points[begin : begin + span] for begin in range(0, len(points), span))
+    return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -82,6 +82,14 @@ def signed(value: float) -> str:
     return "0.0" if text[1:] == "0.0" else text
 
 
+def difference(estimate: Estimate) -> tuple[str, str]:
+    """A difference and its interval in percentage points, for example ``+3.1`` and ``+0.4 to +5.9``, if it has one."""
+    if estimate.value is None:
+        return NONE, ""
+    ends = [signed(end) for end in (estimate.low, estimate.high) if end is not None]
+    return signed(estimate.value), " to ".join(ends)
+
+
 def interval(estimate: Estimate) -> str:
     """The interval of a figure, for example ``49.1–55.6``; empty without one."""
     if estimate.low is None or estimate.high is None:

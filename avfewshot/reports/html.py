@@ -14,7 +14,6 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -38,14 +37,6 @@ MOST_IN_FULL = 500
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _STYLE, _HASH = Markup("\0style"), Markup("\0hash")  # no text that is shown holds such a sign
 _AHEAD = 8  # clips whose pictures may be read at the same time as the next ones are classified
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How the run was asked for."""
-
-    command: str  # the command line
-    settings: Sequence[tuple[str, str, str]]  # name, value and source, as text
 
 
 @functools.cache
@@ -147,7 +138,7 @@ class HtmlWriter(Writer):
 
     Finished clips wait in a temporary file, so memory does not grow with their number. Pictures of more than
     :data:`MOST_IN_FULL` clips go into the folder ``NAME-files`` beside the page; `pictures` reads the frames of a file:
-    ``(path, count) -> list[Thumbnail]``.
+    ``(path, count) -> list[Thumbnail]``. `settings` are (name, value, source), as text.
     """
 
     def __init__(
@@ -156,14 +147,15 @@ class HtmlWriter(Writer):
         *,
         topk: int,
         total: int,
-        provenance: Provenance,
+        command: str,
+        settings: Sequence[tuple[str, str, str]],
         pictures: Callable[[str, int], list[Thumbnail]],
     ) -> None:
         self._path = path
         self._topk = topk
         self._count = picture_count(total)
         self._folder = path.with_name(f"{path.stem}-files") if total > MOST_IN_FULL else None
-        self._provenance = provenance
+        self._command, self._settings = command, settings
         self._pictures = pictures
         self._environment = environment()
         self._run: RunInfo | None = None
@@ -242,8 +234,8 @@ class HtmlWriter(Writer):
             "version": __version__,
             "title": title,
             "when": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-            "command": self._provenance.command,
-            "settings": self._provenance.settings,
+            "command": self._command,
+            "settings": self._settings,
             "folder": self._folder and self._folder.name,
             "facts": [
                 ("clips", summary.clips),

@@ -11,20 +11,10 @@ import numpy as np
 from PIL import Image
 
 # Matplotlib's "inferno" (CC0) at nine places: its lightness grows evenly, so it reads without colours as well.
-_RAMP = np.array(
-    [
-        (0, 0, 4),
-        (31, 12, 72),
-        (85, 15, 109),
-        (136, 34, 106),
-        (186, 54, 85),
-        (227, 89, 51),
-        (249, 140, 10),
-        (249, 201, 50),
-        (252, 255, 164),
-    ],
-    dtype=np.float64,
-)
+_RAMP = np.array([
+    (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
+    (249, 201, 50), (252, 255, 164),
+], dtype=np.float64)  # fmt: skip
 _FAINTEST, _STRONGEST = 0.35, 0.75
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
@@ -19,7 +18,7 @@ from avfewshot.reports.charts import TONES, Level, Series, heat_map, line_chart,
 from avfewshot.reports.confusion import confused_pairs, confusion
 from avfewshot.reports.html import component, render
 from avfewshot.reports.overlays import heat_source, is_picture
-from avfewshot.reports.strip import MOST_BINS, Mark, Span, marks, step_path
+from avfewshot.reports.strip import MOST_BINS, NARROWEST_LETTER, Mark, cells, marks, step_path
 from avfewshot.reports.text import clock
 from avfewshot.training.record import AttentionExample, Example, RunRecord
 
@@ -78,13 +77,7 @@ def _best_values(comparison: Comparison) -> dict[str, float]:
 
 def _difference_cell(found: Difference) -> tuple[str, str, str]:
     """Its kind (``gain``, ``loss`` or empty), the figure and the interval, for people."""
-    value, low, high = found.estimate.value, found.estimate.low, found.estimate.high
-    if value is None:
-        return "", figures.NONE, ""
-    if low is None or high is None:
-        return "", figures.signed(value), ""
-    kind = "" if not found.clear else "gain" if low > 0 else "loss"
-    return kind, figures.signed(value), f"{figures.signed(low)} to {figures.signed(high)}"
+    return figures.verdict(found)[0] if found.clear else "", *figures.difference(found.estimate)
 
 
 def _training(record: RunRecord) -> dict[str, Any]:
@@ -157,23 +150,22 @@ def class_changes(after: TaskResult, before: TaskResult | None) -> list[tuple[Cl
 
 def _clips(record: RunRecord, after: TaskResult, systems: tuple[str, str]) -> dict[str, Any]:
     classes = [row.name for row in after.classes]
-    kinds = (
-        ("Right only after training", True, False),
-        ("Wrong only after training", False, True),
-        ("Wrong before and after", False, False),
-        ("Right before and after", True, True),
-    )
+    kinds = {
+        "Right only after training": (True, False),
+        "Wrong only after training": (False, True),
+        "Wrong before and after": (False, False),
+        "Right before and after": (True, True),
+    }
     groups = [
-        (title, [example for example in record.examples if (example.right, example.was_right) == (right, was_right)])
-        for title, right, was_right in kinds
+        (
+            title,
+            [(one, _example(one, classes, systems)) for one in record.examples if (one.right, one.was_right) == kind],
+        )
+        for title, kind in kinds.items()
     ]
     return {
         "systems": systems,
-        "examples": [
-            (title, [(example, _example(example, classes, systems)) for example in examples])
-            for title, examples in groups
-            if examples
-        ],
+        "examples": [(title, examples) for title, examples in groups if examples],
         "looks": [(look, _look(look)) for look in record.looks],
     }
 
@@ -202,21 +194,19 @@ def _example(example: Example, classes: Sequence[str], systems: tuple[str, str])
 
 
 def _strip(name: str, answers: Sequence[tuple[str, ...] | None], table: dict[str, Mark]) -> dict[str, Any]:
-    total, width = len(answers), max(1, -(-len(answers) // MOST_BINS))
-    # Of a very long clip several seconds share a step, with what most of them hold.
-    steps = [Counter(answers[begin : begin + width]).most_common(1)[0][0] for begin in range(0, total, width)]
-    spans, descriptions, begin = [], [], 0
+    """Spans of one answer, in percent; a step of a very long clip has what most of its seconds hold."""
+    steps, width = cells(answers, MOST_BINS)
+    spans, begin, total = [], 0, len(answers)
     for answer, group in groupby(steps):
         end = min(begin + width * len(list(group)), total)
         if answer is not None:
-            title = f"{begin}-{end} s: {', '.join(answer)}"
-            left, reach = 100 * begin / total, 100 * (end - begin) / total
-            letters = "".join(table[label].letter for label in answer)
-            # The letters of all labels, the colour of the first one.
-            spans.append(Span(left, reach, Mark(letters, table[answer[0]].paint), title))
-            descriptions.append(title)
+            reach = 100 * (end - begin) / total
+            # The letters of all labels where there is room, the colour of the first one.
+            letters = "".join(table[label].letter for label in answer) if reach >= NARROWEST_LETTER else ""
+            place = {"left": 100 * begin / total, "width": reach, "letters": letters, "paint": table[answer[0]].paint}
+            spans.append({**place, "title": f"{begin}-{end} s: {', '.join(answer)}"})
         begin = end
-    return {"name": name, "spans": spans, "described": "; ".join(descriptions[:50])}
+    return {"name": name, "spans": spans, "described": "; ".join(span["title"] for span in spans[:50])}
 
 
 def _look(look: AttentionExample) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from avfewshot.evaluation.results import Comparison, Difference, Estimate, TaskResult
 from avfewshot.io import csv_text
-from avfewshot.reports.figures import NONE, basis, interval, main_systems, metric_title, points, signed
+from avfewshot.reports.figures import basis, difference, interval, main_systems, metric_title, points, verdict
 from avfewshot.reports.text import printable
 from avfewshot.training.record import Component
 
@@ -81,11 +81,15 @@ def comparison_markdown(comparison: Comparison) -> str:
     ]
     for system in comparison.systems:
         row = comparison.cells[system]
-        lines.append(_row(system, (_with_interval(row[metric]) for metric in comparison.metrics)))
+        lines.append(
+            _row(
+                system, (_bracketed(points(row[metric].value), interval(row[metric])) for metric in comparison.metrics)
+            )
+        )
     main, reference = main_systems(comparison)
     if reference is not None:
         differences = [comparison.difference(main, reference, metric).estimate for metric in comparison.metrics]
-        lines.append(_row(f"{main} − {reference}", map(_difference_text, differences)))
+        lines.append(_row(f"{main} − {reference}", (_bracketed(*difference(one)) for one in differences)))
     return "\n".join([*lines, "", basis(comparison), ""])
 
 
@@ -120,15 +124,13 @@ def _figure(estimate: Estimate) -> Text:
 
 
 def _difference(found: Difference) -> Text:
-    estimate = found.estimate
-    if estimate.value is None:
-        return Text("-")
-    cell = Text(_plain(signed(estimate.value)))
+    value, bounds = map(_plain, difference(found.estimate))
+    cell = Text(value)
     if found.clear:
         cell.append("*")
-        cell.stylize("green" if estimate.value > 0 else "red")
-    if estimate.low is not None and estimate.high is not None:
-        cell.append(_plain(f"\n{signed(estimate.low)} to {signed(estimate.high)}"), style="dim")
+        cell.stylize("green" if verdict(found)[0] == "gain" else "red")
+    if bounds:
+        cell.append(f"\n{bounds}", style="dim")
     return cell
 
 
@@ -146,17 +148,8 @@ def _markdown(text: str) -> str:
     return escaped.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _with_interval(estimate: Estimate) -> str:
-    bounds = interval(estimate)
-    return f"{points(estimate.value)} ({bounds})" if bounds else points(estimate.value)
-
-
-def _difference_text(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return NONE
-    if estimate.low is None or estimate.high is None:
-        return signed(estimate.value)
-    return f"{signed(estimate.value)} ({signed(estimate.low)} to {signed(estimate.high)})"
+def _bracketed(value: str, bounds: str) -> str:
+    return f"{value} ({bounds})" if bounds else value
 
 
 def _numbers(estimate: Estimate) -> tuple[Any, ...]:

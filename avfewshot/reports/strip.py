@@ -7,8 +7,11 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from avfewshot.inference.results import SegmentResult
+
+Label = TypeVar("Label")
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 OTHER = "•"  # stands for every label beyond the letters
@@ -58,21 +61,6 @@ class Mark:
     paint: Paint  # repeats after seven labels
 
 
-@dataclass(frozen=True)
-class Span:
-    """A stretch of a timeline; position and width in percent."""
-
-    left: float
-    width: float
-    mark: Mark
-    title: str
-
-    @property
-    def letter(self) -> str:
-        """What is written on it: nothing where there is no room."""
-        return self.mark.letter if self.width >= NARROWEST_LETTER else ""
-
-
 def runs(segments: Iterable[SegmentResult]) -> list[Run]:
     """Join consecutive segments of one label."""
     joined = []
@@ -102,11 +90,11 @@ def marks(labels: Sequence[str], used: Iterable[str] | None = None) -> dict[str,
     return table
 
 
-def cells(segments: Sequence[SegmentResult], limit: int) -> tuple[list[str], int]:
-    """Labels of at most `limit` equal spans of a clip, the most frequent one of each, and segments in a span."""
-    span = max(1, -(-len(segments) // limit))
-    spans = (segments[begin : begin + span] for begin in range(0, len(segments), span))
-    return [Counter(segment.label for segment in part).most_common(1)[0][0] for part in spans], span
+def cells(labels: Sequence[Label], limit: int) -> tuple[list[Label], int]:
+    """The label of each of at most `limit` equal parts of a clip, the most frequent one, and seconds in a part."""
+    span = max(1, -(-len(labels) // limit))
+    parts = (labels[begin : begin + span] for begin in range(0, len(labels), span))
+    return [Counter(part).most_common(1)[0][0] for part in parts], span
 
 
 def step_path(values: Sequence[float]) -> str:

@@ -123,7 +123,7 @@ class TableWriter(Writer):
         assert self._run is not None
         table = marks(self._run.labels, (segment.label for segment in result.segments))
         room = max(10, self._console.width - 2)
-        labels, span = cells(result.segments, room)
+        labels, span = cells([segment.label for segment in result.segments], room)
         coloured = self._console.color_system is not None
         wide = 3 if coloured and 3 * len(labels) <= room else 1
         line = Text("  ")
