@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zeroshot import SECONDS, machine, write_clip
+from zeroshot import SECONDS, machine, reported, write_clip
 
 VARIANTS = ("plain", "prepare", "read_raw", "read_shards")
 STEP_CLIPS, STEP_SECONDS, GPU_CORES = 32, 0.05, 16
@@ -131,15 +131,8 @@ def table(report: dict[str, Any]) -> str:
 
 def start_worker(variant: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one variant in a process of its own."""
-    command = [sys.executable, __file__, "--worker", variant, "--folder", str(folder)]
-    command += ["--side", str(arguments.side), "--epochs", str(arguments.epochs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    root = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"{variant} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    options = ["--folder", str(folder), "--side", str(arguments.side), "--epochs", str(arguments.epochs)]
+    return reported(__file__, variant, options, threads=1)
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

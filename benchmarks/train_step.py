@@ -26,13 +26,12 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from zeroshot import machine, memory
+from zeroshot import machine, memory, reported
 
 CPU_VARIANTS = ("plain", "fp32", "fp32-checkpointing", "bf16", "bf16-checkpointing")
 VARIANTS = (*CPU_VARIANTS, "fp32-graphs", "bf16-graphs")
@@ -113,18 +112,10 @@ def write(report: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def start_worker(variant: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one variant in a process of its own, so that its peak of memory is its own."""
-    command = [sys.executable, __file__, "--worker", variant, "--backbone", arguments.backbone]
-    command += ["--device", arguments.device, "--equations", arguments.equations]
+    options = ["--backbone", arguments.backbone, "--device", arguments.device, "--equations", arguments.equations]
     for name in ("batch_size", "segments", "steps", "threads"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    threads = str(arguments.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    root = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"{variant} failed ({done.returncode}; -9: killed, most often for want of memory):\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+        options += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    return reported(__file__, variant, options, threads=arguments.threads)
 
 
 def summary(runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, Any]:

@@ -106,15 +106,21 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def start_worker(variant: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one variant in a process of its own, so that its memory and its caches are its own."""
-    command = [sys.executable, __file__, "--worker", variant, "--folder", str(folder)]
+    options = ["--folder", str(folder)]
     if arguments.batch_size:
-        command += ["--batch-size", str(arguments.batch_size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.cores), "MKL_NUM_THREADS": str(arguments.cores)}
+        options += ["--batch-size", str(arguments.batch_size)]
+    return reported(__file__, variant, options, threads=arguments.cores)
+
+
+def reported(script: str, variant: str, options: list[str], *, threads: int) -> dict[str, Any]:
+    """What a benchmark's own worker prints as its last line, JSON; this checkout is what it measures."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, script, "--worker", variant, *options]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        sys.exit(f"{variant} failed:\n{done.stderr}")
+        sys.exit(f"{variant} failed ({done.returncode}; -9: killed, most often for want of memory):\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from scipy.special import softmax
 
 from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import average_comparisons, evaluate_systems
@@ -18,11 +19,6 @@ NAMES = ("Speech", "Dog", "Violin, fiddle", "Frying (food)", "Chainsaw", "Baby l
 
 def class_names(number):
     return tuple(NAMES[index] if index < len(NAMES) else f"class {index}" for index in range(number))
-
-
-def softmax(logits):
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def judged(task, *, classes=None, clips=60, seed=0, replicates=60, systems=SYSTEMS):
@@ -43,9 +39,11 @@ def judged(task, *, classes=None, clips=60, seed=0, replicates=60, systems=SYSTE
     for name, strength in systems:
         if task == "ave":
             truth = np.eye(count + 1)[segments]
-            said[name] = Predictions(softmax(strength * truth + rng.normal(size=truth.shape)), BackgroundRule("prompt"))
+            said[name] = Predictions(
+                softmax(strength * truth + rng.normal(size=truth.shape), axis=-1), BackgroundRule("prompt")
+            )
         else:
-            scores = softmax(strength * labels + rng.normal(size=labels.shape))
+            scores = softmax(strength * labels + rng.normal(size=labels.shape), axis=-1)
             said[name] = Predictions(scores, label_threshold=0.3 if several else None)
     return evaluate_systems(task, targets, said, replicates=replicates, seed=seed)
 

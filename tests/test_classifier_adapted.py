@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from media_factory import tone, write_audio, write_media
+from scipy.special import softmax
 
 from avfewshot.cli.app import run
 from avfewshot.config import TrainingConfig
@@ -127,11 +128,6 @@ def test_a_trained_adapter_changes_the_scores(adapted, plain, folder):
     assert max(abs(got.scores[name] - before.scores[name]) for name in LABELS) > 1e-3
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
 @torch.no_grad()
 def logits_by_hand(classifier: Classifier, path, blend: float) -> dict[str, np.ndarray]:
     """(1 - blend) zero-shot + blend trained, in NumPy, window by window; the last column is the background."""
@@ -165,7 +161,7 @@ def test_scores_follow_from_blended_logits(make, folder, blend):
     (result,) = classifier.classify(folder / "both.mp4", LABELS)
 
     logits = logits_by_hand(classifier, folder / "both.mp4", blend)
-    visual, audio = (softmax(logits[name][:, :-1]) for name in ("visual", "audio"))
+    visual, audio = (softmax(logits[name][:, :-1], axis=-1) for name in ("visual", "audio"))
     share = (visual.max(-1) / (visual.max(-1) + audio.max(-1)))[:, None]
     fused = share * visual + (1 - share) * audio
     assert list(result.visual.values()) == pytest.approx(visual.mean(0), abs=1e-5)
@@ -183,7 +179,7 @@ def test_event_pooling_compares_with_the_projected_background(make, folder, blen
 
     for name, logits in logits_by_hand(classifier, folder / "both.mp4", blend).items():
         weights = 1 / (1 + np.exp(logits[:, -1] - logits[:, :-1].max(-1)))
-        expected = (weights[:, None] * softmax(logits[:, :-1])).sum(0) / weights.sum()
+        expected = (weights[:, None] * softmax(logits[:, :-1], axis=-1)).sum(0) / weights.sum()
         assert list(getattr(result, name).values()) == pytest.approx(expected, abs=1e-5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from avfewshot.models.fusion import (
     FUSIONS,
@@ -20,11 +21,6 @@ from avfewshot.models.fusion import (
 from avfewshot.models.fusion import logits as logits_of
 
 
-def softmax(values: np.ndarray) -> np.ndarray:
-    shifted = np.exp(values - values.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
-
-
 @pytest.fixture
 def logits() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -33,7 +29,7 @@ def logits() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_weights_and_weighted_fusion_agree_with_numpy(logits):
     visual, audio = (values.numpy() for values in logits)
-    by_sight, by_hearing = softmax(visual), softmax(audio)
+    by_sight, by_hearing = softmax(visual, axis=-1), softmax(audio, axis=-1)
     score_v, score_a = by_sight.max(-1), by_hearing.max(-1)
     share = score_v / (score_v + score_a)
     expected = share[..., None] * by_sight + (1 - share)[..., None] * by_hearing
@@ -46,7 +42,7 @@ def test_weights_and_weighted_fusion_agree_with_numpy(logits):
 
 
 def test_product_fusion_is_the_normalised_product_of_probabilities(logits):
-    product = softmax(logits[0].numpy()) * softmax(logits[1].numpy())
+    product = softmax(logits[0].numpy(), axis=-1) * softmax(logits[1].numpy(), axis=-1)
 
     fused, _ = fuse(*logits, fusion="product")
 
@@ -173,7 +169,7 @@ def test_event_pooling_agrees_with_numpy(logits):
         values, background = values.numpy(), background.numpy()
         happening = 1 / (1 + np.exp(background - values.max(-1)))
         times.append(happening / happening.sum(-1, keepdims=True))
-        shares.append(softmax(values))
+        shares.append(softmax(values, axis=-1))
     first, second = (share.max(-1) for share in shares)
     weight = first / (first + second)
     fused = weight[..., None] * shares[0] + (1 - weight)[..., None] * shares[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
@@ -27,11 +28,6 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
-
-
-def softmax(values):
-    values = np.exp(values - values.max(-1, keepdims=True))
-    return values / values.sum(-1, keepdims=True)
 
 
 def logits(seed, seconds=4, scale=3.0, *, visual=True, audio=True):
@@ -75,7 +71,7 @@ def test_clips_of_any_length_and_modality_are_predicted_as_if_alone():
 def test_clip_probabilities_follow_the_equations():
     clip = logits(1)
     visual, audio = clip.visual.numpy(), clip.audio.numpy()
-    p_v, p_a = softmax(visual[:, :CLASSES]), softmax(audio[:, :CLASSES])
+    p_v, p_a = (softmax(part[:, :CLASSES], axis=-1) for part in (visual, audio))
     w = p_v.max(-1) / (p_v.max(-1) + p_a.max(-1))
     fused = w[:, None] * p_v + (1 - w)[:, None] * p_a
     found = clip_probabilities([clip], CLASSES, fusion="weighted", pool="mean")[0]

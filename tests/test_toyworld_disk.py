@@ -28,6 +28,7 @@ from avfewshot.labels import parse_labels
 from avfewshot.toyworld import build as build_module
 from avfewshot.toyworld import layouts
 from avfewshot.toyworld.build import MANIFEST, prepare
+from avfewshot.toyworld.plans import PlannedClip
 from avfewshot.toyworld.render import render_frames, render_waveform
 from avfewshot.toyworld.script import ClipScript, Event, ave_script
 from avfewshot.toyworld.vocabulary import AVE_CLASSES, Composition
@@ -123,7 +124,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("avfewshot.toyworld.writer.render_frames", broken)
-    clip = layouts.PlannedClip("x.mp4", whole_script("dog barking", 2))
+    clip = PlannedClip("x.mp4", whole_script("dog barking", 2))
     with pytest.raises(DataError, match=r"x\.mp4: cannot be written: No space left on device"):
         list(build_module._write_clips(tmp_path, [clip], 1))
     assert list(tmp_path.iterdir()) == []

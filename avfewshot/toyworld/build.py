@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
-from avfewshot.toyworld.layouts import FEWEST_CLIPS, PLANS, DatasetPlan, PlannedClip, plan_samples
+from avfewshot.toyworld.layouts import FEWEST_CLIPS, PLANS, plan_samples
+from avfewshot.toyworld.plans import DatasetPlan, PlannedClip
 from avfewshot.toyworld.scenes import plan_avqa, plan_avs
 from avfewshot.toyworld.vocabulary import COMPOSITIONS
 from avfewshot.toyworld.writer import write_clip, write_part

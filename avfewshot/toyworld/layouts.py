@@ -6,10 +6,6 @@ arguments are equal.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,35 +13,14 @@ from types import MappingProxyType
 import numpy as np
 import yaml
 
+from avfewshot.toyworld.plans import SPLITS, DatasetPlan, PlannedClip, csv_lines, generator, identity, splits_of
 from avfewshot.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
 from avfewshot.toyworld.vocabulary import AVE_CLASSES, LLP_CLASSES, VGGSOUND_CLASSES, Composition
 
 FEWEST_CLIPS = 3  # clips of a class below which a split would be empty
 
-_SPLITS = ("train", "val", "test")
 _SECONDS = 10
 _RECORDING = "found"  # of the data sets; the tiny backbone, and the samples that show it at work, know the studio alone
-_ID_LETTERS = string.ascii_letters + string.digits + "-_"  # those of YouTube; an id may begin with any of them
-
-
-@dataclass(frozen=True)
-class PlannedClip:
-    """A media file to be written."""
-
-    path: str  # below the root of the toy world, with forward slashes
-    script: ClipScript  # what happens in it
-    picture: tuple[int, bool] | None = None  # a still of that second, or its mask; None: the whole clip
-
-
-@dataclass(frozen=True)
-class DatasetPlan:
-    """All files of one data set."""
-
-    name: str  # ``"ave"``, ``"llp"`` or ``"vggsound"``
-    title: str  # what people call it
-    classes: tuple[str, ...]  # names of its classes as people read them
-    clips: tuple[PlannedClip, ...]  # media files
-    texts: dict[str, str]  # contents of the annotation files by path below the root
 
 
 @dataclass(frozen=True)
@@ -66,10 +41,10 @@ def plan_ave(seed: int, clips_per_class: int) -> DatasetPlan:
     """
     rows = []
     for label in AVE_CLASSES:
-        for number, split in enumerate(_splits(clips_per_class)):
-            video, rng = _identity(seed, "ave", label, number)
+        for number, split in enumerate(splits_of(clips_per_class)):
+            video, rng = identity(seed, "ave", label, number)
             rows.append(_Row(video, 0, label, split, ave_script(Composition.from_name(label), rng, _SECONDS)))
-    files = {"annotations": "Annotations.txt", **{split: f"{split}Set.txt" for split in _SPLITS}}
+    files = {"annotations": "Annotations.txt", **{split: f"{split}Set.txt" for split in SPLITS}}
     texts = {
         name: _lines(line for row in rows if role in ("annotations", row.split) for line in _ave_lines(row))
         for role, name in files.items()
@@ -89,20 +64,20 @@ def plan_llp(seed: int, clips_per_class: int) -> DatasetPlan:
     Videos ``LLP/LLP_dataset/video/ID_START_END.mp4``; the five ``AVVP_*.csv`` files in LLP.
     """
     rows = []
-    splits = _splits(clips_per_class)
+    splits = splits_of(clips_per_class)
     extra = -(-splits.count("train") // 4)
     for index, label in enumerate(LLP_CLASSES):
         for number, split in enumerate([*splits, *["train"] * extra]):
             # Alternate by class as well, so that even single clips per class give both kinds.
             several = number >= len(splits) or (split != "train" and (number + index) % 2 == 1)
-            video, rng = _identity(seed, "llp", label, number)
+            video, rng = identity(seed, "llp", label, number)
             events = [Composition.from_name(label)]
             if several:
                 events += _others(events[0], rng)
             start = 10 * int(rng.integers(0, 30))
             rows.append(_Row(video, start, label, split, llp_script(events, rng, _SECONDS)))
     # The official files are in no order; neither are these, so that their first rows are of many classes.
-    rows = [rows[index] for index in _generator(seed, "llp", "order").permutation(len(rows))]
+    rows = [rows[index] for index in generator(seed, "llp", "order").permutation(len(rows))]
     files = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
     texts = {}
     for split, name in files.items():
@@ -132,8 +107,8 @@ def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
     """
     rows = []
     for label in VGGSOUND_CLASSES:
-        for number, split in enumerate(_splits(clips_per_class)):
-            video, rng = _identity(seed, "vggsound", label, number)
+        for number, split in enumerate(splits_of(clips_per_class)):
+            video, rng = identity(seed, "vggsound", label, number)
             start = int(rng.integers(0, 300))
             script = vggsound_script(Composition.from_name(label), rng, _SECONDS)
             rows.append(_Row(video, start, label, split, script))
@@ -142,8 +117,8 @@ def plan_vggsound(seed: int, clips_per_class: int) -> DatasetPlan:
     per_second = [(row.label, row.video, row.split, str(_active_seconds(row.script))) for row in rows]
     listed = "vggsound-avel40k_labels.csv"
     texts = {
-        "vggsound.csv": _csv(official),
-        listed: _csv([("category", "video_id", "split", "label"), *per_second]),
+        "vggsound.csv": csv_lines(official),
+        listed: csv_lines([("category", "video_id", "split", "label"), *per_second]),
     }
     return _dataset(
         "vggsound", "VGGSound", "VGG-Sound", VGGSOUND_CLASSES, rows, texts, files={"list": listed}, header=1,
@@ -163,7 +138,7 @@ def plan_samples(seed: int) -> tuple[PlannedClip, ...]:
     """
     clips = []
     for name in _SAMPLES:
-        _, rng = _identity(seed, "samples", name, 0)
+        _, rng = identity(seed, "samples", name, 0)
         clips.append(PlannedClip(f"samples/{name.replace(' ', '-')}.mp4", _sample_script(name, rng)))
     return tuple(clips)
 
@@ -187,27 +162,6 @@ def _sample_script(name: str, rng: np.random.Generator) -> ClipScript:
     spans = [(float(round(i * length)), float(round((i + 1) * length))) for i in range(len(parts))]
     events = tuple(Event(part, span, span) for part, span in zip(parts, spans, strict=True))
     return ClipScript(_SECONDS, events, int(rng.integers(1 << 62)))
-
-
-def _splits(clips_per_class: int) -> list[str]:
-    """The split of each clip of a class: two thirds train, a sixth val, a sixth test, at least one of each."""
-    held = max(1, clips_per_class // 6)
-    return ["train"] * (clips_per_class - 2 * held) + ["val"] * held + ["test"] * held
-
-
-def _digest(*parts: object) -> bytes:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-
-
-def _generator(*parts: object) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(_digest(*parts), "big"))
-
-
-def _identity(seed: int, dataset: str, label: str, number: int) -> tuple[str, np.random.Generator]:
-    """An id as YouTube makes them and the source of a clip's script."""
-    key = (seed, dataset, label, number)
-    video = "".join(_ID_LETTERS[byte % len(_ID_LETTERS)] for byte in _digest(*key, "id")[:11])
-    return video, _generator(*key, "script")
 
 
 def _others(first: Composition, rng: np.random.Generator) -> list[Composition]:
@@ -268,12 +222,6 @@ def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
-
-
 def _dataset(
     name: str,
     folder: str,
@@ -305,7 +253,7 @@ def _dataset(
         "files": [
             {"role": role, "names": [file], "rows": texts[file].count("\n") - header} for role, file in files.items()
         ],
-        "splits": {split: sum(row.split == split for row in rows) for split in _SPLITS},
+        "splits": {split: sum(row.split == split for row in rows) for split in SPLITS},
     }
     description = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
     return DatasetPlan(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from avfewshot.toyworld.layouts import _SPLITS, DatasetPlan, PlannedClip, _csv, _digest, _generator, _identity, _splits
+from avfewshot.toyworld.plans import SPLITS, DatasetPlan, PlannedClip, csv_lines, digest, generator, identity, splits_of
 from avfewshot.toyworld.script import ClipScript, Event, PlacedEvent, Span, _seed
 from avfewshot.toyworld.vocabulary import Composition
 
@@ -39,8 +39,8 @@ def plan_avs(seed: int, clips_per_class: int) -> DatasetPlan:
     single, multi = [("name", "start", "category", "split")], [("name", "start", "split")]
     for label in PLAYERS:
         composition = Composition.from_name(label)
-        for number, split in enumerate(_splits(clips_per_class)):
-            name, rng = _identity(seed, "avs", label, number)
+        for number, split in enumerate(splits_of(clips_per_class)):
+            name, rng = identity(seed, "avs", label, number)
             others = _draw(rng, int(rng.integers(1, 3)), without=composition)
             spans: list[Span | None] = [(0.0, float(_AVS_SECONDS)), *[None] * len(others)]
             script = _scene([composition, *others], spans, _AVS_SECONDS, rng)
@@ -48,11 +48,11 @@ def plan_avs(seed: int, clips_per_class: int) -> DatasetPlan:
             folder = f"{split}/{composition.object}"
             frames, masks = f"{folder}/{name}/{name}_{{}}.png", 1 if split == "train" else _AVS_SECONDS
             clips += _avs_files("Single-source/s4_data", script, frames, f"{folder}/{name}", masks)
-    splits = _splits(clips_per_class) * (len(PLAYERS) // 2)
-    for number, split in enumerate(_generator(seed, "avs", "order").permutation(splits).tolist()):
+    splits = splits_of(clips_per_class) * (len(PLAYERS) // 2)
+    for number, split in enumerate(generator(seed, "avs", "order").permutation(splits).tolist()):
         leaked = number % 3 == 2
-        video, rng = _identity(seed, "avs", "ms3", number - leaked)
-        rng = _generator(seed, "avs", "ms3", number, "scene") if leaked else rng
+        video, rng = identity(seed, "avs", "ms3", number - leaked)
+        rng = generator(seed, "avs", "ms3", number, "scene") if leaked else rng
         name = f"{video}_{int(leaked)}"
         players = _draw(rng, int(rng.integers(2, 4)))
         spans = [_stretch(rng, _AVS_SECONDS, 2) if rng.random() < 0.75 else None for _ in players]
@@ -66,8 +66,8 @@ def plan_avs(seed: int, clips_per_class: int) -> DatasetPlan:
         classes=PLAYERS,
         clips=tuple(clips),
         texts={
-            "AVSBench/Single-source/s4_meta_data.csv": _csv(single),
-            "AVSBench/Multi-sources/ms3_meta_data.csv": _csv(multi),
+            "AVSBench/Single-source/s4_meta_data.csv": csv_lines(single),
+            "AVSBench/Multi-sources/ms3_meta_data.csv": csv_lines(multi),
         },
     )
 
@@ -85,12 +85,12 @@ def _avs_files(subset: str, script: ClipScript, frames: str, clip: str, masks: i
 def plan_avqa(seed: int, clips_per_class: int) -> DatasetPlan:
     """Plan the toy MUSIC-AVQA: questions of its templates about one to three objects, of which some sound."""
     clips = []
-    questions: dict[str, list[dict[str, object]]] = {split: [] for split in _SPLITS}
+    questions: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
     number = 0
     for label in PLAYERS:
-        for split in _splits(clips_per_class) * _SCENES:
-            rng = _generator(seed, "avqa", number, "script")
-            video = f"{int.from_bytes(_digest(seed, 'avqa', number, 'id')[:3], 'big'):08d}"
+        for split in splits_of(clips_per_class) * _SCENES:
+            rng = generator(seed, "avqa", number, "script")
+            video = f"{int.from_bytes(digest(seed, 'avqa', number, 'id')[:3], 'big'):08d}"
             number += 1
             first = Composition.from_name(label)
             players = [first, *_draw(rng, int(rng.integers(0, 3)), without=first)]
