@@ -27,6 +27,7 @@ from avfewshot.inference.features import EmbeddedFile
 from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features
 from avfewshot.store import store as store_module
+from avfewshot.store.embeddings import StoredEmbeddings
 from avfewshot.store.store import Store
 
 TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
@@ -354,6 +355,21 @@ def test_reading_clips_opens_the_database_once(tmp_path, monkeypatch):
         assert store.thumbnail(clip.path) is None
     assert store.means()["visual"].any(1).all()
     assert len(opened) == 1
+
+
+def test_embeddings_of_a_store_are_no_copies(tmp_path):
+    store, made = made_up_store(tmp_path, 3)
+    store.identity["audio context"] = "clip"
+    window = np.ones((1, 8), dtype=np.float32)
+    with contextlib.closing(store._connect("rw")) as database, database:
+        database.execute("INSERT INTO windows VALUES (?, '[4]', ?)", (store.embedded[1].id, window.tobytes()))
+    file = StoredEmbeddings(store, None).get(store.embedded[1].source)
+    np.testing.assert_array_equal(file.visual.numpy(), made[store.embedded[1].path][0])
+    assert np.shares_memory(file.visual.numpy(), store._vectors["visual"])
+    assert file.audio_windows.shape == (4, 8)
+    assert file.audio_windows.stride(0) == 0
+    file.visual.zero_()  # is nobody else's matter
+    np.testing.assert_array_equal(Store(tmp_path).of(store.embedded[1])[0], made[store.embedded[1].path][0])
 
 
 def test_an_empty_store_finds_nothing(tmp_path):

@@ -362,7 +362,7 @@ class Workspace:
                 files = [(str(e.number), e.file) for e in self.entries if e.file is not None]
             if self._search is None or len(self._search) != len(files):
                 dims = self.classifier.dims
-                self._search = Search.of((number, *frozen_part(file, dims)[1:]) for number, file in files)
+                self._search = Search.of([(number, *frozen_part(file, dims)[1:]) for number, file in files])
             hits = self._search.find(word_query(self.classifier, query), top, by=by)
         return [{"id": int(hit.path), "second": hit.second, "score": hit.score} for hit in hits]
 

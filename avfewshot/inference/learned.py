@@ -248,8 +248,8 @@ class LearnedHead(ZeroShotHead):
 
 def frozen_part(file: EmbeddedFile, dims: tuple[int, int]) -> tuple[str, Any, Any]:
     """Id, sight and sound of a file as few-shot methods take them: what the frozen towers gave, which stands first."""
-    visual = None if file.visual is None else file.visual[:, : dims[0]].double().numpy()
-    audio = None if file.audio is None else file.audio[:, : dims[1]].double().numpy()
+    visual = None if file.visual is None else file.visual[:, : dims[0]].numpy()
+    audio = None if file.audio is None else file.audio[:, : dims[1]].numpy()
     if visual is not None and audio is not None:
         seconds = min(len(visual), len(audio))
         visual, audio = visual[:seconds], audio[:seconds]

@@ -29,8 +29,13 @@ class StoredEmbeddings(EmbeddingCache):
         clip = self._store.find_clip(path)
         if clip is None:
             return None if self._then is None else self._then.get(path)
-        parts = (*self._store.of(clip), self._store.audio_windows(clip))
-        visual, audio, windows = (None if part is None else torch.from_numpy(part.copy()) for part in parts)
+        # Rows lie in the mapped files of the store, and a window stands once for all of its seconds: ten thousand clips
+        # are held by a page without a copy.
+        visual, audio = (None if part is None else torch.from_numpy(part) for part in self._store.of(clip))
+        windows = None
+        if (heard := self._store.windows(clip)) is not None:
+            rows, lengths = torch.from_numpy(heard[0]), torch.tensor(heard[1])
+            windows = rows.expand(clip.seconds, -1) if len(rows) == 1 else rows.repeat_interleave(lengths, 0)
         return EmbeddedFile(str(path), clip.duration, visual, audio, clip.warnings, windows)
 
     def put(self, path: Path | str, file: EmbeddedFile) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -92,8 +92,8 @@ class Search:
         self._samples = self._sampled()
 
     @classmethod
-    def of(cls, clips: Iterable[tuple[str, Floats | None, Floats | None]]) -> Search:
-        """Over (name, sight, sound) of clips in memory, which are copied."""
+    def of(cls, clips: Sequence[tuple[str, Floats | None, Floats | None]]) -> Search:
+        """Over (name, sight, sound) of clips in memory, float32, which are copied once."""
         rows: list[Rows] = []
         parts: dict[str, list[Floats]] = {name: [] for name in MODALITIES}
         ends: dict[str, int] = dict.fromkeys(MODALITIES, 0)
@@ -103,7 +103,7 @@ class Search:
             seconds = max(map(len, there.values()))
             rows.append(Rows(path, float(seconds), seconds, *starts))
             for name, part in there.items():
-                parts[name].append(part.astype(np.float32))
+                parts[name].append(part)
                 ends[name] += len(part)
         empty = np.zeros((0, 0), dtype=np.float32)
         return cls(rows, {name: np.concatenate(some) if some else empty for name, some in parts.items()})

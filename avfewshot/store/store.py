@@ -208,12 +208,12 @@ class Store:
             return self._reader.execute(query, values).fetchall()
 
     def vectors(self, modality: str) -> Floats:
-        """All rows of a modality ``[N, D]``, memory-mapped; dead ones among them."""
+        """All rows of a modality ``[N, D]``, dead ones among them: memory-mapped; what is changed stays in memory."""
         shape = self.rows[modality], self.dims[modality]
         if not shape[0]:
             return np.zeros((0, shape[1]), dtype=np.float32)
         try:
-            return np.memmap(self._file(modality), dtype=np.float32, mode="r", shape=shape)
+            return np.asarray(np.memmap(self._file(modality), dtype=np.float32, mode="c", shape=shape))
         except (OSError, ValueError):
             raise DataError(f"{self._file(modality)}: is missing or cut.", hint="Embed the collection again.") from None
 
@@ -221,7 +221,7 @@ class Store:
         """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""
         starts = {"visual": clip.visual, "audio": clip.audio}
         visual, audio = (
-            None if start is None else np.asarray(self._vectors[name][start : start + clip.seconds])
+            None if start is None else self._vectors[name][start : start + clip.seconds]
             for name, start in starts.items()
         )
         return visual, audio
@@ -233,12 +233,20 @@ class Store:
 
     def audio_windows(self, clip: StoredClip) -> Floats | None:
         """Of a clip with sound that was heard in windows, the embedding of each second's window ``[T, D_a]``."""
+        windows = self.windows(clip)
+        return None if windows is None else np.repeat(*windows, axis=0)
+
+    def windows(self, clip: StoredClip) -> tuple[Floats, list[int]] | None:
+        """The embeddings of its windows ``[W, D_a]``, and the seconds of each."""
         if self.audio_context == "second" or clip.audio is None:
             return None
         try:
             [(lengths, content)] = self._select("SELECT lengths, rows FROM windows WHERE clip = ?", (clip.id,))
-            rows = np.frombuffer(content, dtype=np.float32).reshape(-1, self.dims["audio"])
-            return np.repeat(rows, json.loads(lengths), axis=0)
+            rows = np.frombuffer(bytearray(content), dtype=np.float32).reshape(-1, self.dims["audio"])
+            lengths = json.loads(lengths)
+            if len(lengths) != len(rows) or sum(lengths) != clip.seconds:
+                raise ValueError(f"{clip.path}: its windows are not its seconds")
+            return rows, lengths
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
 
