@@ -7,6 +7,7 @@ together, from pictures of other videos.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -99,33 +100,31 @@ class STAVQA(nn.Module):
         Returns:
             Logits ``[B, answers]``.
         """
-        return self._answer(*self._grounded(places, audio), words)
+        sound = self.audio(audio)
+        return self._answer(self._grounded(self.visual(places), sound), sound, words)
 
-    def loss(self, places: Tensor, audio: Tensor, words: Tensor, answers: Tensor, others: Tensor | None) -> Tensor:
-        """Cross-entropy of the answers, and of whether pictures belong to the sound.
+    def loss(
+        self, places: Tensor, audio: Tensor, words: Tensor, answers: Tensor, others: Sequence[int] | None
+    ) -> Tensor:
+        """Cross-entropy of the answers, int64 ``[B]``, and of whether pictures belong to the sound.
 
-        Args:
-            places: As for :meth:`forward`.
-            audio: Likewise.
-            words: Likewise.
-            answers: int64 ``[B]``.
-            others: Places of other videos, of the shape of `places`; None: matching is not learnt from.
+        `others` has for each row one whose pictures are of another video; None: matching is not learnt from.
         """
-        visual, sound = self._grounded(places, audio)
+        pictures, sound = self.visual(places), self.audio(audio)
+        visual = self._grounded(pictures, sound)
         loss = F.cross_entropy(self._answer(visual, sound, words), answers)
         if others is None:
             return loss
-        wrong, _ = self._grounded(others, audio)
+        wrong = self._grounded(pictures[others], sound)
         pairs = torch.cat([torch.cat([sound, picture], dim=-1).flatten(0, 1) for picture in (visual, wrong)])
         own = (torch.arange(len(pairs), device=pairs.device) < len(pairs) // 2).long()
         return loss + MATCH_WEIGHT * F.cross_entropy(self.match(pairs), own)
 
-    def _grounded(self, places: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures ``[B, T, dim]``, with what is at the places that fit the sound, and sounds ``[B, T, dim]``."""
-        visual, sound = self.visual(places), self.audio(audio)
-        similarity = torch.einsum("btpc,btc->btp", F.normalize(visual, dim=-1), F.normalize(sound, dim=-1))
-        grounded = torch.einsum("btp,btpc->btc", similarity.softmax(-1), visual)
-        return self.ground(torch.tanh(torch.cat([visual.mean(2), grounded], dim=-1))), sound
+    def _grounded(self, places: Tensor, sound: Tensor) -> Tensor:
+        """Pictures ``[B, T, dim]``, with what is at the places that fit the sound."""
+        similarity = torch.einsum("btpc,btc->btp", F.normalize(places, dim=-1), F.normalize(sound, dim=-1))
+        grounded = torch.einsum("btp,btpc->btc", similarity.softmax(-1), places)
+        return self.ground(torch.tanh(torch.cat([places.mean(2), grounded], dim=-1)))
 
     def _answer(self, visual: Tensor, sound: Tensor, words: Tensor) -> Tensor:
         question = self.question(words)

@@ -76,13 +76,8 @@ class QuestionTask(SupervisedTask):
         places = features["places"]
         answers = [head.answers.index(example.target.answer) for example in examples]
         others = other_videos([example.path for example in examples])
-        return head.loss(
-            places,
-            features["audio"],
-            _words(examples, places.device),
-            torch.tensor(answers, device=places.device),
-            None if others is None else places[others],
-        )
+        words, truth = _words(examples, places.device), torch.tensor(answers, device=places.device)
+        return head.loss(places, features["audio"], words, truth, others)
 
     def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
         """The most probable answers."""
