@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avfewshot.data.dataset import SPLITS
-from avfewshot.data.load import load_dataset
-from avfewshot.data.media_index import require_media
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
 
 BACKGROUND = "background"
@@ -36,7 +33,9 @@ class LocalisationTask(SupervisedTask):
 
     def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
         """See :meth:`SupervisedTask.read`."""
-        return read_seconds(self, root, media, subset)
+        return self.read_clips(
+            root, media, subset, lambda dataset, sample: dataset.segment_labels(sample, self.seconds)
+        )
 
     def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
         """CMBS, supervised or from the clips' classes alone."""
@@ -83,19 +82,11 @@ class LocalisationTask(SupervisedTask):
 
     def _zero_shot(self, data: TaskData, zero_shot: ZeroShot) -> list[Any]:
         """The most probable class; background below the probability that is best on validation."""
-        val, test = (
-            [joined_probabilities(logits, self.seconds) for logits in zero_shot(split)] for split in ("val", "test")
-        )
-        thresholds = np.linspace(0, 1, 51)
-        if val:
-            figures = [
-                self.metrics([_above(one, low) for one in val], data.splits["val"], data.about)[self.headline]
-                for low in thresholds
-            ]
-            best = thresholds[int(np.argmax(figures))]
-        else:
-            best = 0.0
-        return [_above(one, best) for one in test]
+
+        def said(split: str) -> list[Any]:
+            return [joined_probabilities(logits, self.seconds) for logits in zero_shot(split)]
+
+        return self.cut(data, said, _above, np.linspace(0, 1, 51), 0.0)
 
     def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
         """The class of its event."""
@@ -110,26 +101,6 @@ class LocalisationTask(SupervisedTask):
         """Names by second."""
         names = [*about["classes"], BACKGROUND]
         return {"seconds": [names[label] for label in prediction]}
-
-
-def read_seconds(task: SupervisedTask, root: Path, media: Sequence[Path], subset: str | None) -> TaskData:
-    """Read AVE; each target is the class of each second."""
-    from avfewshot.errors import UsageError
-
-    if subset is not None:
-        raise UsageError(f"{task.title} has no subsets.", hint="Leave --subset out.")
-    dataset = load_dataset(task.dataset, root, media=media)
-    require_media(dataset, list(media) or [root])
-    splits = {
-        split: [
-            Example(sample.id, sample.path, dataset.segment_labels(sample, task.seconds))
-            for sample in dataset.available(split)
-            if sample.path is not None
-        ]
-        for split in SPLITS
-    }
-    about = {"classes": list(dataset.classes), "wordings": list(dataset.wordings)}
-    return TaskData(splits, about, list(dataset.report.describe()))
 
 
 def oracle_class(seconds: Any, background: int) -> int:

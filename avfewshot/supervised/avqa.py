@@ -38,7 +38,7 @@ class QuestionTask(SupervisedTask):
     window = 60  # every sixth second of a minute, as published
     heads: ClassVar[Mapping[str, Recipe]] = {
         "st-avqa": Recipe(1e-4, 64, 80, (8, 16, 24), 0.1),
-        "st-avqa-small": Recipe(2e-3, 64, 25, (15, 20), 0.3),
+        "st-avqa-small": Recipe(2e-3, 64, 40, (26, 34), 0.3),
     }
 
     def needs(self, head: str) -> frozenset[str]:

@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avfewshot.data.dataset import SPLITS
-from avfewshot.data.load import load_dataset
-from avfewshot.data.media_index import require_media
-from avfewshot.errors import UsageError
+from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.evaluation.parsing import parsing_scores, runs
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
 
@@ -41,30 +38,12 @@ class ParsingTask(SupervisedTask):
 
     def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
         """See :meth:`SupervisedTask.read`."""
-        if subset is not None:
-            raise UsageError(f"{self.title} has no subsets.", hint="Leave --subset out.")
-        dataset = load_dataset(self.dataset, root, media=media)
-        require_media(dataset, list(media) or [root])
-        splits = {
-            split: [
-                Example(
-                    sample.id,
-                    sample.path,
-                    (
-                        dataset.multi_hot([sample])[0],
-                        (
-                            dataset.event_matrix(sample, "audio", self.seconds),
-                            dataset.event_matrix(sample, "visual", self.seconds),
-                        ),
-                    ),
-                )
-                for sample in dataset.available(split)
-                if sample.path is not None
-            ]
-            for split in SPLITS
-        }
-        about = {"classes": list(dataset.classes), "wordings": list(dataset.wordings)}
-        return TaskData(splits, about, list(dataset.report.describe()))
+
+        def target(dataset: Dataset, sample: Sample) -> Any:
+            streams = (dataset.event_matrix(sample, name, self.seconds) for name in ("audio", "visual"))
+            return dataset.multi_hot([sample])[0], tuple(streams)
+
+        return self.read_clips(root, media, subset, target)
 
     def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
         """HAN or MGN."""
@@ -108,16 +87,11 @@ class ParsingTask(SupervisedTask):
 
     def _zero_shot(self, data: TaskData, zero_shot: ZeroShot) -> list[Any]:
         """In each modality the classes that stand out in a second; from which probability on, validation says."""
-        val, test = ([self._probabilities(one) for one in zero_shot(split)] for split in ("val", "test"))
-        best = 0.5
-        if val:
-            thresholds = np.linspace(0.05, 0.95, 19)
-            figures = [
-                self.metrics([_above(one, low) for one in val], data.splits["val"], data.about)[self.headline]
-                for low in thresholds
-            ]
-            best = thresholds[int(np.argmax(figures))]
-        return [_above(one, best) for one in test]
+
+        def said(split: str) -> list[Any]:
+            return [self._probabilities(one) for one in zero_shot(split)]
+
+        return self.cut(data, said, _above, np.linspace(0.05, 0.95, 19), 0.5)
 
     def _probabilities(self, logits: Any) -> tuple[Any, Any]:
         """Of classes and the background together, the background left out: zero where there is no such modality."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.errors import UsageError
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.media.clip import Clip
@@ -160,6 +161,40 @@ class SupervisedTask(abc.ABC):
             for start in range(0, total, self.window):
                 end = min(start + self.window, total)
                 yield spread_over(reader.read(start, end), self.seconds), (start, end)
+
+    def read_clips(
+        self, root: Path, media: Sequence[Path], subset: str | None, target: Callable[[Dataset, Sample], Any]
+    ) -> TaskData:
+        """For `read`: the clips of a data set of classes; `target` makes that of one."""
+        from avfewshot.data.load import load_dataset
+        from avfewshot.data.media_index import require_media
+
+        if subset is not None:
+            raise UsageError(f"{self.title} has no subsets.", hint="Leave --subset out.")
+        dataset = load_dataset(self.dataset, root, media=media)
+        require_media(dataset, list(media) or [root])
+        splits = {
+            split: [Example(one.id, one.path, target(dataset, one)) for one in dataset.available(split) if one.path]
+            for split in SPLITS
+        }
+        about = {"classes": list(dataset.classes), "wordings": list(dataset.wordings)}
+        return TaskData(splits, about, list(dataset.report.describe()))
+
+    def cut(
+        self,
+        data: TaskData,
+        said: Callable[[str], Sequence[Any]],
+        above: Callable[[Any, float], Any],
+        thresholds: Iterable[float],
+        blind: float,
+    ) -> list[Any]:
+        """What is `said` of test clips, `above` the threshold that fits validation best, or `blind` without such."""
+        val, best = said("val"), blind
+        if val:
+            truth = data.splits["val"], data.about
+            metrics = {low: self.metrics([above(one, low) for one in val], *truth) for low in thresholds}
+            best = max(metrics, key=lambda low: metrics[low][self.headline])
+        return [above(one, best) for one in said("test")]
 
     def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
         """The class that stands for a clip in pictures; None where it has none, or several."""
