@@ -86,7 +86,7 @@ def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
     text = _read_text(path, where)
     if kind := _other_format(text, where):
         raise UsageError(f"{where}: this is {kind}, not a list of labels.", hint=_FORMAT_HINT)
-    lines = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
+    lines = enumerate(text.splitlines(), start=1)
     contents = ((number, _COMMENT.sub("", visible(line))) for number, line in lines)
     entries = [_entry(f"line {number}", content) for number, content in contents if content]
     return _checked(entries, where=where, empty_hint=_FORMAT_HINT)
@@ -104,6 +104,7 @@ _HEADER = re.compile(
     rf"({_TITLE}|index|id|mid|name|video_id|file|path|split|wording|text|prompt|description|caption|count)",
     re.IGNORECASE,
 )
+_NUMBERED = re.compile(r"\d+[.):]?\s+(?=\S)")
 _BINARY = (
     b"%PDF-",
     b"{\\rtf",
@@ -120,25 +121,35 @@ _BINARY = (
 
 def _other_format(text: str, where: str) -> str | None:
     """What a file is that was given as a label file by mistake; None for one that may be one."""
-    lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
         return None
+    if len(lines) == 1:
+        if lines[0].count(",") > 1 or ";" in lines[0]:
+            return "one line of several labels"
+    elif all(_NUMBERED.match(line) for line in lines):
+        rests = {fold(_NUMBERED.sub("", line)) for line in lines}  # "2 people", "3 people" are labels
+        if len(rests) == len(lines) > 2 or all(re.match(r"\d+[.):]", line) for line in lines):
+            return "a numbered list"
+    if re.match(rf"(names|{_TITLE}):(\s*\[|$)", lines[0], re.IGNORECASE):
+        return "YAML"
     if (text.strip()[0] in "{[" and text.strip()[-1] in "}]") or re.match(r"\s*[\[{]\s*[\"'\[{]", text):
         return "JSON"
-    if len(lines) > 1 and all(re.fullmatch(r'\s*"[^"]*"\s*,?\s*', line) for line in lines):
+    if len(lines) > 1 and all(re.fullmatch(r"""("[^"]*"|'[^']*')\s*,?""", line) for line in lines):
         return "JSON lines or a table (CSV)"
-    if len(lines) > 1 and all(re.match(r"\s*[-*\u2022]\s", line) for line in lines):
+    if len(lines) > 1 and all(re.match(r"[-*+\u2022\u2013]\s", line) for line in lines):
         return "a list with bullets (YAML, Markdown)"
     if len(lines) > 1 and re.fullmatch(_TITLE, lines[0].strip(), re.IGNORECASE):
         return "a table (CSV)"
     if lines[0].lstrip().startswith("<") and lines[-1].rstrip().endswith(">"):
         return "HTML or XML"
-    for mark in "\t,;":
-        cells = [line.count(mark) for line in lines]
-        titles = [cell.strip(" \"'") for cell in lines[0].split(mark)]
-        if cells[0] and all(_HEADER.fullmatch(title) for title in titles):
+    for mark in "\t,;|":
+        rows = [[cell.strip(" \"'") for cell in line.split(mark)] for line in lines]
+        if len(rows[0]) > 1 and all(_HEADER.fullmatch(title) for title in rows[0]):
             return "a table (CSV)"
-        if min(cells) > 0 and (where.lower().endswith((".csv", ".tsv")) or (mark == "\t" and len(lines) > 1)):
+        numbers = any(all(re.fullmatch(r"\d*", row[at]) for row in rows) for at in (0, -1))
+        named = where.lower().endswith((".csv", ".tsv"))
+        if all(len(row) > 1 for row in rows) and (named or (len(rows) > 1 and (numbers or mark == "\t"))):
             return "a table (CSV)"
     return None
 

@@ -115,6 +115,19 @@ def test_invisible_characters_are_no_labels_and_hide_no_duplicates(tmp_path):
         ("a.txt", "- dog\n- cat\n", "bullets"),
         ("a.txt", "label\ndog\ncat\n", "CSV"),
         ("a.txt", "label,wording\ndog,a dog\n", "CSV"),
+        ("a.txt", "dog;1\ncat;2\n", "CSV"),
+        ("a.txt", "dog, 0\ncat, 1\n", "CSV"),
+        ("a.txt", "dog,\ncat,\n", "CSV"),
+        ("a.txt", '0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n', "CSV"),
+        ("a.txt", "| dog | barks |\n|---|---|\n| cat | meows |\n", "CSV"),
+        ("a.txt", "'dog'\n'cat'\n", "CSV"),
+        ("a.txt", "# Labels\n\n* dog\n* cat\n", "bullets"),
+        ("a.txt", "1. dog\n2. cat\n", "numbered"),
+        ("a.txt", "1 ApplyEyeMakeup\n2 Archery\n3 Typing\n", "numbered"),
+        ("a.txt", "dog, cat, rain\n", "one line"),
+        ("a.txt", "dog; cat\n", "one line"),
+        ("a.txt", "names:\n  - dog\n  - cat\n", "YAML"),
+        ("a.txt", "classes: [dog, cat]\n", "YAML"),
         ("a.txt", "{\\rtf1\\ansi dog}", "no text"),
         ("a.txt", b"%PDF-1.4\n1 0 obj\nendobj\n", "no text"),
         ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "no text"),
@@ -154,9 +167,19 @@ def test_endless_lines_and_endless_faults_are_bounded(tmp_path):
     assert caught.value.faults[-1].message == "... and 400 faults more."
 
 
-def test_labels_with_commas_are_labels(tmp_path):
-    names = ("Violin, fiddle", "Baby cry, infant cry")
-    assert parse_labels(write(tmp_path, "\n".join(names))).names == names
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\x85", "\f"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Violin, fiddle", "Baby cry, infant cry"),
+        ("0 people", "1 person", "2 people", "3 people"),
+        ("1", "2", "3"),
+        ("Male speech, man speaking",),
+        ("a - b", "+1"),
+    ],
+)
+def test_labels_that_look_like_something_else_are_labels(tmp_path, names, end):
+    assert parse_labels(write(tmp_path, end.join(names))).names == names
 
 
 def test_labels_as_texts_and_from_standard_input(monkeypatch):
