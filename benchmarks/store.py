@@ -4,11 +4,13 @@
     python benchmarks/store.py --candidates all --vectors 50000 --folder /tmp/stores --output stores.json
     python benchmarks/store.py --vectors 1000000 --folder /tmp/stores --output find.json
     python benchmarks/store.py --rerun 10000 --folder /tmp/stores
+    python benchmarks/store.py --embed 10000 --clips toy/AVE --folder /tmp/stores
 
 The first compares candidates for the store on the same vectors: LanceDB, or vectors in a memory-mapped file with an
 index. `build` is from vectors to an index that answers, `first` the first answer of a new process, imports included,
 `add` a commit of 1,000 seconds that survives a kill. The second makes an :class:`avfewshot.Store` and searches it by
-sight, sound and both. Recall is the share of the best twenty of an exact search that is returned.
+sight, sound and both. Recall is the share of the best twenty of an exact search that is returned. The last embeds hard
+links of some clips by `avfs embed`, each of them decoded; interrupted, it goes on.
 
 Vectors are spread as embeddings of CLIP are: ten seconds of a clip lie close together, clips gather around topics,
 variance falls off along the axes, and texts lie apart from clips (the modality gap), which is what makes approximate
@@ -224,6 +226,7 @@ def measure(name: str, folder: Path, vectors: np.ndarray, queries: np.ndarray, t
 def measure_find(folder: Path, count: int) -> dict[str, Any]:
     """A store of `count` seconds: how long it takes to open and to search, against an exact search."""
     from avfewshot.store.store import MODALITIES, Store
+    from avfewshot.store.writer import connect
 
     made = {name: made_up(count, folder, number, 50) for number, name in enumerate(MODALITIES)}
     shutil.rmtree(folder / "store", ignore_errors=True)
@@ -233,7 +236,7 @@ def measure_find(folder: Path, count: int) -> dict[str, Any]:
             for start in range(0, count, CHUNK):
                 stream.write(np.ascontiguousarray(vectors[start : start + CHUNK]).tobytes())
     clips = count // CLIP
-    with contextlib.closing(store._connect("rw")) as database, database:
+    with contextlib.closing(connect(store.folder, "rw")) as database, database:
         names = (b"/clips/%d.mp4" % number for number in range(clips))
         rows = ((i, name, name, 1, 1, 10.0, CLIP, i * CLIP, i * CLIP) for i, name in enumerate(names))
         database.executemany("INSERT INTO clips VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '[]', NULL)", rows)
@@ -275,7 +278,8 @@ def measure_rerun(folder: Path, count: int) -> dict[str, Any]:
     import torch
 
     from avfewshot.inference.features import EmbeddedFile
-    from avfewshot.store.store import MODALITIES, Store, _Writer
+    from avfewshot.store.store import MODALITIES, Store
+    from avfewshot.store.writer import writing
 
     clips, part = folder / "clips", torch.nn.functional.normalize(torch.ones(CLIP, DIM), dim=1)
     for path in (clips, folder / "embedded"):
@@ -284,24 +288,40 @@ def measure_rerun(folder: Path, count: int) -> dict[str, Any]:
     (clips / "0.mp4").write_bytes(b"a clip")
     about = {"backbone": "tiny", "precision": "fp32"}
     store = Store.create(folder / "embedded", about, {}, dict.fromkeys(MODALITIES, DIM))
-    with contextlib.closing(store._connect("rw")) as database:
-        writer = _Writer(store, database)
+    with writing(store.folder) as writer:
         for number in range(count):
             path = clips / f"{number}.mp4"
             if number:
                 os.link(clips / "0.mp4", path)
             writer.add(path, EmbeddedFile(str(path), float(CLIP), part, part, ()), {})
-        writer.close()
-    code = "import sys; from avfewshot.cli.app import run; sys.exit(run(sys.argv[1:]))"
-    arguments = [sys.executable, "-c", code, "embed", str(clips), "--store", str(folder / "embedded")]
-    times, work = [], []
-    for _ in range(5):
-        began, before = time.perf_counter(), os.times()
-        subprocess.run(arguments, check=True)
-        times.append(time.perf_counter() - began)
-        after = os.times()
-        work.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    times, work = zip(*(run_embed(clips, folder / "embedded") for _ in range(5)), strict=True)
     return {"clips": count, "median_seconds": float(np.median(times)), "processor_seconds": float(np.median(work))}
+
+
+def run_embed(clips: Path, store: Path, *options: str) -> tuple[float, float]:
+    """Seconds of `avfs embed` by the clock, and of the processors."""
+    began, before = time.perf_counter(), os.times()
+    subprocess.run([sys.executable, "-m", "avfewshot", "embed", clips, "--store", store, *options], check=True)
+    after = os.times()
+    work = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began, work
+
+
+def measure_embed(folder: Path, count: int, originals: Path) -> dict[str, Any]:
+    """`avfs embed` of `count` hard links of the clips below `originals`, and again with nothing to do."""
+    files = sorted(originals.rglob("*.mp4"))
+    links = folder / f"links-{count}"
+    links.mkdir(exist_ok=True)
+    for number in range(count):
+        with contextlib.suppress(FileExistsError):  # of a run that was interrupted
+            os.link(files[number % len(files)], links / f"{number:05}.mp4")
+    figures: dict[str, Any] = {"clips": count, "originals": min(count, len(files))}
+    for what, options in (("embed", ("--backbone", "tiny", "--device", "cpu")), ("rerun", ())):
+        seconds, work = run_embed(links, folder / f"embedded-{count}", *options)
+        figures[what] = {"seconds": seconds, "processor_seconds": work}
+    files = [path for path in (folder / f"embedded-{count}").iterdir() if path.is_file()]
+    figures["gigabytes"] = sum(path.stat().st_size for path in files) / 1e9
+    return figures
 
 
 def main() -> None:
@@ -311,13 +331,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("stores"))
     parser.add_argument("--candidates", help=f"all, or some of: {', '.join(CANDIDATES)}")
     parser.add_argument("--rerun", type=int, help="measure `avfs embed` with nothing to do for so many clips")
+    parser.add_argument("--embed", type=int, help="embed so many hard links of --clips")
+    parser.add_argument("--clips", type=Path, help="folder of the clips that are linked, on the disk of --folder")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--first", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     if not asked.candidates and not asked.first:
-        rerun = asked.rerun is not None
-        report = measure_rerun(asked.folder, asked.rerun) if rerun else measure_find(asked.folder, asked.vectors)
+        if asked.embed:
+            report = measure_embed(asked.folder, asked.embed, asked.clips or parser.error("--embed needs --clips"))
+        elif asked.rerun is not None:
+            report = measure_rerun(asked.folder, asked.rerun)
+        else:
+            report = measure_find(asked.folder, asked.vectors)
         print(json.dumps(report, indent=1))
         if asked.output:
             asked.output.write_text(json.dumps(report, indent=1))

@@ -26,7 +26,7 @@ from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features
-from avfewshot.store import store as store_module
+from avfewshot.store import index, writer
 from avfewshot.store.embeddings import StoredEmbeddings
 from avfewshot.store.store import Store
 
@@ -75,14 +75,11 @@ def contents(folder):
 def test_a_store_holds_what_the_towers_make_of_each_second(embedded, classifier):
     store = Store(embedded)
     assert len(store) == 9
-    means = store.means()
-    for number, clip in enumerate(store.embedded):
+    for clip in store.embedded:
         whole = classifier.embed(clip.path)
         visual, audio = store.of(clip)
         np.testing.assert_allclose(visual, whole.visual.numpy(), atol=1e-5)
         np.testing.assert_allclose(audio, whole.audio.numpy(), atol=1e-5)
-        mean = visual.mean(0) / np.linalg.norm(visual.mean(0))
-        np.testing.assert_allclose(means["visual"][number], mean, atol=1e-5)
         assert store.thumbnail(clip.path, 2).startswith(b"\xff\xd8")
         assert store.thumbnail(clip.path, 3) is None
         assert clip.duration == pytest.approx(3, abs=0.1)
@@ -145,7 +142,7 @@ def test_dead_rows_make_room(copy):
 def test_room_is_made_later_where_a_kill_came_before_it(copy, monkeypatch):
     for name in CLASSES[:2]:
         shutil.rmtree(copy / "clips" / name)
-    monkeypatch.setattr(store_module, "_DEAD_SHARE", 2)  # as if it had been killed before
+    monkeypatch.setattr(writer, "_DEAD_SHARE", 2)  # as if it had been killed before
     assert execute(copy, "embed", "clips", "--store", "store")[0] == 0
     monkeypatch.undo()
     store = Store(copy / "store")
@@ -178,10 +175,10 @@ def test_bad_files_are_named_and_remembered_until_they_change(copy):
 KILLED = """
 import os, signal, sys
 from avfewshot.cli.app import run
-from avfewshot.store import store
+from avfewshot.store import writer as module
 
-store._COMMIT_CLIPS, store._COMMIT_SECONDS = 2, 1e9
-add, count = store._Writer.add, 0
+module._COMMIT_CLIPS, module._COMMIT_SECONDS = 2, 1e9
+add, count = module.Writer.add, 0
 
 
 def counted(writer, *file):
@@ -194,7 +191,7 @@ def counted(writer, *file):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-store._Writer.add = counted
+module.Writer.add = counted
 run(["embed", "clips", "--store", "killed", "--backbone", "tiny", "--device", "cpu", "--precision", "fp32"])
 """
 
@@ -213,9 +210,8 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
 
 
 def test_one_process_writes_at_a_time(copy, monkeypatch):
-    monkeypatch.setattr(store_module, "_PATIENCE", 0.2)
-    store = Store(copy / "store")
-    with store._locked():
+    monkeypatch.setattr(writer, "_PATIENCE", 0.2)
+    with writer.writing(copy / "store"):
         status, _, err = execute(copy, "embed", "clips", "--store", "store")
     assert status == 2
     assert "another process" in err
@@ -295,8 +291,7 @@ def made_up_store(folder, clips, seconds=4, dims=None):
     rng = np.random.default_rng(0)
     store = Store.create(folder, {"backbone": "tiny", "precision": "fp32"}, {}, dims)
     made = {}
-    with contextlib.closing(store._connect("rw")) as database:
-        writer = store_module._Writer(store, database)
+    with writer.writing(store.folder) as files:
         for number in range(clips):
             path = folder / f"{number:05}.mp4"
             path.write_bytes(b"x")
@@ -304,8 +299,7 @@ def made_up_store(folder, clips, seconds=4, dims=None):
             parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
             made[str(path)] = parts if number % 5 else [parts[0], None]
             tensors = [None if part is None else torch.from_numpy(part) for part in made[str(path)]]
-            writer.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()), {})
-        writer.close()
+            files.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()), {})
     return Store(folder), made
 
 
@@ -327,20 +321,18 @@ def plain_search(made, query, top):
 def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
     store, made = made_up_store(tmp_path, 6)
     path = tmp_path / "00002.mp4"
-    with contextlib.closing(store._connect("rw")) as database:
-        writer = store_module._Writer(store, database)
+    with writer.writing(store.folder) as files:
         good = [torch.from_numpy(part) for part in made[str(tmp_path / "00001.mp4")]]
-        writer.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()), {})
+        files.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()), {})
         with pytest.raises(AttributeError):
-            writer.add(
+            files.add(
                 path, EmbeddedFile(str(path), 4.0, good[0], "no tensor", ()), {}
             )  # fails behind sight, before sound
-        writer.close()
     store = Store(tmp_path)
     assert len(store) == 6
     np.testing.assert_array_equal(store.of(store.clips[str(path)])[0], made[str(path)][0])
     np.testing.assert_array_equal(store.of(store.clips[str(tmp_path / "00003.mp4")])[1], good[1].numpy())
-    assert store.means()["audio"].any(1).sum() == 4  # two have no sound
+    assert sum(clip.audio is not None for clip in store.embedded) == 4  # two have no sound
 
 
 def test_reading_clips_opens_the_database_once(tmp_path, monkeypatch):
@@ -353,7 +345,7 @@ def test_reading_clips_opens_the_database_once(tmp_path, monkeypatch):
         store.by_clip(store.embedded[1])
     for clip in store.embedded:
         assert store.thumbnail(clip.path) is None
-    assert store.means()["visual"].any(1).all()
+        store.pictures(clip.path, 2)
     assert len(opened) == 1
 
 
@@ -361,7 +353,7 @@ def test_embeddings_of_a_store_are_no_copies(tmp_path):
     store, made = made_up_store(tmp_path, 3)
     store.identity["audio context"] = "clip"
     window = np.ones((1, 8), dtype=np.float32)
-    with contextlib.closing(store._connect("rw")) as database, database:
+    with contextlib.closing(writer.connect(tmp_path, "rw")) as database, database:
         database.execute("INSERT INTO windows VALUES (?, '[4]', ?)", (store.embedded[1].id, window.tobytes()))
     file = StoredEmbeddings(store, None).get(store.embedded[1].source)
     np.testing.assert_array_equal(file.visual.numpy(), made[store.embedded[1].path][0])
@@ -391,11 +383,10 @@ def test_scores_are_deviations_above_the_collection(tmp_path, names):
 
 def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
-    monkeypatch.setattr(store_module, "_INDEXED", 1000)
+    monkeypatch.setattr(index, "_INDEXED", 1000)
     store, made = made_up_store(tmp_path, 600, dims={"visual": 32, "audio": 16})
-    with contextlib.closing(store._connect("rw")) as database:
-        store_module._delete(database, store.embedded[3].id)  # its rows stay, and are nobody's
-        database.commit()
+    with writer.writing(tmp_path) as files:
+        files.forget([store.embedded[3]])
     store = Store(tmp_path)
     assert set(store.index()) == {"visual", "audio"}
     query = {"visual": made[str(tmp_path / "00004.mp4")][0][1], "audio": made[str(tmp_path / "00004.mp4")][1][1]}
@@ -403,8 +394,7 @@ def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
     assert with_index == exact
     gone = {"visual": made[str(tmp_path / "00003.mp4")][0][0]}
     assert str(tmp_path / "00003.mp4") not in {hit.path for hit in store.search().find(gone, 10)}
-    index = next(tmp_path.glob("visual-*.index"))
-    index.write_bytes(b"damaged")
+    next(tmp_path.glob("visual-*.index")).write_bytes(b"damaged")
     assert store.search().find(query, 10) == exact
 
 
@@ -413,11 +403,9 @@ def test_moments_join_seconds_that_follow_each_other(tmp_path):
     near = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x")
-    with contextlib.closing(store._connect("rw")) as database:
-        writer = store_module._Writer(store, database)
+    with writer.writing(store.folder) as files:
         vectors = torch.tensor([[1.0, 0.0] if one else [0.0, 1.0] for one in near])
-        writer.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()), {})
-        writer.close()
+        files.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()), {})
     [hit] = Store(tmp_path)._search.find({"visual": np.array([1.0, 0.0], dtype=np.float32)})
     assert [(moment.start, moment.end) for moment in hit.moments] == [(1, 3), (5, 6)]
     assert hit.second == 1

@@ -37,7 +37,8 @@ from avfewshot.labels import LabelSet
 from avfewshot.media.discover import MEDIA_SUFFIXES
 from avfewshot.methods.active import suggest
 from avfewshot.store.search import Search, word_query
-from avfewshot.store.store import THUMBNAIL, Store
+from avfewshot.store.store import Store
+from avfewshot.store.writer import THUMBNAIL
 
 _LOG = logging.getLogger(__name__)
 EMBED_AT_ONCE = 4

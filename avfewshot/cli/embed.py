@@ -87,7 +87,8 @@ def _embed(
     interrupts: Interrupts,
 ) -> int:
     from avfewshot.media.clip import Failure
-    from avfewshot.store.store import Store, embed_files
+    from avfewshot.store.store import Store
+    from avfewshot.store.writer import embed_files
 
     asked: dict[str, Any] = {name: getattr(config.model, name) for name in _TOWERS}
     asked = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asked.items()}

@@ -11,19 +11,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.errors import MediaError, UsageError
-from avfewshot.io import user_path
-from avfewshot.media.remote import is_remote
+from avfewshot.errors import UsageError
+from avfewshot.store.clips import StoredClip
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
-    from avfewshot.store.store import Store, StoredClip
 
 Floats = npt.NDArray[np.float32]
 MODALITIES = ("visual", "audio")
@@ -225,27 +222,3 @@ def parse_like(text: str) -> tuple[str, int | None, int | None]:
     if end <= start:
         raise UsageError(f"--like {text}: ends before it begins.", hint="Write clip.mp4:12-15.")
     return match[1], math.floor(start), math.ceil(end)
-
-
-def clip_query(store: Store, like: str, embed: Any) -> tuple[dict[str, Floats], StoredClip | None]:
-    """The mean of some seconds of a clip (see :func:`parse_like`) by modality, and the clip where the store has it.
-
-    Raises:
-        MediaError: It cannot be read.
-        UsageError: It has no such seconds.
-    """
-    path, start, end = parse_like(like)
-    source = path if is_remote(path) else user_path(path)
-    clip = store.find_clip(source)
-    if clip is not None:
-        parts: Sequence[Floats | None] = store.of(clip)
-    elif isinstance(source, Path) and not source.exists():
-        raise MediaError(path, "there is no such file")
-    else:
-        whole = embed(source)
-        parts = [None if part is None else part.numpy() for part in (whole.visual, whole.audio)]
-    seconds = max(len(part) for part in parts if part is not None)
-    if start is not None and start >= seconds:
-        raise UsageError(f"--like {like}: the clip has {seconds} seconds.")
-    means = {name: part[start:end].mean(0) for name, part in zip(MODALITIES, parts, strict=True) if part is not None}
-    return {name: mean / max(float(np.linalg.norm(mean)), 1e-12) for name, mean in means.items()}, clip
