@@ -233,9 +233,10 @@ def test_a_fresh_adapter_changes_nothing(settings):
 
 
 @pytest.mark.parametrize("settings", SWITCHED)
-def test_gradients_reach_every_trainable_tensor_within_two_steps(settings):
+def test_gradients_reach_every_trainable_tensor_within_two_steps_and_nothing_frozen(settings):
     model = fresh(settings)
     model.train()
+    frozen = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("adapters.")}
     frames, audio = make_inputs(2, 3)
     optimiser = torch.optim.Adam(model.adapters.parameters(), lr=1e-2)
     reached = set()
@@ -249,25 +250,9 @@ def test_gradients_reach_every_trainable_tensor_within_two_steps(settings):
         optimiser.step()
 
     assert reached == {name for name, _ in model.adapters.named_parameters()}
-
-
-def test_training_changes_neither_frozen_tensors_nor_batch_norm_statistics():
-    model = fresh({})
-    model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("adapters.")}
-    frames, audio = make_inputs(2, 3)
-    optimiser = torch.optim.Adam(model.adapters.parameters(), lr=1e-2)
-    trained = {name: value.clone() for name, value in model.adapters.state_dict().items()}
-    for _ in range(3):
-        optimiser.zero_grad()
-        visual, sound = model(frames, audio)
-        (visual[..., 0].sum() + sound[..., 0].sum()).backward()
-        optimiser.step()
-
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    assert any("running_mean" in name for name in before)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in frozen.items())
+    assert any("running_mean" in name for name in frozen)
     assert all(p.grad is None for tower in (model.visual_tower, model.audio_tower) for p in tower.parameters())
-    assert not all(torch.equal(value, model.adapters.state_dict()[name]) for name, value in trained.items())
 
 
 def test_a_direction_that_is_off_leaves_its_target_alone():

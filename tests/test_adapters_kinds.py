@@ -21,20 +21,21 @@ from avfewshot.errors import UsageError
 from avfewshot.models.audio_visual import AudioVisualModel
 
 CLIP_PICTURE, SWIN_PICTURE = Picture(48, 20.0, 40), Picture(64, 15.0, 64, channels="mean")
-KINDS = {"dgsct": {"hidden": 16}, "lavish": {"reduction": 4}, "stg_cma": {"positions": 4}}
+KINDS = {"dgsct": {"hidden": 16, "alpha": 3.0}, "lavish": {"reduction": 4}, "stg_cma": {"positions": 4}}
 
 
 def shared(image, picture) -> SharedTowers:
     return SharedTowers(image, SpectrogramTower(image, picture), 50.0, 20.0)
 
 
+def beside_htsat(visual) -> SimpleNamespace:
+    return SimpleNamespace(visual=visual, audio=clap_tower(), visual_scale=50.0, audio_scale=20.0)
+
+
 TOWERS = {
-    "clip-htsat": lambda: SimpleNamespace(
-        visual=clip_tower(layers=4), audio=clap_tower(), visual_scale=50.0, audio_scale=20.0
-    ),
-    "swinv2-htsat": lambda: SimpleNamespace(
-        visual=swin_tower(2), audio=clap_tower(), visual_scale=50.0, audio_scale=20.0
-    ),
+    "clip-htsat": lambda: beside_htsat(clip_tower(layers=4)),
+    "deep-clip-htsat": lambda: beside_htsat(clip_tower(layers=12)),
+    "swinv2-htsat": lambda: beside_htsat(swin_tower(2)),
     "shared-clip": lambda: shared(clip_tower(layers=4), CLIP_PICTURE),
     "shared-swin": lambda: shared(swin_tower(1), SWIN_PICTURE),
     "shared-swinv2": lambda: shared(swin_tower(2), SWIN_PICTURE),
@@ -71,7 +72,7 @@ def test_a_fresh_adapter_leaves_the_towers_exactly_as_they_are(kind, towers, cli
 
 
 @pytest.mark.parametrize("towers", TOWERS)
-@pytest.mark.parametrize("kind", ["lavish", "stg_cma"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_trained_adapter_is_saved_loaded_and_speaks_across(kind, towers, clips):
     model, other = make_model(kind, towers), make_model(kind, towers)
     with torch.no_grad():
@@ -90,10 +91,10 @@ def test_a_trained_adapter_is_saved_loaded_and_speaks_across(kind, towers, clips
         assert not torch.allclose(changed, expected, atol=1e-4)
 
 
-def _gradients(model: AudioVisualModel, steps: int, clips) -> list[set[str]]:
+def _gradients(model: AudioVisualModel, steps: int, clips, kind=torch.optim.SGD, lr: float = 0.5) -> list[set[str]]:
     """Names of the adapter's tensors that get a gradient, for each of the first steps."""
     model.train()
-    optimiser = torch.optim.SGD(model.adapters.parameters(), lr=0.5)
+    optimiser = kind(model.adapters.parameters(), lr=lr)
     reached = []
     for _ in range(steps):
         optimiser.zero_grad()
@@ -115,6 +116,22 @@ def test_stg_cma_learns_by_its_last_maps_first(towers, clips):
     assert first == {name for name in names if ".up." in name or name.startswith("positions.")}
     # What comes late in a tower and is weighed by tables hardly moves: ask for all but those of the last block.
     assert names - second <= {name for name in names if name.endswith("table")}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_dg_sct_reaches_every_tensor_of_its_own_and_nothing_else(checkpointing, clips):
+    model = make_model("dgsct", "deep-clip-htsat")
+    model.checkpointing = checkpointing
+    frozen = {name: value.clone() for name, value in model.state_dict().items() if "tower" in name}
+    before = model(*clips)
+
+    reached = set.union(*_gradients(model, 2, clips, torch.optim.Adam, 1e-2))
+
+    assert reached == {name for name, _ in model.adapters.named_parameters()}
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in frozen.items())
+    assert any(name.endswith("bn0.running_mean") for name in frozen)
+    for old, new in zip(before, model(*clips), strict=True):
+        assert not torch.allclose(old, new, atol=1e-3)
 
 
 def test_lavish_learns_by_its_gates_first(clips):

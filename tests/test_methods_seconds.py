@@ -10,6 +10,7 @@ from methods_worlds import world_of_seconds as world
 from avfewshot.methods.base import Support
 from avfewshot.methods.calibration import expected_calibration_error
 from avfewshot.methods.method import Scorer, find_method
+from avfewshot.methods.rows import second_rows
 from avfewshot.methods.seconds import chunks
 
 
@@ -83,6 +84,16 @@ def test_without_labels_of_seconds_each_is_scored_as_a_clip():
     events = np.concatenate(support.segments)[:, :CLASSES]
     seconds = events.any(1)
     assert events[seconds][np.arange(seconds.sum()), np.concatenate(scores)[seconds].argmax(1)].mean() >= 0.8
+
+
+def test_what_the_text_says_of_a_second_is_a_distribution_with_the_background_by_its_salience():
+    support, texts = world(2, 1)
+    rows, salience = second_rows(support.features, texts, support.groups, np.array([0, 2]))
+    said = np.exp(rows.text["fused"])
+    np.testing.assert_allclose(said.sum(1), 1)
+    np.testing.assert_allclose(said[:, -1], 1 / (1 + np.exp(salience)), rtol=1e-6)
+    events = np.concatenate(texts.second_log_posteriors(support.features)[0])[:, [0, 2]]
+    np.testing.assert_allclose(said[:, 0] / said[:, 1], np.exp(events[:, 0] - events[:, 1]))
 
 
 def test_runs_of_one_label_are_cut_to_keep_the_matrix_small(monkeypatch):
