@@ -59,6 +59,16 @@ def test_a_header_and_windows_line_ends_change_nothing(ave):
     assert ave(files=changed).samples == plain.samples
 
 
+@pytest.mark.parametrize("form", ['"{}"', "'{}'", "{}.mp4", "{}.MKV", "https://youtu.be/{}", "http://x.y/watch?v={}"])
+def test_ids_as_people_write_them_are_ids(ave, form):
+    plain = ave()
+    files = {}
+    for name, text in AVE_FILES.items():
+        rows = [row.split("&") for row in text.splitlines()]
+        files[name] = "\n".join("&".join([row[0], form.format(row[1]), *row[2:]]) for row in rows)
+    assert ave(files=files).samples == plain.samples
+
+
 def test_annotations_are_cross_checked_with_the_splits(ave):
     rows = "".join(text if text.endswith("\n") else f"{text}\n" for text in AVE_FILES.values())
     assert "in-no-split" not in ave(files={"Annotations.txt": rows}).report.codes
@@ -76,6 +86,7 @@ def test_bad_rows_are_left_out_and_named(ave):
         "Church bell&ccccccccccc&good&3&12\n"
         "Church bell&aaaaaaaaaaa&good&0&10\n"
         "Cat&ddddddddddd&good&nan&inf\n"
+        "Church bell&&good&0&10\n"
     )
     dataset = ave(files={"trainSet.txt": text})
     assert [sample.id for sample in dataset.split("train")] == ["aaaaaaaaaaa", "ccccccccccc"]
@@ -84,6 +95,7 @@ def test_bad_rows_are_left_out_and_named(ave):
     assert report.find("malformed-rows").examples == (
         "trainSet.txt:2 no ampersands here",
         "trainSet.txt:6 Cat&ddddddddddd&good&nan&inf",
+        "trainSet.txt:7 Church bell&&good&0&10",
     )
     assert report.find("unknown-classes").severity == "error"
     assert report.find("repeated-rows").examples == ("trainSet.txt:5 aaaaaaaaaaa",)

@@ -33,6 +33,12 @@ def test_decimals_in_file_names_are_times(llp):
     assert dataset.report.find("decimal-names").examples == ("-bbbbbbbbbb_101.8_111.8",)
 
 
+def test_file_names_with_a_suffix_are_the_same_clips(llp):
+    plain = llp()
+    suffixed = {name: text.replace("_0_10\t", "_0_10.mp4\t") for name, text in LLP_FILES.items()}
+    assert llp(suffixed).samples == plain.samples
+
+
 def test_the_published_target_is_the_lowest_index(llp):
     assert llp().split("test")[1].label == 0
 

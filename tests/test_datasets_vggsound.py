@@ -52,6 +52,8 @@ def load(tmp_path, name, files, **options):
         ("a.csv", OVAVE_CSV, "ovave-csv", ["aaaaaaaaaaa", "bbbbbbbbbbb"]),
         ("a.json", OVAVE_JSON, "ovave-json", ["aaaaaaaaaaa", "bbbbbbbbbbb"]),
         ("a.csv", VGGSOUNDER, "vggsounder", ["glLQrEijrKg_000300", "glLQrEijrKg_000300", "zzzzzzzzzzz_000000"]),
+        ("a.csv", TEST_LIST.replace("mp4", "webm"), "vggsound-split", ["glLQrEijrKg_000300", "LDoXsip0BEQ_000177"]),
+        ("a.csv", OVAVE_CSV.replace("bbb\n", "bbb.MKV\n"), "ovave-csv", ["aaaaaaaaaaa", "bbbbbbbbbbb"]),
         ("a.csv", AVEL.replace("\n", "\r\n").encode("utf-8-sig"), "avel", ["aaaaaaaaaaa", "-bbbbbbbbbb"]),
     ],
 )

@@ -20,6 +20,7 @@ from avfewshot.data.description import DESCRIPTION_FILE, Description
 from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import visible
+from avfewshot.media.discover import MEDIA_SUFFIXES
 
 # Where annotation files lie beside the media in the authors' own archives and repositories.
 _SUBFOLDERS = (
@@ -147,6 +148,18 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str
         return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def clip_id(text: str) -> str:
+    """An id as a list has it, without quotation marks, the suffix of a file or the rest of an address."""
+    text = text.strip("\"' ")
+    if match := _ADDRESS.fullmatch(text):
+        return match[1]
+    stem, suffix = os.path.splitext(text)
+    return stem if suffix.lower() in MEDIA_SUFFIXES else text
+
+
+_ADDRESS = re.compile(r"https?://(?:\S*[?&]v=|\S*/)([A-Za-z0-9_-]{11})(?:[&?#]\S*)?")
 
 
 def youtube_id(text: str) -> str | None:

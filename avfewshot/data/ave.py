@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import locate, make_dataset, read_lines, seconds, youtube_id
+from avfewshot.data.annotations import clip_id, locate, make_dataset, read_lines, seconds, youtube_id
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
 from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
@@ -59,8 +59,8 @@ def _read_rows(path: Path, report: DatasetReport) -> tuple[list[_Row], int]:
         # From the right: a class name may hold anything, and an id has no `&`.
         parts = [part.strip() for part in line.rsplit("&", 4)]
         start, end = (seconds(parts[3]), seconds(parts[4])) if len(parts) == 5 else (None, None)
-        if start is not None and end is not None:
-            rows.append(_Row(number, parts[0], parts[1], start, end))
+        if start is not None and end is not None and parts[1]:
+            rows.append(_Row(number, parts[0], clip_id(parts[1]), start, end))
         elif number > 1 or len(parts) != 5 or any(character.isdigit() for character in parts[3] + parts[4]):
             malformed.append(f"{path.name}:{number} {line.strip()[:80]}")
         # else the header of some copies: Category&VideoID&Quality&StartTime&EndTime

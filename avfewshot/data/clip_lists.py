@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfewshot.data.annotations import normalise_split, read_csv, read_text, seconds, youtube_id
+from avfewshot.data.annotations import clip_id, normalise_split, read_csv, read_text, seconds, youtube_id
 from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError
 
@@ -34,7 +34,7 @@ _CATEGORY = ("category", "cls_name", "class")
 _VIDEO = ("video_id", "vid_name", "youtube_id", "ytid")
 _SEGMENTS = ("label", "labels")
 _STARTED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d{1,6})")
-_FILE_NAME = re.compile(r"(.+_\d{6})(?:\.mp4)?")
+_NAMED = re.compile(r".+_\d{6}")
 _NOT_OF_FORM = "rows not of the form {!r}, left out."
 _NO_BITS = "segment labels that are not a list of 0 and 1; those clips have none."
 _BITS = re.compile(r"\[?\s*([01](?:\.0*)?(?:[\s,]+[01](?:\.0*)?)*)\s*\]?")
@@ -145,14 +145,13 @@ def _read_plain(
         if form == "vggsound" and len(cells) == 4:
             start, part = seconds(cells[1]), normalise_split(cells[3])
             if cells[0] and start is not None and part and cells[2]:
-                name = f"{cells[0]}_{round(start):06d}"
-                rows.append(ClipRow(line, name, cells[2], part, youtube_id(cells[0]), start))
+                video = clip_id(cells[0])
+                name = f"{video}_{round(start):06d}"
+                rows.append(ClipRow(line, name, cells[2], part, youtube_id(video), start))
                 continue
-        elif form == "vggsound-split" and len(cells) == 2:
-            match = _FILE_NAME.fullmatch(cells[0])
-            if match and cells[1]:
-                rows.append(_row(line, match[1], cells[1], split, None, ""))
-                continue
+        elif form == "vggsound-split" and len(cells) == 2 and cells[1] and _NAMED.fullmatch(clip_id(cells[0])):
+            rows.append(_row(line, cells[0], cells[1], split, None, ""))
+            continue
         malformed.append(f"{path.name}:{line} {','.join(cells)[:80]}")
     if not rows:
         raise DataError(
@@ -198,7 +197,7 @@ def _read_json(path: Path, split: str | None, report: DatasetReport) -> ClipList
 def _row(
     line: int, name: str, category: str, split: str | None, bits: tuple[int, ...] | None, modality: str
 ) -> ClipRow:
-    name = name[:-4] if name.lower().endswith(".mp4") else name
+    name = clip_id(name)
     match = _STARTED.fullmatch(name)
     video = match["video"] if match else youtube_id(name)
     return ClipRow(line, name, category, split, video, float(match["start"]) if match else None, bits, modality)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import locate, make_dataset, read_csv, seconds, youtube_id
+from avfewshot.data.annotations import clip_id, locate, make_dataset, read_csv, seconds, youtube_id
 from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
 from avfewshot.data.description import Description
 from avfewshot.data.findings import DatasetReport
@@ -61,7 +61,7 @@ def _rows(path: Path, columns: int, report: DatasetReport) -> tuple[list[tuple[i
     rows = read_csv(path, delimiter="\t")
     if rows and rows[0][1][0].lower() == "filename":
         rows = rows[1:]
-    good = [(number, row) for number, row in rows if len(row) == columns and all(row)]
+    good = [(number, [clip_id(row[0]), *row[1:]]) for number, row in rows if len(row) == columns and all(row)]
     bad = [f"{path.name}:{number} {' '.join(row)[:80]}" for number, row in rows if len(row) != columns or not all(row)]
     report.note("warning", "malformed-rows", f"{path.name}: rows without {columns} cells, left out.", bad)
     return good, len(rows)
