@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from avfewshot.encoders.clap_model import build_clap_model, is_rebuilt
 from avfewshot.encoders.clip_model import build_clip_model
-from avfewshot.encoders.presets import Preset, load_preset
+from avfewshot.encoders.kinds.clip_clap import ClipClap
+from avfewshot.encoders.presets import load_preset
 from avfewshot.io import atomic_path, write_text
 from avfewshot.toyworld.vocabulary import OBJECTS, SOUNDS
 
@@ -153,9 +154,9 @@ class ImagePair:
     steps = 1_600
     peak_rate = 1e-3
 
-    def __init__(self, seed: int, preset: Preset) -> None:
+    def __init__(self, seed: int, preset: ClipClap) -> None:
         torch.manual_seed(seed)
-        self.model, self.tokenizer = build_clip_model(preset)
+        self.model, self.tokenizer = build_clip_model(preset.clip)
         visual = self.model.visual
         start_kindly(visual)
         self.subset = visual.patch_dropout = PatchSubset(64, 0.5)
@@ -232,9 +233,9 @@ class AudioPair:
     steps = 3_600
     peak_rate = 1.5e-3
 
-    def __init__(self, seed: int, preset: Preset) -> None:
+    def __init__(self, seed: int, preset: ClipClap) -> None:
         torch.manual_seed(seed)
-        self.model, self.tokenizer = build_clap_model(preset)
+        self.model, self.tokenizer = build_clap_model(preset.clap)
         config = self.model.audio_branch.config.htsat
         self.seconds = config.native_samples // config.sample_rate
         if self.seconds > 1:  # the texts are learnt already, and a clip costs six times what a second does

@@ -13,7 +13,7 @@ from avfewshot.adapters.lavish import Lavish
 from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.presets import STG_CMA_CLIP, STG_CMA_SWIN
+from avfewshot.encoders.kinds.towers import STG_CMA_CLIP, STG_CMA_SWIN
 from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
 from avfewshot.encoders.swinv2 import build_swin
 from avfewshot.heads.question_answering import STAVQA

@@ -15,7 +15,7 @@ from avfewshot.adapters.lavish import Lavish
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
-from avfewshot.encoders.presets import Picture
+from avfewshot.encoders.kinds.towers import Picture
 from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
 from avfewshot.errors import UsageError
 from avfewshot.models.audio_visual import AudioVisualModel

@@ -20,11 +20,10 @@ from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.plain_tower import PlainTower
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.encoders.tower import walkable
-from avfewshot.encoders.weights import locate
 from avfewshot.media.clip import Clip
 from avfewshot.models.audio_visual import AudioVisualModel
 
-HUB = [name for name in preset_names() if load_preset(name).clap.source.repository]
+HUB = [name for name in preset_names() if name not in ("peav", "tiny")]
 PLAIN = ("pe", "siglip2")
 TRUNK = {"depth": 1, "embed_dim": 64, "num_heads": 2}
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", *"a photo of dog barking train whistling rain the video".split()]
@@ -44,8 +43,8 @@ def shrunk(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.import_module("open_clip.timm_model").timm, "create_model", create)
 
     def write(name: str, vocabulary: int = len(WORDS)) -> Path:
-        document = yaml.safe_load((Path(locate.__file__).parents[1] / "presets" / f"{name}.yaml").read_text())
-        config = json.loads(json.dumps(locate.model_configuration(load_preset(name).clip)))
+        document = yaml.safe_load((load_preset(name).path).read_text())
+        config = json.loads(json.dumps(load_preset(name).clip.configuration()))
         config["text_cfg"] |= {"width": 16, "heads": 2, "layers": 1}
         if "timm_model_name" in config["vision_cfg"]:
             config["vision_cfg"]["image_size"] = 32 if name == "siglip2" else 28
@@ -64,7 +63,7 @@ def shrunk(monkeypatch, tmp_path):
         document["clap"] |= {"audio": AUDIO, "text": ROBERTA, "joint_dim": 16, "tokenizer": "small/roberta"}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(document))
-        monkeypatch.setattr(locate, "library_folder", lambda library: tmp_path)
+        monkeypatch.setattr("avfewshot.encoders.kinds.clip.library_folder", lambda library: tmp_path)
         return path
 
     return write
@@ -74,9 +73,9 @@ def publish(path: Path, folder: Path) -> tuple[dict[str, Path], torch.nn.Module]
     """The files of a backbone as its repositories hold them, and the library's model with the same CLIP weights."""
     preset = load_preset(path)
     library = importlib.import_module("open_clip.model")
-    config = json.loads(json.dumps(locate.model_configuration(preset.clip)))
+    config = json.loads(json.dumps(preset.clip.configuration()))
     quick, custom = config.pop("quick_gelu", None), config.pop("custom_text", False)
-    quick = quick or locate.clip_tag(preset.clip).get("quick_gelu", False)
+    quick = quick or preset.clip.tag().get("quick_gelu", False)
     torch.manual_seed(1)
     model = (library.CustomTextCLIP if custom else library.CLIP)(**config, quick_gelu=quick).eval()
     with torch.no_grad():
@@ -131,12 +130,12 @@ def test_fetched_loaded_like_the_library_and_used(name, shrunk, hub, tmp_path, c
         warnings.simplefilter("ignore")  # pictures were squashed in the training of two of them
         classifier = avfewshot.load(path, precision="fp32")
     backbone = classifier.backbone
-    assert walkable(backbone.visual, backbone.audio) == (name not in PLAIN) == locate.is_walkable(load_preset(name))
+    assert walkable(backbone.visual, backbone.audio) == (name not in PLAIN) == load_preset(name).walkable
 
     # The library's own forward, with the preset's own mean and deviation.
     torch.manual_seed(2)
     frames = torch.randint(256, (2, 3, backbone.visual.image_size, backbone.visual.image_size), dtype=torch.uint8)
-    tag = locate.clip_tag(load_preset(name).clip)
+    tag = load_preset(name).clip.tag()
     default = importlib.import_module("open_clip.constants")
     mean, std = tag.get("mean", default.OPENAI_DATASET_MEAN), tag.get("std", default.OPENAI_DATASET_STD)
     pixels = (frames / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -190,7 +189,7 @@ def test_random_weights_of_a_plain_tower_need_no_file(shrunk):
 
 def test_a_plain_tower_passes_gradients_and_stays_frozen(shrunk):
     preset = load_preset(shrunk("pe"))
-    model, _ = build_clip_model(preset, split_text=True)
+    model, _ = build_clip_model(preset.clip, split_text=True)
     tower = PlainTower(model.visual, mean=(0.5,) * 3, std=(0.5,) * 3, output_dim=16).train()
     assert not tower.training
     assert not any(parameter.requires_grad for parameter in tower.parameters())

@@ -22,7 +22,6 @@ import avfewshot
 from avfewshot.cli.app import run
 from avfewshot.encoders import presets
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.weights.locate import needed_files
 from avfewshot.errors import AvfsError, UsageError, WeightsError
 from avfewshot.media.clip import Clip
 
@@ -254,14 +253,12 @@ def test_a_damaged_or_foreign_configuration_is_refused(change, told, preset, pub
 
 def test_files_given_by_path_and_what_has_no_use(preset, published):
     loaded = presets.load_preset(preset)
-    files = needed_files(
-        loaded, clip_weights=published / "av/model.safetensors", clap_weights="other/model.safetensors"
-    )
+    files = loaded.files(clip_weights=published / "av/model.safetensors", clap_weights="other/model.safetensors")
     assert [needed.source.file is not None for needed in files] == [True] * 5
     assert [needed.optional for needed in files] == [False] * 5
-    assert [needed.optional for needed in needed_files(loaded)] == [False, False, False, True, True]
+    assert [needed.optional for needed in loaded.files()] == [False, False, False, True, True]
     with pytest.raises(UsageError, match="no RoBERTa"):
-        needed_files(loaded, roberta="folder")
+        loaded.files(roberta="folder")
 
 
 def test_faults_of_a_file_are_told(tmp_path):

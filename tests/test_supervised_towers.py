@@ -16,10 +16,10 @@ from avfewshot.cli.app import run
 from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.data.music_avqa import Question
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.presets import PICTURES, load_preset
+from avfewshot.encoders.kinds.towers import PICTURES
+from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.encoders.swinv2 import SwinTower, SwinV2Tower, build_swin
-from avfewshot.encoders.weights.locate import is_walkable, needed_files
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.models.complexity import backbone_cost
@@ -60,7 +60,7 @@ def test_one_transformer_sees_and_hears_and_speaks_not(name, tmp_path):
     backbone = build(tmp_path, name)
     assert isinstance(backbone.audio, SpectrogramTower)
     assert backbone.audio.image is backbone.visual
-    assert (backbone.wordless, is_walkable(load_preset(tmp_path / f"{name}.yaml"))) == (True, True)
+    assert (backbone.wordless, load_preset(tmp_path / f"{name}.yaml").walkable) == (True, True)
     again, other = build(tmp_path, name), build_backbone(tmp_path / f"{name}.yaml", weights="random", seed=2)
     frames = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(backbone.visual(frames), again.visual(frames))
@@ -79,7 +79,7 @@ def test_a_swin_reads_its_file_beside_the_hearing_of_clap(tmp_path):
     file = tmp_path / "swin.safetensors"
     save_file({**state, "head.fc.weight": torch.zeros(5, 96), "head.fc.bias": torch.zeros(5)}, file)
     path = preset(tmp_path, "swin-shared")
-    assert [(needed.key, needed.part) for needed in needed_files(load_preset(path))] == [("clip", "Swin weights")]
+    assert [(needed.key, needed.part) for needed in load_preset(path).files()] == [("clip", "Swin weights")]
     backbone = build_backbone(path)
     assert isinstance(backbone.visual, SwinV2Tower)
     assert all(torch.equal(tensor, backbone.visual.swin.state_dict()[name]) for name, tensor in state.items())
@@ -120,7 +120,7 @@ def test_faulty_files_are_told(document, message, tmp_path):
 
 def test_pictures_of_the_papers_go_by_name(tmp_path):
     for name, picture in PICTURES.items():
-        assert load_preset(preset(tmp_path, "clip-shared", spectrogram=name)).clap.picture == picture
+        assert load_preset(preset(tmp_path, "clip-shared", spectrogram=name)).sound == picture
 
 
 def example(name: str, number: int) -> Example:

@@ -10,7 +10,7 @@ from towers_support import MEAN, STD, clip_tower, randomize, sounds, swin_tower
 from avfewshot.adapters.base import pair_layers
 from avfewshot.config import SupervisedTrainingConfig, TrainingConfig
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.presets import LAVISH_SWIN, Picture
+from avfewshot.encoders.kinds.towers import LAVISH_SWIN, Picture
 from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
 from avfewshot.encoders.swinv2 import SwinV2Tower, build_swin
 from avfewshot.errors import UsageError

@@ -15,7 +15,7 @@ from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.encoders.weights import fetch as fetching
 from avfewshot.encoders.weights.check import check
-from avfewshot.encoders.weights.locate import locate, needed_files
+from avfewshot.encoders.weights.locate import locate
 from avfewshot.errors import WeightsError
 
 
@@ -34,11 +34,11 @@ def hub(hub_files, monkeypatch, tmp_path):
 
 
 def fetch_all(preset, **options):
-    return [fetching.fetch(preset, needed, **options) for needed in needed_files(preset)]
+    return [fetching.fetch(preset, needed, **options) for needed in preset.files()]
 
 
 def one(preset, key):
-    return next(needed for needed in needed_files(preset) if needed.key == key)
+    return next(needed for needed in preset.files() if needed.key == key)
 
 
 def test_from_nothing_to_a_backbone_that_embeds(hub, hub_files, tmp_path):
@@ -189,7 +189,7 @@ def test_files_by_path_need_no_hub_and_open_no_socket(hub_files, monkeypatch, tm
 def test_every_file_of_a_packaged_preset_is_pinned_where_public_material_tells():
     unknown = set()
     for name in preset_names():
-        for needed in needed_files(load_preset(name)):
+        for needed in load_preset(name).files():
             source = needed.source
             if source.repository:
                 pins = {"sha256": (source.sha256, 64), "revision": (source.revision, 40)}

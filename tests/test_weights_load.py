@@ -385,7 +385,7 @@ def test_the_names_are_those_of_laion_clap(monkeypatch, tmp_path):
     preset = load_preset(
         write_preset(tmp_path, clap={"audio": "HTSAT-tiny", "text": {**text, "type": "roberta"}, "joint_dim": 512})
     )
-    ours, _ = build_clap_model(preset)
+    ours, _ = build_clap_model(preset.clap)
     left_out = ("audio_transform.", "text_transform.")
     expected = {name: tensor.shape for name, tensor in theirs.state_dict().items() if not name.startswith(left_out)}
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == expected

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from avfewshot.encoders.clap_model import build_clap_model
 from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.htsat import load_htsat_module
-from avfewshot.encoders.presets import Preset, load_preset
+from avfewshot.encoders.kinds.clip_clap import ClipClap
+from avfewshot.encoders.presets import load_preset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLIP_MODEL = {
@@ -62,19 +63,19 @@ def write_preset(folder: Path, *, clip: dict[str, Any] | None = None, clap: dict
     return path
 
 
-def write_clip(preset: Preset, path: Path, seed: int = 1) -> dict[str, torch.Tensor]:
+def write_clip(preset: ClipClap, path: Path, seed: int = 1) -> dict[str, torch.Tensor]:
     """Random CLIP weights in open_clip's layout."""
     torch.manual_seed(seed)
-    model, _ = build_clip_model(preset)
+    model, _ = build_clip_model(preset.clip)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path)
     return state
 
 
-def laion_state(preset: Preset, seed: int = 2) -> dict[str, torch.Tensor]:
+def laion_state(preset: ClipClap, seed: int = 2) -> dict[str, torch.Tensor]:
     """Random CLAP weights under the names of LAION's checkpoints."""
     torch.manual_seed(seed)
-    model, _ = build_clap_model(preset)
+    model, _ = build_clap_model(preset.clap)
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     state["module.logit_scale_a"] = torch.tensor(3.0)
     state["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
@@ -97,7 +98,7 @@ def write_laion(state: dict[str, torch.Tensor], path: Path) -> None:
     torch.save(checkpoint, path)
 
 
-def fusion_state(preset: Preset) -> dict[str, torch.Tensor]:
+def fusion_state(preset: ClipClap) -> dict[str, torch.Tensor]:
     """The further tensors of a checkpoint with feature fusion, by the library's own class."""
     config = preset.clap.audio
     library = load_htsat_module()
@@ -116,7 +117,7 @@ def fusion_state(preset: Preset) -> dict[str, torch.Tensor]:
         enable_fusion=True,
         fusion_type="aff_2d",
     )
-    plain, _ = build_clap_model(preset)
+    plain, _ = build_clap_model(preset.clap)
     known = {name.removeprefix("audio_branch.") for name in plain.state_dict()}
     return {f"module.audio_branch.{k}": v for k, v in fused.state_dict().items() if k not in known}
 

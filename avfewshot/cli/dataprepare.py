@@ -100,18 +100,8 @@ def prepare(
 def frame_side(backbone: str | Path) -> int:
     """Side of the square pictures that a backbone looks at, in pixels; no weights are needed to tell."""
     from avfewshot.encoders.presets import load_preset
-    from avfewshot.encoders.weights.locate import model_configuration, no_texts
 
-    preset = load_preset(backbone)
-    if preset.peav:
-        return preset.peav.image_size
-    if preset.wordless:
-        raise no_texts(preset.name)
-    size = model_configuration(preset.clip)["vision_cfg"].get("image_size", 224)
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise UsageError(f"The backbone {backbone} looks at pictures of {size}; only square ones can be prepared.")
-    return sides.pop()
+    return load_preset(backbone).image_size()
 
 
 def _parse_part(text: str) -> tuple[int, int]:

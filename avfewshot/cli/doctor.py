@@ -118,11 +118,11 @@ def _faults(resolved: Resolved) -> tuple[UsageError, ...]:
 
 def _weights() -> Iterator[Finding]:
     from avfewshot.encoders.presets import load_preset, preset_names
-    from avfewshot.encoders.weights.locate import locate, needed_files
+    from avfewshot.encoders.weights.locate import locate
 
     for name in preset_names():
         preset = load_preset(name)
-        missing = [n for n in needed_files(preset) if not n.optional and locate(n) is None]
+        missing = [n for n in preset.files() if not n.optional and locate(n) is None]
         if not missing:
             yield f"weights {name}", OK, "all files are here"
             continue

@@ -120,7 +120,7 @@ def backbone_faults(settings: Resolved) -> list[UsageError]:
 def _check_walk(config: Any, preset: Preset) -> None:
     """Tell before gigabytes are fetched in vain what a backbone of plain towers cannot do."""
     from avfewshot.config import ADAPTER_METHODS, NONE, CompareConfig, FewshotConfig, PretrainConfig, SupervisedConfig
-    from avfewshot.encoders.weights.locate import is_walkable, no_texts, not_walkable
+    from avfewshot.encoders.presets import not_walkable
 
     asked: list[str] = []
     if isinstance(config, FewshotConfig | CompareConfig):
@@ -130,9 +130,9 @@ def _check_walk(config: Any, preset: Preset) -> None:
         asked = [f"The adapter {config.training.adapter}"]
     elif isinstance(config, SupervisedConfig):
         asked = ["A supervised task"]
-    if preset.wordless and not isinstance(config, SupervisedConfig):
-        raise no_texts(preset.name)
-    if asked and not is_walkable(preset):
+    if not isinstance(config, SupervisedConfig):
+        preset.require_texts()
+    if asked and not preset.walkable:
         raise not_walkable(", ".join(asked), preset.name)
 
 

@@ -13,7 +13,7 @@ from avfewshot.cli.terminal import say
 from avfewshot.errors import AvfsError, UsageError
 
 if TYPE_CHECKING:
-    from avfewshot.encoders.presets import Preset
+    from avfewshot.encoders.kinds.base import Preset
     from avfewshot.encoders.weights.locate import Needed
 
 HELP = """
@@ -78,14 +78,10 @@ def fetch(
     Example: avfs weights fetch base
     """
     from avfewshot.encoders.weights.fetch import fetch as fetch_file
-    from avfewshot.encoders.weights.locate import needed_files
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
-    if preset.peav:  # before gigabytes are fetched in vain
-        from avfewshot.encoders.pe_av import pe_av_classes
-
-        pe_av_classes(preset)
-    for needed in needed_files(preset, **paths):
+    preset.require_library()  # before gigabytes are fetched in vain
+    for needed in preset.files(**paths):
         fetched = fetch_file(preset, needed, force=force, allow_http=allow_http, announce=_announce)
         if fetched is not None:
             how = "fetched" if fetched.downloaded else "here already"
@@ -150,17 +146,17 @@ def _check_format(form: str) -> None:
 
 
 def _described(preset: Preset) -> str:
-    from avfewshot.encoders.weights.locate import is_walkable, looked_in
+    from avfewshot.encoders.weights.locate import looked_in
 
     lines = [f"{preset.name}: {preset.description}".rstrip(": ")]
-    adapters = "adapters can be trained" if is_walkable(preset) else "run whole, no adapters"
+    adapters = "adapters can be trained" if preset.walkable else "run whole, no adapters"
     if cost := _cost(preset):
         lines.append(
             f"  {cost['parameters'] / 1e6:,.0f} M parameters, {cost['memory_bytes'] / 1e9:.2f} GB, "
             f"{cost['flops_per_clip'] / 1e9:,.0f} GFLOPs a clip; {adapters}"
         )
-    elif preset.peav:
-        lines.append("  needs transformers 5.0 or later: pip install 'avfewshot[peav]'")
+    elif preset.needs:
+        lines.append(f"  needs {preset.needs}")
     for needed, path in _files(preset):
         facts = ", ".join(fact for fact in (_size(needed, path), needed.source.licence) if fact)
         lines.append(f"  {needed.part:20} {'here' if path else 'missing':8} {facts}".rstrip())
@@ -200,7 +196,7 @@ def _cost(preset: Preset) -> dict[str, int]:
 
 
 def _as_dict(preset: Preset) -> dict[str, Any]:
-    from avfewshot.encoders.weights.locate import is_walkable, looked_in
+    from avfewshot.encoders.weights.locate import looked_in
 
     files = [
         {
@@ -220,16 +216,16 @@ def _as_dict(preset: Preset) -> dict[str, Any]:
         "name": preset.name,
         "description": preset.description,
         "templates": preset.templates,
-        "adapters": is_walkable(preset),
+        "adapters": preset.walkable,
         **_cost(preset),
         "files": files,
     }
 
 
 def _files(preset: Preset) -> list[tuple[Needed, Any]]:
-    from avfewshot.encoders.weights.locate import locate, needed_files
+    from avfewshot.encoders.weights.locate import locate
 
-    located = [(needed, locate(needed)) for needed in needed_files(preset)]
+    located = [(needed, locate(needed)) for needed in preset.files()]
     # Optional files of some size, PE-A-Frame's, are worth a line before they are here.
     return [(needed, path) for needed, path in located if path or not needed.optional or needed.source.size]
 

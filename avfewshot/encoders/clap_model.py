@@ -10,16 +10,17 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from avfewshot.encoders.clap_tower import ClapTower
 from avfewshot.encoders.htsat import build_htsat
+from avfewshot.encoders.kinds.clap import ClapPreset
 from avfewshot.encoders.lean_imports import library_module
-from avfewshot.encoders.presets import ClapPreset, Preset
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TextTokenizer
-from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
+from avfewshot.encoders.weights.load import WeightsWarning, ZerosForRandom, load_into, read_tensors
 from avfewshot.encoders.weights.transformers_clap import in_laion_layout
 from avfewshot.errors import UsageError, WeightsError
 
@@ -68,11 +69,11 @@ def projection(width: int, joint_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim))
 
 
-def build_clap_model(preset: Preset, files: Mapping[str, Path] | None = None) -> tuple[ClapModel, TextTokenizer]:
+def build_clap_model(clap: ClapPreset, files: Mapping[str, Path] | None = None) -> tuple[ClapModel, TextTokenizer]:
     """A CLAP with fresh weights, and its tokenizer.
 
     Args:
-        preset: The preset.
+        clap: The preset's.
         files: Files by key, see :class:`~avfewshot.encoders.weights.locate.Needed`; only the tokenizer's are looked at.
             Without RoBERTa's, a stand-in for random weights is used.
 
@@ -83,7 +84,7 @@ def build_clap_model(preset: Preset, files: Mapping[str, Path] | None = None) ->
         UsageError: The sizes do not fit together.
         WeightsError: The tokenizer's files are damaged or do not fit the model.
     """
-    clap, files = preset.clap, files or {}
+    files = files or {}
     audio = build_htsat(clap.audio)
     fields = {key: value for key, value in clap.text.items() if key != "type"}
     if clap.text["type"] == "clip":
@@ -97,6 +98,45 @@ def build_clap_model(preset: Preset, files: Mapping[str, Path] | None = None) ->
         tokenizer = _roberta_tokenizer(files, text.config.vocab_size)
         text_projection = projection(text.config.hidden_size, clap.joint_dim)
     return ClapModel(audio, text, text_projection, clap.joint_dim), tokenizer
+
+
+class LoadedClap(NamedTuple):
+    """A CLAP with its weights."""
+
+    model: ClapModel
+    tokenizer: TextTokenizer
+    front_end: str | None  # see :func:`read_clap`
+
+    def tower(self) -> ClapTower:
+        """The audio encoder."""
+        return ClapTower(self.model.audio_branch, self.model.audio_projection, self.front_end)
+
+
+def load_clap_model(clap: ClapPreset, files: Mapping[str, Path]) -> LoadedClap:
+    """A model and its tokenizer, of the weights in `files`, or else of random ones.
+
+    Raises:
+        UsageError: As :func:`build_clap_model`.
+        WeightsError: As :func:`read_clap` and :func:`load_clap`.
+    """
+    model, tokenizer = build_clap_model(clap, files)
+    if "clap" not in files:
+        return LoadedClap(model, tokenizer, None)
+    state, front_end = read_clap(clap, files["clap"])
+    load_clap(model, clap, state, files["clap"])
+    return LoadedClap(model, tokenizer, front_end)
+
+
+def outlined_clap(clap: ClapPreset) -> tuple[ClapModel, ClapTower]:
+    """A model without numbers worth anything, and its audio encoder on torch's ``meta`` device."""
+    with ZerosForRandom():  # HTS-AT reads numbers while it is built
+        model, _ = build_clap_model(clap)
+    tower = ClapTower(model.audio_branch, model.audio_projection)
+    # Spectrograms of the right shape: its transforms switch autocast off, which knows no `meta`.
+    config, front_end = tower.config, tower.front_end
+    columns = config.spec_size * (config.spec_size // config.mel_bins)
+    front_end.forward = lambda waveforms, branch: waveforms.new_empty(len(waveforms), columns, config.mel_bins)
+    return model, tower.to("meta")
 
 
 def read_clap(clap: ClapPreset, path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -132,14 +172,14 @@ def read_clap(clap: ClapPreset, path: Path) -> tuple[dict[str, Tensor], str | No
     return state, "htk" if fused else None
 
 
-def load_clap(model: ClapModel, preset: Preset, state: Mapping[str, Tensor], path: Path) -> None:
+def load_clap(model: ClapModel, clap: ClapPreset, state: Mapping[str, Tensor], path: Path) -> None:
     """Load what :func:`read_clap` read.
 
     Raises:
         WeightsError: The tensors are not those of the preset's architecture.
     """
-    audio = preset.clap.audio if isinstance(preset.clap.audio, str) else "the backbone's own HTS-AT"
-    architecture = f"CLAP with {audio} and the text branch {preset.clap.text['type']}"
+    audio = clap.audio if isinstance(clap.audio, str) else "the backbone's own HTS-AT"
+    architecture = f"CLAP with {audio} and the text branch {clap.text['type']}"
     load_into(model, state, path=path, architecture=architecture, optional=is_rebuilt)
 
 

@@ -10,21 +10,24 @@ from typing import Any
 
 from torch import nn
 
-from avfewshot.encoders.lean_imports import library_module
-from avfewshot.encoders.presets import ClipPreset, Preset, plain
+from avfewshot.encoders.clip_tower import ClipTower
+from avfewshot.encoders.kinds.base import plain
+from avfewshot.encoders.kinds.clip import ClipPreset
+from avfewshot.encoders.lean_imports import is_a, library_module
+from avfewshot.encoders.plain_tower import PlainTower
 from avfewshot.encoders.tokenizer import ClipTokenizer, TextTokenizer, TransformersTokenizer
+from avfewshot.encoders.tower import Encoder
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
-from avfewshot.encoders.weights.locate import clip_tag, model_configuration, text_configuration
 from avfewshot.errors import UsageError
 
 
 def build_clip_model(
-    preset: Preset, files: Mapping[str, Path] | None = None, *, split_text: bool = False
+    clip: ClipPreset, files: Mapping[str, Path] | None = None, *, split_text: bool = False
 ) -> tuple[nn.Module, TextTokenizer]:
     """An open_clip model with fresh weights, and its tokenizer.
 
     Args:
-        preset: The preset.
+        clip: The preset's.
         files: Files by key, see :class:`~avfewshot.encoders.weights.locate.Needed`; only those of text towers of
             transformers are looked at.
         split_text: Give open_clip's ``CustomTextCLIP``, whose text tower is a module of its own, rather than ``CLIP``.
@@ -36,14 +39,14 @@ def build_clip_model(
         UsageError: open_clip has no such model, or cannot build it.
         WeightsError: The tokenizer's files are damaged or do not fit the model.
     """
-    clip, files = preset.clip, files or {}
+    files = files or {}
     tokenizer = _tokenizer(clip, files)
-    text = plain(dict(text_configuration(clip)))
+    text = plain(dict(clip.configuration()["text_cfg"]))
     if "hf_model_name" in text:
         text |= {"hf_model_name": str(files["clip_text_config"].parent), "hf_model_pretrained": False}
     text.setdefault("vocab_size", tokenizer.vocab_size)
-    config = {**plain(model_configuration(clip)), "text_cfg": text}
-    quick = clip.quick_gelu if clip.quick_gelu is not None else bool(clip_tag(clip).get("quick_gelu"))
+    config = {**plain(clip.configuration()), "text_cfg": text}
+    quick = clip.quick_gelu if clip.quick_gelu is not None else bool(clip.tag().get("quick_gelu"))
     if quick:
         config["quick_gelu"] = True
     split_text = bool(config.pop("custom_text", False)) or split_text or "hf_model_name" in text
@@ -58,10 +61,31 @@ def build_clip_model(
 
 def _library(clip: ClipPreset, module: str) -> Any:
     """A module of open_clip; the package itself is imported only for towers of timm and transformers."""
-    config = model_configuration(clip)
+    config = clip.configuration()
     if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
         return importlib.import_module(f"open_clip.{module}")
     return library_module("open_clip", module)
+
+
+def load_clip_model(clip: ClipPreset, files: Mapping[str, Path]) -> tuple[Any, TextTokenizer]:
+    """A model with a text tower of its own and its tokenizer, of the weights in `files`, or else of random ones.
+
+    Raises:
+        UsageError: As :func:`build_clip_model`.
+        WeightsError: As :func:`load_clip`.
+    """
+    model, tokenizer = build_clip_model(clip, files, split_text=True)
+    if "clip" in files:
+        load_clip(model, clip, files["clip"])
+    return model, tokenizer
+
+
+def image_encoder(clip: ClipPreset, model: Any) -> Encoder:
+    """The image encoder of a model: walked where it is one of open_clip's own ViTs, else run whole."""
+    mean, std = normalisation(clip)
+    if is_a(model.visual, "VisionTransformer"):
+        return ClipTower(model.visual, mean=mean, std=std)
+    return PlainTower(model.visual, mean=mean, std=std, output_dim=clip.configuration()["embed_dim"])
 
 
 def load_clip(model: nn.Module, clip: ClipPreset, path: Path) -> None:
@@ -87,9 +111,9 @@ def load_clip(model: nn.Module, clip: ClipPreset, path: Path) -> None:
     load_into(model, state, path=path, architecture=f"CLIP {_name(clip)}")
 
 
-def normalisation(clip: ClipPreset, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(clip: ClipPreset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and deviations that images are normalised with: the preset's, the tag's or open_clip's default."""
-    tag = clip_tag(clip)
+    tag = clip.tag()
     if tag.get("resize_mode", "shortest") != "shortest":
         warnings.warn(
             f"{_name(clip)} ({clip.pretrained}) was trained on pictures squashed to a square; here they are cropped.",
@@ -103,7 +127,7 @@ def normalisation(clip: ClipPreset, model: nn.Module) -> tuple[tuple[float, ...]
 
 
 def _tokenizer(clip: ClipPreset, files: Mapping[str, Path]) -> TextTokenizer:
-    text = text_configuration(clip)
+    text = clip.configuration()["text_cfg"]
     context = text.get("context_length", 77)
     options = dict(text.get("tokenizer_kwargs") or {})
     if not (text.get("hf_model_name") or text.get("hf_tokenizer_name")):

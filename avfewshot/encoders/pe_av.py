@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avfewshot.encoders.kinds.base import Parts, plain
+from avfewshot.encoders.kinds.pe_av import PeAv
 from avfewshot.encoders.plain_tower import PixelScaling
-from avfewshot.encoders.presets import Preset, plain
 from avfewshot.encoders.text import TextBranch
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, JsonTokenizer, RobertaTokenizer, TextTokenizer
 from avfewshot.encoders.tower import Encoder
@@ -158,7 +159,7 @@ class PeTextBranch(TextBranch):
         return torch.cat([share * F.normalize(head(vector), dim=-1) for vector, head, share in parts], dim=-1)
 
 
-def pe_av_classes(preset: Preset) -> tuple[Any, Any, Any, Any]:
+def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
     """Configuration and model of PE-AV, then of PE-A-Frame, as transformers has them.
 
     Raises:
@@ -168,17 +169,17 @@ def pe_av_classes(preset: Preset) -> tuple[Any, Any, Any, Any]:
         from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
     except ImportError:
         raise AvfsError(
-            f"The backbone {preset.name!r} needs PE-AV's classes, which came with transformers 5.0.",
+            f"The backbone {backbone!r} needs PE-AV's classes, which came with transformers 5.0.",
             hint="Run `pip install 'avfewshot[peav]'`.",
         ) from None
     return PeAudioVideoConfig, PeAudioVideoModel, PeAudioConfig, PeAudioFrameLevelModel
 
 
-def build_pe_av(preset: Preset, files: Mapping[str, Path], *, timeline: bool = True) -> tuple[Any, Any | None]:
+def build_pe_av(preset: PeAv, files: Mapping[str, Path], *, timeline: bool) -> tuple[Any, Any | None]:
     """Build PE-AV and PE-A-Frame with the weights that their classes begin with.
 
     Args:
-        preset: With a :class:`~avfewshot.encoders.presets.PeAvPreset`.
+        preset: The preset.
         files: By key; ``config.json`` of each model takes the place of the preset's sizes.
         timeline: Whether PE-A-Frame takes part.
 
@@ -189,9 +190,8 @@ def build_pe_av(preset: Preset, files: Mapping[str, Path], *, timeline: bool = T
         AvfsError: The installed transformers does not have them.
         WeightsError: A configuration is damaged or of another model.
     """
-    config, model_class, timeline_config, timeline_class = pe_av_classes(preset)
-    assert preset.peav is not None
-    sizes = plain(preset.peav.config)
+    config, model_class, timeline_config, timeline_class = pe_av_classes(preset.name)
+    sizes = plain(preset.config)
     audio = {key: sizes[key] for key in ("text_config",) if key in sizes}
     audio["audio_config"] = sizes.get("audio_video_config", {}).get("audio_config")
     model = _built(config, model_class, files.get("peav_config"), sizes)
@@ -243,10 +243,8 @@ def load_pe_av(model: Any, path: Path) -> None:
     )  # tables of positions are computed
 
 
-def assemble_pe_av(
-    preset: Preset, model: Any, timeline: Any | None, files: Mapping[str, Path], weights: str
-) -> dict[str, Any]:
-    """Encoders, text branches and scales of a :class:`~avfewshot.encoders.backbone.Backbone`.
+def assemble_pe_av(preset: PeAv, model: Any, timeline: Any | None, files: Mapping[str, Path], weights: str) -> Parts:
+    """Encoders, text branches and scales.
 
     Args:
         preset: The preset.
@@ -255,7 +253,6 @@ def assemble_pe_av(
         files: By key; without a tokenizer (random weights) texts are numbered in another way.
         weights: Tells these weights from others.
     """
-    assert preset.peav is not None
     text = model.config.text_config
     if "peav_tokenizer" in files:
         tokenizer, pad = JsonTokenizer(files["peav_tokenizer"], text.vocab_size, text.pad_token_id), text.pad_token_id
@@ -271,17 +268,16 @@ def assemble_pe_av(
         for part, scale in zip(hearing, scales, strict=True)
     ]
     fingerprint = combined("pe-av", weights, tokenizer.fingerprint)
-    return {
-        "visual": PeVideoTower(sight, preset.peav.image_size),
-        "audio": PeAudioTower(sound, timeline),
-        "visual_text": PeTextBranch(
-            [(model.text_model, sight.text_video_head, 1.0)], tokenizer, pad, combined(fingerprint, "visual")
-        ),
-        "audio_text": PeTextBranch(heard, tokenizer, pad, combined(fingerprint, "audio")),
-        "visual_scale": visual_scale,
-        "audio_scale": audio_scale,
-        "visual_bias": sight.text_video_logit_bias.item(),
-    }
+    seen = [(model.text_model, sight.text_video_head, 1.0)]
+    return Parts(
+        visual=PeVideoTower(sight, preset.side),
+        audio=PeAudioTower(sound, timeline),
+        visual_text=PeTextBranch(seen, tokenizer, pad, combined(fingerprint, "visual")),
+        audio_text=PeTextBranch(heard, tokenizer, pad, combined(fingerprint, "audio")),
+        visual_scale=visual_scale,
+        audio_scale=audio_scale,
+        visual_bias=sight.text_video_logit_bias.item(),
+    )
 
 
 def _scale(logit_scale: Tensor, *heads: Any) -> float:

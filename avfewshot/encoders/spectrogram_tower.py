@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.presets import Picture
+from avfewshot.encoders.kinds.towers import Picture
 from avfewshot.encoders.swinv2 import SwinTower
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import UsageError

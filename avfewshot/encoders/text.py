@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avfewshot.encoders.kinds.base import no_texts
 from avfewshot.encoders.tokenizer import RobertaTokenizer, TextTokenizer
 
 
@@ -162,8 +163,6 @@ class NoTexts(TextBranch):
         Raises:
             UsageError: Always.
         """
-        from avfewshot.encoders.weights.locate import no_texts
-
         raise no_texts(self.backbone)
 
     def project(self, tokens: Tensor) -> Tensor:

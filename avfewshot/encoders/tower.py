@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from avfewshot.encoders.presets import not_walkable
+
 # Floats of the widest intermediate of one chunk (16 MiB in float32): it stays in the cache of a processor core, and
 # below the size from which the C library gives every new tensor fresh, still unmapped pages.
 _CHUNK_FLOATS = 4 * 2**20
@@ -176,8 +178,6 @@ def require_walkable(what: str, *encoders: Encoder) -> None:
     """
     if walkable(*encoders):
         return
-    from avfewshot.encoders.weights.locate import not_walkable
-
     raise not_walkable(what, "this backbone")
 
 

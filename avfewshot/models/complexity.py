@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from avfewshot.encoders.backbone import Backbone, outline
-from avfewshot.encoders.presets import Preset
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.kinds.base import Preset
+from avfewshot.encoders.weights.load import WeightsWarning
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 
@@ -74,7 +76,10 @@ def backbone_cost(preset: Preset, seconds: int = 10) -> dict[str, int]:
         ``"parameters"`` of encoders and text branches, ``"memory_bytes"`` of these in float32, and ``"flops_per_clip"``
         of embedding a clip of `seconds`, sight and sound (see :func:`count_flops`); texts are encoded once for all.
     """
-    visual, audio, parameters = outline(preset)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", WeightsWarning)  # on how pictures are cut: none is read
+        visual, audio, modules = preset.outline()
+    parameters = sum(parameter.numel() for parameter in nn.ModuleList(modules).parameters())
     size: Any = visual.image_size
     frames = torch.empty(1, 3, size, size, device="meta")
     sound = torch.empty(1, SAMPLE_RATE, device="meta")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avfewshot.encoders.presets import Preset
+from avfewshot.encoders.kinds.base import Preset
 from avfewshot.encoders.weights.identity import file_sha256
-from avfewshot.encoders.weights.locate import Needed, expected_sha256, how_to_get, locate, looked_in, needed_files
+from avfewshot.encoders.weights.locate import Needed, expected_sha256, how_to_get, locate, looked_in
 from avfewshot.errors import AvfsError
 
 OK, MISSING, DAMAGED = "ok", "missing", "damaged"
@@ -47,7 +47,7 @@ def check(
     paths = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
     progress = progress or (lambda what: None)
     findings = []
-    for needed in needed_files(preset, **paths):
+    for needed in preset.files(**paths):
         if (path := locate(needed)) is not None:
             progress(f"{needed.part}: {path}")
             findings.append(_check_file(needed, path))

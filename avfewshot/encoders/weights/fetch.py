@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from avfewshot.encoders.presets import Preset
+from avfewshot.encoders.kinds.base import Preset
 from avfewshot.encoders.weights.identity import file_sha256
 from avfewshot.encoders.weights.locate import (
     Needed,

@@ -1,4 +1,4 @@
-"""SHA-256 of weight files, remembered so that a file of a gigabyte is not hashed at every start."""
+"""SHA-256 of weight files, remembered so that a file of a gigabyte is not hashed at every start; and other digests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avfewshot.io import cache_dir, sha256_file, write_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def file_sha256(path: str | Path, *, remember: bool = True) -> str:
@@ -34,3 +38,13 @@ def file_sha256(path: str | Path, *, remember: bool = True) -> str:
 def combined(*parts: str) -> str:
     """One SHA-256 for several texts in their order."""
     return hashlib.sha256(b"".join(hashlib.sha256(part.encode("utf-8")).digest() for part in parts)).hexdigest()
+
+
+def sample_hash(model: nn.Module) -> str:
+    """SHA-256 of the first numbers of each of a model's tensors: what tells random weights of one seed apart."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(name.encode("utf-8"))
+        digest.update(str(tuple(tensor.shape)).encode("utf-8"))
+        digest.update(tensor.detach().flatten()[:64].contiguous().numpy().tobytes())
+    return digest.hexdigest()

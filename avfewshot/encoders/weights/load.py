@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from avfewshot.errors import WeightsError, some
 
@@ -254,3 +255,21 @@ def _number(dtype: Any, data: Any = None) -> Any:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a single number"
+
+
+class ZerosForRandom(TorchFunctionMode):
+    """Inside it, modules that initialise themselves at random mostly get zeros, at no cost."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _DRAWS:
+            return func(*args, **kwargs)
+        tensor = args[0] if args else kwargs["tensor"]
+        tensor.detach().zero_()
+        return tensor
+
+
+# Methods of tensors, functions of torch.nn.init and those that transformers puts in their place: told by their names.
+_DRAWS = frozenset(
+    f"{name}_" for name in ("uniform", "normal", "trunc_normal", "kaiming_uniform", "kaiming_normal", "xavier_uniform")
+)

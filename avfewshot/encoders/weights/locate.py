@@ -1,36 +1,51 @@
-"""Which files a backbone needs and where they lie on this machine. Nothing here asks the network."""
+"""Where the files of a backbone lie on this machine, and whether they are those that they should be.
+
+Nothing here asks the network.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from avfewshot.encoders.lean_imports import library_folder, library_module
-from avfewshot.encoders.presets import (
-    ROBERTA_SHA256,
-    ROBERTA_TOKENIZER,
-    ClipPreset,
-    Preset,
-    Source,
-    load_preset,
-    preset_names,
-)
 from avfewshot.encoders.weights.identity import combined, file_sha256
-from avfewshot.errors import UsageError, WeightsError
+from avfewshot.errors import WeightsError
 from avfewshot.io import cache_dir, user_path, write_text
+
+if TYPE_CHECKING:
+    from avfewshot.encoders.kinds.base import Preset
 
 _LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-ROBERTA_FILES = ("vocab.json", "merges.txt")
-_HF_TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file comes from."""
+
+    names: tuple[str, ...] = ()  # file names in the repository, the best first; one of them is needed
+    repository: str | None = None  # on the hub, for example "lukewys/laion_clap"
+    revision: str | None = None  # branch, tag or commit of the repository; its main branch when None
+    file: Path | None = None  # the file itself, where it is not on the hub
+    sha256: str | None = None  # what its bytes must hash to, where that is known
+    size: str | None = None  # for people, for example "605 MB"
+    licence: str | None = None  # for people
+    published: str | None = None  # figures with their source, for people
+
+    @classmethod
+    def at(cls, path: str | Path) -> Source:
+        """A file or folder that was given by path."""
+        return cls(file=user_path(path).absolute())
+
+
+NOWHERE = Source()
+"""Where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -52,143 +67,6 @@ class Needed:
         if self.source.file:
             return str(self.source.file)
         return f"{self.source.repository}/{self.source.names[0]}"
-
-
-def needed_files(
-    preset: Preset,
-    *,
-    clip_weights: str | Path | None = None,
-    clap_weights: str | Path | None = None,
-    roberta: str | Path | None = None,
-) -> list[Needed]:
-    """The files of a backbone, packaged ones included, whether they are there or not.
-
-    CLIP's and CLAP's checkpoints and the folder of RoBERTa's tokenizer take the places of the preset's.
-
-    Raises:
-        UsageError: The preset names a model or tag that open_clip does not have, or one that is not on the hub.
-    """
-    if preset.peav:
-        return _peav_files(preset, clip_weights, clap_weights, roberta)
-    clip = Source(file=_path(clip_weights)) if clip_weights else clip_source(preset.clip)
-    swin = preset.clip.swin is not None
-    needed = [Needed("clip", "Swin weights" if swin else "CLIP weights", clip, "--clip-weights")]
-    if preset.clip.tokenizer:
-        needed.append(Needed("clip_bpe", "CLIP tokenizer", Source(file=preset.clip.tokenizer)))
-    needed += [] if swin else _transformers_text_files(preset.clip)
-    if preset.clap.picture is not None:
-        if used := [name for name, path in (("--clap-weights", clap_weights), ("--roberta", roberta)) if path]:
-            raise UsageError(f"The backbone {preset.name!r} has no CLAP: {' and '.join(used)} has no use.")
-        return needed
-    clap = Source(file=_path(clap_weights)) if clap_weights else preset.clap.source
-    needed.append(Needed("clap", "CLAP weights", clap, "--clap-weights"))
-    if preset.clap.text["type"] == "clip":
-        if roberta:
-            raise _no_roberta(preset)
-        needed.append(Needed("clap_bpe", "CLAP tokenizer", preset.clap.tokenizer))
-    else:
-        needed += _roberta_files(Source(file=_path(roberta)) if roberta else preset.clap.tokenizer)
-    return needed
-
-
-def clip_source(clip: ClipPreset) -> Source:
-    """Where CLIP's weights come from: what the preset says, else the repository of open_clip's tag.
-
-    Raises:
-        UsageError: open_clip knows no such model or tag, or the tag is not on the hub.
-    """
-    if clip.source.repository or clip.source.file:
-        return clip.source
-    tag = clip_tag(clip)
-    if not tag.get("hf_hub"):
-        raise UsageError(
-            f"open_clip's weights {clip.pretrained!r} for {clip.model} are not on the hub.",
-            hint=f"Download {tag.get('url') or 'them'} and give the file with --clip-weights.",
-        )
-    owner, _, rest = tag["hf_hub"].partition("/")
-    name, _, file = rest.partition("/")
-    names = (file,) if file else clip.source.names
-    if file.endswith((".bin", ".pth")):  # open_clip too prefers a safetensors version of the same name
-        names = (file[:-4] + ".safetensors", file)
-    return replace(clip.source, names=names, repository=f"{owner}/{name}")
-
-
-def is_walkable(preset: Preset) -> bool:
-    """Whether adapters can be put between the blocks of its towers: that is a Swin or a ViT of open_clip's own."""
-    if preset.peav:
-        return False
-    if preset.clip.swin is not None:
-        return True
-    vision = model_configuration(preset.clip)["vision_cfg"]
-    return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
-
-
-def walkable_presets() -> list[str]:
-    """Names of the packaged presets that adapters can be trained for."""
-    return [name for name in preset_names() if is_walkable(load_preset(name))]
-
-
-def not_walkable(what: str, backbone: str) -> UsageError:
-    """The error for something that works between the blocks of towers, on a backbone whose towers are run whole."""
-    return UsageError(
-        f"{what}: needs towers that can be walked block by block, and those of {backbone} are run whole.",
-        hint=f"Take --backbone {', '.join(walkable_presets())}; or a method on frozen embeddings, as --method auto.",
-    )
-
-
-def no_texts(backbone: str) -> UsageError:
-    """The error for what compares clips with texts, on a backbone without text branches."""
-    return UsageError(
-        f"The backbone {backbone} has no text branches: no clip can be compared with a label.",
-        hint="It serves `avfs train`. For labels take another one, such as --backbone base.",
-    )
-
-
-def clip_tag(clip: ClipPreset) -> Mapping[str, Any]:
-    """open_clip's entry for the preset's tag (``hf_hub``, ``mean``, ``std``, ...); empty where it names no tag.
-
-    Raises:
-        UsageError: open_clip knows no such model or tag; the valid ones are listed.
-    """
-    if clip.pretrained is None:
-        return {}
-    library = library_module("open_clip", "pretrained")
-    if not isinstance(clip.model, str):
-        raise UsageError("clip.pretrained needs the name of an open_clip model, not an architecture of your own.")
-    entry = library.get_pretrained_cfg(clip.model, clip.pretrained)
-    if not entry:
-        model_configuration(clip)  # raises for an unknown model
-        tags = library.list_pretrained_tags_by_model(clip.model)
-        raise UsageError(
-            f"open_clip has no weights {clip.pretrained!r} for {clip.model}.",
-            hint=f"Valid ones: {', '.join(tags)}." if tags else "It has none at all for it; give a file.",
-        )
-    return entry
-
-
-def text_configuration(clip: ClipPreset) -> Mapping[str, Any]:
-    """open_clip's ``text_cfg`` of the preset's model.
-
-    Raises:
-        UsageError: open_clip has no such model.
-    """
-    return model_configuration(clip)["text_cfg"]
-
-
-def model_configuration(clip: ClipPreset) -> Mapping[str, Any]:
-    """open_clip's configuration of the preset's model.
-
-    Raises:
-        UsageError: open_clip has no such model.
-    """
-    if not isinstance(clip.model, str):
-        return clip.model
-    # Read here, since the import of open_clip takes seconds.
-    paths = {path.stem: path for path in sorted(library_folder("open_clip").glob("model_configs/*.json"))}
-    if clip.model in paths:
-        return json.loads(paths[clip.model].read_text(encoding="utf-8"))
-    close = get_close_matches(clip.model, paths, n=8, cutoff=0.5) or [name for name in paths if name.startswith("ViT-")]
-    raise UsageError(f"open_clip has no model {clip.model!r}.", hint=f"For example: {', '.join(close[:8])}.")
 
 
 def locate(needed: Needed) -> Path | None:
@@ -320,83 +198,6 @@ def hub_cache() -> Path:
     if home := os.environ.get("HF_HOME"):
         return user_path(home) / "hub"
     return Path(constants.HF_HUB_CACHE)
-
-
-def _roberta_files(source: Source) -> list[Needed]:
-    option, folder = "--roberta", source.file
-    # A folder in which either form of the tokenizer is enough.
-    if folder and not (folder / ROBERTA_FILES[0]).exists() and (folder / "tokenizer.json").exists():
-        return [Needed("roberta", "RoBERTa tokenizer", Source(file=folder / "tokenizer.json"), option)]
-
-    def at(name: str, size: str) -> Source:
-        if folder:
-            return Source(file=folder / name)
-        digest = ROBERTA_SHA256[name] if source.repository == ROBERTA_TOKENIZER else None
-        return replace(source, names=(name,), sha256=digest, size=size)
-
-    return [
-        Needed("roberta_vocab", "RoBERTa vocabulary", at(ROBERTA_FILES[0], "0.9 MB"), option),
-        Needed("roberta_merges", "RoBERTa merges", at(ROBERTA_FILES[1], "0.5 MB"), option),
-    ]
-
-
-def _peav_files(
-    preset: Preset, clip_weights: str | Path | None, clap_weights: str | Path | None, roberta: str | Path | None
-) -> list[Needed]:
-    """Of PE-AV, and of PE-A-Frame, without which seconds of sound are heard one at a time."""
-    peav = preset.peav
-    assert peav is not None
-    if roberta:
-        raise _no_roberta(preset)
-
-    def beside(source: Source, name: str) -> Source:
-        if source.file:
-            return Source(file=source.file.parent / name)
-        return Source((name,), source.repository, source.revision, licence=source.licence)
-
-    weights = Source(file=_path(clip_weights)) if clip_weights else peav.source
-    needed = [
-        Needed("clip", "PE-AV weights", weights, "--clip-weights"),
-        Needed("peav_config", "PE-AV sizes", beside(weights, "config.json")),
-        Needed("peav_tokenizer", "PE-AV tokenizer", beside(weights, "tokenizer.json")),
-    ]
-    timeline = Source(file=_path(clap_weights)) if clap_weights else peav.timeline
-    if timeline:
-        optional = not clap_weights
-        needed += [
-            Needed("clap", "PE-A-Frame weights", timeline, "--clap-weights", optional),
-            Needed("peav_timeline_config", "PE-A-Frame sizes", beside(timeline, "config.json"), optional=optional),
-        ]
-    return needed
-
-
-def _no_roberta(preset: Preset) -> UsageError:
-    return UsageError(f"The backbone {preset.name!r} has no RoBERTa, so --roberta has no use.", hint="Leave it out.")
-
-
-def _transformers_text_files(clip: ClipPreset) -> list[Needed]:
-    """Tokenizer and configuration of open_clip models whose text tower or tokenizer is one of transformers'."""
-    text = text_configuration(clip)
-    repository = text.get("hf_tokenizer_name") or text.get("hf_model_name")
-    if not repository:
-        return []
-
-    def file(key: str, part: str, *names: str, where: str = repository, optional: bool = False) -> Needed:
-        return Needed(f"clip_text_{key}", f"CLIP {part}", Source(names, where), optional=optional)
-
-    needed = [
-        file("tokenizer", "tokenizer", *_HF_TOKENIZER_FILES),
-        file("tokenizer_config", "tokenizer settings", "tokenizer_config.json", optional=True),
-        # Repositories of timm's export describe the tokenizer in its own settings and have no such file.
-        file("tokenizer_type", "tokenizer type", "config.json", optional="hf_model_name" not in text),
-    ]
-    if text.get("hf_model_name"):
-        needed.append(file("config", "text settings", "config.json", where=text["hf_model_name"]))
-    return needed
-
-
-def _path(given: str | Path) -> Path:
-    return user_path(given).absolute()
 
 
 _PACKAGE = Path(__file__).resolve().parents[2]

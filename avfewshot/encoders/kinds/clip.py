@@ -1,0 +1,177 @@
+"""The visual side of a preset by open_clip: CLIP, SigLIP, PE-Core."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.encoders.kinds.base import (
+    ANY,
+    FLAG,
+    MISSING,
+    SOURCE,
+    TEXT,
+    WHOLE,
+    Form,
+    GivenPath,
+    Reader,
+    frozen,
+    is_mapping,
+    is_number,
+    is_text,
+)
+from avfewshot.encoders.lean_imports import library_folder, library_module
+from avfewshot.encoders.weights.locate import NOWHERE, Needed, Source
+from avfewshot.errors import UsageError
+
+if TYPE_CHECKING:
+    from avfewshot.encoders.tower import Encoder
+
+_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in open_clip's repositories, the safer first
+_TOKENIZER_NAMES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt")
+_CHANNELS: Form = (
+    lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_number, value)),
+    "three numbers (red, green, blue) are needed",
+)
+_MODEL: Form = (lambda value: is_mapping(value) or is_text(value), "a text is needed")
+_FIELDS: Form = (is_mapping, "the fields of open_clip's configuration are needed")
+_FORMS = {"model": _MODEL, "pretrained": TEXT, "quick_gelu": FLAG, "mean": _CHANNELS, "std": _CHANNELS}
+_FORMS |= {"tokenizer": TEXT, **SOURCE}
+_MODEL_FORMS = {"embed_dim": WHOLE, "vision_cfg": _FIELDS, "text_cfg": _FIELDS, "quick_gelu": ANY}
+
+
+@dataclass(frozen=True)
+class ClipPreset:
+    """A CLIP."""
+
+    model: str | Mapping[str, Any]  # open_clip's name, or its `embed_dim`, `vision_cfg` and `text_cfg`
+    pretrained: str | None = None  # open_clip's tag of the weights; it also says how images are normalised
+    quick_gelu: bool | None = None  # whether the weights want the quick GELU; None: as the model or the tag says
+    mean: tuple[float, ...] | None = None  # channel means that images are normalised with; None: as the tag says
+    std: tuple[float, ...] | None = None  # channel deviations, likewise
+    tokenizer: Path | None = None  # a byte-pair merge file in CLIP's format; None: open_clip's own
+    source: Source = NOWHERE  # without a repository and a file, open_clip's tag tells it
+
+    @classmethod
+    def read(cls, reader: Reader, raw: Any) -> ClipPreset:
+        """Of the section ``clip``."""
+        section = reader.section(raw, "clip", _FORMS, required=("model",))
+        model = section.get("model", "")
+        if isinstance(model, Mapping):
+            reader.section(model, "clip.model", _MODEL_FORMS, required=("embed_dim", "vision_cfg", "text_cfg"))
+        source = reader.source(section, "clip", _NAMES)
+        if raw is not MISSING and not (section.get("pretrained") or source.repository or source.file):
+            reader.fault(
+                "clip", "says no weights: give `pretrained` (one of open_clip's tags), `repository` or `file`."
+            )
+        mean, std = (tuple(map(float, section[key])) if key in section else None for key in ("mean", "std"))
+        tokenizer = reader.relative(section["tokenizer"]) if "tokenizer" in section else None
+        pretrained, quick_gelu = section.get("pretrained"), section.get("quick_gelu")
+        return cls(frozen(model), pretrained, quick_gelu, mean, std, tokenizer, source)
+
+    @property
+    def form(self) -> tuple[str, str]:
+        """What is built, but for the weights."""
+        return str(self.model), "None"
+
+    @property
+    def walkable(self) -> bool:
+        """Whether it is a ViT of open_clip's own.
+
+        Raises:
+            UsageError: open_clip has no such model.
+        """
+        vision = self.configuration()["vision_cfg"]
+        return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
+
+    def configuration(self) -> Mapping[str, Any]:
+        """open_clip's configuration of the model.
+
+        Raises:
+            UsageError: open_clip has no such model.
+        """
+        if not isinstance(self.model, str):
+            return self.model
+        # Read here, since the import of open_clip takes seconds.
+        paths = {path.stem: path for path in sorted(library_folder("open_clip").glob("model_configs/*.json"))}
+        if self.model in paths:
+            return json.loads(paths[self.model].read_text(encoding="utf-8"))
+        close = get_close_matches(self.model, paths, n=8, cutoff=0.5)
+        close = close or [name for name in paths if name.startswith("ViT-")]
+        raise UsageError(f"open_clip has no model {self.model!r}.", hint=f"For example: {', '.join(close[:8])}.")
+
+    def tag(self) -> Mapping[str, Any]:
+        """open_clip's entry for the tag (``hf_hub``, ``mean``, ``std``, ...); empty where the preset names none.
+
+        Raises:
+            UsageError: open_clip knows no such model or tag; the valid ones are listed.
+        """
+        if self.pretrained is None:
+            return {}
+        library = library_module("open_clip", "pretrained")
+        if not isinstance(self.model, str):
+            raise UsageError("clip.pretrained needs the name of an open_clip model, not an architecture of your own.")
+        entry = library.get_pretrained_cfg(self.model, self.pretrained)
+        if not entry:
+            self.configuration()  # raises for an unknown model
+            tags = library.list_pretrained_tags_by_model(self.model)
+            raise UsageError(
+                f"open_clip has no weights {self.pretrained!r} for {self.model}.",
+                hint=f"Valid ones: {', '.join(tags)}." if tags else "It has none at all for it; give a file.",
+            )
+        return entry
+
+    def weights(self) -> Source:
+        """Where the weights come from: what the preset says, else the repository of open_clip's tag.
+
+        Raises:
+            UsageError: open_clip knows no such model or tag, or the tag is not on the hub.
+        """
+        if self.source.repository or self.source.file:
+            return self.source
+        tag = self.tag()
+        if not tag.get("hf_hub"):
+            raise UsageError(
+                f"open_clip's weights {self.pretrained!r} for {self.model} are not on the hub.",
+                hint=f"Download {tag.get('url') or 'them'} and give the file with --clip-weights.",
+            )
+        owner, _, rest = tag["hf_hub"].partition("/")
+        name, _, file = rest.partition("/")
+        names = (file,) if file else self.source.names
+        if file.endswith((".bin", ".pth")):  # open_clip too prefers a safetensors version of the same name
+            names = (file[:-4] + ".safetensors", file)
+        return replace(self.source, names=names, repository=f"{owner}/{name}")
+
+    def files(self, given: GivenPath) -> list[Needed]:
+        """Weights (`given`: by path), tokenizer, and what text towers of transformers are described by."""
+        source = Source.at(given) if given else self.weights()
+        needed = [Needed("clip", "CLIP weights", source, "--clip-weights")]
+        if self.tokenizer:
+            needed.append(Needed("clip_bpe", "CLIP tokenizer", Source(file=self.tokenizer)))
+        text = self.configuration()["text_cfg"]
+        repository = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+        if not repository:
+            return needed
+
+        def file(key: str, part: str, *names: str, where: str = repository, optional: bool = False) -> Needed:
+            return Needed(f"clip_text_{key}", f"CLIP {part}", Source(names, where), optional=optional)
+
+        needed += [
+            file("tokenizer", "tokenizer", *_TOKENIZER_NAMES),
+            file("tokenizer_config", "tokenizer settings", "tokenizer_config.json", optional=True),
+            # Repositories of timm's export describe the tokenizer in its own settings and have no such file.
+            file("tokenizer_type", "tokenizer type", "config.json", optional="hf_model_name" not in text),
+        ]
+        if text.get("hf_model_name"):
+            needed.append(file("config", "text settings", "config.json", where=text["hf_model_name"]))
+        return needed
+
+    def tower(self, files: Mapping[str, Path]) -> Encoder:
+        """The image encoder alone."""
+        from avfewshot.encoders.clip_model import image_encoder, load_clip_model
+
+        return image_encoder(self, load_clip_model(self, files)[0])

@@ -1,0 +1,133 @@
+"""The kind of PE-AV: one model of transformers for all; sizes and tokenizer lie beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avfewshot.encoders.kinds.base import (
+    ANY,
+    SOURCE,
+    WHOLE,
+    Form,
+    GivenPath,
+    Parts,
+    Preset,
+    Reader,
+    frozen,
+    is_mapping,
+    no_roberta,
+)
+from avfewshot.encoders.weights.identity import combined, sample_hash
+from avfewshot.encoders.weights.locate import Needed, Source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from avfewshot.encoders.tower import Encoder
+
+_NAMES = ("model.safetensors",)
+_CONFIG: Form = (is_mapping, "the fields of transformers' PeAudioVideoConfig are needed")
+_FORMS: dict[str, Form] = {"image_size": WHOLE, "config": _CONFIG, "timeline": ANY, **SOURCE}
+
+
+@dataclass(frozen=True)
+class PeAv(Preset):
+    """PE-AV, and PE-A-Frame for the seconds of sound."""
+
+    side: int  # of the pictures that it reads
+    config: Mapping[str, Any]  # of transformers' `PeAudioVideoConfig`, for random weights and counts; files have theirs
+    source: Source
+    timeline: Source | None = None  # PE-A-Frame, which hears the seconds of a clip in one pass
+
+    sections = ("peav",)
+    needs = "transformers 5.0 or later: pip install 'avfewshot[peav]'"
+
+    @classmethod
+    def read(cls, reader: Reader, top: Mapping[str, Any], common: Mapping[str, Any]) -> PeAv:
+        """See :meth:`Preset.read`."""
+        section = reader.section(top["peav"], "peav", _FORMS, required=("image_size",))
+        source = reader.source(section, "peav", _NAMES)
+        if not (source.repository or source.file):
+            reader.fault("peav", "says no weights: give `repository` or `file`.")
+        timeline = None
+        if "timeline" in section:
+            told = reader.section(section["timeline"], "peav.timeline", SOURCE)
+            timeline = reader.source(told, "peav.timeline", _NAMES)
+        if unused := [key for key in top if key not in ("peav", "description", "templates")]:
+            reader.fault("peav", f"takes the place of {' and '.join(unused)}: leave one or the other out.")
+        return cls(
+            **common,
+            side=section.get("image_size", 0),
+            config=frozen(section.get("config", {})),
+            source=source,
+            timeline=timeline,
+        )
+
+    @property
+    def walkable(self) -> bool:
+        """It is run whole."""
+        return False
+
+    def image_size(self) -> int:
+        """See :meth:`Preset.image_size`."""
+        return self.side
+
+    def files(
+        self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
+    ) -> list[Needed]:
+        """See :meth:`Preset.files`; without PE-A-Frame's, seconds of sound are heard one at a time."""
+        if roberta:
+            raise no_roberta(self.name)
+
+        def beside(source: Source, name: str) -> Source:
+            if source.file:
+                return Source(file=source.file.parent / name)
+            return Source((name,), source.repository, source.revision, licence=source.licence)
+
+        weights = Source.at(clip_weights) if clip_weights else self.source
+        needed = [
+            Needed("clip", "PE-AV weights", weights, "--clip-weights"),
+            Needed("peav_config", "PE-AV sizes", beside(weights, "config.json")),
+            Needed("peav_tokenizer", "PE-AV tokenizer", beside(weights, "tokenizer.json")),
+        ]
+        timeline = Source.at(clap_weights) if clap_weights else self.timeline
+        if timeline:
+            optional = not clap_weights
+            needed += [
+                Needed("clap", "PE-A-Frame weights", timeline, "--clap-weights", optional),
+                Needed("peav_timeline_config", "PE-A-Frame sizes", beside(timeline, "config.json"), optional=optional),
+            ]
+        return needed
+
+    def require_library(self) -> None:
+        """See :meth:`Preset.require_library`."""
+        from avfewshot.encoders.pe_av import pe_av_classes
+
+        pe_av_classes(self.name)
+
+    def build(self, files: Mapping[str, Path], digests: Mapping[str, str]) -> Parts:
+        """See :meth:`Preset.build`."""
+        from avfewshot.encoders.pe_av import assemble_pe_av, build_pe_av, load_pe_av
+
+        there = {"clap", "peav_timeline_config"} <= files.keys() if files else self.timeline is not None
+        model, timeline = build_pe_av(self, files, timeline=there)
+        if "clip" in files:
+            load_pe_av(model, files["clip"])
+        if timeline is not None and "clap" in files:
+            load_pe_av(timeline, files["clap"])
+        hashes = digests.values() or [sample_hash(part) for part in (model, timeline) if part is not None]
+        return assemble_pe_av(self, model, timeline, files, combined(*hashes))
+
+    def outline(self) -> tuple[Encoder, Encoder, Sequence[nn.Module]]:
+        """See :meth:`Preset.outline`."""
+        import torch
+
+        from avfewshot.encoders.pe_av import PeAudioTower, PeVideoTower, build_pe_av
+
+        with torch.device("meta"):
+            model, timeline = build_pe_av(self, {}, timeline=self.timeline is not None)
+            towers = PeVideoTower(model.video_model, self.side), PeAudioTower(model.audio_model, timeline)
+        return *towers, [model.video_model, model.audio_model, *filter(None, [timeline])]

@@ -1,0 +1,196 @@
+"""The kind without texts, for what learns heads: a Swin or CLIP for pictures; for sounds a CLAP, or the same again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from avfewshot.encoders.kinds.base import (
+    MISSING,
+    NUMBER,
+    SOURCE,
+    TEXT,
+    WHOLE,
+    Form,
+    GivenPath,
+    Parts,
+    Preset,
+    Reader,
+    frozen,
+    is_mapping,
+    no_texts,
+)
+from avfewshot.encoders.kinds.clap import ClapPreset
+from avfewshot.encoders.kinds.clip import ClipPreset
+from avfewshot.encoders.weights.identity import combined
+from avfewshot.encoders.weights.locate import Needed, Source
+from avfewshot.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from avfewshot.encoders.tower import Encoder
+
+_SWIN_NAMES = ("model.safetensors", "pytorch_model.bin")  # in timm's repositories, the safer first
+_SWIN: dict[str, Form] = {"model": TEXT, "options": (is_mapping, "sizes by timm's names are needed"), **SOURCE}
+_PICTURE = {"mels": WHOLE, "frames": WHOLE, "shift_ms": NUMBER, "mean": NUMBER, "std": NUMBER}
+_PICTURE |= {"channels": (lambda value: value in ("sum", "mean", "repeat"), "sum, mean or repeat is needed")}
+
+
+@dataclass(frozen=True)
+class SwinPreset:
+    """A Swin or Swin-V2 of timm."""
+
+    model: str  # timm's name
+    options: Mapping[str, Any]  # sizes by timm's names
+    source: Source
+
+    walkable = True
+
+    @classmethod
+    def read(cls, reader: Reader, raw: Any) -> SwinPreset:
+        """Of the section ``swin``."""
+        section = reader.section(raw, "swin", _SWIN, required=("model",))
+        source = reader.source(section, "swin", _SWIN_NAMES)
+        if not (source.repository or source.file):
+            reader.fault("swin", "says no weights: give `repository` or `file`.")
+        return cls(section.get("model", ""), frozen(section.get("options", {})), source)
+
+    @property
+    def form(self) -> tuple[str, str]:
+        """What is built, but for the weights."""
+        return self.model, repr(self.options)
+
+    def files(self, given: GivenPath) -> list[Needed]:
+        """The weights."""
+        return [Needed("clip", "Swin weights", Source.at(given) if given else self.source, "--clip-weights")]
+
+    def tower(self, files: Mapping[str, Path]) -> Encoder:
+        """The image encoder."""
+        from avfewshot.encoders.swinv2 import build_swin, load_swin
+
+        tower = build_swin(self.model, **self.options)
+        if "clip" in files:
+            load_swin(tower, files["clip"], self.model)
+        return tower
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a second of sound becomes a picture ``[frames, mels]``: Kaldi's filter bank, normalised, then padded."""
+
+    mels: int
+    shift_ms: float  # between frames
+    frames: int
+    mean: float = -4.1426  # of AVE, as the papers' code has them
+    std: float = 3.2001  # twice this divides
+    channels: Literal["sum", "mean", "repeat"] = "sum"  # one channel by the summed or averaged kernel, or three alike
+
+    @classmethod
+    def read(cls, reader: Reader, raw: Any) -> Picture:
+        """Of the section ``spectrogram``."""
+        if isinstance(raw, str):
+            if raw not in PICTURES:
+                known = ", ".join(PICTURES)
+                reader.fault("spectrogram", f"{known}, or mels, frames and shift_ms are needed, not {raw!r}.")
+            return PICTURES.get(raw, STG_CMA_CLIP)
+        section = reader.section(raw, "spectrogram", _PICTURE, required=("mels", "frames", "shift_ms"))
+        return STG_CMA_CLIP if reader.faults else cls(**section)
+
+    @property
+    def form(self) -> tuple[str, str]:
+        """What is built."""
+        return repr(self), ""
+
+    def files(self, backbone: str, given: GivenPath, roberta: GivenPath) -> list[Needed]:
+        """None: the image encoder hears."""
+        if used := [name for name, path in (("--clap-weights", given), ("--roberta", roberta)) if path]:
+            raise UsageError(f"The backbone {backbone!r} has no CLAP: {' and '.join(used)} has no use.")
+        return []
+
+    def tower(self, files: Mapping[str, Path], image: Encoder, where: Path) -> Encoder:
+        """The image encoder again, which is shown spectrograms."""
+        from avfewshot.encoders.clip_tower import ClipTower
+        from avfewshot.encoders.spectrogram_tower import SpectrogramTower
+        from avfewshot.encoders.swinv2 import SwinTower
+
+        if not isinstance(image, ClipTower | SwinTower):
+            raise UsageError(f"{where}: the image encoder is run whole, and cannot be shown spectrograms.")
+        return SpectrogramTower(image, self)
+
+    def outline(self, image: Encoder) -> Encoder:
+        """The same, with pictures of the right shape: making them needs numbers."""
+        import torch
+
+        with torch.device("meta"):
+            audio: Any = self.tower({}, image, Path())
+        audio.pictures = lambda sound: sound.new_empty(len(sound), self.frames, self.mels)
+        return audio
+
+
+STG_CMA_CLIP = Picture(128, 10.0, 102)
+STG_CMA_SWIN = Picture(224, 4.4, 224, channels="mean")
+LAVISH_SWIN = Picture(192, 5.2, 192, -4.9848, 3.7080, channels="repeat")
+PICTURES = {"stg-cma-clip": STG_CMA_CLIP, "stg-cma-swin": STG_CMA_SWIN, "lavish-swin": LAVISH_SWIN}
+"""Those of the papers, by the names that presets give them."""
+
+
+@dataclass(frozen=True)
+class Towers(Preset):
+    """Two towers, or one for both modalities."""
+
+    sight: ClipPreset | SwinPreset
+    sound: ClapPreset | Picture
+
+    sections = ("swin", "spectrogram")
+    wordless = True
+
+    @classmethod
+    def read(cls, reader: Reader, top: Mapping[str, Any], common: Mapping[str, Any]) -> Towers:
+        """See :meth:`Preset.read`."""
+        for one, other in (("clip", "swin"), ("clap", "spectrogram")):
+            if one in top and other in top:
+                reader.fault("", f"`{one}` and `{other}` exclude each other.")
+        sight, sound = SwinPreset if "swin" in top else ClipPreset, Picture if "spectrogram" in top else ClapPreset
+        return cls(
+            **common,
+            sight=sight.read(reader, top.get("swin", top.get("clip", MISSING))),
+            sound=sound.read(reader, top.get("spectrogram", top.get("clap", MISSING))),
+        )
+
+    @property
+    def walkable(self) -> bool:
+        """See :attr:`Preset.walkable`."""
+        return self.sight.walkable
+
+    def image_size(self) -> int:
+        """Nothing that prepares pictures can be done without texts."""
+        raise no_texts(self.name)
+
+    def files(
+        self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
+    ) -> list[Needed]:
+        """See :meth:`Preset.files`."""
+        return [*self.sight.files(clip_weights), *self.sound.files(self.name, clap_weights, roberta)]
+
+    def identity(self, digests: Mapping[str, str]) -> dict[str, str]:
+        """See :meth:`Preset.identity`; the same weights say something else at another size, or of other pictures."""
+        return {**digests, "form": combined(*self.sight.form, *self.sound.form)}
+
+    def build(self, files: Mapping[str, Path], digests: Mapping[str, str]) -> Parts:
+        """See :meth:`Preset.build`."""
+        from avfewshot.encoders.text import NoTexts
+
+        visual = self.sight.tower(files)
+        return Parts(visual, self.sound.tower(files, visual, self.path), NoTexts(self.name), NoTexts(self.name))
+
+    def outline(self) -> tuple[Encoder, Encoder, Sequence[nn.Module]]:
+        """See :meth:`Preset.outline`."""
+        import torch
+
+        with torch.device("meta"):
+            visual = self.sight.tower({})
+        audio = self.sound.outline(visual)
+        return visual.to("meta"), audio.to("meta"), [visual, audio]
