@@ -327,6 +327,9 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # it has been dealt with: this is how a server ends
 
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._work.closing.is_set()
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that accepts connections; raises OSError where the address is in use or not of this machine."""
@@ -343,7 +346,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: FastAPI, work: Workspace, listening: socket.socket) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal comes, or the workspace closes."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3, lifespan="off"
     )
