@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -321,7 +323,32 @@ def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch)
     got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))
     decoders._pools.clear()
     assert [one.ok for one in got] == [False, True]
-    assert "memory" in got[0].error
+    assert got[0].error == "needs more memory to decode than the 0.04 GB that one file may use"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
+@pytest.mark.parametrize(
+    ("megabytes", "reason"),
+    [
+        (30, r"the decoder ended \(exit status \d+\): it cannot start, perhaps for want of memory"),
+        (500, r"needs more memory to decode than the 0\.\d+ GB that one file may use"),
+        (None, "no process can be started to decode it: Cannot allocate memory"),
+    ],
+)
+def test_a_decoder_under_a_tight_limit_costs_its_file_and_names_the_limit(folder, monkeypatch, megabytes, reason):
+    start = subprocess.Popen
+
+    def limited(command, **options):
+        if megabytes is None:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return start(["sh", "-c", f'ulimit -v {megabytes}000; exec "$@"', "sh", *command], **options)
+
+    huge = write_media(folder / "large.mkv", times=[0.0], size=(9000, 7000), codec="mjpeg", pix_fmt="yuvj420p")
+    monkeypatch.setattr(decoders.subprocess, "Popen", limited)
+    decoders._pools.clear()
+    (got,) = iter_clips([huge], frame_size=16, workers=1)
+    decoders._pools.clear()
+    assert re.fullmatch(reason, got.error)
 
 
 def test_a_minute_of_sound_at_the_highest_rate_fits_into_the_bound(folder, monkeypatch):

@@ -63,7 +63,10 @@ class IsolatedReader:
         self._path = Path(path)
         self._timeout = self._left = time_limit(timeout)
         self._began = time.monotonic()
-        self._worker = _pool().take()
+        try:
+            self._worker = _pool().take()
+        except OSError as error:
+            raise MediaError(self._path, f"no process can be started to decode it: {error.strerror}") from error
         name = os.fsencode(os.path.abspath(self._path)).decode("latin-1")
         try:
             facts, _ = self._ask({"path": name, "options": options})
@@ -156,6 +159,7 @@ class _Worker:
         self.deadline: float | None = None
         self.stopped: threading.Event | None = None
         self._why: str | None = None
+        self._answered = False
         self._watching = threading.Lock()  # the end of an answer and the watch of it exclude each other
 
     @property
@@ -172,7 +176,7 @@ class _Worker:
             line = self._process.stdout.readline()
             if not line.endswith(b"\n"):
                 raise EOFError
-            facts = json.loads(line)
+            facts, self._answered = json.loads(line), True
             arrays = {}
             for name, kind, shape in facts.pop("arrays", ()):
                 arrays[name] = np.empty(shape, kind)
@@ -181,7 +185,7 @@ class _Worker:
             return facts, arrays
         except (OSError, EOFError, ValueError):
             self.end()
-            raise _DeadError(self._why or _died(self._process.returncode)) from None
+            raise _DeadError(self._why or _died(self._process.returncode, self._answered)) from None
         except BaseException:  # Ctrl-C in the middle of an answer: the process cannot be used any more
             self.end()
             raise
@@ -211,9 +215,10 @@ class _Worker:
                 pipe.close()
 
 
-def _died(status: int) -> str:
+def _died(status: int, answered: bool) -> str:
     if status >= 0:
-        return f"the decoder ended (exit status {status})"
+        cause = "" if answered else ": it cannot start, perhaps for want of memory"
+        return f"the decoder ended (exit status {status}){cause}"
     with contextlib.suppress(ValueError):
         return f"the decoder crashed (signal {-status}, {signal.Signals(-status).name})"
     return f"the decoder crashed (signal {-status})"

@@ -31,7 +31,7 @@ def serve(memory: int) -> None:
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints must not get between the answers
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    _limit_memory(memory)
+    memory = _limit_memory(memory)
     gc.freeze()  # what is imported is never looked at again: a collection takes no time
     with contextlib.ExitStack() as stack:
         reader: Any = None  # a ClipReader
@@ -88,8 +88,8 @@ def _answer(clip: Clip) -> tuple[dict, list[np.ndarray]]:
 
 
 def _reason(error: Exception, memory: int) -> str:
-    if isinstance(error, MemoryError):
-        return f"needs more memory to decode than the {memory / 1e9:.1f} GB that one file may use"
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):  # of a library
+        return f"needs more memory to decode than the {memory / 1e9:.2g} GB that one file may use"
     if isinstance(error, MediaError):
         return error.reason
     return error.message if isinstance(error, AvfsError) else explain(error)
@@ -103,8 +103,12 @@ def _send(out: BinaryIO, answer: dict, arrays: list[np.ndarray]) -> None:
             view = view[out.write(view) :]
 
 
-def _limit_memory(memory: int | None) -> None:
-    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit); None: no more do."""
+def _limit_memory(memory: int | None) -> int:
+    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit); None: no more do.
+
+    Returns the bytes that are left: fewer where the process was started under a tighter limit.
+    """
+    left = memory or 0
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -112,11 +116,13 @@ def _limit_memory(memory: int | None) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = hard if memory is None else now + memory
         limit = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
+        left = limit - now
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, and its dump is of no use
+    return left
 
 
 def _end_with_parent(parent: int) -> None:
