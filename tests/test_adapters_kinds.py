@@ -49,6 +49,14 @@ def make_model(kind: str, towers: str = "clip-htsat", **settings) -> AudioVisual
     return AudioVisualModel(backbone, adapters).eval()
 
 
+def stirred(model: AudioVisualModel, std: float = 0.2) -> AudioVisualModel:
+    """Random values everywhere, also where fresh adapters have zeros."""
+    with torch.no_grad():
+        for parameter in model.adapters.parameters():
+            parameter.normal_(std=std)
+    return model
+
+
 @pytest.fixture
 def clips() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
@@ -149,12 +157,9 @@ def test_lavish_learns_by_its_gates_first(clips):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_steps_of_stg_cma_are_those_of_the_paper(checkpointing):
     """One layer of shared CLIP against the equations, written out for single clips and places."""
-    model = make_model("stg_cma", "shared-clip")
+    model = stirred(make_model("stg_cma", "shared-clip"))
     model.checkpointing = checkpointing
     adapters = model.adapters
-    with torch.no_grad():
-        for parameter in adapters.parameters():
-            parameter.normal_(std=0.2)
     tower, layer = model.visual_tower, adapters.layers[0]
     tokens = [torch.randn(4, 65, 96), torch.randn(4, 31, 96)]  # two clips of two segments
 
@@ -190,10 +195,7 @@ def test_the_steps_of_stg_cma_are_those_of_the_paper(checkpointing):
 
 def test_blocks_with_the_same_windows_exchange_within_them(clips):
     """What is heard in one window of the first block reaches no other by attention."""
-    model = make_model("stg_cma", "shared-swin", temporal=False, global_step=False)
-    with torch.no_grad():
-        for parameter in model.adapters.parameters():
-            parameter.normal_(std=0.3)
+    model = stirred(make_model("stg_cma", "shared-swin", temporal=False, global_step=False), 0.3)
     visual, audio = torch.randn(2, 256, 24), torch.randn(2, 256, 24)
     window = model.visual_tower.windows(0)[5]
     other = audio.clone()
@@ -237,10 +239,8 @@ def test_relative_positions_in_time_are_a_table_of_distances():
     [({"a2v": False}, False, True), ({"v2a": False}, True, False), ({"exchange": False}, False, False)],
 )
 def test_directions_and_no_exchange_of_stg_cma(settings, sight, hearing, clips):
-    model = make_model("stg_cma", "shared-clip", **settings)
+    model = stirred(make_model("stg_cma", "shared-clip", **settings))
     with torch.no_grad():
-        for parameter in model.adapters.parameters():
-            parameter.normal_(std=0.2)
         seen, heard = torch.randn(4, 65, 96), torch.randn(4, 31, 96)
         base = model.adapters(0, "attend", seen, heard, 2)
         by_sound = model.adapters(0, "attend", seen, -heard, 2)[0]
@@ -274,8 +274,7 @@ def test_checkpointed_steps_are_left_out_alike(clips):
         model = make_model("stg_cma", drop_path=0.5).train()
         model.checkpointing = checkpointing
         torch.manual_seed(3)
-        for parameter in model.adapters.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+        stirred(model)
         visual, audio = model(*clips)
         (visual[..., :40].sum() + audio[..., :30].sum()).backward()
         gradients.append([p.grad for p in model.adapters.parameters() if p.grad is not None])
@@ -305,10 +304,8 @@ def test_the_latent_adapter_is_that_of_the_paper():
 
 @pytest.mark.parametrize("kind", ["lavish", "stg_cma"])
 def test_a_clip_without_sound_is_seen_as_it_would_be_alone(kind, clips):
-    model = make_model(kind, "shared-clip")
+    model = stirred(make_model(kind, "shared-clip"))
     with torch.no_grad():
-        for parameter in model.adapters.parameters():
-            parameter.normal_(std=0.2)
         present = torch.tensor([True, False])
         together = model(*clips, audio_present=present)[0]
         alone = model(clips[0], None)[0]

@@ -23,12 +23,18 @@ def accuracy(threshold: float, scores: np.ndarray, truth: np.ndarray, salience: 
     return float((answers == truth).mean())
 
 
-def test_threshold_separates_in_the_middle():
-    assert choose_threshold(SCORES, [[2, 2, 0, 0]]) == pytest.approx(0.75)
-
-
-def test_threshold_without_background_keeps_every_event():
-    assert choose_threshold(SCORES, [[0, 1, 0, 0]]) == 0.6
+@pytest.mark.parametrize(
+    ("scores", "truth", "salience", "expected"),
+    [
+        pytest.param(SCORES, [2, 2, 0, 0], None, 0.75, id="in the middle"),
+        pytest.param(SCORES, [0, 1, 0, 0], None, 0.6, id="without background every event is kept"),
+        pytest.param(SCORES, [2, 0, 0, 0], None, 0.65, id="a wrong event is as wrong as background: the lowest"),
+        pytest.param([[[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]]], [2, 0, 0], None, 0.5, id="equal scores stay together"),
+        pytest.param(SCORES, [0, 1, 2, 2], [[3.0, 4.0, -1.0, 0.0]], 1.5, id="another salience"),
+    ],
+)
+def test_thresholds_by_hand(scores, truth, salience, expected):
+    assert choose_threshold(scores, [truth], salience=salience) == pytest.approx(expected)
 
 
 def test_threshold_where_all_is_background_keeps_none():
@@ -36,21 +42,6 @@ def test_threshold_where_all_is_background_keeps_none():
     assert 0.9 < threshold < 0.9 + 1e-9
     rule = BackgroundRule("threshold", threshold)
     assert decide_segments(rule, SCORES, 2).tolist() == [[2, 2, 2, 2]]
-
-
-def test_of_equally_good_thresholds_the_lowest_is_taken():
-    # A wrong event at .7 is as wrong as background.
-    assert choose_threshold(SCORES, [[2, 0, 0, 0]]) == pytest.approx(0.65)
-
-
-def test_scores_that_are_equal_are_not_separated():
-    scores = np.array([[[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]]])
-    threshold = choose_threshold(scores, [[2, 0, 0]])
-    assert threshold == 0.5  # not one of the two seconds at .5 without the other
-
-
-def test_threshold_of_another_salience():
-    assert choose_threshold(SCORES, [[0, 1, 2, 2]], salience=[[3.0, 4.0, -1.0, 0.0]]) == pytest.approx(1.5)
 
 
 def test_threshold_is_as_good_as_any():

@@ -71,21 +71,21 @@ def test_pieces_of_unequal_size_give_the_gradient_of_the_whole_batch(tmp_path, o
     assert step["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_accumulated_batches_are_averaged(tmp_path):
-    training = opened(tmp_path, batch_size=2, accumulation=3)
-    batches = [clips(PATHS[:2]), clips(PATHS[2:4]), clips(PATHS[4:])]
+@pytest.mark.parametrize(
+    ("settings", "cuts"),
+    [
+        ({"batch_size": 2, "accumulation": 3}, [(0, 2), (2, 4), (4, 5)]),
+        ({"batch_size": 3, "accumulation": 2, "micro_batch": 2, "objective": "contrastive"}, [(0, 3), (2, 5)]),
+    ],
+    ids=["whole", "cut"],
+)
+def test_accumulated_batches_are_averaged(tmp_path, settings, cuts):
+    training = opened(tmp_path, **settings)
+    batches = [clips(PATHS[begin:end]) for begin, end in cuts]
     expected, loss = plain(training, batches)
     step = training.accumulate([clip for batch in batches for clip in batch])
     same(gradients(training), expected)
     assert step["loss"] == pytest.approx(loss, rel=1e-5)
-
-
-def test_accumulated_batches_that_are_cut_are_averaged(tmp_path):
-    training = opened(tmp_path, batch_size=3, accumulation=2, micro_batch=2, objective="contrastive")
-    batches = [clips(PATHS[:3]), clips(PATHS[2:])]
-    expected, _ = plain(training, batches)
-    training.accumulate([clip for batch in batches for clip in batch])
-    same(gradients(training), expected)
 
 
 def test_seconds_weigh_alike_in_pieces_of_clips_of_unequal_length(tmp_path):
