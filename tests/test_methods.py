@@ -209,6 +209,17 @@ def test_leaving_a_clip_out_equals_fitting_without_it():
         np.testing.assert_allclose(left[out], kernel[np.ix_(out, kept)] @ dual, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["kernel_ridge", "auto"])
+def test_a_support_is_moved_into_its_metrics_once_and_not_at_every_clip(name, monkeypatch):
+    support, texts = world(clips=4)
+    queries, _ = world(clips=1, seed=5)
+    scorer, moved, move = find_method(name).fit(support, texts), [], kernel_ridge.Metric.__call__
+    first = scorer.logits(queries.features)
+    monkeypatch.setattr(kernel_ridge.Metric, "__call__", lambda self, v: (moved.append(len(v)), move(self, v))[1])
+    assert (scorer.logits(queries.features) == first).all()
+    assert set(moved) == {len(queries)}
+
+
 def test_a_kernel_is_what_the_formula_says():
     support, texts = world(clips=2)
     rows, targets = rows_of(support, texts)

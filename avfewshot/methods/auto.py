@@ -72,7 +72,7 @@ class Auto(Method):
 
     def score_head(self, head: Head, rows: Rows) -> Floats:
         """See :meth:`Method.score_head`."""
-        return find_method(head.params["auto"]).score_head(Head(head.arrays, head.params["params"]), rows)
+        return find_method(head.params["auto"]).score_head(replace(head, params=head.params["params"]), rows)
 
     def for_seconds(self) -> Method:
         """See :class:`JoinedHeads`."""
@@ -108,9 +108,10 @@ class JoinedHeads(Method):
             return find_method(DEFAULT).score_head(head, rows)
         joined = 0.0 * rows.text["fused"]  # where neither says anything, all are alike
         for name, weight in head.params["weights"].items():
-            arrays = {key.removeprefix(f"{name}/"): v for key, v in head.arrays.items() if key.startswith(f"{name}/")}
-            part = find_method(name).score_head(Head(arrays, head.params["params"][name]), rows)
-            joined = joined + weight * log_softmax(part)
+            if name not in head.kept:
+                arrays = {key.partition("/")[2]: v for key, v in head.arrays.items() if key.startswith(f"{name}/")}
+                head.kept[name] = Head(arrays, head.params["params"][name])
+            joined = joined + weight * log_softmax(find_method(name).score_head(head.kept[name], rows))
         return log_softmax(joined)
 
 

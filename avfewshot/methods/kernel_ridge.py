@@ -254,24 +254,27 @@ def fit_counter_examples(
 
 
 def kernel_between(head: Head, setting: Mapping[str, Any], left: Rows | str, right: Rows | str = "") -> Floats:
-    """An expert's kernel of rows with rows: given, or kept by the head ("": the support, "counter.": counter-examples).
-
-    Given rows that lack the expert's view take part with the mean.
-    """
+    """An expert's kernel of rows with rows: given, or kept ("": the support, "counter.": counter-examples)."""
     kernels = []
     for modality in MODALITIES:
-        name = f"{setting['view']}.{modality}"
-        metric = metric_of(head, f"{name}.{setting['beta']}")
-        sides = [
-            metric(
-                head.arrays[rows + name]
-                if isinstance(rows, str)
-                else rows.vectors[setting["view"] if setting["view"] in rows.views else "mean", modality]
-            )
-            for rows in (left, right)
-        ]
-        kernels.append(np.exp(-setting["bandwidths"][modality] * distances(*sides)))
+        gaps = distances(*(in_metric(head, setting, rows, modality) for rows in (left, right)))
+        kernels.append(np.exp(-setting["bandwidths"][modality] * gaps))
     return joint_kernel(setting["kernel"], *kernels)
+
+
+def in_metric(head: Head, setting: Mapping[str, Any], rows: Rows | str, modality: str) -> Floats:
+    """Rows of :func:`kernel_between` in the expert's metric; given ones that lack its view take part with the mean.
+
+    Those that the head keeps are moved once: at every clip that is scored they would cost more than the clip.
+    """
+    name = f"{setting['view']}.{modality}"
+    metric = metric_of(head, f"{name}.{setting['beta']}")
+    if not isinstance(rows, str):
+        return metric(rows.vectors[setting["view"] if setting["view"] in rows.views else "mean", modality])
+    vectors, key = head.arrays[rows + name], (rows + name, setting["beta"])
+    if key not in head.kept or head.kept[key][0] is not vectors:  # classes come and go
+        head.kept[key] = vectors, metric(vectors)
+    return head.kept[key][1]
 
 
 def _selection(

@@ -193,15 +193,12 @@ class LivingRidge:
         """Of rows (None: the support's own) to each clip of the support: minus the distances, by what a row has."""
         experts = self._params["experts"]
         name = next((name for name in ("event product", "mean product") if name in experts), next(iter(experts)))
-        setting, parts, present = experts[name], [], []
+        setting, clip, parts, present = experts[name], self.scorer.clip, [], []
+        asked = "" if rows is None else rows
         for modality in MODALITIES:
-            stored = f"{setting['view']}.{modality}"
-            metric = kernel_ridge.metric_of(self.scorer.clip, f"{stored}.{setting['beta']}")
-            support = self._arrays[stored]
-            view = setting["view"] if rows is None or setting["view"] in rows.views else "mean"
-            vectors = support if rows is None else rows.vectors[view, modality]
-            parts.append(setting["bandwidths"][modality] * kernel_ridge.distances(metric(vectors), metric(support)))
-            present.append(vectors.any(-1))
+            vectors, support = (kernel_ridge.in_metric(clip, setting, side, modality) for side in (asked, ""))
+            parts.append(setting["bandwidths"][modality] * kernel_ridge.distances(vectors, support))
+            present.append(self._arrays[f"mean.{modality}"].any(-1) if rows is None else rows.present(modality))
         shares = np.array(present) / np.sum(present, axis=0)
         return -(shares[0][:, None] * parts[0] + shares[1][:, None] * parts[1])
 

@@ -118,6 +118,7 @@ class Method:
         for head in (scorer.clip, scorer.second):
             if head is not None:  # one layout in memory, as loaded: products of matrices differ by it in the last bit
                 head.arrays = {name: np.ascontiguousarray(values) for name, values in head.arrays.items()}
+                head.kept.clear()
         scorer.diagnostics = {
             **scorer.clip.diagnostics,
             **left_out,

@@ -223,3 +223,4 @@ class Head:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     trainable: int = 0  # number of parameters that were trained
     parts: dict[str, Head] = field(default_factory=dict)  # heads of methods that were tried beside this one
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)  # what scoring computes once; not saved
