@@ -251,13 +251,13 @@ def told(monkeypatch, tmp_path):
 
     import typer
 
-    from avfewshot.cli.terminal import Notices, library_messages, say
+    from avfewshot.cli.terminal import library_messages, say
 
     app = typer.Typer()
 
     @app.command()
     def config() -> None:
-        with library_messages(Notices(), debug=False):
+        with library_messages():
             say("a notice")
             logging.getLogger("avfewshot.x").info("a detail")
             logging.getLogger("avfewshot.x").debug("of a file: \x1b[31m")

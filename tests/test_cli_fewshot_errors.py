@@ -68,6 +68,7 @@ def fails(folder, capsys):
         (f"{CLIPS} --no-a2v --no-v2a", ["a2v and v2a are both off", "Switch one of them on"]),
         (f"{CLIPS} --adapter-kind none --projector none", ["there is nothing to train", "avfs zeroshot --task TASK"]),
         (f"{CLIPS} --seed 1 --seeds 1,2", ["--seed and --seeds exclude each other"]),
+        (f"{CLIPS} --seed x", ["--seed: one whole number"]),
         (f"{CLIPS} --config none.yaml", ["none.yaml: there is no such file", "--config"]),
         (f"{CLIPS} --name ../x", ["--name '../x'", "letters, digits and dashes"]),
         (f"{CLIPS} --name ..", ["--name '..'"]),
@@ -160,11 +161,14 @@ def test_a_run_goes_on_with_its_own_settings(fails, begun, arguments, shown):
     assert "16 (the run: 16)" not in told
 
 
-@pytest.mark.parametrize("name", ["empty", "nowhere", "file"])
-def test_what_is_no_run_cannot_be_resumed(fails, name):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("empty", "is not the folder of a run"), ("nowhere", "there is no such folder"), ("file", "is not the folder")],
+)
+def test_what_is_no_run_cannot_be_resumed(fails, name, problem):
     told = fails(f"fewshot --resume {name}", 2)
-    assert f"--resume {name}: is not the folder of a run." in told
-    assert "run.json" in told
+    assert f"--resume {name}: {problem}" in told
+    assert ("run.json" in told) == (name != "nowhere")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', '{"format": 99}', '{"format": 1, "model": []}'])

@@ -81,7 +81,7 @@ BAD_DEVICES = [
             ["Where is VGG-Sound(40K)?", "--devices: ", "--strategy: 'fsdp' is not one of auto, ddp.", "--lr: ",
              "none-such: there is nothing at this path.", "no-folder: there is no such folder."],
         ),
-        ("--resume none-such", ["--resume none-such: is not the folder of a run."]),
+        ("--resume none-such", ["--resume none-such: there is no such folder."]),
     ],
 )  # fmt: skip
 def test_misuse_is_told_before_any_work(capsys, arguments, parts):

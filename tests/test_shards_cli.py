@@ -36,7 +36,7 @@ def test_prepare_says_what_it_did_and_a_second_run_that_all_is_there(clips):
     first = run()
     assert first.exit_code == 0, first.output
     assert "6 clips (train 2, val 2, test 2) in 3 shards, pictures of 64 x 64" in first.output
-    assert re.search(r"To write: 6 clips in 3 shards with 1 process; about .* MB of .* free", first.output)
+    assert re.search(r"To write: 6 clips in 3 shards with 1 process; about .* of .* free", first.output)
     assert "Everything is there: 6 clips in 3 shards" in first.output
     second = run()
     assert second.exit_code == 0

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from avfewshot.cli.options import TableOrJson
 from avfewshot.errors import UsageError
 
 app = typer.Typer(
@@ -51,17 +52,13 @@ def cache() -> None:
 
 
 @app.command("list")
-def list_command(
-    form: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the result.")] = "table",
-) -> None:
+def list_command(form: TableOrJson = "table") -> None:
     """Say how much is kept.
 
     Example: avfs cache list
     """
     from avfewshot.io import cache_dir
 
-    if form not in {"table", "json"}:
-        raise UsageError(f"--format {form}: not one of table, json.")
     kept = {kind: [status.st_size for _, status in entries(kind)] for kind in KINDS}
     if form == "json":
         document = {kind: {"files": len(sizes), "bytes": sum(sizes)} for kind, sizes in kept.items()}

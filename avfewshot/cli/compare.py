@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from avfewshot.cli.fewshot import data_root, few_shot, load_data
 from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, with_options
-from avfewshot.cli.runs import session
+from avfewshot.cli.runs import command_line, session
 from avfewshot.cli.terminal import say
 from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig, resolve
 from avfewshot.errors import DataError, UsageError, collect, raise_faults
@@ -62,7 +61,7 @@ def compare(
     **flags: Any,
 ) -> None:
     """Options -> config -> load -> run each cell -> write."""
-    command = shlex.join(["avfs", *(context.obj or ())])
+    command = command_line(context)
     if finished:
         _compare_finished([user_path(run) for run in finished], flags, command)
         return
@@ -110,8 +109,9 @@ def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) 
             UsageError(f"--{meaningless[0].replace('_', '-')} cannot be given with RUN.", hint="Leave it out.")
         )
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
-        faults.append(UsageError("Comparing takes two runs or more, each named once.", hint="avfs compare RUN RUN"))
-    runs = [collect(faults, lambda folder=folder: read_finished(folder)) for folder in folders]
+        hint = "avfs compare RUN RUN; for methods on clips: avfs compare --data DIR"
+        faults.append(UsageError("Comparing takes two runs or more, each named once.", hint=hint))
+    runs = [collect(faults, lambda folder=folder: read_finished(folder)) for folder in dict.fromkeys(folders)]
     settings = resolve("compare", {key: flags[key] for key in ("runs", "name")})
     raise_faults([*faults, *settings.faults])
     finished = [run for run in runs if run is not None]

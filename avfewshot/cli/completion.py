@@ -89,7 +89,6 @@ _BY_PARAMETER: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("train", "subset"): _of("data.avsbench", "SUBSETS"),
     ("suggest", "run"): _runs,
     ("data check", "task"): _data_sets,
-    ("data check", "format_"): lambda: ("table", "json"),
     ("data prepare", "task"): _data_sets,
     ("data prepare", "splits"): lambda: ("train", "val", "test"),
     ("data toy", "only"): _toy_parts,

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Annotated
 
 import typer
+
+from avfewshot.cli.options import TableOrJson
+from avfewshot.cli.terminal import say_warning
+from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
+from avfewshot.errors import UsageError, did_you_mean, raise_faults
+from avfewshot.io import cache_dir, printable
 
 app = typer.Typer(add_completion=False)
 
@@ -32,23 +40,12 @@ table count for all commands, and those of a table for its command:
 def config(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TABLE", help="zeroshot, fewshot, pretrain or data; all of them unless told."),
+        typer.Argument(metavar="TABLE", help="zeroshot, fewshot, data, ...; all of them unless told."),
     ] = None,
-    format: Annotated[
-        str, typer.Option("--format", metavar="table|json", help="Form of the answer.", show_default=False)
-    ] = "table",
+    format: TableOrJson = "table",
 ) -> None:
     """Resolve every table, tell all faults, print."""
-    import os
-
-    from avfewshot.cli.terminal import say_warning
-    from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
-    from avfewshot.errors import UsageError, did_you_mean, raise_faults
-    from avfewshot.io import cache_dir
-
     faults = []
-    if format not in {"table", "json"}:
-        faults.append(UsageError(f"--format: {format!r} is not one of table, json."))
     unknown = [name for name in tables or () if name not in COMMANDS]
     hint = f"Valid: {', '.join(COMMANDS)}."
     faults += [
@@ -79,8 +76,6 @@ def config(
         cache = {"table": "", "name": "cache", "value": str(cache_dir()), "shown": str(cache_dir()), "source": source}
         rows.append(cache | {"help": "Folder for what can be computed again."})
     if format == "json":
-        import json
-
         typer.echo(json.dumps([{key: row[key] for key in row if key != "shown"} for row in rows], indent=2))
         return
     _print_table(rows)
@@ -93,13 +88,9 @@ _OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}
 
 
 def _print_table(rows: list[dict[str, str | None]]) -> None:
-    import sys
-
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from avfewshot.reports.text import printable
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "setting", "value", "from"):
@@ -114,4 +105,4 @@ def _print_table(rows: list[dict[str, str | None]]) -> None:
             Text(str(row["source"]), style="" if set_by_person else "dim"),
         )
         before = row["table"]
-    Console(file=sys.stdout, highlight=False).print(table)
+    Console(highlight=False).print(table)

@@ -47,6 +47,7 @@ def toy(
     """
     import shlex
 
+    from avfewshot.reports.text import count, duration
     from avfewshot.toyworld.build import prepare
 
     names = None if only is None else [name.strip().lower() for name in only.split(",") if name.strip()]
@@ -54,11 +55,11 @@ def toy(
     held = "".join(f"{plan.title} {len(plan.clips):,}, " for plan in build.plans)
     typer.echo(f"Toy world in {root}: {len(build.clips):,} clips ({held}{'and ' if held else ''}samples).")
     if build.damaged:
-        typer.echo(f"{_count(len(build.damaged), 'clip is', 'clips are')} not as written before; written anew.")
+        typer.echo(f"{count(len(build.damaged), 'clip is', 'clips are')} not as written before; written anew.")
     if build.pending:
         typer.echo(
-            f"To write: {_count(len(build.pending), 'clip', 'clips')}, about {build.expected_bytes / 1e6:,.0f} MB, "
-            f"about {_duration(build.expected_seconds)} with {_count(build.jobs, 'process', 'processes')}."
+            f"To write: {count(len(build.pending), 'clip', 'clips')}, about {build.expected_bytes / 1e6:,.0f} MB, "
+            f"about {duration(build.expected_seconds)} with {count(build.jobs, 'process', 'processes')}."
         )
     try:
         summary = build.run()
@@ -69,19 +70,9 @@ def toy(
         typer.echo(f"{root / name}: left as it is, since it was edited (--force writes it anew).")
     if summary.written:
         typer.echo(
-            f"Wrote {_count(summary.written, 'clip', 'clips')} in {_duration(summary.seconds)}; "
+            f"Wrote {count(summary.written, 'clip', 'clips')} in {duration(summary.seconds)}; "
             f"the toy world takes {summary.bytes / 1e6:,.0f} MB."
         )
     else:
         typer.echo(f"Complete already: {summary.bytes / 1e6:,.0f} MB.")
     typer.echo(f"Next: cd {shlex.quote(str(root))} && avfs zeroshot --labels labels.txt samples --segments")
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.options import TableOrJson
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from avfewshot.data.check import CheckResult
 
-FORMATS = ("table", "json")
 _MOST_CLASSES = 40  # A longer table is shown only when it is asked for.
 _STYLES = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _MARKS = {"info": "·", "warning": "!", "error": "✗"}
@@ -48,7 +48,7 @@ def check(
     missing: Annotated[
         Path | None, typer.Option(help="Write the ids of clips without media here, one a line.", show_default=False)
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+    format_: TableOrJson = "table",
 ) -> None:
     """Check a data set: coverage, label counts, duplicates, leakage between splits and data sets.
 
@@ -59,8 +59,6 @@ def check(
               avfs data check avs_ms3 --root AVSBench --probe
               avfs data check folder --root my_clips
     """
-    if format_ not in FORMATS:
-        raise UsageError(f"There is no format {format_!r}.", hint=f"Formats: {', '.join(FORMATS)}.")
     from avfewshot.data.check import check_dataset, find_other_datasets
     from avfewshot.io import is_hidden
 

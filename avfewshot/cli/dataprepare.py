@@ -14,6 +14,7 @@ from avfewshot.cli.datacheck import ListFile, Media, Root
 from avfewshot.cli.options import setting_option
 from avfewshot.engine import check_engine, ray_map
 from avfewshot.errors import UsageError
+from avfewshot.reports.text import count, size
 
 if TYPE_CHECKING:
     from avfewshot.data.shards.prepare import Preparation, Summary
@@ -76,11 +77,11 @@ def prepare(
     sizes = {split: sum(s.clips for s in plan.index.shards if s.split == split) for split in dataset.split_sizes}
     held = ", ".join(f"{split} {size:,}" for split, size in sizes.items() if size)
     typer.echo(
-        f"{plan.index.title}: {_count(plan.clips, 'clip')} ({held}) in {_count(len(plan.shards), 'shard')}, "
-        f"pictures of {side} x {side}, up to {_count(seconds, 'second')} each."
+        f"{plan.index.title}: {count(plan.clips, 'clip')} ({held}) in {count(len(plan.shards), 'shard')}, "
+        f"pictures of {side} x {side}, up to {count(seconds, 'second')} each."
     )
     if plan.missing:
-        typer.echo(f"{_count(len(plan.missing), 'clip')} without media left out; `avfs data check` lists them.")
+        typer.echo(f"{count(len(plan.missing), 'clip')} without media left out; `avfs data check` lists them.")
     todo = look(plan, out, part=numbers, workers=workers or os.cpu_count() or 1, retry=retry)
     _announce(todo, numbers)
     from avfewshot.cli.terminal import progress_bar, say
@@ -113,40 +114,31 @@ def _parse_part(text: str) -> tuple[int, int]:
 
 def _announce(todo: Preparation, part: tuple[int, int]) -> None:
     if part[1] > 1:
-        typer.echo(f"Part {part[0]} of {part[1]}: {_count(len(todo.shards), 'shard')}.")
+        typer.echo(f"Part {part[0]} of {part[1]}: {count(len(todo.shards), 'shard')}.")
     if todo.finished:
-        typer.echo(f"Finished before, verified and kept: {_count(len(todo.finished), 'shard')}.")
+        typer.echo(f"Finished before, verified and kept: {count(len(todo.finished), 'shard')}.")
     if todo.damaged:
         typer.echo(f"Not as written before, written anew: {', '.join(todo.damaged)}.")
     if todo.pending:
         typer.echo(
-            f"To write: {_count(todo.pending_clips, 'clip')} in {_count(len(todo.pending), 'shard')} with "
-            f"{_count(todo.jobs, 'process', 'processes')}; about {_size(todo.needed)} of {_size(todo.free)} free."
+            f"To write: {count(todo.pending_clips, 'clip')} in {count(len(todo.pending), 'shard')} with "
+            f"{count(todo.jobs, 'process', 'processes')}; about {size(todo.needed)} of {size(todo.free)} free."
         )
 
 
 def _conclude(todo: Preparation, summary: Summary) -> None:
-    size = _size(summary.bytes)
     if todo.pending:
         rate = summary.written / max(summary.seconds, 1e-3)
-        typer.echo(f"Wrote {_count(summary.written, 'clip')} in {summary.seconds:,.0f} s ({rate:.1f} clips/s).")
+        typer.echo(f"Wrote {count(summary.written, 'clip')} in {summary.seconds:,.0f} s ({rate:.1f} clips/s).")
     if summary.elsewhere:
-        typer.echo(f"Still to come from other parts: {_count(summary.elsewhere, 'shard')}.")
+        typer.echo(f"Still to come from other parts: {count(summary.elsewhere, 'shard')}.")
     else:
-        everything = "Everything is there" + ("" if todo.pending else " already")
-        typer.echo(f"{everything}: {_count(summary.clips, 'clip')} in {_count(len(todo.shards), 'shard')}, {size}.")
+        held = f"{count(summary.clips, 'clip')} in {count(len(todo.shards), 'shard')}, {size(summary.bytes)}"
+        typer.echo(f"Everything is there{'' if todo.pending else ' already'}: {held}.")
     if summary.rejected:
         from avfewshot.data.shards.prepare import REJECTED_NAME
         from avfewshot.io import printable
 
-        typer.echo(f"Rejected: {_count(len(summary.rejected), 'clip')}, listed in {todo.folder / REJECTED_NAME}.")
+        typer.echo(f"Rejected: {count(len(summary.rejected), 'clip')}, listed in {todo.folder / REJECTED_NAME}.")
         for clip in summary.rejected[:3]:
             typer.echo(printable(f"  {clip.file}: {clip.reason}"))
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

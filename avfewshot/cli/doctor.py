@@ -9,10 +9,11 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from avfewshot.cli.options import TableOrJson
 from avfewshot.errors import UsageError, flatten
 
 if TYPE_CHECKING:
@@ -36,12 +37,8 @@ Finding = tuple[str, str, str]  # what was looked at, how it is, and for people:
 
 
 @app.command(help=HELP)
-def doctor(
-    form: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the answer.")] = "table",
-) -> None:
+def doctor(form: TableOrJson = "table") -> None:
     """Look at everything; exit status 1 where something will not work."""
-    if form not in {"table", "json"}:
-        raise UsageError(f"--format {form}: not one of table, json.")
     findings = [finding for look in (_packages, _devices, _settings, _weights, _disk) for finding in look()]
     if form == "json":
         typer.echo(

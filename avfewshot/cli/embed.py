@@ -10,7 +10,7 @@ import typer
 
 from avfewshot.cli.loading import on_ray
 from avfewshot.cli.options import backbone_faults, with_options
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, progress_bar, say
+from avfewshot.cli.terminal import Interrupts, library_messages, progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
 from avfewshot.engine import check_engine
 from avfewshot.errors import UsageError, collect, raise_faults
@@ -38,17 +38,7 @@ named and left out until it changes, or with --retry.
 [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; what was embedded is kept.
 """
 
-_TOWERS = (
-    "audio_context",
-    "backbone",
-    "weights",
-    "seed",
-    "precision",
-    "templates",
-    "clip_weights",
-    "clap_weights",
-    "roberta",
-)
+_OWN = {"device", "frame_backend", "batch_size"}  # of a call; the other settings of towers are the store's
 
 
 @app.command(help=HELP)
@@ -66,13 +56,15 @@ def embed(
     faults = [*settings.faults, *backbone_faults(settings)]
     if config.store is None:
         faults.append(UsageError("Which store?", hint="avfs embed clips/ --store DIR"))
+    elif config.store.exists() and not config.store.is_dir():
+        faults.append(UsageError(f"--store {config.store}: is a file.", hint="Name a folder."))
     roots = paths or ["."]
     files = collect(faults, lambda: find_media(roots, recursive=config.recursive)) or []
     collect(faults, lambda: check_engine(config.distribution.engine, config.distribution.address))
     raise_faults(faults)
     assert config.store is not None
     overrides = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"}
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+    with library_messages(), Interrupts() as interrupts:
         status = _embed(config, config.store, files, roots, overrides, interrupts)
     if status:
         raise typer.Exit(status)
@@ -90,7 +82,7 @@ def _embed(
     from avfewshot.store.store import Store
     from avfewshot.store.writer import embed_files
 
-    asked: dict[str, Any] = {name: getattr(config.model, name) for name in _TOWERS}
+    asked: dict[str, Any] = {name: value for name, value in config.model if name not in _OWN}
     asked = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asked.items()}
     if os.path.exists(asked["backbone"]):
         asked["backbone"] = os.path.abspath(asked["backbone"])
@@ -107,7 +99,7 @@ def _embed(
     if (folder / "store.db").exists():
         store = Store(folder)
         own = {"audio_context": store.audio_context, **store.model}
-        for name in given & {*_TOWERS}:  # towers are the store's own; what is told must not contradict
+        for name in given - _OWN:  # towers are the store's own; what is told must not contradict
             if asked[name] != own[name] and not (name == "precision" and asked[name] == "auto"):
                 raise UsageError(
                     f"{folder}: was embedded with {name.replace('_', '-')} {own[name]}, not {asked[name]}.",

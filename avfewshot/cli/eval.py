@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.options import TableOrJson, choice
 from avfewshot.cli.runs import resumed_run, session
-from avfewshot.errors import UsageError, did_you_mean
+from avfewshot.errors import UsageError
 from avfewshot.io import user_path
 
 if TYPE_CHECKING:
@@ -30,18 +31,14 @@ Evaluate a run of `avfs train` again: on test or validation clips, with sight or
 """
 
 ZERO_SHOT = "zero-shot by second"  # the reference line that stands beside the model in timelines
-CHOICES = {"split": ("test", "val"), "modality": ("av", "visual", "audio"), "format": ("table", "json")}
 
 
 @app.command(name="eval", help=HELP)
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)],
-    split: Annotated[str, typer.Option("--split", metavar="test|val", help="Which clips.")] = "test",
+    split: Annotated[str, choice("--split", "test", "val", help="Which clips.")] = "test",
     modality: Annotated[
-        str | None,
-        typer.Option(
-            "--modality", metavar="av|visual|audio", help="What is used; unless told as trained.", show_default=False
-        ),
+        str | None, choice("--modality", "av", "visual", "audio", help="What is used; unless told as trained.")
     ] = None,
     root: Annotated[
         str | None,
@@ -56,10 +53,9 @@ def evaluate(
             "--figures", metavar="DIR", help="Write what the papers draw: t-SNE, maps, timelines.", show_default=False
         ),
     ] = None,
-    format: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the answer.")] = "table",
+    format: TableOrJson = "table",
 ) -> None:
     """Load, predict, print."""
-    check_choices({"split": split, "modality": modality, "format": format})
     with session() as (display, _):
         from avfewshot.cli.train import load_run, results_document
         from avfewshot.reports.supervised import print_results
@@ -108,11 +104,3 @@ def draw(
     embedded, looks = embed(trainer, model, examples), look(trainer, model, examples)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_figures(page, document, trainer.config.adapter, embedded, looks, parse(trainer, examples, said))
-
-
-def check_choices(given: dict[str, str | None]) -> None:
-    """Refuse words that an option does not know."""
-    for name, value in given.items():
-        if value is not None and value not in CHOICES[name]:
-            guess = did_you_mean(value, CHOICES[name])
-            raise UsageError(f"--{name}: {value!r} is not one of {', '.join(CHOICES[name])}.{guess}")

@@ -8,7 +8,8 @@ import typer
 
 from avfewshot.cli.loading import chosen
 from avfewshot.cli.options import asked_labels, backbone_faults, with_options
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.runs import session
+from avfewshot.cli.terminal import say
 from avfewshot.config import ExportConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 
@@ -45,26 +46,23 @@ def export(**flags: Any) -> None:
         faults.append(UsageError("Which labels?", hint="Name a run, or add `--labels labels.txt`."))
     raise_faults(faults)
     assert config.onnx is not None
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
-        try:
-            from avfewshot.inference.export_onnx import export_onnx
-            from avfewshot.inference.loading import load
+    with session() as (display, _):
+        from avfewshot.inference.export_onnx import export_onnx
+        from avfewshot.inference.loading import load
 
-            say(f"loading {chosen(settings, 'backbone') or model.adapter}")
-            classifier = load(
-                chosen(settings, "backbone"), device="cpu", precision="fp32", weights=model.weights, seed=model.seed,
-                clip_weights=model.clip_weights, clap_weights=model.clap_weights, roberta=model.roberta,
-                templates=chosen(settings, "templates"), adapter=model.adapter,
-            )  # fmt: skip
-            if classifier.audio_context == "clip":
-                message = f"{model.adapter}: was fitted with --audio-context clip; graphs hear single seconds."
-                raise UsageError(message, hint="Fit it again with --audio-context second.")
-            names = labels or classifier.own_labels
-            if names is None:
-                raise UsageError(f"{model.adapter}: names no labels.", hint="Add `--labels labels.txt`.")
-            manifest = export_onnx(classifier, names, config.onnx)
-        except KeyboardInterrupt:
-            raise typer.Exit(interrupts.status) from None
+        display.say(f"loading {chosen(settings, 'backbone') or model.adapter}")
+        classifier = load(
+            chosen(settings, "backbone"), device="cpu", precision="fp32", weights=model.weights, seed=model.seed,
+            clip_weights=model.clip_weights, clap_weights=model.clap_weights, roberta=model.roberta,
+            templates=chosen(settings, "templates"), adapter=model.adapter,
+        )  # fmt: skip
+        if classifier.audio_context == "clip":
+            message = f"{model.adapter}: was fitted with --audio-context clip; graphs hear single seconds."
+            raise UsageError(message, hint="Fit it again with --audio-context second.")
+        names = labels or classifier.own_labels
+        if names is None:
+            raise UsageError(f"{model.adapter}: names no labels.", hint="Add `--labels labels.txt`.")
+        manifest = export_onnx(classifier, names, config.onnx)
     for graph in manifest["graphs"].values():
         size = (config.onnx / graph["file"]).stat().st_size / 1e6
         say(f"{graph['file']}: {size:,.1f} MB, differs from torch by {graph['largest_difference']:.0e}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +16,7 @@ from avfewshot.cli.runs import (
     DryRun,
     Resume,
     Run,
+    command_line,
     load_parts,
     new_run,
     print_dry_run,
@@ -77,11 +77,13 @@ def fewshot(
     """Options -> config -> load -> run -> write."""
     if seed is not None and flags["seeds"] is not None:
         raise UsageError("--seed and --seeds exclude each other.", hint="Leave one out.")
+    if seed is not None and not seed.isdecimal():
+        raise UsageError(f"--seed: one whole number of at least 0 is needed, not {seed!r}.")
     flags["seeds"] = flags["seeds"] if seed is None else seed
     if resume is not None:
         run = resumed_run("fewshot", resume, flags, may_change=("device", "tracker"))
     else:
-        run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
+        run = _requested(flags, command_line(context))
     if dry_run:
         with session() as (display, interrupts):
             trainer = _load(run, display, interrupts, claim=False)

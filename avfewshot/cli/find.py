@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from avfewshot.cli.loading import open_store
 from avfewshot.cli.options import with_options
-from avfewshot.cli.terminal import Notices, debugging, library_messages, say
+from avfewshot.cli.terminal import Notices, library_messages, say
 from avfewshot.config import FindConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import csv_text, printable
@@ -48,42 +49,28 @@ def find(**flags: Any) -> None:
     faults = settings.faults
     if config.query is not None and config.like is not None:
         faults.append(UsageError("QUERY and --like exclude each other.", hint="Leave one out."))
-    store = None
+    store = collect(faults, lambda: open_store(config.store))
     if config.store is None:
         faults.append(UsageError("Which store?", hint="avfs find QUERY --store DIR"))
-    else:
-        folder = config.store
-
-        def opened() -> Store:
-            from avfewshot.store.store import Store
-
-            return Store(folder)
-
-        store = collect(faults, opened)
     if store is not None and config.audio_context not in (None, store.audio_context):
         message = f"{config.store}: was embedded with --audio-context {store.audio_context}."
         faults.append(UsageError(message, hint="Leave the option out, or embed into another store."))
     raise_faults(faults)
     assert store is not None
-    with library_messages(notices := Notices(), debug=debugging()):
-        if config.like is not None:
-            if not _answer(store, config, notices, like=config.like):
-                raise typer.Exit(1)
-        elif config.query is not None:
-            if not _answer(store, config, notices, query=config.query):
+    with library_messages() as notices:
+        if config.like is not None or config.query is not None:
+            if not _answer(store, config, notices, config.query):
                 raise typer.Exit(1)
         else:
             say("One query a line:")
             for line in sys.stdin:
                 if line.strip():
-                    _answer(store, config, notices, query=line.strip())
+                    _answer(store, config, notices, line.strip())
                     sys.stdout.flush()
 
 
-def _answer(
-    store: Store, config: FindConfig, notices: Notices, *, query: str | None = None, like: str | None = None
-) -> bool:
-    towers = None
+def _answer(store: Store, config: FindConfig, notices: Notices, query: str | None) -> bool:
+    towers, like = None, config.like
     if query is not None:
         towers = store.towers(config.device)
         if unknown := towers.unknown_words([query]):

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from avfewshot.cli.terminal import Notices, debugging, library_messages, say
+from avfewshot.cli.loading import find_run
+from avfewshot.cli.terminal import library_messages, say
 from avfewshot.errors import UsageError, did_you_mean
-from avfewshot.io import user_path
+from avfewshot.io import user_path, write_text
 
 app = typer.Typer(add_completion=False)
 
@@ -55,12 +56,10 @@ def learn(
         raise UsageError(f"avfs learn RUN {action}: takes {_TAKES[action]}.", hint="avfs learn --help has examples.")
     if run.startswith("hf:/") and action != "list":
         raise UsageError(f"{run}: a commit of the hub stays as it is.", hint="Teach a run of your own, then avfs push.")
-    from avfewshot.inference.learned import find_learned
     from avfewshot.methods.living import LivingRidge
+    from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT
 
-    found = find_learned(folder)
-    if found is None:
-        raise UsageError(f"{folder}: holds no fitted method.", hint="Give the folder of a run of `avfs fewshot`.")
+    found = find_run(folder)
     if action == "list":
         targets = found.scorer.clip.arrays.get("targets")  # kernel ridge keeps its clips
         counts = iter([] if targets is None else (targets > 0).sum(0).tolist())
@@ -77,9 +76,10 @@ def learn(
         labels = tuple(found.config.labels[row] for row in kept)
         config = replace(found.config, labels=labels, wordings=tuple(found.config.wordings[row] for row in kept))
     else:
-        with library_messages(Notices(), debug=debugging()):
+        with library_messages():
             config = _add(found, folder, name, wording, clips or [], device)
-    _write(found, config)
+    found.scorer.save(found.path)
+    write_text(found.path / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
     say(f"{found.path}: {len(config.labels)} classes.")
 
 
@@ -116,11 +116,3 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     LivingRidge(found.scorer).add(features, marks, texts)
     say(f"{len(usable)} clips learnt as {name!r}.")
     return replace(found.config, labels=tuple(labels), wordings=tuple(wordings))
-
-
-def _write(found, config) -> None:
-    from avfewshot.io import write_text
-    from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT
-
-    found.scorer.save(found.path)
-    write_text(found.path / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(config)}, indent=2))

@@ -15,6 +15,7 @@ from avfewshot.errors import UsageError
 if TYPE_CHECKING:
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.inference.classifier import Classifier
+    from avfewshot.inference.learned import LearnedRun
     from avfewshot.store.store import Store
 
 _LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool", "audio_context")
@@ -37,6 +38,22 @@ def open_store(folder: Path | None) -> Store | None:
     from avfewshot.store.store import Store
 
     return Store(folder)
+
+
+def find_run(folder: Path) -> LearnedRun:
+    """The fitted method of a few-shot run.
+
+    Raises:
+        UsageError: There is none.
+    """
+    from avfewshot.inference.learned import find_learned
+
+    found = find_learned(folder)
+    if found is None:
+        here = folder.exists() or str(folder).startswith("hf:/")
+        problem = "holds no fitted method" if here else "there is no such folder"
+        raise UsageError(f"{folder}: {problem}.", hint="Give the folder of a run of `avfs fewshot`.")
+    return found
 
 
 def load_backbone(model: BackboneConfig, preset: Any = None, *, seed: int = 0) -> Backbone:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.config import COMMANDS, UNSET, Resolved, Setting, settings_of
+from avfewshot.config import COMMANDS, UNSET, Resolved, Setting, not_one_of, settings_of
 from avfewshot.errors import UsageError, collect
 from avfewshot.labels import LabelSet, parse_labels
 
@@ -50,6 +50,20 @@ def with_options(table: str, *, without: Collection[str] = ()) -> Callable[[Call
 
 _ARGUMENT = typer.Argument()
 _OPPOSITES = {"resume": "--overwrite"}
+
+
+def choice(flag: str, *words: str, help: str) -> Any:
+    """An option that is one of some words, for a command without a model of settings."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in words:
+            raise UsageError(f"{flag}: {not_one_of(value, words)}")
+        return value
+
+    return typer.Option(flag, metavar="|".join(words), help=help, callback=check)
+
+
+TableOrJson = Annotated[str, choice("--format", "table", "json", help="Form of the answer.")]
 
 
 def setting_option(name: str, panel: str | None = None, *, table: str = "zeroshot") -> Any:

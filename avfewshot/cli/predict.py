@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from avfewshot.cli.eval import check_choices
-from avfewshot.cli.runs import resumed_run
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.options import TableOrJson
+from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import AvfsError, UsageError, explain
 from avfewshot.io import printable, user_path, write_text
 
@@ -46,14 +45,13 @@ def predict(
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="Where to compute.", show_default=False)
     ] = None,
-    format: Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the answer.")] = "table",
+    format: TableOrJson = "table",
     output: Annotated[
         str | None,
         typer.Option("--output", metavar="FILE", help="Where JSON lines go; else stdout.", show_default=False),
     ] = None,
 ) -> None:
     """Load, read each window, print."""
-    check_choices({"format": format})
     from avfewshot.media.discover import find_media
 
     if not paths:
@@ -64,7 +62,7 @@ def predict(
         raise UsageError(
             "predict answers about files of this machine, not about addresses.", hint="Download them first."
         )
-    with library_messages(Notices(), debug=debugging()), Interrupts():
+    with session() as (display, _):
         from avfewshot.cli.train import run_on
         from avfewshot.models.checkpoint import load_adapter
         from avfewshot.reports.supervised import told
@@ -92,12 +90,12 @@ def predict(
                     if format == "table" and output is None:
                         typer.echo(printable(f"{line['path']} {line['start']}-{line['end']} s: {told(lines[-1])}"))
             except AvfsError as error:  # noqa: PERF203 - one bad file does not stop the others
-                say(f"{example.path}: {explain(error)}")
+                display.say(f"{example.path}: {explain(error)}")
                 failed += 1
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if output is not None:
             write_text(user_path(output), text)
-            say(f"written: {output}")
+            display.say(f"written: {output}")
         elif format == "json":
             typer.echo(text, nl=False)
     if failed:

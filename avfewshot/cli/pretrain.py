@@ -13,6 +13,7 @@ from avfewshot.cli.runs import (
     DryRun,
     Resume,
     Run,
+    command_line,
     load_parts,
     new_run,
     print_dry_run,
@@ -72,7 +73,7 @@ def pretrain(
         free = ("device", "devices", "nodes", "strategy", "tracker")
         run = resumed_run("pretrain", resume, flags, may_change=free)
     else:
-        run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
+        run = _requested(flags, command_line(context))
     (_print_plan if dry_run else _execute)(run)
 
 

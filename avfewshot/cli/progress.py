@@ -11,6 +11,7 @@ from typing import Any
 from avfewshot.cli.terminal import progress_bar, say
 from avfewshot.io import csv_cell, write_text
 from avfewshot.media.clip import Failure
+from avfewshot.reports.text import duration
 from avfewshot.training.fewshot import RunObserver
 from avfewshot.training.trainer import Callback, Pace
 from avfewshot.training.validation import ValMetrics
@@ -114,7 +115,7 @@ class ProgressBar(Callback):
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
         if self._pace and self._steps_in_all == _ESTIMATE_AFTER:
-            text = f"{pace.clips:.1f} clips/s: about {_duration(pace.left)} to the end of epoch {self._epochs}"
+            text = f"{pace.clips:.1f} clips/s: about {duration(pace.left)} to the end of epoch {self._epochs}"
             if pace.left > _LONG:
                 text += "; a GPU, fewer --epochs or prepared --shards would shorten that"
             self._display.say(f"{text}. Interrupt it whenever you like: --resume goes on.")
@@ -131,13 +132,3 @@ class ProgressBar(Callback):
     def on_warning(self, message: str) -> None:
         """See :class:`~avfewshot.training.trainer.Callback`."""
         self._display.say(message)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} minutes"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 86400:.1f} days"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.loading import load_backbone
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, say
+from avfewshot.cli.terminal import Interrupts, library_messages, say
 from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
 from avfewshot.io import try_lock, user_path, write_text
@@ -44,7 +44,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 @contextlib.contextmanager
 def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[tuple[Display, Interrupts]]:
     """A display and signals around the work of a command; interrupted, it says how to go on, and the command ends."""
-    with library_messages(Notices(), debug=debugging()), Interrupts() as interrupts:
+    with library_messages(), Interrupts() as interrupts:
         from avfewshot.cli.progress import Display
 
         try:
@@ -54,6 +54,11 @@ def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[
             if hint := how_to_resume():
                 say(hint)
             raise typer.Exit(interrupts.status) from None
+
+
+def command_line(context: typer.Context) -> str:
+    """The command as it was typed."""
+    return shlex.join(["avfs", *(context.obj or ())])
 
 
 @dataclass
@@ -170,6 +175,8 @@ def resumed_run(
     folder = user_path(named)
     path = folder / RUN_FILE
     if not path.is_file():
+        if not folder.exists():
+            raise UsageError(f"{option} {folder}: there is no such folder.", hint="Runs lie in runs/TASK/TIME-NAME.")
         raise UsageError(f"{option} {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

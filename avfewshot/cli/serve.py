@@ -16,7 +16,7 @@ import typer
 
 from avfewshot.cli.loading import chosen, left_to_adapter, load_classifier, open_store
 from avfewshot.cli.options import asked_labels, backbone_faults, with_options
-from avfewshot.cli.terminal import Notices, debugging, library_messages, say
+from avfewshot.cli.terminal import library_messages, say
 from avfewshot.config import Resolved, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import user_path
@@ -89,7 +89,7 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
 
     folder = roots[0] if roots[0].is_dir() else Path(os.path.commonpath([root.absolute().parent for root in roots]))
     model = config.model
-    with library_messages(Notices(), debug=debugging()):
+    with library_messages():
         say(f"Loading {settings['adapter'] or model.backbone} ...")
         classifier = load_classifier(settings, store)
         for key in ("fusion", "pool"):

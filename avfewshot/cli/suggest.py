@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from avfewshot.cli.loading import find_run, open_store
 from avfewshot.cli.options import with_options
 from avfewshot.cli.terminal import say
 from avfewshot.config import SuggestConfig, resolve
@@ -39,17 +40,11 @@ def suggest(**flags: Any) -> None:
     for name in ("store", "run"):
         if getattr(config, name) is None:
             faults.append(UsageError(f"Which {name}?", hint="avfs suggest --store DIR --run RUN"))
+    store = collect(faults, lambda: open_store(config.store))
+    run = None if config.run is None else collect(faults, lambda folder=config.run: find_run(folder))
     raise_faults(faults)
-    from avfewshot.inference.learned import find_learned
     from avfewshot.store.doubt import doubtful_clips
-    from avfewshot.store.store import Store
 
-    store = collect(faults, lambda: Store(config.store or ""))
-    run = collect(faults, lambda: find_learned(config.run or ""))
-    if run is None and not faults:
-        hint = "Give the folder of a run of `avfs fewshot`."
-        faults.append(UsageError(f"{config.run}: holds no fitted method.", hint=hint))
-    raise_faults(faults)
     assert store is not None
     assert run is not None
     rows = doubtful_clips(store, run, config.count)

@@ -244,9 +244,9 @@ class Notices(logging.Handler):
 
 
 @contextlib.contextmanager
-def library_messages(notices: Notices, *, debug: bool) -> Iterator[None]:
-    """Let this package's own warnings and log messages through as notices, and those of libraries where `debug`."""
-    logger = logging.getLogger("avfewshot")
+def library_messages() -> Iterator[Notices]:
+    """Let this package's own warnings and log messages through as notices, and those of libraries with ``--debug``."""
+    notices, logger = Notices(), logging.getLogger("avfewshot")
     logger.addHandler(notices)
 
     def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
@@ -256,10 +256,10 @@ def library_messages(notices: Notices, *, debug: bool) -> Iterator[None]:
             _LOG.debug("%s: %s: %s", filename, category.__name__, message)
 
     with warnings.catch_warnings():
-        if not debug:
+        if not debugging():
             warnings.showwarning = show
         try:
-            yield
+            yield notices
         finally:
             logger.removeHandler(notices)
 

@@ -6,14 +6,14 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from avfewshot.cli.datacheck import configured_root
 from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.options import backbone_faults, with_options
-from avfewshot.cli.runs import Resume, Run, new_run, resumed_run, run_faults, session
+from avfewshot.cli.runs import DryRun, Resume, Run, command_line, new_run, resumed_run, run_faults, session
 from avfewshot.cli.terminal import Interrupts, say
 from avfewshot.config import SupervisedConfig, resolve
 from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
@@ -54,16 +54,14 @@ Then: avfs eval RUN, avfs predict RUN clips/
 def train(
     context: typer.Context,
     resume: Resume = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done, and stop.", show_default=False)
-    ] = False,
+    dry_run: DryRun = False,
     **flags: Any,
 ) -> None:
     """Options -> config -> load -> train -> write."""
     if resume is not None:
         run = resumed_run("train", resume, flags, may_change=("device", "workers", "tracker"))
     else:
-        run = _requested(flags, shlex.join(["avfs", *(context.obj or ())]))
+        run = _requested(flags, command_line(context))
     _execute(run, dry_run=dry_run)
 
 

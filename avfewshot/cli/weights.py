@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.options import setting_option
+from avfewshot.cli.options import TableOrJson, setting_option
 from avfewshot.cli.terminal import say
 from avfewshot.errors import AvfsError, UsageError
 
@@ -34,7 +34,6 @@ _Backbone = Annotated[str | None, setting_option("backbone")]
 _Clip = Annotated[str | None, setting_option("clip_weights", _BYPATH)]
 _Clap = Annotated[str | None, setting_option("clap_weights", _BYPATH)]
 _Roberta = Annotated[str | None, setting_option("roberta", _BYPATH)]
-_Format = Annotated[str, typer.Option("--format", metavar="table|json", help="Form of the result.")]
 
 
 @app.callback()
@@ -43,7 +42,7 @@ def weights() -> None:
 
 
 @app.command("list")
-def list_command(name: _Name = None, backbone: _Backbone = None, form: _Format = "table") -> None:
+def list_command(name: _Name = None, backbone: _Backbone = None, form: TableOrJson = "table") -> None:
     """Say which backbones there are, what each takes, which files it needs, and where those are or would be.
 
     Memory is that of all weights in float32; computation that of a clip of ten seconds, sight and sound.
@@ -52,7 +51,6 @@ def list_command(name: _Name = None, backbone: _Backbone = None, form: _Format =
     """
     from avfewshot.encoders.presets import load_preset, preset_names
 
-    _check_format(form)
     chosen = _one_name(name, backbone)
     presets = [load_preset(each) for each in ([chosen] if chosen else preset_names())]
     if form == "json":
@@ -98,7 +96,7 @@ def check(
     clip_weights: _Clip = None,
     clap_weights: _Clap = None,
     roberta: _Roberta = None,
-    form: _Format = "table",
+    form: TableOrJson = "table",
 ) -> None:
     """Check that a backbone's files are here and whole, that they load, and that its tokenizers tell texts apart.
 
@@ -106,7 +104,6 @@ def check(
     """
     from avfewshot.encoders.weights import check as checking
 
-    _check_format(form)
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     findings = checking.check(preset, **paths, progress=_progress)
     if form == "json":
@@ -138,11 +135,6 @@ def _one_name(name: str | None, backbone: str | None) -> str | None:
     if name and backbone and name != backbone:
         raise UsageError(f"Two backbones are given, {name!r} and {backbone!r}.", hint="Leave one out.")
     return name or backbone
-
-
-def _check_format(form: str) -> None:
-    if form not in {"table", "json"}:
-        raise UsageError(f"--format {form}: not one of table, json.")
 
 
 def _described(preset: Preset) -> str:
@@ -231,13 +223,9 @@ def _files(preset: Preset) -> list[tuple[Needed, Any]]:
 
 
 def _size(needed: Needed, path: Any) -> str | None:
-    if path is None:
-        return needed.source.size
-    size = path.stat().st_size
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} bytes"
+    from avfewshot.reports.text import size
+
+    return needed.source.size if path is None else size(path.stat().st_size)
 
 
 def _address(needed: Needed) -> str:

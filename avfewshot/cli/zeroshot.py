@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -27,11 +26,11 @@ from avfewshot.cli.loading import (
 )
 from avfewshot.cli.options import adapter_folder, asked_labels, backbone_faults, with_options
 from avfewshot.cli.outputs import DRAWN
-from avfewshot.cli.runs import session
-from avfewshot.cli.terminal import Interrupts, Notices, debugging, library_messages, paused_progress, progress_bar, say
+from avfewshot.cli.runs import command_line, session
+from avfewshot.cli.terminal import Interrupts, library_messages, paused_progress, progress_bar, say, say_warning
 from avfewshot.config import Resolved, ZeroshotConfig, resolve, settings_of
 from avfewshot.engine import check_engine
-from avfewshot.errors import UsageError, collect, raise_faults
+from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
 from avfewshot.io import user_path, write_text
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def zeroshot(
         given = [key for key in _TASK_OPTIONS if flags[key]]
         if given:
             raise UsageError(f"--{given[0]} needs --task.", hint="avfs zeroshot --task llp_cls --root DIR")
-        if status := _classify(_checked(settings, paths or []), shlex.join(["avfs", *(context.obj or ())])):
+        if status := _classify(_checked(settings, paths or []), command_line(context)):
             raise typer.Exit(status)
 
 
@@ -161,7 +160,7 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         if page.suffix.lower() in {".html", ".htm"}:
             faults += check_file(page, "--report")
         else:
-            hint = f"Write `--report {asked.report or 'report'}.html`."
+            hint = f"Write `--report {Path(asked.report or 'report').with_suffix('.html')}`."
             faults.append(UsageError(f"--report {asked.report}: the page's name must end in .html.", hint=hint))
     if asked.overlay is not None and asked.overlay.exists() and not asked.overlay.is_dir():
         faults.append(UsageError(f"--overlay {asked.overlay}: is a file.", hint="Name a folder."))
@@ -215,16 +214,15 @@ def _labels_of_run(path: Path) -> LabelSet | None:
 
 def _classify(work: _Work, command: str) -> int:
     """Load, classify, hand every result to the writers, and finish them whatever happens; gives the exit status."""
-    notices = Notices()
     if work.earlier:
         rest = f"{len(work.files):,} are left" if work.files else "none is left"
         held = f"{work.settings['output']} holds {len(work.earlier):,} files already"
-        notices.warn(f"{held}, {rest} (--overwrite begins anew).")
+        say_warning(f"{held}, {rest} (--overwrite begins anew).")
         if not work.files:
             return 1 if work.earlier.failed else 0
     loaded = chosen(work.settings, "backbone") or work.settings["adapter"]
     bar = progress_bar(len(work.files), "clip", f"loading {loaded}")
-    with library_messages(notices, debug=debugging()), Interrupts() as interrupts, bar:
+    with library_messages() as notices, Interrupts() as interrupts, bar:
         try:
             run, results = _start(work)
         except KeyboardInterrupt:
@@ -390,7 +388,8 @@ def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str
     config: ZeroshotConfig = settings.config
     task, root, output = config.task.task, config.task.root, config.output.output
     if task not in _TASKS:
-        faults.append(UsageError(f"There is no task {task!r}.", hint=f"Tasks: {', '.join(_TASKS)}."))
+        guess = did_you_mean(str(task), _TASKS)
+        faults.append(UsageError(f"There is no task {task!r}.{guess}", hint=f"Tasks: {', '.join(_TASKS)}."))
     if paths:
         faults.append(UsageError("PATH cannot be given with --task.", hint="The task says which clips."))
     for key, hint in _WITHOUT_MEANING.items():

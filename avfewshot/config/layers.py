@@ -197,5 +197,5 @@ def _read_yaml(path: Path, source: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: must hold `name: value` lines, not a {type(values).__name__}.")
+        raise UsageError(f"{path}: must hold `name: value` lines.", hint="For example `shots: 4`.")
     return values

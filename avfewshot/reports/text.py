@@ -28,6 +28,27 @@ def quantity(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
+def count(number: int, one: str, many: str | None = None) -> str:
+    """``1 clip``, ``2 clips``; `many` is the plural where it is not made with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def duration(value: float) -> str:
+    """A time to wait, for example ``40 seconds``, ``12 minutes`` or ``3.5 hours``."""
+    for unit, length, digits in (("days", 86400, 1), ("hours", 3600, 1), ("minutes", 60, 0)):
+        if value >= 2 * length:
+            return f"{value / length:.{digits}f} {unit}"
+    return count(max(1, round(value)), "second")
+
+
+def size(value: float) -> str:
+    """Bytes in three digits, for example ``1.23 GB``."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} bytes"
+
+
 def seconds(value: float) -> str:
     """A time in seconds without needless digits, for example ``3`` or ``9.5``."""
     return f"{value:.1f}".removesuffix(".0")
