@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,20 @@ def test_version(capsys):
         (["zeroshto"], "No such command 'zeroshto'. Did you mean 'zeroshot'?"),
         (["zeroshot", "--lables", "x"], "--labels"),
         (["zeroshot", "--topk"], "--topk"),
+        (["zeroshot", "--task", "av"], "There is no task 'av'. Did you mean 'ave'?"),
+        (["pretrain", "vggsound40"], "'vggsound40'. Did you mean 'vggsound40k'?"),
+        (["train", "ave", "--root", ".", "--head", "cbms"], "has no such head. Did you mean 'cmbs'?"),
+        (["data", "toy", "--root", "x", "--only", "avee"], "Did you mean 'ave'?"),
+        (["data", "check", "avee"], "Did you mean 'ave'?"),
+        (["data", "check", "avee", "--workers", "0"], "it should be greater than or equal to 1."),
+        (["data", "check"], "Missing argument 'TASK'"),
+        (["data", "prepare", "ave", "--out", __file__], "is a file."),
+        (["weights", "list", "--format", "jsn"], "--format: 'jsn' is not one of table, json. Did you mean 'json'?"),
+        (["eval", "x", "--split", "tst"], "--split: 'tst' is not one of test, val. Did you mean 'test'?"),
+        (["cache", "clear", "clip"], "There is no cache 'clip'. Did you mean 'clips'?"),
+        (["learn", "nowhere", "list"], "nowhere: there is no such folder."),
+        (["embed", ".", "--store", __file__], "is a file."),
+        (["data", "import", __file__, "--clips", ".", "--root", "x"], "is not JSON, by line 1."),
         (["config", "nothing"], f"Valid: {', '.join(TABLES)}."),
     ],
 )
@@ -78,6 +94,23 @@ def test_misuse_is_one_message_with_a_suggestion(arguments, message, capsys):
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "Give an address of this machine."),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "`--port 0` takes any free one."),
+    ],
+)
+def test_an_address_that_cannot_be_listened_at_is_told_from_a_port(error, hint, tmp_path, monkeypatch, capsys):
+    def listen(*_):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("avfewshot.app.server.listen", listen)
+    assert run(["serve", "--host", "somewhere", "--label", "a"]) == 2
+    assert hint in capsys.readouterr().err
 
 
 def test_completion_offers_commands_options_and_values():

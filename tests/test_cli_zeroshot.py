@@ -339,7 +339,7 @@ def test_an_output_that_fails_does_not_take_the_others_along(classify, monkeypat
         (["--output", "a.mp4", "--format", "json"], ["would overwrite a file that is read"]),
         (["--output", "labels.txt"], ["would overwrite a file that is read"]),
         (["--output", "x.html", "--report", "x.html"], ["Name another file"]),
-        (["--report", "page.txt"], ["must end in .html", "page.txt.html"]),
+        (["--report", "page.txt"], ["must end in .html", "`--report page.html`"]),
         (["--report", "nowhere/page.html"], ["there is no folder nowhere"]),
         (["--clip-weights", "none.pt"], ["--clip-weights none.pt: there is nothing at this path"]),
         (["--clap-weights", "a.mp4", "--weights", "random"], ["exclude each other"]),

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from avfewshot.cli.options import TableOrJson
-from avfewshot.errors import UsageError
+from avfewshot.errors import UsageError, did_you_mean
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,7 +86,8 @@ def clear(
     """
     wrong = [kind for kind in kinds or () if kind not in KINDS]
     if wrong:
-        raise UsageError(f"There is no cache {wrong[0]!r}.", hint=f"Choose from: {', '.join(KINDS)}.")
+        guess = did_you_mean(wrong[0], KINDS)
+        raise UsageError(f"There is no cache {wrong[0]!r}.{guess}", hint=f"Choose from: {', '.join(KINDS)}.")
     if older_than is not None and not older_than >= 0:
         raise UsageError(f"--older-than {older_than:g}: a number of days from 0 on is needed.")
     limit = float("inf") if older_than is None else time.time() - 86400 * older_than

@@ -30,7 +30,9 @@ ListFile = Annotated[Path | None, typer.Option("--list", help="For VGG-Sound: th
 
 
 def check(
-    task: Annotated[str, typer.Argument(help="Task or data set (ave, llp_cls, avs_ms3, avqa, ...), or `folder`.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Task or data set (ave, llp_cls, avs_ms3, avqa, ...), or `folder`.")
+    ],
     root: Root = None,
     media: Media = None,
     list_file: ListFile = None,

@@ -57,6 +57,8 @@ def prepare(
               avfs data prepare vggsound40k --root DATA --out /shared/vgg --engine ray --address HOST:6379
               avfs data prepare folder --root my_clips --out shards/mine --backbone tiny
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file.", hint="Name a folder; it is made if needed.")
     numbers = _parse_part(part)
     wanted = None if splits is None else [name.strip().lower() for name in splits.split(",") if name.strip()]
 

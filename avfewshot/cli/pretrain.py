@@ -24,7 +24,7 @@ from avfewshot.cli.runs import (
 )
 from avfewshot.cli.terminal import say
 from avfewshot.config import PretrainConfig, PretrainingConfig, resolve
-from avfewshot.errors import UsageError, collect, raise_faults
+from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
 from avfewshot.io import write_text
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     settings = resolve("pretrain", {**flags, "dataset": dataset if dataset in DATASETS else None})
     faults = settings.faults
     if dataset not in DATASETS:
-        what = "Which list is to be pretrained on?" if dataset is None else f"There is no pretraining list {dataset!r}."
+        what = "Which list is to be pretrained on?"
+        if dataset is not None:
+            what = f"There is no pretraining list {dataset!r}.{did_you_mean(dataset, DATASETS)}"
         faults.append(UsageError(what, hint=f"avfs pretrain {'|'.join(DATASETS)}; --list names a file of your own."))
     config: PretrainConfig = settings.config
     data, root = config.data, config.data.root

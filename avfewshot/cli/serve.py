@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import ipaddress
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +85,8 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
     try:
         listening = listen(config.host, config.port)
     except OSError as error:
-        hint = "`--port 0` takes any free one." if config.port else "Give an address of this machine."
+        elsewhere = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        hint = "Give an address of this machine." if elsewhere else "`--port 0` takes any free one."
         raise UsageError(f"{config.host}:{config.port} cannot be listened at: {error.strerror}.", hint=hint) from None
     from avfewshot.app.workspace import Workspace
 

@@ -124,7 +124,7 @@ def status_of(command: Callable[[], Any]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # `avfs data`, say: its help has been printed
             return 0
         status = error.exit_code
-        message = error.format_message()
+        message = re.sub("Input should be ([^,]*).*", r"it should be \1.", error.format_message())  # of pydantic
         context = getattr(error, "ctx", None)
         hint = None
         if isinstance(error, _USAGE_ERROR) and context is not None:

@@ -26,7 +26,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError, UsageError, did_you_mean
 from avfewshot.io import load_yaml, resource_dir
 from avfewshot.labels import fold, visible
 
@@ -237,8 +237,8 @@ def dataset_of_task(task: str) -> str:
         if task in description.tasks or task == description.name:
             return description.name
     raise UsageError(
-        f"There is no task {task!r}.",
-        hint=f"Tasks: {', '.join(task_names())}. For clips in folders named by their class, use --data FOLDER.",
+        f"There is no task {task!r}.{did_you_mean(task, task_names())}",
+        hint=f"Tasks: {', '.join(task_names())}; `folder` for clips in folders named by their class.",
     )
 
 

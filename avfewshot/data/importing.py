@@ -61,7 +61,9 @@ def read_stretches(path: Path, frame_rate: float | None = None) -> list[Stretch]
         raise UsageError(f"{path}: is nested too deeply.", hint="Export it again.") from None
     except (ValueError, ET.ParseError) as error:
         hint = "A JSON export of Label Studio is needed, labels.json of FiftyOne's temporal detections, or ELAN's .eaf."
-        raise UsageError(f"{path}: {printable(str(error))}.", hint=hint) from None
+        no_json = isinstance(error, json.JSONDecodeError)
+        reason = f"is not JSON, by line {error.lineno}" if no_json else printable(str(error))
+        raise UsageError(f"{path}: {reason}.", hint=hint) from None
     return list(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from avfewshot.config import NONE, SupervisedTrainingConfig, TrainerConfig, TrainingConfig
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.errors import AvfsError, DataError, UsageError, did_you_mean
 from avfewshot.evaluation.bootstrap import interval, over_runs, resample
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.devices import keep_float32
@@ -46,7 +46,10 @@ def recipe_of(task: SupervisedTask, config: SupervisedTrainingConfig) -> tuple[s
     """
     name = next(iter(task.heads)) if config.head is None else config.head
     if name not in task.heads:
-        raise UsageError(f"--head {name}: {task.name} has no such head.", hint=f"Heads: {', '.join(task.heads)}.")
+        guess = did_you_mean(name, task.heads)
+        raise UsageError(
+            f"--head {name}: {task.name} has no such head.{guess}", hint=f"Heads: {', '.join(task.heads)}."
+        )
     recipe = task.heads[name]
     batch = recipe.batch_size if config.adapter == NONE else min(recipe.batch_size, _ADAPTED_BATCH)
     return name, Recipe(

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import av.error
 from tqdm import tqdm
 
-from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.errors import AvfsError, DataError, UsageError, did_you_mean
 from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
 from avfewshot.toyworld.layouts import FEWEST_CLIPS, PLANS, plan_samples
 from avfewshot.toyworld.plans import DatasetPlan, PlannedClip
@@ -233,9 +233,9 @@ def prepare(
     unknown = [name for name in datasets or () if name not in (*ALL_PLANS, "samples")]
     if unknown or (datasets is not None and not datasets):
         shown = ", ".join(map(repr, unknown)) or "nothing"
-        raise UsageError(
-            f"--only: {shown} is not a data set of the toy world.", hint=f"Known: {', '.join(ALL_PLANS)}, samples."
-        )
+        guess = did_you_mean(unknown[0], (*ALL_PLANS, "samples")) if unknown else ""
+        message = f"--only: {shown} is not a data set of the toy world.{guess}"
+        raise UsageError(message, hint=f"Known: {', '.join(ALL_PLANS)}, samples.")
     if clips_per_class < FEWEST_CLIPS:
         raise UsageError(
             f"--clips-per-class {clips_per_class}: too few.",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.ranking import ranked
 from avfewshot.data.shards.record import MOST, ShardIndex, ShardName, Split
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError, UsageError, did_you_mean
 
 SHARD_CLIPS = 1000
 SHARD_BYTES = 256_000_000
@@ -93,9 +93,8 @@ def plan_shards(
             raise UsageError(f"{option} {value} is out of range.", hint=f"From 1 to {most}." if most else "At least 1.")
     available = tuple(dataset.split_sizes)
     if unknown := [split for split in splits or () if split not in available]:
-        raise UsageError(
-            f"{dataset.description.title} has no split {unknown[0]!r}.", hint=f"Its splits: {', '.join(available)}."
-        )
+        message = f"{dataset.description.title} has no split {unknown[0]!r}.{did_you_mean(unknown[0], available)}"
+        raise UsageError(message, hint=f"Its splits: {', '.join(available)}.")
     wanted: list[Split] = [split for split in SPLITS if split in (splits or available)]
     shards: list[PlannedShard] = []
     for split in wanted:
