@@ -75,7 +75,7 @@ def browser(tmp_path_factory):
     bounded.write_text(f'#!/bin/sh\nexec timeout --foreground -s KILL 900 {CHROMIUM} "$@"\n')
     bounded.chmod(0o755)
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=bounded, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=bounded, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
 
@@ -100,11 +100,9 @@ def pages_are_closed(browser):
         context.close()
 
 
-def open_page(browser, address, *, width=1280, dark=False):
+def open_page(browser, address, *, width=1280):
     """A page and the errors of its console."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
-    )
+    context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
     page, errors = context.new_page(), []
     page.set_default_timeout(20_000)
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -113,14 +111,23 @@ def open_page(browser, address, *, width=1280, dark=False):
     return page, errors
 
 
-def serious(page):
-    """What axe-core finds that is serious or worse."""
-    found = axe_sync.Axe().run(page).response["violations"]
+def serious(page, *rules):
+    """What axe-core finds that is serious or worse; by some of its rules, if any are named."""
+    options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
+    found = axe_sync.Axe().run(page, options=options).response["violations"]
     return [
         (one["id"], [node["html"][:200] for node in one["nodes"]][:3])
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
+
+
+def serious_in_both_schemes(page):
+    """The same, with what dark colours change."""
+    page.emulate_media(color_scheme="light")
+    found = serious(page)
+    page.emulate_media(color_scheme="dark")
+    return found + serious(page, "color-contrast")
 
 
 def drop(page, path):
@@ -255,18 +262,14 @@ def test_nothing_overflows_and_axe_finds_nothing_serious(browser, server, width)
     page.get_by_label(re.compile("^Select low-0")).check()
     for view in ("table", "grid"):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            assert serious(page) == [], (view, scheme)
+        assert serious_in_both_schemes(page) == [], view
         page.get_by_role("button", name="Grid").click()
     ticks = page.locator(".ticks span").evaluate_all(
         "all => all.map((e) => [e.getBoundingClientRect().left, e.getBoundingClientRect().right])"
     )
     assert all(left[1] <= right[0] for left, right in itertools.pairwise(ticks))
     page.get_by_role("button", name="Labels …").click()
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        assert serious(page) == [], scheme
+    assert serious_in_both_schemes(page) == []
     assert errors == []
 
 

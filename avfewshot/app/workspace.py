@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -491,10 +491,13 @@ class Workspace:
                 by_path[str(entry.path)] = entry
             except UsageError as error:  # noqa: PERF203
                 self._failed(entry, error.message)
-        paths = list(map(Path, by_path))
+        paths, results = list(map(Path, by_path)), []
         try:
             with self.compute, contextlib.closing(self.classifier.embed_files(paths, **self._options)) as files:
-                results = list(self._until_closing(files))
+                for file in files:
+                    results.append(file)
+                    if self.closing.is_set():
+                        break
         except Exception as error:  # out of memory, say: these clips, not the server
             results = [Failure(str(path), explain(error)) for path in paths]
         for result in results:
@@ -509,12 +512,6 @@ class Workspace:
                 entry.file = EmbeddedFile(**{**vars(result), "path": str(entry.path)})  # it may have been moved
                 self.version += 1
                 entry.version = self.version
-
-    def _until_closing(self, files: Iterator[Any]) -> Iterator[Any]:
-        for file in files:
-            yield file
-            if self.closing.is_set():
-                return
 
     def _failed(self, entry: Entry, error: str) -> None:
         with self.lock:

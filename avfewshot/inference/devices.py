@@ -58,21 +58,14 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """
     if name not in (*PRECISIONS, "auto"):
         raise UsageError(f"There is no precision {name!r}.", hint=f"Choose from: auto, {', '.join(PRECISIONS)}.")
+    if name == "auto" and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
     if name == "auto":
-        return _best_precision(device)
-    if name == "bf16" and device.type == "mps" and not _mps_has_bf16():
+        return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+    if name == "bf16" and device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         raise UsageError("This macOS has no bf16 on its GPU.", hint="Use --precision fp32 or fp16.")
     return name
-
-
-def _best_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bf16"
-        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if cpu_has_bf16() else "fp32"
-    return "fp32"
 
 
 def cpu_has_bf16() -> bool:
@@ -99,10 +92,6 @@ def free_memory(device: torch.device) -> None:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch says that the device's memory does not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error).lower() for part in _OUT_OF_MEMORY)
-
-
-def _mps_has_bf16() -> bool:
-    return torch.backends.mps.is_macos_or_newer(14, 0)
 
 
 @contextlib.contextmanager
