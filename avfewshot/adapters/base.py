@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from avfewshot.adapters.settings import AdapterSettings
 from avfewshot.encoders.tower import Encoder, Tower, require_walkable
 
 Half = Literal["attend", "feed"]
@@ -112,11 +113,12 @@ class CrossModalAdapter(nn.Module, abc.ABC):
     A fresh adapter must change nothing: its guidance is zero (exactly) until it has been trained.
     """
 
+    Settings: ClassVar[type[AdapterSettings]]  # of an adapter that keeps one as `_settings`
+    _settings: AdapterSettings
     reads: ClassVar[Literal["tokens", "branch"]] = "tokens"
     draws: bool = False  # whether it draws random numbers in training
 
     @classmethod
-    @abc.abstractmethod
     def build(cls, layers: Sequence[PairedLayer], settings: Mapping[str, Any]) -> CrossModalAdapter:
         """Build a fresh adapter.
 
@@ -127,11 +129,13 @@ class CrossModalAdapter(nn.Module, abc.ABC):
         Raises:
             UsageError: A setting is unknown or out of range; all faults are reported at once.
         """
+        make: Any = cls
+        return make(layers, cls.Settings.from_mapping(settings))
 
     @property
-    @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """All settings as plain data, such that ``build(layers, settings)`` gives a module of the same form."""
+        return asdict(self._settings)
 
     def gates(self) -> list[nn.Parameter]:
         """Parameters that are zero in a fresh adapter and hold its guidance back; ``gate_lr`` is theirs."""

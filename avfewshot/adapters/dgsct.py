@@ -8,8 +8,8 @@ is told in :mod:`avfewshot.adapters.guidance`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class DGSCT(CrossModalAdapter):
         settings: Factors, switches and widths.
     """
 
+    Settings = GuidanceSettings
+
     def __init__(self, layers: Sequence[PairedLayer], settings: GuidanceSettings | None = None) -> None:
         super().__init__()
         self._settings = settings or GuidanceSettings()
@@ -72,16 +74,6 @@ class DGSCT(CrossModalAdapter):
                     }
                 )
             )
-
-    @classmethod
-    def build(cls, layers: Sequence[PairedLayer], settings: Mapping[str, Any]) -> DGSCT:
-        """See :meth:`CrossModalAdapter.build`."""
-        return cls(layers, GuidanceSettings.from_mapping(settings))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See :attr:`CrossModalAdapter.settings`."""
-        return asdict(self._settings)
 
     def gates(self) -> list[nn.Parameter]:
         """See :meth:`CrossModalAdapter.gates`: the factors of channels, or the last maps of the bottlenecks."""

@@ -11,8 +11,7 @@ Both gates are zero at first. Where the towers differ in width, y first crosses 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, PairedLayer
 from avfewshot.adapters.settings import LavishSettings
-from avfewshot.encoders.attention import attention
+from avfewshot.encoders.attention import gather
 from avfewshot.errors import UsageError
 
 
@@ -67,14 +66,16 @@ class LatentAdapter(nn.Module):
         if self.bridge is not None:
             source = self.bridge(source)
         latents = self.latents.to(source.dtype).expand(source.shape[0], -1, -1)
-        latents = latents + _gather(latents, source)
-        tokens = self.before(target + self.latent_gate * _gather(target, latents.to(target.dtype)))
+        latents = latents + gather(latents, source)
+        tokens = self.before(target + self.latent_gate * gather(target, latents.to(target.dtype)))
         hidden = F.relu(self.down_norm(self.down(tokens.transpose(-1, -2))))
         return self.gate * self.behind(self.up_norm(self.up(hidden)).transpose(-1, -2))
 
 
 class Lavish(CrossModalAdapter):
     """Latent adapters in both directions, in both halves of every paired layer."""
+
+    Settings = LavishSettings
 
     def __init__(self, layers: Sequence[PairedLayer], settings: LavishSettings | None = None) -> None:
         super().__init__()
@@ -92,16 +93,6 @@ class Lavish(CrossModalAdapter):
                 )
             )
 
-    @classmethod
-    def build(cls, layers: Sequence[PairedLayer], settings: Mapping[str, Any]) -> Lavish:
-        """See :meth:`CrossModalAdapter.build`."""
-        return cls(layers, LavishSettings.from_mapping(settings))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See :attr:`CrossModalAdapter.settings`."""
-        return asdict(self._settings)
-
     def gates(self) -> list[nn.Parameter]:
         """See :meth:`CrossModalAdapter.gates`."""
         return [parameter for name, parameter in self.named_parameters() if name.endswith("gate")]
@@ -115,8 +106,3 @@ class Lavish(CrossModalAdapter):
             adapters["a2v"](audio, visual) if "a2v" in adapters else None,
             adapters["v2a"](visual, audio) if "v2a" in adapters else None,
         )
-
-
-def _gather(tokens: Tensor, other: Tensor) -> Tensor:
-    """``softmax(tokens other^T) other``, ``[N, L, C]``."""
-    return attention(tokens[:, None], other[:, None], other[:, None], scale=1.0)[:, 0]

@@ -13,8 +13,7 @@ The bottlenecks of both modalities have one width, so that their tokens compare 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import CrossModalAdapter, Half, PairedLayer, TemporalStep
 from avfewshot.adapters.settings import StgCmaSettings
-from avfewshot.encoders.attention import attention
+from avfewshot.encoders.attention import gather
 
 MODALITIES = ("visual", "audio")
 _STEPS = {"attend": "spatial", "feed": "global_step"}
@@ -81,6 +80,7 @@ class Temporal(TemporalStep):
 class StgCma(CrossModalAdapter):
     """All steps of all paired layers."""
 
+    Settings = StgCmaSettings
     reads = "branch"
 
     def __init__(self, layers: Sequence[PairedLayer], settings: StgCmaSettings | None = None) -> None:
@@ -111,16 +111,6 @@ class StgCma(CrossModalAdapter):
         for modality, (width, heads) in zip(MODALITIES, sides, strict=True):
             if chosen.temporal and heads == 0:
                 self.positions[modality] = nn.Parameter(torch.zeros(chosen.positions, width))
-
-    @classmethod
-    def build(cls, layers: Sequence[PairedLayer], settings: Mapping[str, Any]) -> StgCma:
-        """See :meth:`CrossModalAdapter.build`."""
-        return cls(layers, StgCmaSettings.from_mapping(settings))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See :attr:`CrossModalAdapter.settings`."""
-        return asdict(self._settings)
 
     def gates(self) -> list[nn.Parameter]:
         """See :meth:`CrossModalAdapter.gates`: the last maps of the bottlenecks, and what weighs the exchange."""
@@ -153,12 +143,7 @@ class StgCma(CrossModalAdapter):
         if self.exchange:
             gates = self.exchange[layer]
             if chosen.a2v:
-                new_seen = seen + gates[0] * _gather(seen, heard)
+                new_seen = seen + gates[0] * gather(seen, heard)
             if chosen.v2a:
-                new_heard = heard + gates[1] * _gather(heard, seen)
+                new_heard = heard + gates[1] * gather(heard, seen)
         return adapters[0].up(new_seen), adapters[1].up(new_heard)
-
-
-def _gather(tokens: Tensor, other: Tensor) -> Tensor:
-    """``softmax(tokens other^T) other`` without the matrix of all pairs, ``[N, L, h]``."""
-    return attention(tokens[:, None], other[:, None], other[:, None], scale=1.0)[:, 0]

@@ -1,4 +1,4 @@
-"""Attention as both towers need it."""
+"""Attention as towers and adapters need it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def attention(
             query.to(wide), key.to(wide), value.to(wide), attn_mask=None if bias is None else bias.to(wide), scale=scale
         )
     return mixed.to(query.dtype)
+
+
+def gather(tokens: Tensor, other: Tensor) -> Tensor:
+    """``softmax(tokens other^T) other`` of ``[N, L, C]`` and ``[N, S, C]``, without the matrix of all pairs."""
+    return attention(tokens[:, None], other[:, None], other[:, None], scale=1.0)[:, 0]

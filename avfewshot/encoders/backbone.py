@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from avfewshot.encoders.kinds.base import Parts, Preset
 from avfewshot.encoders.presets import load_preset
-from avfewshot.encoders.text import NoTexts, TextBranch
-from avfewshot.encoders.tower import Encoder
+from avfewshot.encoders.text import NoTexts
 from avfewshot.encoders.weights.identity import combined, sample_hash
 from avfewshot.encoders.weights.load import ZerosForRandom
 from avfewshot.encoders.weights.locate import require, verify
 from avfewshot.errors import UsageError
 
 
-@dataclass
-class Backbone:
-    """Encoders and text branches of one CLIP and one CLAP."""
+@dataclass(kw_only=True)
+class Backbone(Parts):
+    """Encoders and text branches, with what they were made of."""
 
     name: str  # of the preset
-    visual: Encoder  # embeds frames
-    audio: Encoder  # embeds one-second waveforms
-    visual_text: TextBranch  # embeds texts in the space of the frames
-    audio_text: TextBranch  # embeds texts in the space of the sounds
-    visual_scale: float  # what cosines with frames are multiplied with before a softmax
-    audio_scale: float  # the same for sounds
     templates: str  # name or path of the prompt templates that fit
     # SHA-256 of each file that went in by its role ("clip", "clap", tokenizers), the same wherever and under whatever
     # name the file lies; "random:<seed>:<fingerprint>" for random weights.
-    identity: dict[str, str] = field(default_factory=dict)
-    # What models trained with a sigmoid (SigLIP) add to scaled cosines. A softmax over labels does not see it.
-    visual_bias: float = 0.0
+    identity: dict[str, str]
 
     @property
     def wordless(self) -> bool:
@@ -42,15 +33,7 @@ class Backbone:
         return isinstance(self.visual_text, NoTexts)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Backbone:
-        """Move everything to a device, in place.
-
-        Args:
-            device: Where to.
-            dtype: Number format of the towers; unchanged when None. Text branches stay in float32.
-
-        Returns:
-            Itself.
-        """
+        """Move everything to a device, in place, and the towers to another number format; texts stay in float32."""
         self.visual.to(device=device, dtype=dtype)
         self.audio.to(device=device, dtype=dtype)
         self.visual_text.to(device=device)

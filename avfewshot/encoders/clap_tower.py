@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
 from avfewshot.encoders.mel import MelFrontEnd
 from avfewshot.encoders.swin import WindowAttention, merge_patches, plain_attention
-from avfewshot.encoders.tower import Tower, add_branch
+from avfewshot.encoders.tower import Tower
 from avfewshot.errors import UsageError
 
 
@@ -108,14 +107,9 @@ class ClapTower(Tower):
             for i, block in enumerate(layer.blocks)
         ]
 
-    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attn_block`."""
-        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
-
-    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_block`."""
-        rows, floats = tokens.flatten(0, 1), self._walk[i][0].mlp.fc1.out_features
-        return add_branch(rows, partial(self.mlp_branch, i), floats).view_as(tokens)
+    def mlp_width(self, i: int) -> int:
+        """See :meth:`Tower.mlp_width`."""
+        return self._walk[i][0].mlp.fc1.out_features
 
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
@@ -196,11 +190,5 @@ class ClapTower(Tower):
         return held / held.sum(1, keepdim=True)
 
     def _keeps_float32(self, name: str) -> bool:
-        return name.startswith(
-            (
-                "front_end.",
-                "audio_branch.bn0.",
-                "audio_branch.spectrogram_extractor.",
-                "audio_branch.logmel_extractor.",
-            )
-        )
+        branch = "bn0.", "spectrogram_extractor.", "logmel_extractor."
+        return name.startswith(("front_end.", *(f"audio_branch.{part}" for part in branch)))

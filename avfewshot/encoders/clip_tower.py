@@ -102,12 +102,8 @@ class ClipTower(Tower):
         """See :attr:`Tower.time_heads`."""
         return [0] * self.depth
 
-    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attn_block`."""
-        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
-
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_block`."""
+        """See :meth:`Tower.mlp_block`; whole pictures go together."""
         floats = tokens.shape[1] * self.visual.transformer.resblocks[i].mlp.c_fc.out_features
         return add_branch(tokens, partial(self.mlp_branch, i), floats)
 
@@ -163,9 +159,6 @@ class ClipTower(Tower):
         """See :meth:`Tower.place_map`."""
         rows, columns = self.visual.grid_size
         return values[:, -rows * columns :].unflatten(1, (rows, columns))
-
-    def _keeps_float32(self, name: str) -> bool:
-        return name.startswith("scaling.")
 
 
 def _attention(block: Any, tokens: Tensor, heads: int | None) -> Tensor:

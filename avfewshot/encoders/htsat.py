@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -158,14 +158,7 @@ def build_htsat(config: HtsatConfig | str | Mapping[str, Any], *, front_end: str
 
 
 def load_htsat_module() -> types.ModuleType:
-    """Import laion_clap's ``clap_module.htsat`` alone.
-
-    ``import laion_clap`` looks up three tokenizers on the network. Here nothing but the module that holds the classes
-    is imported, under a private name: `sys.modules` gains no ``laion_clap`` that a later, real import would stumble
-    over.
-
-    Returns:
-        The module; the same one every time.
+    """laion_clap's ``clap_module.htsat`` alone, since ``import laion_clap`` asks the network for three tokenizers.
 
     Raises:
         AvfsError: laion_clap is not installed or is of an unknown version.
@@ -213,19 +206,25 @@ def _field_faults(config: HtsatConfig) -> list[str]:
     faults = []
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name == "front_end":
-            if value not in FRONT_ENDS:
-                faults.append(f"front_end must be one of {', '.join(FRONT_ENDS)}, not {value!r}")
-        elif field.name in ("depths", "num_heads"):
-            if not isinstance(value, tuple) or not value or not all(_is_whole(entry) for entry in value):
-                faults.append(f"{field.name} must be a list of whole numbers above 0, not {value!r}")
-        elif field.name in ("fmin", "fmax"):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                faults.append(f"{field.name} must be a number of hertz, not {value!r}")
-        elif not _is_whole(value):
-            faults.append(f"{field.name} must be a whole number above 0, not {value!r}")
+        fits, wanted = _FORMS[field.type]
+        if not fits(value):
+            faults.append(f"{field.name} must be {wanted}, not {value!r}")
     return faults
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_FORMS: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
+    "str": (FRONT_ENDS.__contains__, f"one of {', '.join(FRONT_ENDS)}"),
+    "tuple[int, ...]": (
+        lambda value: isinstance(value, tuple) and bool(value) and all(map(_is_whole, value)),
+        "a list of whole numbers above 0",
+    ),
+    "float": (
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value >= 0,
+        "a number of hertz",
+    ),
+    "int": (_is_whole, "a whole number above 0"),
+}

@@ -57,7 +57,7 @@ class PeVideoTower(Encoder):
         return self.head(self.video_encoder(pixel_values_videos=pixels[:, None]).pooler_output)
 
     def _keeps_float32(self, name: str) -> bool:
-        return name.startswith("scaling.") or "inv_freq" in name
+        return super()._keeps_float32(name) or "inv_freq" in name
 
 
 class PeAudioTower(Encoder):

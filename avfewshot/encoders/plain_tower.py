@@ -75,6 +75,3 @@ class PlainTower(Encoder):
         """Embed ``[N, 3, S, S]``, uint8 RGB or floating point and already normalised: ``[N, output_dim]``."""
         dtype = next(self.visual.parameters()).dtype
         return self.visual(self.scaling(inputs).to(dtype))
-
-    def _keeps_float32(self, name: str) -> bool:
-        return name.startswith("scaling.")

@@ -147,10 +147,6 @@ class SpectrogramTower(Tower):
         patches = F.conv2d(pictures.to(kernel.dtype), kernel, self.bias, stride=kernel.shape[2:])
         return self.norm(patches.flatten(2).mT)
 
-    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attn_block`."""
-        return self.image.attn_block(i, tokens)
-
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_block`."""
         return self.image.mlp_block(i, tokens)

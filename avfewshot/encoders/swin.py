@@ -134,15 +134,9 @@ def merge_patches(merging: Any, tokens: Tensor) -> Tensor:
 
 
 def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attention with an additive bias.
+    """Attention with an additive bias ``[1 or windows, heads, area, area]``: ``[N * windows, area, heads, width]``.
 
-    Args:
-        windows: Queries, keys and values ``[3, N * windows, heads, area, width]``, sample by sample.
-        bias: ``[1 or windows, heads, area, area]``.
-        scale: What the products are multiplied with.
-
-    Returns:
-        ``[N * windows, area, heads, width]``.
+    `windows` are queries, keys and values ``[3, N * windows, heads, area, width]``, sample by sample.
     """
     total, kinds = windows.shape[1], len(bias)
     if kinds not in (1, total):

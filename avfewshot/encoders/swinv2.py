@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from avfewshot.encoders.attention import attention
 from avfewshot.encoders.plain_tower import PixelScaling, square_side
 from avfewshot.encoders.swin import plain_attention, window_order
-from avfewshot.encoders.tower import Tower, add_branch
+from avfewshot.encoders.tower import Tower
 from avfewshot.encoders.weights.load import load_into, read_tensors
 from avfewshot.errors import UsageError
 
@@ -75,14 +74,9 @@ class SwinTower(Tower):
             raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
         return self.swin.patch_embed(self.scaling(inputs).to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
 
-    def attn_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attn_block`."""
-        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
-
-    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_block`."""
-        rows, floats = tokens.flatten(0, 1), self._walk[i].mlp.fc1.out_features
-        return add_branch(rows, partial(self.mlp_branch, i), floats).view_as(tokens)
+    def mlp_width(self, i: int) -> int:
+        """See :meth:`Tower.mlp_width`."""
+        return self._walk[i].mlp.fc1.out_features
 
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
@@ -124,9 +118,6 @@ class SwinTower(Tower):
     def forward_head(self, tokens: Tensor) -> Tensor:
         """The mean of the normalised tokens, ``[N, output_dim]``."""
         return self.final_norm(tokens).mean(1)
-
-    def _keeps_float32(self, name: str) -> bool:
-        return name.startswith("scaling.")
 
 
 class SwinV2Tower(SwinTower):

@@ -93,7 +93,21 @@ class ClipTokenizer(TextTokenizer):
         return list(unknown)
 
 
-class RobertaTokenizer(TextTokenizer):
+class _FileTokenizer(TextTokenizer):
+    """By the tokenizers library: `_tokenizer`, with truncation and padding switched on."""
+
+    _tokenizer: Any
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts`."""
+        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.long)
+
+    def is_cut(self, text: str) -> bool:
+        """See :meth:`TextTokenizer.is_cut`."""
+        return bool(self._tokenizer.encode(text).overflowing)
+
+
+class RobertaTokenizer(_FileTokenizer):
     """RoBERTa's byte-level byte-pair encoding, as laion_clap uses it.
 
     Built with the tokenizers library, the engine below transformers' class of the same name, which may be silently
@@ -137,14 +151,6 @@ class RobertaTokenizer(TextTokenizer):
             raise WeightsError(f"{shown}: does not split texts as RoBERTa's tokenizer does.", hint=_ROBERTA_HINT)
         self._tokenizer = tokenizer
         self.fingerprint = combined("roberta", *(file_sha256(path) for path in paths))
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts` with token 1."""
-        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.long)
-
-    def is_cut(self, text: str) -> bool:
-        """See :meth:`TextTokenizer.is_cut`."""
-        return bool(self._tokenizer.encode(text).overflowing)
 
 
 class BorrowedTokenizer(TextTokenizer):
@@ -234,7 +240,7 @@ class TransformersTokenizer(TextTokenizer):
         return len(self._tokenizer.tokenizer(text)["input_ids"]) > self._context_length
 
 
-class JsonTokenizer(TextTokenizer):
+class JsonTokenizer(_FileTokenizer):
     """A tokenizer that one ``tokenizer.json`` describes, special tokens included.
 
     Args:
@@ -263,14 +269,6 @@ class JsonTokenizer(TextTokenizer):
             )
         self._tokenizer = tokenizer
         self.fingerprint = combined("json", str(pad), str(context_length), file_sha256(path))
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """See :meth:`TextTokenizer.__call__`; padded to the longest of `texts`."""
-        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))], dtype=torch.long)
-
-    def is_cut(self, text: str) -> bool:
-        """See :meth:`TextTokenizer.is_cut`."""
-        return bool(self._tokenizer.encode(text).overflowing)
 
 
 _ROBERTA_HINT = "Fetch it with `avfs weights fetch`, or give a folder with roberta-base's files with --roberta."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
 
     def _keeps_float32(self, name: str) -> bool:
         """Whether the parameter or buffer `name` stays in float32 when the tower is cast to a shorter type."""
-        return False
+        return name.startswith("scaling.")  # of pixels
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
         # nn.Module.to, .half, .bfloat16 and so on all come through here.
@@ -85,7 +86,6 @@ class Tower(Encoder):
     def patch_embed(self, inputs: Tensor) -> Tensor:
         """Turn N segments into the tokens ``[N, L, C]`` that enter block 0."""
 
-    @abstractmethod
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
         """The first half of block `i`, ``x + MHA(LN(x))``.
 
@@ -96,10 +96,16 @@ class Tower(Encoder):
         Returns:
             Tokens of the same shape.
         """
+        return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
 
-    @abstractmethod
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         """The second half of block `i`, ``x + MLP(LN(x))``; arguments and result as for :meth:`attn_block`."""
+        rows = tokens.flatten(0, 1)
+        return add_branch(rows, partial(self.mlp_branch, i), self.mlp_width(i)).view_as(tokens)
+
+    def mlp_width(self, i: int) -> int:
+        """Floats of a token in the middle of the MLP of block `i`."""
+        return 4 * self.token_shapes[i][1]
 
     @abstractmethod
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
@@ -184,14 +190,7 @@ def require_walkable(what: str, *encoders: Encoder) -> None:
 def _rows_at_once(tokens: Tensor, width: int) -> int | None:
     """How many rows of `tokens` to take at once through a step whose widest intermediate has `width` floats a row.
 
-    Chunks pay on a CPU, where they keep intermediates in the cache, and only where no graph is recorded.
-
-    Args:
-        tokens: ``[rows, ...]``.
-        width: Floats for each row.
-
-    Returns:
-        Rows for each chunk, or None for all at once.
+    Chunks pay on a CPU, where they keep intermediates in the cache, and only where no graph is recorded. None: all.
     """
     if tokens.device.type != "cpu" or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return None

@@ -27,14 +27,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass
 class Parts:
-    """What a backbone is made of, see :class:`~avfewshot.encoders.backbone.Backbone`."""
+    """What a backbone computes with."""
 
-    visual: Encoder
-    audio: Encoder
-    visual_text: TextBranch
-    audio_text: TextBranch
-    visual_scale: float = 100.0
-    audio_scale: float = 100.0
+    visual: Encoder  # embeds frames
+    audio: Encoder  # embeds one-second waveforms
+    visual_text: TextBranch  # embeds texts in the space of the frames
+    audio_text: TextBranch  # embeds texts in the space of the sounds
+    visual_scale: float = 100.0  # what cosines with frames are multiplied with before a softmax
+    audio_scale: float = 100.0  # the same for sounds
+    # What models trained with a sigmoid (SigLIP) add to scaled cosines. A softmax over labels does not see it.
     visual_bias: float = 0.0
 
 
