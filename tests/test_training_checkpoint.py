@@ -554,8 +554,3 @@ def test_killing_a_writing_process_at_random_moments_leaves_a_sound_checkpoint(t
         os.waitpid(child, 0)
         os.close(listen)
         last = check_sound(store, last + 1)
-
-
-def test_a_store_needs_room_for_one(tmp_path):
-    with pytest.raises(ValueError, match="at least one"):
-        CheckpointManager(Path(tmp_path), keep=0)

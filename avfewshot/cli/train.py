@@ -22,7 +22,7 @@ from avfewshot.io import write_text
 if TYPE_CHECKING:
     from avfewshot.cli.progress import Display
     from avfewshot.supervised.base import SupervisedTask, TaskData
-    from avfewshot.supervised.training import Estimate, SeedOutcome, SupervisedRun
+    from avfewshot.supervised.training import SeedOutcome, SupervisedRun
 
 app = typer.Typer(add_completion=False)
 
@@ -200,9 +200,7 @@ def _evaluate(run: Run, trainer: SupervisedRun, outcomes: Sequence[SeedOutcome])
     return document
 
 
-def results_document(
-    trainer: SupervisedRun, systems: Mapping[str, Mapping[str, Estimate]], split: str
-) -> dict[str, Any]:
+def results_document(trainer: SupervisedRun, systems: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Figures and what they are of, JSON-ready."""
     from avfewshot.version import __version__
 
@@ -214,8 +212,5 @@ def results_document(
         "split": split,
         "clips": len(trainer.examples(split)),
         "headline": trainer.task.headline,
-        "systems": {
-            name: {metric: vars(estimate) for metric, estimate in estimates.items()}
-            for name, estimates in systems.items()
-        },
+        "systems": systems,
     }

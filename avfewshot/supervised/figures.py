@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.parsing import runs
-from avfewshot.media.clip import Clip
 from avfewshot.media.thumbnails import grey_source, jpeg_source, spread
 from avfewshot.models.weighing import weighing
 from avfewshot.supervised.base import Example
@@ -82,7 +81,10 @@ def embed(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example
         run.observer.begin("embeddings of the adapted towers", len(kept))
         towers["with adapters"] = []
         for example in kept:
-            towers["with adapters"].append(_adapted(run, model, run.store.read(example.path)))
+            clip = run.store.read(example.path)
+            with torch.inference_mode():
+                features = clip_features(model.towers, _EMBEDDINGS, clip, run.task.seconds, "av", run.device)
+            towers["with adapters"].append(features)
             run.observer.advance()
     result = []
     for title, features in towers.items():
@@ -99,11 +101,6 @@ def _mean(features: Mapping[str, Tensor]) -> Tensor:
     """Mean directions of sight and of sound side by side."""
     means = [F.normalize(features[kind].float(), dim=-1).mean(0) for kind in ("visual", "audio")]
     return torch.cat([F.normalize(mean, dim=-1) for mean in means])
-
-
-def _adapted(run: SupervisedRun, model: SupervisedModel, clip: Clip) -> dict[str, Tensor]:
-    with torch.inference_mode():
-        return clip_features(model.towers, _EMBEDDINGS, clip, run.task.seconds, "av", run.device)
 
 
 def look(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example]) -> list[Look]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from avfewshot.prompts import Templates
 from avfewshot.supervised.base import Example, Recipe, SupervisedTask, TaskData
 from avfewshot.supervised.features import FeatureStore, clip_features, without
 from avfewshot.training.distributed import single_device
-from avfewshot.training.trainer import Callback, Trainer, TrainTask
+from avfewshot.training.trainer import Callback, PutOff, Trainer, TrainTask, undisturbed
 from avfewshot.training.validation import ValMetrics, no_validation
 
 REPLICATES = 1000
@@ -71,15 +71,6 @@ class SeedOutcome:
     epochs: int  # that were trained
     validation: dict[str, float]  # metrics of the best epoch
     log: list[dict[str, float]]  # one entry an epoch
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric over seeds, in percent."""
-
-    mean: float
-    low: float | None  # 95 % interval over seeds and clips; None where the metric is no mean over clips
-    high: float | None
 
 
 class SupervisedModel(nn.Module):
@@ -229,7 +220,7 @@ class SupervisedRun:
         seed: int,
         folder: Path,
         callbacks: Sequence[Callback],
-        put_off: Callable[[], AbstractContextManager[Callable[[], bool]]] = lambda: nullcontext(lambda: False),
+        put_off: PutOff = undisturbed,
     ) -> SeedOutcome:
         """Train, or go on with what lies in the folder, which gets ``checkpoints/`` and ``metrics.jsonl``.
 
@@ -250,15 +241,11 @@ class SupervisedRun:
         torch.manual_seed(seed)  # of dropout
         with put_off() as trainer.stopping:
             progress = trainer.fit(resume=trainer.checkpoints.load_last(self.backbone))
-        entries, losses = list(trainer.log.entries()), {}
-        for entry in entries:
-            if entry["kind"] == "step":
-                losses.setdefault(entry["epoch"], []).append(entry["loss"])
-        log = [
-            {"epoch": entry["epoch"], "loss": fmean(losses[entry["epoch"]]), **entry.get("details", {})}
-            for entry in entries
-            if entry["kind"] == "epoch" and entry["epoch"]
-        ]
+        entries = list(trainer.log.entries())
+        log = []
+        for done in (entry for entry in entries if entry["kind"] == "epoch" and entry["epoch"]):
+            steps = (entry["loss"] for entry in entries if (entry["kind"], entry["epoch"]) == ("step", done["epoch"]))
+            log.append({"epoch": done["epoch"], "loss": fmean(steps), **done.get("details", {})})
         return SeedOutcome(seed, progress.best_epoch, progress.epoch, dict(progress.best.details), log)
 
     def best_model(self, folder: Path) -> SupervisedModel:
@@ -295,8 +282,11 @@ class SupervisedRun:
         usable = TaskData({split: self.examples(split) for split in ("train", "val", "test")}, self.data.about)
         return self.task.reference_lines(usable, None if self.backbone.wordless else self.zero_shot)
 
-    def estimates(self, runs: Sequence[Sequence[Any]], examples: Sequence[Example]) -> dict[str, Estimate]:
-        """Metrics over the predictions of one or several trainings, with intervals over seeds and clips."""
+    def estimates(self, runs: Sequence[Sequence[Any]], examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
+        """Metrics in percent over the predictions of one or several trainings: mean, low, high.
+
+        Intervals of 95 % are over seeds and clips; there is none where a metric is no mean over clips.
+        """
         about, task = self.data.about, self.task
         whole = [task.metrics(said, examples, about) for said in runs]
         single = [
@@ -307,14 +297,13 @@ class SupervisedRun:
         counts = resample(groups, REPLICATES, 0)
         result = {}
         for name in whole[0]:
-            mean = float(np.mean([metrics[name] for metrics in whole]))
-            bounds = None
+            low = high = None
             if all(name in one for clips in single for one in clips):
                 scores = np.array([[one[name] for one in clips] for clips in single])
                 if np.allclose(scores.mean(1), [metrics[name] for metrics in whole], atol=1e-6):
                     bounds = interval(over_runs(scores @ counts / counts.sum(0), 0))
-            low, high = (None, None) if bounds is None else (max(0.0, bounds[0]), min(100.0, bounds[1]))
-            result[name] = Estimate(mean, low, high)
+                    low, high = (None, None) if bounds is None else (max(0.0, bounds[0]), min(100.0, bounds[1]))
+            result[name] = {"mean": fmean(metrics[name] for metrics in whole), "low": low, "high": high}
         return result
 
 

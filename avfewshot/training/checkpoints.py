@@ -44,6 +44,7 @@ from avfewshot.models.checkpoint import (
 
 _STATE = "state.pt"
 _DIGEST = "state.json"
+_KEPT = 2  # checkpoints to go on from
 _RESUME_HINT = "Resume with the settings that the training was begun with."
 
 
@@ -153,11 +154,8 @@ class Resumed:
 class CheckpointManager:
     """Writes and finds the checkpoints of one run. One process writes at a time."""
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
-        if keep < 1:
-            raise ValueError("at least one checkpoint must be kept")
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.keep = keep
 
     def save(self, step: int, config: AdapterConfig, state: TrainingState, *, best: bool = False) -> Path:
         """Write a checkpoint after `step` optimizer steps, then remove those that are not needed any more.
@@ -226,7 +224,7 @@ class CheckpointManager:
         return self.folder / (f"{kind}-{step:08d}" + (f".{max(again) + 1}" if again else ""))
 
     def _tidy(self) -> None:
-        for path in numbered(self.folder, "step")[: -self.keep] + numbered(self.folder, "best")[:-1]:
+        for path in numbered(self.folder, "step")[:-_KEPT] + numbered(self.folder, "best")[:-1]:
             # Under its own name a checkpoint is whole until it is gone: rename it first, in one stroke.
             trash = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder))
             os.rename(path, trash / path.name)

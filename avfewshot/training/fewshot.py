@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,34 +24,24 @@ from avfewshot.data.sampler import Support, draw_validation
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import walkable
 from avfewshot.errors import AvfsError, DataError
-from avfewshot.evaluation.answers import BACKGROUND
-from avfewshot.evaluation.evaluator import CLAP_ONLY, CLIP_ONLY, UNTRAINED, ZERO_SHOT, Evaluator
+from avfewshot.evaluation.evaluator import UNTRAINED, Evaluator
 from avfewshot.evaluation.few_shot import (
-    alone,
-    answers_of,
     label_features,
     labelled_support,
-    method_predictions,
     method_support,
-    modality_confusion,
-    mteb_zero_shot,
-    right_answers,
     with_validation,
     without_none,
 )
 from avfewshot.evaluation.finished import ANSWERS_NAME
-from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
+from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.evaluation.results import Comparison, TaskResult
-from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.embedding_cache import LookUp
-from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.methods.auto import join_tuned
-from avfewshot.methods.base import MODALITIES, Features
+from avfewshot.methods.base import Features
 from avfewshot.methods.living import learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.anchors import SupportAnchors
@@ -64,17 +53,16 @@ from avfewshot.training.checkpoints import CheckpointManager
 from avfewshot.training.data import SupportSource, draw, readable_support, sample_labels
 from avfewshot.training.distributed import single_device
 from avfewshot.training.objective import ClipEmbeddings, Objective
+from avfewshot.training.outcome import MTEB, TRAINED, on_test_clips
 from avfewshot.training.tasks import FewShotTask, adapter_config
-from avfewshot.training.trainer import Callback, Progress, Trainer
+from avfewshot.training.trainer import Callback, Progress, PutOff, Trainer, undisturbed
 from avfewshot.training.validation import BLIND_ALPHA, Validator, ValMetrics, no_validation
-from avfewshot.tuning.fit import TuningClip, answers, clip_loss, save, tune
+from avfewshot.tuning.fit import TuningClip, clip_loss, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-TRAINED = "trained"
-MTEB = "zero-shot (mteb)"
 _NO_MATTER = {"seeds", "precision", "checkpointing", "cuda_graphs", "micro_batch", "cache_size", "workers"}
 """Settings that do not decide figures, and seeds, which have folders of their own."""
 
@@ -113,10 +101,6 @@ class RunObserver(Observer):
         """The light methods of a seed are fitted; their figures are of clips of the support, each left out."""
 
 
-def _undisturbed() -> AbstractContextManager[Callable[[], bool]]:
-    return nullcontext(lambda: False)
-
-
 @dataclass(eq=False)
 class FewShot:
     """A few-shot run on a data set; :attr:`evaluator` is its task."""
@@ -131,8 +115,7 @@ class FewShot:
     frame_backend: str = "auto"
     initial: AdapterCheckpoint | None = None  # trained tensors to begin with, of the same adapters and projectors
     observer: RunObserver = field(default_factory=RunObserver)
-    # Makes the context in which signals wait until a step is done; it gives what tells whether one has come.
-    put_off: Callable[[], AbstractContextManager[Callable[[], bool]]] = _undisturbed
+    put_off: PutOff = undisturbed
     also: tuple[str, ...] = ()  # further methods to stand in the table
     protocol: str | None = None  # a public one, for a row of its own
     look_up: LookUp | None = None  # where embeddings of the frozen towers are looked up first
@@ -292,7 +275,7 @@ class FewShot:
         results: dict[str, TaskResult] = {}
         comparison, more = None, {}
         if self.dataset.available("test"):
-            results, comparison, more = self.test(trained, scorers, prompted, answers_file=folder / ANSWERS_NAME)
+            results, comparison, more = on_test_clips(self, trained, scorers, prompted, folder / ANSWERS_NAME)
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()} | about
         methods |= {name: told for name, (_, told) in prompted.items()}
         if AUTO in methods and methods[AUTO].get("tuned"):
@@ -346,7 +329,7 @@ class FewShot:
         if not light:
             return {}
         self.observer.begin(f"seed {seed}: embedding the support", len(support.samples))
-        self._clips = clips = method_support(self.evaluator, support.samples, counter=True)
+        self.clips = clips = method_support(self.evaluator, support.samples, counter=True)
         scorers: dict[str, Scorer] = {}
         for name in light:
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
@@ -373,7 +356,7 @@ class FewShot:
         found = {}
         for name in names:
             begun = time.perf_counter()
-            inputs = self._inputs(TUNED[name].uses_pixels, samples, features)
+            inputs = self.inputs(TUNED[name].uses_pixels, samples, features)
             targets = labels.segments if per_second else labels.labels
             assert targets is not None
             clips = [
@@ -393,12 +376,12 @@ class FewShot:
             found[name] = (method, about | {"labels_used": {"support": len(clips), "validation": 0}})
         return found
 
-    def _inputs(self, pixels: bool, samples: Sequence[Sample], features: Features) -> list[tuple[Any, Any]]:
-        """Frames and waveforms of clips, or their embeddings, on the device."""
+    def inputs(self, pixels: bool, samples: Sequence[Sample], features: Features) -> list[tuple[Any, Any]]:
+        """Frames and waveforms of clips, or their embeddings."""
         if not pixels:
-            pairs = zip(features.visual, features.audio, strict=True)
-            tensors = [[None if one is None else torch.from_numpy(one).float() for one in pair] for pair in pairs]
-            return [(visual, audio) for visual, audio in tensors]
+            parts = (features.visual, features.audio)
+            tensors = ([None if one is None else torch.from_numpy(one).float() for one in part] for part in parts)
+            return list(zip(*tensors, strict=True))
         clips = [self.evaluator.read(sample.path) for sample in samples if sample.path is not None]
         return [(clip.frames, clip.audio_segments) for clip in clips]
 
@@ -454,20 +437,20 @@ class FewShot:
         samples, features = self.evaluator.features(support.samples)
         if len(samples) < len(support.samples):
             raise AvfsError("A clip of the support could be read before and cannot be embedded now.")
-        tensors = [
-            [None if one is None else torch.from_numpy(one).float().to(self.device) for one in part]
-            for part in (features.visual, features.audio)
-        ]
+        pairs = self.inputs(False, samples, features)
         widths = self.backbone.visual.output_dim, self.backbone.audio.output_dim
         units = [
-            torch.stack([torch.zeros(width) if one is None else F.normalize(one.mean(0), dim=-1).cpu() for one in part])
-            for part, width in zip(tensors, widths, strict=True)
+            torch.stack([torch.zeros(width) if one is None else F.normalize(one.mean(0), dim=-1) for one in part])
+            for part, width in zip(zip(*pairs, strict=True), widths, strict=True)
         ]
         labels = torch.from_numpy(self.dataset.multi_hot(samples))
         anchors = SupportAnchors(self.dataset.classes, units[0], units[1], labels).to(self.device)
         if self.config.anchors == "support":
             return anchors
-        clips = [ClipEmbeddings(v, a, row) for row, (v, a) in enumerate(zip(*tensors, strict=True))]
+        clips = [
+            ClipEmbeddings(*(None if one is None else one.to(self.device) for one in pair), row)
+            for row, pair in enumerate(pairs)
+        ]
         frozen = AudioVisualModel(self.backbone).to(self.device)
         right = []
         with torch.inference_mode():
@@ -503,8 +486,8 @@ class FewShot:
         """Put what predicts into the run folder: `zeroshot --adapter RUN` and `load(adapter=RUN)` find it."""
         folder = self.folder / f"seed-{seed}" / "scorer"
         scorer = scorers[self.config.method]
-        scorer.decide_labels(self._clips)
-        learn_to_reject(scorer, self._clips, seed=seed)
+        scorer.decide_labels(self.clips)
+        learn_to_reject(scorer, self.clips, seed=seed)
         scorer.save(folder)
         self._write_config(folder, seed, support)
 
@@ -525,93 +508,6 @@ class FewShot:
             support=support.to_dict(),
             metrics=metrics,
         )
-
-    def test(
-        self,
-        trained: Mapping[str, tuple[AudioVisualModel, Progress]],
-        scorers: Mapping[str, Scorer],
-        prompted: Mapping[str, tuple[TunedMethod, Any]],
-        *,
-        answers_file: Path | None = None,
-    ) -> tuple[dict[str, TaskResult], Comparison, dict[str, dict[str, Any]]]:
-        """Evaluate what was trained, the light methods and the untrained systems on the test clips.
-
-        Gives the result of each system; their comparison; and of each system calibration before and after its
-        temperature (``ece``) and what the second modality spoils (``modality_confusion``), where there are both.
-        """
-        evaluator = self.evaluator
-        systems, uncalibrated = evaluator.untrained("test"), {}
-        by_modality: dict[str, tuple[Predictions, ...]] = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
-
-        def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Thresholds) -> None:
-            systems[name] = evaluator.predict(logits, fitted)
-            parts = ([clip.only(modality) for clip in logits] for modality in MODALITIES)
-            by_modality[name] = tuple(evaluator.predict(part, fitted) for part in parts)
-
-        if self.protocol == "mteb":
-            systems[MTEB] = mteb_zero_shot(evaluator)
-        for name, (model, progress) in trained.items():
-            by_logits(name, evaluator.joined(model, "test", progress.best.blend), progress.best.fitted)
-        calibrated = "calibration_seconds" if evaluator.decision.per_second else "calibration"
-        if scorers:
-            _, features = evaluator.features("test")
-            for name, scorer in scorers.items():
-                said = [None] * 3
-                if name == AUTO and TRAINED in systems and not evaluator.decision.per_second:
-                    parts = (systems[TRAINED], *by_modality[TRAINED])
-                    said = [np.log(np.maximum(one.probabilities, 1e-12)) for one in parts]
-                systems[name] = method_predictions(evaluator, scorer, features, self._clips, tuned=said[0])
-                by_modality[name] = tuple(
-                    alone(evaluator, scorer, features, self._clips, modality, tuned=part)
-                    for modality, part in zip(MODALITIES, said[1:], strict=True)
-                )
-                if scorer.diagnostics.get(calibrated):
-                    before = scorer.uncalibrated()
-                    uncalibrated[name] = method_predictions(evaluator, before, features, self._clips, tuned=said[0])
-        for name, (method, _) in prompted.items():
-            validation, judged = (
-                [
-                    ClipLogits(*pair)
-                    for pair in answers(method, self._inputs(method.uses_pixels, *evaluator.features(split)))
-                ]
-                for split in ("val", "test")
-            )
-            by_logits(name, judged, evaluator.fit(validation))
-        report = evaluator.report(systems)
-        targets = Targets.from_samples(self.dataset, evaluator.scored("test").samples)
-        answered = {name: answers_of(said, targets) for name, said in systems.items()}
-        right = {name: right_answers(one, targets) for name, one in answered.items()}
-        more: dict[str, dict[str, Any]] = {name: {} for name in systems}
-        for name, parts in by_modality.items():
-            parts = [right_answers(answers_of(part, targets), targets) for part in parts]
-            more[name]["modality_confusion"] = modality_confusion(right[name], *parts)
-        for name, before in uncalibrated.items():
-            raw, pairs = before.probabilities, right_answers(answers_of(before, targets), targets)
-            left_out = scorers[name].diagnostics[calibrated]
-            more[name]["ece"] = {
-                "left_out": {"before": left_out["ece_before"], "after": left_out["ece_after"]},
-                "test": {
-                    "before": calibration(raw.max(-1).ravel(), pairs.ravel()).error,
-                    "after": report.results[name].calibration.error,
-                },
-            }
-        if answers_file is not None:
-            write_text(answers_file, self._answer_lines(targets, answered))
-        return report.results, report.comparison, more
-
-    def _answer_lines(self, targets: Targets, answered: Mapping[str, np.ndarray]) -> str:
-        names = np.array([*targets.classes, BACKGROUND], dtype=object)
-        lines = []
-        for row, clip in enumerate(targets.ids):
-            truth = (
-                targets.segments[row] if self.evaluator.decision.per_second and targets.segments is not None else None
-            )
-            labels = names[np.flatnonzero(targets.labels[row]) if truth is None else truth]
-            by_system = {name: names[one[row]] for name, one in answered.items()}
-            if truth is not None:
-                by_system = {name: seconds.tolist() for name, seconds in by_system.items()}
-            lines.append(json.dumps({"id": clip, "truth": labels.tolist(), "answers": by_system}) + "\n")
-        return "".join(lines)
 
     def choose(self, results: Sequence[SeedResult]) -> dict[str, Any] | None:
         """Which of several seeds answers for the run, by no test clip; written where `--adapter RUN` finds it."""

@@ -83,17 +83,17 @@ def cached_backward(
         _forget_casts()
         with contextlib.nullcontext() if keep_graph else torch.no_grad():
             found.append(chunk())
-    joined, sizes = _join(found)
+    wholes, sizes = _join(found)
     _forget_casts()
     with quiet():
-        result = loss(joined)
+        result = loss(wholes)
         total = result if isinstance(result, Tensor) else result.total
         if total.requires_grad:
             with _without_autocast(total.device.type):
                 backward(total * scale)
     total = total.detach()  # lets go of the loss's graph
     result = total if isinstance(result, Tensor) else dataclasses.replace(result, total=total)
-    gradients = _split(joined, found, sizes)
+    gradients = _split(wholes, found, sizes)
     touched = [parameter for parameter in parameters if parameter.requires_grad]
     for index, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
         last = index == len(chunks) - 1
@@ -138,24 +138,24 @@ def _join(found: Sequence[Embeddings]) -> tuple[Embeddings, list[int]]:
             what = f"embeddings of {' and '.join(map(str, sorted(rows)))} samples" if rows else "no embeddings"
             raise ValueError(f"Chunk {index} gave {what}.")
         sizes.append(rows.pop())
-    joined = []
-    for parts in zip(*found, strict=True):
-        example = next((part for part in parts if part is not None), None)
-        if example is None:
-            joined.append(None)
-            continue
-        whole = [
-            example.new_zeros((size, *example.shape[1:])) if part is None else part.detach()
-            for part, size in zip(parts, sizes, strict=True)
-        ]
-        joined.append(torch.cat(whole).requires_grad_())
-    return tuple(joined), sizes
+    leaves = [[None if one is None else one.detach() for one in parts] for parts in zip(*found, strict=True)]
+    wholes = [joined(parts, sizes) for parts in leaves]
+    return tuple(None if whole is None else whole.requires_grad_() for whole in wholes), sizes
 
 
-def _split(joined: Embeddings, found: Sequence[Embeddings], sizes: list[int]) -> list[list[Tensor | None]]:
+def joined(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
+    """Parts of so many rows in one tensor, zeros in the place of absent ones; None where all are absent."""
+    example = next((part for part in parts if part is not None), None)
+    if example is None:
+        return None
+    blanks = (example.new_zeros(size, *example.shape[1:]) for size in sizes)
+    return torch.cat([blank if part is None else part for part, blank in zip(parts, blanks, strict=True)])
+
+
+def _split(wholes: Embeddings, found: Sequence[Embeddings], sizes: list[int]) -> list[list[Tensor | None]]:
     """The gradients of each chunk's embeddings, None where there is nothing to pass on."""
     shares = [
-        [None] * len(sizes) if whole is None or whole.grad is None else whole.grad.split(sizes) for whole in joined
+        [None] * len(sizes) if whole is None or whole.grad is None else whole.grad.split(sizes) for whole in wholes
     ]
     return [
         [None if part is None else share[index] for part, share in zip(embeddings, shares, strict=True)]

@@ -17,6 +17,7 @@ from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import event_weights, pool_segments
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.training.gradcache import joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,14 +170,11 @@ def _rows(parts: Sequence[Tensor | None], lengths: Sequence[int] = ()) -> tuple[
     if not present:
         return None, None
     lengths = lengths if present[0].ndim == 2 else [1] * len(parts)
-    rows = [
-        present[0].new_zeros(length, present[0].shape[-1]) if part is None else part.reshape(length, -1)
-        for part, length in zip(parts, lengths, strict=True)
-    ]
+    rows = joined([None if part is None else part.reshape(-1, part.shape[-1]) for part in parts], lengths)
     if len(present) == len(parts):
-        return torch.cat(rows), None
+        return rows, None
     mask = torch.tensor([part is not None for part in parts], device=present[0].device)
-    return torch.cat(rows), mask.repeat_interleave(torch.tensor(lengths, device=mask.device))
+    return rows, mask.repeat_interleave(torch.tensor(lengths, device=mask.device))
 
 
 def matched_loss(

@@ -21,7 +21,7 @@ from avfewshot.models.checkpoint import AdapterConfig, Identified
 from avfewshot.models.losses import CombinedLoss
 from avfewshot.training.data import window_start
 from avfewshot.training.distributed import gather_batch
-from avfewshot.training.gradcache import Embeddings
+from avfewshot.training.gradcache import Embeddings, joined
 from avfewshot.training.objective import ClipEmbeddings, Forward, Objective, TrainingClip, embed_batch, matched_loss
 from avfewshot.training.trainer import TrainTask
 from avfewshot.training.validation import Validator, ValMetrics
@@ -103,15 +103,8 @@ class FewShotTask(ClipTask):
     def embed(self, forward: Forward, samples: Sequence[TrainingClip]) -> Embeddings:
         """Embeddings of all seconds of the clips, ``[sum T, D]`` each; zeros for clips that lack the modality."""
         clips = embed_batch(forward, samples, self._device)
-        joined = []
-        for parts in ([clip.visual for clip in clips], [clip.audio for clip in clips]):
-            example = next((part for part in parts if part is not None), None)
-            rows = None if example is None else [
-                example.new_zeros(sample.num_segments, example.shape[-1]) if part is None else part
-                for part, sample in zip(parts, samples, strict=True)
-            ]  # fmt: skip
-            joined.append(None if rows is None else torch.cat(rows))
-        return tuple(joined)
+        lengths = [sample.num_segments for sample in samples]
+        return tuple(joined([getattr(clip, name) for clip in clips], lengths) for name in ("visual", "audio"))
 
     def loss(self, embeddings: Embeddings, samples: Sequence[TrainingClip]) -> CombinedLoss:
         """See :class:`~avfewshot.training.objective.Objective`."""
@@ -194,14 +187,10 @@ class PretrainTask(ClipTask):
             texts = self.texts.projected(self.model)
         parts = []
         for name in ("visual", "audio"):
-            seconds = [getattr(clip, name) for clip in embeddings]
-            example = next((clip for clip in seconds if clip is not None), None)
-            if example is None:
-                parts.append(None)
-                continue
             words, scale = getattr(texts, name), self.model.temperatures.scale(name).detach()
-            blank = example.new_zeros(example.shape[-1])
-            parts.append(torch.stack([blank if clip is None else self._pooled(clip, words, scale) for clip in seconds]))
+            seconds = (getattr(clip, name) for clip in embeddings)
+            rows = [None if clip is None else self._pooled(clip, words, scale)[None] for clip in seconds]
+            parts.append(joined(rows, [1] * len(rows)))
         return tuple(parts)
 
     def _pooled(self, seconds: Tensor, words: Tensor, scale: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,15 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 SAVE_SECONDS = 300.0
 """A checkpoint is written when an epoch ends with the best model so far, and else when so much time has passed."""
+
+
+PutOff = Callable[[], AbstractContextManager[Callable[[], bool]]]
+"""Makes the context in which signals wait until a step is done; it gives what tells whether one has come."""
+
+
+def undisturbed() -> AbstractContextManager[Callable[[], bool]]:
+    """The same where nobody interrupts."""
+    return nullcontext(lambda: False)
 
 
 class TrainTask:

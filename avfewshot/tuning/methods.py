@@ -25,14 +25,6 @@ MODALITIES = ("visual", "audio")
 Pair = tuple[Tensor | None, Tensor | None]
 """Of sight and of sound; None where a clip has none."""
 
-Length = int | Mapping[str, int]
-"""Context vectors: as many in both text branches, or by modality."""
-
-
-def _of(length: Length, modality: str) -> int:
-    return length if isinstance(length, int) else length[modality]
-
-
 _BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}
 
 
@@ -66,14 +58,16 @@ class TunedMethod(nn.Module):
     Args:
         backbone: Its encoders are used and never changed.
         texts: K + 1 wordings: the classes, then the background.
+        context: Learnt vectors before each text, by modality, where other than `vectors`.
     """
 
     name: str
     recipe: Recipe
     source: str
     uses_pixels = False  # whether it reads frames and waveforms; else the frozen embeddings of seconds
+    vectors = 0  # that are learnt before each text, in either text branch
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Mapping[str, int] | None = None) -> None:
         super().__init__()
         if self.uses_pixels:
             require_walkable(self.name, backbone.visual, backbone.audio)
@@ -81,6 +75,11 @@ class TunedMethod(nn.Module):
         self.texts = tuple(texts)
         self.scales = {"visual": backbone.visual_scale, "audio": backbone.audio_scale}
         self._kept: dict[str, Tensor] = {}
+        if self.vectors:
+            lengths = context or dict.fromkeys(MODALITIES, self.vectors)
+            self.prompts: Any = nn.ModuleDict(
+                {name: PromptedText(getattr(backbone, f"{name}_text"), texts, lengths[name]) for name in MODALITIES}
+            )
 
     def forward(self, visual: Tensor | None, audio: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Logits of the seconds of one clip.
@@ -153,13 +152,11 @@ class CoOp(TunedMethod):
     """Zhou et al., IJCV 2022 (arXiv 2109.01134): M learned context vectors, shared by all classes; towers frozen."""
 
     name, source = "coop", "Zhou et al., IJCV 2022"
+    vectors = 16
     recipe = Recipe("sgd", 2e-3, 32, epochs={1: 50, 4: 100, 16: 200}, warmup_lr=1e-5)
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 16) -> None:
-        super().__init__(backbone, texts)
-        self.prompts: Any = nn.ModuleDict(
-            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
-        )
+    def __init__(self, backbone: Backbone, texts: Sequence[str], **context: Any) -> None:
+        super().__init__(backbone, texts, **context)
         self.context = nn.ParameterDict(
             {
                 name: nn.Parameter(0.02 * torch.randn(self.prompts[name].context, self.prompts[name].width))
@@ -179,13 +176,11 @@ class CoCoOp(TunedMethod):
     """
 
     name, source = "cocoop", "Zhou et al., CVPR 2022"
+    vectors = 4
     recipe = Recipe("sgd", 2e-3, 1, epochs=10, warmup_lr=1e-5)
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 4) -> None:
-        super().__init__(backbone, texts)
-        self.prompts: Any = nn.ModuleDict(
-            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
-        )
+    def __init__(self, backbone: Backbone, texts: Sequence[str], **context: Any) -> None:
+        super().__init__(backbone, texts, **context)
         self.context = nn.ParameterDict(
             {name: nn.Parameter(self.prompts[name].embedding_of(_BEGINNINGS[name])) for name in MODALITIES}
         )
@@ -214,13 +209,11 @@ class MaPLe(TunedMethod):
     """
 
     name, source, uses_pixels = "maple", "Khattak et al., CVPR 2023", True
+    vectors = 2
     recipe = Recipe("sgd", 3.5e-3, 4, epochs=5, warmup_lr=1e-5)
 
-    def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Length = 2, depth: int = 9) -> None:
-        super().__init__(backbone, texts)
-        self.prompts: Any = nn.ModuleDict(
-            {name: PromptedText(getattr(backbone, f"{name}_text"), texts, _of(context, name)) for name in MODALITIES}
-        )
+    def __init__(self, backbone: Backbone, texts: Sequence[str], *, depth: int = 9, **context: Any) -> None:
+        super().__init__(backbone, texts, **context)
         parts: dict[str, nn.Module] = {}
         for name in MODALITIES:
             prompts = self.prompts[name]
