@@ -437,20 +437,20 @@ class FewShot:
         samples, features = self.evaluator.features(support.samples)
         if len(samples) < len(support.samples):
             raise AvfsError("A clip of the support could be read before and cannot be embedded now.")
-        pairs = self.inputs(False, samples, features)
+        pairs = [
+            [None if one is None else one.to(self.device) for one in pair]
+            for pair in self.inputs(False, samples, features)
+        ]
         widths = self.backbone.visual.output_dim, self.backbone.audio.output_dim
         units = [
-            torch.stack([torch.zeros(width) if one is None else F.normalize(one.mean(0), dim=-1) for one in part])
+            torch.stack([torch.zeros(width) if one is None else F.normalize(one.mean(0), dim=-1).cpu() for one in part])
             for part, width in zip(zip(*pairs, strict=True), widths, strict=True)
         ]
         labels = torch.from_numpy(self.dataset.multi_hot(samples))
         anchors = SupportAnchors(self.dataset.classes, units[0], units[1], labels).to(self.device)
         if self.config.anchors == "support":
             return anchors
-        clips = [
-            ClipEmbeddings(*(None if one is None else one.to(self.device) for one in pair), row)
-            for row, pair in enumerate(pairs)
-        ]
+        clips = [ClipEmbeddings(visual, audio, row) for row, (visual, audio) in enumerate(pairs)]
         frozen = AudioVisualModel(self.backbone).to(self.device)
         right = []
         with torch.inference_mode():
