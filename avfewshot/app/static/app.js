@@ -168,7 +168,7 @@
   async function correct(ids, label, start, end) {
     const known = state.classes.some((one) => one.name === label) || label === null || label === "none";
     await ask("/api/label", "POST", { ids, label, start, end, wording: known ? null : label });
-    const what = start === null ? (ids.length === 1 ? rows.get(ids[0]).path : `${ids.length} clips`) : `seconds ${start} to ${end}`;
+    const what = start === null ? (ids.length === 1 ? rows.get(ids[0]).path : `${ids.length} clips`) : `Seconds ${start} to ${end}`;
     say(label === null ? `Taken back: ${what}.` : `${what}: ${label}.`);
     if ($("auto").checked) await learn(true);
     if (open !== null) await refresh();
@@ -211,6 +211,7 @@
     if (open !== null) await refresh();
   }));
   $("suggest").addEventListener("click", attempt(async () => {
+    say("Looking for clips that would teach it most …");
     const answer = await ask("/api/suggest?count=12");
     list.order = answer.ids;
     list.change();
