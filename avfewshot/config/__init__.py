@@ -23,8 +23,80 @@ Importing this module imports nothing heavy.
 
 from __future__ import annotations
 
-from avfewshot.config.commands import *
-from avfewshot.config.fields import *
-from avfewshot.config.kinds import *
-from avfewshot.config.layers import *
-from avfewshot.config.training import *
+from avfewshot.config.commands import (
+    COMMANDS,
+    CompareConfig,
+    EmbedConfig,
+    EngineConfig,
+    ExportConfig,
+    FewshotConfig,
+    FindConfig,
+    PretrainConfig,
+    SuggestConfig,
+    SupervisedConfig,
+    TowersConfig,
+    ZeroshotConfig,
+    table_settings,
+)
+from avfewshot.config.fields import UNSET, Setting, settings_of
+from avfewshot.config.kinds import (
+    ADAPTER_METHODS,
+    AUDIO_CONTEXTS,
+    AUTO,
+    NONE,
+    TASKS,
+    TUNED_METHODS,
+    method_choices,
+    not_one_of,
+)
+from avfewshot.config.layers import CONFIG_NAME, Resolved, environment_name, read_config, resolve
+from avfewshot.config.training import (
+    PAPER,
+    SHAPING,
+    BackboneConfig,
+    PretrainingConfig,
+    SupervisedTrainingConfig,
+    TrainerConfig,
+    TrainingConfig,
+    read_training,
+)
+
+__all__ = [
+    "ADAPTER_METHODS",
+    "AUDIO_CONTEXTS",
+    "AUTO",
+    "COMMANDS",
+    "CONFIG_NAME",
+    "NONE",
+    "PAPER",
+    "SHAPING",
+    "TASKS",
+    "TUNED_METHODS",
+    "UNSET",
+    "BackboneConfig",
+    "CompareConfig",
+    "EmbedConfig",
+    "EngineConfig",
+    "ExportConfig",
+    "FewshotConfig",
+    "FindConfig",
+    "PretrainConfig",
+    "PretrainingConfig",
+    "Resolved",
+    "Setting",
+    "SuggestConfig",
+    "SupervisedConfig",
+    "SupervisedTrainingConfig",
+    "TowersConfig",
+    "TrainerConfig",
+    "TrainingConfig",
+    "ZeroshotConfig",
+    "environment_name",
+    "method_choices",
+    "not_one_of",
+    "read_config",
+    "read_training",
+    "resolve",
+    "settings_of",
+    "table_settings",
+]

@@ -9,7 +9,41 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le
 
 from avfewshot.config.fields import Setting, Settings, section, setting, settings_of
-from avfewshot.config.kinds import *
+from avfewshot.config.kinds import (
+    A_TASK,
+    ADAPTERS,
+    COST,
+    DATA,
+    DEVICES,
+    HEARD,
+    METHOD,
+    MODEL,
+    NONE,
+    OUTPUT,
+    TRAINING,
+    AudioContext,
+    Auto,
+    Background,
+    Contexts,
+    Count,
+    Device,
+    Factor,
+    FilePath,
+    Folder,
+    Folders,
+    Fusion,
+    Names,
+    Pool,
+    Precision,
+    Real,
+    Secret,
+    Seeds,
+    Shots,
+    Task,
+    Text,
+    Texts,
+    Tracker,
+)
 from avfewshot.config.training import BackboneConfig, PretrainingConfig, SupervisedTrainingConfig, TrainingConfig
 
 COMMANDS: dict[str, type[CommandConfig]] = {}

@@ -11,7 +11,38 @@ from annotated_types import Ge, Gt, Le
 
 from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config.fields import Rule, Settings, setting
-from avfewshot.config.kinds import *
+from avfewshot.config.kinds import (
+    ADAPTERS,
+    AUTO,
+    BY_PATH,
+    COST,
+    DATA,
+    HEARD,
+    LIGHT_METHODS,
+    METHOD,
+    MODEL,
+    NONE,
+    TRAINING,
+    TUNED_METHODS,
+    AdapterKind,
+    AudioContext,
+    Auto,
+    Background,
+    Count,
+    Device,
+    Factor,
+    FilePath,
+    Fusion,
+    Method,
+    Pool,
+    Precision,
+    Real,
+    Seed,
+    Seeds,
+    Size,
+    Task,
+    Text,
+)
 
 
 class BackboneConfig(Settings, panel=MODEL):
