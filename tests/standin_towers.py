@@ -80,6 +80,7 @@ class StandInBackbone:
     audio: StandInTower
     visual_scale: float = 20.0
     audio_scale: float = 10.0
+    recipe: str = ""
 
 
 VISUAL_SHAPES = [(5, 12)] * 4

@@ -442,6 +442,20 @@ def test_random_weights_of_one_seed_share_features_with_no_other_architecture(sm
     assert first[f"file {role}"] != second[f"file {role}"]
 
 
+@pytest.mark.parametrize("change", [{"mean": [0.5, 0.5, 0.5]}, {"std": [0.2, 0.2, 0.2]}, {"quick_gelu": True}])
+def test_the_same_weights_read_in_another_way_share_no_features(small, tmp_path, change):
+    paths = {"clip_weights": small.clip.source.file, "clap_weights": small.clap.source.file}
+    paths["roberta"] = small.path.parent / "roberta"
+    presets = []
+    for name, clip in (("one", {}), ("two", {"repository": "elsewhere/clip"}), ("other", change)):
+        (tmp_path / name).mkdir()
+        presets.append(load_preset(write_preset(tmp_path / name, clip=clip)))
+    first, second, third = (embedding_identity(build_backbone(p, **paths), "fp32") for p in presets)
+    assert first == second
+    assert second != third
+    assert "preset" not in embedding_identity(build_backbone("tiny"), "fp32")  # nor are kept entries of it forgotten
+
+
 def test_the_kind_of_gelu_is_in_the_fingerprint_and_in_the_result(small, tmp_path):
     quick = load_preset(write_preset(tmp_path, clip={"quick_gelu": True}))
     paths = {"clip_weights": small.clip.source.file, "clap_weights": small.clap.source.file}

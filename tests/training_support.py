@@ -43,6 +43,7 @@ class Backbone:
     audio: StandInTower
     visual_scale: float = 10.0
     audio_scale: float = 10.0
+    recipe: str = ""
     name: str = "stand-in"
     identity: dict[str, str] = field(default_factory=lambda: {"clip": "c" * 64, "clap": "a" * 64})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from avfewshot.encoders.kinds.base import Parts, Preset
-from avfewshot.encoders.presets import load_preset
+from avfewshot.encoders.presets import load_preset, recipe
 from avfewshot.encoders.text import NoTexts
 from avfewshot.encoders.weights.identity import combined, sample_hash
 from avfewshot.encoders.weights.load import ZerosForRandom
@@ -26,6 +26,7 @@ class Backbone(Parts):
     # SHA-256 of each file that went in by its role ("clip", "clap", tokenizers), the same wherever and under whatever
     # name the file lies; "random:<seed>:<fingerprint>" for random weights.
     identity: dict[str, str]
+    recipe: str = ""  # how a YAML file of one's own reads them, see presets.recipe
 
     @property
     def wordless(self) -> bool:
@@ -105,4 +106,6 @@ def _random(preset: Preset, files: Mapping[str, Path], seed: int) -> Backbone:
 
 
 def _backbone(preset: Preset, parts: Parts, identity: dict[str, str]) -> Backbone:
-    return Backbone(name=preset.name, templates=preset.templates, identity=identity, **vars(parts))
+    return Backbone(
+        name=preset.name, templates=preset.templates, identity=identity, recipe=recipe(preset), **vars(parts)
+    )

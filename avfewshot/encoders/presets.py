@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from avfewshot.encoders.kinds.base import ANY, TEXT, Preset, Reader
+from avfewshot.encoders.kinds.base import ANY, SOURCE, TEXT, Preset, Reader
 from avfewshot.encoders.kinds.clip_clap import ClipClap
 from avfewshot.encoders.kinds.pe_av import PeAv
 from avfewshot.encoders.kinds.towers import Towers
+from avfewshot.encoders.weights.identity import combined
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import load_yaml, user_path
 
@@ -47,6 +50,21 @@ def load_preset(name_or_path: str | Path) -> Preset:
     preset = kind.read(reader, top, reader.common(top))
     raise_faults(reader.faults)
     return preset
+
+
+def recipe(preset: Preset) -> str:
+    """What a YAML file of one's own says beside where its files lie, as a digest; empty for a packaged preset.
+
+    The same weights can be read in other ways: with another mean of the pixels, another kind of GELU.
+    """
+    if preset.path.parent == _FOLDER:
+        return ""
+
+    def said(value: Any) -> Any:
+        unsaid = ("description", "templates", *SOURCE)
+        return {key: said(value[key]) for key in value if key not in unsaid} if isinstance(value, dict) else value
+
+    return combined(json.dumps(said(load_yaml(preset.path)), sort_keys=True, default=str))
 
 
 def walkable_presets() -> list[str]:

@@ -33,6 +33,8 @@ DEFAULT_MAX_BYTES = 10_000_000_000
 def embedding_identity(backbone: Backbone, precision: str, audio_context: str = "second") -> dict[str, str]:
     """What the embeddings of frozen towers depend on beside the files."""
     about = {f"file {role}": digest for role, digest in backbone.identity.items()}
+    if backbone.recipe:
+        about["preset"] = backbone.recipe
     if audio_context != "second":  # absent in entries and stores from before there was a choice
         about["audio context"] = audio_context
     return {**about, "precision": precision, "frame size": str(backbone.visual.image_size)}

@@ -156,6 +156,7 @@ class FeatureStore:
         self.failures: dict[Path, Failure] = {}
         self._about = {
             **{f"file {role}": digest for role, digest in backbone.identity.items()},
+            **({"preset": backbone.recipe} if backbone.recipe else {}),
             "version": VERSION,
             "task": task.name,
             "kinds": sorted(kinds),
