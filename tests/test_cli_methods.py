@@ -426,7 +426,7 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, refus
     assert len(kept) == 4
     with monkeypatch.context() as patch:  # what is done is neither read nor embedded again
         patch.setattr("avfewshot.training.fewshot.readable_support", None)
-        patch.setattr("avfewshot.training.fewshot.FewShot.test", None)
+        patch.setattr("avfewshot.training.fewshot.on_test_clips", None)
         again, _ = call(*arguments)
     assert again == out
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
@@ -436,7 +436,7 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(call, refus
     assert sum(row["system"] == "timo" for row in rows) == 2
     # Seeds come and go; the cells of those that stay are as they were.
     with monkeypatch.context() as patch:
-        patch.setattr("avfewshot.training.fewshot.FewShot.test", None)
+        patch.setattr("avfewshot.training.fewshot.on_test_clips", None)
         call(*arguments, "--seeds", "1")
 
 

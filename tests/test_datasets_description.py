@@ -57,7 +57,7 @@ def test_tasks_lead_to_their_data_set():
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(UsageError, match=r"no task 'lp_cls'.*avvp, llp_cls.*--data FOLDER"):
+    with pytest.raises(UsageError, match=r"no task 'lp_cls'. Did you mean 'llp_cls'.*avvp, llp_cls.*`folder`"):
         dataset_of_task("lp_cls")
     with pytest.raises(UsageError, match="avs_ms3, llp, ovave"):
         load_description("llp_cls")
