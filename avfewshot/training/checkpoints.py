@@ -198,6 +198,8 @@ class CheckpointManager:
     def load_last(self, backbone: Identified | None = None) -> Resumed | None:
         """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
 
+        What a process left that was killed while it removed old ones is removed: a training that is done saves no more.
+
         Raises:
             AvfsError: All are damaged, or it was trained with another backbone.
         """
@@ -212,6 +214,8 @@ class CheckpointManager:
                 continue
             if backbone is not None:
                 adapter.config.check_backbone(backbone, where=path)
+            if not skipped:
+                self._tidy()
             state = TrainingState(adapter.tensors, values["parts"], values["rng"], values["progress"])
             return Resumed(number_of(path), adapter.config, state, tuple(skipped))
         if first is not None:
