@@ -72,7 +72,7 @@ def test_a_tower_without_a_time_grid_is_refused(model) -> None:
 
 
 def test_caches_know_the_context(tmp_path) -> None:
-    backbone = SimpleNamespace(identity={"clap": "1"}, visual=SimpleNamespace(image_size=64))
+    backbone = SimpleNamespace(identity={"clap": "1"}, recipe="", visual=SimpleNamespace(image_size=64))
     by_second, by_clip = (embedding_identity(backbone, "fp32", context) for context in ("second", "clip"))
     assert by_second == embedding_identity(backbone, "fp32")
     assert by_second != by_clip

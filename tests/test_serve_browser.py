@@ -166,7 +166,7 @@ def test_drop_label_correct_relearn_reload_nothing_lost(browser, folder):
         page.get_by_role("heading", name="dropped/dropped.mp4").wait_for()
         page.locator(".track.both .run").first.wait_for()
         assert page.locator(".track-name").all_text_contents() == ["Both", "Sight", "Sound"]
-        page.wait_for_function("() => document.querySelector('video').readyState >= 2")
+        page.wait_for_function("() => document.querySelector('video')?.readyState >= 2")
 
         # The timeline seeks the video, and the video moves the timeline.
         box = page.locator(".track.both").bounding_box()
@@ -283,7 +283,7 @@ def test_by_keyboard_only(browser, server):
     page.keyboard.press("j")
     page.get_by_role("heading", name="low-1.mp4").wait_for()
     page.locator(".track.both .run").first.wait_for()
-    page.wait_for_function("() => document.querySelector('video').readyState >= 2")
+    page.wait_for_function("() => document.querySelector('video')?.readyState >= 2")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("() => document.querySelector('video').currentTime == 2")
@@ -322,7 +322,7 @@ def test_two_tabs_do_not_disturb_each_other(browser, server):
     one.get_by_role("button", name="low-0.mp4").click()
     one.locator("#label").fill("half typ")
     one.locator("#sort").select_option("score")
-    one.wait_for_function("() => document.querySelector('video').readyState >= 1")
+    one.wait_for_function("() => document.querySelector('video')?.readyState >= 1")
     one.evaluate("document.querySelector('video').currentTime = 1.5; window.player = document.querySelector('video')")
     two.get_by_role("button", name="low-0.mp4").click()
     two.locator("#label").fill("hum")
@@ -364,7 +364,7 @@ def test_a_report_in_the_browser(browser, report, width):
     page, errors = open_page(browser, report.as_uri(), width=width)
     page.locator(".grid li").first.wait_for()
     assert page.locator(".grid li").count() == 6
-    page.wait_for_function("() => document.querySelector('video').readyState >= 1")  # by its relative path
+    page.wait_for_function("() => document.querySelector('video')?.readyState >= 1")  # by its relative path
     page.locator("#search").fill("high")
     assert page.locator(".count").inner_text() == "3 of 6 clips"
     page.locator("#sort").select_option("margin")
