@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,18 @@ def test_accumulation_resumes_between_its_steps(tmp_path):
     assert (again.progress.epoch, again.progress.batch) == (1, 1)
     again.fit()
     assert same(tensors(whole), tensors(again))
+
+
+def test_a_training_that_is_done_removes_what_a_killed_one_had_not(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.fit()
+    folder = trainer.checkpoints.folder
+    kept = sorted(path.name for path in folder.iterdir())
+    shutil.copytree(trainer.checkpoints.steps()[-1], folder / "step-00000001")  # killed before it was removed
+    (folder / ".part-d9k1a4f1" / "step-00000002").mkdir(parents=True)  # or while it was
+    again = make_trainer(tmp_path)
+    again.fit(resume=again.checkpoints.load_last(backbone()))
+    assert sorted(path.name for path in folder.iterdir()) == kept
 
 
 def test_what_does_not_resume_to_the_bit_is_said(tmp_path):

@@ -432,17 +432,6 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert store.load_best().tensors["x"][0] == 9
 
 
-def test_a_training_that_goes_on_removes_what_a_killed_one_had_not(tmp_path, monkeypatch):
-    store = CheckpointManager(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "_tidy", lambda: None)  # killed before it
-        for step in (8, 9, 10):
-            store.save(step, adapter_config(), small_state(step), best=True)
-    (tmp_path / ".part-d9k1a4f1" / "step-00000007").mkdir(parents=True)
-    assert CheckpointManager(tmp_path).load_last().step == 10
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00000010", "step-00000009", "step-00000010"]
-
-
 def test_a_number_that_comes_again_counts_as_the_later_one(tmp_path):
     store = CheckpointManager(tmp_path)
     for value in (1, 2, 3):

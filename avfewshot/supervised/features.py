@@ -16,6 +16,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import Tower, require_walkable
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.devices import PRECISIONS
+from avfewshot.inference.embedding_cache import embedding_identity
 from avfewshot.io import cache_dir
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.stream import read_ahead
@@ -155,13 +156,11 @@ class FeatureStore:
         self.frame_backend, self.observer = frame_backend, observer or Observer()
         self.failures: dict[Path, Failure] = {}
         self._about = {
-            **{f"file {role}": digest for role, digest in backbone.identity.items()},
-            **({"preset": backbone.recipe} if backbone.recipe else {}),
+            **embedding_identity(backbone, precision),
             "version": VERSION,
             "task": task.name,
             "kinds": sorted(kinds),
             **({} if task.window == task.seconds else {"window": task.window}),
-            "precision": precision,
             "frame backend": frame_backend,
         }
         self._disk = DiskCache(cache_dir("features"), ".safetensors", max_bytes)

@@ -176,7 +176,7 @@ class CheckpointManager:
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None
             document = {"format": FORMAT, "sha256": {_STATE: sha256_file(unfinished / _STATE)}}
             (unfinished / _DIGEST).write_text(json.dumps(document), encoding="utf-8")
-        self._tidy()
+        self.tidy()
         return target
 
     def steps(self) -> list[Path]:
@@ -198,8 +198,6 @@ class CheckpointManager:
     def load_last(self, backbone: Identified | None = None) -> Resumed | None:
         """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
 
-        What a process left that was killed while it removed old ones is removed: a training that is done saves no more.
-
         Raises:
             AvfsError: All are damaged, or it was trained with another backbone.
         """
@@ -214,8 +212,6 @@ class CheckpointManager:
                 continue
             if backbone is not None:
                 adapter.config.check_backbone(backbone, where=path)
-            if not skipped:
-                self._tidy()
             state = TrainingState(adapter.tensors, values["parts"], values["rng"], values["progress"])
             return Resumed(number_of(path), adapter.config, state, tuple(skipped))
         if first is not None:
@@ -227,7 +223,8 @@ class CheckpointManager:
         again = [revision_of(path) for path in numbered(self.folder, kind) if number_of(path) == step]
         return self.folder / (f"{kind}-{step:08d}" + (f".{max(again) + 1}" if again else ""))
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
+        """Remove the checkpoints that are not needed any more, and what a killed process left unfinished."""
         for path in numbered(self.folder, "step")[:-_KEPT] + numbered(self.folder, "best")[:-1]:
             # Under its own name a checkpoint is whole until it is gone: rename it first, in one stroke.
             trash = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.folder))

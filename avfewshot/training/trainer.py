@@ -233,6 +233,8 @@ class Trainer:
         if self.fabric.global_rank == 0:
             # An epoch is validated after its last step: whether that was before the checkpoint is told by the epoch.
             self.log.rewind({"step": step, "epoch": min(step, self.progress.epoch * self.steps_per_epoch)})
+            if not found.skipped:  # what a killed process was about to remove; a training that is done saves no more
+                self.checkpoints.tidy()
         self._resumed = True
         return [*found.skipped, *lost]
 
