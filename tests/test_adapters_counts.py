@@ -16,9 +16,9 @@ from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.kinds.towers import STG_CMA_CLIP, STG_CMA_SWIN
 from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
 from avfewshot.encoders.swinv2 import build_swin
-from avfewshot.heads.question_answering import STAVQA
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import count_parameters
+from avfewshot.supervised.avqa import STAVQA
 
 CLIP_B = {"patch_size": 16, "width": 768, "layers": 12, "heads": 12}
 CLIP_L = {"patch_size": 14, "width": 1024, "layers": 24, "heads": 16}

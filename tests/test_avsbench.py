@@ -22,7 +22,7 @@ from avfewshot.data.load import load_dataset
 from avfewshot.data.shards.plan import plan_shards
 from avfewshot.errors import DataError, MediaError, UsageError
 from avfewshot.evaluation.masks import MaskScores, f_curves, jaccard
-from avfewshot.heads.segmentation import AUDIO_WIDTH, STAGE_WIDTHS, TPAVI, MaskDecoder, Refine, mask_loss
+from avfewshot.supervised.avs import AUDIO_WIDTH, STAGE_WIDTHS, TPAVI, MaskDecoder, Refine, mask_loss
 
 S4 = (
     "name,start,category,split\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avfewshot.data.load import load_dataset
-from avfewshot.heads.localisation import CMBS
+from avfewshot.supervised.ave import CMBS
 from avfewshot.supervised.base import Example, TaskData, load_task
 
 OFFICIAL = Path(__file__).parents[2] / "shared/data/AVE"

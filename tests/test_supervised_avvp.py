@@ -8,7 +8,7 @@ import torch
 
 from avfewshot.data.load import load_dataset
 from avfewshot.evaluation.parsing import parsing_scores, runs
-from avfewshot.heads.parsing import HAN, MGN
+from avfewshot.supervised.avvp import HAN, MGN
 
 OFFICIAL = Path(__file__).parents[2] / "shared/data/LLP"
 NAMES = ("A", "V", "AV", "Type", "Event")

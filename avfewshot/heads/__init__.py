@@ -1,1 +1,0 @@
-"""What turns the features of the towers into a task's answer."""
