@@ -24,8 +24,8 @@ from media_factory import (
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from avfewshot.media.frames_pyav import PyavFrames
-from avfewshot.media.picture import fit, orientation
+from avfewshot.media.frames import PyavFrames
+from avfewshot.media.picture import fit, upright
 from avfewshot.media.probe import probe
 from avfewshot.media.reader import ClipReader, read_clip
 
@@ -134,11 +134,16 @@ def test_pictures_are_turned_upright(tmp_path, rotation, mirrored, backend):
 
 
 def test_a_matrix_that_is_no_quarter_turn_counts_as_upright():
-    one = 1 << 16
-    assert orientation(np.array([0, -one, 0, one, 0, 0, 0, 0, 1 << 30], np.int32).tobytes()) == (0, -1, 1, 0)
-    half = round(one * 0.7071)
-    assert orientation(np.array([half, half, 0, -half, half, 0, 0, 0, 1 << 30], np.int32).tobytes()) == (1, 0, 0, 1)
-    assert orientation(bytes(36)) == (1, 0, 0, 1)
+    image, one, half = picture(5), 1 << 16, round((1 << 16) * 0.7071)
+    turned = upright(image, np.array([0, -one, 0, one, 0, 0, 0, 0, 1 << 30], np.int32).tobytes())
+    assert np.array_equal(turned, np.rot90(image))
+    for odd in (
+        [half, half, 0, -half, half, 0, 0, 0, 1 << 30],
+        [one, one, 0, 0, one, 0, 0, 0, 1 << 30],
+        [0] * 9,
+        [one],
+    ):
+        assert np.array_equal(upright(image, np.array(odd, np.int32).tobytes()), image)
 
 
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])

@@ -27,8 +27,8 @@ from PIL import Image
 
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.media import SAMPLE_RATE, Clip, ClipReader, container, read_clip
-from avfewshot.media import frames_decord as frames_decord_module
-from avfewshot.media.frames_pyav import PyavFrames
+from avfewshot.media import frames as frames_module
+from avfewshot.media.frames import PyavFrames
 from avfewshot.media.picture import fit
 from avfewshot.media.stream import read_isolated
 
@@ -199,7 +199,7 @@ def test_when_decord_fails_on_the_way_pyav_goes_on(folder, monkeypatch):
     expected = read_clip(path, frame_size=32).frames
     with ClipReader(path, frame_size=32, frame_backend="decord") as reader:
         assert reader.frame_backend == "decord"
-        monkeypatch.setattr(frames_decord_module, "_BATCH", 1)
+        monkeypatch.setattr(frames_module, "_BATCH", 1)
         decode = reader._frames._decode
         calls = iter([decode])
 
@@ -207,7 +207,7 @@ def test_when_decord_fails_on_the_way_pyav_goes_on(folder, monkeypatch):
             try:
                 return next(calls)(numbers)
             except StopIteration:
-                raise frames_decord_module.DecordUnfitError("decord cannot decode a part of it") from None
+                raise frames_module.DecordUnfitError("decord cannot decode a part of it") from None
 
         monkeypatch.setattr(reader._frames, "_decode", fail_second)
         clip = reader.read()

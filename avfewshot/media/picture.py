@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
-_UPRIGHT = (1, 0, 0, 1)
 
-# (a, b, c, d) of a display matrix, by signs -> (swap rows and columns, then top and bottom, then left and right)
-_TURNS = {
-    (1, 0, 0, 1): (False, False, False),
-    (-1, 0, 0, 1): (False, False, True),
-    (1, 0, 0, -1): (False, True, False),
-    (-1, 0, 0, -1): (False, True, True),
-    (0, 1, 1, 0): (True, False, False),
-    (0, 1, -1, 0): (True, False, True),
-    (0, -1, 1, 0): (True, True, False),
-    (0, -1, -1, 0): (True, True, True),
-}
-
-
-def orientation(matrix: bytes | None) -> tuple[int, int, int, int]:
-    """The turn that a display matrix asks for.
-
-    Args:
-        matrix: Nine native 32-bit integers as FFmpeg gives them (3 x 3, row-major), or None.
-
-    Returns:
-        Signs (-1, 0, 1) of its upper left 2 x 2 part (a, b, c, d), which maps a stored point (x, y) to
-        (a x + c y, b x + d y) on the screen, y downwards. (1, 0, 0, 1) is upright; a matrix that is no multiple of a
-        quarter turn counts as upright.
-    """
-    if matrix is None or len(matrix) != 36:
-        return _UPRIGHT
-    values = np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]].astype(np.int64)
-    largest = np.abs(values).max()
-    if largest == 0:
-        return _UPRIGHT
-    a, b, c, d = (int(v) for v in np.sign(values) * (np.abs(values) * 2 > largest))
-    return (a, b, c, d) if (a, b, c, d) in _TURNS else _UPRIGHT
-
-
-def turn(image: np.ndarray, how: tuple[int, int, int, int]) -> np.ndarray:
-    """Turn and mirror a picture.
+def upright(image: np.ndarray, matrix: Any) -> np.ndarray:
+    """Turn and mirror a picture as its display matrix asks for.
 
     Args:
         image: ``[H, W, 3]``.
-        how: What :func:`orientation` returned.
+        matrix: Nine native 32-bit integers as FFmpeg gives them beside a frame (3 x 3, row-major), or None. Its upper
+            left 2 x 2 part (a, b, c, d) maps a stored point (x, y) to (a x + c y, b x + d y) on the screen, y
+            downwards; what is no multiple of a quarter turn counts as upright.
 
     Returns:
         ``[H, W, 3]`` or ``[W, H, 3]``, contiguous.
     """
-    swap, top_bottom, left_right = _TURNS[how]
-    if swap:
-        image = image.transpose(1, 0, 2)
-    if top_bottom:
-        image = image[::-1]
-    if left_right:
-        image = image[:, ::-1]
+    content = b"" if matrix is None else bytes(matrix)
+    if len(content) == 36:
+        values = np.frombuffer(content, np.int32)[[0, 1, 3, 4]].astype(np.int64)
+        a, b, c, d = (np.sign(values) * (np.abs(values) * 2 > np.abs(values).max())).tolist()
+        swapped = (abs(a), abs(b), abs(c), abs(d)) == (0, 1, 1, 0)
+        if swapped or (abs(a), abs(b), abs(c), abs(d)) == (1, 0, 0, 1):
+            image = image.transpose(1, 0, 2) if swapped else image
+            image = image[::-1] if b + d < 0 else image
+            image = image[:, ::-1] if a + c < 0 else image
     return np.ascontiguousarray(image)
 
 

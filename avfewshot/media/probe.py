@@ -16,20 +16,29 @@ import av
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Stream
 
 from avfewshot.errors import MediaError
-from avfewshot.media.clock import ANEW, LONG_GAP, MAX_GAP, Clock, Shifts, mend
 from avfewshot.media.container import (
     READ_ERRORS,
+    Track,
     beyond_bounds,
     is_cut_short,
     is_picture,
     joined_behind,
+    mend,
     open_media,
     pick_streams,
     truncated,
 )
+
+MAX_GAP = 60
+"""Seconds without any packet that are believed; twelve in formats whose clock may start anew."""
+
+LONG_GAP, LONG_GAPS = 12, 600
+"""Gaps of more than twelve seconds are believed up to ten minutes of them in a file."""
+
+ANEW = frozenset({"mpegts", "mpeg"})
+"""Formats that may be joined byte by byte, with clocks that start anew."""
 
 FULL_SCAN_SECONDS = 120
 """Files up to this length are read through once (well under a millisecond for each second of media); of longer ones
@@ -39,23 +48,7 @@ _TAIL_SECONDS = 5
 _LEAST_BYTES = 2_000  # a second: a file that has less is read through, since the length that it declares may be made up
 _MOST_BYTES = 2_000_000_000  # of a file that is read through because its clock may start anew
 _MAX_READ_ERRORS = 100
-
-
-@dataclass
-class Track:
-    """One stream, its times in seconds on the file's own clock."""
-
-    index: int
-    time_base: Fraction  # seconds in one tick of its timestamps
-    start: Fraction  # when its first picture or sample is due
-    end: Fraction  # when its last one ends
-    rate: Fraction | None = None  # pictures a second on average; None where the file does not say, and for audio
-    # Sorted timestamps (ticks) of all pictures; None unless every packet was read and each has one of its own.
-    stamps: tuple[int, ...] | None = None
-    counted: bool = False  # the pictures have no usable timestamps and can only be counted, at `rate`
-    closed: bool = True  # every keyframe is followed by later pictures only: none depends on an earlier group
-    pixels: tuple[str | None, int] | None = None  # FFmpeg's pixel format and the height: ("yuv420p", 240)
-    shifts: Shifts = field(default_factory=dict)  # see `clock`; where there are any, the file cannot be sought
+_BACK = 2  # seconds by which a packet may be stored after its turn
 
 
 @dataclass
@@ -86,209 +79,259 @@ def probe(path: Path) -> Probe:
         MediaError: It cannot be opened, or has neither a video nor an audio track that can be decoded.
     """
     with open_media(path) as container:
-        chosen = [s for s in pick_streams(container) if s is not None]
-        if not chosen:
+        scan = _Scan(container)
+        if not scan.stretches:
             raise MediaError(path, _why_nothing(container))
         declared = container.duration or 0
         size = os.path.getsize(path)
         believed = declared and size > _LEAST_BYTES * declared / av.time_base
-        anew = ANEW & set(container.format.name.split(",")) and size < _MOST_BYTES
-        if believed and not anew and declared > FULL_SCAN_SECONDS * av.time_base:
-            scan = _Scan(container, chosen)
-            if scan.read_tail():
-                return _conclude(path, container, scan)
+        anew = scan.anew and size < _MOST_BYTES
+        if believed and not anew and declared > FULL_SCAN_SECONDS * av.time_base and scan.read_tail():
+            return _conclude(path, container, scan)
     with open_media(path) as container:  # anew: seeking back to the beginning loses what precedes the first keyframe
-        scan = _Scan(container, [s for s in pick_streams(container) if s is not None])
-        scan.read_all()
+        scan = _Scan(container)
+        scan.whole = True
+        scan.read()
         return _conclude(path, container, scan)
 
 
 def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
-    tracks = {kind: scan.track(kind) for kind in ("video", "audio")}
-    present = [t for t in tracks.values() if t is not None]
+    video, audio = scan.track("video"), scan.track("audio")
+    present = [track for track in (video, audio) if track is not None]
     if not present:
-        if scan.encrypted:
+        if any(stretch.encrypted for stretch in scan.stretches.values()):
             raise MediaError(path, "is encrypted, and cannot be decoded without its key")
         if is_cut_short(path):
             raise truncated(path)
         raise MediaError(path, "holds no pictures and no sound: its tracks are empty")
     zero = min(t.start for t in present)
     duration = max(t.end for t in present) - zero
-    result = Probe(path, container.format.name, tracks["video"], tracks["audio"], zero, duration)
-    result.warnings += _absent(container, result, scan.encrypted)
-    result.warnings += scan.jumps(zero) or _short(path, container, scan, zero, duration)
+    result = Probe(path, container.format.name, video, audio, zero, duration)
+    result.warnings += _absent(container, result, scan)
+    result.warnings += scan.jumped(zero) or _short(path, container, scan, zero, duration)
     result.warnings += _apart(result)
-    result.warnings += scan.hole(result.video, zero)
+    result.warnings += scan.hole(zero)
     return result
 
 
+class _Stretch:
+    """What is known of a stream from its packets so far."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.index, self.kind = stream, stream.index, stream.type
+        self.base: Fraction = stream.time_base or Fraction(1)
+        self.rate: Fraction | None = (stream.average_rate or stream.guessed_rate or None) if self.is_video else None
+        # Ticks that a picture stands where its packet does not say.
+        self.usual = round(min(1 / self.rate, LONG_GAP) / self.base) if self.rate else 0
+        self.encrypted = "enc_key_id" in stream.metadata  # of Matroska
+        self.count = 0
+        self.first: int | None = None
+        self.end: int | None = None
+        # Of pictures.
+        self.stamps: list[int] = []
+        self.lengths: dict[int, int] = {}  # by timestamp
+        self.stamped = self.closed = True
+        self.keyframe: int | None = None
+        # For the clock.
+        self.number = 0  # of the next packet
+        self.shifts: dict[int, int] = {}
+        self.last: Fraction | None = None  # seconds
+        self.offset = Fraction(0)
+
+    @property
+    def is_video(self) -> bool:
+        return self.kind == "video"
+
+    def note(self, packet: Packet) -> None:
+        """Take account of the next packet."""
+        pts = packet.pts
+        if packet.is_discard:  # cut away by an edit list: decoded for the sake of others, never shown
+            self.stamped = False
+            return
+        self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
+        self.count += 1
+        if self.is_video:
+            if pts is None:
+                self.stamped = False
+            else:
+                self.stamps.append(pts)
+                self.keyframe = pts if packet.is_keyframe else self.keyframe
+                self.closed = self.closed and (self.keyframe is None or pts >= self.keyframe)
+        stamp = pts if pts is not None else packet.dts
+        if stamp is not None:
+            self.first = stamp if self.first is None else min(stamp, self.first)
+            self.lengths[stamp] = length = min(packet.duration or self.usual, int(MAX_GAP / self.base))
+            self.end = stamp + length if self.end is None else max(stamp + length, self.end)
+
+    def must_count(self, container: InputContainer) -> bool:
+        """Whether pictures have no timestamps that are of use."""
+        if 2 * len(self.stamps) < self.count:
+            return True
+        # AVI numbers pictures in the order they are stored; FFmpeg passes that on as the order they are shown.
+        reordered = any(a > b for a, b in itertools.pairwise(self.stamps))
+        return container.format.name == "avi" and bool(self.stream.codec_context.has_b_frames) and not reordered
+
+
 class _Scan:
-    """Reads packets, all of them or those near the end, and notes the extent of each stream."""
+    """Reads packets, all of them or those near the end.
 
-    def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
+    Timestamps are believed as far as they can be. A packet that lies far from all that came before it in the file (a
+    flipped bit, a bomb, a recording joined to another one whose clock starts anew) is given the next time on the clock.
+    So the length of a file is bounded by its packets, and joined files are read to their end.
+    """
+
+    def __init__(self, container: InputContainer) -> None:
         self._container = container
-        self._streams: dict[int, Any] = {s.index: s for s in streams}
-        self._first: dict[int, int] = {}
-        self._end: dict[int, int] = {}
-        self._count: dict[int, int] = {}
-        self._lengths: dict[int, int] = {}
-        self._stamps: list[int] = []
-        self._stamped = self._closed = True
-        self._keyframe: int | None = None
-        self.whole = False
-        self._clock = Clock(streams, container.format.name)
-        self._usual = {s.index: _usual_length(s) for s in streams}
+        streams = [stream for stream in pick_streams(container) if stream is not None]
+        self.stretches = {stream.index: _Stretch(stream) for stream in streams}
+        self.anew = bool(ANEW & set(container.format.name.split(",")))
+        self.whole = False  # whether the file is read through
         self.errors = 0
-        self.encrypted = {s.index for s in streams if "enc_key_id" in s.metadata}  # of Matroska
         self.last_byte = 0  # where the packets end in the file
+        # The clock, in seconds.
+        self.jumps: list[tuple[Fraction, Fraction]] = []  # (when, by how much a packet was off)
+        self._gap = LONG_GAP if self.anew else MAX_GAP
+        self._believed = Fraction(0)
+        self._begin: Fraction | None = None
+        self._end: Fraction | None = None
+        self._stop = Fraction(0)  # when the last packet so far ends
+        self._offsets = [Fraction(0)]  # the last few, newest first
 
-    def read_all(self) -> None:
-        """Read the file through."""
-        self.whole = True
-        self._read(list(self._streams.values()))
+    def read(self, only: _Stretch | None = None) -> None:
+        """Read on to the end of the file."""
+        streams = [stretch.stream for stretch in self.stretches.values() if only in (None, stretch)]
+        while self.errors <= _MAX_READ_ERRORS:
+            try:
+                for packet in self._container.demux(streams):
+                    if packet.size:
+                        stretch = self.stretches[packet.stream_index]
+                        mend(packet, self._shift(packet, stretch) if self.whole else 0, stretch.base)
+                        if not packet.is_discard:
+                            self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
+                        stretch.note(packet)
+                return
+            except READ_ERRORS:  # noqa: PERF203 - what follows a damaged packet may be whole
+                self.errors += 1
 
     def read_tail(self) -> bool:
         """Read the last seconds; False if they do not show where every stream ends."""
         start, length = self._container.start_time or 0, self._container.duration or 0
         try:
             self._container.seek(start + length - _TAIL_SECONDS * av.time_base)
-            self._read(list(self._streams.values()))
-            for stream in self._streams.values():
-                if stream.index not in self._end and stream.duration:  # it ends early
+            self.read()
+            for stretch in self.stretches.values():
+                stream = stretch.stream
+                if stretch.end is None and stream.duration:  # it ends early
                     end = (stream.start_time or 0) + stream.duration
-                    self._container.seek(max(0, end - int(_TAIL_SECONDS / stream.time_base)), stream=stream)
-                    self._read([stream])
+                    self._container.seek(max(0, end - int(_TAIL_SECONDS / stretch.base)), stream=stream)
+                    self.read(stretch)
         except av.error.FFmpegError:
             return False
         latest = (start + length) / av.time_base + _TAIL_SECONDS
-        plausible = all(end * self._streams[index].time_base <= latest for index, end in self._end.items())
-        return not self.errors and plausible and set(self._end) == set(self._streams)
+        ends = [None if stretch.end is None else stretch.end * stretch.base for stretch in self.stretches.values()]
+        return not self.errors and all(end is not None and end <= latest for end in ends)
+
+    def _shift(self, packet: Packet, stretch: _Stretch) -> int:
+        """Put the next packet of a stream on the clock; ticks to add to its timestamps."""
+        base, before = stretch.base, stretch.offset
+        mend(packet, 0, base, first=not stretch.number)
+        stretch.number += 1
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        if stamp is not None:
+            time = stamp * base
+            shown = time if packet.pts is None else packet.pts * base
+            offset = next((o for o in (before, *self._offsets) if self._fits(stretch, time + o)), None)
+            if offset is None:
+                self.jumps.append((self._stop, shown + before - self._stop))
+                offset = self._stop - shown
+            if offset != self._offsets[0]:
+                self._offsets = [offset, *(o for o in self._offsets if o != offset)][:4]
+            now = time + offset
+            if self._end is not None and now - self._end > LONG_GAP:
+                self._believed += now - self._end
+            stretch.last = now
+            self._begin = now if self._begin is None else min(now, self._begin)
+            self._end = now if self._end is None else max(now, self._end)
+            self._stop = max(self._stop, shown + offset + min((packet.duration or 0) * base, 1))
+            if offset != before:
+                stretch.offset = offset
+                stretch.shifts[stretch.number - 1] = round(offset / base)
+        return round(stretch.offset / base)
+
+    def _fits(self, stretch: _Stretch, time: Fraction) -> bool:
+        if self._end is None or self._begin is None:
+            return True
+        if stretch.last is not None:
+            if time < stretch.last - _BACK:
+                return False
+        elif time < self._begin - self._gap:
+            # The first one of its stream; all of it may be stored behind the others.
+            return False
+        ahead = time - self._end
+        return ahead <= LONG_GAP or (ahead <= self._gap and self._believed + ahead <= LONG_GAPS)
 
     def track(self, kind: str) -> Track | None:
         """The track of a kind, None where no packet of it was found."""
-        stream = next((s for s in self._streams.values() if s.type == kind and s.index in self._count), None)
-        if stream is None or stream.index in self.encrypted:
+        stretch = next((stretch for stretch in self.stretches.values() if stretch.kind == kind), None)
+        if stretch is None or not stretch.count or stretch.encrypted:
             return None
-        base, index = stream.time_base, stream.index
-        first = self._first.get(index, 0)
+        base, stream, first = stretch.base, stretch.stream, stretch.first or 0
         start = first if stream.start_time is None else stream.start_time
         if self.whole and abs(start - first) * base > LONG_GAP:
             start = first
-        shifts = self._clock.shifts[index] if self.whole else {}
         # A raw stream without any timestamps is as long as its pictures are many.
-        end = max(start, self._end.get(index, start + self._count[index] * self._usual[index]))
-        if stream.duration is not None and not shifts and stream.duration * base <= self._count[index] * MAX_GAP:
+        end = max(start, start + stretch.count * stretch.usual if stretch.end is None else stretch.end)
+        if stream.duration is not None and not stretch.shifts and stream.duration * base <= stretch.count * MAX_GAP:
             declared = start + stream.duration
             # The container's own figure leaves out the padding that audio codecs append.
-            if index not in self._end or (kind == "audio" and 0 < (end - declared) * base < Fraction(1, 10)):
+            if stretch.end is None or (kind == "audio" and 0 < (end - declared) * base < Fraction(1, 10)):
                 end = declared
-        track = Track(index, base, start * base, end * base, shifts=shifts)
+        track = Track(stretch.index, base, start * base, end * base, stretch.rate, shifts=stretch.shifts)
         if kind == "video":
-            track.rate = _rate(stream)
             track.pixels = (stream.codec_context.pix_fmt, stream.codec_context.height)
-            track.counted = self._must_count(stream)
-            track.closed = self._closed
-            ordered = tuple(sorted(set(self._stamps)))
-            if (
-                self.whole
-                and not self.errors
-                and self._stamped
-                and not track.counted
-                and len(ordered) == len(self._stamps)
-            ):
-                track.stamps = ordered
+            track.counted = stretch.must_count(self._container)
+            track.closed = stretch.closed
+            stamps = tuple(sorted(set(stretch.stamps)))
+            each = self.whole and not self.errors and stretch.stamped and len(stamps) == len(stretch.stamps)
+            track.stamps = stamps if each and not track.counted else None
         return track
 
     def declared(self) -> Iterator[float]:
         """Seconds that each stream should last as the file says, 0 where it does not."""
-        for stream in self._streams.values():
-            yield float((stream.duration or 0) * stream.time_base)
-            if told := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", "")):  # Matroska
+        for stretch in self.stretches.values():
+            yield float((stretch.stream.duration or 0) * stretch.base)
+            told = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stretch.stream.metadata.get("DURATION", ""))  # Matroska
+            if told:
                 yield 3600 * float(told[1]) + 60 * float(told[2]) + float(told[3])
 
-    def jumps(self, zero: Fraction) -> list[tuple[str, str]]:
+    def jumped(self, zero: Fraction) -> list[tuple[str, str]]:
         """Timestamps that were not believed."""
-        if not self._clock.jumps:
+        if not self.jumps:
             return []
-        place, far = self._clock.jumps[0]
-        more = f" (and {len(self._clock.jumps) - 1} times more)" if len(self._clock.jumps) > 1 else ""
-        text = (
-            f"timestamps jump by {float(far):+.1f} s after {float(place - zero):.1f} s{more}: what follows is put there"
-        )
-        return [("file", text)]
+        place, far = self.jumps[0]
+        more = f" (and {len(self.jumps) - 1} times more)" if len(self.jumps) > 1 else ""
+        jump = f"timestamps jump by {float(far):+.1f} s after {float(place - zero):.1f} s{more}"
+        return [("file", f"{jump}: what follows is put there")]
 
-    def hole(self, video: Track | None, zero: Fraction) -> Iterator[tuple[str, str]]:
+    def hole(self, zero: Fraction) -> Iterator[tuple[str, str]]:
         """The longest stretch of which no picture is left, if the whole file was read."""
-        if self.whole and video is not None and self._lengths:
-            ordered = sorted(self._lengths)
+        for video in self.stretches.values():
+            if not self.whole or not video.is_video or video.encrypted:
+                continue
             # A picture may stand for long on purpose; then its packet mostly says so.
-            gaps = ((b - a - self._lengths[a], a, b) for a, b in itertools.pairwise(ordered))
-            lost, a, b = max(gaps, default=(0, 0, 0))
-            if lost * video.time_base > 1:
-                start, stop = (float(x * video.time_base - zero) for x in (a, b))
+            pairs = itertools.pairwise(sorted(video.lengths))
+            lost, a, b = max(((b - a - video.lengths[a], a, b) for a, b in pairs), default=(0, 0, 0))
+            if lost * video.base > 1:
+                start, stop = (float(x * video.base - zero) for x in (a, b))
                 yield "visual", f"there are no pictures between {start:.1f} s and {stop:.1f} s: the one before stands"
 
-    def _must_count(self, stream: Any) -> bool:
-        if 2 * len(self._stamps) < self._count[stream.index]:
-            return True
-        # AVI numbers pictures in the order they are stored; FFmpeg passes that on as the order they are shown.
-        reordered = any(a > b for a, b in itertools.pairwise(self._stamps))
-        return self._container.format.name == "avi" and bool(stream.codec_context.has_b_frames) and not reordered
 
-    def _read(self, streams: list[Stream]) -> None:
-        while self.errors <= _MAX_READ_ERRORS:
-            try:
-                for packet in self._container.demux(streams):
-                    if packet.size:
-                        shift = self._clock.shift(packet) if self.whole else 0
-                        mend(packet, shift, self._streams[packet.stream_index].time_base)
-                        self._note(packet)
-                return
-            except READ_ERRORS:  # noqa: PERF203 - what follows a damaged packet may be whole
-                self.errors += 1
-
-    def _note(self, packet: Packet) -> None:
-        index, pts = packet.stream_index, packet.pts
-        if packet.is_discard:  # cut away by an edit list: decoded for the sake of others, never shown
-            self._stamped = self._stamped and self._streams[index].type != "video"
-            return
-        if packet.has_sidedata("encryption_info"):
-            self.encrypted.add(index)
-        self._count[index] = self._count.get(index, 0) + 1
-        self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
-        if self._streams[index].type == "video":
-            if pts is None:
-                self._stamped = False
-            else:
-                self._stamps.append(pts)
-                self._keyframe = pts if packet.is_keyframe else self._keyframe
-                self._closed = self._closed and (self._keyframe is None or pts >= self._keyframe)
-        stamp = pts if pts is not None else packet.dts
-        if stamp is not None:
-            self._first[index] = min(stamp, self._first.get(index, stamp))
-            length = min(packet.duration or self._usual[index], int(MAX_GAP / self._streams[index].time_base))
-            if self._streams[index].type == "video":
-                self._lengths[stamp] = length
-            end = stamp + length
-            self._end[index] = max(end, self._end.get(index, end))
-
-
-def _rate(stream: Any) -> Fraction | None:
-    return (stream.average_rate or stream.guessed_rate or None) if stream.type == "video" else None
-
-
-def _usual_length(stream: Any) -> int:
-    """Ticks that a picture stands where its packet does not say."""
-    rate = _rate(stream)
-    return round(min(1 / rate, LONG_GAP) / stream.time_base) if rate else 0
-
-
-def _absent(container: InputContainer, result: Probe, encrypted: set[int]) -> Iterator[tuple[str, str]]:
+def _absent(container: InputContainer, result: Probe, scan: _Scan) -> Iterator[tuple[str, str]]:
     for about, kind, track in (("visual", "video", result.video), ("audio", "audio", result.audio)):
         streams = [s for s in container.streams if s.type == kind and not is_picture(s)]
         if track is None:
             bounds = next(filter(None, map(beyond_bounds, streams)), None)
-            if any(s.index in encrypted for s in streams):
+            if any(s.index in scan.stretches and scan.stretches[s.index].encrypted for s in streams):
                 bounds = f"the {kind} track is encrypted"
             empty = f"the {kind} track is empty or cannot be decoded" if streams else f"no {kind} track"
             yield about, bounds or empty

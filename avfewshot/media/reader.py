@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -18,14 +17,15 @@ from PIL import Image
 
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.media.clip import Clip
-from avfewshot.media.frames_decord import DecordFrames, DecordUnfitError, check_decord
-from avfewshot.media.frames_pyav import PyavFrames
+from avfewshot.media.container import Track
+from avfewshot.media.frames import DecordFrames, DecordUnfitError, PyavFrames, load_decord
 from avfewshot.media.picture import fit
-from avfewshot.media.probe import Track, probe
+from avfewshot.media.probe import probe
 from avfewshot.media.waveform import Waveform
 
 MODALITIES = ("av", "visual", "audio")
 FRAME_BACKENDS = ("auto", "decord", "pyav")
+_DAMAGED = "is damaged: nothing in it can be decoded"
 
 _LOUD = 2.0
 """Peak beyond which clipping is worth a warning; lossy codecs overshoot full scale a little as a rule."""
@@ -48,11 +48,10 @@ def check_options(modality: str, frame_backend: str) -> None:
     if modality not in MODALITIES:
         raise UsageError(f"Unknown modality {modality!r}.", hint=f"Choose one of: {', '.join(MODALITIES)}.")
     if frame_backend not in FRAME_BACKENDS:
-        raise UsageError(
-            f"Unknown frame backend {frame_backend!r}.", hint=f"Choose one of: {', '.join(FRAME_BACKENDS)}."
-        )
+        hint = f"Choose one of: {', '.join(FRAME_BACKENDS)}."
+        raise UsageError(f"Unknown frame backend {frame_backend!r}.", hint=hint)
     if frame_backend == "decord":
-        check_decord()
+        load_decord()
 
 
 class ClipReader:
@@ -103,14 +102,9 @@ class ClipReader:
         except BaseException:
             self.close()
             raise
-        self.info = MediaInfo(
-            self._path,
-            float(self._probe.duration),
-            self._probe.num_segments,
-            has_video,
-            has_audio,
-            tuple(dict.fromkeys(self._warnings)),
-        )
+        told = tuple(dict.fromkeys(self._warnings))
+        length, segments = float(self._probe.duration), self._probe.num_segments
+        self.info = MediaInfo(self._path, length, segments, has_video, has_audio, told)
 
     @property
     def frame_backend(self) -> str | None:
@@ -147,7 +141,7 @@ class ClipReader:
         except (av.error.FFmpegError, OSError) as error:
             raise MediaError(self._path, f"cannot be read any further: {error}") from error
         if frames is None and waveform is None:
-            raise MediaError(self._path, "is damaged: nothing in it can be decoded")
+            raise MediaError(self._path, _DAMAGED)
         told = tuple(dict.fromkeys([*self._warnings, *about_frames, *about_waveform]))
         return Clip(self._path, self.info.duration, start, frames, waveform, told, last=stop == total)
 
@@ -160,9 +154,7 @@ class ClipReader:
     def __enter__(self) -> ClipReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Opening.
@@ -171,40 +163,34 @@ class ClipReader:
         """Open the tracks that are wanted; whether pictures and sound can be had."""
         found = self._probe
         has_video, has_audio = found.video is not None, found.audio is not None
-        lacks: dict[str, str] = {}
-        if modality != "audio":
+        lacks = {"video": _DAMAGED, "audio": _DAMAGED}
+        if modality != "audio" and has_video:
             try:
-                has_video = has_video and self._open_video(frame_backend)
+                has_video = self._open_video(frame_backend)
             except MemoryError:
                 if modality == "visual" or not has_audio:
                     raise
-                has_video = self._close_video()
-                lacks["video"] = "needs more memory to decode than one file may use"
-        if modality != "visual":
-            has_audio = has_audio and self._open_audio()
+                has_video, lacks["video"] = False, "needs more memory to decode than one file may use"
+            if not has_video and self._frames is not None:
+                self._frames.close()
+                self._frames = None
+        if modality != "visual" and found.audio is not None:
+            self._sound = Waveform(self._path, found.audio, found.zero)
+            has_audio = self._sound.rate > 0
+            if not has_audio:
+                self._sound.close()
+                self._sound = None
         self._warnings += [text for about, text in found.warnings if modality == "av" or about in (modality, "file")]
-        wanted = []
-        for about, has, track, name in (
-            ("visual", has_video, found.video, "video"),
-            ("audio", has_audio, found.audio, "audio"),
-        ):
-            if modality in (about, "av"):
-                wanted.append((has, track, name))
-                if track is not None and not has:
-                    self._warnings.append(
-                        f"the {name} track {lacks.get(name, 'is damaged: nothing in it can be decoded')}"
-                    )
-        if not any(has for has, _, _ in wanted):
-            if "webp" in found.format:
-                raise MediaError(
-                    self._path,
-                    "is an animated WebP picture, which this FFmpeg cannot decode",
-                    hint="Convert it to an mp4 or a GIF.",
-                )
-            if any(track is not None for _, track, _ in wanted):
-                raise MediaError(self._path, "is damaged: nothing in it can be decoded")
-            raise MediaError(self._path, f"has no {wanted[0][2]} track")
-        return has_video, has_audio
+        tracks = [("visual", "video", found.video, has_video), ("audio", "audio", found.audio, has_audio)]
+        wanted = [(name, track, has) for about, name, track, has in tracks if modality in (about, "av")]
+        dead = [name for name, track, has in wanted if track is not None and not has]
+        self._warnings += [f"the {name} track {lacks[name]}" for name in dead]
+        if any(has for _, _, has in wanted):
+            return has_video, has_audio
+        if "webp" in found.format:
+            problem = "is an animated WebP picture, which this FFmpeg cannot decode"
+            raise MediaError(self._path, problem, hint="Convert it to an mp4 or a GIF.")
+        raise MediaError(self._path, _DAMAGED if dead else f"has no {wanted[0][0]} track")
 
     def _open_video(self, frame_backend: str) -> bool:
         if frame_backend == "decord":
@@ -212,29 +198,15 @@ class ClipReader:
                 self._frames = DecordFrames(self._probe)
             except DecordUnfitError as reason:
                 self._leave_decord(reason)
-        if self._frames is None:
+        else:
             self._frames = PyavFrames(self._path, self._video)
         # Decoded anyway when reading begins at the beginning; it shows whether anything can be.
         self._first = next(self._pictures(self._limits(0, 1)))
-        return self._first is not None or self._close_video()
-
-    def _close_video(self) -> bool:
-        if self._frames is not None:
-            self._frames.close()
-        self._frames = None
-        return False
-
-    def _open_audio(self) -> bool:
-        assert self._probe.audio is not None
-        self._sound = Waveform(self._path, self._probe.audio, self._probe.zero)
-        if not self._sound.rate:
-            self._sound.close()
-            self._sound = None
-        return self._sound is not None
+        return self._first is not None
 
     def _leave_decord(self, reason: DecordUnfitError) -> None:
         self._warnings.append(f"{reason}: its pictures were decoded by PyAV")
-        self._close_video()
+        self._frames = PyavFrames(self._path, self._video)
 
     # Reading.
 
@@ -258,7 +230,6 @@ class ClipReader:
                 return
             except DecordUnfitError as reason:
                 self._leave_decord(reason)
-                self._frames = PyavFrames(self._path, self._video)
         assert self._frames is not None
         yield from self._frames.at(limits[done:])
 

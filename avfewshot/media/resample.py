@@ -14,9 +14,7 @@ from avfewshot.media.clip import SAMPLE_RATE
 _CROSSINGS = 6
 _ROLLOFF = 0.99
 
-_MAX_KERNEL = 1 << 22  # elements of the table of all phases of the filter, 16 MiB
-_WINDOWS = 1 << 21  # input samples of the windows that are multiplied at once, 8 MiB
-_PIECE = SAMPLE_RATE // 10  # output samples computed at once without that table
+_PIECE = SAMPLE_RATE // 10  # output samples computed at once
 
 
 def margin(rate: int) -> int:
@@ -45,50 +43,33 @@ def to_model_rate(samples: np.ndarray, rate: int, count: int) -> np.ndarray:
         return samples[:count]
     common = math.gcd(rate, SAMPLE_RATE)
     old, new = rate // common, SAMPLE_RATE // common
-    if new * (old + 2 * _reach(rate)) > _MAX_KERNEL:
-        return _interpolate(samples, rate, count)
-    taps = _taps(old, new)
-    skip = margin(rate) - _reach(rate)  # the first window; `old` samples later begins the next one
-    windows = sliding_window_view(samples[skip:], taps.shape[1])[::old][: -(-count // new)]
-    out = np.empty((len(windows), new), np.float32)
-    rows = max(1, _WINDOWS // taps.shape[1])
-    for first in range(0, len(windows), rows):  # the product copies the windows, which overlap many times over
-        np.matmul(windows[first : first + rows], taps.T, out=out[first : first + rows])
-    return out.reshape(-1)[:count]
+    # Whole periods at once where they are short: all pieces then have the same filters.
+    piece = new * (_PIECE // new) or _PIECE
+    windows = sliding_window_view(samples, 2 * _reach(rate) + 2)
+    out = np.empty(count, np.float32)
+    for first in range(0, count, piece):
+        starts, weights = _filters(rate, first % new, min(piece, count - first))
+        rows = windows[starts + (margin(rate) + first // new * old)]
+        np.einsum("ok,ok->o", rows, weights, out=out[first : first + piece])
+    return out
 
 
-def _reach(rate: int, new: int = SAMPLE_RATE) -> int:
+def _reach(rate: int) -> int:
     """Input samples that the filter sees on either side of an output sample."""
-    return math.ceil(_CROSSINGS * rate / (min(rate, new) * _ROLLOFF))
+    return math.ceil(_CROSSINGS * rate / (min(rate, SAMPLE_RATE) * _ROLLOFF))
 
 
-def _filter(distance: np.ndarray, gain: float) -> np.ndarray:
-    """The windowed sinc at distances from its middle, in zero crossings."""
-    distance = distance.clip(-_CROSSINGS, _CROSSINGS)
-    return np.sinc(distance) * np.cos(distance * (math.pi / _CROSSINGS / 2)) ** 2 * gain
+@functools.lru_cache(16)
+def _filters(rate: int, phase: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For `count` output samples, the `phase`-th of a period first: where the filter begins, and its weights there.
 
-
-@functools.lru_cache(4)
-def _taps(old: int, new: int) -> np.ndarray:
-    """Filter ``[new, old + 2 reach]``: one row for each output sample of a period of `old` input samples."""
-    reach = _reach(old, new)
-    cutoff = min(old, new) * _ROLLOFF
-    places = np.arange(-reach, old + reach)[None] / old - np.arange(new)[:, None] / new
-    return _filter(places * cutoff, cutoff / old).astype(np.float32)
-
-
-def _interpolate(wave: np.ndarray, rate: int, count: int) -> np.ndarray:
-    """The same filter evaluated sample by sample.
-
-    For rates such as 44,056 Hz, whose ratio to 48,000 does not reduce: the table of all phases of the filter would
-    take up to gigabytes.
+    They are computed sample by sample: where rates have no short period, as 44,056 Hz, a table of all phases would take
+    up to gigabytes.
     """
     cutoff = min(rate, SAMPLE_RATE) * _ROLLOFF / rate
-    taps = np.arange(-_reach(rate), _reach(rate) + 2)
-    out = np.empty(count, np.float32)
-    for first in range(0, count, _PIECE):
-        place = np.arange(first, min(first + _PIECE, count)) * (rate / SAMPLE_RATE)
-        index = np.floor(place).astype(np.int64)[:, None] + taps
-        weights = _filter((index - place[:, None]) * cutoff, cutoff).astype(np.float32)
-        out[first : first + len(place)] = (wave[(index + margin(rate)).clip(0, wave.size - 1)] * weights).sum(-1)
-    return out
+    places = np.arange(phase, phase + count) * (rate / SAMPLE_RATE)
+    starts = np.floor(places).astype(np.int64) - _reach(rate)
+    distances = (starts[:, None] + np.arange(2 * _reach(rate) + 2) - places[:, None]) * cutoff
+    distances = distances.clip(-_CROSSINGS, _CROSSINGS)
+    weights = np.sinc(distances) * np.cos(distances * (math.pi / _CROSSINGS / 2)) ** 2 * cutoff
+    return starts, weights.astype(np.float32)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from avfewshot.errors import MediaError
 from avfewshot.io import atomic_path, printable
 from avfewshot.media.container import beyond_bounds, open_media, pick_streams
-from avfewshot.media.picture import orientation, turn
+from avfewshot.media.picture import upright
 
 _IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})
 SUFFIXES = (".mp4", ".mkv", ".mka")
@@ -125,9 +125,7 @@ class _Pictures:
 
     def add(self, frame: VideoFrame, time: float, moved: Fraction) -> None:
         """Write on a picture of a time, and encode it at the time that it has in the new file."""
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        pixels = turn(frame.to_ndarray(format="rgb24"), orientation(None if matrix is None else bytes(matrix)))
-        image = Image.fromarray(pixels)
+        image = Image.fromarray(upright(frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")))
         if self._size is None:
             self._size = max(2, image.width // 2 * 2), max(2, image.height // 2 * 2)
             self._stream.width, self._stream.height = self._size

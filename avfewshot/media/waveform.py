@@ -6,23 +6,18 @@ from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
-from av.packet import Packet
 
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.media.clock import Mender
-from avfewshot.media.container import RATES, READ_ERRORS, open_media, read_only
-from avfewshot.media.probe import Track
+from avfewshot.media.container import RATES, Track, TrackDecoder
 from avfewshot.media.resample import margin, to_model_rate
 
-_ROUNDING = 0.002  # seconds
-_JITTER = 0.04  # seconds
+_ROUNDING, _JITTER = 0.002, 0.04  # seconds by which a timestamp may miss the count of samples before that means a gap
 
 _PREROLL_SECONDS = 1
 """Decoding starts this much early after a seek: codecs need some packets until their output is exact."""
@@ -32,8 +27,6 @@ _FAR_SECONDS = 10
 
 _READ_TO_SEEK = frozenset({"mp3", "aac", "ac3", "eac3", "dts", "truehd", "mp2", "amr", "avi", "loas", "tta"})
 """Formats whose timestamps after a seek are estimates: packets are counted from the beginning instead, undecoded."""
-
-_MAX_ERRORS = 1000
 
 _OPPOSED = 0.01
 """Channels cancel each other where the energy of their mean is below this part of the mean of their energies."""
@@ -49,7 +42,7 @@ class Sound:
     peak: float  # largest magnitude before clipping to [-1, 1]
 
 
-class Waveform:
+class Waveform(TrackDecoder):
     """One audio track, read by the second.
 
     Stretches that follow each other are served in one pass over the file; the samples do not depend on how the track
@@ -61,21 +54,13 @@ class Waveform:
 
     def __init__(self, path: Path, track: Track, zero: Fraction) -> None:
         self.rate = 0  # of the track in Hz; 0 if nothing in it can be decoded
-        self.errors = 0  # packets that could not be read or decoded so far
         self.opposed = 0  # packets so far in which the channels cancelled each other
         self.nonfinite = 0  # samples of all channels so far that were NaN or infinite, and set to zero
         self._packer: tuple[tuple, AudioResampler] | None = None
-        self._path = path
-        self._track = track
         self._zero = zero
-        self._container: Any = None
         self._grid: tuple[int, int] | None = None
-        self._open()
+        super().__init__(path, track)
         self._learn_grid()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._container.close()
 
     def read(self, start: int, stop: int) -> Sound:
         """Read the seconds ``[start, stop)`` of the file's timeline."""
@@ -84,7 +69,11 @@ class Waveform:
         samples = self._samples(first - extra, last + extra)
         heard = any(at < last and at + len(block) > first for at, block in self._blocks)
         gap = sum(max(0, min(last, b) - max(first, a)) for a, b in self._gaps) / self.rate
-        self._drop_before(last - extra)
+        while self._blocks and self._blocks[0][0] + len(self._blocks[0][1]) <= last - extra:
+            self._blocks.popleft()
+        while self._gaps and self._gaps[0][1] <= last - extra:
+            self._gaps.popleft()
+        self._kept_from = max(self._kept_from, last - extra)
         peak = float(np.abs(samples[extra : len(samples) - extra]).max(initial=0.0))
         waveform = to_model_rate(samples, self.rate, (stop - start) * SAMPLE_RATE)
         return Sound(waveform.clip(-1.0, 1.0), heard, gap, peak)
@@ -108,21 +97,11 @@ class Waveform:
                 out[a - first : b - first] = block[a - at : b - at]
         return out
 
-    def _drop_before(self, number: int) -> None:
-        while self._blocks and self._blocks[0][0] + len(self._blocks[0][1]) <= number:
-            self._blocks.popleft()
-        while self._gaps and self._gaps[0][1] <= number:
-            self._gaps.popleft()
-        self._kept_from = max(self._kept_from, number)
-
     def _seek(self, first: int) -> None:
         goal = self._zero + Fraction(first, self.rate) - _PREROLL_SECONDS
         ticks = int(goal / self._track.time_base)
-        if (
-            not self._track.shifts
-            and goal > self._track.start
-            and not _READ_TO_SEEK & set(self._container.format.name.split(","))
-        ):
+        by_counting = self._track.shifts or _READ_TO_SEEK & set(self._container.format.name.split(","))
+        if goal > self._track.start and not by_counting:
             try:
                 self._container.seek(ticks, stream=self._stream)
                 self._forget()
@@ -140,22 +119,16 @@ class Waveform:
     # Reading and decoding.
 
     def _open(self) -> None:
-        if self._container is not None:
-            self._container.close()
-        self._container = open_media(self._path)
-        self._stream = read_only(self._container, self._track.index)
-        self._decoder: Any = self._stream.codec_context
+        super()._open()
         layout = self._decoder.layout
         if " channels (" in layout.name:
             # Channels in an order of the file's own (mov, caf, aiff). PyAV gives the memory that describes it free
             # with every frame, and once more with the decoder: let it hold the usual order, which changes no sample.
             self._decoder.layout = f"{layout.nb_channels}c"
-        self._mend = Mender(self._track.shifts, self._track.time_base)
-        self._forget()
         self._kept_from = -(1 << 62)
 
     def _forget(self) -> None:
-        self._packets = self._container.demux(self._stream)
+        super()._forget()
         self._blocks: deque[tuple[int, np.ndarray]] = deque()
         self._gaps: deque[tuple[int, int]] = deque()
         self._position: int | None = None  # number of the sample after the last one decoded
@@ -184,36 +157,10 @@ class Waveform:
                     continue
                 self._skip_until = None
             self._ended = packet is None
-            try:
-                frames = self._decoder.decode(packet)
-            except av.error.EOFError:
-                return False
-            except MemoryError:  # no damage, but a bound of this process
-                raise
-            except av.error.FFmpegError:
-                self.errors += 1
-                continue
-            for frame in frames:
+            for frame in self._decode(packet):
                 self._append(frame)
             return True
         return False
-
-    def _next_packet(self) -> Packet | None:
-        while self.errors <= _MAX_ERRORS:
-            try:
-                packet = next(self._packets)
-            except StopIteration:
-                return None
-            except READ_ERRORS:
-                self.errors += 1
-                self._packets = self._container.demux(self._stream)
-                continue
-            if packet.size:
-                self._mend(packet)
-                return packet
-            if packet.dts is None:  # the mark that ends every stream
-                return None
-        return None
 
     def _append(self, frame: AudioFrame) -> None:
         if frame.sample_rate not in RATES:
@@ -238,13 +185,13 @@ class Waveform:
 
     def _place(self, frame: AudioFrame) -> int:
         """Number of a frame's first sample."""
-        told = None
-        if frame.pts is not None:
-            told = round(frame.pts * self._scale - self._offset)
-        if told is None:
+        if frame.pts is None:
             return self._position or 0
+        told = round(frame.pts * self._scale - self._offset)
         if self._position is not None:
-            if abs(told - self._position) <= self._jitter(frame.samples):
+            # Containers round timestamps; but one lost packet must not shift all that follows.
+            jitter = max(_ROUNDING * self.rate, min(_JITTER * self.rate, 0.75 * frame.samples))
+            if abs(told - self._position) <= jitter:
                 return self._position
             if frame.sample_rate != self.rate:  # raw streams count on at the first rate
                 return max(told, self._position)
@@ -254,13 +201,6 @@ class Waveform:
             if abs(near - told) <= step // 4:
                 return near
         return told
-
-    def _jitter(self, samples: int) -> float:
-        """Samples by which a timestamp may miss the count of samples before that means a gap.
-
-        Containers round timestamps; but one lost packet must not shift all that follows.
-        """
-        return max(_ROUNDING * self.rate, min(_JITTER * self.rate, 0.75 * samples))
 
     def _mono(self, frame: AudioFrame) -> np.ndarray:
         """Mean of the channels, or the loudest one where that would be silence; float32 ``[samples]``."""

@@ -1,8 +1,25 @@
-"""Picks pictures out of a video with PyAV: exactly those asked for, decoding as little as the format allows."""
+"""Picks pictures out of a video, exactly those asked for, by PyAV, which decodes as little as it can, or by decord.
+
+decord 0.6 carries an FFmpeg of 2018. Compared picture by picture with PyAV it is identical in 8-bit mp4, mov, Matroska
+and WebM files of even height, rotated ones included. It differs where it
+
+* miscounts pictures that are stored behind a keyframe but shown before it (open groups: HEVC by default, MPEG-4),
+* replaces pictures that it cannot seek to by others, silently (MPEG-TS),
+* orders pictures by timestamps that are wrong (AVI with B-frames),
+* takes a mirrored picture for one that is turned,
+* places the chroma samples of 4:2:0 pictures elsewhere when it has to interpolate them (odd heights, more than 8 bits).
+
+Such files are left to PyAV. Opening a file makes decord read all of it, in order to index it: of no account for a clip,
+but the whole of an hour-long file, of which one minute may be wanted.
+"""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import itertools
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -16,10 +33,10 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from avfewshot.media.clock import Mender
-from avfewshot.media.container import DECODED_PIXELS, MAX_PIXELS, READ_ERRORS, open_media, read_only
-from avfewshot.media.picture import orientation, turn
-from avfewshot.media.probe import Track
+from avfewshot.errors import UsageError
+from avfewshot.media.container import DECODED_PIXELS, MAX_PIXELS, Track, TrackDecoder
+from avfewshot.media.picture import upright
+from avfewshot.media.probe import Probe
 
 _FAR_SECONDS = 10
 """A jump ahead beyond this is made by seeking, a shorter one by reading on."""
@@ -27,10 +44,13 @@ _FAR_SECONDS = 10
 _REORDER_SECONDS = 2
 """How far a picture may be stored after its turn, where packets do not tell (no decoding timestamp)."""
 
-_MAX_ERRORS = 1000
+# Of files that are not left to PyAV.
+_FORMATS = frozenset({"mov", "matroska"})
+_PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray"})
+_BATCH = 8  # pictures of full size held at a time
 
 
-class PyavFrames:
+class PyavFrames(TrackDecoder):
     """Pictures of one video track, asked for by time.
 
     Packets are read ahead up to the time asked for, which costs little, and only then decoded: from the last keyframe
@@ -44,20 +64,12 @@ class PyavFrames:
     def __init__(self, path: Path, track: Track) -> None:
         self.taken = 0  # packets read from the file so far, for tests and benchmarks
         self.sent = 0  # those of them that were given to the decoder
-        self.errors = 0  # packets that could not be read or decoded so far
-        self._path = path
-        self._track = track
         self._start = round(track.start / track.time_base)
         self._to_rgb = VideoReformatter()
         self._chosen: VideoFrame | None = None
         self._image: np.ndarray | None = None
         self._may_skip = True
-        self._container: Any = None
-        self._open()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._container.close()
+        super().__init__(path, track)
 
     def at(self, limits: Iterable[int]) -> Iterator[np.ndarray | None]:
         """Pick pictures.
@@ -161,21 +173,15 @@ class PyavFrames:
     # Reading and decoding.
 
     def _open(self) -> None:
-        if self._container is not None:
-            self._container.close()
-        self._container = open_media(self._path)
-        self._stream = read_only(self._container, self._track.index)
-        self._decoder: Any = self._stream.codec_context
-        self._mend = Mender(self._track.shifts, self._track.time_base)
-        self._decoder.thread_type = "NONE"
-        self._decoder.thread_count = 1
         self._shown: VideoFrame | None = None
         self._skipped = False
-        self._forget()
+        super()._open()
+        self._decoder.thread_type = "NONE"
+        self._decoder.thread_count = 1
 
     def _forget(self) -> None:
         """Begin anew at the container's present position; the picture shown stays, to stand in for damaged ones."""
-        self._packets = self._container.demux(self._stream)
+        super()._forget()
         self._queue: deque[tuple[int | None, Packet]] = deque()  # read, not decoded
         self._known: list[int] = []  # timestamps read that lie after the picture shown
         self._ahead: deque[tuple[int, VideoFrame]] = deque()  # decoded, not due yet
@@ -188,28 +194,11 @@ class PyavFrames:
 
     def _read(self) -> bool:
         """Append a packet to the queue; False at the end of the file."""
-        while True:
-            try:
-                packet = next(self._packets)
-            except StopIteration:
-                break
-            except READ_ERRORS:
-                self.errors += 1
-                if self.errors > _MAX_ERRORS:
-                    break
-                self._packets = self._container.demux(self._stream)
-                continue
-            if packet.size:
-                self.taken += 1
-                self._mend(packet)
-                self._queue.append((self._note(packet), packet))
-                return True
-            if packet.dts is None:  # the mark that ends every stream
-                break
-        self._ended = True
-        return False
-
-    def _note(self, packet: Packet) -> int | None:
+        packet = self._next_packet()
+        if packet is None:
+            self._ended = True
+            return False
+        self.taken += 1
         pts, horizon = packet.pts, packet.dts
         if pts is not None:
             if not packet.is_discard:
@@ -218,35 +207,24 @@ class PyavFrames:
                 horizon = pts - self._ticks(_REORDER_SECONDS)
         if horizon is not None:
             self._horizon = horizon if self._horizon is None else max(horizon, self._horizon)
-        return pts
+        self._queue.append((pts, packet))
+        return True
 
     def _decode_next(self, target: int | None) -> None:
-        if not self._queue and not (not self._ended and self._read()):
+        packet = None
+        if self._queue or (not self._ended and self._read()):
+            stamp, packet = self._queue.popleft()
+            # Asked of every packet: a picture that is no reference may be left out, unless it is the one that is due.
+            # Not of the first one: some decoders (dav1d) take the answer for good.
+            spare = not self._flush and target is not None and stamp is not None and stamp < target
+            if self._flush:
+                self._decoder.flush_buffers()
+                self._latest, self._flush = None, False
+            self._decoder.skip_frame = "NONREF" if spare else "DEFAULT"
+            self.sent += 1
+        else:
             self._drained = True
-            self._decode(None)
-            return
-        stamp, packet = self._queue.popleft()
-        # Asked of every packet: a picture that is no reference may be left out, unless it is the one that is due.
-        # Not of the first one: some decoders (dav1d) take the answer for good.
-        spare = not self._flush and target is not None and stamp is not None and stamp < target
-        if self._flush:
-            self._decoder.flush_buffers()
-            self._latest, self._flush = None, False
-        self._decoder.skip_frame = "NONREF" if spare else "DEFAULT"
-        self.sent += 1
-        self._decode(packet)
-
-    def _decode(self, packet: Packet | None) -> None:
-        try:
-            frames = self._decoder.decode(packet)
-        except av.error.EOFError:
-            return
-        except MemoryError:  # no damage, but a bound of this process
-            raise
-        except av.error.FFmpegError:
-            self.errors += 1
-            return
-        for frame in frames:
+        for frame in self._decode(packet):
             self.errors += frame.is_corrupt
             stamp = self._stamp(frame)
             if stamp is not None and (self._latest is None or stamp >= self._latest):
@@ -275,7 +253,6 @@ class PyavFrames:
         if width * height > MAX_PIXELS:
             shrink, how = math.sqrt(MAX_PIXELS / (width * height)), "AREA"
             width, height = max(1, int(width * shrink)), max(1, int(height * shrink))
-        matrix = frame.side_data.get("DISPLAYMATRIX")
         try:
             # Bilinear is FFmpeg's way with chroma here, and decord's. Threads would be started anew for every file.
             image = self._to_rgb.reformat(frame, width, height, "rgb24", interpolation=how, threads=1).to_ndarray()
@@ -284,4 +261,93 @@ class PyavFrames:
         except av.error.FFmpegError:
             self.errors += 1
             return None
-        return turn(image, orientation(None if matrix is None else bytes(matrix)))
+        return upright(image, frame.side_data.get("DISPLAYMATRIX"))
+
+
+class DecordUnfitError(Exception):
+    """decord cannot read this file, or not with certainty the same pictures as PyAV; the message says why."""
+
+
+class DecordFrames:
+    """Pictures of one video track, asked for by time, with the interface of ``PyavFrames``.
+
+    Raises:
+        DecordUnfitError: The file is one of those left to PyAV.
+        UsageError: decord is not installed.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        decord, track = load_decord(), probe.video
+        assert track is not None
+        assert track.pixels is not None
+        pixels, height = track.pixels
+        if not _FORMATS & set(probe.format.split(",")):
+            raise DecordUnfitError(f"decord is not reliable for {probe.format} files")
+        if pixels not in _PIXELS or height % 2:
+            raise DecordUnfitError(f"decord renders {pixels} pictures of {height} lines differently")
+        if not track.closed:
+            raise DecordUnfitError("decord takes wrong pictures from files with open groups of pictures")
+        if track.stamps is None:
+            raise DecordUnfitError("the file is long or its timestamps are not simple")
+        self._stamps = stamps = track.stamps
+        try:
+            self._reader: Any = decord.VideoReader(os.path.abspath(probe.path), num_threads=1, fault_tol=1e-9)
+            starts = self._reader.get_frame_timestamp(np.arange(len(self._reader)))[:, 0]
+        except Exception as error:  # decord raises many kinds
+            raise DecordUnfitError("decord cannot open it") from error
+        # decord numbers pictures by their order in time; its own timestamps, in single precision, must agree.
+        mine = np.array([float((stamp - stamps[0]) * track.time_base) for stamp in stamps])
+        if len(starts) != len(mine) or np.abs(starts - starts[0] - mine).max() > 1e-3:
+            raise DecordUnfitError("decord sees another timeline in it")
+        # One picture decoded by both is proof against mirroring and against whatever else was not foreseen.
+        with contextlib.closing(PyavFrames(probe.path, track)) as reference:
+            expected = next(reference.at(stamps[:1]))
+        if expected is None or not np.array_equal(expected, self._decode([0])[0]):
+            raise DecordUnfitError("decord shows another picture")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader = None
+
+    def at(self, limits: Iterable[int]) -> Iterator[np.ndarray]:
+        """Pick pictures, see :meth:`PyavFrames.at`.
+
+        Raises:
+            DecordUnfitError: A picture could not be decoded.
+        """
+        numbers = iter([max(0, bisect.bisect_right(self._stamps, limit) - 1) for limit in limits])
+        last: int | None = None
+        image: Any = None
+        while batch := list(itertools.islice(numbers, _BATCH)):
+            new = sorted(set(batch) - {last})
+            images: dict[Any, Any] = dict(zip(new, self._decode(new), strict=True)) if new else {}
+            images.setdefault(last, image)
+            for number in batch:
+                yield images[number]
+            last, image = batch[-1], images[batch[-1]]
+
+    def _decode(self, numbers: list[int]) -> np.ndarray:
+        try:
+            pictures: Any = self._reader.get_batch(numbers)
+            # A program that set decord's bridge to torch gets tensors.
+            return pictures.asnumpy() if hasattr(pictures, "asnumpy") else np.asarray(pictures)
+        except Exception as error:
+            raise DecordUnfitError("decord cannot decode a part of it") from error
+
+
+def load_decord() -> Any:
+    """The module; a :class:`UsageError` if it is not installed (it has wheels for x86-64 only)."""
+    # decord has to be imported after torch: the other way round both crash.
+    import torch  # noqa: F401
+
+    # Damaged files go to PyAV (fault_tol); decord need not report them on standard error.
+    os.environ.setdefault("DECORD_DUPLICATE_WARNING_THRESHOLD", "1.0")
+    try:
+        import decord
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UsageError(
+            f"The frame backend 'decord' cannot be used: {error}.",
+            hint="Install it (pip install decord), or choose 'auto' or 'pyav'.",
+        ) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
