@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 from scipy.special import softmax
 
-from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import average_comparisons, evaluate_systems
-from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets
 from avfewshot.media.thumbnails import jpeg_source
 from avfewshot.training.record import AttentionExample, Component, Curve, Example, Heatmap, RunRecord, Second
 

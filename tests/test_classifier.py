@@ -23,7 +23,7 @@ from avfewshot.inference.results import ClipResult, Failure
 from avfewshot.labels import LabelSet
 from avfewshot.media.reader import read_clip
 from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
-from avfewshot.reports.records import is_finite
+from avfewshot.reports.writers import is_finite
 
 LABELS = ("red ball", "bell", "dog")
 

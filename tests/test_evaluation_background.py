@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avfewshot.errors import UsageError
-from avfewshot.evaluation.background import (
+from avfewshot.evaluation.targets import (
     BACKGROUNDS,
     BackgroundRule,
     choose_threshold,

@@ -9,8 +9,7 @@ import pytest
 from dataset_files import AVE_FILES, LLP_FILES, write_files
 
 from avfewshot.data.load import load_dataset
-from avfewshot.evaluation.background import BackgroundRule
-from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets
 
 
 def hot(rows: list[list[int]], classes: int) -> np.ndarray:

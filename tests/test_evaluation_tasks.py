@@ -10,10 +10,9 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from test_evaluation_targets import targets
 
 from avfewshot.errors import UsageError
-from avfewshot.evaluation.background import BackgroundRule, fit_background
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.results import Estimate, TaskResult
-from avfewshot.evaluation.targets import Predictions
+from avfewshot.evaluation.targets import BackgroundRule, Predictions, fit_background
 from avfewshot.evaluation.tasks import METRICS, TASKS
 
 

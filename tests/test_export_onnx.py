@@ -20,8 +20,7 @@ from avfewshot.adapters.registry import build_adapter
 from avfewshot.cli.app import run
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference import export_onnx
-from avfewshot.inference.head import ZeroShotHead
-from avfewshot.inference.learned import LearnedHead
+from avfewshot.inference.head import LearnedHead, ZeroShotHead
 from avfewshot.inference.loading import load
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.methods.base import Support

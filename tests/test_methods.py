@@ -11,9 +11,9 @@ from methods_worlds import CLASSES, accuracy, world
 from avfewshot.errors import DataError, UsageError
 from avfewshot.methods import kernel_ridge
 from avfewshot.methods.base import Features, LabelFeatures, Support, log_softmax, unit
+from avfewshot.methods.calibration import text_is_useful
 from avfewshot.methods.method import Method, Scorer, find_method, method_names
 from avfewshot.methods.rows import clip_rows
-from avfewshot.methods.stacking import text_is_useful
 
 
 @pytest.fixture(params=method_names())

@@ -16,7 +16,7 @@ from avfewshot.errors import MediaError
 from avfewshot.media import decoders
 from avfewshot.media.reader import read_clip
 from avfewshot.media.transcode import transcode
-from avfewshot.reports.overlay_video import OverlayWriter
+from avfewshot.reports.timelines import OverlayWriter
 
 
 def packets(path):

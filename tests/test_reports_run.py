@@ -17,11 +17,10 @@ from rich.console import Console
 from test_reports_html import EVIL, Page
 
 from avfewshot.evaluation.results import Calibration, CalibrationBin, Difference, Estimate
-from avfewshot.reports import charts, run_tables
-from avfewshot.reports.confusion import confused_pairs, confusion
+from avfewshot.reports import charts, methods
+from avfewshot.reports.charts import heat_source, is_picture
 from avfewshot.reports.figures import verdict
-from avfewshot.reports.overlays import heat_source, is_picture
-from avfewshot.reports.run_html import class_changes, run_page
+from avfewshot.reports.run_html import class_changes, confused_pairs, confusion, run_page
 from avfewshot.training.record import Curve, Heatmap, Second
 
 SECTIONS = (
@@ -332,9 +331,9 @@ def test_drawings_are_well_formed():
     drawings = [
         charts.line_chart("a & b", [line], x_name="epoch", level=charts.Level(0.5, "<before>"), shares=True),
         charts.line_chart("flat", [charts.Series("x", [(1, 2.0)])], x_name="step"),
-        charts.reliability("r", Calibration(0.1, 3, (CalibrationBin(0.4, 0.6, 3, 0.5, 0.7),))),
+        charts.drawing("reliability", "r", Calibration(0.1, 3, (CalibrationBin(0.4, 0.6, 3, 0.5, 0.7),))),
         charts.drawing("change_bar", "<c>", 0.2, 0.9),
-        charts.heat_map("m", confusion(samples.judged("ave_cls", replicates=0)[0]["trained"])),
+        charts.drawing("heat_map", "m", confusion(samples.judged("ave_cls", replicates=0)[0]["trained"])),
     ]
     for drawing in drawings:
         assert isinstance(drawing, Markup)
@@ -343,7 +342,6 @@ def test_drawings_are_well_formed():
 
 def test_nothing_to_draw_draws_nothing():
     assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
-    assert charts.reliability("t", Calibration(None, 0, ())) == ""
 
 
 def test_level_lies_among_the_heights():
@@ -388,7 +386,7 @@ def printed(table, width=160):
 
 def test_comparison_on_a_terminal(llp):
     # A narrow terminal is the one that has to show everything.
-    lines = printed(run_tables.comparison_table(llp.comparison), 80).splitlines()
+    lines = printed(methods.comparison_table(llp.comparison), 80).splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert any("trained -" in line for line in lines)
     row = next(index for index, line in enumerate(lines) if "hit@1" in line)
@@ -401,7 +399,7 @@ def test_comparison_on_a_terminal(llp):
 
 
 def test_components_on_a_terminal(llp):
-    text = printed(run_tables.components_table(llp.components))
+    text = printed(methods.components_table(llp.components))
     assert re.search(r"adapters\W+2,345,678\W+2,345,678\W+4\.2", text)
     assert re.search(r"temperatures\W+2\W+2\W+-", text)
 
@@ -417,17 +415,17 @@ def test_comparison_as_markdown(llp):
             "headline": last.metric,
         }
     )
-    lines = run_tables.comparison_markdown(renamed).splitlines()
+    lines = methods.comparison_markdown(renamed).splitlines()
     assert lines[0].startswith("| system | ")
     assert lines[2].startswith("| a\\|b&lt;i&gt; | ")
     assert lines[4].startswith("| trained − a\\|b&lt;i&gt; | ")
-    full = run_tables.comparison_markdown(llp.comparison).splitlines()
+    full = methods.comparison_markdown(llp.comparison).splitlines()
     assert {line.count("|") for line in full[:7]} == {len(llp.comparison.metrics) + 2}
 
 
 def test_comparison_as_csv(llp):
-    rows = list(csv.DictReader(io.StringIO(run_tables.comparison_csv(llp.comparison))))
-    assert tuple(rows[0]) == run_tables.COMPARISON_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(methods.comparison_csv(llp.comparison))))
+    assert tuple(rows[0]) == methods.COMPARISON_COLUMNS
     table = llp.comparison
     assert len(rows) == len(table.systems) * len(table.metrics) + len(table.differences)
     for row in rows:
@@ -441,6 +439,6 @@ def test_comparison_as_csv(llp):
 
 def test_classes_as_csv(ave):
     result = ave.results["trained"]
-    rows = list(csv.DictReader(io.StringIO(run_tables.classes_csv(result))))
+    rows = list(csv.DictReader(io.StringIO(methods.classes_csv(result))))
     assert [row["class"] for row in rows] == [row.name for row in result.classes]
     assert [row["f1"] for row in rows] == ["" if row.f1 is None else str(row.f1) for row in result.classes]

@@ -11,9 +11,18 @@ from xml.etree import ElementTree
 import pytest
 from sample_results import LABELS, clip, failure, run_info
 
-from avfewshot.reports.records import clip_record, distribution, is_finite
 from avfewshot.reports.timelines import TimelineWriter
-from avfewshot.reports.writers import CSV_COLUMNS, CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter, Summary
+from avfewshot.reports.writers import (
+    CSV_COLUMNS,
+    CsvWriter,
+    JsonlWriter,
+    JsonWriter,
+    SegmentsCsvWriter,
+    Summary,
+    clip_record,
+    distribution,
+    is_finite,
+)
 
 SUMMARY = Summary(clips=2, failed=1, total=3, elapsed=2.0)
 

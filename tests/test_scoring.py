@@ -10,14 +10,14 @@ from scipy.special import softmax
 from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
-from avfewshot.evaluation.background import BackgroundRule
-from avfewshot.evaluation.logits import (
+from avfewshot.evaluation.predictions import (
+    PredictionConfig,
+    Thresholds,
     clip_probabilities,
     second_probabilities,
     second_salience,
 )
-from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
-from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.targets import BackgroundRule, Targets
 from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import ZeroShotHead

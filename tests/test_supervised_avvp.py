@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avfewshot.data.load import load_dataset
-from avfewshot.evaluation.parsing import parsing_scores, runs
+from avfewshot.evaluation.published import parsing_scores, runs
 from avfewshot.supervised.avvp import HAN, MGN
 
 OFFICIAL = Path(__file__).parents[2] / "shared/data/LLP"

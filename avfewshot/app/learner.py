@@ -16,7 +16,7 @@ from avfewshot.app.label_file import NONE, Mark
 from avfewshot.errors import UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.inference.learned import LearnedRun, frozen_part
+from avfewshot.inference.head import LearnedRun, frozen_part
 from avfewshot.inference.results import ClipResult
 from avfewshot.io import write_text
 from avfewshot.labels import LabelSet

@@ -30,7 +30,7 @@ from avfewshot.app.scratch import Scratch
 from avfewshot.errors import UsageError, explain
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.inference.learned import frozen_part
+from avfewshot.inference.head import frozen_part
 from avfewshot.inference.results import ClipResult, Failure
 from avfewshot.io import printable
 from avfewshot.labels import LabelSet

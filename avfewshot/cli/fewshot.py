@@ -284,9 +284,8 @@ def _write(
     """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
     from avfewshot.evaluation.evaluate import average_comparisons
     from avfewshot.evaluation.evaluator import UNTRAINED
-    from avfewshot.reports.methods import write_methods_page
+    from avfewshot.reports.methods import classes_csv, comparison_csv, comparison_markdown, write_methods_page
     from avfewshot.reports.run_html import run_page
-    from avfewshot.reports.run_tables import classes_csv, comparison_csv, comparison_markdown
     from avfewshot.training.fewshot import TRAINED
     from avfewshot.training.run_record import collect as collect_record
     from avfewshot.version import __version__
@@ -352,7 +351,7 @@ def _print_results(trainer: FewShot, results: Sequence[SeedResult], written: Seq
     from rich.console import Console
 
     from avfewshot.evaluation.evaluate import average_comparisons
-    from avfewshot.reports.run_tables import comparison_table
+    from avfewshot.reports.methods import comparison_table
     from avfewshot.reports.text import reject_text
 
     compared = [result.comparison for result in results if result.comparison is not None]

@@ -15,7 +15,7 @@ from avfewshot.errors import UsageError
 if TYPE_CHECKING:
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.inference.classifier import Classifier
-    from avfewshot.inference.learned import LearnedRun
+    from avfewshot.inference.head import LearnedRun
     from avfewshot.store.store import Store
 
 _LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool", "audio_context")
@@ -46,7 +46,7 @@ def find_run(folder: Path) -> LearnedRun:
     Raises:
         UsageError: There is none.
     """
-    from avfewshot.inference.learned import find_learned
+    from avfewshot.inference.head import find_learned
 
     found = find_learned(folder)
     if found is None:

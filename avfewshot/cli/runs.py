@@ -269,7 +269,7 @@ def print_dry_run(rows: Iterable[tuple[str, str]], plan: Plan | None) -> None:
     """Print what a training would do and take."""
     from rich.console import Console
 
-    from avfewshot.reports.run_tables import components_table
+    from avfewshot.reports.methods import components_table
     from avfewshot.training.run_record import components
 
     console = Console(highlight=False)

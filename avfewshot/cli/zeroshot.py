@@ -282,7 +282,7 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
     resumed = {"run_id": work.run_id, "resume": work.earlier is not None}
     writers = [open_writer(target, run, **shown, **resumed) for target in work.targets]
     if (folder := settings["overlay"]) is not None:
-        from avfewshot.reports.overlay_video import OverlayWriter
+        from avfewshot.reports.timelines import OverlayWriter
 
         writers.append(OpenWriter(OverlayWriter(folder), folder, run))
     if work.page is not None:
@@ -327,9 +327,8 @@ def _write(
     Gives how many clips failed, and whether a signal cut it short.
     """
     from avfewshot.inference.results import Failure
-    from avfewshot.reports.records import is_finite
     from avfewshot.reports.tables import footer
-    from avfewshot.reports.writers import Summary
+    from avfewshot.reports.writers import Summary, is_finite
 
     started, clips, failed = time.perf_counter(), 0, 0
     error: BaseException | None = None
@@ -487,7 +486,7 @@ def _print_task(settings: Resolved, evaluator: Evaluator, report: EvalReport) ->
     from rich.console import Console
 
     from avfewshot.evaluation.references import distinct
-    from avfewshot.reports.run_tables import comparison_csv, comparison_markdown, comparison_table
+    from avfewshot.reports.methods import comparison_csv, comparison_markdown, comparison_table
 
     results, comparison = report.results, report.comparison
     console = Console(highlight=False)

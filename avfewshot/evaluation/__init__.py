@@ -3,6 +3,6 @@
 Entry points: :func:`avfewshot.evaluation.evaluate.evaluate` (one system),
 :func:`avfewshot.evaluation.evaluate.evaluate_systems` (several on the same clips),
 :func:`avfewshot.evaluation.evaluate.average_comparisons` (over runs with different seeds) and
-:func:`avfewshot.evaluation.background.fit_background` (what counts as background in a second).
+:func:`avfewshot.evaluation.targets.fit_background` (what counts as background in a second).
 docs/metrics.md defines every figure.
 """

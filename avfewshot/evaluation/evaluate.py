@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from avfewshot.evaluation import measures
-from avfewshot.evaluation.answers import answer_statistics, class_names, required_segments
-from avfewshot.evaluation.background import decide_segments
-from avfewshot.evaluation.bootstrap import (
+from avfewshot.evaluation.measures import (
     REPLICATES,
+    Floats,
     MacroF1,
     MeanAveragePrecision,
     Metric,
@@ -22,10 +21,9 @@ from avfewshot.evaluation.bootstrap import (
     over_runs,
     resample,
 )
-from avfewshot.evaluation.measures import Floats
-from avfewshot.evaluation.references import baselines, ceilings
+from avfewshot.evaluation.references import answer_statistics, baselines, ceilings, class_names, required_segments
 from avfewshot.evaluation.results import Calibration, ClassRow, Comparison, Difference, Estimate, TaskResult
-from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.targets import Predictions, Targets, decide_segments
 from avfewshot.evaluation.tasks import METRICS, Task, find_task
 
 _TOP = 5
@@ -134,7 +132,7 @@ def evaluate_systems(
 def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
     """One table over runs with different seeds on the same test clips; that of the only run if there is but one.
 
-    Intervals are over runs and clips together (:func:`~avfewshot.evaluation.bootstrap.over_runs`), those of differences
+    Intervals are over runs and clips together (:func:`~avfewshot.evaluation.measures.over_runs`), those of differences
     paired in both. A system that does the same in every run, such as one without training, keeps the interval over
     clips alone, as does the difference of two such systems.
 

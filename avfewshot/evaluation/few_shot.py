@@ -11,10 +11,9 @@ import torch
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.encoders.label_features import label_features as encode_labels
-from avfewshot.evaluation.background import BackgroundRule, decide_segments
 from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.predictions import Thresholds
-from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
 from avfewshot.inference.logits import class_texts, score_clip
 from avfewshot.methods.base import MODALITIES, Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer

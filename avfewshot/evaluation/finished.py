@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from avfewshot.config import ADAPTER_METHODS
 from avfewshot.errors import DataError, UsageError
-from avfewshot.evaluation.bootstrap import REPLICATES, estimate, over_runs, resample
 from avfewshot.evaluation.evaluate import with_differences
+from avfewshot.evaluation.measures import REPLICATES, estimate, over_runs, resample
 from avfewshot.evaluation.results import Comparison, Estimate
 
 RESULTS_NAME, ANSWERS_NAME = "results.json", "answers.jsonl"

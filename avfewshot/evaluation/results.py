@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from avfewshot.evaluation.background import BackgroundRule
+from avfewshot.evaluation.targets import BackgroundRule
 
 CONFIDENCE = 0.95
 """Confidence of every interval."""

@@ -18,9 +18,8 @@ from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32, one_thread
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
-from avfewshot.inference.head import ZeroShotHead
+from avfewshot.inference.head import LearnedHead, LearnedRun, TunedHead, TunedRun, TunedTowers, ZeroShotHead, rejector
 from avfewshot.inference.inputs import expand, is_single, names_many, read_items
-from avfewshot.inference.learned import LearnedHead, LearnedRun, TunedHead, TunedRun, TunedTowers, rejector
 from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.labels import LabelSet

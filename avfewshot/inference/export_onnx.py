@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,7 @@ from torch.nn import functional as F
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference.classifier import Classifier, Labels, _label_set
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.inference.head import ZeroShotHead
-from avfewshot.inference.learned import BACKGROUND, LearnedHead
-from avfewshot.inference.traced import Traced
+from avfewshot.inference.head import BACKGROUND, LearnedHead, ZeroShotHead
 from avfewshot.io import atomic_path, sha256_file, write_text
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.methods.base import LEAST, MODALITIES, SMALLEST
@@ -324,3 +322,122 @@ def _columns(head: LearnedHead, joined: Any) -> Tensor:
     if head._none is not None:
         order.insert(head._none, known)
     return joined.tensor[:, order].softmax(-1)
+
+
+class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+    """A float64 array of NumPy code whose arithmetic is done by a tensor, so that tracing sees it.
+
+    It takes what scoring by a few-shot method uses; anything else raises TypeError, and the method cannot be exported.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> Any:
+        """As of an array."""
+        return self.tensor.shape
+
+    @property
+    def T(self) -> Traced:
+        """As of an array."""
+        return Traced(self.tensor.T)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __getitem__(self, key: Any) -> Traced:
+        return Traced(self.tensor[_index(key)])
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        self.tensor = self.tensor.clone()
+        self.tensor[_index(key)] = _tensor(values)
+
+    def copy(self) -> Traced:
+        """As of an array."""
+        return self
+
+    def any(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced((self.tensor != 0).any(axis, keepdims))
+
+    def all(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced((self.tensor != 0).all(axis, keepdims))
+
+    def sum(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced(self.tensor.sum(axis, keepdims))
+
+    def mean(self, axis: int = -1, keepdims: bool = False) -> Traced:
+        """As of an array."""
+        return Traced(self.tensor.mean(axis, keepdims))
+
+    def max(self, axis: int = -1, keepdims: bool = False, initial: float | None = None) -> Traced:
+        """As of an array."""
+        if not self.tensor.shape[axis]:
+            return Traced(torch.full_like(self.tensor.sum(axis, keepdims), initial or 0.0))
+        return Traced(self.tensor.amax(axis, keepdims))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        if ufunc is np.logaddexp and method == "reduce":
+            return Traced(inputs[0].tensor.logsumexp(options["axis"]))
+        function = _UFUNCS.get(ufunc.__name__)
+        if function is None or method != "__call__" or options:
+            return NotImplemented
+        result = function(*map(_tensor, inputs))
+        if out is None:
+            return Traced(result)
+        if not isinstance(out[0], Traced):
+            return NotImplemented
+        out[0].tensor = result
+        return out[0]
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        function = _FUNCTIONS.get(func.__name__)
+        return NotImplemented if function is None else Traced(function(*args, **kwargs))
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, Traced):
+        return value.tensor
+    value = np.asarray(value)
+    return torch.from_numpy(np.ascontiguousarray(value if value.dtype == bool else value.astype(np.float64)))
+
+
+def _index(key: Any) -> Any:
+    """A NumPy index for a tensor: masks, which would make sizes depend on values, become numbers."""
+    if isinstance(key, tuple):
+        return tuple(map(_index, key))
+    if isinstance(key, np.ndarray):
+        return torch.from_numpy(np.flatnonzero(key) if key.dtype == bool else key)
+    return key
+
+
+def _norm(values: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
+    return values.tensor.square().sum(axis, keepdims).sqrt()
+
+
+def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
+    return torch.maximum(first, second) + (1 + (-(first - second).abs()).exp()).log()
+
+
+def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda parts, axis=0: join([_tensor(part) for part in parts], axis)
+
+
+_UFUNCS: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "true_divide": torch.div,
+    "matmul": torch.matmul, "negative": torch.neg, "square": torch.square, "power": torch.pow, "sqrt": torch.sqrt,
+    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), "logaddexp": _logaddexp,
+    "maximum": torch.maximum, "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt,
+    "bitwise_and": torch.logical_and, "invert": torch.logical_not, "logical_not": torch.logical_not,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "norm": _norm,
+    "clip": lambda values, low, high: values.tensor.clamp(low, high),
+    "where": lambda mask, a, b: torch.where(_tensor(mask), _tensor(a), _tensor(b)),
+    "concatenate": _stacked(torch.cat),
+    "stack": _stacked(torch.stack),
+    "zeros_like": lambda values: torch.zeros_like(values.tensor),
+}

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.inference.results import ClipResult, SegmentResult
+from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.calibration import standardised_labels
+from avfewshot.methods.living import LivingRidge
+from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
+from avfewshot.methods.method import Scorer
+from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, read_json, seed_folders
 from avfewshot.models.fusion import predict_events
+from avfewshot.models.hub import local_adapter
+from avfewshot.tuning.fit import ABOUT_NAME, load
+from avfewshot.tuning.methods import TunedMethod
 
 
 class ZeroShotHead:
@@ -108,3 +122,233 @@ class ZeroShotHead:
 
 def _weights(shares: list[float]) -> dict[str, float]:
     return {"visual": shares[0], "audio": shares[1]}
+
+
+BACKGROUND = "background"
+"""What a second, or a clip, is called in which nothing happens, where the run has learnt what that is."""
+UNKNOWN = "unknown"
+"""What a clip is called that is like nothing that was learnt, where that is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedRun(AdapterCheckpoint):
+    """A fitted method and what it belongs to."""
+
+    scorer: Scorer
+
+    @property
+    def none(self) -> str | None:
+        """What the run calls "none of these": the one of its labels that its method has no text for."""
+        return next((label for label in self.config.labels if label not in self.scorer.texts.names), None)
+
+    @property
+    def audio_context(self) -> str:
+        """What its clips were embedded with: ``"second"`` or ``"clip"``."""
+        return str(self.config.training.get("audio_context", "second"))
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether adapters of the same seed speak beside it."""
+        return bool(self.scorer.tuned and self.scorer.tuned["tuned"])
+
+
+def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
+    """What a few-shot run learnt beside adapters, or None where it holds no fitted method.
+
+    Of several seeds the one that the run chose is taken, or that with the lowest log-loss on clips left out.
+    """
+    path = local_adapter(path)
+    folders = [path, path / "scorer", *(seed / "scorer" for seed in seed_folders(path))]
+    found = [folder for folder in folders if (folder / SCORER_NAME).is_file()]
+    if not found:
+        return None
+    runs = []
+    for folder in found:
+        config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
+        runs.append(LearnedRun(folder, {}, config, Scorer.load(folder)))
+        names = [label for label in config.labels if label != runs[-1].none]
+        if names != list(runs[-1].scorer.texts.names) or (runs[-1].none and not runs[-1].scorer.negatives):
+            raise DataError(f"{folder}: its files do not belong together.", hint="Copy the whole folder again.")
+
+    def loss(run: LearnedRun) -> float:
+        value = run.scorer.diagnostics.get("loo_log_loss")
+        return float("inf") if value is None else value
+
+    return min(runs, key=loss)
+
+
+@dataclass(frozen=True, eq=False)
+class TunedRun(AdapterCheckpoint):
+    """A method that was tuned through the towers (CoOp, CoCoOp, MaPLe, CLIP-LoRA) and what it belongs to."""
+
+    def method(self, backbone: Backbone, wordings: Sequence[str] | None = None) -> TunedMethod:
+        """The method over a backbone that is on its device; for other wordings than its own where such are given."""
+        own = load(self.path, backbone)
+        if wordings is None or tuple(wordings) == own.texts[:-1]:
+            return own
+        return load(self.path, backbone, [*wordings, own.texts[-1]])
+
+
+def find_tuned(path: str | os.PathLike[str]) -> TunedRun | None:
+    """The tuned method of a few-shot run, or None; of several seeds the one that the run chose, or the first."""
+    path = local_adapter(path)
+    places = [path, *(place for base in (path, *seed_folders(path)) for place in sorted(base.glob("*")))]
+    for folder in places:
+        if (folder / ABOUT_NAME).is_file() and (folder / CONFIG_NAME).is_file():
+            config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
+            return TunedRun(folder, {}, config)
+    return None
+
+
+class TunedTowers(nn.Module):
+    """A tuned method's towers as the embedder takes a model: seconds in, unit vectors out."""
+
+    adapters = None
+
+    def __init__(self, method: TunedMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, frames: Tensor | None = None, audio: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Unit vectors ``[B, T, D]`` of frames ``[B, T, 3, S, S]`` and of waveforms ``[B, T, samples]``."""
+        pairs = zip(MODALITIES, (frames, audio), strict=True)
+        visual, sound = (
+            None if part is None else self.method.embed(name, part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            for name, part in pairs
+        )
+        return visual, sound
+
+
+class TunedHead(ZeroShotHead):
+    """Logits by a tuned method, of embeddings of its own towers; fused and pooled as everywhere."""
+
+    def __init__(self, method: TunedMethod, names: Sequence[str], **options: str) -> None:
+        super().__init__(names, [], 1.0, **options)
+        self._method = method
+
+    def logits(self, file: EmbeddedFile) -> ClipLogits:
+        """See :meth:`ZeroShotHead.logits`."""
+        device = next(self._method.parameters()).device
+        visual, audio = (None if one is None else one.to(device) for one in (file.visual, file.audio))
+        with torch.no_grad():
+            [pair] = self._method.compare([(visual, audio)])
+        return ClipLogits(*(None if one is None else one.double().cpu() for one in pair))
+
+
+def rejector(run: LearnedRun | None, labels: Sequence[str]) -> LivingRidge:
+    """What tells that a clip is like nothing that was learnt; a :class:`UsageError` where nothing can."""
+    if run is None:
+        hint = "Add --adapter RUN, a run of auto or of a method on frozen embeddings."
+        raise UsageError("Only what was learnt on frozen embeddings can tell unknown clips (--reject).", hint=hint)
+    ridge = LivingRidge(run.scorer.rejector or run.scorer, learn=False) if run.scorer.clip.arrays else None
+    if ridge is None or ridge.reject is None:
+        raise UsageError(
+            f"{run.path}: has no threshold for unknown clips.",
+            hint="It takes at least two clips a class; a run of an earlier version has to be made again.",
+        )
+    learnt = {name for name, trained in zip(run.scorer.texts.names, run.scorer.trained, strict=True) if trained}
+    if UNKNOWN in labels:
+        raise UsageError(f"A label is called {UNKNOWN!r}: --reject has no word of its own.")
+    if strange := [label for label in labels if label not in learnt and label != run.none]:
+        raise UsageError(
+            f"--reject goes by clips that were learnt; there were none of {', '.join(strange[:5])}.",
+            hint="Leave the labels out: those of the run are then taken.",
+        )
+    return ridge
+
+
+class LearnedHead(ZeroShotHead):
+    """Scores files by a fitted method; labels that it was not fitted on are left to the text.
+
+    "None of these", where the run has clips of it, is a label among the others if it is asked for by its name; if not,
+    a warning says when it fits best. A clip of a run on seconds in none of whose seconds anything happens is called
+    :data:`BACKGROUND`; with `reject`, one that is like nothing that was learnt :data:`UNKNOWN`. `zero_shot` gives
+    weights of the modalities, and the trained logits where the method has a tuned part; `dims` are the widths of the
+    frozen embeddings, which stand first.
+    """
+
+    def __init__(
+        self,
+        run: LearnedRun,
+        texts: LabelFeatures,
+        zero_shot: ZeroShotHead,
+        dims: tuple[int, int],
+        *,
+        reject: bool = False,
+    ) -> None:
+        self.__dict__.update(vars(zero_shot))
+        self._scorer, self._zero_shot, self._dims, self._labels = run.scorer, zero_shot, dims, texts.names
+        self._none = texts.names.index(run.none) if run.none in texts.names and len(texts.names) > 1 else None
+        self._texts = texts.take([row for row in range(len(texts.names)) if row != self._none])
+        self._own = self._texts.names == tuple(run.scorer.texts.names)
+        self._ridge = rejector(run, self._labels) if reject else None
+
+    def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
+        """See :meth:`ZeroShotHead.result`."""
+        base = self._zero_shot.result(file, segments=segments)
+        features = self._features(file if self._scorer.second else file.by_clip)
+        tuned = np.log(np.maximum([[base.scores[name] for name in self._texts.names]], 1e-12))
+        found = self._scorer.scores(features, None if self._own else self._texts, tuned=tuned)
+        scores = self._columns(found.joined[0])
+        label = max(scores, key=scores.__getitem__)
+        score, warnings = scores[label], list(base.warnings)
+        if self._none is None and found.none is not None and np.exp(found.none[0]) > 0.5:
+            warnings.append(f"none of the labels fits: {100 * np.exp(found.none[0]):.0f} %")
+        timed = self._own and (segments or self._scorer.second)
+        rows = self._scorer.segment_logits(self._features(file))[0] if timed else None
+        if rows is not None and self._scorer.second and (nothing := float(np.exp(rows[:, -1].min()))) > 0.5:
+            label, score = BACKGROUND, nothing
+        if self._ridge is not None and label in self._texts.names and self._ridge.unknown(features, self._labels)[0]:
+            label = UNKNOWN
+        return replace(
+            base,
+            label=label,
+            score=score,
+            scores=scores,
+            segments=base.segments if rows is None else self._timeline(rows, base.segments),
+            warnings=warnings,
+        )
+
+    def _features(self, file: EmbeddedFile) -> Features:
+        return Features.of([frozen_part(file, self._dims)])
+
+    def labels_of(self, result: ClipResult) -> list[str]:
+        """All labels that a clip carries, the surest first: by thresholds from left-out clips, where there are any."""
+        if result.label not in self._texts.names:
+            return [] if result.label == UNKNOWN else [result.label]
+        known = self._scorer.thresholds
+        if not known:
+            return super().labels_of(result)
+        other = sum(known.values()) / len(known)  # of a label that was not learnt
+        order = sorted(self._texts.names, key=result.scores.__getitem__, reverse=True)
+        return [name for name in order if result.scores[name] >= known.get(name, other) or name == result.label]
+
+    def _columns(self, log_posterior: Floats) -> dict[str, float]:
+        """Probabilities of the labels that were asked for, from those of the method, its own last one maybe beside."""
+        known = len(self._texts.names)
+        if self._none is None:
+            log_posterior = log_posterior[:known]
+        elif len(log_posterior) > known:
+            log_posterior = np.insert(log_posterior[:known], self._none, log_posterior[known])
+        return dict(zip(self._labels, np.exp(log_softmax(log_posterior)).tolist(), strict=True))
+
+    def _timeline(self, rows: Floats, base: Sequence[SegmentResult]) -> list[SegmentResult]:
+        segments = []
+        for row, segment in zip(rows, base, strict=False):
+            scores = self._columns(row)
+            label = max(scores, key=scores.__getitem__)
+            score = scores[label]
+            if self._scorer.second and row.argmax() == len(row) - 1:
+                label, score = BACKGROUND, float(np.exp(row[-1]))
+            segments.append(replace(segment, label=label, score=score, scores=list(scores.values())))
+        return segments
+
+
+def frozen_part(file: EmbeddedFile, dims: tuple[int, int]) -> tuple[str, Any, Any]:
+    """Id, sight and sound of a file as few-shot methods take them: what the frozen towers gave, which stands first."""
+    visual = None if file.visual is None else file.visual[:, : dims[0]].numpy()
+    audio = None if file.audio is None else file.audio[:, : dims[1]].numpy()
+    if visual is not None and audio is not None:
+        seconds = min(len(visual), len(audio))
+        visual, audio = visual[:seconds], audio[:seconds]
+    return file.path, visual, audio

@@ -20,9 +20,9 @@ import numpy as np
 
 from avfewshot.errors import UsageError
 from avfewshot.methods.base import Floats, Support, log_loss, log_softmax
-from avfewshot.methods.method import Method, Scorer, find_method, register
+from avfewshot.methods.calibration import stack, text_is_useful
+from avfewshot.methods.method import Method, Scorer, find_method
 from avfewshot.methods.rows import Head, Rows, countable
-from avfewshot.methods.stacking import stack, text_is_useful
 
 DEFAULT = "kernel_ridge"
 LIGHT = ("zero_shot", "nearest_mean", "logistic", "gda", "tip_adapter", DEFAULT)
@@ -30,12 +30,10 @@ SECONDS = (DEFAULT, "timo")
 TUNED_ROWS = 8  # fewer clips that the tuned part has not seen: it is not trusted
 
 
-@register
 class Auto(Method):
     """The best of :data:`LIGHT` by left-out clips, leaning towards :data:`DEFAULT`."""
 
     name = "auto"
-    title = "auto"
     uses_counter_examples = True
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
@@ -85,7 +83,7 @@ class JoinedHeads(Method):
     With one clip a class, where nothing can be left out, kernel ridge alone.
     """
 
-    name = title = "joined"
+    name = "joined"
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
         """See :meth:`Method.fit_head`."""

@@ -29,9 +29,9 @@ import numpy.typing as npt
 from scipy.linalg import get_lapack_funcs
 
 from avfewshot.methods.base import MODALITIES, Floats, log_loss, log_softmax, unit
-from avfewshot.methods.method import Method, register
+from avfewshot.methods.calibration import stack, text_is_useful
+from avfewshot.methods.method import Method
 from avfewshot.methods.rows import Head, Rows, countable
-from avfewshot.methods.stacking import stack, text_is_useful
 
 KERNELS = ("visual", "audio", "product", "mean")
 BETAS = (0.1, 0.3, 1.0, 3.0)
@@ -399,12 +399,10 @@ def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
     return np.log(np.where(number > 0, total / np.maximum(number, 1), 1 / classes))
 
 
-@register
 class KernelRidge(Method):
     """Joint kernel ridge with exact leave-one-clip-out and the text as an expert."""
 
     name = "kernel_ridge"
-    title = "kernel ridge (sight x sound) with text"
     uses_counter_examples = True
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
+import json
+import pkgutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from avfewshot.errors import DataError, UsageError
+from avfewshot.io import write_bytes, write_text
 from avfewshot.methods.base import (
     MODALITIES,
     SMALLEST,
@@ -27,11 +32,12 @@ from avfewshot.methods.base import (
     log_softmax,
 )
 from avfewshot.methods.calibration import label_thresholds, temperature
-from avfewshot.methods.rows import Head, Rows, clip_rows, countable
-from avfewshot.methods.scorer_files import CONFIG_NAME, NOT_A_SCORER, read_scorer, write_scorer
-from avfewshot.methods.seconds import fit_seconds, score_seconds
+from avfewshot.methods.rows import Head, Rows, clip_rows, countable, second_rows
+from avfewshot.methods.seconds import fit_seconds, score_rows
 
 ENTRY_POINTS = "avfewshot.methods"
+FORMAT = 1
+TENSORS_NAME, CONFIG_NAME = "scorer.safetensors", "scorer.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +56,9 @@ class Scores:
 
 
 class Method:
-    """A few-shot method; subclasses give :meth:`fit_head` and :meth:`score_head`, and register themselves."""
+    """A few-shot method; subclasses give :meth:`fit_head`, :meth:`score_head`."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
     uses_counter_examples: ClassVar[bool] = False
 
     def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
@@ -87,9 +92,11 @@ class Method:
         if support.num_classes != len(texts.names):
             raise DataError(f"The support has {support.num_classes} classes, the texts {len(texts.names)}.")
         check_width(support.features, texts)
-        used = {"support": len(support), "validation": 0}
+        used, against = {"support": len(support), "validation": 0}, {}
         if support.counter is not None and self.uses_counter_examples:
             used["counter-examples"] = len(support.counter[0])
+            counts = zip(texts.names, support.counter[1].sum(0).tolist(), strict=False)
+            against = {"counter_examples": {name: count for name, count in counts if count}}
         if validation is not None:
             used["validation"] = len(validation)
             support = support + validation
@@ -125,17 +132,11 @@ class Method:
             "calibration_seconds": scorer.second and scorer.second.params.get("calibration"),
             "method": self.name,
             "labels_used": used,
-            **({"counter_examples": self._counted(support, texts)} if "counter-examples" in used else {}),
+            **against,
             "trainable": scorer.clip.trainable,
             "seconds": time.perf_counter() - begun,
         }
         return scorer
-
-    @staticmethod
-    def _counted(support: Support, texts: LabelFeatures) -> dict[str, int]:
-        """Counter-examples of each class that has any."""
-        counts = [] if support.counter is None else support.counter[1].sum(0).tolist()
-        return {name: count for name, count in zip(texts.names, counts, strict=False) if count}
 
 
 @dataclass(eq=False)
@@ -217,8 +218,11 @@ class Scorer:
         Else every second is scored as if it were a clip: ``[T_i, K]``, or ``[T_i, K + 1]`` with "none of these" last.
         """
         if self.second is not None:
+            rows, salience = second_rows(features, self.texts, np.arange(len(features)), np.flatnonzero(self.trained))
+            lengths, clips = features.seconds, np.repeat(self.logits(features), features.seconds, 0)
             method = self.method.for_seconds()
-            return score_seconds(method, self.second, self.texts, self.trained, self.logits(features), features)
+            made = score_rows(method, self.second, self.trained, rows, salience, clips, lengths)
+            return np.split(made, np.cumsum(lengths)[:-1])
         cut: Any = [
             (f"{name}#{second}", *(None if clip is None else clip[second : second + 1] for clip in (visual, audio)))
             for name, visual, audio, seconds in zip(
@@ -287,16 +291,30 @@ class Scorer:
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write ``scorer.safetensors`` and ``scorer.json``; what :meth:`load` gives scores alike, to the bit."""
-        folder = Path(folder)
-        settings = {
+        folder, arrays = Path(folder), {"trained": self.trained}
+        config: dict[str, Any] = {
+            "format": FORMAT,
             "method": self.method.name,
             "negatives": self.negatives,
             "temperature": self.temperature,
             "thresholds": self.thresholds,
             "tuned": self.tuned,
             "diagnostics": self.diagnostics,
+            "texts": {},
         }
-        write_scorer(folder, self.texts, self.trained, {"clip": self.clip, "second": self.second}, settings)
+        for part, head in (("clip", self.clip), ("second", self.second)):
+            config[part] = None
+            if head is not None:
+                config[part] = {"params": head.params, "trainable": head.trainable}
+                arrays |= {f"{part}/{name}": values for name, values in head.arrays.items()}
+                arrays |= {} if head.loo is None else {f"{part}.loo": head.loo}
+        for name, value in vars(self.texts).items():
+            if isinstance(value, np.ndarray):
+                arrays[f"texts/{name}"] = value
+            else:
+                config["texts"][name] = value
+        write_bytes(folder / TENSORS_NAME, save_tensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+        write_text(folder / CONFIG_NAME, json.dumps(config, indent=1))
         if self.rejector is not None:
             self.rejector.save(folder / "rejector")
         return folder
@@ -311,20 +329,51 @@ class Scorer:
         """
         folder = Path(folder)
         try:
-            texts, trained, heads, config = read_scorer(folder)
-            clip = heads["clip"]
-            if clip is None:
-                raise ValueError("the head of clips is missing")
-            rejector = cls.load(folder / "rejector") if (folder / "rejector" / CONFIG_NAME).is_file() else None
-            scorer = cls(
-                find_method(config["method"]), texts, trained, bool(config["negatives"]), clip, heads["second"],
-                float(config["temperature"]), config["tuned"], dict(config["diagnostics"]),
-                {str(name): float(value) for name, value in config.get("thresholds", {}).items()}, rejector,
-            )  # fmt: skip
-            scorer._try_out()
-            return scorer
-        except NOT_A_SCORER as error:
+            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+            arrays = {k: np.array(v) for k, v in load_tensors((folder / TENSORS_NAME).read_bytes()).items()}
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}.", hint="Give the folder of a finished run.") from None
+        except (ValueError, SafetensorError) as error:
+            raise DataError(f"{folder}: holds a damaged scorer ({error}).", hint="Fit it again.") from None
+        try:
+            return cls._from_files(folder, config, arrays)
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:  # parts of another form
             raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None
+
+    @classmethod
+    def _from_files(cls, folder: Path, config: Any, arrays: dict[str, npt.NDArray[Any]]) -> Scorer:
+        if config["format"] != FORMAT:
+            raise ValueError(f"format {config['format']}, this program reads {FORMAT}")
+        if any(a.dtype.kind not in "fbi" or not np.isfinite(a).all() for a in arrays.values()):
+            raise ValueError("a value is not finite")
+        below: dict[str, dict[str, npt.NDArray[Any]]] = {"clip": {}, "second": {}, "texts": {}}
+        for name, values in arrays.items():
+            part, _, key = name.partition("/")
+            if key:
+                below[part][key] = values
+
+        def head(part: str) -> Head:
+            params, trainable = config[part]["params"], int(config[part]["trainable"])
+            return Head(below[part], params, arrays.get(f"{part}.loo"), trainable=trainable)
+
+        names, scales = tuple(map(str, config["texts"]["names"])), tuple(map(float, config["texts"]["scales"]))
+        texts = LabelFeatures(**{**config["texts"], **below["texts"], "names": names, "scales": scales})
+        for name, values in below["texts"].items():  # as they were: normalising twice may change the last bit
+            object.__setattr__(texts, name, values)
+        trained = arrays["trained"].astype(bool)
+        if trained.shape != (len(names),):
+            raise ValueError("labels and classes differ in number")
+        if config["clip"] is None:
+            raise ValueError("the head of clips is missing")
+        scorer = cls(
+            find_method(config["method"]), texts, trained, bool(config["negatives"]), head("clip"),
+            None if config["second"] is None else head("second"),
+            float(config["temperature"]), config["tuned"], dict(config["diagnostics"]),
+            {str(name): float(value) for name, value in config.get("thresholds", {}).items()},
+            cls.load(folder / "rejector") if (folder / "rejector" / CONFIG_NAME).is_file() else None,
+        )  # fmt: skip
+        scorer._try_out()
+        return scorer
 
     def _try_out(self) -> None:
         """Score made-up clips: parts that do not belong together say so before a clip has been decoded."""
@@ -338,29 +387,21 @@ class Scorer:
             raise ValueError("its scores are not numbers")
 
 
-_Method = TypeVar("_Method", bound=Method)
-
-METHODS: dict[str, type[Method] | str] = {
-    "zero_shot": "avfewshot.methods.zero_shot:ZeroShot",
-    "nearest_mean": "avfewshot.methods.nearest_mean:NearestMean",
-    "logistic": "avfewshot.methods.logistic:Logistic",
-    "tip_adapter": "avfewshot.methods.tip_adapter:TipAdapter",
-    "tip_adapter_f": "avfewshot.methods.tip_adapter:TipAdapterF",
-    "gda": "avfewshot.methods.gda:GDA",
-    "timo": "avfewshot.methods.gda:TIMO",
-    "lp_plus_plus": "avfewshot.methods.probes:LPPlusPlus",
-    "class_adaptive": "avfewshot.methods.probes:ClassAdaptive",
-    "clip_adapter": "avfewshot.methods.probes:ClipAdapter",
-    "kernel_ridge": "avfewshot.methods.kernel_ridge:KernelRidge",
-    "auto": "avfewshot.methods.auto:Auto",
+METHODS = {
+    "zero_shot": "evidence:ZeroShot",
+    "nearest_mean": "evidence:NearestMean",
+    "logistic": "evidence:Logistic",
+    "tip_adapter": "evidence:TipAdapter",
+    "tip_adapter_f": "evidence:TipAdapterF",
+    "gda": "evidence:GDA",
+    "timo": "evidence:TIMO",
+    "lp_plus_plus": "evidence:LPPlusPlus",
+    "class_adaptive": "evidence:ClassAdaptive",
+    "clip_adapter": "evidence:ClipAdapter",
+    "kernel_ridge": "kernel_ridge:KernelRidge",
+    "auto": "auto:Auto",
 }
-"""Methods by name: a class, or ``"module:Class"`` that is imported when it is first used."""
-
-
-def register(method: type[_Method]) -> type[_Method]:
-    """Make a method known by its name; a decorator."""
-    METHODS[method.name] = method
-    return method
+"""Methods by name: module of this room and class, imported when they are first used."""
 
 
 def method_names() -> tuple[str, ...]:
@@ -374,17 +415,11 @@ def find_method(name: str) -> Method:
     Raises:
         UsageError: There is none; the message lists those there are.
     """
-    if name not in METHODS:
-        for point in entry_points(group=ENTRY_POINTS):
-            if point.name == name:
-                try:
-                    METHODS[name] = point.load()
-                except (ImportError, AttributeError) as error:
-                    raise UsageError(f"The method {name!r} cannot be imported: {error}.") from error
-    if name not in METHODS:
-        raise UsageError(f"There is no method {name!r}.", hint=f"Choose from: {', '.join(method_names())}.")
-    target = METHODS[name]
-    if isinstance(target, str):
-        module, _, attribute = target.partition(":")
-        target = METHODS[name] = getattr(importlib.import_module(module), attribute)
-    return target()
+    if name in METHODS:
+        return pkgutil.resolve_name(f"avfewshot.methods.{METHODS[name]}")()
+    try:
+        for point in entry_points(group=ENTRY_POINTS, name=name):
+            return point.load()()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"The method {name!r} cannot be imported: {error}.") from error
+    raise UsageError(f"There is no method {name!r}.", hint=f"Choose from: {', '.join(method_names())}.")

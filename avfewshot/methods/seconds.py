@@ -12,10 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, Support, log_softmax, unit
-from avfewshot.methods.calibration import expected_calibration_error
+from avfewshot.methods.base import MODALITIES, Floats, LabelFeatures, Support, log_softmax, unit
+from avfewshot.methods.calibration import expected_calibration_error, stack
 from avfewshot.methods.rows import Head, Rows, second_rows, within_clip_scatter
-from avfewshot.methods.stacking import stack
 
 MAX_ROWS = 800
 """More seconds than this: neighbours with one label become one row, so that the largest matrix stays small."""
@@ -99,21 +98,6 @@ def fit_seconds(
     return head
 
 
-def score_seconds(
-    method: HeadMethod,
-    head: Head,
-    texts: LabelFeatures,
-    trained: npt.NDArray[np.bool_],
-    clip: Floats,
-    features: Features,
-) -> list[Floats]:
-    """Log-posteriors ``[T_i, K + 1]`` of the seconds of clips, the background last; `clip`: those of whole clips."""
-    lengths = features.seconds
-    rows, salience = second_rows(features, texts, np.arange(len(features)), np.flatnonzero(trained))
-    result = score_rows(method, head, trained, rows, salience, np.repeat(clip, lengths, 0), lengths)
-    return np.split(result, np.cumsum(lengths)[:-1])
-
-
 def score_rows(
     method: HeadMethod,
     head: Head,
@@ -123,7 +107,10 @@ def score_rows(
     clips: Floats,
     lengths: npt.NDArray[np.int64],
 ) -> Floats:
-    """:func:`score_seconds` of n seconds that are rows; `clips`: ``[n, K]`` or ``[1, K]``, of the clip of each."""
+    """Log-posteriors ``[n, K + 1]`` of seconds, the background last.
+
+    `clips` ``[n, K]`` or ``[1, K]`` are those of the clip of each, `lengths` the seconds of each clip.
+    """
     kept, events, total = np.array(head.params["columns"]), np.flatnonzero(trained), clips.shape[1]
     known = log_softmax(method.score_head(head, rows.take(slice(None), kept)))
     seconds = _spread(known, kept, len(events) + 1, _LEAST)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
-from avfewshot.evaluation.results import Calibration
-from avfewshot.reports.confusion import Confusion
 from avfewshot.reports.html import environment
 from avfewshot.reports.strip import marks
 from avfewshot.reports.text import percent
@@ -104,16 +107,6 @@ def _part(value: float, low: float, high: float) -> float:
     return (min(max(value, low), high) - low) / (high - low) if high > low else 0.5
 
 
-def reliability(title: str, judged: Calibration) -> Markup:
-    """Accuracy over confidence, and underneath how many answers each bin holds; empty without answers."""
-    return drawing("reliability", title, judged) if judged.answers and judged.error is not None else Markup()
-
-
-def heat_map(title: str, confusion: Confusion) -> Markup:
-    """A confusion matrix, each row in shares of itself."""
-    return drawing("heat_map", title, confusion)
-
-
 def scatter(title: str, points: Sequence[tuple[float, float]], names: Sequence[str]) -> Markup:
     """Points in the plane, each with the letter and the colour of its name, and a key; no axes, as for t-SNE."""
     side = 420
@@ -124,13 +117,6 @@ def scatter(title: str, points: Sequence[tuple[float, float]], names: Sequence[s
     shown = marks(sorted(set(names)))
     label = f"{title}: {len(points)} clips of {len(shown)} classes"
     return drawing("scatter", label, side, [(shown[n], n, *at) for n, at in zip(names, places, strict=True)], shown)
-
-
-def event_chart(
-    title: str, seconds: int, streams: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]]
-) -> Markup:
-    """When each class happens: modality -> class -> who says so -> stretches ``[start, stop)`` of seconds."""
-    return drawing("event_chart", title, seconds, streams, TONES)
 
 
 def drawing(kind: str, *values: object) -> Markup:
@@ -165,3 +151,42 @@ def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         begin, end = max(0, index - half), min(len(points), index + half + 1)
         result.append((x, (sums[end] - sums[begin]) / (end - begin)))
     return result
+
+
+# Matplotlib's "inferno" (CC0) at nine places: its lightness grows evenly, so it reads without colours as well.
+_RAMP = np.array([
+    (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
+    (249, 201, 50), (252, 255, 164),
+], dtype=np.float64)  # fmt: skip
+_FAINTEST, _STRONGEST = 0.35, 0.75
+_PICTURE = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+def heat_source(values: Sequence[Sequence[float]]) -> tuple[str, tuple[float, float]] | None:
+    """A map ``[h][w]`` as ``data:image/png;base64,...`` with transparency, and its smallest and largest value.
+
+    The faintest and the strongest colour stand for these two; numbers that are not finite count as the smallest. None
+    for a map without a finite number.
+    """
+    heights = np.array([list(row) for row in values], dtype=np.float64, ndmin=2)
+    finite = np.isfinite(heights)
+    if not finite.any():
+        return None
+    low, high = float(heights[finite].min()), float(heights[finite].max())
+    parts = np.where(finite, heights, low) - low
+    if high > low:
+        parts /= high - low
+    place = parts * (len(_RAMP) - 1)
+    whole = np.minimum(place.astype(int), len(_RAMP) - 2)
+    rest = (place - whole)[..., None]
+    pixels = np.empty((*parts.shape, 4))
+    pixels[..., :3] = _RAMP[whole] * (1 - rest) + _RAMP[whole + 1] * rest
+    pixels[..., 3] = 255 * (_FAINTEST + (_STRONGEST - _FAINTEST) * parts)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.round().astype(np.uint8), "RGBA").save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), (low, high)
+
+
+def is_picture(address: str) -> bool:
+    """Whether an address holds a picture itself: a page that stands alone shows no other."""
+    return _PICTURE.fullmatch(address) is not None

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from avfewshot.io import csv_text, write_text
-from avfewshot.reports.charts import TONES, Series, event_chart, line_chart, scatter
+from avfewshot.reports.charts import TONES, Series, drawing, heat_source, line_chart, scatter
 from avfewshot.reports.html import render
 from avfewshot.reports.methods import Listing
-from avfewshot.reports.overlays import heat_source
 
 if TYPE_CHECKING:
     from avfewshot.supervised.figures import Embedded, Look, Parsed
@@ -115,7 +114,9 @@ def write_figures(
         systems=parsed[0].systems if parsed else (),
         embedded=[(one, scatter(one.title, one.points.tolist(), one.classes)) for one in embedded],
         looks=[(clip, list(map(_looked, rows))) for clip, rows in groupby(looks, key=lambda row: row.clip)],
-        parsed=[(one.clip, event_chart(f"When in {one.clip}", one.seconds, one.streams)) for one in parsed],
+        parsed=[
+            (one.clip, drawing("event_chart", f"When in {one.clip}", one.seconds, one.streams, TONES)) for one in parsed
+        ],
     )
     write_text(path, page)
 

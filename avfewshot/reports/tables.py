@@ -8,10 +8,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
-from avfewshot.reports.records import distribution
 from avfewshot.reports.strip import Mark, Run, cells, marks, runs
 from avfewshot.reports.text import percent, printable, rate, reason, seconds, shorten
-from avfewshot.reports.writers import Summary, Writer
+from avfewshot.reports.writers import Summary, Writer, distribution
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _PERCENT_WIDTH = len("100.0 %")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avfewshot.config import AUTO
-from avfewshot.evaluation.answers import BACKGROUND
 from avfewshot.evaluation.evaluator import CLAP_ONLY, CLIP_ONLY, ZERO_SHOT
 from avfewshot.evaluation.few_shot import (
     alone,
@@ -22,6 +21,7 @@ from avfewshot.evaluation.few_shot import (
 )
 from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.predictions import Thresholds
+from avfewshot.evaluation.references import BACKGROUND
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.inference.logits import ClipLogits

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.data.dataset import Sample
-from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
+from avfewshot.evaluation.predictions import clip_probabilities, second_probabilities
 from avfewshot.evaluation.results import Comparison
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.media.thumbnails import grey_source, jpeg_source, thumbnails

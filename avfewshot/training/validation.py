@@ -21,12 +21,10 @@ import torch
 from avfewshot.config import AUTO
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.errors import AvfsError
-from avfewshot.evaluation.background import BackgroundRule
 from avfewshot.evaluation.evaluate import evaluate
-from avfewshot.evaluation.logits import clip_probabilities, second_probabilities
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
-from avfewshot.evaluation.targets import Targets
+from avfewshot.evaluation.predictions import PredictionConfig, Thresholds, clip_probabilities, second_probabilities
+from avfewshot.evaluation.targets import BackgroundRule, Targets
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.media.clip import Clip
