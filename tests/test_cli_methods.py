@@ -16,7 +16,7 @@ from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.methods.evidence import TIMO
+from avfewshot.methods.gda import TIMO
 from avfewshot.prompts import load_templates
 
 

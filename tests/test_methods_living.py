@@ -16,9 +16,9 @@ from avfewshot.methods.calibration import (
     standardised_labels,
     temperature,
 )
-from avfewshot.methods.evidence import NearestMean
 from avfewshot.methods.living import LivingRidge, learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
+from avfewshot.methods.nearest_mean import NearestMean
 
 
 def fitted(clips=4, classes=CLASSES, name="kernel_ridge", **options):

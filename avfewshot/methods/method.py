@@ -388,16 +388,16 @@ class Scorer:
 
 
 METHODS = {
-    "zero_shot": "evidence:ZeroShot",
-    "nearest_mean": "evidence:NearestMean",
-    "logistic": "evidence:Logistic",
-    "tip_adapter": "evidence:TipAdapter",
-    "tip_adapter_f": "evidence:TipAdapterF",
-    "gda": "evidence:GDA",
-    "timo": "evidence:TIMO",
-    "lp_plus_plus": "evidence:LPPlusPlus",
-    "class_adaptive": "evidence:ClassAdaptive",
-    "clip_adapter": "evidence:ClipAdapter",
+    "zero_shot": "zero_shot:ZeroShot",
+    "nearest_mean": "nearest_mean:NearestMean",
+    "logistic": "logistic:Logistic",
+    "tip_adapter": "tip_adapter:TipAdapter",
+    "tip_adapter_f": "tip_adapter:TipAdapterF",
+    "gda": "gda:GDA",
+    "timo": "gda:TIMO",
+    "lp_plus_plus": "probes:LPPlusPlus",
+    "class_adaptive": "probes:ClassAdaptive",
+    "clip_adapter": "probes:ClipAdapter",
     "kernel_ridge": "kernel_ridge:KernelRidge",
     "auto": "auto:Auto",
 }
