@@ -609,7 +609,7 @@ def test_efficiency_is_measured_without_data_beside_the_published_figures(call, 
 )
 def test_an_ablation_trains_each_row_and_goes_on(kind, rows, switched, call, refuse, world, monkeypatch):
     arguments = ["compare", "--data", "my_clips", "--ablate", kind, "--shots", "1", "--seeds", "1", "--max-steps", "2",
-                 "--lr", "0.01", "--gate-lr", "30"]  # fmt: skip
+                 "--lr", "0.01", "--gate-lr", "30", "--gamma", "0.5", "--guided-layers", "1"]  # fmt: skip
     out, _ = call(*arguments)
     folder = world / "runs" / "compare" / f"folder-{kind}"
     table = list(csv.DictReader((folder / "compare.csv").open()))
@@ -623,6 +623,7 @@ def test_an_ablation_trains_each_row_and_goes_on(kind, rows, switched, call, ref
         checkpoint = next((result.parent / "checkpoints").glob("*/config.json"))
         trained[row] = json.loads(checkpoint.read_text())["training"]
     assert trained["none"]["adapter"] == "none"
+    assert {(values["gamma"], values["guided_layers"]) for values in trained.values()} == {(0.5, 1)}
     for row, parts in switched.items():
         assert tuple(trained[row][key] for key in ("spatial", "channel", "temporal")) == parts
     if kind == "directions":
@@ -631,7 +632,9 @@ def test_an_ablation_trains_each_row_and_goes_on(kind, rows, switched, call, ref
             (False, True),
             (True, True),
         ]
-    assert f"{rows[1]} − {rows[-1]}" in (folder / "compare.html").read_text()
+    page = (folder / "compare.html").read_text()
+    assert f"{rows[1]} − {rows[-1]}" in page
+    assert f"{rows[1]} − none" in page
     with monkeypatch.context() as patch:
         patch.setattr("avfewshot.training.fewshot.FewShot.train", None)
         assert call(*arguments)[0] == out

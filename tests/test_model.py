@@ -50,6 +50,25 @@ def test_fresh_adapters_and_projectors_keep_the_embeddings_and_label_features():
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
+def test_guided_layers_are_the_last_ones_and_the_others_are_those_of_the_towers():
+    backbone, settings = make_backbone(), GuidanceSettings(hidden=8)
+    layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+    last = AudioVisualModel(backbone, DGSCT(layers[-1:], settings), guided_layers=1)
+    every = AudioVisualModel(make_backbone(), DGSCT(layers, settings))
+    with torch.no_grad():
+        for parameter in last.adapters.parameters():
+            parameter.normal_(std=0.3)
+    every.adapters.layers[-1].load_state_dict(last.adapters.layers[0].state_dict())
+    inputs = make_inputs(2, 3)
+
+    got, expected, plain = last(*inputs), every(*inputs), AudioVisualModel(backbone)(*inputs)
+
+    assert len(last.layers) == 1 < len(every.layers)
+    for one, same, other in zip(got, expected, plain, strict=True):
+        torch.testing.assert_close(one, same)
+        assert not torch.allclose(one, other, atol=1e-3)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_an_absent_modality_leaves_the_other_unguided(trained):
     model = make_model(trained=trained)

@@ -43,12 +43,14 @@ def ablation_rows(kind: str, base: TrainingConfig) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def against_last_row(comparison: Comparison) -> Comparison:
-    """The same table with the differences from its last row alone."""
-    whole = comparison.systems[-1]
-    others = [name for name in comparison.systems if name not in (whole, FROZEN)]
-    pairs = tuple(comparison.difference(name, whole) for name in others)
-    return comparison.model_copy(update={"differences": pairs})
+def against_whole_and_none(comparison: Comparison) -> Comparison:
+    """The same table with the differences from its last row alone, and from the one without adapters."""
+    rows = [name for name in comparison.systems if name != FROZEN]
+    whole = rows[-1]
+    pairs = [comparison.difference(name, whole) for name in rows[:-1]]
+    if NO_ADAPTER in rows:
+        pairs += [comparison.difference(name, NO_ADAPTER) for name in rows[:-1] if name != NO_ADAPTER]
+    return comparison.model_copy(update={"differences": tuple(pairs)})
 
 
 def sweep_chart(comparison: Comparison, base: TrainingConfig) -> tuple[Markup, list[str]]:

@@ -292,10 +292,10 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
 
 def _listings(config: CompareConfig, tables: list[Table]) -> list[Listing]:
     """Below the tables: where each method wins, or how far rows of an ablation are from the whole."""
-    from avfewshot.cli.ablate import against_last_row
+    from avfewshot.cli.ablate import against_whole_and_none
     from avfewshot.reports.methods import differences_listing, wins_listing
 
     if not config.ablate:
         return [wins_listing(tables)]
-    found = [(title, differences_listing(against_last_row(table))) for title, table, _ in tables]
+    found = [(title, differences_listing(against_whole_and_none(table))) for title, table, _ in tables]
     return [replace(one, title=f"{title}: {one.title}") for title, one in found]

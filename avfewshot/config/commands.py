@@ -287,6 +287,12 @@ class CompareConfig(CommandConfig, table="compare"):
     lr: Annotated[Real, Gt(0)] | None = setting(None, "Learning rate of adapters.", panel=TRAINING, unset="3e-4")
     gate_lr: Factor | None = setting(None, "Factor of it for gates, which begin at zero.", panel=TRAINING, unset="1")
     batch_size: Count | None = setting(None, "Clips of a batch of adapters.", panel=TRAINING, unset="2")
+    guided_layers: Count | None = setting(
+        None, "Paired layers that have adapters, counted from the last.", panel=ADAPTERS, unset="all"
+    )
+    alpha: Factor | None = setting(None, "Factor of DG-SCT's channel attention.", panel=ADAPTERS, unset="0.2")
+    beta: Factor | None = setting(None, "Factor of its spatial attention.", panel=ADAPTERS, unset="0.05")
+    gamma: Factor | None = setting(None, "Factor of its temporal gate.", panel=ADAPTERS, unset="0.05; 0.01 for ave")
     runs: Folder = setting(Path("runs"), "Folder that run folders are made in.", metavar="PATH", saved=True)
     name: str | None = setting(None, "What the folder is called; the same name goes on where it stopped.")
     data: ClipsConfig = section(ClipsConfig)
@@ -296,8 +302,8 @@ class CompareConfig(CommandConfig, table="compare"):
     def training(self) -> TrainingConfig:
         """How what is compared is trained; in an ablation the trained logits stand alone, so that rows can differ."""
         own = {"method": "dgsct", "blend": 1.0} if self.ablate else {"tune": False}
-        given = {key: getattr(self, key) for key in ("epochs", "max_steps", "lr", "gate_lr", "batch_size")}
-        given = {key: value for key, value in given.items() if value is not None}
+        names = ("epochs", "max_steps", "lr", "gate_lr", "batch_size", "guided_layers", "alpha", "beta", "gamma")
+        given = {key: value for key in names if (value := getattr(self, key)) is not None}
         return TrainingConfig(task=self.task, seeds=self.seeds, **own, **given)
 
 

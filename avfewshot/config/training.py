@@ -113,6 +113,9 @@ class AdapterConfig(Settings, panel=ADAPTERS):
     drop_path: Annotated[Real, Ge(0), Le(0.9)] = setting(
         0.2, "stg_cma: share of steps along time that training leaves out in the last layer."
     )
+    guided_layers: Count | Literal["all"] = setting(
+        "all", "Paired layers that have adapters, counted from the last; fewer are faster and learn from less."
+    )
     projector: Literal["residual", "mlp", "none"] = setting("residual", "Trainable maps on all embeddings (Eq. 8).")
 
     @property
@@ -126,7 +129,7 @@ class AdapterConfig(Settings, panel=ADAPTERS):
     def adapter_settings(self) -> dict[str, Any]:
         """The chosen adapter's own, without what is ``"auto"``; one of another package gets all there are."""
         kind = SETTINGS.get(self.adapter)
-        names = [name for name in SHAPING if name not in ("adapter", "projector")]
+        names = [name for name in SHAPING if name not in ("adapter", "guided_layers", "projector")]
         names = names if kind is None else [one.name for one in fields(kind)]
         return {name: value for name in names if (value := getattr(self, name)) != AUTO}
 

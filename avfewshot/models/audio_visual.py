@@ -84,13 +84,14 @@ class AudioVisualModel(nn.Module):
 
     Args:
         backbone: Holds the two towers and their temperatures; the towers are frozen, and stay so.
-        adapters: Trainable guidance between the towers, built for ``pair_towers`` of them.
+        adapters: Trainable guidance between the towers, built for ``pair_towers`` of them, or the last of these.
         projectors: Trainable maps on embeddings and label features.
+        guided_layers: How many of the pairs that is; None: all.
         checkpointing: Forget the activations inside each half of a layer and compute them again in the backward pass:
             slower, and far less memory.
 
     Attributes:
-        layers: The paired layers; none without adapters.
+        layers: The paired layers that have adapters; none without.
         anchors: Class means that stand beside the texts; None: texts alone.
     """
 
@@ -100,6 +101,7 @@ class AudioVisualModel(nn.Module):
         adapters: CrossModalAdapter | None = None,
         projectors: Projectors | None = None,
         *,
+        guided_layers: int | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -110,7 +112,8 @@ class AudioVisualModel(nn.Module):
         self.anchors: SupportAnchors | None = None
         self.temperatures = Temperatures(backbone.visual_scale, backbone.audio_scale)
         self.checkpointing = checkpointing
-        self.layers = pair_towers(self.visual_tower, self.audio_tower) if adapters is not None else ()
+        pairs = pair_towers(self.visual_tower, self.audio_tower) if adapters is not None else ()
+        self.layers = pairs[-(guided_layers or len(pairs)) :]
         self._kept: tuple[frozenset[int], dict[int, Tensor]] = frozenset(), {}
 
     def forward(

@@ -40,6 +40,7 @@ def build_model(
         UsageError: The adapter does not know one of its settings.
     """
     adapters = projectors = None
+    guided = None if config.guided_layers == "all" else int(config.guided_layers)
     if config.variant == "released-8-heads":
         from avfewshot.encoders.spectrogram_tower import with_released_heads
 
@@ -47,7 +48,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.adapter != NONE:
-            layers = pair_towers(backbone.visual, backbone.audio)
+            layers = pair_towers(backbone.visual, backbone.audio)[-(guided or 0) :]
             settings = config.adapter_settings
             if config.adapter not in SETTINGS or config.adapter == "dgsct":
                 settings = {"hidden": default_hidden(backbone), **settings}
@@ -60,7 +61,7 @@ def build_model(
         towers = (backbone.visual, backbone.audio)
         large = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
         checkpointing = large and not _is_roomy(device)
-    return AudioVisualModel(backbone, adapters, projectors, checkpointing=bool(checkpointing))
+    return AudioVisualModel(backbone, adapters, projectors, guided_layers=guided, checkpointing=bool(checkpointing))
 
 
 def _is_roomy(device: torch.device | None) -> bool:
