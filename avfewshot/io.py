@@ -51,7 +51,7 @@ def naming(place: str | os.PathLike[str]) -> Iterator[None]:
 
 def _atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.stem[:100]}-{secrets.token_hex(4)}.part{target.suffix}"
+    temporary = target.parent / f".{short(target.stem, 100)}-{secrets.token_hex(4)}.part{target.suffix}"
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # its mode follows the umask
     try:
         try_lock(handle)
@@ -64,9 +64,18 @@ def _atomic_path(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+MOST_NAME = 255  # bytes of a file's name
+
+
+def short(stem: str, most: int) -> str:
+    """The beginning of a name, at most so many bytes of it, whole characters."""
+    return os.fsencode(stem)[:most].decode("utf-8", "ignore") if len(os.fsencode(stem)) > most else stem
+
+
 def sweep_leftovers(target: Path) -> None:
     """Remove what killed processes left beside `target`; what somebody is writing right now is locked, and stays."""
-    for path in target.parent.glob(f".{glob.escape(target.stem[:100])}-????????.part{glob.escape(target.suffix)}"):
+    stem = glob.escape(short(target.stem, 100))
+    for path in target.parent.glob(f".{stem}-????????.part{glob.escape(target.suffix)}"):
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             if try_lock(stream.fileno()):
                 path.unlink()

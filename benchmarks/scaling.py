@@ -8,7 +8,8 @@ Counted on `base` with random weights and one clip of ten seconds: the operation
 and a backward pass with and without checkpointing. Measured, with ``--media``: bytes of each file and of the same clip
 in a prepared shard at 224 x 224. Measured instead of all else, with ``--train`` and the folder of a VGG-Sound (the toy
 world's will do): `avfs pretrain` from prepared shards at each number of ``--workers``, in clips a second from shards to
-the end of a step, the share of the time that it waited for clips, and processor seconds a clip. The rest is arithmetic,
+the end of a step, the share of the time that it waited for clips, and processor seconds a clip, over all steps but the
+first. The rest is arithmetic,
 shown with its factors; peak rates are those of NVIDIA's data sheets; the share of them that is reached
 (``--utilisation``) was seen on one H100.
 """
@@ -168,21 +169,24 @@ def trained(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 _STEPS = """
-import json, os, sys
+import json, os, sys, time
 from avfewshot.cli import app, progress
 
 noted, on_step = [], progress.ProgressBar.on_step
 
 def note(self, step, loss, pace):
-    noted.append((pace.clips, pace.waiting, sum(os.times()[:2])))
+    passed = (len(noted) + 1) * batch / pace.clips  # seconds since the training began
+    noted.append((time.monotonic(), pace.waiting * passed, sum(os.times()[:2])))
     on_step(self, step, loss, pace)
 
 progress.ProgressBar.on_step = note
-status = app.run(["pretrain", *sys.argv[1:]])
-(_, _, first), (clips, waiting, last) = noted[0], noted[-1]
 batch = int(sys.argv[sys.argv.index("--batch-size") + 1])
-spent = (last - first) / (len(noted) - 1) / batch
-told = {"clips_per_second": clips, "share_waiting": waiting, "processor_seconds_per_clip": spent}
+status = app.run(["pretrain", *sys.argv[1:]])
+# The first step is left out: decoding begins in it.
+passed, waited, worked = (last - first for first, last in zip(noted[0], noted[-1]))
+clips = (len(noted) - 1) * batch
+told = {"clips_per_second": clips / passed, "share_waiting": waited / passed}
+told["processor_seconds_per_clip"] = worked / clips
 print(json.dumps({name: round(value, 3) for name, value in told.items()}))
 sys.exit(status)
 """

@@ -119,11 +119,27 @@ def test_wrong_folders_lists_and_names_are_told(s4):
         load_avsbench(s4, "s5")
     with pytest.raises(DataError, match=r"No annotation files of AVSBench MS3 .*looked for ms3_meta_data\.csv"):
         load_avsbench(s4, "ms3")
-    write_files(s4, {"Single-source/s4_meta_data.csv": S4.replace("ccccccccccc", "../../x")})
-    with pytest.raises(DataError, match="is no clip of AVSBench"):
-        load_avsbench(s4, "s4")
     write_files(s4, {"Single-source/s4_meta_data.csv": S4.replace("ccccccccccc", "zzzzzzzzzzz")})
     with pytest.raises(DataError, match=r"no clip of val is complete\. E\.g\. zzzzzzzzzzz: .*_1\.png"):
+        load_avsbench(s4, "s4")
+
+
+@pytest.mark.parametrize(
+    ("word", "instead", "said"),
+    [
+        ("ccccccccccc", "../../x", "is no clip of AVSBench"),
+        ("ccccccccccc", "c" * 300, "is no clip of AVSBench"),
+        ("horse", "../../../horse", "is no category of AVSBench"),
+        ("horse", "/etc", "is no category of AVSBench"),
+        ("horse", "h" * 300, "is no category of AVSBench"),
+        ("ccccccccccc", "c" * 200_000, "field larger than field limit"),
+        ("ccccccccccc", "c\udce9", "is not UTF-8"),
+    ],
+)
+def test_words_of_a_list_that_lead_elsewhere_are_refused(s4, word, instead, said):
+    text = S4.replace(word, instead).encode("utf-8", "surrogateescape")
+    write_files(s4, {"Single-source/s4_meta_data.csv": text})
+    with pytest.raises(DataError, match=said):
         load_avsbench(s4, "s4")
 
 

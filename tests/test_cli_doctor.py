@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from importlib import metadata
 
@@ -81,10 +82,13 @@ def test_doctor_tells_faults_and_what_is_missing(folder, capsys, monkeypatch):
         return original(name)
 
     monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # it cannot be imported
     assert run(["doctor", "--format", "json"]) == 1
     found = look(capsys)
     assert found["settings"]["status"] == "fault"
     assert "sum" in found["settings"]["detail"]
     assert found["laion_clap"]["status"] == "fault"
+    assert found["torchvision"]["status"] == "fault"
+    assert "does not fit this torch" in found["torchvision"]["detail"]
     assert found["decord"]["status"] == "note"
     assert "PyAV" in found["decord"]["detail"]

@@ -346,6 +346,10 @@ def test_an_output_that_fails_does_not_take_the_others_along(classify, monkeypat
         (["--adapter", "no-run"], ["--adapter no-run: there is nothing at this path"]),
         (["--adapter", "no-run", "--weights", "random"], ["--adapter no-run: there is nothing at this path"]),
         (["--labels", "none.txt"], ["none.txt", "no such label file"]),
+        (["--report", "r" * 251 + ".html"], ["--report", "is too long a name", "at most 255 bytes; this one has 256"]),
+        (["--output", "€" * 90 + ".json"], ["--output", "this one has 275"]),
+        (["--overlay", "o" * 256], ["--overlay", "is too long a name"]),
+        (["--overlay", "labels.txt/o"], ["--overlay labels.txt/o: ", "labels.txt is a file"]),
         (["empty"], ["empty"]),
     ],
 )

@@ -99,12 +99,19 @@ def test_the_updated_lists_come_first_unless_the_original_ones_are_asked_for(roo
         ({"type": '["Audio"]'}, "not enough values"),
         ({"video_id": "../../etc/passwd"}, "not a plain name"),
         ({"anser": None}, "texts are needed"),
+        ({"question_id": float("inf")}, "cannot convert float infinity"),
     ],
 )
 def test_a_faulty_entry_is_named(root, change, reason):
     write_files(root, {"data/json/avqa-val.json": json.dumps([VAL[0] | change])})
     with pytest.raises(DataError, match=reason):
         load_music_avqa(root)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(root):
+    expected = load_music_avqa(root).questions["val"]
+    write_files(root, {"data/json/avqa-val.json": "\ufeff" + json.dumps(VAL, indent=1).replace("\n", "\r\n")})
+    assert load_music_avqa(root).questions["val"] == expected
 
 
 def test_missing_lists_are_named(tmp_path):

@@ -240,12 +240,16 @@ def test_misuse_is_told(world, embedded, tmp_path):
         ("duration", None),
         ("size", -1),
         ("mtime", 1.5),
+        ("model", "[]"),
+        ("model", '{"backbone": "tiny"}'),
+        ("model", '{"backbone": "tiny", "precision": "fp32", "stranger": 1}'),
     ],
 )
 def test_rows_that_nobody_wrote_are_refused(tmp_path, column, value):
     made_up_store(tmp_path, 2)
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database:
-        database.execute(f"UPDATE clips SET {column} = ?", (value,))
+        table = "about SET value = ? WHERE key = 'model'" if column == "model" else f"clips SET {column} = ?"
+        database.execute(f"UPDATE {table}", (value,))
         database.commit()
     with pytest.raises(DataError, match=r"store\.db: is damaged"):
         Store(tmp_path)

@@ -184,8 +184,8 @@ class Workspace:
             row["duration"] = round(entry.file.duration, 2)
         if verdict is not None:
             gap = verdict.disagreement
-            row |= {"label": verdict.label, "score": round(verdict.score, 4), "margin": round(verdict.margin, 4)}
-            row |= {"disagreement": None if gap is None else round(gap, 4), "unknown": verdict.unknown}
+            row |= {"label": verdict.label, "score": round(verdict.score, 5), "margin": round(verdict.margin, 5)}
+            row |= {"disagreement": None if gap is None else round(gap, 5), "unknown": verdict.unknown}
         return row
 
     def entry(self, number: int) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 import re
@@ -62,7 +63,15 @@ def _packages() -> Iterator[Finding]:
     )
     for name in _NEEDED:
         version = _version(name)
-        yield name, OK if version else FAULT, version or f"is not installed: pip install {name}"
+        fault = None if version else f"is not installed: pip install {name}"
+        if version and name in ("torchvision", "torchaudio"):
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                reason = str(error).partition("\n")[0]
+                todo = "install torch, torchvision and torchaudio together"
+                fault = f"{version} does not fit this torch ({reason}): {todo}"
+        yield name, FAULT if fault else OK, fault or str(version)
     version = _version("decord")
     instead = "is not installed (no wheel for this platform?): frames are decoded by PyAV, the same ones"
     yield "decord", OK if version else NOTE, version or instead

@@ -10,6 +10,7 @@ import typer
 
 from avfewshot.cli.loading import on_ray
 from avfewshot.cli.options import backbone_faults, with_options
+from avfewshot.cli.outputs import check_folder
 from avfewshot.cli.terminal import Interrupts, library_messages, progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
 from avfewshot.engine import check_engine
@@ -56,8 +57,8 @@ def embed(
     faults = [*settings.faults, *backbone_faults(settings)]
     if config.store is None:
         faults.append(UsageError("Which store?", hint="avfs embed clips/ --store DIR"))
-    elif config.store.exists() and not config.store.is_dir():
-        faults.append(UsageError(f"--store {config.store}: is a file.", hint="Name a folder."))
+    else:
+        faults += check_folder(config.store, "--store")
     roots = paths or ["."]
     files = collect(faults, lambda: find_media(roots, recursive=config.recursive)) or []
     collect(faults, lambda: check_engine(config.distribution.engine, config.distribution.address))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import atomic_path, sweep_leftovers, try_lock, user_path
+from avfewshot.io import MOST_NAME, atomic_path, sweep_leftovers, try_lock, user_path
 
 if TYPE_CHECKING:
     from avfewshot.inference.results import ClipResult, Failure, RunInfo
@@ -89,11 +89,32 @@ def _one_file_a_clip(form: str, clips: int) -> list[UsageError]:
 
 def check_file(path: Path, option: str) -> list[UsageError]:
     """What stands against writing a file, before anything is computed."""
+    if faults := _too_long(path, option):
+        return faults
     if path.is_dir():
         return [UsageError(f"{option} {path}: is a folder.", hint="Name a file in it.")]
     if path.exists() and not os.access(path, os.W_OK):
         return [UsageError(f"{option} {path}: may not be written.", hint="Choose another file.")]
     return check_parent(path, option)
+
+
+def check_folder(path: Path, option: str) -> list[UsageError]:
+    """What stands against writing into a folder, which is made where it lacks, with those above it."""
+    if faults := _too_long(path, option):
+        return faults
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        return [UsageError(f"{option} {path}: {there} is a file.", hint="Name a folder.")]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [UsageError(f"{option} {path}: nothing may be written in {there}.", hint="Choose another folder.")]
+    return []
+
+
+def _too_long(path: Path, option: str) -> list[UsageError]:
+    """What systems would call an error of the disk, after all the work."""
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    hint = f"A name has at most {MOST_NAME} bytes; this one has {longest:,}."
+    return [UsageError(f"{option} {path}: is too long a name.", hint=hint)] if longest > MOST_NAME else []
 
 
 def check_parent(path: Path, option: str) -> list[UsageError]:
@@ -152,16 +173,20 @@ def earlier_results(path: Path, run: str) -> Earlier:
     """
     if not path.is_file():
         return Earlier(frozenset(), 0)
+    paths, failed, whole = set(), 0, 0
+    hint = "Name another file, or add --overwrite to begin anew."
     with open(path, "r+b") as stream:
         _claim(path, stream.fileno())
-        _cut_half_line(path)
-    paths, failed = set(), 0
-    hint = "Name another file, or add --overwrite to begin anew."
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n") and (
+                line[: len(_BEGINNING)] == _BEGINNING[: len(line)] or not line.strip(b"\0")
+            ):
+                stream.truncate(whole)
+                break
+            whole += len(line)
             try:
                 record = json.loads(line)
-                name, found = record["path"], record.get("run")
+                name, found = str(record["path"]), record.get("run")
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 message = f"--output {path}, line {number}: is not a result of `avfs zeroshot`."
                 raise UsageError(message, hint=hint) from None
@@ -173,6 +198,10 @@ def earlier_results(path: Path, run: str) -> Earlier:
             paths.add(name)
             failed += "error" in record
     return Earlier(frozenset(paths), failed)
+
+
+_BEGINNING = b'{"path": "'
+"""How every line begins: what is left of one by a kill or a full disk is told from a file of somebody else."""
 
 
 def _claim(path: Path, handle: int) -> None:

@@ -148,6 +148,8 @@ def status_of(command: Callable[[], Any]) -> int:
         hint = None if debugging() else "Run with --debug for the traceback."
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             hint = "Make room there. What was done is kept: the same command goes on, a training with --resume RUN."
+        elif _OTHER_BUILD.search(str(error)):
+            hint = "It was built for another torch; `avfs doctor` names the package."
         say_error(f"{named}{error.strerror or error}.", hint)
     except Exception as error:
         status = 1
@@ -162,13 +164,17 @@ def status_of(command: Callable[[], Any]) -> int:
         else:
             lines = str(error).strip().splitlines()
             message = f"Unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}"
-            hint = "This should not happen. "
+            fits = _OTHER_BUILD.search(message) is None
+            hint = "This should not happen. " if fits else "A package is for another torch; `avfs doctor` names it. "
         say_error(message, hint if debugging() else f"{hint}Run with --debug for the traceback.")
     return status
 
 
 # What libraries say under `ulimit -v`: the loader of shared objects, torch, the starter of threads.
 _NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory|not enough memory|can't start new thread")
+
+# What torchaudio and torchvision say beside a torch of another build.
+_OTHER_BUILD = re.compile("Could not load this library|operator torch(vision|audio)::|undefined symbol")
 
 
 def _close_pipe() -> int:

@@ -130,7 +130,7 @@ class _Work:
 
 def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
     """Check everything that can be checked before torch is imported, and tell all that is wrong at once."""
-    from avfewshot.cli.outputs import check_file, check_overwrite, earlier_results, plan_targets
+    from avfewshot.cli.outputs import check_file, check_folder, check_overwrite, earlier_results, plan_targets
     from avfewshot.media.discover import find_media
 
     faults, asked = settings.faults, settings.config.output
@@ -162,9 +162,10 @@ def _checked(settings: Resolved, paths: Sequence[str]) -> _Work:
         else:
             hint = f"Write `--report {Path(asked.report or 'report').with_suffix('.html')}`."
             faults.append(UsageError(f"--report {asked.report}: the page's name must end in .html.", hint=hint))
-    if asked.overlay is not None and asked.overlay.exists() and not asked.overlay.is_dir():
-        faults.append(UsageError(f"--overlay {asked.overlay}: is a file.", hint="Name a folder."))
-    elif asked.overlay is not None and any(Path(f).parent.resolve() == asked.overlay.resolve() for f in files or ()):
+    wrong = [] if asked.overlay is None else check_folder(asked.overlay, "--overlay")
+    faults += wrong
+    folder = asked.overlay.resolve() if asked.overlay is not None and not wrong else None
+    if folder is not None and any(Path(file).parent.resolve() == folder for file in files or ()):
         hint = "Name another folder: its videos are called as the clips are."
         faults.append(UsageError(f"--overlay {asked.overlay}: clips lie there.", hint=hint))
     written = [("--output", target.path) for target in targets if target.path is not None]
@@ -196,6 +197,9 @@ def _run_id(settings: Resolved, labels: LabelSet) -> str:
     return run_id(labels=labels.names, wordings=labels.wordings, **values)
 
 
+_MOST_CONFIG = 64 << 20  # bytes, as `models.checkpoint` reads at most
+
+
 def _labels_of_run(path: Path) -> LabelSet | None:
     """The classes that a run was trained on; None where its files do not tell."""
     from avfewshot.labels import LabelSet
@@ -205,9 +209,11 @@ def _labels_of_run(path: Path) -> LabelSet | None:
                     "seed-*/checkpoints/*/config.json"):  # fmt: skip
         for file in sorted(path.glob(pattern)):
             try:
+                if not file.is_file() or file.stat().st_size > _MOST_CONFIG:  # a pipe would be waited for
+                    continue
                 found = json.loads(file.read_text(encoding="utf-8"))
                 return LabelSet.from_wordings(dict(zip(found["labels"], found["wordings"], strict=True)))
-            except (OSError, ValueError, KeyError, TypeError, UsageError):  # noqa: PERF203
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
                 continue
     return None
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import locate, make_dataset
+from avfewshot.data.annotations import locate, make_dataset, read_text
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.description import Description, default_wording, load_description
 from avfewshot.data.findings import DatasetReport
@@ -87,11 +89,10 @@ def read_list(path: str | Path, subset: str) -> list[ListedClip]:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
-            rows = [row for row in reader if row.get("label", SUBSETS[subset][1]) == SUBSETS[subset][1]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        columns = list(reader.fieldnames or ())
+        rows = [row for row in reader if row.get("label", SUBSETS[subset][1]) == SUBSETS[subset][1]]
+    except csv.Error as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
     if "split" not in columns or not rows:
         raise DataError(f"{path}: no list of AVSBench clips: a column split and rows are needed.")
@@ -99,10 +100,18 @@ def read_list(path: str | Path, subset: str) -> list[ListedClip]:
     clips = []
     for row in rows:
         name, split = (row[columns[0]] or "").strip(), (row["split"] or "").strip()
-        if split not in SPLITS or not name or Path(name).name != name or name.startswith("."):
-            raise DataError(f"{path}: {name!r} in split {split!r} is no clip of AVSBench.")
-        clips.append(ListedClip(name, (row[category] or "").strip() if category else "", split))
+        if split not in SPLITS or not name or not _is_plain(name):
+            raise DataError(f"{path}: {name[:80]!r} in split {split[:80]!r} is no clip of AVSBench.")
+        kind = (row[category] or "").strip() if category else ""
+        if not _is_plain(kind):  # a folder's name in S4
+            raise DataError(f"{path}: {kind[:80]!r} of {name!r} is no category of AVSBench.")
+        clips.append(ListedClip(name, kind, split))
     return clips
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a list's word names a file or a folder where it lies, and nowhere else; the empty one does."""
+    return Path(name).name == name and not name.startswith(".") and "\0" not in name and len(os.fsencode(name)) < 200
 
 
 def check_list(rows: Sequence[ListedClip]) -> tuple[list[ListedClip], DatasetReport]:

@@ -98,8 +98,8 @@ def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport
                 split=split,
                 row=position,
                 youtube_id=youtube_id(match["video"]) if match else None,
-                start=float(match["start"]) if match else None,
-                end=float(match["end"]) if match else None,
+                start=seconds(match["start"]) if match else None,
+                end=seconds(match["end"]) if match else None,
             )
     if not samples:
         raise DataError(

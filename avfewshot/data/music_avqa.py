@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import Annotations, locate, make_dataset
+from avfewshot.data.annotations import Annotations, locate, make_dataset, read_text
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.data.description import Description, load_description
 from avfewshot.data.findings import DatasetReport
@@ -86,8 +86,8 @@ def read_questions(path: str | Path, split: str = "") -> list[Question]:
     """
     path = Path(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        rows = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}.") from error
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: holds no list of questions.")
@@ -110,7 +110,7 @@ def _question(row: Any, split: str, place: str) -> Question:
         if (places := sum(word.startswith("<") for word in template.split())) != len(values):
             raise ValueError(f"{places} placeholders and {len(values)} values")
         return Question(int(row["question_id"]), video, (modality, kind), template, values, answer, split)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise DataError(
             f"{place} is not a question of MUSIC-AVQA ({reason}).",

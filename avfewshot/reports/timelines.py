@@ -11,7 +11,7 @@ from typing import TextIO
 
 from avfewshot.errors import AvfsError
 from avfewshot.inference.results import ClipResult, Failure, RunInfo, SegmentResult
-from avfewshot.io import printable, write_text
+from avfewshot.io import MOST_NAME, printable, short, write_text
 from avfewshot.media.discover import AUDIO_SUFFIXES
 from avfewshot.reports.strip import Run, marks, runs
 from avfewshot.reports.writers import Summary, Writer, dumps
@@ -157,11 +157,14 @@ class FiftyOneWriter(Writer):
         self._labels.write("\n}}\n")
 
 
+_MOST_STEM = MOST_NAME - 30  # bytes, so that a number, a suffix and what marks an unfinished file find room
+
+
 def free_stem(source: Path, taken: set[str]) -> str:
     """A name for what belongs to a clip; two clips of one name keep their suffix, or get a number."""
-    stem, number = source.stem, 1
+    stem, number = short(source.stem, _MOST_STEM), 1
     while stem in taken:
-        stem = f"{source.name}{f'-{number}' if number > 1 else ''}"
+        stem = f"{short(source.name, _MOST_STEM)}{f'-{number}' if number > 1 else ''}"
         number += 1
     taken.add(stem)
     return stem

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from avfewshot.inference.embedding_cache import EmbeddingCache
 
 
+_OF_TOWERS = frozenset(
+    "backbone weights precision seed clip_weights clap_weights roberta templates audio_context".split()
+)
+
+
 class Store:
     """A collection of clips, opened to read; :meth:`update` writes.
 
@@ -56,6 +61,8 @@ class Store:
             if about["version"] != str(writer.VERSION):
                 raise DataError(f"{self.folder}: is a store of version {about['version']}, not {writer.VERSION}.")
             self.model: dict[str, Any] = json.loads(about["model"])  # arguments of load()
+            if not {"backbone", "precision"} <= self.model.keys() <= _OF_TOWERS:
+                raise ValueError("its model is not one that was written")
             self.identity: dict[str, str] = json.loads(about["identity"])
             self.dims: dict[str, int] = json.loads(about["dims"])
             self.generation = int(about["generation"])
@@ -65,7 +72,7 @@ class Store:
                 values = [id, os.fsdecode(path), os.fsdecode(real), *rest, tuple(json.loads(warnings)), error]
                 self.clips[values[1]] = StoredClip(*values)
                 self._check(self.clips[values[1]])
-        except (sqlite3.Error, KeyError, ValueError, TypeError) as error:
+        except (sqlite3.Error, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
 
     def _check(self, clip: StoredClip) -> None:

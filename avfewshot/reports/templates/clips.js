@@ -63,7 +63,7 @@ const Clips = (() => {
       this.page = 0;
       this.view = options.view || "table";
       const field = (label, control) => el("label", { class: "field" }, el("span", {}, label), control);
-      this.search = el("input", { type: "search", id: "search", placeholder: "file or label", oninput: () => this.change() });
+      this.search = el("input", { type: "search", id: "search", placeholder: "file, label", oninput: () => this.change() });
       this.filter = el("select", { id: "filter", onchange: () => this.change() });
       this.sort = el("select", { id: "sort", onchange: () => this.change() }, options.sorts.map((s) => el("option", { value: s.key }, s.name)));
       this.toggle = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.show(this.view === "grid" ? "table" : "grid") }, "Grid");
