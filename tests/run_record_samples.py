@@ -16,14 +16,10 @@ SYSTEMS = (("CLIP only", 1.0), ("CLAP only", 0.6), ("zero-shot", 1.6), ("trained
 NAMES = ("Speech", "Dog", "Violin, fiddle", "Frying (food)", "Chainsaw", "Baby laughter", "Car", "Cheering")
 
 
-def class_names(number):
-    return tuple(NAMES[index] if index < len(NAMES) else f"class {index}" for index in range(number))
-
-
 def judged(task, *, classes=None, clips=60, seed=0, replicates=60, systems=SYSTEMS):
     """Results and comparison of made-up systems, each as good as its number says."""
     rng = np.random.default_rng(seed)
-    names = NAMES if classes is None else class_names(classes) if isinstance(classes, int) else tuple(classes)
+    names = NAMES if classes is None else tuple(classes)
     count, rows = len(names), np.arange(clips)
     labels = np.zeros((clips, count), bool)
     labels[rows, rng.integers(count, size=clips)] = True
@@ -35,15 +31,11 @@ def judged(task, *, classes=None, clips=60, seed=0, replicates=60, systems=SYSTE
         segments = np.where(rng.random((clips, 10)) < 0.8, labels.argmax(1)[:, None], count)
     targets = Targets(tuple(f"clip-{row}" for row in rows), names, labels, segments, several)
     said = {}
+    truth = labels if segments is None else np.eye(count + 1)[segments]
     for name, strength in systems:
-        if task == "ave":
-            truth = np.eye(count + 1)[segments]
-            said[name] = Predictions(
-                softmax(strength * truth + rng.normal(size=truth.shape), axis=-1), BackgroundRule("prompt")
-            )
-        else:
-            scores = softmax(strength * labels + rng.normal(size=labels.shape), axis=-1)
-            said[name] = Predictions(scores, label_threshold=0.3 if several else None)
+        scores = softmax(strength * truth + rng.normal(size=truth.shape), axis=-1)
+        rule = None if segments is None else BackgroundRule("prompt")
+        said[name] = Predictions(scores, rule, label_threshold=0.3 if several else None)
     return evaluate_systems(task, targets, said, replicates=replicates, seed=seed)
 
 
@@ -53,7 +45,8 @@ def picture(size, seed=0):
     return jpeg_source((0.6 * across + 60 * rng.random((size, size, 3))).astype(np.uint8))
 
 
-def curve(seed, *, steps=120, epochs=8):
+def curve(seed):
+    steps, epochs = 120, 8
     rng = np.random.default_rng(seed)
     sight = 2.5 * np.exp(-np.arange(steps) / 40) + 0.3 * rng.random(steps)
     hearing = 2.0 * np.exp(-np.arange(steps) / 60) + 0.4 * rng.random(steps)
@@ -69,7 +62,7 @@ def curve(seed, *, steps=120, epochs=8):
     return Curve(seed, rows, told, f"ended after {epochs} epochs")
 
 
-def example(name="clip-1", *, right=True, was_right=False, per_second=True, labels=("Dog",), count=10):
+def example(name="clip-1", *, right=True, was_right=False, per_second=True, labels=("Dog",)):
     answers = ["Dog"] * 4 + ["Speech"] * 2 + ["Dog"] * 4
     seconds = tuple(
         Second(
@@ -81,12 +74,12 @@ def example(name="clip-1", *, right=True, was_right=False, per_second=True, labe
     )
     top = (("Dog", 0.712), ("Speech", 0.151), ("Car", 0.08), ("Cheering", 0.03), ("Chainsaw", 0.02))
     before = (("Car", 0.433), ("Dog", 0.302), ("Speech", 0.1), ("Cheering", 0.09), ("Chainsaw", 0.02))
-    pictures = tuple((second, picture(64, second)) for second in range(count))
+    pictures = tuple((second, picture(64, second)) for second in range(10))
     return Example(name, labels, top, before, right, was_right, pictures, seconds)
 
 
-def look(name="clip-1", size=7):
-    y, x = np.mgrid[0:size, 0:size]
+def look(name="clip-1"):
+    y, x = np.mgrid[0:7, 0:7]
 
     def bump(row, column):
         heights = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 4)

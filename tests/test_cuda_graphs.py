@@ -11,7 +11,7 @@ import torch
 from training_support import losses, make_trainer, names
 
 from avfewshot.training import cuda_graphs
-from avfewshot.training.cuda_graphs import CUDAGraphRunner, EagerRunner, _Gradients, fresh_casts, make_runner
+from avfewshot.training.cuda_graphs import CUDAGraphRunner, EagerRunner, add_gradients, fresh_casts, make_runner
 
 
 class FakeGraph:
@@ -21,10 +21,10 @@ class FakeGraph:
 
     def __init__(self, fabric, model, parameters, frames, audio, pool):
         type(self).made += 1
-        self.model, self.parameters = model, parameters
+        self.model = model
         self.used = [
-            index for index, (name, _) in enumerate(trainable(model)) if name.startswith("adapters") or "audio." in name
-            or name.startswith("projectors.visual.")
+            parameter for name, parameter in trainable(model)
+            if name.startswith(("adapters", "projectors.visual.")) or "audio." in name
         ]  # fmt: skip
 
     def start(self, frames, audio):
@@ -33,12 +33,8 @@ class FakeGraph:
         self.outputs = [output.detach() for output in self.graph]
 
     def finish(self, gradients):
-        found = torch.autograd.grad(self.graph, [self.parameters[i] for i in self.used], gradients, allow_unused=True)
-        flat = [
-            torch.zeros_like(self.parameters[i]) if gradient is None else gradient
-            for i, gradient in zip(self.used, found, strict=True)
-        ]
-        self.gradients.add(torch.cat([gradient.flatten() for gradient in flat]))
+        found = torch.autograd.grad(self.graph, self.used, gradients, materialize_grads=True)
+        add_gradients(self.used, torch.cat([gradient.flatten() for gradient in found]))
 
 
 def trainable(model):
@@ -55,7 +51,7 @@ def fake(monkeypatch):
 def replaying(folder, **changes):
     training = make_trainer(folder, **changes)
     fabric = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
-    training.runner = CUDAGraphRunner(fabric, training.optimizer.module, training.model)
+    training.runner = CUDAGraphRunner(fabric, training.module, training.model)
     return training
 
 
@@ -128,26 +124,13 @@ def test_released_passes_are_recorded_anew(tmp_path, fake):
 
 def test_gradients_are_added_to_whatever_is_there():
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,))]
-    gradients = _Gradients(parameters)
     flat = torch.arange(10.0)
-    parts = flat[:6].view(2, 3), flat[6:]
-
-    def hold(*expected):
-        assert all(torch.equal(p.grad, value) for p, value in zip(parameters, expected, strict=True))
-
-    gradients.add(flat)
-    hold(*parts)
-    gradients.add(flat)
-    hold(2 * parts[0], 2 * parts[1])
-    parameters[0].grad, parameters[1].grad = torch.ones(2, 3), None
-    gradients.add(flat)
-    hold(1 + parts[0], parts[1])
-    gradients.add(flat)
-    hold(1 + 2 * parts[0], 2 * parts[1])
-    for parameter in parameters:
-        parameter.grad = None
-    gradients.add(flat)
-    hold(*parts)
+    parameters[0].grad = torch.ones(2, 3)
+    for times in (1, 2):
+        add_gradients(parameters, flat)
+        assert torch.equal(parameters[0].grad, 1 + times * flat[:6].view(2, 3))
+        assert torch.equal(parameters[1].grad, times * flat[6:])
+    assert torch.equal(flat, torch.arange(10.0))
 
 
 def test_casts_are_kept_outside_only():

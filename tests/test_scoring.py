@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from scipy.special import softmax
 from training_support import CLASSES, backbone, names, read, texts
 
@@ -26,7 +27,7 @@ from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
-from avfewshot.training.objective import Objective, TrainingClip, embed_batch
+from avfewshot.training.tasks import Objective, TrainingClip, embed_batch
 from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
 
 
@@ -158,7 +159,7 @@ def test_metrics_are_better_by_their_figure_and_then_by_their_loss():
 @pytest.mark.parametrize("fitted", [Thresholds(), Thresholds(BackgroundRule("threshold", 0.25), 0.5)])
 def test_metrics_come_back_from_json(fitted, details):
     metrics = ValMetrics(0.5, 1.25, 0.75, fitted, details)
-    assert ValMetrics.from_dict(metrics.to_dict()) == metrics
+    assert TypeAdapter(ValMetrics).validate_python(metrics.to_dict()) == metrics
 
 
 def training_clips(paths):

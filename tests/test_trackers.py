@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 
 import pytest
@@ -100,9 +99,3 @@ def test_a_tracker_that_is_not_installed_is_misuse_before_anything_is_loaded(com
     shown = capsys.readouterr().err
     assert "avfewshot[mlflow]" in shown
     assert not os.path.exists("runs")
-
-
-def test_nothing_is_tracked_unless_asked_for(tmp_path):
-    make_trainer(tmp_path / "seed-1", epochs=1).fit()
-    assert {path.name for path in tmp_path.iterdir()} == {"seed-1"}
-    assert json.loads((tmp_path / "seed-1" / "metrics.jsonl").read_text().splitlines()[0])["kind"] == "epoch"

@@ -35,9 +35,9 @@ from avfewshot.errors import AvfsError
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training import trainer as trainer_module
 from avfewshot.training.cuda_graphs import EagerRunner
-from avfewshot.training.data import epoch_order, window_start
-from avfewshot.training.optimizer import lr_lambda
+from avfewshot.training.data import window_start
 from avfewshot.training.tasks import FewShotTask, validation_interval
+from avfewshot.training.trainer import TrainTask
 
 KINDS = ["fewshot", "pretrain"]
 MIXED = [Path(f"{name}.mp4") for name in ("0-1-2", "1-1-5", "2-1-3-mute", "0-2-3-blind", "1-2-9")]
@@ -409,12 +409,6 @@ def test_a_validator_whose_clips_vanish_says_so(tmp_path):
     assert "--resume" in caught.value.hint
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
-    assert epoch_order(9, seed=1, epoch=2) == epoch_order(9, seed=1, epoch=2)
-    assert sorted(epoch_order(9, seed=1, epoch=2)) == list(range(9))
-    assert len({tuple(epoch_order(9, seed=seed, epoch=epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
-
-
 @pytest.mark.parametrize(
     ("every", "epochs", "clips", "validation", "expected"),
     [
@@ -444,6 +438,7 @@ def test_windows_of_long_clips_lie_inside_and_move_from_epoch_to_epoch():
 
 
 def test_schedules():
+    lr_lambda = TrainTask().lr_lambda
     cosine = lr_lambda(TrainingConfig(schedule="cosine", epochs=10, warmup=0.2), 10)
     assert cosine(0) == pytest.approx(1 / 21)
     assert cosine(20) == pytest.approx(1)

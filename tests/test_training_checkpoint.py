@@ -1,3 +1,5 @@
+"""Checkpoints: adapters and states come back as they were, or are refused; dying anywhere leaves a sound one."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,43 +9,24 @@ import json
 import os
 import pickle
 import random
-import signal
 import sys
-import time
 import traceback
 import zipfile
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from standin_towers import StandInBackbone, make_backbone, make_inputs
-from torch import Tensor
+from training_support import StopAfter, backbone, clips, make_trainer, read, same, tensors
 
 from avfewshot.config import TrainingConfig
 from avfewshot.errors import DataError, UsageError, WeightsError
 from avfewshot.io import sha256_file
-from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import AdapterConfig, find_checkpoint, load_adapter, write_adapter
-from avfewshot.models.losses import combined_loss
 from avfewshot.training.checkpoints import CheckpointManager, TrainingState, rng_state, set_rng_state
-
-TRAINING = TrainingConfig(task="ave_cls", hidden=4, checkpointing=False)
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-
-
-@dataclass
-class NamedBackbone(StandInBackbone):
-    name: str = "stand-in"
-    identity: dict[str, str] = field(default_factory=lambda: {"clip": "ab" * 32, "clap": "random:0"})
-
-
-def named_backbone(**changes) -> NamedBackbone:
-    plain = make_backbone([(5, 12)] * 2, [(16, 4), (4, 8)])
-    return NamedBackbone(plain.visual, plain.audio, **changes)
 
 
 def adapter_config(**changes) -> AdapterConfig:
@@ -53,8 +36,8 @@ def adapter_config(**changes) -> AdapterConfig:
         "wordings": ("a cat", "frying"),
         "templates": "default",
         "backbone": "stand-in",
-        "identity": named_backbone().identity,
-        "training": TRAINING.to_dict(),
+        "identity": {"clip": "ab" * 32, "clap": "random:0"},
+        "training": TrainingConfig(task="ave_cls", hidden=4, checkpointing=False).to_dict(),
         "seed": 3,
         "support": {"fingerprint": "12ab", "ids": ["-x"]},
         "metrics": {"top1": 0.1 + 0.2},
@@ -62,83 +45,14 @@ def adapter_config(**changes) -> AdapterConfig:
     return AdapterConfig(**{**values, **changes})
 
 
-class Order:
-    """A shuffled order of clips that is walked batch by batch, and remembers where it stands."""
-
-    def __init__(self, clips: int) -> None:
-        self.clips, self.left = clips, []
-
-    def draw(self, count: int) -> list[int]:
-        if not self.left:
-            self.left = torch.randperm(self.clips).tolist()
-        taken, self.left = self.left[:count], self.left[count:]
-        return taken
-
-    def state_dict(self) -> dict:
-        return {"left": list(self.left)}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.left = list(state["left"])
+def named_backbone(**changes):
+    return replace(backbone(), **{"identity": adapter_config().identity, **changes})
 
 
-class Run:
-    """A small real training: DG-SCT adapters and projectors on stand-in towers, with noise from every generator."""
-
-    def __init__(self, optimizer: type[torch.optim.Optimizer], schedule: str) -> None:
-        self.model: AudioVisualModel = build_model(named_backbone(), TRAINING, seed=1)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Two groups, the order and the settings of which must survive.
-        self.optimizer = optimizer([{"params": trained[:5], "lr": 1e-2}, {"params": trained[5:]}], lr=3e-3)
-        scheduler = torch.optim.lr_scheduler
-        self.scheduler = {
-            "step": lambda: scheduler.MultiStepLR(self.optimizer, [2, 4]),
-            "warmup": lambda: scheduler.SequentialLR(
-                self.optimizer,
-                [
-                    scheduler.LinearLR(self.optimizer, 0.1, total_iters=2),
-                    scheduler.CosineAnnealingLR(self.optimizer, 4),
-                ],
-                [2],
-            ),
-        }[schedule]()
-        self.order = Order(5)
-        self.frames, self.audio = make_inputs(5, 2)
-        self.texts = torch.nn.functional.normalize(
-            torch.randn(3, 13, generator=torch.Generator().manual_seed(2)), dim=-1
-        )
-
-    @property
-    def parts(self) -> dict:
-        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "order": self.order}
-
-    def steps(self, count: int) -> list[float]:
-        losses = []
-        for _ in range(count):
-            rows = self.order.draw(2)  # five clips in twos: the third step is in the middle of an epoch
-            noise = 0.1 * torch.randn(1) + 0.1 * random.random() + 0.1 * float(np.random.rand())  # noqa: NPY002
-            visual, audio = self.model(self.frames[rows], self.audio[rows] + noise)
-            texts = self.model.project_texts(self.texts[:, :6], self.texts[:, 6:])
-            logits = self.model.logits(visual.mean(1), audio.mean(1), *texts)
-            positives = torch.eye(3, dtype=torch.bool)[torch.tensor(rows) % 3]
-            loss = combined_loss(*logits, positives, objective="classes").total
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step()
-            losses.append(loss.item())
-        return losses
-
-    def capture(self, step: int) -> TrainingState:
-        progress = {"step": step, "epoch": 1, "best": 0.1 + 0.2, "figures": [float("-inf")]}
-        return TrainingState.capture(self.model, self.parts, progress=progress)
-
-    def everything(self) -> dict[str, Tensor]:
-        moments = {
-            f"{number}/{name}": tensor
-            for number, values in self.optimizer.state_dict()["state"].items()
-            for name, tensor in values.items()
-        }
-        return {**self.model.state_dict(), **moments}
+def small_state(step: int) -> TrainingState:
+    return TrainingState(
+        {"x": torch.full((100,), float(step))}, {"optimizer": {"step": torch.tensor(step)}}, {}, {"step": step}
+    )
 
 
 def reseed(seed: int) -> None:
@@ -147,76 +61,40 @@ def reseed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "schedule"),
-    [(torch.optim.Adam, "step"), (torch.optim.AdamW, "warmup")],
-)
-def test_a_resumed_training_is_the_same_to_the_bit(tmp_path, optimizer, schedule):
-    reseed(7)
-    straight = Run(optimizer, schedule)
-    losses = straight.steps(6)
-
-    reseed(7)
-    first = Run(optimizer, schedule)
-    begun = first.steps(3)
-    store = CheckpointManager(tmp_path)
-    store.save(3, adapter_config(), first.capture(3))
-    first.steps(2)  # what happens after the checkpoint must not matter
-
-    reseed(99)
-    second = Run(optimizer, schedule)
-    resumed = store.load_last(named_backbone())
-    assert resumed.state.restore(second.model, second.parts) == []
-    assert resumed.state.progress == {"step": 3, "epoch": 1, "best": 0.1 + 0.2, "figures": [float("-inf")]}
-    assert begun + second.steps(3) == losses
-    expected, found = straight.everything(), second.everything()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) and expected[name].dtype == found[name].dtype for name in found)
-    assert second.scheduler.get_last_lr() == straight.scheduler.get_last_lr()
-    assert len(set(losses)) == 6  # it did learn, and the noise was there
-
-
-def test_a_state_can_be_restored_again_and_is_not_changed_by_training():
-    run = Run(torch.optim.Adam, "step")
-    run.steps(1)
-    state = copy.deepcopy(run.capture(1))
-    outcomes = []
-    for _ in range(2):
-        other = Run(torch.optim.Adam, "step")
-        state.restore(other.model, other.parts)
-        outcomes.append((other.steps(2), other.everything()))
-    assert outcomes[0][0] == outcomes[1][0]
-    assert all(torch.equal(tensor, outcomes[1][1][name]) for name, tensor in outcomes[0][1].items())
-
-
-def test_a_state_is_a_copy_of_the_model_and_not_the_model():
-    run = Run(torch.optim.Adam, "step")
-    state = run.capture(0)
-    before = {name: tensor.clone() for name, tensor in state.model.items()}
-    run.steps(2)
-    assert all(torch.equal(before[name], tensor) for name, tensor in state.model.items())
-    assert any(not torch.equal(before[name], tensor) for name, tensor in run.model.trainable_state().items())
+def test_a_state_is_a_copy_that_training_does_not_change(tmp_path):
+    first = make_trainer(tmp_path / "first", stopping=StopAfter(2))
+    first.fit()
+    found = first.checkpoints.load_last()
+    captured = TrainingState.capture(first.model, first.parts, progress={}).model
+    assert same(captured, tensors(first))
+    ends = []
+    for name in ("second", "third"):
+        trainer = make_trainer(tmp_path / name)
+        trainer.fit(resume=found)
+        ends.append(tensors(trainer))
+    assert same(*ends)
+    before = copy.deepcopy(captured)
+    first.stopping = StopAfter(2)
+    first.fit(resume=found)
+    assert same(captured, before)
+    assert not same(captured, tensors(first))
 
 
 def test_a_state_of_another_training_is_refused(tmp_path):
-    state = Run(torch.optim.Adam, "step").capture(0)
-    other = Run(torch.optim.Adam, "step")
-    with pytest.raises(DataError, match=r"has a state of optimizer, order, scheduler, this one of optimizer"):
-        state.restore(other.model, {"optimizer": other.optimizer})
+    trainer = make_trainer(tmp_path, stopping=StopAfter(1))
+    trainer.fit()
+    model, parts, state = trainer.model, trainer.parts, trainer.checkpoints.load_last().state
+    with pytest.raises(DataError, match=r"has a state of optimizer, precision, this one of optimizer"):
+        state.restore(model, {"optimizer": parts["optimizer"]})
     with pytest.raises(DataError, match="random number generators"):
-        replace(state, rng={}).restore(other.model, other.parts)
-    single = torch.optim.Adam(other.model.temperatures.parameters())
+        replace(state, rng={}).restore(model, parts)
+    single = torch.optim.Adam(model.temperatures.parameters())
     with pytest.raises(DataError, match="state of the optimizer does not fit"):
-        state.restore(other.model, {**other.parts, "optimizer": single})
+        state.restore(model, {**parts, "optimizer": single})
     with pytest.raises(WeightsError, match="do not fit the model"):
-        replace(state, model={}).restore(other.model, other.parts)
-
-
-def test_random_numbers_of_gpus_that_are_not_here_are_told():
-    run = Run(torch.optim.Adam, "step")
-    state = run.capture(0)
+        replace(state, model={}).restore(model, parts)
     state.rng["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)
-    (lost,) = state.restore(run.model, run.parts)
+    (lost,) = state.restore(model, parts)
     assert "GPUs" in lost
 
 
@@ -304,35 +182,32 @@ def test_hostile_states_are_named_and_take_no_memory(tmp_path):
 
 
 def test_a_trained_adapter_gives_the_same_embeddings_after_loading(tmp_path):
-    run = Run(torch.optim.Adam, "step")
-    run.steps(3)
-    config = adapter_config()
-    folder = write_adapter(tmp_path / "adapter", run.model.trainable_state(), config)
+    trainer = make_trainer(tmp_path / "run", stopping=StopAfter(3))
+    trainer.fit()
+    config = adapter_config(training=trainer.config.to_dict())
+    folder = write_adapter(tmp_path / "adapter", tensors(trainer), config)
     assert sorted(path.name for path in folder.iterdir()) == ["adapter.safetensors", "config.json"]
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "run"]
     model, found = load_model(folder, named_backbone())
     assert found == config
     assert not model.training
-    for one, two in zip(model(run.frames, run.audio), run.model(run.frames, run.audio), strict=True):
+    clip = read(clips()[0])
+    inputs = clip.frames[None], clip.audio_segments[None]
+    for one, two in zip(model(*inputs), trainer.model.eval()(*inputs), strict=True):
         assert torch.equal(one, two)
-    tensors = load_adapter(folder).tensors
-    assert not any("tower" in name for name in tensors)
-    assert tensors.keys() == run.model.trainable_state().keys()
+    assert same(load_adapter(folder).tensors, tensors(trainer))
 
 
 def test_an_adapter_from_before_there_were_variants_has_the_compact_one(tmp_path):
-    backbone = named_backbone()
-    trained = build_model(backbone, TrainingConfig(variant="compact"), seed=5)
+    trained = build_model(named_backbone(), TrainingConfig(variant="compact"), seed=5)
     config = adapter_config(training=TrainingConfig().to_dict())
     folder = write_adapter(tmp_path / "adapter", trained.trainable_state(), config)
     document = json.loads((folder / "config.json").read_text())
     del document["training"]["variant"]
     (folder / "config.json").write_text(json.dumps(document))
-
-    model, found = load_model(folder, backbone)
-
+    model, found = load_model(folder, named_backbone())
     assert found.training["variant"] == model.adapters.settings["variant"] == "compact"
-    assert all(torch.equal(model.trainable_state()[name], value) for name, value in trained.trainable_state().items())
+    assert same(model.trainable_state(), trained.trainable_state())
 
 
 def test_the_files_of_a_checkpoint_may_be_read_by_whom_the_umask_lets(tmp_path):
@@ -371,26 +246,20 @@ def test_a_damaged_or_exchanged_checkpoint_is_refused(tmp_path):
         config.write_text(content)
         with pytest.raises(DataError, match=r"config\.json"):
             load_adapter(folder)
-    config.write_text(text)
-    assert torch.equal(load_adapter(folder).tensors["x"], torch.ones(64))
-
-
-def test_all_missing_and_wrong_fields_are_listed():
-    with pytest.raises(DataError, match=r"labels is missing;.*seed must be a whole number"):
-        AdapterConfig.from_dict({"task": "ave", "seed": True}, where="config.json")
-
-
-def test_digests_that_are_no_texts_are_refused(tmp_path):
-    folder = write_adapter(tmp_path / "a", {"x": torch.ones(64)}, adapter_config())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"identity": {"visual": ["a"]}}))
+    config.write_text(json.dumps(json.loads(text) | {"identity": {"visual": ["a"]}}))
     with pytest.raises(DataError, match="identity must hold texts"):
         load_adapter(folder)
+    with pytest.raises(DataError, match=r"labels is missing;.*seed must be a whole number"):
+        AdapterConfig.from_dict({"task": "ave", "seed": True}, where="config.json")
+    config.write_text(text)
+    assert torch.equal(load_adapter(folder).tensors["x"], torch.ones(64))
+    with pytest.raises(DataError, match="exists already"):  # and nothing is written over it
+        write_adapter(folder, {"x": torch.ones(1)}, adapter_config())
 
 
 def test_a_run_stands_for_its_best_checkpoint(tmp_path):
     store = CheckpointManager(tmp_path / "run" / "checkpoints")
-    state = Run(torch.optim.Adam, "step").capture(0)
+    state = small_state(1)
     store.save(1, adapter_config(), state)
     assert find_checkpoint(tmp_path / "run").name == "step-00000001"
     store.save(2, adapter_config(), state, best=True)
@@ -405,19 +274,7 @@ def test_a_run_stands_for_its_best_checkpoint(tmp_path):
             find_checkpoint(path)
 
 
-def test_an_existing_folder_is_not_overwritten(tmp_path):
-    (tmp_path / "adapter").mkdir()
-    with pytest.raises(DataError, match="exists already"):
-        write_adapter(tmp_path / "adapter", {"x": torch.ones(1)}, adapter_config())
-
-
 # The checkpoints of a run.
-
-
-def small_state(step: int) -> TrainingState:
-    return TrainingState(
-        {"x": torch.full((100,), float(step))}, {"optimizer": {"step": torch.tensor(step)}}, {}, {"step": step}
-    )
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
@@ -483,19 +340,7 @@ def check_sound(store: CheckpointManager, least: int) -> int:
     return resumed.step
 
 
-def fork(work) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return child
-
-
-@needs_fork
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 def test_dying_at_any_operation_on_the_file_system_leaves_a_sound_checkpoint(tmp_path):
     store = CheckpointManager(tmp_path)
     for step in (1, 2):
@@ -512,13 +357,19 @@ def test_dying_at_any_operation_on_the_file_system_leaves_a_sound_checkpoint(tmp
                 if count == operation:
                     os._exit(9)
 
-        sys.addaudithook(hook)
-        store.save(step, adapter_config(), small_state(step), best=True)
-        os._exit(0)
+        try:
+            sys.addaudithook(hook)
+            store.save(step, adapter_config(), small_state(step), best=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
     last, deaths = 2, 0
     for operation in range(1, 1000):
-        child = fork(lambda at=operation, step=last + 1: save_and_die(step, at))
+        if (child := os.fork()) == 0:
+            save_and_die(last + 1, operation)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, 9)
         last = check_sound(store, last)
@@ -529,28 +380,3 @@ def test_dying_at_any_operation_on_the_file_system_leaves_a_sound_checkpoint(tmp
     store.save(last + 1, adapter_config(), small_state(last + 1))
     assert not list(tmp_path.glob(".part-*"))
     assert len(store.steps()) == 2
-
-
-@needs_fork
-def test_killing_a_writing_process_at_random_moments_leaves_a_sound_checkpoint(tmp_path):
-    store = CheckpointManager(tmp_path)
-    store.save(1, adapter_config(), small_state(1), best=True)
-
-    def save_on(step: int, tell: int) -> None:
-        while True:
-            step += 1
-            store.save(step, adapter_config(), small_state(step), best=True)
-            os.write(tell, b".")
-
-    rng = random.Random(0)
-    last = 1
-    for _ in range(8):
-        listen, tell = os.pipe()
-        child = fork(lambda step=last, tell=tell: save_on(step, tell))
-        os.close(tell)
-        assert os.read(listen, 1) == b"."
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(listen)
-        last = check_sound(store, last + 1)

@@ -1,138 +1,127 @@
-"""Large contrastive batches chunk by chunk: the gradients of one big batch, whatever the model and the machine do."""
+"""Large contrastive batches chunk by chunk and rank by rank: loss and gradients of one big batch on one rank."""
 
 from __future__ import annotations
 
-import contextlib
 import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
-from ranks_support import Encoders, assert_same, average_gradients, clips, gather, outcome, run_on_ranks
-from torch import nn
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
+from avfewshot.models.losses import combined_loss, shared_labels
+from avfewshot.training.distributed import gather_batch
 from avfewshot.training.gradcache import cached_backward
 
+CLASSES = 4
 
-def as_chunks(model, frames, sounds, sizes) -> list:
-    """A callable for each chunk of the given sizes."""
+
+class Encoders(nn.Module):
+    """Two linear encoders in float64, and text projectors and temperatures that only the loss uses."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.visual, self.audio = nn.Linear(5, 4), nn.Linear(6, 3)
+        self.visual_text, self.audio_text = nn.Linear(4, 4), nn.Linear(3, 3)
+        self.scales = nn.Parameter(torch.zeros(2))
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("visual_table", torch.randn(CLASSES, 4, generator=generator))
+        self.register_buffer("audio_table", torch.randn(CLASSES, 3, generator=generator))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        self.double()
+
+    def forward(self, frames: Tensor | None, sounds: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return (
+            None if frames is None else F.normalize(self.visual(self.dropout(frames)), dim=-1),
+            None if sounds is None else F.normalize(self.audio(self.dropout(sounds)), dim=-1),
+        )
+
+    def loss(self, visual: Tensor | None, audio: Tensor | None, labels: Tensor, **present: Tensor | None) -> Tensor:
+        logits = [None, None]
+        if visual is not None:
+            texts = F.normalize(self.visual_text(self.visual_table), dim=-1)[labels]
+            logits[0] = self.scales[0].exp() * (visual @ texts.T)
+        if audio is not None:
+            texts = F.normalize(self.audio_text(self.audio_table), dim=-1)[labels]
+            logits[1] = self.scales[1].exp() * (audio @ texts.T)
+        return combined_loss(*logits, shared_labels(labels), objective="contrastive", **present).total
+
+
+def clips(count: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs ``[N, 5]`` and ``[N, 6]``, and labels ``[N]`` of which several are the same."""
+    generator = torch.Generator().manual_seed(6)
+    frames = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    sounds = torch.randn(count, 6, generator=generator, dtype=torch.float64)
+    return frames, sounds, torch.tensor([0, 1, 2, 0, 3, 1, 0])[:count]
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def as_chunks(model: Callable, frames: Tensor, sounds: Tensor, sizes: list[int]) -> list[Callable]:
     parts = zip(frames.split(sizes), sounds.split(sizes), strict=True)
     return [lambda frames=some, sounds=others: model(frames, sounds) for some, others in parts]
 
 
-def one_batch(count: int = 7, **present) -> dict:
+def one_batch(factor: float = 1.0, **present: Tensor) -> dict[str, Tensor]:
     model = Encoders()
-    frames, sounds, labels = clips(count)
-    loss = model.loss(*model(frames, sounds), labels, **present)
-    loss.total.backward()
-    return outcome(model, loss)
+    frames, sounds, labels = clips()
+    (factor * model.loss(*model(frames, sounds), labels, **present)).backward()
+    return gradients(model)
 
 
-def in_chunks(sizes: list[int], **options) -> dict:
+def in_chunks(sizes: list[int], **options) -> dict[str, Tensor]:
     model = Encoders()
-    frames, sounds, labels = clips(sum(sizes))
-    chunks = as_chunks(model, frames, sounds, sizes)
-    return outcome(model, cached_backward(chunks, lambda parts: model.loss(*parts, labels), **options))
-
-
-def test_casts_of_autocast_are_dropped_before_every_pass(monkeypatch):
-    """A cast that was kept from a pass without a graph would leave a weight without its gradient."""
-    events = []
-    forget = torch.clear_autocast_cache
-    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("forget"), forget()))
-    model = Encoders()
-    frames, sounds, labels = clips(5)
-
-    def logged(name, function):
-        return lambda *given: (events.append(name), function(*given))[1]
-
-    chunks = [logged("embed", chunk) for chunk in as_chunks(model, frames, sounds, [3, 2])]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cached_backward(chunks, logged("loss", lambda parts: model.loss(*parts, labels)))
-
-    passes = [index for index, event in enumerate(events) if event != "forget"]
-    assert [events[index] for index in passes] == ["embed", "embed", "loss", "embed", "embed"]
-    assert all(events[index - 1] == "forget" for index in passes)
+    frames, sounds, labels = clips()
+    cached_backward(as_chunks(model, frames, sounds, sizes), lambda parts: model.loss(*parts, labels), **options)
+    return gradients(model)
 
 
 @pytest.mark.parametrize("sizes", [[7], [4, 3], [1, 4, 2], [1] * 7])
 def test_gradients_in_chunks_are_those_of_one_big_batch(sizes):
-    assert_same(in_chunks(sizes), one_batch())
+    assert_same(in_chunks(sizes), one_batch(), tolerance=0 if len(sizes) == 1 else 1e-10)
 
 
-def test_a_single_chunk_equals_the_ordinary_backward_pass_to_the_last_bit_and_runs_once():
+def test_chunks_run_without_a_graph_first_and_one_by_one_with_one_afterwards_and_a_single_one_once():
     model = Encoders()
-    frames, sounds, labels = clips(7)
-    calls = []
-
-    def chunk():
-        calls.append(torch.is_grad_enabled())
-        return model(frames, sounds)
-
-    loss = cached_backward([chunk], lambda parts: model.loss(*parts, labels))
-
-    assert_same(outcome(model, loss), one_batch(), tolerance=0)
-    assert calls == [True]
-
-
-def test_chunks_run_without_a_graph_first_and_one_by_one_with_one_afterwards():
-    model = Encoders()
-    frames, sounds, labels = clips(6)
+    frames, sounds, labels = clips()
     events = []
 
     def note(chunk, number):
         events.append((number, torch.is_grad_enabled(), model.visual.weight.grad is not None))
         return chunk()
 
-    chunks = [
-        lambda chunk=chunk, number=number: note(chunk, number)
-        for number, chunk in enumerate(as_chunks(model, frames, sounds, [3, 3]))
-    ]
-    cached_backward(chunks, lambda parts: model.loss(*parts, labels))
-
+    for sizes in ([3, 4], [7]):
+        chunks = [
+            lambda chunk=chunk, number=number: note(chunk, number)
+            for number, chunk in enumerate(as_chunks(model, frames, sounds, sizes))
+        ]
+        cached_backward(chunks, lambda parts: model.loss(*parts, labels))
+        model.zero_grad()
     # The second chunk is run again when the first has passed its gradient on.
-    assert events == [(0, False, False), (1, False, False), (0, True, False), (1, True, True)]
-
-
-def test_the_loss_is_returned_without_a_graph():
-    model = Encoders()
-    frames, sounds, labels = clips(6)
-    expected = model.loss(*model(frames, sounds), labels)
-
-    loss = cached_backward(as_chunks(model, frames, sounds, [2, 4]), lambda parts: model.loss(*parts, labels))
-
-    assert not loss.total.requires_grad
-    for name in ("total", "visual", "audio", "weights"):
-        torch.testing.assert_close(getattr(loss, name), getattr(expected, name).detach(), rtol=0, atol=1e-10)
-
-
-def test_gradients_add_up_and_scale_leaves_the_result_as_it_is():
-    model = Encoders()
-    frames, sounds, labels = clips(7)
-    chunks = as_chunks(model, frames, sounds, [3, 4])
-    for scale in (0.25, 0.5):
-        loss = cached_backward(chunks, lambda parts: model.loss(*parts, labels), scale=scale)
-
-    expected = one_batch()
-    assert_same(outcome(model, loss), {name: v if name == "total" else 0.75 * v for name, v in expected.items()})
+    assert events == [(0, False, False), (1, False, False), (0, True, False), (1, True, True), (0, True, False)]
 
 
 @pytest.mark.parametrize("sizes", [[7], [3, 4]])
 def test_the_factor_of_a_gradient_scaler_is_put_in_once(sizes):
-    given = []
-
-    def backward(scalar):
-        given.append(scalar)
-        (scalar * 1024).backward()
-
-    got = in_chunks(sizes, backward=backward)
-
-    expected = one_batch()
-    assert_same(got, {name: v if name == "total" else 1024 * v for name, v in expected.items()}, tolerance=1e-8)
-    assert len(given) == 1 + len(sizes)
-    assert all(scalar.ndim == 0 for scalar in given)
+    got = in_chunks(sizes, backward=lambda scalar: (scalar * 1024).backward())
+    assert_same(got, one_batch(factor=1024), tolerance=1e-8)
 
 
 def noisy_step(sizes: list[int], cached: bool) -> tuple[dict, list[float]]:
@@ -151,248 +140,144 @@ def noisy_step(sizes: list[int], cached: bool) -> tuple[dict, list[float]]:
 
     chunks = [lambda chunk=chunk: noisy(chunk) for chunk in as_chunks(model, frames, sounds, sizes)]
     if cached:
-        loss = cached_backward(chunks, noisy_loss)
+        cached_backward(chunks, noisy_loss)
     else:
         visual, audio = zip(*[chunk() for chunk in chunks], strict=True)
-        loss = noisy_loss((torch.cat(visual), torch.cat(audio)))
-        loss.total.backward()
-    return outcome(model, loss), [random.random(), torch.rand(1).item()]
+        noisy_loss((torch.cat(visual), torch.cat(audio))).backward()
+    return gradients(model), [random.random(), torch.rand(1).item()]
 
 
 @pytest.mark.parametrize("sizes", [[6], [2, 3, 1]])
 def test_random_numbers_are_those_of_the_first_run_and_go_on_from_there(sizes):
     expected, following = noisy_step(sizes, cached=False)
-
     got, followed_by = noisy_step(sizes, cached=True)
-
     assert_same(got, expected)
     assert followed_by == following
 
 
-def test_a_modality_that_no_chunk_has():
-    model, reference = Encoders(), Encoders()
-    frames, _, labels = clips(6)
-    expected = reference.loss(*reference(frames, None), labels)
-    expected.total.backward()
-
-    chunks = [lambda part=part: model(part, None) for part in frames.split(2)]
-    loss = cached_backward(chunks, lambda parts: model.loss(*parts, labels))
-
-    assert_same(outcome(model, loss), outcome(reference, expected))
-    assert model.audio.weight.grad is None
-
-
-def test_a_modality_that_one_chunk_lacks():
+@pytest.mark.parametrize("hearing", [[False] * 7, [True] * 3 + [False] * 4])
+def test_a_modality_that_chunks_lack(hearing):
     model = Encoders()
-    frames, sounds, labels = clips(7)
-    hearing = torch.tensor([True] * 3 + [False] * 4)
-    chunks = [lambda: model(frames[:3], sounds[:3]), lambda: model(frames[3:], None)]
+    frames, sounds, labels = clips()
+    present = torch.tensor(hearing)
+    chunks = [
+        lambda rows=rows: model(frames[rows], sounds[rows] if present[rows].all() else None)
+        for rows in (slice(3), slice(3, 7))
+    ]
+    cached_backward(chunks, lambda parts: model.loss(*parts, labels, audio_present=present))
+    got = gradients(model)
+    if not present.any():  # what nothing is known of has no gradient, in one batch a gradient of zero
+        assert model.audio.weight.grad is None
+        got = {name: torch.zeros_like(p) for name, p in model.named_parameters()} | got
+    assert_same(got, one_batch(audio_present=present))
 
-    loss = cached_backward(chunks, lambda parts: model.loss(*parts, labels, audio_present=hearing))
 
-    assert_same(outcome(model, loss), one_batch(audio_present=hearing))
-
-
-def test_a_frozen_encoder_gets_no_gradient():
-    model = Encoders()
+def test_a_frozen_encoder_gets_no_gradient_and_an_unused_parameter_of_the_last_chunk_zeros():
+    model, unused = Encoders(), nn.Parameter(torch.ones(2, 3))
     model.visual.requires_grad_(False)
-    frames, sounds, labels = clips(7)
-
-    loss = cached_backward(as_chunks(model, frames, sounds, [3, 4]), lambda parts: model.loss(*parts, labels))
-
-    expected = {name: value for name, value in one_batch().items() if not name.startswith("visual.")}
-    assert_same(outcome(model, loss), expected)
-
-
-def test_parameters_of_the_last_chunk_s_backward_pass_get_zeros_if_unused_and_their_gradient_if_used():
-    model, unused, frozen = Encoders(), nn.Parameter(torch.ones(2, 3)), torch.ones(2)
-    frames, sounds, labels = clips(7)
-
-    loss = cached_backward(
+    frames, sounds, labels = clips()
+    cached_backward(
         as_chunks(model, frames, sounds, [3, 4]),
         lambda parts: model.loss(*parts, labels),
-        parameters=[unused, frozen, *model.parameters()],
+        parameters=[unused, *(p for p in model.parameters() if p.requires_grad)],
     )
-
     assert torch.equal(unused.grad, torch.zeros(2, 3))
-    assert frozen.grad is None
-    assert_same(outcome(model, loss), one_batch())
+    expected = {name: value for name, value in one_batch().items() if not name.startswith("visual.")}
+    assert_same(gradients(model), expected)
 
 
-class ShortAndWide(nn.Module):
-    """A layer that autocast runs in bfloat16, and one that is kept in float32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.short, self.wide, self.texts = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, frames):
-        hidden = self.short(frames)
-        with torch.autocast("cpu", enabled=False):
-            return F.normalize(self.wide(hidden.float()), dim=-1), None
-
-    def loss(self, visual, labels):
-        return combined_loss(5 * visual @ self.texts(torch.eye(4))[labels].T, None, shared_labels(labels))
-
-
-@pytest.mark.parametrize("sizes", [[6], [2, 3, 1]])
-def test_under_autocast_gradients_are_those_of_an_ordinary_backward_pass_outside_of_it(sizes):
-    frames, _, labels = clips(6)
-    model = ShortAndWide()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model.loss(torch.cat([model(part)[0] for part in frames.float().split(sizes)]), labels)
-    loss.total.backward()
-    expected = outcome(model, loss)
-    model.zero_grad()
-
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        chunks = [lambda part=part: model(part) for part in frames.float().split(sizes)]
-        loss = cached_backward(chunks, lambda parts: model.loss(parts[0], labels))
-
-    got = outcome(model, loss)
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        # Weights in bfloat16 get their gradient as a sum of rounded ones.
-        tolerance = 1e-6 if name.startswith(("wide", "total")) else 1e-2 * value.abs().max().item()
-        torch.testing.assert_close(got[name], value, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize(
-    ("chunks", "message"),
-    [
-        ([], "no chunks"),
-        ([lambda: (None, None)], "Chunk 0 gave no embeddings"),
-        ([lambda: (torch.ones(2, 3), torch.ones(3, 3))], "Chunk 0 gave embeddings of 2 and 3 samples"),
-        ([lambda: (torch.ones(2, 3), None), lambda: (torch.ones(2, 3),)], "Chunks gave 2, 1 embeddings"),
-    ],
-)
-def test_chunks_that_do_not_fit_are_refused(chunks, message):
-    with pytest.raises(ValueError, match=message):
-        cached_backward(chunks, lambda parts: pytest.fail("there is nothing to compute a loss of"))
-
-
-def test_a_chunk_that_changes_its_shape_is_refused():
-    weight = torch.ones(3, requires_grad=True)
-    rows = iter([2, 2, 4])
-
-    def loss(parts):
-        total = parts[0].sum()
-        return CombinedLoss(total, total.detach(), total.detach(), torch.ones(4, 2))
-
-    with pytest.raises(ValueError, match=r"\[4, 3\] the second time, and \[2, 3\] before"):
-        cached_backward([lambda: (weight.expand(next(rows), 3),)] * 2, loss)
-
-
-def test_exchange_between_ranks_is_put_off_until_the_last_chunk():
-    model = Encoders()
-    frames, sounds, labels = clips(6)
-    events = []
-
-    @contextlib.contextmanager
-    def no_sync():
-        events.append("quiet")
-        yield
-        events.append("end")
-
-    def embed(chunk):
-        if torch.is_grad_enabled():
-            events.append("chunk")
-        return chunk()
-
-    def loss(parts):
-        events.append("loss")
-        return model.loss(*parts, labels)
-
-    chunks = [lambda c=c: embed(c) for c in as_chunks(model, frames, sounds, [2, 2, 2])]
-    cached_backward(chunks, loss, no_sync=no_sync)
-
-    assert events == ["quiet", "loss", "end", *["quiet", "chunk", "end"] * 2, "chunk"]
-
-
-def test_the_audio_visual_model_on_the_tiny_backbone():
-    from avfewshot.config import TrainingConfig
-    from avfewshot.encoders.backbone import build_backbone
-    from avfewshot.models.build import build_model
-
-    backbone = build_backbone("tiny")
-    model = build_model(backbone, TrainingConfig(hidden=8, checkpointing=False), seed=1).train()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not name.startswith("temperatures"):
-                parameter.add_(0.02 * torch.randn_like(parameter))  # fresh adapters would hardly learn anything
-    size = backbone.visual.image_size
-    frames = torch.randint(0, 256, (3, 1, 3, size, size), dtype=torch.uint8)
-    audio, labels = 0.1 * torch.randn(3, 1, 48_000), torch.tensor([0, 1, 0])
-    tables = torch.randn(2, backbone.visual.output_dim), torch.randn(2, backbone.audio.output_dim)
-    texts = [F.normalize(table, dim=-1) for table in tables]
-
-    def loss(parts):
-        visual, sound = (part.mean(1) for part in parts)
-        features = [table[labels] for table in model.project_texts(*texts)]
-        return combined_loss(*model.logits(visual, sound, *features), shared_labels(labels))
-
-    expected = loss(model(frames, audio))
-    expected.total.backward()
-    reference = outcome(model, expected)
-    model.zero_grad()
-    parts = zip(frames.split([2, 1]), audio.split([2, 1]), strict=True)
-    got = outcome(model, cached_backward([lambda part=part: model(*part) for part in parts], loss))
-
-    assert {name.split(".")[0] for name in got} == {"total", "adapters", "projectors", "temperatures"}
-    assert_same(got, reference, tolerance=1e-5)
-
+# Several ranks over gloo.
 
 SHARES = (5, 2)
 CHUNKS = {0: [2, 2, 1], 1: [2]}
 
 
-def on_ranks(number: int, ddp: bool, *, sizes: dict[int, list[int]], deaf: int | None = None) -> dict:
-    """A step of ranks that have different numbers of chunks; rank `deaf` has no sound."""
-    frames, sounds, labels = (part.split(SHARES)[number] for part in clips(sum(SHARES)))
+def on_ranks(number: int, sizes: dict[int, list[int]], *, ddp: bool = True, deaf: int | None = None) -> dict:
+    """Gradients of ranks that have different numbers of chunks; rank `deaf` has no sound."""
+    frames, sounds, labels = (part.split([sum(sizes[0]), sum(sizes[1])])[number] for part in clips())
     module = Encoders()
     model = DistributedDataParallel(module) if ddp else module
     silent = (lambda frames, sounds: model(frames, None)) if number == deaf else model
 
     def loss(parts):
-        batch = gather(*parts, labels)
-        return module.loss(batch.visual, batch.audio, batch.labels, batch.visual_present, batch.audio_present)
+        present = {
+            f"{name}_present": torch.full((len(labels),), part is not None)
+            for name, part in zip(("visual", "audio"), parts, strict=True)
+        }
+        batch = gather_batch(*parts, F.one_hot(labels, CLASSES).bool(), **present)
+        masks = {"visual_present": batch.visual_present, "audio_present": batch.audio_present}
+        return module.loss(batch.visual, batch.audio, batch.labels.int().argmax(1), **masks)
 
     chunks = as_chunks(silent, frames, sounds, sizes[number])
     for _ in range(2):  # DDP would complain in the second step about a first one that it does not think finished
         module.zero_grad()
         if ddp:
-            result = cached_backward(chunks, loss, no_sync=model.no_sync, parameters=module.parameters())
-        else:
-            result = cached_backward(chunks, loss)
-            average_gradients(module.parameters())
-    return outcome(module, result)
+            cached_backward(chunks, loss, no_sync=model.no_sync, parameters=module.parameters())
+            continue
+        cached_backward(chunks, loss)
+        for parameter in module.parameters():  # as DDP does
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+    return gradients(module)
 
 
-def scenarios(number: int, world: int) -> dict:
+def gathered(number: int) -> dict:
+    """What ranks get of each other, one of them without sound, and what they say where widths differ."""
+    frames, sounds, labels = (part.split(SHARES)[number] for part in clips())
+    masks = {"visual_present": torch.ones(len(labels)).bool(), "audio_present": torch.full((len(labels),), number > 0)}
+    batch = gather_batch(frames.to(torch.bfloat16), sounds if number else None, labels[:, None] > 0, **masks)
+    try:
+        gather_batch(torch.zeros(1, 2 + number), None, torch.ones(1, 1).bool(), **{n: m[:1] for n, m in masks.items()})
+    except ValueError as error:
+        said = str(error)
     return {
-        "averaged": on_ranks(number, False, sizes=CHUNKS),
-        "ddp": on_ranks(number, True, sizes=CHUNKS),
-        "ddp, one chunk": on_ranks(number, True, sizes={0: [5], 1: [2]}),
-        "averaged, deaf": on_ranks(number, False, sizes=CHUNKS, deaf=1),
-        "ddp, deaf": on_ranks(number, True, sizes=CHUNKS, deaf=1),
+        "embeddings": [batch.visual.detach(), batch.audio.detach()],
+        "labels": batch.labels,
+        "present": [batch.visual_present, batch.audio_present],
+        "misfit": said,
     }
+
+
+def rank(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    meeting, timeout = (Path(folder) / "meeting-point").as_uri(), timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=2, timeout=timeout)
+    told = {
+        "gathered": gathered(number),
+        "averaged": on_ranks(number, CHUNKS, ddp=False),
+        "ddp": on_ranks(number, CHUNKS),
+        "ddp, one chunk": on_ranks(number, {0: [5], 1: [2]}),
+        "ddp, deaf": on_ranks(number, CHUNKS, deaf=1),
+        "idle": on_ranks(number, {0: [7], 1: [0]}, ddp=False),
+    }
+    torch.save(told, Path(folder) / f"{number}.pt")
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    return run_on_ranks(scenarios, (2,), tmp_path_factory.mktemp("ranks"))[2]
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 
 
-@pytest.mark.parametrize("scenario", ["averaged", "ddp", "ddp, one chunk"])
+@pytest.mark.parametrize("scenario", ["averaged", "ddp", "ddp, one chunk", "ddp, deaf", "idle"])
 def test_several_ranks_in_chunks_equal_one_rank_with_one_big_batch(ranks, scenario):
-    expected = one_batch()
-    for told in ranks:
-        assert_same(told[scenario], expected)
-
-
-@pytest.mark.parametrize("scenario", ["averaged, deaf", "ddp, deaf"])
-def test_a_rank_without_sound_in_chunks_equals_clips_without_sound_in_one_big_batch(ranks, scenario):
     hearing = torch.tensor([True] * SHARES[0] + [False] * SHARES[1])
-    expected = one_batch(audio_present=hearing)
+    expected = one_batch(**({"audio_present": hearing} if "deaf" in scenario else {}))
     for told in ranks:
         assert_same(told[scenario], expected)
+
+
+def test_ranks_get_all_samples_in_rank_order_in_float32_at_least_and_absent_ones_as_zeros(ranks):
+    frames, sounds, labels = clips()
+    for told in ranks:
+        visual, audio = told["gathered"]["embeddings"]
+        assert torch.equal(visual, frames.to(torch.bfloat16).float())
+        assert torch.equal(audio, torch.cat((torch.zeros_like(sounds[:5]), sounds[5:])))
+        assert torch.equal(told["gathered"]["labels"], labels[:, None] > 0)
+        seen, heard = told["gathered"]["present"]
+        assert seen is None
+        assert heard.tolist() == [False] * 5 + [True] * 2
+        assert "do not fit together: (width, bytes) [(2, 4), (3, 4)" in told["gathered"]["misfit"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_support import CLASSES, make_trainer, read
 
-from avfewshot.training.objective import TrainingClip, embed_batch
+from avfewshot.training.tasks import TrainingClip, embed_batch
 
 PATHS = [Path(name) for name in ("0-1-3.mp4", "1-1-2.mp4", "2-1-3-mute.mp4", "0-2-1.mp4", "1-2-3-blind.mp4")]
 
@@ -53,72 +53,61 @@ def opened(tmp_path, **settings):
     return training
 
 
-def same(actual, expected):
+def check(training, batches):
+    """A step leaves the gradient, and tells the loss, of the mean of the batches."""
+    expected, loss = plain(training, batches)
+    step = training.accumulate([clip for batch in batches for clip in batch])
+    actual = gradients(training)
+    assert step["loss"] == pytest.approx(loss, rel=1e-5)
     assert actual.keys() == expected.keys()
     assert sum(bool(tensor.abs().max() > 1e-4) for tensor in expected.values()) > 10
     for name, tensor in expected.items():
         torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.parametrize("objective", ["classes", "contrastive"])
-@pytest.mark.parametrize("micro", [1, 2, 3])
-def test_pieces_of_unequal_size_give_the_gradient_of_the_whole_batch(tmp_path, objective, micro):
-    training = opened(tmp_path, batch_size=5, micro_batch=micro, objective=objective)
-    batch = clips(PATHS)
-    expected, loss = plain(training, [batch])
-    step = training.accumulate(batch)
-    same(gradients(training), expected)
-    assert step["loss"] == pytest.approx(loss, rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("settings", "cuts"),
     [
+        *(
+            ({"batch_size": 5, "micro_batch": micro, "objective": objective}, [(0, 5)])
+            for micro in (1, 2, 3)
+            for objective in ("classes", "contrastive")
+        ),
         ({"batch_size": 2, "accumulation": 3}, [(0, 2), (2, 4), (4, 5)]),
         ({"batch_size": 3, "accumulation": 2, "micro_batch": 2, "objective": "contrastive"}, [(0, 3), (2, 5)]),
     ],
-    ids=["whole", "cut"],
 )
-def test_accumulated_batches_are_averaged(tmp_path, settings, cuts):
+def test_pieces_of_unequal_size_and_accumulated_batches_give_the_gradient_of_whole_ones(tmp_path, settings, cuts):
     training = opened(tmp_path, **settings)
     batches = [clips(PATHS[begin:end]) for begin, end in cuts]
-    expected, loss = plain(training, batches)
-    step = training.accumulate([clip for batch in batches for clip in batch])
-    same(gradients(training), expected)
-    assert step["loss"] == pytest.approx(loss, rel=1e-5)
+    check(training, batches)
 
 
 def test_seconds_weigh_alike_in_pieces_of_clips_of_unequal_length(tmp_path):
     training = opened(tmp_path, batch_size=3, micro_batch=1)
-    training.task.objective._per_second = True
+    training.task.objective.per_second = True
     batch = clips(PATHS[:3])
     for number, clip in enumerate(batch):
         truth = torch.zeros(clip.num_segments, 4, dtype=torch.bool)
         truth[:, number] = True
         object.__setattr__(clip, "labels", truth)
-    expected, loss = plain(training, [batch])
-    step = training.accumulate(batch)
-    same(gradients(training), expected)
-    assert step["loss"] == pytest.approx(loss, rel=1e-5)
+    check(training, [batch])
 
 
 @pytest.mark.parametrize(("clip_norm", "factor"), [(0, 1.0), (2.0, 0.5), (8.0, 1.0)])
 def test_gradients_are_clipped_by_their_norm(tmp_path, clip_norm, factor):
     """With plain descent: what a step moves is rate x gradient, scaled to the norm where that is exceeded."""
     training = make_trainer(tmp_path, clip_norm=clip_norm)
-    optimizer = training.optimizer
     parameters = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
-    optimizer._wrapped = training.fabric.setup_optimizers(
-        torch.optim.SGD([{"params": parameters, "factor": 1.0}], lr=1.0)
-    )
-    optimizer._optimizer = optimizer._wrapped.optimizer
+    descent = torch.optim.SGD([{"params": parameters, "factor": 1.0}], lr=1.0)
+    training.optimizer, training.parts["optimizer"] = training.fabric.setup_optimizers(descent), descent
     generator = torch.Generator().manual_seed(3)
     given = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
     norm = torch.cat([gradient.flatten() for gradient in given]).norm()
     before = [parameter.detach().clone() for parameter in parameters]
     for parameter, gradient in zip(parameters, given, strict=True):
         parameter.grad = gradient * (4.0 / norm)
-    rate = optimizer.step(0)
+    rate = training.descend(0)
     for parameter, gradient, old in zip(parameters, given, before, strict=True):
         torch.testing.assert_close(
             parameter.detach(), old - rate * factor * gradient * (4.0 / norm), rtol=1e-3, atol=1e-6
@@ -136,7 +125,7 @@ def test_gates_have_a_learning_rate_of_their_own(tmp_path):
     }
     for parameter, _ in before.values():
         parameter.grad = torch.ones_like(parameter)
-    assert training.optimizer.step(0) == 1e-3
+    assert training.descend(0) == 1e-3
     assert {name for name, (parameter, _) in before.items() if id(parameter) in gates} == {
         name for name in before if name.startswith("adapters.") and name.endswith(".scale")
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -21,30 +20,20 @@ from avfewshot.training.plan import Plan, make_plan
 TEXT_PARAMETERS = 5 * 7 + 7 + 3 * 2 + 2
 
 
-@dataclass
-class Backbone:
+def with_texts(visual: nn.Module, audio: nn.Module) -> SimpleNamespace:
     """The part of a backbone that a plan looks at."""
-
-    visual: nn.Module
-    audio: nn.Module
-    visual_text: nn.Module
-    audio_text: nn.Module
-    visual_scale: float = 10.0
-    audio_scale: float = 10.0
+    texts = {"visual_text": nn.Linear(5, 7).requires_grad_(False), "audio_text": nn.Linear(3, 2).requires_grad_(False)}
+    return SimpleNamespace(visual=visual, audio=audio, **texts, visual_scale=10.0, audio_scale=10.0)
 
 
-def with_texts(visual: nn.Module, audio: nn.Module) -> Backbone:
-    return Backbone(visual, audio, nn.Linear(5, 7).requires_grad_(False), nn.Linear(3, 2).requires_grad_(False))
-
-
-def stand_ins() -> Backbone:
+def stand_ins() -> SimpleNamespace:
     return with_texts(
         StandInTower([(33, 48)] * 4, 3 * 8 * 8, 16),
         StandInTower([(64, 24)] * 2 + [(16, 48)] * 2, SAMPLE_RATE, 16),
     )
 
 
-def planned(backbone: Backbone, clips: int = 7, **changes) -> tuple[Plan, AudioVisualModel, TrainingConfig]:
+def planned(backbone: SimpleNamespace, clips: int = 7, **changes) -> tuple[Plan, AudioVisualModel, TrainingConfig]:
     settings = {"hidden": 16, "window": 2, "batch_size": 2, "epochs": 3, "precision": "fp32", "checkpointing": False}
     config = TrainingConfig(**{**settings, **changes})
     model = build_model(backbone, config)
@@ -97,49 +86,39 @@ def test_weights_and_optimizer_are_exact():
 
 @pytest.mark.parametrize(
     ("checkpointing", "output", "seconds", "batch"),
-    [(False, "gate", 2, 2), (True, "gate", 2, 2), (True, "bottleneck", 5, 1)],
+    [(False, "gate", 2, 2), (True, "gate", 2, 2), (True, "bottleneck", 5, 1), (True, "gate", 1, 1)],
 )
 def test_activations_are_what_the_allocator_reports(checkpointing, output, seconds, batch):
     changes = {"checkpointing": checkpointing, "output": output, "window": seconds, "batch_size": batch}
-    plan, model, _ = planned(stand_ins(), **changes)
+    backbone = stand_ins() if seconds > 1 else with_texts(clip_tower(layers=12), clap_tower())  # the real ones
+    plan, model, _ = planned(backbone, **changes)
     assert 0.5 < plan.activation_bytes / allocated(model, batch, seconds) < 2
 
 
-def test_activations_of_the_real_towers_are_what_the_allocator_reports():
-    backbone = with_texts(clip_tower(layers=12), clap_tower())
-    plan, model, _ = planned(backbone, window=1, batch_size=1, checkpointing=True)
-    assert 0.5 < plan.activation_bytes / allocated(model, 1, 1) < 2
-
-
-def test_computing_activations_twice_takes_less_memory():
-    once, twice = (planned(stand_ins(), checkpointing=checkpointing)[0] for checkpointing in (False, True))
-    assert 2 * twice.activation_bytes < once.activation_bytes
-    assert twice.weights_bytes + twice.training_bytes == once.weights_bytes + once.training_bytes
-
-
-def test_without_adapters_the_towers_keep_nothing():
-    plan, model, _ = planned(stand_ins(), adapter="none")
-    with_adapters, *_ = planned(stand_ins())
-    assert plan.activation_bytes < with_adapters.activation_bytes / 10
-    assert plan.flops["adapters"] == 0
-    assert {count.component for count in plan.parameters if count.trainable} == {"projectors", "temperatures", "all"}
-    assert model.adapters is None
-
-
-def test_activations_grow_with_clips_and_seconds_and_halve_in_short_formats():
-    bytes_of = {
-        name: planned(stand_ins(), **changes)[0].activation_bytes
+def test_memory_follows_the_settings():
+    plans = {
+        name: planned(stand_ins(), **changes)[0]
         for name, changes in {
             "plain": {},
             "seconds": {"window": 6},
             "clips": {"batch_size": 6},
             "micro": {"batch_size": 6, "micro_batch": 2},
             "bf16": {"precision": "bf16"},
+            "twice": {"checkpointing": True},
+            "no adapters": {"adapter": "none"},
         }.items()
     }
-    assert bytes_of["seconds"] == bytes_of["clips"] == 3 * bytes_of["plain"]
-    assert bytes_of["micro"] == bytes_of["plain"]
-    assert bytes_of["bf16"] == bytes_of["plain"] // 2
+    plain, kept = plans["plain"], {name: plan.activation_bytes for name, plan in plans.items()}
+    assert kept["seconds"] == kept["clips"] == 3 * kept["plain"]
+    assert kept["micro"] == kept["plain"] == 2 * kept["bf16"]
+    assert 2 * kept["twice"] < kept["plain"]
+    assert plans["twice"].memory - kept["twice"] == plain.memory - kept["plain"]
+    assert 10 * kept["no adapters"] < kept["plain"]
+    towers = sum(count.total for count in plain.parameters if count.component.endswith("tower"))
+    assert plain.weights_bytes - plans["bf16"].weights_bytes == 2 * towers > 0
+    bare = plans["no adapters"]
+    assert bare.flops["adapters"] == 0
+    assert {count.component for count in bare.parameters if count.trainable} == {"projectors", "temperatures", "all"}
 
 
 @pytest.mark.parametrize(
@@ -177,9 +156,3 @@ def test_large_towers_are_computed_twice_unless_a_gpu_has_room(monkeypatch, devi
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: properties)
     model = build_model(stand_ins(), TrainingConfig(hidden=8), device=device and torch.device(device))
     assert model.checkpointing is expected
-
-
-def test_towers_in_a_short_format_take_half_the_memory():
-    wide, short = (planned(stand_ins(), precision=precision)[0] for precision in ("fp32", "bf16"))
-    towers = sum(count.total for count in wide.parameters if count.component.endswith("tower"))
-    assert wide.weights_bytes - short.weights_bytes == 2 * towers > 0

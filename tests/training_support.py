@@ -21,11 +21,10 @@ from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
+from avfewshot.training.checkpoints import MetricsLogger
 from avfewshot.training.data import epoch_order
 from avfewshot.training.distributed import single_device
-from avfewshot.training.metrics_log import MetricsLogger
-from avfewshot.training.objective import Objective
-from avfewshot.training.tasks import FewShotTask, PretrainTask
+from avfewshot.training.tasks import FewShotTask, Objective, PretrainTask
 from avfewshot.training.trainer import Callback, Trainer
 from avfewshot.training.validation import Validator, stream_validator
 
@@ -46,6 +45,9 @@ class Backbone:
     recipe: str = ""
     name: str = "stand-in"
     identity: dict[str, str] = field(default_factory=lambda: {"clip": "c" * 64, "clap": "a" * 64})
+
+    def to(self, *_: Any) -> Backbone:
+        return self
 
 
 def backbone() -> Backbone:
@@ -174,7 +176,6 @@ def make_trainer(
     folder: Path,
     *,
     kind: str = "fewshot",
-    seed: int = 1,
     paths: list[Path] | None = None,
     fabric: Any = None,
     ranks: int | None = None,
@@ -185,33 +186,24 @@ def make_trainer(
 ) -> Trainer:
     """A few-shot training or a pretraining whose validation clips are others of the same kind.
 
-    Args:
-        folder: Of its checkpoints and its log.
-        kind: ``"fewshot"`` or ``"pretrain"``.
-        seed: Of weights and order.
-        paths: What it trains on.
-        fabric: Launched; one CPU unless told.
-        ranks: What checkpoints say of the number of ranks; the truth unless told.
-        options: Further ones of the task.
-        callbacks: Are told how it goes.
-        stopping: Whether somebody asked to stop.
-        changes: Of the settings.
+    Checkpoints tell of the true number of ranks unless `ranks` is given; `options` are of the task, `changes` of the
+    settings.
     """
     pretrain = kind == "pretrain"
     config = TrainingConfig(**{**(PRETRAIN if pretrain else SETTINGS), **changes})
     fabric = fabric or single_device(torch.device("cpu"), "fp32")
     base = backbone()
-    model = build_model(base, config, seed=seed)
+    model = build_model(base, config, seed=1)
     paths = paths or (clips() if pretrain else names())
 
     def describe(metrics):
         return AdapterConfig(
             task=config.task, labels=tuple("abc"), wordings=tuple("abc"), templates="tiny", backbone=base.name,
-            identity=base.identity, training=config.to_dict(), seed=seed, decision={"blend": metrics.blend},
+            identity=base.identity, training=config.to_dict(), seed=1, decision={"blend": metrics.blend},
             support={"ranks": ranks or fabric.world_size},
         )  # fmt: skip
 
-    common = {"source": MemorySource(paths), "validator": validator(config), "describe": describe, "seed": seed}
+    common = {"source": MemorySource(paths), "validator": validator(config), "describe": describe, "seed": 1}
     if pretrain:
         options = {"texts": texts(), "device": fabric.device, **(options or {})}
         task = PretrainTask(model, config, **options, **common)
@@ -219,7 +211,7 @@ def make_trainer(
         labels = [torch.eye(CLASSES, dtype=torch.bool)[int(path.stem[0])] for path in paths]
         objective = Objective(config, texts(), per_second=False)
         task = FewShotTask(model, config, labels=labels, objective=objective, **(options or {}), **common)
-    return Trainer(fabric, model, config, task, callbacks, folder=folder, seed=seed, stopping=stopping)
+    return Trainer(fabric, model, config, task, callbacks, folder=folder, seed=1, stopping=stopping)
 
 
 def resumed(folder: Path, **changes: Any) -> Trainer:

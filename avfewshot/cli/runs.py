@@ -270,7 +270,7 @@ def print_dry_run(rows: Iterable[tuple[str, str]], plan: Plan | None) -> None:
     from rich.console import Console
 
     from avfewshot.reports.methods import components_table
-    from avfewshot.training.run_record import components
+    from avfewshot.training.outcome import components
 
     console = Console(highlight=False)
     for name, text in rows:

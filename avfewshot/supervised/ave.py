@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avfewshot.inference.logits import ClipLogits
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
 
 BACKGROUND = "background"
@@ -84,16 +85,21 @@ class LocalisationTask(SupervisedTask):
             **({} if zero_shot is None else {"zero-shot by second": self._zero_shot(data, zero_shot)}),
             "always background": list(np.full_like(truth, count)),
             f"always {data.about['classes'][common]}": list(np.full_like(truth, common)),
-            "true class in all seconds": [np.full_like(row, oracle_class(row, count)) for row in truth],
+            # The first class for a clip without an event.
+            "true class in all seconds": [np.full_like(row, [*row[row < count], 0][0]) for row in truth],
         }
 
     def _zero_shot(self, data: TaskData, zero_shot: ZeroShot) -> list[Any]:
         """The most probable class; background below the probability that is best on validation."""
+        return self.cut(data, zero_shot, self._probabilities, _above, np.linspace(0, 1, 51), 0.0)
 
-        def said(split: str) -> list[Any]:
-            return [joined_probabilities(logits, self.seconds) for logits in zero_shot(split)]
-
-        return self.cut(data, said, _above, np.linspace(0, 1, 51), 0.0)
+    def _probabilities(self, logits: ClipLogits) -> Any:
+        """The product of what is seen and heard, normalised, ``[T, K]``; zero behind the end of a short clip."""
+        parts = [
+            part[: self.seconds, :-1].log_softmax(-1) for part in (logits.visual, logits.audio) if part is not None
+        ]
+        joined = torch.stack(parts).sum(0).softmax(-1).numpy()
+        return np.pad(joined, ((0, self.seconds - len(joined)), (0, 0)))
 
     def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
         """The class of its event."""
@@ -108,19 +114,6 @@ class LocalisationTask(SupervisedTask):
         """Names by second."""
         names = [*about["classes"], BACKGROUND]
         return {"seconds": [names[label] for label in prediction]}
-
-
-def oracle_class(seconds: Any, background: int) -> int:
-    """The class of a clip's event; the first class for a clip without one."""
-    events = seconds[seconds < background]
-    return int(events[0]) if len(events) else 0
-
-
-def joined_probabilities(logits: Any, seconds: int) -> Any:
-    """The product of what is seen and heard, normalised, ``[T, K]``; zero behind the end of a short clip."""
-    parts = [part[:seconds, :-1].log_softmax(-1) for part in (logits.visual, logits.audio) if part is not None]
-    joined = torch.stack(parts).sum(0).softmax(-1).numpy()
-    return np.pad(joined, ((0, seconds - len(joined)), (0, 0)))
 
 
 def _above(probabilities: Any, threshold: float) -> Any:
@@ -190,13 +183,9 @@ class _Interaction(nn.Module):
 
 
 class CMBS(nn.Module):
-    """The head.
+    """The head of K classes, the background not counted, for places and seconds of sound of any width.
 
-    Args:
-        visual_width: Channels of a place of a picture.
-        audio_width: Channels of a second of sound.
-        classes: K, the background not counted.
-        weak: Learn from the clip's class alone: no recurrent layers, and one answer for all seconds.
+    Where it is `weak` it learns from the clip's class alone: no recurrent layers, and one answer for all seconds.
     """
 
     def __init__(

@@ -165,12 +165,10 @@ class QuestionEncoder(nn.Module):
 class _TemporalGrounding(nn.Module):
     """The question attends to seconds."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
-        self.feed = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim), nn.Dropout(dropout)
-        )
+        self.attention = nn.MultiheadAttention(dim, 4, dropout=0.1, batch_first=True)
+        self.feed = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(0.1), nn.Linear(dim, dim), nn.Dropout(0.1))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, question: Tensor, seconds: Tensor) -> Tensor:
@@ -180,28 +178,12 @@ class _TemporalGrounding(nn.Module):
 
 
 class STAVQA(nn.Module):
-    """The head.
+    """The head, for so many words, the padding among them, and answers.
 
-    Args:
-        visual_width: Channels of a place of a picture; other than `dim`, a linear map stands before all else.
-        audio_width: Channels of a second of sound.
-        words: Number of words, the padding among them.
-        answers: Number of answers.
-        dim: Width of everything inside.
-        dropout: After the activations.
+    Before places of another width than `dim`, that of everything inside, stands a linear map.
     """
 
-    def __init__(
-        self,
-        visual_width: int,
-        audio_width: int,
-        words: int,
-        answers: int,
-        *,
-        dim: int = 512,
-        heads: int = 4,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, visual_width: int, audio_width: int, words: int, answers: int, *, dim: int = 512) -> None:
         super().__init__()
         self.question = QuestionEncoder(words, dim)
         self.visual = nn.Identity() if visual_width == dim else nn.Linear(visual_width, dim)
@@ -210,22 +192,12 @@ class STAVQA(nn.Module):
         widths = (2 * dim, dim, dim // 2, dim // 4)
         layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.match = nn.Sequential(*layers, nn.Linear(widths[-1], 2))
-        self.visual_time = _TemporalGrounding(dim, heads, dropout)
-        self.audio_time = _TemporalGrounding(dim, heads, dropout)
+        self.visual_time, self.audio_time = _TemporalGrounding(dim), _TemporalGrounding(dim)
         self.fuse = nn.Linear(2 * dim, dim)
         self.answer = nn.Linear(dim, answers)
 
     def forward(self, places: Tensor, audio: Tensor, words: Tensor) -> Tensor:
-        """Answer questions.
-
-        Args:
-            places: ``[B, T, P, C_v]``, P places of a picture a second.
-            audio: ``[B, T, C_a]``.
-            words: int64 ``[B, W]``.
-
-        Returns:
-            Logits ``[B, answers]``.
-        """
+        """Places ``[B, T, P, C_v]``, P of a picture, sound ``[B, T, C_a]`` and words int64 ``[B, W]`` to logits."""
         sound = self.audio(audio)
         return self._answer(self._grounded(self.visual(places), sound), sound, words)
 

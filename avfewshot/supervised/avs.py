@@ -235,14 +235,10 @@ class Refine(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """The head.
+    """The head, for masks of side `size`; inside it is `channels` wide, 256 as published.
 
-    Args:
-        widths: Channels of the four maps, from fine to coarse. Where they are not :data:`STAGE_WIDTHS`, linear maps
-            stand before all else.
-        audio_width: Channels of a second of sound, likewise.
-        channels: Width of everything inside; 256 as published.
-        size: Side of the masks.
+    Before four maps, from fine to coarse, and sound of other widths than :data:`STAGE_WIDTHS` and :data:`AUDIO_WIDTH`
+    stand linear maps.
     """
 
     def __init__(self, widths: Sequence[int], audio_width: int, *, channels: int = 256, size: int = 224) -> None:
@@ -266,15 +262,10 @@ class MaskDecoder(nn.Module):
         self.last = nn.Sequential(nn.Conv2d(channels // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1))
 
     def forward(self, maps: Sequence[Tensor], audio: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Draw masks.
+        """Logits ``[B, T, size, size]``, and maps and sound of each scale for :func:`mask_loss`.
 
-        Args:
-            maps: ``[B, T, C_i, H_i, W_i]`` from fine to coarse, of any size; they are brought to a quarter, an eighth,
-                a sixteenth and a 32nd of `size`.
-            audio: ``[B, T, C_a]``.
-
-        Returns:
-            Logits ``[B, T, size, size]``, and maps and sound of each scale for :func:`mask_loss`.
+        Maps are ``[B, T, C_i, H_i, W_i]`` from fine to coarse, brought to a quarter, an eighth, a sixteenth and a 32nd
+        of `size`; sound is ``[B, T, C_a]``.
         """
         clips, coarsest = len(audio), max(1, self.size // 32)
         sound = self.audio(audio)

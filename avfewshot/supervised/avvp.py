@@ -93,11 +93,7 @@ class ParsingTask(SupervisedTask):
 
     def _zero_shot(self, data: TaskData, zero_shot: ZeroShot) -> list[Any]:
         """In each modality the classes that stand out in a second; from which probability on, validation says."""
-
-        def said(split: str) -> list[Any]:
-            return [self._probabilities(one) for one in zero_shot(split)]
-
-        return self.cut(data, said, _above, np.linspace(0.05, 0.95, 19), 0.5)
+        return self.cut(data, zero_shot, self._probabilities, _above, np.linspace(0.05, 0.95, 19), 0.5)
 
     def _probabilities(self, logits: Any) -> tuple[Any, Any]:
         """Of classes and the background together, the background left out: zero where there is no such modality."""
@@ -180,10 +176,7 @@ class _Inputs(nn.Module):
 class HAN(nn.Module):
     """Every second attends to all seconds of its own modality and of the other one, with one layer for both.
 
-    Args:
-        audio_width: Channels of a second of sound.
-        visual_widths: Channels of each feature of sight (published: ResNet-152 2048, R(2+1)D 512).
-        classes: K.
+    `visual_widths` are the channels of each feature of sight (published: ResNet-152 2048, R(2+1)D 512).
     """
 
     def __init__(
@@ -225,13 +218,9 @@ class Grouping(nn.Module):
     def __init__(self, dim: int, tokens: int, heads: int, *, hard: bool = False) -> None:
         super().__init__()
         self.hard = hard  # whether training assigns each element to one group, drawn by its probability
-        self.norm_tokens, self.norm_elements, self.norm_queries = (
-            nn.LayerNorm(dim),
-            nn.LayerNorm(dim),
-            nn.LayerNorm(dim),
-        )
+        self.norm_tokens, self.norm_elements, self.norm_queries = (nn.LayerNorm(dim) for _ in range(3))
         self.exchange = _mlp(tokens, dim // 2)
-        self.norm_attention, self.norm_mlp, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm_attention, self.norm_mlp, self.norm_out = (nn.LayerNorm(dim) for _ in range(3))
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.mlp, self.mlp_out = _mlp(dim, 4 * dim), _mlp(dim, 4 * dim)
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
@@ -254,12 +243,7 @@ class Grouping(nn.Module):
 class MGN(nn.Module):
     """A token for each class gathers the seconds of its class, in each modality and then over both.
 
-    Args:
-        audio_width: Channels of a second of sound.
-        visual_widths: Channels of each feature of sight.
-        classes: K.
-        seconds: T, which is fixed.
-        depths: Blocks before the grouping of sound, of sight, and of both.
+    T is fixed; `depths` are the blocks before the grouping of sound, of sight, and of both.
     """
 
     def __init__(

@@ -34,16 +34,15 @@ from avfewshot.inference.logits import ClipLogits
 from avfewshot.media.clip import Clip
 
 Features = Mapping[str, Tensor]
+# What the frozen towers say of the examples of a split by second, of the class texts ``about["wordings"]``.
 ZeroShot = Callable[[str], list[ClipLogits]]
-"""What the frozen towers say of the examples of a split by second, of the class texts ``about["wordings"]``."""
-
+# Where each task lives, by the name that people give.
 TASKS: dict[str, str] = {
     "ave": "avfewshot.supervised.ave:LocalisationTask",
     "avvp": "avfewshot.supervised.avvp:ParsingTask",
     "avs": "avfewshot.supervised.avs:SegmentationTask",
     "avqa": "avfewshot.supervised.avqa:QuestionTask",
 }
-"""Where each task lives, by the name that people give."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,18 +182,19 @@ class SupervisedTask(abc.ABC):
     def cut(
         self,
         data: TaskData,
-        said: Callable[[str], Sequence[Any]],
+        zero_shot: ZeroShot,
+        read: Callable[[ClipLogits], Any],
         above: Callable[[Any, float], Any],
         thresholds: Iterable[float],
         blind: float,
     ) -> list[Any]:
-        """What is `said` of test clips, `above` the threshold that fits validation best, or `blind` without such."""
-        val, best = said("val"), blind
+        """What is `read` from logits of test clips, `above` the threshold that fits validation best, else `blind`."""
+        val, best = [read(one) for one in zero_shot("val")], blind
         if val:
             truth = data.splits["val"], data.about
             metrics = {low: self.metrics([above(one, low) for one in val], *truth) for low in thresholds}
             best = max(metrics, key=lambda low: metrics[low][self.headline])
-        return [above(one, best) for one in said("test")]
+        return [above(read(one), best) for one in zero_shot("test")]
 
     def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
         """The class that stands for a clip in pictures; None where it has none, or several."""
@@ -256,19 +256,6 @@ class TaskHead(nn.Module):
         raise NotImplementedError
 
 
-def _outside_heads(task: str) -> dict[str, type[TaskHead]]:
-    """The heads that other packages bring to a task, by name."""
-    heads: dict[str, type[TaskHead]] = {}
-    for point in entry_points(group="avfewshot.heads"):
-        try:
-            head = point.load()
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"The head {point.name!r} cannot be imported: {error}.") from error
-        if head.task == task:
-            heads[point.name] = head
-    return heads
-
-
 class _WithOutsideHeads(SupervisedTask):
     """Before a task in the order of its bases: asks the heads of other packages themselves."""
 
@@ -302,7 +289,14 @@ def load_task(name: str) -> SupervisedTask:
     """
     module, _, attribute = TASKS[name].partition(":")
     task: Any = getattr(importlib.import_module(module), attribute)
-    outside = _outside_heads(name)
+    outside: dict[str, type[TaskHead]] = {}
+    for point in entry_points(group="avfewshot.heads"):
+        try:
+            head = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"The head {point.name!r} cannot be imported: {error}.") from error
+        if head.task == name:
+            outside[point.name] = head
     if not outside:
         return task()
     heads = {**task.heads, **{key: head.recipe for key, head in outside.items()}}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.cache import DiskCache, file_key
+from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import Tower, require_walkable
 from avfewshot.evaluation.observer import Observer
@@ -23,12 +24,8 @@ from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.supervised.base import Example, SupervisedTask
 
-VERSION = 1
-"""Raised when features are computed in another way; entries of other versions are not used any more."""
-
-MAX_SIDE = 7
-"""Side of the grid of places: larger ones are halved."""
-
+VERSION = 1  # raised when features are computed in another way; entries of other versions are not used any more
+MAX_SIDE = 7  # of the grid of places: larger ones are halved
 _IN_MEMORY = 4_000_000_000  # bytes of features that are kept in memory
 _VISUAL = ("visual", "places", "stage")
 
@@ -128,11 +125,7 @@ def without(features: Mapping[str, Tensor], modality: str) -> dict[str, Tensor]:
 
 
 class FeatureStore:
-    """Features of clips from frozen towers: computed once, then from memory or disk.
-
-    Attributes:
-        failures: Clips that could not be read, by path.
-    """
+    """Features of clips from frozen towers: computed once, then from memory or disk."""
 
     def __init__(
         self,
@@ -140,30 +133,27 @@ class FeatureStore:
         kinds: Collection[str],
         backbone: Backbone,
         device: torch.device,
-        precision: str,
-        *,
-        frame_backend: str = "auto",
-        max_bytes: int = 20_000_000_000,
-        workers: int = 2,
-        observer: Observer | None = None,
+        config: SupervisedTrainingConfig,
+        frame_backend: str,
+        observer: Observer,
     ) -> None:
         require_walkable(f"The task {task.name}", backbone.visual)
-        backbone.to(device, PRECISIONS[precision])
-        self.task, self.kinds, self.device, self.workers = task, frozenset(kinds), device, workers
+        backbone.to(device, PRECISIONS[config.precision])
+        self.task, self.kinds, self.device, self.workers = task, frozenset(kinds), device, config.workers
         self.model = AudioVisualModel(backbone).to(device).eval()
         self.widths = feature_widths(self.model, kinds)
         self.frame_size: Any = self.model.visual_tower.image_size
-        self.frame_backend, self.observer = frame_backend, observer or Observer()
-        self.failures: dict[Path, Failure] = {}
+        self.frame_backend, self.observer = frame_backend, observer
+        self.failures: dict[Path, Failure] = {}  # clips that could not be read
         self._about = {
-            **embedding_identity(backbone, precision),
+            **embedding_identity(backbone, config.precision),
             "version": VERSION,
             "task": task.name,
             "kinds": sorted(kinds),
             **({} if task.window == task.seconds else {"window": task.window}),
             "frame backend": frame_backend,
         }
-        self._disk = DiskCache(cache_dir("features"), ".safetensors", max_bytes)
+        self._disk = DiskCache(cache_dir("features"), ".safetensors", config.cache_size)
         self._memory: dict[Path, dict[str, Tensor]] = {}
         self._bytes = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -52,14 +52,8 @@ def recipe_of(task: SupervisedTask, config: SupervisedTrainingConfig) -> tuple[s
         )
     recipe = task.heads[name]
     batch = recipe.batch_size if config.adapter == NONE else min(recipe.batch_size, _ADAPTED_BATCH)
-    return name, Recipe(
-        config.lr or recipe.lr,
-        config.batch_size or batch,
-        config.epochs or recipe.epochs,
-        recipe.milestones,
-        recipe.factor,
-        recipe.clip_norm,
-    )
+    batch, epochs = config.batch_size or batch, config.epochs or recipe.epochs
+    return name, replace(recipe, lr=config.lr or recipe.lr, batch_size=batch, epochs=epochs)
 
 
 @dataclass(frozen=True)
@@ -134,17 +128,8 @@ class SupervisedRun:
 
     def feature_store(self, kinds: Collection[str]) -> FeatureStore:
         """Features of other kinds of the same clips."""
-        return FeatureStore(
-            self.task,
-            kinds,
-            self.backbone,
-            self.device,
-            self.config.precision,
-            frame_backend=self._frame_backend,
-            max_bytes=self.config.cache_size,
-            workers=self.config.workers,
-            observer=self.observer,
-        )
+        towers = self.backbone, self.device
+        return FeatureStore(self.task, kinds, *towers, self.config, self._frame_backend, self.observer)
 
     def examples(self, split: str) -> list[Example]:
         """The examples of a split that can be used.
@@ -215,13 +200,7 @@ class SupervisedRun:
             features = clip_features(model.towers, self.kinds, clip, self.task.seconds, modality, self.device)
             return self.task.predict(model.head, self.features(model, [(example, features)], modality), [example])[0]
 
-    def fit(
-        self,
-        seed: int,
-        folder: Path,
-        callbacks: Sequence[Callback],
-        put_off: PutOff = undisturbed,
-    ) -> SeedOutcome:
+    def fit(self, seed: int, folder: Path, callbacks: Sequence[Callback], put_off: PutOff = undisturbed) -> SeedOutcome:
         """Train, or go on with what lies in the folder, which gets ``checkpoints/`` and ``metrics.jsonl``.
 
         Raises:
@@ -229,13 +208,8 @@ class SupervisedRun:
             AvfsError: A clip cannot be read any more, the loss is not finite, or what is in the folder is damaged.
         """
         model, recipe = self.build(seed), self.recipe
-        config = TrainingConfig(
-            lr=recipe.lr,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            clip_norm=recipe.clip_norm,
-            patience=self.config.patience,
-        )
+        sizes = {name: getattr(recipe, name) for name in ("lr", "batch_size", "epochs", "clip_norm")}
+        config = TrainingConfig(**sizes, patience=self.config.patience)
         fabric = single_device(self.device, "fp32")  # towers may compute in another format; the head does not
         trainer = Trainer(fabric, model, config, HeadTask(self, model, seed), callbacks, folder=folder, seed=seed)
         torch.manual_seed(seed)  # of dropout

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from avfewshot.errors import DataError, WeightsError
-from avfewshot.io import sha256_file
+from avfewshot.io import naming, sha256_file, write_text
 from avfewshot.models.checkpoint import (
     FORMAT,
     UNFINISHED,
@@ -183,17 +183,12 @@ class CheckpointManager:
         """Checkpoints that a training can go on from, the last one last."""
         return numbered(self.folder, "step")
 
-    def best(self) -> Path | None:
-        """The best checkpoint, if any was called so."""
-        paths = numbered(self.folder, "best")
-        return paths[-1] if paths else None
-
     def load_best(self, backbone: Identified | None = None) -> AdapterCheckpoint:
         """Read the best checkpoint, as :func:`~avfewshot.models.checkpoint.load_adapter` does."""
-        path = self.best()
-        if path is None:
+        paths = numbered(self.folder, "best")
+        if not paths:
             raise DataError(f"{self.folder}: there is no best checkpoint.", hint="Begin a new run.")
-        return load_adapter(path, backbone)
+        return load_adapter(paths[-1], backbone)
 
     def load_last(self, backbone: Identified | None = None) -> Resumed | None:
         """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
@@ -269,3 +264,45 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             pending += value.values()
         elif isinstance(value, (list, tuple)):
             pending += value
+
+
+class MetricsLogger:
+    """``metrics.jsonl``: what happened in a training, an entry a line.
+
+    Entries that a resumed training is going to write again are taken back.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)  # made with the first entry
+
+    def log(self, **entry: Any) -> None:
+        """Append an entry; it has a ``step``."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All entries; a last line that a killed process left half written is passed over."""
+        if not self.path.is_file():
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+    def rewind(self, keep: Mapping[str, int]) -> None:
+        """Forget what came after the checkpoint that a training goes on from.
+
+        `keep` has the last step of each kind of entry.
+        """
+        if not self.path.is_file():
+            return
+        kept = [
+            entry
+            for entry in self.entries()
+            if isinstance(entry.get("step"), int) and entry["step"] <= keep.get(str(entry.get("kind")), -1)
+        ]
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _LOG = logging.getLogger(__name__)
-_EAGER = 2
-"""EagerRunner of a shape before it is recorded: libraries choose and allocate in the first ones."""
-_SHAPES = 4
-"""Shapes that are recorded, each with memory of its own for inputs and outputs; further ones run as usual."""
+_EAGER = 2  # passes of a shape before it is recorded: libraries choose and allocate in the first ones
+_SHAPES = 4  # that are recorded, each with memory of its own for inputs and outputs; further ones run as usual
 
 
 class EagerRunner:
@@ -63,7 +61,6 @@ class CUDAGraphRunner(EagerRunner):
         self._fabric, self._model = fabric, model
         self._counts: Counter[tuple[torch.Size, torch.Size]] = Counter()
         self._graphs: dict[tuple[torch.Size, torch.Size], _Graph] = {}
-        self._gradients: _Gradients | None = None
         self._pool: Any = None
         self._open: weakref.ref[_Token] | None = None
         self._failed = False
@@ -107,7 +104,7 @@ class CUDAGraphRunner(EagerRunner):
         """Let go of all that was recorded; it is recorded anew when it is needed again."""
         self._graphs.clear()
         self._counts.clear()
-        self._gradients = self._pool = self._open = None
+        self._pool = self._open = None
 
     def _record(self, frames: torch.Size, audio: torch.Size) -> None:
         free_memory(self._fabric.device)  # what is recorded has memory of its own
@@ -121,11 +118,8 @@ class CUDAGraphRunner(EagerRunner):
             self._failed = True
             reason = "memory does not suffice" if is_out_of_memory(error) else str(error).splitlines()[0]
             _LOG.warning("CUDA graphs are not used, steps take longer: %s.", reason.rstrip("."))
-            return
-        if self._gradients is None:
-            self._gradients = _Gradients([parameters[index] for index in graph.used])
-        graph.gradients = self._gradients
-        self._graphs[frames, audio] = graph
+        else:
+            self._graphs[frames, audio] = graph
 
 
 @contextlib.contextmanager
@@ -160,8 +154,6 @@ class _Token:
 class _Graph:
     """One shape: a graph for the forward pass, one for the backward pass, and the memory that they work on."""
 
-    gradients: _Gradients
-
     def __init__(
         self,
         fabric: Fabric,
@@ -187,8 +179,9 @@ class _Graph:
             with torch.cuda.stream(aside):
                 outputs = forward()
                 self._given = [torch.zeros_like(output) for output in outputs]
-                self.used = [index for index, gradient in enumerate(backward(outputs)) if gradient is not None]
-                del outputs
+                found = backward(outputs)
+                self._used = [one for one, gradient in zip(parameters, found, strict=True) if gradient is not None]
+                del outputs, found
             torch.cuda.current_stream(fabric.device).wait_stream(aside)
             torch.cuda.empty_cache()
             self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -211,33 +204,19 @@ class _Graph:
         for static, gradient in zip(self._given, gradients, strict=True):
             static.zero_() if gradient is None else static.copy_(gradient)
         self._backward.replay()
-        self.gradients.add(self._flat)
+        add_gradients(self._used, self._flat)
 
 
-class _Gradients:
-    """The gradients of parameters, one after another in one tensor: two kernels instead of two for each."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = parameters
-        sizes = [parameter.numel() for parameter in parameters]
-        self._flat = torch.zeros(sum(sizes), device=parameters[0].device)
-        parts = self._flat.split(sizes)
-        self._views = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-
-    def add(self, flat: Tensor) -> None:
-        """Add gradients; parameters that have none yet get views of the one tensor."""
-        given = [parameter.grad for parameter in self._parameters]
-        if all(gradient is view for gradient, view in zip(given, self._views, strict=True)):
-            self._flat.add_(flat)
-        elif all(gradient is None for gradient in given):
-            self._flat.copy_(flat)
-            for parameter, view in zip(self._parameters, self._views, strict=True):
-                parameter.grad = view
-        else:  # other passes gave some, too
-            parts = flat.split([parameter.numel() for parameter in self._parameters])
-            for parameter, part in zip(self._parameters, parts, strict=True):
-                part = part.view_as(parameter)
-                parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
+def add_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
+    """Add gradients that lie one after another in a tensor, in few kernels; parameters without one get a copy."""
+    parts = flat.clone().split([parameter.numel() for parameter in parameters])
+    pairs = [(parameter, part.view_as(parameter)) for parameter, part in zip(parameters, parts, strict=True)]
+    given = [(parameter.grad, part) for parameter, part in pairs if parameter.grad is not None]
+    if given:
+        sums, parts = zip(*given, strict=True)
+        torch._foreach_add_(sums, parts)
+    for parameter, part in pairs:
+        parameter.grad = part if parameter.grad is None else parameter.grad
 
 
 class _Replayed(torch.autograd.Function):

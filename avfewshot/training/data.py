@@ -29,8 +29,7 @@ from avfewshot.media.clip import Failure
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.media.stream import Reader, read_ahead
 
-_BYTES_PER_CLIP = 1_000_000
-"""A decoded clip in the cache takes about this much; a list that does not fit is decoded anew in each epoch."""
+_BYTES_PER_CLIP = 1_000_000  # of a decoded clip in the cache; a list that does not fit is decoded in each epoch
 _KEPT = "Videos of evaluation splits are kept (--keep-leaks): figures on those data sets are too good."
 _VIDEO_ID = re.compile(r"([A-Za-z0-9_-]{11})(?:_.*)?", re.DOTALL)
 
@@ -41,10 +40,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def window_start(length: int, window: int, *, seed: int, epoch: int, key: str) -> int:
-    """The first of the `window` seconds of a clip of `length` that are trained on in an epoch.
-
-    `key` is the clip's name.
-    """
+    """The first of the `window` seconds of a clip of `length`, called `key`, that are trained on in an epoch."""
     return 0 if length <= window else int(_generator("window", seed, epoch, key).integers(0, length - window + 1))
 
 
@@ -82,13 +78,7 @@ def draw(dataset: Dataset, config: TrainingConfig, seed: int) -> Support:
 
 
 def readable_support(
-    dataset: Dataset,
-    config: TrainingConfig,
-    seed: int,
-    read: Reader,
-    usage: Usage,
-    *,
-    progress: Callable[[], object] | None = None,
+    dataset: Dataset, config: TrainingConfig, seed: int, read: Reader, usage: Usage, progress: Callable[[], object]
 ) -> Support:
     """Draw a support all of whose clips can be read: the next in rank replace those that `usage` notes."""
     errors: dict[Path, str | None] = {}
@@ -98,8 +88,7 @@ def readable_support(
         fresh = [path for path in paths if path not in errors]
         for path, item in zip(fresh, read_ahead(fresh, read, workers=config.workers), strict=True):
             errors[path] = item.error if isinstance(item, Failure) else None
-            if progress is not None:
-                progress()
+            progress()
         broken = {path: error for path in paths if (error := errors[path]) is not None}
         if not broken:
             return support
@@ -165,10 +154,7 @@ def videos_to_pretrain(
     against: Iterable[str | Path],
     keep_leaks: bool,
 ) -> PretrainData:
-    """Clips decoded from their videos, and kept on disk where all of them fit into `cache_size` bytes.
-
-    Videos of evaluation splits are left out as from shards.
-    """
+    """The same from videos; what is decoded is kept on disk where all of it fits into `cache_size` bytes."""
     dataset = load_dataset(name, root, media=media, list_file=list_file)
     require_media(dataset, media or [root])
     notes = [f"{dataset.description.title}: {dataset.form}, {len(dataset.samples):,} clips."]

@@ -36,14 +36,7 @@ def single_device(device: torch.device, precision: str) -> Fabric:
 
     Formats shorter than fp32 are mixed precision: parameters, their gradients and the optimizer stay in float32.
     """
-    from lightning_fabric import Fabric
-
-    _quiet()
-    keep_float32()
-    devices: list[int] | int = [device.index or 0] if device.type == "cuda" else 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice for programs of another kind
-        return Fabric(accelerator=device.type, devices=devices, precision=cast("Any", _PRECISIONS[precision]))
+    return _fabric(device, precision, devices=[device.index or 0] if device.type == "cuda" else 1)
 
 
 def many_devices(
@@ -53,28 +46,16 @@ def many_devices(
 
     Under torchrun and Slurm the processes are there already; torchrun's are counted from the environment.
     """
-    from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
-    _quiet()
-    keep_float32()
     devices, nodes = launched_ranks(devices, nodes)
     # A Slurm job of several tasks is never taken for a single one: Fabric says which --devices and --nodes it needs.
     single = devices == 1 and nodes == 1 and int(os.environ.get("SLURM_NTASKS") or 1) == 1
     wanted: list[int] | int | str = [device.index or 0] if single and device.type == "cuda" else devices
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fabric = Fabric(
-            accelerator=device.type,
-            devices=wanted,
-            num_nodes=nodes,
-            # Clips of each length make a forward pass of their own, so ranks differ in their number of passes: if
-            # each sent buffers, they would wait for each other for ever. Only frozen towers have any.
-            strategy="auto" if single and strategy == "auto" else DDPStrategy(broadcast_buffers=False),
-            precision=cast("Any", _PRECISIONS[precision]),
-        )
-        fabric.launch()
-    return fabric
+    # Clips of each length make a forward pass of their own, so ranks differ in their number of passes: if each sent
+    # buffers, they would wait for each other for ever. Only frozen towers have any.
+    chosen = "auto" if single and strategy == "auto" else DDPStrategy(broadcast_buffers=False)
+    return _fabric(device, precision, launch=True, devices=wanted, num_nodes=nodes, strategy=chosen)
 
 
 def launched_ranks(devices: int | str, nodes: int) -> tuple[int | str, int]:
@@ -83,10 +64,19 @@ def launched_ranks(devices: int | str, nodes: int) -> tuple[int | str, int]:
     return (local, world // local) if world > 1 and local else (devices, nodes)
 
 
-def _quiet() -> None:
-    """Its advice is for people who write loops, not for those who run them; its import sets levels of its own."""
+def _fabric(device: torch.device, precision: str, *, launch: bool = False, **options: Any) -> Fabric:
+    from lightning_fabric import Fabric
+
+    # Its advice is for people who write loops, not for those who run them; its import sets levels of its own.
     for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    keep_float32()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fabric = Fabric(accelerator=device.type, precision=cast("Any", _PRECISIONS[precision]), **options)
+        if launch:
+            fabric.launch()
+    return fabric
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +101,14 @@ def gather_batch(
     where a sample lacks the modality.
 
     Raises:
-        ValueError: Embeddings, labels and masks differ in their number of samples, or the ranks in their widths.
+        ValueError: The ranks differ in their widths.
     """
-    for name, part in (("visual", visual), ("audio", audio), ("mask", visual_present), ("mask", audio_present)):
-        if part is not None and len(part) != len(labels):
-            raise ValueError(f"There are {len(labels)} labels and {len(part)} rows of {name}.")
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return GatheredBatch(visual, audio, labels, _mask(visual_present), _mask(audio_present))
     # The ranks tell each other their sizes: rows, and for each modality width and bytes of a number, 0 for none.
-    parts = visual, audio
-    forms_here = ((0, 0) if part is None else (part.shape[-1], max(4, part.element_size())) for part in parts)
-    own = [len(labels), *(size for form in forms_here for size in form)]
+    own = [len(labels)]
+    for part in (visual, audio):
+        own += (0, 0) if part is None else (part.shape[-1], max(4, part.element_size()))
     sizes = [torch.zeros(5, dtype=torch.int64, device=labels.device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor(own, device=labels.device))
     table = torch.stack(sizes).tolist()

@@ -52,9 +52,8 @@ from avfewshot.prompts import Templates
 from avfewshot.training.checkpoints import CheckpointManager
 from avfewshot.training.data import SupportSource, draw, readable_support, sample_labels
 from avfewshot.training.distributed import single_device
-from avfewshot.training.objective import ClipEmbeddings, Objective
 from avfewshot.training.outcome import MTEB, TRAINED, on_test_clips
-from avfewshot.training.tasks import FewShotTask, adapter_config
+from avfewshot.training.tasks import ClipEmbeddings, FewShotTask, Objective, adapter_config
 from avfewshot.training.trainer import Callback, Progress, PutOff, Trainer, undisturbed
 from avfewshot.training.validation import BLIND_ALPHA, Validator, ValMetrics, no_validation
 from avfewshot.tuning.fit import TuningClip, clip_loss, save, tune
@@ -63,11 +62,9 @@ from avfewshot.tuning.methods import TUNED, TunedMethod
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+# Settings that do not decide figures, and seeds, which have folders of their own.
 _NO_MATTER = {"seeds", "precision", "checkpointing", "cuda_graphs", "micro_batch", "cache_size", "workers"}
-"""Settings that do not decide figures, and seeds, which have folders of their own."""
-
-_STEPS = 500
-"""About so many optimizer steps make a training, unless its epochs are given."""
+_STEPS = 500  # optimizer steps of a training, about, unless its epochs are given
 
 
 class SeedResult(BaseModel):
@@ -314,9 +311,7 @@ class FewShot:
         """Draw the support of a seed and read its clips."""
         self.observer.begin(f"seed {seed}: reading the support", 0)
         usage = self.evaluator.usage
-        support = readable_support(
-            self.dataset, self.config, seed, self.evaluator.read, usage, progress=self.observer.advance
-        )
+        support = readable_support(self.dataset, self.config, seed, self.evaluator.read, usage, self.observer.advance)
         used = usage.used.setdefault("train", [])
         before = set(used)
         used += dict.fromkeys(sample.id for sample in support.samples if sample.id not in before)
@@ -335,11 +330,8 @@ class FewShot:
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
             texts = label_features(self.evaluator, single_prompts=name == "timo")
             scorer = find_method(name).fit(clips, texts, seed=seed)
-            beside = (
-                []
-                if self.evaluator.decision.per_second
-                else [part for part in scorer.clip.parts if part != "zero_shot"]
-            )
+            parts = () if self.evaluator.decision.per_second else scorer.clip.parts
+            beside = [part for part in parts if part != "zero_shot"]
             scorers = {part: scorer.part(part, clips) for part in beside} | scorers | {name: scorer}
         self.observer.methods(seed, {name: scorer.diagnostics for name, scorer in scorers.items()})
         return scorers

@@ -56,6 +56,8 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig
     trainable = next(count.trainable for count in parameters if count.component == "all")
     seconds = config.window
     flops = {name: count * seconds for name, count in count_flops(model, *_second(model)).items()}
+    short = config.precision in ("bf16", "fp16")  # in which frozen towers are held, all else in float32
+    widths = [2 if short and count.component.endswith("tower") else 4 for count in parameters[:-1]]
     return Plan(
         clips=clips,
         batches=batches,
@@ -64,15 +66,10 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig
         parameters=tuple(parameters),
         flops=flops,
         clip_seconds=seconds,
-        weights_bytes=sum(_bytes(count.component, config.precision) * count.total for count in parameters[:-1]),
+        weights_bytes=sum(width * count.total for width, count in zip(widths, parameters, strict=False)),
         training_bytes=12 * trainable,  # a gradient and two moments of Adam
         activation_bytes=_activations(model) * seconds * micro // (1 if config.precision == "fp32" else 2),
     )
-
-
-def _bytes(component: str, precision: str) -> int:
-    """Of a parameter: frozen towers are held in the short format, all else in float32."""
-    return 2 if component.endswith("tower") and precision in ("bf16", "fp16") else 4
 
 
 def _second(model: AudioVisualModel) -> tuple[Tensor, Tensor]:
@@ -81,14 +78,12 @@ def _second(model: AudioVisualModel) -> tuple[Tensor, Tensor]:
 
 
 def _activations(model: AudioVisualModel) -> int:
-    """Bytes that are kept for the backward pass of one second.
-
-    With checkpointing that is what is kept between the halves of layers, and what the largest half keeps while it is
-    computed again: the most that any stretch between two calls of the adapters keeps when nothing is forgotten.
-    """
+    """Bytes that are kept for the backward pass of one second."""
     everything, largest = _kept(model, checkpointing=False)
     if not model.checkpointing or model.adapters is None:
         return everything
+    # What is kept between the halves of layers, and what the largest half keeps while it is computed again: the most
+    # that any stretch between two calls of the adapters keeps when nothing is forgotten.
     return _kept(model, checkpointing=True)[0] + largest
 
 

@@ -11,13 +11,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from avfewshot.config import AUTO, TrainerConfig
@@ -26,11 +27,9 @@ from avfewshot.errors import AvfsError, DataError
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.models.losses import CombinedLoss
-from avfewshot.training.checkpoints import CheckpointManager, Resumed, TrainingState
+from avfewshot.training.checkpoints import CheckpointManager, MetricsLogger, Resumed, TrainingState
 from avfewshot.training.cuda_graphs import EagerRunner, make_runner
 from avfewshot.training.gradcache import Embeddings, cached_backward
-from avfewshot.training.metrics_log import MetricsLogger
-from avfewshot.training.optimizer import OptimizerStep, lr_lambda
 from avfewshot.training.validation import ValMetrics
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 SAVE_SECONDS = 300.0
 """A checkpoint is written when an epoch ends with the best model so far, and else when so much time has passed."""
-
 
 PutOff = Callable[[], AbstractContextManager[Callable[[], bool]]]
 """Makes the context in which signals wait until a step is done; it gives what tells whether one has come."""
@@ -83,8 +81,20 @@ class TrainTask:
         return len(samples)
 
     def lr_lambda(self, config: TrainerConfig, steps_per_epoch: int) -> Callable[[int], float]:
-        """The factor of the learning rate by number of finished steps."""
-        return lr_lambda(config, steps_per_epoch)
+        """The factor of the learning rate by number of finished steps; ``cosine`` falls to zero at the last one."""
+        total = max(1, int(config.epochs) * steps_per_epoch)
+        warmup = round(config.warmup * total)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            if config.schedule == "cosine":
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+            if config.schedule == "step":
+                return config.step_factor ** (step // (config.step_epochs * steps_per_epoch))
+            return 1.0
+
+        return factor
 
     def embed(self, forward: Callable[..., Any], samples: Sequence[Any]) -> Embeddings:
         """Run a micro-batch through the model by `forward`, its forward pass in the training's precision.
@@ -131,8 +141,8 @@ class Progress:
     def from_dict(cls, values: dict[str, Any]) -> Progress:
         """Read what :meth:`to_dict` gave; else there is a :class:`DataError`."""
         try:
-            return cls(**{**values, "best": ValMetrics.from_dict(values["best"])})
-        except (KeyError, TypeError, ValueError) as error:
+            return TypeAdapter(cls).validate_python(values)
+        except ValueError as error:
             raise DataError(f"The stored training does not say where it stands ({error}).") from None
 
 
@@ -208,11 +218,29 @@ class Trainer:
         self.step_size = config.batch_size * config.accumulation
         # Rank 0 has the most clips: the others take part in its last step with what they have, or with nothing.
         self.steps_per_epoch = -(-task.source.count(0, fabric.world_size) // self.step_size)
-        self.optimizer = OptimizerStep(fabric, model, config, task.lr_lambda(config, self.steps_per_epoch))
-        self.runner: EagerRunner = make_runner(fabric, self.optimizer.module, model, config.cuda_graphs)
+        self.lr_factor = task.lr_lambda(config, self.steps_per_epoch)
+        # What forward passes have to call: the model as Fabric has wrapped it.
+        self.module, self.optimizer = fabric.setup(model.to(fabric.device), self._make_optimizer())
+        self.parts = {"optimizer": self.optimizer.optimizer, "precision": fabric.strategy.precision}  # with a state
+        self.runner: EagerRunner = make_runner(fabric, self.module, model, config.cuda_graphs)
         self._resumed = False
         self._saved = self._began = time.monotonic()
         self._waited, self._steps_here = 0.0, 0
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config, fabric, adapters = self.config, self.fabric, getattr(self.model, "adapters", None)
+        gates = [] if adapters is None else adapters.gates()
+        ids = {id(gate) for gate in gates}
+        others = [one for one in self.model.parameters() if one.requires_grad and id(one) not in ids]
+        groups = [{"params": others, "factor": 1.0}, {"params": gates, "factor": config.gate_lr, "weight_decay": 0.0}]
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return kind(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            # One pass over memory instead of ten. Not with a gradient scaler: it would unscale before clipping does.
+            fused=not getattr(fabric.strategy.precision, "scaler", None) and fabric.device.type in ("cpu", "cuda"),
+        )
 
     def resume(self, found: Resumed) -> list[str]:
         """Go on from a checkpoint, with the same number of ranks; gives what could not be restored here, for people.
@@ -228,7 +256,7 @@ class Trainer:
                 hint=f"Resume on {before} ranks, or begin anew with --adapter RUN.",
             )
         self.progress = Progress.from_dict(found.state.progress)
-        lost = found.state.restore(self.model, self.optimizer.parts)
+        lost = found.state.restore(self.model, self.parts)
         step = self.progress.step
         if self.fabric.global_rank == 0:
             # An epoch is validated after its last step: whether that was before the checkpoint is told by the epoch.
@@ -282,10 +310,10 @@ class Trainer:
         self.model.train()
         for callback in self.callbacks:
             callback.on_epoch_start(progress.epoch + 1, self.steps_per_epoch, progress.batch)
-        source = self.task.source
-        start = min(progress.batch * self.step_size, source.count(rank, world))
-        stream = source.stream(seed=self.seed, epoch=progress.epoch, rank=rank, world=world, start=start)
-        try:
+        start = min(progress.batch * self.step_size, self.task.source.count(rank, world))
+        place = {"rank": rank, "world": world, "start": start}
+        stream: Any = self.task.source.stream(seed=self.seed, epoch=progress.epoch, **place)
+        with closing(stream):
             while self.progress.batch < self.steps_per_epoch:
                 began = time.monotonic()
                 samples = [self.task.sample(item, progress.epoch) for item in islice(stream, self.step_size)]
@@ -295,9 +323,6 @@ class Trainer:
                     return False
                 if time.monotonic() - self._saved > SAVE_SECONDS:
                     self._save()
-        finally:
-            if (close := getattr(stream, "close", None)) is not None:
-                close()
         return True
 
     def _step(self, samples: list[Any]) -> None:
@@ -307,13 +332,26 @@ class Trainer:
             raise AvfsError(
                 "The loss is not a finite number any more.", hint="Use --precision fp32, or a smaller --lr."
             )
-        lr = self.optimizer.step(step)
+        lr = self.descend(step)
         self.progress = replace(self.progress, step=step + 1, batch=self.progress.batch + 1)
         self._steps_here += 1
         self._log(kind="step", step=step + 1, epoch=self.progress.epoch + 1, **loss, lr=lr)
         pace = self._pace()
         for callback in self.callbacks:
             callback.on_step(step + 1, loss["loss"], pace)
+
+    def descend(self, done: int) -> float:
+        """Step along the gradients after `done` other steps, and remove them; gives the learning rate used."""
+        lr = self.config.lr * self.lr_factor(done)
+        for group in self.parts["optimizer"].param_groups:  # of which Fabric's wrapper has an old copy after a resume
+            group["lr"] = lr * group["factor"]
+        if self.config.clip_norm:
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return lr
 
     def accumulate(self, samples: list[Any]) -> dict[str, float]:
         """Leave the mean gradient of the batches of a step in the parameters; gives their mean loss and its parts.
@@ -360,15 +398,20 @@ class Trainer:
     def _backward_cached(self, batch: list[Any], share: float) -> dict[str, float]:
         """One loss of all micro-batches."""
         several = self.fabric.world_size > 1
-        loss = cached_backward(
+        found = []
+
+        def loss(embeddings: Embeddings) -> Tensor:
+            found.append(self.task.loss(embeddings, batch))
+            return _total(found[0]) * share
+
+        cached_backward(
             [lambda piece=piece: self.task.embed(self.runner, piece) for piece in self._pieces(batch)],
-            lambda embeddings: self.task.loss(embeddings, batch),
-            scale=share,
+            loss,
             backward=self.fabric.backward,
-            no_sync=(lambda: self.fabric.no_backward_sync(self.optimizer.module)) if several else None,
+            no_sync=(lambda: self.fabric.no_backward_sync(self.module)) if several else None,
             parameters=[p for p in self.model.parameters() if p.requires_grad] if several else (),
         )
-        return _loss_values(loss)
+        return _loss_values(found[0])
 
     def _backward_pieces(self, batch: list[Any], share: float) -> dict[str, float]:
         """A loss of each micro-batch, weighted by its samples."""
@@ -377,7 +420,7 @@ class Trainer:
         for piece in self._pieces(batch):
             loss = self.task.loss(self.task.embed(self.runner, piece), piece)
             weight = self.task.weight(piece) / total
-            self.fabric.backward((loss.total if isinstance(loss, CombinedLoss) else loss) * (share * weight))
+            self.fabric.backward(_total(loss) * (share * weight))
             losses.append((weight, _loss_values(loss)))
         return {name: sum(weight * values[name] for weight, values in losses) for name in losses[0][1]}
 
@@ -409,13 +452,12 @@ class Trainer:
                 callback.on_validate(epoch, metrics, best)
 
     def _on_rank_0(self, compute: Callable[[], ValMetrics]) -> ValMetrics:
-        values: Any = compute().to_dict() if self.fabric.global_rank == 0 else None
-        return ValMetrics.from_dict(self.fabric.broadcast(values))
+        return self.fabric.broadcast(compute() if self.fabric.global_rank == 0 else None)  # type: ignore
 
     def _save(self, *, best: bool = False) -> None:
         self._saved = time.monotonic()
         if self.fabric.global_rank == 0:
-            state = TrainingState.capture(self.model, self.optimizer.parts, progress=self.progress.to_dict())
+            state = TrainingState.capture(self.model, self.parts, progress=self.progress.to_dict())
             self.checkpoints.save(self.progress.step, self.task.metadata(self.progress.best), state, best=best)
 
     def _log(self, **entry: Any) -> None:
@@ -441,6 +483,10 @@ class Trainer:
             memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             left=(self.steps_per_epoch * int(self.config.epochs) - self.progress.step) * passed / self._steps_here,
         )
+
+
+def _total(loss: CombinedLoss | Tensor) -> Tensor:
+    return loss if isinstance(loss, Tensor) else loss.total
 
 
 def _loss_values(loss: CombinedLoss | Tensor) -> dict[str, float]:

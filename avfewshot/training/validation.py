@@ -30,11 +30,8 @@ from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.media.clip import Clip
 from avfewshot.models.audio_visual import AudioVisualModel
 
-ALPHAS = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the trained logits that are tried on validation clips."""
-
-BLIND_ALPHA = 0.5
-"""Share of the trained logits of a few-shot training where no validation clip tells a better one."""
+ALPHAS = (0.25, 0.5, 0.75, 1.0)  # shares of the trained logits that are tried on validation clips
+BLIND_ALPHA = 0.5  # that of a few-shot training where no validation clip tells a better one
 
 
 @dataclass(frozen=True)
@@ -55,17 +52,6 @@ class ValMetrics:
         """As JSON-ready values."""
         values = asdict(self)
         return values if self.details else {name: value for name, value in values.items() if name != "details"}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ValMetrics:
-        """Read what :meth:`to_dict` gave; else there is a KeyError, TypeError or ValueError."""
-        rule, threshold = values["fitted"]["background"], values["fitted"]["label_threshold"]
-        fitted = Thresholds(
-            None if rule is None else BackgroundRule(rule["strategy"], rule["threshold"]),
-            None if threshold is None else float(threshold),
-        )
-        figure, loss, blend = (float(values[name]) for name in ("figure", "loss", "blend"))
-        return cls(figure, loss, blend, fitted, values.get("details", {}))
 
 
 def no_validation(epoch: int, alpha: float) -> ValMetrics:
@@ -91,21 +77,16 @@ class Validator:
         return _metrics(self.decision, self.zero_shot, self.targets, 0.0)
 
     def __call__(self, model: AudioVisualModel, epoch: int) -> ValMetrics:
-        """Metrics of a trained model, in evaluation mode, after so many epochs, with the best share of its logits.
-
-        Of equally good shares the smallest is taken, which keeps most of what was known before.
-        """
+        """Metrics of a trained model, in evaluation mode, after so many epochs, with the best share of its logits."""
         if self.targets is None:
             return no_validation(epoch, self.blind_alpha if self.alpha == AUTO else float(self.alpha))
         pairs = list(zip(self.zero_shot, self.logits(model), strict=True))
-        best: ValMetrics | None = None
+        found = []
         for alpha in ALPHAS if self.alpha == AUTO else (float(self.alpha),):
             joined = [before.ensemble(after, alpha) for before, after in pairs]
-            metrics = _metrics(self.decision, joined, self.targets, alpha)
-            if best is None or metrics.better_than(best):
-                best = metrics
-        assert best is not None
-        return best
+            found.append(_metrics(self.decision, joined, self.targets, alpha))
+        # Of equally good shares the smallest, which keeps most of what was known before.
+        return max(found, key=lambda metrics: (metrics.figure, -metrics.loss))
 
 
 def _metrics(decision: PredictionConfig, clips: Sequence[ClipLogits], targets: Targets, alpha: float) -> ValMetrics:
@@ -120,7 +101,7 @@ def _metrics(decision: PredictionConfig, clips: Sequence[ClipLogits], targets: T
         probabilities = clip_probabilities(clips, targets.num_classes, fusion=decision.fusion, pool=decision.pool)
         true = (probabilities * targets.labels).sum(1)
     loss = float(-np.log(np.maximum(true, 1e-12)).mean())
-    return ValMetrics(-math.inf if score is None else score, loss, alpha, fitted)
+    return ValMetrics(-math.inf if score is None else float(score), loss, alpha, fitted)
 
 
 _Labels = tuple[str, tuple[int, ...]]  # id of a clip, indices of its classes
