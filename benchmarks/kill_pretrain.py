@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +34,8 @@ from avfewshot.data.clip_source import ClipSource, LabelledClip, RawSource, read
 from avfewshot.data.folder import load_folder
 from avfewshot.encoders.backbone import Backbone, build_backbone
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.inference.logits import ClassTexts, class_texts
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.prompts import load_templates
@@ -142,19 +139,8 @@ def train(setting: Setting, folder: Path, save_seconds: float) -> None:
     """Begin a training in a folder, or go on with the one that is there, to its end."""
     trainer.SAVE_SECONDS = save_seconds
     backbone, config = setting.backbone, CONFIG
-    validator = stream_validator(
-        setting.val,
-        PredictionConfig(config.task, config.fusion, config.pool),
-        AudioVisualModel(backbone).eval(),
-        setting.texts,
-        (backbone.visual_scale, backbone.audio_scale),
-        limit=3,
-        alpha=config.blend,
-        device=torch.device("cpu"),
-        window=SECONDS,
-        autocast=nullcontext,
-        observer=Observer(),
-    )
+    fabric = single_device(torch.device("cpu"), "fp32")
+    validator = stream_validator(setting.val, config, backbone, setting.texts, fabric, limit=3, observer=Observer())
 
     def describe(metrics: Any) -> AdapterConfig:
         return AdapterConfig(
@@ -174,7 +160,6 @@ def train(setting: Setting, folder: Path, save_seconds: float) -> None:
         seed=setting.seed,
         device=torch.device("cpu"),
     )
-    fabric = single_device(torch.device("cpu"), "fp32")
     training = trainer.Trainer(fabric, model, config, task, folder=folder, seed=setting.seed)
     last = training.checkpoints.load_last(backbone)
     if last is not None and (lost := training.resume(last)):

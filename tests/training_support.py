@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from avfewshot.config import TrainingConfig
 from avfewshot.data.clip_source import LabelledClip, check_place, share
 from avfewshot.errors import MediaError, explain
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
-from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.checkpoints import MetricsLogger
@@ -155,21 +152,9 @@ class Diary(Callback):
 
 def validator(config: TrainingConfig, source: MemorySource | None = None, *, limit: int = 6) -> Validator:
     """A validator on the first clips of a source, by default others of the same kind as those trained on."""
-    base = backbone()
     source = source or MemorySource([Path(f"{label}-{90 + n}.mp4") for n in range(2) for label in range(CLASSES)])
-    return stream_validator(
-        source,
-        PredictionConfig(config.task, config.fusion, config.pool),
-        AudioVisualModel(base).eval(),
-        texts(),
-        (base.visual_scale, base.audio_scale),
-        limit=limit,
-        alpha=config.blend,
-        device=torch.device("cpu"),
-        window=config.window,
-        autocast=nullcontext,
-        observer=Observer(),
-    )
+    fabric = single_device(torch.device("cpu"), "fp32")
+    return stream_validator(source, config, backbone(), texts(), fabric, limit=limit, observer=Observer())
 
 
 def make_trainer(

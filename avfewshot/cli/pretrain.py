@@ -239,25 +239,13 @@ def _validator(
 ) -> Validator:
     """What validates a model; rank 0 alone has clips to do it."""
     from avfewshot.evaluation.predictions import PredictionConfig
-    from avfewshot.models.audio_visual import AudioVisualModel
     from avfewshot.training.validation import Validator, stream_validator
 
-    decision = PredictionConfig(config.task, config.fusion, config.pool)
     if display.chief and data.val is not None and asked.data.val_clips:
-        validator = stream_validator(
-            data.val,
-            decision,
-            AudioVisualModel(backbone).to(fabric.device).eval(),
-            texts,
-            (backbone.visual_scale, backbone.audio_scale),
-            limit=asked.data.val_clips,
-            alpha=config.blend,
-            device=fabric.device,
-            window=config.window,
-            autocast=fabric.autocast,
-            observer=display,
-        )
+        limit = asked.data.val_clips
+        validator = stream_validator(data.val, config, backbone, texts, fabric, limit=limit, observer=display)
     else:
+        decision = PredictionConfig(config.task, config.fusion, config.pool)
         validator = Validator(decision, None, (), lambda model: (), config.blend)
     display.validated = validator.targets is not None
     return validator

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from avfewshot.config import AUTO
+from avfewshot.config import AUTO, TrainerConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.observer import Observer
@@ -29,6 +29,9 @@ from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.media.clip import Clip
 from avfewshot.models.audio_visual import AudioVisualModel
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)  # shares of the trained logits that are tried on validation clips
 BLIND_ALPHA = 0.5  # that of a few-shot training where no validation clip tells a better one
@@ -109,16 +112,12 @@ _Labels = tuple[str, tuple[int, ...]]  # id of a clip, indices of its classes
 
 def stream_validator(
     source: ClipSource,
-    decision: PredictionConfig,
-    zero_shot: AudioVisualModel,
+    config: TrainerConfig,
+    backbone: Backbone,
     texts: ClassTexts,
-    scales: tuple[float, float],
+    fabric: Fabric,
     *,
     limit: int,
-    alpha: float | str,
-    device: torch.device,
-    window: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
     observer: Observer,
 ) -> Validator:
     """A validator on the first `limit` clips of a seeded order of a source, which need not have files of their own."""
@@ -139,18 +138,18 @@ def stream_validator(
         observer.begin("validation clips", limit)
         labels: list[_Labels] = []
         files = []
-        with autocast():
-            for file in Embedder(model, device, window=window).embed(clips(labels)):
+        with fabric.autocast():
+            for file in Embedder(model, fabric.device, window=config.window).embed(clips(labels)):
                 observer.advance()
                 files.append(file)
         pairs = [pair for pair in zip(labels, files, strict=True) if isinstance(pair[1], EmbeddedFile)]
-        if known is not None and [entry for entry, _ in pairs] != known:
+        found = [entry for entry, _ in pairs]
+        if known not in (None, found):
             raise AvfsError(
                 "Validation clips could be read when the training began, and cannot be read any more.",
                 hint="Put the files back and go on with --resume.",
             )
-        logits = [score_clip(file.visual, file.audio, texts, scales) for _, file in pairs]
-        return [entry for entry, _ in pairs], logits
+        return found, [score_clip(file.visual, file.audio, texts, scales) for _, file in pairs]
 
     def trained_logits(model: AudioVisualModel) -> list[ClipLogits]:
         with torch.inference_mode():
@@ -158,10 +157,12 @@ def stream_validator(
             scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
         return score(model, projected, scales)[1]
 
-    known, logits = score(zero_shot, texts, scales)
+    untrained = AudioVisualModel(backbone).to(fabric.device).eval()
+    known, logits = score(untrained, texts, (backbone.visual_scale, backbone.audio_scale))
     rows = np.zeros((len(known), texts.num_classes), dtype=bool)
     for row, (_, labels) in enumerate(known):
         rows[row, list(labels)] = True
     names = tuple(name for name, _ in known)
     targets = Targets(names, source.classes, rows, multi_label=bool((rows.sum(1) > 1).any())) if known else None
-    return Validator(decision, targets, logits, trained_logits, alpha)
+    decision = PredictionConfig(config.task, config.fusion, config.pool)
+    return Validator(decision, targets, logits, trained_logits, config.blend)
