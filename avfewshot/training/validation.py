@@ -24,7 +24,7 @@ from avfewshot.errors import AvfsError
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import PredictionConfig, Thresholds, clip_probabilities, second_probabilities
-from avfewshot.evaluation.targets import BackgroundRule, Targets
+from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.media.clip import Clip
