@@ -214,7 +214,7 @@ def add_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
     given = [(parameter.grad, part) for parameter, part in pairs if parameter.grad is not None]
     if given:
         sums, parts = zip(*given, strict=True)
-        torch._foreach_add_(sums, parts)
+        torch._foreach_add_(sums, parts)  # pyright: ignore[reportPrivateImportUsage]
     for parameter, part in pairs:
         parameter.grad = part if parameter.grad is None else parameter.grad
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from avfewshot.config import AUTO, TrainerConfig
+from avfewshot.config import AUTO, PretrainingConfig, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError
@@ -112,7 +112,7 @@ _Labels = tuple[str, tuple[int, ...]]  # id of a clip, indices of its classes
 
 def stream_validator(
     source: ClipSource,
-    config: TrainerConfig,
+    config: TrainingConfig | PretrainingConfig,
     backbone: Backbone,
     texts: ClassTexts,
     fabric: Fabric,
