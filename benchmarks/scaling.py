@@ -9,9 +9,8 @@ and a backward pass with and without checkpointing. Measured, with ``--media``: 
 in a prepared shard at 224 x 224. Measured instead of all else, with ``--train`` and the folder of a VGG-Sound (the toy
 world's will do): `avfs pretrain` from prepared shards at each number of ``--workers``, in clips a second from shards to
 the end of a step, the share of the time that it waited for clips, and processor seconds a clip, over all steps but the
-first. The rest is arithmetic,
-shown with its factors; peak rates are those of NVIDIA's data sheets; the share of them that is reached
-(``--utilisation``) was seen on one H100.
+first. The rest is arithmetic, shown with its factors; peak rates are those of NVIDIA's data sheets; the share of them
+that is reached (``--utilisation``) was seen on one H100.
 """
 
 from __future__ import annotations
