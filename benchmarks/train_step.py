@@ -382,7 +382,7 @@ def prepare_ours(
     """The package's way: text features once, without the cache on disk, then no text encoders."""
     import gc
 
-    from avfewshot.encoders.label_features import label_features
+    from avfewshot.encoders.text import label_features
 
     features = (
         label_features(backbone.visual_text, visual_texts, ["{}"], cache=False).to(device),

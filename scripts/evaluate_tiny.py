@@ -29,7 +29,7 @@ from toy_samples import sample_frame, sample_sound
 from tqdm import tqdm
 
 import avfewshot
-from avfewshot.encoders.label_features import label_features
+from avfewshot.encoders.text import label_features
 from avfewshot.inference.logits import background_feature
 from avfewshot.io import atomic_path, write_text
 from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips

@@ -31,8 +31,7 @@ from toy_captions import Captioner
 from toy_samples import sample_frame, sample_sound
 from tqdm import tqdm
 
-from avfewshot.encoders.clap_model import build_clap_model, is_rebuilt
-from avfewshot.encoders.clip_model import build_clip_model
+from avfewshot.encoders.kinds.clap import is_rebuilt
 from avfewshot.encoders.kinds.clip_clap import ClipClap
 from avfewshot.encoders.presets import load_preset
 from avfewshot.io import atomic_path, write_text
@@ -156,7 +155,7 @@ class ImagePair:
 
     def __init__(self, seed: int, preset: ClipClap) -> None:
         torch.manual_seed(seed)
-        self.model, self.tokenizer = build_clip_model(preset.clip)
+        self.model, self.tokenizer = preset.clip.build()
         visual = self.model.visual
         start_kindly(visual)
         self.subset = visual.patch_dropout = PatchSubset(64, 0.5)
@@ -235,7 +234,7 @@ class AudioPair:
 
     def __init__(self, seed: int, preset: ClipClap) -> None:
         torch.manual_seed(seed)
-        self.model, self.tokenizer = build_clap_model(preset.clap)
+        self.model, self.tokenizer = preset.clap.build()
         config = self.model.audio_branch.config.htsat
         self.seconds = config.native_samples // config.sample_rate
         if self.seconds > 1:  # the texts are learnt already, and a clip costs six times what a second does

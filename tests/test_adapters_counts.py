@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer
+from standin_towers import StandInBackbone
 from torch import nn
 from towers_support import MEAN, STD
 
 from avfewshot.adapters.base import pair_layers, pair_towers
 from avfewshot.adapters.lavish import Lavish
-from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
+from avfewshot.adapters.registry import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.kinds.towers import STG_CMA_CLIP, STG_CMA_SWIN
-from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
-from avfewshot.encoders.swinv2 import build_swin
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower
+from avfewshot.encoders.swin import build_swin
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import count_parameters
 from avfewshot.supervised.avqa import STAVQA
@@ -37,21 +38,21 @@ def size(*modules: nn.Module) -> int:
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
-def shared(image, picture) -> SharedTowers:
-    return SharedTowers(image, SpectrogramTower(image, picture), 100.0, 100.0)
+def shared(image, picture) -> StandInBackbone:
+    return StandInBackbone(image, SpectrogramTower(image, picture), 100.0, 100.0)
 
 
-def clip(sizes: dict) -> SharedTowers:
+def clip(sizes: dict) -> StandInBackbone:
     visual = VisionTransformer(image_size=224, mlp_ratio=4.0, output_dim=768, **sizes)
     visual.proj = None  # classified by a head of its own
     return shared(ClipTower(visual, mean=MEAN, std=STD), STG_CMA_CLIP)
 
 
-def swin(name: str) -> SharedTowers:
+def swin(name: str) -> StandInBackbone:
     return shared(build_swin(name), STG_CMA_SWIN)
 
 
-def stg_cma(towers: SharedTowers, reduction, segments: int = 10) -> StgCma:
+def stg_cma(towers: StandInBackbone, reduction, segments: int = 10) -> StgCma:
     return StgCma(pair_towers(towers.visual, towers.audio), StgCmaSettings(reduction=reduction, positions=segments))
 
 

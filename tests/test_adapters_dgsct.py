@@ -10,10 +10,8 @@ import torch
 from standin_towers import make_backbone, make_inputs
 
 from avfewshot.adapters.base import HALVES, TOWER_STEPS, pair_layers
-from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.guidance import Guidance, modulate
-from avfewshot.adapters.registry import adapter_class, adapter_names, build_adapter, register_adapter
-from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.adapters.dgsct import DGSCT, Guidance, _Modulate
+from avfewshot.adapters.registry import GuidanceSettings, adapter_class, adapter_names, build_adapter, register_adapter
 from avfewshot.errors import Faults, UsageError
 from avfewshot.models.audio_visual import AudioVisualModel
 
@@ -138,7 +136,7 @@ def test_modulation_has_the_gradients_of_the_plain_product():
     plain = tokens * (by_channel[:, None] + attention[..., None] * by_token[:, None])
     weights = torch.randn(2, 3, 4, dtype=torch.float64)
 
-    result = modulate(*inputs)
+    result = _Modulate.apply(*inputs)
 
     torch.testing.assert_close(result, plain)
     expected = torch.autograd.grad((plain * weights).sum(), inputs)

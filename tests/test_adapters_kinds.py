@@ -6,17 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from standin_towers import make_backbone, make_inputs
+from standin_towers import StandInBackbone, make_backbone, make_inputs
 from torch.nn import functional as F
 from towers_support import clap_tower, clip_tower, sounds, swin_tower
 
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.lavish import Lavish
-from avfewshot.adapters.registry import build_adapter
-from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
+from avfewshot.adapters.registry import LavishSettings, StgCmaSettings, build_adapter
 from avfewshot.adapters.stg_cma import StgCma
 from avfewshot.encoders.kinds.towers import Picture
-from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.errors import UsageError
 from avfewshot.models.audio_visual import AudioVisualModel
 
@@ -24,8 +23,8 @@ CLIP_PICTURE, SWIN_PICTURE = Picture(48, 20.0, 40), Picture(64, 15.0, 64, channe
 KINDS = {"dgsct": {"hidden": 16, "alpha": 3.0}, "lavish": {"reduction": 4}, "stg_cma": {"positions": 4}}
 
 
-def shared(image, picture) -> SharedTowers:
-    return SharedTowers(image, SpectrogramTower(image, picture), 50.0, 20.0)
+def shared(image, picture) -> StandInBackbone:
+    return StandInBackbone(image, SpectrogramTower(image, picture), 50.0, 20.0)
 
 
 def beside_htsat(visual) -> SimpleNamespace:

@@ -16,10 +16,8 @@ from weights_support import AUDIO, ROBERTA, HubServer, laion_state, write_laion,
 
 import avfewshot
 from avfewshot.cli.app import run
-from avfewshot.encoders.clip_model import build_clip_model
-from avfewshot.encoders.plain_tower import PlainTower
 from avfewshot.encoders.presets import load_preset, preset_names
-from avfewshot.encoders.tower import walkable
+from avfewshot.encoders.tower import PlainTower, walkable
 from avfewshot.media.clip import Clip
 from avfewshot.models.audio_visual import AudioVisualModel
 
@@ -189,7 +187,7 @@ def test_random_weights_of_a_plain_tower_need_no_file(shrunk):
 
 def test_a_plain_tower_passes_gradients_and_stays_frozen(shrunk):
     preset = load_preset(shrunk("pe"))
-    model, _ = build_clip_model(preset.clip, split_text=True)
+    model, _ = preset.clip.build(split_text=True)
     tower = PlainTower(model.visual, mean=(0.5,) * 3, std=(0.5,) * 3, output_dim=16).train()
     assert not tower.training
     assert not any(parameter.requires_grad for parameter in tower.parameters())

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from avfewshot.cli.app import run
 from avfewshot.config import TrainingConfig
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.label_features import label_features
+from avfewshot.encoders.text import label_features
 from avfewshot.errors import AvfsError, DataError, UsageError, WeightsError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import Embedder

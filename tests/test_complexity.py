@@ -10,11 +10,10 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.projectors import Projectors
-from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.adapters.registry import GuidanceSettings
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset
-from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel, Projectors
 from avfewshot.models.complexity import _run, backbone_cost, count_flops, count_parameters, flops_of
 
 SETTINGS = {"hidden": 8, "temporal": False}

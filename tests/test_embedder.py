@@ -12,12 +12,11 @@ from standin_towers import make_backbone, make_inputs
 
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.projectors import Projectors
-from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.adapters.registry import GuidanceSettings
 from avfewshot.errors import AvfsError
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.media.clip import Failure
-from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.audio_visual import AudioVisualModel, Projectors
 
 CPU = torch.device("cpu")
 

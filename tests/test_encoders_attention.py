@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avfewshot.encoders.attention import attention
+from avfewshot.encoders.tower import attention
 
 
 def by_hand(query, key, value, bias, scale):

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.projectors import Projector, Projectors
-from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.adapters.registry import GuidanceSettings
 from avfewshot.errors import UsageError, WeightsError
-from avfewshot.models.audio_visual import AudioVisualModel, Temperatures
+from avfewshot.models.audio_visual import AudioVisualModel, Projector, Projectors, Temperatures
 
 
 def make_model(*, trained: bool = False, **options) -> AudioVisualModel:

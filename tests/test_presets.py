@@ -6,11 +6,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 
-from avfewshot.encoders.clap_model import ClapModel
-from avfewshot.encoders.htsat import build_htsat, load_htsat_module
+from avfewshot.encoders.htsat import load_htsat_module
 from avfewshot.encoders.lean_imports import library_folder
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import UsageError
@@ -62,7 +60,7 @@ def test_the_repository_written_down_is_that_of_open_clips_tag(name):
 def test_the_audio_tower_of_the_plus_presets_is_the_librarys(name):
     config = json.loads((library_folder("laion_clap") / "clap_module/model_configs/HTSAT-base.json").read_text())
     library = load_htsat_module().create_htsat_model(SimpleNamespace(**config["audio_cfg"]))
-    model = ClapModel(build_htsat(load_preset(name).clap.audio), torch.nn.Identity(), torch.nn.Identity(), 512)
+    model, _ = load_preset(name).clap.outlined()
     shapes = {key: tensor.shape for key, tensor in library.state_dict().items()}
     ours = {key: tensor.shape for key, tensor in model.audio_branch.state_dict().items()}
     assert ours == shapes

@@ -19,8 +19,7 @@ from avfewshot.cli.app import run
 from avfewshot.data.dataset import Sample
 from avfewshot.encoders.kinds.towers import Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
-from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.weighing import weighing
+from avfewshot.models.audio_visual import AudioVisualModel, weighing
 from avfewshot.reports.charts import event_chart, scatter
 from avfewshot.supervised.avvp import ParsingTask
 from avfewshot.training import outcome

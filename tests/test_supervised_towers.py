@@ -19,7 +19,7 @@ from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.kinds.towers import PICTURES
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
-from avfewshot.encoders.swinv2 import SwinTower, SwinV2Tower, build_swin
+from avfewshot.encoders.swin import SwinTower, SwinV2Tower, build_swin
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.models.complexity import backbone_cost

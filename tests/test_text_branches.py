@@ -14,9 +14,8 @@ from toy_captions import all_words
 from weights_support import ROBERTA, write_roberta
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.label_features import _bytes, label_features, lost_texts
 from avfewshot.encoders.presets import load_preset
-from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch
+from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, _bytes, label_features, lost_texts
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TransformersTokenizer
 from avfewshot.errors import WeightsError
 from avfewshot.io import cache_dir

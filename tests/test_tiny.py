@@ -14,7 +14,7 @@ from toy_samples import sample_frame, sample_sound
 
 import avfewshot
 from avfewshot.encoders import presets
-from avfewshot.encoders.label_features import label_features
+from avfewshot.encoders.text import label_features
 from avfewshot.prompts import load_templates
 from avfewshot.toyworld.vocabulary import COMPOSITIONS, OBJECTS, SOUNDS, Composition
 from avfewshot.toyworld.writer import write_clip

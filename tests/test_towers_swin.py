@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from standin_towers import StandInBackbone
 from torch.nn import functional as F
 from towers_support import MEAN, STD, clip_tower, randomize, sounds, swin_tower
 
@@ -11,8 +12,8 @@ from avfewshot.adapters.base import pair_layers
 from avfewshot.config import SupervisedTrainingConfig, TrainingConfig
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.kinds.towers import LAVISH_SWIN, Picture
-from avfewshot.encoders.spectrogram_tower import SharedTowers, SpectrogramTower
-from avfewshot.encoders.swinv2 import SwinV2Tower, build_swin
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower
+from avfewshot.encoders.swin import SwinV2Tower, build_swin
 from avfewshot.errors import UsageError
 from avfewshot.models.build import build_model
 
@@ -169,7 +170,7 @@ def test_the_released_mistake_attends_with_eight_heads():
     randomize(visual)
     images, waves = torch.randn(2, 3, 64, 64), sounds(2)
     tower = ClipTower(visual, mean=MEAN, std=STD)
-    right = SharedTowers(tower, SpectrogramTower(tower, PICTURE), 100.0, 100.0)
+    right = StandInBackbone(tower, SpectrogramTower(tower, PICTURE), 100.0, 100.0)
     config = SupervisedTrainingConfig(adapter="stg_cma", variant="released-8-heads")
     wrong = build_model(right, config).eval()
     before = build_model(right, config.replace(variant="paper")).eval()
@@ -192,7 +193,7 @@ def test_the_released_mistake_attends_with_eight_heads():
 
 def test_the_released_mistake_needs_a_clip_transformer_and_its_adapter():
     image = swin_tower(1)
-    towers = SharedTowers(image, SpectrogramTower(image, Picture(64, 15.0, 64, channels="mean")), 100.0, 100.0)
+    towers = StandInBackbone(image, SpectrogramTower(image, Picture(64, 15.0, 64, channels="mean")), 100.0, 100.0)
 
     with pytest.raises(UsageError, match="released-8-heads needs a CLIP vision transformer"):
         build_model(towers, SupervisedTrainingConfig(adapter="stg_cma", variant="released-8-heads"))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from avfewshot.adapters.settings import SETTINGS
+from avfewshot.adapters.registry import SETTINGS
 from avfewshot.config import NONE, PAPER, TrainingConfig, resolve, settings_of
 from avfewshot.errors import UsageError, flatten
 from avfewshot.evaluation.tasks import TASKS
@@ -190,12 +190,11 @@ def test_the_adapters_settings_are_those_that_it_knows(kind):
 
 
 def test_the_choices_are_those_of_the_modules_that_act_on_them():
-    from avfewshot.adapters.projectors import PROJECTORS
-    from avfewshot.adapters.registry import adapter_names
-    from avfewshot.adapters.settings import OUTPUTS
+    from avfewshot.adapters.registry import OUTPUTS, adapter_names
     from avfewshot.data.sampler import SAMPLERS
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.media.clip_cache import DEFAULT_MAX_BYTES
+    from avfewshot.models.audio_visual import PROJECTORS
     from avfewshot.models.fusion import FUSIONS, MATCHINGS, POOLS
     from avfewshot.models.losses import OBJECTIVES
 

@@ -14,8 +14,7 @@ from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.text import RobertaTextBranch
 from avfewshot.errors import DataError
 from avfewshot.tuning.fit import TuningClip, answers, clip_loss, load, save, tune
-from avfewshot.tuning.methods import TUNED, ClipLora, CoCoOp, CoOp, MaPLe
-from avfewshot.tuning.prompted_text import PromptedText
+from avfewshot.tuning.methods import TUNED, ClipLora, CoCoOp, CoOp, MaPLe, PromptedText
 
 TEXTS = ("dog barking", "cat meowing", "car honking", "nothing")
 

@@ -14,7 +14,7 @@ from weights_support import HubServer, make_hub, write_preset
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.encoders.weights import fetch as fetching
-from avfewshot.encoders.weights.check import check
+from avfewshot.encoders.weights.fetch import check
 from avfewshot.encoders.weights.locate import locate
 from avfewshot.errors import WeightsError
 

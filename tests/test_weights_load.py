@@ -26,10 +26,10 @@ from weights_support import (
 )
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.clap_model import REBUILT, is_rebuilt, read_clap
+from avfewshot.encoders.kinds.clap import REBUILT, is_rebuilt
 from avfewshot.encoders.presets import load_preset
-from avfewshot.encoders.weights.identity import file_sha256
 from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
+from avfewshot.encoders.weights.locate import file_sha256
 from avfewshot.errors import WeightsError
 from avfewshot.inference.embedding_cache import embedding_identity
 
@@ -359,10 +359,10 @@ def test_fusion_against_the_preset_is_an_error(small, tmp_path):
     write_laion(laion_state(small) | fusion_state(small), tmp_path / "fused.pt")
     preset = load_preset(write_preset(tmp_path, clap={"fused": False}))
     with pytest.raises(WeightsError, match="fused: true"):
-        read_clap(preset.clap, tmp_path / "fused.pt")
+        preset.clap.load({"clap": tmp_path / "fused.pt"})
     preset = load_preset(write_preset(tmp_path, clap={"fused": True}))
     with pytest.raises(WeightsError, match="has no feature fusion"):
-        read_clap(preset.clap, small.clap.source.file)
+        preset.clap.load({"clap": small.clap.source.file})
 
 
 def test_the_names_are_those_of_laion_clap(monkeypatch, tmp_path):
@@ -371,7 +371,6 @@ def test_the_names_are_those_of_laion_clap(monkeypatch, tmp_path):
 
     from transformers import RobertaConfig, RobertaModel
 
-    from avfewshot.encoders.clap_model import build_clap_model
     from avfewshot.encoders.htsat import load_htsat_module
 
     text = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -385,7 +384,7 @@ def test_the_names_are_those_of_laion_clap(monkeypatch, tmp_path):
     preset = load_preset(
         write_preset(tmp_path, clap={"audio": "HTSAT-tiny", "text": {**text, "type": "roberta"}, "joint_dim": 512})
     )
-    ours, _ = build_clap_model(preset.clap)
+    ours, _ = preset.clap.build()
     left_out = ("audio_transform.", "text_transform.")
     expected = {name: tensor.shape for name, tensor in theirs.state_dict().items() if not name.startswith(left_out)}
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == expected
@@ -493,7 +492,7 @@ def test_the_towers_take_another_number_format_and_the_texts_do_not(small):
 
 
 def test_hashes_are_remembered_until_the_file_changes(monkeypatch, tmp_path):
-    import avfewshot.encoders.weights.identity as identity
+    import avfewshot.encoders.weights.locate as identity
 
     path = tmp_path / "weights"
     path.write_bytes(b"one")

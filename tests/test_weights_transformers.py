@@ -9,8 +9,6 @@ from safetensors.torch import save_file
 from weights_support import CLIP_MODEL, HubServer, make_hub, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.clap_model import build_clap_model, load_clap, read_clap
-from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.weights.fetch import fetch
 from avfewshot.errors import UsageError
@@ -60,7 +58,7 @@ def test_the_text_tower_is_fetched_loaded_and_told_apart(hub, tmp_path):
             fetch(preset, entry)
     assert {"clip_text_tokenizer", "clip_text_tokenizer_type", "clip_text_config"} <= set(files)
     torch.manual_seed(0)
-    reference, _ = build_clip_model(preset.clip, files)
+    reference, _ = preset.clip.build(files)
     save_file(
         {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}, tmp_path / "clip.safetensors"
     )
@@ -102,9 +100,8 @@ def test_a_clap_of_transformers_gives_what_transformers_computes(form, tmp_path)
     audio = {"depths": [2, 2, 2, 2], "embed_dim": 96, "num_heads": [4, 8, 16, 32]}
     text = {"type": "roberta", "vocab_size": 100, **small}
     preset = load_preset(write_preset(tmp_path, clap={"audio": audio, "text": text}))
-    state, front_end = read_clap(preset.clap, file)
-    ours, _ = build_clap_model(preset.clap)
-    load_clap(ours.eval(), preset.clap, state, file)
+    ours, _, front_end = preset.clap.load({"clap": file})
+    ours.eval()
     assert front_end is None
     branch, waveform = ours.audio_branch, 0.1 * torch.randn(1, 480_000)
     ids = torch.tensor([[0, 5, 9, 2, 1], [0, 7, 8, 9, 2]])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from avfewshot.encoders.clap_tower import ClapTower
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.htsat import build_htsat
-from avfewshot.encoders.swinv2 import SwinTower, build_swin
+from avfewshot.encoders.swin import SwinTower, build_swin
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 TINY_AUDIO = {

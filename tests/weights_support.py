@@ -15,8 +15,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from avfewshot.encoders.clap_model import build_clap_model
-from avfewshot.encoders.clip_model import build_clip_model
 from avfewshot.encoders.htsat import load_htsat_module
 from avfewshot.encoders.kinds.clip_clap import ClipClap
 from avfewshot.encoders.presets import load_preset
@@ -66,7 +64,7 @@ def write_preset(folder: Path, *, clip: dict[str, Any] | None = None, clap: dict
 def write_clip(preset: ClipClap, path: Path, seed: int = 1) -> dict[str, torch.Tensor]:
     """Random CLIP weights in open_clip's layout."""
     torch.manual_seed(seed)
-    model, _ = build_clip_model(preset.clip)
+    model, _ = preset.clip.build()
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path)
     return state
@@ -75,7 +73,7 @@ def write_clip(preset: ClipClap, path: Path, seed: int = 1) -> dict[str, torch.T
 def laion_state(preset: ClipClap, seed: int = 2) -> dict[str, torch.Tensor]:
     """Random CLAP weights under the names of LAION's checkpoints."""
     torch.manual_seed(seed)
-    model, _ = build_clap_model(preset.clap)
+    model, _ = preset.clap.build()
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     state["module.logit_scale_a"] = torch.tensor(3.0)
     state["module.text_branch.embeddings.position_ids"] = torch.arange(514)[None]
@@ -117,7 +115,7 @@ def fusion_state(preset: ClipClap) -> dict[str, torch.Tensor]:
         enable_fusion=True,
         fusion_type="aff_2d",
     )
-    plain, _ = build_clap_model(preset.clap)
+    plain, _ = preset.clap.build()
     known = {name.removeprefix("audio_branch.") for name in plain.state_dict()}
     return {f"module.audio_branch.{k}": v for k, v in fused.state_dict().items() if k not in known}
 

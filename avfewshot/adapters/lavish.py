@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, PairedLayer
-from avfewshot.adapters.settings import LavishSettings
-from avfewshot.encoders.attention import gather
+from avfewshot.adapters.registry import LavishSettings
+from avfewshot.encoders.tower import gather
 from avfewshot.errors import UsageError
 
 
@@ -84,14 +84,10 @@ class Lavish(CrossModalAdapter):
         for layer in layers:
             shapes = {"a2v": (layer.audio_shape, layer.visual_shape), "v2a": (layer.visual_shape, layer.audio_shape)}
             directions = {name: pair for name, pair in shapes.items() if getattr(chosen, name)}
-            self.layers.append(
-                nn.ModuleDict(
-                    {
-                        half: nn.ModuleDict({name: LatentAdapter(*pair, chosen) for name, pair in directions.items()})
-                        for half in HALVES
-                    }
-                )
-            )
+            parts = nn.ModuleDict()
+            for half in HALVES:
+                parts[half] = nn.ModuleDict({name: LatentAdapter(*pair, chosen) for name, pair in directions.items()})
+            self.layers.append(parts)
 
     def gates(self) -> list[nn.Parameter]:
         """See :meth:`CrossModalAdapter.gates`."""

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.adapters.base import CrossModalAdapter, Half, PairedLayer, TemporalStep
-from avfewshot.adapters.settings import StgCmaSettings
-from avfewshot.encoders.attention import gather
+from avfewshot.adapters.registry import StgCmaSettings
+from avfewshot.encoders.tower import gather
 
 MODALITIES = ("visual", "audio")
 _STEPS = {"attend": "spatial", "feed": "global_step"}

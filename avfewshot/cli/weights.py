@@ -102,7 +102,7 @@ def check(
 
     Example: avfs weights check tiny
     """
-    from avfewshot.encoders.weights import check as checking
+    from avfewshot.encoders.weights import fetch as checking
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     findings = checking.check(preset, **paths, progress=_progress)
@@ -168,7 +168,7 @@ def _cost(preset: Preset) -> dict[str, int]:
     import json
     from importlib.metadata import version
 
-    from avfewshot.encoders.weights.identity import combined
+    from avfewshot.encoders.weights.locate import combined
     from avfewshot.io import cache_dir, write_text
     from avfewshot.version import __version__
 

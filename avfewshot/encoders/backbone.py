@@ -11,9 +11,8 @@ import torch
 from avfewshot.encoders.kinds.base import Parts, Preset
 from avfewshot.encoders.presets import load_preset, recipe
 from avfewshot.encoders.text import NoTexts
-from avfewshot.encoders.weights.identity import combined, sample_hash
 from avfewshot.encoders.weights.load import ZerosForRandom
-from avfewshot.encoders.weights.locate import require, verify
+from avfewshot.encoders.weights.locate import combined, require, sample_hash, verify
 from avfewshot.errors import UsageError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
-from avfewshot.encoders.mel import MelFrontEnd
-from avfewshot.encoders.swin import WindowAttention, merge_patches, plain_attention
-from avfewshot.encoders.tower import Tower
+from avfewshot.encoders.tower import Tower, attention, plain_attention, window_order
 from avfewshot.errors import UsageError
 
 
@@ -25,9 +24,6 @@ class ClapTower(Tower):
         front_end: ``"slaney"`` or ``"htk"``; None: as the branch was built.
 
     Attributes:
-        audio_branch: The wrapped module; with the projection it holds the parameters.
-        audio_projection: The wrapped projection.
-        config: The configuration of the branch.
         native_samples: Length of the waveforms that the tower was trained on.
         sample_rate: Their samples a second.
 
@@ -45,7 +41,7 @@ class ClapTower(Tower):
         self.config = config
         self.native_samples = config.native_samples
         self.sample_rate = config.sample_rate
-        self.audio_branch: Any = audio_branch
+        self.audio_branch: Any = audio_branch  # with the projection it holds the parameters
         self.audio_projection = audio_projection
         self.front_end = MelFrontEnd(config)
         # Each block with the merging that follows it, in the order of the walk.
@@ -56,9 +52,7 @@ class ClapTower(Tower):
         ]
         self.windows_attention = nn.ModuleList(WindowAttention(block) for block, _ in self._walk)
         self.depth = len(self._walk)
-        self.token_shapes = [
-            (block.input_resolution[0] * block.input_resolution[1], block.dim) for block, _ in self._walk
-        ]
+        self.token_shapes = [(math.prod(block.input_resolution), block.dim) for block, _ in self._walk]
         widths = [module.out_features for module in audio_projection.modules() if isinstance(module, nn.Linear)]
         self.output_dim = widths[-1] if widths else audio_branch.num_features
         self._freeze()
@@ -70,16 +64,9 @@ class ClapTower(Tower):
     def patch_embed(self, inputs: Tensor) -> Tensor:
         """Compute the spectrograms, fold them into square images and embed their patches.
 
-        Args:
-            inputs: Waveforms, float ``[N, S]`` in [-1, 1] at :attr:`sample_rate`, usually one second each. Shorter ones
-                than :attr:`native_samples` are repeated as often as they fit and then padded with zeros (laion_clap's
-                "repeatpad"), longer ones cut at the end.
-
-        Returns:
-            Tokens ``[N, L, C]``.
-
-        Raises:
-            ValueError: Another shape, or no sample.
+        Waveforms are float ``[N, S]`` in [-1, 1] at :attr:`sample_rate`, usually one second each. Shorter ones than
+        :attr:`native_samples` are repeated as often as they fit and then padded with zeros (laion_clap's "repeatpad"),
+        longer ones cut at the end. Another shape is a ValueError.
         """
         if inputs.ndim != 2 or not inputs.shape[1]:
             raise ValueError(f"Waveforms of shape [N, samples] are needed, not {list(inputs.shape)}.")
@@ -119,8 +106,7 @@ class ClapTower(Tower):
     def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_branch`."""
         block, _ = self._walk[i]
-        mlp = block.mlp
-        return mlp.fc2(mlp.act(mlp.fc1(block.norm2(tokens))))
+        return block.mlp(block.norm2(tokens))
 
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`."""
@@ -143,7 +129,13 @@ class ClapTower(Tower):
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.downsample`."""
         _, merging = self._walk[i]
-        return tokens if merging is None else merge_patches(merging, tokens)
+        if merging is None:
+            return tokens
+        height, width = merging.input_resolution
+        grid = tokens.view(-1, height // 2, 2, width // 2, 2, tokens.shape[-1])
+        # The library joins squares of 2 x 2 tokens column by column.
+        squares = grid.permute(0, 1, 3, 4, 2, 5).reshape(len(tokens), height * width // 4, -1)
+        return merging.reduction(merging.norm(squares))
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """The library's ``embedding``, the mean of the normalised tokens, through the projection."""
@@ -162,14 +154,10 @@ class ClapTower(Tower):
         second; on its mean over all time, the tower's own embedding.
 
         Args:
-            waveforms: ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`; shorter ones than
-                :attr:`native_samples` are repeated and padded as :meth:`patch_embed` does.
+            waveforms: ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`, else a ValueError.
 
         Returns:
             The tower's own embedding ``[N, D]``, as from :meth:`forward`, and the seconds ``[N, T, D]``.
-
-        Raises:
-            ValueError: No whole seconds, or too many.
         """
         seconds, rest = divmod(waveforms.shape[-1], self.sample_rate)
         if rest or not 1 <= seconds <= self.window_seconds:
@@ -192,3 +180,126 @@ class ClapTower(Tower):
     def _keeps_float32(self, name: str) -> bool:
         branch = "bn0.", "spectrogram_extractor.", "logmel_extractor."
         return name.startswith(("front_end.", *(f"audio_branch.{part}" for part in branch)))
+
+
+class MelFrontEnd(nn.Module):
+    """Waveforms to normalised log-mel spectrograms, always in float32, by a fast Fourier transform.
+
+    The Slaney filters, the analysis window and the normalisation are those of the HTS-AT that is passed to
+    :meth:`forward`, so that a state dict is in effect at once. The HTK filters belong to no state dict: LAION computes
+    them in its data pipeline, for checkpoints with feature fusion; of the four spectrograms stacked there the tower
+    reads the first unless a clip is longer than the native length, which is cut here.
+    """
+
+    htk_filters: Tensor | None
+
+    def __init__(self, config: HtsatConfig) -> None:
+        super().__init__()
+        self.config = config
+        filters = None
+        if config.front_end == "htk":
+            from torchaudio.functional import melscale_fbanks
+
+            frequencies, band = config.n_fft // 2 + 1, (config.fmin, config.fmax)
+            filters = melscale_fbanks(frequencies, *band, config.mel_bins, config.sample_rate, mel_scale="htk")
+        self.register_buffer("htk_filters", filters, persistent=False)
+
+    def forward(self, waveforms: Tensor, branch: Any) -> Tensor:
+        """Spectrograms ``[N, columns, mel_bins]`` of waveforms ``[N, S]`` of any length, for the HTS-AT `branch`."""
+        native, columns = self.config.native_samples, self.config.columns
+        with torch.autocast(waveforms.device.type, enabled=False):
+            waveforms = waveforms.float()[:, :native]
+            waveforms = waveforms.repeat(1, native // waveforms.shape[1])
+            waveforms = F.pad(waveforms, (0, native - waveforms.shape[1]))
+            # The row of the Fourier matrix for frequency zero is the window itself.
+            power = self._power(waveforms, branch.spectrogram_extractor.stft.conv_real.weight[0, 0])
+            filters = branch.logmel_extractor.melW if self.htk_filters is None else self.htk_filters
+            decibels = 10 * torch.log10(torch.clamp(power.transpose(1, 2) @ filters, min=1e-10))
+            norm = branch.bn0
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            mels = torch.addcmul(norm.bias, decibels - norm.running_mean, scale)
+            if mels.shape[1] == columns:
+                return mels
+            size = (columns, mels.shape[2])
+            return F.interpolate(mels[:, None], size, mode="bicubic", align_corners=True)[:, 0]
+
+    def _power(self, waveforms: Tensor, window: Tensor) -> Tensor:
+        """Power spectra ``[N, n_fft / 2 + 1, frames]``."""
+        n_fft, hop = self.config.n_fft, self.config.hop
+        if torch.onnx.is_in_onnx_export():  # which knows no complex numbers: a convolution with a Fourier matrix
+            waveforms = F.pad(waveforms, (n_fft // 2, n_fft // 2), mode="reflect")
+            times = torch.arange(n_fft)
+            angles = torch.outer(times[: n_fft // 2 + 1], times).remainder(n_fft).double() * (2 * torch.pi / n_fft)
+            kernels = torch.cat([angles.cos(), angles.sin()]) * window.double()
+            spectra = F.conv1d(waveforms[:, None], kernels.to(waveforms)[:, None], stride=hop)
+            return spectra.square().unflatten(1, (2, -1)).sum(1)
+        spectra = torch.stft(waveforms, n_fft, hop, window=window, pad_mode="reflect", return_complex=True)
+        return spectra.real.square() + spectra.imag.square()
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within the (shifted) windows of one Swin block (Liu et al., ICCV 2021, arXiv 2103.14030).
+
+    It holds no parameters: the block keeps them. The cyclic shift and the partition into windows are one reordering of
+    the tokens, and the relative position bias and the mask of the shift are added inside the attention kernel.
+    """
+
+    order: Tensor | None
+    inverse: Tensor | None
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        height, width = block.input_resolution
+        order = window_order(height, width, block.window_size, block.shift_size)
+        # One window that covers the grid leaves the tokens where they are.
+        still = bool(torch.equal(order, torch.arange(height * width)))
+        self.register_buffer("order", None if still else order, persistent=False)
+        self.register_buffer("inverse", None if still else order.argsort(), persistent=False)
+
+    def forward(self, tokens: Tensor, block: Any) -> Tensor:
+        """What the block, laion_clap's ``SwinTransformerBlock``, adds to its normalised tokens ``[N, L, C]``."""
+        attn = block.attn
+        heads = attn.num_heads
+        count, length, channels = tokens.shape
+        if self.order is not None:
+            tokens = _Reorder.apply(tokens, self.order, self.inverse)
+        joined = attn.qkv(tokens)
+        area = attn.window_size[0] * attn.window_size[1]
+        # Views only: the kernel reads queries, keys and values where the projection left them.
+        windows = joined.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+        bias = attn.relative_position_bias_table[attn.relative_position_index.view(-1)]
+        bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2)
+        bias = bias.contiguous() if block.attn_mask is None else bias + block.attn_mask[:, None]
+        mixed = _attend(windows, bias.to(joined.dtype), attn.scale)
+        result = attn.proj(mixed.reshape(count, length, channels))
+        return result if self.order is None else _Reorder.apply(result, self.inverse, self.order)
+
+
+class _Reorder(torch.autograd.Function):
+    """A permutation of tokens whose gradient is the inverse permutation: a gather both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return tokens.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Reorder.apply(gradient, inverse, order), None, None
+
+
+def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attention with an additive bias ``[1 or windows, heads, area, area]``: ``[N * windows, area, heads, width]``.
+
+    `windows` are queries, keys and values ``[3, N * windows, heads, area, width]``, sample by sample.
+    """
+    total, kinds = windows.shape[1], len(bias)
+    if kinds not in (1, total):
+        if windows.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
+            # Sample by sample, rather than a bias that is repeated for each sample.
+            return torch.cat([_attend(part, bias, scale) for part in windows.split(kinds, dim=1)])
+        bias = bias.repeat(total // kinds, 1, 1, 1)
+    query, key, value = windows.unbind(0)
+    # The kernel leaves its result in this order.
+    return attention(query, key, value, bias, scale=scale).transpose(1, 2)

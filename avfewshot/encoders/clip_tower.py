@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.encoders.attention import attention
 from avfewshot.encoders.lean_imports import is_a
-from avfewshot.encoders.plain_tower import PixelScaling, square_side
-from avfewshot.encoders.tower import Tower, add_branch
+from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, attention, square_side
 from avfewshot.errors import UsageError
 
 _QUICK = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)

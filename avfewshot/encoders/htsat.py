@@ -66,6 +66,11 @@ class HtsatConfig:
         """Frames of the spectrogram of `native_samples`."""
         return self.native_samples // self.hop + 1
 
+    @property
+    def columns(self) -> int:
+        """Frames that fit into the image."""
+        return self.spec_size * (self.spec_size // self.mel_bins)
+
 
 HTSAT_CONFIGS: Mapping[str, HtsatConfig] = MappingProxyType(
     {
@@ -182,9 +187,8 @@ def _faults(config: HtsatConfig) -> list[str]:
         faults.append("spec_size must be a multiple of mel_bins and of patch_size")
     if faults:
         return faults
-    columns = config.spec_size * (config.spec_size // config.mel_bins)
-    if config.frames > columns:
-        faults.append(f"the spectrogram has {config.frames} frames, but only {columns} fit into spec_size")
+    if config.frames > config.columns:
+        faults.append(f"the spectrogram has {config.frames} frames, but only {config.columns} fit into spec_size")
     last = len(config.depths) - 1
     grid = config.spec_size // config.patch_size
     for stage, heads in enumerate(config.num_heads):

@@ -23,12 +23,11 @@ from torch.nn import functional as F
 
 from avfewshot.encoders.kinds.base import Parts, plain
 from avfewshot.encoders.kinds.pe_av import PeAv
-from avfewshot.encoders.plain_tower import PixelScaling
 from avfewshot.encoders.text import TextBranch
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, JsonTokenizer, RobertaTokenizer, TextTokenizer
-from avfewshot.encoders.tower import Encoder
-from avfewshot.encoders.weights.identity import combined
+from avfewshot.encoders.tower import Encoder, PixelScaling
 from avfewshot.encoders.weights.load import FETCH_HINT, load_into, read_tensors
+from avfewshot.encoders.weights.locate import combined
 from avfewshot.errors import AvfsError, WeightsError
 
 _SAMPLE_RATE = 48_000

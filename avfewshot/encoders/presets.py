@@ -10,7 +10,7 @@ from avfewshot.encoders.kinds.base import ANY, SOURCE, TEXT, Preset, Reader
 from avfewshot.encoders.kinds.clip_clap import ClipClap
 from avfewshot.encoders.kinds.pe_av import PeAv
 from avfewshot.encoders.kinds.towers import Towers
-from avfewshot.encoders.weights.identity import combined
+from avfewshot.encoders.weights.locate import combined
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import load_yaml, user_path
 

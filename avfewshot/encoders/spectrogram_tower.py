@@ -6,8 +6,7 @@ here holds nothing but the patch embedding of the pictures and walks the blocks 
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.kinds.towers import Picture
-from avfewshot.encoders.swinv2 import SwinTower
+from avfewshot.encoders.swin import SwinTower
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import UsageError
 
@@ -25,12 +24,7 @@ RELEASED_HEADS = 8  # of ViT-B/16 in STG-CMA's released code
 
 
 class SpectrogramTower(Tower):
-    """Walks an image tower over spectrograms of one-second waveforms.
-
-    Args:
-        image: The tower that also sees the frames; its modules are shared, not copied.
-        picture: What it is shown.
-        sample_rate: Of the waveforms.
+    """Walks an image tower over spectrograms of one-second waveforms, whose modules are shared, not copied.
 
     Raises:
         UsageError: The picture does not fit the image tower.
@@ -54,12 +48,6 @@ class SpectrogramTower(Tower):
     def extra_repr(self) -> str:
         """What the image tower is shown."""
         return f"{self.picture}, sample_rate={self.sample_rate}"
-
-    def with_image(self, image: ClipTower) -> SpectrogramTower:
-        """The same tower on another form of its image tower."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "image": image}
-        return other
 
     def _begin_clip(self, image: ClipTower) -> None:
         visual: Any = image.visual
@@ -189,20 +177,10 @@ class SpectrogramTower(Tower):
         return self.image.forward_head(tokens)
 
 
-@dataclass
-class SharedTowers:
-    """One image transformer as both towers of a model; the part of a backbone that a model needs."""
+def with_released_heads(towers: Any) -> Any:
+    """A backbone whose towers are as the released code of STG-CMA runs ViT-B/16: 8 heads, on weights trained with 12.
 
-    visual: ClipTower | SwinTower
-    audio: Any
-    visual_scale: float
-    audio_scale: float
-
-
-def with_released_heads(towers: Any) -> SharedTowers:
-    """Towers as the released code of STG-CMA runs ViT-B/16: 8 heads, on weights trained with 12.
-
-    The published B/16 figures come from that. Weights are shared with `towers`.
+    The published B/16 figures come from that. The image tower's weights are shared with `towers`, a dataclass.
 
     Raises:
         UsageError: The image encoder is another network, or its width is no multiple of 8.
@@ -215,5 +193,5 @@ def with_released_heads(towers: Any) -> SharedTowers:
         )
     image = image.with_heads(RELEASED_HEADS)
     if isinstance(audio, SpectrogramTower):
-        audio = audio.with_image(image)
-    return SharedTowers(image, audio, towers.visual_scale, towers.audio_scale)
+        audio = SpectrogramTower(image, audio.picture, sample_rate=audio.sample_rate)
+    return replace(towers, visual=image, audio=audio)

@@ -1,162 +1,182 @@
-"""Windowed self-attention of HTS-AT's Swin blocks, with the library's result and fewer passes over the tokens."""
+"""timm's Swin transformers, walked block by block: Swin (arXiv 2103.14030) and Swin-V2 (arXiv 2111.09883)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from avfewshot.encoders.attention import attention
+from avfewshot.encoders.tower import PixelScaling, Tower, attention, plain_attention, square_side, window_order
+from avfewshot.encoders.weights.load import load_into, read_tensors
+from avfewshot.errors import UsageError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MAX_LOGIT_SCALE = math.log(100)  # the bound of Swin-V2's cosine attention
 
 
-class WindowAttention(nn.Module):
-    """Self-attention within the (shifted) windows of one Swin block (Liu et al., ICCV 2021, arXiv 2103.14030).
-
-    It holds no parameters: the block keeps them. The cyclic shift and the partition into windows are one reordering of
-    the tokens, and the relative position bias and the mask of the shift are added inside the attention kernel.
+class SwinTower(Tower):
+    """Walks timm's ``SwinTransformer``, whose norms stand before attention and MLP.
 
     Args:
-        block: laion_clap's ``SwinTransformerBlock``.
+        swin: For square images whose grids the windows cover.
+        mean: Channel means of the images that it was trained on, for pixels in [0, 1].
+        std: Channel deviations, likewise.
+
+    Raises:
+        UsageError: `swin` is another kind of network.
     """
 
-    order: Tensor | None
-    inverse: Tensor | None
+    kind = "SwinTransformer"
 
-    def __init__(self, block: Any) -> None:
+    def __init__(
+        self, swin: nn.Module, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    ) -> None:
         super().__init__()
-        height, width = block.input_resolution
-        order = window_order(height, width, block.window_size, block.shift_size)
-        # One window that covers the grid leaves the tokens where they are.
-        still = bool(torch.equal(order, torch.arange(height * width)))
-        self.register_buffer("order", None if still else order, persistent=False)
-        self.register_buffer("inverse", None if still else order.argsort(), persistent=False)
-        self._kept: _KeptBias | None = None
+        if type(swin).__name__ != self.kind:
+            raise UsageError(f"The image encoder is a {type(swin).__name__}; timm's {self.kind} is needed.")
+        self.swin: Any = swin  # the wrapped module; it holds the parameters
+        self.image_size = square_side(self.swin.patch_embed.img_size)
+        stages = list(self.swin.layers)
+        self._walk: list[Any] = [block for stage in stages for block in stage.blocks]
+        self._places = [i for stage in stages for i in range(len(stage.blocks))]  # of a block in its stage
+        ends = [sum(len(stage.blocks) for stage in stages[: i + 1]) - 1 for i in range(len(stages) - 1)]
+        self._mergings = dict(zip(ends, (stage.downsample for stage in stages[1:]), strict=True))  # by block
+        self.depth = len(self._walk)
+        self.grids: list[tuple[int, int]] = [tuple(block.input_resolution) for block in self._walk]
+        self.token_shapes = [
+            (rows * columns, block.norm1.normalized_shape[0])
+            for (rows, columns), block in zip(self.grids, self._walk, strict=True)
+        ]
+        self.output_dim = self.swin.num_features
+        self.scaling = PixelScaling(mean, std)
+        self._freeze()
 
-    def forward(self, tokens: Tensor, block: Any) -> Tensor:
-        """Attend.
+    @property
+    def time_heads(self) -> list[int | None]:
+        """See :attr:`Tower.time_heads`: blocks whose windows are not shifted serve, every other one of a stage."""
+        return [
+            block.attn.num_heads if place % 2 == 0 else None
+            for block, place in zip(self._walk, self._places, strict=True)
+        ]
 
-        Args:
-            tokens: Normalised tokens ``[N, L, C]`` in the order of the grid.
-            block: The block that this was made for.
+    def patch_embed(self, inputs: Tensor) -> Tensor:
+        """Cut images ``[N, 3, S, S]`` into patches and embed them: uint8 RGB, or normalised floating point."""
+        if inputs.ndim != 4 or inputs.shape[1:] != (3, self.image_size, self.image_size):
+            wanted = f"[N, 3, {self.image_size}, {self.image_size}]"
+            raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
+        return self.swin.patch_embed(self.scaling(inputs).to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
 
-        Returns:
-            What the block adds to its tokens, ``[N, L, C]``.
-        """
-        attn = block.attn
-        heads = attn.num_heads
-        count, length, channels = tokens.shape
-        if self.order is not None:
-            tokens = _Reorder.apply(tokens, self.order, self.inverse)
-        joined = attn.qkv(tokens)
-        area = attn.window_size[0] * attn.window_size[1]
-        # Views only: the kernel reads queries, keys and values where the projection left them.
-        windows = joined.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
-        bias = self._attention_bias(attn, block.attn_mask, joined.dtype)
-        mixed = _attend(windows, bias, attn.scale)
-        result = attn.proj(mixed.reshape(count, length, channels))
-        return result if self.order is None else _Reorder.apply(result, self.inverse, self.order)
+    def mlp_width(self, i: int) -> int:
+        """See :meth:`Tower.mlp_width`."""
+        return self._walk[i].mlp.fc1.out_features
 
-    def _attention_bias(self, attn: Any, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Relative position bias plus mask, ``[1 or windows, heads, area, area]``.
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
+        block = self._walk[i]
+        return block._attn(block.norm1(tokens).unflatten(1, self.grids[i])).flatten(1, 2)
 
-        On a CPU the sum is kept for as long as the table holds the same numbers. Elsewhere comparing them would make
-        the host wait for the device, and gathering costs next to nothing.
-        """
-        table = attn.relative_position_bias_table
-        if torch.compiler.is_compiling() or table.requires_grad or table.device.type != "cpu":
-            return _gather_bias(attn, mask).to(dtype)
-        if self._kept is None or not self._kept.holds(table, dtype):
-            # Not inference tensors: they may be met again where gradients flow.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = _KeptBias(table.clone(), _gather_bias(attn, mask).to(dtype))
-        return self._kept.bias
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        block = self._walk[i]
+        return block.mlp(block.norm2(tokens))
 
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        block = self._walk[i]
+        return plain_attention(block.attn, block.norm1(tokens), bias)
 
-@dataclass(frozen=True)
-class _KeptBias:
-    """A gathered bias and the table that it was gathered from."""
+    def windows(self, i: int) -> Tensor | None:
+        """See :meth:`Tower.windows`."""
+        block, (rows, columns) = self._walk[i], self.grids[i]
+        (height, width), (shift, across) = block.window_size, block.shift_size
+        if height != width or shift != across or rows % height or columns % width:
+            return None
+        return window_order(rows, columns, height, shift).view(-1, height * width)
 
-    table: Tensor
-    bias: Tensor
+    def downsample(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.downsample`; timm's merging stands at the beginning of a stage."""
+        if i not in self._mergings:
+            return tokens
+        return self._mergings[i](tokens.unflatten(1, self.grids[i])).flatten(1, 2)
 
-    def holds(self, table: Tensor, dtype: torch.dtype) -> bool:
-        same_kind = self.bias.dtype == dtype and self.table.dtype == table.dtype and self.table.device == table.device
-        return same_kind and torch.equal(self.table, table)
+    def place_map(self, i: int, values: Tensor) -> Tensor:
+        """See :meth:`Tower.place_map`."""
+        return values.unflatten(1, self.grids[i])
 
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.final_norm`."""
+        return self.swin.norm(tokens)
 
-class _Reorder(torch.autograd.Function):
-    """A permutation of tokens whose gradient is the inverse permutation: a gather both ways."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return tokens.index_select(1, order)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _Reorder.apply(gradient, inverse, order), None, None
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """The mean of the normalised tokens, ``[N, output_dim]``."""
+        return self.final_norm(tokens).mean(1)
 
 
-def plain_attention(attn: Any, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """The attention of a Swin block with its own projections over ``[rows, L, C]``, without windows and positions.
+class SwinV2Tower(SwinTower):
+    """Walks timm's ``SwinTransformerV2``: norms stand behind attention and MLP, attention compares by cosine."""
+
+    kind = "SwinTransformerV2"
+
+    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.attn_branch`."""
+        block = self._walk[i]
+        return block.norm1(block._attn(tokens.unflatten(1, self.grids[i]))).flatten(1, 2)
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        block = self._walk[i]
+        return block.norm2(block.mlp(tokens))
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        block = self._walk[i]
+        attn, (rows, length, channels) = block.attn, tokens.shape
+        shift = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        joined = F.linear(tokens, attn.qkv.weight, shift).view(rows, length, 3, attn.num_heads, -1)
+        query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        scale = attn.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp().to(query.dtype)
+        query, key = F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
+        bias = None if bias is None else bias.to(query.dtype)
+        mixed = attention(query, key, value, bias, scale=1.0)
+        return block.norm1(attn.proj(mixed.transpose(1, 2).reshape(rows, length, channels)))
+
+
+def load_swin(tower: SwinTower, path: Path, name: str) -> None:
+    """Load timm's weights, with or without the classifier, of this or of an older release.
+
+    Raises:
+        WeightsError: See :mod:`avfewshot.encoders.weights.load`.
+    """
+    from timm.models import swin_transformer, swin_transformer_v2
+
+    library = swin_transformer_v2 if isinstance(tower, SwinV2Tower) else swin_transformer
+    state = library.checkpoint_filter_fn(read_tensors(path), tower.swin)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    load_into(tower.swin, state, path=path, architecture=f"timm's {name}")
+
+
+def build_swin(name: str, *, pretrained: bool = False, **options: Any) -> SwinTower:
+    """Build one of timm's by name, for example ``"swinv2_large_window12_192.ms_in22k"``, without its classifier.
 
     Args:
-        attn: The library's ``WindowAttention``.
-        tokens: Normalised.
-        bias: ``[1, heads, L, L]``.
+        name: timm's name of a Swin or Swin-V2.
+        pretrained: Whether its weights are loaded, from the hub's cache or the network; else they are random.
+        options: Handed to ``timm.create_model``, such as ``img_size``.
+
+    Raises:
+        UsageError: timm has no such model, or it is of another kind.
     """
-    rows, length, channels = tokens.shape
-    joined = attn.qkv(tokens).view(rows, length, 3, attn.num_heads, channels // attn.num_heads)
-    query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
-    bias = None if bias is None else bias.to(query.dtype)
-    return attn.proj(attention(query, key, value, bias, scale=attn.scale).transpose(1, 2).reshape(tokens.shape))
+    import timm
 
-
-def merge_patches(merging: Any, tokens: Tensor) -> Tensor:
-    """Join squares of 2 x 2 tokens, as laion_clap's ``PatchMerging`` does, with one copy.
-
-    Args:
-        merging: The module; it holds the parameters.
-        tokens: ``[N, L, C]``.
-
-    Returns:
-        ``[N, L / 4, 2 C]``.
-    """
-    height, width = merging.input_resolution
-    count, _, channels = tokens.shape
-    grid = tokens.view(count, height // 2, 2, width // 2, 2, channels)
-    # The library joins them column by column.
-    squares = grid.permute(0, 1, 3, 4, 2, 5).reshape(count, height * width // 4, 4 * channels)
-    return merging.reduction(merging.norm(squares))
-
-
-def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attention with an additive bias ``[1 or windows, heads, area, area]``: ``[N * windows, area, heads, width]``.
-
-    `windows` are queries, keys and values ``[3, N * windows, heads, area, width]``, sample by sample.
-    """
-    total, kinds = windows.shape[1], len(bias)
-    if kinds not in (1, total):
-        if windows.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
-            # Sample by sample, rather than a bias that is repeated for each sample.
-            return torch.cat([_attend(part, bias, scale) for part in windows.split(kinds, dim=1)])
-        bias = bias.repeat(total // kinds, 1, 1, 1)
-    query, key, value = windows.unbind(0)
-    # The kernel leaves its result in this order.
-    return attention(query, key, value, bias, scale=scale).transpose(1, 2)
-
-
-def _gather_bias(attn: Any, mask: Tensor | None) -> Tensor:
-    area = attn.window_size[0] * attn.window_size[1]
-    bias = attn.relative_position_bias_table[attn.relative_position_index.view(-1)]
-    bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2)
-    return bias.contiguous() if mask is None else bias + mask[:, None]
-
-
-def window_order(height: int, width: int, window: int, shift: int) -> Tensor:
-    """For each place in the order of the (shifted) windows, the token that stands there: ``[L]``."""
-    grid = torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1))
-    return grid.view(height // window, window, width // window, window).transpose(1, 2).flatten()
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models("swin*")[:8])
+        raise UsageError(f"timm has no model {name!r}.", hint=f"For example: {close}.")
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    config = model.pretrained_cfg
+    tower = SwinV2Tower if type(model).__name__ == SwinV2Tower.kind else SwinTower
+    return tower(model, mean=config["mean"], std=config["std"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from avfewshot.encoders.lean_imports import library_module
-from avfewshot.encoders.weights.identity import combined, file_sha256
+from avfewshot.encoders.weights.locate import combined, file_sha256
 from avfewshot.errors import WeightsError
 
 CLAP_CONTEXT = 77  # laion_clap truncates texts to as many tokens, special ones included

@@ -7,13 +7,16 @@ library whose modules it wraps would give.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avfewshot.encoders.presets import not_walkable
+from avfewshot.errors import UsageError
 
 # Floats of the widest intermediate of one chunk (16 MiB in float32): it stays in the cache of a processor core, and
 # below the size from which the C library gives every new tensor fresh, still unmapped pages.
@@ -52,9 +55,8 @@ class Encoder(nn.Module):
         kept = {name: tensor.data for name, tensor in self._tensors() if self._keeps_float32(name)}
         super()._apply(fn, recurse)
         for name, tensor in self._tensors():
-            original = kept.get(name)
-            if original is not None and tensor.dtype != original.dtype:
-                tensor.data = original.to(tensor.device)
+            if name in kept and tensor.dtype != kept[name].dtype:
+                tensor.data = kept[name].to(tensor.device)
         return self
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -87,15 +89,7 @@ class Tower(Encoder):
         """Turn N segments into the tokens ``[N, L, C]`` that enter block 0."""
 
     def attn_block(self, i: int, tokens: Tensor) -> Tensor:
-        """The first half of block `i`, ``x + MHA(LN(x))``.
-
-        Args:
-            i: Block, from 0 to ``depth - 1``.
-            tokens: ``[N, L, C]`` with ``(L, C) == token_shapes[i]``.
-
-        Returns:
-            Tokens of the same shape.
-        """
+        """The first half of block `i`, ``x + MHA(LN(x))``: ``[N, L, C]`` with (L, C) of ``token_shapes[i]``."""
         return add_branch(tokens, partial(self.attn_branch, i), 3 * tokens[0].numel())
 
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
@@ -124,7 +118,7 @@ class Tower(Encoder):
             bias: Added to the scaled products, ``[1, heads, T, T]``; instead of positions in space.
 
         Returns:
-            What the attention gives, without the residual, of the same shape.
+            ``[rows, T, C]``, without the residual.
         """
         raise NotImplementedError
 
@@ -145,19 +139,11 @@ class Tower(Encoder):
 
     @abstractmethod
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
-        """What follows block `i`: patch merging where a stage ends, nothing elsewhere.
-
-        Returns:
-            Tokens of the shape ``token_shapes[i + 1]``.
-        """
+        """What follows block `i`, to ``token_shapes[i + 1]``: patch merging where a stage ends, nothing elsewhere."""
 
     @abstractmethod
     def forward_head(self, tokens: Tensor) -> Tensor:
-        """Embed the tokens that leave the last block.
-
-        Returns:
-            ``[N, output_dim]``, not normalised, in the space that is shared with the texts.
-        """
+        """Embed the tokens that leave the last block: ``[N, output_dim]``, not normalised."""
 
     def final_tokens(self, inputs: Tensor) -> Tensor:
         """The tokens that leave the last block, of inputs as :meth:`patch_embed` takes them."""
@@ -171,50 +157,132 @@ class Tower(Encoder):
         return self.forward_head(self.final_tokens(inputs))
 
 
-def walkable(*encoders: Encoder) -> bool:
-    """Whether adapters can be put between the blocks of all of them."""
-    return all(isinstance(encoder, Tower) for encoder in encoders)
-
-
 def require_walkable(what: str, *encoders: Encoder) -> None:
     """Refuse plain encoders for something that works between the blocks of towers.
 
     Raises:
         UsageError: One of them is plain; the presets that would do are listed.
     """
-    if walkable(*encoders):
-        return
-    raise not_walkable(what, "this backbone")
+    if not walkable(*encoders):
+        raise not_walkable(what, "this backbone")
 
 
-def _rows_at_once(tokens: Tensor, width: int) -> int | None:
-    """How many rows of `tokens` to take at once through a step whose widest intermediate has `width` floats a row.
-
-    Chunks pay on a CPU, where they keep intermediates in the cache, and only where no graph is recorded. None: all.
-    """
-    if tokens.device.type != "cpu" or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
-        return None
-    if torch.is_grad_enabled() and tokens.requires_grad:
-        return None
-    rows = max(1, _CHUNK_FLOATS // width)
-    return rows if rows < tokens.shape[0] else None
+def walkable(*encoders: Encoder) -> bool:
+    """Whether adapters can be put between the blocks of all of them."""
+    return all(isinstance(encoder, Tower) for encoder in encoders)
 
 
 def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], width: int) -> Tensor:
-    """``tokens + branch(tokens)`` for a branch that treats every row (the first dimension) alone.
+    """``tokens + branch(tokens)`` for a branch that keeps the shape and treats every row (the first dimension) alone.
 
-    Args:
-        tokens: ``[rows, ...]``.
-        branch: Keeps the shape.
-        width: Floats of the widest intermediate of the branch, for each row.
-
-    Returns:
-        Tokens of the same shape.
+    Where no graph is recorded on a CPU, rows go in chunks that keep intermediates in the cache; `width` is the floats
+    of the widest intermediate for each row.
     """
-    rows = _rows_at_once(tokens, width)
-    if rows is None:
+    rows = max(1, _CHUNK_FLOATS // width)
+    recorded = torch.is_grad_enabled() and tokens.requires_grad
+    traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    if tokens.device.type != "cpu" or traced or recorded or rows >= tokens.shape[0]:
         return tokens + branch(tokens)
     result = torch.empty_like(tokens)
     for part, out in zip(tokens.split(rows), result.split(rows), strict=True):
         torch.add(part, branch(part), out=out)
     return result
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *, scale: float | None = None
+) -> Tensor:
+    """Scaled dot-product attention, ``[N, heads, L, width]``.
+
+    Where a gradient is wanted on a processor, short formats are widened to float32 for it: the backward pass of torch's
+    kernel is a multitude of small products, which cost several times as much in bfloat16.
+
+    Args:
+        query: ``[N, heads, L, width]``.
+        key: ``[N, heads, S, width]``.
+        value: ``[N, heads, S, width]``.
+        bias: Added to the scaled products, ``[1 or N, heads, L, S]``.
+        scale: What the products are multiplied with; None: one over the root of `width`.
+    """
+    learning = torch.is_grad_enabled() and query.requires_grad
+    if query.device.type != "cpu" or query.dtype == torch.float32 or not learning:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            query.to(wide), key.to(wide), value.to(wide), attn_mask=None if bias is None else bias.to(wide), scale=scale
+        )
+    return mixed.to(query.dtype)
+
+
+def gather(tokens: Tensor, other: Tensor) -> Tensor:
+    """``softmax(tokens other^T) other`` of ``[N, L, C]`` and ``[N, S, C]``, without the matrix of all pairs."""
+    return attention(tokens[:, None], other[:, None], other[:, None], scale=1.0)[:, 0]
+
+
+def plain_attention(attn: Any, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The attention of a Swin block with its own projections over ``[rows, L, C]``, without windows and positions.
+
+    Args:
+        attn: The ``WindowAttention`` of timm or laion_clap.
+        tokens: Normalised.
+        bias: ``[1, heads, L, L]``.
+    """
+    rows, length, channels = tokens.shape
+    joined = attn.qkv(tokens).view(rows, length, 3, attn.num_heads, channels // attn.num_heads)
+    query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if bias is None else bias.to(query.dtype)
+    return attn.proj(attention(query, key, value, bias, scale=attn.scale).transpose(1, 2).reshape(tokens.shape))
+
+
+def window_order(height: int, width: int, window: int, shift: int) -> Tensor:
+    """For each place in the order of the (shifted) windows, the token that stands there: ``[L]``."""
+    grid = torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1))
+    return grid.view(height // window, window, width // window, window).transpose(1, 2).flatten()
+
+
+class PixelScaling(nn.Module):
+    """uint8 pixels as an encoder was trained on them: ``(x / 255 - mean) / std``, one multiplication and one addition.
+
+    `mean` and `std` are of the channels (red, green, blue), for pixels in [0, 1].
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        deviation = torch.tensor(std, dtype=torch.float64)
+        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+        self.register_buffer("pixel_scale", (1 / (255 * deviation)).float()[:, None, None], persistent=False)
+        self.register_buffer("pixel_shift", shift.float()[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[..., 3, S, S]`` in float32; floating-point images are normalised already and pass."""
+        if images.dtype != torch.uint8:
+            return images
+        return torch.addcmul(self.pixel_shift, images.to(self.pixel_scale.dtype), self.pixel_scale)
+
+
+def square_side(size: int | tuple[int, int]) -> int:
+    """The side of the images that an encoder reads; a UsageError where they are not square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UsageError(f"The image encoder reads {width} x {height} images; only square ones can be used.")
+    return height
+
+
+class PlainTower(Encoder):
+    """Runs an image encoder of open_clip, a trunk of timm or a ResNet, with its own pooling and projection."""
+
+    def __init__(self, visual: Any, *, mean: Sequence[float], std: Sequence[float], output_dim: int) -> None:
+        super().__init__()
+        self.visual = visual
+        self.image_size = square_side(visual.image_size)
+        self.output_dim = output_dim
+        self.scaling = PixelScaling(mean, std)
+        self._freeze()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Embed ``[N, 3, S, S]``, uint8 RGB or floating point and already normalised: ``[N, output_dim]``."""
+        return self.visual(self.scaling(inputs).to(next(self.visual.parameters()).dtype))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
-from avfewshot.encoders.label_features import label_features as encode_labels
+from avfewshot.encoders.text import label_features as encode_labels
 from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.predictions import Thresholds
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments

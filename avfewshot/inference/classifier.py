@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.encoders.label_features import label_features
+from avfewshot.encoders.text import label_features
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.devices import PRECISIONS, keep_float32, one_thread
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
@@ -27,7 +27,7 @@ from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MODALITIES, check_options
 from avfewshot.methods.base import LabelFeatures
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.ensemble import EnsembleModel
+from avfewshot.models.build import EnsembleModel
 from avfewshot.models.fusion import FUSIONS, POOLS
 from avfewshot.prompts import Templates
 

@@ -32,7 +32,7 @@ class ZeroShotHead:
     """Compares embeddings with the K labels of a run, `names`.
 
     `spaces` holds texts and temperature scales of the model; or of the frozen towers and of the trained model, whose
-    embeddings then stand side by side (:class:`~avfewshot.models.ensemble.EnsembleModel`), `alpha` being the share of
+    embeddings then stand side by side (:class:`~avfewshot.models.build.EnsembleModel`), `alpha` being the share of
     the trained logits.
     """
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.encoders.label_features import label_features, lost_texts
-from avfewshot.encoders.text import TextBranch
+from avfewshot.encoders.text import TextBranch, label_features, lost_texts
 from avfewshot.inference.devices import one_thread
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from avfewshot.adapters.base import (
     TemporalStep,
     pair_towers,
 )
-from avfewshot.adapters.projectors import Projectors
+from avfewshot.adapters.dgsct import DGSCT
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import Encoder, Tower
-from avfewshot.errors import WeightsError
+from avfewshot.errors import UsageError, WeightsError
 from avfewshot.models import fusion
 from avfewshot.models.anchors import PREFIX as ANCHORS
 from avfewshot.models.anchors import Modality, SupportAnchors
@@ -34,43 +35,69 @@ MAX_SCALE = 100.0
 _FROZEN = ("visual_tower.", "audio_tower.")
 
 
-class Towers(Protocol):
-    """The part of a backbone that the model needs."""
+PROJECTORS = ("residual", "mlp")
+"""``residual`` starts as the identity; ``mlp`` is the plain map as printed, which forgets the zero-shot model."""
 
-    @property
-    def visual(self) -> Encoder: ...  # noqa: D102
 
-    @property
-    def audio(self) -> Encoder: ...  # noqa: D102
+class Projector(nn.Module):
+    """A two-layer MLP with ReLU from an embedding space into a matching space of the same width `dim` (Eq. 8).
 
-    @property
-    def visual_scale(self) -> float: ...  # noqa: D102
+    A `residual` one adds the MLP's output to its input, and has zeros in its last layer at first.
+    """
 
-    @property
-    def audio_scale(self) -> float: ...  # noqa: D102
+    def __init__(self, dim: int, *, residual: bool = True) -> None:
+        super().__init__()
+        self.residual = residual
+        self.enter = nn.Linear(dim, dim)
+        self.leave = nn.Linear(dim, dim)
+        if residual:
+            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.leave.bias)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Unit vectors ``[..., D]`` to unit vectors; a fresh residual projector changes nothing but rounding."""
+        # Small matrices at the very end, where a rounding to bfloat16 would cost accuracy and save nothing.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.to(self.enter.weight.dtype)
+            projected = self.leave(F.relu(self.enter(embeddings)))
+            return F.normalize(embeddings + projected if self.residual else projected, dim=-1)
+
+
+class Projectors(nn.Module):
+    """One projector for each of the four encoders: the two towers, and the text branch that belongs to each.
+
+    Args:
+        visual_dim: Width of the space that the visual tower shares with its text branch.
+        audio_dim: The same for sound.
+        kind: One of :data:`PROJECTORS`.
+
+    Raises:
+        UsageError: `kind` is unknown.
+    """
+
+    def __init__(self, visual_dim: int, audio_dim: int, *, kind: str = "residual") -> None:
+        super().__init__()
+        if kind not in PROJECTORS:
+            raise UsageError(f"There is no projector {kind!r}.", hint=f"Choose from: {', '.join(PROJECTORS)}.")
+        self.visual, self.audio, self.visual_text, self.audio_text = (
+            Projector(dim, residual=kind == "residual") for dim in (visual_dim, audio_dim, visual_dim, audio_dim)
+        )
 
 
 class Temperatures(nn.Module):
-    """Learnable temperature scales of the two matching spaces, kept as logarithms.
+    """Learnable temperature scales of the two matching spaces, positive, kept as logarithms.
 
-    Args:
-        visual: Initial scale for sight, positive.
-        audio: Initial scale for hearing, positive.
-        limit: Upper bound of both, raised to an initial scale that is larger.
+    Their bound is :data:`MAX_SCALE`, or an initial scale that is larger.
     """
 
-    def __init__(self, visual: float, audio: float, *, limit: float = MAX_SCALE) -> None:
+    def __init__(self, visual: float, audio: float) -> None:
         super().__init__()
-        self._limits = {"visual": math.log(max(limit, visual)), "audio": math.log(max(limit, audio))}
+        self._limits = {"visual": math.log(max(MAX_SCALE, visual)), "audio": math.log(max(MAX_SCALE, audio))}
         self.visual = nn.Parameter(torch.tensor(math.log(visual)))
         self.audio = nn.Parameter(torch.tensor(math.log(audio)))
 
     def scale(self, modality: str) -> Tensor:
-        """The scale that cosine similarities are multiplied with.
-
-        Returns:
-            A positive scalar. At the limit its value stops and its gradient does not, so that it can come back.
-        """
+        """What cosines are multiplied with; at the limit its value stops, its gradient does not: it can come back."""
         logarithm = getattr(self, modality)
         return (logarithm - F.relu(logarithm - self._limits[modality]).detach()).exp()
 
@@ -97,7 +124,7 @@ class AudioVisualModel(nn.Module):
 
     def __init__(
         self,
-        backbone: Towers,
+        backbone: Backbone,
         adapters: CrossModalAdapter | None = None,
         projectors: Projectors | None = None,
         *,
@@ -154,25 +181,17 @@ class AudioVisualModel(nn.Module):
             visual, sound = self._embed(self.visual_tower, visual), self._embed(self.audio_tower, sound)
         else:
             masks = _mask(visual_present, segments), _mask(audio_present, segments)
-            visual, sound = self._walk(visual, sound, segments, *masks)
+            visual, sound = self._lockstep(visual, sound, segments, *masks)
+            visual, sound = self.visual_tower.forward_head(visual), self.audio_tower.forward_head(sound)
         return self._finish(visual, "visual", clips), self._finish(sound, "audio", clips)
 
     def final_tokens(self, frames: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens behind the last block, before they are pooled: what is known at each place.
-
-        Args:
-            frames: uint8 ``[B, T, 3, S, S]``.
-            audio: float32 ``[B, T, samples]``.
-
-        Returns:
-            ``[B * T, L_v, C_v]`` and ``[B * T, L_a, C_a]``.
-        """
+        """Tokens behind the last block, not pooled, ``[B * T, L, C]`` each, of inputs as for :meth:`forward`."""
+        segments, frames, audio = frames.shape[1], frames.flatten(0, 1), audio.flatten(0, 1)
         if self.adapters is None:
-            return (
-                self._alone(self.visual_tower, self.visual_tower.patch_embed(frames.flatten(0, 1))),
-                self._alone(self.audio_tower, self.audio_tower.patch_embed(audio.flatten(0, 1))),
-            )
-        return self._lockstep(frames.flatten(0, 1), audio.flatten(0, 1), frames.shape[1], None, None)
+            visual, sound = self.visual_tower.patch_embed(frames), self.audio_tower.patch_embed(audio)
+            return self._alone(self.visual_tower, visual), self._alone(self.audio_tower, sound)
+        return self._lockstep(frames, audio, segments, None, None)
 
     @contextlib.contextmanager
     def keeping_tokens(self, blocks: Collection[int]) -> Iterator[dict[int, Tensor]]:
@@ -190,15 +209,7 @@ class AudioVisualModel(nn.Module):
     def project_texts(
         self, visual_texts: Tensor | None, audio_texts: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Bring label features into the matching spaces.
-
-        Args:
-            visual_texts: Unit vectors ``[K, D_v]`` of the text branch of sight, or None.
-            audio_texts: Unit vectors ``[K, D_a]`` of the text branch of hearing, or None.
-
-        Returns:
-            Unit vectors of the same shapes.
-        """
+        """Bring unit vectors of the text branches, ``[K, D_v]`` and ``[K, D_a]`` or None, into the matching spaces."""
         if self.projectors is None:
             return visual_texts, audio_texts
         return (
@@ -219,25 +230,13 @@ class AudioVisualModel(nn.Module):
     def logits(
         self, visual: Tensor | None, audio: Tensor | None, visual_texts: Tensor | None, audio_texts: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Scaled cosine similarities of embeddings and projected texts.
-
-        Args:
-            visual: Unit vectors ``[..., D_v]``, or None.
-            audio: Unit vectors ``[..., D_a]``, or None.
-            visual_texts: Unit vectors ``[K, D_v]`` from :meth:`project_texts`; needed with `visual`.
-            audio_texts: Unit vectors ``[K, D_a]``; needed with `audio`.
-
-        Returns:
-            ``[..., K]`` for each modality that is there.
-        """
-        return (
-            None
-            if visual is None or visual_texts is None
-            else fusion.logits(visual, visual_texts, self.temperatures.scale("visual")),
-            None
-            if audio is None or audio_texts is None
-            else fusion.logits(audio, audio_texts, self.temperatures.scale("audio")),
-        )
+        """Scaled cosines ``[..., K]`` of unit embeddings ``[..., D]`` with projected texts ``[K, D]``, or None."""
+        seen = heard = None
+        if visual is not None and visual_texts is not None:
+            seen = fusion.logits(visual, visual_texts, self.temperatures.scale("visual"))
+        if audio is not None and audio_texts is not None:
+            heard = fusion.logits(audio, audio_texts, self.temperatures.scale("audio"))
+        return seen, heard
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What is not the towers': adapters, projectors, temperatures and anchors, by name, on the CPU."""
@@ -279,13 +278,6 @@ class AudioVisualModel(nn.Module):
                 if not name.startswith(_FROZEN):
                     tensor.copy_(state[name])
 
-    def _walk(
-        self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Both towers in lockstep: pooled outputs ``[N, D_v]`` and ``[N, D_a]``."""
-        visual, audio = self._lockstep(frames, audio, segments, seen, heard)
-        return self.visual_tower.forward_head(visual), self.audio_tower.forward_head(audio)
-
     def _lockstep(
         self, frames: Tensor, audio: Tensor, segments: int, seen: Tensor | None, heard: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -314,18 +306,11 @@ class AudioVisualModel(nn.Module):
         return tower.patch_embed(inputs, rows if mask is None else rows * mask)
 
     def _step(
-        self,
-        index: int,
-        half: Half,
-        visual: Tensor,
-        audio: Tensor,
-        segments: int,
-        seen: Tensor | None,
-        heard: Tensor | None,
+        self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int, *masks: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Half of a paired layer (Eq. 1 or 2), with the blocks that stand alone before it or the merging behind it."""
         assert self.adapters is not None
-        layer = self.layers[index]
+        (seen, heard), layer = masks, self.layers[index]
         v, a = layer.visual_block, layer.audio_block
         if half == "attend":
             previous = self.layers[index - 1] if index else None
@@ -338,8 +323,9 @@ class AudioVisualModel(nn.Module):
                 audio = self._along_time(self.audio_tower, a, audio, segments, steps[1], seen)
             by_visual = getattr(self.visual_tower, TOWER_BRANCHES[half])(v, visual)
             by_audio = getattr(self.audio_tower, TOWER_BRANCHES[half])(a, audio)
-            windows = self._common_windows(v, a) if half == "attend" else None
-            if windows is None:
+            windows: Any = self.visual_tower.windows(v)
+            others: Any = self.audio_tower.windows(a)
+            if half == "feed" or windows is None or others is None or not torch.equal(windows, others):
                 to_visual, to_audio = self._guide(index, half, by_visual, by_audio, segments)
             else:
                 parts = self._guide(index, half, _cut(by_visual, windows), _cut(by_audio, windows), segments)
@@ -366,15 +352,9 @@ class AudioVisualModel(nn.Module):
         update = update.reshape(-1, tokens.shape[1], *update.shape[1:]).transpose(1, 2).flatten(0, 1)
         return _add(tokens, update, mask)
 
-    def _common_windows(self, visual_block: int, audio_block: int) -> Tensor | None:
-        """Windows in which both blocks attend, if they are the same; ``[windows, area]``."""
-        visual, audio = self.visual_tower.windows(visual_block), self.audio_tower.windows(audio_block)
-        return visual if visual is not None and audio is not None and torch.equal(visual, audio) else None
-
     def _guide(
         self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Call the adapter."""
         assert self.adapters is not None
         with self._adapting(visual):
             return self.adapters(index, half, visual, audio, segments)
@@ -388,7 +368,6 @@ class AudioVisualModel(nn.Module):
         return contextlib.nullcontext()
 
     def _embed(self, tower: Encoder, inputs: Tensor | None) -> Tensor | None:
-        """A tower by itself."""
         if inputs is None or not isinstance(tower, Tower):
             return None if inputs is None else tower(inputs)
         return tower.forward_head(self._alone(tower, tower.patch_embed(inputs)))
@@ -400,7 +379,6 @@ class AudioVisualModel(nn.Module):
         return tokens
 
     def _downsample(self, tower: Tower, block: int, tokens: Tensor) -> Tensor:
-        """What follows a block."""
         blocks, tokens_of = self._kept
         if tower is self.visual_tower and block in blocks:
             tokens_of[block] = tokens
@@ -440,3 +418,34 @@ def _add(tokens: Tensor, guidance: Tensor | None, mask: Tensor | None) -> Tensor
 def _mask(present: Tensor | None, segments: int) -> Tensor | None:
     """Bool ``[B]`` to ``[B x T, 1, 1]``."""
     return None if present is None else present.repeat_interleave(segments)[:, None, None]
+
+
+@contextlib.contextmanager
+def weighing(towers: AudioVisualModel) -> Iterator[dict[str, Tensor]]:
+    """Keep, of a forward pass inside, how the last pair of layers weighs the places of each modality.
+
+    Of DG-SCT that is the spatial attention (Eq. 4); of other adapters, how long what they add to a token is beside the
+    token. Filled with maps ``[B * T, rows, columns]`` of ``visual`` and ``audio``, float32 on the CPU.
+    """
+    maps: dict[str, Tensor] = {}
+    adapters: Any = towers.adapters
+    last = len(towers.layers) - 1
+    blocks = {"visual": towers.layers[last].visual_block, "audio": towers.layers[last].audio_block}
+    with contextlib.ExitStack() as stack:
+        records = stack.enter_context(adapters.recording()) if isinstance(adapters, DGSCT) else []
+
+        def note(_: Any, inputs: tuple[Any, ...], added: tuple[Tensor | None, Tensor | None]) -> None:
+            layer, half, *tokens = inputs[:4]
+            if (layer, half) != (last, "feed"):
+                return
+            spatial = {record.direction: record.spatial for record in records[-2:] if record.layer == last}
+            for modality, direction, own, extra in zip(blocks, ("a2v", "v2a"), tokens, added, strict=True):
+                weights = spatial.get(direction)
+                if weights is None and extra is not None:
+                    weights = extra.float().norm(dim=-1) / own.float().norm(dim=-1).clamp(min=1e-6)
+                if weights is not None:
+                    tower = getattr(towers, f"{modality}_tower")
+                    maps[modality] = tower.place_map(blocks[modality], weights.float().cpu())
+
+        stack.callback(adapters.register_forward_hook(note).remove)
+        yield maps

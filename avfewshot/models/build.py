@@ -1,21 +1,21 @@
-"""Models from a backbone: a fresh one to train, or one with trained adapters."""
+"""Models from a backbone: a fresh one to train, one with trained adapters, and that beside the frozen towers."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from avfewshot.adapters.base import pair_towers
-from avfewshot.adapters.projectors import Projectors
-from avfewshot.adapters.registry import build_adapter
-from avfewshot.adapters.settings import SETTINGS
+from avfewshot.adapters.base import CrossModalAdapter, pair_towers
+from avfewshot.adapters.registry import SETTINGS, build_adapter
 from avfewshot.config import AUTO, NONE, SupervisedTrainingConfig, TrainerConfig, read_training
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
 from avfewshot.models.anchors import SupportAnchors
-from avfewshot.models.audio_visual import AudioVisualModel, Towers
-from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, Identified, load_adapter
+from avfewshot.models.audio_visual import AudioVisualModel, Projectors
+from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, load_adapter
 
 _LARGE = 50_000_000
 """Parameters of both towers from which on activations are computed twice; ViT-B/32 and HTS-AT have 119 M."""
@@ -23,12 +23,8 @@ _ROOMY = 16 * 10**9
 """Bytes of a GPU that holds the activations of a clip of any packaged backbone; larger batches go in pieces."""
 
 
-class NamedTowers(Towers, Identified, Protocol):
-    """The part of a backbone that trained tensors need."""
-
-
 def build_model(
-    backbone: Towers,
+    backbone: Backbone,
     config: TrainerConfig | SupervisedTrainingConfig,
     *,
     seed: int = 0,
@@ -51,7 +47,9 @@ def build_model(
             layers = pair_towers(backbone.visual, backbone.audio)[-(guided or 0) :]
             settings = config.adapter_settings
             if config.adapter not in SETTINGS or config.adapter == "dgsct":
-                settings = {"hidden": default_hidden(backbone), **settings}
+                # A third of the width of CLIP's tokens, 256 for ViT-B as published.
+                tower: Any = backbone.visual
+                settings = {"hidden": max(1, tower.token_shapes[0][1] // 3), **settings}
             adapters = build_adapter(config.adapter, layers, settings)
         if config.projector != NONE:
             widths = backbone.visual.output_dim, backbone.audio.output_dim
@@ -60,24 +58,13 @@ def build_model(
     if checkpointing == AUTO:
         towers = (backbone.visual, backbone.audio)
         large = sum(parameter.numel() for tower in towers for parameter in tower.parameters()) > _LARGE
-        checkpointing = large and not _is_roomy(device)
+        gpu = device if device is not None and device.type == "cuda" else None
+        checkpointing = large and not (gpu and torch.cuda.get_device_properties(gpu).total_memory >= _ROOMY)
     return AudioVisualModel(backbone, adapters, projectors, guided_layers=guided, checkpointing=bool(checkpointing))
 
 
-def _is_roomy(device: torch.device | None) -> bool:
-    return (
-        device is not None and device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= _ROOMY
-    )
-
-
-def default_hidden(backbone: Towers) -> int:
-    """Width of the space of attention maps: a third of that of CLIP's tokens, 256 for ViT-B as published."""
-    tower: Any = backbone.visual
-    return max(1, tower.token_shapes[0][1] // 3)
-
-
 def load_model(
-    trained: AdapterCheckpoint | str | os.PathLike[str], backbone: NamedTowers
+    trained: AdapterCheckpoint | str | os.PathLike[str], backbone: Backbone
 ) -> tuple[AudioVisualModel, AdapterConfig]:
     """Put trained adapters and projectors on the backbone that they were trained with.
 
@@ -107,3 +94,38 @@ def _with_anchors(model: AudioVisualModel, checkpoint: AdapterCheckpoint) -> Aud
     widths = model.visual_tower.output_dim, model.audio_tower.output_dim
     model.anchors = SupportAnchors.like(checkpoint.tensors, checkpoint.config.labels, widths)
     return model
+
+
+class EnsembleModel(nn.Module):
+    """Embeddings of the frozen towers alone, and beside them those of the trained model, from one decoded clip."""
+
+    def __init__(self, plain: AudioVisualModel, trained: AudioVisualModel) -> None:
+        super().__init__()
+        self.plain = plain
+        self.trained = trained
+
+    @property
+    def adapters(self) -> CrossModalAdapter | None:
+        """Those of the trained model."""
+        return self.trained.adapters
+
+    def forward(
+        self, frames: Tensor | None, audio: Tensor | None, **present: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Embed clips; see :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`.
+
+        Returns:
+            ``[B, T, 2 D_v]`` and ``[B, T, 2 D_a]``: unit vectors of the towers, then those of the trained model; None
+            where the input is None.
+        """
+        before = self.plain(frames, audio)
+        if frames is None or audio is None or self.adapters is None:
+            after = list(before)  # nothing guides the towers: they need not run twice
+            if (projectors := self.trained.projectors) is not None:
+                sides = projectors.visual, projectors.audio
+                after = [None if one is None else side(one) for side, one in zip(sides, before, strict=True)]
+        else:
+            after = self.trained(frames, audio, **present)
+        pairs = zip(before, after, strict=True)
+        visual, sound = (None if one is None or two is None else torch.cat((one, two), -1) for one, two in pairs)
+        return visual, sound

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -25,6 +25,9 @@ from avfewshot.errors import DataError, UsageError, WeightsError
 from avfewshot.io import naming, printable, sha256_file, user_path
 from avfewshot.models.hub import local_adapter
 from avfewshot.version import __version__
+
+if TYPE_CHECKING:
+    from avfewshot.encoders.backbone import Backbone
 
 FORMAT = 1
 """Raised when the form of ``config.json`` changes such that older programs cannot read it."""
@@ -38,13 +41,6 @@ _NUMBERED = re.compile(r"([a-z]+)-([0-9]+)(?:\.([0-9]+))?")
 _MAX_JSON = 64 << 20  # a support of a million clips
 UNFINISHED = ".part-"
 """How the names of folders begin that are being written, or removed."""
-
-
-class Identified(Protocol):
-    """The part of a backbone that tells it from others."""
-
-    name: str
-    identity: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,7 @@ class AdapterConfig:
         kept["training"] = {"variant": "compact", **kept["training"]}
         return cls(**{**kept, "labels": tuple(kept["labels"]), "wordings": tuple(kept["wordings"])})
 
-    def check_backbone(self, backbone: Identified, *, where: str | os.PathLike[str]) -> None:
+    def check_backbone(self, backbone: Backbone, *, where: str | os.PathLike[str]) -> None:
         """Refuse a backbone of other weights than those that the tensors were trained with.
 
         Raises:
@@ -193,7 +189,7 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], config: Ada
     (folder / CONFIG_NAME).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
-def load_adapter(path: str | os.PathLike[str], backbone: Identified | None = None) -> AdapterCheckpoint:
+def load_adapter(path: str | os.PathLike[str], backbone: Backbone | None = None) -> AdapterCheckpoint:
     """Read an adapter checkpoint, or the best (else the last) one of a run; without a backbone none is checked.
 
     Raises:

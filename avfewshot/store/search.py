@@ -201,7 +201,7 @@ class Search:
 
 def word_query(classifier: Classifier, text: str) -> dict[str, Floats]:
     """A text by modality, in the spaces of the frozen towers."""
-    from avfewshot.encoders.label_features import label_features
+    from avfewshot.encoders.text import label_features
 
     backbone, templates = classifier.backbone, classifier.templates
     branches = ((backbone.visual_text, templates.visual), (backbone.audio_text, templates.audio))

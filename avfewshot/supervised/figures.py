@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.published import runs
 from avfewshot.media.thumbnails import grey_source, jpeg_source, spread
-from avfewshot.models.weighing import weighing
+from avfewshot.models.audio_visual import weighing
 from avfewshot.supervised.base import Example
 from avfewshot.supervised.features import clip_features
 from avfewshot.supervised.training import SupervisedModel, SupervisedRun

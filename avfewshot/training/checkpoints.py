@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError, WeightsError
 from avfewshot.io import naming, sha256_file, write_text
 from avfewshot.models.checkpoint import (
@@ -31,7 +32,6 @@ from avfewshot.models.checkpoint import (
     UNFINISHED,
     AdapterCheckpoint,
     AdapterConfig,
-    Identified,
     load_adapter,
     number_of,
     numbered,
@@ -183,14 +183,14 @@ class CheckpointManager:
         """Checkpoints that a training can go on from, the last one last."""
         return numbered(self.folder, "step")
 
-    def load_best(self, backbone: Identified | None = None) -> AdapterCheckpoint:
+    def load_best(self, backbone: Backbone | None = None) -> AdapterCheckpoint:
         """Read the best checkpoint, as :func:`~avfewshot.models.checkpoint.load_adapter` does."""
         paths = numbered(self.folder, "best")
         if not paths:
             raise DataError(f"{self.folder}: there is no best checkpoint.", hint="Begin a new run.")
         return load_adapter(paths[-1], backbone)
 
-    def load_last(self, backbone: Identified | None = None) -> Resumed | None:
+    def load_last(self, backbone: Backbone | None = None) -> Resumed | None:
         """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
 
         Raises:

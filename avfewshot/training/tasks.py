@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from avfewshot.config import AUTO, TrainerConfig, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
+from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.checkpoint import AdapterConfig, Identified
+from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.models.losses import CombinedLoss, combined_loss, shared_labels
 from avfewshot.training.data import window_start
 from avfewshot.training.distributed import gather_batch
@@ -416,7 +417,7 @@ class PretrainTask(ClipTask):
 
 def adapter_config(
     config: Any,
-    backbone: Identified,
+    backbone: Backbone,
     *,
     labels: Sequence[str],
     wordings: Sequence[str],

@@ -8,6 +8,7 @@ on CLAP's text branch and HTS-AT.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
+from avfewshot.encoders.tokenizer import RobertaTokenizer
 from avfewshot.encoders.tower import Encoder, require_walkable
-from avfewshot.tuning.lora import add_low_rank
-from avfewshot.tuning.prompted_text import PromptedText
+from avfewshot.errors import UsageError
 
 MODALITIES = ("visual", "audio")
 Pair = tuple[Tensor | None, Tensor | None]
@@ -50,6 +53,156 @@ class Recipe:
         if isinstance(epochs, dict):
             epochs = next((count for most, count in sorted(epochs.items()) if shots <= most), max(epochs.values()))
         return epochs * batches, batches
+
+
+class PromptedText(nn.Module):
+    """Unit vectors of K wordings behind M context vectors: ``[start] c_1 .. c_M wording . [end]`` (CoOp, Eq. 2).
+
+    The branch is frozen and is not part of the state; gradients flow through it to the context.
+
+    Args:
+        branch: open_clip's or RoBERTa's text branch.
+        wordings: K texts.
+        context: M; less where the longest wording leaves no room for so many (see the attribute `context`).
+
+    Raises:
+        UsageError: The branch is of another kind.
+    """
+
+    branch: Any
+    embedding: Any
+    ends: Tensor
+    embedded: Tensor
+
+    def __init__(self, branch: TextBranch, wordings: Sequence[str], context: int) -> None:
+        super().__init__()
+        self.__dict__["branch"] = branch  # frozen: neither its parameters nor its buffers belong to what is learned
+        tokens = branch.tokenizer([f"{wording}." for wording in wordings])
+        if isinstance(branch, OpenClipTextBranch) and getattr(branch.tower, "pool_type", None) == "argmax":
+            ends = tokens.argmax(-1)
+            limit = len(branch.tower.positional_embedding)
+            self.__dict__["embedding"] = branch.tower.token_embedding
+        elif isinstance(branch, RobertaTextBranch):
+            ends = (tokens != RobertaTokenizer.PAD).sum(-1) - 1
+            limit = branch.model.config.max_position_embeddings - 2
+            self.__dict__["embedding"] = branch.model.embeddings.word_embeddings
+        else:
+            raise UsageError("Prompts can be tuned for text branches of CLIP's kind and for RoBERTa.")
+        self.context = min(context, limit - 1 - int(ends.max()))
+        self.register_buffer("ends", ends + self.context, persistent=False)
+        self.length = int(self.ends.max()) + 1
+        with torch.no_grad():
+            self.register_buffer("embedded", self.embedding(tokens).float(), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """Width C of a context vector."""
+        return self.embedded.shape[-1]
+
+    def embedding_of(self, text: str) -> Tensor:
+        """Token embeddings ``[M, C]`` of the first M words of a text, to begin with."""
+        tokens = self.branch.tokenizer([text]).to(self.embedded.device)
+        return self.embedding(tokens)[0, 1 : 1 + self.context].detach().float().clone()
+
+    def forward(self, context: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Encode all wordings.
+
+        Args:
+            context: ``[M, C]``, or ``[K, M, C]`` for a context of its own for each wording.
+            deep: Vectors ``[M, C]`` that take the context's places again before layer 1, 2, ... (MaPLe, Eq. 4).
+
+        Returns:
+            Unit vectors float32 ``[K, D]``.
+        """
+        rows = len(self.embedded)
+        context = context.expand(rows, -1, -1)
+        inputs = torch.cat((self.embedded[:, :1], context, self.embedded[:, 1:]), dim=1)[:, : self.length]
+        encode = self._roberta if isinstance(self.branch, RobertaTextBranch) else self._open_clip
+        with torch.autocast(inputs.device.type, enabled=False):
+            return F.normalize(encode(inputs, deep).float(), dim=-1)
+
+    def _replaced(self, tokens: Tensor, prompts: Tensor) -> Tensor:
+        prompts = prompts.expand(len(tokens), -1, -1).to(tokens.dtype)
+        return torch.cat((tokens[:, :1], prompts, tokens[:, 1 + self.context :]), dim=1)
+
+    def _open_clip(self, inputs: Tensor, deep: Sequence[Tensor]) -> Tensor:
+        tower = self.branch.tower
+        tokens = inputs + tower.positional_embedding[: self.length]
+        mask = tower.attn_mask[: self.length, : self.length]
+        for index, block in enumerate(tower.transformer.resblocks):
+            if 0 < index <= len(deep):
+                tokens = self._replaced(tokens, deep[index - 1])
+            tokens = block(tokens, attn_mask=mask)
+        pooled = tower.ln_final(tokens)[torch.arange(len(tokens)), self.ends]
+        projection = tower.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+        return self.branch.projection(pooled)
+
+    def _roberta(self, inputs: Tensor, deep: Sequence[Tensor]) -> Tensor:
+        model = self.branch.model
+        mask = torch.arange(self.length, device=inputs.device) <= self.ends[:, None]
+        tokens = model.embeddings(inputs_embeds=inputs)
+        bias = torch.zeros_like(mask, dtype=tokens.dtype).masked_fill(~mask, torch.finfo(tokens.dtype).min)
+        for index, layer in enumerate(model.encoder.layer):
+            if 0 < index <= len(deep):
+                tokens = self._replaced(tokens, deep[index - 1])
+            tokens = layer(tokens, bias[:, None, None, :])
+            tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+        return self.branch.projection(model.pooler(tokens))
+
+
+class LowRank(nn.Module):
+    """``W + (alpha / r) B A``, one pair of factors for each of the stacked maps in a weight ``[n * C, C]``.
+
+    Dropout drops input channels of the update, the same ones for a whole batch: the update is folded into the weight,
+    so that the encoder's own attention kernels stay in use. (CLIP-LoRA drops them token by token.)
+
+    Args:
+        stacked: n, the maps stacked in the weight (query, key and value: 3).
+        alpha: Scale of the update, divided by the rank.
+    """
+
+    def __init__(self, weight: Tensor, *, stacked: int, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.scale, self.dropout = alpha / rank, dropout
+        self.learning = False  # encoders are kept in evaluation mode, whatever is called on them
+        self.down = nn.Parameter(torch.empty(stacked, rank, columns))
+        self.up = nn.Parameter(torch.zeros(stacked, rows // stacked, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The updated weight."""
+        down = self.down
+        if self.learning and self.dropout:
+            kept = torch.rand(down.shape[-1], device=down.device) >= self.dropout
+            down = down * kept / (1 - self.dropout)
+        return weight + self.scale * (self.up @ down).flatten(0, 1).to(weight.dtype)
+
+
+def add_low_rank(module: nn.Module, *, rank: int, alpha: float, dropout: float) -> list[LowRank]:
+    """Give every self-attention of an encoder (CLIP, HTS-AT, RoBERTa) low-rank updates of query, key and value.
+
+    This is done in place; only their factors ask for a gradient.
+    """
+    found: list[LowRank] = []
+    parts: list[Any] = list(module.modules())
+    for part in parts:
+        if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
+            targets = [(part, "in_proj_weight", 3)]
+        elif isinstance(getattr(part, "qkv", None), nn.Linear):
+            targets = [(part.qkv, "weight", 3)]
+        elif all(isinstance(getattr(part, name, None), nn.Linear) for name in ("query", "key", "value")):
+            targets = [(linear, "weight", 1) for linear in (part.query, part.key, part.value)]
+        else:
+            continue
+        owner: Any
+        for owner, name, stacked in targets:
+            update = LowRank(getattr(owner, name), stacked=stacked, rank=rank, alpha=alpha, dropout=dropout)
+            parametrize.register_parametrization(owner, name, update)
+            found.append(update)
+    return found
 
 
 class TunedMethod(nn.Module):
@@ -157,12 +310,8 @@ class CoOp(TunedMethod):
 
     def __init__(self, backbone: Backbone, texts: Sequence[str], **context: Any) -> None:
         super().__init__(backbone, texts, **context)
-        self.context = nn.ParameterDict(
-            {
-                name: nn.Parameter(0.02 * torch.randn(self.prompts[name].context, self.prompts[name].width))
-                for name in MODALITIES
-            }
-        )
+        sizes = {name: (self.prompts[name].context, self.prompts[name].width) for name in MODALITIES}
+        self.context = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(sizes[name])) for name in MODALITIES})
 
     def text_features(self, modality: str) -> Tensor:
         """See :meth:`TunedMethod.text_features`."""
@@ -184,12 +333,11 @@ class CoCoOp(TunedMethod):
         self.context = nn.ParameterDict(
             {name: nn.Parameter(self.prompts[name].embedding_of(_BEGINNINGS[name])) for name in MODALITIES}
         )
-        self.shift = nn.ModuleDict({name: self._meta_net(backbone, name) for name in MODALITIES})
-
-    def _meta_net(self, backbone: Backbone, modality: str) -> nn.Module:
-        dim = getattr(backbone, f"{modality}_text").output_dim
-        hidden = max(1, dim // 16)
-        return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, self.prompts[modality].width))
+        self.shift = nn.ModuleDict()
+        for name in MODALITIES:
+            dim, width = getattr(backbone, f"{name}_text").output_dim, self.prompts[name].width
+            hidden = max(1, dim // 16)
+            self.shift[name] = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def compare(self, clips: Sequence[Pair]) -> list[Pair]:
         """See :meth:`TunedMethod.compare`."""
@@ -214,17 +362,15 @@ class MaPLe(TunedMethod):
 
     def __init__(self, backbone: Backbone, texts: Sequence[str], *, depth: int = 9, **context: Any) -> None:
         super().__init__(backbone, texts, **context)
-        parts: dict[str, nn.Module] = {}
+        self.context: Any = nn.ModuleDict()
         for name in MODALITIES:
             prompts = self.prompts[name]
             first = nn.Parameter(prompts.embedding_of(_BEGINNINGS[name]))
             deep = [nn.Parameter(0.02 * torch.randn(prompts.context, prompts.width)) for _ in range(depth - 1)]
-            parts[name] = nn.ParameterList([first, *deep])
-        self.context: Any = nn.ModuleDict(parts)
+            self.context[name] = nn.ParameterList([first, *deep])
         visual: Any = backbone.visual
-        width = visual.token_shapes[0][1]
-        maps = {"visual": nn.ModuleList(nn.Linear(self.prompts["visual"].width, width) for _ in range(depth))}
-        self.maps: Any = nn.ModuleDict(maps)
+        sizes = self.prompts["visual"].width, visual.token_shapes[0][1]
+        self.maps: Any = nn.ModuleDict({"visual": nn.ModuleList(nn.Linear(*sizes) for _ in range(depth))})
 
     def text_features(self, modality: str) -> Tensor:
         """See :meth:`TunedMethod.text_features`."""
@@ -264,17 +410,13 @@ class ClipLora(TunedMethod):
         options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout}
         self.__dict__["towers"] = {name: copy.deepcopy(getattr(backbone, name)) for name in MODALITIES}
         branches = {name: copy.deepcopy(getattr(backbone, f"{name}_text")) for name in MODALITIES}
-        self.updates: Any = nn.ModuleDict(
-            {name: nn.ModuleList(
-                [*add_low_rank(self.towers[name], **options), *add_low_rank(branches[name], **options)]
-            ) for name in MODALITIES}
-        )  # fmt: skip
-        self.prompts: Any = nn.ModuleDict(
-            {
-                name: PromptedText(branches[name], [f"{_BEGINNINGS[name]} {text}" for text in texts], 0)
-                for name in MODALITIES
-            }
-        )
+        self.updates: Any = nn.ModuleDict()
+        self.prompts: Any = nn.ModuleDict()
+        for name in MODALITIES:
+            parts = [*add_low_rank(self.towers[name], **options), *add_low_rank(branches[name], **options)]
+            self.updates[name] = nn.ModuleList(parts)
+            wordings = [f"{_BEGINNINGS[name]} {text}" for text in texts]
+            self.prompts[name] = PromptedText(branches[name], wordings, 0)
 
     def tower(self, modality: str) -> Encoder:
         """See :meth:`TunedMethod.tower`."""

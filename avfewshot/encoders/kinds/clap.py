@@ -1,13 +1,20 @@
-"""The audio side of a preset by laion_clap: HTS-AT with RoBERTa, or with a text tower of CLIP's form."""
+"""The audio side of a preset in laion_clap's layout: HTS-AT with RoBERTa, or with a text tower of CLIP's form.
+
+Source: Wu et al., "Large-scale Contrastive Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption
+Augmentation", ICASSP 2023 (arXiv 2211.06687), and the state dicts of its published checkpoints.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from avfewshot.encoders.htsat import htsat_config
+from avfewshot.encoders.htsat import build_htsat, htsat_config
 from avfewshot.encoders.kinds.base import (
     ANY,
     FLAG,
@@ -21,10 +28,15 @@ from avfewshot.encoders.kinds.base import (
     no_roberta,
     shown,
 )
+from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.weights.locate import NOWHERE, Needed, Source
-from avfewshot.errors import UsageError, flatten
+from avfewshot.errors import UsageError, WeightsError, flatten
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from avfewshot.encoders.clap_tower import ClapTower
+    from avfewshot.encoders.tokenizer import TextTokenizer
     from avfewshot.encoders.tower import Encoder
 
 ROBERTA_TOKENIZER = "FacebookAI/roberta-base"
@@ -33,8 +45,33 @@ ROBERTA_SHA256 = {
     "vocab.json": "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
     "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-ROBERTA_FILES = ("vocab.json", "merges.txt")
+REBUILT = (
+    "audio_branch.spectrogram_extractor.",
+    "audio_branch.logmel_extractor.",
+    ".relative_position_index",
+    ".attn_mask",
+    "audio_branch.tscam_conv.",
+    "audio_branch.head.",
+)
+"""Parts of the names of tensors that a file may leave out: the model computes them itself, or never uses them."""
 _FORMS = {"audio": ANY, "text": ANY, "joint_dim": WHOLE, "fused": FLAG, "tokenizer": TEXT, **SOURCE}
+_FUSION = ("audio_branch.patch_embed.fusion_model.", "audio_branch.patch_embed.mel_conv2d.")
+# Parts of LAION's training that no embedding goes through, and an index that current transformers computes.
+_UNUSED = ("audio_transform.", "text_transform.", "text_branch.embeddings.position_ids")
+# Sources: laion_clap's clap_module/htsat.py; transformers' convert_clap_original_pytorch_to_hf.py, read backwards.
+_NAMES = (
+    (r"^text_model\.", "text_branch."),
+    (r"^audio_model\.audio_encoder\.", "audio_branch."),
+    (r"^(audio_branch)\.batch_norm\.", r"\1.bn0."),
+    (r"^(audio_branch\..*)\.layernorm_before\.", r"\1.norm1."),
+    (r"^(audio_branch\..*)\.layernorm_after\.", r"\1.norm2."),
+    (r"^(audio_branch\..*)\.intermediate\.dense\.", r"\1.mlp.fc1."),
+    (r"^(audio_branch\..*)\.attention\.output\.dense\.", r"\1.attn.proj."),
+    (r"^(audio_branch\..*)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"^(audio_branch\..*)\.attention\.self\.", r"\1.attn."),
+    (r"^(audio|text)_projection\.linear1\.", r"\1_projection.0."),
+    (r"^(audio|text)_projection\.linear2\.", r"\1_projection.2."),
+)
 _ROBERTA = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
 _TEXT_BRANCHES = {
     "roberta": dict.fromkeys(_ROBERTA.split(), WHOLE),
@@ -89,15 +126,122 @@ class ClapPreset:
 
     def tower(self, files: Mapping[str, Path], image: Encoder, where: Path) -> Encoder:
         """The audio encoder alone."""
-        from avfewshot.encoders.clap_model import load_clap_model
+        return self.load(files).tower()
 
-        return load_clap_model(self, files).tower()
+    def build(self, files: Mapping[str, Path] | None = None) -> tuple[Any, TextTokenizer]:
+        """A module with fresh weights and the names of laion_clap's ``CLAP``, and its tokenizer.
 
-    def outline(self, image: Encoder) -> Encoder:
+        Args:
+            files: By key; only the tokenizer's are looked at. Without RoBERTa's, a stand-in for random weights is used.
+
+        Raises:
+            UsageError: The sizes do not fit together.
+            WeightsError: The tokenizer's files are damaged or do not fit the model.
+        """
+        import torch
+        from torch import nn
+
+        from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer
+
+        def projection(width: Any) -> nn.Module:
+            return nn.Sequential(nn.Linear(width, self.joint_dim), nn.ReLU(), nn.Linear(self.joint_dim, self.joint_dim))
+
+        files = files or {}
+        model: Any = nn.Module()
+        model.audio_branch = build_htsat(self.audio)
+        fields = {key: value for key, value in self.text.items() if key != "type"}
+        if self.text["type"] == "clip":
+            context = fields.setdefault("context_length", 77)
+            tokenizer = ClipTokenizer(files.get("clap_bpe", self.tokenizer.file), context)
+            fields.setdefault("vocab_size", tokenizer.vocab_size)
+            make = library_module("open_clip", "transformer").TextTransformer
+            text, text_projection = _text_model(make, **fields, output_dim=self.joint_dim), nn.Identity()
+        else:
+            text = _text_model(_roberta, **fields)
+            size = text.config.vocab_size
+            names = ("roberta",) if "roberta" in files else ("roberta_vocab", "roberta_merges")
+            given = [files[name] for name in names if name in files]
+            tokenizer = RobertaTokenizer(given, size) if given else BorrowedTokenizer(size)
+            text_projection = projection(text.config.hidden_size)
+        model.audio_projection = projection(model.audio_branch.num_features)
+        model.text_branch, model.text_projection = text, text_projection
+        for name in ("logit_scale_a", "logit_scale_t"):  # logarithms of the inverse temperatures
+            setattr(model, name, nn.Parameter(torch.tensor(math.log(1 / 0.07))))
+        return model, tokenizer
+
+    def load(self, files: Mapping[str, Path]) -> LoadedClap:
+        """A model and its tokenizer, of the weights in `files` (LAION's layout or that of transformers), else random.
+
+        The front end is ``"htk"`` for a checkpoint with feature fusion, which was trained on it and whose fusion layers
+        are dropped with a warning.
+
+        Raises:
+            UsageError: As :meth:`build`.
+            WeightsError: See :mod:`avfewshot.encoders.weights.load`; or fusion is or is not there against the preset.
+        """
+        from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
+
+        model, tokenizer = self.build(files)
+        if "clap" not in files:
+            return LoadedClap(model, tokenizer, None)
+        path = files["clap"]
+        state = _in_laion_layout(read_tensors(path))
+        fused = any(name.startswith(_FUSION) for name in state)
+        if self.fused is not None and self.fused != fused:
+            has, wanted = ("has", "without") if fused else ("has no", "with")
+            raise WeightsError(
+                f"{path}: this checkpoint {has} feature fusion, the backbone expects one {wanted}.",
+                hint=f"Give the other checkpoint, or write `fused: {str(fused).lower()}` in the backbone's YAML file.",
+            )
+        if fused:
+            warnings.warn(
+                f"{path}: the feature fusion layers are left out; they serve clips longer than ten seconds, and single"
+                " seconds are embedded here. The mel front end is the one that such checkpoints were trained on (HTK).",
+                WeightsWarning,
+                stacklevel=2,
+            )
+        state = {name: tensor for name, tensor in state.items() if not name.startswith((*_FUSION, *_UNUSED))}
+        audio = self.audio if isinstance(self.audio, str) else "the backbone's own HTS-AT"
+        architecture = f"CLAP with {audio} and the text branch {self.text['type']}"
+        load_into(model, state, path=path, architecture=architecture, optional=is_rebuilt)
+        return LoadedClap(model, tokenizer, "htk" if fused else None)
+
+    def outline(self, image: Encoder | None = None) -> Encoder:
         """The audio encoder on torch's ``meta`` device."""
-        from avfewshot.encoders.clap_model import outlined_clap
+        return self.outlined()[1]
 
-        return outlined_clap(self)[1]
+    def outlined(self) -> tuple[nn.Module, ClapTower]:
+        """A model without numbers worth anything, and its audio encoder on torch's ``meta`` device."""
+        from avfewshot.encoders.weights.load import ZerosForRandom
+
+        with ZerosForRandom():  # HTS-AT reads numbers while it is built
+            model, tokenizer = self.build()
+        tower = LoadedClap(model, tokenizer, None).tower()
+        # Spectrograms of the right shape: its transforms switch autocast off, which knows no `meta`.
+        config, front_end = tower.config, tower.front_end
+        front_end.forward = lambda waveforms, branch: waveforms.new_empty(
+            len(waveforms), config.columns, config.mel_bins
+        )
+        return model, tower.to("meta")
+
+
+class LoadedClap(NamedTuple):
+    """A CLAP with its weights."""
+
+    model: Any
+    tokenizer: TextTokenizer
+    front_end: str | None  # see :meth:`ClapPreset.load`; None: the configuration's
+
+    def tower(self) -> ClapTower:
+        """The audio encoder."""
+        from avfewshot.encoders.clap_tower import ClapTower
+
+        return ClapTower(self.model.audio_branch, self.model.audio_projection, self.front_end)
+
+
+def is_rebuilt(name: str) -> bool:
+    """Whether a file may leave out the tensor `name`; see :data:`REBUILT`."""
+    return any(part in name for part in REBUILT)
 
 
 def _text_branch(reader: Reader, raw: Any) -> Mapping[str, Any]:
@@ -142,7 +286,7 @@ def _tokenizer(reader: Reader, given: str | None, kind: str) -> Source:
 def _roberta_files(source: Source) -> list[Needed]:
     option, folder = "--roberta", source.file
     # A folder in which either form of the tokenizer is enough.
-    if folder and not (folder / ROBERTA_FILES[0]).exists() and (folder / "tokenizer.json").exists():
+    if folder and not (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
         return [Needed("roberta", "RoBERTa tokenizer", Source(file=folder / "tokenizer.json"), option)]
 
     def at(name: str, size: str) -> Source:
@@ -152,6 +296,43 @@ def _roberta_files(source: Source) -> list[Needed]:
         return replace(source, names=(name,), sha256=digest, size=size)
 
     return [
-        Needed("roberta_vocab", "RoBERTa vocabulary", at(ROBERTA_FILES[0], "0.9 MB"), option),
-        Needed("roberta_merges", "RoBERTa merges", at(ROBERTA_FILES[1], "0.5 MB"), option),
+        Needed("roberta_vocab", "RoBERTa vocabulary", at("vocab.json", "0.9 MB"), option),
+        Needed("roberta_merges", "RoBERTa merges", at("merges.txt", "0.5 MB"), option),
     ]
+
+
+def _in_laion_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under laion_clap's names, where they are in the layout of transformers; else as they are."""
+    if "audio_model.audio_encoder.patch_embed.proj.weight" not in state:
+        return dict(state)
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    for old, tensor in state.items():
+        name = old
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = tensor
+    # Three linear maps there are one here.
+    for query in [name for name in tensors if name.startswith("audio_branch.") and ".attn.query." in name]:
+        parts = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(part in tensors for part in parts):
+            tensors[query.replace(".query.", ".qkv.")] = torch.cat([tensors.pop(part) for part in parts])
+    tensors.pop("text_branch.embeddings.token_type_ids", None)
+    return tensors
+
+
+def _roberta(**fields: Any) -> Any:
+    from transformers import RobertaConfig, RobertaModel
+
+    # What roberta-base differs in from the defaults of the configuration class.
+    base = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    return RobertaModel(RobertaConfig(**(base | fields))).eval()
+
+
+def _text_model(make: Any, **fields: Any) -> Any:
+    try:
+        return make(**fields)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"CLAP's text branch cannot be built: {reason}.") from error

@@ -1,8 +1,10 @@
-"""The visual side of a preset by open_clip: CLIP, SigLIP, PE-Core."""
+"""The visual side of a preset by open_clip's own factory, from files on this machine: CLIP, SigLIP, PE-Core."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -23,12 +25,16 @@ from avfewshot.encoders.kinds.base import (
     is_mapping,
     is_number,
     is_text,
+    plain,
 )
-from avfewshot.encoders.lean_imports import library_folder, library_module
+from avfewshot.encoders.lean_imports import is_a, library_folder, library_module
 from avfewshot.encoders.weights.locate import NOWHERE, Needed, Source
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from avfewshot.encoders.tokenizer import TextTokenizer
     from avfewshot.encoders.tower import Encoder
 
 _NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in open_clip's repositories, the safer first
@@ -172,6 +178,113 @@ class ClipPreset:
 
     def tower(self, files: Mapping[str, Path]) -> Encoder:
         """The image encoder alone."""
-        from avfewshot.encoders.clip_model import image_encoder, load_clip_model
+        return self.encoder(self.load(files)[0])
 
-        return image_encoder(self, load_clip_model(self, files)[0])
+    def build(
+        self, files: Mapping[str, Path] | None = None, *, split_text: bool = False
+    ) -> tuple[nn.Module, TextTokenizer]:
+        """An open_clip model with fresh weights, and its tokenizer.
+
+        Args:
+            files: By key; only those of text towers of transformers are looked at.
+            split_text: Give open_clip's ``CustomTextCLIP``, whose text tower is a module of its own.
+
+        Raises:
+            UsageError: open_clip has no such model, or cannot build it.
+            WeightsError: The tokenizer's files are damaged or do not fit the model.
+        """
+        files = files or {}
+        tokenizer = self._build_tokenizer(files)
+        config = plain(self.configuration())
+        text = config["text_cfg"]
+        if "hf_model_name" in text:
+            text |= {"hf_model_name": str(files["clip_text_config"].parent), "hf_model_pretrained": False}
+        text.setdefault("vocab_size", tokenizer.vocab_size)
+        if self.quick_gelu if self.quick_gelu is not None else self.tag().get("quick_gelu"):
+            config["quick_gelu"] = True
+        split_text = bool(config.pop("custom_text", False)) or split_text or "hf_model_name" in text
+        try:
+            classes = self._library("model")
+            model = (classes.CustomTextCLIP if split_text else classes.CLIP)(**config)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise UsageError(f"open_clip cannot build {self._title}: {reason}") from error
+        return model, tokenizer
+
+    def load(self, files: Mapping[str, Path]) -> tuple[Any, TextTokenizer]:
+        """A model with a text tower of its own and its tokenizer, of the weights in `files`, or else of random ones.
+
+        Raises:
+            UsageError: As :meth:`build`.
+            WeightsError: Likewise, and see :mod:`avfewshot.encoders.weights.load`.
+        """
+        from avfewshot.encoders.weights.load import load_into, read_tensors
+
+        model, tokenizer = self.build(files, split_text=True)
+        if "clip" not in files:
+            return model, tokenizer
+        state = self._library("convert").convert_state_dict(model, read_tensors(files["clip"]))
+        state = self._library("model").convert_to_custom_text_state_dict(state)
+        # Sizes that files converted from OpenAI's own programs carry along; indices that current transformers computes.
+        for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
+            state.pop(name, None)
+        for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one number
+            own = getattr(model, name, None)
+            if name in state and own is not None and state[name].numel() == 1:
+                state[name] = state[name].reshape(own.shape)
+        load_into(model, state, path=files["clip"], architecture=f"CLIP {self._title}")
+        return model, tokenizer
+
+    def encoder(self, model: Any) -> Encoder:
+        """The image encoder of a model: walked where it is one of open_clip's own ViTs, else run whole."""
+        from avfewshot.encoders.clip_tower import ClipTower
+        from avfewshot.encoders.tower import PlainTower
+        from avfewshot.encoders.weights.load import WeightsWarning
+
+        tag, default = self.tag(), library_module("open_clip", "constants")
+        if tag.get("resize_mode", "shortest") != "shortest":
+            warnings.warn(
+                f"{self._title} ({self.pretrained}) was trained on pictures squashed to a square; here they are"
+                " cropped.",
+                WeightsWarning,
+                stacklevel=2,
+            )
+        mean = tuple(self.mean or tag.get("mean") or default.OPENAI_DATASET_MEAN)
+        std = tuple(self.std or tag.get("std") or default.OPENAI_DATASET_STD)
+        if is_a(model.visual, "VisionTransformer"):
+            return ClipTower(model.visual, mean=mean, std=std)
+        return PlainTower(model.visual, mean=mean, std=std, output_dim=self.configuration()["embed_dim"])
+
+    @property
+    def _title(self) -> str:
+        return self.model if isinstance(self.model, str) else "of the backbone's own architecture"
+
+    def _library(self, module: str) -> Any:
+        """A module of open_clip; the package itself is imported only for towers of timm and transformers."""
+        config = self.configuration()
+        if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"]:
+            return importlib.import_module(f"open_clip.{module}")
+        return library_module("open_clip", module)
+
+    def _build_tokenizer(self, files: Mapping[str, Path]) -> TextTokenizer:
+        from avfewshot.encoders.tokenizer import ClipTokenizer, TransformersTokenizer
+
+        text = self.configuration()["text_cfg"]
+        context = text.get("context_length", 77)
+        options = dict(text.get("tokenizer_kwargs") or {})
+        if not (text.get("hf_model_name") or text.get("hf_tokenizer_name")):
+            return ClipTokenizer(self.tokenizer, context, options)
+        if "clip_text_tokenizer" not in files and not text.get("hf_model_name"):
+            return ClipTokenizer(None, context)  # to random weights one numbering of tokens is as good as another
+        if "clip_text_tokenizer" not in files:
+            raise UsageError(
+                f"The tokenizer of {self._title} is described by files from the hub.",
+                hint="Use the pretrained weights, or a model with a tokenizer of its own, such as ViT-B-32.",
+            )
+        vocabulary = text.get("vocab_size")
+        if not vocabulary:
+            from transformers import AutoConfig
+
+            vocabulary = AutoConfig.from_pretrained(str(files["clip_text_config"].parent)).vocab_size
+        folder = files["clip_text_tokenizer"].parent
+        return TransformersTokenizer(folder, context, vocabulary, text.get("tokenizer_mode"), options)

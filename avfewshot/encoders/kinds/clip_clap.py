@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from avfewshot.encoders.kinds.base import MISSING, GivenPath, Parts, Preset, Reader
 from avfewshot.encoders.kinds.clap import ClapPreset
 from avfewshot.encoders.kinds.clip import ClipPreset
-from avfewshot.encoders.weights.identity import combined, sample_hash
-from avfewshot.encoders.weights.locate import Needed
+from avfewshot.encoders.weights.locate import Needed, combined, sample_hash
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,13 +59,11 @@ class ClipClap(Preset):
 
     def build(self, files: Mapping[str, Path], digests: Mapping[str, str]) -> Parts:
         """See :meth:`Preset.build`."""
-        from avfewshot.encoders.clap_model import load_clap_model
-        from avfewshot.encoders.clip_model import image_encoder, load_clip_model
         from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch
 
-        clip, clip_tokenizer = load_clip_model(self.clip, files)
-        clap = load_clap_model(self.clap, files)
-        visual = image_encoder(self.clip, clip)
+        clip, clip_tokenizer = self.clip.load(files)
+        clap = self.clap.load(files)
+        visual = self.clip.encoder(clip)
         # What a seed gives differs between versions of the libraries: random weights are told by their numbers.
         clip_hash = digests.get("clip") or sample_hash(clip)
         clap_hash = digests.get("clap") or sample_hash(clap.model)
@@ -92,10 +89,7 @@ class ClipClap(Preset):
         """See :meth:`Preset.outline`."""
         import torch
 
-        from avfewshot.encoders.clap_model import outlined_clap
-        from avfewshot.encoders.clip_model import build_clip_model, image_encoder
-
         with torch.device("meta"):
-            clip, _ = build_clip_model(self.clip, split_text=True)
-        clap, audio = outlined_clap(self.clap)
-        return image_encoder(self.clip, clip).to("meta"), audio, [clip, clap]
+            clip, _ = self.clip.build(split_text=True)
+        clap, audio = self.clap.outlined()
+        return self.clip.encoder(clip).to("meta"), audio, [clip, clap]

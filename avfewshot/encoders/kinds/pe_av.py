@@ -20,8 +20,7 @@ from avfewshot.encoders.kinds.base import (
     is_mapping,
     no_roberta,
 )
-from avfewshot.encoders.weights.identity import combined, sample_hash
-from avfewshot.encoders.weights.locate import Needed, Source
+from avfewshot.encoders.weights.locate import Needed, Source, combined, sample_hash
 
 if TYPE_CHECKING:
     from torch import nn

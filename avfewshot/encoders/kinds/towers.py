@@ -24,8 +24,7 @@ from avfewshot.encoders.kinds.base import (
 )
 from avfewshot.encoders.kinds.clap import ClapPreset
 from avfewshot.encoders.kinds.clip import ClipPreset
-from avfewshot.encoders.weights.identity import combined
-from avfewshot.encoders.weights.locate import Needed, Source
+from avfewshot.encoders.weights.locate import Needed, Source, combined
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class SwinPreset:
 
     def tower(self, files: Mapping[str, Path]) -> Encoder:
         """The image encoder."""
-        from avfewshot.encoders.swinv2 import build_swin, load_swin
+        from avfewshot.encoders.swin import build_swin, load_swin
 
         tower = build_swin(self.model, **self.options)
         if "clip" in files:
@@ -114,7 +113,7 @@ class Picture:
         """The image encoder again, which is shown spectrograms."""
         from avfewshot.encoders.clip_tower import ClipTower
         from avfewshot.encoders.spectrogram_tower import SpectrogramTower
-        from avfewshot.encoders.swinv2 import SwinTower
+        from avfewshot.encoders.swin import SwinTower
 
         if not isinstance(image, ClipTower | SwinTower):
             raise UsageError(f"{where}: the image encoder is run whole, and cannot be shown spectrograms.")

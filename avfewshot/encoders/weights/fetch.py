@@ -1,26 +1,31 @@
-"""Fetching weight files from the hub: the only place from which avfewshot asks the network for anything."""
+"""Fetching weight files from the hub, the only place from which avfewshot asks the network; and checking them."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from avfewshot.encoders.kinds.base import Preset
-from avfewshot.encoders.weights.identity import file_sha256
 from avfewshot.encoders.weights.locate import (
     Needed,
     expected_sha256,
+    file_sha256,
     how_to_get,
     hub_cache,
     hub_server,
     locate,
+    looked_in,
     verify,
 )
 from avfewshot.errors import AvfsError, WeightsError
 
 _PATIENCE = 10.0  # seconds to wait for the hub's first answer
+OK, MISSING, DAMAGED = "ok", "missing", "damaged"
 
 
 @dataclass(frozen=True)
@@ -99,37 +104,27 @@ def _is_whole(needed: Needed, path: Path) -> bool:
 
 
 def _download(needed: Needed, *, force: bool) -> Path | None:
-    server = hub_server()
-    for name in needed.source.names:
-        path = _download_as(name, needed, server, force=force)
-        if path is not None:
-            return path
-    if needed.optional:
-        return None
-    raise WeightsError(
-        f"{needed.part}: {server}/{needed.source.repository} has no file {' or '.join(needed.source.names)}.",
-        hint="Check `repository`, `checkpoint` and `revision` in the backbone's YAML file.",
-    )
-
-
-def _download_as(name: str, needed: Needed, server: str, *, force: bool) -> Path | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    repository, revision = needed.source.repository, needed.source.revision
+    server, repository, revision = hub_server(), needed.source.repository, needed.source.revision
     assert repository is not None
+    options: Any = {"cache_dir": hub_cache(), "endpoint": server, "force_download": force}
     try:
-        # Asked first, since the download itself would try for minutes to reach a server that is not there.
-        url = hf_hub_url(repository, name, revision=revision, endpoint=server)
-        get_hf_file_metadata(url, timeout=_PATIENCE)
-        path = hf_hub_download(
-            repository, name, revision=revision, cache_dir=hub_cache(), endpoint=server, force_download=force
-        )
-    except EntryNotFoundError:
-        return None
+        for name in needed.source.names:
+            with contextlib.suppress(EntryNotFoundError):
+                # Asked first, since the download itself would try for minutes to reach a server that is not there.
+                url = hf_hub_url(repository, name, revision=revision, endpoint=server)
+                get_hf_file_metadata(url, timeout=_PATIENCE)
+                return Path(hf_hub_download(repository, name, revision=revision, **options))
     except Exception as error:  # the hub's client raises those of its network library, which differ between versions
         raise _explained(needed, server, error) from error
-    return Path(path)
+    if needed.optional:
+        return None
+    raise WeightsError(
+        f"{needed.part}: {server}/{repository} has no file {' or '.join(needed.source.names)}.",
+        hint="Check `repository`, `checkpoint` and `revision` in the backbone's YAML file.",
+    )
 
 
 def _explained(needed: Needed, server: str, error: Exception) -> AvfsError:
@@ -164,3 +159,76 @@ def _explained(needed: Needed, server: str, error: Exception) -> AvfsError:
         f"{what}: {server} cannot be reached ({reason}).",
         hint=f"Check the network (HF_ENDPOINT names another server), or {by_path}.",
     )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one file, or about the backbone as a whole."""
+
+    part: str  # what it is, for people
+    status: str  # "ok", "missing" or "damaged"
+    detail: str  # where it lies or was looked for, and what is wrong
+    sha256: str | None = None  # of the file; None for none
+
+
+def check(
+    preset: Preset,
+    *,
+    clip_weights: str | Path | None = None,
+    clap_weights: str | Path | None = None,
+    roberta: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Finding]:
+    """Check every file of a backbone, then, if none is missing or damaged, that it loads and encodes two texts.
+
+    Paths are those of :func:`~avfewshot.encoders.backbone.build_backbone`; `progress` is told what is being checked.
+
+    Raises:
+        UsageError: The preset is at fault.
+    """
+    paths = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
+    progress = progress or (lambda what: None)
+    findings = []
+    for needed in preset.files(**paths):
+        if (path := locate(needed)) is not None:
+            progress(f"{needed.part}: {path}")
+            findings.append(_check_file(needed, path))
+        elif not needed.optional:
+            where = f"{needed.title}: not in {looked_in(needed)}. {how_to_get(preset, [needed])}"
+            findings.append(Finding(needed.part, MISSING, where))
+    if all(finding.status == OK for finding in findings):
+        progress("loading the backbone")
+        findings.append(_load(preset, paths))
+    return findings
+
+
+def _check_file(needed: Needed, path: Path) -> Finding:
+    if not path.is_file():
+        return Finding(needed.part, DAMAGED, f"{path}: is not a file")
+    try:
+        digest = file_sha256(path, remember=False)
+    except OSError as error:
+        return Finding(needed.part, DAMAGED, f"{path}: cannot be read: {error.strerror}")
+    if (expected := expected_sha256(needed, path)) and digest != expected:
+        return Finding(needed.part, DAMAGED, f"{path}: its SHA-256 is {digest}, {expected} was expected", digest)
+    return Finding(needed.part, OK, str(path), digest)
+
+
+def _load(preset: Preset, paths: dict[str, Any]) -> Finding:
+    from avfewshot.encoders.backbone import build_backbone
+
+    part = f"backbone {preset.name}"
+    texts = ["a dog is barking", "a train is whistling"]
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            backbone = build_backbone(preset, **paths)
+    except AvfsError as error:
+        return Finding(part, DAMAGED, str(error))
+    for name, branch in () if backbone.wordless else (("CLIP", backbone.visual_text), ("CLAP", backbone.audio_text)):
+        features = branch.encode(texts)
+        if not features.isfinite().all() or (features[0] - features[1]).abs().max() < 1e-6:
+            return Finding(part, DAMAGED, f"{name} gives the same or no vectors for different texts")
+    notes = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
+    sizes = f"loads: embeddings of {backbone.visual.output_dim} and {backbone.audio.output_dim} numbers"
+    return Finding(part, OK, ". ".join([sizes, *notes]))
