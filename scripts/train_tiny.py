@@ -32,7 +32,7 @@ from toy_samples import sample_frame, sample_sound
 from tqdm import tqdm
 
 from avfewshot.encoders.kinds.clap import is_rebuilt
-from avfewshot.encoders.kinds.clip_clap import ClipClap
+from avfewshot.encoders.kinds.towers import ClipClap
 from avfewshot.encoders.presets import load_preset
 from avfewshot.io import atomic_path, write_text
 from avfewshot.toyworld.vocabulary import OBJECTS, SOUNDS

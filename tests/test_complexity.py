@@ -14,7 +14,7 @@ from avfewshot.adapters.registry import GuidanceSettings
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset
 from avfewshot.models.audio_visual import AudioVisualModel, Projectors
-from avfewshot.models.complexity import _run, backbone_cost, count_flops, count_parameters, flops_of
+from avfewshot.models.complexity import backbone_cost, count_flops, count_parameters, flops_of
 
 SETTINGS = {"hidden": 8, "temporal": False}
 
@@ -85,7 +85,7 @@ def test_attention_is_counted_on_the_cpu():
         def forward(self, query, _):
             return F.scaled_dot_product_attention(query, query, query)
 
-    assert _run(Attention(), torch.randn(2, 3, 7, 4), None) == 2 * 2 * (2 * 3 * 7 * 7 * 4)
+    assert flops_of(lambda: Attention()(torch.randn(2, 3, 7, 4), None)) == 2 * 2 * (2 * 3 * 7 * 7 * 4)
 
 
 def test_what_a_backbone_takes_is_counted_without_weights_as_with_them():

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from avfewshot.encoders.htsat import load_htsat_module
-from avfewshot.encoders.kinds.clip_clap import ClipClap
+from avfewshot.encoders.kinds.towers import ClipClap
 from avfewshot.encoders.presets import load_preset
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -37,16 +37,10 @@ def pair_layers(
 ) -> tuple[PairedLayer, ...]:
     """Pair the blocks of two towers: stage by stage where both have equally many, else by relative depth.
 
-    A stage is a run of blocks whose tokens have one shape. With equal depths block i meets block i. Otherwise block i
-    of the shorter tower, or stage, (n blocks) meets the block of the longer one (m blocks) whose end lies nearest to
-    the same fraction of the depth, ``(i + 1) / n``; the last blocks always meet. So block k of 6 meets 3k + 2 of 18.
-
-    Args:
-        visual_shapes: (tokens, channels) entering each block of the visual tower.
-        audio_shapes: The same for the audio tower.
-
-    Returns:
-        As many pairs as the shorter of two towers, or stages, has blocks, in order; each block occurs once at most.
+    The shapes are (tokens, channels) entering each block; a stage is a run of blocks whose tokens have one shape. With
+    equal depths block i meets block i. Otherwise block i of the shorter tower, or stage, (n blocks) meets the block of
+    the longer one (m blocks) whose end lies nearest to the same fraction of the depth, ``(i + 1) / n``: block k of 6
+    meets 3k + 2 of 18, the last blocks always meet, and each block occurs once at most.
     """
     stages = [[len(list(run)) for _, run in itertools.groupby(map(tuple, s))] for s in (visual_shapes, audio_shapes)]
     if len(stages[0]) != len(stages[1]):
@@ -99,18 +93,13 @@ class TemporalStep(nn.Module, abc.ABC):
 
 
 class CrossModalAdapter(nn.Module, abc.ABC):
-    """Guidance between two towers that are walked in lockstep.
+    """Guidance between two towers that are walked in lockstep; a fresh one changes nothing.
 
-    The model calls :meth:`forward` twice in every paired layer. What it is given depends on :attr:`reads`:
-
-    - ``"tokens"``: those that enter the block, and then those that enter the MLP; the result is added after
-      self-attention, and after the MLP.
-    - ``"branch"``: what self-attention, and then the MLP, would add to the tokens; the result is added beside it. Where
-      both blocks attend within windows of one layout, attention gives ``[N * windows, area, C]``.
-
-    Where a modality is absent the adapter is not called at all.
-
-    A fresh adapter must change nothing: its guidance is zero (exactly) until it has been trained.
+    The model calls :meth:`forward` twice in every paired layer, unless a modality is absent. What it is given depends
+    on :attr:`reads`: with ``"tokens"`` those that enter the block, and then those that enter the MLP, its result being
+    added after self-attention, and after the MLP; with ``"branch"`` what self-attention, and then the MLP, would add,
+    its result being added beside it. Where both blocks attend within windows of one layout, attention then gives ``[N *
+    windows, area, C]``.
     """
 
     Settings: ClassVar[type[AdapterSettings]]  # of an adapter that keeps one as `_settings`
@@ -120,11 +109,7 @@ class CrossModalAdapter(nn.Module, abc.ABC):
 
     @classmethod
     def build(cls, layers: Sequence[PairedLayer], settings: Mapping[str, Any]) -> CrossModalAdapter:
-        """Build a fresh adapter.
-
-        Args:
-            layers: The paired layers.
-            settings: Values by name; what is missing has its default.
+        """Build a fresh adapter; settings that are missing have their defaults.
 
         Raises:
             UsageError: A setting is unknown or out of range; all faults are reported at once.
@@ -151,19 +136,14 @@ class CrossModalAdapter(nn.Module, abc.ABC):
         return None
 
     def temporal(self, layer: int, modality: str) -> TemporalStep | None:
-        """A step of one modality before the others of a paired layer, on its attention along time; None: there is none.
-
-        Args:
-            layer: Index of the paired layer.
-            modality: ``"visual"`` or ``"audio"``.
-        """
+        """A step of one modality before the others of a paired layer, on attention along time; None: there is none."""
         return None
 
     @abc.abstractmethod
     def forward(
         self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Guidance in one half of a paired layer.
+        """Guidance in one half of a paired layer: what to add to the visual and to the audio tokens; None for nothing.
 
         Args:
             layer: Index of the paired layer.
@@ -171,7 +151,4 @@ class CrossModalAdapter(nn.Module, abc.ABC):
             visual: Visual tokens ``[N, L_v, C_v]``, N = clips x segments, segments of a clip in a row.
             audio: Audio tokens ``[N, L_a, C_a]``.
             segments: Segments of each clip, T.
-
-        Returns:
-            What to add to the visual tokens and what to add to the audio tokens; None for nothing.
         """

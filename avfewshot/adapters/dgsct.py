@@ -44,11 +44,7 @@ class Maps(NamedTuple):
 class Guidance(nn.Module):
     """O_s2t of Eq. 1 and 2: target tokens, weighted by what the source tokens say.
 
-    Args:
-        source: (L_s, C_s), number and width of the guiding tokens.
-        target: (L_t, C_t), number and width of the guided tokens.
-        settings: Factors, switches and widths.
-        temporal: Whether this layer has the temporal gate.
+    `source` and `target` are (L, C), number and width of the guiding and of the guided tokens.
     """
 
     def __init__(

@@ -25,12 +25,7 @@ from avfewshot.errors import UsageError
 
 
 class LatentAdapter(nn.Module):
-    """One direction in one half of a layer.
-
-    Args:
-        source: (L', C') of the tokens that are listened to.
-        target: (L, C) of those that are guided.
-        settings: Widths and switches.
+    """One direction in one half of a layer; `source` and `target` are (L, C) of the tokens listened to and guided.
 
     Raises:
         UsageError: The groups do not divide the widths.

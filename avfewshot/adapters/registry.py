@@ -37,12 +37,7 @@ def _targets() -> dict[str, str]:
 
 
 def register_adapter(name: str, target: str) -> None:
-    """Make another adapter known.
-
-    Args:
-        name: How settings and checkpoints call it.
-        target: ``"package.module:Class"``, a subclass of :class:`~avfewshot.adapters.base.CrossModalAdapter`; imported
-            when it is first built.
+    """Make another adapter known: ``"package.module:Class"``, a subclass of ``CrossModalAdapter``, imported when built.
 
     Raises:
         ValueError: The name is taken by another target, or the target has another form.

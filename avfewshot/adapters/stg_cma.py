@@ -41,14 +41,10 @@ class _Bottleneck(nn.Module):
 
 
 class Temporal(TemporalStep):
-    """Step 1 of one modality in one layer.
+    """Step 1 of one modality in one layer, for tokens of `width` C.
 
-    Args:
-        width: C.
-        hidden: Of the bottleneck.
-        heads: Heads of the table of relative positions; 0: none.
-        segments: Longest clip that the table tells apart.
-        drop: Share of rows that are left out in training.
+    `heads` are those of the table of relative positions (0: none), which tells clips of up to `segments` apart; `drop`
+    is the share of rows that are left out in training.
     """
 
     table: nn.Parameter | None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +50,7 @@ def build_backbone(
     clap_weights: str | Path | None = None,
     roberta: str | Path | None = None,
 ) -> Backbone:
-    """Build a backbone from files on this machine; the network is never asked.
+    """Build a backbone, on the CPU in float32, from files on this machine; the network is never asked.
 
     Args:
         preset: Name of a packaged preset, path of a YAML file, or a loaded preset.
@@ -59,9 +59,6 @@ def build_backbone(
         clip_weights: CLIP checkpoint by path, instead of the preset's.
         clap_weights: CLAP checkpoint by path, instead of the preset's.
         roberta: Folder with RoBERTa's tokenizer files, instead of those in the hub's cache.
-
-    Returns:
-        The backbone on the CPU in float32.
 
     Raises:
         UsageError: The request or the preset is at fault.
@@ -79,32 +76,21 @@ def build_backbone(
             raise UsageError(f"{' and '.join(used)} and random weights exclude each other.", hint="Leave one out.")
         # Merge files are packaged; RoBERTa's vocabulary is used when its folder is given, and only then, so that the
         # same seed means the same features on every machine.
-        kept = [
-            entry for entry in needed if entry.key.endswith("_bpe") or (roberta and entry.key.startswith("roberta"))
-        ]
-        return _random(preset, require(preset, kept), seed)
-    files = require(preset, needed)
-    digests = {entry.key: verify(entry, files[entry.key]) for entry in needed if entry.key in files}
-    # Every tensor is about to be overwritten: drawing random numbers for 300 million of them would take seconds.
-    with ZerosForRandom(), torch.random.fork_rng(devices=[]):
-        parts = preset.build(files, digests)
-    return _backbone(preset, parts, preset.identity(digests))
-
-
-def _random(preset: Preset, files: Mapping[str, Path], seed: int) -> Backbone:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        parts = preset.build(files, {})
-    sides = {"clip": (parts.visual, parts.visual_text), "clap": (parts.audio, parts.audio_text)}
-    # A seed alone is the same for every architecture, and gives other numbers with other libraries.
-    prints = {
-        role: combined(repr(tower), sample_hash(tower), texts.fingerprint)[:16]
-        for role, (tower, texts) in sides.items()
-    }
-    return _backbone(preset, parts, preset.identity({role: f"random:{seed}:{told}" for role, told in prints.items()}))
-
-
-def _backbone(preset: Preset, parts: Parts, identity: dict[str, str]) -> Backbone:
-    return Backbone(
-        name=preset.name, templates=preset.templates, identity=identity, recipe=recipe(preset), **vars(parts)
-    )
+        kept = [file for file in needed if file.key.endswith("_bpe") or (roberta and file.key.startswith("roberta"))]
+        files = require(preset, kept)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            parts = preset.build(files, {})
+        digests = {}
+        for role, tower, texts in (("clip", parts.visual, parts.visual_text), ("clap", parts.audio, parts.audio_text)):
+            # A seed alone is the same for every architecture, and gives other numbers with other libraries.
+            told = combined(repr(tower), sample_hash(tower), texts.fingerprint)[:16]
+            digests[role] = f"random:{seed}:{told}"
+    else:
+        files = require(preset, needed)
+        digests = {entry.key: verify(entry, files[entry.key]) for entry in needed if entry.key in files}
+        # Every tensor is about to be overwritten: drawing random numbers for 300 million of them would take seconds.
+        with ZerosForRandom(), torch.random.fork_rng(devices=[]):
+            parts = preset.build(files, digests)
+    about: Any = {"name": preset.name, "templates": preset.templates, "recipe": recipe(preset)}
+    return Backbone(identity=preset.identity(digests), **about, **vars(parts))

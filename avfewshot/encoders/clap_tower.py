@@ -16,16 +16,11 @@ from avfewshot.errors import UsageError
 
 
 class ClapTower(Tower):
-    """Walks laion_clap's ``HTSAT_Swin_Transformer`` and the projection behind it.
+    """Walks laion_clap's ``HTSAT_Swin_Transformer`` and the projection behind it, into the space of the texts.
 
-    Args:
-        audio_branch: The HTS-AT, as :func:`avfewshot.encoders.htsat.build_htsat` builds it.
-        audio_projection: From its embedding to the space that is shared with the texts.
-        front_end: ``"slaney"`` or ``"htk"``; None: as the branch was built.
-
-    Attributes:
-        native_samples: Length of the waveforms that the tower was trained on.
-        sample_rate: Their samples a second.
+    `front_end` is ``"slaney"`` or ``"htk"``; None: as the branch was built
+    (:func:`~avfewshot.encoders.htsat.build_htsat`). Waveforms have `sample_rate` samples a second; it was trained on
+    `native_samples` of them.
 
     Raises:
         UsageError: No such front end.
@@ -62,11 +57,10 @@ class ClapTower(Tower):
         return str(self.config)
 
     def patch_embed(self, inputs: Tensor) -> Tensor:
-        """Compute the spectrograms, fold them into square images and embed their patches.
+        """Compute spectrograms of waveforms, fold them into square images and embed their patches.
 
-        Waveforms are float ``[N, S]`` in [-1, 1] at :attr:`sample_rate`, usually one second each. Shorter ones than
-        :attr:`native_samples` are repeated as often as they fit and then padded with zeros (laion_clap's "repeatpad"),
-        longer ones cut at the end. Another shape is a ValueError.
+        Waveforms are float ``[N, S]`` in [-1, 1], else a ValueError. Shorter ones than :attr:`native_samples` are
+        repeated as often as they fit and padded with zeros (laion_clap's "repeatpad"), longer ones cut.
         """
         if inputs.ndim != 2 or not inputs.shape[1]:
             raise ValueError(f"Waveforms of shape [N, samples] are needed, not {list(inputs.shape)}.")
@@ -77,10 +71,7 @@ class ClapTower(Tower):
         return stem.norm(F.linear(patches, kernel.flatten(1), stem.proj.bias))
 
     def _patches(self, mels: Tensor) -> Tensor:
-        """Spectrograms ``[N, time, mels]`` to flattened patches ``[N, L, patch_size ** 2]``.
-
-        The image stacks consecutive stretches of the spectrogram, each `spec_size` columns long, frequency downwards.
-        """
+        """Spectrograms ``[N, time, mels]``, cut into stretches that an image stacks, to patches ``[N, L, P * P]``."""
         size, patch, bins = self.config.spec_size, self.config.patch_size, self.config.mel_bins
         blocks = mels.view(-1, size // bins, size // patch, patch, bins // patch, patch)
         return blocks.permute(0, 1, 4, 2, 5, 3).reshape(-1, (size // patch) ** 2, patch * patch)
@@ -147,17 +138,11 @@ class ClapTower(Tower):
         return max(1, self.native_samples // self.sample_rate)
 
     def forward_windows(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed windows in one pass, and each of their seconds from the time grid of the last stage.
+        """Embed windows in one pass, ``[N, D]`` as :meth:`forward`, and each of their seconds, ``[N, T, D]``.
 
-        The grid of the last stage (8 x 8 tokens for LAION's towers, four stretches of time stacked, two bands each) is
-        32 steps over ten seconds. The head, on its mean over a second and the repetitions of that second, gives the
-        second; on its mean over all time, the tower's own embedding.
-
-        Args:
-            waveforms: ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`, else a ValueError.
-
-        Returns:
-            The tower's own embedding ``[N, D]``, as from :meth:`forward`, and the seconds ``[N, T, D]``.
+        Waveforms are ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`, else a ValueError. The time grid
+        of the last stage (8 x 8 tokens for LAION's towers, four stretches of time stacked, two bands each) is 32 steps
+        over ten seconds: the head, on its mean over a second and the repetitions of that second, gives the second.
         """
         seconds, rest = divmod(waveforms.shape[-1], self.sample_rate)
         if rest or not 1 <= seconds <= self.window_seconds:

@@ -19,16 +19,9 @@ _QUICK = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)
 
 
 class ClipTower(Tower):
-    """Walks open_clip's :class:`VisionTransformer`.
+    """Walks open_clip's :class:`VisionTransformer`, `visual`, which holds the parameters.
 
-    Args:
-        visual: The vision tower of an open_clip model.
-        mean: Channel means (red, green, blue) of the images that it was trained on, for pixels in [0, 1].
-        std: Channel deviations, likewise.
-
-    Attributes:
-        visual: The wrapped module; it holds the parameters.
-        image_size: Side ``S`` of the square images.
+    `mean` and `std` are of the channels of the images that it was trained on, for pixels in [0, 1].
 
     Raises:
         UsageError: `visual` is another kind of network.
@@ -58,17 +51,10 @@ class ClipTower(Tower):
         return other
 
     def patch_embed(self, inputs: Tensor, position: Tensor | None = None) -> Tensor:
-        """Cut images into patches and embed them.
+        """Patches of images ``[N, 3, S, S]`` behind the class token, ``[N, 1 + patches, C]``; else a ValueError.
 
-        Args:
-            inputs: ``[N, 3, S, S]``: uint8 RGB, or floating point and already normalised.
-            position: Added to all tokens of an image before the first norm, ``[N, 1, C]``.
-
-        Returns:
-            Tokens ``[N, 1 + patches, C]``, the class token first.
-
-        Raises:
-            ValueError: Another shape.
+        Images are uint8 RGB, or floating point and already normalised; `position` ``[N, 1, C]`` is added to all tokens
+        of an image before the first norm.
         """
         if inputs.ndim != 4 or inputs.shape[1:] != (3, self.image_size, self.image_size):
             wanted = f"[N, 3, {self.image_size}, {self.image_size}]"
@@ -137,13 +123,9 @@ class ClipTower(Tower):
         return pooled if visual.proj is None else pooled @ visual.proj.to(pooled.dtype)
 
     def place_embeddings(self, tokens: Tensor) -> Tensor | None:
-        """Embeddings of the single patches, as if each were the one that is pooled.
+        """Embeddings ``[N, h, w, D]`` of the single patches of final tokens, as if each were the one that is pooled.
 
-        Args:
-            tokens: Behind the last block, ``[N, 1 + h * w, C]``.
-
-        Returns:
-            ``[N, h, w, D]``, not normalised; None for towers that do not pool by a class token.
+        They are not normalised; None for towers that do not pool by a class token.
         """
         visual = self.visual
         if visual.pool_type != "tok" or visual.attn_pool is not None:

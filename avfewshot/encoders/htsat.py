@@ -24,42 +24,23 @@ FRONT_ENDS = ("slaney", "htk")
 
 @dataclass(frozen=True)
 class HtsatConfig:
-    """Sizes of an HTS-AT; the defaults are LAION's ``HTSAT-tiny``.
+    """Sizes of an HTS-AT; the defaults are LAION's ``HTSAT-tiny``."""
 
-    Attributes:
-        sample_rate: Samples a second of the waveforms.
-        n_fft: Samples of the analysis window.
-        hop: Samples from one window to the next.
-        mel_bins: Mel bands.
-        fmin: Lower end of the bands in hertz.
-        fmax: Upper end of the bands in hertz.
-        native_samples: Length of the waveforms that the tower was trained on.
-        spec_size: Side of the square image that the spectrogram is folded into; a multiple of `mel_bins`.
-        patch_size: Side of the square patches.
-        embed_dim: Width of the tokens in the first stage; it doubles from stage to stage.
-        depths: Blocks of each stage.
-        num_heads: Attention heads of each stage.
-        window_size: Side of the attention windows, in tokens.
-        class_num: Outputs of the classification head; never computed, but part of LAION's state dicts.
-        front_end: ``"slaney"``: the tower's own mel scale; ``"htk"``: the one that LAION's checkpoints with feature
-            fusion were trained on.
-    """
-
-    sample_rate: int = 48_000
-    n_fft: int = 1024
-    hop: int = 480
+    sample_rate: int = 48_000  # of the waveforms
+    n_fft: int = 1024  # samples of the analysis window
+    hop: int = 480  # samples from one window to the next
     mel_bins: int = 64
-    fmin: float = 50
+    fmin: float = 50  # lower end of the mel bands in hertz
     fmax: float = 14_000
-    native_samples: int = 480_000
-    spec_size: int = 256
+    native_samples: int = 480_000  # length of the waveforms that the tower was trained on
+    spec_size: int = 256  # side of the square image that the spectrogram is folded into; a multiple of `mel_bins`
     patch_size: int = 4
-    embed_dim: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: tuple[int, ...] = (4, 8, 16, 32)
-    window_size: int = 8
-    class_num: int = 527
-    front_end: str = "slaney"
+    embed_dim: int = 96  # width of the tokens in the first stage; it doubles from stage to stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)  # of each stage
+    window_size: int = 8  # side of the attention windows, in tokens
+    class_num: int = 527  # outputs of the classification head; never computed, but part of LAION's state dicts
+    front_end: str = "slaney"  # the tower's own mel scale; "htk": that of LAION's checkpoints with feature fusion
 
     @property
     def frames(self) -> int:
@@ -84,13 +65,7 @@ HTSAT_CONFIGS: Mapping[str, HtsatConfig] = MappingProxyType(
 
 
 def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
-    """Look up or check a configuration.
-
-    Args:
-        name_or_fields: A key of :data:`HTSAT_CONFIGS`, or fields of :class:`HtsatConfig`.
-
-    Returns:
-        A configuration that can be built.
+    """A configuration that can be built: by a key of :data:`HTSAT_CONFIGS`, or of fields of :class:`HtsatConfig`.
 
     Raises:
         UsageError: No such name, unknown fields, or sizes that do not fit together; all faults at once.
@@ -114,14 +89,9 @@ def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
 
 
 def build_htsat(config: HtsatConfig | str | Mapping[str, Any], *, front_end: str | None = None) -> nn.Module:
-    """Build an HTS-AT with random weights (from torch's global generator), of laion_clap's own class.
+    """Build laion_clap's own HTS-AT with random weights (from torch's global generator), in evaluation mode.
 
-    Args:
-        config: A configuration, or what :func:`htsat_config` takes.
-        front_end: ``"slaney"`` or ``"htk"``, instead of the configuration's.
-
-    Returns:
-        An ``HTSAT_Swin_Transformer`` in evaluation mode; its ``config`` carries the configuration, ``config.htsat``.
+    Its ``config.htsat`` is the configuration; `front_end` takes the place of the configuration's.
 
     Raises:
         UsageError: The configuration is at fault.

@@ -27,12 +27,7 @@ _LOCK = threading.RLock()
 
 
 def library_module(library: str, module: str, folder: str = "") -> ModuleType:
-    """Import one module of a library under a private name; the same one every time.
-
-    Args:
-        library: ``"open_clip"`` or ``"laion_clap"``.
-        module: Name inside the package, for example ``"transformer"``.
-        folder: Folder inside the package that the module lies in.
+    """Import one module of ``"open_clip"`` or ``"laion_clap"`` under a private name; the same one every time.
 
     Raises:
         AvfsError: The library is not installed or is of an unknown version.

@@ -35,12 +35,7 @@ _WINDOW = 10  # seconds that are heard at once
 
 
 class PeVideoTower(Encoder):
-    """PE-AV's video encoder on single pictures.
-
-    Args:
-        video_model: transformers' ``PeVideoModel``.
-        image_size: Side of the pictures.
-    """
+    """PE-AV's video encoder, of transformers' ``PeVideoModel``, on single pictures."""
 
     def __init__(self, video_model: Any, image_size: int) -> None:
         super().__init__()
@@ -60,16 +55,10 @@ class PeVideoTower(Encoder):
 
 
 class PeAudioTower(Encoder):
-    """PE-AV's audio encoder, and PE-A-Frame's for seconds in their context.
+    """PE-AV's audio encoder (``PeAudioModel``), and PE-A-Frame's (``PeAudioFrameLevelModel``) for seconds in context.
 
-    Args:
-        audio_model: transformers' ``PeAudioModel``.
-        timeline: transformers' ``PeAudioFrameLevelModel``, or None.
-
-    Attributes:
-        sample_rate: Of the waveforms.
-        native_samples: Samples of the longest window.
-        window_seconds: Seconds of the longest window.
+    Waveforms have `sample_rate` samples a second; windows have up to `window_seconds` seconds, `native_samples`
+    samples.
     """
 
     def __init__(self, audio_model: Any, timeline: Any | None) -> None:
@@ -97,17 +86,10 @@ class PeAudioTower(Encoder):
         return F.pad(whole, (0, self.output_dim - self._widths[0]))
 
     def forward_windows(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed windows as wholes, and each of their seconds.
+        """Embed windows as wholes, ``[N, output_dim]``, and each of their seconds, ``[N, T, output_dim]``.
 
-        Args:
-            waveforms: ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`.
-
-        Returns:
-            The windows ``[N, output_dim]`` and their seconds ``[N, T, output_dim]``: the mean of PE-A-Frame's vectors
-            over the second; without PE-A-Frame, PE-AV on each second alone.
-
-        Raises:
-            ValueError: No whole seconds, or too many.
+        Waveforms are ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`, else a ValueError. A second is
+        the mean of PE-A-Frame's vectors over it; without PE-A-Frame, PE-AV on the second alone.
         """
         seconds, rest = divmod(waveforms.shape[-1], self.sample_rate)
         if rest or not 1 <= seconds <= self.window_seconds:
@@ -134,11 +116,7 @@ class PeAudioTower(Encoder):
 class PeTextBranch(TextBranch):
     """Texts in the space of pictures or sounds: ModernBERT's first token through a head, for each part of the space.
 
-    Args:
-        parts: Text model, head and share of each part; the squares of the shares sum to one.
-        tokenizer: Of all of them.
-        pad: The token that pads.
-        fingerprint: See :class:`TextBranch`.
+    `parts` are text model, head and share of each part; the squares of the shares sum to one.
     """
 
     def __init__(
@@ -175,15 +153,9 @@ def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
 
 
 def build_pe_av(preset: PeAv, files: Mapping[str, Path], *, timeline: bool) -> tuple[Any, Any | None]:
-    """Build PE-AV and PE-A-Frame with the weights that their classes begin with.
+    """PE-AV and, with `timeline`, PE-A-Frame, with the weights that transformers' classes begin with.
 
-    Args:
-        preset: The preset.
-        files: By key; ``config.json`` of each model takes the place of the preset's sizes.
-        timeline: Whether PE-A-Frame takes part.
-
-    Returns:
-        ``PeAudioVideoModel`` and ``PeAudioFrameLevelModel``, or None without the latter.
+    ``config.json`` of each model, in `files` by key, takes the place of the preset's sizes.
 
     Raises:
         AvfsError: The installed transformers does not have them.
@@ -243,14 +215,9 @@ def load_pe_av(model: Any, path: Path) -> None:
 
 
 def assemble_pe_av(preset: PeAv, model: Any, timeline: Any | None, files: Mapping[str, Path], weights: str) -> Parts:
-    """Encoders, text branches and scales.
+    """Encoders, text branches and scales of what :func:`build_pe_av` built; `weights` tells these weights from others.
 
-    Args:
-        preset: The preset.
-        model: Of :func:`build_pe_av`.
-        timeline: Likewise.
-        files: By key; without a tokenizer (random weights) texts are numbered in another way.
-        weights: Tells these weights from others.
+    Without a tokenizer in `files` (random weights) texts are numbered in another way.
     """
     text = model.config.text_config
     if "peav_tokenizer" in files:

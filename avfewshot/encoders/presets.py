@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.encoders.kinds.base import ANY, SOURCE, TEXT, Preset, Reader
-from avfewshot.encoders.kinds.clip_clap import ClipClap
 from avfewshot.encoders.kinds.pe_av import PeAv
-from avfewshot.encoders.kinds.towers import Towers
+from avfewshot.encoders.kinds.towers import ClipClap, Towers
 from avfewshot.encoders.weights.locate import combined
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import load_yaml, user_path

@@ -22,10 +22,7 @@ _MAX_LOGIT_SCALE = math.log(100)  # the bound of Swin-V2's cosine attention
 class SwinTower(Tower):
     """Walks timm's ``SwinTransformer``, whose norms stand before attention and MLP.
 
-    Args:
-        swin: For square images whose grids the windows cover.
-        mean: Channel means of the images that it was trained on, for pixels in [0, 1].
-        std: Channel deviations, likewise.
+    It is for square images whose grids the windows cover; `mean` and `std` are of their channels, for pixels in [0, 1].
 
     Raises:
         UsageError: `swin` is another kind of network.
@@ -161,12 +158,9 @@ def load_swin(tower: SwinTower, path: Path, name: str) -> None:
 
 
 def build_swin(name: str, *, pretrained: bool = False, **options: Any) -> SwinTower:
-    """Build one of timm's by name, for example ``"swinv2_large_window12_192.ms_in22k"``, without its classifier.
+    """Build one of timm's by name, such as ``"swinv2_large_window12_192.ms_in22k"``, without its classifier.
 
-    Args:
-        name: timm's name of a Swin or Swin-V2.
-        pretrained: Whether its weights are loaded, from the hub's cache or the network; else they are random.
-        options: Handed to ``timm.create_model``, such as ``img_size``.
+    The weights are random unless `pretrained`; `options` go to ``timm.create_model``, such as ``img_size``.
 
     Raises:
         UsageError: timm has no such model, or it is of another kind.

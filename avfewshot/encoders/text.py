@@ -26,17 +26,8 @@ class TextBranch(nn.Module):
     """A frozen text encoder with its tokenizer.
 
     It always works in float32, whatever the precision of the towers: texts are encoded once and remembered, and the
-    same labels have the same features everywhere.
-
-    Args:
-        tokenizer: Turns texts into tokens.
-        output_dim: Width of the vectors.
-        fingerprint: Hash of the weights and of all else that determines the vectors.
-
-    Attributes:
-        tokenizer: As given.
-        output_dim: As given.
-        fingerprint: As given; keys the caches of label features.
+    same labels have the same features everywhere. `output_dim` is the width of the vectors; `fingerprint` a hash of the
+    weights and of all else that determines them, which keys the caches of label features.
     """
 
     def __init__(self, tokenizer: TextTokenizer, output_dim: int, fingerprint: str) -> None:
@@ -50,15 +41,7 @@ class TextBranch(nn.Module):
         return super().train(False)
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Encode texts.
-
-        Args:
-            texts: Any number of texts; those longer than the context are cut.
-            batch_size: Texts that go through the model at once.
-
-        Returns:
-            Unit vectors, float32 [N, D], on the device of the weights, without gradient.
-        """
+        """Unit vectors of texts, float32 [N, D], on the device of the weights, without gradient; long texts are cut."""
         device = next(self.parameters()).device
         # Texts of like length go together, so that little of the work is padding.
         order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
@@ -80,15 +63,7 @@ class TextBranch(nn.Module):
 
 
 class OpenClipTextBranch(TextBranch):
-    """open_clip's text tower.
-
-    Args:
-        tower: open_clip's ``TextTransformer`` or ``HFTextEncoder``: int64 [N, L] to [N, D].
-        tokenizer: The tokenizer of the tower.
-        output_dim: Width of the vectors.
-        fingerprint: See :class:`TextBranch`.
-        projection: What follows the tower (CLAP's ``text_projection``); nothing by default.
-    """
+    """open_clip's ``TextTransformer`` or ``HFTextEncoder``, and what follows it (CLAP's ``text_projection``)."""
 
     def __init__(
         self,
@@ -117,15 +92,7 @@ class OpenClipTextBranch(TextBranch):
 
 
 class RobertaTextBranch(TextBranch):
-    """CLAP's text side: RoBERTa's pooled output, then a Linear-ReLU-Linear projection (Wu et al., ICASSP 2023).
-
-    Args:
-        model: transformers' ``RobertaModel`` with pooling layer.
-        projection: CLAP's ``text_projection``.
-        tokenizer: RoBERTa's tokenizer; 1 is the token that pads.
-        output_dim: Width of the vectors.
-        fingerprint: See :class:`TextBranch`.
-    """
+    """CLAP's text side: RoBERTa's pooled output, then a Linear-ReLU-Linear projection (Wu et al., ICASSP 2023)."""
 
     def __init__(
         self, model: nn.Module, projection: nn.Module, tokenizer: TextTokenizer, output_dim: int, fingerprint: str
@@ -155,22 +122,14 @@ def _ignores_what_follows(tower: nn.Module) -> bool:
 
 
 class NoTexts(TextBranch):
-    """In the place of a text branch where a backbone has towers alone.
-
-    Args:
-        backbone: Its name.
-    """
+    """In the place of a text branch where a backbone has towers alone."""
 
     def __init__(self, backbone: str) -> None:
         nn.Module.__init__(self)
         self.backbone, self.output_dim, self.fingerprint = backbone, 0, ""
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Refuse.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Raise a UsageError."""
         raise no_texts(self.backbone)
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -187,21 +146,18 @@ def label_features(
 ) -> Tensor:
     """Features of labels: the unit vectors of all wordings in a label's templates, averaged and scaled to length one.
 
-    The averaging of templates is that of Radford et al. (ICML 2021, section 3.1.4). Results are remembered in the
-    process and on disk, under the cache folder, keyed by the weights, the templates and the wordings. A damaged cache
-    file is computed again.
+    The averaging of templates is that of Radford et al. (ICML 2021, section 3.1.4). With `cache`, results are
+    remembered in the process and on disk, keyed by the weights, the templates and the wordings; a damaged file is
+    computed again.
 
     Args:
         branch: Encodes the texts.
         wordings: What stands for each of K labels in the templates.
-        templates: Texts with one ``{}`` each; at least one.
+        templates: Texts with one ``{}`` each; without any a ValueError is raised.
         cache: Whether to remember.
 
     Returns:
         Unit vectors, float32 [K, D], on the device of the branch, without gradient.
-
-    Raises:
-        ValueError: There is no template.
     """
     if not templates:
         raise ValueError("at least one template is needed")

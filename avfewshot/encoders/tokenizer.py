@@ -25,12 +25,7 @@ _WORDS_MARK = " words: "
 
 
 class TextTokenizer(ABC):
-    """Turns texts into rows of token numbers.
-
-    Attributes:
-        vocab_size: Number of tokens it knows.
-        fingerprint: Hash of what determines its results.
-    """
+    """Turns texts into rows of token numbers, of `vocab_size`; `fingerprint` is a hash of what determines them."""
 
     vocab_size: int
     fingerprint: str
@@ -49,13 +44,10 @@ class TextTokenizer(ABC):
 
 
 class ClipTokenizer(TextTokenizer):
-    """CLIP's byte-pair encoding, by open_clip's own class.
+    """CLIP's byte-pair encoding, by open_clip's own class, of a gzipped merge file (open_clip's own when None).
 
-    Args:
-        path: Gzipped merge file in CLIP's format; open_clip's own when None. Its first line may list the words that the
-            model was trained on (``scripts/make_tiny_bpe.py`` writes it), for :meth:`unknown_words`.
-        context_length: Tokens a text, special ones included.
-        options: Further arguments of open_clip's ``SimpleTokenizer``, from a model's ``tokenizer_kwargs``.
+    Its first line may list the words that the model was trained on (``scripts/make_tiny_bpe.py`` writes it), for
+    :meth:`unknown_words`. `options` are further arguments of ``SimpleTokenizer``, from a model's ``tokenizer_kwargs``.
 
     Raises:
         WeightsError: The file is missing or not a merge file.
@@ -108,14 +100,10 @@ class _FileTokenizer(TextTokenizer):
 
 
 class RobertaTokenizer(_FileTokenizer):
-    """RoBERTa's byte-level byte-pair encoding, as laion_clap uses it.
+    """RoBERTa's byte-level byte-pair encoding, as laion_clap uses it, for a text model with `vocab_size` tokens.
 
-    Built with the tokenizers library, the engine below transformers' class of the same name, which may be silently
-    empty where its files are not found.
-
-    Args:
-        files: ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone.
-        vocab_size: Number of tokens that the text model has; RoBERTa's is 50,265.
+    It is read from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone, with the tokenizers library:
+    transformers' class of the same name may be silently empty where its files are not found.
 
     Raises:
         WeightsError: A file is damaged, or the vocabulary is not that of the text model.
@@ -154,13 +142,9 @@ class RobertaTokenizer(_FileTokenizer):
 
 
 class BorrowedTokenizer(TextTokenizer):
-    """CLIP's tokens in RoBERTa's frame, for a RoBERTa with *random* weights only.
+    """CLIP's tokens in RoBERTa's frame, for a RoBERTa with *random* weights and `vocab_size` tokens only.
 
-    To such a model one numbering of tokens is as good as another, and this one needs no file from the hub:
-    architectures can be tried and timed on texts of realistic length without a network.
-
-    Args:
-        vocab_size: Number of tokens that the text model has.
+    To such a model one numbering of tokens is as good as another, and this one needs no file from the hub.
     """
 
     def __init__(self, vocab_size: int = 50265) -> None:
@@ -185,14 +169,10 @@ class BorrowedTokenizer(TextTokenizer):
 
 
 class TransformersTokenizer(TextTokenizer):
-    """Tokenizer of an open_clip model that uses one of transformers', by open_clip's own class.
+    """Tokenizer of an open_clip model that uses one of transformers', in a folder, by open_clip's own class.
 
-    Args:
-        folder: Folder with the tokenizer's files.
-        context_length: Tokens a text, special ones included.
-        vocab_size: Number of tokens that the text model has; the tokenizer may have fewer, never more.
-        mode: open_clip's ``tokenizer_mode``.
-        options: open_clip's ``tokenizer_kwargs``.
+    `vocab_size` is that of the text model: the tokenizer may have fewer, never more; `mode` and `options` are
+    open_clip's ``tokenizer_mode`` and ``tokenizer_kwargs``.
 
     Raises:
         WeightsError: The files are damaged, or the vocabulary does not fit.
@@ -241,16 +221,10 @@ class TransformersTokenizer(TextTokenizer):
 
 
 class JsonTokenizer(_FileTokenizer):
-    """A tokenizer that one ``tokenizer.json`` describes, special tokens included.
-
-    Args:
-        path: The file.
-        vocab_size: Number of tokens that the text model has; the tokenizer may have fewer, never more.
-        pad: The token that pads.
-        context_length: Tokens a text, special ones included.
+    """A tokenizer that one ``tokenizer.json`` describes; `vocab_size` is that of the text model, `pad` pads.
 
     Raises:
-        WeightsError: The file is damaged, or does not fit the text model.
+        WeightsError: The file is damaged, or does not fit the text model, which may have more tokens, never fewer.
     """
 
     def __init__(self, path: str | Path, vocab_size: int, pad: int, context_length: int = 512) -> None:

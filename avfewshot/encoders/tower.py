@@ -7,7 +7,7 @@ library whose modules it wraps would give.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,6 @@ class Encoder(nn.Module):
     It is always in evaluation mode and none of its parameters asks for a gradient, yet gradients flow through it to its
     inputs. The parameters stay in the modules of the library that they come from, so state dicts keep the library's
     keys. One that is no :class:`Tower` is *plain*: it is run whole, and adapters cannot be put between its blocks.
-
-    Attributes:
-        output_dim: Width ``D`` of the embedding.
-        image_size: Side ``S`` of the pictures that it reads; an encoder of sound has none.
     """
 
     output_dim: int
@@ -52,25 +48,17 @@ class Encoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
         # nn.Module.to, .half, .bfloat16 and so on all come through here.
-        kept = {name: tensor.data for name, tensor in self._tensors() if self._keeps_float32(name)}
+        tensors = [*self.named_parameters(), *self.named_buffers()]
+        kept = {name: tensor.data for name, tensor in tensors if self._keeps_float32(name)}
         super()._apply(fn, recurse)
-        for name, tensor in self._tensors():
+        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
             if name in kept and tensor.dtype != kept[name].dtype:
                 tensor.data = kept[name].to(tensor.device)
         return self
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.named_parameters()
-        yield from self.named_buffers()
-
 
 class Tower(Encoder):
-    """An encoder that is walked block by block.
-
-    Attributes:
-        depth: Number of transformer blocks.
-        token_shapes: For each block, the number and the width ``(L, C)`` of the tokens that enter it.
-    """
+    """An encoder that is walked block by block."""
 
     depth: int
     token_shapes: list[tuple[int, int]]
@@ -110,15 +98,10 @@ class Tower(Encoder):
         """What :meth:`mlp_block` adds to its tokens, ``[N, L, C]``."""
 
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The attention of block `i`, norms included, over the segments of a clip instead of its places.
+        """The attention of block `i`, norms included, over the segments of a clip instead of its places, no residual.
 
-        Args:
-            i: Block.
-            tokens: The same place through time, ``[rows, T, C]``.
-            bias: Added to the scaled products, ``[1, heads, T, T]``; instead of positions in space.
-
-        Returns:
-            ``[rows, T, C]``, without the residual.
+        `tokens` ``[rows, T, C]`` are the same place through time; `bias` ``[1, heads, T, T]`` is added to the scaled
+        products, instead of positions in space.
         """
         raise NotImplementedError
 
@@ -192,17 +175,11 @@ def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], width: int) -
 def attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *, scale: float | None = None
 ) -> Tensor:
-    """Scaled dot-product attention, ``[N, heads, L, width]``.
+    """Scaled dot-product attention, ``[N, heads, L, width]``, with `bias` ``[1 or N, heads, L, S]`` added to products.
 
-    Where a gradient is wanted on a processor, short formats are widened to float32 for it: the backward pass of torch's
-    kernel is a multitude of small products, which cost several times as much in bfloat16.
-
-    Args:
-        query: ``[N, heads, L, width]``.
-        key: ``[N, heads, S, width]``.
-        value: ``[N, heads, S, width]``.
-        bias: Added to the scaled products, ``[1 or N, heads, L, S]``.
-        scale: What the products are multiplied with; None: one over the root of `width`.
+    They are multiplied with `scale`, one over the root of `width` by default. Where a gradient is wanted on a
+    processor, short formats are widened to float32 for it: the backward pass of torch's kernel is a multitude of small
+    products, which cost several times as much in bfloat16.
     """
     learning = torch.is_grad_enabled() and query.requires_grad
     if query.device.type != "cpu" or query.dtype == torch.float32 or not learning:
@@ -221,13 +198,7 @@ def gather(tokens: Tensor, other: Tensor) -> Tensor:
 
 
 def plain_attention(attn: Any, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The attention of a Swin block with its own projections over ``[rows, L, C]``, without windows and positions.
-
-    Args:
-        attn: The ``WindowAttention`` of timm or laion_clap.
-        tokens: Normalised.
-        bias: ``[1, heads, L, L]``.
-    """
+    """The attention of a Swin block (timm's or laion_clap's) over normalised ``[rows, L, C]``, without windows."""
     rows, length, channels = tokens.shape
     joined = attn.qkv(tokens).view(rows, length, 3, attn.num_heads, channels // attn.num_heads)
     query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)

@@ -43,13 +43,7 @@ class SupportAnchors(nn.Module):
 
     @classmethod
     def like(cls, state: Mapping[str, Tensor], names: Sequence[str], widths: tuple[int, int]) -> SupportAnchors | None:
-        """Empty ones for the tensors of a checkpoint; None where it has none.
-
-        Args:
-            state: Trained tensors by name; the sizes are those of its labels.
-            names: Its classes.
-            widths: D_v and D_a.
-        """
+        """Empty ones of widths D_v and D_a for the tensors of a checkpoint and its classes; None where it has none."""
         if not any(name.startswith(PREFIX) for name in state):
             return None
         labels = state.get(PREFIX + "labels")
@@ -60,16 +54,12 @@ class SupportAnchors(nn.Module):
     def means(
         self, modality: Modality, project: Callable[[Tensor], Tensor], *, leave_out: Sequence[int | None] = (None,)
     ) -> Tensor:
-        """The class means c, and one for "nothing happens": the mean of all of them, so that it keeps its distance.
+        """The class means c, and one for "nothing happens", the mean of all of them: ``[len(leave_out), K + 1, D]``.
 
-        Args:
-            modality: Which.
-            project: Into the model's matching space, ``[N, D]`` to unit vectors ``[N, D]``.
-            leave_out: Rows of the support, each of which is left out in turn; None: all count.
-
-        Returns:
-            ``[len(leave_out), K + 1, D]``. Zeros, so that texts stand alone, where a class would lose its only clip; a
-            class without a clip of this modality stands at the mean of the others.
+        They are zeros, so that texts stand alone, where a class would lose its only clip; a class without a clip of
+        this modality stands at the mean of the others. `project` leads into the model's matching space, ``[N, D]`` to
+        unit vectors ``[N, D]``; `leave_out` are rows of the support, each of which is left out in turn (None: all
+        count).
         """
         given = getattr(self, modality)
         present = given.norm(dim=-1, keepdim=True) > 0

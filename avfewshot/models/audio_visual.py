@@ -66,13 +66,10 @@ class Projector(nn.Module):
 class Projectors(nn.Module):
     """One projector for each of the four encoders: the two towers, and the text branch that belongs to each.
 
-    Args:
-        visual_dim: Width of the space that the visual tower shares with its text branch.
-        audio_dim: The same for sound.
-        kind: One of :data:`PROJECTORS`.
+    `visual_dim` and `audio_dim` are the widths of the two spaces.
 
     Raises:
-        UsageError: `kind` is unknown.
+        UsageError: `kind` is none of :data:`PROJECTORS`.
     """
 
     def __init__(self, visual_dim: int, audio_dim: int, *, kind: str = "residual") -> None:
@@ -105,21 +102,16 @@ class Temperatures(nn.Module):
 class AudioVisualModel(nn.Module):
     """From the frames and sounds of clips to unit embeddings in the two matching spaces.
 
-    Both towers are walked block by block; where blocks are paired, the adapter's guidance is added after self-attention
-    and after the MLP (Eq. 1 and 2 of Duan et al., arXiv 2311.05152). Without adapters and projectors the embeddings are
-    those of the towers alone.
+    Both towers, frozen, are walked block by block; where blocks are paired (`layers`), the adapter's guidance is added
+    after self-attention and after the MLP (Eq. 1 and 2 of Duan et al., arXiv 2311.05152). Without adapters and
+    projectors the embeddings are those of the towers alone.
 
     Args:
-        backbone: Holds the two towers and their temperatures; the towers are frozen, and stay so.
+        backbone: Holds the two towers and their temperatures.
         adapters: Trainable guidance between the towers, built for ``pair_towers`` of them, or the last of these.
         projectors: Trainable maps on embeddings and label features.
         guided_layers: How many of the pairs that is; None: all.
-        checkpointing: Forget the activations inside each half of a layer and compute them again in the backward pass:
-            slower, and far less memory.
-
-    Attributes:
-        layers: The paired layers that have adapters; none without.
-        anchors: Class means that stand beside the texts; None: texts alone.
+        checkpointing: Forget the activations inside each half of a layer and compute them again in the backward pass.
     """
 
     def __init__(
@@ -151,7 +143,7 @@ class AudioVisualModel(nn.Module):
         visual_present: Tensor | None = None,
         audio_present: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Embed B clips of T segments each.
+        """Embed B clips of T segments each: unit vectors ``[B, T, D_v]`` and ``[B, T, D_a]``, float32 or wider.
 
         Args:
             frames: uint8 ``[B, T, 3, S, S]``, or None when no clip has a picture: the audio tower then runs unguided.
@@ -159,9 +151,6 @@ class AudioVisualModel(nn.Module):
             visual_present: Bool ``[B]``: False for a clip without a picture among others that have one. Its frames may
                 hold anything; they guide nothing, and its visual embedding means nothing.
             audio_present: The same for sound.
-
-        Returns:
-            Unit vectors ``[B, T, D_v]`` and ``[B, T, D_a]`` in float32 or wider; None where the input is None.
 
         Raises:
             ValueError: Both inputs are None, or they differ in clips or segments.

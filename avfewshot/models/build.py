@@ -66,9 +66,7 @@ def build_model(
 def load_model(
     trained: AdapterCheckpoint | str | os.PathLike[str], backbone: Backbone
 ) -> tuple[AudioVisualModel, AdapterConfig]:
-    """Put trained adapters and projectors on the backbone that they were trained with.
-
-    The model is in evaluation mode; beside it stands what the checkpoint tells of itself.
+    """Put trained adapters and projectors on the backbone that they were trained with, in evaluation mode.
 
     Raises:
         DataError: There is no checkpoint, or its configuration is damaged.
@@ -112,12 +110,7 @@ class EnsembleModel(nn.Module):
     def forward(
         self, frames: Tensor | None, audio: Tensor | None, **present: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Embed clips; see :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`.
-
-        Returns:
-            ``[B, T, 2 D_v]`` and ``[B, T, 2 D_a]``: unit vectors of the towers, then those of the trained model; None
-            where the input is None.
-        """
+        """Embed clips as ``AudioVisualModel`` does, ``[B, T, 2 D]``: by the towers, then by the trained model."""
         before = self.plain(frames, audio)
         if frames is None or audio is None or self.adapters is None:
             after = list(before)  # nothing guides the towers: they need not run twice

@@ -135,14 +135,8 @@ class AdapterCheckpoint:
     def resolve(self, name: str, packaged: Collection[str]) -> str:
         """What the configuration says under `name` (``"backbone"``, ``"templates"``), if it may be looked up.
 
-        A checkpoint may come from a stranger and must not choose which files of this machine are read.
-
-        Args:
-            name: The field.
-            packaged: Names that avfewshot knows by itself.
-
-        Returns:
-            One of `packaged`, or the path of a file that lies in the checkpoint's folder.
+        A checkpoint may come from a stranger and must not choose which files of this machine are read: one of
+        `packaged`, or a file that lies in the checkpoint's folder, whose path is given.
 
         Raises:
             UsageError: It is anything else.
@@ -252,7 +246,7 @@ def numbered(folder: Path, kind: str) -> list[Path]:
             match = _NUMBERED.fullmatch(item.name)
             if match and match[1] == kind and item.is_dir():
                 found.append(item)
-    return sorted(found, key=lambda item: (number_of(item), revision_of(item)))
+    return sorted(found, key=place_of)
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -260,26 +254,17 @@ def seed_folders(run: Path) -> list[Path]:
     seeds = numbered(run, "seed")
     if not (run / CHOSEN_NAME).is_file():
         return seeds
-    chosen = [folder for folder in seeds if number_of(folder) == read_json(run / CHOSEN_NAME).get("seed")]
+    chosen = [folder for folder in seeds if place_of(folder)[0] == read_json(run / CHOSEN_NAME).get("seed")]
     if not chosen:
         raise DataError(f"{run / CHOSEN_NAME}: names a seed that is not there.", hint="Copy the whole folder again.")
     return chosen
 
 
-def number_of(folder: Path) -> int:
-    """The number in the name of one of :func:`numbered`."""
-    return int(_parts(folder)[2])
-
-
-def revision_of(folder: Path) -> int:
-    """How many were written for the same number before one of :func:`numbered`."""
-    return int(_parts(folder)[3] or 0)
-
-
-def _parts(folder: Path) -> re.Match[str]:
+def place_of(folder: Path) -> tuple[int, int]:
+    """Of one of :func:`numbered` the number, and how many were written for the same number before."""
     match = _NUMBERED.fullmatch(folder.name)
     assert match is not None
-    return match
+    return int(match[2]), int(match[3] or 0)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,37 +45,29 @@ def count_parameters(model: AudioVisualModel, backbone: Backbone | None = None) 
         if part is not None:
             own = [parameter for parameter in part.parameters() if parameter not in counted]
             counted.update(own)
-            counts.append(_count(name, own))
+            trainable = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+            counts.append(ParameterCount(name, trainable, sum(parameter.numel() for parameter in own)))
     trainable, total = (sum(getattr(count, field) for count in counts) for field in ("trainable", "total"))
     return [*counts, ParameterCount("all", trainable, total)]
 
 
 def count_flops(model: AudioVisualModel, frames: Tensor, audio: Tensor) -> dict[str, int]:
-    """Count the floating-point operations of one forward pass over clips, by component.
+    """Floating-point operations of a forward pass over clips, by component: both towers, ``"adapters"``, ``"all"``.
 
     Matrix products, convolutions and attention are counted, a multiplication and an addition as two operations;
-    spectrograms, normalisations, recurrences and element-wise work, together a few per cent, are not.
-
-    Args:
-        model: The model; it runs three times.
-        frames: uint8 ``[B, T, 3, S, S]``; the values do not matter.
-        audio: float32 ``[B, T, samples]``.
-
-    Returns:
-        Operations for ``"visual tower"``, ``"audio tower"``, ``"adapters"`` and ``"all"``. Divide by B for a clip.
+    spectrograms, normalisations, recurrences and element-wise work, together a few per cent, are not. The model runs
+    three times on `frames` uint8 ``[B, T, 3, S, S]`` and `audio` float32 ``[B, T, samples]``.
     """
-    visual = _run(model, frames, None)
-    sound = _run(model, None, audio)
-    both = _run(model, frames, audio)
+    inputs = (frames, None), (None, audio), (frames, audio)
+    visual, sound, both = (flops_of(partial(model, *given)) for given in inputs)
     return {"visual tower": visual, "audio tower": sound, "adapters": both - visual - sound, "all": both}
 
 
 def backbone_cost(preset: Preset, seconds: int = 10) -> dict[str, int]:
     """What a backbone takes, counted on torch's ``meta`` device, where nothing is allocated or computed.
 
-    Returns:
-        ``"parameters"`` of encoders and text branches, ``"memory_bytes"`` of these in float32, and ``"flops_per_clip"``
-        of embedding a clip of `seconds`, sight and sound (see :func:`count_flops`); texts are encoded once for all.
+    ``"parameters"`` of encoders and text branches, ``"memory_bytes"`` of these in float32, and ``"flops_per_clip"`` of
+    embedding a clip of `seconds`, sight and sound (see :func:`count_flops`); texts are encoded once for all.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", WeightsWarning)  # on how pictures are cut: none is read
@@ -87,25 +80,11 @@ def backbone_cost(preset: Preset, seconds: int = 10) -> dict[str, int]:
     return {"parameters": parameters, "memory_bytes": 4 * parameters, "flops_per_clip": seconds * flops}
 
 
-def _count(component: str, parameters: Iterable[nn.Parameter]) -> ParameterCount:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
-    return ParameterCount(
-        component, sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
-    )
-
-
-def _run(model: AudioVisualModel, frames: Tensor | None, audio: Tensor | None) -> int:
-    return flops_of(lambda: model(frames, audio))
-
-
 def flops_of(forward: Callable[[], object]) -> int:
     """Operations of a call, without gradient; see :func:`count_flops` for what is counted."""
     # torch's counter does not know the attention kernel of the CPU.
-    kernels = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    kernels = {kernel: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         forward()
     return counter.get_total_flops()
-
-
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-    return sdpa_flop_count(query, key, value)

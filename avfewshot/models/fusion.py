@@ -58,15 +58,9 @@ class ClipPrediction:
 
 
 def logits(embeddings: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
-    """Scaled cosine similarities of embeddings with texts.
+    """Scaled cosine similarities ``[..., K]`` of unit vectors ``[..., D]`` with those of texts ``[K, D]``.
 
-    Args:
-        embeddings: Unit vectors ``[..., D]``.
-        texts: Unit vectors ``[K, D]``.
-        scale: Temperature scale of the modality.
-
-    Returns:
-        ``[..., K]``, float32 at least, in the wider of both dtypes; also under autocast.
+    They are float32 at least, in the wider of both dtypes; also under autocast.
     """
     dtype = torch.promote_types(_wide_type(embeddings), texts.dtype)
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -76,13 +70,7 @@ def logits(embeddings: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
 def ensemble(zero_shot: Tensor | None, trained: Tensor | None, alpha: float) -> Tensor | None:
     """Join the logits of the frozen towers and of a trained model: ``(1 - alpha) zero_shot + alpha trained``.
 
-    Args:
-        zero_shot: ``[...]`` of one modality, or None without it.
-        trained: The same of the trained model.
-        alpha: Share of the trained logits in [0, 1] (the ``blend`` of a run; cf. Wortsman et al., CVPR 2022).
-
-    Returns:
-        ``[...]``; None where the modality is missing.
+    `alpha` is the ``blend`` of a run (cf. Wortsman et al., CVPR 2022); None where the modality is missing.
     """
     if zero_shot is None or trained is None:
         return None
@@ -90,16 +78,10 @@ def ensemble(zero_shot: Tensor | None, trained: Tensor | None, alpha: float) -> 
 
 
 def matching_score(logits: Tensor, *, matching: str = "softmax", scale: float | Tensor = 1.0) -> Tensor:
-    """How well a sample matches the text that it matches best: y of Eq. 11.
+    """How well a sample matches the text that it matches best: y of Eq. 11, positive, ``[..., K]`` to ``[...]``.
 
-    Args:
-        logits: ``[..., K]``.
-        matching: ``"softmax"``: the probability of the best text, in [1/K, 1]. ``"cosine"``: its cosine similarity,
-            not less than 0.001, since a negative one would turn the weights' signs.
-        scale: The temperature scale inside `logits`; only ``"cosine"`` needs it.
-
-    Returns:
-        Positive scores ``[...]``, float32 or float64.
+    With ``"softmax"`` the probability of the best text, in [1/K, 1]; with ``"cosine"`` its cosine similarity (`scale`
+    is that inside `logits`), not less than 0.001, since a negative one would turn the weights' signs.
     """
     logits = _wide(logits)
     if matching == "softmax":
@@ -119,9 +101,11 @@ def modality_weights(
     visual_present: Tensor | None = None,
     audio_present: Tensor | None = None,
 ) -> Tensor:
-    """Weights of sight and hearing: ``w1 = y_v / (y_v + y_a)``, ``w2 = 1 - w1`` (Eq. 11).
+    """Weights of sight and hearing ``[..., 2]``: ``w1 = y_v / (y_v + y_a)``, ``w2 = 1 - w1`` (Eq. 11).
 
-    One weight for a whole sample, never one per class: per class the weighted scores collapse.
+    One weight for a whole sample, never one per class: per class the weighted scores collapse. Both are positive where
+    both modalities are present; where one is missing, the other has 1. A sample with neither gets one half each.
+    Detached: the weights steer, they are not learned through.
 
     Args:
         visual_logits: ``[..., K_v]``, or None when no sample has a picture.
@@ -131,10 +115,6 @@ def modality_weights(
         audio_scale: Temperature scale inside `audio_logits`.
         visual_present: Bool ``[...]``, False where a sample has no picture (its logits are ignored); None: all have.
         audio_present: The same for sound.
-
-    Returns:
-        ``[..., 2]``, sums to 1. Both are positive where both modalities are present; where one is missing, the other
-        has 1. A sample with neither gets one half each. Detached: the weights steer, they are not learned through.
 
     Raises:
         ValueError: Both are None, or `matching` is unknown.
@@ -162,46 +142,27 @@ def fuse(
     audio_logits: Tensor | None,
     *,
     fusion: str = "weighted",
-    matching: str = "softmax",
-    visual_scale: float | Tensor = 1.0,
-    audio_scale: float | Tensor = 1.0,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Join the modalities' logits over the same labels into one distribution.
+    """Join the modalities' logits over the same labels: probabilities ``[..., K]``, and :func:`modality_weights`.
 
-    Args:
-        visual_logits: ``[..., K]``, or None without a picture.
-        audio_logits: ``[..., K]``, or None without sound.
-        fusion: ``"weighted"``: ``w1 p_v + w2 p_a`` as published. ``"product"``: the normalised product of p_v and p_a,
-            which asks both modalities to agree.
-        matching: See :func:`matching_score`.
-        visual_scale: Temperature scale inside `visual_logits`.
-        audio_scale: Temperature scale inside `audio_logits`.
-
-    Returns:
-        Probabilities ``[..., K]`` and the weights ``[..., 2]`` of :func:`modality_weights`. The product does not use
-        the weights; they still tell which modality was the surer one.
+    `fusion` is ``"weighted"``: ``w1 p_v + w2 p_a`` as published; or ``"product"``: the normalised product of p_v and
+    p_a, which asks both modalities to agree, and does not use the weights. The arguments of `options` are those of
+    :func:`modality_weights`.
 
     Raises:
         ValueError: Both logits are None, or a name is unknown.
     """
-    logs, weights = _log_fuse(
-        visual_logits, audio_logits, fusion, matching=matching, visual_scale=visual_scale, audio_scale=audio_scale
-    )
+    logs, weights = _log_fuse(visual_logits, audio_logits, fusion, **options)
     return logs.exp(), weights
 
 
 def event_weights(logits: Tensor, background: Tensor) -> Tensor:
-    """Weights of the segments of a clip by how likely something happens in them.
+    """Weights ``[..., T]`` of the segments of a clip by how likely something happens in them; no gradient, sum 1.
 
     A segment counts by ``sigmoid(max_k logit_k - background)``, the probability of its best label against "nothing
-    happens". So two events in one clip both count in full, whatever the temperature scale.
-
-    Args:
-        logits: Label logits ``[..., T, K]``.
-        background: Logits of the background text ``[..., T]``, of the same modality and scale.
-
-    Returns:
-        ``[..., T]``, sums to 1, without gradient.
+    happens". So two events in one clip both count in full, whatever the temperature scale. Logits are ``[..., T, K]``,
+    those of the background text ``[..., T]``.
     """
     salience = _wide(logits.detach()).amax(-1) - _wide(background.detach())
     return torch.nn.functional.logsigmoid(salience).softmax(-1)  # normalised sigmoids, also where all of them vanish
@@ -223,11 +184,9 @@ def predict_clips(
     pool: str = "mean",
     visual_background: Tensor | None = None,
     audio_background: Tensor | None = None,
-    matching: str = "softmax",
-    visual_scale: float | Tensor = 1.0,
-    audio_scale: float | Tensor = 1.0,
     visual_present: Tensor | None = None,
     audio_present: Tensor | None = None,
+    **options: Any,
 ) -> ClipPrediction:
     """Everything that is predicted from the logits of the segments of clips; training puts its loss on the same.
 
@@ -235,8 +194,8 @@ def predict_clips(
     count alike (as published). ``pool="event"``: each counts by :func:`event_weights`, for the fused distribution by
     the mean of the modalities' weights, so a clip with one second of barking in ten seconds of meadow is still a dog.
 
-    Distributions are computed as logarithms, so that the gradient of a loss on them does not vanish where a
-    probability does. Weights of modalities and segments carry no gradient: they steer, they are not learned through.
+    Distributions are computed as logarithms, so that the gradient of a loss on them does not vanish where a probability
+    does. Weights of modalities and segments carry no gradient: they steer, they are not learned through.
 
     Args:
         visual_logits: ``[..., T, K]`` with T, K >= 1, or None without a picture.
@@ -245,30 +204,29 @@ def predict_clips(
         pool: ``"mean"`` or ``"event"``.
         visual_background: ``[..., T]`` logits of the background text; for ``pool="event"``.
         audio_background: The same for sound.
-        matching: See :func:`matching_score`.
-        visual_scale: Temperature scale inside `visual_logits`.
-        audio_scale: Temperature scale inside `audio_logits`.
         visual_present: Bool ``[...]``, False for clips of a batch without a picture, whose visual logits may be
             anything finite: they are predicted as if these were None, and their visual distribution means nothing.
         audio_present: The same for sound.
-
-    Returns:
-        The prediction, float32 or float64.
+        options: `matching` and scales of :func:`modality_weights`.
 
     Raises:
         ValueError: Both logits are None, a name is unknown, or ``pool="event"`` lacks a background.
     """
     _check(pool, POOLS, "pool")
     masks = [None if present is None else present.unsqueeze(-1) for present in (visual_present, audio_present)]
-    segments, segment_weights = _log_fuse(
-        visual_logits, audio_logits, fusion, matching=matching, visual_scale=visual_scale, audio_scale=audio_scale,
-        visual_present=masks[0], audio_present=masks[1],
-    )  # fmt: skip
-    visual_weights = audio_weights = None
-    if pool == "event":
-        visual_weights = _event_weights(visual_logits, visual_background)
-        audio_weights = _event_weights(audio_logits, audio_background)
-    pairs = zip((visual_weights, audio_weights), masks, strict=True)
+    options |= {"visual_present": masks[0], "audio_present": masks[1]}
+    segments, segment_weights = _log_fuse(visual_logits, audio_logits, fusion, **options)
+    weights: list[Tensor | None] = [None, None]
+    alone: list[Tensor | None] = [None, None]
+    for row, (given, background) in enumerate(((visual_logits, visual_background), (audio_logits, audio_background))):
+        if given is None:
+            continue
+        if pool == "event":
+            if background is None:
+                raise ValueError('pool="event" needs the background logits of every modality.')
+            weights[row] = event_weights(given, background)
+        alone[row] = _log_pool(_wide(given).log_softmax(-1), weights[row])
+    pairs = zip(weights, masks, strict=True)
     counted = [(w, torch.ones_like(w) if m is None else m.to(w).expand_as(w)) for w, m in pairs if w is not None]
     joint = None
     if counted:
@@ -277,12 +235,8 @@ def predict_clips(
         joint = (both * shares).sum(0) / shares.sum(0)
     return ClipPrediction(
         log_probabilities=_log_pool(segments, joint),
-        visual_log_probabilities=None
-        if visual_logits is None
-        else _log_pool(_wide(visual_logits).log_softmax(-1), visual_weights),
-        audio_log_probabilities=None
-        if audio_logits is None
-        else _log_pool(_wide(audio_logits).log_softmax(-1), audio_weights),
+        visual_log_probabilities=alone[0],
+        audio_log_probabilities=alone[1],
         # Counted from the first segment: equal weights of all segments are those of the clip, to the last digit.
         weights=segment_weights[..., 0, :] + pool_segments(segment_weights - segment_weights[..., :1, :], joint),
         segment_probabilities=segments.exp(),
@@ -291,15 +245,10 @@ def predict_clips(
 
 
 def predict_events(visual_logits: Tensor | None, audio_logits: Tensor | None, **options: Any) -> ClipPrediction:
-    """:func:`predict_clips` from logits ``[..., T, K + 1]`` whose last column belongs to the background text.
+    """Predict from logits ``[..., T, K + 1]`` whose last column belongs to the background text, with its `options`.
 
     The one way from logits to a clip's distribution: the classifier and the evaluator take its ``probabilities``, and
     training takes a loss on its ``log_probabilities`` (or on those of each modality, and ``weights``).
-
-    Args:
-        visual_logits: From :func:`logits`, or None without a picture.
-        audio_logits: The same of the sound.
-        options: Of :func:`predict_clips`, but the backgrounds.
     """
     classes, background = {}, {}
     for name, given in (("visual", visual_logits), ("audio", audio_logits)):
@@ -335,14 +284,6 @@ def _log_pool(logs: Tensor, weights: Tensor | None) -> Tensor:
         steps = logs.shape[-2]  # a tensor while a graph is traced
         return logs.logsumexp(-2) - (steps.to(logs).log() if isinstance(steps, Tensor) else math.log(steps))
     return (logs + weights.log().unsqueeze(-1)).logsumexp(-2)
-
-
-def _event_weights(logits: Tensor | None, background: Tensor | None) -> Tensor | None:
-    if logits is None:
-        return None
-    if background is None:
-        raise ValueError('pool="event" needs the background logits of every modality.')
-    return event_weights(logits, background)
 
 
 def _check(name: str, choices: tuple[str, ...], what: str) -> None:

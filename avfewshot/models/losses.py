@@ -7,6 +7,7 @@ bool matrix of which texts are true for which samples. The arithmetic is done in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +29,11 @@ class CombinedLoss:
 
 
 def shared_labels(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
-    """Which texts are true for which samples: those that share a label with them.
+    """Which texts are true for which samples, bool ``[N, M]``: those that share a label with them.
 
     Clips of one batch that share a label are positives of each other; as negatives they would be pushed apart from
-    their own class.
-
-    Args:
-        labels: Class numbers ``[N]``, or a bool multi-hot matrix ``[N, K]``.
-        candidates: The labels of the texts, in the same form ``[M]`` or ``[M, K]``; None: one text for each sample,
-            with the sample's own labels.
-
-    Returns:
-        Bool ``[N, M]``.
+    their own class. Labels are class numbers ``[N]``, or a bool multi-hot matrix ``[N, K]``; `candidates` those of the
+    texts, in the same form ``[M]`` or ``[M, K]`` (None: one text for each sample, with the sample's own labels).
     """
     candidates = labels if candidates is None else candidates
     if labels.ndim == 1:
@@ -49,17 +43,10 @@ def shared_labels(labels: Tensor, candidates: Tensor | None = None) -> Tensor:
 
 
 def matching_loss(logits: Tensor, positives: Tensor) -> Tensor:
-    """Cross-entropy of each row against the uniform distribution over its positives.
+    """Cross-entropy of each row of logits ``[N, M]`` against the uniform distribution over its positives: ``[N]``.
 
     With one positive a row this is the loss of CLIP in one direction; with several, that of Khosla et al. (NeurIPS
-    2020, Eq. 2): every positive is drawn near, not only the nearest.
-
-    Args:
-        logits: ``[N, M]``.
-        positives: Bool ``[N, M]``.
-
-    Returns:
-        ``[N]``; 0 for a row without positives.
+    2020, Eq. 2): every positive is drawn near, not only the nearest. A row without positives has 0.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     count = positives.sum(-1)
@@ -68,14 +55,9 @@ def matching_loss(logits: Tensor, positives: Tensor) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, positives: Tensor) -> Tensor:
-    """The symmetric loss of CLIP, sample by sample (Eq. 9 and 10).
+    """The symmetric loss of CLIP, ``[N]``: half that of finding texts, half that of finding samples (Eq. 9 and 10).
 
-    Args:
-        logits: ``[N, N]``: row i is sample i, column i the text of sample i.
-        positives: Bool ``[N, N]``, symmetric, from :func:`shared_labels`.
-
-    Returns:
-        ``[N]``: half the loss of finding the texts of a sample, half that of finding the samples of its text.
+    Row i of the logits ``[N, N]`` is sample i, column i the text of sample i; `positives` are :func:`shared_labels`.
 
     Raises:
         ValueError: There are more or fewer texts than samples.
@@ -91,12 +73,10 @@ def combined_loss(
     positives: Tensor,
     *,
     objective: str = "contrastive",
-    matching: str = "softmax",
-    visual_scale: float | Tensor = 1.0,
-    audio_scale: float | Tensor = 1.0,
     visual_present: Tensor | None = None,
     audio_present: Tensor | None = None,
     weights: Tensor | None = None,
+    **options: Any,
 ) -> CombinedLoss:
     """``L = w1 L_v + w2 L_a`` (Eq. 11), the weights per sample and detached.
 
@@ -106,16 +86,11 @@ def combined_loss(
         positives: Bool ``[N, M]``: which texts are true for which samples. A sample with none does not count.
         objective: ``"contrastive"``: M = N, text i belongs to sample i, both directions. ``"classes"``: M classes, only
             from samples to texts.
-        matching: What the weights are made of, see :func:`avfewshot.models.fusion.matching_score`.
-        visual_scale: Temperature scale inside `visual_logits`; for ``matching="cosine"``.
-        audio_scale: Temperature scale inside `audio_logits`.
         visual_present: Bool ``[N]``, False where a sample has no picture: it is then neither sample nor candidate of
             the visual loss.
         audio_present: The same for sound.
-        weights: Weights of the modalities ``[N, 2]`` that the prediction takes; None: those of `matching`.
-
-    Returns:
-        The loss and its parts.
+        weights: Weights of the modalities ``[N, 2]`` that the prediction takes; None: those of the logits.
+        options: `matching` and scales of :func:`~avfewshot.models.fusion.modality_weights`.
 
     Raises:
         ValueError: Both logits are None, `objective` or `matching` is unknown, or the shapes do not fit.
@@ -123,15 +98,8 @@ def combined_loss(
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}.")
     if weights is None:
-        weights = modality_weights(
-            visual_logits,
-            audio_logits,
-            matching=matching,
-            visual_scale=visual_scale,
-            audio_scale=audio_scale,
-            visual_present=visual_present,
-            audio_present=audio_present,
-        )
+        options |= {"visual_present": visual_present, "audio_present": audio_present}
+        weights = modality_weights(visual_logits, audio_logits, **options)
     counts = positives.any(-1)
     total = weights.new_zeros(())
     parts = []

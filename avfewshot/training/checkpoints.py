@@ -33,11 +33,10 @@ from avfewshot.models.checkpoint import (
     AdapterCheckpoint,
     AdapterConfig,
     load_adapter,
-    number_of,
     numbered,
+    place_of,
     publishing,
     read_json,
-    revision_of,
     write_adapter,
     write_adapter_files,
 )
@@ -208,14 +207,15 @@ class CheckpointManager:
             if backbone is not None:
                 adapter.config.check_backbone(backbone, where=path)
             state = TrainingState(adapter.tensors, values["parts"], values["rng"], values["progress"])
-            return Resumed(number_of(path), adapter.config, state, tuple(skipped))
+            return Resumed(place_of(path)[0], adapter.config, state, tuple(skipped))
         if first is not None:
             raise first
         return None
 
     def _new(self, kind: str, step: int) -> Path:
         """A name that sorts last for its number: a run that went back to an older checkpoint comes by it again."""
-        again = [revision_of(path) for path in numbered(self.folder, kind) if number_of(path) == step]
+        places = [place_of(path) for path in numbered(self.folder, kind)]
+        again = [revision for number, revision in places if number == step]
         return self.folder / (f"{kind}-{step:08d}" + (f".{max(again) + 1}" if again else ""))
 
     def tidy(self) -> None:

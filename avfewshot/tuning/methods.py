@@ -58,15 +58,11 @@ class Recipe:
 class PromptedText(nn.Module):
     """Unit vectors of K wordings behind M context vectors: ``[start] c_1 .. c_M wording . [end]`` (CoOp, Eq. 2).
 
-    The branch is frozen and is not part of the state; gradients flow through it to the context.
-
-    Args:
-        branch: open_clip's or RoBERTa's text branch.
-        wordings: K texts.
-        context: M; less where the longest wording leaves no room for so many (see the attribute `context`).
+    The branch is frozen and is not part of the state; gradients flow through it to the context. M is `context`, or less
+    where the longest wording leaves no room for so many (see the attribute `context`).
 
     Raises:
-        UsageError: The branch is of another kind.
+        UsageError: The branch is neither open_clip's nor RoBERTa's.
     """
 
     branch: Any
@@ -105,14 +101,10 @@ class PromptedText(nn.Module):
         return self.embedding(tokens)[0, 1 : 1 + self.context].detach().float().clone()
 
     def forward(self, context: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
-        """Encode all wordings.
+        """Encode all wordings: unit vectors float32 ``[K, D]``.
 
-        Args:
-            context: ``[M, C]``, or ``[K, M, C]`` for a context of its own for each wording.
-            deep: Vectors ``[M, C]`` that take the context's places again before layer 1, 2, ... (MaPLe, Eq. 4).
-
-        Returns:
-            Unit vectors float32 ``[K, D]``.
+        `context` is ``[M, C]``, or ``[K, M, C]`` for one of its own for each wording; `deep` are vectors ``[M, C]``
+        that take its places again before layer 1, 2, ... (MaPLe, Eq. 4).
         """
         rows = len(self.embedded)
         context = context.expand(rows, -1, -1)
@@ -153,14 +145,10 @@ class PromptedText(nn.Module):
 
 
 class LowRank(nn.Module):
-    """``W + (alpha / r) B A``, one pair of factors for each of the stacked maps in a weight ``[n * C, C]``.
+    """``W + (alpha / r) B A``, one pair of factors for each of the `stacked` maps in a weight ``[n * C, C]``.
 
     Dropout drops input channels of the update, the same ones for a whole batch: the update is folded into the weight,
     so that the encoder's own attention kernels stay in use. (CLIP-LoRA drops them token by token.)
-
-    Args:
-        stacked: n, the maps stacked in the weight (query, key and value: 3).
-        alpha: Scale of the update, divided by the rank.
     """
 
     def __init__(self, weight: Tensor, *, stacked: int, rank: int, alpha: float, dropout: float) -> None:
@@ -235,14 +223,10 @@ class TunedMethod(nn.Module):
             )
 
     def forward(self, visual: Tensor | None, audio: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Logits of the seconds of one clip.
+        """Logits ``[T, K + 1]`` of the seconds of one clip, for each modality that is there.
 
-        Args:
-            visual: Unit vectors ``[T, D_v]``, or uint8 frames ``[T, 3, S, S]`` where `uses_pixels`; None: no picture.
-            audio: Unit vectors ``[T, D_a]``, or waveforms ``[T, samples]``; None: no sound.
-
-        Returns:
-            Logits ``[T, K + 1]`` for each modality that is there.
+        Both are unit vectors ``[T, D]``, or, where `uses_pixels`, uint8 frames ``[T, 3, S, S]`` and waveforms ``[T,
+        samples]``; None where the clip has none.
         """
         return self.logits([(visual, audio)])[0]
 

@@ -55,13 +55,7 @@ class Preset(ABC):
     @classmethod
     @abstractmethod
     def read(cls, reader: Reader, top: Mapping[str, Any], common: Mapping[str, Any]) -> Preset:
-        """Make one of the sections of a YAML file; faults are told to the reader.
-
-        Args:
-            reader: Checks values.
-            top: Sections by key.
-            common: The fields that every kind has.
-        """
+        """Make one of the sections of a YAML file by key, and of the common fields; `reader` is told faults."""
 
     @property
     @abstractmethod
@@ -80,9 +74,7 @@ class Preset(ABC):
     def files(
         self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
     ) -> list[Needed]:
-        """The files that it needs, packaged ones included, whether they are there or not.
-
-        Checkpoints by path and the folder of RoBERTa's tokenizer take the places of the preset's.
+        """The files that it needs, packaged ones included, there or not; paths take the places of its own.
 
         Raises:
             UsageError: A path has no use, or the preset names a model or tag that its library does not have.
@@ -98,11 +90,7 @@ class Preset(ABC):
 
     @abstractmethod
     def build(self, files: Mapping[str, Path], digests: Mapping[str, str]) -> Parts:
-        """Build encoders and text branches, of the weights in `files`; of random ones where there are none.
-
-        Args:
-            files: By key, see :class:`~avfewshot.encoders.weights.locate.Needed`.
-            digests: Their SHA-256.
+        """Build encoders and text branches, of `files` (by key, with their SHA-256) or else random ones.
 
         Raises:
             UsageError: The sizes do not fit together.

@@ -131,8 +131,7 @@ class ClapPreset:
     def build(self, files: Mapping[str, Path] | None = None) -> tuple[Any, TextTokenizer]:
         """A module with fresh weights and the names of laion_clap's ``CLAP``, and its tokenizer.
 
-        Args:
-            files: By key; only the tokenizer's are looked at. Without RoBERTa's, a stand-in for random weights is used.
+        Of `files` only the tokenizer's are looked at; without RoBERTa's, a stand-in for random weights is used.
 
         Raises:
             UsageError: The sizes do not fit together.

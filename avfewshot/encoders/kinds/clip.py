@@ -185,9 +185,8 @@ class ClipPreset:
     ) -> tuple[nn.Module, TextTokenizer]:
         """An open_clip model with fresh weights, and its tokenizer.
 
-        Args:
-            files: By key; only those of text towers of transformers are looked at.
-            split_text: Give open_clip's ``CustomTextCLIP``, whose text tower is a module of its own.
+        Of `files` only those of text towers of transformers are looked at; with `split_text` the text tower is a module
+        of its own (``CustomTextCLIP``).
 
         Raises:
             UsageError: open_clip has no such model, or cannot build it.

@@ -46,15 +46,12 @@ def fetch(
     allow_http: bool = False,
     announce: Callable[[Needed], None] | None = None,
 ) -> Fetched | None:
-    """See that a file is on this machine and whole, downloading it if need be.
+    """See that a file is on this machine and whole, downloading it if need be; None for an optional one nowhere.
 
-    Files go to the hub's own cache, where every program that uses the hub finds them. ``HF_ENDPOINT`` names another
-    server, ``HF_TOKEN`` a token. A connection that breaks is taken up again where it broke. A file whose SHA-256 is not
-    the expected one is downloaded again, once. `allow_http` takes it over a connection that anybody on the way can read
-    and change; `announce` is called before a download begins.
-
-    Returns:
-        The file; None for an optional one that its repository does not have.
+    Files go to the hub's own cache. ``HF_ENDPOINT`` names another server, ``HF_TOKEN`` a token. A connection that
+    breaks is taken up again where it broke; a file whose SHA-256 is not the expected one is downloaded again, once.
+    `allow_http` takes it over a connection that anybody on the way can read and change; `announce` is called before a
+    download begins.
 
     Raises:
         WeightsError: There is no network, no such repository or file, no room; or the file arrived damaged.

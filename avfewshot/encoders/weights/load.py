@@ -39,10 +39,9 @@ class WeightsWarning(UserWarning):
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file on the CPU, without running anything that the file contains.
 
-    Understands safetensors and PyTorch checkpoints: a dict of tensors, or a dict with such a dict under ``state_dict``,
-    as LAION's CLAP and open_clip's training script write, under ``model`` or another usual key, nested too. A
-    ``module.``, ``model.`` or ``_orig_mod.`` in front of every name, left by data-parallel training, a wrapping module
-    or torch.compile, is taken off. Large files are mapped into memory rather than read.
+    Understands safetensors and PyTorch checkpoints: a dict of tensors, or one under ``state_dict``, ``model`` or
+    another usual key, nested too. A ``module.``, ``model.`` or ``_orig_mod.`` in front of every name is taken off.
+    Large files are mapped into memory rather than read.
 
     Raises:
         WeightsError: The file is missing, empty, truncated, no weight file, or asks for more than tensors.

@@ -116,13 +116,10 @@ def expected_sha256(needed: Needed, path: Path) -> str | None:
 
 
 def verify(needed: Needed, path: Path) -> str:
-    """Refuse a file from the hub that is not the expected one; one of which nothing is known is the expected one then.
-
-    Returns:
-        Its SHA-256.
+    """The SHA-256 of a file; one from the hub of which nothing is known is the expected one from now on.
 
     Raises:
-        WeightsError: It is another file.
+        WeightsError: It is another file than expected.
     """
     digest, expected = file_sha256(path), expected_sha256(needed, path)
     if expected and digest != expected:
