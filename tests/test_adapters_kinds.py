@@ -33,7 +33,6 @@ def beside_htsat(visual) -> SimpleNamespace:
 
 TOWERS = {
     "clip-htsat": lambda: beside_htsat(clip_tower(layers=4)),
-    "deep-clip-htsat": lambda: beside_htsat(clip_tower(layers=12)),
     "swinv2-htsat": lambda: beside_htsat(swin_tower(2)),
     "shared-clip": lambda: shared(clip_tower(layers=4), CLIP_PICTURE),
     "shared-swin": lambda: shared(swin_tower(1), SWIN_PICTURE),
@@ -98,10 +97,10 @@ def test_a_trained_adapter_is_saved_loaded_and_speaks_across(kind, towers, clips
         assert not torch.allclose(changed, expected, atol=1e-4)
 
 
-def _gradients(model: AudioVisualModel, steps: int, clips, kind=torch.optim.SGD, lr: float = 0.5) -> list[set[str]]:
+def _gradients(model: AudioVisualModel, steps: int, clips) -> list[set[str]]:
     """Names of the adapter's tensors that get a gradient, for each of the first steps."""
     model.train()
-    optimiser = kind(model.adapters.parameters(), lr=lr)
+    optimiser = torch.optim.SGD(model.adapters.parameters(), lr=0.5)
     reached = []
     for _ in range(steps):
         optimiser.zero_grad()
@@ -125,22 +124,6 @@ def test_stg_cma_learns_by_its_last_maps_first(towers, clips):
     assert names - second <= {name for name in names if name.endswith("table")}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_dg_sct_reaches_every_tensor_of_its_own_and_nothing_else(checkpointing, clips):
-    model = make_model("dgsct", "deep-clip-htsat")
-    model.checkpointing = checkpointing
-    frozen = {name: value.clone() for name, value in model.state_dict().items() if "tower" in name}
-    before = model(*clips)
-
-    reached = set.union(*_gradients(model, 2, clips, torch.optim.Adam, 1e-2))
-
-    assert reached == {name for name, _ in model.adapters.named_parameters()}
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in frozen.items())
-    assert any(name.endswith("bn0.running_mean") for name in frozen)
-    for old, new in zip(before, model(*clips), strict=True):
-        assert not torch.allclose(old, new, atol=1e-3)
-
-
 def test_lavish_learns_by_its_gates_first(clips):
     model = make_model("lavish")
     names = {name for name, _ in model.adapters.named_parameters()}
@@ -153,11 +136,9 @@ def test_lavish_learns_by_its_gates_first(clips):
     assert third == names
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_steps_of_stg_cma_are_those_of_the_paper(checkpointing):
+def test_the_steps_of_stg_cma_are_those_of_the_paper():
     """One layer of shared CLIP against the equations, written out for single clips and places."""
     model = stirred(make_model("stg_cma", "shared-clip"))
-    model.checkpointing = checkpointing
     adapters = model.adapters
     tower, layer = model.visual_tower, adapters.layers[0]
     tokens = [torch.randn(4, 65, 96), torch.randn(4, 31, 96)]  # two clips of two segments

@@ -159,18 +159,8 @@ def test_zeroshot_hears_the_clip_and_its_seconds_differ(world, store) -> None:
         found[context] = json.loads(out)
     first, other = (one["clips"][0] if "clips" in one else one["results"][0] for one in found.values())
     assert first["audio"] != other["audio"]
-    command = (
-        "zeroshot",
-        *labels,
-        "--audio-context",
-        "clip",
-        "--store",
-        "store",
-        "--segments",
-        "--format",
-        "json",
-        *TEN,
-    )
+    options = "--audio-context clip --store store --segments --format json".split()
+    command = ("zeroshot", *labels, *options, *TEN)
     status, out, err = execute(world, *command)
     assert status == 0, err
     stored = json.loads(out)

@@ -7,12 +7,11 @@ import json
 import warnings
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from weights_support import AUDIO, ROBERTA, HubServer, laion_state, write_laion, write_roberta
+from weights_support import AUDIO, ROBERTA, laion_state, serving, write_laion, write_roberta
 
 import avfewshot
 from avfewshot.cli.app import run
@@ -111,10 +110,7 @@ def write_words(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with HubServer({}) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+    with serving(monkeypatch, tmp_path / "hub-cache", {}) as server:
         yield server
 
 

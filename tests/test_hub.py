@@ -6,12 +6,11 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub.constants
 import pytest
 from fewshot_worlds import CLASSES, write_class_folders
+from weights_support import LocalServer
 
 import avfewshot
 from avfewshot.cli.app import run
@@ -19,31 +18,13 @@ from avfewshot.errors import UsageError, WeightsError
 from avfewshot.models import hub as hubs
 
 
-class Hub:
+class Hub(LocalServer):
     """Repositories in memory; a commit is a dictionary of files."""
 
     def __init__(self):
+        super().__init__()
         self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
         self.requests: list[str] = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                hub.answer(self, b"")
-
-            do_HEAD = do_GET
-
-            def do_POST(self):
-                hub.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def find(self, repository, revision):
         """(commit, files), or None."""
@@ -57,14 +38,14 @@ class Hub:
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             self.commits.setdefault(name, [("0" * 40, {})])
-            return self.send(handler, {"url": f"{self.address}/{name}", "name": name})
+            return self.give(handler, {"url": f"{self.address}/{name}", "name": name})
         if path == "/api/validate-yaml":
-            return self.send(handler, {"errors": [], "warnings": []})
+            return self.give(handler, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/preupload/main", path):
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
             ]
-            return self.send(handler, {"files": files})
+            return self.give(handler, {"files": files})
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/commit/main", path):
             files = dict(self.find(match[1], "main")[1])
             for line in body.decode().splitlines():
@@ -74,13 +55,14 @@ class Hub:
             commit = hashlib.sha1(body).hexdigest()
             self.commits[match[1]].append((commit, files))
             url = f"{self.address}/{match[1]}/commit/{commit}"
-            return self.send(handler, {"success": True, "commitOid": commit, "commitUrl": url})
+            return self.give(handler, {"success": True, "commitOid": commit, "commitUrl": url})
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/([\w.-]+))?", path):
             found = self.find(match[1], match[2] or "main")
             if found is None:
-                return self.refuse(handler, "RevisionNotFound" if match[1] in self.commits else "RepoNotFound")
+                code = "RevisionNotFound" if match[1] in self.commits else "RepoNotFound"
+                return self.send(handler, 404, {"X-Error-Code": code})
             siblings = [{"rfilename": name} for name in found[1]]
-            return self.send(handler, {"id": match[1], "sha": found[0], "siblings": siblings})
+            return self.give(handler, {"id": match[1], "sha": found[0], "siblings": siblings})
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/tree/([\w.-]+)", path):
             found = self.find(match[1], match[2])
             if found is not None:
@@ -88,35 +70,18 @@ class Hub:
                     {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                     for name, data in found[1].items()
                 ]
-                return self.send(handler, tree)
+                return self.give(handler, tree)
         if match := re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path):
             found = self.find(match[1], match[2])
             if found and match[3] in found[1]:
                 data = found[1][match[3]]
                 headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0]}
-                return self.send(handler, data, headers)
-        return self.refuse(handler, "RepoNotFound")
+                return self.give(handler, data, headers)
+        return self.send(handler, 404, {"X-Error-Code": "RepoNotFound"})
 
-    @staticmethod
-    def send(handler, content, headers=None):
+    def give(self, handler, content, headers=None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        handler.send_response(200)
-        for name, value in {
-            "Content-Length": str(len(data)),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        if handler.command != "HEAD":
-            handler.wfile.write(data)
-
-    @staticmethod
-    def refuse(handler, code):
-        handler.send_response(404)
-        handler.send_header("X-Error-Code", code)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
+        self.send(handler, 200, {"Content-Type": "application/json", **(headers or {})}, data)
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +105,9 @@ def hub(world, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     hubs._fetched.cache_clear()
-    server = Hub()
-    monkeypatch.setenv("HF_ENDPOINT", server.address)
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
 
 
 def folder_of(world, name):
@@ -159,14 +122,8 @@ def test_what_was_pushed_predicts_as_the_run_does(hub, world, name, capsys):
     pinned = capsys.readouterr().out.split("--adapter ")[1].strip()
     commit, files = hub.commits[f"me/{name}"][-1]
     assert pinned == f"hf://me/{name}@{commit}"
-    assert {path.split("/")[0] for path in files} <= {
-        "adapter.safetensors",
-        "config.json",
-        "scorer",
-        "tuned.safetensors",
-        "tuned.json",
-        "README.md",
-    }
+    known = {"adapter.safetensors", "config.json", "scorer", "tuned.safetensors", "tuned.json", "README.md"}
+    assert {path.split("/")[0] for path in files} <= known
     assert ("adapter.safetensors" in files) == (name == "both")
     card = files["README.md"].decode()
     assert all(label in card for label in CLASSES)

@@ -49,13 +49,6 @@ def test_product_fusion_is_the_normalised_product_of_probabilities(logits):
     np.testing.assert_allclose(fused.numpy(), product / product.sum(-1, keepdims=True), rtol=0, atol=1e-10)
 
 
-def test_a_surer_modality_weighs_more():
-    sure, unsure = torch.tensor([10.0, 0, 0]), torch.tensor([0.1, 0, 0])
-
-    assert modality_weights(sure, unsure)[0] > 0.7
-    assert modality_weights(unsure, sure)[0] < 0.3
-
-
 def test_cosine_matching_uses_cosines_and_stays_positive_for_negative_ones():
     visual, audio = torch.tensor([100 * 0.3, 100 * 0.1]), torch.tensor([20 * 0.1, 20 * -0.2])
 
@@ -94,20 +87,6 @@ def test_half_precision_logits_are_computed_in_float32():
 
     assert fused.dtype == weights.dtype == torch.float32
     torch.testing.assert_close(fused, torch.tensor([8.0, 0.0]).softmax(-1))
-
-
-def test_weights_carry_no_gradient_and_probabilities_do():
-    visual, audio = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-
-    fused, weights = fuse(visual, audio)
-    fused[:, 0].sum().backward()
-
-    assert not weights.requires_grad
-    assert visual.grad.abs().sum() > 0
-    share = weights.detach()[:, 0]
-    probabilities = visual.detach().softmax(-1)
-    slope = share * probabilities[:, 0] * (1 - probabilities[:, 0])
-    torch.testing.assert_close(visual.grad[:, 0], slope)  # d p_0 / d logit_0 times a constant weight
 
 
 def test_absent_modalities_of_single_samples_have_no_weight():
@@ -184,29 +163,9 @@ def test_event_pooling_agrees_with_numpy(logits):
     np.testing.assert_allclose(prediction.weights[:, 0].numpy(), (joint * weight).sum(-1), rtol=0, atol=1e-10)
 
 
-def test_event_pooling_gives_two_events_of_a_clip_their_due():
-    logits = torch.tensor([[30.0, 0.0, 0.0]] * 5 + [[0.0, 40.0, 0.0]] * 5)
-    prediction = predict_clips(logits, None, pool="event", visual_background=torch.zeros(10))
-    torch.testing.assert_close(prediction.probabilities, torch.tensor([0.5, 0.5, 0.0]))
-
-
 def test_event_weights_stay_defined_where_nothing_happens():
     weights = event_weights(torch.full((4, 2), -500.0), torch.full((4,), 500.0))
     torch.testing.assert_close(weights, torch.full((4,), 0.25))
-
-
-def test_event_pooling_finds_one_loud_second_that_the_mean_loses():
-    # Nine seconds lean a little to label 1 while the background text fits best; in one second label 0 is clear.
-    quiet = torch.tensor([[0.0, 3.0]]).repeat(9, 1)
-    logits = torch.cat([quiet, torch.tensor([[9.0, 0.0]])])
-    background = torch.cat([torch.full((9,), 8.0), torch.tensor([2.0])])
-
-    mean = predict_clips(None, logits)
-    event = predict_clips(None, logits, pool="event", audio_background=background)
-
-    assert mean.probabilities.argmax() == 1
-    assert event.probabilities.argmax() == 0
-    assert event_weights(logits, background).argmax() == 9
 
 
 def test_names_and_missing_inputs_are_checked():

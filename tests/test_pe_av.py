@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
-from weights_support import HubServer
+from weights_support import serving
 
 import avfewshot
 from avfewshot.cli.app import run
@@ -88,14 +87,11 @@ def preset(tmp_path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, published):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     names = ("model.safetensors", "config.json")
     files = {f"facebook/pe-a-frame-small/{name}": published / "frame" / name for name in names}
     for name in (*names, "tokenizer.json"):
         files[f"facebook/pe-av-small-16-frame/{name}"] = published / "av" / name
-    with HubServer(files) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+    with serving(monkeypatch, tmp_path / "hub-cache", files) as server:
         yield server
 
 

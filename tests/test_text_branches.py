@@ -14,7 +14,6 @@ from toy_captions import all_words
 from weights_support import ROBERTA, write_roberta
 
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, _bytes, label_features, lost_texts
 from avfewshot.encoders.tokenizer import BorrowedTokenizer, ClipTokenizer, RobertaTokenizer, TransformersTokenizer
 from avfewshot.errors import WeightsError
@@ -57,14 +56,6 @@ def roberta_branch(tokenizer) -> RobertaTextBranch:
 
 
 # Text branches
-
-
-def test_clip_texts_are_those_of_the_tower_on_whole_rows(tiny):
-    branch = tiny.visual_text
-    with torch.no_grad():
-        whole = branch.tower(branch.tokenizer(TEXTS))
-    expected = torch.nn.functional.normalize(whole, dim=-1)
-    assert torch.allclose(branch.encode(TEXTS), expected, atol=1e-6)
 
 
 def test_towers_that_read_the_padding_are_given_it():
@@ -333,13 +324,6 @@ def test_building_says_nothing(caplog, recwarn):
         build_backbone("tiny", weights="random")
     assert caplog.records == []
     assert [str(warning.message) for warning in recwarn if "avfewshot" in str(warning.filename)] == []
-
-
-def test_the_vocabulary_of_tiny_is_that_of_its_merge_file(tiny):
-    preset = load_preset("tiny")
-    size = ClipTokenizer(preset.clip.tokenizer).vocab_size
-    assert tiny.visual_text.tower.token_embedding.num_embeddings == size
-    assert tiny.audio_text.tower.token_embedding.num_embeddings == size
 
 
 # Texts that do not reach the encoder whole

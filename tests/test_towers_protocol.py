@@ -47,23 +47,6 @@ def test_steps_leave_their_arguments_alone(made) -> None:
             tokens = result
 
 
-def test_segments_do_not_see_each_other(made) -> None:
-    tower, inputs = made
-    together = tower(inputs)
-    alone = torch.cat([tower(one) for one in inputs.split(1)])
-    assert (together[0] - together[1]).abs().max() > 1e-2
-    assert (together - alone).abs().max() <= 1e-5
-
-
-def test_tower_stays_frozen_when_the_model_around_it_is_trained(made) -> None:
-    tower, inputs = made
-    model = torch.nn.ModuleList([tower]).train()
-    assert model.training
-    assert not any(module.training for module in tower.modules())
-    assert not any(parameter.requires_grad for parameter in tower.parameters())
-    assert torch.equal(tower(inputs), tower(inputs))
-
-
 def test_result_is_the_same_with_and_without_a_graph(made) -> None:
     tower, inputs = made
     with torch.inference_mode():  # fills whatever is cached
@@ -112,3 +95,12 @@ def test_copy_follows_its_own_weights(made) -> None:
             parameter.mul_(0.5)
     assert torch.equal(tower(inputs), before)
     assert (twin(inputs) - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("floats", [1, 2 * 65 * 4 * 96])
+def test_chunks_of_any_size_change_nothing(made, floats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, inputs = made
+    monkeypatch.setattr("avfewshot.encoders.tower._CHUNK_FLOATS", 2**40)
+    expected = tower(inputs)
+    monkeypatch.setattr("avfewshot.encoders.tower._CHUNK_FLOATS", floats)
+    assert (tower(inputs) - expected).abs().max() <= 2e-6

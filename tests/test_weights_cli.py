@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-import huggingface_hub.constants
 import pytest
-from weights_support import HubServer, make_hub, write_preset
+from weights_support import make_hub, serving, write_preset
 
 from avfewshot.cli.app import run
 
@@ -29,9 +28,7 @@ def here(monkeypatch, tmp_path):
 
 @pytest.fixture
 def hub(hub_files, here, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with HubServer(hub_files) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+    with serving(monkeypatch, here.parent / "hub-cache", hub_files) as server:
         yield server
 
 

@@ -9,7 +9,7 @@ import socket
 import huggingface_hub.constants
 import pytest
 import torch
-from weights_support import HubServer, make_hub, write_preset
+from weights_support import make_hub, serving, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset, preset_names
@@ -26,10 +26,7 @@ def hub_files(tmp_path_factory):
 
 @pytest.fixture
 def hub(hub_files, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with HubServer(hub_files) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+    with serving(monkeypatch, tmp_path / "hub-cache", hub_files) as server:
         yield server
 
 
@@ -151,13 +148,6 @@ def test_no_network_says_what_to_do(monkeypatch, tmp_path):
     assert "cannot be reached" in caught.value.message
     assert "--clip-weights" in caught.value.hint
     assert "HF_ENDPOINT" in caught.value.hint
-
-
-def test_offline_mode_is_respected(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    preset = load_preset(write_preset(tmp_path))
-    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE forbids the network"):
-        fetching.fetch(preset, one(preset, "clip"))
 
 
 def test_files_by_path_need_no_hub_and_open_no_socket(hub_files, monkeypatch, tmp_path):

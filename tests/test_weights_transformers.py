@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import save_file
-from weights_support import CLIP_MODEL, HubServer, make_hub, write_preset
+from weights_support import CLIP_MODEL, make_hub, serving, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset
@@ -32,10 +31,7 @@ def hub(monkeypatch, tmp_path):
     (tmp_path / "rest").mkdir()
     files = make_hub(tmp_path / "rest")
     files |= {f"someone/text/{path.name}": path for path in text.iterdir()}
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with HubServer(files) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+    with serving(monkeypatch, tmp_path / "hub-cache", files) as server:
         yield server
 
 

@@ -56,12 +56,12 @@ def clap_tower(config=None, *, front_end: str = "slaney", joint_dim: int = 64, s
 @functools.cache  # the library takes a while to fill its Fourier matrix
 def _build_clap_tower(config: str, front_end: str, joint_dim: int, seed: int) -> ClapTower:
     torch.manual_seed(seed)
-    branch = build_htsat(json.loads(config), front_end=front_end)
+    branch = build_htsat(json.loads(config))
     width = branch.num_features
     projection = nn.Sequential(nn.Linear(width, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim))
     randomize(branch)
     randomize(projection)
-    return ClapTower(branch, projection)
+    return ClapTower(branch, projection, front_end)
 
 
 def clip_tower(*, seed: int = 0, **sizes) -> ClipTower:

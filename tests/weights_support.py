@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
+import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -153,7 +157,59 @@ def make_hub(folder: Path) -> dict[str, Path]:
     }
 
 
-class HubServer:
+@contextlib.contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch, cache: Path, files: dict[str, Path]) -> Iterator[HubServer]:
+    """A server of these files that the hub's client asks, with an empty cache."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with HubServer(files) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+class LocalServer:
+    """A server on this machine whose subclass answers each request."""
+
+    def __init__(self) -> None:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server.answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+            do_HEAD = do_POST = do_GET
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def send(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes = b"") -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(content)
+
+
+class HubServer(LocalServer):
     """Serves files as the hub does: ``/{owner}/{repository}/resolve/{revision}/{file}``.
 
     Attributes:
@@ -164,79 +220,40 @@ class HubServer:
     """
 
     def __init__(self, files: dict[str, Path]) -> None:
+        super().__init__()
         self.files = dict(files)
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut: list[int] = []
         self.status: int | None = None
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                hub._answer(self, body=False)
-
-            def do_GET(self) -> None:
-                hub._answer(self, body=True)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> HubServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def downloads(self) -> list[str]:
         """Names of the files whose bytes were asked for."""
         return [path.rsplit("/", 1)[1] for method, path, _ in self.requests if method == "GET"]
 
-    def _answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+    def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
         asked = handler.headers.get("Range")
         self.requests.append((handler.command, handler.path, asked))
         matched = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", handler.path)
         if self.status:
-            return self._refuse(handler, self.status, "")
+            return self.send(handler, self.status, {})
         if not matched or not any(name.startswith(f"{matched[1]}/") for name in self.files):
-            return self._refuse(handler, 404, "RepoNotFound")
+            return self.send(handler, 404, {"X-Error-Code": "RepoNotFound"})
         if matched[2] not in ("main", COMMIT):
-            return self._refuse(handler, 404, "RevisionNotFound")
+            return self.send(handler, 404, {"X-Error-Code": "RevisionNotFound"})
         path = self.files.get(f"{matched[1]}/{matched[3]}")
         if path is None:
-            return self._refuse(handler, 404, "EntryNotFound")
+            return self.send(handler, 404, {"X-Error-Code": "EntryNotFound"})
         data = path.read_bytes()
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
-        handler.send_response(206 if asked else 200)
-        handler.send_header("X-Repo-Commit", COMMIT)
         # As on the hub: SHA-256 of large files, git's SHA-1 of small ones.
         git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         etag = hashlib.sha256(data).hexdigest() if path.suffix in (".safetensors", ".pt", ".bin") else git
-        handler.send_header("ETag", f'"{etag}"')
-        handler.send_header("Accept-Ranges", "bytes")
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if asked:
-            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        handler.send_header("Content-Length", str(len(data) - start))
-        handler.end_headers()
-        if not body:
-            return None
-        if self.cut:
-            handler.wfile.write(data[start : start + self.cut.pop(0)])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        content = data[start:]
+        if self.cut and handler.command == "GET":
+            headers["Content-Length"] = str(len(content))
+            content = content[: self.cut.pop(0)]
             handler.close_connection = True
-            return None
-        handler.wfile.write(data[start:])
-        return None
-
-    @staticmethod
-    def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str) -> None:
-        handler.send_response(status)
-        handler.send_header("X-Error-Code", code)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
+        return self.send(handler, 206 if asked else 200, headers, content)

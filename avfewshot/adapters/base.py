@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from avfewshot.adapters.registry import AdapterSettings
 from avfewshot.encoders.tower import Encoder, Tower, require_walkable
 
+Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none
 Half = Literal["attend", "feed"]
 HALVES: tuple[Half, Half] = ("attend", "feed")  # also part of the names of tensors in checkpoints
 TOWER_STEPS = {"attend": "attn_block", "feed": "mlp_block"}  # the method of a tower that takes each half
@@ -140,9 +141,7 @@ class CrossModalAdapter(nn.Module, abc.ABC):
         return None
 
     @abc.abstractmethod
-    def forward(
-        self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int) -> Pair:
         """Guidance in one half of a paired layer: what to add to the visual and to the audio tokens; None for nothing.
 
         Args:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, PairedLayer
+from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
 from avfewshot.adapters.registry import GuidanceSettings
 
 DIRECTIONS = ("a2v", "v2a")
@@ -247,9 +247,7 @@ class DGSCT(CrossModalAdapter):
         """See :meth:`CrossModalAdapter.gates`: the factors of channels, or the last maps of the bottlenecks."""
         return [p for name, p in self.named_parameters() if name.endswith(".scale") or ".up." in name]
 
-    def forward(
-        self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int) -> Pair:
         """See :meth:`CrossModalAdapter.forward`."""
         tokens = {"a2v": visual, "v2a": audio}  # what each direction guides
         others = {"a2v": "v2a", "v2a": "a2v"}

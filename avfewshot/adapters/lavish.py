@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, PairedLayer
+from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
 from avfewshot.adapters.registry import LavishSettings
 from avfewshot.encoders.tower import gather
 from avfewshot.errors import UsageError
@@ -88,9 +88,7 @@ class Lavish(CrossModalAdapter):
         """See :meth:`CrossModalAdapter.gates`."""
         return [parameter for name, parameter in self.named_parameters() if name.endswith("gate")]
 
-    def forward(
-        self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int) -> Pair:
         """See :meth:`CrossModalAdapter.forward`."""
         adapters: Any = cast(nn.ModuleDict, self.layers[layer])[half]
         return (

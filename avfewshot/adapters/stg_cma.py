@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import CrossModalAdapter, Half, PairedLayer, TemporalStep
+from avfewshot.adapters.base import CrossModalAdapter, Half, Pair, PairedLayer, TemporalStep
 from avfewshot.adapters.registry import StgCmaSettings
 from avfewshot.encoders.tower import gather
 
@@ -126,9 +126,7 @@ class StgCma(CrossModalAdapter):
     def _steps(self, layer: int, modality: str) -> Any:
         return cast(nn.ModuleDict, self.layers[layer])[modality]
 
-    def forward(
-        self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, layer: int, half: Half, visual: Tensor, audio: Tensor, segments: int) -> Pair:
         """See :meth:`CrossModalAdapter.forward`: step 2 after attention, step 3 after the MLP."""
         step, chosen = _STEPS[half], self._settings
         if not getattr(chosen, step):

@@ -85,10 +85,6 @@ class ClapTower(Tower):
             for i, block in enumerate(layer.blocks)
         ]
 
-    def mlp_width(self, i: int) -> int:
-        """See :meth:`Tower.mlp_width`."""
-        return self._walk[i][0].mlp.fc1.out_features
-
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
         block, _ = self._walk[i]

@@ -94,12 +94,24 @@ class ClipTower(Tower):
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
         block = self.visual.transformer.resblocks[i]
-        return block.ls_1(_attention(block, block.ln_1(tokens), self.heads))
+        attn, tokens = block.attn, block.ln_1(tokens)
+        if not is_a(block, "ResidualAttentionBlock"):
+            return block.ls_1(block.ln_attn(attn(tokens)))
+        joined = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
+        # Views only: the kernel reads queries, keys and values where the projection left them.
+        parts = joined.unflatten(-1, (3, int(self.heads or attn.num_heads), -1)).permute(2, 0, 3, 1, 4)
+        return block.ls_1(attn.out_proj(attention(*parts.unbind(0)).transpose(1, 2).flatten(2)))
 
     def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_branch`."""
         block = self.visual.transformer.resblocks[i]
-        return block.ls_2(_mlp(block.mlp, block.ln_2(tokens)))
+        mlp, tokens = block.mlp, block.ln_2(tokens)
+        if not is_a(mlp.gelu, "QuickGELU") or hasattr(mlp, "ln"):
+            return block.ls_2(mlp(tokens))
+        # x sigmoid(a x) = silu(a x) / a; both factors ride along in the matrix products: one pass instead of three.
+        hidden = torch.addmm(mlp.c_fc.bias, tokens.flatten(0, 1), mlp.c_fc.weight.t(), beta=_QUICK, alpha=_QUICK)
+        result = torch.addmm(mlp.c_proj.bias, F.silu(hidden), mlp.c_proj.weight.t(), alpha=1 / _QUICK)
+        return block.ls_2(result.view_as(tokens))
 
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`; positions in time are in the tokens, and `bias` is None."""
@@ -139,28 +151,3 @@ class ClipTower(Tower):
         """See :meth:`Tower.place_map`."""
         rows, columns = self.visual.grid_size
         return values[:, -rows * columns :].unflatten(1, (rows, columns))
-
-
-def _attention(block: Any, tokens: Tensor, heads: int | None) -> Tensor:
-    """Self-attention of a block over ``[N, L, C]``, with its own number of heads unless another is given."""
-    if not is_a(block, "ResidualAttentionBlock"):
-        return block.ln_attn(block.attn(tokens))
-    attn = block.attn
-    batch, length, channels = tokens.shape
-    heads = int(heads or attn.num_heads)
-    joined = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
-    # Views only: the kernel reads queries, keys and values where the projection left them.
-    query, key, value = joined.view(batch, length, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed = attention(query, key, value)
-    return attn.out_proj(mixed.transpose(1, 2).reshape(batch, length, channels))
-
-
-def _mlp(mlp: Any, tokens: Tensor) -> Tensor:
-    """The MLP of a block over ``[N, L, C]``."""
-    if not is_a(mlp.gelu, "QuickGELU") or hasattr(mlp, "ln"):
-        return mlp(tokens)
-    # x sigmoid(a x) = silu(a x) / a, and both factors ride along in the matrix products: one pass instead of three.
-    rows = tokens.flatten(0, 1)
-    hidden = torch.addmm(mlp.c_fc.bias, rows, mlp.c_fc.weight.t(), beta=_QUICK, alpha=_QUICK)
-    result = torch.addmm(mlp.c_proj.bias, F.silu(hidden), mlp.c_proj.weight.t(), alpha=1 / _QUICK)
-    return result.view_as(tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -88,21 +88,16 @@ def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
     return config
 
 
-def build_htsat(config: HtsatConfig | str | Mapping[str, Any], *, front_end: str | None = None) -> nn.Module:
+def build_htsat(name_or_fields: str | Mapping[str, Any]) -> nn.Module:
     """Build laion_clap's own HTS-AT with random weights (from torch's global generator), in evaluation mode.
 
-    Its ``config.htsat`` is the configuration; `front_end` takes the place of the configuration's.
+    Its ``config.htsat`` is the configuration, see :func:`htsat_config`.
 
     Raises:
         UsageError: The configuration is at fault.
         AvfsError: laion_clap is not installed or is of an unknown version.
     """
-    if not isinstance(config, HtsatConfig):
-        config = htsat_config(config)
-    if front_end is not None:
-        config = replace(config, front_end=front_end)
-    if faults := _faults(config):
-        raise UsageError(f"The HTS-AT cannot be built: {'; '.join(faults)}.")
+    config = htsat_config(name_or_fields)
     # The attributes that the library reads, by the library's names.
     settings = types.SimpleNamespace(
         sample_rate=config.sample_rate,

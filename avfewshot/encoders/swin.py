@@ -68,10 +68,6 @@ class SwinTower(Tower):
             raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
         return self.swin.patch_embed(self.scaling(inputs).to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
 
-    def mlp_width(self, i: int) -> int:
-        """See :meth:`Tower.mlp_width`."""
-        return self._walk[i].mlp.fc1.out_features
-
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
         block = self._walk[i]

@@ -76,7 +76,14 @@ class OpenClipTextBranch(TextBranch):
         super().__init__(tokenizer, output_dim, fingerprint)
         self.tower: Any = tower
         self.projection = projection if projection is not None else nn.Identity()
-        self._trims = _ignores_what_follows(tower)
+        # With a causal mask, and the vector read at the end-of-text token (as in OpenAI's CLIP), padding behind that
+        # changes nothing and need not be computed.
+        self._trims = (
+            getattr(tower, "pool_type", None) == "argmax"
+            and getattr(tower, "attn_mask", None) is not None
+            and getattr(tower, "cls_emb", None) is None
+            and not getattr(tower, "use_pad_mask", False)
+        )
         self.eval().requires_grad_(False)
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -106,19 +113,6 @@ class RobertaTextBranch(TextBranch):
         """See :meth:`TextBranch.project`."""
         mask = (tokens != RobertaTokenizer.PAD).long()
         return self.projection(self.model(input_ids=tokens, attention_mask=mask).pooler_output)
-
-
-def _ignores_what_follows(tower: nn.Module) -> bool:
-    """Whether padding behind the end-of-text token changes nothing, so that it need not be computed.
-
-    It is so with a causal mask when the vector is read at the end-of-text token, as in OpenAI's CLIP.
-    """
-    return (
-        getattr(tower, "pool_type", None) == "argmax"
-        and getattr(tower, "attn_mask", None) is not None
-        and getattr(tower, "cls_emb", None) is None
-        and not getattr(tower, "use_pad_mask", False)
-    )
 
 
 class NoTexts(TextBranch):

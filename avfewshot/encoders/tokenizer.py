@@ -112,10 +112,12 @@ class RobertaTokenizer(_FileTokenizer):
     BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
 
     def __init__(self, files: Sequence[str | Path], vocab_size: int = 50265) -> None:
+        from tokenizers import Tokenizer
+
         paths = [Path(path) for path in files]
         shown = " and ".join(str(path) for path in paths)
         try:
-            tokenizer = _from_json(paths[0]) if len(paths) == 1 else _from_merges(*paths)
+            tokenizer = Tokenizer.from_file(str(paths[0])) if len(paths) == 1 else _from_merges(*paths)
             tokenizer.enable_truncation(CLAP_CONTEXT)
             tokenizer.enable_padding(pad_id=self.PAD, pad_token="<pad>")
             self.vocab_size = tokenizer.get_vocab_size()
@@ -130,12 +132,8 @@ class RobertaTokenizer(_FileTokenizer):
             )
         plain = [[token for token in ids if token > self.UNKNOWN] for ids in probe]
         framed = all(ids[0] == self.BOS and ids[-1] == self.EOS for ids in probe)
-        if (
-            special != [self.BOS, self.PAD, self.EOS, self.UNKNOWN]
-            or not framed
-            or not all(plain)
-            or plain[0] == plain[1]
-        ):
+        known = special == [self.BOS, self.PAD, self.EOS, self.UNKNOWN]
+        if not (known and framed and all(plain) and plain[0] != plain[1]):
             raise WeightsError(f"{shown}: does not split texts as RoBERTa's tokenizer does.", hint=_ROBERTA_HINT)
         self._tokenizer = tokenizer
         self.fingerprint = combined("roberta", *(file_sha256(path) for path in paths))
@@ -179,25 +177,15 @@ class TransformersTokenizer(TextTokenizer):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        context_length: int,
-        vocab_size: int,
-        mode: str | None = None,
-        options: dict[str, Any] | None = None,
+        self, folder: str | Path, context_length: int, vocab_size: int, mode: str | None = None, options: Any = None
     ) -> None:
         from open_clip.tokenizer import HFTokenizer
 
         folder = Path(folder)
         hint = "Fetch the files again with `avfs weights fetch`."
         try:
-            self._tokenizer = HFTokenizer(
-                str(folder),
-                context_length=context_length,
-                tokenizer_mode=mode,
-                local_files_only=True,
-                **(options or {}),
-            )
+            settings = {"context_length": context_length, "tokenizer_mode": mode, **(options or {})}
+            self._tokenizer = HFTokenizer(str(folder), local_files_only=True, **settings)
             probe = self._tokenizer(["a dog is barking", "the sound of rain"])
         except Exception as error:  # transformers raises many kinds
             reason = str(error).strip().partition("\n")[0][:160]
@@ -228,9 +216,11 @@ class JsonTokenizer(_FileTokenizer):
     """
 
     def __init__(self, path: str | Path, vocab_size: int, pad: int, context_length: int = 512) -> None:
+        from tokenizers import Tokenizer
+
         hint = "Fetch it again with `avfs weights fetch`."
         try:
-            tokenizer = _from_json(Path(path))
+            tokenizer = Tokenizer.from_file(str(path))
             tokenizer.enable_truncation(context_length)
             tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
             one, other = (tokenizer.encode(text).ids for text in ("a dog is barking", "the sound of rain"))
@@ -259,12 +249,6 @@ def _known_words(path: Path) -> frozenset[str]:
     if "#version" not in first or len(merges) < 1 or len(merges[0].split()) != 2:
         raise WeightsError(f"{path}: is not a merge file in CLIP's format.")
     return frozenset(first.partition(_WORDS_MARK)[2].split())
-
-
-def _from_json(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(os.fspath(path))
 
 
 def _from_merges(vocabulary: Path, merges: Path) -> Any:

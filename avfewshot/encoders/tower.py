@@ -83,11 +83,7 @@ class Tower(Encoder):
     def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
         """The second half of block `i`, ``x + MLP(LN(x))``; arguments and result as for :meth:`attn_block`."""
         rows = tokens.flatten(0, 1)
-        return add_branch(rows, partial(self.mlp_branch, i), self.mlp_width(i)).view_as(tokens)
-
-    def mlp_width(self, i: int) -> int:
-        """Floats of a token in the middle of the MLP of block `i`."""
-        return 4 * self.token_shapes[i][1]
+        return add_branch(rows, partial(self.mlp_branch, i), 4 * tokens.shape[-1]).view_as(tokens)
 
     @abstractmethod
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:

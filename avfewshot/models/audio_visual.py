@@ -18,6 +18,7 @@ from avfewshot.adapters.base import (
     TOWER_STEPS,
     CrossModalAdapter,
     Half,
+    Pair,
     TemporalStep,
     pair_towers,
 )
@@ -142,7 +143,7 @@ class AudioVisualModel(nn.Module):
         *,
         visual_present: Tensor | None = None,
         audio_present: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> Pair:
         """Embed B clips of T segments each: unit vectors ``[B, T, D_v]`` and ``[B, T, D_a]``, float32 or wider.
 
         Args:
@@ -195,9 +196,7 @@ class AudioVisualModel(nn.Module):
         finally:
             self._kept = frozenset(), {}
 
-    def project_texts(
-        self, visual_texts: Tensor | None, audio_texts: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def project_texts(self, visual_texts: Tensor | None, audio_texts: Tensor | None) -> Pair:
         """Bring unit vectors of the text branches, ``[K, D_v]`` and ``[K, D_a]`` or None, into the matching spaces."""
         if self.projectors is None:
             return visual_texts, audio_texts
@@ -218,7 +217,7 @@ class AudioVisualModel(nn.Module):
 
     def logits(
         self, visual: Tensor | None, audio: Tensor | None, visual_texts: Tensor | None, audio_texts: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> Pair:
         """Scaled cosines ``[..., K]`` of unit embeddings ``[..., D]`` with projected texts ``[K, D]``, or None."""
         seen = heard = None
         if visual is not None and visual_texts is not None:
@@ -341,9 +340,7 @@ class AudioVisualModel(nn.Module):
         update = update.reshape(-1, tokens.shape[1], *update.shape[1:]).transpose(1, 2).flatten(0, 1)
         return _add(tokens, update, mask)
 
-    def _guide(
-        self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _guide(self, index: int, half: Half, visual: Tensor, audio: Tensor, segments: int) -> Pair:
         assert self.adapters is not None
         with self._adapting(visual):
             return self.adapters(index, half, visual, audio, segments)
@@ -423,7 +420,7 @@ def weighing(towers: AudioVisualModel) -> Iterator[dict[str, Tensor]]:
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(adapters.recording()) if isinstance(adapters, DGSCT) else []
 
-        def note(_: Any, inputs: tuple[Any, ...], added: tuple[Tensor | None, Tensor | None]) -> None:
+        def note(_: Any, inputs: tuple[Any, ...], added: Pair) -> None:
             layer, half, *tokens = inputs[:4]
             if (layer, half) != (last, "feed"):
                 return

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avfewshot.adapters.base import CrossModalAdapter, pair_towers
+from avfewshot.adapters.base import CrossModalAdapter, Pair, pair_towers
 from avfewshot.adapters.registry import SETTINGS, build_adapter
 from avfewshot.config import AUTO, NONE, SupervisedTrainingConfig, TrainerConfig, read_training
 from avfewshot.encoders.backbone import Backbone
@@ -107,9 +107,7 @@ class EnsembleModel(nn.Module):
         """Those of the trained model."""
         return self.trained.adapters
 
-    def forward(
-        self, frames: Tensor | None, audio: Tensor | None, **present: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, frames: Tensor | None, audio: Tensor | None, **present: Tensor | None) -> Pair:
         """Embed clips as ``AudioVisualModel`` does, ``[B, T, 2 D]``: by the towers, then by the trained model."""
         before = self.plain(frames, audio)
         if frames is None or audio is None or self.adapters is None:

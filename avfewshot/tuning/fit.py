@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError, UsageError
-from avfewshot.tuning.methods import MODALITIES, TUNED, TunedMethod
+from avfewshot.tuning.methods import MODALITIES, TUNED, Pair, TunedMethod
 
 TENSORS_NAME, ABOUT_NAME = "tuned.safetensors", "tuned.json"
 
@@ -102,9 +102,7 @@ def tune(
 
 
 @torch.no_grad()
-def answers(
-    method: TunedMethod, clips: Sequence[tuple[Tensor | None, Tensor | None]]
-) -> list[tuple[Tensor | None, Tensor | None]]:
+def answers(method: TunedMethod, clips: Sequence[Pair]) -> list[Pair]:
     """Logits float32 ``[T, K + 1]`` on the CPU for sight and sound of each clip."""
     result = []
     for visual, audio in clips:

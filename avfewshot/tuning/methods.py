@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from avfewshot.adapters.base import Pair
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import RobertaTokenizer
@@ -25,8 +26,6 @@ from avfewshot.encoders.tower import Encoder, require_walkable
 from avfewshot.errors import UsageError
 
 MODALITIES = ("visual", "audio")
-Pair = tuple[Tensor | None, Tensor | None]
-"""Of sight and of sound; None where a clip has none."""
 
 _BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}
 
@@ -222,7 +221,7 @@ class TunedMethod(nn.Module):
                 {name: PromptedText(getattr(backbone, f"{name}_text"), texts, lengths[name]) for name in MODALITIES}
             )
 
-    def forward(self, visual: Tensor | None, audio: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(self, visual: Tensor | None, audio: Tensor | None) -> Pair:
         """Logits ``[T, K + 1]`` of the seconds of one clip, for each modality that is there.
 
         Both are unit vectors ``[T, D]``, or, where `uses_pixels`, uint8 frames ``[T, 3, S, S]`` and waveforms ``[T,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from avfewshot.encoders.text import TextBranch
     from avfewshot.encoders.tower import Encoder
 
-GivenPath = str | Path | None
+Given = str | Path | None  # what is named by path instead of the preset
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,9 +71,7 @@ class Preset(ABC):
         """
 
     @abstractmethod
-    def files(
-        self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
-    ) -> list[Needed]:
+    def files(self, *, clip_weights: Given = None, clap_weights: Given = None, roberta: Given = None) -> list[Needed]:
         """The files that it needs, packaged ones included, there or not; paths take the places of its own.
 
         Raises:

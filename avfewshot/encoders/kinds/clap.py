@@ -22,7 +22,7 @@ from avfewshot.encoders.kinds.base import (
     SOURCE,
     TEXT,
     WHOLE,
-    GivenPath,
+    Given,
     Reader,
     frozen,
     no_roberta,
@@ -114,7 +114,7 @@ class ClapPreset:
         """What is built, but for the weights."""
         return "None", str(self.audio)
 
-    def files(self, backbone: str, given: GivenPath, roberta: GivenPath) -> list[Needed]:
+    def files(self, backbone: str, given: Given, roberta: Given) -> list[Needed]:
         """Weights (`given`: by path) and tokenizer, RoBERTa's from the folder `roberta` where one is given."""
         source = Source.at(given) if given else self.source
         weights = Needed("clap", "CLAP weights", source, "--clap-weights")

@@ -19,7 +19,7 @@ from avfewshot.encoders.kinds.base import (
     TEXT,
     WHOLE,
     Form,
-    GivenPath,
+    Given,
     Reader,
     frozen,
     is_mapping,
@@ -152,7 +152,7 @@ class ClipPreset:
             names = (file[:-4] + ".safetensors", file)
         return replace(self.source, names=names, repository=f"{owner}/{name}")
 
-    def files(self, given: GivenPath) -> list[Needed]:
+    def files(self, given: Given) -> list[Needed]:
         """Weights (`given`: by path), tokenizer, and what text towers of transformers are described by."""
         source = Source.at(given) if given else self.weights()
         needed = [Needed("clip", "CLIP weights", source, "--clip-weights")]

@@ -12,7 +12,7 @@ from avfewshot.encoders.kinds.base import (
     SOURCE,
     WHOLE,
     Form,
-    GivenPath,
+    Given,
     Parts,
     Preset,
     Reader,
@@ -74,9 +74,7 @@ class PeAv(Preset):
         """See :meth:`Preset.image_size`."""
         return self.side
 
-    def files(
-        self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
-    ) -> list[Needed]:
+    def files(self, *, clip_weights: Given = None, clap_weights: Given = None, roberta: Given = None) -> list[Needed]:
         """See :meth:`Preset.files`; without PE-A-Frame's, seconds of sound are heard one at a time."""
         if roberta:
             raise no_roberta(self.name)

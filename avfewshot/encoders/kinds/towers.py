@@ -17,7 +17,7 @@ from avfewshot.encoders.kinds.base import (
     TEXT,
     WHOLE,
     Form,
-    GivenPath,
+    Given,
     Parts,
     Preset,
     Reader,
@@ -69,9 +69,7 @@ class ClipClap(Preset):
             raise UsageError(f"The backbone {self.name} looks at pictures of {size}; only square ones can be prepared.")
         return sides.pop()
 
-    def files(
-        self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
-    ) -> list[Needed]:
+    def files(self, *, clip_weights: Given = None, clap_weights: Given = None, roberta: Given = None) -> list[Needed]:
         """See :meth:`Preset.files`."""
         return [*self.clip.files(clip_weights), *self.clap.files(self.name, clap_weights, roberta)]
 
@@ -141,7 +139,7 @@ class SwinPreset:
         """What is built, but for the weights."""
         return self.model, repr(self.options)
 
-    def files(self, given: GivenPath) -> list[Needed]:
+    def files(self, given: Given) -> list[Needed]:
         """The weights."""
         return [Needed("clip", "Swin weights", Source.at(given) if given else self.source, "--clip-weights")]
 
@@ -182,7 +180,7 @@ class Picture:
         """What is built."""
         return repr(self), ""
 
-    def files(self, backbone: str, given: GivenPath, roberta: GivenPath) -> list[Needed]:
+    def files(self, backbone: str, given: Given, roberta: Given) -> list[Needed]:
         """None: the image encoder hears."""
         if used := [name for name, path in (("--clap-weights", given), ("--roberta", roberta)) if path]:
             raise UsageError(f"The backbone {backbone!r} has no CLAP: {' and '.join(used)} has no use.")
@@ -247,9 +245,7 @@ class Towers(Preset):
         """Nothing that prepares pictures can be done without texts."""
         raise no_texts(self.name)
 
-    def files(
-        self, *, clip_weights: GivenPath = None, clap_weights: GivenPath = None, roberta: GivenPath = None
-    ) -> list[Needed]:
+    def files(self, *, clip_weights: Given = None, clap_weights: Given = None, roberta: Given = None) -> list[Needed]:
         """See :meth:`Preset.files`."""
         return [*self.sight.files(clip_weights), *self.sound.files(self.name, clap_weights, roberta)]
 
