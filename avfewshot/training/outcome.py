@@ -35,8 +35,7 @@ from avfewshot.io import write_text
 from avfewshot.media.thumbnails import grey_source, jpeg_source, thumbnails
 from avfewshot.methods.base import MODALITIES
 from avfewshot.methods.method import Scorer
-from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.audio_visual import weighing
+from avfewshot.models.audio_visual import AudioVisualModel, weighing
 from avfewshot.training.checkpoints import MetricsLogger
 from avfewshot.training.plan import Plan
 from avfewshot.training.record import AttentionExample, Component, Curve, Example, Heatmap, RunRecord, Second
