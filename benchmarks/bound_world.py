@@ -11,7 +11,7 @@ class; only how the two belong together tells:
     python benchmarks/bound_world.py bound
     avfs compare --data bound --shots 16 --ablate modules --backbone tiny
 
-The same `--seed` gives the same clips. They are studio recordings of three seconds, in `train/`, `val/` and `test/`.
+The same `--seed` gives the same clips. They are studio recordings, in `train/`, `val/` and `test/`.
 """
 
 from __future__ import annotations
@@ -26,42 +26,40 @@ from avfewshot.toyworld.script import ClipScript, Event, PlacedEvent
 from avfewshot.toyworld.vocabulary import Composition
 from avfewshot.toyworld.writer import write_clip
 
-SECONDS = 3
-WHOLE = (0.0, float(SECONDS))
 VOICES = {"dog": "barking", "cat": "meowing"}
 PLAYERS = Composition("bell", "ringing"), Composition("drum", "drumming")
 FROG = Composition("frog", "croaking")
 Events = tuple[Event, ...]
 
 
-def voice(number: int, *, own: bool) -> Events:
+def voice(number: int, end: float, *, own: bool) -> Events:
     """An animal and a voice; `number` says which animal."""
     animal = list(VOICES)[number % 2]
     sound = VOICES[animal] if own else next(voice for voice in VOICES.values() if voice != VOICES[animal])
-    return (Event(Composition(animal, sound), WHOLE, WHOLE),)
+    return (Event(Composition(animal, sound), (0.0, end), (0.0, end)),)
 
 
-def beside(number: int, *, left: bool) -> Events:
+def beside(number: int, end: float, *, left: bool) -> Events:
     """Two players, of which the one on that side sounds; `number` says who stands on the left."""
     pair = PLAYERS if number % 2 else PLAYERS[::-1]
-    places = zip(pair, (0.0, 1.0), strict=True)
-    return tuple(PlacedEvent(player, WHOLE, WHOLE if (place == 0) == left else None, place) for player, place in places)
+    sounds = ((0.0, end), None) if left else (None, (0.0, end))
+    return tuple(PlacedEvent(pair[n], (0.0, end), sounds[n], float(n)) for n in (0, 1))
 
 
-def order(number: int, *, seen: bool) -> Events:
+def order(number: int, end: float, *, seen: bool) -> Events:
     """Sight, then sound, or the other way round; `number` says for how long the first."""
-    first = float(1 + number % (SECONDS - 1))
-    before, after = (0.0, first), (first, float(SECONDS))
+    first = float(1 + number % (int(end) - 1))
+    before, after = (0.0, first), (first, end)
     return (Event(FROG, before, after) if seen else Event(FROG, after, before),)
 
 
-CLASSES: dict[str, Callable[[int], Events]] = {
-    "own voice": lambda number: voice(number, own=True),
-    "other voice": lambda number: voice(number, own=False),
-    "left one": lambda number: beside(number, left=True),
-    "right one": lambda number: beside(number, left=False),
-    "seen first": lambda number: order(number, seen=True),
-    "heard first": lambda number: order(number, seen=False),
+CLASSES: dict[str, Callable[[int, float], Events]] = {
+    "own voice": lambda number, end: voice(number, end, own=True),
+    "other voice": lambda number, end: voice(number, end, own=False),
+    "left one": lambda number, end: beside(number, end, left=True),
+    "right one": lambda number, end: beside(number, end, left=False),
+    "seen first": lambda number, end: order(number, end, seen=True),
+    "heard first": lambda number, end: order(number, end, seen=False),
 }
 
 
@@ -70,6 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to write; what is there already stays")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=int, default=3, help="of a clip")
+    parser.add_argument("--only", default=",".join(CLASSES), help="classes, by comma")
     parser.add_argument("--train", type=int, default=16, help="clips of each class")
     parser.add_argument("--val", type=int, default=4)
     parser.add_argument("--test", type=int, default=32)
@@ -78,14 +78,15 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs) as pool:
         written = []
         for split in ("train", "val", "test"):
-            for name, events in CLASSES.items():
+            for name in options.only.split(","):
                 folder = options.folder / split / name
                 folder.mkdir(parents=True, exist_ok=True)
                 for number in range(getattr(options, split)):
                     seed = int(generator(options.seed, "bound", split, name, number).integers(1 << 62))
                     path = folder / f"{name.replace(' ', '-')}-{number:03}.mp4"
+                    script = ClipScript(options.seconds, CLASSES[name](number, float(options.seconds)), seed)
                     if not path.exists():
-                        written.append(pool.submit(write_clip, ClipScript(SECONDS, events(number), seed), path))
+                        written.append(pool.submit(write_clip, script, path))
         for clip in written:
             clip.result()
 

@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=Path, default=Path("answers"), help="answers of trainings, to go on from")
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--rows", default=",".join(ROWS), help="none first")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--factor", type=float, default=1.0, help="alpha, beta and gamma")
     parser.add_argument("--gate-lr", type=float, default=300.0)
@@ -132,20 +133,22 @@ def main() -> None:
     torch.set_num_threads(1)
     world = World(options.folder, options.layers)
     truth = world.labels["test"].int().argmax(1).numpy()
-    right: dict[str, list[np.ndarray]] = {row: [] for row in ROWS}
+    right: dict[str, list[np.ndarray]] = {row: [] for row in options.rows.split(",")}
     for seed in options.seeds.split(","):
-        for row in ROWS:
+        for row in right:
             path = options.keep / f"{row}-{seed}.json"
             if not path.exists():
                 write_text(path, json.dumps(train(world, row, int(seed), options)))
             right[row].append(np.array(json.loads(path.read_text())) == truth)
             print(f"seed {seed}, {row}: {100 * right[row][-1].mean():.1f}", flush=True)
-    pairs = [("own voice", "other voice"), ("left one", "right one"), ("seen first", "heard first")]
-    print("| row | top-1 | minus none | voice | side | order |\n|---|---|---|---|---|---|")
+    pairs = {"voice": ("own voice", "other voice"), "side": ("left one", "right one")}
+    pairs |= {"order": ("seen first", "heard first")}
+    pairs = {name: pair for name, pair in pairs.items() if set(pair) <= set(world.classes)}
+    print(f"| row | top-1 | minus none | {' | '.join(pairs)} |\n{'|---' * (3 + len(pairs))}|")
     none = np.array(right["none"], float)
-    for row in ROWS:
+    for row in right:
         table = np.array(right[row], float)
-        of_pair = [table[:, np.isin(truth, [world.classes.index(name) for name in pair])] for pair in pairs]
+        of_pair = [table[:, np.isin(truth, [world.classes.index(name) for name in pair])] for pair in pairs.values()]
         cells = [f"{100 * one.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})" for one in (table, *of_pair)
                  for low, high in [interval(one)]]  # fmt: skip
         low, high = interval(table - none)
