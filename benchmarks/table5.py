@@ -43,6 +43,7 @@ class World:
         self.classes = dataset.classes
         self.texts = class_texts(self.backbone, dataset.wordings, load_templates(str(self.backbone.templates)))
         pairs = pair_towers(self.backbone.visual, self.backbone.audio)
+        self.guided = range(len(pairs) - layers, len(pairs))
         self.stops = pairs[-layers - 1].visual_block + 1, pairs[-layers - 1].audio_block + 1
         self.frozen, clips = AudioVisualModel(self.backbone), ClipCache()
         self.tokens: dict[str, list[Tokens]] = {}
@@ -74,7 +75,7 @@ class World:
             with torch.no_grad():
                 tokens = self.through(tokens)
         else:
-            for layer in range(len(model.layers)):
+            for layer in self.guided:  # the adapters of the pairs before are never called
                 for half in HALVES:
                     tokens = model._step(layer, half, *tokens, seconds, None, None)
         visual = model._finish(model.visual_tower.forward_head(tokens[0]), "visual", len(rows))
@@ -87,7 +88,7 @@ def train(world: World, row: str, seed: int, options: argparse.Namespace) -> lis
     parts = {"channel": "C" in row, "spatial": "S" in row, "temporal": "T" in row}
     parts = {"adapter": "none"} if row == "none" else parts
     factors = {"alpha": options.factor, "beta": options.factor, "gamma": options.factor}
-    config = TrainingConfig(method="dgsct", blend=1.0, guided_layers=options.layers, **factors, **parts)
+    config = TrainingConfig(method="dgsct", blend=1.0, **factors, **parts)
     model, objective = build_model(world.backbone, config, seed=seed), Objective(config, world.texts, per_second=False)
     gates = [] if model.adapters is None else model.adapters.gates()
     others = [p for p in model.parameters() if p.requires_grad and not any(p is gate for gate in gates)]
