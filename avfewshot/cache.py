@@ -39,16 +39,12 @@ class DiskCache:
     """Bytes by key; the entries that were not used for the longest time give way to new ones.
 
     One process alone never fills more than `max_bytes`; each further one at the same time may add a 64th.
-
-    Attributes:
-        counts: What happened in this process: ``hits``, ``misses``, ``damaged`` (and so missed), ``unstored``,
-            ``evicted``.
     """
 
     def __init__(self, folder: str | os.PathLike[str], suffix: str, max_bytes: int) -> None:
         self.folder = Path(folder)
         self.max_bytes = max_bytes  # 0 keeps nothing
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # hits, misses, damaged (and so missed), unstored, evicted
         self._suffix = suffix
         self._room = 0  # bytes that may be written before the folder is looked at again
         self._lock = threading.Lock()

@@ -16,12 +16,7 @@ _T = TypeVar("_T")
 
 
 class AvfsError(Exception):
-    """Work that failed: exit status 1.
-
-    Args:
-        message: What is wrong and where, in one line.
-        hint: What to do about it, in one line.
-    """
+    """Work that failed: exit status 1. `message` says what is wrong and where, `hint` what to do, a line each."""
 
     exit_code = 1
 
@@ -41,13 +36,7 @@ class UsageError(AvfsError):
 
 
 class MediaError(AvfsError):
-    """A media file that cannot be read; a batch reports it and goes on.
-
-    Args:
-        path: The file.
-        reason: What is wrong with it, without the path.
-        hint: What to do about it.
-    """
+    """A media file that cannot be read; a batch reports it and goes on. `reason` does not name the path."""
 
     def __init__(self, path: str | PathLike[str], reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"{fspath(path)}: {reason}", hint=hint)
@@ -64,11 +53,7 @@ class DataError(AvfsError):
 
 
 class Faults(UsageError):
-    """More than one thing is wrong with a request.
-
-    Args:
-        faults: The single errors, in the order to show them; at least two.
-    """
+    """At least two things are wrong with a request; `faults` are in the order to show them."""
 
     def __init__(self, faults: Sequence[UsageError]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -109,14 +94,7 @@ def collect(faults: list[UsageError], check: Callable[[], _T]) -> _T | None:
 
 
 def raise_faults(faults: Sequence[UsageError]) -> None:
-    """Raise what was collected.
-
-    Args:
-        faults: Errors in the order to show them; nested :class:`Faults` are flattened.
-
-    Raises:
-        UsageError: The one error there is, or a :class:`Faults` with all of them. Nothing is raised for none.
-    """
+    """Raise the one error there is, or :class:`Faults` of all of them, nested ones flattened; nothing for none."""
     single = [part for fault in faults for part in flatten(fault)]
     if len(single) == 1:
         raise single[0]

@@ -22,20 +22,24 @@ from avfewshot.errors import UsageError
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `target`; on success it is synced and renamed to `target`.
+    """Give a temporary path beside `target`, with its suffix; on success it is synced and renamed to `target`.
 
-    The temporary name keeps the suffix of `target`, since some writers choose their format by it. Parent folders are
-    made. On an exception the temporary file is removed and `target` is untouched.
-
-    Args:
-        target: The file to write.
-
-    Yields:
-        The temporary path to write to.
+    Parent folders are made. On an exception the temporary file is removed and `target` is untouched.
     """
     target = Path(target)
     with naming(target):
-        yield from _atomic_path(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{short(target.stem, 100)}-{secrets.token_hex(4)}.part{target.suffix}"
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # its mode follows the umask
+        try:
+            try_lock(handle)
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -47,21 +51,6 @@ def naming(place: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(place)
         raise
-
-
-def _atomic_path(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{short(target.stem, 100)}-{secrets.token_hex(4)}.part{target.suffix}"
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # its mode follows the umask
-    try:
-        try_lock(handle)
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    finally:
-        os.close(handle)
-        temporary.unlink(missing_ok=True)
 
 
 MOST_NAME = 255  # bytes of a file's name
@@ -82,10 +71,7 @@ def sweep_leftovers(target: Path) -> None:
 
 
 def try_lock(handle: int, *, otherwise: bool = False) -> bool:
-    """Lock an open file or folder until it is closed; False where another process has.
-
-    `otherwise` is what is said where there are no locks: on Windows, and on some network file systems.
-    """
+    """Lock an open file or folder until it is closed; False where another process has; `otherwise` without locks."""
     try:
         import fcntl
 
@@ -226,9 +212,7 @@ def _yaml_excess(events: Iterable[Any]) -> str | None:
     return None
 
 
-_YAML_DEPTH = 50
-_YAML_NODES = 100_000
-
+_YAML_DEPTH, _YAML_NODES = 50, 100_000
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -244,19 +228,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def resource_dir(name: str) -> Path:
-    """Folder of packaged files.
-
-    In a wheel they lie inside the package; in a checkout at the top level of the repository.
-
-    Args:
-        name: ``"prompts"`` or ``"data_splits"``.
-
-    Returns:
-        An existing folder.
-
-    Raises:
-        FileNotFoundError: The installation lacks the folder.
-    """
+    """Folder of packaged files (``"prompts"``, ``"data_splits"``): inside a wheel's package, at a checkout's top."""
     for candidate in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
         if candidate.is_dir():
             return candidate
@@ -264,16 +236,7 @@ def resource_dir(name: str) -> Path:
 
 
 def cache_dir(*parts: str) -> Path:
-    """Folder for caches: ``$AVFS_CACHE``, else ``$XDG_CACHE_HOME/avfewshot``, else ``~/.cache/avfewshot``.
-
-    The folder is not created.
-
-    Args:
-        *parts: Sub-folders to append.
-
-    Returns:
-        The path.
-    """
+    """Cache folder, not made: ``$AVFS_CACHE``, else ``$XDG_CACHE_HOME/avfewshot``, else ``~/.cache/avfewshot``."""
     if explicit := os.environ.get("AVFS_CACHE"):
         base = user_path(explicit)
     elif xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -310,13 +273,12 @@ def worker_env() -> Iterator[None]:
 
 
 def begin_worker() -> None:
-    """Called first in a worker process."""
+    """Called first in a worker process, which ends with its parent instead of waiting for work for ever."""
+
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this a worker would wait for work for ever when its parent is killed."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()

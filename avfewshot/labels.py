@@ -33,10 +33,7 @@ class LabelSet:
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:
-        """Labels whose wording is the name itself.
-
-        Args:
-            names: At least one label; white space is trimmed and collapsed.
+        """Labels whose wording is the name itself; white space is trimmed and collapsed.
 
         Raises:
             UsageError: A label is empty or occurs twice, or there is none.
@@ -78,9 +75,7 @@ def parse_labels(path: str | os.PathLike[str]) -> LabelSet:
     ``label: a longer wording`` (a colon followed by a space) gives the text that stands for the label in the prompts.
 
     Raises:
-        UsageError: The file is missing, not UTF-8 or holds no label; or labels are repeated or malformed. The message
-            names the file and the lines. Several faults come together as one
-            :class:`~avfewshot.errors.Faults`.
+        UsageError: The file is missing, not UTF-8 or holds no label; or labels are repeated or malformed: all at once.
     """
     path, where = Path(path), "standard input" if os.fspath(path) == "-" else str(path)
     text = _read_text(path, where)
@@ -109,7 +104,7 @@ _BINARY = (
     b"%PDF-",
     b"{\\rtf",
     b"\x1f\x8b",
-    b"PK\x03\x04",
+    b"PK\3\4",
     b"\x89PNG",
     b"\xff\xd8\xff",
     b"GIF8",
@@ -169,9 +164,8 @@ def _read_text(path: Path, where: str) -> str:
         raise UsageError(f"{where}: the label file cannot be read: {error.strerror}.") from None
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{where}: too large for a label file (more than {MAX_BYTES >> 20} MiB).", hint=_FORMAT_HINT)
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError(f"{where}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
-    if b"\0" in raw and any(raw[start:1000:2].strip(b"\0") == b"" for start in (0, 1)) and raw.strip(b"\0"):
+    every_other = b"\0" in raw and any(raw[start:1000:2].strip(b"\0") == b"" for start in (0, 1)) and raw.strip(b"\0")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or every_other:
         raise UsageError(f"{where}, line 1: the label file is UTF-16, not UTF-8.", hint="Save it as UTF-8.")
     if b"\0" in raw or raw.startswith(_BINARY):
         raise UsageError(f"{where}: this is no text, and so no label file.", hint=_FORMAT_HINT)

@@ -16,7 +16,7 @@ from scipy.io import wavfile
 from sklearn.metrics import jaccard_score
 from typer.testing import CliRunner
 
-from avfewshot.cli.datacheck import check
+from avfewshot.cli.data import check
 from avfewshot.data.avsbench import check_list, load_avsbench, read_list, read_mask, read_masks, read_stills
 from avfewshot.data.load import load_dataset
 from avfewshot.data.shards.plan import plan_shards

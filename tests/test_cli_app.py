@@ -30,9 +30,9 @@ def avfs(*arguments, cwd=None, code=None, **environment):
 def test_bare_command_prints_help(capsys):
     assert run([]) == 0
     shown = capsys.readouterr().out
-    for name, lazy in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         assert name in shown
-        assert lazy.summary.split(",")[0] in shown
+        assert summary.split(",")[0] in shown
     assert "Examples" in shown
 
 
@@ -157,11 +157,6 @@ def test_every_argument_that_has_choices_completes(name, tmp_path, monkeypatch):
             assert values == ["runs/folder/one"], where
 
 
-def test_completion_can_be_installed(capsys):
-    run(["--help"])
-    assert "--install-completion" in capsys.readouterr().out
-
-
 def ended_by(error):
     def command():
         raise error
@@ -169,16 +164,19 @@ def ended_by(error):
     return status_of(command)
 
 
-def test_errors_become_a_line_a_hint_and_a_status(capsys):
-    assert ended_by(AvfsError("it broke", hint="mend it")) == 1
-    assert capsys.readouterr().err == "error: it broke\n  mend it\n"
-    assert ended_by(UsageError("wrong")) == 2
-    assert capsys.readouterr().err == "error: wrong\n"
-
-
-def test_several_faults_are_told_one_by_one(capsys):
-    assert ended_by(Faults([UsageError("one", hint="do this"), UsageError("two")])) == 2
-    assert capsys.readouterr().err == "error: one\n  do this\nerror: two\n"
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (AvfsError("it broke", hint="mend it"), 1, "error: it broke\n  mend it\n"),
+        (UsageError("wrong"), 2, "error: wrong\n"),
+        (Faults([UsageError("one", hint="do"), UsageError("two")]), 2, "error: one\n  do\nerror: two\n"),
+        (AvfsError("bad\x1b[31m file [red]x[/red]"), 1, "error: bad\\x1b[31m file [red]x[/red]\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_lines_and_a_status(error, status, said, capsys):
+    assert ended_by(error) == status
+    assert capsys.readouterr().err == said
 
 
 def test_an_unexpected_error_is_one_line_unless_asked(capsys, monkeypatch):
@@ -266,29 +264,15 @@ def test_the_home_of_nobody_is_a_wrong_path(arguments, capsys):
     assert "Traceback" not in shown
 
 
-def test_interruption_has_its_own_status(capsys):
-    assert ended_by(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == ""
-
-
-def test_escape_sequences_in_messages_are_harmless(capsys):
-    ended_by(AvfsError("bad\x1b[31m file [red]x[/red]"))
-    assert capsys.readouterr().err == "error: bad\\x1b[31m file [red]x[/red]\n"
-
-
 @pytest.fixture
 def told(monkeypatch, tmp_path):
     """A command that says, warns and fails, in the place of `avfs config`."""
     import logging
-    import types
 
     import typer
 
     from avfewshot.cli.terminal import library_messages, say
 
-    app = typer.Typer()
-
-    @app.command()
     def config() -> None:
         with library_messages():
             say("a notice")
@@ -298,10 +282,7 @@ def told(monkeypatch, tmp_path):
             typer.echo(f"a result, {os.environ.get('AVFS_TIMEOUT')}, {os.environ.get('AVFS_DEBUG')}")
         raise AvfsError("it broke")
 
-    module = types.ModuleType("told_module")
-    module.app = app
-    monkeypatch.setitem(sys.modules, "told_module", module)
-    monkeypatch.setitem(COMMANDS, "config", type(COMMANDS["config"])("told_module", "tells"))
+    monkeypatch.setattr("avfewshot.cli.config.config", config)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AVFS_TIMEOUT", raising=False)
 

@@ -50,12 +50,10 @@ def refused(capsys, *arguments: str) -> str:
     return " ".join(captured.err.split())
 
 
+NEEDED = "a whole number of at least 1 or 'auto' is needed, not"
 BAD_DEVICES = [
-    (
-        f"vggsound40k --root . --devices={devices}",
-        [f"--devices: a whole number of at least 1 or 'auto' is needed, not {devices!r}."],
-    )
-    for devices in ("0", "-1", "two", "²", "1.5")
+    (f"vggsound40k --root . --devices={bad}", [f"--devices: {NEEDED} {bad!r}."])
+    for bad in ("0", "-1", "two", "²", "1.5")
 ]
 
 
@@ -67,10 +65,7 @@ BAD_DEVICES = [
         ("", ["Which list is to be pretrained on?"]),
         ("vggsound40k --shards s --root r --list l.csv", ["--root and --list cannot be given with --shards."]),
         *BAD_DEVICES,
-        (
-            "vggsound40k --root . --seed 1,2",
-            ["--seed: one whole number from 0 to 4294967295 is needed, not '1,2'."],
-        ),
+        ("vggsound40k --root . --seed 1,2", ["--seed: one whole number from 0 to 4294967295 is needed, not '1,2'."]),
         ("vggsound40k --root . --config two.yaml", ["two.yaml: seeds is unknown. Did you mean 'seed'?"]),
         (
             "vggsound40k --root . --name ../x --runs file/runs --backbone huge",
@@ -206,17 +201,8 @@ def test_towers_in_a_short_format_are_pretrained_on(world, capsys):
     capsys.readouterr()
     [folder] = (runs / "pretrain").glob("*-short")
     (world / "labels.txt").write_text("dog barking\nbell ringing\n")
-    arguments = [
-        "--labels",
-        str(world / "labels.txt"),
-        "--adapter",
-        str(folder),
-        "--device",
-        "cpu",
-        "--precision",
-        "bf16",
-    ]
-    assert run(["zeroshot", *arguments, "--format", "json", str(world / "vgg" / "dog video_2_000010.mp4")]) == 0
+    arguments = f"zeroshot --device cpu --precision bf16 --format json --labels {world}/labels.txt --adapter {folder}"
+    assert run([*arguments.split(), str(world / "vgg" / "dog video_2_000010.mp4")]) == 0
     assert len(json.loads(capsys.readouterr().out)["clips"]) == 1
 
 

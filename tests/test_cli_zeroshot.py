@@ -89,20 +89,9 @@ def test_as_written_in_the_readme(classify, capsys, monkeypatch):
     fake = classify()
     Path("avfs.toml").write_text('backbone = "tiny"\n[zeroshot]\ntopk = 2\n')
     assert zeroshot() == 0
-    assert fake.loaded == {
-        "backbone": "tiny",
-        "device": "auto",
-        "weights": "pretrained",
-        "seed": 0,
-        "audio_context": "second",
-        "precision": "auto",
-        "clip_weights": None,
-        "clap_weights": None,
-        "roberta": None,
-        "templates": None,
-        "adapter": None,
-        "cache": True,
-    }
+    given = {"backbone": "tiny", "device": "auto", "weights": "pretrained", "seed": 0, "audio_context": "second"}
+    unset = dict.fromkeys(("clip_weights", "clap_weights", "roberta", "templates", "adapter"))
+    assert fake.loaded == given | unset | {"precision": "auto", "cache": True}
     assert [Path(path).name for path in fake.asked["paths"]] == ["a.mp4", "b.mp4", "c.mp4"]
     assert fake.asked["labels"].names == LABELS
     assert fake.closed
@@ -120,32 +109,22 @@ def test_options_reach_the_model(classify, folder):
     arguments = "--backbone large --device cpu --precision bf16 --batch-size 4 --modality audio --fusion product"
     arguments += " --pool event --frame-backend pyav --seed 3 --templates templates.txt --clip-weights clip.safetensors"
     assert zeroshot(*arguments.split(), "--segments", "a.mp4") == 0
-    assert fake.loaded["backbone"] == "large"
-    assert fake.loaded["device"] == "cpu"
-    assert fake.loaded["precision"] == "bf16"
-    assert fake.loaded["seed"] == 3
-    assert str(fake.loaded["clip_weights"]) == "clip.safetensors"
-    assert fake.loaded["templates"] == "templates.txt"
-    for name, value in {
-        "paths": ["a.mp4"],
-        "modality": "audio",
-        "fusion": "product",
-        "pool": "event",
-        "batch_size": 4,
-        "frame_backend": "pyav",
-        "segments": True,
-    }.items():
-        assert fake.asked[name] == value
+    loaded = {"backbone": "large", "device": "cpu", "precision": "bf16", "seed": 3, "templates": "templates.txt"}
+    assert fake.loaded.items() >= (loaded | {"clip_weights": Path("clip.safetensors")}).items()
+    asked = {"paths": ["a.mp4"], "modality": "audio", "fusion": "product", "pool": "event", "batch_size": 4}
+    assert fake.asked.items() >= (asked | {"frame_backend": "pyav", "segments": True}).items()
 
 
-def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, monkeypatch):
+def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, monkeypatch, capsys):
     monkeypatch.setattr("avfewshot.media.thumbnails.thumbnails", lambda path, count, frame_backend: [])
     fake = classify()
     (folder / "run").mkdir()
 
-    assert zeroshot("--adapter", "run", "--report", "page.html") == 0
+    assert zeroshot("--adapter", "run", "--report", "page.html", "--format", "json") == 0
 
-    assert str(fake.loaded["adapter"]) == "run"
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["adapter"] == str(fake.loaded["adapter"]) == "run"
+    assert "large with run on cpu" in captured.err
     assert (fake.loaded["backbone"], fake.loaded["templates"]) == (None, None)
     assert (fake.asked["fusion"], fake.asked["pool"]) == ("product", "mean")
     shown = re.sub(r"<[^>]*>|\s+", " ", Path("page.html").read_text())
@@ -171,17 +150,6 @@ def test_with_an_adapter_what_somebody_sets_counts(classify, folder, source, mon
 
     assert (fake.loaded["backbone"], fake.loaded["templates"]) == ("tiny", "single")
     assert (fake.asked["fusion"], fake.asked["pool"]) == ("weighted", "event")
-
-
-def test_the_summary_and_the_json_name_the_adapter(classify, folder, capsys):
-    classify()
-    (folder / "run").mkdir()
-
-    assert zeroshot("--adapter", "run", "--format", "json") == 0
-
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["adapter"] == "run"
-    assert "large with run on cpu" in captured.err
 
 
 def test_json_on_stdout_is_nothing_but_json(classify, capsys):
@@ -326,26 +294,16 @@ def test_an_output_that_fails_does_not_take_the_others_along(classify, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--topk", "0"], ["--topk: a whole number of at least 1"]),
-        (["--device", "gpu"], ["--device: 'gpu' is not a device", "cuda"]),
-        (["--backbone", "tinny"], ["'tinny'", "Did you mean 'tiny'?"]),
-        (["--format", "xml"], ["--format: 'xml'", "jsonl"]),
-        (["--precision", "fp8"], ["--precision: 'fp8'", "bf16"]),
         (["--templates", "no-such"], ["no-such"]),
-        (["--output", "nowhere/out.json"], ["there is no folder nowhere", "mkdir -p nowhere"]),
         (["--output", "."], ["is a folder"]),
-        (["--format", "all"], ["--format all", "--output"]),
         (["--format", "all", "--output", "nowhere/out"], ["there is no folder nowhere"]),
         (["--output", "a.mp4", "--format", "json"], ["would overwrite a file that is read"]),
-        (["--output", "labels.txt"], ["would overwrite a file that is read"]),
         (["--output", "x.html", "--report", "x.html"], ["Name another file"]),
         (["--report", "page.txt"], ["must end in .html", "`--report page.html`"]),
         (["--report", "nowhere/page.html"], ["there is no folder nowhere"]),
         (["--clip-weights", "none.pt"], ["--clip-weights none.pt: there is nothing at this path"]),
         (["--clap-weights", "a.mp4", "--weights", "random"], ["exclude each other"]),
-        (["--adapter", "no-run"], ["--adapter no-run: there is nothing at this path"]),
         (["--adapter", "no-run", "--weights", "random"], ["--adapter no-run: there is nothing at this path"]),
-        (["--labels", "none.txt"], ["none.txt", "no such label file"]),
         (["--report", "r" * 251 + ".html"], ["--report", "is too long a name", "at most 255 bytes; this one has 256"]),
         (["--output", "€" * 90 + ".json"], ["--output", "this one has 275"]),
         (["--overlay", "o" * 256], ["--overlay", "is too long a name"]),
@@ -364,17 +322,6 @@ def test_misuse_is_told_before_any_work(classify, folder, arguments, parts, caps
     assert "Traceback" not in captured.err
     for part in parts:
         assert part in captured.err
-
-
-def test_all_faults_come_at_once(classify, folder, capsys):
-    classify()
-    (folder / "labels.txt").write_text("dog\ndog\n")
-    (folder / "avfs.toml").write_text("topk = 'x'\n")
-    assert zeroshot("--device", "gpu", "--backbone", "tinny", "--report", "x.txt", "--output", "no/x.json") == 2
-    message = capsys.readouterr().err
-    assert message.count("error: ") == 6
-    for part in ("topk", "--device", "tinny", "line 2", "--report", "there is no folder no"):
-        assert part in message
 
 
 def test_labels_are_needed_and_may_come_from_the_settings(classify, folder, capsys):
@@ -517,14 +464,3 @@ def test_timelines_of_several_clips_go_into_a_folder(classify, folder, form):
     assert fake.asked["segments"]
     assert sorted(path.name for path in (folder / "out").iterdir()) == [f"{name}.{form}" for name in "abc"]
     assert zeroshot("--format", form) == 2
-
-
-def test_labels_on_the_command_line(tmp_path, monkeypatch, capsys):
-    from avfewshot.cli.app import run
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "labels.txt").write_text("a\n")
-    assert run(["zeroshot", "--label", "x", "--labels", "labels.txt", "--backbone", "tiny"]) == 2
-    assert "exclude each other" in capsys.readouterr().err
-    assert run(["zeroshot", "--label", "dog", "--label", "dog", "--backbone", "tiny"]) == 2
-    assert "--label, number 2: 'dog' repeats 'dog'" in capsys.readouterr().err

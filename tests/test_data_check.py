@@ -11,7 +11,7 @@ from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_files
 from media_factory import write_audio, write_media
 from typer.testing import CliRunner
 
-from avfewshot.cli.datacheck import check
+from avfewshot.cli.data import check
 from avfewshot.data.check import check_dataset, find_other_datasets
 from avfewshot.data.folder import load_folder
 from avfewshot.data.load import load_dataset

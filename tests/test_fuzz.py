@@ -29,76 +29,14 @@ from avfewshot.prompts import load_templates
 
 ROUNDS = int(os.environ.get("AVFS_FUZZ", "25"))
 ODD = [
-    *(
-        b"\0",
-        b"\xff\xfe",
-        b"\xef\xbb\xbf",
-        "\u202e\u200b\ufe0f".encode(),
-        b"\r",
-        b"\x85",
-        b"\x1b[2J",
-        b"&",
-        b",",
-        b"\t",
-    ),
-    *(
-        b'"',
-        b"'",
-        b"[",
-        b"]",
-        b"{",
-        b"}",
-        b":",
-        b"- ",
-        b"*a",
-        b"&a",
-        b"!!python/object:os.system",
-        b"<<: *a",
-        b"%",
-        b"|",
-    ),
-    *(
-        b"1e309",
-        b"-1",
-        b"nan",
-        b"inf",
-        b"9" * 400,
-        b"0x10",
-        b"1_000",
-        b"2026-99-99",
-        "\u0663".encode(),
-        b"1/0",
-        b"null",
-    ),
-    *(
-        b"../../etc/passwd",
-        b"/dev/zero",
-        b"=cmd|'/c calc'!A1",
-        b"x" * 70_000,
-        b"\n" * 50,
-        b"<!DOCTYPE x>",
-        b"<x/>",
-        b"",
-    ),
-]
-VALUES = [
-    None,
-    True,
-    -1,
-    0,
-    2**70,
-    1e308,
-    float("nan"),
-    "",
-    "x" * 5000,
-    "\ud800",
-    "\x00",
-    [],
-    {},
-    [[]],
-    {"": None},
-    ["a", 1],
-]
+    *(b"\0", b"\xff\xfe", b"\xef\xbb\xbf", "\u202e\u200b\ufe0f".encode(), b"\r", b"\x85", b"\x1b[2J", b"&", b","),
+    *(b"\t", b'"', b"'", b"[", b"]", b"{", b"}", b":", b"- ", b"*a", b"&a", b"!!python/object:os.system", b"<<: *a"),
+    *(b"%", b"|", b"1e309", b"-1", b"nan", b"inf", b"9" * 400, b"0x10", b"1_000", b"2026-99-99", "\u0663".encode()),
+    *(b"1/0", b"null", b"../../etc/passwd", b"/dev/zero", b"=cmd|'/c calc'!A1", b"x" * 70_000),
+    *(b"\n" * 50, b"<!DOCTYPE x>", b"<x/>", b""),
+]  # fmt: skip
+VALUES = [None, True, -1, 0, 2**70, 1e308, float("nan"), "", "x" * 5000, "\ud800", "\x00", [], {}, [[]], {"": None}]
+VALUES += [["a", 1]]
 
 
 def mangled(draw: random.Random, content: bytes) -> bytes:
@@ -126,9 +64,8 @@ def mangled(draw: random.Random, content: bytes) -> bytes:
         elif way == 6:
             content = content[:at] + content[at + draw.randrange(40) :]
         elif way == 7:
-            content = content.replace(
-                *draw.choice([(b",", b";"), (b"\n", b"\r"), (b"\t", b"    "), (b"&", b","), (b'"', b"'")])
-            )
+            old, new = draw.choice([(b",", b";"), (b"\n", b"\r"), (b"\t", b"    "), (b"&", b","), (b'"', b"'")])
+            content = content.replace(old, new)
         else:
             text = content.decode("utf-8", "replace")
             content = draw.choice([text.encode("utf-16"), text.encode("utf-16-le"), text.encode("latin-1", "replace")])
@@ -256,6 +193,7 @@ DESCRIPTION = {
     "format": 1, "name": "mine", "title": "mine", "reader": "folder", "tasks": ["folder"],
     "classes": [{"name": "dog", "wording": "a dog"}, "cat"], "licence": {"media": "mine"},
 }  # fmt: skip
+MODEL = {"embed_dim": 64, "text_cfg": {"context_length": 10}, "vision_cfg": {"layers": 2}}
 BACKBONE = {
     "templates": "default",
     "clip": {

@@ -16,10 +16,8 @@ def write(folder: Path, text: str | bytes) -> Path:
 
 
 def test_lines_comments_blanks_and_wordings(tmp_path):
-    path = write(
-        tmp_path, "# animals\n\n  dog   barking \nviolin: a person playing the violin # long\r\nC# major\ntrack #1\n"
-    )
-    labels = parse_labels(path)
+    text = "# animals\n\n  dog   barking \nviolin: a person playing the violin # long\r\nC# major\ntrack #1\n"
+    labels = parse_labels(write(tmp_path, text))
     assert labels.names == ("dog barking", "violin", "C# major", "track #1")
     assert labels.wordings == ("dog barking", "a person playing the violin", "C# major", "track #1")
     assert len(labels) == 4
@@ -87,20 +85,15 @@ def test_from_names():
 
 
 def test_invisible_characters_are_no_labels_and_hide_no_duplicates(tmp_path):
-    persian, family, flag = (
-        "\u0645\u06cc\u200c\u0631\u0648\u062f",
-        "\U0001f468\u200d\U0001f469",
-        "\U0001f3f4\U000e0067\U000e007f",
-    )
+    persian, family = "\u0645\u06cc\u200c\u0631\u0648\u062f", "\U0001f468\u200d\U0001f469"
+    flag = "\U0001f3f4\U000e0067\U000e007f"
     text = f"dog\u00ad barking\n\u200b\n\u3164\n\ufeff# note\n{persian}\n{family}\n{flag}\n"
     assert parse_labels(write(tmp_path, text)).names == ("dog barking", persian, family, flag)
+    again = "dog barking\n\u200b\n\ufeffdog barking\n\u200bcat\ncat\n\u202ecat\ndog_barking\n"
     with pytest.raises(Faults) as caught:
-        parse_labels(
-            write(tmp_path, "dog barking\n\u200b\n\ufeffdog barking\n\u200bcat\ncat\n\u202ecat\ndog_barking\n")
-        )
-    assert [fault.message.split(", ")[1].split(":")[0] for fault in caught.value.faults] == [
-        f"line {number}" for number in (3, 5, 6, 7)
-    ]
+        parse_labels(write(tmp_path, again))
+    lines = [fault.message.split(", ")[1].split(":")[0] for fault in caught.value.faults]
+    assert lines == ["line 3", "line 5", "line 6", "line 7"]
 
 
 @pytest.mark.parametrize(

@@ -176,14 +176,3 @@ def test_all_but_the_decord_backend_works_where_linux_only_packages_are_missing(
     assert refused.returncode == 2
     assert "'decord' cannot be used" in refused.stderr
     assert "'pyav'" in refused.stderr
-
-
-def test_cli_py_at_the_top_level_is_the_same_program() -> None:
-    outputs = [
-        subprocess.run(
-            [sys.executable, *command, "--version"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        for command in (["cli.py"], ["-m", "avfewshot"])
-    ]
-    assert outputs[0] == outputs[1]
-    assert outputs[0].startswith("avfs ")

@@ -9,8 +9,9 @@ import typer
 from shards_support import media_folder
 from typer.testing import CliRunner
 
-from avfewshot.cli.dataprepare import frame_side, prepare
+from avfewshot.cli.data import prepare
 from avfewshot.data.shards.reader import ShardSet
+from avfewshot.encoders.presets import load_preset
 from avfewshot.errors import DataError, UsageError
 
 
@@ -85,6 +86,6 @@ def test_seconds_and_quality_are_heeded(clips):
 
 
 def test_side_of_pictures_by_backbone(tmp_path):
-    assert [frame_side(name) for name in ("tiny", "base")] == [64, 224]
+    assert [load_preset(name).image_size() for name in ("tiny", "base")] == [64, 224]
     with pytest.raises(UsageError, match="no backbone 'tinny'"):
-        frame_side("tinny")
+        load_preset("tinny")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import io
 import logging
 import os
+import pkgutil
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +20,6 @@ import typer.core
 import typer.main
 
 from avfewshot.cli import terminal
-from avfewshot.cli.completion import add_completions
 from avfewshot.errors import UsageError
 from avfewshot.io import user_path
 
@@ -41,39 +40,28 @@ Defaults can be set in `avfs.toml` in the current folder, or in the environment 
 """
 
 
-_COMPLETION = {"install_completion", "show_completion"}
 _GENERAL = ("quiet", "verbose", "log_file", "timeout", "debug")
-_PANEL = "Every command"
 
-
-@dataclass(frozen=True)
-class _Lazy:
-    """A command whose module is imported when it is called."""
-
-    module: str
-    summary: str
-
-
-COMMANDS = {
-    "zeroshot": _Lazy("avfewshot.cli.zeroshot", "Classify clips, with nothing but a list of labels."),
-    "fewshot": _Lazy("avfewshot.cli.fewshot", "Learn from a handful of clips a class, and evaluate."),
-    "compare": _Lazy("avfewshot.cli.compare", "Few-shot methods side by side, over shots and seeds."),
-    "learn": _Lazy("avfewshot.cli.learn", "Add classes and clips to a few-shot run, or take classes away."),
-    "embed": _Lazy("avfewshot.cli.embed", "Embed a collection of clips into a store, again for what has changed."),
-    "find": _Lazy("avfewshot.cli.find", "Search a store by words, or by a clip."),
-    "suggest": _Lazy("avfewshot.cli.suggest", "Which clips of a store to label next, for a few-shot run."),
-    "serve": _Lazy("avfewshot.cli.serve", "A page to look at clips, correct them and learn from it; a JSON API."),
-    "pretrain": _Lazy("avfewshot.cli.pretrain", "Pretrain adapters on VGG-Sound(40K)."),
-    "train": _Lazy("avfewshot.cli.train", "Train a supervised task: AVE, AVVP, AVS, AVQA."),
-    "eval": _Lazy("avfewshot.cli.eval", "Evaluate a supervised run, with a modality off if you like."),
-    "predict": _Lazy("avfewshot.cli.predict", "Answer about new clips with a supervised run."),
-    "weights": _Lazy("avfewshot.cli.weights", "List, fetch and check the weights of backbones."),
-    "data": _Lazy("avfewshot.cli.data", "Make toy clips; look after data sets."),
-    "export": _Lazy("avfewshot.cli.export", "Write a classifier as ONNX graphs, for machines without torch."),
-    "push": _Lazy("avfewshot.cli.push", "Put what a run learnt onto the Hugging Face hub."),
-    "cache": _Lazy("avfewshot.cli.cache", "Say what is kept between runs, and empty it."),
-    "doctor": _Lazy("avfewshot.cli.doctor", "Say what is installed and here, and what would go wrong."),
-    "config": _Lazy("avfewshot.cli.config", "Show every setting, its value and where it came from."),
+COMMANDS = {  # by name: what is called, a function or a group, imported when it is called; and its summary
+    "zeroshot": ("zeroshot:zeroshot", "Classify clips, with nothing but a list of labels."),
+    "fewshot": ("fewshot:fewshot", "Learn from a handful of clips a class, and evaluate."),
+    "compare": ("compare:compare", "Few-shot methods side by side, over shots and seeds."),
+    "learn": ("learn:learn", "Add classes and clips to a few-shot run, or take classes away."),
+    "embed": ("embed:embed", "Embed a collection of clips into a store, again for what has changed."),
+    "find": ("find:find", "Search a store by words, or by a clip."),
+    "suggest": ("suggest:suggest", "Which clips of a store to label next, for a few-shot run."),
+    "serve": ("serve:serve", "A page to look at clips, correct them and learn from it; a JSON API."),
+    "pretrain": ("pretrain:pretrain", "Pretrain adapters on VGG-Sound(40K)."),
+    "train": ("train:train", "Train a supervised task: AVE, AVVP, AVS, AVQA."),
+    "eval": ("eval:evaluate", "Evaluate a supervised run, with a modality off if you like."),
+    "predict": ("predict:predict", "Answer about new clips with a supervised run."),
+    "weights": ("weights:app", "List, fetch and check the weights of backbones."),
+    "data": ("data:app", "Make toy clips; look after data sets."),
+    "export": ("export:export", "Write a classifier as ONNX graphs, for machines without torch."),
+    "push": ("push:push", "Put what a run learnt onto the Hugging Face hub."),
+    "cache": ("cache:cache", "Say what is kept between runs, and empty it."),
+    "doctor": ("doctor:doctor", "Say what is installed and here, and what would go wrong."),
+    "config": ("config:config", "Show every setting, its value and where it came from."),
 }
 
 
@@ -82,8 +70,8 @@ class LazyGroup(typer.core.TyperGroup):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name, lazy in COMMANDS.items():
-            self.commands[name] = typer.core.TyperCommand(name, help=lazy.summary)
+        for name, (_, summary) in COMMANDS.items():
+            self.commands[name] = typer.core.TyperCommand(name, help=summary)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Options of `avfs` itself, switches off by default.
@@ -92,7 +80,7 @@ class LazyGroup(typer.core.TyperGroup):
         """
         parameters = super().get_params(ctx)
         for parameter in parameters:
-            if parameter.name in {*_COMPLETION, "help"}:
+            if parameter.name in {"install_completion", "show_completion", "help"}:
                 parameter.default = False
         return parameters
 
@@ -105,26 +93,112 @@ class LazyGroup(typer.core.TyperGroup):
 
 
 def _load(name: str) -> Any:
-    command = typer.main.get_command(importlib.import_module(COMMANDS[name].module).app)
-    command.name = name
-    # Installing completion is the business of `avfs` alone.
-    command.params = [parameter for parameter in command.params if parameter.name not in _COMPLETION]
-    add_completions(name, command)
-    _complete(command)
+    called = pkgutil.resolve_name(f"avfewshot.cli.{COMMANDS[name][0]}")
+    if not isinstance(called, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command()(called)
+        called = single
+    command = typer.main.get_command(called)
+    _complete(name, command)
     return command
 
 
-def _complete(command: Any) -> None:
-    """Let paragraphs of the help run on; people add `--quiet` and the like behind the command's name, too."""
+def _complete(name: str, command: Any) -> None:
+    """Let paragraphs of the help run on, shells complete values, and `--quiet` and the like stand behind the name, too.
+
+    `name` is that of the command in full: ``data check``.
+    """
+    command.name = name.split()[-1]
     command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
-    for below in getattr(command, "commands", {}).values():
-        _complete(below)
-    if not hasattr(command, "commands"):
-        for parameter in typer.main.get_command(app).params:
-            if parameter.name in _GENERAL:
-                parameter: Any = copy.copy(parameter)
-                parameter.expose_value, parameter.rich_help_panel = False, _PANEL
-                command.params.append(parameter)
+    below = getattr(command, "commands", {})
+    for key, single in below.items():
+        _complete(f"{name} {key}", single)
+    for parameter in command.params:
+        if parameter._custom_shell_complete is None and (values := _values(name, parameter)) is not None:
+            parameter._custom_shell_complete = _completing(values)
+    for parameter in () if below else typer.main.get_command(app).params:
+        if parameter.name in _GENERAL:
+            parameter: Any = copy.copy(parameter)
+            parameter.expose_value, parameter.rich_help_panel = False, "Every command"
+            command.params.append(parameter)
+
+
+_WORDS = re.compile(r"\[?[a-z][a-z0-9_]*(\|[a-z0-9_:]+)+\]?")
+
+
+def _completing(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
+    def complete(context: Any, parameter: Any, incomplete: str) -> list[str]:
+        return [value for value in values() if value.startswith(incomplete)]
+
+    return complete
+
+
+def _values(command: str, parameter: Any) -> Callable[[], Iterable[str]] | None:
+    """Gives the values that a parameter can have; None where they are not known."""
+    if parameter.metavar is not None and _WORDS.fullmatch(parameter.metavar):
+        words = parameter.metavar.strip("[]").split("|")
+        return lambda: words
+    known = _BY_PARAMETER.get((command, parameter.name)) or _BY_PARAMETER.get(("", parameter.name))
+    return known or _BY_METAVAR.get((parameter.metavar or "").strip("[]."))
+
+
+def _runs() -> list[str]:
+    """Run folders below the folder of runs; nothing is read but names."""
+    from avfewshot.config import resolve
+
+    folder = resolve("fewshot")["runs"]
+    return [str(path.parent) for path in sorted(Path(folder).glob("*/*/run.json"), reverse=True)]
+
+
+def _heads() -> list[str]:
+    from avfewshot.supervised.base import load_task, task_names
+
+    return list(dict.fromkeys(head for task in task_names() for head in load_task(task).heads))
+
+
+def _toy_parts() -> tuple[str, ...]:
+    from avfewshot.toyworld.build import ALL_PLANS
+
+    return (*ALL_PLANS, "samples")
+
+
+def _data_sets() -> list[str]:
+    from avfewshot.config import TASKS
+    from avfewshot.data.description import description_names
+
+    return list(dict.fromkeys((*TASKS, *description_names())))
+
+
+def _of(name: str) -> Callable[[], Iterable[str]]:
+    """The words that a name of a module holds, or gives when it is called; imported when they are wanted."""
+
+    def words() -> Any:
+        found = pkgutil.resolve_name(f"avfewshot.{name}")
+        return found() if callable(found) else list(found)
+
+    return words
+
+
+_BY_METAVAR: dict[str, Callable[[], Iterable[str]]] = {
+    "RUN": _runs,
+    "BACKBONE": _of("encoders.presets:preset_names"),
+    "TABLE": _of("config:COMMANDS"),
+    "KIND": _of("cli.cache:KINDS"),
+    "TASK": _of("supervised.base:task_names"),
+    "DEVICE": lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"),
+}
+_BY_PARAMETER: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
+    ("", "adapter"): _runs,
+    ("", "templates"): _of("prompts:template_names"),
+    ("pretrain", "dataset"): _of("cli.pretrain:DATASETS"),
+    ("train", "head"): _heads,
+    ("train", "subset"): _of("data.avsbench:SUBSETS"),
+    ("suggest", "run"): _runs,
+    ("data check", "task"): _data_sets,
+    ("data prepare", "task"): _data_sets,
+    ("data prepare", "splits"): lambda: ("train", "val", "test"),
+    ("data toy", "only"): _toy_parts,
+}
 
 
 app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,10 +12,12 @@ from typing import Annotated
 
 import typer
 
-from avfewshot.cli.options import TableOrJson
+from avfewshot.cli.options import TableOrJson, argument, option
 from avfewshot.errors import UsageError, did_you_mean
+from avfewshot.io import cache_dir
 
-app = typer.Typer(
+cache = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     help="Say what is kept on disk between runs ($AVFS_CACHE), and empty it. What is removed is computed again.",
 )
@@ -36,29 +38,20 @@ _ENTRY = re.compile(r"[0-9a-f]{32,64}(\.clip\.zip|\.\w{1,11})?|\..+\.part.*")
 
 def entries(kind: str) -> list[tuple[Path, os.stat_result]]:
     """The files of one of :data:`KINDS`; links are not followed."""
-    from avfewshot.io import cache_dir
-
     files = []
     for folder, _, names in os.walk(cache_dir(kind)):
-        for path in (Path(folder, name) for name in names if _ENTRY.fullmatch(name)):
+        for name in filter(_ENTRY.fullmatch, names):
             with contextlib.suppress(OSError):
-                files.append((path, path.lstat()))
+                files.append((Path(folder, name), os.lstat(os.path.join(folder, name))))
     return files
 
 
-@app.callback()
-def cache() -> None:
-    """Say what is kept on disk between runs, and empty it."""
-
-
-@app.command("list")
+@cache.command("list")
 def list_command(form: TableOrJson = "table") -> None:
     """Say how much is kept.
 
     Example: avfs cache list
     """
-    from avfewshot.io import cache_dir
-
     kept = {kind: [status.st_size for _, status in entries(kind)] for kind in KINDS}
     if form == "json":
         document = {kind: {"files": len(sizes), "bytes": sum(sizes)} for kind, sizes in kept.items()}
@@ -70,14 +63,11 @@ def list_command(form: TableOrJson = "table") -> None:
     typer.echo("Empty it: avfs cache clear [KIND...]")
 
 
-@app.command()
+@cache.command()
 def clear(
-    kinds: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KIND]...", help=f"{', '.join(KINDS)}; all of them unless told.", show_default=False),
-    ] = None,
+    kinds: Annotated[list[str] | None, argument("[KIND]...", f"{', '.join(KINDS)}; all of them unless told.")] = None,
     older_than: Annotated[
-        float | None, typer.Option("--older-than", metavar="DAYS", help="Only what was not used for so many days.")
+        float | None, option("--older-than", "DAYS", "Only what was not used for so many days.")
     ] = None,
 ) -> None:
     """Remove what is kept; the next run computes it again.

@@ -4,63 +4,69 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.fewshot import data_root, few_shot, load_data
-from avfewshot.cli.loading import load_backbone
-from avfewshot.cli.options import backbone_faults, with_options
+from avfewshot.cli.fewshot import clips_root, few_shot, load_data
+from avfewshot.cli.loading import load_backbone, on_device
+from avfewshot.cli.options import argument, backbone_faults, with_options
 from avfewshot.cli.runs import command_line, session
 from avfewshot.cli.terminal import say
-from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig, resolve
+from avfewshot.config import (
+    ADAPTER_METHODS,
+    AUTO,
+    NONE,
+    TUNED_METHODS,
+    CompareConfig,
+    FewshotConfig,
+    TrainerConfig,
+    TrainingConfig,
+    resolve,
+)
 from avfewshot.errors import DataError, UsageError, collect, raise_faults
 from avfewshot.io import csv_text, user_path, write_text
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from avfewshot.evaluation.finished import FinishedRun
     from avfewshot.evaluation.results import Comparison, Estimate
     from avfewshot.reports.methods import Listing
     from avfewshot.training.fewshot import SeedResult
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Compare few-shot methods on one task, over shots and seeds: one table for each number of shots, a chart over them.
-
-Light methods work on frozen embeddings, which are computed once and kept: after that a cell takes seconds. Those that
-are trained through the towers take minutes and are named with --methods: the adapters dgsct, lavish and stg_cma, and
-coop, cocoop, maple and clip-lora.
-
-[bold]Examples[/bold]
-
-  avfs compare --task llp_cls --shots 1,2,4,8,16
-  avfs compare --data my_clips --shots 1,2,4 --methods auto,lp_plus_plus,coop
-  avfs compare --task ave_cls --shots 16 --methods auto,dgsct --name fig4     again, it goes on where it stopped
-  avfs compare --task ave_cls --shots 1 --protocol mteb                       with the public zero-shot protocol
-  avfs compare --task ave_cls --shots 1,4 --audio-context second,clip         is sound in one pass as good here?
-  avfs compare --task ave_cls --shots 16 --ablate modules                     DG-SCT without S, C, T (Table 5)
-  avfs compare --efficiency --backbone base                                   parameters and GFLOPs, without data
-  avfs compare runs/folder/RUN runs/folder/OTHER                              finished runs, paired on their test clips
-
-[bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted.
-"""
 
 Table = tuple[str, "Comparison", list[dict[str, Any]]]
 
 
-@app.command(help=HELP)
 @with_options("compare")
 def compare(
     context: typer.Context,
-    finished: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Finished few-shot runs, instead of a task.", show_default=False),
-    ] = None,
+    finished: Annotated[list[str] | None, argument("[RUN]...", "Finished few-shot runs, instead of a task.")] = None,
     **flags: Any,
 ) -> None:
-    """Options -> config -> load -> run each cell -> write."""
+    """Compare few-shot methods on one task, over shots and seeds: one table for each number of shots, a chart over
+    them.
+
+    Light methods work on frozen embeddings, which are computed once and kept: after that a cell takes seconds. Those
+    that are trained through the towers take minutes and are named with --methods: the adapters dgsct, lavish and
+    stg_cma, and coop, cocoop, maple and clip-lora.
+
+    [bold]Examples[/bold]
+
+      avfs compare --task llp_cls --shots 1,2,4,8,16
+      avfs compare --data my_clips --shots 1,2,4 --methods auto,lp_plus_plus,coop
+      avfs compare --task ave_cls --shots 16 --methods auto,dgsct --name fig4     again, it goes on where it stopped
+      avfs compare --task ave_cls --shots 1 --protocol mteb                       with the public zero-shot protocol
+      avfs compare --task ave_cls --shots 1,4 --audio-context second,clip         is sound in one pass as good here?
+      avfs compare --task ave_cls --shots 16 --ablate modules                     DG-SCT without S, C, T (Table 5)
+      avfs compare --efficiency --backbone base                                   parameters and GFLOPs, without data
+      avfs compare runs/folder/RUN runs/folder/OTHER                              finished runs, paired on their test clips
+
+    [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted.
+    """  # noqa: D205, E501
     command = command_line(context)
     if finished:
         _compare_finished([user_path(run) for run in finished], flags, command)
@@ -69,45 +75,54 @@ def compare(
     faults = settings.faults
     if settings["efficiency"]:
         raise_faults([*faults, *backbone_faults(settings)])
-        from avfewshot.cli.efficiency import efficiency_rows, show_efficiency
-
-        config = settings.config
-        rows = efficiency_rows(load_backbone(config.model), [name for name in config.methods if name != AUTO])
-        show_efficiency(rows, Path(config.runs) / "compare" / (config.name or "efficiency") / "efficiency.csv")
+        _compare_efficiency(settings.config)
         return
-    root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
+    root = clips_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += backbone_faults(settings)
     if settings["ablate"]:
-        faults += [
-            UsageError(
-                f"--ablate trains DG-SCT alone: --{key.replace('_', '-')} means nothing there.",
-                hint="Leave one of them out.",
-            )
-            for key in ("methods", "protocol", "audio_context")
-            if settings.source(key) != "default"
-        ]
+        for option in ("methods", "protocol", "audio-context"):
+            if settings.source(option.replace("-", "_")) != "default":
+                what = f"--ablate trains DG-SCT alone: --{option} means nothing there."
+                faults.append(UsageError(what, hint="Leave one of them out."))
     if settings["protocol"] and settings["task"] != "ave_cls":
         faults.append(UsageError("--protocol mteb is AVE by clip.", hint="Add --task ave_cls."))
     raise_faults(faults)
     config = settings.config.replace(data=settings.config.data.replace(root=root))
     name = config.name or (f"{config.task}-{config.ablate}" if config.ablate else config.task)
     folder = Path(config.runs) / "compare" / name
-    _execute(config, folder, command)
+    with session(lambda: "Interrupted. The same command goes on where it stopped.") as (display, interrupts):
+        tables = _run(config, folder, display, interrupts)
+    _write(config, folder, tables, command)
+    _print(tables, _listings(config, tables))
+    for path in (folder / "compare.html", folder / "compare.csv"):
+        say(f"written: {path}")
+
+
+def _print(tables: list[Table], listings: list[Listing]) -> None:
+    from rich.console import Console
+
+    from avfewshot.reports.methods import details_table, methods_table
+
+    console = Console(highlight=False)
+    for title, comparison, methods in tables:
+        if title:
+            console.print(f"[bold]{title}[/bold]")
+        console.print(methods_table(comparison, methods))
+        console.print(details_table(comparison, methods))
+    for listing in listings:
+        console.print(listing.table())
 
 
 def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) -> None:
     """Read runs, compare them on the test clips that they share, write and print."""
-    from rich.console import Console
-
     from avfewshot.evaluation.finished import compare_finished, read_finished
-    from avfewshot.reports.methods import Listing, details_table, differences_listing, methods_table, write_methods_page
+    from avfewshot.reports.methods import Listing, differences_listing, write_methods_page
 
     faults: list[UsageError] = []
     meaningless = [key for key, value in flags.items() if value not in (None, []) and key not in ("runs", "name")]
     if meaningless:
-        faults.append(
-            UsageError(f"--{meaningless[0].replace('_', '-')} cannot be given with RUN.", hint="Leave it out.")
-        )
+        what = f"--{meaningless[0].replace('_', '-')} cannot be given with RUN."
+        faults.append(UsageError(what, hint="Leave it out."))
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         hint = "avfs compare RUN RUN; for methods on clips: avfs compare --data DIR"
         faults.append(UsageError("Comparing takes two runs or more, each named once.", hint=hint))
@@ -141,11 +156,7 @@ def _compare_finished(folders: list[Path], flags: dict[str, Any], command: str) 
     document["differing"] = [dict(zip(head, row, strict=True)) for row in rows]
     write_text(target / "compare.json", json.dumps(document, indent=1))
     write_text(target / "clips.csv", csv_text((head, *rows)))
-    console = Console(highlight=False)
-    for part in (methods_table(comparison, diagnostics), details_table(comparison, diagnostics)):
-        console.print(part)
-    for listing in listings:
-        console.print(listing.table())
+    _print([("", comparison, diagnostics)], listings)
     for name in ("compare.html", "compare.json", "clips.csv"):
         say(f"written: {target / name}")
 
@@ -170,35 +181,12 @@ def _table_record(comparison: Comparison, methods: list[dict[str, Any]]) -> dict
     return {"headline": comparison.headline, "systems": rows}
 
 
-def _execute(config: CompareConfig, folder: Path, command: str) -> None:
-    from rich.console import Console
-
-    with session(lambda: "Interrupted. The same command goes on where it stopped.") as (display, interrupts):
-        from avfewshot.reports.methods import details_table, methods_table
-
-        tables = _run(config, folder, display, interrupts)
-    _write(config, folder, tables, command)
-    console = Console(highlight=False)
-    for title, comparison, methods in tables:
-        console.print(f"[bold]{title}[/bold]")
-        console.print(methods_table(comparison, methods))
-        console.print(details_table(comparison, methods))
-    for listing in _listings(config, tables):
-        console.print(listing.table())
-    say(f"written: {folder / 'compare.html'}")
-    say(f"written: {folder / 'compare.csv'}")
-
-
 def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[Table]:
     """Every cell by the few-shot run itself; one that is done is read from the folder."""
-    from avfewshot.cli.ablate import ablation_rows
-    from avfewshot.inference.devices import resolve_device, resolve_precision
-
     display.begin("reading annotations, looking for clips", 0)
     model, also = config.model, tuple(name for name in config.methods if name != AUTO)
-    training = config.training.replace(audio_context=config.audio_context[0])
-    training = training.replace(precision=resolve_precision(training.precision, resolve_device(model.device)))
-    rows = ablation_rows(config.ablate, training) if config.ablate else {}
+    _, training = on_device(model, config.training.replace(audio_context=config.audio_context[0]))
+    rows = _ablation_rows(config.ablate, training) if config.ablate else {}
     dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
     display.begin(f"loading {model.backbone}", 0)
     make = few_shot(config, dataset, load_backbone(model), display, interrupts)
@@ -212,9 +200,8 @@ def _run(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> 
     tables: list[Table] = []
     several = len(config.audio_context) > 1
     if several and (trained := [name for name in also if name in TUNED_METHODS]):
-        display.say(
-            f"{', '.join(trained)}: hear single seconds, so there is no row of theirs with --audio-context clip."
-        )
+        rest = "hear single seconds, so there is no row of theirs with --audio-context clip."
+        display.say(f"{', '.join(trained)}: {rest}")
     for shots in config.shots:
         title, place, cells = f"{shots} shots", folder / f"{shots}-shot", {}
         for name, changes in rows.items():
@@ -236,14 +223,13 @@ def _join(cells: dict[str, list[SeedResult]], *, ablation: bool) -> tuple[Compar
 
     Of an ablation the cells are rows: what each has trained, below zero-shot. Else they are audio contexts.
     """
-    from avfewshot.cli.ablate import FROZEN
     from avfewshot.evaluation.evaluate import average_comparisons, join_tables
     from avfewshot.training.fewshot import TRAINED
 
     def row(system: str, cell: str) -> str | None:
         """What a system of a cell is called; None where it does not stand in the table."""
         if ablation:
-            return {FROZEN: FROZEN, TRAINED: cell}.get(system)
+            return {_FROZEN: _FROZEN, TRAINED: cell}.get(system)
         return f"{system} ({cell})" if len(cells) > 1 else system
 
     tests, methods = [], []
@@ -259,7 +245,6 @@ def _join(cells: dict[str, list[SeedResult]], *, ablation: bool) -> tuple[Compar
 
 def _write(config: CompareConfig, folder: Path, tables: list[Table], command: str) -> None:
     """CSV, JSON and the page of what is done so far."""
-    from avfewshot.cli.ablate import TITLES, ablation_rows, sweep_chart
     from avfewshot.reports.methods import MUS, method_rows, write_methods_page
 
     document: list[dict[str, Any]] = []
@@ -278,10 +263,10 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
     record: dict[str, Any] = {"command": command, "tables": document}
     chart, shots, title = None, config.shots[: len(tables)], f"{config.task}: few-shot methods"
     if config.ablate:
-        title, shots = f"{config.task}: DG-SCT, {TITLES[config.ablate]}", ()
-        record["ablation"] = {"kind": config.ablate, "rows": ablation_rows(config.ablate, config.training)}
+        title, shots = f"{config.task}: DG-SCT, {_TITLES[config.ablate]}", ()
+        record["ablation"] = {"kind": config.ablate, "rows": _ablation_rows(config.ablate, config.training)}
         if config.ablate == "factors":
-            chart = sweep_chart(tables[-1][1], config.training)
+            chart = _sweep_chart(tables[-1][1], config.training)
     else:
         wins = listings[0]
         record["wins"] = [dict(zip(wins.head, row, strict=True)) for row in wins.rows]
@@ -292,10 +277,131 @@ def _write(config: CompareConfig, folder: Path, tables: list[Table], command: st
 
 def _listings(config: CompareConfig, tables: list[Table]) -> list[Listing]:
     """Below the tables: where each method wins, or how far rows of an ablation are from the whole."""
-    from avfewshot.cli.ablate import against_whole_and_none
     from avfewshot.reports.methods import differences_listing, wins_listing
 
     if not config.ablate:
         return [wins_listing(tables)]
-    found = [(title, differences_listing(against_whole_and_none(table))) for title, table, _ in tables]
-    return [replace(one, title=f"{title}: {one.title}") for title, one in found]
+    listings = []
+    for title, table, _ in tables:
+        *parts, whole = (name for name in table.systems if name != _FROZEN)
+        pairs = [table.difference(name, whole) for name in parts]
+        if _NO_ADAPTER in parts:
+            pairs += [table.difference(name, _NO_ADAPTER) for name in parts if name != _NO_ADAPTER]
+        listing = differences_listing(table.model_copy(update={"differences": tuple(pairs)}))
+        listings.append(replace(listing, title=f"{title}: {listing.title}"))
+    return listings
+
+
+# Ablations: DG-SCT trained with parts of it, a row each (Tables 5, 8, 9 and Fig. 8 of the paper).
+
+_FACTORS = ("alpha", "beta", "gamma")
+SWEEP = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)  # values of each factor; the paper's own are among them
+_FROZEN = "zero-shot"
+_NO_ADAPTER = "none"  # the paper's "-", which a spreadsheet would read as a formula
+_TITLES = {
+    "modules": "spatial (S), channel (C) and temporal (T) attention",
+    "directions": "directions of the exchange",
+    "factors": "factors alpha, beta, gamma",
+}
+
+
+def _ablation_rows(kind: str, base: TrainingConfig) -> dict[str, dict[str, Any]]:
+    """What each row sets otherwise than `base`; the last one is `base` itself."""
+    rows: dict[str, dict[str, Any]] = {}
+    if kind != "factors":  # projectors alone
+        rows[_NO_ADAPTER] = {"adapter": NONE}
+    if kind == "modules":
+        for name in ("C", "S", "SC", "T", "SCT"):
+            rows[name] = {"spatial": "S" in name, "channel": "C" in name, "temporal": "T" in name}
+    elif kind == "directions":
+        rows |= {"A2V": {"a2v": True, "v2a": False}, "V2A": {"a2v": False, "v2a": True}, "both": {}}
+    else:
+        for factor in _FACTORS:
+            values = (value for value in SWEEP if value != getattr(base, factor))
+            rows |= {f"{factor} {value:g}": {factor: value} for value in values}
+        rows[" ".join(f"{factor} {getattr(base, factor):g}" for factor in _FACTORS)] = {}
+    return rows
+
+
+def _sweep_chart(comparison: Comparison, base: TrainingConfig) -> tuple[Markup, list[str]]:
+    """A line for each factor over its values, the others as in `base` (Fig. 8); and what the lines are called."""
+    from avfewshot.reports.charts import Level, Series, line_chart
+    from avfewshot.reports.figures import metric_title
+
+    def figure(row: str) -> float:
+        value = comparison.cells[row][comparison.headline].value
+        return float("nan") if value is None else value
+
+    lines = []
+    for factor in _FACTORS:
+        points = {value: figure(f"{factor} {value:g}") for value in SWEEP if value != getattr(base, factor)}
+        points[getattr(base, factor)] = figure(comparison.systems[-1])
+        lines.append(Series(factor, sorted(points.items())))
+    title = f"{metric_title(comparison.headline)} over factors"
+    return line_chart(title, lines, x_name="factor", shares=True, level=Level(figure(_FROZEN), _FROZEN)), list(_FACTORS)
+
+
+# Efficiency: trainable and total parameters and computation of the systems (Table 6 of the paper).
+
+_SECONDS = 10
+_PUBLISHED = (  # system, trainable and total parameters, GFLOPs of ten seconds; for localisation on AVE
+    # Table 6 prints "43.6 of 461.3 M" and "30.6 of 374.9 M": the first figures are percentages of the second, as the
+    # script prints them that made them; the two rows above them are millions.
+    ("CMBS (VGG-19, VGGish)", 14_400_000, 216_700_000, 40.9),
+    ("LAVISH (Swin-V2-L)", 10_036_061, 238_800_000, 406.7),
+    ("LAVISH* (Swin-V2-L, HTS-AT)", 114_770_000, 374_900_000, 416.1),
+    ("DG-SCT (Swin-V2-L, HTS-AT)", 201_160_647, 461_300_000, 460.8),
+)
+
+
+def _compare_efficiency(config: CompareConfig) -> None:
+    """Systems on this backbone (on the CPU), measured, then those that are published; printed, and as CSV."""
+    import torch
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from avfewshot.media.clip import SAMPLE_RATE
+    from avfewshot.models.audio_visual import AudioVisualModel
+    from avfewshot.models.build import build_model
+    from avfewshot.models.complexity import count_flops, count_parameters, flops_of
+    from avfewshot.tuning.methods import TUNED
+
+    backbone, methods = load_backbone(config.model), [name for name in config.methods if name != AUTO]
+    size = int(backbone.visual.image_size)
+    frames = torch.zeros(1, _SECONDS, 3, size, size, dtype=torch.uint8)
+    audio = torch.zeros(1, _SECONDS, SAMPLE_RATE)
+    plain = AudioVisualModel(backbone).requires_grad_(False)
+    total = count_parameters(plain, backbone)[-1].total
+    cost = count_flops(plain, frames, audio)["all"]
+    rows: list[tuple[Any, ...]] = [("frozen towers and text branches", "measured", 0, total, 0.0, cost / 1e9)]
+    for name in methods or (*ADAPTER_METHODS, *TUNED):
+        if name in ADAPTER_METHODS:
+            model = build_model(backbone, TrainerConfig(adapter=name, projector=NONE))
+            own = sum(parameter.numel() for parameter in model.adapters.parameters()) if model.adapters else 0
+            flops: float | None = count_flops(model.eval(), frames, audio)["all"] / 1e9
+        elif name in TUNED:
+            method = TUNED[name](backbone, ("a thing", "nothing"))
+            own = sum(method.num_trainable.values())
+            flops = cost / 1e9  # prompts are encoded once for all clips
+            if name == "cocoop":
+                flops = None  # it encodes every class for every clip
+            elif method.uses_pixels:
+                walks = partial(method.embed, "visual", frames[0]), partial(method.embed, "audio", audio[0])
+                flops = sum(map(flops_of, walks)) / 1e9
+        else:
+            continue
+        rows.append((name, "measured", own, total + own, 100 * own / (total + own), flops))
+    rows += [(name, "published", own, all_, 100 * own / all_, flops) for name, own, all_, flops in _PUBLISHED]
+    note = (
+        "CoCoOp computes every class for every clip. Projectors and temperatures are left out. Table 6 prints 43.6 and "
+        "30.6 for the last two: these are percentages."
+    )
+    figures = (Column(name, justify="right") for name in ("trainable, M", "total, M", "share", "GFLOPs"))
+    table = Table("system", "", *figures, title=f"Parameters, and computation of {_SECONDS} seconds", caption=note)
+    for name, source, own, all_, percent, flops in rows:
+        shown = "–" if flops is None else f"{flops:,.1f}"
+        table.add_row(name, source, f"{own / 1e6:,.2f}", f"{all_ / 1e6:,.1f}", f"{percent:.1f} %", shown)
+    Console(highlight=False).print(table)
+    path = Path(config.runs) / "compare" / (config.name or "efficiency") / "efficiency.csv"
+    write_text(path, csv_text((("system", "source", "trainable", "total", "percent", "gflops"), *rows)))
+    say(f"written: {path}")

@@ -8,56 +8,43 @@ from typing import Annotated
 
 import typer
 
-from avfewshot.cli.options import TableOrJson
+from avfewshot.cli.options import TableOrJson, argument
 from avfewshot.cli.terminal import say_warning
 from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import cache_dir, printable
 
-app = typer.Typer(add_completion=False)
 
-HELP = """
-Show every setting, its value and where it came from.
-
-A flag comes before the environment (AVFS_NAME), that before `avfs.toml` in
-the current folder, and that before the default. In the file, keys outside every
-table count for all commands, and those of a table for its command:
-
-  backbone = "tiny"
-
-  \\[zeroshot]
-  segments = true
-
-[bold]Examples[/bold]
-
-  avfs config
-  avfs config zeroshot --format json
-  AVFS_DEVICE=cpu avfs config
-"""
-
-
-@app.command(help=HELP)
 def config(
     tables: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TABLE", help="zeroshot, fewshot, data, ...; all of them unless told."),
+        list[str] | None, argument("TABLE", "zeroshot, fewshot, data, ...; all of them unless told.")
     ] = None,
     format: TableOrJson = "table",
 ) -> None:
-    """Resolve every table, tell all faults, print."""
-    faults = []
-    unknown = [name for name in tables or () if name not in COMMANDS]
-    hint = f"Valid: {', '.join(COMMANDS)}."
-    faults += [
+    r"""Show every setting, its value and where it came from.
+
+    A flag comes before the environment (AVFS_NAME), that before `avfs.toml` in
+    the current folder, and that before the default. In the file, keys outside every
+    table count for all commands, and those of a table for its command:
+
+      backbone = "tiny"
+
+      \[zeroshot]
+      segments = true
+
+    [bold]Examples[/bold]
+
+      avfs config
+      avfs config zeroshot --format json
+      AVFS_DEVICE=cpu avfs config
+    """
+    unknown, hint = [name for name in tables or () if name not in COMMANDS], f"Valid: {', '.join(COMMANDS)}."
+    faults = [
         UsageError(f"There are no settings for {name!r}.{did_you_mean(name, COMMANDS)}", hint=hint) for name in unknown
     ]
     resolved = {table: resolve(table) for table in COMMANDS}
-    messages: set[str] = set()
-    for one in resolved.values():
-        # A fault of the file is met once for each table.
-        faults += [fault for fault in one.faults if str(fault) not in messages]
-        messages.update(str(fault) for fault in one.faults)
-    raise_faults(faults)
+    # A fault of the file is met once for each table.
+    raise_faults([*faults, *{str(fault): fault for one in resolved.values() for fault in one.faults}.values()])
     rows = [
         {
             "table": table,
@@ -78,31 +65,23 @@ def config(
     if format == "json":
         typer.echo(json.dumps([{key: row[key] for key in row if key != "shown"} for row in rows], indent=2))
         return
-    _print_table(rows)
-    variables = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)} | _OTHER_VARIABLES
-    for variable in sorted(name for name in os.environ if name.startswith("AVFS_") and name not in variables):
-        say_warning(f"{variable} is set, but there is no such setting.{did_you_mean(variable, variables)}")
-
-
-_OTHER_VARIABLES = {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}
-
-
-def _print_table(rows: list[dict[str, str | None]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "setting", "value", "from"):
-        table.add_column(column, overflow="fold")
-    before = None
+    columns = (Column(name, overflow="fold") for name in ("", "setting", "value", "from"))
+    shown, before = Table(*columns, box=None, pad_edge=False, header_style="bold"), None
     for row in rows:
         set_by_person = row["source"] != "default"
-        table.add_row(
+        shown.add_row(
             Text(f"[{row['table']}]" if row["table"] and row["table"] != before else "", style="dim"),
-            Text(str(row["name"])),
-            Text(printable(str(row["shown"])), style="bold" if set_by_person else ""),
-            Text(str(row["source"]), style="" if set_by_person else "dim"),
+            Text(row["name"]),
+            Text(printable(row["shown"]), style="bold" if set_by_person else ""),
+            Text(row["source"], style="" if set_by_person else "dim"),
         )
         before = row["table"]
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(shown)
+    variables = {environment_name(table, key) for table in COMMANDS for key in table_settings(table)}
+    variables |= {"AVFS_CACHE", "AVFS_DEBUG", "AVFS_TIMEOUT"}
+    for variable in sorted(name for name in os.environ if name.startswith("AVFS_") and name not in variables):
+        say_warning(f"{variable} is set, but there is no such setting.{did_you_mean(variable, variables)}")

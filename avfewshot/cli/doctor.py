@@ -10,26 +10,13 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from avfewshot.cli.options import TableOrJson
-from avfewshot.errors import UsageError, flatten
+from avfewshot.config import COMMANDS, CONFIG_NAME, resolve
+from avfewshot.io import cache_dir
 
-if TYPE_CHECKING:
-    from avfewshot.config import Resolved
-
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Say what is installed, which devices there are, which weights are here, what the caches take, and what would go wrong.
-
-[bold]Examples[/bold]
-
-  avfs doctor
-  avfs doctor --format json
-"""
 OK, NOTE, FAULT = "ok", "note", "fault"
 _NEEDED = ("torch", "torchvision", "torchaudio", "open_clip_torch", "laion_clap", "av", "numpy", "scikit-learn")
 _LITTLE = 2 * 10**9  # bytes of free disk, less than a day's clips
@@ -37,14 +24,19 @@ _LITTLE = 2 * 10**9  # bytes of free disk, less than a day's clips
 Finding = tuple[str, str, str]  # what was looked at, how it is, and for people: what was found and what to do
 
 
-@app.command(help=HELP)
 def doctor(form: TableOrJson = "table") -> None:
-    """Look at everything; exit status 1 where something will not work."""
+    """Say what is installed, which devices there are, which weights are here, what the caches take, and what would go
+    wrong.
+
+    [bold]Examples[/bold]
+
+      avfs doctor
+      avfs doctor --format json
+    """  # noqa: D205
     findings = [finding for look in (_packages, _devices, _settings, _weights, _disk) for finding in look()]
     if form == "json":
-        typer.echo(
-            json.dumps([dict(zip(("what", "status", "detail"), one, strict=True)) for one in findings], indent=2)
-        )
+        named = [dict(zip(("what", "status", "detail"), one, strict=True)) for one in findings]
+        typer.echo(json.dumps(named, indent=2))
     else:
         width = max(len(what) for what, _, _ in findings)
         for what, status, detail in findings:
@@ -56,11 +48,8 @@ def doctor(form: TableOrJson = "table") -> None:
 def _packages() -> Iterator[Finding]:
     from avfewshot.version import __version__
 
-    yield (
-        "avfewshot",
-        OK,
-        f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
-    )
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "avfewshot", OK, f"{__version__}, {machine}"
     for name in _NEEDED:
         version = _version(name)
         fault = None if version else f"is not installed: pip install {name}"
@@ -104,22 +93,12 @@ def _devices() -> Iterator[Finding]:
 
 
 def _settings() -> Iterator[Finding]:
-    from avfewshot.config import COMMANDS, CONFIG_NAME, resolve
-
-    faults = [error.message for table in COMMANDS for error in _faults(resolve(table))]
+    faults = [fault.message for table in COMMANDS for fault in resolve(table).faults]
     for message in dict.fromkeys(faults):
         yield "settings", FAULT, message
     if not faults:
         here = f"{CONFIG_NAME} here is valid" if Path(CONFIG_NAME).is_file() else f"no {CONFIG_NAME} here"
         yield "settings", OK, f"{here}; avfs config shows them all"
-
-
-def _faults(resolved: Resolved) -> tuple[UsageError, ...]:
-    try:
-        resolved.check()
-    except UsageError as error:
-        return flatten(error)
-    return ()
 
 
 def _weights() -> Iterator[Finding]:
@@ -129,16 +108,13 @@ def _weights() -> Iterator[Finding]:
     for name in preset_names():
         preset = load_preset(name)
         missing = [n for n in preset.files() if not n.optional and locate(n) is None]
-        if not missing:
-            yield f"weights {name}", OK, "all files are here"
-            continue
         sizes = ", ".join(f"{needed.part} {needed.source.size or ''}".strip() for needed in missing)
-        yield f"weights {name}", NOTE, f"missing: {sizes}: avfs weights fetch {name}"
+        detail = f"missing: {sizes}: avfs weights fetch {name}" if missing else "all files are here"
+        yield f"weights {name}", NOTE if missing else OK, detail
 
 
 def _disk() -> Iterator[Finding]:
     from avfewshot.cli.cache import KINDS, entries
-    from avfewshot.io import cache_dir
 
     folder = cache_dir()
     sizes = {kind: sum(status.st_size for _, status in entries(kind)) for kind in KINDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avfewshot.cli.loading import on_ray
-from avfewshot.cli.options import backbone_faults, with_options
+from avfewshot.cli.options import argument, backbone_faults, with_options
 from avfewshot.cli.outputs import check_folder
 from avfewshot.cli.terminal import Interrupts, library_messages, progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
@@ -21,37 +22,29 @@ from avfewshot.media.discover import find_media
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Embed clips second by second into a store: for `avfs find`, and `--store` of zeroshot, fewshot and compare.
-
-Called again, it embeds what is new or has changed, and forgets what has gone; what lies at an address is
-taken not to change. Interrupted or killed, it goes on where it stopped. A file that cannot be read is
-named and left out until it changes, or with --retry.
-
-[bold]Examples[/bold]
-
-  avfs embed clips/ --store my-store
-  avfs find "dog barking" --store my-store
-  avfs zeroshot --labels labels.txt --store my-store     its clips, without decoding them again
-
-[bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; what was embedded is kept.
-"""
 
 _OWN = {"device", "frame_backend", "batch_size"}  # of a call; the other settings of towers are the store's
 
 
-@app.command(help=HELP)
 @with_options("embed", without=("frame_backend",))
 def embed(
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATH", help="Media files, folders, globs or addresses.", show_default=False),
-    ] = None,
+    paths: Annotated[list[str] | None, argument("PATH", "Media files, folders, globs or addresses.")] = None,
     **flags: Any,
 ) -> None:
-    """Options -> config -> what has changed -> load -> embed."""
+    """Embed clips second by second into a store: for `avfs find`, and `--store` of zeroshot, fewshot and compare.
+
+    Called again, it embeds what is new or has changed, and forgets what has gone; what lies at an address is
+    taken not to change. Interrupted or killed, it goes on where it stopped. A file that cannot be read is
+    named and left out until it changes, or with --retry.
+
+    [bold]Examples[/bold]
+
+      avfs embed clips/ --store my-store
+      avfs find "dog barking" --store my-store
+      avfs zeroshot --labels labels.txt --store my-store     its clips, without decoding them again
+
+    [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; what was embedded is kept.
+    """
     settings = resolve("embed", flags)
     config: EmbedConfig = settings.config
     faults = [*settings.faults, *backbone_faults(settings)]
@@ -64,7 +57,7 @@ def embed(
     collect(faults, lambda: check_engine(config.distribution.engine, config.distribution.address))
     raise_faults(faults)
     assert config.store is not None
-    overrides = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"}
+    overrides = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"} - _OWN
     with library_messages(), Interrupts() as interrupts:
         status = _embed(config, config.store, files, roots, overrides, interrupts)
     if status:
@@ -87,20 +80,18 @@ def _embed(
     asked = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asked.items()}
     if os.path.exists(asked["backbone"]):
         asked["backbone"] = os.path.abspath(asked["backbone"])
-    towers: list[Classifier] = []
 
+    @functools.cache
     def load() -> Classifier:
-        if not towers:
-            from avfewshot.inference.loading import load
+        from avfewshot.inference.loading import load
 
-            say(f"loading {asked['backbone']}")
-            towers.append(load(**asked, device=config.model.device))
-        return towers[0]
+        say(f"loading {asked['backbone']}")
+        return load(**asked, device=config.model.device)
 
     if (folder / "store.db").exists():
         store = Store(folder)
         own = {"audio_context": store.audio_context, **store.model}
-        for name in given - _OWN:  # towers are the store's own; what is told must not contradict
+        for name in given:  # towers are the store's own; what is told must not contradict
             if asked[name] != own[name] and not (name == "precision" and asked[name] == "auto"):
                 raise UsageError(
                     f"{folder}: was embedded with {name.replace('_', '-')} {own[name]}, not {asked[name]}.",

@@ -3,59 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avfewshot.cli.options import TableOrJson, choice
+from avfewshot.cli.options import TableOrJson, argument, choice, option
 from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import UsageError
 from avfewshot.io import user_path
 
 if TYPE_CHECKING:
-    from avfewshot.supervised.training import SupervisedModel, SupervisedRun
-
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Evaluate a run of `avfs train` again: on test or validation clips, with sight or sound switched off, on other data.
-
-[bold]Examples[/bold]
-
-  avfs eval runs/ave/RUN
-  avfs eval runs/ave/RUN --modality visual    without sound
-  avfs eval runs/avvp/RUN --split val --format json
-  avfs eval runs/avvp/RUN --figures pictures/  t-SNE, where adapters look, timelines
-"""
-
-ZERO_SHOT = "zero-shot by second"  # the reference line that stands beside the model in timelines
+    pass
 
 
-@app.command(name="eval", help=HELP)
+_ZERO_SHOT = "zero-shot by second"  # the reference line that stands beside the model in timelines
+
+
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)],
+    run: Annotated[str, argument("RUN", "Folder of the run.")],
     split: Annotated[str, choice("--split", "test", "val", help="Which clips.")] = "test",
     modality: Annotated[
         str | None, choice("--modality", "av", "visual", "audio", help="What is used; unless told as trained.")
     ] = None,
-    root: Annotated[
-        str | None,
-        typer.Option("--root", metavar="DIR", help="Folder of the data set, if it has moved.", show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="Where to compute.", show_default=False)
-    ] = None,
+    root: Annotated[str | None, option("--root", "DIR", "Folder of the data set, if it has moved.")] = None,
+    device: Annotated[str | None, option("--device", "DEVICE", "Where to compute.")] = None,
     figures: Annotated[
-        str | None,
-        typer.Option(
-            "--figures", metavar="DIR", help="Write what the papers draw: t-SNE, maps, timelines.", show_default=False
-        ),
+        str | None, option("--figures", "DIR", "Write what the papers draw: t-SNE, maps, timelines.")
     ] = None,
     format: TableOrJson = "table",
 ) -> None:
-    """Load, predict, print."""
+    """Evaluate a run of `avfs train` again: on test or validation clips, with sight or sound switched off, on other
+    data.
+
+    [bold]Examples[/bold]
+
+      avfs eval runs/ave/RUN
+      avfs eval runs/ave/RUN --modality visual    without sound
+      avfs eval runs/avvp/RUN --split val --format json
+      avfs eval runs/avvp/RUN --figures pictures/  t-SNE, where adapters look, timelines
+    """  # noqa: D205
     with session() as (display, _):
         from avfewshot.cli.train import load_run, results_document
         from avfewshot.reports.supervised import print_results
@@ -77,30 +63,19 @@ def evaluate(
         systems = {name: trainer.estimates([said], examples) for name, said in lines.items()} | systems
         document = results_document(trainer, systems, split) | {"modality": modality or trainer.config.modality}
         if figures is not None:
+            from avfewshot.reports.supervised import write_figures
+            from avfewshot.supervised.figures import embed, look, parse
+
             page = user_path(figures) / "figures.html"
             said = {trainer.head_name: runs[0]}
-            if ZERO_SHOT in lines:
-                said[ZERO_SHOT] = lines[ZERO_SHOT]
-            draw(page, trainer, trainer.best_model(record.folder / f"seed-{seeds[0]}"), document, said)
+            if _ZERO_SHOT in lines:
+                said[_ZERO_SHOT] = lines[_ZERO_SHOT]
+            model = trainer.best_model(record.folder / f"seed-{seeds[0]}")
+            embedded, looks = embed(trainer, model, examples), look(trainer, model, examples)
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_figures(page, document, trainer.config.adapter, embedded, looks, parse(trainer, examples, said))
             display.say(f"written: {page}")
     if format == "json":
         typer.echo(json.dumps(document, indent=2))
     else:
         print_results(document)
-
-
-def draw(
-    page: Path,
-    trainer: SupervisedRun,
-    model: SupervisedModel,
-    document: dict[str, Any],
-    said: Mapping[str, Sequence[Any]],
-) -> None:
-    """Write the page of pictures, of the examples of a document's split."""
-    from avfewshot.reports.supervised import write_figures
-    from avfewshot.supervised.figures import embed, look, parse
-
-    examples = trainer.examples(document["split"])
-    embedded, looks = embed(trainer, model, examples), look(trainer, model, examples)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_figures(page, document, trainer.config.adapter, embedded, looks, parse(trainer, examples, said))

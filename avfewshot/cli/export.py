@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from avfewshot.cli.loading import chosen
 from avfewshot.cli.options import asked_labels, backbone_faults, with_options
@@ -13,27 +11,26 @@ from avfewshot.cli.terminal import say
 from avfewshot.config import ExportConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Write a classifier as ONNX graphs: towers from pixels and from the waveform on, adapters, what was learnt, fusion.
-
-RUN is a run folder or an adapter, such as `avfs zeroshot --adapter` takes; without it a zero-shot classifier of the
-labels is written. ONNX Runtime then answers as `avfs zeroshot` does, without torch: every graph is compared, to 1e-4,
-before it is put in its place. examples/onnx_classify.py reads the folder. Needs `pip install 'avfewshot\\[onnx]'`.
-
-[bold]Examples[/bold]
-
-  avfs export runs/folder/RUN --onnx kitchen/
-  avfs export --backbone tiny --labels labels.txt --onnx tiny/
-  python examples/onnx_classify.py kitchen/ clips/*.mp4
-"""
+if TYPE_CHECKING:
+    pass
 
 
-@app.command(help=HELP)
 @with_options("export", without=("device", "frame_backend"))
 def export(**flags: Any) -> None:
-    """Options -> config -> load -> trace, compare and write."""
+    r"""Write a classifier as ONNX graphs: towers from pixels and from the waveform on, adapters, what was learnt,
+    fusion.
+
+    RUN is a run folder or an adapter, such as `avfs zeroshot --adapter` takes; without it a zero-shot classifier of the
+    labels is written. ONNX Runtime then answers as `avfs zeroshot` does, without torch: every graph is compared, to
+    1e-4, before it is put in its place. examples/onnx_classify.py reads the folder. Needs `pip install
+    'avfewshot\[onnx]'`.
+
+    [bold]Examples[/bold]
+
+      avfs export runs/folder/RUN --onnx kitchen/
+      avfs export --backbone tiny --labels labels.txt --onnx tiny/
+      python examples/onnx_classify.py kitchen/ clips/*.mp4
+    """  # noqa: D205
     settings = resolve("export", flags)
     config: ExportConfig = settings.config
     faults, model = [*settings.faults, *backbone_faults(settings)], config.model

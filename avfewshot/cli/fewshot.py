@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.loading import open_store
-from avfewshot.cli.options import backbone_faults, with_options
+from avfewshot.cli.data import data_root
+from avfewshot.cli.loading import on_device, open_store
+from avfewshot.cli.options import backbone_faults, option, with_options
 from avfewshot.cli.runs import (
     DryRun,
     Resume,
@@ -36,45 +37,37 @@ if TYPE_CHECKING:
     from avfewshot.training.fewshot import FewShot, SeedResult
     from avfewshot.training.plan import Plan
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Learn from a handful of clips of each class, evaluate once on test clips.
-
-At once: kernel ridge and other light methods on frozen embeddings, chosen by leaving out clips of the support. Then
-DG-SCT adapters are trained and join them (--no-tune leaves that out). The run folder holds settings, what was learnt,
-metrics and reports; CLIP only, CLAP only and zero-shot stand beside, on the same clips.
-
-[bold]Examples[/bold]
-
-  avfs fewshot --shots 16 --task llp_cls
-  avfs fewshot --shots 4 --data my_clips             folders of clips, one for each class
-  avfs fewshot --shots 4 --data my_clips --no-tune   the light methods alone: seconds
-  avfs fewshot --shots 8 --task ave --seeds 1,2,3    mean and 95 % interval over seeds
-  avfs fewshot --shots 16 --task llp_cls --dry-run   what it would take
-  avfs fewshot --resume runs/llp_cls/20260101-120000-16-shot
-
-Tasks: ave (seconds of AVE clips, with background), ave_cls, llp_cls, vggsound_cls (clips), folder (your own).
-
-[bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
-"""
 
 _ROLES = {"train": "support", "val": "selection", "test": "evaluation"}
 
 
-@app.command(help=HELP)
 @with_options("fewshot")
 def fewshot(
     context: typer.Context,
     resume: Resume = None,
     dry_run: DryRun = False,
-    seed: Annotated[
-        str | None,
-        typer.Option("--seed", metavar="INTEGER", help="The same as --seeds, for one seed.", show_default=False),
-    ] = None,
+    seed: Annotated[str | None, option("--seed", "INTEGER", "The same as --seeds, for one seed.")] = None,
     **flags: Any,
 ) -> None:
-    """Options -> config -> load -> run -> write."""
+    """Learn from a handful of clips of each class, evaluate once on test clips.
+
+    At once: kernel ridge and other light methods on frozen embeddings, chosen by leaving out clips of the support. Then
+    DG-SCT adapters are trained and join them (--no-tune leaves that out). The run folder holds settings, what was
+    learnt, metrics and reports; CLIP only, CLAP only and zero-shot stand beside, on the same clips.
+
+    [bold]Examples[/bold]
+
+      avfs fewshot --shots 16 --task llp_cls
+      avfs fewshot --shots 4 --data my_clips             folders of clips, one for each class
+      avfs fewshot --shots 4 --data my_clips --no-tune   the light methods alone: seconds
+      avfs fewshot --shots 8 --task ave --seeds 1,2,3    mean and 95 % interval over seeds
+      avfs fewshot --shots 16 --task llp_cls --dry-run   what it would take
+      avfs fewshot --resume runs/llp_cls/20260101-120000-16-shot
+
+    Tasks: ave (seconds of AVE clips, with background), ave_cls, llp_cls, vggsound_cls (clips), folder (your own).
+
+    [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
+    """
     if seed is not None and flags["seeds"] is not None:
         raise UsageError("--seed and --seeds exclude each other.", hint="Leave one out.")
     if seed is not None and not seed.isdecimal():
@@ -97,7 +90,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
     settings = resolve("fewshot", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
     faults = settings.faults
-    root = data_root(settings.config, named=settings.source("task") != "default", faults=faults)
+    root = clips_root(settings.config, named=settings.source("task") != "default", faults=faults)
     faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
     config: FewshotConfig = settings.config
@@ -105,7 +98,7 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     return new_run(settings, config.training.task, f"{config.training.shots}-shot", command)
 
 
-def data_root(config: FewshotConfig | CompareConfig, *, named: bool, faults: list[UsageError]) -> Path | None:
+def clips_root(config: FewshotConfig | CompareConfig, *, named: bool, faults: list[UsageError]) -> Path | None:
     """Where the clips of the task are; None for a folder of one's own."""
     data, task = config.data, config.task if isinstance(config, CompareConfig) else config.training.task
     if task != "folder":
@@ -113,9 +106,7 @@ def data_root(config: FewshotConfig | CompareConfig, *, named: bool, faults: lis
             hint = f"Use --root {data.data} instead."
             faults.append(UsageError(f"--data is for folders of your own clips, not for {task}.", hint=hint))
             return None
-        from avfewshot.cli import datacheck
-
-        return collect(faults, lambda: datacheck.data_root(task, data.root))
+        return collect(faults, lambda: data_root(task, data.root))
     if data.data is None:
         if not any(str(fault).startswith("--task") for fault in faults):
             what = "--task folder needs --data DIR." if named else "Which task? There is neither --task nor --data."
@@ -155,13 +146,10 @@ def _execute(run: Run) -> None:
 
 
 def _load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool = True) -> FewShot:
-    from avfewshot.inference.devices import resolve_device, resolve_precision
-
     config: FewshotConfig = run.config
     display.begin("reading annotations, looking for clips", 0)
     dataset = load_data(config)
-    device = resolve_device(config.model.device)
-    training = config.training.replace(precision=resolve_precision(config.training.precision, device))
+    device, training = on_device(config.model, config.training)
     say_without_graphs(training, device, display)
     training, backbone, initial = load_parts(run, training, display)
     make = few_shot(config, dataset, backbone, display, interrupts)
@@ -295,9 +283,9 @@ def _write(
     comparison = average_comparisons(compared) if compared else None
     begun = trainer.initial is not None
     rows = run.rows(trainer.backbone, trainer.config) if begun else run.rows()
-    # First, since it looks at the clips: a run that was done before has not looked at any yet.
     record = None
     if plan is not None and comparison is not None:
+        # First, since it looks at the clips: a run that was done before has not looked at any yet.
         main = [name for name in (*UNTRAINED, TRAINED) if name in comparison.systems]
         shown = comparison.only(main)
         record = collect_record(trainer, plan, results, shown, command=run.command, settings=rows, roles=_ROLES)

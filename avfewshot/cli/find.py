@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,38 +11,31 @@ import typer
 
 from avfewshot.cli.loading import open_store
 from avfewshot.cli.options import with_options
-from avfewshot.cli.terminal import Notices, library_messages, say
+from avfewshot.cli.terminal import Notices, library_messages, print_table, say
 from avfewshot.config import FindConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.io import csv_text, printable
+from avfewshot.io import csv_text
 
 if TYPE_CHECKING:
-    from avfewshot.store.search import Hit
     from avfewshot.store.store import Store
 
-app = typer.Typer(add_completion=False)
 
-HELP = """
-Search a store that `avfs embed` made: by words, or by a clip, in sight, sound or both.
-
-Seconds that follow each other are joined to moments; clips are ranked by their best second. Scores are standard
-deviations above the seconds of the collection. Without QUERY and --like, queries are read from standard input, one a
-line: the model is loaded once.
-
-[bold]Examples[/bold]
-
-  avfs find "dog barking" --store my-store
-  avfs find "a violin" --by sound --store my-store --format json
-  avfs find --like clip.mp4:12-15 --store my-store     what is like these three seconds
-
-[bold]Exit status:[/bold] 0 something was found, 1 nothing was, 2 misuse.
-"""
-
-
-@app.command(help=HELP)
 @with_options("find")
 def find(**flags: Any) -> None:
-    """Options -> config -> search -> print."""
+    """Search a store that `avfs embed` made: by words, or by a clip, in sight, sound or both.
+
+    Seconds that follow each other are joined to moments; clips are ranked by their best second. Scores are standard
+    deviations above the seconds of the collection. Without QUERY and --like, queries are read from standard input, one
+    a line: the model is loaded once.
+
+    [bold]Examples[/bold]
+
+      avfs find "dog barking" --store my-store
+      avfs find "a violin" --by sound --store my-store --format json
+      avfs find --like clip.mp4:12-15 --store my-store     what is like these three seconds
+
+    [bold]Exit status:[/bold] 0 something was found, 1 nothing was, 2 misuse.
+    """
     settings = resolve("find", flags)
     config: FindConfig = settings.config
     faults = settings.faults
@@ -80,34 +72,19 @@ def _answer(store: Store, config: FindConfig, notices: Notices, query: str | Non
         about = {"version": 1, "query": query, "like": like, "by": config.by, "clips": [asdict(hit) for hit in hits]}
         typer.echo(json.dumps(about))
     elif config.format == "csv":
-        _write_csv(hits)
+        moments = ((rank, hit.path, m.start, m.end, m.score) for rank, hit in enumerate(hits, 1) for m in hit.moments)
+        typer.echo(csv_text((("rank", "path", "start", "end", "score"), *moments)), nl=False)
     else:
-        _print(hits)
+        rows = []
+        for hit in hits:
+            shown = sorted(sorted(hit.moments, key=lambda moment: -moment.score)[:4], key=lambda moment: moment.start)
+            text = ", ".join(f"{_clock(moment.start)}-{_clock(moment.end)} ({moment.score:.1f})" for moment in shown)
+            more = f", {len(hit.moments) - 4} more" if len(hit.moments) > 4 else ""
+            rows.append((hit.path, f"{hit.score:.1f}", text + more))
+        print_table(rows, clip={"overflow": "fold"}, score={"justify": "right"}, moments={})
     if not hits:
         say("Nothing was found: the store has no such clip.")
     return bool(hits)
-
-
-def _write_csv(hits: Sequence[Hit]) -> None:
-    moments = ((rank, hit.path, m.start, m.end, m.score) for rank, hit in enumerate(hits, 1) for m in hit.moments)
-    typer.echo(csv_text((("rank", "path", "start", "end", "score"), *moments)), nl=False)
-
-
-def _print(hits: Sequence[Hit]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("clip", overflow="fold")
-    table.add_column("score", justify="right")
-    table.add_column("moments")
-    for hit in hits:
-        shown = sorted(sorted(hit.moments, key=lambda moment: -moment.score)[:4], key=lambda moment: moment.start)
-        text = ", ".join(f"{_clock(moment.start)}-{_clock(moment.end)} ({moment.score:.1f})" for moment in shown)
-        more = f", {len(hit.moments) - 4} more" if len(hit.moments) > 4 else ""
-        table.add_row(escape(printable(hit.path)), f"{hit.score:.1f}", text + more)
-    Console(highlight=False).print(table)
 
 
 def _clock(second: int) -> str:

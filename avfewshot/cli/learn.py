@@ -5,55 +5,50 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avfewshot.cli.loading import find_run
+from avfewshot.cli.options import argument, option
 from avfewshot.cli.terminal import library_messages, say
-from avfewshot.errors import UsageError, did_you_mean
+from avfewshot.config import not_one_of
+from avfewshot.errors import UsageError
 from avfewshot.io import user_path, write_text
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Add a class or clips to a few-shot run, or take a class away: a block update of its kernel ridge, equal to a full fit.
-
-[bold]Examples[/bold]
-
-  avfs learn RUN list
-  avfs learn RUN add "dog barking" new_clips/        a new class, or more clips of an old one
-  avfs learn RUN add none noise/                     clips that show none of the classes
-  avfs learn RUN remove "dog barking"
-
-What is learnt is written into the run: `avfs zeroshot --adapter RUN` answers with it at once.
-"""
-
-ACTIONS = ("list", "add", "remove")
+if TYPE_CHECKING:
+    pass
 
 
-@app.command(help=HELP)
+_ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
+
+
 def learn(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a few-shot run.", show_default=False)],
-    action: Annotated[str, typer.Argument(metavar="list|add|remove", help="What to do.", show_default=False)],
-    name: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="The class.", show_default=False)] = None,
-    clips: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATHS]...", help="Clips to learn, folders too.", show_default=False)
-    ] = None,
-    wording: Annotated[
-        str | None, typer.Option("--wording", metavar="TEXT", help="What the text branches read.", show_default=False)
-    ] = None,
+    run: Annotated[str, argument("RUN", "Folder of a few-shot run.")],
+    action: Annotated[str, argument("list|add|remove", "What to do.")],
+    name: Annotated[str | None, argument("[CLASS]", "The class.")] = None,
+    clips: Annotated[list[str] | None, argument("[PATHS]...", "Clips to learn, folders too.")] = None,
+    wording: Annotated[str | None, option("--wording", "TEXT", "What the text branches read.")] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where to embed.")] = "auto",
 ) -> None:
-    """Check, load, update, write."""
+    """Add a class or clips to a few-shot run, or take a class away: a block update of its kernel ridge, equal to a full
+    fit.
+
+    [bold]Examples[/bold]
+
+      avfs learn RUN list
+      avfs learn RUN add "dog barking" new_clips/        a new class, or more clips of an old one
+      avfs learn RUN add none noise/                     clips that show none of the classes
+      avfs learn RUN remove "dog barking"
+
+    What is learnt is written into the run: `avfs zeroshot --adapter RUN` answers with it at once.
+    """  # noqa: D205
     folder = user_path(run)
-    if action not in ACTIONS:
-        raise UsageError(
-            f"{action!r} is not one of {', '.join(ACTIONS)}.{did_you_mean(action, ACTIONS)}",
-            hint="avfs learn --help has examples.",
-        )
+    hint = "avfs learn --help has examples."
+    if action not in _ACTIONS:
+        raise UsageError(not_one_of(action, _ACTIONS), hint=hint)
     if (action == "list") != (name is None) or (action == "add") != bool(clips):
-        raise UsageError(f"avfs learn RUN {action}: takes {_TAKES[action]}.", hint="avfs learn --help has examples.")
+        raise UsageError(f"avfs learn RUN {action}: takes {_ACTIONS[action]}.", hint=hint)
     if run.startswith("hf:/") and action != "list":
         raise UsageError(f"{run}: a commit of the hub stays as it is.", hint="Teach a run of your own, then avfs push.")
     from avfewshot.methods.living import LivingRidge
@@ -81,9 +76,6 @@ def learn(
     found.scorer.save(found.path)
     write_text(found.path / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
     say(f"{found.path}: {len(config.labels)} classes.")
-
-
-_TAKES = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
 
 
 def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], device: str):

@@ -13,6 +13,8 @@ from avfewshot.engine import ray_map
 from avfewshot.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.head import LearnedRun
@@ -41,11 +43,7 @@ def open_store(folder: Path | None) -> Store | None:
 
 
 def find_run(folder: Path) -> LearnedRun:
-    """The fitted method of a few-shot run.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The fitted method of a few-shot run; a :class:`UsageError` where there is none."""
     from avfewshot.inference.head import find_learned
 
     found = find_learned(folder)
@@ -60,23 +58,24 @@ def load_backbone(model: BackboneConfig, preset: Any = None, *, seed: int = 0) -
     """The frozen towers and text branches, of `preset` (a name, a file or a preset) instead of the one of `model`."""
     from avfewshot.encoders.backbone import build_backbone
 
-    return build_backbone(
-        preset or model.backbone,
-        weights=model.weights,
-        seed=seed,
-        clip_weights=model.clip_weights,
-        clap_weights=model.clap_weights,
-        roberta=model.roberta,
-    )
+    paths = {name: getattr(model, name) for name in ("clip_weights", "clap_weights", "roberta")}
+    return build_backbone(preset or model.backbone, weights=model.weights, seed=seed, **paths)
+
+
+def on_device(model: BackboneConfig, training: Any) -> tuple[torch.device, Any]:
+    """The device, and the settings of a training with the number format that `auto` means on it."""
+    from avfewshot.inference.devices import resolve_device, resolve_precision
+
+    device = resolve_device(model.device)
+    return device, training.replace(precision=resolve_precision(training.precision, device))
 
 
 def model_arguments(settings: Resolved) -> dict[str, Any]:
     """The arguments of :func:`avfewshot.load` that settings say."""
     names = ("device", "weights", "seed", "precision", "clip_weights", "clap_weights", "roberta", "adapter")
     given = {name: getattr(settings.config.model, name) for name in names}
-    return (
-        given | {name: chosen(settings, name) for name in ("backbone", "templates", "audio_context")} | {"cache": True}
-    )
+    own = {name: chosen(settings, name) for name in ("backbone", "templates", "audio_context")}
+    return given | own | {"cache": True}
 
 
 def on_ray(

@@ -52,8 +52,18 @@ _ARGUMENT = typer.Argument()
 _OPPOSITES = {"resume": "--overwrite"}
 
 
+def argument(metavar: str, help: str) -> Any:
+    """An argument of a command's own."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
+
+
+def option(flag: str, metavar: str | None, help: str, **more: Any) -> Any:
+    """An option of a command's own, beside those of its settings; a switch has an empty `metavar`."""
+    return typer.Option(flag, metavar=metavar, help=help, show_default=False, **more)
+
+
 def choice(flag: str, *words: str, help: str) -> Any:
-    """An option that is one of some words, for a command without a model of settings."""
+    """An option of a command's own that is one of some words."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in words:

@@ -26,9 +26,6 @@ TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
 DRAWN = ("csv-segments", *TIMELINES, "labelstudio", "fiftyone")  # formats that are about seconds
 FORMATS = ("table", "json", "jsonl", "csv", *DRAWN, "all")
 FIFTYONE = ("data.json", "labels.json")  # what FiftyOne calls the files of a data set
-_STEM = "results"
-_TEXT_WIDTH = 110
-"""Columns of a table in a file, which has no terminal to ask."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,7 @@ def plan_targets(
 ) -> tuple[list[Target], list[UsageError]]:
     """Decide what is written where, and what is wrong with that, without touching anything.
 
-    `output` is a file, for timelines a folder, for ``"all"`` a folder or a path without suffix; None or ``"-"`` is
-    stdout. Where the person chose no form, the suffix of `output` does.
+    None or ``"-"`` is stdout. Where the person chose no form, the suffix of `output` does.
     """
     if output is None or output == "-":
         if form == "all":
@@ -63,7 +59,7 @@ def plan_targets(
         form = next((name for name, suffix in suffixes.items() if suffix == path.suffix.lower()), form)
     if form == "all":
         if path.is_dir() or output.endswith(("/", os.sep)):
-            stem = path / _STEM
+            stem = path / "results"
             faults = [] if path.is_dir() else _missing(path, "--output")
         else:
             stem = path
@@ -165,12 +161,7 @@ def run_id(**shaping: Any) -> str:
 
 
 def earlier_results(path: Path, run: str) -> Earlier:
-    """Files that an earlier run has written into a JSON lines file; half a line at the end is cut off.
-
-    Raises:
-        UsageError: The file holds something else, or results of other labels, another model or other settings, or
-            another process is writing it.
-    """
+    """Files that an earlier run of the same settings has written into a JSON lines file, without half a last line."""
     if not path.is_file():
         return Earlier(frozenset(), 0)
     paths, failed, whole = set(), 0, 0
@@ -191,10 +182,8 @@ def earlier_results(path: Path, run: str) -> Earlier:
                 message = f"--output {path}, line {number}: is not a result of `avfs zeroshot`."
                 raise UsageError(message, hint=hint) from None
             if found != run:
-                message = (
-                    f"--output {path} holds results of another run: other labels, another model or other settings."
-                )
-                raise UsageError(message, hint=hint)
+                other = "results of another run: other labels, another model or other settings."
+                raise UsageError(f"--output {path} holds {other}", hint=hint)
             paths.add(name)
             failed += "error" in record
     return Earlier(frozenset(paths), failed)
@@ -255,11 +244,7 @@ class OpenWriter:
             raise self._error from error
 
     def finish(self, summary: Summary) -> None:
-        """Complete the output, or raise what keeps it from being completed.
-
-        A result that could be written in part only spoils the whole file, which is then not put in its place; of JSON
-        lines the whole ones stay.
-        """
+        """Complete the output, or raise what keeps it from that: then the file is not put in its place."""
         try:
             with self._files:
                 if self._error is not None:
@@ -275,11 +260,9 @@ class OpenWriter:
     def _explained(self, error: Exception) -> Exception:
         if self.path is None or not isinstance(error, OSError) or error.errno == errno.EPIPE:
             return error
-        hint = (
-            "Results so far are in it; the same command goes on from there."
-            if self._lines
-            else "An older file of this name is as it was. A .jsonl file keeps what is done, and can be gone on with."
-        )
+        hint = "An older file of this name is as it was. A .jsonl file keeps what is done, and can be gone on with."
+        if self._lines:
+            hint = "Results so far are in it; the same command goes on from there."
         return AvfsError(f"{self.path}: cannot be written: {error.strerror or error}.", hint=hint)
 
 
@@ -328,9 +311,8 @@ def open_writer(
         stream = opened(files.enter_context(atomic_path(path)))
     writer: Writer
     if form == "table":
-        plain: dict[str, Any] = (
-            {} if path is None else {"width": _TEXT_WIDTH, "color_system": None, "force_terminal": False}
-        )
+        # A file has no terminal to ask for its width.
+        plain: dict[str, Any] = {"width": 110, "color_system": None, "force_terminal": False} if path else {}
         writer = TableWriter(Console(file=stream, highlight=False, **plain), topk=topk, segments=segments)
     elif form == "json":
         writer = JsonWriter(stream, segments=segments)

@@ -4,54 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avfewshot.cli.options import TableOrJson
+from avfewshot.cli.options import TableOrJson, argument, option
 from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import AvfsError, UsageError, explain
 from avfewshot.io import printable, user_path, write_text
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Answer about new clips with a run of `avfs train`. Long files are cut into windows of the task's length.
-
-[bold]Examples[/bold]
-
-  avfs predict runs/ave/RUN clips/
-  avfs predict runs/avvp/RUN a.mp4 b.mp4 --format json --output answers.jsonl
-  avfs predict runs/avqa/RUN clip.mp4 --question "How many instruments are sounding in the video?"
-
-[bold]Exit status:[/bold] 0 all done, 1 a clip could not be read, 2 misuse.
-"""
+if TYPE_CHECKING:
+    pass
 
 
-@app.command(help=HELP)
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run.", show_default=False)],
-    paths: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATHS]...", help="Clips, folders, globs.", show_default=False)
-    ] = None,
-    question: Annotated[
-        str | None,
-        typer.Option("--question", metavar="TEXT", help="What is asked, for tasks with questions.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="INTEGER", help="Which training; unless told the first.", show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="Where to compute.", show_default=False)
-    ] = None,
+    run: Annotated[str, argument("RUN", "Folder of the run.")],
+    paths: Annotated[list[str] | None, argument("[PATHS]...", "Clips, folders, globs.")] = None,
+    question: Annotated[str | None, option("--question", "TEXT", "What is asked, for tasks with questions.")] = None,
+    seed: Annotated[int | None, option("--seed", "INTEGER", "Which training; unless told the first.")] = None,
+    device: Annotated[str | None, option("--device", "DEVICE", "Where to compute.")] = None,
     format: TableOrJson = "table",
-    output: Annotated[
-        str | None,
-        typer.Option("--output", metavar="FILE", help="Where JSON lines go; else stdout.", show_default=False),
-    ] = None,
+    output: Annotated[str | None, option("--output", "FILE", "Where JSON lines go; else stdout.")] = None,
 ) -> None:
-    """Load, read each window, print."""
+    """Answer about new clips with a run of `avfs train`. Long files are cut into windows of the task's length.
+
+    [bold]Examples[/bold]
+
+      avfs predict runs/ave/RUN clips/
+      avfs predict runs/avvp/RUN a.mp4 b.mp4 --format json --output answers.jsonl
+      avfs predict runs/avqa/RUN clip.mp4 --question "How many instruments are sounding in the video?"
+
+    [bold]Exit status:[/bold] 0 all done, 1 a clip could not be read, 2 misuse.
+    """
     from avfewshot.media.discover import find_media
 
     if not paths:
@@ -59,9 +43,8 @@ def predict(
     media = find_media(paths)
     files = [path for path in media if isinstance(path, Path)]
     if len(files) < len(media):
-        raise UsageError(
-            "predict answers about files of this machine, not about addresses.", hint="Download them first."
-        )
+        what = "predict answers about files of this machine, not about addresses."
+        raise UsageError(what, hint="Download them first.")
     with session() as (display, _):
         from avfewshot.cli.train import run_on
         from avfewshot.models.checkpoint import load_adapter

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from avfewshot.cli.data import data_root
+from avfewshot.cli.loading import on_device
 from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import (
     DryRun,
@@ -38,37 +40,27 @@ if TYPE_CHECKING:
     from avfewshot.training.trainer import Trainer
     from avfewshot.training.validation import Validator
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Pretrain adapters and projectors on VGG-Sound(40K), or on another list of VGG-Sound clips.
-
-Clips come from videos (--root) or from prepared shards (--shards, see `avfs data prepare`). Clips whose videos are in
-the evaluation splits of AVE and LLP are left out where their annotation files are found.
-
-[bold]Examples[/bold]
-
-  avfs pretrain vggsound40k
-  avfs pretrain vggsound40k --shards SHARDS --devices 8 --batch-size 64
-  torchrun --nnodes 4 --nproc-per-node 8 -m avfewshot pretrain vggsound40k --shards SHARDS
-  avfs pretrain --resume runs/pretrain/20260101-120000-vggsound40k
-  avfs zeroshot --task ave --adapter runs/pretrain/20260101-120000-vggsound40k
-
-[bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
-"""
 
 DATASETS = ("vggsound40k", "vggsound", "ovave")
 
 
-@app.command(help=HELP)
 @with_options("pretrain")
-def pretrain(
-    context: typer.Context,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-    **flags: Any,
-) -> None:
-    """Options -> config -> load -> run -> write."""
+def pretrain(context: typer.Context, resume: Resume = None, dry_run: DryRun = False, **flags: Any) -> None:
+    """Pretrain adapters and projectors on VGG-Sound(40K), or on another list of VGG-Sound clips.
+
+    Clips come from videos (--root) or from prepared shards (--shards, see `avfs data prepare`). Clips whose videos are
+    in the evaluation splits of AVE and LLP are left out where their annotation files are found.
+
+    [bold]Examples[/bold]
+
+      avfs pretrain vggsound40k
+      avfs pretrain vggsound40k --shards SHARDS --devices 8 --batch-size 64
+      torchrun --nnodes 4 --nproc-per-node 8 -m avfewshot pretrain vggsound40k --shards SHARDS
+      avfs pretrain --resume runs/pretrain/20260101-120000-vggsound40k
+      avfs zeroshot --task ave --adapter runs/pretrain/20260101-120000-vggsound40k
+
+    [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
+    """
     if resume is not None:
         free = ("device", "devices", "nodes", "strategy", "tracker")
         run = resumed_run("pretrain", resume, flags, may_change=free)
@@ -97,8 +89,6 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
         if extra := [flag for flag, value in options if value]:
             faults.append(UsageError(f"{' and '.join(extra)} cannot be given with --shards.", hint="Leave them out."))
     elif root is None and dataset in DATASETS:
-        from avfewshot.cli.datacheck import data_root
-
         root = collect(faults, lambda: data_root(dataset, None))
     faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
@@ -131,14 +121,12 @@ def _print_plan(run: Run) -> None:
     """Print what a run would do and take; the list is read, clips are not."""
     import torch
 
-    from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.models.build import build_model
     from avfewshot.training.distributed import launched_ranks
     from avfewshot.training.plan import make_plan
 
     asked: PretrainConfig = run.config
-    device = resolve_device(asked.model.device)
-    config = asked.training.replace(precision=resolve_precision(asked.training.precision, device))
+    device, config = on_device(asked.model, asked.training)
     with session() as (display, _):
         config, backbone, _ = load_parts(run, config, display)
         display.begin("reading the list, looking for clips", 0)
@@ -161,7 +149,7 @@ def _print_plan(run: Run) -> None:
 
 def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | None]:
     from avfewshot.cli.progress import ProgressBar
-    from avfewshot.inference.devices import PRECISIONS, resolve_device, resolve_precision
+    from avfewshot.inference.devices import PRECISIONS
     from avfewshot.inference.logits import class_texts
     from avfewshot.models.build import build_model
     from avfewshot.prompts import load_templates
@@ -170,8 +158,7 @@ def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | 
     from avfewshot.training.trainer import Trainer
 
     asked: PretrainConfig = run.config
-    device = resolve_device(asked.model.device)
-    config = asked.training.replace(precision=resolve_precision(asked.training.precision, device))
+    device, config = on_device(asked.model, asked.training)
     fabric = many_devices(device, config.precision, **dict(asked.ranks))
     display.chief = fabric.global_rank == 0
     say_without_graphs(config, fabric.device, display, ranks=fabric.world_size)
@@ -190,31 +177,15 @@ def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | 
     if display.chief:
         run.claim()
     run.folder = Path(fabric.broadcast(str(run.folder)))
+    about = {"labels": data.train.classes, "wordings": data.train.wordings, "templates": templates}
+    about |= {"seed": config.seed, "support": {**data.about, "ranks": fabric.world_size}}
     task = PretrainTask(
-        model,
-        config,
-        source=data.train,
-        texts=texts,
-        validator=validator,
-        describe=lambda metrics: adapter_config(
-            config,
-            backbone,
-            labels=data.train.classes,
-            wordings=data.train.wordings,
-            templates=templates,
-            seed=config.seed,
-            support={**data.about, "ranks": fabric.world_size},
-            metrics=metrics,
-        ),
-        seed=config.seed,
-        device=fabric.device,
-        skip=data.skip,
-        on_failure=display.unreadable,
-    )
-    bar = ProgressBar(display, "epoch", config.epochs, pace=True)
-    trainer = Trainer(
-        fabric, model, config, task, [bar, *run.trackers(run.folder)], folder=run.folder, seed=config.seed
-    )
+        model, config, source=data.train, texts=texts, validator=validator, seed=config.seed, device=fabric.device,
+        describe=lambda metrics: adapter_config(config, backbone, metrics=metrics, **about),
+        skip=data.skip, on_failure=display.unreadable,
+    )  # fmt: skip
+    callbacks = [ProgressBar(display, "epoch", config.epochs, pace=True), *run.trackers(run.folder)]
+    trainer = Trainer(fabric, model, config, task, callbacks, folder=run.folder, seed=config.seed)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     display.say(
         f"{len(data.train):,} clips of {len(data.train.classes)} classes, {trainer.steps_per_epoch:,} steps an "
@@ -229,14 +200,9 @@ def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | 
 
 
 def _validator(
-    asked: PretrainConfig,
-    config: PretrainingConfig,
-    data: PretrainData,
-    backbone: Backbone,
-    texts: ClassTexts,
-    fabric: Fabric,
-    display: Display,
-) -> Validator:
+    asked: PretrainConfig, config: PretrainingConfig, data: PretrainData, backbone: Backbone, texts: ClassTexts,
+    fabric: Fabric, display: Display,
+) -> Validator:  # fmt: skip
     """What validates a model; rank 0 alone has clips to do it."""
     from avfewshot.evaluation.predictions import PredictionConfig
     from avfewshot.training.validation import Validator, stream_validator
@@ -261,12 +227,5 @@ def _data(asked: PretrainConfig, frame_size: int) -> PretrainData:
     if data.shards is not None:
         return shards_to_pretrain(data.shards, asked.dataset, **options)
     assert data.root is not None
-    return videos_to_pretrain(
-        asked.dataset,
-        data.root,
-        media=data.media,
-        list_file=data.list_file,
-        frame_backend=asked.model.frame_backend,
-        cache_size=config.cache_size,
-        **options,
-    )
+    options |= {"frame_backend": asked.model.frame_backend, "cache_size": config.cache_size}
+    return videos_to_pretrain(asked.dataset, data.root, media=data.media, list_file=data.list_file, **options)

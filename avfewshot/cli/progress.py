@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from avfewshot.cli.terminal import progress_bar, say
-from avfewshot.io import csv_cell, write_text
+from avfewshot.io import csv_text, write_text
 from avfewshot.media.clip import Failure
 from avfewshot.reports.text import duration
 from avfewshot.training.fewshot import RunObserver
@@ -77,14 +75,10 @@ class Display(RunObserver):
 
     def write_left(self, path: Path) -> None:
         """Write the clips that could not be read; nothing where all could be."""
-        if not self._left:
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("id", "path", "reason"))
-        writer.writerows(map(csv_cell, (name, *rest)) for name, rest in self._left.items())
-        write_text(path, text.getvalue())
-        self.say(f"{len(self._left):,} clips could not be read: {path}")
+        if self._left:
+            rows = ((name, *rest) for name, rest in self._left.items())
+            write_text(path, csv_text((("id", "path", "reason"), *rows)))
+            self.say(f"{len(self._left):,} clips could not be read: {path}")
 
 
 class ProgressBar(Callback):

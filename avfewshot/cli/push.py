@@ -11,37 +11,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from avfewshot.cli.options import argument, option
 from avfewshot.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from avfewshot.models.checkpoint import AdapterConfig
 
-app = typer.Typer(add_completion=False)
 
-HELP = """
-Put what a run learnt onto the Hugging Face hub, with a model card.
-
-Trained tensors and fitted methods go, no clip and no weights of CLIP or CLAP. What few-shot methods keep of the support
-are its embeddings and the names of its clips. `HF_TOKEN` says who you are; HF_ENDPOINT names another server.
-
-[bold]Examples[/bold]
-
-  avfs push runs/llp_cls/20261126-101500 me/kitchen-sounds
-  avfs zeroshot clips/ --adapter hf://me/kitchen-sounds
-"""
-
-
-@app.command(help=HELP)
 def push(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder, or that of an adapter.", show_default=False)
-    ],
-    repository: Annotated[
-        str, typer.Argument(metavar="USER/NAME", help="Made if it is not there.", show_default=False)
-    ],
-    private: Annotated[bool, typer.Option("--private", metavar="", help="Make a new repository private.")] = False,
+    run: Annotated[Path, argument("RUN", "A run folder, or that of an adapter.")],
+    repository: Annotated[str, argument("USER/NAME", "Made if it is not there.")],
+    private: Annotated[bool, option("--private", "", "Make a new repository private.")] = False,
 ) -> None:
-    """Stage, upload, say how to load it."""
+    """Put what a run learnt onto the Hugging Face hub, with a model card.
+
+    Trained tensors and fitted methods go, no clip and no weights of CLIP or CLAP. What few-shot methods keep of the
+    support are its embeddings and the names of its clips. `HF_TOKEN` says who you are; HF_ENDPOINT names another
+    server.
+
+    [bold]Examples[/bold]
+
+      avfs push runs/llp_cls/20261126-101500 me/kitchen-sounds
+      avfs zeroshot clips/ --adapter hf://me/kitchen-sounds
+    """
     from avfewshot.encoders.weights.fetch import refuse_plain_http
     from avfewshot.encoders.weights.locate import hub_server
     from avfewshot.models.hub import FILES, SCHEME, explained
@@ -60,12 +52,8 @@ def push(
         try:
             api = HfApi(endpoint=server)
             api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                commit_message="Adapter by avfewshot",
-                allow_patterns=[*FILES, "README.md"],
-            )
+            what = {"folder_path": folder, "allow_patterns": [*FILES, "README.md"]}
+            commit = api.upload_folder(repo_id=repository, commit_message="Adapter by avfewshot", **what)
         except (OSError, ValueError) as error:  # the client raises ValueError where there is no token
             raise explained(repository, server, error) from error
     typer.echo(f"pushed: {server}/{repository}")
@@ -100,12 +88,9 @@ def _card(folder: Path, config: AdapterConfig, repository: str) -> str:
 
     trained = "DG-SCT adapters" if (folder / "adapter.safetensors").is_file() else ""
     fitted = ""
-    if (folder / "scorer").is_dir():
-        fitted = json.loads((folder / "scorer" / "scorer.json").read_text(encoding="utf-8")).get(
-            "method", "a fitted method"
-        )
-    if (folder / "tuned.json").is_file():
-        fitted = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))["method"]
+    for about in (folder / "scorer" / "scorer.json", folder / "tuned.json"):
+        if about.is_file():
+            fitted = json.loads(about.read_text(encoding="utf-8")).get("method", "a fitted method")
     rows = [
         ("made by", f"avfewshot {config.version}"),
         ("task", config.task),

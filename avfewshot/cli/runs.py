@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -158,9 +158,8 @@ def run_faults(settings: Resolved) -> list[UsageError]:
     nearest = next((folder for folder in (runs, *runs.absolute().parents) if folder.exists()), None)
     if nearest is not None and not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         what = "nothing may be written there" if nearest.is_dir() else f"{nearest} is not a folder"
-        faults.append(
-            UsageError(f"{settings.named('runs')} {runs}: {what}.", hint="Give another folder with --runs DIR.")
-        )
+        hint = "Give another folder with --runs DIR."
+        faults.append(UsageError(f"{settings.named('runs')} {runs}: {what}.", hint=hint))
     return faults
 
 
@@ -210,19 +209,14 @@ def resumed_run(
         elif value != before[key]:
             contrary.append(f"{single.flag} {single.show(value)} (the run: {single.show(before[key])})")
     if contrary:
-        faults.append(
-            UsageError(
-                f"{option} goes on with the settings that the run was begun with; it cannot be given with "
-                f"{', '.join(contrary)}.",
-                hint="Begin a new run for other settings.",
-            )
-        )
+        what = f"{option} goes on with the settings that the run was begun with; it cannot be given with"
+        faults.append(UsageError(f"{what} {', '.join(contrary)}.", hint="Begin a new run for other settings."))
     raise_faults(faults)
     return run
 
 
 def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
-    """Training settings, with those of the checkpoint to begin with; the backbone, on the CPU; the checkpoint."""
+    """Training settings in the shape of the checkpoint to begin with; the backbone, on the CPU; the checkpoint."""
     from avfewshot.encoders.presets import load_preset
     from avfewshot.inference.loading import recalled
     from avfewshot.models.checkpoint import load_adapter
@@ -233,29 +227,20 @@ def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, A
         initial = load_adapter(run.config.run.adapter)
         settings = settings_of(type(run.config))
         overrides = [key for key, source in run.sources.items() if not source.startswith("default")]
-        training = _like_checkpoint(
-            training, initial, given=[settings[key].name for key in overrides if settings[key].section == "training"]
-        )
+        given = {settings[key].name for key in overrides if settings[key].section == "training"}
+        before = read_training(initial.config.training, where=str(initial.path / "config.json"))
+        kept = {name: getattr(before, name) for name in SHAPING}
+        if wrong := [name for name in SHAPING if name in given and getattr(training, name) != kept[name]]:
+            shown = ", ".join(f"{name} {getattr(training, name)} instead of {kept[name]}" for name in wrong)
+            hint = "Leave them out, or begin without --adapter."
+            raise UsageError(f"{initial.path}: was trained with other settings: {shown}.", hint=hint)
+        training = training.replace(**kept)
         name = name if "backbone" in overrides else recalled(initial, "backbone", load_preset)
     observer.begin(f"loading {getattr(name, 'name', name)}", 0)
     backbone = load_backbone(model, name)
     if initial is not None:
         initial.config.check_backbone(backbone, where=initial.path)
     return training, backbone, initial
-
-
-def _like_checkpoint(training: Any, checkpoint: AdapterCheckpoint, *, given: Collection[str]) -> Any:
-    """The settings with the shape of a checkpoint; a :class:`UsageError` lists all `given` ones that contradict it."""
-    before = read_training(checkpoint.config.training, where=str(checkpoint.path / "config.json"))
-    kept = {name: getattr(before, name) for name in SHAPING}
-    wrong = [name for name in SHAPING if name in given and getattr(training, name) != kept[name]]
-    if wrong:
-        shown = ", ".join(f"{name} {getattr(training, name)} instead of {kept[name]}" for name in wrong)
-        raise UsageError(
-            f"{checkpoint.path}: was trained with other settings: {shown}.",
-            hint="Leave them out, or begin without --adapter.",
-        )
-    return training.replace(**kept)
 
 
 def say_without_graphs(training: Any, device: torch.device, observer: Any, *, ranks: int = 1) -> None:

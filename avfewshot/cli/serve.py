@@ -17,49 +17,36 @@ from typing import Annotated, Any
 import typer
 
 from avfewshot.cli.loading import chosen, left_to_adapter, load_classifier, open_store
-from avfewshot.cli.options import asked_labels, backbone_faults, with_options
+from avfewshot.cli.options import argument, asked_labels, backbone_faults, with_options
 from avfewshot.cli.terminal import library_messages, say
-from avfewshot.config import Resolved, resolve
+from avfewshot.config import resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import user_path
 
-app = typer.Typer(add_completion=False)
 
-HELP = """
-Open a page in the browser: see clips with what is seen and heard in each second, correct it, learn from it.
-
-Each PATH is a media file or a folder; without any, the clips of --store, or the current folder. Nothing else of this
-machine is shown. Labels come from --labels, --label, a few-shot run, or are typed in the page. What you say about
-clips is kept at once in labels.csv in the first folder. `POST /classify` answers programs; /docs describes it.
-
-[bold]Examples[/bold]
-
-  avfs serve clips/ --labels labels.txt
-  avfs serve clips/ --label "dog barking" --label rain
-  avfs serve clips/ --adapter runs/folder/RUN             learn on from a few-shot run
-  avfs serve --store index                                a collection that `avfs embed` has embedded
-  avfs serve clips/ --host 0.0.0.0                        for other machines, with a token
-
-[bold]Exit status:[/bold] 0 ended by Ctrl-C, 1 failed, 2 misuse.
-"""
-
-
-@app.command(help=HELP)
 @with_options("serve")
 def serve(
-    paths: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="Media files or folders.", show_default=False)
-    ] = None,
+    paths: Annotated[list[str] | None, argument("PATH", "Media files or folders.")] = None,
     **flags: Any,
 ) -> None:
-    """Options -> config -> load -> serve."""
+    """Open a page in the browser: see clips with what is seen and heard in each second, correct it, learn from it.
+
+    Each PATH is a media file or a folder; without any, the clips of --store, or the current folder. Nothing else of
+    this machine is shown. Labels come from --labels, --label, a few-shot run, or are typed in the page. What you say
+    about clips is kept at once in labels.csv in the first folder. `POST /classify` answers programs; /docs describes
+    it.
+
+    [bold]Examples[/bold]
+
+      avfs serve clips/ --labels labels.txt
+      avfs serve clips/ --label "dog barking" --label rain
+      avfs serve clips/ --adapter runs/folder/RUN             learn on from a few-shot run
+      avfs serve --store index                                a collection that `avfs embed` has embedded
+      avfs serve clips/ --host 0.0.0.0                        for other machines, with a token
+
+    [bold]Exit status:[/bold] 0 ended by Ctrl-C, 1 failed, 2 misuse.
+    """
     settings = resolve("serve", flags)
-    status = _serve(settings, paths or [])
-    if status:
-        raise typer.Exit(status)
-
-
-def _serve(settings: Resolved, paths: list[str]) -> int:
     faults, config = settings.faults, settings.config
     labels = collect(faults, lambda: asked_labels(settings))
     store = collect(faults, lambda: open_store(config.store))
@@ -68,9 +55,8 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
     if store is not None and len(store) and not paths:
         files = roots = [clip.source for clip in store.embedded if isinstance(clip.source, Path)]
         if not files:
-            faults.append(
-                UsageError(f"{config.store}: holds addresses alone.", hint="The page plays files: give PATH.")
-            )
+            hint = "The page plays files: give PATH."
+            faults.append(UsageError(f"{config.store}: holds addresses alone.", hint=hint))
         elif len(files) < len(store):
             say(f"{len(store) - len(files):,} clips of the store lie at addresses; the page is of the files.")
     faults += backbone_faults(settings)
@@ -101,19 +87,9 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
         templates = chosen(settings, "templates") or (
             classifier.learned.config.templates if classifier.learned else classifier.backbone.templates
         )
-        work = Workspace(
-            classifier,
-            folder,
-            files,
-            labels or classifier.own_labels,
-            roots=roots,
-            runs=config.runs,
-            templates=str(templates),
-            store=store,
-            modality=model.modality,
-            batch_size=model.batch_size,
-            frame_backend=model.frame_backend,
-        )
+        how = {"modality": model.modality, "batch_size": model.batch_size, "frame_backend": model.frame_backend}
+        how |= {"roots": roots, "runs": config.runs, "templates": str(templates), "store": store}
+        work = Workspace(classifier, folder, files, labels or classifier.own_labels, **how)
         token = config.token or (None if local else secrets.token_urlsafe(24))
         port = listening.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
@@ -126,7 +102,6 @@ def _serve(settings: Resolved, paths: list[str]) -> int:
         sys.stdout.flush()
         run(web, work, listening)
         say(f"Ended. What was said about clips is in {work.labels_file}.")
-    return 0
 
 
 def _media(paths: Sequence[Path], recursive: bool) -> list[Path]:

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from avfewshot.cli.loading import find_run, open_store
 from avfewshot.cli.options import with_options
-from avfewshot.cli.terminal import say
+from avfewshot.cli.terminal import print_table, say
 from avfewshot.config import SuggestConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.io import csv_text, printable
+from avfewshot.io import csv_text
 
-app = typer.Typer(add_completion=False)
-
-HELP = """
-Which clips of a store to label next: those that a run is in doubt about (small margin), among many alike (density),
-spread over clusters, so that each teaches something of its own. Clips that the run was trained on are left out.
-
-[bold]Examples[/bold]
-
-  avfs suggest --store my-store --run runs/folder/RUN
-  avfs suggest --store my-store --run runs/folder/RUN --count 50 --format csv > next.csv
-  avfs learn RUN add "dog barking" clip.mp4        teach the run what was labelled
-
-[bold]Exit status:[/bold] 0 done, 1 nothing is left to label, 2 misuse.
-"""
+if TYPE_CHECKING:
+    pass
 
 
-@app.command(help=HELP)
 @with_options("suggest")
 def suggest(**flags: Any) -> None:
-    """Options -> config -> load -> score -> print."""
+    """Which clips of a store to label next: those that a run is in doubt about (small margin), among many alike
+    (density), spread over clusters, so that each teaches something of its own. Clips that the run was trained on are
+    left out.
+
+    [bold]Examples[/bold]
+
+      avfs suggest --store my-store --run runs/folder/RUN
+      avfs suggest --store my-store --run runs/folder/RUN --count 50 --format csv > next.csv
+      avfs learn RUN add "dog barking" clip.mp4        teach the run what was labelled
+
+    [bold]Exit status:[/bold] 0 done, 1 nothing is left to label, 2 misuse.
+    """  # noqa: D205
     settings = resolve("suggest", flags)
     config: SuggestConfig = settings.config
     faults = settings.faults
@@ -54,20 +52,9 @@ def suggest(**flags: Any) -> None:
         head = ("path", "label", "score", "second", "margin")
         typer.echo(csv_text((head, *(row.values() for row in rows))), nl=False)
     else:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("clip", overflow="fold")
-        table.add_column("perhaps")
-        table.add_column("score", justify="right")
-        table.add_column("or")
-        table.add_column("margin", justify="right")
-        for row in rows:
-            label, second = (escape(printable(row[key])) for key in ("label", "second"))
-            table.add_row(escape(printable(row["path"])), label, f"{row['score']:.3f}", second, f"{row['margin']:.3f}")
-        Console(highlight=False).print(table)
+        right = {"justify": "right"}
+        told = ((r["path"], r["label"], f"{r['score']:.3f}", r["second"], f"{r['margin']:.3f}") for r in rows)
+        print_table(told, **{"clip": {"overflow": "fold"}, "perhaps": {}, "score": right, "or": {}, "margin": right})
     if not rows:
         say("There is no clip left to label.")
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -228,6 +228,24 @@ def say(message: Any) -> None:
         from rich.console import Console
 
         Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+
+
+def print_table(rows: Iterable[Iterable[str]], **columns: dict[str, Any]) -> None:
+    """Print rows of text on stdout; `columns` are their names with what rich has to know of each."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table(
+        *(Column(name, **how) for name, how in columns.items()), box=None, header_style="bold", pad_edge=False
+    )
+    for row in rows:
+        table.add_row(*(Text(printable(text)) for text in row))
+    Console(highlight=False).print(table)
+
+
+def _clock(second: int) -> str:
+    return f"{second // 60}:{second % 60:02}"
 
 
 class Notices(logging.Handler):

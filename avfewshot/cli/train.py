@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from avfewshot.cli.datacheck import configured_root
-from avfewshot.cli.loading import load_backbone
+from avfewshot.cli.data import configured_root
+from avfewshot.cli.loading import load_backbone, on_device
 from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import DryRun, Resume, Run, command_line, new_run, resumed_run, run_faults, session
 from avfewshot.cli.terminal import Interrupts, say
@@ -24,45 +23,49 @@ if TYPE_CHECKING:
     from avfewshot.supervised.base import SupervisedTask, TaskData
     from avfewshot.supervised.training import SeedOutcome, SupervisedRun
 
-app = typer.Typer(add_completion=False)
 
-HELP = """
-Train a supervised task on its whole training split: a head on frozen features, or with adapters between the towers.
-
-Frozen features are computed once and kept. Validation chooses the epoch; test clips are read when all is chosen, and
-the task's reference lines stand beside.
-
-[bold]Examples[/bold]
-
-  avfs train ave --root DATA                        which second holds which event (CMBS)
-  avfs train ave --head cmbs-weak                   the same from the classes of clips alone
-  avfs train avvp --root DATA --head mgn            what is heard and seen in each second (HAN, MGN)
-  avfs train avvp --adapter-kind dgsct --epochs 10  adapters are trained too
-  avfs train avs --subset ms3                       masks of what sounds (S4, MS3)
-  avfs train avqa                                   questions about what is seen and heard
-  avfs train ave --seeds 1,2,3 --dry-run            what it would take
-  avfs train --resume runs/ave/20260101-120000-cmbs
-
-Then: avfs eval RUN, avfs predict RUN clips/
-
-[bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
-"""
-
-
-@app.command(help=HELP)
 @with_options("train", without=("projector",))
-def train(
-    context: typer.Context,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-    **flags: Any,
-) -> None:
-    """Options -> config -> load -> train -> write."""
+def train(context: typer.Context, resume: Resume = None, dry_run: DryRun = False, **flags: Any) -> None:
+    """Train a supervised task on its whole training split: a head on frozen features, or with adapters between the
+    towers.
+
+    Frozen features are computed once and kept. Validation chooses the epoch; test clips are read when all is chosen,
+    and the task's reference lines stand beside.
+
+    [bold]Examples[/bold]
+
+      avfs train ave --root DATA                        which second holds which event (CMBS)
+      avfs train ave --head cmbs-weak                   the same from the classes of clips alone
+      avfs train avvp --root DATA --head mgn            what is heard and seen in each second (HAN, MGN)
+      avfs train avvp --adapter-kind dgsct --epochs 10  adapters are trained too
+      avfs train avs --subset ms3                       masks of what sounds (S4, MS3)
+      avfs train avqa                                   questions about what is seen and heard
+      avfs train ave --seeds 1,2,3 --dry-run            what it would take
+      avfs train --resume runs/ave/20260101-120000-cmbs
+
+    Then: avfs eval RUN, avfs predict RUN clips/
+
+    [bold]Exit status:[/bold] 0 all done, 1 failed, 2 misuse, 130 interrupted; --resume goes on.
+    """  # noqa: D205
     if resume is not None:
         run = resumed_run("train", resume, flags, may_change=("device", "workers", "tracker"))
     else:
         run = _requested(flags, command_line(context))
-    _execute(run, dry_run=dry_run)
+    with session(run.how_to_resume) as (display, interrupts):
+        trainer = load_run(run.config, display)
+        for line in (*trainer.data.notes, *_plan(trainer), f"run folder: {run.folder}"):
+            display.say(line)
+        if dry_run:
+            display.say("Nothing was trained: this was a dry run.")
+            return
+        run.claim()
+        outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
+        document = _evaluate(run, trainer, outcomes)
+    from avfewshot.reports.supervised import print_results
+
+    print_results(document)
+    say(f"written: {run.folder / 'report.html'}")
+    say(f"Next: avfs predict {shlex.quote(str(run.folder))} clips/")
 
 
 def _requested(flags: dict[str, Any], command: str) -> Run:
@@ -80,21 +83,16 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
         faults.append(UsageError(what, hint=f"avfs train {'|'.join(names)}"))
     else:
         task = load_task(name)
-        root = collect(faults, lambda: data_folder(task.dataset, task.title, config.data.root))
+        root = root or collect(faults, lambda: configured_root((task.dataset, "root"), task.title))
+        if root is not None and not root.is_dir():
+            hint = "Give another one with --root DIR."
+            faults.append(UsageError(f"The data folder {root} does not exist.", hint=hint))
         recipe = collect(faults, lambda: recipe_of(task, config.training))
         label = recipe[0] if recipe else label
     faults += [*backbone_faults(settings), *run_faults(settings)]
     raise_faults(faults)
     settings.config = config.replace(data=config.data.replace(root=root))
     return new_run(settings, str(name), label, command)
-
-
-def data_folder(dataset: str, title: str, root: Path | None) -> Path:
-    """The folder of a task's data set; a :class:`UsageError` where it is none, or nothing says where it is."""
-    root = root or configured_root((dataset, "root"), title)
-    if not root.is_dir():
-        raise UsageError(f"The data folder {root} does not exist.", hint="Give another one with --root DIR.")
-    return root
 
 
 def load_run(config: SupervisedConfig, display: Display) -> SupervisedRun:
@@ -111,45 +109,16 @@ def load_run(config: SupervisedConfig, display: Display) -> SupervisedRun:
 
 def run_on(config: SupervisedConfig, task: SupervisedTask, data: TaskData, observer: Any = None) -> SupervisedRun:
     """What trains, evaluates and predicts a task with these data, on the backbone of the settings."""
-    from avfewshot.inference.devices import resolve_device, resolve_precision
     from avfewshot.prompts import load_templates
     from avfewshot.supervised.training import SupervisedRun
 
-    backbone = load_backbone(config.model)
-    device = resolve_device(config.model.device)
-    precision = resolve_precision(config.training.precision, device)
+    backbone, (device, training) = load_backbone(config.model), on_device(config.model, config.training)
     templates = config.model.templates or backbone.templates
-    return SupervisedRun(
-        task,
-        data,
-        config.training.replace(precision=precision),
-        backbone,
-        (templates, load_templates(templates)),
-        device,
-        frame_backend=config.model.frame_backend,
-        observer=observer,
-    )
+    parts = (task, data, training, backbone, (templates, load_templates(templates)), device)
+    return SupervisedRun(*parts, frame_backend=config.model.frame_backend, observer=observer)
 
 
-def _execute(run: Run, *, dry_run: bool) -> None:
-    with session(run.how_to_resume) as (display, interrupts):
-        trainer = load_run(run.config, display)
-        for line in (*trainer.data.notes, *_plan(run, trainer)):
-            display.say(line)
-        if dry_run:
-            display.say("Nothing was trained: this was a dry run.")
-            return
-        run.claim()
-        outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
-        document = _evaluate(run, trainer, outcomes)
-    from avfewshot.reports.supervised import print_results
-
-    print_results(document)
-    say(f"written: {run.folder / 'report.html'}")
-    say(f"Next: avfs predict {shlex.quote(str(run.folder))} clips/")
-
-
-def _plan(run: Run, trainer: SupervisedRun) -> list[str]:
+def _plan(trainer: SupervisedRun) -> list[str]:
     sizes = ", ".join(f"{len(part):,} {split}" for split, part in trainer.data.splits.items())
     model = trainer.build(trainer.config.seeds[0])
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -160,7 +129,6 @@ def _plan(run: Run, trainer: SupervisedRun) -> list[str]:
         f"head {trainer.head_name} on {towers}: {trainable / 1e6:.2f} M trainable parameters; up to {recipe.epochs} "
         f"epochs, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; {trainer.device}, "
         f"{trainer.config.precision}.",
-        f"run folder: {run.folder}",
     ]
 
 
@@ -195,8 +163,7 @@ def _evaluate(run: Run, trainer: SupervisedRun, outcomes: Sequence[SeedOutcome])
         for example, said in zip(test, runs[0], strict=True)
     ]
     write_text(run.folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in described))
-    pictures = trainer.task.pictures(runs[0], test)
-    write_report(run.folder / "report.html", document, run.rows(), pictures)
+    write_report(run.folder / "report.html", document, run.rows(), trainer.task.pictures(runs[0], test))
     return document
 
 
@@ -204,13 +171,6 @@ def results_document(trainer: SupervisedRun, systems: Mapping[str, Any], split: 
     """Figures and what they are of, JSON-ready."""
     from avfewshot.version import __version__
 
-    return {
-        "version": __version__,
-        "task": trainer.task.name,
-        "title": trainer.task.title,
-        "head": trainer.head_name,
-        "split": split,
-        "clips": len(trainer.examples(split)),
-        "headline": trainer.task.headline,
-        "systems": systems,
-    }
+    task = trainer.task
+    about = {"version": __version__, "task": task.name, "title": task.title, "head": trainer.head_name, "split": split}
+    return about | {"clips": len(trainer.examples(split)), "headline": task.headline, "systems": systems}

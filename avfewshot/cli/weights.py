@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.options import TableOrJson, setting_option
+from avfewshot.cli.options import TableOrJson, argument, option, setting_option
 from avfewshot.cli.terminal import say
+from avfewshot.config import resolve
+from avfewshot.encoders.weights.locate import combined, hub_server, locate, looked_in
 from avfewshot.errors import AvfsError, UsageError
+from avfewshot.io import cache_dir, write_text
+from avfewshot.reports.text import size
+from avfewshot.version import __version__
 
 if TYPE_CHECKING:
     from avfewshot.encoders.kinds.base import Preset
     from avfewshot.encoders.weights.locate import Needed
 
-HELP = """
-List, fetch and check the weights of backbones.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="""List, fetch and check the weights of backbones.
 
-Files from the hub lie in the hub's own cache ($HF_HOME); `fetch` alone uses the network. Without one, fetch them
-elsewhere and give them by path.
-"""
-
-app = typer.Typer(no_args_is_help=True, help=HELP)
+    Files from the hub lie in the hub's own cache ($HF_HOME); `fetch` alone uses the network. Without one, fetch them
+    elsewhere and give them by path.
+    """,
+)
 
 _BYPATH = "Files by path"
-_Name = Annotated[
-    str | None,
-    typer.Argument(metavar="BACKBONE", help="Preset, or a YAML file of your own.", show_default=False),
-]
+_Name = Annotated[str | None, argument("BACKBONE", "Preset, or a YAML file of your own.")]
 _Backbone = Annotated[str | None, setting_option("backbone")]
 _Clip = Annotated[str | None, setting_option("clip_weights", _BYPATH)]
 _Clap = Annotated[str | None, setting_option("clap_weights", _BYPATH)]
 _Roberta = Annotated[str | None, setting_option("roberta", _BYPATH)]
-
-
-@app.callback()
-def weights() -> None:
-    """List, fetch and check the weights of backbones."""
 
 
 @app.command("list")
@@ -54,11 +55,9 @@ def list_command(name: _Name = None, backbone: _Backbone = None, form: TableOrJs
     chosen = _one_name(name, backbone)
     presets = [load_preset(each) for each in ([chosen] if chosen else preset_names())]
     if form == "json":
-        import json
-
         typer.echo(json.dumps([_as_dict(preset) for preset in presets], indent=2))
-        return
-    typer.echo("\n\n".join(_described(preset) for preset in presets))
+    else:
+        typer.echo("\n\n".join(_described(preset) for preset in presets))
 
 
 @app.command()
@@ -68,13 +67,14 @@ def fetch(
     clip_weights: _Clip = None,
     clap_weights: _Clap = None,
     roberta: _Roberta = None,
-    force: Annotated[bool, typer.Option("--force", metavar="", help="Download files again that are here.")] = False,
-    allow_http: Annotated[bool, typer.Option("--allow-http", metavar="", help="Accept a server without TLS.")] = False,
+    force: Annotated[bool, option("--force", "", "Download files again that are here.")] = False,
+    allow_http: Annotated[bool, option("--allow-http", "", "Accept a server without TLS.")] = False,
 ) -> None:
     """Download what a backbone lacks, with the hub's own client. HF_ENDPOINT names another server, HF_TOKEN a token.
 
     Example: avfs weights fetch base
     """
+    from avfewshot.encoders.presets import preset_names
     from avfewshot.encoders.weights.fetch import fetch as fetch_file
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
@@ -86,7 +86,8 @@ def fetch(
             typer.echo(f"{needed.part}: {how}: {fetched.path}")
             if fetched.recorded:
                 typer.echo(f"  its SHA-256 {fetched.recorded} is recorded; another file will be refused from now on")
-    typer.echo(f"Complete. Next: avfs weights check {_as_argument(preset)}")
+    named = preset.name if preset.name in preset_names() else shlex.quote(str(preset.path))
+    typer.echo(f"Complete. Next: avfs weights check {named}")
 
 
 @app.command()
@@ -107,8 +108,6 @@ def check(
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     findings = checking.check(preset, **paths, progress=_progress)
     if form == "json":
-        import json
-
         typer.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
         width = max(len(finding.part) for finding in findings)
@@ -123,7 +122,6 @@ def _request(
     name: str | None, backbone: str | None, clip_weights: str | None, clap_weights: str | None, roberta: str | None
 ) -> tuple[Preset, dict[str, Any]]:
     """The preset and the paths, with the environment and ``avfs.toml`` having their say as for ``avfs zeroshot``."""
-    from avfewshot.config import resolve
     from avfewshot.encoders.presets import load_preset
 
     flags = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
@@ -138,8 +136,6 @@ def _one_name(name: str | None, backbone: str | None) -> str | None:
 
 
 def _described(preset: Preset) -> str:
-    from avfewshot.encoders.weights.locate import looked_in
-
     lines = [f"{preset.name}: {preset.description}".rstrip(": ")]
     adapters = "adapters can be trained" if preset.walkable else "run whole, no adapters"
     if cost := _cost(preset):
@@ -165,13 +161,6 @@ def _described(preset: Preset) -> str:
 
 def _cost(preset: Preset) -> dict[str, int]:
     """What a backbone takes, remembered for these versions of the libraries; empty where files are needed to tell."""
-    import json
-    from importlib.metadata import version
-
-    from avfewshot.encoders.weights.locate import combined
-    from avfewshot.io import cache_dir, write_text
-    from avfewshot.version import __version__
-
     versions = [f"{name} {version(name)}" for name in ("open_clip_torch", "timm", "torch", "transformers")]
     note = cache_dir("costs", f"{combined(preset.path.read_text(encoding='utf-8'), __version__, *versions)}.json")
     with contextlib.suppress(OSError, ValueError):
@@ -188,8 +177,6 @@ def _cost(preset: Preset) -> dict[str, int]:
 
 
 def _as_dict(preset: Preset) -> dict[str, Any]:
-    from avfewshot.encoders.weights.locate import looked_in
-
     files = [
         {
             "part": needed.part,
@@ -204,43 +191,23 @@ def _as_dict(preset: Preset) -> dict[str, Any]:
         }
         for needed, path in _files(preset)
     ]
-    return {
-        "name": preset.name,
-        "description": preset.description,
-        "templates": preset.templates,
-        "adapters": preset.walkable,
-        **_cost(preset),
-        "files": files,
-    }
+    about = {"name": preset.name, "description": preset.description, "templates": preset.templates}
+    return {**about, "adapters": preset.walkable, **_cost(preset), "files": files}
 
 
 def _files(preset: Preset) -> list[tuple[Needed, Any]]:
-    from avfewshot.encoders.weights.locate import locate
-
     located = [(needed, locate(needed)) for needed in preset.files()]
     # Optional files of some size, PE-A-Frame's, are worth a line before they are here.
     return [(needed, path) for needed, path in located if path or not needed.optional or needed.source.size]
 
 
 def _size(needed: Needed, path: Any) -> str | None:
-    from avfewshot.reports.text import size
-
     return needed.source.size if path is None else size(path.stat().st_size)
 
 
 def _address(needed: Needed) -> str:
-    from avfewshot.encoders.weights.locate import hub_server
-
     revision = f" at {needed.source.revision}" if needed.source.revision else ""
     return f"{hub_server()}/{needed.title}{revision}"
-
-
-def _as_argument(preset: Preset) -> str:
-    import shlex
-
-    from avfewshot.encoders.presets import preset_names
-
-    return preset.name if preset.name in preset_names() else shlex.quote(str(preset.path))
 
 
 def _announce(needed: Needed) -> None:

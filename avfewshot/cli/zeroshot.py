@@ -24,7 +24,7 @@ from avfewshot.cli.loading import (
     on_ray,
     open_store,
 )
-from avfewshot.cli.options import adapter_folder, asked_labels, backbone_faults, with_options
+from avfewshot.cli.options import adapter_folder, argument, asked_labels, backbone_faults, with_options
 from avfewshot.cli.outputs import DRAWN
 from avfewshot.cli.runs import command_line, session
 from avfewshot.cli.terminal import Interrupts, library_messages, paused_progress, progress_bar, say, say_warning
@@ -39,36 +39,8 @@ if TYPE_CHECKING:
     from avfewshot.inference.results import RunInfo
     from avfewshot.labels import LabelSet
 
-app = typer.Typer(add_completion=False)
 _LOG = logging.getLogger(__name__)
 
-HELP = """
-Classify clips by what is seen and heard, with nothing but a list of labels.
-
-Each PATH is a media file, a folder, a glob, or an address (http://, https://, s3://);
-without any, every media file below the current folder is taken. A file that cannot be
-read is reported, and the others go on.
-
-[bold]Examples[/bold]
-
-  avfs zeroshot --labels labels.txt
-  avfs zeroshot --labels labels.txt clips/ --segments --report report.html
-  avfs zeroshot --labels labels.txt a.mp4 b.wav --output results.json
-  avfs zeroshot --labels labels.txt 'day-*/*.mp4' --format jsonl | jq .label
-  avfs zeroshot --labels labels.txt --backbone large --device cuda:0
-  avfs zeroshot --labels labels.txt --adapter runs/llp_cls/RUN
-  avfs zeroshot --adapter runs/folder/RUN --reject clips/  `unknown` for what is like nothing learnt
-  avfs zeroshot --labels labels.txt --multi-label clips/   all labels that a clip carries
-  avfs zeroshot --task llp_cls --root DATA                 evaluate on a test split, without training
-  avfs zeroshot --task ave --adapter runs/pretrain/RUN     with what pretraining learnt beside it
-
-[bold]The label file[/bold] has one label a line; `#` begins a comment.
-
-  dog barking
-  violin: a person playing the violin   # what the text branches read
-
-[bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; results so far are kept.
-"""
 
 _TASK_OPTIONS = ("root", "media", "list", "vggsounder", "background")
 _TASKS = ("ave", "ave_cls", "llp_cls", "vggsound_cls")
@@ -90,20 +62,47 @@ _WITHOUT_MEANING = {  # beside --task
 }
 
 
-@app.command(help=HELP)
 @with_options("zeroshot")
 def zeroshot(
     context: typer.Context,
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATH", help="Media files, folders, globs or addresses.", show_default=False),
-    ] = None,
+    paths: Annotated[list[str] | None, argument("PATH", "Media files, folders, globs or addresses.")] = None,
     **flags: Any,
 ) -> None:
-    """Options -> config -> load -> run -> write."""
+    """Classify clips by what is seen and heard, with nothing but a list of labels.
+
+    Each PATH is a media file, a folder, a glob, or an address (http://, https://, s3://);
+    without any, every media file below the current folder is taken. A file that cannot be
+    read is reported, and the others go on.
+
+    [bold]Examples[/bold]
+
+      avfs zeroshot --labels labels.txt
+      avfs zeroshot --labels labels.txt clips/ --segments --report report.html
+      avfs zeroshot --labels labels.txt a.mp4 b.wav --output results.json
+      avfs zeroshot --labels labels.txt 'day-*/*.mp4' --format jsonl | jq .label
+      avfs zeroshot --labels labels.txt --backbone large --device cuda:0
+      avfs zeroshot --labels labels.txt --adapter runs/llp_cls/RUN
+      avfs zeroshot --adapter runs/folder/RUN --reject clips/  `unknown` for what is like nothing learnt
+      avfs zeroshot --labels labels.txt --multi-label clips/   all labels that a clip carries
+      avfs zeroshot --task llp_cls --root DATA                 evaluate on a test split, without training
+      avfs zeroshot --task ave --adapter runs/pretrain/RUN     with what pretraining learnt beside it
+
+    [bold]The label file[/bold] has one label a line; `#` begins a comment.
+
+      dog barking
+      violin: a person playing the violin   # what the text branches read
+
+    [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse, 130 interrupted; results so far are kept.
+    """
     settings = resolve("zeroshot", flags)
     if flags["task"] is not None:
-        _evaluate_task(_checked_task(settings, flags, paths or []))
+        _check_task(settings, flags, paths or [])
+        with session() as (display, _):
+            from avfewshot.evaluation.evaluator import evaluate_task
+
+            evaluator, model, options = _load_task(settings, display)
+            report = evaluate_task(evaluator, model, **options)
+        _print_task(settings, evaluator, report)
     else:
         given = [key for key in _TASK_OPTIONS if flags[key]]
         if given:
@@ -308,25 +307,14 @@ def _open_writers(work: _Work, run: RunInfo, command: str) -> list[OpenWriter]:
             kept = [] if store is None else store.pictures(path, count)
             return kept or thumbnails(path, count, frame_backend=settings["frame_backend"])
 
-        page = HtmlWriter(
-            work.page,
-            topk=settings["topk"],
-            total=len(work.files),
-            command=command,
-            settings=rows,
-            pictures=pictures,
-        )
+        about = {"total": len(work.files), "command": command, "settings": rows, "pictures": pictures}
+        page = HtmlWriter(work.page, topk=settings["topk"], **about)
         writers.append(OpenWriter(page, work.page, run))
     return writers
 
 
 def _write(
-    run: RunInfo,
-    writers: list[OpenWriter],
-    results: Generator[Any, None, None],
-    total: int,
-    interrupts: Interrupts,
-    bar: Any,
+    run: RunInfo, writers: list[OpenWriter], results: Generator[Any, None, None], total: int, interrupts: Any, bar: Any
 ) -> tuple[int, bool]:
     """Hand results to the writers, up to a signal or an error, and finish these in any case.
 
@@ -384,9 +372,9 @@ def _write(
 # ---------------------------------------------------------------------------------------------- a task
 
 
-def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str]) -> Resolved:
+def _check_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str]) -> None:
     """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
-    from avfewshot.cli.datacheck import data_root
+    from avfewshot.cli.data import data_root
     from avfewshot.cli.outputs import check_file
 
     faults = settings.faults
@@ -410,17 +398,6 @@ def _checked_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str
         root = collect(faults, lambda: data_root(str(task), root))
     raise_faults(faults)
     settings.config = config.replace(task=config.task.replace(root=root))
-    return settings
-
-
-def _evaluate_task(settings: Resolved) -> None:
-    """Evaluate on the test clips of a data set."""
-    with session() as (display, _):
-        from avfewshot.evaluation.evaluator import evaluate_task
-
-        evaluator, model, options = _load_task(settings, display)
-        report = evaluate_task(evaluator, model, **options)
-    _print_task(settings, evaluator, report)
 
 
 def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[str, Any]]:

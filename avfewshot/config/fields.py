@@ -98,11 +98,7 @@ class Setting:
         return f"{value:g}" if isinstance(value, float) else self.shown.show(value) if self.shown else str(value)
 
     def parse(self, raw: Any, *, from_text: bool) -> Any:
-        """The checked value of what a flag or the environment (text) or a file (typed already) gives.
-
-        Raises:
-            ValueError: With what was expected, for people.
-        """
+        """The checked value of what a flag, the environment (text) or a file gives; ValueError says what is needed."""
         value = raw
         if from_text and isinstance(raw, str):
             kinds = [leaf for leaf, _ in self.leaves]
@@ -297,10 +293,7 @@ def check_values(
     what: str = "Valid",
     wrong: set[str] | None = None,
 ) -> dict[str, Any]:
-    """The checked values of a file; hyphens in names count as underscores. What is wrong goes to `faults`.
-
-    The keys of wrong values go to `wrong`.
-    """
+    """Checked values of a file, hyphens in names being underscores; faults and wrong keys go to `faults`, `wrong`."""
     values: dict[str, Any] = {}
     for key, value in raw.items():
         name = str(key).replace("-", "_")

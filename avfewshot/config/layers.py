@@ -51,11 +51,7 @@ class Resolved:
         return [(known[key].name, known[key].show(self[key]), source) for key, source in self.sources.items()]
 
     def check(self) -> Resolved:
-        """Raise what was wrong, all at once; return itself otherwise.
-
-        Raises:
-            UsageError: A value or a key is wrong.
-        """
+        """Raise what was wrong, all at once, as :class:`UsageError`; return itself otherwise."""
         raise_faults(self.faults)
         return self
 
@@ -69,8 +65,7 @@ def resolve(
 ) -> Resolved:
     """Find the value of every setting of a command, given its flags by key; None and an empty list mean not given.
 
-    Returns:
-        The settings with their sources, and the faults met on the way (nothing is raised: see :meth:`Resolved.check`).
+    Nothing is raised: the settings come with their sources and the faults met on the way.
     """
     environ = os.environ if environ is None else environ
     faults: list[UsageError] = []
@@ -102,10 +97,8 @@ def resolve(
     if values.get("config", (None,))[0] is not None:
         path, source = values["config"]
         group = {single.name: single for single in known.values() if single.section == "training"}
-        read = check_values(
-            collect(faults, lambda: _read_yaml(path, source)) or {}, group, f"{path}: ", faults, wrong=wrong
-        )
-        for name, value in read.items():
+        content = collect(faults, lambda: _read_yaml(path, source)) or {}
+        for name, value in check_values(content, group, f"{path}: ", faults, wrong=wrong).items():
             values.setdefault(group[name].key, (value, str(path)))
     return _assemble(model, values, wrong, faults)
 
@@ -141,15 +134,10 @@ def environment_name(table: str, key: str) -> str:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Read and check the whole of ``avfs.toml``.
-
-    Returns:
-        Values by table; keys outside every table under ``""`` (they count for every command that knows them; data
-        folders live in their own table only). Empty without a file.
+    """Values of ``avfs.toml`` by table, checked; keys outside every table under ``""``. Empty without a file.
 
     Raises:
-        UsageError: The file cannot be read or is not TOML, a key is unknown or a value is of the wrong type: all of
-            these at once, with the valid keys.
+        UsageError: The file cannot be read, is not TOML, or keys or values are wrong: all of these at once.
     """
     path = Path(folder) / CONFIG_NAME
     faults: list[UsageError] = []
