@@ -21,7 +21,7 @@ from avfewshot.data.avsbench import check_list, load_avsbench, read_list, read_m
 from avfewshot.data.load import load_dataset
 from avfewshot.data.shards.plan import plan_shards
 from avfewshot.errors import DataError, MediaError, UsageError
-from avfewshot.evaluation.published import MaskScores, f_curves, jaccard
+from avfewshot.evaluation.masks import MaskScores, f_curves, jaccard
 from avfewshot.supervised.avs import AUDIO_WIDTH, STAGE_WIDTHS, TPAVI, MaskDecoder, Refine, mask_loss
 
 S4 = (

@@ -8,7 +8,6 @@ import torch
 from avfewshot.errors import UsageError
 from avfewshot.inference.devices import (
     PRECISIONS,
-    available_devices,
     cpu_has_bf16,
     one_thread,
     resolve_device,
@@ -78,10 +77,6 @@ def test_precisions_by_name(hardware):
         assert resolve_precision(name, torch.device("cpu")) == name
     with pytest.raises(UsageError, match="auto, fp32, bf16, fp16"):
         resolve_precision("fp8", torch.device("cpu"))
-
-
-def test_this_machine_has_at_least_a_cpu():
-    assert available_devices()[0] == "cpu"
 
 
 def test_small_matrices_are_computed_on_one_thread_and_all_others_on_as_many_as_before():

@@ -193,11 +193,8 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(plain, caplog, messa
     assert embedder.batch_size == 2
     assert small.tried[:4] == [16, 8, 4, 2]
     assert max(small.tried[3:]) == 2  # it does not try the large size again
-    assert [record.getMessage().split(";")[1] for record in caplog.records] == [
-        " going on with 8.",
-        " going on with 4.",
-        " going on with 2.",
-    ]
+    told = [record.getMessage().split(";")[1] for record in caplog.records]
+    assert told == [f" going on with {size}." for size in (8, 4, 2)]
 
 
 def test_a_batch_that_was_not_full_is_halved_from_what_it_was(plain):
@@ -274,18 +271,9 @@ def test_adapters_see_whole_windows_and_not_single_seconds(adapted):
 def test_windows_are_counted_from_the_beginning_of_the_file_however_it_is_chunked(adapted, lengths):
     source = clip("long", 11, seed=5)
 
-    files = list(Embedder(adapted, CPU, 8, window=4).embed(chunks(source, *lengths)))
-
-    assert len(files) == 1
-    assert_as_by_hand(files[0], adapted, source, 4)
-
-
-def test_ten_seconds_are_a_window_unless_told_otherwise(adapted):
-    source = clip("a", 12, seed=1)
-
-    (file,) = Embedder(adapted, CPU, 100).embed([source])
-
-    assert_as_by_hand(file, adapted, source, 10)
+    for window, options in ((4, {"window": 4}), (10, {})):  # ten seconds unless told otherwise
+        (file,) = Embedder(adapted, CPU, 8, **options).embed(chunks(source, *lengths))
+        assert_as_by_hand(file, adapted, source, window)
 
 
 def test_a_clip_without_a_modality_is_masked_among_others_and_has_no_embeddings_of_it(adapted):

@@ -69,30 +69,25 @@ def test_share_of_nothing_is_not_defined():
     assert np.isnan(Ratio(np.zeros(2), np.zeros(2)).value())
 
 
-def test_macro_f1_agrees_with_scikit_learn_on_every_resample(scene):
-    statistic = MacroF1(scene["answers"], scene["labels"], scene["clips"])
-    found = statistic.replicates(scene["counts"])
-
-    def figure(rows: np.ndarray) -> float:
-        labels = scene["labels"][rows]
-        present = labels.any(0).nonzero()[0]
-        return f1_score(labels, scene["answers"][rows], labels=present, average="macro", zero_division=0)
-
-    assert statistic.value() == pytest.approx(figure(np.arange(60)))
-    assert found == pytest.approx([figure(drawn_rows(scene["counts"], r, scene["clips"])) for r in range(40)])
+def mean_average_precision(labels, scores) -> float:
+    return np.mean([average_precision_score(labels[:, k], scores[:, k]) for k in labels.any(0).nonzero()[0]])
 
 
-def test_average_precision_agrees_with_scikit_learn_on_every_resample(scene):
-    statistic = MeanAveragePrecision(scene["scores"], scene["labels"], scene["clips"])
-    found = statistic.replicates(scene["counts"])
+def macro_f1(labels, answers) -> float:
+    return f1_score(labels, answers, labels=labels.any(0).nonzero()[0], average="macro", zero_division=0)
 
-    def figure(rows: np.ndarray) -> float:
-        labels, scores = scene["labels"][rows], scene["scores"][rows]
-        return np.mean([average_precision_score(labels[:, k], scores[:, k]) for k in range(5) if labels[:, k].any()])
 
-    assert statistic.value() == pytest.approx(figure(np.arange(60)))
-    assert found == pytest.approx([figure(drawn_rows(scene["counts"], r, scene["clips"])) for r in range(40)])
-    assert (scene["counts"][7] == 0).any()  # the rare class was absent from some
+@pytest.mark.parametrize(
+    ("statistic", "said", "figure"),
+    [(MacroF1, "answers", macro_f1), (MeanAveragePrecision, "scores", mean_average_precision)],
+)
+def test_figures_agree_with_scikit_learn_on_every_resample(scene, statistic, said, figure):
+    labels, values, clips, counts = scene["labels"], scene[said], scene["clips"], scene["counts"]
+    found = statistic(values, labels, clips)
+    assert found.value() == pytest.approx(figure(labels, values))
+    drawn = [drawn_rows(counts, r, clips) for r in range(40)]
+    assert found.replicates(counts) == pytest.approx([figure(labels[rows], values[rows]) for rows in drawn])
+    assert (counts[7] == 0).any()  # the rare class was absent from some
 
 
 def test_many_resamples_are_handled_in_blocks(scene):
@@ -154,9 +149,5 @@ def test_estimates_without_resamples_or_value_have_no_interval():
     assert estimate(float("nan"), np.array([0.1, 0.2]), 9).value is None
     assert estimate(0.5, np.array([np.nan, np.nan]), 9).low is None
     found = estimate(0.5, np.array([0.4, np.nan, 0.6]), 9)
-    assert (found.low, found.high, found.n, found.interval) == (
-        pytest.approx(0.405),
-        pytest.approx(0.595),
-        9,
-        "bootstrap",
-    )
+    assert (found.low, found.high) == pytest.approx((0.405, 0.595))
+    assert (found.n, found.interval) == (9, "bootstrap")

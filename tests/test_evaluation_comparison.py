@@ -39,8 +39,11 @@ def test_a_row_a_system_and_a_column_a_metric(truth):
 def test_a_difference_is_paired(truth):
     # Both are right on the same clips but for ten: alone each interval is wide, that of the difference is narrow.
     clips = np.arange(200)
-    first, second = answering(truth, clips < 100), answering(truth, clips < 110)
-    results, table = evaluate_systems("ave_cls", truth, {"a": first, "b": second}, replicates=1000)
+    systems = {"a": clips < 100, "b": clips < 110, "elsewhere": clips >= 90}
+    systems = {name: answering(truth, right) for name, right in systems.items()}
+    results, table = evaluate_systems("ave_cls", truth, systems, replicates=1000)
+    assert table.difference("elsewhere", "a").estimate.value == pytest.approx(0.05)
+    assert not table.difference("elsewhere", "a").clear  # right on other clips
     found = table.difference("b", "a", "top1").estimate
     assert found.value == pytest.approx(0.05)
     reach = 1.96 * np.sqrt(0.05 * 0.95 / 200)
@@ -49,14 +52,6 @@ def test_a_difference_is_paired(truth):
     assert table.difference("b", "a").clear
     alone = results["a"].metrics["top1"]
     assert alone.high - alone.low > 1.8 * (found.high - found.low)
-
-
-def test_systems_right_on_different_clips_do_not_differ_clearly(truth):
-    clips = np.arange(200)
-    systems = {"a": answering(truth, clips < 100), "b": answering(truth, clips >= 90)}
-    _, table = evaluate_systems("ave_cls", truth, systems, replicates=500)
-    assert table.difference("b", "a", "top1").estimate.value == pytest.approx(0.05)
-    assert not table.difference("b", "a", "top1").clear
 
 
 def test_a_difference_can_be_asked_for_from_either_side(truth):
@@ -97,11 +92,6 @@ def test_a_comparison_survives_json(truth):
         Comparison.model_validate(record | {"version": 0})
     with pytest.raises(ValueError, match="cells"):
         Comparison.model_validate(record | {"cells": 3})
-
-
-def test_no_systems_no_table(truth):
-    with pytest.raises(ValueError, match="no systems"):
-        evaluate_systems("ave_cls", truth, {})
 
 
 def runs(truth: Targets, rights: list[int]) -> list[tuple[dict, Comparison]]:
@@ -171,11 +161,8 @@ def test_intervals_over_runs_stay_within_what_is_possible_and_widen_as_runs_disa
 def test_runs_that_do_not_belong_together_are_refused(truth):
     _, table = runs(truth, [120])[0]
     half = targets([[k % 3] for k in range(100)])
-    _, other_table = evaluate_systems(
-        "ave_cls",
-        half,
-        {"zero-shot": answering(half, np.ones(100, bool)), "trained": answering(half, np.ones(100, bool))},
-    )
+    perfect = answering(half, np.ones(100, bool))
+    _, other_table = evaluate_systems("ave_cls", half, {"zero-shot": perfect, "trained": perfect})
     with pytest.raises(ValueError, match="do not belong together"):
         average_comparisons([table, other_table])
     with pytest.raises(ValueError, match="no runs"):

@@ -15,25 +15,21 @@ from avfewshot.evaluation.measures import (
     hit_at_k,
     multi_label_confusion,
     one_hot,
-    single_label_confusion,
 )
+from avfewshot.evaluation.results import ClassRow
 
 
 def test_hit_at_k_by_hand_and_by_scikit_learn():
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     labels = hot([[1, 2], [0]], 3)
-    assert hit_at_k(scores, labels, 1).tolist() == [False, False]
-    assert hit_at_k(scores, labels, 2).tolist() == [True, False]
-    assert hit_at_k(scores, labels, 3).tolist() == [True, True]
+    hits = [hit_at_k(scores, labels, k).tolist() for k in (1, 2, 3)]
+    assert hits == [[False, False], [True, False], [True, True]]
+    even = np.full((1, 4), 0.25)  # ties go to the lowest index
+    assert [hit_at_k(even, hot([[1]], 4), k).tolist() for k in (1, 2)] == [[False], [True]]
     rng = np.random.default_rng(0)
     scores, truth = rng.random((60, 8)), rng.integers(8, size=60)
     expected = top_k_accuracy_score(truth, scores, k=3, labels=np.arange(8))
     assert hit_at_k(scores, one_hot(truth, 8), 3).mean() == pytest.approx(expected)
-
-
-def test_ties_go_to_the_lowest_index():
-    assert hit_at_k(np.array([[0.25, 0.25, 0.25, 0.25]]), hot([[1]], 4), 1).tolist() == [False]
-    assert hit_at_k(np.array([[0.25, 0.25, 0.25, 0.25]]), hot([[1]], 4), 2).tolist() == [True]
 
 
 def test_average_precision_by_hand():
@@ -51,13 +47,9 @@ def test_class_rows_by_hand():
     truth, answers = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     scores = np.array([[0.8, 0.2, 0], [0.7, 0.3, 0], [0.4, 0.6, 0], [0.1, 0.9, 0]])
     first, second, third = class_rows(("a", "b", "c"), one_hot(answers, 3), one_hot(truth, 3), scores)
-    assert (first.support, first.answered, first.precision) == (3, 2, 1.0)
-    assert first.recall == pytest.approx(2 / 3)
-    assert first.f1 == pytest.approx(0.8)
-    assert first.average_precision == 1.0
+    assert first == ClassRow("a", 3, 2, 1.0, pytest.approx(2 / 3), pytest.approx(0.8), 1.0)
     assert (second.precision, second.recall) == (0.5, 1.0)
-    assert (third.support, third.answered, third.precision, third.recall, third.f1) == (0, 0, None, None, None)
-    assert third.average_precision is None
+    assert third == ClassRow("c", 0, 0, None, None, None, None)
 
 
 def test_classes_answered_but_absent_have_no_f1_and_present_but_unanswered_have_zero():
@@ -72,14 +64,6 @@ def test_last_class_without_a_score_has_no_average_precision():
         ("a", "b", "Background"), one_hot(truth, 3), one_hot(truth, 3), np.array([[0.9, 0.1], [0.5, 0.5]])
     )
     assert [row.average_precision for row in rows] == [1.0, None, None]
-
-
-def test_single_label_confusion_has_true_rows():
-    assert single_label_confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 3).tolist() == [
-        [1, 1, 0],
-        [0, 1, 0],
-        [0, 0, 0],
-    ]
 
 
 def test_multi_label_confusion_counts_each_clip_once():
@@ -123,8 +107,4 @@ def test_label_threshold_is_as_good_as_any():
 
 
 def test_label_threshold_by_hand():
-    assert choose_label_threshold([[0.6, 0.4], [0.9, 0.1]], [[1, 1], [1, 0]]) == 0.4
-    with pytest.raises(ValueError, match="no clip has a label"):
-        choose_label_threshold([[0.5, 0.5]], [[0, 0]])
-    with pytest.raises(ValueError, match="finite"):
-        choose_label_threshold([[0.5, np.inf]], [[0, 1]])
+    assert choose_label_threshold(np.array([[0.6, 0.4], [0.9, 0.1]]), hot([[0, 1], [0]], 2)) == 0.4

@@ -65,15 +65,9 @@ def test_llp_by_hand():
     assert np.trace(result.confusion) == 3
     assert "macro_f1_sets" not in found
     assert [row.support for row in result.classes] == [2, 2, 1]
-
-
-def test_sets_of_labels_are_judged_by_a_given_threshold():
-    truth = targets([[0, 1], [1], [0, 2]], multi_label=True)
-    scores = np.array([[0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9]])
-    result = evaluate("llp_cls", truth, Predictions(scores, label_threshold=0.3), replicates=0)
-    expected = f1_score(truth.labels, scores >= 0.3, average="macro")
-    assert figures(result)["macro_f1_sets"] == pytest.approx(expected)
-    assert result.label_threshold == 0.3
+    sets = evaluate("llp_cls", truth, Predictions(scores, label_threshold=0.3), replicates=0)
+    assert figures(sets)["macro_f1_sets"] == pytest.approx(f1_score(truth.labels, scores >= 0.3, average="macro"))
+    assert sets.label_threshold == 0.3
 
 
 def test_vggsound_with_several_labels_has_hits_but_no_published_top1():

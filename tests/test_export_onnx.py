@@ -72,19 +72,12 @@ def learned_head(name, support, texts, labels):
     scorer = find_method(name).fit(support, texts)
     none = next((label for label in labels if label not in texts.names), None)
     own = SimpleNamespace(scorer=scorer, none=none)
-    rows = [
-        torch.from_numpy(np.concatenate((values, background[None]))).float()
-        for values, background in ((texts.visual, texts.visual_background), (texts.audio, texts.audio_background))
-    ]
+    pairs = (texts.visual, texts.visual_background), (texts.audio, texts.audio_background)
+    rows = [np.vstack((values, *[background] * (1 if none is None else 2))) for values, background in pairs]
+    asked = texts
     if none is not None:
-        rows = [torch.cat((row[:-1], row[-1:], row[-1:])) for row in rows]
-        names, visual, audio = (*texts.names, none), *(row[:-1].double().numpy() for row in rows)
-        asked = type(texts).with_background(
-            names, np.vstack((visual, texts.visual_background)), np.vstack((audio, texts.audio_background)),
-            scales=texts.scales,
-        )  # fmt: skip
-    else:
-        asked = texts
+        asked = type(texts).with_background((*texts.names, none), *rows, scales=texts.scales)
+    rows = [torch.from_numpy(values).float() for values in rows]
     spaces = [(ClassTexts(*rows, tuple(labels)), texts.scales)]
     zero_shot = ZeroShotHead(labels, spaces, 0.0, modality="av", fusion="weighted", pool="event")
     return LearnedHead(own, asked, zero_shot, (WIDTH, WIDTH))

@@ -154,41 +154,37 @@ def test_validation_clips_are_learnt_from_and_counted(method):
     )
 
 
-def test_a_damaged_scorer_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(format=9), "format 9"),
+        (lambda config: config["clip"]["params"].clear(), ""),
+        (lambda config: config.update(temperature=float("nan")), ""),
+        (lambda config: config["clip"]["params"].update({key: ["x"] for key in config["clip"]["params"]}), ""),
+        (lambda config: config.update(tuned={"light": 1}), ""),
+        (lambda config: config["diagnostics"].update(loo_log_loss="low"), ""),
+    ],
+    ids=["format", "no settings", "temperature", "settings of another kind", "half a tuned part", "diagnostics"],
+)
+def test_parts_that_do_not_belong_together_are_refused_before_a_clip_is_read(tmp_path, change, message):
     support, texts = world()
-    folder = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer")
+    path = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer") / "scorer.json"
+    whole = path.read_text(encoding="utf-8")
+    config = json.loads(whole)
+    change(config)
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"scorer\.json: is not a scorer's.*{message}"):
+        Scorer.load(path.parent)
+    path.write_text(whole[:-20], encoding="utf-8")
+    with pytest.raises(DataError, match="damaged"):
+        Scorer.load(path.parent)
+
+
+def test_a_method_or_a_scorer_that_is_not_there_is_told(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         Scorer.load(tmp_path / "nothing")
-    whole = (folder / "scorer.json").read_text(encoding="utf-8")
-    (folder / "scorer.json").write_text(whole.replace('"c0"', "17", 1)[:-20], encoding="utf-8")
-    with pytest.raises(DataError, match="damaged"):
-        Scorer.load(folder)
-    (folder / "scorer.json").write_text(whole.replace('"format": 1', '"format": 9'), encoding="utf-8")
-    with pytest.raises(DataError, match="format 9"):
-        Scorer.load(folder)
     with pytest.raises(UsageError, match=r"kernel_ridge"):
         find_method("nonsense")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda config: config["clip"]["params"].clear(),
-        lambda config: config.update(temperature=float("nan")),
-        lambda config: config["clip"]["params"].update({key: ["x"] for key in config["clip"]["params"]}),
-        lambda config: config.update(tuned={"light": 1}),
-        lambda config: config["diagnostics"].update(loo_log_loss="low"),
-    ],
-    ids=["no settings", "temperature", "settings of another kind", "half a tuned part", "diagnostics"],
-)
-def test_parts_that_do_not_belong_together_are_refused_before_a_clip_is_read(tmp_path, change):
-    support, texts = world()
-    folder = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer")
-    config = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
-    change(config)
-    (folder / "scorer.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(DataError, match=r"scorer\.json: is not a scorer's"):
-        Scorer.load(folder)
 
 
 def rows_of(support, texts):

@@ -23,19 +23,7 @@ from avfewshot.reports.figures import verdict
 from avfewshot.reports.run_html import class_changes, confused_pairs, confusion, run_page
 from avfewshot.training.record import Curve, Heatmap, Second
 
-SECTIONS = (
-    "figures",
-    "training",
-    "classes",
-    "confusion",
-    "calibration",
-    "examples",
-    "looks",
-    "data",
-    "model",
-    "settings",
-    "again",
-)
+SECTIONS = "figures training classes confusion calibration examples looks data model settings again".split()
 MAX_BYTES = 3_000_000
 
 
@@ -66,7 +54,7 @@ def shown(text):
 @pytest.mark.parametrize("page", ["llp_page", "ave_page"])
 def test_every_section_appears_once_and_in_order(page, request):
     headings = [attrs["id"] for attrs in Page(request.getfixturevalue(page)).all("h2") if "id" in attrs]
-    assert headings == list(SECTIONS)
+    assert headings == SECTIONS
 
 
 @pytest.mark.parametrize("page", ["llp_page", "ave_page"])
@@ -218,7 +206,7 @@ def test_a_bare_record_still_gives_a_page():
     bare = dict.fromkeys(("examples", "looks", "curves", "settings", "components", "data", "supports", "notes"), ())
     record = samples.record("llp_cls", replicates=0, clips=8, left=(), left_total=0, **bare)
     text = run_page(record)
-    assert [attrs["id"] for attrs in Page(text).all("h2")] == list(SECTIONS)
+    assert [attrs["id"] for attrs in Page(text).all("h2")] == SECTIONS
     assert "Without an interval" in text
     assert "No examples were kept." in text
 
@@ -335,7 +323,7 @@ def test_confused_pairs_come_from_off_the_diagonal(llp):
 def test_drawings_are_well_formed():
     line = charts.Series("seed <1>", [(0, 0.1), (1, float("nan")), (2, 0.9)], marked=(2, 0.9))
     drawings = [
-        charts.line_chart("a & b", [line], x_name="epoch", level=charts.Level(0.5, "<before>"), shares=True),
+        charts.line_chart("a & b", [line], x_name="epoch", level=(0.5, "<before>"), shares=True),
         charts.line_chart("flat", [charts.Series("x", [(1, 2.0)])], x_name="step"),
         charts.drawing("reliability", "r", Calibration(0.1, 3, (CalibrationBin(0.4, 0.6, 3, 0.5, 0.7),))),
         charts.drawing("change_bar", "<c>", 0.2, 0.9),
@@ -351,9 +339,7 @@ def test_nothing_to_draw_draws_nothing():
 
 
 def test_level_lies_among_the_heights():
-    drawing = charts.line_chart(
-        "t", [charts.Series("x", [(0, 0.0), (1, 1.0)])], x_name="epoch", level=charts.Level(0.5, "l")
-    )
+    drawing = charts.line_chart("t", [charts.Series("x", [(0, 0.0), (1, 1.0)])], x_name="epoch", level=(0.5, "l"))
     heights = [float(y) for y in re.findall(r'class="dot" cx="[\d.]+" cy="([\d.]+)"', drawing)]
     level = float(re.search(r'class="level"[^>]* y1="([\d.]+)"', drawing)[1])
     assert level == pytest.approx(sum(heights) / 2, abs=0.2)

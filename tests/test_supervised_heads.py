@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avfewshot.data.load import load_dataset
-from avfewshot.evaluation.published import parsing_scores, runs
+from avfewshot.evaluation.parsing import parsing_scores, runs
 from avfewshot.supervised.ave import CMBS
 from avfewshot.supervised.avvp import HAN, MGN
 from avfewshot.supervised.base import Example, TaskData, load_task

@@ -12,7 +12,7 @@ import torch
 from avfewshot.cli.app import run
 from avfewshot.data.avsbench import load_avsbench, read_masks, read_stills
 from avfewshot.data.music_avqa import BlindPrior, load_music_avqa, read_questions
-from avfewshot.evaluation.published import accuracy_by_type
+from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.supervised.avqa import other_videos
 from avfewshot.supervised.avs import SegmentationTask, centre_prior, run_lengths

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from avfewshot.evaluation import measures
 from avfewshot.evaluation.measures import (
@@ -72,11 +73,9 @@ def evaluate_systems(
 
     Raises:
         UsageError: The task is unknown.
-        ValueError: There are no systems, or targets and predictions do not belong together.
+        ValueError: Targets and predictions do not belong together.
     """
     judged = find_task(task)
-    if not systems:
-        raise ValueError("There are no systems to evaluate.")
     counts = resample(targets.groups(), replicates, seed)
     trivial, bounds = baselines(judged, targets, seed=seed), ceilings(judged, targets, unanswered=unanswered)
     headline = judged.headline_for(targets.multi_label)
@@ -237,12 +236,10 @@ def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) ->
     scores, classes = predictions.probabilities, targets.num_classes
     truth, clips = targets.lowest_labels, np.arange(targets.num_clips)
     if task.per_second:
-        rule, truth = predictions.background, required_segments(targets)
-        if rule is None:
-            raise ValueError(f"{task.name} needs a background rule.")
+        truth = required_segments(targets)
         if scores.shape[:-1] != truth.shape:
             raise ValueError(f"Probabilities are {scores.shape}; {task.name} needs {truth.shape} and the classes.")
-        answers = decide_segments(rule, scores, classes, salience=predictions.salience)
+        answers = decide_segments(predictions, classes)
         marks, clips = measures.one_hot(truth.ravel(), classes + 1), np.repeat(clips, truth.shape[1])
     else:
         if scores.shape != targets.labels.shape:
@@ -264,7 +261,8 @@ def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) ->
     if targets.multi_label and not task.per_second:
         confusion = measures.multi_label_confusion(targets.labels, answers)
     else:
-        confusion = measures.single_label_confusion(truth.ravel(), answers.ravel(), marks.shape[1])
+        every = np.arange(marks.shape[1])
+        confusion = confusion_matrix(truth.ravel(), answers.ravel(), labels=every).astype(np.float64)
     # A second that a threshold calls background has no probability of being one: it is not judged for calibration.
     known = answers.ravel() < rows.shape[1]
     return (

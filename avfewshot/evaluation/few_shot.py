@@ -135,8 +135,7 @@ def answers_of(predictions: Predictions, targets: Targets) -> np.ndarray:
     scores = predictions.probabilities
     if scores.ndim == 2:
         return scores.argmax(1)
-    assert predictions.background is not None
-    return decide_segments(predictions.background, scores, targets.num_classes, salience=predictions.salience)
+    return decide_segments(predictions, targets.num_classes)
 
 
 def right_answers(answers: np.ndarray, targets: Targets) -> np.ndarray:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
 from avfewshot.evaluation.results import CONFIDENCE, Calibration, CalibrationBin, ClassRow, Estimate, finite
 
@@ -20,6 +20,13 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
+
+
+REPLICATES = 1000
+_FEW = 50  # clips below which proportions get Wilson's interval
+_BLOCK = 250  # Resamples handled at a time: bounds the memory of rankings with many clips.
+
+Counts = npt.NDArray[np.float32]
 
 
 def one_hot(labels: npt.NDArray[Any], num_classes: int) -> Bools:
@@ -69,11 +76,6 @@ def class_rows(names: tuple[str, ...], answers: Bools, labels: Bools, scores: Fl
     )
 
 
-def single_label_confusion(truth: Labels, answers: Labels, num_classes: int) -> Floats:
-    """Counts ``[K, K]``, rows true and columns answered."""
-    return confusion_matrix(truth, answers, labels=np.arange(num_classes)).astype(np.float64)
-
-
 def multi_label_confusion(labels: Bools, answers: Labels) -> Floats:
     """Confusion of clips with several labels, where every clip counts 1.
 
@@ -110,22 +112,13 @@ def calibration(confidence: Floats, right: Bools, *, bins: int = CALIBRATION_BIN
     )
 
 
-def choose_label_threshold(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def choose_label_threshold(scores: Floats, truth: Bools) -> float:
     """The probability from which on a clip is said to carry a class, chosen for the best macro F1 on validation data.
 
-    From probabilities and multi-hot labels ``[N, K]``. All thresholds that tell the given probabilities apart are
-    tried; classes that no validation clip carries do not count. The threshold is itself one of the probabilities; of
-    equally good ones the highest is taken. A class is answered if its probability is not below it.
-
-    Raises:
-        ValueError: Shapes differ, no clip has a label, or a probability is not finite.
+    From probabilities and multi-hot labels ``[N, K]``, some of them true. All thresholds that tell the given
+    probabilities apart are tried; classes that no validation clip carries do not count. The threshold is itself one of
+    the probabilities, the highest of equally good ones. A class is answered if its probability is not below it.
     """
-    scores = np.asarray(probabilities, dtype=np.float64)
-    truth = np.asarray(labels, dtype=bool)
-    if scores.shape != truth.shape or scores.ndim != 2 or not truth.any():
-        raise ValueError(f"Shapes {scores.shape} and {truth.shape} do not belong together, or no clip has a label.")
-    if not np.isfinite(scores).all():
-        raise ValueError("Probabilities must be finite.")
     present = truth.any(0).nonzero()[0]
     scores, truth = scores[:, present], truth[:, present]
     order = np.argsort(-scores, axis=0, kind="stable")
@@ -142,13 +135,6 @@ def choose_label_threshold(probabilities: npt.ArrayLike, labels: npt.ArrayLike) 
     return float(entering[np.where(last_of_ties, curve, -1).argmax()])
 
 
-REPLICATES = 1000
-_FEW = 50  # clips below which proportions get Wilson's interval
-_BLOCK = 250  # Resamples handled at a time: bounds the memory of rankings with many clips.
-
-Counts = npt.NDArray[np.float32]
-
-
 def resample(groups: npt.NDArray[np.int64], replicates: int, seed: int) -> Counts:
     """Draw as many groups as there are, with replacement, `replicates` times.
 
@@ -163,40 +149,22 @@ def resample(groups: npt.NDArray[np.int64], replicates: int, seed: int) -> Count
     return counts[groups]
 
 
-class Metric(Protocol):
-    """A figure that can be computed on all clips and on resamples of them.
-
-    Attributes:
-        biased: Resamples are off to one side of the figure, since a clip that is drawn twice ranks beside itself.
-    """
-
-    biased: bool
-
-    def value(self) -> float:
-        """The figure on all clips; NaN where it is not defined."""
-        ...
-
-    def replicates(self, counts: Counts) -> Floats:
-        """The figure on each resample, ``[R]``, by how often clips were drawn, ``[N, R]``; NaN where not defined."""
-        ...
-
-
 class Ratio:
     """Such as accuracy: the sum of what is right, ``[N]`` (truths, fractions, seconds), by that of what counts."""
 
-    biased = False
+    biased = False  # resamples are not off to one side of the figure
 
     def __init__(self, right: npt.NDArray[Any], total: npt.NDArray[Any] | None = None) -> None:
         self._right = np.asarray(right, dtype=np.float64)
         self._total = np.ones_like(self._right) if total is None else np.asarray(total, dtype=np.float64)
 
     def value(self) -> float:
-        """See :meth:`Metric.value`."""
+        """The figure on all clips; NaN where it is not defined."""
         total = self._total.sum()
         return float(self._right.sum() / total) if total else float("nan")
 
     def replicates(self, counts: Counts) -> Floats:
-        """See :meth:`Metric.replicates`."""
+        """The figure on each resample, ``[R]``, by how often clips were drawn, ``[N, R]``; NaN where not defined."""
         return _divide(self._right @ counts, self._total @ counts)
 
 
@@ -206,21 +174,21 @@ class MacroF1:
     Rows are clips, or seconds of clips; `clips` names the clip of each, ``[M]``, not descending, all of 0 to N - 1.
     """
 
-    biased = True
+    biased = True  # a clip that is drawn twice ranks beside itself
 
     def __init__(self, answers: Bools, labels: Bools, clips: npt.NDArray[np.int64]) -> None:
         self._present = labels.any(0).nonzero()[0]
         self._answers, self._labels, self._clips = answers, labels, clips
 
     def value(self) -> float:
-        """See :meth:`Metric.value`."""
+        """See :meth:`Ratio.value`."""
         if not len(self._present):
             return math.nan
         options: Any = {"labels": self._present, "average": "macro", "zero_division": 0}
         return float(f1_score(self._labels, self._answers, **options))
 
     def replicates(self, counts: Counts) -> Floats:
-        """See :meth:`Metric.replicates`; in each resample, over the classes that occur in it."""
+        """See :meth:`Ratio.replicates`; in each resample, over the classes that occur in it."""
         answers, labels = self._answers[:, self._present], self._labels[:, self._present]
         starts = np.searchsorted(self._clips, np.arange(len(counts)))
         right, answered, true = (
@@ -233,17 +201,17 @@ class MacroF1:
 class MeanAveragePrecision:
     """Mean of the average precision of the classes that occur, of scores ``[M, K]``; else as :class:`MacroF1`."""
 
-    biased = True
+    biased = True  # a clip that is drawn twice ranks beside itself
 
     def __init__(self, scores: Floats, labels: Bools, clips: npt.NDArray[np.int64]) -> None:
         self._scores, self._labels, self._clips = scores, labels, clips
 
     def value(self) -> float:
-        """See :meth:`Metric.value`."""
+        """See :meth:`Ratio.value`."""
         return float(_mean_of_defined(average_precisions(self._scores, self._labels)[:, None])[0])
 
     def replicates(self, counts: Counts) -> Floats:
-        """See :meth:`Metric.replicates`; in each resample, over the classes that occur in it."""
+        """See :meth:`Ratio.replicates`; in each resample, over the classes that occur in it."""
         found = np.full((self._labels.shape[1], counts.shape[1]), np.nan)
         for start in range(0, counts.shape[1], _BLOCK):
             block = np.ascontiguousarray(counts[:, start : start + _BLOCK])
@@ -264,6 +232,9 @@ class MeanAveragePrecision:
         relevant = np.add.reduceat(drawn[true[: ends[-1]]], np.searchsorted(cut[true], useful)).astype(np.float64)
         precision = _divide(relevant.cumsum(0), retrieved, otherwise=0.0)
         return _divide((precision * relevant).sum(0), relevant.sum(0))
+
+
+Metric = Ratio | MacroF1 | MeanAveragePrecision
 
 
 def distribution(statistic: Metric, counts: Counts) -> Floats:

@@ -40,77 +40,52 @@ class BackgroundRule:
 
 
 def fit_background(
-    name: str, probabilities: npt.ArrayLike, segments: npt.ArrayLike, *, salience: npt.ArrayLike | None = None
+    name: str, probabilities: npt.NDArray, segments: Labels, *, salience: npt.NDArray | None
 ) -> BackgroundRule:
-    """Fit a strategy on validation seconds; arguments as for :func:`choose_threshold`, used by ``threshold`` alone.
+    """Fit a strategy on validation seconds; all but ``threshold`` need none.
 
-    Raises:
-        UsageError: There is no such strategy.
-        ValueError: Shapes do not belong together.
-    """
-    if name != "threshold":
-        return BackgroundRule(name)
-    return BackgroundRule(name, choose_threshold(probabilities, segments, salience=salience))
-
-
-def choose_threshold(
-    probabilities: npt.ArrayLike, segments: npt.ArrayLike, *, salience: npt.ArrayLike | None = None
-) -> float:
-    """The salience below which calling a second background is right most often.
-
-    All thresholds that tell the given seconds apart are tried (one sort, not one pass each). Between two neighbouring
-    scores the threshold lies in their middle; of equally good ones the lowest is taken, which has fewest background.
+    The threshold is the salience below which calling a second background is right most often. All that tell the given
+    seconds apart are tried (one sort, not one pass each). Between two neighbouring scores it lies in their middle; of
+    equally good ones the lowest is taken, which has fewest background.
 
     Args:
+        name: One of :data:`BACKGROUNDS`.
         probabilities: Of the K events, ``[N, T, K]``.
         segments: Labels ``[N, T]``, K for background.
         salience: ``[N, T]``, how sure it is that something happens, for example the best event's logit minus that of a
-            background text; None: the highest probability.
-
-    Returns:
-        A finite threshold; a second is an event if its salience is not below it.
+            background text. A second is an event if its salience is not below the threshold.
 
     Raises:
-        ValueError: Shapes do not belong together, or a score is not finite.
+        UsageError: There is no such strategy.
     """
-    events = np.asarray(probabilities, dtype=np.float64)
-    truth = np.asarray(segments)
-    scores = events.max(-1) if salience is None else np.asarray(salience, dtype=np.float64)
-    if events.ndim != 3 or truth.shape != events.shape[:2] or scores.shape != events.shape[:2] or not truth.size:
-        raise ValueError(f"Shapes {events.shape}, {truth.shape} and {scores.shape} do not belong together.")
-    if not (np.isfinite(events).all() and np.isfinite(scores).all()):
-        raise ValueError("Scores must be finite.")
-    order = scores.ravel().argsort(kind="stable")
-    ordered = scores.ravel()[order]
-    right_as_event = (events.argmax(-1) == truth).ravel()[order]
-    right_as_background = (truth == events.shape[-1]).ravel()[order]
+    if name != "threshold":
+        return BackgroundRule(name)
+    assert salience is not None
+    order = salience.ravel().argsort(kind="stable")
+    ordered = salience.ravel()[order]
+    right_as_event = (probabilities.argmax(-1) == segments).ravel()[order]
+    right_as_background = (segments == probabilities.shape[-1]).ravel()[order]
     # right[i]: the i lowest scores are called background, the others events.
     right = np.append(0, right_as_background.cumsum()) + right_as_event.sum() - np.append(0, right_as_event.cumsum())
     possible = np.concatenate(([True], ordered[1:] > ordered[:-1], [True]))
     best = int(np.where(possible, right, -1).argmax())
     if best == 0:
-        return float(ordered[0])
+        return BackgroundRule(name, float(ordered[0]))
     if best == len(ordered):
-        return float(np.nextafter(ordered[-1], np.inf))
+        return BackgroundRule(name, float(np.nextafter(ordered[-1], np.inf)))
     middle = ordered[best - 1] + (ordered[best] - ordered[best - 1]) / 2
-    return float(middle if middle > ordered[best - 1] else ordered[best])
+    return BackgroundRule(name, float(middle if middle > ordered[best - 1] else ordered[best]))
 
 
-def decide_segments(
-    rule: BackgroundRule, probabilities: npt.ArrayLike, num_classes: int, *, salience: npt.ArrayLike | None = None
-) -> Labels:
-    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background.
-
-    Args:
-        rule: A fitted rule.
-        probabilities: ``[N, T, K]``, or ``[N, T, K + 1]`` with the background last for ``prompt``.
-        num_classes: K.
-        salience: ``[N, T]``, of the kind that the threshold was chosen with; None: the highest probability.
+def decide_segments(predictions: Predictions, num_classes: int) -> Labels:
+    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background; by a rule that was fitted.
 
     Raises:
-        ValueError: The number of columns is not what the strategy takes.
+        ValueError: There is no rule, or the number of columns is not what it takes.
     """
-    scores = np.asarray(probabilities, dtype=np.float64)
+    rule, scores = predictions.background, predictions.probabilities
+    if rule is None:
+        raise ValueError("A background rule is needed.")
     columns = num_classes + (rule.strategy == "prompt")
     if scores.ndim != 3 or scores.shape[-1] != columns:
         raise ValueError(
@@ -119,7 +94,7 @@ def decide_segments(
     answers = scores.argmax(-1)
     if rule.threshold is None:
         return answers
-    sureness = scores.max(-1) if salience is None else np.asarray(salience, dtype=np.float64)
+    sureness = scores.max(-1) if predictions.salience is None else predictions.salience
     return np.where(sureness >= rule.threshold, answers, num_classes)
 
 

@@ -205,7 +205,7 @@ class _Tower(nn.Module):
 class _Answers(nn.Module):
     """Embedded seconds of one clip to what :meth:`ZeroShotHead.result` says of it."""
 
-    def __init__(self, head: ZeroShotHead, present: Sequence[str]) -> None:
+    def __init__(self, head: Any, present: Sequence[str]) -> None:
         super().__init__()
         self.head, self.present = head, present
 
@@ -220,9 +220,8 @@ class _Answers(nn.Module):
             return said.probabilities, said.segment_probabilities, said.weights
         columns = [row for row in range(len(head._labels)) if row != head._none]
         tuned = Traced(said.probabilities[None][:, columns].clamp(min=1e-12).log())
-        frozen = {
-            name: values[:, :dim].double() for (name, values), dim in zip(given.items(), self._dims(), strict=True)
-        }
+        dims = dict(zip(MODALITIES, head._dims, strict=True))
+        frozen = {name: values[:, : dims[name]].double() for name, values in given.items()}
         whole = {name: values[None] for name, values in frozen.items()}
         clip = _columns(head, self._scores(whole, tuned).joined)
         if _labels_seconds(head):
@@ -237,18 +236,13 @@ class _Answers(nn.Module):
         file = EmbeddedFile("", float(len(embedded[0])), given.get("visual"), given.get("audio"), ())
         result = self.head.result(file, segments=True)
         seconds = [second.scores for second in result.segments]
-        if isinstance(self.head, LearnedHead) and self.head._scorer.second is not None:
+        if _labels_seconds(self.head):
             seconds = np.exp(self.head._scorer.segment_logits(self.head._features(file))[0]).tolist()
         rows = list(result.scores.values()), seconds, result.weights.values()
         return tuple(torch.tensor(list(values), dtype=torch.float64) for values in rows)  # type: ignore[return-value]
 
-    def _dims(self) -> list[int]:
-        assert isinstance(self.head, LearnedHead)
-        return [dim for name, dim in zip(MODALITIES, self.head._dims, strict=True) if name in self.present]
-
     def _compared(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any, Tensor | None]:
         """Of n clips of T seconds: unit vectors, what the text says, and how sure it is of each second ``[n, T]``."""
-        assert isinstance(self.head, LearnedHead)
         texts: Any = self.head._scorer.texts
         vectors = {name: F.normalize(values, dim=-1, eps=1e-12) for name, values in given.items()}
         logits: dict[str, Any] = {}
@@ -267,7 +261,6 @@ class _Answers(nn.Module):
 
     def _scores(self, given: dict[str, Tensor], tuned: Any) -> Scores:
         """Log-posteriors of n clips of T seconds each by the fitted method."""
-        assert isinstance(self.head, LearnedHead)
         scorer = self.head._scorer
         texts: Any = scorer.texts
         vectors, said, salience = self._compared(given)
@@ -285,22 +278,16 @@ class _Answers(nn.Module):
         pooled: dict[Any, Any] = {}
         for view, weights in shares.items():
             for name in MODALITIES:
+                made = some.new_zeros(1, getattr(texts, name).shape[1]).expand(some.shape[0], -1)
                 if name in vectors:
-                    pooled[view, name] = Traced(
-                        F.normalize((weights[..., None] * vectors[name]).sum(1), dim=-1, eps=1e-12)
-                    )
-                else:
-                    pooled[view, name] = Traced(
-                        some.new_zeros(1, getattr(texts, name).shape[1]).expand(some.shape[0], -1)
-                    )
+                    made = F.normalize((weights[..., None] * vectors[name]).sum(1), dim=-1, eps=1e-12)
+                pooled[view, name] = Traced(made)
         rows = pooled_rows(pooled, zero_shot, texts, np.flatnonzero(scorer.trained), none=scorer.negatives)
         return scorer.joined(rows, zero_shot, texts, tuned)
 
     def _seconds(self, given: dict[str, Tensor], clip: Any) -> Tensor:
         """Probabilities ``[T, K + 1]`` of the seconds of a clip, the background last; `clip`: its log-posteriors."""
-        assert isinstance(self.head, LearnedHead)
         scorer = self.head._scorer
-        assert scorer.second is not None
         vectors, said, salience = self._compared({name: values[None] for name, values in given.items()})
         events = said.segment_probabilities[0].clamp(min=SMALLEST).log()
         sure: Any = Traced(torch.zeros_like(events[:, 0]) if salience is None else salience[0])

@@ -77,12 +77,12 @@ class SegmentQueue:
     """Cuts batches anywhere, each of one modality, as clips of one segment: for models without adapters."""
 
     def __init__(self) -> None:
-        self._lines = {name: _Line() for name in MODALITY_NAMES}
+        self._lines: dict[str, deque[Piece]] = {name: deque() for name in MODALITY_NAMES}
 
     def put(self, owner: Any, clip: Clip, start: int) -> None:
         """Add a chunk of a file, by `start` seconds into it; chunks of a file come in order, one file after another."""
         for name, values in _inputs(clip).items():
-            self._lines[name].put(Piece(owner, start, {name: values}))
+            self._lines[name].append(Piece(owner, start, {name: values}))
 
     def give_up(self) -> None:
         """The file whose chunks came last is not going on: what came before is embedded and thrown away."""
@@ -93,13 +93,20 @@ class SegmentQueue:
         They are of both modalities, so that a rare one does not keep finished files waiting. `rest` says that nothing
         more comes, so that there is nothing to wait for.
         """
-        longest = max(line.seconds for line in self._lines.values())
+        longest = max(sum(piece.seconds for piece in line) for line in self._lines.values())
         if longest < size and not (rest and longest):
             return []
         batches = []
         for name, line in self._lines.items():
-            if line.seconds:
-                pieces = line.take(size)
+            pieces, room = [], size
+            while line and room:
+                piece = line.popleft()
+                if piece.seconds > room:
+                    line.appendleft(piece.part(room, piece.seconds))
+                    piece = piece.part(0, room)
+                pieces.append(piece)
+                room -= piece.seconds
+            if pieces:
                 joined = torch.cat([piece.inputs[name] for piece in pieces])
                 batches.append(Batch({name: joined.unsqueeze(1)}, {}, pieces))
         return batches
@@ -166,34 +173,9 @@ class WindowQueue:
         pieces, self._unfinished = self._unfinished, []
         if pieces:
             first = pieces[0]
-            joined = {name: _join([piece.inputs[name] for piece in pieces]) for name in first.inputs}
+            joined = {name: torch.cat([piece.inputs[name] for piece in pieces]) for name in first.inputs}
             window = Piece(first.owner, first.start, joined)
             self._lines.setdefault(window.seconds, deque()).append((self._arrived, window))
-
-
-@dataclass
-class _Line:
-    """Segments of one modality that wait for their batch, in order."""
-
-    pieces: deque[Piece] = field(default_factory=deque)
-    seconds: int = 0
-
-    def put(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self.seconds += piece.seconds
-
-    def take(self, count: int) -> list[Piece]:
-        """The first `count` segments, or all there are."""
-        taken = []
-        while self.pieces and count:
-            piece = self.pieces.popleft()
-            if piece.seconds > count:
-                self.pieces.appendleft(piece.part(count, piece.seconds))
-                piece = piece.part(0, count)
-            taken.append(piece)
-            count -= piece.seconds
-            self.seconds -= piece.seconds
-        return taken
 
 
 def _assemble(windows: list[Piece]) -> Batch:
@@ -212,10 +194,6 @@ def _assemble(windows: list[Piece]) -> Batch:
 def _inputs(clip: Clip) -> dict[str, Tensor]:
     given: Iterator[tuple[str, Tensor | None]] = zip(MODALITY_NAMES, (clip.frames, clip.audio_segments), strict=True)
     return {name: values for name, values in given if values is not None}
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _rows(size: int, length: int) -> int:

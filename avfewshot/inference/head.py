@@ -58,6 +58,9 @@ class ZeroShotHead:
         prediction = predict_events(logits.visual, logits.audio, **self._options)
         scores = prediction.probabilities.tolist()
         best = max(range(len(scores)), key=scores.__getitem__)
+        warnings = list(file.warnings)
+        if self._modality == "av" and (file.visual is None or file.audio is None):
+            warnings.append(f"classified by {'sound' if file.visual is None else 'sight'} alone")
         return ClipResult(
             path=file.path,
             duration=file.duration,
@@ -68,7 +71,7 @@ class ZeroShotHead:
             audio=self._by_name(prediction.audio),
             weights=_weights(prediction.weights.tolist()),
             segments=self._segments(file) if segments else [],
-            warnings=self._warnings(file),
+            warnings=warnings,
         )
 
     def labels_of(self, result: ClipResult) -> list[str]:
@@ -112,12 +115,6 @@ class ZeroShotHead:
 
     def _by_name(self, probabilities: Tensor | None) -> dict[str, float] | None:
         return None if probabilities is None else dict(zip(self._names, probabilities.tolist(), strict=True))
-
-    def _warnings(self, file: EmbeddedFile) -> list[str]:
-        warnings = list(file.warnings)
-        if self._modality == "av" and (file.visual is None or file.audio is None):
-            warnings.append(f"classified by {'sound' if file.visual is None else 'sight'} alone")
-        return warnings
 
 
 def _weights(shares: list[float]) -> dict[str, float]:

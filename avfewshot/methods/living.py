@@ -39,16 +39,8 @@ class LivingRidge:
                 "Classes can be added to and removed from kernel-ridge runs that label clips, not from this one.",
                 hint="Fit with --method kernel_ridge.",
             )
-        self.scorer = scorer
+        self.scorer, self._params, self._arrays = scorer, params, scorer.clip.arrays
         self._inverses: dict[str, Floats] = {}
-
-    @property
-    def _params(self) -> dict[str, Any]:
-        return self.scorer.clip.params.get("params", self.scorer.clip.params)
-
-    @property
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return self.scorer.clip.arrays
 
     def add(self, features: Features, labels: npt.NDArray[np.bool_], texts: LabelFeatures) -> None:
         """Learn clips, of old classes or new ones.

@@ -36,33 +36,26 @@ class Series:
     smooth: bool = False  # draw a moving average, and the line itself faintly
 
 
-@dataclass(frozen=True)
-class Level:
-    """A horizontal dashed line: its height, and what it stands for."""
-
-    value: float
-    name: str
-
-
 def line_chart(
     title: str,
     series: Sequence[Series],
     *,
     x_name: str,
-    level: Level | None = None,
+    level: tuple[float, str] | None = None,
     shares: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Markup:
     """Lines over a common axis as ``<svg>``; empty where no line has a finite point.
 
     Colours go by position: the same position in another chart has the same colour. Heights that are `shares` are
-    labelled in percent; `limits` are the lowest and highest height where charts stand side by side.
+    labelled in percent; `level` is a dashed line: its height, and what it stands for; `limits` are the lowest and
+    highest height where charts stand side by side.
     """
     lines = [[point for point in line.points if all(map(math.isfinite, point))] for line in series]
     across, up = ([point[axis] for line in lines for point in line] for axis in (0, 1))
     if not across:
         return Markup()
-    low, high = limits or (min(heights := [*up, *([level.value] if level else [])]), max(heights))
+    low, high = limits or (min(heights := [*up, *([level[0]] if level else [])]), max(heights))
     y_ticks = ticks(low, high)
     x_ticks = ticks(min(across), max(across), most=6)
     if all(x == int(x) for x in across):  # epochs, steps
@@ -98,7 +91,7 @@ def line_chart(
         [(placed([(tick, low)])[0][0], f"{tick:.6g}") for tick in x_ticks],
         [(placed([(first, tick)])[0][1], f"{100 * tick:.3g} %" if shares else f"{tick:.3g}") for tick in y_ticks],
         x_name,
-        (placed([(first, level.value)])[0][1], level.name) if level else (),
+        (placed([(first, level[0])])[0][1], level[1]) if level else (),
         drawn,
     )
 

@@ -16,7 +16,6 @@ from avfewshot.evaluation.results import ClassRow, Comparison, Difference, TaskR
 from avfewshot.reports import figures
 from avfewshot.reports.charts import (
     TONES,
-    Level,
     Series,
     drawing,
     heat_source,
@@ -165,7 +164,7 @@ def _training(record: RunRecord) -> dict[str, Any]:
             for name, curve in zip(names, curves, strict=True)
         ],
         x_name="epoch",
-        level=Level(start, "before training") if start is not None and math.isfinite(start) else None,
+        level=(start, "before training") if start is not None and math.isfinite(start) else None,
         shares=True,
     )
     steps = [step for curve in curves for step in curve.steps]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from avfewshot.data.dataset import SPLITS
 from avfewshot.data.music_avqa import BlindPrior, Question, WordList, answer_list, load_music_avqa, split_words
 from avfewshot.errors import DataError, UsageError
-from avfewshot.evaluation.published import accuracy_by_type
+from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
 
 _WIDTHS = {"st-avqa": 512, "st-avqa-small": 128}

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from avfewshot.data.avsbench import SECONDS, MaskedClip, frames_of, load_avsbench, read_masks, read_stills
 from avfewshot.data.dataset import SPLITS
 from avfewshot.errors import UsageError
-from avfewshot.evaluation.published import MaskScores, jaccard
+from avfewshot.evaluation.masks import MaskScores, jaccard
 from avfewshot.media.clip import Clip
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
 

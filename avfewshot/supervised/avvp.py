@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.evaluation.published import parsing_scores, runs
+from avfewshot.evaluation.parsing import parsing_scores, runs
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
 
 STREAMS = ("heard", "seen")
@@ -73,7 +73,7 @@ class ParsingTask(SupervisedTask):
     def metrics(
         self, predictions: Sequence[Any], examples: Sequence[Example], about: Mapping[str, Any]
     ) -> dict[str, float]:
-        """See :func:`~avfewshot.evaluation.published.parsing_scores`."""
+        """See :func:`~avfewshot.evaluation.parsing.parsing_scores`."""
         return parsing_scores(predictions, [example.target[1] for example in examples])
 
     def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.errors import AvfsError
-from avfewshot.evaluation.published import runs
+from avfewshot.evaluation.parsing import runs
 from avfewshot.media.thumbnails import grey_source, jpeg_source, spread
 from avfewshot.models.audio_visual import weighing
 from avfewshot.supervised.base import Example
