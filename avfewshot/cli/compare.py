@@ -325,7 +325,7 @@ def _ablation_rows(kind: str, base: TrainingConfig) -> dict[str, dict[str, Any]]
 
 def _sweep_chart(comparison: Comparison, base: TrainingConfig) -> tuple[Markup, list[str]]:
     """A line for each factor over its values, the others as in `base` (Fig. 8); and what the lines are called."""
-    from avfewshot.reports.charts import Level, Series, line_chart
+    from avfewshot.reports.charts import Series, line_chart
     from avfewshot.reports.figures import metric_title
 
     def figure(row: str) -> float:
@@ -338,7 +338,7 @@ def _sweep_chart(comparison: Comparison, base: TrainingConfig) -> tuple[Markup, 
         points[getattr(base, factor)] = figure(comparison.systems[-1])
         lines.append(Series(factor, sorted(points.items())))
     title = f"{metric_title(comparison.headline)} over factors"
-    return line_chart(title, lines, x_name="factor", shares=True, level=Level(figure(_FROZEN), _FROZEN)), list(_FACTORS)
+    return line_chart(title, lines, x_name="factor", shares=True, level=(figure(_FROZEN), _FROZEN)), list(_FACTORS)
 
 
 # Efficiency: trainable and total parameters and computation of the systems (Table 6 of the paper).
