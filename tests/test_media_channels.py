@@ -98,14 +98,6 @@ def test_channels_in_an_order_of_the_files_own_are_read(tmp_path, codec, suffix,
     assert abs(np.sqrt((wave**2).mean()) - 0.3 / np.sqrt(2)) < 0.01
 
 
-def test_ordinary_stereo_is_averaged_without_a_word(tmp_path):
-    path = tmp_path / "stereo.wav"
-    assert write(path, np.stack([sine(0.5), np.zeros(48000, np.float32)]), "pcm_s16le", "stereo")
-    clip = read_isolated(path)
-    assert abs(clip.waveform.numpy()[:47104] - sine(0.25)[:47104]).max() < 1e-3
-    assert not any("channels" in warning for warning in clip.warnings)
-
-
 @pytest.mark.parametrize(("codec", "layout"), [("aac", "7.1"), ("pcm_s64le", "stereo"), ("pcm_s16le", "stereo")])
 def test_a_gap_is_a_gap_whatever_the_samples_are(tmp_path, codec, layout):
     path = tmp_path / "gap.nut"

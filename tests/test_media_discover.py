@@ -16,16 +16,7 @@ from avfewshot.media import MEDIA_SUFFIXES, find_media
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch) -> Path:
-    for name in (
-        "b.mp4",
-        "a.MP4",
-        "sound.flac",
-        "notes.txt",
-        ".hidden.mp4",
-        "deep/c.webm",
-        "deep/er/d.wav",
-        ".git/e.mp4",
-    ):
+    for name in "b.mp4 a.MP4 sound.flac notes.txt .hidden.mp4 deep/c.webm deep/er/d.wav .git/e.mp4".split():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -68,12 +59,8 @@ def test_brackets_may_belong_to_a_name(tree):
 
 
 def test_each_file_once_and_sorted(tree):
-    assert names("b.mp4", "deep", str(tree / "b.mp4"), "./b.mp4", "*.mp4", "a.MP4") == [
-        "a.MP4",
-        "b.mp4",
-        "deep/c.webm",
-        "deep/er/d.wav",
-    ]
+    found = names("b.mp4", "deep", str(tree / "b.mp4"), "./b.mp4", "*.mp4", "a.MP4")
+    assert found == ["a.MP4", "b.mp4", "deep/c.webm", "deep/er/d.wav"]
 
 
 @pytest.mark.parametrize(("path", "word"), [("void", "folder 'void'"), ("*.avi", "matches '*.avi'"), ("v*", "'v*'")])

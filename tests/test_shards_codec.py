@@ -10,7 +10,7 @@ from avfewshot.data.clip_source import read_start
 from avfewshot.data.shards.codec import decode_members, encode_members
 from avfewshot.data.shards.record import ClipRecord, DamagedClipError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.media.codec import rounded
+from avfewshot.media.clip_cache import rounded
 
 DATASET = make_dataset()
 SAMPLE = DATASET.samples[2]

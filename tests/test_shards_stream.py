@@ -15,7 +15,7 @@ from avfewshot.data.shards import reader
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import UsageError
 from avfewshot.media.clip import Failure
-from avfewshot.media.codec import rounded
+from avfewshot.media.clip_cache import rounded
 from avfewshot.media.stream import ordered_map
 
 READ = partial(read_start, frame_size=SIDE)

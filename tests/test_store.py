@@ -26,7 +26,7 @@ from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features
-from avfewshot.store import index, writer
+from avfewshot.store import search, writer
 from avfewshot.store.embeddings import StoredEmbeddings
 from avfewshot.store.store import Store
 
@@ -48,9 +48,7 @@ def classifier():
 @pytest.fixture(scope="module")
 def embedded(world):
     """The store of all clips."""
-    status, _, err = execute(world, "embed", "clips", "--store", "store", *TINY)
-    assert status == 0, err
-    assert "9 clips, 27 seconds; 9 new" in err
+    assert "9 clips, 27 seconds; 9 new" in embed(world, *TINY)
     return world / "store"
 
 
@@ -58,9 +56,15 @@ def embedded(world):
 def copy(world, embedded, tmp_path):
     """Clips and a store of them that a test may change."""
     shutil.copytree(world / "clips", tmp_path / "clips")
-    status, _, err = execute(tmp_path, "embed", "clips", "--store", "store", *TINY)
-    assert status == 0, err
+    embed(tmp_path, *TINY)
     return tmp_path
+
+
+def embed(folder, *options, store="store", status=0):
+    """What `avfs embed` says of the clips in a folder."""
+    given, _, err = execute(folder, "embed", "clips", "--store", store, *options)
+    assert given == status, err
+    return err
 
 
 def contents(folder):
@@ -100,9 +104,7 @@ def test_new_changed_and_gone_clips(copy):
     shutil.copy(clips / "0.mp4", copy / "clips" / "new.mp4")
     shutil.copy(clips / "1.mp4", clips / "2.mp4")
     (clips / "0.mp4").unlink()
-    status, _, err = execute(copy, "embed", "clips", "--store", "store")
-    assert status == 0, err
-    assert "1 new, 1 changed, 1 gone, 7 as before" in err
+    assert "1 new, 1 changed, 1 gone, 7 as before" in embed(copy)
     after = contents(copy / "store")
     name = f"clips/{CLASSES[0]}"
     assert f"{name}/0.mp4" not in after
@@ -131,8 +133,7 @@ def test_dead_rows_make_room(copy):
     for name in CLASSES[:2]:
         shutil.rmtree(copy / "clips" / name)
     before = contents(copy / "store")
-    status, _, _ = execute(copy, "embed", "clips", "--store", "store")
-    assert status == 0
+    embed(copy)
     store = Store(copy / "store")
     assert store.rows == {"visual": 9, "audio": 9}
     assert [path.name for path in sorted(store.folder.glob("*.f32"))] == ["audio-2.f32", "visual-2.f32"]
@@ -143,7 +144,7 @@ def test_room_is_made_later_where_a_kill_came_before_it(copy, monkeypatch):
     for name in CLASSES[:2]:
         shutil.rmtree(copy / "clips" / name)
     monkeypatch.setattr(writer, "_DEAD_SHARE", 2)  # as if it had been killed before
-    assert execute(copy, "embed", "clips", "--store", "store")[0] == 0
+    embed(copy)
     monkeypatch.undo()
     store = Store(copy / "store")
     before = [part.tobytes() for clip in store.embedded for part in store.of(clip)]
@@ -156,20 +157,15 @@ def test_room_is_made_later_where_a_kill_came_before_it(copy, monkeypatch):
 def test_bad_files_are_named_and_remembered_until_they_change(copy):
     bad = copy / "clips" / "bad.mp4"
     bad.write_bytes(b"no video")
-    status, _, err = execute(copy, "embed", "clips", "--store", "store")
-    assert status == 1
+    err = embed(copy, status=1)
     assert "bad.mp4: " in err
     assert "1 left out" in err
-    status, _, err = execute(copy, "embed", "clips", "--store", "store")
-    assert status == 1
+    err = embed(copy, status=1)
     assert "bad.mp4: " in err
     assert "loading" not in err
-    status, _, err = execute(copy, "embed", "clips", "--store", "store", "--retry")
-    assert "loading" in err
+    assert "loading" in embed(copy, "--retry", status=1)
     shutil.copy(copy / "clips" / CLASSES[0] / "0.mp4", bad)
-    status, _, err = execute(copy, "embed", "clips", "--store", "store")
-    assert status == 0
-    assert "10 clips" in err
+    assert "10 clips" in embed(copy)
 
 
 KILLED = """
@@ -202,9 +198,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
         assert killed.returncode == -signal.SIGKILL
     assert len(Store(world / "killed")) == 6
     assert (world / "killed" / "visual-1.f32").stat().st_size > Store(world / "killed").vectors("visual").nbytes
-    status, _, err = execute(world, "embed", "clips", "--store", "killed")
-    assert status == 0
-    assert "3 new, 0 changed, 0 gone, 6 as before" in err
+    assert "3 new, 0 changed, 0 gone, 6 as before" in embed(world, store="killed")
     assert contents(world / "killed") == contents(embedded)
     assert (world / "killed" / "visual-1.f32").stat().st_size == Store(world / "killed").vectors("visual").nbytes
 
@@ -212,16 +206,12 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
 def test_one_process_writes_at_a_time(copy, monkeypatch):
     monkeypatch.setattr(writer, "_PATIENCE", 0.2)
     with writer.writing(copy / "store"):
-        status, _, err = execute(copy, "embed", "clips", "--store", "store")
-    assert status == 2
-    assert "another process" in err
+        assert "another process" in embed(copy, status=2)
 
 
 def test_misuse_is_told(world, embedded, tmp_path):
     assert "there is no store" in execute(world, "find", "dog", "--store", "none")[2]
-    status, _, err = execute(world, "embed", "clips", "--store", "store", "--backbone", "base")
-    assert status == 2
-    assert "was embedded with backbone tiny, not base" in err
+    assert "was embedded with backbone tiny, not base" in embed(world, "--backbone", "base", status=2)
     assert execute(world, "embed", "clips")[0] == 2
     with pytest.raises(UsageError, match="differs in precision"):
         Store(embedded).check({**Store(embedded).identity, "precision": "bf16"})
@@ -387,7 +377,7 @@ def test_scores_are_deviations_above_the_collection(tmp_path, names):
 
 def test_the_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
-    monkeypatch.setattr(index, "_INDEXED", 1000)
+    monkeypatch.setattr(search, "_INDEXED", 1000)
     store, made = made_up_store(tmp_path, 600, dims={"visual": 32, "audio": 16})
     with writer.writing(tmp_path) as files:
         files.forget([store.embedded[3]])
@@ -474,8 +464,7 @@ def test_zeroshot_from_a_store_says_what_it_says_without(world, embedded, tmp_pa
 
 def test_fewshot_and_compare_from_a_store_say_what_they_say_without(world, embedded, tmp_path, no_decoding):
     tables = {}
-    status, _, err = execute(world, "embed", "clips", "--store", "own-precision", *TINY[:4])  # compare has no other
-    assert status == 0, err
+    embed(world, *TINY[:4], store="own-precision")  # compare has no other
     for name in ("plain", "stored"):
         if name == "stored":
             no_decoding(tmp_path / "cache")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 COOKIE = "avfs_token"
@@ -84,14 +84,15 @@ class Guard:
         if site not in (None, "same-origin", "none") and not visit:
             return JSONResponse({"error": "Requests of other sites are not answered."}, 403)
         if self._token is not None:
-            token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            asked = HTTPConnection(scope)
+            token = asked.query_params.get("token", "")
             if scope["path"] == "/" and scope["method"] == "GET" and self._is_token(token):
                 answer = RedirectResponse("/", 303)
                 answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
                 return answer
             scheme, _, bearer = headers.get("authorization", "").partition(" ")
-            cookie = _cookie(headers.get("cookie", ""))
-            if not (scheme.lower() == "bearer" and self._is_token(bearer.strip())) and not self._is_token(cookie):
+            bearing = scheme.lower() == "bearer" and self._is_token(bearer.strip())
+            if not bearing and not self._is_token(asked.cookies.get(COOKIE, "")):
                 hint = "Open the address that `avfs serve` printed, or send `Authorization: Bearer TOKEN`."
                 return JSONResponse({"error": f"A token is needed. {hint}"}, 401, {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
@@ -102,14 +103,6 @@ class Guard:
     def _is_token(self, given: str) -> bool:
         assert self._token is not None
         return secrets.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
-
-
-def _cookie(header: str) -> str:
-    try:
-        cookie = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return ""
-    return cookie.value if cookie else ""
 
 
 def _too_large(limit: int) -> str:

@@ -24,7 +24,6 @@ from avfewshot.methods.active import margins
 from avfewshot.methods.base import Features, Support, log_softmax
 from avfewshot.methods.kernel_ridge import KernelRidge
 from avfewshot.methods.living import LivingRidge
-from avfewshot.methods.method import Scorer
 from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterConfig
 
 LIVING_ROWS = 100
@@ -189,10 +188,23 @@ def learn(
             return None
         scorer = KernelRidge().fit(support, texts)
         living = LivingRidge(scorer)
-    learnt = Learnt(LearnedRun(Path(), {}, _about(classifier, labels, scorer, templates, rows), scorer), rows)
+    wordings = dict(zip(labels.names, labels.wordings, strict=True))
+    names = (*scorer.texts.names, *([NONE] if scorer.negatives else []))
+    about = AdapterConfig(
+        task="folder",
+        labels=names,
+        wordings=tuple(wordings.get(name, name) for name in names),
+        templates=templates,
+        backbone=classifier.backbone.name,
+        identity=dict(classifier.backbone.identity),
+        training={"method": scorer.method.name, "audio_context": classifier.audio_context},
+        seed=1,
+        support={"clips": [list(row) for row in rows]},
+        decision={"fusion": classifier.fusion, "pool": classifier.pool},
+    )
+    learnt = Learnt(LearnedRun(Path(), {}, about, scorer), rows)
     facts = learnt.facts
-    facts |= {"clips": len(np.unique(support.groups)), "rows": len(rows), "accuracy": None}
-    facts["doubted"] = []
+    facts |= {"clips": len(np.unique(support.groups)), "rows": len(rows), "accuracy": None, "doubted": []}
     loo = scorer.loo(support) if scorer.clip.loo is not None else None
     if loo is not None:
         facts |= {"accuracy": scorer.diagnostics["loo_accuracy"], "judged": scorer.diagnostics.get("loo_clips")}
@@ -209,25 +221,6 @@ def learn(
         pass
     facts["seconds"] = time.perf_counter() - begun
     return learnt
-
-
-def _about(
-    classifier: Classifier, labels: LabelSet, scorer: Scorer, templates: str, rows: list[tuple[str, str]]
-) -> AdapterConfig:
-    wordings = dict(zip(labels.names, labels.wordings, strict=True))
-    names = (*scorer.texts.names, *([NONE] if scorer.negatives else []))
-    return AdapterConfig(
-        task="folder",
-        labels=names,
-        wordings=tuple(wordings.get(name, name) for name in names),
-        templates=templates,
-        backbone=classifier.backbone.name,
-        identity=dict(classifier.backbone.identity),
-        training={"method": scorer.method.name, "audio_context": classifier.audio_context},
-        seed=1,
-        support={"clips": [list(row) for row in rows]},
-        decision={"fusion": classifier.fusion, "pool": classifier.pool},
-    )
 
 
 def save_run(folder: Path, model: Model) -> None:

@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,6 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Streamin
 from pydantic import BaseModel, Field
 
 from avfewshot.app.guard import Guard
-from avfewshot.app.label_file import Mark
 from avfewshot.app.workspace import Entry, Workspace
 from avfewshot.errors import AvfsError
 from avfewshot.io import printable
@@ -218,7 +218,7 @@ def create_app(
     def clip(number: int) -> dict[str, Any]:
         entry_of(number)
         entry, result = work.result(number)
-        answer = {"id": number, "path": printable(entry.name), "error": entry.error, "mark": _mark(entry.mark)}
+        answer = {"id": number, "path": printable(entry.name), "error": entry.error, "mark": asdict(entry.mark)}
         answer["video"] = entry.path.suffix.lower() in VIDEO_SUFFIXES
         if result is not None:
             answer |= {"labels": list(result.scores), **clip_data(result, topk=len(result.scores))}
@@ -296,10 +296,6 @@ def _static(name: str) -> Response:
 def _keep(upload: UploadFile, target: Path) -> None:
     with open(target, "wb") as stream:
         shutil.copyfileobj(upload.file, stream, 1 << 20)
-
-
-def _mark(mark: Mark) -> dict[str, Any]:
-    return {"label": mark.label, "seconds": mark.seconds}
 
 
 @functools.lru_cache(maxsize=4000)

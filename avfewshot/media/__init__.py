@@ -29,17 +29,11 @@ __all__ = [
     "read_clip",
 ]
 
-_HOME = {
-    "clip": ("SAMPLE_RATE", "SEGMENT_SECONDS", "Clip", "Failure"),
-    "discover": ("MEDIA_SUFFIXES", "find_media"),
-    "stream": ("iter_clips",),
-    "reader": ("FRAME_BACKENDS", "MODALITIES", "ClipReader", "MediaInfo", "read_clip"),
-}
-
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: finding files, and saying that there are none, needs neither torch nor FFmpeg.
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(import_module(f"avfewshot.media.{module}"), name)
+    for module in ("clip", "discover", "reader", "stream") if name in __all__ else ():
+        home = import_module(f"avfewshot.media.{module}")
+        if hasattr(home, name):
+            return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

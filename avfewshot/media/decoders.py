@@ -1,12 +1,15 @@
-"""Decoding processes, from their parent's side: started when needed, watched, replaced when they die.
+"""Decoding processes: started when needed, watched, replaced when they die; used by one thread at a time.
 
-See :mod:`avfewshot.media.worker` for the other side. A process is used by one thread at a time.
+The parent survives whatever a file does to such a process. Requests come on its standard input, one JSON object a line;
+answers go to what was the standard output: a line of JSON, and behind it the bytes of the arrays that it names. No
+pickle: what a hostile file makes of the process must not reach the parent. Nothing here imports torch: a process is
+ready in a fifth of a second.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -15,17 +18,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avfewshot.errors import MediaError, UsageError
+from avfewshot.errors import AvfsError, MediaError, UsageError, explain
 from avfewshot.io import THREAD_VARIABLES, sweep_leftovers
 from avfewshot.media.clip import Clip
-from avfewshot.media.ordered import this_thread
-from avfewshot.media.reader import MediaInfo, as_tensors, check_options
-from avfewshot.media.transcode import SUFFIXES
+from avfewshot.media.reader import ClipReader, MediaInfo, as_tensors, check_options
+from avfewshot.media.transcode import SUFFIXES, Bar, transcode
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +40,9 @@ MEMORY = 1_200_000_000
 """Bytes that the decoding of a file may allocate (where the system has ``RLIMIT_AS``)."""
 
 _WATCH_SECONDS = 0.1
+
+this_thread = threading.local()
+""".stopped: the event that ends the work of this thread, and the decoding that it waits for."""
 
 
 def time_limit(seconds: float | None = None) -> float:
@@ -64,7 +70,7 @@ class IsolatedReader:
         self._timeout = self._left = time_limit(timeout)
         self._began = time.monotonic()
         try:
-            self._worker = _pool().take()
+            self._worker: _Worker | None = _idle.pop() if _idle else _Worker()
         except OSError as error:
             raise MediaError(self._path, f"no process can be started to decode it: {error.strerror}") from error
         name = os.fsencode(os.path.abspath(self._path)).decode("latin-1")
@@ -124,13 +130,10 @@ class IsolatedReader:
         if self._worker is not None:
             _LOG.debug("%s: decoded in %.2f s", self._path, time.monotonic() - self._began)
         worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        try:
-            worker.ask({}, self._timeout)
-        except _DeadError:
-            return
-        _pool().give(worker)
+        if worker is not None:
+            with contextlib.suppress(_DeadError):
+                worker.ask({}, self._timeout)
+                _idle.append(worker)
 
     def __enter__(self) -> IsolatedReader:
         return self
@@ -147,41 +150,35 @@ class _Worker:
     """One decoding process; used by one thread at a time."""
 
     def __init__(self) -> None:
-        code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from avfewshot.media import worker; "
+        code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from avfewshot.media import decoders; "
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         paths = json.dumps([root, *(p for p in sys.path if p and p != root)])  # not '': clips may lie beside an av.py
         self._process: Any = subprocess.Popen(
-            [sys.executable, "-c", f"{code}worker.serve({MEMORY})", paths],
+            [sys.executable, "-c", f"{code}decoders.serve({MEMORY})", paths],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")},
             start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends its workers
         )  # fmt: skip
-        self.deadline: float | None = None
-        self.stopped: threading.Event | None = None
-        self._why: str | None = None
         self._answered = False
-        self._watching = threading.Lock()  # the end of an answer and the watch of it exclude each other
-
-    @property
-    def condemned(self) -> bool:
-        """Whether it was ended, if only while its last answer was on the way."""
-        return self._why is not None
+        self._why: str | None = None  # it was ended
 
     def ask(self, request: dict, seconds: float) -> tuple[dict, dict[str, Any]]:
         """Send a request and wait for the answer and its arrays; raise :class:`_DeadError` where none comes."""
-        self.stopped, self.deadline = getattr(this_thread, "stopped", None), time.monotonic() + seconds
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-            if not line.endswith(b"\n"):
-                raise EOFError
-            facts, self._answered = json.loads(line), True
-            arrays = {}
-            for name, kind, shape in facts.pop("arrays", ()):
-                arrays[name] = np.empty(shape, kind)
-                if self._process.stdout.readinto(memoryview(arrays[name]).cast("B")) != arrays[name].nbytes:
+            with self._watched(seconds):
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+                if not line.endswith(b"\n"):
                     raise EOFError
+                facts, self._answered = json.loads(line), True
+                arrays = {}
+                for name, kind, shape in facts.pop("arrays", ()):
+                    arrays[name] = np.empty(shape, kind)
+                    if self._process.stdout.readinto(memoryview(arrays[name]).cast("B")) != arrays[name].nbytes:
+                        raise EOFError
+            if self._why:  # while its answer was on the way: the next file would pay for this one
+                raise EOFError
             return facts, arrays
         except (OSError, EOFError, ValueError):
             self.end()
@@ -189,22 +186,30 @@ class _Worker:
         except BaseException:  # Ctrl-C in the middle of an answer: the process cannot be used any more
             self.end()
             raise
-        finally:
-            with self._watching:
-                self.deadline = None
 
-    def watch(self) -> None:
+    @contextlib.contextmanager
+    def _watched(self, seconds: float) -> Iterator[None]:
         """End the process where it takes too long or is not needed any more; the thread that waits then goes on."""
-        with self._watching:
-            if self.deadline is None:
+        over, stopped, deadline = threading.Event(), getattr(this_thread, "stopped", None), time.monotonic() + seconds
+
+        def watch() -> None:
+            while not over.wait(_WATCH_SECONDS):
+                if stopped is not None and stopped.is_set():
+                    self._why = "was given up"
+                elif time.monotonic() > deadline:
+                    self._why = "took longer than {timeout} s to decode"
+                else:
+                    continue
+                self._process.kill()
                 return
-            if self.stopped is not None and self.stopped.is_set():
-                self._why = "was given up"
-            elif time.monotonic() > self.deadline:
-                self._why = "took longer than {timeout} s to decode"
-            else:
-                return
-            self._process.kill()
+
+        watching = threading.Thread(target=watch, name="avfs-watch", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
 
     def end(self) -> None:
         """End the process, if need be by force."""
@@ -224,55 +229,102 @@ def _died(status: int, answered: bool) -> str:
     return f"the decoder crashed (signal {-status})"
 
 
-class _Pool:
-    """Idle decoding processes, and a thread that watches the busy ones."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._all: set[_Worker] = set()
-        threading.Thread(target=self._watch, name="avfs-watch", daemon=True).start()
-        atexit.register(self._end)
-
-    def take(self) -> _Worker:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        worker = _Worker()
-        with self._lock:
-            self._all = {w for w in self._all if w._process.returncode is None} | {worker}
-        return worker
-
-    def give(self, worker: _Worker) -> None:
-        if worker.condemned:  # the next file would pay for the last one
-            worker.end()
-            return
-        with self._lock:
-            self._idle.append(worker)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(_WATCH_SECONDS)
-            with self._lock:
-                workers = list(self._all)
-            for worker in workers:
-                worker.watch()
-
-    def _end(self) -> None:
-        if os.getpid() == self.pid:
-            for worker in list(self._all):
-                worker.end()
+_idle: list[_Worker] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
 
 
-_pools: list[_Pool] = []
-_pools_lock = threading.Lock()
+# The process itself.
 
 
-def _pool() -> _Pool:
-    with _pools_lock:
-        if (
-            not _pools or _pools[0].pid != os.getpid()
-        ):  # a forked process has the pool of its parent, which is not its own
-            _pools[:] = [_Pool()]
-        return _pools[0]
+def serve(memory: int) -> None:
+    """Answer requests until the parent closes the pipe or dies; see :class:`_Worker` for the other side."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    memory = _limit_memory(memory)
+    gc.freeze()  # what is imported is never looked at again: a collection takes no time
+    with contextlib.ExitStack() as stack:
+        reader: Any = None  # a ClipReader
+        path = Path()
+        for line in sys.stdin.buffer:
+            request = json.loads(line)
+            arrays: list[np.ndarray] = []
+            try:
+                if "read" not in request and "write" not in request:
+                    stack.close()
+                    reader = None  # it holds pictures, and PyAV's decoders refer to themselves
+                    gc.collect()
+                if "path" in request:
+                    if request["options"].get("frame_backend") == "decord" and "decord" not in sys.modules:
+                        _limit_memory(None)  # it comes with torch, whose libraries alone take more than a file may
+                        with contextlib.suppress(ImportError, OSError):
+                            import decord  # noqa: F401
+                            import torch  # noqa: F401 - has to come before decord
+                        _limit_memory(memory)
+                    path = Path(os.fsdecode(request["path"].encode("latin-1")))
+                    reader = ClipReader(path, **request["options"])
+                    stack.callback(reader.close)
+                    info = reader.info
+                    answer = {
+                        "duration": info.duration, "num_segments": info.num_segments, "has_video": info.has_video,
+                        "has_audio": info.has_audio, "warnings": info.warnings, "backend": reader.frame_backend,
+                    }  # fmt: skip
+                elif "read" in request:
+                    clip = reader.read_arrays(*request["read"])
+                    named = [("frames", clip.frames), ("waveform", clip.waveform)]
+                    named = [(name, np.ascontiguousarray(array)) for name, array in named if array is not None]
+                    arrays = [array for _, array in named]
+                    answer = {
+                        "start": clip.start, "last": clip.last, "duration": clip.duration, "warnings": clip.warnings,
+                        "arrays": [[name, array.dtype.str, array.shape] for name, array in named],
+                    }  # fmt: skip
+                elif "write" in request:
+                    wanted: dict[str, Any] = {"above": None, "below": (), **request["write"]}
+                    bars = [None if bar is None else Bar(*bar) for bar in (wanted["above"], *wanted["below"])]
+                    wanted |= {"folder": Path(wanted["folder"]), "above": bars[0], "below": bars[1:]}
+                    answer = {"name": transcode(path, **wanted).name}
+                else:
+                    answer = {}
+            except Exception as error:  # whatever it is, it is this file's failure
+                answer = {"error": _reason(error, memory), "hint": getattr(error, "hint", None)}
+            parts: list[Any] = [json.dumps(answer).encode() + b"\n", *arrays]
+            for part in parts:
+                view = memoryview(part).cast("B")
+                while view:
+                    view = view[out.write(view) :]
+
+
+def _reason(error: Exception, memory: int) -> str:
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):  # of a library
+        return f"needs more memory to decode than the {memory / 1e9:.2g} GB that one file may use"
+    if isinstance(error, MediaError):
+        return error.reason
+    return error.message if isinstance(error, AvfsError) else explain(error)
+
+
+def _limit_memory(memory: int | None) -> int:
+    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit); None: no more do.
+
+    Returns the bytes that are left: fewer where the process was started under a tighter limit.
+    """
+    left = memory or 0
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here, and its dump is of no use
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = hard if memory is None else now + memory
+        limit = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
+        left = limit - now
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    return left
+
+
+def _end_with_parent(parent: int) -> None:
+    """A process that hangs in a decoder would not see that its pipe was closed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

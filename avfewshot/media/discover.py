@@ -60,9 +60,12 @@ def home(path: str | os.PathLike[str]) -> str:
 
 
 def _expand(path: str | Path, recursive: bool) -> list[Path]:
+    def in_folder(folder: str) -> list[Path]:
+        return [Path(file) for file in walk_media([folder], recursive=recursive) if _is_media(file)]
+
     text = home(path)
     if os.path.isdir(text):
-        files = _in_folder(text, recursive)
+        files = in_folder(text)
         if not files:
             below = " or below it" if recursive else ""
             raise UsageError(f"There is no media file in the folder '{path}'{below}.", hint=_known())
@@ -74,16 +77,12 @@ def _expand(path: str | Path, recursive: bool) -> list[Path]:
     for match in glob.iglob(text, recursive=True):
         if os.path.isdir(match):
             # `**` names every folder below by itself.
-            files += [] if "**" in text else _in_folder(match, recursive)
+            files += [] if "**" in text else in_folder(match)
         elif _is_media(match):
             files.append(Path(match))
     if not files:
         raise UsageError(f"No media file matches '{path}'.", hint=_known())
     return files
-
-
-def _in_folder(folder: str, recursive: bool) -> list[Path]:
-    return [Path(file) for file in walk_media([folder], recursive=recursive) if _is_media(file)]
 
 
 def walk_media(
@@ -152,12 +151,9 @@ def _is_media(path: str) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     if name.startswith(".") or suffix not in MEDIA_SUFFIXES:
         return False
-    return suffix not in {".ts", ".mts"} or _is_transport_stream(path)
-
-
-def _is_transport_stream(path: str) -> bool:
-    """Tell an MPEG transport stream from a TypeScript source, which has the same suffix."""
-    try:
+    if suffix not in {".ts", ".mts"}:
+        return True
+    try:  # an MPEG transport stream, and no TypeScript source
         with open(path, "rb") as stream:
             head = stream.read(5)
     except OSError:

@@ -32,6 +32,7 @@ PATIENCE = 10
 
 PROTOCOLS = ("http", "https", "s3")
 _ADDRESS = re.compile(r"(?i)([a-z][a-z0-9+.-]+)://")
+_VERSIONS = ("ETag", "etag", "Content-MD5", "Digest", "Last-Modified", "LastModified")
 _BLOCK = 1 << 20
 _IN_USE = 600.0  # seconds after its last use during which a file is not evicted
 
@@ -83,7 +84,7 @@ def fetch(address: str, *, timeout: float) -> Path:
         if isinstance(size, int) and size > MAX_BYTES:
             raise MediaError(address, _too_large(size))
         version = next((str(about[key]) for key in _VERSIONS if about.get(key)), None)
-        note = _folder() / f"{hashlib.sha256(address.encode()).hexdigest()}.json"
+        note = cache_dir("remote") / f"{hashlib.sha256(address.encode()).hexdigest()}.json"
         kept = _kept(note, version)
         return kept or _download(files, address, note, version, deadline=time.monotonic() + PATIENCE * timeout)
     except (MediaError, UsageError):
@@ -138,19 +139,12 @@ def _too_large(size: int) -> str:
     return f"is too large to be fetched: {size:,} bytes or more (up to {MAX_BYTES:,} are)"
 
 
-_VERSIONS = ("ETag", "etag", "Content-MD5", "Digest", "Last-Modified", "LastModified")
-
-
-def _folder() -> Path:
-    return cache_dir("remote")
-
-
 def _kept(note: Path, version: str | None) -> Path | None:
     """What was fetched before, where the server still names the same version of it."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = json.loads(note.read_text(encoding="utf-8"))
         if version is not None and known["version"] == version and re.fullmatch(r"[0-9a-f]{64}[.\w]*", known["file"]):
-            path = _folder() / known["file"]
+            path = cache_dir("remote") / known["file"]
             os.utime(path)
             return path
     return None
@@ -160,7 +154,7 @@ def _download(files: Any, address: str, note: Path, version: str | None, *, dead
     digest, size = hashlib.sha256(), 0
     suffix = os.path.splitext(unquote(urlsplit(address).path))[1]
     suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix, re.ASCII) else ""
-    fetched = _folder() / f"fetched-{secrets.token_hex(8)}{suffix}"
+    fetched = cache_dir("remote") / f"fetched-{secrets.token_hex(8)}{suffix}"
     with atomic_path(fetched) as temporary:
         # A block size of 0 is one plain request; a size that is given is not asked for, which not every server tells.
         options = {"block_size": 0, "size": 1} if address.lower().startswith("http") else {"block_size": 8 * _BLOCK}
@@ -175,7 +169,7 @@ def _download(files: Any, address: str, note: Path, version: str | None, *, dead
                 target.write(block)
         if not size:
             raise MediaError(address, "is empty (0 bytes)")
-    path = _folder() / f"{digest.hexdigest()}{suffix}"
+    path = cache_dir("remote") / f"{digest.hexdigest()}{suffix}"
     os.replace(fetched, path)
     write_text(note, json.dumps({"address": address, "version": version, "file": path.name}))
     _make_room()
@@ -185,7 +179,7 @@ def _download(files: Any, address: str, note: Path, version: str | None, *, dead
 def _make_room() -> None:
     """Evict the longest unused files, what killed processes left among them."""
     entries = []
-    for item in os.scandir(_folder()):
+    for item in os.scandir(cache_dir("remote")):
         with contextlib.suppress(OSError):
             if not item.name.endswith(".json"):
                 entries.append((item.stat().st_mtime, item.stat().st_size, item.path))

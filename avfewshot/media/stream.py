@@ -1,26 +1,30 @@
 """Media decoded ahead of the model: in order, in bounded memory, and in processes that may die.
 
-Threads of this process keep the order; each asks a decoding process (:mod:`avfewshot.media.worker`) for one file at a
-time. A crash of a decoder, a file that takes too long or too much memory costs that file, which is named; its process
+Threads of this process keep the order; each asks a decoding process (:mod:`avfewshot.media.decoders`) for one file at
+a time. A crash of a decoder, a file that takes too long or too much memory costs that file, which is named; its process
 is replaced. Processes are started when they are first needed (0.2 s), kept for the next files, and end with this one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from avfewshot.errors import AvfsError, UsageError, explain
 from avfewshot.media.clip import Clip, Failure
-from avfewshot.media.decoders import IsolatedReader, time_limit
-from avfewshot.media.ordered import ordered_map, ordered_stream
+from avfewshot.media.decoders import IsolatedReader, this_thread, time_limit
 from avfewshot.media.reader import ClipReader, check_options
 from avfewshot.media.remote import fetch, is_remote
 
-__all__ = ["IsolatedReader", "Reader", "iter_clips", "ordered_map", "read_ahead", "read_isolated"]
+T = TypeVar("T")
+R = TypeVar("R")
 
 Reader = Callable[[Path], Clip]
 """Decodes a whole file; raises an :class:`~avfewshot.errors.AvfsError` where it cannot be read."""
@@ -67,17 +71,14 @@ def iter_clips(
             raise UsageError(f"{name} must be at least {least}, not {value}.")
     timeout = time_limit(timeout)
     options = {"frame_size": frame_size, "modality": modality, "frame_backend": frame_backend}
-    open_reader = (
-        functools.partial(IsolatedReader, timeout=timeout, **options)
-        if workers
-        else (functools.partial(ClipReader, **options))
-    )
+    isolated = functools.partial(IsolatedReader, timeout=timeout, **options)
+    open_reader = isolated if workers else functools.partial(ClipReader, **options)
     chunks = functools.partial(_chunks, open_reader=open_reader, length=chunk_segments)
     items = [path if is_remote(path) else Path(path) for path in paths]
     return ordered_stream(chunks, items, workers=workers, prefetch=prefetch)
 
 
-def _chunks(path: Path | str, open_reader: Callable[[Path], Any], length: int) -> Iterator[Clip | Failure]:
+def _chunks(path: Path | str, open_reader: Callable[[Path], Any], length: int) -> Generator[Clip | Failure]:
     try:
         file = path if isinstance(path, Path) else fetch(path, timeout=time_limit())
         with open_reader(file) as reader:
@@ -105,3 +106,142 @@ def read_isolated(path: str | Path, *, timeout: float | None = None, **options: 
     """Read a whole file in a decoding process; `options` and errors are those of :class:`ClipReader`."""
     with IsolatedReader(path, timeout=timeout, **options) as reader:
         return reader.read()
+
+
+_WAIT_SECONDS = 0.5  # an unlimited wait could not be interrupted by Ctrl-C on Windows
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], *, workers: int) -> Iterator[R]:
+    """``map(function, items)``, computed ahead in threads: at most two items a thread are in work or waiting."""
+
+    def single(item: T) -> Generator[R]:
+        yield function(item)
+
+    return ordered_stream(single, items, workers=workers, prefetch=2 * workers)
+
+
+def ordered_stream(
+    function: Callable[[T], Generator[R]], items: Iterable[T], *, workers: int, prefetch: int
+) -> Iterator[R]:
+    """The results of ``function(item)`` for each item, in order, computed ahead in threads.
+
+    At most `prefetch` results are computed or held beside the one that was handed out. `items` is only advanced by the
+    caller's thread, `prefetch` items ahead. An exception is raised where its result would have come. Closing the
+    iterator, or an exception in the caller's loop, ends the threads and the decoding that they wait for. ``workers=0``
+    calls `function` in the caller's own thread.
+    """
+    if workers < 1:
+        for item in items:
+            yield from function(item)
+        return
+    line, source = _Line(function, prefetch), iter(items)
+    threads: list[threading.Thread] = []
+    try:
+        while True:
+            for item in itertools.islice(source, prefetch - len(line.jobs)):
+                line.put(item)
+                if len(threads) < workers:
+                    threads.append(threading.Thread(target=line.work, name="avfs-decode", daemon=True))
+                    threads[-1].start()
+            if not line.jobs:
+                return
+            for result in line.take_first():
+                yield result.pop()
+    finally:
+        with line.changed:
+            line.stopped.set()
+            line.changed.notify_all()
+        for thread in threads:
+            thread.join()
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """An item and what has been made of it."""
+
+    item: Any
+    # Lists of one, so that a result is held nowhere any more once it is popped.
+    ready: deque[list[Any]] = dataclasses.field(default_factory=deque)
+    begun: bool = False
+    done: bool = False
+    error: BaseException | None = None
+
+
+class _Line:
+    """Jobs in order, worked on by several threads; one more hands the results of the first one out."""
+
+    def __init__(self, function: Callable[[Any], Generator[Any]], limit: int) -> None:
+        self.changed, self.stopped = threading.Condition(), threading.Event()
+        self.jobs: deque[_Job] = deque()
+        self._function, self._limit = function, limit
+        self._held = 0
+
+    def put(self, item: Any) -> None:
+        with self.changed:
+            self.jobs.append(_Job(item))
+            self.changed.notify_all()
+
+    def take_first(self) -> Iterator[list[Any]]:
+        """The results of the first job, which then leaves the line."""
+        job = self.jobs[0]
+        while True:
+            with self.changed:
+                while not job.ready and not job.done:
+                    self.changed.wait(_WAIT_SECONDS)
+                self.changed.notify_all()
+                if not job.ready:
+                    self.jobs.popleft()
+                    break
+                self._held -= 1
+                result = job.ready.popleft()
+            yield result
+        if job.error is not None:
+            raise job.error
+
+    def work(self) -> None:
+        """Work on jobs until there is no need for more; the body of a thread."""
+        this_thread.stopped = self.stopped
+        while True:
+            with self.changed:
+                while (job := next((job for job in self.jobs if not job.begun), None)) is None:
+                    if self.stopped.is_set():
+                        return
+                    self.changed.wait()
+                job.begun = True
+            try:
+                with contextlib.closing(self._function(job.item)) as results:
+                    self._advance(job, results)
+            except BaseException as error:
+                job.error = error
+            with self.changed:
+                job.done = True
+                self.changed.notify_all()
+
+    def _advance(self, job: _Job, results: Generator[Any]) -> None:
+        while self._reserve(job):
+            result = []
+            try:
+                result = [next(results)]
+            except StopIteration:
+                return
+            finally:
+                with self.changed:
+                    if result:
+                        job.ready.append(result)
+                    else:
+                        self._held -= 1
+                    self.changed.notify_all()
+
+    def _reserve(self, job: _Job) -> bool:
+        """Wait for room for one more result; False if there is no more need for it.
+
+        The last place is kept for the job that is handed out now: if those behind it could take all places, it could
+        not go on, and they would never be handed out.
+        """
+        with self.changed:
+            while not self.stopped.is_set():
+                if self._held < self._limit - (job is not self.jobs[0]):
+                    self._held += 1
+                    return True
+                self.changed.wait()
+            return False

@@ -6,21 +6,24 @@ above the seconds of the collection; `both` is the mean of sight and sound, wher
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import UsageError
-from avfewshot.store.clips import StoredClip
+from avfewshot.io import atomic_path
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
+    from avfewshot.store.store import StoredClip
 
 Floats = npt.NDArray[np.float32]
 MODALITIES = ("visual", "audio")
@@ -29,6 +32,8 @@ BY: dict[str, tuple[str, ...]] = {"sight": ("visual",), "sound": ("audio",), "bo
 _SAMPLE = 4096  # seconds that tell how cosines are spread
 _CANDIDATES = 100  # seconds looked at for each clip that is wanted
 _CHUNK = 50_000
+_TRAINED = 20_000  # rows that a quantiser is trained on
+_INDEXED = 100_000  # fewer rows are compared one by one
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,8 @@ class Search:
         for name in MODALITIES:
             order = self._order[name]
             rows = np.repeat(self._starts[name][order], self._seconds[order])
-            offsets = np.arange(len(rows)) - np.repeat(np.cumsum(self._seconds[order]) - self._seconds[order],
-                                                       self._seconds[order])  # fmt: skip
+            before = np.cumsum(self._seconds[order]) - self._seconds[order]
+            offsets = np.arange(len(rows)) - np.repeat(before, self._seconds[order])
             picked = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)) if len(rows) else []
             made[name] = np.asarray(self._vectors[name][(rows + offsets)[picked]])
         return made
@@ -197,6 +202,31 @@ class Search:
         ]
         there = {name: round(float(values[best]), 4) for name, values in cosines.items() if not np.isnan(values[best])}
         return Hit(clip.path, clip.duration, round(float(scores[best]), 4), best, there, moments)
+
+
+def open_index(path: Path, vectors: Floats) -> Any | None:
+    """An index of faiss of all `vectors`, brought up to date; None for few of them, or without faiss."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    if len(vectors) < _INDEXED:
+        return None
+    index, indexed = None, 0
+    with contextlib.suppress(Exception):  # missing or damaged: it is made again
+        index = faiss.read_index(str(path))
+        indexed = index.ntotal if index.d == vectors.shape[1] and index.ntotal <= len(vectors) else 0
+    # Trained anew, too, where what it was trained on is a small part by now.
+    if index is None or not indexed or len(vectors) > 4 * indexed:
+        width, indexed = vectors.shape[1], 0
+        index = faiss.index_factory(width, f"PQ{width // 2}x4fs", faiss.METRIC_INNER_PRODUCT)
+        index.train(np.ascontiguousarray(vectors[:: max(1, len(vectors) // _TRAINED)]))
+    if indexed < len(vectors):
+        for start in range(indexed, len(vectors), 100_000):
+            index.add(np.ascontiguousarray(vectors[start : start + 100_000]))
+        with contextlib.suppress(OSError), atomic_path(path) as temporary:  # a folder that is only to be read
+            faiss.write_index(index, str(temporary))
+    return index
 
 
 def word_query(classifier: Classifier, text: str) -> dict[str, Floats]:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,7 @@ from avfewshot.media.clip import Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import Thumbnail, jpeg_source, spread
 from avfewshot.store import writer
-from avfewshot.store.clips import Changes, StoredClip, stored_name
-from avfewshot.store.index import open_index
-from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, parse_like, word_query
+from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, open_index, parse_like, word_query
 from avfewshot.store.writer import Thumbnailed, connect, embed_files, rows_file
 
 if TYPE_CHECKING:
@@ -34,6 +33,59 @@ if TYPE_CHECKING:
 _OF_TOWERS = frozenset(
     "backbone weights precision seed clip_weights clap_weights roberta templates audio_context".split()
 )
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip of a store."""
+
+    id: int
+    path: str  # absolute, or an address
+    real: str  # without links
+    size: int  # 0 at an address
+    mtime: int  # nanoseconds; likewise
+    duration: float
+    seconds: int  # T
+    visual: int | None  # its first row of T; None without video
+    audio: int | None
+    warnings: tuple[str, ...]
+    error: str | None  # why it could not be embedded; it has no rows then
+
+    @property
+    def source(self) -> Path | str:
+        """What :meth:`Classifier.classify` takes."""
+        return self.path if is_remote(self.path) else Path(self.path)
+
+    def is_current(self) -> bool:
+        """Whether the file is the one that was embedded; what lies at an address is taken to stay."""
+        if is_remote(self.path):
+            return True
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime)
+
+
+@dataclass
+class Changes:
+    """How files differ from what a store holds."""
+
+    new: list[Path | str] = field(default_factory=list)
+    changed: list[Path | str] = field(default_factory=list)
+    gone: list[StoredClip] = field(default_factory=list)
+    kept: int = 0
+    failed: list[Failure] = field(default_factory=list)  # could not be embedded before, and have not changed since
+
+    @property
+    def to_embed(self) -> list[Path | str]:
+        """What has to be decoded, in order."""
+        return sorted([*self.new, *self.changed], key=str)
+
+
+def stored_name(path: str | os.PathLike[str]) -> str:
+    """What a clip is stored under."""
+    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
 class Store:
@@ -134,10 +186,9 @@ class Store:
 
     def of(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
         """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""
-        starts = {"visual": clip.visual, "audio": clip.audio}
         visual, audio = (
             None if start is None else self._vectors[name][start : start + clip.seconds]
-            for name, start in starts.items()
+            for name, start in (("visual", clip.visual), ("audio", clip.audio))
         )
         return visual, audio
 
@@ -179,16 +230,14 @@ class Store:
         """A JPEG of a second of a clip; None where it has no picture."""
         clip = self.clips.get(stored_name(path))
         query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
-        found = self._select(query, (clip.id, second)) if clip else []
-        return found[0][0] if found else None
+        return next((row[0] for row in self._select(query, (clip.id, second))), None) if clip else None
 
     def pictures(self, path: str | os.PathLike[str], count: int) -> list[Thumbnail]:
         """At most `count` evenly spaced ones of a clip as it is now; none where the store does not hold it."""
         clip = self.find_clip(path)
         seconds = spread(clip.seconds, count) if clip else []
-        return [
-            Thumbnail(second, jpeg_source(picture)) for second in seconds if (picture := self.thumbnail(path, second))
-        ]
+        found = ((second, self.thumbnail(path, second)) for second in seconds)
+        return [Thumbnail(second, jpeg_source(picture)) for second, picture in found if picture]
 
     def find_clip(self, path: str | os.PathLike[str]) -> StoredClip | None:
         """The embedded clip of a file that has not changed since, by whichever link it is named."""
@@ -219,14 +268,6 @@ class Store:
                 f"for differs in {', '.join(sorted(wrong))}.",
                 hint="Use the same --backbone, weights, --precision and --audio-context, or embed into another store.",
             )
-
-    def classifier(self, device: str = "auto") -> Classifier:
-        """The towers that embedded it."""
-        from avfewshot.inference.loading import load
-
-        classifier = load(**self.model, device=device)
-        self.check(classifier.embedding_identity)
-        return classifier
 
     def find(
         self,
@@ -284,7 +325,11 @@ class Store:
     def towers(self, device: str = "auto") -> Classifier:
         """The towers that embedded it, loaded when they are first asked for."""
         if self._towers is None:
-            self._towers = self.classifier(device)
+            from avfewshot.inference.loading import load
+
+            towers = load(**self.model, device=device)
+            self.check(towers.embedding_identity)
+            self._towers = towers
         return self._towers
 
     def search(self, *, exact: bool = False) -> Search:
@@ -358,9 +403,6 @@ class Store:
 
     def index(self) -> dict[str, Any]:
         """Indexes of faiss by modality, up to date; none for few rows or without faiss: all rows are compared."""
-        made = {}
-        for name in MODALITIES:
-            path = rows_file(self.folder, name, self.generation).with_suffix(".index")
-            if (index := open_index(path, self.vectors(name))) is not None:
-                made[name] = index
-        return made
+        places = {name: rows_file(self.folder, name, self.generation).with_suffix(".index") for name in MODALITIES}
+        made = {name: open_index(path, self.vectors(name)) for name, path in places.items()}
+        return {name: index for name, index in made.items() if index is not None}

@@ -27,12 +27,12 @@ from avfewshot.io import atomic_path, naming, try_lock
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
-from avfewshot.store.clips import StoredClip
 from avfewshot.store.search import MODALITIES
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.features import EmbeddedFile
+    from avfewshot.store.store import StoredClip
 
 Thumbnailed = Generator["tuple[EmbeddedFile | Failure, dict[int, bytes]]", None, None]
 """Embeddings of files in order, or what was wrong, with thumbnails by second."""
@@ -104,23 +104,18 @@ def writing(folder: Path) -> Iterator[Writer]:
     Raises:
         UsageError: Another process writes into it.
     """
-    with _written(folder), _locked(folder), contextlib.closing(connect(folder, "rw")) as database:
-        writer = Writer(folder, database)
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as stream:
+    with _written(folder), open(folder / ".lock", "w") as stream:
         until = time.monotonic() + _PATIENCE
         while not try_lock(stream.fileno(), otherwise=True):
             if time.monotonic() > until:
                 raise UsageError(f"{folder}: another process writes into it.", hint="Wait for it.")
             time.sleep(0.1)
-        yield
+        with contextlib.closing(connect(folder, "rw")) as database:
+            writer = Writer(folder, database)
+            try:
+                yield writer
+            finally:
+                writer.close()
 
 
 @contextlib.contextmanager

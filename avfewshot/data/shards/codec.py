@@ -12,7 +12,7 @@ from pathlib import Path
 
 from avfewshot.data.shards.record import ClipRecord, DamagedClipError
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.media.codec import DamagedError, decode_pictures, decode_sound, encode_picture, encode_sound
+from avfewshot.media.clip_cache import DamagedError, decode_pictures, decode_sound, encode_picture, encode_sound
 
 DEFAULT_QUALITY = 95
 SOUND = "flac"
