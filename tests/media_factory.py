@@ -1,7 +1,7 @@
 """Makes small media files with PyAV: pictures that carry their own frame number, and tones whose time can be told.
 
-Nothing here knows the package under test. The picture of frame ``n`` is a moving coloured gradient below a row of
-black and white blocks that spell ``n`` in binary, so that a test can read from the pixels which frame it was given.
+Nothing here but :func:`strike` knows the package under test. The picture of frame ``n`` is a moving coloured gradient
+below a row of black and white blocks that spell ``n`` in binary: a test can read from the pixels which frame it is.
 """
 
 from __future__ import annotations
@@ -312,6 +312,20 @@ def make_video(folder: Path, name: str) -> Path:
     if not path.exists():
         write_media(path, **{"seconds": 3.0, **VIDEOS[name][0]})
     return path
+
+
+def strike(monkeypatch, file: str, number: int) -> None:
+    """Let a signal meet every decoder that is asked to open a file of that name."""
+    from avfewshot.media import decoders
+
+    ask = decoders._Worker.ask
+
+    def ask_and_strike(worker, request, seconds):
+        if request.get("path", "").endswith(file):
+            os.kill(worker._process.pid, number)
+        return ask(worker, request, seconds)
+
+    monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
 
 
 def make_hour(path: Path) -> Path:

@@ -43,10 +43,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ten_seconds(folder) -> Path:
-    """A video of ten seconds that can be played before it has arrived whole."""
-    options = {"movflags": "+faststart"}
-    return write_media(folder / "ten.mp4", seconds=10.0, audio=tone(10.0), container_options=options)
+def ten_seconds(folder) -> dict[str, Path]:
+    """Ten seconds in several formats; the mp4 can be played before it has arrived whole."""
+    options = {"container_options": {"movflags": "+faststart"}}
+    videos = [
+        write_media(folder / f"ten.{kind}", seconds=10.0, audio=tone(10.0), **(options if kind == "mp4" else {}))
+        for kind in ("mp4", "mkv", "ts")
+    ]
+    sounds = [write_audio(folder / f"ten.{kind}", tone(10.0)) for kind in ("mp3", "wav", "flac")]
+    return {path.suffix[1:]: path for path in (*videos, *sounds)}
 
 
 # Clips.
@@ -288,41 +293,32 @@ def test_bytes_behind_the_end_are_no_sign_of_truncation(folder, tmp_path):
     assert read_clip(path, frame_size=8).warnings == ()
 
 
-@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
-def test_what_has_arrived_of_a_truncated_file_is_read_with_a_warning(folder, ten_seconds, tmp_path, backend, capfd):
-    sources = [
-        ten_seconds,
-        write_media(folder / "ten.mkv", seconds=10.0, audio=tone(10.0)),
-        write_audio(folder / "ten.mp3", tone(10.0)),
-        write_audio(folder / "ten.wav", tone(10.0)),
-        write_audio(folder / "ten.flac", tone(10.0)),
-    ]
-    for source in sources if backend == "pyav" else sources[:2]:  # sound is not decord's
-        cut = truncated(source, tmp_path / f"cut-{source.name}", 0.55)
-        clip = read_clip(cut, frame_size=32, frame_backend=backend)
+@pytest.mark.parametrize(
+    ("backend", "kinds"),
+    [("pyav", "mp4 mkv mp3 wav flac"), pytest.param("decord", "mp4 mkv", marks=needs_decord)],  # sound is not decord's
+)
+def test_what_has_arrived_of_a_truncated_file_is_read_with_a_warning(ten_seconds, tmp_path, backend, kinds, capfd):
+    for kind in kinds.split():
+        source = ten_seconds[kind]
+        clip = read_clip(truncated(source, tmp_path / source.name, 0.55), frame_size=32, frame_backend=backend)
         assert 4 <= clip.num_segments <= 7
         assert any("truncated" in warning for warning in clip.warnings)
         assert clip.waveform[: SAMPLE_RATE * 4].abs().max() > 0.3
-        if source.suffix in {".mp4", ".mkv"}:
+        if kind in {"mp4", "mkv"}:
             assert torch.equal(clip.frames[:4], read_clip(source, frame_size=32).frames[:4])
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=needs_decord)])
-def test_what_is_whole_of_a_damaged_file_is_read_with_a_warning(folder, ten_seconds, tmp_path, backend, capfd):
-    sources = [
-        ten_seconds,
-        write_media(folder / "damaged.mkv", seconds=10.0, audio=tone(10.0)),
-        write_media(folder / "damaged.ts", seconds=10.0, audio=tone(10.0)),
-        write_audio(folder / "damaged.flac", tone(10.0)),
-    ]
-    for source in sources if backend == "pyav" else sources[:2]:
-        path = damaged(source, tmp_path / f"bad-{source.name}", 0.4, 0.6)
-        clip = read_clip(path, frame_size=32, frame_backend=backend)
-        whole = read_clip(source, frame_size=32)
+@pytest.mark.parametrize(
+    ("backend", "kinds"), [("pyav", "mp4 mkv ts flac"), pytest.param("decord", "mp4 mkv", marks=needs_decord)]
+)
+def test_what_is_whole_of_a_damaged_file_is_read_with_a_warning(ten_seconds, tmp_path, backend, kinds, capfd):
+    for kind in kinds.split():
+        source = ten_seconds[kind]
+        path = damaged(source, tmp_path / source.name, 0.4, 0.6)
+        clip, whole = read_clip(path, frame_size=32, frame_backend=backend), read_clip(source, frame_size=32)
         assert clip.num_segments == 10
-        told = [w for w in clip.warnings if "damaged" in w or "missing" in w or "no pictures" in w]
-        assert told, source.name
+        assert [w for w in clip.warnings if "damaged" in w or "missing" in w or "no pictures" in w], kind
         for part in (slice(0, 3), slice(8, 10)):
             assert (clip.audio_segments[part] - whole.audio_segments[part]).abs().mean() < 0.01
             if clip.frames is not None:
@@ -332,7 +328,7 @@ def test_what_is_whole_of_a_damaged_file_is_read_with_a_warning(folder, ten_seco
 
 def test_a_file_of_which_nothing_is_whole_is_one_error(ten_seconds, tmp_path, capfd):
     path = tmp_path / "header.mp4"
-    data = bytearray(ten_seconds.read_bytes())
+    data = bytearray(ten_seconds["mp4"].read_bytes())
     start = data.index(b"mdat") + 4
     data[start:] = b"\xff" * (len(data) - start)  # noise may now and then pass for sound
     path.write_bytes(data)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_factory import tone, write_audio, write_media
+from media_factory import strike, tone, write_audio, write_media
 
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.media import SAMPLE_RATE, Clip, Failure, decoders, iter_clips, read_clip
@@ -223,30 +223,16 @@ def running() -> list[int]:
     return [worker._process.pid for worker in decoders._idle if worker._process.poll() is None]
 
 
-class Mischief:
-    """Stops the decoder that has opened a certain file, from outside."""
-
-    def __init__(self, monkeypatch, file: Path, number: signal.Signals) -> None:
-        ask = decoders._Worker.ask
-
-        def ask_and_strike(worker, request, seconds):
-            if request.get("path", "").endswith(file.name):
-                os.kill(worker._process.pid, number)
-            return ask(worker, request, seconds)
-
-        monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
-
-
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
 def test_a_decoder_that_dies_costs_its_file_only(files, monkeypatch, number):
-    Mischief(monkeypatch, files[1], number)
+    strike(monkeypatch, files[1].name, number)
     got = list(iter_clips(files, frame_size=16, workers=2))
     assert [one.ok for one in got] == [True, False, True, True]
     assert got[1] == Failure(str(files[1]), f"the decoder crashed (signal {int(number)}, {number.name})")
 
 
 def test_a_file_that_takes_too_long_is_given_up_and_named(files, monkeypatch):
-    Mischief(monkeypatch, files[1], signal.SIGSTOP)
+    strike(monkeypatch, files[1].name, signal.SIGSTOP)
     got = list(iter_clips(files, frame_size=16, workers=1, timeout=6))  # in which a process has to start, too
     assert [one.ok for one in got] == [True, False, True, True]
     assert got[1].error == "took longer than 6 s to decode"
@@ -283,7 +269,7 @@ def test_a_decoder_that_is_ended_while_its_last_answer_arrives_is_not_given_to_t
 
 
 def test_the_environment_sets_the_time_limit_of_all_that_decode(files, monkeypatch):
-    Mischief(monkeypatch, files[1], signal.SIGSTOP)
+    strike(monkeypatch, files[1].name, signal.SIGSTOP)
     monkeypatch.setenv("AVFS_TIMEOUT", "1")
     with pytest.raises(MediaError, match="took longer than 1 s"):
         module.read_isolated(files[1])
@@ -293,7 +279,7 @@ def test_the_environment_sets_the_time_limit_of_all_that_decode(files, monkeypat
 
 
 def test_closing_ends_a_decoder_that_hangs(files, monkeypatch):
-    Mischief(monkeypatch, files[1], signal.SIGSTOP)
+    strike(monkeypatch, files[1].name, signal.SIGSTOP)
     clips = iter_clips(files, frame_size=16, workers=2)
     next(clips)
     began = time.monotonic()

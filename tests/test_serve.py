@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_factory import tone, write_media
+from media_factory import strike, tone, write_media
 
 pytest.importorskip("fastapi", reason='pip install "avfewshot[app]"')
 from fastapi.testclient import TestClient
@@ -30,7 +30,6 @@ from avfewshot.cli.app import run
 from avfewshot.errors import DataError
 from avfewshot.inference.loading import load
 from avfewshot.labels import LabelSet
-from avfewshot.media import decoders
 from avfewshot.methods.active import suggest
 from avfewshot.store.store import Store
 
@@ -493,14 +492,7 @@ def test_malformed_requests_are_refused(serve, body):
 
 
 def test_a_hostile_clip_costs_a_worker_and_not_the_server(serve, monkeypatch):
-    ask = decoders._Worker.ask
-
-    def ask_and_strike(worker, request, seconds):
-        if request.get("path", "").endswith("hostile.mp4"):
-            os.kill(worker._process.pid, signal.SIGSEGV)
-        return ask(worker, request, seconds)
-
-    monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
+    strike(monkeypatch, "hostile.mp4", signal.SIGSEGV)
     served = serve()
     client = served.client()
     clip = (serve.folder / "a0.mp4").read_bytes()

@@ -322,21 +322,7 @@ class Workspace:
 
     def learn(self) -> dict[str, Any] | None:
         """Learn from all that is labelled and embedded; the scores follow. Gives the facts, None with too little."""
-        with self.compute:
-            with self.lock:
-                labels = self._labels()
-                marked = [(e.file, e.mark.copy()) for e in self.entries if e.mark and e.file is not None]
-                before = self._learnt
-            learnt = None if labels is None else learn(self.classifier, labels, marked, before, self.templates)
-            model = None if labels is None else Model(self.classifier, labels, learnt)
-            with self.lock:
-                self._learnt, self._model = learnt, model
-                self.version += 1
-                doubted = {*(before.facts["doubted"] if before else ()), *(learnt.facts["doubted"] if learnt else ())}
-                for entry in self.entries:
-                    entry.version = self.version if str(entry.path) in doubted else entry.version
-                self._changed.notify_all()
-            return learnt.facts if learnt else None
+        return self._new_model(learning=True)
 
     def suggest(self, count: int) -> list[int]:
         """Numbers of the clips to label next."""
@@ -442,18 +428,24 @@ class Workspace:
             self._changed.notify_all()
             return entry
 
-    def _labels(self) -> LabelSet | None:
-        return LabelSet.from_wordings(self.classes) if self.classes else None
-
-    def _new_model(self) -> None:
+    def _new_model(self, *, learning: bool) -> dict[str, Any] | None:
         with self.compute:
             with self.lock:
-                self._rebuild = False
-                labels, learnt = self._labels(), self._learnt
+                labels = LabelSet.from_wordings(self.classes) if self.classes else None
+                marked = [(e.file, e.mark.copy()) for e in self.entries if e.mark and e.file is not None]
+                before = learnt = self._learnt
+                self._rebuild = self._rebuild and learning
+            if learning:
+                learnt = None if labels is None else learn(self.classifier, labels, marked, before, self.templates)
             model = None if labels is None else Model(self.classifier, labels, learnt)
             with self.lock:
-                self._model = model
+                self._learnt, self._model = learnt, model
                 self.version += 1
+                doubted = {path for some in (before, learnt) if learning and some for path in some.facts["doubted"]}
+                for entry in self.entries:
+                    entry.version = self.version if str(entry.path) in doubted else entry.version
+                self._changed.notify_all()
+            return learnt.facts if learnt else None
 
     def _work(self) -> None:
         while not self.closing.is_set():
@@ -469,7 +461,7 @@ class Workspace:
                     continue
             try:
                 if rebuild:
-                    self._new_model()
+                    self._new_model(learning=False)
                 elif learn_now:
                     self._learn_when_embedded = False
                     self.learn()

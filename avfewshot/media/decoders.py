@@ -70,7 +70,7 @@ class IsolatedReader:
         self._timeout = self._left = time_limit(timeout)
         self._began = time.monotonic()
         try:
-            self._worker: _Worker | None = _idle.pop() if _idle else _Worker()
+            self._worker: _Worker | None = _take()
         except OSError as error:
             raise MediaError(self._path, f"no process can be started to decode it: {error.strerror}") from error
         name = os.fsencode(os.path.abspath(self._path)).decode("latin-1")
@@ -131,7 +131,7 @@ class IsolatedReader:
             _LOG.debug("%s: decoded in %.2f s", self._path, time.monotonic() - self._began)
         worker, self._worker = self._worker, None
         if worker is not None:
-            with contextlib.suppress(_DeadError):
+            with contextlib.suppress(_DeadError):  # it is not used again
                 worker.ask({}, self._timeout)
                 _idle.append(worker)
 
@@ -232,6 +232,12 @@ def _died(status: int, answered: bool) -> str:
 _idle: list[_Worker] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
+
+
+def _take() -> _Worker:
+    with contextlib.suppress(IndexError):
+        return _idle.pop()
+    return _Worker()
 
 
 # The process itself.

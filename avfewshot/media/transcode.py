@@ -92,10 +92,10 @@ def transcode(
                         if begin <= time and (end is None or time < end):
                             pictures.add(frame, float(time), time - Fraction(start))
                             written += 1
-                if pictures is None or pictures.begun:
+                if pictures is None or pictures.size:
                     out.mux(waiting)
                     waiting = []
-            if not written or (pictures is not None and not pictures.begun):
+            if not written or (pictures is not None and not pictures.size):
                 raise MediaError(source, f"holds nothing from {start:g} s on")
             if pictures is not None:
                 pictures.close()
@@ -115,22 +115,17 @@ class _Pictures:
         self._stream.codec_context.time_base = Fraction(1, 90_000)
         self._stream.codec_context.thread_count = 2  # each holds pictures, and memory is bounded
         self._stream.options = {"preset": "veryfast", "crf": "20"} if codec == "libx264" else {"qscale": "3"}
-        self._size: tuple[int, int] | None = None
+        self.size: tuple[int, int] | None = None  # of the first picture
         self._last = -1
-
-    @property
-    def begun(self) -> bool:
-        """Whether there was a picture."""
-        return self._size is not None
 
     def add(self, frame: VideoFrame, time: float, moved: Fraction) -> None:
         """Write on a picture of a time, and encode it at the time that it has in the new file."""
         image = Image.fromarray(upright(frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")))
-        if self._size is None:
-            self._size = max(2, image.width // 2 * 2), max(2, image.height // 2 * 2)
-            self._stream.width, self._stream.height = self._size
-        if image.size != self._size:
-            image = image.resize(self._size)
+        if self.size is None:
+            self.size = max(2, image.width // 2 * 2), max(2, image.height // 2 * 2)
+            self._stream.width, self._stream.height = self.size
+        if image.size != self.size:
+            image = image.resize(self.size)
         if self._above is not None:
             _write(image, self._above, top=True)
         if self._below:
@@ -143,7 +138,7 @@ class _Pictures:
 
     def close(self) -> None:
         """Encode what is waiting."""
-        if self._size is not None:
+        if self.size is not None:
             self._out.mux(self._stream.encode(None))
 
 
