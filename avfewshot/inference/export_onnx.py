@@ -220,7 +220,7 @@ class _Answers(nn.Module):
             return said.probabilities, said.segment_probabilities, said.weights
         columns = [row for row in range(len(head._labels)) if row != head._none]
         tuned = Traced(said.probabilities[None][:, columns].clamp(min=1e-12).log())
-        dims = dict(zip(MODALITIES, head._dims, strict=True))
+        dims: dict[str, int] = dict(zip(MODALITIES, head._dims, strict=True))
         frozen = {name: values[:, : dims[name]].double() for name, values in given.items()}
         whole = {name: values[None] for name, values in frozen.items()}
         clip = _columns(head, self._scores(whole, tuned).joined)
