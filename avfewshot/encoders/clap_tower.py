@@ -190,8 +190,12 @@ class MelFrontEnd(nn.Module):
         native, columns = self.config.native_samples, self.config.columns
         with torch.autocast(waveforms.device.type, enabled=False):
             waveforms = waveforms.float()[:, :native]
-            waveforms = waveforms.repeat(1, native // waveforms.shape[1])
-            waveforms = F.pad(waveforms, (0, native - waveforms.shape[1]))
+            samples, hop = waveforms.shape[1], self.config.hop
+            repeats = native // samples
+            recurs = repeats > 3 and samples % hop == 0 and samples * repeats == native and samples >= self.config.n_fft
+            waveforms = waveforms.repeat(1, 3 if recurs else repeats)
+            if not recurs:
+                waveforms = F.pad(waveforms, (0, native - waveforms.shape[1]))
             # The row of the Fourier matrix for frequency zero is the window itself.
             power = self._power(waveforms, branch.spectrogram_extractor.stft.conv_real.weight[0, 0])
             filters = branch.logmel_extractor.melW if self.htk_filters is None else self.htk_filters
@@ -199,6 +203,10 @@ class MelFrontEnd(nn.Module):
             norm = branch.bn0
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             mels = torch.addcmul(norm.bias, decibels - norm.running_mean, scale)
+            if recurs:  # between the first and the last repetition frames are those of the second
+                frames = samples // hop
+                first, middle, last = mels.tensor_split((frames, 2 * frames), dim=1)
+                mels = torch.cat([first, *[middle] * (repeats - 2), last], dim=1)
             if mels.shape[1] == columns:
                 return mels
             size = (columns, mels.shape[2])
