@@ -76,6 +76,17 @@ def contents(folder):
     }
 
 
+def assert_same(one, other):
+    """Two entries of contents agree up to rounding.
+
+    To the bit only if their seconds went through the towers in batches of one size: a BLAS adds up in another order
+    where there are few rows. Another clip or second differs by more than a thousand times this.
+    """
+    assert one[0] == other[0]
+    for mine, yours in zip(one[1:], other[1:], strict=True):
+        np.testing.assert_allclose(np.frombuffer(mine, "<f4"), np.frombuffer(yours, "<f4"), rtol=0, atol=1e-6)
+
+
 def test_a_store_holds_what_the_towers_make_of_each_second(embedded, classifier):
     store = Store(embedded)
     assert len(store) == 9
@@ -108,8 +119,8 @@ def test_new_changed_and_gone_clips(copy):
     after = contents(copy / "store")
     name = f"clips/{CLASSES[0]}"
     assert f"{name}/0.mp4" not in after
-    assert after["clips/new.mp4"] == before[f"{name}/0.mp4"]
-    assert after[f"{name}/2.mp4"] == before[f"{name}/1.mp4"]
+    assert_same(after["clips/new.mp4"], before[f"{name}/0.mp4"])
+    assert_same(after[f"{name}/2.mp4"], before[f"{name}/1.mp4"])
     assert after[f"{name}/1.mp4"] == before[f"{name}/1.mp4"]
 
 
@@ -199,7 +210,10 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
     assert len(Store(world / "killed")) == 6
     assert (world / "killed" / "visual-1.f32").stat().st_size > Store(world / "killed").vectors("visual").nbytes
     assert "3 new, 0 changed, 0 gone, 6 as before" in embed(world, store="killed")
-    assert contents(world / "killed") == contents(embedded)
+    ended, undisturbed = contents(world / "killed"), contents(embedded)
+    assert ended.keys() == undisturbed.keys()
+    for name in ended:
+        assert_same(ended[name], undisturbed[name])
     assert (world / "killed" / "visual-1.f32").stat().st_size == Store(world / "killed").vectors("visual").nbytes
 
 

@@ -225,8 +225,8 @@ class Embedder:
     Without adapters segments are independent of each other, and batches are cut without regard to files: those of many
     short files share one, and an hour-long file, which comes in chunks, takes many. With adapters, which connect sight
     and sound and look at several seconds, files are cut into windows, and windows of one length share batches; a clip
-    that lacks a modality is masked. What a file gives does not depend on the files beside it. Memory is bounded by a
-    few batches and one chunk, plus the embeddings of the files under way.
+    that lacks a modality is masked. What a file gives does not depend on the files beside it, but for rounding. Memory
+    is bounded by a few batches and one chunk, plus the embeddings of the files under way.
 
     Args:
         model: With or without adapters.
