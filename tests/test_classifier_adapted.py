@@ -24,7 +24,7 @@ from avfewshot.inference.logits import background_feature
 from avfewshot.media.reader import read_clip
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
-from avfewshot.models.checkpoint import AdapterConfig, write_adapter
+from avfewshot.models.checkpoint import AdapterConfig, load_adapter, write_adapter
 
 LABELS = ("red ball", "bell", "dog")
 OPTIONS = {"device": "cpu", "precision": "fp32", "weights": "random"}
@@ -270,6 +270,15 @@ def test_a_decision_that_makes_no_sense_is_refused(make, decision, message):
         make(decision=decision)
 
     assert "config.json" in caught.value.message
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2, "1", None])
+def test_a_format_that_no_version_wrote_is_refused(tmp_path, backbone, value):
+    folder = checkpoint(tmp_path / "adapter", backbone)
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {"format": value}))
+    with pytest.raises(DataError, match="has format"):
+        load_adapter(folder)
 
 
 def test_another_backbone_is_refused(make):

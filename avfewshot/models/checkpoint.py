@@ -193,10 +193,10 @@ def load_adapter(path: str | os.PathLike[str], backbone: Backbone | None = None)
     folder = find_checkpoint(path)
     document = read_json(folder / CONFIG_NAME)
     stored = document.get("format")
-    if not isinstance(stored, int) or stored > FORMAT:
+    if type(stored) is not int or not 1 <= stored <= FORMAT:
         raise DataError(
             f"{folder / CONFIG_NAME}: has format {stored!r}, this version reads up to {FORMAT}.",
-            hint="Install a newer avfewshot.",
+            hint="Install a newer avfewshot, or train it again.",
         )
     config = AdapterConfig.from_dict(document, where=folder / CONFIG_NAME)
     tensors_path = folder / TENSORS_NAME
