@@ -12,7 +12,7 @@ from media_factory import tone, write_audio, write_media
 from sample_results import clip, run_info
 
 from avfewshot.cli.app import run
-from avfewshot.errors import MediaError
+from avfewshot.errors import AvfsError, MediaError
 from avfewshot.media import decoders
 from avfewshot.media.reader import read_clip
 from avfewshot.media.transcode import transcode
@@ -22,6 +22,13 @@ from avfewshot.reports.timelines import OverlayWriter
 def packets(path):
     with av.open(str(path)) as media:
         return [bytes(packet) for packet in media.demux(audio=0) if packet.size]
+
+
+@pytest.mark.parametrize("place", ["/proc/out", "file/out"])
+def test_a_folder_that_cannot_be_made_is_told_before_the_first_clip(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(AvfsError, match="out: cannot be written: "):
+        OverlayWriter(tmp_path / place).begin(run_info())
 
 
 def test_labels_are_burnt_in_and_the_sound_is_the_same(tmp_path):

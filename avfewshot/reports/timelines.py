@@ -194,8 +194,12 @@ class OverlayWriter(Writer):
         self._labels: list[str] = []
 
     def begin(self, run: RunInfo) -> None:
-        """Note the labels, for their colours."""
+        """Note the labels, for their colours; make the folder."""
         self._labels = list(run.labels)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AvfsError(f"--overlay {self._folder}: cannot be written: {error.strerror}.") from None
 
     def add(self, result: ClipResult | Failure) -> None:
         """Draw and encode a clip."""
