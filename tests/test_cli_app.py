@@ -317,6 +317,14 @@ def test_a_log_file_has_everything_even_of_a_quiet_run(told, capsys):
     assert "--log-file no/folder/run.log: cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"\0\0\0 ftypisom", b"dog barking\n", b"2026 dogs\n"])
+def test_a_log_is_not_appended_to_what_is_none(told, capsys, content):
+    Path("0.mp4").write_bytes(content)
+    assert run(["config", "--log-file", "0.mp4"]) == 2
+    assert "--log-file 0.mp4: is a file, but no log" in capsys.readouterr().err
+    assert Path("0.mp4").read_bytes() == content
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_on_a_full_disk_is_said_once(told, capsys):
     assert run(["config", "--log-file", "/dev/full"]) == 1

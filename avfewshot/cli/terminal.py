@@ -51,6 +51,10 @@ def be_verbose(level: int) -> None:
 def log_to(path: Path) -> None:
     """Append all that is told, log messages of every level and tracebacks to a file."""
     try:
+        if path.is_file() and path.stat().st_size:
+            with open(path, "rb") as stream:
+                if not re.match(rb"\d{4}-\d\d-\d\d ", stream.read(11)):
+                    raise UsageError(f"--log-file {path}: is a file, but no log.", hint="Name another file.")
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"--log-file {path}: cannot be written: {error.strerror or error}.") from None
