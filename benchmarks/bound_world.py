@@ -21,10 +21,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from avfewshot.toyworld.plans import generator
+from avfewshot.toyworld.layouts import generator
+from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.script import ClipScript, Event, PlacedEvent
 from avfewshot.toyworld.vocabulary import Composition
-from avfewshot.toyworld.writer import write_clip
 
 VOICES = {"dog": "barking", "cat": "meowing"}
 PLAYERS = Composition("bell", "ringing"), Composition("drum", "drumming")

@@ -34,9 +34,9 @@ from avfewshot.inference.logits import background_feature
 from avfewshot.io import atomic_path, write_text
 from avfewshot.models.fusion import FUSIONS, POOLS, predict_clips
 from avfewshot.prompts import load_templates
+from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.script import ave_script
 from avfewshot.toyworld.vocabulary import COMPOSITIONS, HELD_OUT, OBJECTS, SEEN, SOUNDS
-from avfewshot.toyworld.writer import write_clip
 
 SINGLE = 3000
 PER_CLASS = {"validation": 8, "test": 16}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avfewshot.data.findings import DatasetReport
+from avfewshot.data.dataset import DatasetReport
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 

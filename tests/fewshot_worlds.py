@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.script import ClipScript, Event, ave_script
 from avfewshot.toyworld.vocabulary import Composition
-from avfewshot.toyworld.writer import write_clip
 
 SECONDS = 3
 CLASSES = ("car honking", "clock ticking", "dog barking")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from functools import cache
@@ -11,8 +12,7 @@ from media_factory import tone, write_audio, write_media
 
 from avfewshot.data.dataset import Dataset, Event, Sample
 from avfewshot.data.description import ClassEntry, Description
-from avfewshot.data.shards.plan import Plan, plan_shards
-from avfewshot.data.shards.prepare import prepare
+from avfewshot.data.shards.prepare import Plan, plan_shards, prepare
 from avfewshot.data.shards.reader import ShardSet
 
 SIDE = 32
@@ -32,12 +32,7 @@ def media_folder() -> Path:
 
 
 def make_dataset(broken: tuple[str, ...] = (), root: Path = Path("nowhere")) -> Dataset:
-    """Sixteen samples whose ids hold slashes and dots; two share an id, as some do in AVE.
-
-    Args:
-        broken: Ids whose media file shall not exist.
-        root: Its root, for messages.
-    """
+    """Sixteen samples whose ids hold slashes and dots; two share an id, as in AVE; `broken` ids have no file."""
     files = [media_folder() / name for name in ("both.mp4", "seen.mp4", "heard.wav")]
     samples = []
     for split, size in SPLIT_SIZES.items():
@@ -92,7 +87,5 @@ def names(items) -> list[tuple[str, int]]:
 
 def rewrite_index(folder: Path, **changes) -> None:
     """Change keys of ``index.json`` by hand, as somebody with ill intent may."""
-    import json
-
     path = folder / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

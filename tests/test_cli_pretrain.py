@@ -17,8 +17,8 @@ from avfewshot.cli.app import run
 from avfewshot.cli.runs import Run
 from avfewshot.config import PretrainConfig, settings_of
 from avfewshot.models.checkpoint import load_adapter
+from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.vocabulary import Composition
-from avfewshot.toyworld.writer import write_clip
 from avfewshot.training.data import shards_to_pretrain, shows_one_of
 from avfewshot.training.distributed import launched_ranks
 

@@ -2,20 +2,27 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
-from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_files
+from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_description, write_files
 from media_factory import write_audio, write_media
 from typer.testing import CliRunner
 
 from avfewshot.cli.data import check
-from avfewshot.data.check import check_dataset, find_other_datasets
+from avfewshot.data.check import (
+    check_dataset,
+    find_other_datasets,
+    probe_file,
+    shared_videos,
+    without_leaks,
+    youtube_ids,
+)
 from avfewshot.data.folder import load_folder
 from avfewshot.data.load import load_dataset
-from avfewshot.data.probe import Probe, empty_files, identical_files, probe_files
 from avfewshot.errors import UsageError
 
 ALL_AVE = ("aaaaaaaaaaa", "-bbbbbbbbbb", "ccccccccccc", "ddddddddddd", "eeeeeeeeeee", "fffffffffff", "ggggggggggg")
@@ -55,27 +62,31 @@ def test_coverage_and_label_counts(data):
 
 def test_leakage_within_and_between_data_sets(data):
     dataset = load_dataset("ave", data)
-    others = find_other_datasets(dataset, [data])
-    assert [other.name for other in others] == ["llp"]
-    result = check_dataset(dataset, others=others)
-    assert ("ave/train", "ave/test", 1) in [(o.first, o.second, o.count) for o in result.overlaps]
-    assert ("ave/test", "llp/train", 1) in [(o.first, o.second, o.count) for o in result.overlaps]
+    [other] = find_other_datasets(dataset, [data])
+    assert other.name == "llp"
+    result = check_dataset(dataset, others=[other])
+    assert {(o.first, o.second): o.count for o in result.overlaps} == {
+        ("ave/train", "ave/test"): 1,
+        ("ave/train", "llp/train"): 4,
+        ("ave/train", "llp/val"): 1,
+        ("ave/val", "llp/test"): 2,
+        ("ave/test", "llp/train"): 1,
+    }
     assert result.report.find("cross-split-leakage").examples == ("-bbbbbbbbbb",)
     # a, c, d are trained on in both; f and g are held out in both: neither is a leak.
     assert result.report.find("cross-dataset-leakage").examples == ("-bbbbbbbbbb", "eeeeeeeeeee")
 
 
-def test_no_media_at_all_makes_a_data_set_unusable(data):
-    assert not check_dataset(load_dataset("llp", data / "LLP")).usable
-
-
-def test_empty_and_identical_files(tmp_path):
-    touch(tmp_path, ["a/1.mp4", "b/1.mp4"], b"same")
-    touch(tmp_path, ["a/2.mp4"], b"else")
-    touch(tmp_path, ["a/0.mp4", "b/0.mp4"], b"")
-    paths = sorted(tmp_path.rglob("*.mp4"))
-    assert [path.name for path in empty_files([*paths, tmp_path / "gone.mp4"])] == ["0.mp4", "0.mp4", "gone.mp4"]
-    assert identical_files(paths) == [(tmp_path / "a" / "1.mp4", tmp_path / "b" / "1.mp4")]
+@pytest.mark.parametrize(("split", "kept"), [("train", 0), ("val", 0), ("test", 1)])
+def test_leaking_clips_are_removed_counted_and_named(data, split, kept):
+    ave, llp = (load_dataset(name, data, find_media=False) for name in ("ave", "llp"))
+    llp = llp.with_samples(replace(s, split=split) if s.youtube_id == "-bbbbbbbbbb" else s for s in llp.samples)
+    result = without_leaks(llp, [ave])
+    # The test split of a pretraining list teaches nothing: its clips may stay.
+    assert result.removed == (() if kept else ("-bbbbbbbbbb_101.8_111.8",))
+    assert result.by_source == ({} if kept else {"ave/test": 1})
+    assert len(result.dataset.samples) == len(llp.samples) - 1 + kept
+    assert without_leaks(llp, []).dataset.samples == llp.samples
 
 
 def test_identical_files_in_two_splits_are_a_warning(tmp_path):
@@ -86,31 +97,6 @@ def test_identical_files_in_two_splits_are_a_warning(tmp_path):
     assert report.find("identical-across-splits").examples == ("9.mp4 = 1.mp4",)
     assert report.find("identical-files").severity == "info"
     assert report.find("empty-files").count == 1
-
-
-def test_probe_results_are_told_by_kind(data, monkeypatch):
-    def probe(paths, expected, *, workers, progress, **_):
-        kinds = {"aaaaaaaaaaa": ("broken",), "ccccccccccc": ("short", "silent"), "ddddddddddd": ("no-audio",)}
-        for _ in paths:
-            progress(1)
-        assert expected == 10
-        return [
-            Probe(path, kinds.get(path.stem, ()), 10.0, "odd" if path.stem == "aaaaaaaaaaa" else "") for path in paths
-        ]
-
-    monkeypatch.setattr("avfewshot.data.check.probe_files", probe)
-    done = []
-    result = check_dataset(load_dataset("ave", data), probe=True, progress=done.append)
-    assert sum(done) == 7
-    assert result.report.find("media-broken").examples[0].endswith("aaaaaaaaaaa.mp4: odd")
-    assert {code for code in result.report.codes if code.startswith("media-")} == {
-        "media-broken",
-        "media-short",
-        "media-silent",
-        "media-no-audio",
-    }
-    told = result.to_dict()["probe"]
-    assert (told["files"], told["good"], told["short"]["count"], told["no-video"]["count"]) == (7, 4, 1, 0)
 
 
 def test_json_has_the_documented_keys_and_is_valid(data):
@@ -211,27 +197,32 @@ def test_official_supports_are_checked():
 
 def test_real_files_are_opened(tmp_path):
     sound = 0.3 * np.sin(np.arange(2 * 48000) / 20)[None].astype(np.float32)
-    write_media(tmp_path / "good.mp4", seconds=2, audio=sound)
-    write_media(tmp_path / "silent.mp4", seconds=2, audio=np.zeros_like(sound))
-    write_media(tmp_path / "mute.mp4", seconds=2)
-    write_media(tmp_path / "short.mp4", seconds=1, audio=sound[:, :48000])
-    write_audio(tmp_path / "blind.wav", sound)
-    (tmp_path / "broken.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:300])
-    paths = sorted(path for path in tmp_path.iterdir())
+    names = ["good", "silent", "mute", "short", "blind", "broken"]
+    ids = {name: name.rjust(11, "_") for name in names}
+    write_description(tmp_path, segments=2, classes=["Bark", "Cat"], files=[{"role": "train", "names": ["train.txt"]}])
+    write_files(tmp_path, {"train.txt": "".join(f"Bark&{name}&good&0&2\n" for name in ids.values())})
+    write_media(tmp_path / f"{ids['good']}.mp4", seconds=2, audio=sound)
+    write_media(tmp_path / f"{ids['silent']}.mp4", seconds=2, audio=np.zeros_like(sound))
+    write_media(tmp_path / f"{ids['mute']}.mp4", seconds=2)
+    write_media(tmp_path / f"{ids['short']}.mp4", seconds=1, audio=sound[:, :48000])
+    write_audio(tmp_path / f"{ids['blind']}.wav", sound)
+    (tmp_path / f"{ids['broken']}.mp4").write_bytes((tmp_path / f"{ids['good']}.mp4").read_bytes()[:300])
     done = []
-    probes = {probe.path.name: probe for probe in probe_files(paths, 2, workers=2, progress=done.append)}
-    assert {name: probe.problems for name, probe in probes.items()} == {
-        "good.mp4": (),
-        "silent.mp4": ("silent",),
-        "mute.mp4": ("no-audio",),
-        "short.mp4": ("short",),
-        "blind.wav": ("no-video",),
-        "broken.mp4": ("broken",),
+    result = check_dataset(load_dataset("ave", tmp_path), probe=True, progress=done.append)
+    assert {probe.path.stem.strip("_"): probe.problems for probe in result.probes} == {
+        "good": (),
+        "silent": ("silent",),
+        "mute": ("no-audio",),
+        "short": ("short",),
+        "blind": ("no-video",),
+        "broken": ("broken",),
     }
-    assert probes["broken.mp4"].detail
-    assert probes["good.mp4"].duration == pytest.approx(2, abs=0.1)
     assert done == [1] * 6
-    assert not probe_files([tmp_path / "short.mp4"], None)[0].problems
+    assert result.report.find("media-broken").examples[0].startswith(f"{tmp_path / ids['broken']}.mp4: ")
+    assert result.report.find("media-short").message == "Files shorter than the 2 seconds that are annotated."
+    told = result.to_dict()["probe"]
+    assert (told["files"], told["good"], told["short"]["count"]) == (6, 1, 1)
+    assert not probe_file(tmp_path / f"{ids['short']}.mp4", None).problems
 
 
 def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(tmp_path):
@@ -246,3 +237,16 @@ def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(tmp_path)
         assert all(letter.isprintable() or letter == "\n" for letter in said)
     stray = json.loads(said)["findings"][0]
     assert stray["examples"] == ["\x1b[2Jstray.mp4"]
+
+
+def test_official_overlaps():
+    root = official("AVE").parent
+    official("LLP"), official("OV-AVEBench")
+    ave, llp, ovave = (load_dataset(name, root, find_media=False) for name in ("ave", "llp", "ovave"))
+    within = {(o.first, o.second): o.count for o in shared_videos(ave, ave)}
+    assert within == {("ave/train", "ave/val"): 10, ("ave/train", "ave/test"): 8}
+    assert len(youtube_ids(ave) & youtube_ids(llp)) == 394
+    pairs = {(o.first, o.second): o.count for o in shared_videos(ave, llp)}
+    assert (pairs["ave/test", "llp/train"], pairs["ave/train", "llp/test"]) == (36, 26)
+    by_source = without_leaks(ovave, [ave, llp]).by_source
+    assert by_source == {"ave/val": 20, "ave/test": 12, "llp/val": 10, "llp/test": 15}

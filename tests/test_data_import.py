@@ -149,16 +149,8 @@ def test_a_link_out_of_the_folder_is_not_followed(clips, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "e.json").write_text(json.dumps([task(clips.name, span())]))
-    command = [
-        "data",
-        "import",
-        str(tmp_path / "e.json"),
-        "--clips",
-        str(clips.parent),
-        "--root",
-        str(tmp_path / "out"),
-    ]
-    assert run(command) == 1
+    options = ["--clips", str(clips.parent), "--root", str(tmp_path / "out")]
+    assert run(["data", "import", str(tmp_path / "e.json"), *options]) == 1
     assert "leads out of" in capsys.readouterr().err
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -172,6 +164,7 @@ def test_names_of_class_folders(label, name):
 
 
 EAF = '<ANNOTATION_DOCUMENT><HEADER><MEDIA_DESCRIPTOR MEDIA_URL="file:///a.mp4"/></HEADER>{}</ANNOTATION_DOCUMENT>'
+PICTURES = {"ranges": [{"start": 1, "end": 5}], "timelinelabels": ["x"]}
 
 
 @pytest.mark.parametrize(
@@ -186,12 +179,7 @@ EAF = '<ANNOTATION_DOCUMENT><HEADER><MEDIA_DESCRIPTOR MEDIA_URL="file:///a.mp4"/
         ("a.json", json.dumps([task("a.mp4", span(start=2))])),
         ("a.json", json.dumps([task("a.mp4", span(end=10**400))])),
         ("a.json", json.dumps([task("a.mp4", span(end=float("nan")))])),
-        (
-            "a.json",
-            json.dumps(
-                [task("a.mp4", {"ranges": [{"start": 1, "end": 5}], "timelinelabels": ["x"]}, "timelinelabels")]
-            ),
-        ),
+        ("a.json", json.dumps([task("a.mp4", PICTURES, "timelinelabels")])),
         ("a.json", json.dumps({"labels": {"a": [{"label": 3, "timestamps": [0, 1]}]}, "classes": ["x"]})),
         ("a.json", json.dumps({"labels": {"a": [{"label": "x", "timestamps": [0, 1, 2]}]}})),
         ("a.json", json.dumps({"labels": {"a": [{"label": "x", "support": [0, 4]}]}})),

@@ -7,8 +7,7 @@ import pytest
 from dataset_files import AVE_FILES, touch, write_files
 
 from avfewshot.data.dataset import Sample
-from avfewshot.data.load import load_dataset
-from avfewshot.data.media_index import MediaIndex
+from avfewshot.data.load import MediaIndex, load_dataset
 from avfewshot.errors import UsageError
 
 LLP_SAMPLE = Sample("aaaaaaaaaaa_20_30", (0,), "train", youtube_id="aaaaaaaaaaa", start=20.0, end=30.0)
@@ -20,63 +19,51 @@ NUMBERED_SAMPLE = Sample("000012", (0,), "train")
 
 def find(tmp_path: Path, files: list[str], sample: Sample, classes: tuple[str, ...] = ()) -> str | None:
     touch(tmp_path, files)
-    path = MediaIndex.scan([tmp_path], {sample.youtube_id} - {None}).find(sample, classes).path
+    path = MediaIndex([tmp_path], {sample.youtube_id} - {None}).find(sample, classes).path
     return path and path.relative_to(tmp_path).as_posix()
 
 
-@pytest.mark.parametrize(
-    ("sample", "file"),
-    [
-        (LLP_SAMPLE, "aaaaaaaaaaa_20_30.mp4"),
-        (LLP_SAMPLE, "aaaaaaaaaaa.mp4"),
-        (LLP_SAMPLE, "videos/train/aaaaaaaaaaa_20.0_30.0.MKV"),
-        (LLP_SAMPLE, "aaaaaaaaaaa_000020.webm"),
-        (LLP_SAMPLE, "audio/aaaaaaaaaaa_20_30.wav"),
-        (DECIMAL_SAMPLE, "AP0061o0Nvk_101.8_111.8.mp4"),
-        (DECIMAL_SAMPLE, "AP0061o0Nvk_101.80_111.80.mp4"),
-        (DECIMAL_SAMPLE, "AP0061o0Nvk.mp4"),
-        (VGG_SAMPLE, "aaaaaaaaaaa_000020.mp4"),
-        (VGG_SAMPLE, "aaaaaaaaaaa_20_30.mp4"),
-        (VGG_SAMPLE, "some class/aaaaaaaaaaa.mp4"),
-        (AVE_SAMPLE, "AVE/-aaaaaaaaaa.mp4"),
-        (AVE_SAMPLE, "-aaaaaaaaaa_000030.mp4"),
-        (AVE_SAMPLE, "-aaaaaaaaaa_30_40.mp4"),
-        (VGG_SAMPLE, "aaaaaaaaaaa_20000_30000.mp4"),
-        (VGG_SAMPLE, "aaaaaaaaaaa_20-30.mp4"),
-        (VGG_SAMPLE, "Yaaaaaaaaaaa.mp4"),
-        (VGG_SAMPLE, "Yaaaaaaaaaaa_20_30.wav"),
-        (VGG_SAMPLE, "A horse (1080p) [aaaaaaaaaaa].mp4"),
-        (VGG_SAMPLE, "A horse-aaaaaaaaaaa.mkv"),
-        (VGG_SAMPLE, "A horse [aaaaaaaaaaa]_20.0_30.0.mp4"),
-        (DECIMAL_SAMPLE, "AP0061o0Nvk_101800_111800.mp4"),
-        (AVE_SAMPLE, "Title [-aaaaaaaaaa].mp4"),
-        (NUMBERED_SAMPLE, "000012.mp4"),
-        (NUMBERED_SAMPLE, "0000000012.mp4"),
-        (NUMBERED_SAMPLE, "12.mp4"),
+KNOWN = {
+    LLP_SAMPLE: [
+        "aaaaaaaaaaa_20_30.mp4", "aaaaaaaaaaa.mp4", "videos/train/aaaaaaaaaaa_20.0_30.0.MKV",
+        "aaaaaaaaaaa_000020.webm", "audio/aaaaaaaaaaa_20_30.wav",
     ],
-)
+    DECIMAL_SAMPLE: [
+        "AP0061o0Nvk_101.8_111.8.mp4", "AP0061o0Nvk_101.80_111.80.mp4", "AP0061o0Nvk.mp4",
+        "AP0061o0Nvk_101800_111800.mp4",
+    ],
+    VGG_SAMPLE: [
+        "aaaaaaaaaaa_000020.mp4", "aaaaaaaaaaa_20_30.mp4", "some class/aaaaaaaaaaa.mp4",
+        "aaaaaaaaaaa_20000_30000.mp4", "aaaaaaaaaaa_20-30.mp4", "Yaaaaaaaaaaa.mp4", "Yaaaaaaaaaaa_20_30.wav",
+        "A horse (1080p) [aaaaaaaaaaa].mp4", "A horse-aaaaaaaaaaa.mkv", "A horse [aaaaaaaaaaa]_20.0_30.0.mp4",
+    ],
+    AVE_SAMPLE: [
+        "AVE/-aaaaaaaaaa.mp4", "-aaaaaaaaaa_000030.mp4", "-aaaaaaaaaa_30_40.mp4", "Title [-aaaaaaaaaa].mp4",
+    ],
+    NUMBERED_SAMPLE: ["000012.mp4", "0000000012.mp4", "12.mp4"],
+}  # fmt: skip
+OTHER = {
+    LLP_SAMPLE: [
+        "aaaaaaaaaaa_40_50.mp4", "aaaaaaaaaab_20_30.mp4", "aaaaaaaaaaa_40000_50000.mp4",
+        "Title [aaaaaaaaaaa]_40_50.mp4", "xaaaaaaaaaaa.mp4", "aaaaaaaaaaaa_20_30.mp4", "AAAAAAAAAAA_20_30.mp4",
+        "aaaaaaaaaaa_20_30.txt", "aaaaaaaaaaa_20_30.mp4.part", ".cache/aaaaaaaaaaa_20_30.mp4",
+        "._aaaaaaaaaaa_20_30.mp4",
+    ],
+    AVE_SAMPLE: ["x-aaaaaaaaaa.mp4"],
+    NUMBERED_SAMPLE: ["13.mp4"],
+}  # fmt: skip
+
+
+def cases(table):
+    return [(sample, file) for sample, files in table.items() for file in files]
+
+
+@pytest.mark.parametrize(("sample", "file"), cases(KNOWN))
 def test_the_usual_layouts_are_known(tmp_path, sample, file):
     assert find(tmp_path, [file], sample) == file
 
 
-@pytest.mark.parametrize(
-    ("sample", "file"),
-    [
-        (LLP_SAMPLE, "aaaaaaaaaaa_40_50.mp4"),
-        (LLP_SAMPLE, "aaaaaaaaaab_20_30.mp4"),
-        (LLP_SAMPLE, "aaaaaaaaaaa_40000_50000.mp4"),
-        (LLP_SAMPLE, "Title [aaaaaaaaaaa]_40_50.mp4"),
-        (LLP_SAMPLE, "xaaaaaaaaaaa.mp4"),
-        (LLP_SAMPLE, "aaaaaaaaaaaa_20_30.mp4"),
-        (LLP_SAMPLE, "AAAAAAAAAAA_20_30.mp4"),
-        (LLP_SAMPLE, "aaaaaaaaaaa_20_30.txt"),
-        (LLP_SAMPLE, "aaaaaaaaaaa_20_30.mp4.part"),
-        (LLP_SAMPLE, ".cache/aaaaaaaaaaa_20_30.mp4"),
-        (LLP_SAMPLE, "._aaaaaaaaaaa_20_30.mp4"),
-        (NUMBERED_SAMPLE, "13.mp4"),
-        (AVE_SAMPLE, "x-aaaaaaaaaa.mp4"),
-    ],
-)
+@pytest.mark.parametrize(("sample", "file"), cases(OTHER))
 def test_other_files_are_not_taken(tmp_path, sample, file):
     assert find(tmp_path, [file], sample) is None
 
@@ -87,11 +74,15 @@ def test_the_most_telling_name_wins(tmp_path):
 
 
 def test_video_goes_before_audio_and_the_folder_of_the_split_or_class_before_others(tmp_path):
-    assert find(tmp_path / "1", ["-aaaaaaaaaa.wav", "x/-aaaaaaaaaa.mp4"], AVE_SAMPLE) == "x/-aaaaaaaaaa.mp4"
-    assert find(tmp_path / "2", ["train/-aaaaaaaaaa.mp4", "test/-aaaaaaaaaa.mp4"], AVE_SAMPLE) == "test/-aaaaaaaaaa.mp4"
     classes = ("Church bell", "Frying (food)")
-    files = ["Church bell/-aaaaaaaaaa.mp4", "Frying_(food)/-aaaaaaaaaa.mp4"]
-    assert find(tmp_path / "3", files, AVE_SAMPLE, classes) == "Frying_(food)/-aaaaaaaaaa.mp4"
+    for number, (other, file) in enumerate(
+        [
+            ("-aaaaaaaaaa.wav", "x/-aaaaaaaaaa.mp4"),
+            ("train/-aaaaaaaaaa.mp4", "test/-aaaaaaaaaa.mp4"),
+            ("Church bell/-aaaaaaaaaa.mp4", "Frying_(food)/-aaaaaaaaaa.mp4"),
+        ]
+    ):
+        assert find(tmp_path / str(number), [other, file], AVE_SAMPLE, classes) == file
 
 
 def test_links_are_followed_once(tmp_path):
@@ -99,14 +90,14 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "root").mkdir()
     os.symlink(tmp_path / "disk", tmp_path / "root" / "videos")
     os.symlink(tmp_path / "root", tmp_path / "disk" / "loop")
-    index = MediaIndex.scan([tmp_path / "root", tmp_path / "disk", tmp_path / "root"])
+    index = MediaIndex([tmp_path / "root", tmp_path / "disk", tmp_path / "root"])
     assert len(index) == 1
     assert index.find(AVE_SAMPLE).path == tmp_path / "root" / "videos" / "-aaaaaaaaaa.mp4"
 
 
 def test_a_missing_media_folder_is_one_clear_error(tmp_path):
     with pytest.raises(UsageError, match=r"media folder .*absent does not exist"):
-        MediaIndex.scan([tmp_path / "absent"])
+        MediaIndex([tmp_path / "absent"])
 
 
 def test_coverage_is_reported(tmp_path):
@@ -121,7 +112,7 @@ def test_coverage_is_reported(tmp_path):
     assert report.find("missing-media").message == "6 of 9 clips have no media file; the others are used."
     assert report.find("splits-without-media").examples == ("val",)
     assert report.find("ambiguous-media").count == 2
-    assert "shared-media" not in report.codes  # one clip under two classes is no whole video
+    assert report.find("shared-media") is None  # one clip under two classes is no whole video
     assert dataset.samples[1].path == tmp_path / "AVE" / "-bbbbbbbbbb.mp4"
 
 

@@ -20,7 +20,7 @@ from avfewshot.data.description import read_description
 from avfewshot.data.importing import read_stretches
 from avfewshot.data.load import load_dataset
 from avfewshot.data.music_avqa import load_music_avqa
-from avfewshot.data.vggsounder import with_vggsounder
+from avfewshot.data.vggsound import with_vggsounder
 from avfewshot.encoders.presets import load_preset
 from avfewshot.errors import AvfsError
 from avfewshot.labels import parse_labels

@@ -215,7 +215,7 @@ def batch(size, *, seconds=3, places=4, seed=0):
 @pytest.fixture
 def head():
     torch.manual_seed(0)
-    return STAVQA(12, 10, words=9, answers=5, dim=16, dropout=0.0)
+    return STAVQA(12, 10, words=9, answers=5, dim=16).eval()  # without dropout
 
 
 def test_head_has_the_published_number_of_parameters():
@@ -225,7 +225,6 @@ def test_head_has_the_published_number_of_parameters():
 
 
 def test_answers_do_not_depend_on_the_batch(head):
-    head.eval()
     inputs = batch(6)
     together = head(*inputs)
     alone = torch.cat([head(*(values[i : i + 1] for values in inputs)) for i in range(6)])
@@ -235,7 +234,6 @@ def test_answers_do_not_depend_on_the_batch(head):
 
 
 def test_answers_do_not_depend_on_the_order_of_places_and_seconds_nor_on_padding(head):
-    head.eval()
     places, audio, words = batch(3)
     expected = head(places, audio, words)
     torch.testing.assert_close(head(places[:, :, [2, 0, 3, 1]], audio, words), expected)
@@ -273,4 +271,4 @@ def test_head_learns_eight_clips_by_heart(head):
         optimizer.zero_grad()
         head.loss(places, audio, words, answers, [7, *range(7)]).backward()
         optimizer.step()
-    assert (head.eval()(places, audio, words).argmax(-1) == answers).all()
+    assert (head(places, audio, words).argmax(-1) == answers).all()

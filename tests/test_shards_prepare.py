@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import tarfile
 from dataclasses import replace
@@ -11,10 +12,9 @@ from shards_support import CLASSES, make_dataset, make_plan, names, prepared
 from webdataset.writer import TarWriter
 
 from avfewshot.data.shards import prepare as module
-from avfewshot.data.shards.plan import default_shard_clips
-from avfewshot.data.shards.prepare import prepare
+from avfewshot.data.shards.prepare import plan_shards, prepare
 from avfewshot.data.shards.reader import ShardSet
-from avfewshot.data.shards.record import ShardEntry, ShardIndex
+from avfewshot.data.shards.record import ClipRecord, ShardEntry, ShardIndex
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import atomic_path
 
@@ -32,6 +32,9 @@ def test_every_clip_is_planned_once_and_shards_mix_the_order_of_the_list():
     rows = [clip.sample.row for shard in plan.shards if shard.split == "train" for clip in shard.clips]
     assert rows != sorted(rows)
     assert [shard.name.removesuffix(".tar") for shard in plan.shards] == ALL
+    keys = [clip.key for shard in plan.shards if shard.split == "train" for clip in shard.clips]
+    assert len(set(keys)) == len(keys)
+    assert all(not set(key) & set("./\\ ") and key[0].isdigit() for key in keys)
 
 
 def test_the_plan_does_not_depend_on_the_order_of_rows_or_where_media_lie(tmp_path):
@@ -39,12 +42,6 @@ def test_the_plan_does_not_depend_on_the_order_of_rows_or_where_media_lie(tmp_pa
     other = make_dataset(root=tmp_path).with_samples(reversed(dataset.samples))
     assert make_plan(other).index == make_plan(dataset).index
     assert make_plan(seed=1).index.plan != make_plan().index.plan
-
-
-def test_keys_are_safe_and_unique_whatever_the_ids_are():
-    keys = [clip.key for shard in make_plan(splits=["train"]).shards for clip in shard.clips]
-    assert len(set(keys)) == len(keys)
-    assert all(not set(key) & set("./\\ ") and key[0].isdigit() for key in keys)
 
 
 def test_some_splits_and_clips_without_media():
@@ -57,8 +54,13 @@ def test_some_splits_and_clips_without_media():
 
 
 def test_default_size_of_shards():
-    assert default_shard_clips(16, 1) == 1000
-    assert 200 < default_shard_clips(224, 10) < 1000
+    samples = [replace(make_dataset().samples[0], id=str(number)) for number in range(1001)]
+    sizes = []
+    for side, seconds in ((16, 1), (224, 10)):
+        plan = plan_shards(make_dataset().with_samples(samples), frame_side=side, seconds=seconds)
+        sizes.append(len(plan.shards[0].clips))
+    assert sizes[0] == 1000
+    assert 200 < sizes[1] < 1000
 
 
 def test_prepared_shards_are_plain_webdataset_with_no_way_out_of_a_folder(tmp_path):
@@ -72,11 +74,50 @@ def test_prepared_shards_are_plain_webdataset_with_no_way_out_of_a_folder(tmp_pa
     assert sum(m.name.endswith(".json") for m in members) == 16
 
 
-def test_same_clips_give_the_same_bytes(tmp_path):
-    first, second = prepared(tmp_path / "a"), tmp_path / "b"
-    prepare(make_plan(), second, workers=1).run()
-    for name in ALL:
-        assert (second / f"{name}.tar").read_bytes() == (first / f"{name}.tar").read_bytes()
+def test_a_record_holds_all_that_is_known_of_a_sample_and_members_what_its_file_has(tmp_path):
+    found = {}
+    for path in prepared(tmp_path / "shards").glob("small-set-train*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                key, _, name = member.name.partition(".")
+                found.setdefault(key, {})[name] = tar.extractfile(member).read()
+    members = {ClipRecord.parse(own["json"]).row: own for own in found.values()}
+    both, seen, heard = members[3], members[4], members[2]
+    assert set(both) == {"0.jpg", "1.jpg", "flac", "json"}
+    assert set(seen) == {"0.jpg", "1.jpg", "json"}
+    assert set(heard) == {"flac", "json"}
+    assert json.loads(heard["json"]) == {
+        "version": 1,
+        "id": "train/a.b/2.mp4",
+        "labels": ["violin/fiddle"],
+        "split": "train",
+        "row": 2,
+        "duration": 2.0,
+        "seconds": 2,
+        "whole": True,
+        "frame_side": None,
+        "has_sound": True,
+        "segments": ["violin/fiddle", None],
+        "events": [{"label": "violin/fiddle", "onset": 0.0, "offset": 1.0, "modality": "audio"}],
+        "youtube_id": "-bbbbbbbbbb",
+        "start": 20.0,
+        "end": 22.0,
+        "warnings": ["no video track"],
+    }
+
+
+def test_ids_that_are_not_valid_utf8_and_lower_quality_survive(tmp_path):
+    sample = replace(make_dataset().samples[0], id="na\udcefve.mp4")
+    plan = make_plan(make_dataset().with_samples([sample]), quality=40, seconds=1)
+    prepare(plan, tmp_path / "shards").run()
+    [item] = ShardSet.open(tmp_path / "shards").split("train", threads=0).stream(seed=0)
+    assert (item.id, item.clip.num_segments, item.clip.last) == ("na\udcefve.mp4", 1, False)
+    prepare(make_plan(make_dataset().with_samples([sample]), seconds=1), tmp_path / "usual").run()
+    sizes = []
+    for name in ("shards", "usual"):
+        with tarfile.open(tmp_path / name / "small-set-train-000000.tar") as tar:
+            sizes.append(next(member.size for member in tar.getmembers() if member.name.endswith(".0.jpg")))
+    assert sizes[0] < sizes[1]
 
 
 def test_a_second_run_keeps_everything(tmp_path):
@@ -119,17 +160,12 @@ def test_parts_share_a_folder_and_make_the_whole(tmp_path):
     assert (first.clips, first.elsewhere) == (4 + 4 + 3, 2)
     with pytest.raises(DataError, match=r"2 of 5 shards are missing: small-set-train-000001.tar"):
         ShardSet.open(folder)
+    assert ShardSet.open(folder, splits=["val"]).splits == {"val": 3}  # complete, and used before the others
     second = prepare(make_plan(), folder, part=(2, 2)).run()
     assert second.elsewhere == 0
     assert ShardSet.open(folder).splits == {"train": 13, "val": 3}
     with pytest.raises(UsageError, match="no part 3 of 2"):
         prepare(make_plan(), folder, part=(3, 2))
-
-
-def test_a_split_that_is_complete_can_be_used_before_the_others(tmp_path):
-    folder = prepared(tmp_path / "shards")
-    (folder / f"{ALL[0]}.json").unlink()
-    assert ShardSet.open(folder, splits=["val"]).splits == {"val": 3}
 
 
 def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path):
@@ -190,11 +226,14 @@ def test_an_interrupt_leaves_whole_shards_only(tmp_path):
     assert ShardSet.open(folder, verify=True).splits == {"train": 13, "val": 3}
 
 
-def test_several_processes_give_the_same_shards(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_clips_give_the_same_bytes_with_any_number_of_processes(tmp_path, workers):
     first, second = prepared(tmp_path / "a"), tmp_path / "b"
     ticks = []
-    assert prepare(make_plan(), second, workers=2).run(ticks.append).clips == 16
-    assert sum(ticks) == 16
+    todo = prepare(make_plan(), second, workers=workers)
+    summary = todo.run(ticks.append)
+    assert (summary.clips, sum(ticks)) == (16, 16)
+    assert todo.needed == pytest.approx(summary.bytes, rel=0.7)
     for name in ALL:
         assert (second / f"{name}.tar").read_bytes() == (first / f"{name}.tar").read_bytes()
 
@@ -204,11 +243,6 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, m
     with pytest.raises(DataError, match=r"need about .* MB, and 0.0 MB are free"):
         prepare(make_plan(), tmp_path / "shards")
     assert not shards_in(tmp_path / "shards")
-
-
-def test_the_need_is_estimated_within_reason(tmp_path):
-    todo = prepare(make_plan(), tmp_path / "shards")
-    assert todo.needed == pytest.approx(todo.run().bytes, rel=0.7)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +261,11 @@ def test_a_folder_of_another_plan_is_left_alone(tmp_path, options, text):
     assert shards_in(folder) == ALL
 
 
-def test_index_carries_the_data_set(tmp_path):
-    index = ShardIndex.read(prepared(tmp_path / "shards"))
+def test_index_and_entries_say_what_there_is(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    index = ShardIndex.read(folder)
     assert (index.dataset, index.classes, index.wordings[0]) == ("small set", CLASSES, "the sound of dog, barking")
     assert (index.frame_side, index.seconds, index.quality, index.multi_label) == (32, 10, 95, True)
-
-
-def test_entries_say_where_each_clip_begins(tmp_path):
-    folder = prepared(tmp_path / "shards")
     entry = ShardEntry.read(folder, f"{ALL[0]}.tar")
     data = (folder / entry.name).read_bytes()
     assert len(entry.clips) == 4

@@ -16,8 +16,8 @@ import avfewshot
 from avfewshot.encoders import presets
 from avfewshot.encoders.text import label_features
 from avfewshot.prompts import load_templates
+from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.vocabulary import COMPOSITIONS, OBJECTS, SOUNDS, Composition
-from avfewshot.toyworld.writer import write_clip
 
 FOLDER = Path(presets.__file__).parent / "tiny"
 

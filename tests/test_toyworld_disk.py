@@ -28,11 +28,10 @@ from avfewshot.labels import parse_labels
 from avfewshot.toyworld import build as build_module
 from avfewshot.toyworld import layouts
 from avfewshot.toyworld.build import MANIFEST, prepare
-from avfewshot.toyworld.plans import PlannedClip
-from avfewshot.toyworld.render import render_frames, render_waveform
-from avfewshot.toyworld.script import ClipScript, Event, ave_script
+from avfewshot.toyworld.layouts import PlannedClip
+from avfewshot.toyworld.render import FPS, HEIGHT, WIDTH, render_frames, render_waveform, write_clip
+from avfewshot.toyworld.script import ClipScript, Event
 from avfewshot.toyworld.vocabulary import AVE_CLASSES, Composition
-from avfewshot.toyworld.writer import FPS, HEIGHT, WIDTH, write_clip
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 SMALL = {
@@ -105,7 +104,7 @@ def test_bytes_do_not_depend_on_what_is_in_memory(tmp_path):
         "import sys, numpy as np\n"
         "from avfewshot.toyworld.script import ave_script\n"
         "from avfewshot.toyworld.vocabulary import Composition\n"
-        "from avfewshot.toyworld.writer import write_clip\n"
+        "from avfewshot.toyworld.render import write_clip\n"
         "script = ave_script(Composition.from_name('car wailing'), np.random.default_rng(3), 4)\n"
         "write_clip(script, sys.argv[1])\n"
     )
@@ -123,7 +122,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         yield np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("avfewshot.toyworld.writer.render_frames", broken)
+    monkeypatch.setattr("avfewshot.toyworld.render.render_frames", broken)
     clip = PlannedClip("x.mp4", whole_script("dog barking", 2))
     with pytest.raises(DataError, match=r"x\.mp4: cannot be written: No space left on device"):
         list(build_module._write_clips(tmp_path, [clip], 1))
@@ -224,11 +223,8 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, small):
     one, two = make(tmp_path / "one", jobs=1), make(tmp_path / "two", jobs=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     assert one.written == two.written > 3 * 2 * 3
-    assert (
-        one.bytes
-        == sum(path.stat().st_size for path in (tmp_path / "one").rglob("*.*"))
-        - (tmp_path / "one" / MANIFEST).stat().st_size
-    )
+    files = [path for path in (tmp_path / "one").rglob("*.*") if path.name != MANIFEST]
+    assert one.bytes == sum(path.stat().st_size for path in files)
 
 
 def test_what_is_there_is_kept_and_what_is_damaged_or_gone_is_written_again(tmp_path, unrendered):
@@ -266,14 +262,6 @@ def test_its_settings_and_labels_can_be_used(tmp_path, unrendered):
     assert (tmp_path / "samples" / "fire-crackling.mp4").is_file()
 
 
-def test_every_sample_is_of_a_known_class():
-    clips = layouts.plan_samples(0)
-    assert len({clip.path for clip in clips}) == 8
-    for clip in clips:
-        words = Path(clip.path).stem.replace("-", " ").split(" then ")
-        assert [event.composition.name for event in clip.script.events] == words
-
-
 def test_edited_settings_stay_unless_forced(tmp_path, unrendered):
     make(tmp_path, datasets=["ave"])
     written = (tmp_path / "avfs.toml").read_text()
@@ -285,7 +273,7 @@ def test_edited_settings_stay_unless_forced(tmp_path, unrendered):
     assert (tmp_path / "avfs.toml").read_text() == written
 
 
-def test_a_world_of_other_settings_is_refused_and_replaced_by_force(tmp_path, unrendered):
+def test_a_world_of_other_settings_is_refused_and_replaced_by_force(tmp_path, unrendered, monkeypatch):
     make(tmp_path / "world", datasets=["ave", "llp"])
     mine = tmp_path / "world" / "AVE" / "AVE" / "mine.mp4"
     mine.write_bytes(b"my own")
@@ -299,14 +287,10 @@ def test_a_world_of_other_settings_is_refused_and_replaced_by_force(tmp_path, un
     mine.unlink()
     assert tree(tmp_path / "world") == tree(tmp_path / "fresh")
     assert not (tmp_path / "world" / "LLP").exists()
-
-
-def test_a_world_of_another_version_is_refused(tmp_path, unrendered, monkeypatch):
-    make(tmp_path, datasets=["ave"])
     monkeypatch.setattr(build_module, "GENERATOR", "another")
     with pytest.raises(UsageError, match="another version"):
-        prepare(tmp_path, clips_per_class=3)
-    assert len(prepare(tmp_path, clips_per_class=3, datasets=["ave"], force=True).pending) == 7
+        prepare(tmp_path / "world", seed=1, clips_per_class=3)
+    assert len(prepare(tmp_path / "world", seed=1, clips_per_class=3, datasets=["ave"], force=True).pending) == 7
 
 
 def test_somebody_elses_files_are_refused(tmp_path, unrendered):
@@ -348,21 +332,18 @@ def test_a_damaged_manifest_is_said(tmp_path, text):
         ({"root": "file"}, "file: is a file"),
         ({"root": "file/below"}, "file: is a file"),
         ({"root": "dangling"}, "dangling: is not a folder"),
+        ({"root": "closed"}, "cannot be written to"),
     ],
 )
 def test_wrong_requests_are_refused_before_any_work(tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     Path("dangling").symlink_to("nowhere")
+    monkeypatch.setattr(os, "access", lambda path, mode: settings["root"] != "closed")
+    settings = {"root": "new", **settings}
     with pytest.raises(UsageError, match=re.escape(message)):
-        prepare(**{"root": "new", **settings})
+        prepare(**settings)
     assert not Path("new").exists()
-
-
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(UsageError, match="cannot be written to"):
-        prepare(tmp_path / "new")
 
 
 # -- interrupts --------------------------------------------------------------------------------------------------------
@@ -380,14 +361,18 @@ if __name__ == "__main__":
 """
 
 
+def make_interrupted(root: Path) -> build_module.Summary:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in INTERRUPTED.items():
+            patch.setattr(layouts, name, value)
+        return make(root, datasets=["ave"])
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The files of a run that nobody interrupted."""
     root = tmp_path_factory.mktemp("whole") / "world"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in INTERRUPTED.items():
-            patch.setattr(layouts, name, value)
-        make(root, datasets=["ave"])
+    make_interrupted(root)
     return tree(root)
 
 
@@ -411,13 +396,6 @@ def start_and_wait_for_a_clip(tmp_path: Path) -> subprocess.Popen:
     return process
 
 
-def resume(tmp_path: Path) -> build_module.Summary:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in INTERRUPTED.items():
-            patch.setattr(layouts, name, value)
-        return make(tmp_path / "world", datasets=["ave"])
-
-
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 def test_after_ctrl_c_the_same_command_goes_on_to_the_same_files(tmp_path, uninterrupted):
     process = start_and_wait_for_a_clip(tmp_path)
@@ -429,7 +407,7 @@ def test_after_ctrl_c_the_same_command_goes_on_to_the_same_files(tmp_path, unint
     assert not list((tmp_path / "world").rglob(".*"))
     assert not json.loads((tmp_path / "world" / MANIFEST).read_text())["complete"]
     there = len(list((tmp_path / "world").rglob("*.mp4")))
-    summary = resume(tmp_path)
+    summary = make_interrupted(tmp_path / "world")
     assert summary.kept == there
     assert 1 <= summary.written < len(uninterrupted)
     assert tree(tmp_path / "world") == uninterrupted
@@ -446,8 +424,9 @@ def test_after_a_kill_no_worker_stays_and_the_same_command_goes_on(tmp_path, uni
     while any(is_running(child) for child in children):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.02)
-    (tmp_path / "world" / "AVE" / "AVE" / ".half.part.mp4").write_bytes(b"half")
-    assert resume(tmp_path).kept >= 1
+    clip = next((tmp_path / "world").rglob("[!.]*.mp4"))
+    (clip.parent / ".half.part.mp4").write_bytes(b"half")
+    assert make_interrupted(tmp_path / "world").kept >= 1
     assert tree(tmp_path / "world") == uninterrupted
 
 
@@ -473,17 +452,11 @@ def test_the_command_says_what_it_does_and_what_is_next(tmp_path, unrendered, mo
     assert "Complete already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [["--clips-per-class", "2"], ["--only", "cats"], ["--jobs", "-1"], ["--seed", "x"]])
+@pytest.mark.parametrize("wrong", [["--only", "mavis"], ["--jobs", "-1"]])
 def test_misuse_of_the_command_is_one_error_and_status_2(tmp_path, capsys, wrong):
     assert run(["data", "toy", "--root", str(tmp_path / "new"), *wrong]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("error:") == 1
     assert captured.out == ""
+    assert wrong[0] == "--jobs" or "ave, llp, vggsound, avs, avqa" in captured.err
     assert not (tmp_path / "new").exists()
-
-
-def test_ave_scripts_leave_some_seconds_without_an_event():
-    rng = np.random.default_rng(0)
-    scripts = [ave_script(Composition.from_name("dog barking"), rng) for _ in range(50)]
-    shares = [np.mean(layouts._active_seconds(script)) for script in scripts]
-    assert 0.3 < np.mean(shares) < 0.9

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from avfewshot.toyworld import layouts
-from avfewshot.toyworld.recordings import film, record
-from avfewshot.toyworld.render import render_frames, render_waveform
+from avfewshot.toyworld.render import film, record, render_frames, render_waveform
 from avfewshot.toyworld.script import ClipScript, Event
 from avfewshot.toyworld.sounds import SAMPLE_RATE, loudness
 from avfewshot.toyworld.vocabulary import Composition

@@ -53,12 +53,6 @@ def test_task_classes_exist_and_overlap_with_pretraining_in_part() -> None:
         assert 0 < len(set(classes) & set(VGGSOUND_CLASSES)) < len(classes)
 
 
-def test_composition_is_found_by_name() -> None:
-    assert Composition.from_name("dog barking") == Composition("dog", "barking")
-    with pytest.raises(KeyError):
-        Composition.from_name("dog reading")
-
-
 def test_equal_scripts_render_equally_and_other_seeds_differ() -> None:
     composition = Composition("dog", "barking")
     scripts = [ave_script(composition, np.random.default_rng(seed), seconds=3) for seed in (1, 1, 2)]
@@ -122,24 +116,19 @@ def test_every_sound_is_audible_finite_and_in_tune_with_its_pitch(sound: str) ->
     assert centre(high) > 1.3 * centre(low)
 
 
-def test_frame_sample_maps_its_object() -> None:
+def test_samples_have_their_labels() -> None:
     rng = np.random.default_rng(0)
-    samples = [sample_frame(rng, empty=0.0) for _ in range(30)]
-    for sample in samples:
+    for sample in (sample_frame(rng, empty=0.0) for _ in range(30)):
         assert sample.picture.shape == (64, 64, 3)
         assert 0 <= sample.object < len(OBJECTS)
         assert 0 <= sample.colour < len(COLOURS)
         assert (sample.patches == sample.object).sum() >= 3
     empty = sample_frame(rng, empty=1.0)
     assert (empty.object, empty.colour, empty.second_object) == (-1, -1, -1)
-
-
-def test_second_sample_has_its_label() -> None:
-    rng = np.random.default_rng(0)
-    sample = sample_sound(rng, empty=0.0)
-    assert sample.waveform.shape == (SAMPLE_RATE,)
-    assert np.abs(sample.waveform).max() <= 1
-    assert 0 <= sample.sound < len(SOUNDS)
+    sound = sample_sound(rng, empty=0.0)
+    assert sound.waveform.shape == (SAMPLE_RATE,)
+    assert np.abs(sound.waveform).max() <= 1
+    assert 0 <= sound.sound < len(SOUNDS)
     assert sample_sound(rng, empty=1.0).sound == -1
 
 
@@ -162,11 +151,7 @@ def test_captions_are_true_in_the_vocabulary_and_never_name_a_held_out_compositi
             used = set(caption.split())
             assert used <= vocabulary
             assert not any(words(c.object) & used and words(c.sound) & used for c in HELD_OUT)
-
-
-def test_empty_scenes_are_described_as_such() -> None:
-    captioner = Captioner(np.random.default_rng(0))
-    assert "bird" not in captioner.frame(-1, 0)[0]
+    assert "bird" not in captioner.frame(-1, 0)[0]  # empty scenes are described as such
     assert captioner.second(-1, 1)[1] is False
 
 

@@ -240,7 +240,7 @@ def prepare(
     numbers = int(match[1]), int(match[2])
 
     from avfewshot.config import resolve
-    from avfewshot.data.shards.plan import plan_shards
+    from avfewshot.data.shards.prepare import plan_shards
     from avfewshot.data.shards.prepare import prepare as look
     from avfewshot.encoders.presets import load_preset
 

@@ -187,8 +187,7 @@ def load_data(config: FewshotConfig) -> Any:
 
             return with_several_labels(dataset)
         return dataset
-    from avfewshot.data.load import load_dataset
-    from avfewshot.data.media_index import require_media
+    from avfewshot.data.load import load_dataset, require_media
 
     assert data.root is not None
     dataset = load_dataset(task, data.root, media=data.media, list_file=data.list_file)

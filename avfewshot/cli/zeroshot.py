@@ -402,8 +402,7 @@ def _check_task(settings: Resolved, flags: dict[str, Any], paths: Sequence[str])
 
 def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[str, Any]]:
     """The evaluator, the trained model if any, and what :func:`evaluate_task` has to know of it."""
-    from avfewshot.data.load import load_dataset
-    from avfewshot.data.media_index import require_media
+    from avfewshot.data.load import load_dataset, require_media
     from avfewshot.encoders.presets import load_preset
     from avfewshot.evaluation.evaluator import Evaluator
     from avfewshot.evaluation.predictions import PredictionConfig
@@ -420,7 +419,7 @@ def _load_task(settings: Resolved, display: Any) -> tuple[Evaluator, Any, dict[s
     dataset = load_dataset(task.task, task.root, media=task.media, list_file=task.list_file)
     require_media(dataset, task.media or (task.root,))
     if task.vggsounder is not None:
-        from avfewshot.data.vggsounder import with_vggsounder
+        from avfewshot.data.vggsound import with_vggsounder
 
         dataset = with_vggsounder(dataset, task.vggsounder)
     device = resolve_device(asked.device)

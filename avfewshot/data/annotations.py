@@ -1,7 +1,4 @@
-"""Annotation files: finding them below a data root, reading them, and telling whether they are the official ones.
-
-Any line ends will do, with or without a byte order mark or a final newline; invisible characters are no part of a text.
-"""
+"""Annotation files: finding and reading them, the spellings of a class, and whether they are the official ones."""
 
 from __future__ import annotations
 
@@ -10,14 +7,13 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfewshot.data.aliases import ClassNames
-from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.description import DESCRIPTION_FILE, Description
-from avfewshot.data.findings import DatasetReport
+from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample
+from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import visible
 from avfewshot.media.discover import MEDIA_SUFFIXES
@@ -27,6 +23,7 @@ _SUBFOLDERS = (
     *("", "data", "annotations", "labels", "splits", "meta_anno_files", "csv"),
     *("Single-source", "Multi-sources", "json_update", "json", "data/json_update", "data/json"),
 )
+OTHER_CLASSES = "Another data set's classes go into a dataset.yaml beside it (data_splits/README.md)."  # a hint
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,11 @@ def _way_out(description: Description) -> str:
 
 _MOST_BYTES = 1 << 28  # the largest known list takes 11 MB
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_ADDRESS = re.compile(r"https?://(?:\S*[?&]v=|\S*/)([A-Za-z0-9_-]{11})(?:[&?#]\S*)?")
 
 
 def read_text(path: str | Path) -> str:
-    """The text of an annotation file.
+    """The text of an annotation file, without a byte order mark and invisible characters.
 
     Raises:
         DataError: It cannot be read or is not UTF-8.
@@ -115,26 +113,22 @@ def read_text(path: str | Path) -> str:
     try:
         if os.stat(path).st_size > _MOST_BYTES:
             raise DataError(f"{path}: more than {_MOST_BYTES >> 20} MiB are too many for an annotation file.")
-        return _visible_lines(Path(path).read_bytes().decode("utf-8-sig"))
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8.", hint="Save the file as UTF-8, or take the official one."
         ) from error
-
-
-def _visible_lines(text: str) -> str:
-    """`text` without invisible characters; line ends and tabs stay. Nearly every annotation file is plain ASCII."""
-    if text.isascii():
+    if text.isascii():  # nearly always
         return text
     return "".join(part if part.isascii() else visible(part) for part in re.split(r"([\r\n\t])", text))
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
-    """Non-blank lines with their numbers, from 1. Only line feeds and carriage returns end a line."""
-    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    """Non-blank lines, stripped, with their numbers from 1. Only line feeds and carriage returns end a line."""
+    lines = enumerate(io.StringIO(read_text(path), newline=None), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
@@ -159,9 +153,6 @@ def clip_id(text: str) -> str:
     return stem if suffix.lower() in MEDIA_SUFFIXES else text
 
 
-_ADDRESS = re.compile(r"https?://(?:\S*[?&]v=|\S*/)([A-Za-z0-9_-]{11})(?:[&?#]\S*)?")
-
-
 def youtube_id(text: str) -> str | None:
     """`text` if it has the form of a YouTube id (11 letters, digits, ``-`` or ``_``, and not a mere row number)."""
     return text if YOUTUBE_ID.fullmatch(text) and not text.isdigit() else None
@@ -176,16 +167,6 @@ def seconds(text: str) -> float | None:
     return value if 0 <= value < float("inf") else None
 
 
-def normalise_split(text: str) -> str | None:
-    """``train``, ``val`` or ``test`` for any usual name of a split (``Training_set``, ``02-valid``), else None."""
-    words = re.findall(r"[a-z]+", visible(text).lower())
-    while len(words) > 1 and words[-1] in _FILLERS:
-        words.pop()
-    while len(words) > 1 and words[0] in _FILLERS:
-        words.pop(0)
-    return _SPLIT_NAMES.get("".join(words))
-
-
 _FILLERS = frozenset("set data dataset split splits subset folder dir clips clip videos video files samples".split())
 _NAMES = {
     "train": ("train", "training", "trn"),
@@ -197,35 +178,117 @@ _SPLIT_NAMES = {
 }
 
 
+def normalise_split(text: str) -> str | None:
+    """``train``, ``val`` or ``test`` for any usual name of a split (``Training_set``, ``02-valid``), else None."""
+    words = re.findall(r"[a-z]+", visible(text).lower())
+    while len(words) > 1 and words[-1] in _FILLERS:
+        words.pop()
+    while len(words) > 1 and words[0] in _FILLERS:
+        words.pop(0)
+    return _SPLIT_NAMES.get("".join(words))
+
+
+# Key -> other keys of the same class, for spellings that no rule below explains: cut where the comma has become an
+# underscore (LLP), or a mended misspelling (VGG-Sound).
+_ALSO = {
+    "violin": "violin fiddle",
+    "chicken": "chicken rooster",
+    "baby cry": "baby cry infant cry",
+    "frying": "frying food",
+    "telephone bell": "telephone bell ringing",
+    "electric blender running": "eletric blender running",
+}
+_NOISE = re.compile(r"[^0-9a-z]+")
+
+
+def name_key(name: str) -> str:
+    """A spelling-independent key: lower case, and anything but letters and digits is one space.
+
+    ``name_key("Frying_(food)") == name_key("Frying (food)")``. A name without any Latin letter or digit is its own key,
+    in lower case.
+    """
+    key = _NOISE.sub(" ", name.lower()).strip() if name.isascii() else " ".join(name.replace("_", " ").lower().split())
+    return key or name.strip().lower()
+
+
+class ClassNames:
+    """Finds the class that a name in an annotation file means.
+
+    A name matches, in this order: exactly; by its key; by the part before the first comma, of the name or of the class,
+    where that is unique; by the table of other spellings.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._exact = {name: index for index, name in enumerate(classes)}
+        self._keys = _unique((name_key(name), index) for index, name in enumerate(classes))
+        self._heads = _unique((name_key(name.split(",")[0]), index) for index, name in enumerate(classes))
+        self._known: dict[str, int | None] = {}
+
+    def index(self, name: str) -> int | None:
+        """Index of the class that `name` means, or None."""
+        if name in self._exact:
+            return self._exact[name]
+        if name not in self._known:
+            key = name_key(name)
+            others = [self._keys.get(other) for other in (name_key(name.split(",")[0]), _ALSO.get(key, ""))]
+            tried = (self._keys.get(key), self._heads.get(key), *others)
+            self._known[name] = next((index for index in tried if index is not None), None)
+        return self._known[name]
+
+    def whole(self, name: str) -> int | None:
+        """Index of the class that is called `name` in full, spelling aside; no match by the part before a comma."""
+        return self._exact.get(name, self._keys.get(name_key(name)))
+
+    def respelt(self) -> list[str]:
+        """Names asked for so far that matched, but not letter by letter, sorted."""
+        return sorted(name for name, index in self._known.items() if index is not None)
+
+
+def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Keys that stand for one class alone; an ambiguous key means nothing."""
+    meanings = set(pairs)
+    counts = Counter(key for key, _ in meanings)
+    return {key: index for key, index in meanings if counts[key] == 1}
+
+
+def note_dashes(ids: Iterable[str], report: DatasetReport) -> None:
+    """Tell of ids that a command line takes for options."""
+    message = "Ids begin with a dash; write ./ before such a file name on a command line."
+    report.note("info", "dashed-ids", message, sorted({name for name in ids if name.startswith("-")}))
+
+
 def make_dataset(
     description: Description,
     annotations: Annotations,
-    names: ClassNames,
     samples: Iterable[Sample],
     rows: dict[str, int],
     report: DatasetReport,
     *,
     form: str,
+    classes: Sequence[ClassEntry] | None = None,
+    names: ClassNames | None = None,
     multi_label: bool = False,
 ) -> Dataset:
-    """The data set of a reader, after telling which names were respelt and which files are the official ones.
+    """The data set of a reader, after telling which `names` were respelt and which files are the official ones.
 
-    `rows` counts the data rows of the files by role, `form` names the form of the annotation files for people.
+    `rows` counts the data rows of the files by role, `form` names the form of the annotation files for people;
+    `classes` are those of the description unless given.
 
     Raises:
         DataError: There are no samples.
     """
-    samples = tuple(samples)
+    samples = tuple(sorted(samples, key=lambda sample: SPLITS.index(sample.split)))
     if not samples:
         raise DataError(f"{annotations.folder}: no file of {description.title} lists a clip.")
-    respelt = sorted(names.respelt())
-    report.note("info", "respelt-classes", "Class names were matched by another spelling.", respelt)
+    if names is not None:
+        report.note("info", "respelt-classes", "Class names were matched by another spelling.", names.respelt())
     _compare_with_official(description, annotations.files, rows, report)
+    classes = description.classes if classes is None else classes
     return Dataset(
         description=description,
         root=annotations.folder,
-        classes=description.class_names,
-        wordings=description.wordings,
+        classes=tuple(entry.name for entry in classes),
+        wordings=tuple(entry.wording for entry in classes),
         samples=samples,
         multi_label=multi_label,
         form=form,
@@ -252,25 +315,18 @@ def _compare_with_official(
                 report.add("warning", "row-count", f"{path.name} has {numbers}.")
             continue
         data = path.read_bytes()
-        if _sha256(data) == official.sha256:
+        plain = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n")
+        windows = plain.replace(b"\n", b"\r\n")
+        other_ends = (plain, plain + b"\n", windows, windows + b"\r\n")
+        digest, *others = (hashlib.sha256(form).hexdigest() for form in (data, *other_ends))
+        if digest == official.sha256:
             as_published.append(path.name)
-        elif _sha256(data) in official.variants:
+        elif digest in official.variants:
             report.add("info", "other-release", f"{path.name} is another official release of {official.names[0]}.")
-        elif any(_sha256(form) == official.sha256 for form in _line_end_forms(data)):
+        elif official.sha256 in others:
             as_published.append(f"{path.name} (with other line ends)")
         elif bears_the_name:  # A list given by path claims nothing.
             note = f"it has {numbers}" if wrong_count else "its rows are as many, but not the same"
             report.add("warning", "differs-from-official", f"{path.name} is not as published: {note}.")
     if as_published:
         report.add("info", "official-files", f"As published: {', '.join(as_published)}.", as_published)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _line_end_forms(data: bytes) -> list[bytes]:
-    """The same text with Unix and with Windows line ends, with and without a final one, without byte order mark."""
-    plain = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n")
-    windows = plain.replace(b"\n", b"\r\n")
-    return [plain, plain + b"\n", windows, windows + b"\r\n"]

@@ -6,20 +6,26 @@ copies of the file have a header and some no final newline. All of that is read,
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import clip_id, locate, make_dataset, read_lines, seconds, youtube_id
-from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
+from avfewshot.data.annotations import (
+    OTHER_CLASSES,
+    ClassNames,
+    clip_id,
+    locate,
+    make_dataset,
+    note_dashes,
+    read_lines,
+    seconds,
+    youtube_id,
+)
+from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import Description
-from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     line: int
     name: str
     id: str
@@ -45,10 +51,19 @@ def load_ave(description: Description, root: str | Path) -> Dataset:
             samples += _samples(rows, role, path, description, names, report)
     if path := annotations.files.get("annotations"):
         rows, counts["annotations"] = _read_rows(path, report)
-        _cross_check(rows, samples, path, names, report)
-    _report_samples(samples, report)
-    samples.sort(key=lambda sample: SPLITS.index(sample.split))
-    return make_dataset(description, annotations, names, samples, counts, report, form="AVE")
+        listed = {(row.id, names.index(row.name)) for row in rows}
+        used = {(sample.id, sample.label) for sample in samples}
+        message = f"Clips of the splits that {path.name} does not list."
+        report.note("warning", "not-in-annotations", message, sorted(name for name, _ in used - listed))
+        message = f"Clips of {path.name} that are in no split; not used."
+        report.note("warning", "in-no-split", message, sorted(name for name, _ in listed - used))
+    message = "Clips whose event has no length: all background, and never drawn into a support."
+    report.note("info", "empty-event", message, [sample.id for sample in samples if not sample.events])
+    ids = [sample.id for sample in samples]
+    message = "Clips listed under more than one class or in more than one split; each is a sample of its own."
+    report.note("info", "repeated-ids", message, repeated(ids))
+    note_dashes(ids, report)
+    return make_dataset(description, annotations, samples, counts, report, form="AVE", names=names)
 
 
 def _read_rows(path: Path, report: DatasetReport) -> tuple[list[_Row], int]:
@@ -62,7 +77,7 @@ def _read_rows(path: Path, report: DatasetReport) -> tuple[list[_Row], int]:
         if start is not None and end is not None and parts[1]:
             rows.append(_Row(number, parts[0], clip_id(parts[1]), start, end))
         elif number > 1 or len(parts) != 5 or any(character.isdigit() for character in parts[3] + parts[4]):
-            malformed.append(f"{path.name}:{number} {line.strip()[:80]}")
+            malformed.append(f"{path.name}:{number} {line[:80]}")
         # else the header of some copies: Category&VideoID&Quality&StartTime&EndTime
     message = f"{path.name}: rows that are not class&id&quality&start&end, left out."
     report.note("warning", "malformed-rows", message, malformed)
@@ -75,8 +90,7 @@ def _samples(
     rows: list[_Row], split: str, path: Path, description: Description, names: ClassNames, report: DatasetReport
 ) -> list[Sample]:
     """One sample per clip and class; rows of one clip and class are stretches of its event."""
-    stretches: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    positions: dict[tuple[str, int], int] = {}
+    stretches: dict[tuple[str, int], tuple[int, list[tuple[float, float]]]] = {}
     total = float(description.segments)
     with report.collect(f"{path.name}: ") as remark:
         for position, row in enumerate(rows):
@@ -86,9 +100,7 @@ def _samples(
                 message = "rows of classes that are not in the data set, left out."
                 remark("error", "unknown-classes", message, f"{place} {row.name}")
                 continue
-            key = (row.id, label)
-            positions.setdefault(key, position)
-            spans = stretches.setdefault(key, [])
+            _, spans = stretches.setdefault((row.id, label), (position, []))
             span = (min(row.start, total), min(row.end, total))
             if span in spans:
                 remark("warning", "repeated-rows", "rows repeated word for word, read once.", place)
@@ -98,17 +110,14 @@ def _samples(
                 remark("warning", "event-bounds", message, f"{place} {row.start:g}-{row.end:g}")
             spans.append(span)
     if not stretches:
-        raise DataError(
-            f"{path}: none of its classes belongs to {description.title}.",
-            hint="Another data set's classes go into a dataset.yaml beside it (data_splits/README.md).",
-        )
+        raise DataError(f"{path}: none of its classes belongs to {description.title}.", hint=OTHER_CLASSES)
     background = len(description.classes)
     return [
         Sample(
             id=name,
             labels=(label,),
             split=split,
-            row=positions[name, label],
+            row=position,
             segments=tuple(
                 label if any(onset <= second < offset for onset, offset in spans) else background
                 for second in range(description.segments)
@@ -116,24 +125,5 @@ def _samples(
             events=tuple(Event(label, onset, offset) for onset, offset in sorted(spans) if onset < offset),
             youtube_id=youtube_id(name),
         )
-        for (name, label), spans in stretches.items()
+        for (name, label), (position, spans) in stretches.items()
     ]
-
-
-def _report_samples(samples: list[Sample], report: DatasetReport) -> None:
-    message = "Clips whose event has no length: all background, and never drawn into a support."
-    report.note("info", "empty-event", message, [sample.id for sample in samples if not sample.events])
-    counts = Counter(sample.id for sample in samples)
-    message = "Clips listed under more than one class or in more than one split; each is a sample of its own."
-    report.note("info", "repeated-ids", message, sorted(name for name, count in counts.items() if count > 1))
-    message = "Ids begin with a dash; write ./ before such a file name on a command line."
-    report.note("info", "dashed-ids", message, sorted(name for name in counts if name.startswith("-")))
-
-
-def _cross_check(rows: list[_Row], samples: list[Sample], path: Path, names: ClassNames, report: DatasetReport) -> None:
-    listed = {(row.id, names.index(row.name)) for row in rows}
-    used = {(sample.id, sample.label) for sample in samples}
-    message = f"Clips of the splits that {path.name} does not list."
-    report.note("warning", "not-in-annotations", message, sorted(name for name, _ in used - listed))
-    message = f"Clips of {path.name} that are in no split; not used."
-    report.note("warning", "in-no-split", message, sorted(name for name, _ in listed - used))

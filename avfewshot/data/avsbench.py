@@ -7,24 +7,18 @@ spectrograms that come with them are never opened: sound is read from the WAV fi
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import locate, make_dataset, read_text
-from avfewshot.data.dataset import SPLITS, Dataset, Sample
-from avfewshot.data.description import Description, default_wording, load_description
-from avfewshot.data.findings import DatasetReport
-from avfewshot.data.probe import Probe, probe_file
+from avfewshot.data.annotations import locate, make_dataset, note_dashes, read_csv
+from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample, repeated
+from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
 from avfewshot.errors import DataError, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -36,8 +30,6 @@ if TYPE_CHECKING:
 SUBSETS = {"s4": ("avs", "v1s"), "ms3": ("avs_ms3", "v1m")}
 """The data set's name of each subset, and its label in the joint list of AVSBench-semantic."""
 SECONDS = 5
-
-_MIDDLE = 127
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Avsbench:
 
     subset: str
     clips: dict[str, list[MaskedClip]]  # by split
-    report: DatasetReport = field(default_factory=DatasetReport)
+    report: DatasetReport
 
     def leaked(self, split: str) -> set[str]:
         """Names of the clips of a split whose video is in training as well; MS3 has 38 such test clips of 64."""
@@ -78,64 +70,53 @@ class ListedClip:
     name: str
     category: str
     split: str
-    spelt: str = ""  # the category before it was mended
+    spelt: str  # the category before it was mended
 
 
-def read_list(path: str | Path, subset: str) -> list[ListedClip]:
+def read_list(path: Path, subset: str) -> tuple[list[ListedClip], DatasetReport]:
     """Read ``s4_meta_data.csv``, ``ms3_meta_data.csv``, or the rows of a subset in the joint ``metadata.csv``.
+
+    What is odd is mended and reported: misspelt categories, repeated ids, videos in more than one split.
 
     Raises:
         DataError: It is none of these.
     """
-    path = Path(path)
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        columns = list(reader.fieldnames or ())
-        rows = [row for row in reader if row.get("label", SUBSETS[subset][1]) == SUBSETS[subset][1]]
-    except csv.Error as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from error
+    table = read_csv(path)
+    columns = table[0][1] if table else []
+    label = SUBSETS[subset][1]
+    rows = [dict(zip(columns, cells, strict=False)) for _, cells in table[1:]]
+    rows = [row for row in rows if row.get("label", label) == label]
     if "split" not in columns or not rows:
         raise DataError(f"{path}: no list of AVSBench clips: a column split and rows are needed.")
-    category = next((name for name in ("category", "a_obj") if name in columns), None)
-    clips = []
+    category = next((name for name in ("category", "a_obj") if name in columns), "category")
+    spelt = {row.get(category, "") for row in rows}
+    clips: dict[str, ListedClip] = {}
+    misspelt, splits = [], {}
     for row in rows:
-        name, split = (row[columns[0]] or "").strip(), (row["split"] or "").strip()
+        name, split, own = row[columns[0]], row.get("split", ""), row.get(category, "")
         if split not in SPLITS or not name or not _is_plain(name):
             raise DataError(f"{path}: {name[:80]!r} in split {split[:80]!r} is no clip of AVSBench.")
-        kind = (row[category] or "").strip() if category else ""
-        if not _is_plain(kind):  # a folder's name in S4
-            raise DataError(f"{path}: {kind[:80]!r} of {name!r} is no category of AVSBench.")
-        clips.append(ListedClip(name, kind, split))
-    return clips
+        if not _is_plain(own):  # a folder's name in S4
+            raise DataError(f"{path}: {own[:80]!r} of {name!r} is no category of AVSBench.")
+        mended = own.replace(" ", "") if own.replace(" ", "") in spelt else own
+        if mended != own:
+            misspelt.append(f"{name} {own!r}")
+        splits.setdefault(name[:11], set()).add(split)
+        clips.setdefault(name, ListedClip(name, mended, split, own))
+    names = [row[columns[0]] for row in rows]
+    report = DatasetReport()
+    message = "Categories with a blank in a known one; read as that one."
+    report.note("warning", "misspelt-category", message, misspelt)
+    report.note("error", "repeated-ids", "Ids that are listed more than once; the first row counts.", repeated(names))
+    message = "Videos with clips in more than one split: test figures on them are too high; clean clips stand beside."
+    report.note("warning", "leaked-videos", message, sorted(video for video, own in splits.items() if len(own) > 1))
+    note_dashes(names, report)
+    return list(clips.values()), report
 
 
 def _is_plain(name: str) -> bool:
     """Whether a list's word names a file or a folder where it lies, and nowhere else; the empty one does."""
-    return Path(name).name == name and not name.startswith(".") and "\0" not in name and len(os.fsencode(name)) < 200
-
-
-def check_list(rows: Sequence[ListedClip]) -> tuple[list[ListedClip], DatasetReport]:
-    """Mend and report what is odd about a list: misspelt categories, repeated ids, videos in more than one split."""
-    report = DatasetReport()
-    spelt = {row.category for row in rows if " " not in row.category}
-    mended = []
-    for row in rows:
-        joined = row.category.replace(" ", "")
-        mended.append(replace(row, category=joined if joined in spelt else row.category, spelt=row.category))
-    report.note("warning", "misspelt-category", "Categories with a blank in a known one; read as that one.", [
-        f"{row.name} {row.category!r}" for row, own in zip(rows, mended, strict=True) if own.spelt != own.category
-    ])  # fmt: skip
-    names = [row.name for row in rows]
-    message = "Ids that are listed more than once; the first row counts."
-    report.note("error", "repeated-ids", message, sorted(name for name, count in Counter(names).items() if count > 1))
-    splits: dict[str, set[str]] = {}
-    for row in rows:
-        splits.setdefault(row.name[:11], set()).add(row.split)
-    message = "Videos with clips in more than one split: test figures on them are too high; clean clips stand beside."
-    report.note("warning", "leaked-videos", message, sorted(video for video, own in splits.items() if len(own) > 1))
-    message = "Ids begin with a dash; write ./ before such a file name on a command line."
-    report.note("info", "dashed-ids", message, sorted(name for name in names if name.startswith("-")))
-    return list({row.name: row for row in reversed(mended)}.values())[::-1], report
+    return Path(name).name == name and not name.startswith(".") and len(os.fsencode(name)) < 200
 
 
 def load_avsbench(root: str | Path, subset: str) -> Avsbench:
@@ -150,7 +131,7 @@ def load_avsbench(root: str | Path, subset: str) -> Avsbench:
     if subset not in SUBSETS:
         raise UsageError(f"AVSBench has no subset {subset!r}.", hint=f"Valid: {', '.join(SUBSETS)}.")
     path = locate(load_description(SUBSETS[subset][0], root), root).files["list"]
-    rows, report = check_list(read_list(path, subset))
+    rows, report = read_list(path, subset)
     clips: dict[str, list[MaskedClip]] = {split: [] for split in SPLITS}
     for row, clip in zip(rows, _find(path, rows, subset, report), strict=True):
         if clip is not None:
@@ -176,7 +157,7 @@ def avsbench_dataset(description: Description, root: str | Path, *, find_media: 
     subset = next(name for name, (dataset, _) in SUBSETS.items() if dataset == description.name)
     annotations = locate(description, root)
     path = annotations.files["list"]
-    rows, report = check_list(read_list(path, subset))
+    rows, report = read_list(path, subset)
     sounding = [set(row.category.split("_")) if subset == "ms3" else {row.category} for row in rows]
     names = sorted(set().union(*sounding) - {""})
     if names and len(names) != (description.expected_classes or len(names)):
@@ -196,12 +177,11 @@ def avsbench_dataset(description: Description, root: str | Path, *, find_media: 
         )
         for number, (row, labels, clip) in enumerate(zip(rows, sounding, found, strict=True))
     ]
-    samples.sort(key=lambda sample: SPLITS.index(sample.split))
+    classes = [ClassEntry(name, default_wording(name)) for name in names]
     counts = {"list": len(rows)}
-    dataset = make_dataset(
-        description, annotations, ClassNames(()), samples, counts, report, form=subset, multi_label=subset == "ms3"
+    return make_dataset(
+        description, annotations, samples, counts, report, form=subset, classes=classes, multi_label=subset == "ms3"
     )
-    return replace(dataset, classes=tuple(names), wordings=tuple(map(default_wording, names)))
 
 
 def _find(path: Path, rows: Sequence[ListedClip], subset: str, report: DatasetReport) -> list[MaskedClip | None]:
@@ -251,20 +231,8 @@ def _split(audio: Path) -> tuple[Path, Path]:
     return base.parent, audio.relative_to(base).with_suffix("")
 
 
-def probe_clip(audio: Path, expected_segments: int | None) -> Probe:
-    """Read all pictures, masks and sound of a clip; the counterpart of :func:`avfewshot.data.probe.probe_file`."""
-    try:
-        for mask in filter(Path.is_file, masks_of(audio)):
-            read_mask(mask, 32)
-        for frame in frames_of(audio):
-            _open(frame)
-    except MediaError as error:
-        return Probe(audio, ("broken",), detail=str(error))
-    heard = probe_file(audio, expected_segments)
-    return replace(heard, problems=tuple(problem for problem in heard.problems if problem != "no-video"))
-
-
-def _open(path: str | Path) -> Image.Image:
+def read_picture(path: str | Path) -> Image.Image:
+    """Decode a picture; a :class:`~avfewshot.errors.MediaError` where it cannot be."""
     from PIL import Image
 
     try:
@@ -283,7 +251,7 @@ def read_mask(path: str | Path, size: int) -> np.ndarray:
     """
     from PIL import Image
 
-    picture = _open(path)
+    picture = read_picture(path)
     values = np.asarray(picture if picture.mode in ("1", "L", "P") else picture.convert("L"))
     palette = picture.getpalette("RGB") if picture.mode == "P" else None
     kinds = np.unique(values)
@@ -291,8 +259,8 @@ def read_mask(path: str | Path, size: int) -> np.ndarray:
         raise MediaError(path, f"is no mask: it has {len(kinds)} values instead of two")
     # Indices of a palette say nothing by themselves; without a light colour in it, all but index 0 is foreground.
     light = {int(k): max(palette[3 * int(k) : 3 * int(k) + 3], default=0) for k in kinds} if palette else {}
-    if any(level > _MIDDLE for level in light.values()):
-        values = np.isin(values, [index for index, level in light.items() if level > _MIDDLE])
+    if any(level > 127 for level in light.values()):
+        values = np.isin(values, [index for index, level in light.items() if level > 127])
     mask = Image.fromarray((values > 0).astype(np.uint8) * 255).resize((size, size), Image.Resampling.NEAREST)
     return np.asarray(mask) > 0
 
@@ -324,7 +292,7 @@ def read_stills(frames: Sequence[Path], audio: Path | None, size: int) -> Clip:
     from avfewshot.media.clip import SAMPLE_RATE, Clip
     from avfewshot.media.reader import ClipReader
 
-    pictures = [_open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for path in frames]
+    pictures = [read_picture(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for path in frames]
     waveform = None
     if audio is not None:
         with ClipReader(audio, modality="audio") as reader:

@@ -1,25 +1,59 @@
-"""Everything that can be said about a data set before training on it."""
+"""Everything that can be said about a data set before training on it: what is missing, broken, doubled or leaking."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avfewshot.data.avsbench import probe_clip
-from avfewshot.data.dataset import Dataset
+from avfewshot.data.avsbench import frames_of, masks_of, read_mask, read_picture
+from avfewshot.data.dataset import MAX_EXAMPLES, SPLITS, Dataset, DatasetReport
 from avfewshot.data.description import description_names
-from avfewshot.data.findings import MAX_EXAMPLES, DatasetReport
-from avfewshot.data.leakage import EVALUATION_SPLITS, Overlap, cross_dataset_overlaps, cross_split_overlaps
 from avfewshot.data.load import load_dataset
-from avfewshot.data.probe import PROBLEMS, Probe, empty_files, identical_files, probe_file, probe_files
 from avfewshot.data.sampler import support_table
-from avfewshot.errors import AvfsError
+from avfewshot.errors import AvfsError, MediaError
+from avfewshot.io import sha256_file
 
 FORMAT_VERSION = 1
+EVALUATION_SPLITS = ("val", "test")
+SILENCE = 1e-4  # Peak amplitude, 80 dB below full scale: what a lossy codec makes of digital silence stays below it.
+_FRAME_SIZE = 32  # Frames are decoded only to see that they can be.
+_PROBLEMS = {
+    "broken": "Files that cannot be decoded; training leaves them out and says so.",
+    "short": "Files shorter than the {} seconds that are annotated.",
+    "no-video": "Files without a video track.",
+    "no-audio": "Files without an audio track.",
+    "silent": "Files whose audio is digital silence.",
+}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Videos that two splits share."""
+
+    first: str  # ``dataset/split``
+    second: str  # ``dataset/split``
+    ids: tuple[str, ...]  # YouTube ids, sorted
+
+    @property
+    def count(self) -> int:
+        """Number of shared videos."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found in one media file."""
+
+    path: Path
+    problems: tuple[str, ...]  # ``broken``, ``short``, ``no-video``, ``no-audio``, ``silent``; empty for a good file
+    detail: str = ""  # the reader's words on a broken file
 
 
 @dataclass(frozen=True)
@@ -36,7 +70,7 @@ class CheckResult:
     @property
     def usable(self) -> bool:
         """Whether nothing stands in the way of using the data set."""
-        return self.report.worst != "error"
+        return all(finding.severity != "error" for finding in self.report.findings)
 
     @property
     def splits(self) -> dict[str, dict[str, int | None]]:
@@ -64,7 +98,17 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values; docs/data.md describes them."""
-        dataset = self.dataset
+        dataset, probes = self.dataset, self.probes
+        overlaps = [
+            {"first": o.first, "second": o.second, "count": o.count, "examples": list(o.ids[:MAX_EXAMPLES])}
+            for o in self.overlaps
+        ]
+        opened: dict[str, Any] = {}
+        if probes is not None:
+            opened = {"files": len(probes), "good": sum(not probe.problems for probe in probes)}
+            for problem in _PROBLEMS:
+                paths = [str(probe.path) for probe in probes if problem in probe.problems]
+                opened[problem] = {"count": len(paths), "examples": paths[:MAX_EXAMPLES]}
         return {
             "version": FORMAT_VERSION,
             "dataset": dataset.name,
@@ -77,8 +121,8 @@ class CheckResult:
             "splits": self.splits,
             "classes": self.classes,
             "compared_with": list(self.compared_with),
-            "overlaps": [overlap.to_dict() for overlap in self.overlaps],
-            "probe": None if self.probes is None else _probe_dict(self.probes),
+            "overlaps": overlaps,
+            "probe": opened or None,
             "supports": self.supports,
             "findings": [finding.to_dict() for finding in self.report.findings],
         }
@@ -104,10 +148,20 @@ def check_dataset(
     overlaps = _check_leakage(dataset, others, report)
     probes = None
     if probe:
+        from avfewshot.media.stream import ordered_map
+
+        look = _probe_avsbench if dataset.description.reader == "avs" else probe_file
         expected = None if dataset.description.reader == "folder" else dataset.num_segments
-        look = probe_clip if dataset.description.reader == "avs" else probe_file
-        probes = tuple(probe_files(paths, expected, probe=look, workers=workers, progress=progress))
-        _check_probes(dataset, probes, report)
+        found = []
+        for one in ordered_map(partial(look, expected_segments=expected), paths, workers=workers):
+            found.append(one)
+            if progress is not None:
+                progress(1)
+        probes = tuple(found)
+        for problem, message in _PROBLEMS.items():
+            hit = [one for one in probes if problem in one.problems]
+            places = [f"{one.path}: {one.detail}" if one.detail else str(one.path) for one in hit]
+            report.note("warning", f"media-{problem}", message.format(dataset.num_segments), places)
     return CheckResult(
         dataset=dataset,
         overlaps=tuple(overlaps),
@@ -158,51 +212,58 @@ def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
 
 
 def _check_files(dataset: Dataset, paths: list[Path], report: DatasetReport) -> None:
-    message = "Media files without a byte; fetch them again."
-    report.note("warning", "empty-files", message, map(str, empty_files(paths)))
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_size[path.stat().st_size if path.exists() else 0].append(path)
+    # An interrupted download leaves a file without a byte behind.
+    report.note("warning", "empty-files", "Media files without a byte; fetch them again.", map(str, by_size.pop(0, ())))
     splits = defaultdict(set)
     for sample in dataset.samples:
         if sample.path is not None:
             splits[sample.path].add(sample.split)
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in itertools.chain.from_iterable(same for same in by_size.values() if len(same) > 1):
+        with contextlib.suppress(OSError):
+            groups[sha256_file(path)].append(path)
     across: list[str] = []
     within: list[str] = []
-    for group in identical_files(paths):
-        reached = set().union(*(splits[path] for path in group))
-        (across if len(reached) > 1 else within).append(" = ".join(path.name for path in group))
+    for group in groups.values():
+        if len(group) > 1:
+            reached = set().union(*(splits[path] for path in group))
+            (across if len(reached) > 1 else within).append(" = ".join(path.name for path in group))
     report.note("warning", "identical-across-splits", "Files with the same content in different splits.", across)
     report.note("info", "identical-files", "Different files with the same content.", within)
 
 
 def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetReport) -> list[Overlap]:
-    within = cross_split_overlaps(dataset)
-    for overlap in within:
+    overlaps = list(shared_videos(dataset, dataset))
+    for overlap in overlaps:
         message = f"{overlap.first} and {overlap.second} share YouTube videos."
         report.add("warning", "cross-split-leakage", message, overlap.ids)
-    between: list[Overlap] = []
     for other in others:
-        shared = cross_dataset_overlaps(dataset, other)
-        between += shared
         ids: set[str] = set()
-        for overlap in shared:
+        for overlap in shared_videos(dataset, other):
+            overlaps.append(overlap)
             evaluated = {side.split("/")[1] in EVALUATION_SPLITS for side in (overlap.first, overlap.second)}
             if len(evaluated) == 2:  # a leak: one side is learnt from, the other evaluated on
                 ids.update(overlap.ids)
         message = f"Videos that one of {dataset.name} and {other.name} trains on and the other is evaluated on."
         report.note("info", "cross-dataset-leakage", message, sorted(ids))
-    return within + between
+    return overlaps
 
 
-def _check_probes(dataset: Dataset, probes: Sequence[Probe], report: DatasetReport) -> None:
-    for problem, message in (
-        ("broken", "Files that cannot be decoded; training leaves them out and says so."),
-        ("short", f"Files shorter than the {dataset.num_segments} seconds that are annotated."),
-        ("no-video", "Files without a video track."),
-        ("no-audio", "Files without an audio track."),
-        ("silent", "Files whose audio is digital silence."),
-    ):
-        hit = [probe for probe in probes if problem in probe.problems]
-        places = [f"{probe.path}: {probe.detail}" if probe.detail else str(probe.path) for probe in hit]
-        report.note("warning", f"media-{problem}", message, places)
+def shared_videos(first: Dataset, second: Dataset) -> Iterator[Overlap]:
+    """YouTube videos in two splits of one data set, or in two data sets, by pairs of splits that share some."""
+    ours, theirs = ({split: youtube_ids(one, [split]) for split in one.split_sizes} for one in (first, second))
+    for split, other in itertools.combinations(ours, 2) if first is second else itertools.product(ours, theirs):
+        if shared := ours[split] & theirs[other]:
+            yield Overlap(f"{first.name}/{split}", f"{second.name}/{other}", tuple(sorted(shared)))
+
+
+def youtube_ids(dataset: Dataset, splits: Iterable[str] = SPLITS) -> set[str]:
+    """YouTube ids of the samples of some splits."""
+    wanted = set(splits)
+    return {sample.youtube_id for sample in dataset.samples if sample.youtube_id and sample.split in wanted}
 
 
 def _check_supports(dataset: Dataset, report: DatasetReport) -> str | None:
@@ -218,15 +279,62 @@ def _check_supports(dataset: Dataset, report: DatasetReport) -> str | None:
     return "differ"
 
 
-def _probe_dict(probes: Sequence[Probe]) -> dict[str, Any]:
-    return {
-        "files": len(probes),
-        "good": sum(not probe.problems for probe in probes),
-        **{
-            problem: {
-                "count": sum(problem in probe.problems for probe in probes),
-                "examples": [str(probe.path) for probe in probes if problem in probe.problems][:MAX_EXAMPLES],
-            }
-            for problem in PROBLEMS
-        },
-    }
+def probe_file(path: Path, expected_segments: int | None) -> Probe:
+    """Open a file and decode `expected_segments` seconds of it; None: any length will do, and ten are decoded."""
+    from avfewshot.media.stream import IsolatedReader
+
+    problems: list[str] = []
+    try:
+        with IsolatedReader(path, frame_size=_FRAME_SIZE) as reader:
+            info = reader.info
+            clip = reader.read(0, min(info.num_segments, expected_segments or 10))
+    except MediaError as error:
+        return Probe(path, ("broken",), error.reason)
+    if expected_segments is not None and info.num_segments < expected_segments:
+        problems.append("short")
+    if not info.has_video:
+        problems.append("no-video")
+    if not info.has_audio or clip.waveform is None:
+        problems.append("no-audio")
+    elif float(clip.waveform.abs().max()) < SILENCE:
+        problems.append("silent")
+    return Probe(path, tuple(problems))
+
+
+def _probe_avsbench(audio: Path, expected_segments: int | None) -> Probe:
+    """Read all pictures, masks and sound of a clip."""
+    try:
+        for mask in filter(Path.is_file, masks_of(audio)):
+            read_mask(mask, _FRAME_SIZE)
+        for frame in frames_of(audio):
+            read_picture(frame)
+    except MediaError as error:
+        return Probe(audio, ("broken",), str(error))
+    heard = probe_file(audio, expected_segments)
+    return replace(heard, problems=tuple(problem for problem in heard.problems if problem != "no-video"))
+
+
+@dataclass(frozen=True)
+class LeakRemoval:
+    """A data set without the clips that would leak into an evaluation."""
+
+    dataset: Dataset  # without them
+    removed: tuple[str, ...]  # ids of the removed clips, sorted
+    by_source: dict[str, int]  # how many of them are in which ``dataset/split``; a clip may be in several
+
+
+def without_leaks(dataset: Dataset, evaluations: Iterable[Dataset]) -> LeakRemoval:
+    """Remove training and validation clips whose videos are in the evaluation splits of other data sets.
+
+    The test split of `dataset` is kept, since nothing is learnt from it, and so are clips without a YouTube id.
+    """
+    sources = {f"{o.name}/{split}": youtube_ids(o, [split]) for o in evaluations for split in EVALUATION_SPLITS}
+    forbidden = set().union(*sources.values())
+    leaking = [s for s in dataset.samples if s.split in ("train", "val") and s.youtube_id in forbidden]
+    gone = {id(sample) for sample in leaking}
+    by_source = {name: sum(sample.youtube_id in ids for sample in leaking) for name, ids in sources.items()}
+    return LeakRemoval(
+        dataset.with_samples(sample for sample in dataset.samples if id(sample) not in gone),
+        tuple(sorted({sample.id for sample in leaking})),
+        {name: count for name, count in by_source.items() if count},
+    )

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avfewshot.data.annotations import clip_id, normalise_split, read_csv, read_text, seconds, youtube_id
-from avfewshot.data.findings import DatasetReport
+from avfewshot.data.dataset import DatasetReport
 from avfewshot.errors import DataError
 
-FORMS = ("avel-labels", "avel", "ovave-csv", "ovave-json", "vggsound", "vggsound-split", "vggsounder")
 _CATEGORY = ("category", "cls_name", "class")
 _VIDEO = ("video_id", "vid_name", "youtube_id", "ytid")
 _SEGMENTS = ("label", "labels")
@@ -59,8 +58,8 @@ class ClipList:
     """A list of clips."""
 
     path: Path
-    form: str  # one of :data:`FORMS`
-    rows: tuple[ClipRow, ...]  # its rows, in file order, with those that cannot be read left out
+    form: str
+    rows: tuple[ClipRow, ...]  # those that can be read, in file order
     total: int  # number of all data rows
 
 

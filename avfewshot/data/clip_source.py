@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.ranking import rank_key
+from avfewshot.data.dataset import Dataset, Sample, rank_key
 from avfewshot.errors import UsageError, explain
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import IsolatedReader, ordered_map

@@ -1,21 +1,79 @@
-"""Samples and data sets: what every reader returns, whatever the layout of its annotation files."""
+"""Samples, data sets and findings about them: what every reader returns, whatever its annotation files."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from avfewshot.data.description import Description
-from avfewshot.data.findings import DatasetReport
 
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+MAX_EXAMPLES = 5
+
+Severity = Literal["info", "warning", "error"]  # known and harmless; worth a look; the data cannot be used so
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a reader or a check noticed: nothing is dropped or mended in silence."""
+
+    severity: Severity
+    code: str  # stable identifier, such as ``empty-event``; docs/data.md lists them
+    message: str  # one sentence for people; it says what was done about it
+    count: int = 1  # how often
+    examples: tuple[str, ...] = ()  # the first few places or ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready values."""
+        return asdict(self) | {"examples": list(self.examples)}
+
+
+@dataclass
+class DatasetReport:
+    """All findings about one data set, in the order in which they were made."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, severity: Severity, code: str, message: str, examples: Iterable[str] = (), *, count: int = 0) -> None:
+        """Add a :class:`Finding`; the first few `examples` are kept, and `count` is their number by default."""
+        places = tuple(examples)
+        self.findings.append(Finding(severity, code, message, count or max(1, len(places)), places[:MAX_EXAMPLES]))
+
+    def note(self, severity: Severity, code: str, message: str, examples: Iterable[str]) -> None:
+        """Add a finding if there are examples."""
+        if examples := tuple(examples):
+            self.add(severity, code, message, examples)
+
+    @contextmanager
+    def collect(self, prefix: str = "") -> Iterator[Callable[[Severity, str, str, str], None]]:
+        """Gather examples one by one: gives ``remark(severity, code, message, example)``; one finding for each kind."""
+        kinds: dict[tuple[Severity, str, str], list[str]] = {}
+        yield lambda severity, code, message, example: kinds.setdefault((severity, code, message), []).append(example)
+        for (severity, code, message), examples in kinds.items():
+            self.add(severity, code, f"{prefix}{message}", examples)
+
+    def find(self, code: str) -> Finding | None:
+        """The first finding with this code, or None."""
+        return next((finding for finding in self.findings if finding.code == code), None)
+
+    def describe(self) -> list[str]:
+        """What a person should know before using the data, a sentence each: every finding but the harmless ones."""
+        lines = []
+        for finding in self.findings:
+            if finding.severity != "info":
+                places = ", ".join(finding.examples[:3])
+                many = f" ({finding.count:,})" if finding.count > 1 else ""
+                lines.append(finding.message + many + (f" E.g. {places}." if places else ""))
+        return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +212,23 @@ class Dataset:
             if event.modality != "audio":
                 seen[seconds, event.label] = True
         return {"audio": heard, "visual": seen, "av": heard & seen}[modality]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def rank_key(seed: int, purpose: str, group: str, name: str) -> bytes:
+    """The sort key of an item: BLAKE2b digest, 16 bytes, of the four parts joined by the ASCII unit separator.
+
+    Seeded orders by a keyed hash stay as they are when items are added, removed or shuffled. Different purposes give
+    independent orders; `group` is what is drawn from, such as a class name.
+    """
+    text = "\x1f".join((str(seed), purpose, group, name))
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def ranked(samples: Iterable[Sample], *, seed: int, purpose: str, group: str) -> list[Sample]:
+    """Samples in the seeded order of their ids; equal ids stay in order."""
+    return sorted(samples, key=lambda sample: (rank_key(seed, purpose, group, sample.id), sample.id))

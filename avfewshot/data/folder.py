@@ -13,12 +13,9 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import normalise_split, youtube_id
-from avfewshot.data.dataset import SPLITS, Dataset, Sample
+from avfewshot.data.annotations import ClassNames, normalise_split, youtube_id
+from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample, ranked
 from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description, default_wording, read_description
-from avfewshot.data.findings import DatasetReport
-from avfewshot.data.ranking import ranked
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold, visible
 from avfewshot.media.discover import walk_media
@@ -307,7 +304,7 @@ def _draw_splits(
             by_class[sample.label].append(sample)
     drawn: dict[str, str] = {}
     for label, group in by_class.items():
-        order = ranked(group, lambda sample: sample.id, seed=seed, purpose="folder-split", group=class_names[label])
+        order = ranked(group, seed=seed, purpose="folder-split", group=class_names[label])
         free = len(order) - 1  # One clip always stays to train on.
         start = 0
         for split, fraction in fractions.items():

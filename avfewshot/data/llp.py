@@ -8,16 +8,22 @@ that is read as far as it can be, and said.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import clip_id, locate, make_dataset, read_csv, seconds, youtube_id
-from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
+from avfewshot.data.annotations import (
+    OTHER_CLASSES,
+    ClassNames,
+    clip_id,
+    locate,
+    make_dataset,
+    read_csv,
+    seconds,
+    youtube_id,
+)
+from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import Description
-from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError
 
 _NAME = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
@@ -52,8 +58,18 @@ def load_llp(description: Description, root: str | Path) -> Dataset:
             message = f"{official.names[0]} is not there: no {modality} events per second. Clip labels need none."
             report.add("info", "no-events", message)
     samples = [replace(sample, events=tuple(events[sample.id])) for sample in samples]
-    _report_samples(samples, description, report)
-    return make_dataset(description, annotations, names, samples, counts, report, form="LLP", multi_label=True)
+    decimals = [sample.id for sample in samples if "." in sample.id]
+    report.note("info", "decimal-names", "File names whose start and end have decimals.", decimals)
+    shared = repeated(sample.id for sample in samples)  # those of a split differ
+    report.note("warning", "cross-split-ids", "Clips that are in more than one split.", shared)
+    differing = [s.id for s in samples if s.events and {event.label for event in s.events} != set(s.labels)]
+    message = "Clips whose labels differ from those of their events; the labels of the split file count."
+    report.note("info", "labels-differ-from-events", message, differing)
+    singles = {sample.label for sample in samples if sample.split == "train" and len(sample.labels) == 1}
+    lacking = [name for index, name in enumerate(description.class_names) if index not in singles]
+    message = "Classes without any training clip of that label alone: absent from single-label supports."
+    report.note("info", "no-single-label-clips", message, lacking)
+    return make_dataset(description, annotations, samples, counts, report, form="LLP", names=names, multi_label=True)
 
 
 def _rows(path: Path, columns: int, report: DatasetReport) -> tuple[list[tuple[int, list[str]]], int]:
@@ -74,7 +90,9 @@ def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport
         for position, (number, (name, text)) in enumerate(rows):
             place = f"{path.name}:{number} {name}"
             words = [word.strip() for word in text.split(",") if word.strip()]
-            whole = _joined(words, names)
+            # Where a class name itself holds a comma and the parts are no classes, the whole cell names one.
+            parted = len(words) < 2 or any(names.index(word) is not None for word in words[1:])
+            whole = None if parted else names.whole(", ".join(words))
             labels = [whole] if whole is not None else []
             for word in words if whole is None else ():
                 if (label := names.index(word)) is None:
@@ -102,18 +120,8 @@ def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport
                 end=seconds(match["end"]) if match else None,
             )
     if not samples:
-        raise DataError(
-            f"{path}: no row of the form filename<TAB>label,label with known labels.",
-            hint="Another data set's classes go into a dataset.yaml beside it (data_splits/README.md).",
-        )
+        raise DataError(f"{path}: no row of the form filename<TAB>label,label with known labels.", hint=OTHER_CLASSES)
     return list(samples.values()), total
-
-
-def _joined(words: list[str], names: ClassNames) -> int | None:
-    """The class that the whole cell names, where a class name itself holds a comma and the parts are no classes."""
-    if len(words) > 1 and not any(names.index(word) is not None for word in words[1:]):
-        return names.whole(", ".join(words))
-    return None
 
 
 def _read_events(
@@ -152,24 +160,3 @@ def _read_events(
         for name in sorted(strangers):
             remark("info", "in-no-split", "events of clips that are in no split, left out.", name)
     return total
-
-
-def _report_samples(samples: list[Sample], description: Description, report: DatasetReport) -> None:
-    decimals = [sample.id for sample in samples if "." in sample.id]
-    report.note("info", "decimal-names", "File names whose start and end have decimals.", decimals)
-    splits = defaultdict(set)
-    for sample in samples:
-        splits[sample.id].add(sample.split)
-    shared = sorted(name for name, of in splits.items() if len(of) > 1)
-    report.note("warning", "cross-split-ids", "Clips that are in more than one split.", shared)
-    differing = [
-        sample.id
-        for sample in samples
-        if sample.events and {event.label for event in sample.events} != set(sample.labels)
-    ]
-    message = "Clips whose labels differ from those of their events; the labels of the split file count."
-    report.note("info", "labels-differ-from-events", message, differing)
-    singles = Counter(sample.label for sample in samples if sample.split == "train" and len(sample.labels) == 1)
-    lacking = [name for index, name in enumerate(description.class_names) if not singles[index]]
-    message = "Classes without any training clip of that label alone: absent from single-label supports."
-    report.note("info", "no-single-label-clips", message, lacking)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from avfewshot.data.aliases import ClassNames
 from avfewshot.data.annotations import Annotations, locate, make_dataset, read_text
-from avfewshot.data.dataset import SPLITS, Dataset, Sample
-from avfewshot.data.description import Description, load_description
-from avfewshot.data.findings import DatasetReport
+from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample
+from avfewshot.data.description import ClassEntry, Description, load_description
 from avfewshot.errors import DataError, UsageError
 
 VERSIONS = ("update", "original")
@@ -179,8 +177,8 @@ def avqa_dataset(
         read.report.add("error", "no-media", f"None of the videos of {len(samples)} questions is here.")
     counts = {split: len(part) for split, part in read.questions.items()}
     form = f"{annotations.folder.name}, questions about {len({sample.id for sample in samples}):,} videos"
-    dataset = make_dataset(description, annotations, ClassNames(()), samples, counts, read.report, form=form)
-    return replace(dataset, classes=tuple(answers), wordings=tuple(answers))
+    classes = [ClassEntry(answer, answer) for answer in answers]
+    return make_dataset(description, annotations, samples, counts, read.report, form=form, classes=classes)
 
 
 def _check(dataset: MusicAvqa, folder: Path) -> None:

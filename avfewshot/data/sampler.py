@@ -17,8 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.ranking import ranked
+from avfewshot.data.dataset import Dataset, Sample, ranked
 from avfewshot.errors import DataError, UsageError, some
 
 ALGORITHM = "nested-1"
@@ -258,10 +257,7 @@ def _orders(
             pools[label].append(sample)
     if sampler == "first-k":
         return [pools[label] for label in range(dataset.num_classes)]
-    return [
-        ranked(pools[label], lambda sample: sample.id, seed=seed, purpose=purpose, group=name)
-        for label, name in enumerate(dataset.classes)
-    ]
+    return [ranked(pools[label], seed=seed, purpose=purpose, group=name) for label, name in enumerate(dataset.classes)]
 
 
 def support_table(

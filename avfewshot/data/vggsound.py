@@ -1,4 +1,4 @@
-"""Lists of VGG-Sound clips as data sets: VGG-Sound, VGG-Sound(40K), OV-AVEBench and their like."""
+"""Lists of VGG-Sound clips as data sets: VGG-Sound, VGG-Sound(40K), OV-AVEBench and their like; VGGSounder's labels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from avfewshot.data.aliases import ClassNames
-from avfewshot.data.annotations import Annotations, locate, make_dataset, read_lines
+from avfewshot.data.annotations import Annotations, ClassNames, locate, make_dataset, read_lines
 from avfewshot.data.clip_lists import ClipList, ClipRow, read_clip_list
-from avfewshot.data.dataset import SPLITS, Dataset, Event, Sample
+from avfewshot.data.dataset import Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
-from avfewshot.data.findings import DatasetReport
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold
 
@@ -48,12 +47,20 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
             f"{lists[0].path}: none of its classes belongs to {description.title}.",
             hint=f"Read it with another data set, or put a dataset.yaml beside it. First class: {rows[0].category!r}.",
         )
-    _report_expectations(description, entries, samples, report)
-    samples.sort(key=lambda sample: SPLITS.index(sample.split))
+    used = {label for sample in samples for label in sample.labels}
+    if description.expected_classes and len(used) != description.expected_classes:
+        message = f"The list has {len(used)} classes; {description.title} has {description.expected_classes}."
+        report.add("warning", "class-count", message)
+    absent = [name for name in description.known_classes if names.index(name) is None]
+    report.note("warning", "classes-absent", f"Classes of {description.title} that the list lacks.", absent)
+    if description.minimum_rows and len(samples) < description.minimum_rows:
+        message = f"The list has {len(samples)} clips; fewer than {description.minimum_rows} is not all of it."
+        report.add("warning", "few-rows", message)
+    if not any(sample.youtube_id for sample in samples):
+        message = "The ids are no YouTube ids (row numbers?): leakage into other data sets cannot be checked."
+        report.add("warning", "no-youtube-ids", message, [samples[0].id])
     form = " + ".join(dict.fromkeys([*(part.form for part in lists), *(["ovave-json"] if bits else [])]))
-    dataset = make_dataset(description, annotations, names, samples, counts, report, form=form)
-    classes, wordings = zip(*((entry.name, entry.wording) for entry in entries), strict=True)
-    return replace(dataset, classes=classes, wordings=wordings)
+    return make_dataset(description, annotations, samples, counts, report, form=form, classes=entries, names=names)
 
 
 def _annotations(description: Description, root: str | Path, list_file: str | Path | None) -> Annotations:
@@ -159,9 +166,8 @@ def _samples(
                 if row.start is not None:
                     sample = replace(sample, start=row.start, end=row.start + CLIP_SECONDS)
                 samples.append(sample)
-    counts = Counter(sample.id for sample in samples)
     message = "Clips listed under more than one class or split; each is a sample."
-    report.note("info", "repeated-ids", message, sorted(name for name, count in counts.items() if count > 1))
+    report.note("info", "repeated-ids", message, repeated(sample.id for sample in samples))
     without = [sample.id for sample in samples if sample.segments is not None and not sample.events]
     message = "Clips without a second in which the event is both seen and heard; never drawn into a support."
     report.note("info", "empty-event", message, without)
@@ -179,19 +185,49 @@ def _runs(marks: tuple[int, ...]) -> list[tuple[float, float]]:
     return runs
 
 
-def _report_expectations(
-    description: Description, entries: tuple[ClassEntry, ...], samples: list[Sample], report: DatasetReport
-) -> None:
-    used = {label for sample in samples for label in sample.labels}
-    if description.expected_classes and len(used) != description.expected_classes:
-        message = f"The list has {len(used)} classes; {description.title} has {description.expected_classes}."
-        report.add("warning", "class-count", message)
-    names = ClassNames([entry.name for entry in entries])
-    absent = [name for name in description.known_classes if names.index(name) is None]
-    report.note("warning", "classes-absent", f"Classes of {description.title} that the list lacks.", absent)
-    if description.minimum_rows and len(samples) < description.minimum_rows:
-        message = f"The list has {len(samples)} clips; fewer than {description.minimum_rows} is not all of it."
-        report.add("warning", "few-rows", message)
-    if not any(sample.youtube_id for sample in samples):
-        message = "The ids are no YouTube ids (row numbers?): leakage into other data sets cannot be checked."
-        report.add("warning", "no-youtube-ids", message, [samples[0].id])
+def with_vggsounder(dataset: Dataset, path: str | Path) -> Dataset:
+    """The data set with the labels of ``vggsounder.csv`` on its test clips, several a clip.
+
+    VGGSounder (Zverev et al., 2025) gives the test clips of VGG-Sound all classes that are seen or heard. Test clips
+    keep those among the classes of `dataset`, with events over the whole clip that say in which modality; test clips
+    that it does not know, or knows by other classes only, are left out and counted (``not-in-vggsounder``). Other
+    splits stay.
+
+    Raises:
+        DataError: The file is not VGGSounder's, or knows none of the test clips.
+    """
+    report = DatasetReport(list(dataset.report.findings))
+    part = read_clip_list(path, report, split="test")
+    if part.form != "vggsounder":
+        raise DataError(f"{path}: no VGGSounder file (its header has video_id, label and modality).")
+    names = ClassNames(dataset.classes)
+    events: dict[str, set[Event]] = {}
+    end = float(dataset.num_segments)
+    modalities: dict[str, Literal["audio", "visual"]] = {"A": "audio", "V": "visual"}
+    for row in part.rows:
+        if (label := names.index(row.category)) is not None:
+            event = Event(label, 0.0, end, modalities.get(row.modality, "av"))
+            for key in {row.id, row.youtube_id or row.id}:
+                events.setdefault(key, set()).add(event)
+    # A list without starts can be matched by video alone, and only where VGGSounder has one clip of that video.
+    clips = Counter(video for _, video in {(row.id, row.youtube_id) for row in part.rows})
+    samples: list[Sample] = []
+    without: list[str] = []
+    for sample in dataset.samples:
+        if sample.split != "test":
+            samples.append(sample)
+            continue
+        own_events = events.get(sample.id) if sample.start is not None or clips[sample.youtube_id] == 1 else None
+        if not own_events:
+            without.append(sample.id)
+            continue
+        ordered = tuple(sorted(own_events, key=lambda event: (event.label, event.modality)))
+        labels = tuple(sorted({event.label for event in ordered}))
+        samples.append(replace(sample, labels=labels, events=ordered, segments=None))
+    message = "Test clips without a VGGSounder label among the classes, left out."
+    report.note("info", "not-in-vggsounder", message, without)
+    if not any(sample.split == "test" for sample in samples):
+        raise DataError(f"{path}: knows none of the test clips of {dataset.description.title}.")
+    return replace(
+        dataset, samples=tuple(samples), multi_label=True, report=report, form=f"{dataset.form} + vggsounder"
+    )

@@ -165,8 +165,7 @@ class SupervisedTask(abc.ABC):
         self, root: Path, media: Sequence[Path], subset: str | None, target: Callable[[Dataset, Sample], Any]
     ) -> TaskData:
         """For `read`: the clips of a data set of classes; `target` makes that of one."""
-        from avfewshot.data.load import load_dataset
-        from avfewshot.data.media_index import require_media
+        from avfewshot.data.load import load_dataset, require_media
 
         if subset is not None:
             raise UsageError(f"{self.title} has no subsets.", hint="Leave --subset out.")

@@ -22,11 +22,9 @@ from tqdm import tqdm
 
 from avfewshot.errors import AvfsError, DataError, UsageError, did_you_mean
 from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
-from avfewshot.toyworld.layouts import FEWEST_CLIPS, PLANS, plan_samples
-from avfewshot.toyworld.plans import DatasetPlan, PlannedClip
-from avfewshot.toyworld.scenes import plan_avqa, plan_avs
+from avfewshot.toyworld.layouts import ALL_PLANS, FEWEST_CLIPS, PLANS, DatasetPlan, PlannedClip, plan_samples
+from avfewshot.toyworld.render import write_clip, write_part
 from avfewshot.toyworld.vocabulary import COMPOSITIONS
-from avfewshot.toyworld.writer import write_clip, write_part
 
 DEFAULT_CLIPS_PER_CLASS = 24  # gives 16 training clips a class, so that 16 shots are possible
 GENERATOR = "3acdb426618632143c1f9043a882341dcce415e6e88939765662f8d16698ee18"
@@ -37,9 +35,6 @@ _FORMAT = 1
 # Measured on one core of a cloud server; the sizes vary little, the time with the machine.
 _BYTES_PER_CLIP = {".mp4": 150_000, ".wav": 160_000, ".png": 8_000}
 _SECONDS_PER_CLIP = {".mp4": 0.55, ".wav": 0.08, ".png": 0.03}
-ALL_PLANS = {**PLANS, "avs": plan_avs, "avqa": plan_avqa}
-"""Data sets by name; those of scenes are written only if they are named."""
-
 _FOLDERS = {"ave": "AVE", "llp": "LLP", "vggsound": "VGGSound", "avs": "AVSBench", "avqa": "MUSIC-AVQA"}
 _EDITABLE = ("avfs.toml", "labels.txt", "README.txt")  # people are invited to change these: what they changed is kept
 _TOP_LEVEL = (*_FOLDERS.values(), "samples", *_EDITABLE)

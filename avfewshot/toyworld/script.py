@@ -38,7 +38,8 @@ class ClipScript:
     recording: str = "studio"  # equipment that it was recorded with, of :mod:`recordings`
 
 
-def _seed(rng: np.random.Generator) -> int:
+def draw_seed(rng: np.random.Generator) -> int:
+    """A seed for a script."""
     return int(rng.integers(1 << 62))
 
 
@@ -61,7 +62,7 @@ def ave_script(composition: Composition, rng: np.random.Generator, seconds: int 
         look = (0.0, float(seconds))
     elif extra < 0.25:
         sound = (0.0, float(seconds))
-    return ClipScript(seconds, (Event(composition, look, sound),), _seed(rng))
+    return ClipScript(seconds, (Event(composition, look, sound),), draw_seed(rng))
 
 
 def llp_script(compositions: Sequence[Composition], rng: np.random.Generator, seconds: int = 10) -> ClipScript:
@@ -72,10 +73,10 @@ def llp_script(compositions: Sequence[Composition], rng: np.random.Generator, se
         look = None if kind < 0.2 else _span(rng, seconds, 3)
         sound = None if 0.2 <= kind < 0.4 else (look if look and rng.random() < 0.5 else _span(rng, seconds, 3))
         events.append(Event(composition, look, sound))
-    return ClipScript(seconds, tuple(events), _seed(rng))
+    return ClipScript(seconds, tuple(events), draw_seed(rng))
 
 
 def vggsound_script(composition: Composition, rng: np.random.Generator, seconds: int = 10) -> ClipScript:
     """A clip of one class, as in VGG-Sound: the event is both seen and heard in most of the clip."""
     span = _span(rng, seconds, 4)
-    return ClipScript(seconds, (Event(composition, span, span),), _seed(rng))
+    return ClipScript(seconds, (Event(composition, span, span),), draw_seed(rng))

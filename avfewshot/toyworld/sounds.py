@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 SAMPLE_RATE = 48_000  # samples per second of everything that is synthesised
@@ -12,7 +10,7 @@ _TAU = 2 * np.pi
 
 
 class _Synth:
-    """Building blocks for `count` samples at pitch factor `pitch`; phases and tempi come from `rng`."""
+    """`count` samples at pitch factor `pitch`: building blocks, then a method for each sound; chance is `rng`'s."""
 
     def __init__(self, count: int, pitch: float, rng: np.random.Generator) -> None:
         self.count = count
@@ -54,6 +52,126 @@ class _Synth:
     def saw(phase: np.ndarray) -> np.ndarray:
         return 2 * (phase / _TAU % 1) - 1
 
+    def honking(self) -> np.ndarray:
+        tone = sum(
+            np.sin(_TAU * 360 * self.pitch * ratio * k * self.time) / k for ratio in (1, 1.26) for k in range(1, 6)
+        )
+        return tone * (np.sin(_TAU * self.between(0.8, 1.6) * self.time + self.between(0, 6)) > -0.5)
+
+    def rumbling(self) -> np.ndarray:
+        t = self.grain(0.03)
+        thump = np.exp(-t * 160) * np.sin(_TAU * 90 * self.pitch * t)
+        return self.repeat(self.beats(1 / (38 * self.pitch), 0.03), thump) + 0.15 * band(
+            self.noise(), 40, 300 * self.pitch
+        )
+
+    def wailing(self) -> np.ndarray:
+        rate = self.between(0.5, 1.2)
+        phase = self.sweep(900 * self.pitch * (1 + 0.35 * np.sin(_TAU * rate * self.time + self.between(0, 6))))
+        return np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase)
+
+    def beeping(self) -> np.ndarray:
+        return np.sin(_TAU * 1500 * self.pitch * self.time) * (
+            (self.time * self.between(2.5, 4.5) + self.between(0, 1)) % 1 < 0.45
+        )
+
+    def whistling(self) -> np.ndarray:
+        phase = self.sweep(2200 * self.pitch * (1 + 0.02 * np.sin(_TAU * 6 * self.time)))
+        return np.sin(phase) + 0.12 * band(self.noise(), 1800 * self.pitch, 3000 * self.pitch)
+
+    def ringing(self) -> np.ndarray:
+        t = self.grain(0.9)
+        partials = (
+            (0.5, 0.5, 2),
+            (1, 1, 3),
+            (1.19, 0.8, 4),
+            (1.5, 0.5, 5),
+            (2, 0.6, 6),
+            (2.74, 0.4, 8),
+            (3.76, 0.3, 10),
+        )
+        strike = sum(loud * np.exp(-t * decay) * np.sin(_TAU * 620 * self.pitch * r * t) for r, loud, decay in partials)
+        return self.repeat(self.beats(self.between(0.35, 0.7)), strike)  # pyright: ignore[reportArgumentType]
+
+    def buzzing(self) -> np.ndarray:
+        drift = 1 + 0.04 * np.cumsum(self.noise()) / SAMPLE_RATE**0.5
+        return self.saw(self.sweep(190 * self.pitch * drift)) * (1 + 0.3 * np.sin(_TAU * 23 * self.time))
+
+    def ticking(self) -> np.ndarray:
+        t = self.grain(0.02)
+        return self.repeat(
+            self.beats(self.between(0.22, 0.4), 0.01), np.exp(-t * 500) * np.sin(_TAU * 3200 * self.pitch * t)
+        )
+
+    def chirping(self) -> np.ndarray:
+        t = self.grain(0.09)
+        chirp = np.hanning(len(t)) * np.sin(self.sweep(np.linspace(4800, 3000, len(t)) * self.pitch))
+        return self.repeat(self.beats(self.between(0.13, 0.25), 0.15), chirp)
+
+    def barking(self) -> np.ndarray:
+        t = self.grain(0.16)
+        voice = self.saw(self.sweep(np.linspace(520, 300, len(t)) * self.pitch))
+        bark = np.hanning(len(t)) ** 0.5 * (voice + 0.5 * self.noise(len(t)))
+        return band(self.repeat(self.beats(self.between(0.35, 0.55), 0.1), bark), 250 * self.pitch, 1800 * self.pitch)
+
+    def meowing(self) -> np.ndarray:
+        t = self.grain(0.65)
+        phase = self.sweep((620 + 260 * np.sin(np.pi * np.linspace(0, 1, len(t)))) * self.pitch)
+        meow = sum(np.sin(k * phase) * loud for k, loud in ((1, 0.6), (2, 1), (3, 0.7), (4, 0.4), (5, 0.2)))
+        return self.repeat(self.beats(0.8), np.hanning(len(t)) * meow)
+
+    def hissing(self) -> np.ndarray:
+        return band(self.noise(), 4500 * self.pitch, 9000 * self.pitch) * (
+            1 + 0.2 * np.sin(_TAU * self.between(0.5, 2) * self.time)
+        )
+
+    def drumming(self) -> np.ndarray:
+        t = self.grain(0.22)
+        skin = np.exp(-t * 18) * np.sin(self.sweep(70 * self.pitch + 80 * self.pitch * np.exp(-t * 40)))
+        return self.repeat(self.beats(self.between(0.18, 0.35)), skin + 0.1 * np.exp(-t * 80) * self.noise(len(t)))
+
+    def strumming(self) -> np.ndarray:
+        t = self.grain(0.8)
+        onsets = self.beats(self.between(0.4, 0.7))
+        out = np.zeros(self.count)
+        for string, ratio in enumerate((1, 1.26, 1.5, 2)):
+            overtones = sum(np.sin(_TAU * 147 * self.pitch * ratio * k * t) / k * np.exp(-t * k) for k in range(1, 6))
+            out += self.repeat(onsets + 0.02 * string, np.exp(-t * 4) * overtones)
+        return out
+
+    def croaking(self) -> np.ndarray:
+        t = self.grain(0.28)
+        croak = np.hanning(len(t)) * band((t * 52 % 1 < 0.25) * self.noise(len(t)), 300 * self.pitch, 900 * self.pitch)
+        return self.repeat(self.beats(self.between(0.4, 0.6)), croak)
+
+    def crackling(self) -> np.ndarray:
+        t = self.grain(0.006)
+        onsets = self.rng.uniform(0, self.seconds, int(45 * self.seconds))
+        pops = self.repeat(onsets, np.exp(-t * 900) * self.noise(len(t)))
+        return band(pops, 900 * self.pitch, 5000 * self.pitch) + 0.02 * band(self.noise(), 80, 500)
+
+    def pattering(self) -> np.ndarray:
+        t = self.grain(0.004)
+        onsets = self.rng.uniform(0, self.seconds, int(260 * self.seconds))
+        drops = self.repeat(onsets, np.exp(-t * 1200) * np.sin(_TAU * 2600 * self.pitch * t))
+        return drops + 0.12 * band(self.noise(), 1500 * self.pitch, 6000 * self.pitch)
+
+    def clapping(self) -> np.ndarray:
+        t = self.grain(0.05)
+        onsets = self.beats(self.between(0.25, 0.45))
+        hands = np.concatenate([onsets, onsets + 0.006, onsets + 0.011])
+        return band(self.repeat(hands, np.exp(-t * 90) * self.noise(len(t))), 800 * self.pitch, 2600 * self.pitch)
+
+    def humming(self) -> np.ndarray:
+        partials = ((1, 1), (2, 0.7), (3, 0.3), (4, 0.15))
+        tone = sum(loud * np.sin(_TAU * 110 * self.pitch * k * self.time + self.between(0, 6)) for k, loud in partials)
+        return tone * (1 + 0.15 * np.sin(_TAU * 2 * self.time))
+
+    def howling(self) -> np.ndarray:
+        rate = self.between(0.25, 0.5)
+        phase = self.sweep(430 * self.pitch * (1 + 0.25 * np.sin(_TAU * rate * self.time + self.between(0, 6))))
+        return np.sin(phase) + 0.5 * np.sin(2 * phase) + 0.08 * np.sin(3 * phase)
+
 
 def band(signal: np.ndarray, low: float, high: float) -> np.ndarray:
     """Keep roughly the frequencies between `low` and `high` Hz."""
@@ -61,136 +179,6 @@ def band(signal: np.ndarray, low: float, high: float) -> np.ndarray:
     frequency = np.fft.rfftfreq(len(signal), 1 / SAMPLE_RATE)
     spectrum *= 1 / (1 + (low / np.maximum(frequency, 1)) ** 4) / (1 + (frequency / high) ** 4)
     return np.fft.irfft(spectrum, len(signal))
-
-
-def _honking(s: _Synth) -> np.ndarray:
-    tone = sum(np.sin(_TAU * 360 * s.pitch * ratio * k * s.time) / k for ratio in (1, 1.26) for k in range(1, 6))
-    return tone * (np.sin(_TAU * s.between(0.8, 1.6) * s.time + s.between(0, 6)) > -0.5)
-
-
-def _rumbling(s: _Synth) -> np.ndarray:
-    t = s.grain(0.03)
-    thump = np.exp(-t * 160) * np.sin(_TAU * 90 * s.pitch * t)
-    return s.repeat(s.beats(1 / (38 * s.pitch), 0.03), thump) + 0.15 * band(s.noise(), 40, 300 * s.pitch)
-
-
-def _wailing(s: _Synth) -> np.ndarray:
-    rate = s.between(0.5, 1.2)
-    phase = s.sweep(900 * s.pitch * (1 + 0.35 * np.sin(_TAU * rate * s.time + s.between(0, 6))))
-    return np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase)
-
-
-def _beeping(s: _Synth) -> np.ndarray:
-    return np.sin(_TAU * 1500 * s.pitch * s.time) * ((s.time * s.between(2.5, 4.5) + s.between(0, 1)) % 1 < 0.45)
-
-
-def _whistling(s: _Synth) -> np.ndarray:
-    phase = s.sweep(2200 * s.pitch * (1 + 0.02 * np.sin(_TAU * 6 * s.time)))
-    return np.sin(phase) + 0.12 * band(s.noise(), 1800 * s.pitch, 3000 * s.pitch)
-
-
-def _ringing(s: _Synth) -> np.ndarray:
-    t = s.grain(0.9)
-    partials = ((0.5, 0.5, 2), (1, 1, 3), (1.19, 0.8, 4), (1.5, 0.5, 5), (2, 0.6, 6), (2.74, 0.4, 8), (3.76, 0.3, 10))
-    strike = sum(loud * np.exp(-t * decay) * np.sin(_TAU * 620 * s.pitch * r * t) for r, loud, decay in partials)
-    return s.repeat(s.beats(s.between(0.35, 0.7)), strike)  # pyright: ignore[reportArgumentType]
-
-
-def _buzzing(s: _Synth) -> np.ndarray:
-    drift = 1 + 0.04 * np.cumsum(s.noise()) / SAMPLE_RATE**0.5
-    return s.saw(s.sweep(190 * s.pitch * drift)) * (1 + 0.3 * np.sin(_TAU * 23 * s.time))
-
-
-def _ticking(s: _Synth) -> np.ndarray:
-    t = s.grain(0.02)
-    return s.repeat(s.beats(s.between(0.22, 0.4), 0.01), np.exp(-t * 500) * np.sin(_TAU * 3200 * s.pitch * t))
-
-
-def _chirping(s: _Synth) -> np.ndarray:
-    t = s.grain(0.09)
-    chirp = np.hanning(len(t)) * np.sin(s.sweep(np.linspace(4800, 3000, len(t)) * s.pitch))
-    return s.repeat(s.beats(s.between(0.13, 0.25), 0.15), chirp)
-
-
-def _barking(s: _Synth) -> np.ndarray:
-    t = s.grain(0.16)
-    voice = s.saw(s.sweep(np.linspace(520, 300, len(t)) * s.pitch))
-    bark = np.hanning(len(t)) ** 0.5 * (voice + 0.5 * s.noise(len(t)))
-    return band(s.repeat(s.beats(s.between(0.35, 0.55), 0.1), bark), 250 * s.pitch, 1800 * s.pitch)
-
-
-def _meowing(s: _Synth) -> np.ndarray:
-    t = s.grain(0.65)
-    phase = s.sweep((620 + 260 * np.sin(np.pi * np.linspace(0, 1, len(t)))) * s.pitch)
-    meow = sum(np.sin(k * phase) * loud for k, loud in ((1, 0.6), (2, 1), (3, 0.7), (4, 0.4), (5, 0.2)))
-    return s.repeat(s.beats(0.8), np.hanning(len(t)) * meow)
-
-
-def _hissing(s: _Synth) -> np.ndarray:
-    return band(s.noise(), 4500 * s.pitch, 9000 * s.pitch) * (1 + 0.2 * np.sin(_TAU * s.between(0.5, 2) * s.time))
-
-
-def _drumming(s: _Synth) -> np.ndarray:
-    t = s.grain(0.22)
-    skin = np.exp(-t * 18) * np.sin(s.sweep(70 * s.pitch + 80 * s.pitch * np.exp(-t * 40)))
-    return s.repeat(s.beats(s.between(0.18, 0.35)), skin + 0.1 * np.exp(-t * 80) * s.noise(len(t)))
-
-
-def _strumming(s: _Synth) -> np.ndarray:
-    t = s.grain(0.8)
-    onsets = s.beats(s.between(0.4, 0.7))
-    out = np.zeros(s.count)
-    for string, ratio in enumerate((1, 1.26, 1.5, 2)):
-        overtones = sum(np.sin(_TAU * 147 * s.pitch * ratio * k * t) / k * np.exp(-t * k) for k in range(1, 6))
-        out += s.repeat(onsets + 0.02 * string, np.exp(-t * 4) * overtones)
-    return out
-
-
-def _croaking(s: _Synth) -> np.ndarray:
-    t = s.grain(0.28)
-    croak = np.hanning(len(t)) * band((t * 52 % 1 < 0.25) * s.noise(len(t)), 300 * s.pitch, 900 * s.pitch)
-    return s.repeat(s.beats(s.between(0.4, 0.6)), croak)
-
-
-def _crackling(s: _Synth) -> np.ndarray:
-    t = s.grain(0.006)
-    onsets = s.rng.uniform(0, s.seconds, int(45 * s.seconds))
-    pops = s.repeat(onsets, np.exp(-t * 900) * s.noise(len(t)))
-    return band(pops, 900 * s.pitch, 5000 * s.pitch) + 0.02 * band(s.noise(), 80, 500)
-
-
-def _pattering(s: _Synth) -> np.ndarray:
-    t = s.grain(0.004)
-    onsets = s.rng.uniform(0, s.seconds, int(260 * s.seconds))
-    drops = s.repeat(onsets, np.exp(-t * 1200) * np.sin(_TAU * 2600 * s.pitch * t))
-    return drops + 0.12 * band(s.noise(), 1500 * s.pitch, 6000 * s.pitch)
-
-
-def _clapping(s: _Synth) -> np.ndarray:
-    t = s.grain(0.05)
-    onsets = s.beats(s.between(0.25, 0.45))
-    hands = np.concatenate([onsets, onsets + 0.006, onsets + 0.011])
-    return band(s.repeat(hands, np.exp(-t * 90) * s.noise(len(t))), 800 * s.pitch, 2600 * s.pitch)
-
-
-def _humming(s: _Synth) -> np.ndarray:
-    partials = ((1, 1), (2, 0.7), (3, 0.3), (4, 0.15))
-    tone = sum(loud * np.sin(_TAU * 110 * s.pitch * k * s.time + s.between(0, 6)) for k, loud in partials)
-    return tone * (1 + 0.15 * np.sin(_TAU * 2 * s.time))
-
-
-def _howling(s: _Synth) -> np.ndarray:
-    rate = s.between(0.25, 0.5)
-    phase = s.sweep(430 * s.pitch * (1 + 0.25 * np.sin(_TAU * rate * s.time + s.between(0, 6))))
-    return np.sin(phase) + 0.5 * np.sin(2 * phase) + 0.08 * np.sin(3 * phase)
-
-
-_RECIPES: dict[str, Callable[[_Synth], np.ndarray]] = {
-    "honking": _honking, "rumbling": _rumbling, "wailing": _wailing, "beeping": _beeping, "whistling": _whistling,
-    "ringing": _ringing, "buzzing": _buzzing, "ticking": _ticking, "chirping": _chirping, "barking": _barking,
-    "meowing": _meowing, "hissing": _hissing, "drumming": _drumming, "strumming": _strumming, "croaking": _croaking,
-    "crackling": _crackling, "pattering": _pattering, "clapping": _clapping, "humming": _humming, "howling": _howling,
-}  # fmt: skip
 
 
 def loudness(signal: np.ndarray) -> float:
@@ -203,7 +191,7 @@ def synthesise(sound: str, count: int, pitch: float, rng: np.random.Generator) -
 
     `count` samples at 48 kHz, float64, of root mean square 1; `pitch` is a factor on all frequencies.
     """
-    signal = _RECIPES[sound](_Synth(count, pitch * rng.uniform(0.92, 1.08), rng))
+    signal = getattr(_Synth(count, pitch * rng.uniform(0.92, 1.08), rng), sound)()
     return signal / (loudness(signal) + 1e-6)
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from webdataset.filters import shuffle
 
 from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_place, share
-from avfewshot.data.ranking import rank_key
-from avfewshot.data.shards.codec import decode_members
+from avfewshot.data.dataset import rank_key
 from avfewshot.data.shards.record import ClipRecord, DamagedClipError, ShardEntry, ShardIndex, StoredClip
 from avfewshot.errors import DataError, UsageError, explain, some
 from avfewshot.io import sha256_file
-from avfewshot.media.clip import Failure
+from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
+from avfewshot.media.clip_cache import decode_pictures, decode_sound
 from avfewshot.media.stream import ordered_map
 
 DEFAULT_BUFFER = 200
@@ -221,9 +221,10 @@ class ShardSource:
     def _decode(self, encoded: _Encoded) -> LabelledClip | Failure:
         path = encoded.shard / encoded.clip.key
         try:
-            if isinstance(encoded.members, str):
-                raise DamagedClipError(encoded.members)
-            record = ClipRecord.parse(encoded.members["json"])
+            members = encoded.members
+            if isinstance(members, str):
+                raise DamagedClipError(members)
+            record = ClipRecord.parse(members["json"])
             # Before anything is decoded: what a record claims decides how much memory that takes.
             if record.frame_side not in (None, self._index.frame_side) or record.seconds > self._index.seconds:
                 raise DamagedClipError("it is not of the size that the index says")
@@ -234,12 +235,18 @@ class ShardSource:
             if record.segments is not None:
                 segments = tuple(background if name is None else self._label(name) for name in record.segments)
             labels = tuple(sorted(self._label(name) for name in record.labels))
-            clip, _ = decode_members(encoded.members, path)
+            frames = waveform = None
+            if record.frame_side is not None:
+                pictures = [members[f"{second}.jpg"] for second in range(record.seconds)]
+                frames = decode_pictures(pictures, ("JPEG",), record.frame_side)
+            if record.has_sound:
+                waveform = decode_sound(members["flac"], record.seconds * SAMPLE_RATE)
+            clip = Clip(path, record.duration, 0, frames, waveform, record.warnings, last=record.whole)
             return LabelledClip(record.id, labels, clip, segments)
         except KeyError as error:
             reason = f"it has no member {error}"
-        except DamagedClipError as error:
-            reason = str(error)
+        except ValueError as error:  # members that are damaged or not those of a clip
+            reason = " ".join(str(error).split())
         return Failure(str(path), f"{reason}; `avfs data prepare` mends damaged shards", encoded.clip.id)
 
     def _label(self, name: str) -> int:
