@@ -20,7 +20,7 @@ from avfewshot.data.dataset import Sample
 from avfewshot.encoders.kinds.towers import Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.models.audio_visual import AudioVisualModel, weighing
-from avfewshot.reports.charts import event_chart, scatter
+from avfewshot.reports.charts import TONES, drawing, scatter
 from avfewshot.supervised.avvp import ParsingTask
 from avfewshot.training import outcome
 
@@ -50,7 +50,8 @@ def test_points_and_stretches_carry_names_and_escape_them():
     assert (drawn.count("<circle"), drawn.count("<title>dog</title>")) == (3 + 2, 2)
     assert "&lt;b&gt;" in drawn
     assert "<b>" not in drawn
-    drawn = event_chart("When", 10, {"heard": {"dog": {"truth": [(0, 3), (5, 6)], "han": []}}, "seen": {}})
+    streams = {"heard": {"dog": {"truth": [(0, 3), (5, 6)], "han": []}}, "seen": {}}
+    drawn = drawing("event_chart", "When", 10, streams, TONES)
     assert drawn.count('class="bar"') == 2
     assert "truth: dog heard, 5 to 6 s" in drawn
     assert "nothing, whoever is asked" in drawn

@@ -121,7 +121,7 @@ class ClapTower(Tower):
         height, width = merging.input_resolution
         grid = tokens.view(-1, height // 2, 2, width // 2, 2, tokens.shape[-1])
         # The library joins squares of 2 x 2 tokens column by column.
-        squares = grid.permute(0, 1, 3, 4, 2, 5).reshape(len(tokens), height * width // 4, -1)
+        squares = grid.permute(0, 1, 3, 4, 2, 5).reshape(-1, height * width // 4, 4 * tokens.shape[-1])
         return merging.reduction(merging.norm(squares))
 
     def forward_head(self, tokens: Tensor) -> Tensor:
