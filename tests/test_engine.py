@@ -60,6 +60,15 @@ def workers():
     return [one for one in psutil.process_iter(["cmdline"]) if "ray::MapWorker" in " ".join(one.info["cmdline"] or [])]
 
 
+def same(one, two):
+    """Equal but for rounding: some processors add up small batches in another order than large ones."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(value, two[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == (pytest.approx(two, abs=2e-6) if isinstance(two, float) else two)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(cluster, clips, tmp_path):
@@ -89,7 +98,7 @@ def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(clu
     assert spread.returncode == 1, spread.stderr
     first, second = json.loads(alone), json.loads(spread.stdout)
     assert [clip["path"] for clip in second["clips"]] == [clip["path"] for clip in first["clips"]]
-    assert second["clips"] == first["clips"]
+    assert same(second["clips"], first["clips"])
     assert second["failed"] == first["failed"]
 
 
