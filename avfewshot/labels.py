@@ -140,9 +140,10 @@ def _other_format(text: str, where: str) -> str | None:
         return "HTML or XML"
     for mark in "\t,;|":
         rows = [[cell.strip(" \"'") for cell in line.split(mark)] for line in lines]
-        if len(rows[0]) > 1 and all(_HEADER.fullmatch(title) for title in rows[0]):
+        titles = sum(_HEADER.fullmatch(title) is not None for title in rows[0])  # two of "id,label,score" are enough
+        if titles > 1:
             return "a table (CSV)"
-        numbers = any(all(re.fullmatch(r"\d*", row[at]) for row in rows) for at in (0, -1))
+        numbers = any(all(re.fullmatch(r"-?\d*\.?\d*", row[at]) for row in rows) for at in (0, -1))
         named = where.lower().endswith((".csv", ".tsv"))
         if all(len(row) > 1 for row in rows) and (named or (len(rows) > 1 and (numbers or mark == "\t"))):
             return "a table (CSV)"

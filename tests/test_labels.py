@@ -108,6 +108,8 @@ def test_invisible_characters_are_no_labels_and_hide_no_duplicates(tmp_path):
         ("a.txt", "- dog\n- cat\n", "bullets"),
         ("a.txt", "label\ndog\ncat\n", "CSV"),
         ("a.txt", "label,wording\ndog,a dog\n", "CSV"),
+        ("a.txt", "id,label,score\n1,dog,0.3\n", "CSV"),
+        ("a.txt", "dog,0.3\ncat,-1.5\n", "CSV"),
         ("a.txt", "dog;1\ncat;2\n", "CSV"),
         ("a.txt", "dog, 0\ncat, 1\n", "CSV"),
         ("a.txt", "dog,\ncat,\n", "CSV"),
