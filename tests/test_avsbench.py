@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-import typer
+from command_support import execute
 from dataset_files import AVE_FILES, counts, official, write_files
 from PIL import Image
 from scipy.io import wavfile
 from sklearn.metrics import jaccard_score
-from typer.testing import CliRunner
 
-from avfewshot.cli.data import check
 from avfewshot.data.avsbench import load_avsbench, read_list, read_mask, read_masks, read_stills
 from avfewshot.data.load import load_dataset
 from avfewshot.data.shards.prepare import plan_shards
@@ -54,16 +51,12 @@ def sound(path, seconds=5):
 def s4(tmp_path):
     write_files(tmp_path, {"Single-source/s4_meta_data.csv": S4})
     base = tmp_path / "Single-source/s4_data"
-    for clip, masks in (
-        ("train/horse/aaaaaaaaaaa", 1),
-        ("train/horse/-bbbbbbbbbb", 1),
-        ("val/bird/ccccccccccc", 5),
-        ("test/bird/ddddddddddd", 5),
-    ):
+    masks = {"train/horse/aaaaaaaaaaa": 1, "train/horse/-bbbbbbbbbb": 1}
+    for clip, labelled in (masks | {"val/bird/ccccccccccc": 5, "test/bird/ddddddddddd": 5}).items():
         for second in range(1, 6):
             name = f"{clip}/{clip.rsplit('/')[-1]}_{second}.png"
             picture(base / "visual_frames" / name)
-            if second <= masks:
+            if second <= labelled:
                 picture(base / "gt_masks" / name, "1")
         sound(base / f"audio_wav/{clip}.wav")
     return tmp_path
@@ -73,8 +66,7 @@ def s4(tmp_path):
 def ms3(tmp_path):
     write_files(tmp_path, {"Multi-sources/ms3_meta_data.csv": MS3})
     base = tmp_path / "Multi-sources/ms3_data"
-    for row in csv.DictReader(MS3.splitlines()):
-        name, split = row["name"], row["split"]
+    for name, _, split in (row.split(",") for row in MS3.splitlines()[1:]):
         for second in range(1, 6):
             picture(base / f"visual_frames/{name}/{name}.mp4_{second}.png")
             picture(base / f"gt_masks/{split}/{name}/{name}_{second}.png", "P")
@@ -92,13 +84,12 @@ def test_s4_has_one_mask_in_training_and_a_misspelt_category_is_mended(s4):
     masks, labelled = read_masks(train, 16)
     assert labelled.tolist() == [True, False, False, False, False]
     assert read_masks(test, 16)[1].all()
+    assert (masks[0].nonzero().amin(0).tolist(), masks[0].sum()) == ([4, 4], 8 * 4)
+    assert not masks[1:].any()
     clip = read_stills(train.frames, train.audio, 16)
     assert (clip.frames.shape, clip.frames.dtype) == ((5, 3, 16, 16), torch.uint8)
     assert clip.waveform.shape == (5 * 48_000,)
     assert clip.waveform.abs().mean() > 0.1
-    assert masks[0].nonzero().amin(0).tolist() == [4, 4]
-    assert masks[0].sum() == 8 * 4
-    assert not masks[1:].any()
 
 
 def test_ms3_has_five_masks_and_clips_of_training_videos_are_told_apart(ms3):
@@ -129,16 +120,14 @@ def test_wrong_folders_lists_and_names_are_told(s4):
         ("ccccccccccc", "c" * 300, "is no clip of AVSBench"),
         ("horse", "../../../horse", "is no category of AVSBench"),
         ("horse", "/etc", "is no category of AVSBench"),
-        ("horse", "h" * 300, "is no category of AVSBench"),
         ("ccccccccccc", "c" * 200_000, "field larger than field limit"),
         ("ccccccccccc", "c\udce9", "is not UTF-8"),
     ],
 )
-def test_words_of_a_list_that_lead_elsewhere_are_refused(s4, word, instead, said):
+def test_words_of_a_list_that_lead_elsewhere_are_refused(tmp_path, word, instead, said):
     text = S4.replace(word, instead).encode("utf-8", "surrogateescape")
-    write_files(s4, {"Single-source/s4_meta_data.csv": text})
     with pytest.raises(DataError, match=said):
-        load_avsbench(s4, "s4")
+        load_avsbench(write_files(tmp_path, {"Single-source/s4_meta_data.csv": text}), "s4")
 
 
 def test_masks_of_every_mode_say_the_same(tmp_path):
@@ -160,11 +149,9 @@ def test_masks_of_every_mode_say_the_same(tmp_path):
 
 
 def checked(name, root, *more):
-    """What ``avfs data check`` says as JSON, and its exit status."""
-    app = typer.Typer()
-    app.command()(check)
-    done = CliRunner().invoke(app, [name, "--root", str(root), "--format", "json", *map(str, more)])
-    return json.loads(done.stdout), done.exit_code
+    """What `avfs data check` says as JSON, and its exit status."""
+    status, out, _ = execute(root, "data", "check", name, "--root", root, "--format", "json", *more)
+    return json.loads(out), status
 
 
 def test_data_check_tells_what_is_missing_misspelt_or_broken_in_s4(s4):
@@ -230,22 +217,19 @@ def test_official_lists():
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
-def masks(count=6, side=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def masks(count=6, side=8):
+    generator = torch.Generator().manual_seed(0)
     truth = torch.rand(count, side, side, generator=generator) > 0.6
     return (torch.rand(count, side, side, generator=generator) + 0.5 * truth) / 1.5, truth
 
 
-def test_jaccard_of_an_empty_truth_is_the_share_of_background():
-    predicted = torch.tensor([[[0.9, 0.9], [0.1, 0.1]], [[0.9, 0.1], [0.1, 0.1]], [[0.1, 0.1], [0.1, 0.5]]])
-    truth = torch.tensor([[[True, False], [True, False]], [[False, False]] * 2, [[False, False]] * 2])
-    torch.testing.assert_close(jaccard(predicted, truth), torch.tensor([1 / 3, 3 / 4, 1.0]))
-
-
-def test_jaccard_agrees_with_sklearn_frame_by_frame():
+def test_jaccard_agrees_with_sklearn_and_of_an_empty_truth_is_the_share_of_background():
     predicted, truth = masks()
     expected = [jaccard_score(t.flatten(), p.flatten() > 0.5) for p, t in zip(predicted, truth, strict=True)]
     torch.testing.assert_close(jaccard(predicted, truth), torch.tensor(expected).float())
+    predicted = torch.tensor([[[0.9, 0.9], [0.1, 0.1]], [[0.9, 0.1], [0.1, 0.1]], [[0.1, 0.1], [0.1, 0.5]]])
+    truth = torch.tensor([[[True, False], [True, False]], [[False, False]] * 2, [[False, False]] * 2])
+    torch.testing.assert_close(jaccard(predicted, truth), torch.tensor([1 / 3, 3 / 4, 1.0]))
 
 
 def test_f_curves_agree_with_counting_at_every_threshold():
@@ -279,10 +263,10 @@ def test_published_f_score_depends_on_the_batch_and_the_other_does_not():
 # -- the decoder -------------------------------------------------------------------------------------------------------
 
 
-def inputs(clips=3, seed=0, audio=10):
-    generator = torch.Generator().manual_seed(seed)
+def inputs(clips=3):
+    generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(clips, 2, 6, 8, 8, generator=generator) for _ in STAGE_WIDTHS]
-    return maps, torch.randn(clips, 2, audio, generator=generator)
+    return maps, torch.randn(clips, 2, 10, generator=generator)
 
 
 @pytest.fixture
@@ -348,18 +332,17 @@ def test_loss_counts_labelled_frames_alone_and_adds_the_matching_term(decoder):
     torch.testing.assert_close(mask_loss(logits, truth, labelled, stages, 0.5), plain + 0.5 * sum(terms) / 4)
 
 
-def test_decoder_learns_eight_clips_by_heart_from_the_sound_alone(decoder):
+def test_decoder_learns_clips_by_heart_from_the_sound_alone(decoder):
     torch.manual_seed(1)
-    maps, audio = inputs(8)
-    maps = [stage[:1, :1].expand(8, -1, -1, -1, -1) for stage in maps]  # only the sound tells them apart
-    audio = audio[:, :1]
-    truth = torch.zeros(8, 1, 64, 64, dtype=torch.bool)
-    for clip in range(8):
-        truth[clip, :, 16 * (clip // 2) : 16 * (clip // 2) + 16, 32 * (clip % 2) : 32 * (clip % 2) + 32] = True
+    maps, audio = inputs(4)
+    maps = [stage[:1, :1].expand(4, -1, -1, -1, -1) for stage in maps]  # only the sound tells them apart
+    truth = torch.zeros(4, 1, 64, 64, dtype=torch.bool)
+    for clip in range(4):
+        truth[clip, :, 16 * clip : 16 * clip + 16] = True
     optimizer = torch.optim.Adam(decoder.parameters(), lr=5e-3)
-    for _ in range(80):
+    for _ in range(60):
         optimizer.zero_grad()
-        logits, stages = decoder(maps, audio)
-        mask_loss(logits, truth, torch.ones(8, 1, dtype=torch.bool), stages).backward()
+        logits, stages = decoder(maps, audio[:, :1])
+        mask_loss(logits, truth, torch.ones(4, 1, dtype=torch.bool), stages).backward()
         optimizer.step()
     assert jaccard(torch.sigmoid(logits).flatten(0, 1), truth.flatten(0, 1)).mean() > 0.8

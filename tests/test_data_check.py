@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
+from command_support import execute
 from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_description, write_files
 from media_factory import write_audio, write_media
-from typer.testing import CliRunner
 
-from avfewshot.cli.data import check
 from avfewshot.data.check import (
     check_dataset,
     find_other_datasets,
@@ -23,7 +22,6 @@ from avfewshot.data.check import (
 )
 from avfewshot.data.folder import load_folder
 from avfewshot.data.load import load_dataset
-from avfewshot.errors import UsageError
 
 ALL_AVE = ("aaaaaaaaaaa", "-bbbbbbbbbb", "ccccccccccc", "ddddddddddd", "eeeeeeeeeee", "fffffffffff", "ggggggggggg")
 
@@ -39,10 +37,15 @@ def data(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str | Path):
-    app = typer.Typer()
-    app.command()(check)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    """Status, stdout and stderr of `avfs data check`, in the current folder."""
+    return execute(Path.cwd(), "data", "check", *arguments)
+
+
+def as_json(*arguments: str | Path) -> dict:
+    status, out, _ = run(*arguments, "--format", "json")
+    assert status == 0
+    return json.loads(out)
 
 
 def test_coverage_and_label_counts(data):
@@ -100,93 +103,71 @@ def test_identical_files_in_two_splits_are_a_warning(tmp_path):
 
 
 def test_json_has_the_documented_keys_and_is_valid(data):
-    done = run("ave", "--root", data, "--format", "json")
-    assert done.exit_code == 0
-    told = json.loads(done.stdout)
+    told = as_json("ave", "--root", data)
     assert list(told) == [
         "version", "dataset", "title", "description", "root", "form", "usable", "files", "splits", "classes",
         "compared_with", "overlaps", "probe", "supports", "findings",
     ]  # fmt: skip
     assert told["splits"]["test"] == {"listed": 2, "found": 1, "missing": 1, "expected": 402}
-    assert told["classes"][0] == {
-        "name": "Church bell", "wording": "church bell", "train": 2, "val": 1, "test": 1, "found": 3,
-    }  # fmt: skip
-    assert told["compared_with"] == ["llp"]
-    assert told["probe"] is None
+    bell = {"name": "Church bell", "wording": "church bell", "train": 2, "val": 1, "test": 1, "found": 3}
+    assert told["classes"][0] == bell
+    assert (told["compared_with"], told["probe"]) == (["llp"], None)
     assert {finding["severity"] for finding in told["findings"]} <= {"info", "warning", "error"}
 
 
-def test_the_table_names_what_is_wrong(data):
-    done = run("ave_cls", "--root", data, "--missing", data / "missing.txt")
-    assert done.exit_code == 0
-    text = " ".join(done.stdout.split())
-    for part in (
-        "AVE: 9 clips, 28 classes",
-        "Frying (food)",
-        "ave/train ave/test 1",
-        "1 of 9 clips have no media file",
-    ):
+def test_the_table_names_what_is_wrong_and_where_to_get_what_is_not_there(data):
+    status, out, _ = run("ave_cls", "--root", data, "--missing", data / "missing.txt")
+    assert status == 0
+    text = " ".join(out.split())
+    parts = ("AVE: 9 clips, 28 classes", "Frying (food)", "ave/train ave/test 1", "1 of 9 clips have no media file")
+    for part in (*parts, "88.9 % of 9 clips have media."):
         assert part in text
-    assert "88.9 % of 9 clips have media." in text
     assert (data / "missing.txt").read_text() == "hhhhhhhhhhh\n"
-
-
-def test_an_unusable_data_set_gives_exit_status_1_and_says_where_to_get_it(data):
-    done = run("llp", "--root", data / "LLP")
-    assert done.exit_code == 1
-    text = " ".join(done.stdout.split())
+    status, out, _ = run("llp", "--root", data / "LLP")
+    assert status == 1
+    text = " ".join(out.split())
     assert "No clip of LLP has media below" in text
     assert "The annotation files are in data/ of the source repository" in text
 
 
-def test_square_brackets_in_names_are_no_markup(tmp_path):
-    touch(tmp_path, [f"[bold]{name}/{number}.mp4" for name in "ab" for number in range(3)])
-    done = run("folder", "--root", tmp_path)
-    assert done.exit_code == 0
-    assert "[bold]a" in done.stdout
-
-
-def test_a_folder_of_clips_can_be_checked(tmp_path):
-    touch(tmp_path, [f"{name}/{number}.mp4" for name in ("rain", "wind") for number in range(5)])
-    told = json.loads(run("folder", "--root", tmp_path, "--format", "json").stdout)
-    assert told["splits"]["train"]["found"] == 6
-    assert told["usable"]
+def test_a_folder_of_clips_can_be_checked_and_brackets_in_its_names_are_no_markup(tmp_path):
+    touch(tmp_path, [f"[bold]{name}/{number}.mp4" for name in "ab" for number in range(5)])
+    assert "[bold]a" in run("folder", "--root", tmp_path)[1]
+    told = as_json("folder", "--root", tmp_path)
+    assert (told["splits"]["train"]["found"], told["usable"]) == (6, True)
 
 
 def test_the_root_may_come_from_the_settings(data, monkeypatch):
     (data / "avfs.toml").write_text('[data]\nroot = "."\nave = "AVE"\n')
-    assert run("ave", "--format", "json").exit_code == 0
+    as_json("ave")
     monkeypatch.setenv("AVFS_DATA_AVE", "nowhere")
-    assert "nowhere does not exist" in str(run("ave").exception)
+    assert "nowhere does not exist" in run("ave")[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ave"], "Where is AVE.*--root DIR"),
-        (["av"], "no task 'av'"),
-        (["ave", "--root", ".", "--format", "xml"], "table, json"),
-        (["folder"], "needs --root"),
-        (["folder", "--root", ".", "--list", "x"], "not for a folder"),
-        (["ave", "--root", "AVE", "--against", "absent"], "no such folder"),
-        (["ave", "--root", "AVE", "--media", "absent"], "media folder absent does not exist"),
+        ("ave", "Where is AVE.*--root DIR"),
+        ("av", "no task 'av'"),
+        ("ave --root . --format xml", "table, json"),
+        ("folder", "needs --root"),
+        ("folder --root . --list x", "not for a folder"),
+        ("ave --root AVE --against absent", "no such folder"),
+        ("ave --root AVE --media absent", "media folder absent does not exist"),
     ],
 )
 def test_misuse_is_one_clear_error(data, arguments, message):
-    done = run(*arguments)
-    assert isinstance(done.exception, UsageError)
-    with pytest.raises(UsageError, match=message):
-        raise done.exception
+    status, _, err = run(*arguments.split())
+    assert status == 2
+    assert re.search(message, " ".join(err.split()))
 
 
-def test_a_data_set_elsewhere_can_be_compared_with(data, tmp_path_factory):
-    other = write_files(tmp_path_factory.mktemp("elsewhere") / "AVVP", LLP_FILES)
-    alone = tmp_path_factory.mktemp("alone") / "deep"
-    write_files(alone, AVE_FILES)
-    touch(alone, ["aaaaaaaaaaa.mp4"])
-    assert json.loads(run("ave", "--root", alone, "--format", "json").stdout)["compared_with"] == []
-    told = json.loads(run("ave", "--root", alone, "--against", other.parent, "--format", "json").stdout)
-    assert told["compared_with"] == ["llp"]
+def test_a_data_set_elsewhere_can_be_compared_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "elsewhere" / "AVVP", LLP_FILES)
+    write_files(tmp_path / "alone" / "deep", AVE_FILES | {"aaaaaaaaaaa.mp4": b"x"})
+    assert as_json("ave", "--root", "alone/deep")["compared_with"] == []
+    assert as_json("ave", "--root", "alone/deep", "--against", "elsewhere")["compared_with"] == ["llp"]
 
 
 def test_official_supports_are_checked():
@@ -197,46 +178,40 @@ def test_official_supports_are_checked():
 
 def test_real_files_are_opened(tmp_path):
     sound = 0.3 * np.sin(np.arange(2 * 48000) / 20)[None].astype(np.float32)
-    names = ["good", "silent", "mute", "short", "blind", "broken"]
-    ids = {name: name.rjust(11, "_") for name in names}
+    ids = {name: name.rjust(11, "_") for name in ("good", "silent", "mute", "short", "blind", "broken")}
     write_description(tmp_path, segments=2, classes=["Bark", "Cat"], files=[{"role": "train", "names": ["train.txt"]}])
     write_files(tmp_path, {"train.txt": "".join(f"Bark&{name}&good&0&2\n" for name in ids.values())})
-    write_media(tmp_path / f"{ids['good']}.mp4", seconds=2, audio=sound)
-    write_media(tmp_path / f"{ids['silent']}.mp4", seconds=2, audio=np.zeros_like(sound))
-    write_media(tmp_path / f"{ids['mute']}.mp4", seconds=2)
-    write_media(tmp_path / f"{ids['short']}.mp4", seconds=1, audio=sound[:, :48000])
-    write_audio(tmp_path / f"{ids['blind']}.wav", sound)
-    (tmp_path / f"{ids['broken']}.mp4").write_bytes((tmp_path / f"{ids['good']}.mp4").read_bytes()[:300])
+    files = {name: tmp_path / f"{written}.{'wav' if name == 'blind' else 'mp4'}" for name, written in ids.items()}
+    write_media(files["good"], seconds=2, audio=sound)
+    write_media(files["silent"], seconds=2, audio=0 * sound)
+    write_media(files["mute"], seconds=2)
+    write_media(files["short"], seconds=1, audio=sound[:, :48000])
+    write_audio(files["blind"], sound)
+    files["broken"].write_bytes(files["good"].read_bytes()[:300])
     done = []
     result = check_dataset(load_dataset("ave", tmp_path), probe=True, progress=done.append)
-    assert {probe.path.stem.strip("_"): probe.problems for probe in result.probes} == {
-        "good": (),
-        "silent": ("silent",),
-        "mute": ("no-audio",),
-        "short": ("short",),
-        "blind": ("no-video",),
-        "broken": ("broken",),
-    }
+    problems = {"silent": ("silent",), "mute": ("no-audio",), "short": ("short",), "blind": ("no-video",)}
+    problems |= {"good": (), "broken": ("broken",)}
+    assert {probe.path.stem.strip("_"): probe.problems for probe in result.probes} == problems
     assert done == [1] * 6
-    assert result.report.find("media-broken").examples[0].startswith(f"{tmp_path / ids['broken']}.mp4: ")
+    assert result.report.find("media-broken").examples[0].startswith(f"{files['broken']}: ")
     assert result.report.find("media-short").message == "Files shorter than the 2 seconds that are annotated."
     told = result.to_dict()["probe"]
     assert (told["files"], told["good"], told["short"]["count"]) == (6, 1, 1)
-    assert not probe_file(tmp_path / f"{ids['short']}.mp4", None).problems
+    assert not probe_file(files["short"], None).problems
 
 
-def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(tmp_path):
+def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = ("1\x1b]0;x\x07", "2\x9b31m", "\u202e3", "4\u72ac")
     clips = [f"{folder}/{name}.mp4" for folder in ("a", "b") for name in names]
     touch(tmp_path, [*clips, os.fsdecode(b"a/\xff.mp4"), "\x1b[2Jstray.mp4"])
     for form in ("table", "json"):
-        result = run("folder", "--root", tmp_path, "--format", form)
-        assert result.exit_code == 0
-        said = result.output
+        status, said, _ = run("folder", "--root", tmp_path, "--format", form)
+        assert status == 0
         assert "stray.mp4" in said
         assert all(letter.isprintable() or letter == "\n" for letter in said)
-    stray = json.loads(said)["findings"][0]
-    assert stray["examples"] == ["\x1b[2Jstray.mp4"]
+    assert json.loads(said)["findings"][0]["examples"] == ["\x1b[2Jstray.mp4"]
 
 
 def test_official_overlaps():

@@ -7,8 +7,8 @@ import io
 import json
 import os
 
-import numpy as np
 import pytest
+from media_factory import write_media
 from sample_results import clip, failure, run_info
 
 from avfewshot.cli.app import run
@@ -22,18 +22,12 @@ from avfewshot.reports.writers import Summary
 
 @pytest.fixture
 def clips(tmp_path):
-    import av
-
     (tmp_path / "clips").mkdir()
-    path = tmp_path / "clips" / "a b%20.mp4"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("h264", rate=10)
-        stream.width = stream.height = 32
-        for number in range(40):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 6 * number, np.uint8), format="rgb24")
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-    return path
+    return write_media(tmp_path / "clips" / "a b%20.mp4", seconds=4.0, size=(32, 32))
+
+
+def import_labels(file, clips, root):
+    return run(["data", "import", str(file), "--clips", str(clips), "--root", str(root)])
 
 
 def export(form, path, folder):
@@ -54,11 +48,10 @@ def test_what_zeroshot_writes_comes_back_as_clips(clips, tmp_path, form, capsys)
     out = tmp_path / "out"
     file, spans = export(form, clips, tmp_path)
     assert [(s.label, s.start, s.end) for s in read_stretches(file)] == [(s.label, s.start, s.end) for s in spans]
-    command = ["data", "import", str(file), "--clips", str(clips.parent), "--root", str(out)]
-    assert run(command) == 0
+    assert import_labels(file, clips.parent, out) == 0
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
     assert sorted(path.parent.name for path in made) == sorted(span.label for span in spans)
-    assert run(command) == 0
+    assert import_labels(file, clips.parent, out) == 0
     assert f"0 cut, {len(spans)} there already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")} == made
 
@@ -75,28 +68,20 @@ def test_fiftyone_is_told_where_clips_lie_and_how_sure_a_span_is(clips, tmp_path
     }  # fmt: skip
 
 
-def test_fiftyone_finds_the_clip_of_every_label():
+def test_fiftyone_finds_the_clip_of_every_label_and_takes_no_sound_alone():
     media, labels = io.StringIO(), io.StringIO()
     writer = FiftyOneWriter(media, labels)
     writer.begin(run_info())
     paths = ["./x/a.mp4", "x/a.mkv", "x/a-2.mp4", "v1.2.mp4", "v1.mp4", "none"]
     for path in paths:
         writer.add(clip(path))
-    writer.end(Summary(clips=len(paths), failed=0, total=len(paths), elapsed=1.0))
-    # What its importer makes of the keys of a manifest.
-    places = {os.path.normpath(os.path.splitext(k)[0]): place for k, place in json.loads(media.getvalue()).items()}
-    assert [places[key] for key in json.loads(labels.getvalue())["labels"]] == [os.path.abspath(p) for p in paths]
-
-
-def test_sound_alone_is_not_for_fiftyone(tmp_path):
-    media, labels = io.StringIO(), io.StringIO()
-    writer = FiftyOneWriter(media, labels)
-    writer.begin(run_info())
     with pytest.warns(UserWarning, match=r"a\.WAV: is sound alone"):
         writer.add(clip("a.WAV"))
     writer.add(failure())
-    writer.end(Summary(clips=1, failed=1, total=2, elapsed=1.0))
-    assert (json.loads(media.getvalue()), json.loads(labels.getvalue())["labels"]) == ({}, {})
+    writer.end(Summary(clips=len(paths), failed=1, total=len(paths) + 1, elapsed=1.0))
+    # What its importer makes of the keys of a manifest.
+    places = {os.path.normpath(os.path.splitext(k)[0]): place for k, place in json.loads(media.getvalue()).items()}
+    assert [places[key] for key in json.loads(labels.getvalue())["labels"]] == [os.path.abspath(p) for p in paths]
 
 
 def test_pictures_are_counted_from_one_at_the_rate_that_is_given(tmp_path):
@@ -117,7 +102,7 @@ def test_clips_that_fiftyone_names_without_suffix_are_found(clips, tmp_path, cap
     for key in (clips.stem, f"sub/{clips.stem}"):
         labels = {"none of them": None, key: [{"label": "x", "timestamps": [0, 1]}]}
         (tmp_path / "labels.json").write_text(json.dumps({"labels": labels}))
-        run(["data", "import", str(tmp_path / "labels.json"), "--clips", str(clips.parent), "--root", str(tmp_path)])
+        import_labels(tmp_path / "labels.json", clips.parent, tmp_path)
         assert ("1 cut, 0 there already, 0 failed" in capsys.readouterr().out) == (key == clips.stem)
 
 
@@ -136,21 +121,19 @@ def test_a_missing_clip_is_named_and_the_others_go_on(clips, tmp_path, capsys):
     tasks.append(task(clips.name, span("cancelled"), was_cancelled=True))
     (tmp_path / "e.json").write_text(json.dumps(tasks))
     out = tmp_path / "out"
-    assert run(["data", "import", str(tmp_path / "e.json"), "--clips", str(clips.parent), "--root", str(out)]) == 1
+    assert import_labels(tmp_path / "e.json", clips.parent, out) == 1
     told = capsys.readouterr()
-    assert "gone.mp4" in told.err
-    assert "broken.mp4" in told.err
+    assert all(name in told.err for name in ("gone.mp4", "broken.mp4"))
     assert "1 cut, 0 there already, 2 failed" in told.out
     assert [path.parent.relative_to(out).as_posix() for path in out.rglob("*.mp4")] == ["_.._up"]
 
 
 def test_a_link_out_of_the_folder_is_not_followed(clips, tmp_path, capsys):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out").mkdir()
+    for name in ("elsewhere", "out"):
+        (tmp_path / name).mkdir()
     (tmp_path / "out" / "x").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "e.json").write_text(json.dumps([task(clips.name, span())]))
-    options = ["--clips", str(clips.parent), "--root", str(tmp_path / "out")]
-    assert run(["data", "import", str(tmp_path / "e.json"), *options]) == 1
+    assert import_labels(tmp_path / "e.json", clips.parent, tmp_path / "out") == 1
     assert "leads out of" in capsys.readouterr().err
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -174,16 +157,16 @@ PICTURES = {"ranges": [{"start": 1, "end": 5}], "timelinelabels": ["x"]}
         ("a.json", "[1]"),
         ("a.json", "[" * 100_000),
         ("a.json", "[" + "9" * 5000 + "]"),
-        ("a.json", json.dumps([task(3, span())])),
-        ("a.json", json.dumps([task("a.mp4", span(3))])),
-        ("a.json", json.dumps([task("a.mp4", span(start=2))])),
-        ("a.json", json.dumps([task("a.mp4", span(end=10**400))])),
-        ("a.json", json.dumps([task("a.mp4", span(end=float("nan")))])),
-        ("a.json", json.dumps([task("a.mp4", PICTURES, "timelinelabels")])),
-        ("a.json", json.dumps({"labels": {"a": [{"label": 3, "timestamps": [0, 1]}]}, "classes": ["x"]})),
-        ("a.json", json.dumps({"labels": {"a": [{"label": "x", "timestamps": [0, 1, 2]}]}})),
-        ("a.json", json.dumps({"labels": {"a": [{"label": "x", "support": [0, 4]}]}})),
-        ("a.json", json.dumps({"labels": [1]})),
+        ("a.json", [task(3, span())]),
+        ("a.json", [task("a.mp4", span(3))]),
+        ("a.json", [task("a.mp4", span(start=2))]),
+        ("a.json", [task("a.mp4", span(end=10**400))]),
+        ("a.json", [task("a.mp4", span(end=float("nan")))]),
+        ("a.json", [task("a.mp4", PICTURES, "timelinelabels")]),
+        ("a.json", {"labels": {"a": [{"label": 3, "timestamps": [0, 1]}]}, "classes": ["x"]}),
+        ("a.json", {"labels": {"a": [{"label": "x", "timestamps": [0, 1, 2]}]}}),
+        ("a.json", {"labels": {"a": [{"label": "x", "support": [0, 4]}]}}),
+        ("a.json", {"labels": [1]}),
         ("a.eaf", '<!DOCTYPE x [<!ENTITY e "rain">]>' + EAF.format("&e;")),
         ("a.eaf", "<svg/>"),
         ("a.eaf", "<"),
@@ -191,8 +174,7 @@ PICTURES = {"ranges": [{"start": 1, "end": 5}], "timelinelabels": ["x"]}
     ],
 )
 def test_hostile_files(name, content, tmp_path, capsys):
-    (tmp_path / name).write_text(content)
-    command = ["data", "import", str(tmp_path / name), "--clips", str(tmp_path), "--root", str(tmp_path / "out")]
-    assert run(command) == 2
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    assert import_labels(tmp_path / name, tmp_path, tmp_path / "out") == 2
     assert name in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

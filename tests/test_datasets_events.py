@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from dataset_files import AVE_FILES, LLP_FILES, counts, official, write_description, write_files
@@ -45,17 +47,14 @@ def test_classes_are_known_by_their_other_spellings(dataset, spellings, name):
     assert {classes[ClassNames(classes).index(spelling)] for spelling in spellings} == {name}
 
 
-def test_every_open_vocabulary_class_is_one_of_vggsound():
-    names = ClassNames(load_description("vggsound").class_names)
-    assert all(names.index(name) is not None for name in load_description("ovave").class_names)
-
-
 def test_what_is_not_a_class_or_could_be_two_is_no_match():
     names = ClassNames(["dog, big", "dog, small", "cat"])
     assert [names.index(name) for name in ("dog", "Dog big", "horse", "")] == [None, 0, None, None]
     assert names.respelt() == ["Dog big"]
     names = ClassNames(["犬", "猫", "!", "?"])
     assert [names.index(name) for name in ("犬", "猫", "!", "?")] == [0, 1, 2, 3]
+    names = ClassNames(load_description("vggsound").class_names)
+    assert all(names.index(name) is not None for name in load_description("ovave").class_names)
 
 
 # -- AVE ---------------------------------------------------------------------------------------------------------------
@@ -77,21 +76,17 @@ def test_rows_become_samples_with_labels_per_second(ave):
     assert dataset.report.find("repeated-ids").examples == ("-bbbbbbbbbb",)
 
 
-def test_a_header_and_windows_line_ends_change_nothing(ave):
+def test_headers_line_ends_and_forms_of_ids_change_nothing(ave):
     plain = ave()
     header = "Category&VideoID&Quality&StartTime&EndTime\n"
     changed = {name: (header + text).replace("\n", "\r\n").encode("utf-8-sig") for name, text in AVE_FILES.items()}
     assert ave(changed).samples == plain.samples
-
-
-@pytest.mark.parametrize("form", ['"{}"', "'{}'", "{}.mp4", "{}.MKV", "https://youtu.be/{}", "http://x.y/watch?v={}"])
-def test_ids_as_people_write_them_are_ids(ave, form):
-    plain = ave()
-    files = {}
-    for name, text in AVE_FILES.items():
-        rows = [row.split("&") for row in text.splitlines()]
-        files[name] = "\n".join("&".join([row[0], form.format(row[1]), *row[2:]]) for row in rows)
-    assert ave(files).samples == plain.samples
+    for form in ('"{}"', "'{}'", "{}.mp4", "{}.MKV", "https://youtu.be/{}", "http://x.y/watch?v={}"):
+        files = {}
+        for name, text in AVE_FILES.items():
+            rows = [row.split("&") for row in text.splitlines()]
+            files[name] = "\n".join("&".join([row[0], form.format(row[1]), *row[2:]]) for row in rows)
+        assert ave(files).samples == plain.samples, form
 
 
 def test_annotations_are_cross_checked_with_the_splits(ave):
@@ -141,22 +136,18 @@ def test_rows_of_one_clip_and_class_are_stretches_of_one_sample(tmp_path):
 
 
 def test_a_missing_folder_file_or_archive_is_one_clear_error(tmp_path):
-    description = load_description("ave")
-    with pytest.raises(UsageError, match=r"does not exist.*--root.*avfs data toy"):
-        load_ave(description, tmp_path / "absent")
-    with pytest.raises(
-        DataError, match=r"No annotation files of AVE below .*trainSet.txt, valSet.txt, testSet.txt.*github"
-    ):
-        load_ave(description, tmp_path)
-    write_files(tmp_path, {"trainSet.txt": AVE_FILES["trainSet.txt"]})
-    with pytest.raises(DataError, match=r"lacks valSet\.txt, testSet\.txt of AVE"):
-        load_ave(description, tmp_path)
-    write_files(tmp_path, AVE_FILES)
+    lists = r"No annotation files of AVE below .*trainSet.txt, valSet.txt, testSet.txt.*github"
     (tmp_path / "videos").mkdir()
-    with pytest.raises(DataError, match=f"its parent does: give {tmp_path}"):
-        load_ave(description, tmp_path / "videos")
-    with pytest.raises(UsageError, match="is a file, not a folder"):
-        load_ave(description, tmp_path / "trainSet.txt")
+    for files, root, error, message in (
+        ((), "absent", UsageError, r"does not exist.*--root.*avfs data toy"),
+        ((), ".", DataError, lists),
+        (("trainSet.txt",), ".", DataError, r"lacks valSet\.txt, testSet\.txt of AVE"),
+        (AVE_FILES, "videos", DataError, f"its parent does: give {tmp_path}"),
+        (AVE_FILES, "trainSet.txt", UsageError, "is a file, not a folder"),
+    ):
+        write_files(tmp_path, {name: AVE_FILES[name] for name in files})
+        with pytest.raises(error, match=message):
+            load_ave(load_description("ave"), tmp_path / root)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +165,7 @@ def test_a_file_of_another_kind_is_one_clear_error(ave, content, message):
 
 def test_a_file_without_an_end_is_not_read(ave, tmp_path):
     ave()
-    with open(tmp_path / "trainSet.txt", "r+b") as stream:
-        stream.truncate(1 << 40)  # takes no room on the disk
+    os.truncate(tmp_path / "trainSet.txt", 1 << 40)  # takes no room on the disk
     with pytest.raises(DataError, match="too many for an annotation file"):
         load_dataset("ave", tmp_path)
 
@@ -235,12 +225,17 @@ def test_rows_become_samples_with_several_labels(llp):
     hot = dataset.multi_hot(dataset.split("train"))
     assert (hot.shape, hot.sum(), hot[0].nonzero()[0].tolist()) == ((4, 25), 5, [0, 3])
     assert dataset.split("test")[1].label == 0  # the published target is the lowest index
-
-
-def test_file_names_with_a_suffix_are_the_same_clips(llp):
-    plain = llp()
     suffixed = {name: text.replace("_0_10\t", "_0_10.mp4\t") for name, text in LLP_FILES.items()}
-    assert llp(suffixed).samples == plain.samples
+    assert llp(suffixed).samples == dataset.samples
+    twice = llp({"AVVP_val_pd.csv": "filename\tevent_labels\naaaaaaaaaaa_20_30\tCat\n"})
+    assert twice.report.find("cross-split-ids").examples == ("aaaaaaaaaaa_20_30",)
+
+
+def test_evaluation_files_are_not_needed(tmp_path):
+    files = {name: text for name, text in LLP_FILES.items() if "eval" not in name}
+    dataset = load_llp(load_description("llp"), write_files(tmp_path, files))
+    assert not any(sample.events for sample in dataset.samples)
+    assert counts(dataset.report)["no-events"] == 2
 
 
 def test_events_per_modality(llp):
@@ -257,14 +252,9 @@ def test_events_per_modality(llp):
 def test_every_defect_of_the_evaluation_files_is_said(llp):
     report = llp().report
     audio = [finding for finding in report.findings if finding.message.startswith("AVVP_eval_audio")]
-    found = {finding.code: finding.count for finding in audio}
-    assert found == {
-        "repeated-rows": 1,
-        "empty-event": 2,
-        "malformed-names": 2,
-        "in-no-split": 3,
-        "differs-from-official": 1,
-    }
+    assert {finding.code: finding.count for finding in audio} == {
+        "repeated-rows": 1, "empty-event": 2, "malformed-names": 2, "in-no-split": 3, "differs-from-official": 1,
+    }  # fmt: skip
     assert report.find("malformed-names").examples[0] == "AVVP_eval_audio.csv:8 Baby_cry_infant_cry 0 4 Speech"
     assert report.find("repeated-labels").examples == ("AVVP_test_pd.csv:2 fffffffffff_0_10 Clapping,Clapping",)
     assert "Speech" in report.find("no-single-label-clips").examples
@@ -304,18 +294,6 @@ def test_labels_are_parted_at_commas_unless_a_class_name_holds_one(llp, cell, na
     assert (found and found.examples) == (unknown and (f"AVVP_val_pd.csv:2 eeeeeeeeeee_0_10 {unknown}",))
 
 
-def test_evaluation_files_are_not_needed(tmp_path):
-    files = {name: text for name, text in LLP_FILES.items() if "eval" not in name}
-    dataset = load_llp(load_description("llp"), write_files(tmp_path, files))
-    assert not any(sample.events for sample in dataset.samples)
-    assert counts(dataset.report)["no-events"] == 2
-
-
-def test_a_clip_in_two_splits_is_said(llp):
-    dataset = llp({"AVVP_val_pd.csv": "filename\tevent_labels\naaaaaaaaaaa_20_30\tCat\n"})
-    assert dataset.report.find("cross-split-ids").examples == ("aaaaaaaaaaa_20_30",)
-
-
 @pytest.mark.parametrize("content", ["a,b,c\n1,2,3\n", ""])
 def test_a_list_of_another_kind_is_one_clear_error(llp, content):
     with pytest.raises(DataError, match=r"AVVP_train\.csv: no row of the form filename"):
@@ -326,21 +304,12 @@ def test_official_files_of_llp():
     dataset = load_llp(load_description("llp"), official("LLP"))
     assert dataset.split_sizes == {"train": 10000, "val": 649, "test": 1200}
     assert counts(dataset.report) == {
-        "repeated-labels": 1,
-        "repeated-rows": 8,
-        "empty-event": 6,
-        "malformed-names": 17,
-        "in-no-split": 15,
-        "decimal-names": 5,
-        "labels-differ-from-events": 84,
-        "no-single-label-clips": 1,
-        "official-files": 5,
-    }
+        "repeated-labels": 1, "repeated-rows": 8, "empty-event": 6, "malformed-names": 17, "in-no-split": 15,
+        "decimal-names": 5, "labels-differ-from-events": 84, "no-single-label-clips": 1, "official-files": 5,
+    }  # fmt: skip
     assert sum(dataset.classes[sample.label] == "Speech" for sample in dataset.split("test")) == 625
-    singles = [sample.label for sample in dataset.split("train") if len(sample.labels) == 1]
-    assert singles.count(dataset.classes.index("Cat")) == 16
-    assert singles.count(dataset.classes.index("Banjo")) == 17
-    assert singles.count(dataset.classes.index("Speech")) == 0
+    singles = [dataset.classes[sample.label] for sample in dataset.split("train") if len(sample.labels) == 1]
+    assert [singles.count(name) for name in ("Cat", "Banjo", "Speech")] == [16, 17, 0]
     assert np.mean([len(sample.events) > 0 for sample in dataset.split("test")]) > 0.99
 
 

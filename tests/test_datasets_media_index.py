@@ -54,35 +54,24 @@ OTHER = {
 }  # fmt: skip
 
 
-def cases(table):
-    return [(sample, file) for sample, files in table.items() for file in files]
+@pytest.mark.parametrize(("table", "known"), [(KNOWN, True), (OTHER, False)])
+def test_the_usual_layouts_are_known_and_other_files_not_taken(tmp_path, table, known):
+    cases = [(sample, file) for sample, files in table.items() for file in files]
+    for number, (sample, file) in enumerate(cases):
+        assert find(tmp_path / str(number), [file], sample) == (file if known else None), file
 
 
-@pytest.mark.parametrize(("sample", "file"), cases(KNOWN))
-def test_the_usual_layouts_are_known(tmp_path, sample, file):
-    assert find(tmp_path, [file], sample) == file
-
-
-@pytest.mark.parametrize(("sample", "file"), cases(OTHER))
-def test_other_files_are_not_taken(tmp_path, sample, file):
-    assert find(tmp_path, [file], sample) is None
-
-
-def test_the_most_telling_name_wins(tmp_path):
-    files = ["aaaaaaaaaaa.mp4", "b/aaaaaaaaaaa_000020.mp4", "c/aaaaaaaaaaa_20_30.mp4", "aaaaaaaaaaa_40_50.mp4"]
-    assert find(tmp_path, files, LLP_SAMPLE) == "c/aaaaaaaaaaa_20_30.mp4"
-
-
-def test_video_goes_before_audio_and_the_folder_of_the_split_or_class_before_others(tmp_path):
-    classes = ("Church bell", "Frying (food)")
-    for number, (other, file) in enumerate(
-        [
-            ("-aaaaaaaaaa.wav", "x/-aaaaaaaaaa.mp4"),
-            ("train/-aaaaaaaaaa.mp4", "test/-aaaaaaaaaa.mp4"),
-            ("Church bell/-aaaaaaaaaa.mp4", "Frying_(food)/-aaaaaaaaaa.mp4"),
-        ]
-    ):
-        assert find(tmp_path / str(number), [other, file], AVE_SAMPLE, classes) == file
+@pytest.mark.parametrize(
+    ("sample", "files"),
+    [
+        (LLP_SAMPLE, "c/aaaaaaaaaaa_20_30.mp4 aaaaaaaaaaa.mp4 b/aaaaaaaaaaa_000020.mp4 aaaaaaaaaaa_40_50.mp4"),
+        (AVE_SAMPLE, "x/-aaaaaaaaaa.mp4 -aaaaaaaaaa.wav"),
+        (AVE_SAMPLE, "test/-aaaaaaaaaa.mp4 train/-aaaaaaaaaa.mp4"),
+        (AVE_SAMPLE, "Frying_(food)/-aaaaaaaaaa.mp4 church_bell/-aaaaaaaaaa.mp4"),
+    ],
+)
+def test_the_most_telling_name_wins_video_before_audio_and_the_folder_of_the_split_or_class(tmp_path, sample, files):
+    assert find(tmp_path, files.split(), sample, ("Church bell", "Frying (food)")) == files.split()[0]
 
 
 def test_links_are_followed_once(tmp_path):
@@ -95,12 +84,7 @@ def test_links_are_followed_once(tmp_path):
     assert index.find(AVE_SAMPLE).path == tmp_path / "root" / "videos" / "-aaaaaaaaaa.mp4"
 
 
-def test_a_missing_media_folder_is_one_clear_error(tmp_path):
-    with pytest.raises(UsageError, match=r"media folder .*absent does not exist"):
-        MediaIndex([tmp_path / "absent"])
-
-
-def test_coverage_is_reported(tmp_path):
+def test_coverage_is_reported_and_media_may_lie_elsewhere(tmp_path):
     write_files(tmp_path, AVE_FILES)
     dataset = load_dataset("ave", tmp_path)
     assert dataset.report.find("no-media").severity == "error"
@@ -114,27 +98,21 @@ def test_coverage_is_reported(tmp_path):
     assert report.find("ambiguous-media").count == 2
     assert report.find("shared-media") is None  # one clip under two classes is no whole video
     assert dataset.samples[1].path == tmp_path / "AVE" / "-bbbbbbbbbb.mp4"
-
-
-def test_media_may_lie_elsewhere(tmp_path):
-    write_files(tmp_path / "lists", AVE_FILES)
     touch(tmp_path / "disk", ["aaaaaaaaaaa.mp4"])
-    dataset = load_dataset("ave_cls", tmp_path / "lists", media=[tmp_path / "disk"])
-    assert len(dataset.available()) == 1
+    write_files(tmp_path / "lists", AVE_FILES)
+    assert len(load_dataset("ave_cls", tmp_path / "lists", media=[tmp_path / "disk"]).available()) == 1
+    with pytest.raises(UsageError, match=r"media folder .*absent does not exist"):
+        MediaIndex([tmp_path / "absent"])
 
 
-def test_clips_of_one_video_that_share_a_file_are_said(tmp_path):
+def test_shared_files_and_names_that_nobody_knows_are_said(tmp_path):
     rows = "aaaaaaaaaaa,0,skiing,train\naaaaaaaaaaa,30,skiing,test\n"
-    write_files(tmp_path, {"vggsound.csv": rows})
-    touch(tmp_path, ["aaaaaaaaaaa.mp4"])
-    dataset = load_dataset("vggsound", tmp_path)
-    assert dataset.report.find("shared-media").examples == ("aaaaaaaaaaa.mp4: aaaaaaaaaaa_000000, aaaaaaaaaaa_000030",)
-
-
-def test_names_that_nobody_knows_are_shown_beside_the_known_forms(tmp_path):
-    write_files(tmp_path, {"vggsound.csv": "aaaaaaaaaa1,5,horse neighing,train\naaaaaaaaaa2,7,rain,test\n"})
-    touch(tmp_path, ["video/clip one.mp4", "video/clip two.mp4"])
-    message = load_dataset("vggsound", tmp_path).report.find("no-media").message
+    write_files(tmp_path / "shared", {"vggsound.csv": rows, "aaaaaaaaaaa.mp4": b"x"})
+    report = load_dataset("vggsound", tmp_path / "shared").report
+    assert report.find("shared-media").examples == ("aaaaaaaaaaa.mp4: aaaaaaaaaaa_000000, aaaaaaaaaaa_000030",)
+    rows = "aaaaaaaaaa1,5,horse neighing,train\naaaaaaaaaa2,7,rain,test\n"
+    write_files(tmp_path / "odd", {"vggsound.csv": rows, "video/clip one.mp4": b"x", "video/clip two.mp4": b"x"})
+    message = load_dataset("vggsound", tmp_path / "odd").report.find("no-media").message
     for part in ("clip one.mp4, clip two.mp4", "aaaaaaaaaa1_000005", "Title [ID].mp4"):
         assert part in message
 
@@ -142,18 +120,17 @@ def test_names_that_nobody_knows_are_shown_beside_the_known_forms(tmp_path):
 def test_of_two_starts_of_a_video_an_avel_list_means_the_larger(tmp_path):
     rows = "category,video_id,split\nhorse neighing,aaaaaaaaaa1,train\npeople marching,aaaaaaaaaa2,train\n"
     write_files(tmp_path, {"vggsound-avel40k.csv": rows})
-    touch(
-        tmp_path, [f"video/{name}.mp4" for name in ("aaaaaaaaaa1_000017", "aaaaaaaaaa1_000046", "aaaaaaaaaa2_000005")]
-    )
+    files = ("aaaaaaaaaa1_000017.mp4", "aaaaaaaaaa1_000046.mp4", "aaaaaaaaaa2_000005.mp4")
+    touch(tmp_path / "video", files)
     dataset = load_dataset("vggsound40k", tmp_path)
-    assert [s.path.name for s in dataset.samples] == ["aaaaaaaaaa1_000046.mp4", "aaaaaaaaaa2_000005.mp4"]
+    assert [s.path.name for s in dataset.samples] == list(files[1:])
     assert "larger start is used" in dataset.report.find("larger-start").message
     assert dataset.report.find("ambiguous-media") is None
 
 
-@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "..", "x/../../secret", "a\\b", "\x1b[2Jaaaaaaa"])
-def test_ids_that_are_paths_reach_no_file(tmp_path, name):
+def test_ids_that_are_paths_reach_no_file(tmp_path):
     touch(tmp_path, ["secret.mp4", "data/inside.mp4"])
-    write_files(tmp_path / "data", AVE_FILES | {"trainSet.txt": f"Cat&{name}&good&0&10\nCat&eeeeeeeeeee&good&0&10\n"})
-    dataset = load_dataset("ave", tmp_path / "data")
-    assert dataset.available() == ()
+    for name in ("../../secret", "/etc/hostname", "..", "x/../../secret", "a\\b", "\x1b[2Jaaaaaaa"):
+        rows = f"Cat&{name}&good&0&10\nCat&eeeeeeeeeee&good&0&10\n"
+        write_files(tmp_path / "data", AVE_FILES | {"trainSet.txt": rows})
+        assert load_dataset("ave", tmp_path / "data").available() == (), name

@@ -48,17 +48,14 @@ def test_threshold_is_as_good_as_any():
     assert accuracy(threshold(scores, truth)) == max(map(accuracy, np.linspace(-0.01, 1.01, 1000)))
 
 
-def test_neighbouring_floats_are_still_separated():
-    high = np.nextafter(0.5, 1)
-    scores = np.array([[[0.5, 0.5], [high, 1 - high]]])
-    assert decide(BackgroundRule("threshold", threshold(scores, [[2, 0]])), scores, 2) == [[2, 0]]
-
-
 def test_decisions_of_each_rule():
     assert decide(BackgroundRule("none"), SCORES, 2) == [[0, 1, 0, 0]]
     assert decide(BackgroundRule("threshold", 0.75), SCORES, 2) == [[2, 2, 0, 0]]
     assert decide(BackgroundRule("prompt"), [[[0.2, 0.3, 0.5], [0.1, 0.5, 0.4]]], 2) == [[2, 1]]
     assert fit_background("prompt", SCORES, np.zeros((1, 4), int), salience=None) == BackgroundRule("prompt")
+    high = np.nextafter(0.5, 1)  # neighbouring floats are still separated
+    scores = np.array([[[0.5, 0.5], [high, 1 - high]]])
+    assert decide(BackgroundRule("threshold", threshold(scores, [[2, 0]])), scores, 2) == [[2, 0]]
 
 
 @pytest.mark.parametrize(

@@ -31,41 +31,29 @@ def scene() -> dict[str, np.ndarray]:
     labels[:, 4] = False
     labels[:, 3] = clips == 7  # so rare that some resamples lack it
     scores = (rng.random((60, 5)) + labels * 0.5).round(1)
-    return {
-        "clips": clips,
-        "labels": labels,
-        "scores": scores,
-        "answers": scores > 0.8,
-        "counts": resample(np.arange(15), 40, 5),
-    }
+    counts = resample(np.arange(15), 40, 5)
+    return {"clips": clips, "labels": labels, "scores": scores, "answers": scores > 0.8, "counts": counts}
 
 
 def test_resamples_draw_as_many_clips_as_there_are_and_are_seeded():
     counts = resample(np.arange(9), 50, 1)
     assert counts.shape == (9, 50)
     assert (counts.sum(0) == 9).all()
+    assert counts.mean() == pytest.approx(1)
     assert (counts == resample(np.arange(9), 50, 1)).all()
     assert (counts != resample(np.arange(9), 50, 2)).any()
-    assert counts.mean() == pytest.approx(1)
     assert (counts[:, :10] == resample(np.arange(9), 10, 1)).all()
-
-
-def test_rows_of_one_clip_are_drawn_together():
-    counts = resample(np.array([0, 1, 0, 2]), 30, 0)
+    counts = resample(np.array([0, 1, 0, 2]), 30, 0)  # rows of one clip are drawn together
     assert (counts[0] == counts[2]).all()
     assert (counts[0] != counts[1]).any()
 
 
-def test_share_by_hand():
+def test_share_by_hand_and_of_nothing_it_is_not_defined():
     counts = np.array([[1, 2, 0], [1, 0, 2]], dtype=np.float32)
     share = Ratio(np.array([3, 1]), np.array([4, 2]))
     assert share.value() == pytest.approx(4 / 6)
     assert share.replicates(counts) == pytest.approx([4 / 6, 6 / 8, 2 / 4])
-
-
-def test_share_of_nothing_is_not_defined():
-    share = Ratio(np.array([0, 1]), np.array([0, 2]))
-    assert np.isnan(share.replicates(np.array([[2], [0]], dtype=np.float32))[0])
+    assert np.isnan(Ratio(np.array([0, 1]), np.array([0, 2])).replicates(counts)[1])
     assert np.isnan(Ratio(np.zeros(2), np.zeros(2)).value())
 
 
@@ -105,20 +93,14 @@ def test_no_class_no_figure():
         assert np.isnan(statistic.replicates(counts)).all()
 
 
-def test_interval_of_a_share_is_that_of_the_binomial():
-    right = np.arange(400) < 240
-    share = Ratio(right)
-    low, high = interval(share.replicates(resample(np.arange(400), 2000, 0)))
+def test_interval_of_a_share_is_that_of_the_binomial_and_wider_when_clips_are_drawn_than_their_seconds():
+    low, high = interval(Ratio(np.arange(400) < 240).replicates(resample(np.arange(400), 2000, 0)))
     reach = 1.96 * np.sqrt(0.6 * 0.4 / 400)
-    assert low == pytest.approx(0.6 - reach, abs=0.006)
-    assert high == pytest.approx(0.6 + reach, abs=0.006)
-
-
-def test_drawing_clips_is_wider_than_drawing_their_seconds():
+    assert (low, high) == pytest.approx((0.6 - reach, 0.6 + reach), abs=0.006)
     # Ten alike seconds a clip are no ten clips.
-    right = np.repeat(np.arange(40) < 24, 10)
-    by_clip = interval(Ratio(right).replicates(resample(np.repeat(np.arange(40), 10), 500, 0)))
-    by_second = interval(Ratio(right).replicates(resample(np.arange(400), 500, 0)))
+    seconds = Ratio(np.repeat(np.arange(40) < 24, 10))
+    rows = (np.repeat(np.arange(40), 10), np.arange(400))
+    by_clip, by_second = (interval(seconds.replicates(resample(groups, 500, 0))) for groups in rows)
     assert by_clip[1] - by_clip[0] > 2.5 * (by_second[1] - by_second[0])
 
 
@@ -138,13 +120,10 @@ def test_intervals_of_rare_classes_hold_the_figure():
     assert (distribution(share, counts) == share.replicates(counts)).all()
 
 
-def test_intervals_stay_within_what_is_possible():
+def test_intervals_stay_within_what_is_possible_and_need_resamples_and_a_value():
     replicates = np.array([0.5, 1.2, -0.2, 0.9])
     assert (estimate(0.6, replicates, 4).low, estimate(0.6, replicates, 4).high) == (0, 1)
     assert estimate(-0.6, replicates - 1.4, 4, lowest=-1.0).low == -1
-
-
-def test_estimates_without_resamples_or_value_have_no_interval():
     assert estimate(0.5, np.array([]), 9).interval is None
     assert estimate(float("nan"), np.array([0.1, 0.2]), 9).value is None
     assert estimate(0.5, np.array([np.nan, np.nan]), 9).low is None

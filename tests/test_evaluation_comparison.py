@@ -12,11 +12,18 @@ from avfewshot.evaluation.evaluate import average_comparisons, evaluate, evaluat
 from avfewshot.evaluation.results import Comparison
 from avfewshot.evaluation.targets import Predictions, Targets
 
+CLIPS = np.arange(200)
+
 
 def answering(truth: Targets, right: np.ndarray) -> Predictions:
     """A system that is right on some clips and names the next class on the others."""
     answers = np.where(right, truth.lowest_labels, (truth.lowest_labels + 1) % truth.num_classes)
     return Predictions(np.eye(truth.num_classes)[answers])
+
+
+def compare(truth: Targets, replicates: int, **right: np.ndarray) -> tuple[dict, Comparison]:
+    systems = {name: answering(truth, clips) for name, clips in right.items()}
+    return evaluate_systems("ave_cls", truth, systems, replicates=replicates)
 
 
 @pytest.fixture
@@ -25,49 +32,35 @@ def truth() -> Targets:
 
 
 def test_a_row_a_system_and_a_column_a_metric(truth):
-    clips = np.arange(200)
-    systems = {"CLIP": answering(truth, clips < 80), "fusion": answering(truth, clips < 140)}
-    results, table = evaluate_systems("ave_cls", truth, systems, replicates=100)
+    results, table = compare(truth, 100, CLIP=CLIPS < 80, fusion=CLIPS < 140)
     assert table.systems == ("CLIP", "fusion")
     assert table.metrics == ("top1", "map", "macro_f1")
     assert table.cells["fusion"]["top1"].value == 0.7
     assert table.cells["fusion"]["top1"] == results["fusion"].metrics["top1"]
-    assert results["CLIP"] == evaluate("ave_cls", truth, systems["CLIP"], system="CLIP", replicates=100)
+    alone = evaluate("ave_cls", truth, answering(truth, CLIPS < 80), system="CLIP", replicates=100)
+    assert results["CLIP"] == alone
     assert [(found.system, found.reference) for found in table.differences] == [("fusion", "CLIP")] * 3
 
 
 def test_a_difference_is_paired(truth):
     # Both are right on the same clips but for ten: alone each interval is wide, that of the difference is narrow.
-    clips = np.arange(200)
-    systems = {"a": clips < 100, "b": clips < 110, "elsewhere": clips >= 90}
-    systems = {name: answering(truth, right) for name, right in systems.items()}
-    results, table = evaluate_systems("ave_cls", truth, systems, replicates=1000)
+    results, table = compare(truth, 1000, a=CLIPS < 100, b=CLIPS < 110, elsewhere=CLIPS >= 90)
     assert table.difference("elsewhere", "a").estimate.value == pytest.approx(0.05)
     assert not table.difference("elsewhere", "a").clear  # right on other clips
     found = table.difference("b", "a", "top1").estimate
-    assert found.value == pytest.approx(0.05)
     reach = 1.96 * np.sqrt(0.05 * 0.95 / 200)
-    assert found.low == pytest.approx(0.05 - reach, abs=0.01)
-    assert found.high == pytest.approx(0.05 + reach, abs=0.01)
+    assert found.value == pytest.approx(0.05)
+    assert (found.low, found.high) == pytest.approx((0.05 - reach, 0.05 + reach), abs=0.01)
     assert table.difference("b", "a").clear
     alone = results["a"].metrics["top1"]
     assert alone.high - alone.low > 1.8 * (found.high - found.low)
-
-
-def test_a_difference_can_be_asked_for_from_either_side(truth):
-    clips = np.arange(200)
-    systems = {"a": answering(truth, clips < 100), "b": answering(truth, clips < 150)}
-    _, table = evaluate_systems("ave_cls", truth, systems, replicates=50)
+    # It can be asked for from either side.
     there, back = table.difference("b", "a").estimate, table.difference("a", "b").estimate
     assert (back.value, back.low, back.high) == (-there.value, -there.high, -there.low)
     assert table.difference("a", "b").system == "a"
     with pytest.raises(KeyError, match="systems: a, b"):
         table.difference("a", "c")
-
-
-def test_the_same_system_twice_differs_by_exactly_nothing(truth):
-    same = answering(truth, np.arange(200) < 77)
-    _, table = evaluate_systems("ave_cls", truth, {"a": same, "b": same}, replicates=50)
+    _, table = compare(truth, 50, a=CLIPS < 77, b=CLIPS < 77)
     for found in table.differences:
         assert (found.estimate.value, found.estimate.low, found.estimate.high) == (0, 0, 0)
         assert not found.clear
@@ -83,31 +76,21 @@ def test_columns_are_the_figures_that_all_systems_have():
 
 
 def test_a_comparison_survives_json(truth):
-    systems = {"a": answering(truth, np.arange(200) < 9), "b": answering(truth, np.arange(200) < 150)}
-    _, table = evaluate_systems("ave_cls", truth, systems, replicates=20)
+    _, table = compare(truth, 20, a=CLIPS < 9, b=CLIPS < 150)
     text = table.model_dump_json()
     assert Comparison.model_validate_json(text) == table
-    record = json.loads(text)
-    with pytest.raises(ValueError, match="version"):
-        Comparison.model_validate(record | {"version": 0})
-    with pytest.raises(ValueError, match="cells"):
-        Comparison.model_validate(record | {"cells": 3})
+    for change in ({"version": 0}, {"cells": 3}):
+        with pytest.raises(ValueError, match="".join(change)):
+            Comparison.model_validate(json.loads(text) | change)
 
 
-def runs(truth: Targets, rights: list[int]) -> list[tuple[dict, Comparison]]:
+def runs(truth: Targets, rights: list[int]) -> list[Comparison]:
     """Runs in which the zero-shot system stays as it is and the trained one is right on so many clips."""
-    clips = np.arange(200)
-    zero_shot = answering(truth, clips < 100)
-    return [
-        evaluate_systems(
-            "ave_cls", truth, {"zero-shot": zero_shot, "trained": answering(truth, clips < right)}, replicates=50
-        )
-        for right in rights
-    ]
+    return [compare(truth, 50, **{"zero-shot": CLIPS < 100, "trained": right > CLIPS})[1] for right in rights]
 
 
 def test_tables_are_averaged_over_seeds_and_what_is_fixed_keeps_its_bootstrap_interval(truth):
-    tables = [table for _, table in runs(truth, [120, 130, 140])]
+    tables = runs(truth, [120, 130, 140])
     found = average_comparisons(tables)
     assert found.cells["zero-shot"] == tables[0].cells["zero-shot"]
     assert found.cells["zero-shot"]["top1"].interval == "bootstrap"
@@ -126,44 +109,32 @@ def test_tables_are_averaged_over_seeds_and_what_is_fixed_keeps_its_bootstrap_in
 
 def test_runs_that_agree_still_have_the_interval_of_their_clips(truth):
     # The same accuracy in every run, by different clips, so that the system is not a fixed one.
-    clips = np.arange(200)
-    tables = [
-        evaluate_systems(
-            "ave_cls",
-            truth,
-            {"a": answering(truth, clips < 100), "b": answering(truth, (clips + shift) % 200 < 180)},
-            replicates=300,
-        )[1]
-        for shift in (0, 3, 5)
-    ]
+    tables = [compare(truth, 300, a=CLIPS < 100, b=(CLIPS + shift) % 200 < 180)[1] for shift in (0, 3, 5)]
     found = average_comparisons(tables)
     cell = found.cells["b"]["top1"]
     assert cell.values == (0.9, 0.9, 0.9)
     reach = 1.96 * np.sqrt(0.9 * 0.1 / 200)
-    assert cell.value - cell.low == pytest.approx(reach, rel=0.3)
-    assert cell.high - cell.value == pytest.approx(reach, rel=0.3)
+    assert (cell.value - cell.low, cell.high - cell.value) == pytest.approx((reach, reach), rel=0.3)
     difference = found.difference("b", "a", "top1").estimate
     assert difference.low < 0.4 < difference.high
 
 
 def test_intervals_over_runs_stay_within_what_is_possible_and_widen_as_runs_disagree(truth):
     def reach(rights):
-        cell = average_comparisons([table for _, table in runs(truth, rights)]).cells["trained"]["top1"]
+        cell = average_comparisons(runs(truth, rights)).cells["trained"]["top1"]
         assert 0 <= cell.low <= cell.value <= cell.high <= 1
         return cell.high - cell.low
 
     assert reach([130, 150, 170]) > 1.5 * reach([149, 150, 151])
     assert 0 < reach([200, 199, 200]) < 0.1
-    perfect = average_comparisons([table for _, table in runs(truth, [200, 200])]).cells["trained"]["top1"]
+    perfect = average_comparisons(runs(truth, [200, 200])).cells["trained"]["top1"]
     assert perfect.low < 1.0 == perfect.high
 
 
 def test_runs_that_do_not_belong_together_are_refused(truth):
-    _, table = runs(truth, [120])[0]
     half = targets([[k % 3] for k in range(100)])
-    perfect = answering(half, np.ones(100, bool))
-    _, other_table = evaluate_systems("ave_cls", half, {"zero-shot": perfect, "trained": perfect})
+    _, other = compare(half, 50, **{"zero-shot": CLIPS[:100] >= 0, "trained": CLIPS[:100] >= 0})
     with pytest.raises(ValueError, match="do not belong together"):
-        average_comparisons([table, other_table])
+        average_comparisons([*runs(truth, [120]), other])
     with pytest.raises(ValueError, match="no runs"):
         average_comparisons([])

@@ -50,20 +50,17 @@ def test_class_rows_by_hand():
     assert first == ClassRow("a", 3, 2, 1.0, pytest.approx(2 / 3), pytest.approx(0.8), 1.0)
     assert (second.precision, second.recall) == (0.5, 1.0)
     assert third == ClassRow("c", 0, 0, None, None, None, None)
-
-
-def test_classes_answered_but_absent_have_no_f1_and_present_but_unanswered_have_zero():
+    # A class that is answered but absent has no F1, one that is present but unanswered has zero.
     rows = class_rows(("a", "b"), one_hot(np.array([1, 1]), 2), one_hot(np.array([0, 0]), 2), None)
     assert (rows[0].precision, rows[0].recall, rows[0].f1) == (None, 0.0, 0.0)
     assert (rows[1].precision, rows[1].recall, rows[1].f1) == (0.0, None, None)
-
-
-def test_last_class_without_a_score_has_no_average_precision():
-    truth = np.array([0, 2])
-    rows = class_rows(
-        ("a", "b", "Background"), one_hot(truth, 3), one_hot(truth, 3), np.array([[0.9, 0.1], [0.5, 0.5]])
-    )
-    assert [row.average_precision for row in rows] == [1.0, None, None]
+    # The last class without a score has no average precision.
+    said, scores = one_hot(np.array([0, 2]), 3), np.array([[0.9, 0.1], [0.5, 0.5]])
+    assert [row.average_precision for row in class_rows(("a", "b", "Background"), said, said, scores)] == [
+        1,
+        None,
+        None,
+    ]
 
 
 def test_multi_label_confusion_counts_each_clip_once():
@@ -72,39 +69,32 @@ def test_multi_label_confusion_counts_each_clip_once():
     assert matrix.tolist() == [[0, 0, 0.5], [0, 1, 0.5], [1, 0, 0]]
 
 
-def test_calibration_by_hand():
+def test_calibration_by_hand_and_of_trustworthy_probabilities_it_is_near_zero():
     # Two bins: (0, .5] holds .4 (wrong) and .5 (right), (.5, 1] holds .9 (right) and 1.0 (wrong).
     found = calibration(np.array([0.4, 0.5, 0.9, 1.0]), np.array([False, True, True, False]), bins=2)
     assert [(part.count, part.accuracy) for part in found.bins] == [(2, 0.5), (2, 0.5)]
     assert [part.confidence for part in found.bins] == pytest.approx([0.45, 0.95])
     assert found.error == pytest.approx(0.5 * 0.05 + 0.5 * 0.45)
     assert found.answers == 4
-
-
-def test_calibration_of_trustworthy_probabilities_is_near_zero_and_empty_bins_are_left_out():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, 20000)
     found = calibration(confidence, rng.random(20000) < confidence)
     assert found.error < 0.02
-    assert min(part.low for part in found.bins) > 0.4
+    assert min(part.low for part in found.bins) > 0.4  # empty bins are left out
     assert calibration(np.array([1.0, 1.0]), np.array([True, True])).error == 0
     assert calibration(np.array([]), np.array([], dtype=bool)).error is None
 
 
 def test_label_threshold_is_as_good_as_any():
+    assert choose_label_threshold(np.array([[0.6, 0.4], [0.9, 0.1]]), hot([[0, 1], [0]], 2)) == 0.4
     rng = np.random.default_rng(1)
     scores = rng.dirichlet(np.ones(5), size=40).round(2)
     labels = rng.random((40, 5)) < scores * 2
     labels[:, 4] = False  # a class that does not occur
-    present = [0, 1, 2, 3]
 
     def figure(threshold: float) -> float:
-        return f1_score(labels, scores >= threshold, labels=present, average="macro", zero_division=0)
+        return f1_score(labels, scores >= threshold, labels=[0, 1, 2, 3], average="macro", zero_division=0)
 
     chosen = choose_label_threshold(scores, labels)
     assert figure(chosen) == pytest.approx(max(figure(value) for value in np.unique(scores)))
     assert chosen in scores
-
-
-def test_label_threshold_by_hand():
-    assert choose_label_threshold(np.array([[0.6, 0.4], [0.9, 0.1]]), hot([[0, 1], [0]], 2)) == 0.4

@@ -27,14 +27,9 @@ def figures(result: TaskResult) -> dict[str, float]:
 def test_single_label_clips_by_hand():
     scores = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.1, 0.8]])
     result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(scores), replicates=0)
-    found = figures(result)
-    assert list(found) == ["top1", "map", "macro_f1"]  # no top-5 of three classes
-    assert found["top1"] == pytest.approx(2 / 3)
-    assert found["map"] == 1.0
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
-    assert result.headline == "top1"
-    assert result.score == found["top1"]
-    assert result.num_segments is None
+    expected = {"top1": 2 / 3, "map": 1.0, "macro_f1": (2 / 3 + 0 + 1) / 3}  # no top-5 of three classes
+    assert figures(result) == pytest.approx(expected)
+    assert (result.headline, result.score, result.num_segments) == ("top1", figures(result)["top1"], None)
     assert result.confusion == ((1, 0, 0), (1, 0, 0), (0, 0, 1))
     assert result.calibration.error == pytest.approx((0.4 + 0.5 + 0.2) / 3)
     assert result.metrics["top1"].interval is None
@@ -88,47 +83,36 @@ PER_SECOND = np.array(
 )
 
 
+def seconds(rule: BackgroundRule, scores=PER_SECOND) -> TaskResult:
+    return evaluate("ave", targets([[0], [1]], segments=SEGMENTS), Predictions(scores, background=rule), replicates=0)
+
+
 def test_ave_with_a_threshold_by_hand():
-    truth = targets([[0], [1]], segments=SEGMENTS)
-    result = evaluate("ave", truth, Predictions(PER_SECOND, background=BackgroundRule("threshold", 0.45)), replicates=0)
-    found = figures(result)
-    # Answers 0 1 b 0 / 1 1 b b.
-    assert found["segment_accuracy"] == pytest.approx(5 / 8)
-    assert found["event_accuracy"] == pytest.approx(3 / 5)
-    assert found["event_top1"] == pytest.approx(3 / 5)
-    flat = np.array([0, 1, 3, 0, 1, 1, 3, 3])
-    expected = f1_score(SEGMENTS.ravel(), flat, labels=[0, 1, 3], average="macro")
-    assert found["macro_f1"] == pytest.approx(expected)
-    assert result.classes[-1].name == "Background"
-    assert (result.classes[-1].support, result.classes[-1].answered) == (3, 3)
-    assert result.classes[-1].average_precision is None
+    result = seconds(BackgroundRule("threshold", 0.45))  # answers 0 1 b 0 / 1 1 b b
+    macro_f1 = f1_score(SEGMENTS.ravel(), [0, 1, 3, 0, 1, 1, 3, 3], labels=[0, 1, 3], average="macro")
+    expected = {"segment_accuracy": 5 / 8, "event_accuracy": 3 / 5, "event_top1": 3 / 5, "macro_f1": macro_f1}
+    assert {name: figures(result)[name] for name in expected} == pytest.approx(expected)
+    last = result.classes[-1]
+    assert (last.name, last.support, last.answered, last.average_precision) == ("Background", 3, 3, None)
     assert result.confusion[3] == (1, 0, 0, 2)
     assert result.num_segments == 8
     assert result.calibration.answers == 5  # the three called background have no probability
-
-
-def test_events_are_told_apart_even_where_they_are_called_background():
-    truth = targets([[0], [1]], segments=SEGMENTS)
-    found = figures(evaluate("ave", truth, Predictions(PER_SECOND, background=BackgroundRule("threshold", 0.95))))
-    assert found["event_accuracy"] == 0
-    assert found["event_top1"] == pytest.approx(3 / 5)
-    assert found["segment_accuracy"] == pytest.approx(3 / 8)
+    # Events are told apart even where they are called background.
+    found = figures(seconds(BackgroundRule("threshold", 0.95)))
+    expected = {"segment_accuracy": 3 / 8, "event_accuracy": 0, "event_top1": 3 / 5}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_ave_with_a_background_text_has_its_average_precision():
-    truth = targets([[0], [1]], segments=SEGMENTS)
-    scores = np.zeros((2, 4, 4))
-    scores[..., :3] = PER_SECOND * 0.5
-    scores[..., 3] = 0.5
-    result = evaluate("ave", truth, Predictions(scores, background=BackgroundRule("prompt")), replicates=0)
+    scores = np.concatenate([PER_SECOND * 0.5, np.full((2, 4, 1), 0.5)], -1)
+    result = seconds(BackgroundRule("prompt"), scores)
     assert figures(result)["segment_accuracy"] == pytest.approx(3 / 8)
     assert result.classes[-1].average_precision == pytest.approx(3 / 8)
     assert result.calibration.answers == 8
 
 
 def test_ave_never_answering_background_stays_below_its_ceiling():
-    truth = targets([[0], [1]], segments=SEGMENTS)
-    result = evaluate("ave", truth, Predictions(PER_SECOND, background=BackgroundRule("none")), replicates=0)
+    result = seconds(BackgroundRule("none"))
     (ceiling,) = result.ceilings
     assert ceiling.classes == ("Background",)
     assert ceiling.values == {"segment_accuracy": pytest.approx(5 / 8), "event_accuracy": 1.0}
@@ -149,17 +133,12 @@ def test_a_threshold_fitted_on_validation_is_used_on_test():
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_gives_described_figures_with_intervals_and_valid_json(name):
     rng = np.random.default_rng(0)
-    labels = [[k % 6, (k + 1) % 6] if name == "llp_cls" else [k % 6] for k in range(24)]
-    per_second = TASKS[name].per_second
-    truth = targets(
-        labels,
-        6,
-        multi_label=name == "llp_cls",
-        segments=rng.integers(7, size=(24, 10)) if per_second else None,
-    )
-    shape = (24, 10, 6) if per_second else (24, 6)
+    several, per_second = name == "llp_cls", TASKS[name].per_second
+    labels = [[k % 6, (k + 1) % 6] if several else [k % 6] for k in range(24)]
+    truth = targets(labels, 6, multi_label=several, segments=rng.integers(7, size=(24, 10)) if per_second else None)
+    scores = distributions(rng, *((24, 10, 6) if per_second else (24, 6)))
     background = BackgroundRule("threshold", 0.4) if per_second else None
-    result = evaluate(name, truth, Predictions(distributions(rng, *shape), background), replicates=200)
+    result = evaluate(name, truth, Predictions(scores, background), replicates=200)
     assert set(result.metrics) <= set(METRICS)
     assert list(result.metrics) == [metric for metric in METRICS if metric in result.metrics]
     assert result.headline in result.metrics
@@ -178,22 +157,17 @@ def test_every_task_gives_described_figures_with_intervals_and_valid_json(name):
 def test_results_of_a_later_release_of_the_version_can_be_read_and_other_versions_are_refused():
     result = evaluate("ave_cls", targets([[0], [1], [2]]), Predictions(np.eye(3)), replicates=10)
     record = json.loads(result.model_dump_json())
-    record["added"] = 1
-    record["metrics"]["top1"]["added"] = 1
-    record["classes"][0]["added"] = 1
+    for part in (record, record["metrics"]["top1"], record["classes"][0]):
+        part["added"] = 1
     assert TaskResult.model_validate(record) == result
     with pytest.raises(ValueError, match="version"):
         TaskResult.model_validate(record | {"version": 2})
     del record["classes"][0]["name"]
     with pytest.raises(ValueError, match=r"classes\.0\.name"):
         TaskResult.model_validate(record)
-
-
-def test_a_result_never_holds_a_number_that_is_not_finite():
-    with pytest.raises(ValueError, match="nan"):
-        Estimate(float("nan"))
-    with pytest.raises(ValueError, match="inf"):
-        Estimate(0.5, 0.4, float("inf"))
+    for numbers, odd in (((float("nan"),), "nan"), ((0.5, 0.4, float("inf")), "inf")):
+        with pytest.raises(ValueError, match=odd):
+            Estimate(*numbers)
 
 
 def test_perfect_answers_on_few_clips_have_an_interval_with_a_width():
@@ -218,17 +192,17 @@ def test_figures_do_not_depend_on_the_order_of_the_clips():
         assert second.metrics[name].low == pytest.approx(estimate.low)
 
 
-def test_what_does_not_belong_together_is_refused():
-    clips, seconds = targets([[0], [1]]), targets([[0], [1]], segments=SEGMENTS)
-    with pytest.raises(UsageError, match=r"no task 'avs'.*ave, ave_cls, llp_cls, vggsound_cls, folder"):
-        evaluate("avs", clips, Predictions(np.eye(3)[:2]))
-    with pytest.raises(ValueError, match=r"\(3, 3\); ave_cls needs \(2, 3\)"):
-        evaluate("ave_cls", clips, Predictions(np.eye(3)))
-    with pytest.raises(ValueError, match="background rule"):
-        evaluate("ave", seconds, Predictions(PER_SECOND))
-    with pytest.raises(ValueError, match="Labels per second"):
-        evaluate("ave", clips, Predictions(PER_SECOND, BackgroundRule("none")))
-    with pytest.raises(ValueError, match="needs"):
-        evaluate("ave", seconds, Predictions(PER_SECOND[:, :2], BackgroundRule("none")))
-    with pytest.raises(ValueError, match="Not classes of the task: x"):
-        evaluate("ave_cls", clips, Predictions(np.eye(3)[:2]), unanswered=("x",))
+@pytest.mark.parametrize(
+    ("task", "segments", "predictions", "more", "error", "message"),
+    [
+        ("avs", None, (np.eye(3)[:2],), {}, UsageError, r"no task 'avs'.*ave, ave_cls, llp_cls, vggsound_cls, folder"),
+        ("ave_cls", None, (np.eye(3),), {}, ValueError, r"\(3, 3\); ave_cls needs \(2, 3\)"),
+        ("ave", SEGMENTS, (PER_SECOND,), {}, ValueError, "background rule"),
+        ("ave", None, (PER_SECOND, BackgroundRule("none")), {}, ValueError, "Labels per second"),
+        ("ave", SEGMENTS, (PER_SECOND[:, :2], BackgroundRule("none")), {}, ValueError, "needs"),
+        ("ave_cls", None, (np.eye(3)[:2],), {"unanswered": ("x",)}, ValueError, "Not classes of the task: x"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(task, segments, predictions, more, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(task, targets([[0], [1]], segments=segments), Predictions(*predictions), **more)
