@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +24,34 @@ def execute(folder: Path, *arguments: object, columns: int = 160, cache: Path | 
         status = run([str(argument) for argument in arguments])
     assert "Traceback" not in err.getvalue()
     return status, out.getvalue(), err.getvalue()
+
+
+class Commands:
+    """Commands in one folder with a cache that they share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: object, status: int = 0) -> tuple[str, str]:
+        """The stdout and stderr of a command that must end with a status."""
+        given, out, err = execute(self.folder, *arguments, cache=self.folder / "cache")
+        assert given == status, err
+        return out, err
+
+    def refused(self, *arguments: object, status: int = 2) -> str:
+        """What a command says that must fail."""
+        return self(*arguments, status=status)[1]
+
+    def json(self, *arguments: object, status: int = 0) -> Any:
+        """The document that a command prints."""
+        return json.loads(self(*arguments, "--format", "json", status=status)[0])
+
+    def made(self, *arguments: object, name: str) -> Path:
+        """The run folder that a command makes under a name."""
+        self(*arguments, "--name", name)
+        return self.folder_of(name)
+
+    def folder_of(self, name: str) -> Path:
+        """The folder of the run of a name."""
+        [folder] = self.folder.glob(f"runs/*/*-{name}")
+        return folder

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,30 +25,46 @@ def everywhere_script(composition: Composition, rng: np.random.Generator, second
     return ClipScript(seconds, (Event(composition, span, span),), int(rng.integers(1 << 62)))
 
 
+@cache
+def _class_clip(label: int, number: int) -> Path:
+    """A clip of a class, rendered once for all tests."""
+    path = Path(os.environ["HOME"]) / f"class-{label}-{number}.mp4"
+    script = everywhere_script(Composition.from_name(CLASSES[label]), np.random.default_rng([label, number]), SECONDS)
+    write_clip(script, path)
+    return path
+
+
 def write_class_folders(root: Path, clips: int = 6) -> Path:
     """``CLASS/NUMBER.mp4``, each clip filled by its event."""
     for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
         for number in range(clips):
-            rng = np.random.default_rng([label, number])
-            write_clip(everywhere_script(Composition.from_name(name), rng, SECONDS), root / name / f"{number}.mp4")
+            shutil.copyfile(_class_clip(label, number), root / name / f"{number}.mp4")
     return root
+
+
+@cache
+def _ave_clip(label: int, number: int) -> tuple[Path, float, float]:
+    """A clip of the small AVE, rendered once for all tests, with the span of its event."""
+    path = Path(os.environ["HOME"]) / f"ave-{label}-{number}.mp4"
+    script = ave_script(Composition.from_name(CLASSES[label]), np.random.default_rng([7, label, number]), SECONDS)
+    write_clip(script, path)
+    [event] = script.events
+    spans = [span for span in (event.look, event.sound) if span]
+    return path, max(on for on, _ in spans), min(off for _, off in spans)
 
 
 def write_ave(root: Path) -> Path:
     """AVE's layout with three classes and short clips, and a ``dataset.yaml`` that says so."""
     lines: dict[str, list[str]] = {split: [] for split in AVE_SPLITS}
+    (root / "AVE").mkdir(parents=True)
     for label, name in enumerate(CLASSES):
-        number = 0
-        for split, count in AVE_SPLITS.items():
-            for _ in range(count):
-                video = f"toy{label}{number:07d}"
-                script = ave_script(Composition.from_name(name), np.random.default_rng([7, label, number]), SECONDS)
-                write_clip(script, root / "AVE" / f"{video}.mp4")
-                [event] = script.events
-                spans = [span for span in (event.look, event.sound) if span]
-                onset, offset = max(on for on, _ in spans), min(off for _, off in spans)
-                lines[split].append(f"{name}&{video}&good&{onset:.0f}&{offset:.0f}\n")
-                number += 1
+        splits = [split for split, count in AVE_SPLITS.items() for _ in range(count)]
+        for number, split in enumerate(splits):
+            video = f"toy{label}{number:07d}"
+            clip, onset, offset = _ave_clip(label, number)
+            shutil.copyfile(clip, root / "AVE" / f"{video}.mp4")
+            lines[split].append(f"{name}&{video}&good&{onset:.0f}&{offset:.0f}\n")
     texts = {f"{split}Set.txt": "".join(rows) for split, rows in lines.items()}
     texts["Annotations.txt"] = "".join(texts.values())
     for name, text in texts.items():
