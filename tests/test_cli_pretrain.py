@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_support import Commands
 from dataset_files import AVE_FILES, write_files
 from fewshot_worlds import everywhere_script
 
 from avfewshot.cli.app import run
-from avfewshot.cli.runs import Run
-from avfewshot.config import PretrainConfig, settings_of
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.vocabulary import Composition
@@ -28,43 +24,30 @@ CLASSES = {
     "clock ticking": ("clock", "ticking"),
 }
 SPLITS = ("train", "train", "val")
-LEAKED = "hhhhhhhhhhh"
-"""A video of the test split of the small AVE beside the list."""
-
-SMALL = ["--backbone", "tiny", "--device", "cpu", "--precision", "fp32", "--window", "3", "--workers", "1"]
-SMALL += ["--epochs", "1", "--batch-size", "3"]
-
-
-@pytest.fixture(autouse=True)
-def _nowhere(tmp_path, monkeypatch):
-    """No avfs.toml and no data in the current folder."""
-    monkeypatch.chdir(tmp_path)
+LEAKED = "hhhhhhhhhhh"  # a video of the test split of the small AVE beside the list
+CLIP = "vgg/dog video_2_000010.mp4"
+SMALL = ("--backbone", "tiny", "--device", "cpu", "--window", "3", "--workers", "1", "--epochs", "1")
+SMALL += ("--batch-size", "3", "--precision")
 
 
-def refused(capsys, *arguments: str) -> str:
+def refused(capsys, *arguments: str, status: int = 2) -> str:
     """What is said of a command that is misuse."""
-    assert run(["pretrain", *arguments]) == 2
+    assert run(["pretrain", *arguments]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
     return " ".join(captured.err.split())
 
 
-NEEDED = "a whole number of at least 1 or 'auto' is needed, not"
-BAD_DEVICES = [
-    (f"vggsound40k --root . --devices={bad}", [f"--devices: {NEEDED} {bad!r}."])
-    for bad in ("0", "-1", "two", "²", "1.5")
-]
+NEEDED = "--devices: a whole number of at least 1 or 'auto' is needed, not"
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ("vggsound40k", ["Where is VGG-Sound(40K)? No data folder is set.", "avfs data toy --root toy"]),
         ("vggsound41k", ["There is no pretraining list 'vggsound41k'.", "vggsound40k|vggsound|ovave"]),
-        ("", ["Which list is to be pretrained on?"]),
         ("vggsound40k --shards s --root r --list l.csv", ["--root and --list cannot be given with --shards."]),
-        *BAD_DEVICES,
+        *((f"vggsound40k --root . --devices={bad}", [f"{NEEDED} {bad!r}."]) for bad in ("0", "-1", "two", "²", "1.5")),
         ("vggsound40k --root . --seed 1,2", ["--seed: one whole number from 0 to 4294967295 is needed, not '1,2'."]),
         ("vggsound40k --root . --config two.yaml", ["two.yaml: seeds is unknown. Did you mean 'seed'?"]),
         (
@@ -79,7 +62,8 @@ BAD_DEVICES = [
         ("--resume none-such", ["--resume none-such: there is no such folder."]),
     ],
 )  # fmt: skip
-def test_misuse_is_told_before_any_work(capsys, arguments, parts):
+def test_misuse_is_told_before_any_work(capsys, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)
     Path("two.yaml").write_text("seeds: [1, 2]\n")
     Path("file").write_text("")
     text = refused(capsys, *arguments.split())
@@ -87,27 +71,15 @@ def test_misuse_is_told_before_any_work(capsys, arguments, parts):
     assert "--seeds" not in text
 
 
-def test_resuming_takes_what_does_not_contradict_the_run(capsys, tmp_path):
-    config = PretrainConfig(dataset="vggsound40k")
-    Run(config, dict.fromkeys(settings_of(PretrainConfig), "default"), tmp_path / "begun", "avfs pretrain").claim()
-    text = refused(capsys, "vggsound", "--resume", "begun", "--lr", "1e-3", "--keep-leaks", "--val-clips", "1000")
-    for said in ("vggsound (the run: vggsound40k)", "--lr 0.001 (the run: ", "--keep-leaks true (the run: false)"):
-        assert said in text
-    assert "--val-clips" not in text
-    assert "Begin a new run for other settings." in text
-
-
 def test_a_run_of_another_kind_is_not_resumed(capsys, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text('{"format": 1, "kind": "fewshot"}')
-    assert run(["pretrain", "--resume", "run"]) == 1
-    assert "is not the record of a pretraining" in " ".join(capsys.readouterr().err.split())
+    write_files(tmp_path / "run", {"run.json": '{"format": 1, "kind": "fewshot"}'})
+    assert "is not the record of a pretraining" in refused(capsys, "--resume", str(tmp_path / "run"), status=1)
 
 
-def test_a_list_without_its_videos_is_told(capsys, tmp_path):
+def test_a_list_without_its_videos_is_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_files(tmp_path / "lists", {"vggsound-avel40k.csv": "category,video_id,split\ndog barking,00000001,train\n"})
-    assert run(["pretrain", "vggsound40k", "--root", "lists", *SMALL]) == 1
-    text = " ".join(capsys.readouterr().err.split())
+    text = refused(capsys, "vggsound40k", "--root", "lists", *SMALL, "fp32", status=1)
     assert "none of its 1 clips" in text
     assert "--media DIR" in text
     assert not (tmp_path / "runs").exists()
@@ -123,11 +95,8 @@ def test_processes_of_torchrun_are_counted_from_the_environment(monkeypatch):
 
 
 def test_prepared_clips_of_forbidden_videos_are_told_by_their_ids():
-    leaks = shows_one_of({LEAKED})
-    assert [name for name in (LEAKED, f"{LEAKED}_000030", f"{LEAKED}2", "0000001", f"x{LEAKED}") if leaks(name)] == [
-        LEAKED,
-        f"{LEAKED}_000030",
-    ]
+    names = (LEAKED, f"{LEAKED}_000030", f"{LEAKED}2", "0000001", f"x{LEAKED}")
+    assert list(filter(shows_one_of({LEAKED}), names)) == [LEAKED, f"{LEAKED}_000030"]
 
 
 @pytest.fixture(scope="module")
@@ -143,37 +112,31 @@ def world(tmp_path_factory) -> Path:
             lines.append(f'{label},{video}_000010,{split},"[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]"')
     write_files(folder / "vgg", {"vggsound-avel40k_labels.csv": "\n".join(lines) + "\n"})
     write_files(folder / "AVE", AVE_FILES)
+    (folder / "labels.txt").write_text("dog barking\nbell ringing\n")
     return folder
 
 
 @pytest.fixture(scope="module")
-def pretrained(world) -> tuple[Path, str]:
-    """The run folder of one pretraining from videos, and what it said."""
-    return go(world, "videos", "--root", str(world / "vgg"))
+def avfs(world):
+    return Commands(world)
 
 
-def go(world: Path, name: str, *options: str) -> tuple[Path, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        status = run(["pretrain", "vggsound40k", *options, *SMALL, "--runs", str(world / "runs"), "--name", name])
-    assert status == 0, said.getvalue()
-    [folder] = (world / "runs" / "pretrain").glob(f"*-{name}")
-    return folder, " ".join(said.getvalue().split())
-
-
-def test_a_run_says_what_it_does(pretrained):
-    folder, said = pretrained
+@pytest.fixture(scope="module")
+def pretrained(avfs) -> Path:
+    """The run folder of one pretraining from videos."""
+    _, said = avfs("pretrain", "vggsound40k", "--root", "vgg", *SMALL, "fp32", "--name", "videos")
+    folder, said = avfs.folder_of("videos"), " ".join(said.split())
     assert "Leakage into evaluation (AVE): 1 clips left out (1 in ave/test)." in said
     assert "5 clips of 3 classes, 2 steps an epoch, 1 epochs; batches of 3, 3 at once" in said
     assert "epoch 1/1: loss" in said
-    assert f"avfs zeroshot --task ave_cls --adapter {folder}" in said
-    assert "Traceback" not in said
+    assert f"avfs zeroshot --task ave_cls --adapter {folder.relative_to(avfs.folder)}" in said
+    return folder
 
 
-def test_a_dry_run_says_what_it_would_take(world, capsys, tmp_path):
-    runs = ["--runs", str(tmp_path / "runs"), "--dry-run", "--epochs", "4"]
-    assert run(["pretrain", "vggsound40k", "--root", str(world / "vgg"), *SMALL, *runs, "--devices", "2"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
+def test_a_dry_run_says_what_it_would_take(avfs, tmp_path):
+    dry = ("--runs", tmp_path / "runs", "--dry-run", "--epochs", "4", "--devices", "2")
+    out, _ = avfs("pretrain", "vggsound40k", "--root", "vgg", *SMALL, "fp32", *dry)
+    out = " ".join(out.split())
     assert "5 clips of 3 classes; 3 to validate with" in out
     assert "4 in 4 epochs, batches of 3 on each of 2 devices" in out  # 3 clips of 5 on the first of them
     for part in ("1 clips left out", "memory about", "adapters", "Nothing was trained"):
@@ -181,79 +144,62 @@ def test_a_dry_run_says_what_it_would_take(world, capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_model_card_tells_what_the_adapters_are(pretrained):
-    folder, _ = pretrained
-    config = load_adapter(folder).config
-    card = (folder / "README.md").read_text()
+def test_the_model_card_tells_what_the_adapters_are_and_they_classify(avfs, pretrained):
+    config = load_adapter(pretrained).config
+    card = (pretrained / "README.md").read_text()
     assert "| backbone | tiny (" in card
     assert all(digest[:12] in card for digest in config.identity.values())
     assert f"| list fingerprint | {config.support['fingerprint']} |" in card
     assert "avel-labels: 5 clips, 3 classes" in card
     assert card.rstrip().endswith("## Classes\n\nbell ringing, clock ticking, dog barking")
     assert "1 clips left out" in card
-
-
-def test_towers_in_a_short_format_are_pretrained_on(world, capsys):
-    short = ["bf16" if value == "fp32" else value for value in SMALL]
-    runs = world / "short"
-    command = ["pretrain", "vggsound40k", "--root", str(world / "vgg"), *short, "--runs", str(runs), "--name", "short"]
-    assert run(command) == 0, capsys.readouterr().err
-    capsys.readouterr()
-    [folder] = (runs / "pretrain").glob("*-short")
-    (world / "labels.txt").write_text("dog barking\nbell ringing\n")
-    arguments = f"zeroshot --device cpu --precision bf16 --format json --labels {world}/labels.txt --adapter {folder}"
-    assert run([*arguments.split(), str(world / "vgg" / "dog video_2_000010.mp4")]) == 0
-    assert len(json.loads(capsys.readouterr().out)["clips"]) == 1
-
-
-def test_pretrained_adapters_classify(pretrained, world, tmp_path, capsys):
-    folder, _ = pretrained
-    (tmp_path / "labels.txt").write_text("dog barking\nbell ringing\n")
-    clip = world / "vgg" / "dog video_2_000010.mp4"
-    arguments = ["--labels", "labels.txt", "--adapter", str(folder), "--backbone", "tiny", "--device", "cpu"]
-    assert run(["zeroshot", *arguments, "--format", "json", str(clip)]) == 0
-    [result] = json.loads(capsys.readouterr().out)["clips"]
+    asked = ("--labels", "labels.txt", "--adapter", pretrained, "--backbone", "tiny", "--device", "cpu")
+    [result] = avfs.json("zeroshot", *asked, CLIP)["clips"]
     assert set(result["scores"]) == {"dog barking", "bell ringing"}
     assert sum(result["scores"].values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(pretrained, capsys):
-    folder, _ = pretrained
-    before = {path.name: path.read_bytes() for path in (folder / "README.md", folder / "metrics.jsonl")}
-    assert run(["pretrain", "--resume", str(folder), "--device", "cpu"]) == 0
-    assert {name: (folder / name).read_bytes() for name in before} == before
-    assert "bit for bit" not in capsys.readouterr().err
+def test_towers_in_a_short_format_are_pretrained_on(avfs):
+    folder = avfs.made("pretrain", "vggsound40k", "--root", "vgg", *SMALL, "bf16", name="short")
+    asked = ("--labels", "labels.txt", "--adapter", folder, "--device", "cpu", "--precision", "bf16")
+    assert len(avfs.json("zeroshot", *asked, CLIP)["clips"]) == 1
 
 
-def test_a_run_whose_clips_have_changed_says_so(pretrained, world, capsys, tmp_path):
-    folder, _ = pretrained
-    copy = shutil.copytree(folder, tmp_path / "copy")
+def test_a_finished_run_can_be_resumed_and_says_whether_its_clips_have_changed(pretrained, avfs, world, tmp_path):
+    copy = shutil.copytree(pretrained, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in (copy / "README.md", copy / "metrics.jsonl")}
+    assert "bit for bit" not in avfs("pretrain", "--resume", copy, "--device", "cpu")[1]
+    assert {name: (copy / name).read_bytes() for name in before} == before
     video = world / "vgg" / "bellvideo_0_000010.mp4"
     video.rename(tmp_path / video.name)
     try:
-        assert run(["pretrain", "--resume", str(copy), "--device", "cpu"]) == 0
+        _, err = avfs("pretrain", "--resume", copy, "--device", "cpu")
     finally:
         (tmp_path / video.name).rename(video)
-    assert "This does not resume bit for bit: the clips are not those" in " ".join(capsys.readouterr().err.split())
+    assert "This does not resume bit for bit: the clips are not those" in " ".join(err.split())
 
 
-def test_the_same_from_shards(world, capsys):
-    prepare = ["data", "prepare", "vggsound40k", "--root", str(world / "vgg"), "--out", str(world / "shards")]
-    assert run([*prepare, "--backbone", "tiny", "--seconds", "3", "--workers", "1"]) == 0
-    capsys.readouterr()
-    folder, said = go(world, "shards", "--shards", str(world / "shards"), "--against", str(world / "AVE"))
-    assert "Leakage into evaluation: 1 clips left out." in said
-    assert "6 clips of 3 classes" in said
-    config = load_adapter(folder).config
-    assert config.support["clips"] == 5
+def test_the_same_from_shards(avfs, world):
+    prepare = ("data", "prepare", "vggsound40k", "--root", "vgg", "--out", "shards", "--backbone", "tiny")
+    avfs(*prepare, "--seconds", "3", "--workers", "1")
+    asked = ("--shards", "shards", "--against", "AVE", *SMALL, "fp32", "--name", "shards")
+    _, said = avfs("pretrain", "vggsound40k", *asked)
+    assert "Leakage into evaluation: 1 clips left out." in " ".join(said.split())
+    assert "6 clips of 3 classes" in " ".join(said.split())
+    folder = avfs.folder_of("shards")
+    assert load_adapter(folder).config.support["clips"] == 5
     assert "5 clips, 3 classes" in (folder / "README.md").read_text()
-    options = {"frame_size": 64, "workers": 1}
-    left = shards_to_pretrain(world / "shards", "vggsound40k", **options, against=[world / "AVE"], keep_leaks=False)
+
+    def pretrained_on(against, keep_leaks):
+        options = {"frame_size": 64, "workers": 1, "against": against, "keep_leaks": keep_leaks}
+        return shards_to_pretrain(world / "shards", "vggsound40k", **options)
+
+    left = pretrained_on([world / "AVE"], False)
     assert left.notes == ("Leakage into evaluation: 1 clips left out.",)
     assert left.skip(f"{LEAKED}_000010")
-    unchecked = shards_to_pretrain(world / "shards", "vggsound40k", **options, against=[], keep_leaks=False)
+    unchecked = pretrained_on([], False)
     assert "is not checked" in unchecked.notes[0]
     assert "--against DIR" in unchecked.notes[0]
-    kept = shards_to_pretrain(world / "shards", "vggsound40k", **options, against=[world / "AVE"], keep_leaks=True)
+    kept = pretrained_on([world / "AVE"], True)
     assert "too good" in kept.notes[0]
     assert not kept.skip(f"{LEAKED}_000010")

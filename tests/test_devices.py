@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from avfewshot.errors import UsageError
-from avfewshot.inference.devices import (
-    PRECISIONS,
-    cpu_has_bf16,
-    one_thread,
-    resolve_device,
-    resolve_precision,
-)
+from avfewshot.inference.devices import PRECISIONS, cpu_has_bf16, one_thread, resolve_device, resolve_precision
 
 
 @pytest.fixture
@@ -40,14 +34,11 @@ def test_auto_takes_a_gpu_where_there_is_one(hardware):
     assert resolve_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda:2", "mps", "tpu", "cuda:x"])
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(hardware, name):
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(hardware, monkeypatch):
     hardware(cuda=[(8, 0), (9, 0)])
-    with pytest.raises(UsageError, match=r"This machine has: cpu, cuda:0, cuda:1\."):
-        resolve_device(name)
-
-
-def test_a_torch_without_cuda_is_named(hardware, monkeypatch):
+    for name in ("cuda:2", "mps", "tpu", "cuda:x"):
+        with pytest.raises(UsageError, match=r"This machine has: cpu, cuda:0, cuda:1\."):
+            resolve_device(name)
     hardware()
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     with pytest.raises(UsageError, match="built without CUDA"):
@@ -64,13 +55,10 @@ def test_auto_precision_on_a_cpu_is_bf16_only_where_it_has_instructions_for_it(h
     assert resolve_precision("auto", torch.device("cpu")) == expected
 
 
-@pytest.mark.parametrize(("capability", "expected"), [((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 6), "bf16")])
-def test_auto_precision_on_cuda_follows_the_generation(hardware, capability, expected):
-    hardware(cuda=[(9, 0), capability])
-    assert resolve_precision("auto", torch.device("cuda:1")) == expected
-
-
-def test_precisions_by_name(hardware):
+def test_precisions_by_name_and_by_the_generation_of_a_gpu(hardware):
+    for capability, expected in (((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 6), "bf16")):
+        hardware(cuda=[(9, 0), capability])
+        assert resolve_precision("auto", torch.device("cuda:1")) == expected
     hardware(mps=True)
     assert resolve_precision("auto", torch.device("mps")) == "fp32"
     for name in PRECISIONS:

@@ -1,4 +1,4 @@
-"""The documentation: its site builds without a warning, and its commands and options exist."""
+"""The documentation: its site builds without a warning, its commands and options exist, its notebook runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from command_support import execute
 
 from avfewshot.cli.app import COMMANDS
 
@@ -21,9 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @cache
 def helped(*command: str) -> str:
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-    call = [sys.executable, "-m", "avfewshot", *command, "--help"]
-    return subprocess.run(call, capture_output=True, text=True, check=True, env=environment).stdout
+    return execute(ROOT, *command, "--help", columns=200)[1]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -62,10 +61,28 @@ def test_the_site_builds_without_a_warning(tmp_path):
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed: pip install 'avfewshot[docs]'")
     call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    built = subprocess.run(
-        call, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    )
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert built.returncode == 0, built.stderr[-2000:]
     page = (tmp_path / "site" / "commands" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="avfs-{name}"' in page for name in COMMANDS)
     assert "--labels" in page
+
+
+@pytest.mark.slow
+def test_the_quickstart_notebook_runs_offline_and_says_what_is_in_the_clips(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="the notebook is run by nbclient, which is not installed")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel", reason="a notebook needs a kernel: ipykernel is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook is kept without outputs"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output["text"] for output in outputs if output.output_type == "stream")
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["dog-barking.mp4", "dog", "barking"] in [line[:3] for line in lines]
+    assert ["dog-barking", "P-104"] in [line[:2] for line in lines]
+    assert ["train-honking", "P-207"] in [line[:2] for line in lines]

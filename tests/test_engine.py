@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,7 +26,7 @@ def clips(tmp_path_factory):
     """Clips with and without sound, and a file that is none."""
     folder = tmp_path_factory.mktemp("clips")
     for number in range(11):
-        wave = None if number == 3 else tone(220 * (number + 1), 2.0)
+        wave = None if number == 3 else tone(2.0, frequency=220 * (number + 1))
         write_media(folder / f"{number}.mp4", seconds=2.0, audio=wave)
     (folder / "broken.mp4").write_bytes(b"no clip")
     return folder
@@ -46,12 +44,6 @@ def cluster():
     nodes.add_node(num_cpus=1)
     yield nodes
     nodes.shutdown()
-
-
-def avfs(*arguments, cwd, **environment):
-    command = [sys.executable, "-m", "avfewshot", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
 def workers():
@@ -90,14 +82,12 @@ def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(clu
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    spread = avfs(
-        "zeroshot", clips, *LABELS, "--engine", "ray", "--address", cluster.address, cwd=tmp_path,
-        AVFS_CACHE=str(tmp_path / "other-cache"),
-    )  # fmt: skip
+    engine = ("--engine", "ray", "--address", cluster.address)
+    status, spread, err = execute(tmp_path, "zeroshot", clips, *LABELS, *engine, cache=tmp_path / "other-cache")
     killer.join()
     assert killed, "no worker was met at work"
-    assert spread.returncode == 1, spread.stderr
-    first, second = json.loads(alone), json.loads(spread.stdout)
+    assert status == 1, err
+    first, second = json.loads(alone), json.loads(spread)
     assert [clip["path"] for clip in second["clips"]] == [clip["path"] for clip in first["clips"]]
     assert same(second["clips"], first["clips"])
     assert second["failed"] == first["failed"]
@@ -131,7 +121,7 @@ def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, tm
     one, two = tmp_path / "one", tmp_path / "two"
     assert execute(tmp_path, "embed", clips, "--store", one, "--backbone", "tiny")[0] == 1
     engine = ("--engine", "ray", "--address", cluster.address)
-    assert avfs("embed", clips, "--store", two, "--backbone", "tiny", *engine, cwd=tmp_path).returncode == 1
+    assert execute(tmp_path, "embed", clips, "--store", two, "--backbone", "tiny", *engine)[0] == 1
     first, second = Store(one), Store(two)
     assert [clip.path for clip in second.embedded] == [clip.path for clip in first.embedded]
     assert all(np.allclose(first.vectors(name), second.vectors(name), atol=1e-6) for name in MODALITIES)
@@ -148,8 +138,8 @@ def test_shards_prepared_by_a_cluster_are_those_of_one_process_to_the_byte(clust
     (tmp_path / "mine" / "dog" / "broken.mp4").write_bytes(b"no clip")
     common = ("data", "prepare", "folder", "--root", "mine", "--backbone", "tiny", "--shard-clips", 2)
     assert execute(tmp_path, *common, "--out", "one", "--workers", 1)[0] == 1
-    spread = avfs(*common, "--out", "two", "--engine", "ray", "--address", cluster.address, cwd=tmp_path)
-    assert spread.returncode == 1, spread.stderr
+    status, _, err = execute(tmp_path, *common, "--out", "two", "--engine", "ray", "--address", cluster.address)
+    assert status == 1, err
     contents = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
         for name in ("one", "two")

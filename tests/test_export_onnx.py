@@ -55,9 +55,9 @@ def test_the_example_answers_as_the_classifier_does_without_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     classifier = load("tiny", weights="random", device="cpu", precision="fp32")
     results = classifier.classify(clips, LABELS, workers=0, segments=True)
-    for line, result in zip(done.stdout.splitlines(), results, strict=True):
-        assert json.loads(line)["scores"] == pytest.approx(result.scores, abs=1e-4)
-        assert json.loads(line)["seconds"] == [segment.label for segment in result.segments]
+    for line, result in zip(map(json.loads, done.stdout.splitlines()), results, strict=True):
+        assert line["scores"] == pytest.approx(result.scores, abs=1e-4)
+        assert line["seconds"] == [segment.label for segment in result.segments]
     assert len(EXAMPLE.read_text().splitlines()) <= 40
     about = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
     assert about["labels"] == list(LABELS)
@@ -149,14 +149,11 @@ def test_adapters_between_the_towers_are_one_joint_graph(tmp_path, kind, setting
     assert about["inputs"] == ["frames", "waveform"]
 
 
-def test_what_is_missing_is_told(tmp_path, capsys):
+def test_what_is_missing_is_told_and_what_hears_whole_clips_is_refused(tmp_path, capsys):
     assert run(["export", "--backbone", "tiny"]) == 2
     told = capsys.readouterr().err
     assert "Where to?" in told
     assert "Which labels?" in told
-
-
-def test_what_hears_whole_clips_is_refused(tmp_path):
     classifier = load("tiny", weights="random", device="cpu", precision="fp32", audio_context="clip")
     with pytest.raises(UsageError, match="--audio-context clip"):
         export_onnx.export_onnx(classifier, LABELS, tmp_path)

@@ -161,16 +161,14 @@ def test_label_files(tmp_path):
     attack(tmp_path, {"labels.txt": text.encode()}, lambda folder: parse_labels(folder / "labels.txt"), "labels")
 
 
-LABEL_STUDIO = [
-    {
-        "data": {"video": "/data/upload/1/1a2b3c4d-a.mp4"},
-        "annotations": [{"result": [
-            {"type": "timelinelabels", "value": {"ranges": [{"start": 1, "end": 20}], "timelinelabels": ["dog"]}},
-            {"type": "choices", "value": {"choices": ["cat"]}},
-            {"type": "labels", "value": {"start": 0.5, "end": 2, "labels": ["rain"]}},
-        ]}],
-    }
-]  # fmt: skip
+LABEL_STUDIO = [{
+    "data": {"video": "/data/upload/1/1a2b3c4d-a.mp4"},
+    "annotations": [{"result": [
+        {"type": "timelinelabels", "value": {"ranges": [{"start": 1, "end": 20}], "timelinelabels": ["dog"]}},
+        {"type": "choices", "value": {"choices": ["cat"]}},
+        {"type": "labels", "value": {"start": 0.5, "end": 2, "labels": ["rain"]}},
+    ]}],
+}]  # fmt: skip
 FIFTYONE = {"classes": ["dog"], "labels": {"1": [{"label": 0, "support": [1, 10]}]}}
 ELAN = """<?xml version="1.0"?><ANNOTATION_DOCUMENT>
 <HEADER TIME_UNITS="milliseconds"><MEDIA_DESCRIPTOR MEDIA_URL="a.mp4"/></HEADER>
@@ -183,7 +181,6 @@ ELAN = """<?xml version="1.0"?><ANNOTATION_DOCUMENT>
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.json", json.dumps(LABEL_STUDIO)), ("labels.json", json.dumps(FIFTYONE)), ("a.eaf", ELAN)],
-    ids=["label-studio", "fiftyone", "elan"],
 )
 def test_labels_of_other_programs(tmp_path, name, content):
     attack(tmp_path, {name: content.encode()}, lambda folder: read_stretches(folder / name, 25.0), name)
@@ -196,10 +193,7 @@ DESCRIPTION = {
 MODEL = {"embed_dim": 64, "text_cfg": {"context_length": 10}, "vision_cfg": {"layers": 2}}
 BACKBONE = {
     "templates": "default",
-    "clip": {
-        "model": {"embed_dim": 64, "text_cfg": {"context_length": 10}, "vision_cfg": {"layers": 2}},
-        "file": "x.pt",
-    },
+    "clip": {"model": MODEL, "file": "x.pt"},
     "clap": {"audio": "HTSAT-tiny", "text": "roberta", "file": "y.pt", "tokenizer": "roberta"},
 }
 TEMPLATES = {"visual": ["a photo of {}."], "audio": ["the sound of {}."]}
@@ -224,7 +218,6 @@ def test_what_a_run_has_learnt(tmp_path):
         ("backbone.yaml", BACKBONE, load_preset),
         ("templates.yaml", TEMPLATES, load_templates),
     ],
-    ids=["description", "backbone", "templates"],
 )
 def test_yaml(tmp_path, name, document, read):
     files = {name: yaml.safe_dump(document).encode()}

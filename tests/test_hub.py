@@ -42,9 +42,7 @@ class Hub(LocalServer):
         if path == "/api/validate-yaml":
             return self.give(handler, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/preupload/main", path):
-            files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
-            ]
+            files = [f | {"uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
             return self.give(handler, {"files": files})
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/commit/main", path):
             files = dict(self.find(match[1], "main")[1])
@@ -66,10 +64,8 @@ class Hub(LocalServer):
         if match := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/tree/([\w.-]+)", path):
             found = self.find(match[1], match[2])
             if found is not None:
-                tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for name, data in found[1].items()
-                ]
+                sizes = [(name, len(data), hashlib.sha1(data).hexdigest()) for name, data in found[1].items()]
+                tree = [{"type": "file", "path": name, "size": size, "oid": oid} for name, size, oid in sizes]
                 return self.give(handler, tree)
         if match := re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path):
             found = self.find(match[1], match[2])
@@ -92,9 +88,9 @@ def world(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("AVFS_CACHE", str(folder / "cache"))
         options = ["--data", "my_clips", "--backbone", "tiny", "--device", "cpu", "--shots", "2", "--val-shots", "0"]
-        assert run(["fewshot", *options, "--epochs", "1", "--name", "both"]) == 0
-        assert run(["fewshot", *options, "--no-tune", "--name", "light"]) == 0
-        assert run(["fewshot", *options, "--method", "coop", "--name", "coop"]) == 0
+        assert run(["fewshot", *options, "--epochs", "1", "--max-steps", "1", "--name", "both"]) == 0
+        assert run(["fewshot", *options, "--method", "kernel_ridge", "--name", "light"]) == 0
+        assert run(["fewshot", *options, "--method", "coop", "--max-steps", "1", "--name", "coop"]) == 0
     return folder
 
 
@@ -130,13 +126,14 @@ def test_what_was_pushed_predicts_as_the_run_does(hub, world, name, capsys):
     assert str(world) not in card
 
     clips = [str(world / "my_clips" / label / "3.mp4") for label in CLASSES]
-    assert run(["zeroshot", *clips, "--adapter", f"hf://me/{name}", "--format", "json", "--device", "cpu"]) == 0
-    captured = capsys.readouterr()
-    assert f"hf://me/{name}@{commit}" in " ".join(captured.err.split())  # says what to hold to
-    far = json.loads(captured.out)["clips"]
-    assert run(["zeroshot", *clips, "--adapter", str(local), "--format", "json", "--device", "cpu"]) == 0
-    near = json.loads(capsys.readouterr().out)["clips"]
-    assert [clip["scores"] for clip in far] == [clip["scores"] for clip in near]
+    scores = {}
+    for adapter in (f"hf://me/{name}", str(local)):
+        assert run(["zeroshot", *clips, "--adapter", adapter, "--format", "json", "--device", "cpu"]) == 0
+        captured = capsys.readouterr()
+        scores[adapter] = [clip["scores"] for clip in json.loads(captured.out)["clips"]]
+        # It says what to hold to.
+        assert (f"hf://me/{name}@{commit}" in " ".join(captured.err.split())) == adapter.startswith("hf")
+    assert scores[f"hf://me/{name}"] == scores[str(local)]
 
 
 def test_a_commit_that_is_here_is_not_asked_for_again_and_stays_what_it_was(hub, world, monkeypatch):
@@ -163,20 +160,17 @@ def test_only_an_adapters_files_are_fetched(hub):
     assert found == ["config.json", "scorer/scorer.json"]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "said"),
-    [
+def test_what_cannot_be_fetched_is_said(hub):
+    hub.commits["me/some"] = [("a" * 40, {})]
+    for name, kind, said in (
         ("hf://nobody", UsageError, "hf://user/name"),
         ("hf://../../etc", UsageError, "hf://user/name"),
         ("hf://me/none", WeightsError, "no such repository"),
         ("hf://me/some@none", WeightsError, "no such revision"),
-    ],
-)
-def test_what_cannot_be_fetched_is_said(hub, name, kind, said):
-    hub.commits["me/some"] = [("a" * 40, {})]
-    with pytest.raises(kind) as caught:
-        hubs.local_adapter(name)
-    assert said in f"{caught.value} {caught.value.hint}"
+    ):
+        with pytest.raises(kind) as caught:
+            hubs.local_adapter(name)
+        assert said in f"{caught.value} {caught.value.hint}"
 
 
 def test_a_token_does_not_travel_in_the_open(hub, world, monkeypatch, capsys):

@@ -41,27 +41,23 @@ def test_results_are_gone_on_with(tmp_path):
     assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == ["a.mp4", "b.mp4", "c.mp4"]
     write(path, clip("d.mp4"))
     assert earlier_results(path, RUN).paths == {"d.mp4"}
-
-
-def test_half_a_first_line_is_cut_off(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"path": "' + b"x" * 200_000)
+    path.write_bytes(b'{"path": "' + b"x" * 200_000)  # half a first line
     assert len(earlier_results(path, RUN)) == 0
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("end", [b"\n", b""])
 @pytest.mark.parametrize(
     "line",
     [b'{"path": "a.mp4", "label": "dog"}\n', b'{"path": "a.mp4", "run": "0"}\n', b'{"label": 1}', b"[1]", b"text",
      b"[" * 9999, b"\xff\xfe\x00", b"\xef\xbb\xbf{}", b'{"path": "a", "run": ' + b"1" * 5000 + b"}\n"],
 )  # fmt: skip
-def test_other_results_are_neither_mixed_with_nor_cut_off(tmp_path, line, end):
+def test_other_results_are_neither_mixed_with_nor_cut_off(tmp_path, line):
     path = tmp_path / "r.jsonl"
-    path.write_bytes(line + end)
-    with pytest.raises(UsageError, match=r"r\.jsonl"):
-        earlier_results(path, RUN)
-    assert path.read_bytes() == line + end
+    for end in (b"\n", b""):
+        path.write_bytes(line + end)
+        with pytest.raises(UsageError, match=r"r\.jsonl"):
+            earlier_results(path, RUN)
+        assert path.read_bytes() == line + end
 
 
 def test_whatever_shapes_results_makes_another_run():
@@ -75,7 +71,6 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from sample_results import clip, run_info
 from avfewshot.cli.outputs import Target, open_writer
-from avfewshot.reports.timelines import free_stem
 from avfewshot.reports.writers import Summary
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # as if the disk were full
 path = Path(sys.argv[1])
@@ -121,20 +116,16 @@ def test_leftovers_of_killed_processes_are_swept_and_those_of_living_ones_are_no
 
 
 @pytest.mark.parametrize("name", ["r" * 251 + ".txt", "€" * 83 + ".txt"])
-def test_the_longest_names_can_be_written_and_timelines_of_such_clips(tmp_path, name):
-    write_text(tmp_path / name, "x")
+def test_the_longest_names_can_be_written_and_modes_follow_the_umask(tmp_path, name):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / name, "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
     stem = free_stem(tmp_path / name.replace(".txt", ".ts"), set())
     write_text(tmp_path / f"{stem}.srt", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{stem}.srt"])
-
-
-def test_modes_follow_the_umask(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_text(tmp_path / "a.txt", "x")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,18 @@ PROBE = """
 import json, sys
 import avfewshot
 from avfewshot.data.description import load_description
-from avfewshot.encoders.presets import load_preset, preset_names
+from avfewshot.encoders.presets import preset_names
 from avfewshot.prompts import load_templates
 from avfewshot.io import resource_dir
-preset = load_preset("tiny")
-print(json.dumps({
-    "module": avfewshot.__file__,
-    "prompts": str(resource_dir("prompts")),
-    "splits": str(resource_dir("data_splits")),
+found = {
+    "places": [avfewshot.__file__, str(resource_dir("prompts")), str(resource_dir("data_splits"))],
     "templates": len(load_templates("default").visual),
     "classes": len(load_description("ave").classes),
     "presets": preset_names(),
     "heavy": "torch" in sys.modules,
-}))
-import avfewshot
-classifier = avfewshot.load("tiny", device="cpu")
-print(json.dumps({"shape": list(classifier.embed_labels(["dog barking", "bell ringing"])[0].shape)}))
+}
+texts = avfewshot.load("tiny", device="cpu").embed_labels(["dog barking", "bell ringing"])[0]
+print(json.dumps({**found, "shape": list(texts.shape)}))
 """
 
 
@@ -57,7 +53,7 @@ def site(wheel: Path) -> Path:
     return target
 
 
-def _run(site: Path, cwd: Path, *arguments: str) -> str:
+def _run(site: Path | str, cwd: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -66,29 +62,24 @@ def _run(site: Path, cwd: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_installed_wheel_finds_its_prompts_splits_and_tiny_weights(site: Path, tmp_path: Path) -> None:
-    first, second = map(json.loads, _run(site, tmp_path, "-c", PROBE).splitlines())
-    for key in ("module", "prompts", "splits"):
-        assert Path(first[key]).is_relative_to(site), key
-    assert first["templates"] > 0
-    assert first["classes"] == 28
-    assert {"base", "large", "tiny"} <= set(first["presets"])
-    assert not first["heavy"]
-    assert second["shape"] == [2, 128]
-
-
-def test_installed_wheel_has_the_command(site: Path, tmp_path: Path) -> None:
+def test_installed_wheel_finds_its_prompts_splits_and_tiny_weights_and_has_the_command(site: Path, tmp_path) -> None:
+    found = json.loads(_run(site, tmp_path, "-c", PROBE))
+    assert all(Path(place).is_relative_to(site) for place in found["places"])
+    assert found["templates"] > 0
+    assert found["classes"] == 28
+    assert {"base", "large", "tiny"} <= set(found["presets"])
+    assert not found["heavy"]
+    assert found["shape"] == [2, 128]
     assert "zeroshot" in _run(site, tmp_path, "-m", "avfewshot", "--help")
     assert (site / "bin" / "avfs").exists() or (site / "Scripts" / "avfs.exe").exists()
 
 
-def test_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_what_is_needed_and_nothing_else_and_twine_accepts_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names, size = archive.namelist(), sum(file.file_size for file in archive.infolist())
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
-    tracked = subprocess.run(
-        ["git", "ls-files", "avfewshot", "prompts", "data_splits"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.splitlines()
+    ls_files = ["git", "ls-files", "avfewshot", "prompts", "data_splits"]
+    tracked = subprocess.run(ls_files, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     moved = [re.sub("^(prompts|data_splits)/", r"avfewshot/_resources/\1/", name) for name in tracked]
     assert set(moved) <= set(names)
     for needed in ("avfewshot/py.typed", "avfewshot/_resources/prompts/default.yaml"):
@@ -101,9 +92,6 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel: Path) -> None:
     # What has no wheels for macOS and aarch64 must not keep the package from being installed there.
     [decord] = re.findall("(?m)^Requires-Dist: decord.*", metadata)
     assert "platform_machine" in decord
-
-
-def test_twine_accepts_the_wheel(wheel: Path) -> None:
     check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -157,22 +145,24 @@ importlib.metadata.version = hidden
 """
 
 
+RUNNING = """
+import json, pathlib, sys
+from command_support import execute
+print(json.dumps([execute(pathlib.Path(), *command) for command in json.loads(sys.argv[1])]))
+"""
+
+
 def test_all_but_the_decord_backend_works_where_linux_only_packages_are_missing(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDING)
-    write_media(tmp_path / "clip.mp4", seconds=2.0, audio=tone(440, 2.0))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-
-    def avfs(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "avfewshot", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
+    write_media(tmp_path / "clip.mp4", seconds=2.0, audio=tone(2.0))
     zeroshot = ("zeroshot", "clip.mp4", "--label", "dog barking", "--label", "rain", "--backbone", "tiny")
-    done = avfs(*zeroshot, "--format", "json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["clips"][0]["duration"] == pytest.approx(2.0, abs=0.1)
-    findings = {one["what"]: one for one in json.loads(avfs("doctor", "--format", "json").stdout)}
-    assert findings["decord"]["status"] == "note"
-    refused = avfs(*zeroshot, "--frame-backend", "decord")
-    assert refused.returncode == 2
-    assert "'decord' cannot be used" in refused.stderr
-    assert "'pyav'" in refused.stderr
+    as_json = ("--format", "json")
+    commands = [(*zeroshot, *as_json), ("doctor", *as_json), (*zeroshot, "--frame-backend", "decord")]
+    site = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    (status, out, err), (_, found, _), refused = json.loads(_run(site, tmp_path, "-c", RUNNING, json.dumps(commands)))
+    assert status == 0, err
+    assert json.loads(out)["clips"][0]["duration"] == pytest.approx(2.0, abs=0.1)
+    assert {one["what"]: one for one in json.loads(found)}["decord"]["status"] == "note"
+    assert refused[0] == 2
+    assert "'decord' cannot be used" in refused[2]
+    assert "'pyav'" in refused[2]

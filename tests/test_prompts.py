@@ -17,13 +17,12 @@ def faults(path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["default", "single", "toy", "video"])
-def test_packaged_templates_are_whole(name):
-    assert name in template_names()
-    templates = load_templates(name)
-    assert all(template.count("{}") == 1 for template in templates.visual + templates.audio)
-    assert all("{}" not in template for template in templates.background_visual + templates.background_audio)
-    assert all((templates.visual, templates.audio, templates.background_visual, templates.background_audio))
+def test_packaged_templates_are_whole():
+    assert {"default", "single", "toy", "video"} <= set(template_names())
+    for templates in map(load_templates, template_names()):
+        assert all(template.count("{}") == 1 for template in templates.visual + templates.audio)
+        assert all("{}" not in template for template in templates.background_visual + templates.background_audio)
+        assert all((templates.visual, templates.audio, templates.background_visual, templates.background_audio))
 
 
 def test_toy_templates_are_captions_that_tiny_was_trained_on():
@@ -82,17 +81,13 @@ def test_all_faults_of_a_file_are_told_with_their_entries(tmp_path):
     assert told.count(str(path)) == 8
 
 
-def test_faults_of_a_text_file_name_the_line(tmp_path):
-    path = tmp_path / "bad.txt"
-    path.write_text("a {}\n\na {label}\n")
-    assert "line 3: 'a {label}' must hold {} once" in faults(path)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
+        ("a.txt", b"a {}\n\na {label}\n", "line 3: 'a {label}' must hold {} once"),
         ("a.txt", b"# nothing\n", "holds no template"),
         ("a.txt", b"\xff\xfe{}", "not UTF-8"),
+        ("a.txt", "a {}\na\u00ad {}\n".encode(), "there already"),
         ("a.yaml", b"- {}\n", "keys and lists are needed (visual, audio, background)"),
         ("a.yaml", b"visual: {} seen\n", "not valid YAML"),
         ("a.yaml", b"", "keys and lists are needed"),
@@ -113,5 +108,3 @@ def test_an_unknown_name_lists_the_valid_ones(tmp_path):
 def test_invisible_characters_are_no_part_of_a_template(tmp_path):
     (tmp_path / "t.txt").write_text("\u200b\n\ufeffa photo of a {}\u200b\n")
     assert load_templates(tmp_path / "t.txt").visual == ("a photo of a {}",)
-    (tmp_path / "t.txt").write_text("a {}\na\u00ad {}\n")
-    assert "there already" in faults(tmp_path / "t.txt")

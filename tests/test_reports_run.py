@@ -51,53 +51,47 @@ def shown(text):
     return " ".join("".join(Page(text).text).split())
 
 
-@pytest.mark.parametrize("page", ["llp_page", "ave_page"])
-def test_every_section_appears_once_and_in_order(page, request):
-    headings = [attrs["id"] for attrs in Page(request.getfixturevalue(page)).all("h2") if "id" in attrs]
-    assert headings == SECTIONS
+def sha256(text):
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @pytest.mark.parametrize("page", ["llp_page", "ave_page"])
-def test_nothing_is_requested_from_anywhere(page, request):
+def test_a_page_has_every_section_and_asks_for_nothing_from_anywhere(page, request):
     text = request.getfixturevalue(page)
     parsed = Page(text)
+    assert [attrs["id"] for attrs in parsed.all("h2") if "id" in attrs] == SECTIONS
     for tag, attrs in parsed.tags:
         for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
             assert attrs.get(name, "#").startswith(("data:", "#")), (tag, attrs)
     assert not re.search(r"url\(|@import|https?://", text)
-    [script] = parsed.scripts
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [script], [sheet] = parsed.scripts, parsed.styles
     [policy] = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    [sheet] = parsed.styles
-    style = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    wanted = f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{digest}'"
-    assert policy["content"] == wanted
+    sources = f"style-src 'sha256-{sha256(sheet)}'; script-src 'sha256-{sha256(script)}'"
+    assert policy["content"] == f"default-src 'none'; img-src data:; {sources}"
     assert not [attrs for _, attrs in parsed.tags if "style" in attrs]
     rules = dict(re.findall(r':is\(\[data-s="(\d+)"\], #s\) \{ (.+) \}', sheet))
     assert {attrs["data-s"] for _, attrs in parsed.tags if "data-s" in attrs} == set(rules)
     assert any(re.fullmatch(r"left: [\d.]+%; width: [\d.]+%", rule) for rule in rules.values())
+    # Pictures and drawings have texts, links have targets.
+    assert all(image["alt"] for image in parsed.all("img"))
+    assert all(drawing.get("aria-label") for drawing in parsed.all("svg"))
+    assert all(strip["aria-label"] for strip in parsed.all("div", role="img"))
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = {attrs["href"][1:] for _, attrs in parsed.tags if attrs.get("href", "").startswith("#")}
+    assert set(SECTIONS) <= links <= set(ids)
 
 
 def test_mistakes_can_be_filtered(llp_page):
     parsed = Page(llp_page)
-    outcomes = [article["data-outcome"] for article in parsed.all("article") if "data-outcome" in article]
+    outcomes = {article["data-outcome"] for article in parsed.all("article") if "data-outcome" in article}
+    ends = ("right", "wrong")
     assert outcomes
-    assert set(outcomes) <= {
-        f"now-{now} before-{before}" for now in ("right", "wrong") for before in ("right", "wrong")
-    }
+    assert outcomes <= {f"now-{now} before-{before}" for now in ends for before in ends}
     offered = [option["value"] for option in parsed.all("option")]
     assert {"", "now-wrong", "now-right", "before-wrong"} <= set(offered)
     assert parsed.all("label", **{"for": "outcome"})
     assert "hidden" in parsed.all("div", id="example-filter")[0]  # without script all examples are there
-
-
-def test_links_inside_the_page_have_targets(llp_page):
-    parsed = Page(llp_page)
-    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
-    assert len(ids) == len(set(ids))
-    links = [attrs["href"] for _, attrs in parsed.tags if attrs.get("href", "").startswith("#")]
-    assert {link[1:] for link in links} <= set(ids)
-    assert set(SECTIONS) <= {link[1:] for link in links}
 
 
 @pytest.mark.parametrize(("which", "page"), [("llp", "llp_page"), ("ave", "ave_page")])
@@ -113,12 +107,7 @@ def test_figures_are_those_of_the_record(which, page, request):
     assert f"trained: expected calibration error {100 * error:.1f} %" in text
     for reference in (*record.results["trained"].baselines, *record.results["trained"].ceilings):
         assert reference.title in text
-
-
-def test_headline_says_whether_the_difference_is_clear(llp, llp_page):
-    _, sentence = verdict(llp.comparison.difference("trained", "zero-shot"))
-    assert sentence in shown(llp_page)
-    assert sentence.startswith("“trained” lies ")
+    assert verdict(table.difference("trained", "zero-shot"))[1] in text
 
 
 @pytest.mark.parametrize(
@@ -138,47 +127,33 @@ def test_a_difference_in_plain_language(estimate, kind, words):
     assert words in sentence
 
 
-def test_what_is_on_the_page(ave, ave_page):
+PARTS = """avfs fewshot --shots 16 --task ave | avfs.toml | 2,345,678 | 92.2 | no audio track in it | and 12 more
+fingerprint 1a2b3c2 | 9 validation clips could not be read. | Right only after training | Wrong only after training
+seed 2 | ended after 8 epochs | Means over 3 training runs | 2025-03-01 12:00 UTC | Of seed 0, the first one.
+before training"""
+
+
+def test_what_is_on_the_page(ave_page):
     text = shown(ave_page)
-    for part in (
-        "avfs fewshot --shots 16 --task ave",
-        "avfs.toml",
-        "2,345,678",
-        "92.2",
-        "no audio track in it",
-        "and 12 more",
-        "fingerprint 1a2b3c2",
-        "9 validation clips could not be read.",
-        "Right only after training",
-        "Wrong only after training",
-        "seed 2",
-        "ended after 8 epochs",
-        "Means over 3 training runs",
-        "2025-03-01 12:00 UTC",
-        "Of seed 0, the first one.",
-        "before training",
-    ):
-        assert part in text, part
+    assert [part for part in re.split(r" \| |\n", PARTS) if part not in text] == []
     assert len(Page(ave_page).all("svg", **{"class": "panel"})) == 6
     assert len(Page(ave_page).all("svg", **{"class": "chart"})) == 4
 
 
 def test_names_from_others_are_never_markup():
     labels = (EVIL, '" onmouseover="x', "]]></svg><b>", "\x1b[31mred", "d\udce9")
+    heats = (Heatmap(EVIL, ((0.0, 1.0),)),)
+    texts = {"title": EVIL, "dataset": EVIL, "command": f"avfs {EVIL}", "notes": (EVIL, "\udce9")}
+    rows = {"settings": ((EVIL, EVIL, EVIL),), "data": ((EVIL, 1, 1, 0, EVIL),), "left": ((EVIL, EVIL, EVIL),)}
     record = samples.record(
         "ave_cls",
         classes=labels,
         replicates=5,
-        title=EVIL,
-        dataset=EVIL,
-        command=f"avfs {EVIL}",
-        notes=(EVIL, "\udce9"),
-        settings=((EVIL, EVIL, EVIL),),
-        data=((EVIL, 1, 1, 0, EVIL),),
-        left=((EVIL, EVIL, EVIL),),
+        **texts,
+        **rows,
         supports=((0, (EVIL,)),),
         examples=(dataclasses.replace(samples.example(EVIL), truth=(EVIL,), trained=((EVIL, 0.5),)),),
-        looks=(dataclasses.replace(samples.look(EVIL), label=EVIL, heats=(Heatmap(EVIL, ((0.0, 1.0),)),)),),
+        looks=(dataclasses.replace(samples.look(EVIL), label=EVIL, heats=heats),),
         curves=(dataclasses.replace(samples.curve(0), outcome=EVIL),),
     )
     text = run_page(record)
@@ -237,56 +212,35 @@ def test_a_training_without_validation_clips_or_finite_losses():
     assert "1 step without a finite loss left out." in text
 
 
-def test_a_run_of_a_single_system():
-    text = run_page(samples.record("ave_cls", replicates=5, systems=(("trained", 2.0),), examples=()))
-    assert "What is taken for what" in text
-
-
-def test_many_classes_and_examples_stay_readable_and_small():
+def test_many_classes_and_examples_of_a_single_system_stay_readable_and_small():
     names = [*samples.NAMES, *(f"class {number}" for number in range(133))]
     examples = tuple(samples.example(f"clip-{number}") for number in range(12))
-    record = samples.record(
-        "vggsound_cls",
-        classes=names,
-        clips=200,
-        replicates=0,
-        systems=samples.SYSTEMS[2:],
-        examples=examples,
-    )
+    asked = {"classes": names, "clips": 200, "replicates": 0, "examples": examples}
+    record = samples.record("vggsound_cls", systems=samples.SYSTEMS[2:], **asked)
     text = run_page(record)
     assert len(text.encode()) < MAX_BYTES
     parsed = Page(text)
     assert "Of 141 classes the 40 with most mix-ups" in shown(text)
-    assert len(parsed.all("svg", **{"class": "change"})) == sum(
-        row.f1 is not None for row in record.results["trained"].classes
-    )
+    known = sum(row.f1 is not None for row in record.results["trained"].classes)
+    assert len(parsed.all("svg", **{"class": "change"})) == known
     assert len(parsed.all("article")) == 13
+    text = run_page(samples.record("ave_cls", replicates=0, systems=(("trained", 2.0),), examples=()))
+    assert "What is taken for what" in text
 
 
-def test_pictures_and_drawings_have_texts(ave_page):
-    parsed = Page(ave_page)
-    assert all(image["alt"] for image in parsed.all("img"))
-    assert all(drawing.get("aria-label") for drawing in parsed.all("svg"))
-    assert all(strip["aria-label"] for strip in parsed.all("div", role="img"))
+def test_timelines_show_truth_and_both_systems():
+    def told(seen):
+        text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,)))
+        return [attrs["aria-label"] for attrs in Page(text).all("div", role="img")]
 
-
-def test_timeline_shows_truth_and_both_systems():
     seen = samples.example()
-    text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,)))
-    told = [attrs["aria-label"] for attrs in Page(text).all("div", role="img")]
-    assert told[0] == "truth over time: 0-2 s: Background; 2-8 s: Dog; 8-10 s: Background"
-    assert told[1] == "trained over time: 0-4 s: Dog; 4-6 s: Speech; 6-10 s: Dog"
-    assert told[2].startswith("zero-shot over time: 0-1 s: Dog; 1-3 s: Car")
-
-
-def test_timeline_of_a_clip_without_annotated_seconds_has_no_truth():
-    seconds = (Second(None, ("Dog", 0.9), ("Car", 0.8)),) * 3
-    seen = dataclasses.replace(samples.example(), seconds=seconds)
-    text = run_page(samples.record("ave_cls", replicates=0, examples=(seen,)))
-    assert [attrs["aria-label"] for attrs in Page(text).all("div", role="img")] == [
-        "trained over time: 0-3 s: Dog",
-        "zero-shot over time: 0-3 s: Car",
-    ]
+    truth, trained, before, *_ = told(seen)
+    assert truth == "truth over time: 0-2 s: Background; 2-8 s: Dog; 8-10 s: Background"
+    assert trained == "trained over time: 0-4 s: Dog; 4-6 s: Speech; 6-10 s: Dog"
+    assert before.startswith("zero-shot over time: 0-1 s: Dog; 1-3 s: Car")
+    seconds = (Second(None, ("Dog", 0.9), ("Car", 0.8)),) * 3  # not annotated
+    said = told(dataclasses.replace(seen, seconds=seconds))
+    assert said == ["trained over time: 0-3 s: Dog", "zero-shot over time: 0-3 s: Car"]
 
 
 def test_classes_are_sorted_by_change(llp):
@@ -334,15 +288,12 @@ def test_drawings_are_well_formed():
         assert xml.dom.minidom.parseString(drawing).documentElement.tagName == "svg"
 
 
-def test_nothing_to_draw_draws_nothing():
-    assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
-
-
-def test_level_lies_among_the_heights():
+def test_a_level_lies_among_the_heights_and_nothing_to_draw_draws_nothing():
     drawing = charts.line_chart("t", [charts.Series("x", [(0, 0.0), (1, 1.0)])], x_name="epoch", level=(0.5, "l"))
     heights = [float(y) for y in re.findall(r'class="dot" cx="[\d.]+" cy="([\d.]+)"', drawing)]
     level = float(re.search(r'class="level"[^>]* y1="([\d.]+)"', drawing)[1])
     assert level == pytest.approx(sum(heights) / 2, abs=0.2)
+    assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
 
 
 def test_ticks_are_round_and_cover_the_range():
@@ -376,7 +327,7 @@ def printed(table, width=160):
     return console.file.getvalue()
 
 
-def test_comparison_on_a_terminal(llp):
+def test_tables_on_a_terminal(llp):
     # A narrow terminal is the one that has to show everything.
     lines = printed(methods.comparison_table(llp.comparison), 80).splitlines()
     assert all(len(line) <= 80 for line in lines)
@@ -385,51 +336,41 @@ def test_comparison_on_a_terminal(llp):
     found = llp.comparison.cells["trained"]["hit_at_1"]
     assert f" {100 * found.value:.1f} " in lines[row]
     assert f" {100 * found.low:.1f}-{100 * found.high:.1f} " in lines[row + 1]
-    difference = llp.comparison.difference("trained", "zero-shot")
-    assert ("*" in lines[row]) == difference.clear
+    assert ("*" in lines[row]) == llp.comparison.difference("trained", "zero-shot").clear
     assert "…" not in "".join(lines)
-
-
-def test_components_on_a_terminal(llp):
     text = printed(methods.components_table(llp.components))
     assert re.search(r"adapters\W+2,345,678\W+2,345,678\W+4\.2", text)
     assert re.search(r"temperatures\W+2\W+2\W+-", text)
 
 
 def test_comparison_as_markdown(llp):
-    last = llp.comparison.differences[-1]
-    renamed = llp.comparison.model_copy(
-        update={
-            "systems": ("a|b<i>", "trained"),
-            "cells": {"a|b<i>": llp.comparison.cells["zero-shot"], "trained": llp.comparison.cells["trained"]},
-            "differences": (dataclasses.replace(last, reference="a|b<i>"),),
-            "metrics": (last.metric,),
-            "headline": last.metric,
-        }
-    )
-    lines = methods.comparison_markdown(renamed).splitlines()
+    table = llp.comparison
+    last = table.differences[-1]
+    changes = {
+        "systems": ("a|b<i>", "trained"),
+        "cells": {"a|b<i>": table.cells["zero-shot"], "trained": table.cells["trained"]},
+        "differences": (dataclasses.replace(last, reference="a|b<i>"),),
+        "metrics": (last.metric,),
+        "headline": last.metric,
+    }
+    lines = methods.comparison_markdown(table.model_copy(update=changes)).splitlines()
     assert lines[0].startswith("| system | ")
     assert lines[2].startswith("| a\\|b&lt;i&gt; | ")
     assert lines[4].startswith("| trained − a\\|b&lt;i&gt; | ")
-    full = methods.comparison_markdown(llp.comparison).splitlines()
-    assert {line.count("|") for line in full[:7]} == {len(llp.comparison.metrics) + 2}
+    full = methods.comparison_markdown(table).splitlines()
+    assert {line.count("|") for line in full[:7]} == {len(table.metrics) + 2}
 
 
-def test_comparison_as_csv(llp):
-    rows = list(csv.DictReader(io.StringIO(methods.comparison_csv(llp.comparison))))
-    assert tuple(rows[0]) == methods.COMPARISON_COLUMNS
+def test_comparison_and_classes_as_csv(llp, ave):
     table = llp.comparison
+    rows = list(csv.DictReader(io.StringIO(methods.comparison_csv(table))))
+    assert tuple(rows[0]) == methods.COMPARISON_COLUMNS
     assert len(rows) == len(table.systems) * len(table.metrics) + len(table.differences)
     for row in rows:
-        found = (
-            table.difference(row["system"], row["reference"], row["metric"]).estimate
-            if row["reference"]
-            else table.cells[row["system"]][row["metric"]]
-        )
+        found = table.cells[row["system"]][row["metric"]]
+        if row["reference"]:
+            found = table.difference(row["system"], row["reference"], row["metric"]).estimate
         assert (float(row["value"]), float(row["low"]), row["n"]) == (found.value, found.low, str(found.n))
-
-
-def test_classes_as_csv(ave):
     result = ave.results["trained"]
     rows = list(csv.DictReader(io.StringIO(methods.classes_csv(result))))
     assert [row["class"] for row in rows] == [row.name for row in result.classes]

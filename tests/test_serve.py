@@ -46,7 +46,8 @@ def classifier():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Six clips of two kinds."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("world") / "clips"
+    folder.mkdir()
     for number in range(6):
         kind, colour = divmod(number, 3)
         frequency = (300 if kind else 2500) + 20 * colour
@@ -79,19 +80,20 @@ class Served:
 
 
 @pytest.fixture
-def serve(classifier, world, tmp_path):
-    """Makes servers over a copy of the world; ends them."""
-    folder, made = tmp_path / "clips", []
-    shutil.copytree(world, folder)
+def serve(classifier, world):
+    """Makes servers of the world; ends them, and takes away what they have written."""
+    made, clips = [], set(world.iterdir())
 
-    def make(**options):
-        made.append(Served(classifier, folder, **options))
+    def make(classifier=classifier, **options):
+        made.append(Served(classifier, world, **options))
         return made[-1]
 
-    make.folder = folder
+    make.folder = world
     yield make
     for served in made:
         served.work.close()
+    for path in set(world.iterdir()) - clips:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def rows(client, since=0):
@@ -113,16 +115,12 @@ def test_classify_answers_as_the_command_line_does(serve, classifier):
     assert found["scores"] == pytest.approx(expected.scores, abs=1e-5)
     assert len(found["segments"]) == 3
     assert answer.json()["version"] == 1
-
     answer = client.post("/classify", files=[("files", ("bad.mp4", b"nothing")), ("files", ("b.mp4", clip))]).json()
     assert [clip["path"] for clip in answer["clips"]] == ["b.mp4"]
     assert [failure["path"] for failure in answer["failed"]] == ["bad.mp4"]
     answer = client.post("/classify", data={"paths": ["a0.mp4"]}).json()
     assert answer["clips"][0]["label"] in LABELS.names
-
-
-def test_the_api_is_described(serve):
-    client = serve(start=False).client()
+    # The interface is described.
     paths = client.get("/openapi.json").json()["paths"]
     assert "post" in paths["/classify"]
     page = client.get("/docs")
@@ -130,45 +128,57 @@ def test_the_api_is_described(serve):
     assert "http://" not in re.sub(r"<pre>.*?</pre>", "", page.text)
 
 
-def test_scores_are_those_of_the_classifier_and_seconds_have_sight_and_sound(serve, classifier):
-    served = serve().ready()
-    for row in rows(served.client()):
+def test_scores_frames_and_ranges_of_clips(serve, classifier):
+    client = serve().ready().client()
+    for row in rows(client):
         expected = classifier.classify(serve.folder / row["path"], LABELS)[0]
-        assert row["label"] == expected.label
-        assert row["score"] == pytest.approx(expected.score, abs=1e-3)
         first, second = sorted(expected.scores.values(), reverse=True)
-        assert row["margin"] == pytest.approx(first - second, abs=1e-3)
         gap = sum(abs(expected.visual[name] - expected.audio[name]) for name in LABELS.names) / 2
-        assert row["disagreement"] == pytest.approx(gap, abs=1e-3)
-    clip = served.client().get("/api/clips/0").json()
+        assert row["label"] == expected.label
+        found = [row[key] for key in ("score", "margin", "disagreement")]
+        assert found == pytest.approx([expected.score, first - second, gap], abs=1e-3)
+    clip = client.get("/api/clips/0").json()
     assert len(clip["both"]) == len(clip["sight"]) == len(clip["sound"]) == 2 * 3
+    assert client.get("/api/clips/0/frame", params={"second": 1}).content[:2] == b"\xff\xd8"
+    assert client.get("/api/clips/0/frame", params={"second": 99}).status_code == 404
+    part = client.get("/api/clips/0/media", headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
 
 
-def test_corrections_are_in_the_file_before_the_answer_and_survive_the_server(serve):
-    served = serve().ready()
-    client = served.client(**{"X-Tab": "one"})
-    assert client.post("/api/label", json={"ids": [0, 1], "label": "dog barking"}).status_code == 200
-    assert client.post("/api/label", json={"ids": [3], "label": "kazoo", "wording": "a kazoo"}).status_code == 200
-    assert client.post("/api/label", json={"ids": [2], "label": "none", "start": 1, "end": 3}).status_code == 200
+def test_corrections_are_in_the_file_before_the_answer_and_survive_the_server(serve, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    client = serve().ready().client(**{"X-Tab": "one"})
+    with monkeypatch.context() as patch:
+        patch.setattr("avfewshot.app.label_file.write_text", full)
+        answer = client.post("/api/label", json={"ids": [0], "label": "dog barking"})
+    assert answer.status_code == 507
+    assert "No space left" in answer.json()["error"]
+    assert rows(client)[0]["mine"] is None
+    for said in (
+        {"ids": [0, 1], "label": "dog barking"},
+        {"ids": [3], "label": "kazoo", "wording": "a kazoo"},
+        {"ids": [2], "label": "none", "start": 1, "end": 3},
+    ):
+        assert client.post("/api/label", json=said).status_code == 200
     lines = (serve.folder / NAME).read_text().splitlines()
-    assert "a0.mp4,,,dog barking," in lines
-    assert ",,,kazoo,a kazoo" in lines
-    assert "a2.mp4,1,3,none," in lines
-    again = serve().ready()  # as if the first one had died
-    state = again.client().get("/api/state").json()
+    assert {"a0.mp4,,,dog barking,", ",,,kazoo,a kazoo", "a2.mp4,1,3,none,"} <= set(lines)
+    again = serve().ready().client()  # as if the first one had died
+    state = again.get("/api/state").json()
     assert {"name": "kazoo", "wording": "a kazoo"} in state["classes"]
     assert state["labelled"] == 4
-    found = {row["path"]: row for row in rows(again.client())}
+    found = {row["path"]: row for row in rows(again)}
     assert found["a0.mp4"]["mine"] == "dog barking"
     assert found["a2.mp4"]["seconds"] == 2
     for _ in range(100):  # what was learnt comes back, too
-        if again.client().get("/api/state").json()["learnt"]:
+        if learnt := again.get("/api/state").json()["learnt"]:
             break
         time.sleep(0.1)
-    assert again.client().get("/api/state").json()["learnt"]["clips"] == 4
+    assert learnt["clips"] == 4
 
 
-def test_learning_follows_corrections_and_is_saved_as_a_run(serve, classifier):
+def test_learning_follows_corrections_and_a_saved_run_is_learnt_on_from(serve):
     served = serve().ready()
     client = served.client()
     assert client.post("/api/learn").json()["learnt"] is None
@@ -176,41 +186,27 @@ def test_learning_follows_corrections_and_is_saved_as_a_run(serve, classifier):
     client.post("/api/label", json={"ids": [0, 1], "label": "bell ringing"})
     client.post("/api/label", json={"ids": [3, 4], "label": "dog barking"})
     facts = client.post("/api/learn").json()["learnt"]
-    assert facts["clips"] == 4
-    assert facts["accuracy"] == 1
+    assert (facts["clips"], facts["accuracy"]) == (4, 1)
     served.ready()
-    found = {row["path"]: row["label"] for row in rows(client)}
-    assert found["a2.mp4"] == "bell ringing"
-    assert found["b2.mp4"] == "dog barking"
+    found = {row["path"]: row for row in rows(client)}
+    assert found["a2.mp4"]["label"] == "bell ringing"
+    assert found["b2.mp4"]["label"] == "dog barking"
+    assert client.post("/api/save", json={"name": "../up"}).status_code == 422
     run = client.post("/api/save", json={"name": "mine"}).json()["run"]
     saved = avfewshot.load(adapter=run, device="cpu", precision="fp32")
     result = saved.classify(serve.folder / "a2.mp4")[0]
     assert result.label == "bell ringing"
-    row = next(row for row in rows(client) if row["path"] == "a2.mp4")
-    assert row["score"] == pytest.approx(result.score, abs=1e-3)
-    assert client.post("/api/save", json={"name": "../up"}).status_code == 422
+    assert found["a2.mp4"]["score"] == pytest.approx(result.score, abs=1e-3)
 
-
-def test_a_run_is_learnt_on_from(serve, classifier, tmp_path):
-    served = serve().ready()
-    client = served.client()
-    client.post("/api/label", json={"ids": [0, 1], "label": "bell ringing"})
-    client.post("/api/label", json={"ids": [3, 4], "label": "dog barking"})
-    client.post("/api/learn")
-    run = client.post("/api/save", json={"name": "mine"}).json()["run"]
     served.work.close()
     (serve.folder / NAME).unlink()
-    loaded = avfewshot.load(adapter=run, device="cpu", precision="fp32")
-    later = Served(loaded, serve.folder, labels=loaded.own_labels).ready()
-    try:
-        client = later.client()
-        assert {row["path"]: row["label"] for row in rows(client)}["b2.mp4"] == "dog barking"
-        client.post("/api/label", json={"ids": [2, 5], "label": "new", "wording": ""})
-        client.post("/api/learn")
-        later.ready()
-        assert {row["label"] for row in rows(client) if row["path"] in ("a2.mp4", "b2.mp4")} == {"new"}
-    finally:
-        later.work.close()
+    later = serve(classifier=saved, labels=saved.own_labels).ready()
+    client = later.client()
+    assert {row["path"]: row["label"] for row in rows(client)}["b2.mp4"] == "dog barking"
+    client.post("/api/label", json={"ids": [2, 5], "label": "new", "wording": ""})
+    client.post("/api/learn")
+    later.ready()
+    assert {row["label"] for row in rows(client) if row["path"] in ("a2.mp4", "b2.mp4")} == {"new"}
 
 
 def test_undo_is_each_tabs_own(serve):
@@ -232,17 +228,14 @@ def test_undo_is_each_tabs_own(serve):
     assert [row["mine"] for row in rows(one)][2] == "bell ringing"
 
 
-def test_suggestions_are_without_a_label_and_different(serve):
-    served = serve().ready()
-    client = served.client()
+def test_suggestions_are_without_a_label_and_different(serve, classifier):
+    client = serve().ready().client()
     client.post("/api/label", json={"ids": [0], "label": "dog barking"})
     ids = client.get("/api/suggest", params={"count": 2}).json()["ids"]
     assert len(set(ids)) == 2
     assert 0 not in ids
     assert {number // 3 for number in ids} == {0, 1}  # one of each kind
-
-
-def test_something_is_suggested_where_nothing_is_in_doubt(serve, classifier):
+    # Something is suggested where nothing is in doubt.
     files = classifier.embed_frozen([serve.folder / f"{name}.mp4" for name in ("a0", "a1", "b0", "b1")])
     chosen = suggest(np.ones(4), lambda rows: features_of(classifier, [files[row] for row in rows]), 2)
     assert len(set(chosen.tolist())) == 2
@@ -251,8 +244,12 @@ def test_something_is_suggested_where_nothing_is_in_doubt(serve, classifier):
 def test_clips_are_found_by_what_is_in_them(serve, tmp_path):
     served = serve().ready()
     client = served.client()
+
+    def find(by="both"):
+        return client.get("/api/find", params={"q": "dog barking", "by": by})
+
     for by in ("sight", "sound", "both"):
-        found = client.get("/api/find", params={"q": "dog barking", "by": by}).json()["found"]
+        found = find(by).json()["found"]
         assert sorted(hit["id"] for hit in found) == list(range(6))
         assert [hit["score"] for hit in found] == sorted((hit["score"] for hit in found), reverse=True)
     # What `avfs find` says of a store of the same clips.
@@ -261,25 +258,16 @@ def test_clips_are_found_by_what_is_in_them(serve, tmp_path):
     hits = Store(folder).find("dog barking", top=50)
     assert [Path(hit.path).name for hit in hits] == [rows(client)[hit["id"]]["path"] for hit in found]
     assert [hit.score for hit in hits] == pytest.approx([hit["score"] for hit in found], abs=1e-3)
-    # A clip that is dropped later is found, too.
-    client.post("/api/clips", files={"files": ("new.mp4", (serve.folder / "a0.mp4").read_bytes())})
+    # A clip that is dropped later is found, too, and kept once it is labelled.
+    content = (serve.folder / "a0.mp4").read_bytes()
+    [number] = client.post("/api/clips", files={"files": ("../../dog.mp4", content)}).json()["ids"]
     served.ready()
-    assert len(client.get("/api/find", params={"q": "dog barking"}).json()["found"]) == 7
-    assert client.get("/api/find", params={"q": "x", "by": "smell"}).status_code == 422
-
-
-def test_a_dropped_clip_is_kept_once_it_is_labelled(serve):
-    served = serve().ready()
-    client = served.client()
-    answer = client.post(
-        "/api/clips", files={"files": ("../../dog.mp4", (serve.folder / "a0.mp4").read_bytes())}
-    ).json()
-    [number] = answer["ids"]
-    served.ready()
+    assert len(find().json()["found"]) == 7
+    assert find("smell").status_code == 422
     assert rows(client)[number]["path"] == "dropped/dog.mp4"
     assert not (serve.folder / "dropped").exists()
     client.post("/api/label", json={"ids": [number], "label": "dog barking"})
-    assert (serve.folder / "dropped" / "dog.mp4").read_bytes() == (serve.folder / "a0.mp4").read_bytes()
+    assert (serve.folder / "dropped" / "dog.mp4").read_bytes() == content
     assert "dropped/dog.mp4,,,dog barking," in (serve.folder / NAME).read_text().splitlines()
     assert client.get(f"/api/clips/{number}/media").status_code == 200
     temporary = served.work.temporary
@@ -287,35 +275,11 @@ def test_a_dropped_clip_is_kept_once_it_is_labelled(serve):
     assert not temporary.exists()
 
 
-def test_a_full_disk_changes_nothing_and_says_so(serve, monkeypatch):
-    served = serve().ready()
-    client = served.client()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("avfewshot.app.label_file.write_text", full)
-    answer = client.post("/api/label", json={"ids": [0], "label": "dog barking"})
-    assert answer.status_code == 507
-    assert "No space left" in answer.json()["error"]
-    assert rows(client)[0]["mine"] is None
-
-
-def test_frames_and_ranges_of_a_clip(serve):
-    client = serve().ready().client()
-    assert client.get("/api/clips/0/frame", params={"second": 1}).content[:2] == b"\xff\xd8"
-    assert client.get("/api/clips/0/frame", params={"second": 99}).status_code == 404
-    part = client.get("/api/clips/0/media", headers={"Range": "bytes=4-7"})
-    assert (part.status_code, part.content) == (206, b"ftyp")
-
-
 def test_what_a_killed_server_left_is_swept_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = (
-        "import os, signal; from avfewshot.app.scratch import Scratch; path = Scratch().path; (path / 'clip').mkdir(); "
-    )
+    code = "import os; from avfewshot.app.scratch import Scratch; (Scratch().path / 'clip').mkdir()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
-    killed = [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGKILL)"]
+    killed = [sys.executable, "-c", f"{code}; os.kill(os.getpid(), 9)"]
     assert subprocess.run(killed, env=environment, check=False).returncode == -signal.SIGKILL
     [left] = tmp_path.iterdir()
     elsewhere = tmp_path / "elsewhere"
@@ -347,22 +311,21 @@ def test_the_label_file_keeps_whatever_names_there_are(tmp_path):
     assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
 
 
-@pytest.mark.parametrize(
-    "text", ["a,b\n", "path,start,end,label,wording\nx,1\n", "path,start,end,label,wording\nx,5,2,dog,\n"]
-)
-def test_a_damaged_label_file_is_named_and_left_alone(tmp_path, text):
-    (tmp_path / NAME).write_text(text)
-    with pytest.raises(DataError, match=re.escape(str(tmp_path / NAME))):
-        read_marks(tmp_path / NAME)
-    assert (tmp_path / NAME).read_text() == text
+def test_a_damaged_label_file_is_named_and_left_alone(tmp_path):
+    title = "path,start,end,label,wording\n"
+    for text in ("a,b\n", f"{title}x,1\n", f"{title}x,5,2,dog,\n"):
+        (tmp_path / NAME).write_text(text)
+        with pytest.raises(DataError, match=re.escape(str(tmp_path / NAME))):
+            read_marks(tmp_path / NAME)
+        assert (tmp_path / NAME).read_text() == text
 
 
 # -------------------------------------------------------------------------------------------------- security
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+def test_pages_of_other_sites_get_nothing(serve):
+    served = serve(start=False)
+    for headers in (
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1:9999"},
@@ -370,16 +333,13 @@ def test_a_damaged_label_file_is_named_and_left_alone(tmp_path, text):
         {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
         {"Host": "evil.example:8765"},
         {"Host": "127.0.0.1.evil.example"},
-    ],
-)
-@pytest.mark.parametrize("path", ["/api/state", "/api/clips/0/media", "/classify", "/api/label"])
-def test_pages_of_other_sites_get_nothing(serve, headers, path):
-    served = serve(start=False)
-    client = served.client(**headers)
-    body = {"json": {"ids": [0], "label": "dog barking"}} if path in ("/classify", "/api/label") else {}
-    answer = client.request("POST" if body else "GET", path, **body)
-    assert answer.status_code in (403, 421)
-    assert "clips" not in answer.text
+    ):
+        client = served.client(**headers)
+        for path in ("/api/state", "/api/clips/0/media", "/classify", "/api/label"):
+            body = {"json": {"ids": [0], "label": "dog barking"}} if path in ("/classify", "/api/label") else {}
+            answer = client.request("POST" if body else "GET", path, **body)
+            assert answer.status_code in (403, 421), (headers, path)
+            assert "clips" not in answer.text
     assert not (serve.folder / NAME).exists()
 
 
@@ -412,38 +372,20 @@ def test_beyond_this_machine_a_token_is_needed(serve):
     assert client.get("/api/state", headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "../secret.mp4",
-        "/etc/passwd",
-        "%2e%2e/secret.mp4",
-        "..\\secret.mp4",
-        "link.mp4",
-        "folder/../../secret.mp4",
-        "/dev/zero",
-        ".",
-        "a0.mp4\0",
-    ],
-)
-def test_no_path_leads_out_of_the_folders(serve, path):
+def test_no_path_leads_out_of_the_folders(serve):
     secret = serve.folder.parent / "secret.mp4"
     secret.write_bytes((serve.folder / "a0.mp4").read_bytes())
     os.symlink(secret, serve.folder / "link.mp4")
-    served = serve().ready()
-    client = served.client()
-    answer = client.post("/classify", data={"paths": [path], "labels": ["dog", "cat"]})
-    assert answer.status_code == 422, answer.text
+    client = serve().ready().client()
+    outside = ["../secret.mp4", "/etc/passwd", "%2e%2e/secret.mp4", "..\\secret.mp4", "link.mp4", "/dev/zero", "."]
+    for path in (*outside, "folder/../../secret.mp4", "a0.mp4\0"):
+        answer = client.post("/classify", data={"paths": [path], "labels": ["dog", "cat"]})
+        assert answer.status_code == 422, (path, answer.text)
     linked = next(row for row in rows(client) if row["path"] == "link.mp4")
     assert "leads out" in linked["error"]
     assert client.get(f"/api/clips/{linked['id']}/media").status_code == 422
-    for raw in (
-        "/static/../server.py",
-        "/static/%2e%2e/server.py",
-        "/api/clips/-1/media",
-        "/api/clips/99999/media",
-        "/static/index.html",
-    ):
+    static = ("/static/../server.py", "/static/%2e%2e/server.py", "/static/index.html")
+    for raw in (*static, "/api/clips/-1/media", "/api/clips/99999/media"):
         assert client.get(raw).status_code in (404, 422), raw
 
 
@@ -482,12 +424,12 @@ BODIES = (
 )
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_malformed_requests_are_refused(serve, body):
+def test_malformed_requests_are_refused(serve):
     client = serve(start=False).client(**{"Content-Type": "application/json"})
-    answer = client.post("/api/label", content=body)
-    assert answer.status_code in (404, 422)
-    assert answer.json()["error"]
+    for body in BODIES:
+        answer = client.post("/api/label", content=body)
+        assert answer.status_code in (404, 422), body
+        assert answer.json()["error"]
     assert not (serve.folder / NAME).exists()
 
 
@@ -513,7 +455,7 @@ def test_many_requests_at_once(serve):
     def hammer(number):
         client = served.client(**{"X-Tab": str(number)})
         try:
-            for turn in range(3):
+            for turn in range(2):
                 label = LABELS.names[(number + turn) % 2]
                 assert client.post("/api/label", json={"ids": [number % 6], "label": label}).status_code == 200
                 assert client.get("/api/clips").status_code == 200

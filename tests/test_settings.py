@@ -53,9 +53,9 @@ def test_text_becomes_typed_values(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("topk", value) for value in ("0", "-1", "many")),
-        *(("batch_size", "0"), ("batch_size", "1.5"), ("device", "gpu"), ("device", "cuda:"), ("precision", "fp8")),
-        *(("format", "xml"), ("modality", "video"), ("backbone", " "), ("labels", "")),
+        *(("topk", "0"), ("topk", "-1"), ("topk", "many"), ("batch_size", "0"), ("batch_size", "1.5")),
+        *(("device", "gpu"), ("device", "cuda:"), ("precision", "fp8"), ("format", "xml"), ("format", "jsno")),
+        *(("modality", "video"), ("backbone", " "), ("labels", "")),
     ],
 )
 def test_wrong_values_name_their_flag(tmp_path, name, value):
@@ -65,12 +65,9 @@ def test_wrong_values_name_their_flag(tmp_path, name, value):
         resolved.check()
     assert caught.value.message.startswith(f"--{name.replace('_', '-')}: ")
     assert caught.value.exit_code == 2
-
-
-def test_a_near_miss_is_guessed(tmp_path):
-    [fault] = resolve("zeroshot", {"format": "jsno"}, folder=tmp_path, environ={}).faults
-    assert "Did you mean 'json'" in fault.message
-    assert "table, json, jsonl, csv, csv-segments, srt, vtt, eaf, labelstudio, fiftyone, all" in fault.message
+    assert ("Did you mean 'json'" in caught.value.message) == (value == "jsno")
+    formats = "table, json, jsonl, csv, csv-segments, srt, vtt, eaf, labelstudio, fiftyone, all"
+    assert (formats in caught.value.message) == (name == "format")
 
 
 def test_faults_of_flags_environment_and_file_come_at_once(tmp_path):
