@@ -105,3 +105,12 @@ def make_inputs(clips: int, segments: int, seed: int = 0) -> tuple[Tensor, Tenso
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(0, 256, (clips, segments, 3, 8, 8), dtype=torch.uint8, generator=generator)
     return frames, torch.randn(clips, segments, 48, generator=generator)
+
+
+def stirred(module: nn.Module, std: float = 0.4) -> nn.Module:
+    """The module with random values everywhere, also where a fresh adapter has zeros."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for values in module.parameters():
+            values.copy_(std * torch.randn(values.shape, generator=generator, dtype=values.dtype))
+    return module

@@ -8,7 +8,7 @@ from standin_towers import make_backbone, make_inputs
 from torch import nn
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.registry import GuidanceSettings
 from avfewshot.encoders.backbone import build_backbone
@@ -22,7 +22,7 @@ SETTINGS = {"hidden": 8, "temporal": False}
 @pytest.fixture
 def model() -> AudioVisualModel:
     backbone = make_backbone()
-    layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+    layers = pair_towers(backbone.visual, backbone.audio)
     return AudioVisualModel(backbone, DGSCT(layers, GuidanceSettings(**SETTINGS)), Projectors(6, 7))
 
 
@@ -36,7 +36,6 @@ def one_direction(source: tuple[int, int], target: tuple[int, int], d: int) -> i
 
 def test_parameters_are_counted_by_component(model):
     counts = {count.component: count for count in count_parameters(model)}
-
     expected = sum(
         2
         * (
@@ -58,9 +57,7 @@ def test_parameters_are_counted_by_component(model):
 def test_text_branches_are_counted_when_the_backbone_is_given(model):
     backbone = make_backbone()
     backbone.visual_text, backbone.audio_text = nn.Linear(2, 3).requires_grad_(False), nn.Linear(4, 5)
-
     counts = {count.component: count for count in count_parameters(model, backbone)}
-
     assert (counts["visual text branch"].trainable, counts["visual text branch"].total) == (0, 9)
     assert counts["audio text branch"].total == 25
     assert counts["all"].total == sum(p.numel() for p in model.parameters()) + 34
@@ -68,9 +65,7 @@ def test_text_branches_are_counted_when_the_backbone_is_given(model):
 
 def test_flops_of_a_tower_are_those_of_its_matrix_products(model):
     frames, audio = make_inputs(1, 3)
-
     flops = count_flops(model, frames, audio)
-
     length, width = 5, 12
     block = length * length * width + length * width * width
     per_segment = 192 * length * width + 4 * block + width * 6  # stem, blocks, head

@@ -55,23 +55,25 @@ def replaying(folder, **changes):
     return training
 
 
-@pytest.mark.parametrize("objective", ["classes", "contrastive"])
-@pytest.mark.parametrize("micro", [1, 2])
-def test_a_training_is_the_same_with_recorded_passes(tmp_path, fake, objective, micro):
-    changes = {"objective": objective, "micro_batch": micro, "accumulation": 2, "batch_size": 2}
+UNEVEN = [*names(count=2), *names("-2", count=2), *names("-mute", count=1), *names("-blind", count=1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shapes"),
+    [
+        ({"objective": "classes", "micro_batch": 1, "accumulation": 2}, 1),
+        ({"objective": "classes", "micro_batch": 2, "accumulation": 2}, 1),
+        ({"objective": "contrastive", "micro_batch": 1, "accumulation": 2}, 1),
+        ({"objective": "contrastive", "micro_batch": 2, "accumulation": 2}, 1),
+        ({"paths": UNEVEN, "batch_size": 3}, None),  # what lacks something or is of another length: computed as usual
+    ],
+)
+def test_a_training_is_the_same_with_recorded_passes(tmp_path, fake, changes, shapes):
     make_trainer(tmp_path / "plain", **changes).fit()
     training = replaying(tmp_path / "replayed", **changes)
     training.fit()
-    assert FakeGraph.made == training.runner.shapes == 1
-    assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
-
-
-def test_clips_that_lack_something_and_other_lengths_are_computed_as_usual(tmp_path, fake):
-    paths = [*names(count=2), *names("-2", count=2), *names("-mute", count=1), *names("-blind", count=1)]
-    make_trainer(tmp_path / "plain", paths=paths, batch_size=3).fit()
-    training = replaying(tmp_path / "replayed", paths=paths, batch_size=3)
-    training.fit()
-    assert training.runner.shapes
+    assert FakeGraph.made == training.runner.shapes > 0
+    assert training.runner.shapes == shapes or shapes is None
     assert losses(tmp_path / "replayed") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 
@@ -140,7 +142,7 @@ def test_casts_are_kept_outside_only():
     assert torch.is_autocast_cache_enabled()
 
 
-@pytest.mark.parametrize(("device", "ranks", "wanted"), [("cpu", 1, True), ("cuda:0", 2, True), ("cuda:0", 1, False)])
-def test_only_a_single_gpu_replays_and_only_when_asked(device, ranks, wanted):
-    fabric = SimpleNamespace(device=torch.device(device), world_size=ranks)
-    assert type(make_runner(fabric, None, None, wanted)) is EagerRunner
+def test_only_a_single_gpu_replays_and_only_when_asked():
+    for device, ranks, wanted in (("cpu", 1, True), ("cuda:0", 2, True), ("cuda:0", 1, False)):
+        fabric = SimpleNamespace(device=torch.device(device), world_size=ranks)
+        assert type(make_runner(fabric, None, None, wanted)) is EagerRunner

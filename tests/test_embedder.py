@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
-from standin_towers import make_backbone, make_inputs
+from standin_towers import make_backbone, make_inputs, stirred
 
-from avfewshot.adapters.base import pair_layers
+from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.registry import GuidanceSettings
 from avfewshot.errors import AvfsError
@@ -30,11 +31,9 @@ def plain() -> AudioVisualModel:
 def adapted() -> AudioVisualModel:
     """A model whose adapters say something that depends on the neighbouring seconds."""
     backbone = make_backbone()
-    layers = pair_layers(backbone.visual.token_shapes, backbone.audio.token_shapes)
+    layers = pair_towers(backbone.visual, backbone.audio)
     adapters = DGSCT(layers, GuidanceSettings(hidden=8, gamma=2.0))
-    for parameter in adapters.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return AudioVisualModel(backbone, adapters).eval()
+    return AudioVisualModel(backbone, stirred(adapters, 0.5)).eval()
 
 
 @pytest.fixture(params=["plain", "adapted"])
@@ -44,13 +43,9 @@ def model(request) -> AudioVisualModel:
 
 def clip(name: str, segments: int, *, modality: str = "av", last: bool = True, seed: int = 0, warnings=()):
     frames, audio = make_inputs(1, segments, seed)
+    frames, sound = frames[0] if modality != "audio" else None, audio[0] if modality != "visual" else None
     return SimpleNamespace(
-        path=name,
-        duration=float(segments),
-        frames=frames[0] if modality != "audio" else None,
-        audio_segments=audio[0] if modality != "visual" else None,
-        warnings=warnings,
-        last=last,
+        path=name, duration=float(segments), frames=frames, audio_segments=sound, warnings=warnings, last=last
     )
 
 
@@ -58,18 +53,9 @@ def chunks(source, *lengths: int) -> list:
     """The same clip as :func:`iter_clips` would give it in chunks of these lengths."""
     assert sum(lengths) == round(source.duration)
     parts, start = [], 0
-    for length in lengths:
-        stop = start + length
-        parts.append(
-            SimpleNamespace(
-                path=source.path,
-                duration=source.duration,
-                frames=None if source.frames is None else source.frames[start:stop],
-                audio_segments=None if source.audio_segments is None else source.audio_segments[start:stop],
-                warnings=(),
-                last=stop == source.duration,
-            )
-        )
+    for stop in itertools.accumulate(lengths):
+        cut = {name: getattr(source, name)[start:stop] for name in ("frames", "audio_segments")}
+        parts.append(SimpleNamespace(**{**vars(source), **cut, "last": stop == source.duration}))
         start = stop
     return parts
 
@@ -88,11 +74,20 @@ def by_hand(model, source, window: int) -> tuple:
     return tuple(None if None in parts else torch.cat(parts, 1)[0] for parts in results)
 
 
-def assert_as_by_hand(file, model, source, window: int) -> None:
-    for got, expected in zip((file.visual, file.audio), by_hand(model, source, window), strict=True):
-        assert (got is None) == (expected is None)
-        if expected is not None:
-            torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+def assert_as_by_hand(files, model, sources, window: int = 4) -> None:
+    for file, source in zip(files, sources, strict=True):
+        assert (file.path, file.duration) == (source.path, source.duration)
+        for got, expected in zip((file.visual, file.audio), by_hand(model, source, window), strict=True):
+            assert (got is None) == (expected is None)
+            if expected is not None:
+                torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def watch(model, name: str = "audio") -> list:
+    """What each pass through a model will be given as `name`."""
+    passed: list = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: passed.append(kwargs.get(name)), with_kwargs=True)
+    return passed
 
 
 def counted(items: list, taken: list) -> Iterator:
@@ -116,26 +111,19 @@ class SmallDevice(torch.nn.Module):
         return self.model(frames, audio, **masks)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 12, 100])
+@pytest.mark.parametrize("batch_size", [1, 12, 100])
 def test_files_that_share_batches_come_out_whole_and_in_order_as_each_alone(model, batch_size):
     sources = [clip("a", 9, seed=1), clip("b", 4, seed=2), clip("c", 1, seed=3), clip("d", 7, modality="audio", seed=4)]
-
     files = list(Embedder(model, CPU, batch_size, window=4).embed(sources))
-
-    assert [file.path for file in files] == ["a", "b", "c", "d"]
     assert files[3].visual is None
-    for file, source in zip(files, sources, strict=True):
-        assert file.duration == source.duration
-        assert_as_by_hand(file, model, source, 4)
+    assert_as_by_hand(files, model, sources)
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])
 def test_chunks_of_a_long_file_become_one_with_each_warning_once(plain, batch_size):
     chunks = [clip("long", 3, last=False, seed=number, warnings=("odd",)) for number in range(4)]
     chunks.append(clip("long", 1, seed=9, warnings=("odd", "end")))
-
     files = list(Embedder(plain, CPU, batch_size).embed(chunks))
-
     assert len(files) == 1
     expected = torch.cat([plain(chunk.frames[None], None)[0][0] for chunk in chunks])
     torch.testing.assert_close(files[0].visual, expected)
@@ -145,26 +133,16 @@ def test_chunks_of_a_long_file_become_one_with_each_warning_once(plain, batch_si
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_a_file_that_breaks_off_is_one_failure_and_the_others_go_on(model, batch_size):
-    items = [
-        clip("good", 3, seed=1),
-        clip("bad", 6, last=False, seed=2),
-        Failure("bad", "the file ends too early"),
-        Failure("worse", "no such file"),
-        clip("fine", 5, seed=3),
-    ]
-
-    files = list(Embedder(model, CPU, batch_size, window=4).embed(items))
-
-    assert [file.path for file in files] == ["good", "bad", "worse", "fine"]
-    assert files[1:3] == [Failure("bad", "the file ends too early"), Failure("worse", "no such file")]
-    assert_as_by_hand(files[0], model, items[0], 4)
-    assert_as_by_hand(files[3], model, items[4], 4)
+    good, bad, fine = clip("good", 3, seed=1), clip("bad", 6, last=False, seed=2), clip("fine", 5, seed=3)
+    failures = [Failure("bad", "the file ends too early"), Failure("worse", "no such file")]
+    first, *failed, last = Embedder(model, CPU, batch_size, window=4).embed([good, bad, *failures, fine])
+    assert failed == failures
+    assert_as_by_hand([first, last], model, [good, fine])
 
 
 def test_results_stream_while_input_is_still_coming(plain):
     taken: list = []
     stream = Embedder(plain, CPU, 4).embed(counted([clip(str(i), 2, seed=i) for i in range(50)], taken))
-
     for number, file in enumerate(stream):
         assert file.path == str(number)
         assert len(taken) <= number + 3  # a batch of two clips, and the one that filled it
@@ -173,36 +151,25 @@ def test_results_stream_while_input_is_still_coming(plain):
 def test_a_rare_modality_does_not_hold_up_the_others(plain):
     taken: list = []
     items = [clip("av", 1)] + [clip(str(i), 4, modality="audio", seed=i) for i in range(20)]
-
     first = next(Embedder(plain, CPU, 4).embed(counted(items, taken)))
-
     assert first.path == "av"
     assert len(taken) == 2
 
 
 @pytest.mark.parametrize("message", [None, "MPS backend out of memory (MPS allocated: 1 GB)"])
 def test_running_out_of_memory_halves_the_batch_and_goes_on(plain, caplog, message):
-    small = SmallDevice(plain, 3, message)
-    source = clip("a", 20)
+    small, source = SmallDevice(plain, 3, message), clip("a", 20)
     embedder = Embedder(small, CPU, 16)
     with caplog.at_level(logging.WARNING, "avfewshot"):
-        (file,) = embedder.embed([source])
-
-    torch.testing.assert_close(file.visual, plain(source.frames[None], None)[0][0])
-    torch.testing.assert_close(file.audio, plain(None, source.audio_segments[None])[1][0])
+        assert_as_by_hand(embedder.embed([source]), plain, [source], 20)
     assert embedder.batch_size == 2
     assert small.tried[:4] == [16, 8, 4, 2]
     assert max(small.tried[3:]) == 2  # it does not try the large size again
     told = [record.getMessage().split(";")[1] for record in caplog.records]
     assert told == [f" going on with {size}." for size in (8, 4, 2)]
-
-
-def test_a_batch_that_was_not_full_is_halved_from_what_it_was(plain):
-    small = SmallDevice(plain, 3)
-
+    small.tried.clear()
     list(Embedder(small, CPU, 16).embed([clip("a", 6, modality="audio")]))
-
-    assert small.tried == [6, 3, 3]
+    assert small.tried == [6, 3, 3]  # a batch that was not full is halved from what it was
 
 
 @pytest.mark.parametrize(
@@ -212,7 +179,6 @@ def test_memory_for_not_even_one_is_an_error_with_advice(request, which, room, s
     small = SmallDevice(request.getfixturevalue(which), room)
     with pytest.raises(AvfsError, match=said) as caught:
         list(Embedder(small, CPU, 8, window=4).embed([clip("a", 8)]))
-
     assert "--device cpu" in caught.value.hint
 
 
@@ -225,19 +191,15 @@ def test_other_errors_are_not_taken_for_lack_of_memory(model):
 def test_numbers_that_are_not_finite_fail_that_file_alone(model, value):
     broken = clip("broken", 4)
     broken.audio_segments[1, 5] = value
-
     files = list(Embedder(model, CPU, 100, window=4).embed([clip("a", 4), broken, clip("b", 4)]))
-
     assert [type(file) for file in files] == [EmbeddedFile, Failure, EmbeddedFile]
     assert "embeddings hold numbers that are not finite" in files[1].error
 
 
 def test_embeddings_are_ordinary_tensors_that_can_take_part_in_training(model):
     (file,) = Embedder(model, CPU).embed([clip("a", 2)])
-
     weight = torch.ones(6, requires_grad=True)
     (file.visual * weight).sum().backward()
-
     assert not file.visual.is_inference()
     torch.testing.assert_close(weight.grad, file.visual.sum(0))
 
@@ -245,23 +207,15 @@ def test_embeddings_are_ordinary_tensors_that_can_take_part_in_training(model):
 def test_windows_of_mixed_lengths_that_come_back_out_of_order_are_put_in_order(adapted):
     # Four windows of three seconds fill a batch while the four-second window before the last of them still waits.
     sources = [*(clip(f"short {seed}", 3, seed=seed) for seed in range(3)), clip("mixed", 7, seed=4)]
-    passed = []
-    hook = adapted.register_forward_pre_hook(
-        lambda _, args, kwargs: passed.append(kwargs["audio"].shape[1]), with_kwargs=True
-    )
-
-    *_, mixed = Embedder(adapted, CPU, 12, window=4).embed(sources)
-
-    hook.remove()
-    assert passed == [3, 4]
-    assert_as_by_hand(mixed, adapted, sources[-1], 4)
+    passed = watch(adapted)
+    files = list(Embedder(adapted, CPU, 12, window=4).embed(sources))
+    assert [audio.shape[1] for audio in passed] == [3, 4]
+    assert_as_by_hand(files, adapted, sources)
 
 
 def test_adapters_see_whole_windows_and_not_single_seconds(adapted):
     source = clip("a", 8, seed=1)
-
     (file,) = Embedder(adapted, CPU, 100, window=4).embed([source])
-
     single = by_hand(adapted, source, 1)
     assert (file.visual - single[0]).abs().max() > 1e-3
     assert (file.audio - single[1]).abs().max() > 1e-3
@@ -270,56 +224,38 @@ def test_adapters_see_whole_windows_and_not_single_seconds(adapted):
 @pytest.mark.parametrize("lengths", [(11,), (3, 8), (4, 4, 3), (1,) * 11, (10, 1)])
 def test_windows_are_counted_from_the_beginning_of_the_file_however_it_is_chunked(adapted, lengths):
     source = clip("long", 11, seed=5)
-
     for window, options in ((4, {"window": 4}), (10, {})):  # ten seconds unless told otherwise
-        (file,) = Embedder(adapted, CPU, 8, **options).embed(chunks(source, *lengths))
-        assert_as_by_hand(file, adapted, source, window)
+        files = Embedder(adapted, CPU, 8, **options).embed(chunks(source, *lengths))
+        assert_as_by_hand(files, adapted, [source], window)
 
 
 def test_a_clip_without_a_modality_is_masked_among_others_and_has_no_embeddings_of_it(adapted):
-    sources = [
-        clip("both", 4, seed=1),
-        clip("mute", 4, modality="visual", seed=2),
-        clip("dark", 6, modality="audio", seed=3),
-        clip("more", 4, seed=4),
-    ]
-
+    kinds = [("both", 4, "av"), ("mute", 4, "visual"), ("dark", 6, "audio"), ("more", 4, "av")]
+    sources = [clip(name, length, modality=kind, seed=seed) for seed, (name, length, kind) in enumerate(kinds)]
     files = list(Embedder(adapted, CPU, 100, window=4).embed(sources))
-
     assert files[1].audio is None
     assert files[2].visual is None
-    for file, source in zip(files, sources, strict=True):
-        assert_as_by_hand(file, adapted, source, 4)
+    assert_as_by_hand(files, adapted, sources)
 
 
 def test_clips_that_all_lack_a_modality_run_without_it(adapted):
-    passed = []
-    handle = adapted.register_forward_pre_hook(lambda _, args, kwargs: passed.append(kwargs["audio"]), with_kwargs=True)
+    passed = watch(adapted)
     sources = [clip(str(seed), 4, modality="visual", seed=seed) for seed in range(3)]
-
     files = list(Embedder(adapted, CPU, 100, window=4).embed(sources))
-    handle.remove()
-
     assert passed == [None]
-    for file, source in zip(files, sources, strict=True):
-        assert_as_by_hand(file, adapted, source, 4)
+    assert_as_by_hand(files, adapted, sources)
 
 
 def test_windows_of_one_length_share_a_batch_across_files(adapted):
-    sizes = []
-    adapted.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(kwargs["audio"].shape[:2]), with_kwargs=True)
-
+    passed = watch(adapted)
     list(Embedder(adapted, CPU, 8, window=4).embed([clip(str(seed), 6, seed=seed) for seed in range(4)]))
-
-    assert sorted(sizes) == [(2, 4), (2, 4), (4, 2)]
+    assert sorted(audio.shape[:2] for audio in passed) == [(2, 4), (2, 4), (4, 2)]
 
 
 def test_a_window_of_a_rare_length_does_not_hold_up_the_others_for_long(adapted):
     taken: list = []
     items = [clip("rare", 3)] + [clip(str(seed), 4, seed=seed) for seed in range(60)]
-
     first = next(Embedder(adapted, CPU, 8, window=4).embed(counted(items, taken)))
-
     assert first.path == "rare"
     assert len(taken) <= 10  # 4 x 8 seconds, and the clip that made it too long
 
@@ -328,9 +264,7 @@ def test_windows_of_many_lengths_do_not_pile_up(adapted):
     taken: list = []
     items = [clip(str(length), length, seed=length) for length in range(1, 31)]
     stream = Embedder(adapted, CPU, 30, window=30).embed(counted(items, taken))
-
     next(stream)
-
     assert sum(item.duration for item in taken) <= 4 * 30 + 30
 
 
@@ -338,28 +272,17 @@ def test_running_out_of_memory_halves_the_windows_at_once_and_keeps_masks_with_t
     small = SmallDevice(adapted, 8)
     sources = [clip(str(seed), 4, modality="audio" if seed == 3 else "av", seed=seed) for seed in range(6)]
     embedder = Embedder(small, CPU, 24, window=4)
-
-    files = list(embedder.embed(sources))
-
+    assert_as_by_hand(embedder.embed(sources), adapted, sources)
     assert small.tried == [24, 12, 4, 4, 4, 4, 4, 4]
     assert embedder.batch_size == 4
-    for file, source in zip(files, sources, strict=True):
-        assert_as_by_hand(file, adapted, source, 4)
 
 
 def test_projectors_without_adapters_need_no_windows():
-    model = AudioVisualModel(make_backbone(), projectors=Projectors(6, 7, kind="mlp"))
-    source = clip("a", 7)
+    model, source = AudioVisualModel(make_backbone(), projectors=Projectors(6, 7, kind="mlp")), clip("a", 7)
     expected = model(source.frames[None], None)[0][0].detach()
-    sizes = []
-    model.register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append((kwargs["audio"] if kwargs["frames"] is None else kwargs["frames"]).shape),
-        with_kwargs=True,
-    )
-
+    seen = watch(model, "frames")
     (file,) = Embedder(model, CPU, 3, window=4).embed([source])
-
-    assert [shape[:2] for shape in sizes] == [(3, 1), (3, 1), (3, 1), (3, 1), (1, 1), (1, 1)]
+    assert [tuple(frames.shape[:2]) for frames in seen if frames is not None] == [(3, 1), (3, 1), (1, 1)]
     torch.testing.assert_close(file.visual, expected)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from standin_towers import StandInTower
-from training_support import backbone, read, texts
+from training_support import backbone, read, same, texts
 
 from avfewshot.config import TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
@@ -130,11 +130,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("task", ["folder", "ave"])
-def test_labels_of_test_clips_cannot_reach_what_is_chosen(make_run, task):
+def test_test_clips_are_not_read_before_training_has_ended_and_their_labels_cannot_reach_what_is_chosen(make_run, task):
     data = dataset(task)
-    right = make_run(data, "right").run(1)
-    wrong = make_run(mislabelled(data), "wrong").run(1)
+    run = make_run(data, "right")
+    before = []
 
+    def spy(path):
+        if int(path.stem.partition("-")[2]) >= FIRST["test"]:
+            before.append(contents(run.folder / "seed-1"))
+        return run.observer.read(path)
+
+    run.evaluator.read = spy
+    right = run.run(1)
+    assert contents(right.folder) == before[0]  # nothing that was chosen changes from then on
+    diary = run.observer.lines
+    of_test = {sample.path.stem for sample in data.split("test")}
+    first = next(index for index, line in enumerate(diary) if line in of_test)
+    assert [line for line in diary if line.startswith("validated")] == ["validated 1", "validated 2", "validated 3"]
+    assert diary.index("validated 3") < first
+    assert set(diary[first:]) == of_test
+    wrong = make_run(mislabelled(data), "wrong").run(1)
     assert len([name for name in contents(right.folder) if name.endswith("adapter.safetensors")]) > 2
     assert contents(wrong.folder) == contents(right.folder)
     assert (wrong.progress, wrong.support) == (right.progress, right.support)
@@ -146,36 +161,12 @@ def test_labels_of_test_clips_cannot_reach_what_is_chosen(make_run, task):
 @pytest.mark.parametrize(("task", "multi_label"), [("ave", False), ("folder", True)])
 def test_thresholds_of_no_system_move_with_the_labels_of_test_clips(make_run, task, multi_label):
     data = replace(dataset(task), multi_label=multi_label)
-    right, wrong = make_run(data, "right").evaluator, make_run(mislabelled(data), "wrong").evaluator
-
-    before, after = right.untrained(), wrong.untrained()
-
+    before = make_run(data, "right").evaluator.untrained()
+    after = make_run(mislabelled(data), "wrong").evaluator.untrained()
     for system in UNTRAINED:
         chosen = before[system].background, before[system].label_threshold
         assert (chosen[1] if multi_label else chosen[0].threshold) is not None
         assert (after[system].background, after[system].label_threshold) == chosen
-
-
-@pytest.mark.parametrize("task", ["folder", "ave"])
-def test_test_clips_are_not_read_before_training_has_ended(make_run, task):
-    run = make_run(dataset(task))
-    before = []
-
-    def spy(path):
-        if int(path.stem.partition("-")[2]) >= FIRST["test"]:
-            before.append(contents(run.folder / "seed-1"))
-        return run.observer.read(path)
-
-    run.evaluator.read = spy
-    assert contents(run.run(1).folder) == before[0]  # nothing that was chosen changes from then on
-
-    diary = run.observer.lines
-    of_test = {sample.path.stem for sample in run.dataset.split("test")}
-    first = next(index for index, line in enumerate(diary) if line in of_test)
-    assert of_test <= set(diary[first:])
-    assert [line for line in diary if line.startswith("validated")] == ["validated 1", "validated 2", "validated 3"]
-    assert diary.index("validated 3") < first
-    assert set(diary[first:]) == of_test
 
 
 def test_training_needs_no_test_clips(make_run):
@@ -188,42 +179,31 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_run):
     data = dataset("folder")
     first, again = make_run(data, "first").run(1), make_run(data, "again").run(1)
     other = make_run(data, "other").run(2)
-    assert contents(again.folder) == contents(first.folder)
-    for one in (again, first):
-        del one.methods["trained"]["seconds"]  # how long it took
-    assert {**again.to_dict()} == {**first.to_dict()}
-    assert other.support["fingerprint"] != first.support["fingerprint"]
-    assert contents(other.folder)["metrics.jsonl"] != contents(first.folder)["metrics.jsonl"]
-
-
-def test_a_run_that_is_done_is_not_repeated(make_run):
-    data = dataset("folder")
-    first = make_run(data).run(1)
     before = contents(first.folder)
-    run = make_run(data)
-    again = run.run(1)
-    assert again.to_dict() == first.to_dict()
     assert contents(again.folder) == before
+    assert other.support["fingerprint"] != first.support["fingerprint"]
+    assert contents(other.folder)["metrics.jsonl"] != before["metrics.jsonl"]
+    run = make_run(data, "first")  # what is done is not repeated
+    repeated = run.run(1)
+    assert repeated.to_dict() == first.to_dict()
+    assert contents(repeated.folder) == before
     assert not run.observer.lines  # not even its support is read again
     assert set(run.evaluator.usage.used["train"]) == set(first.support["ids"])
+    for one in (again, first):
+        del one.methods["trained"]["seconds"]  # how long it took
+    assert again.to_dict() == first.to_dict()
 
 
-def test_without_validation_clips_the_last_epoch_is_taken(make_run):
-    run = make_run(dataset("folder", val=0), patience=1)
-    result = run.run(1)
+@pytest.mark.parametrize(("changes", "blend"), [({"patience": 1}, 0.5), ({"blend": 0.75}, 0.75)])
+def test_without_validation_clips_the_last_epoch_and_the_share_that_is_set_are_taken(make_run, changes, blend):
+    result = make_run(dataset("folder", val=0), **changes).run(1)
     progress = result.progress
     assert (progress.epoch, progress.best_epoch, progress.finished) == (3, 3, "all 3 epochs done")
-    assert progress.best.blend == 0.5
-    best, last = (load_file(sorted((result.folder / "checkpoints").glob(f"{kind}-*"))[-1] / "adapter.safetensors")
-                  for kind in ("best", "step"))  # fmt: skip
-    assert best.keys() == last.keys()
-    assert all(torch.equal(best[name], last[name]) for name in best)
-
-
-def test_without_validation_clips_a_share_that_is_set_counts(make_run):
-    result = make_run(dataset("folder", val=0), blend=0.75).run(1)
-    [config] = (result.folder / "checkpoints").glob("best-*/config.json")
-    assert json.loads(config.read_text())["decision"]["blend"] == result.progress.best.blend == 0.75
+    checkpoints = result.folder / "checkpoints"
+    [best] = checkpoints.glob("best-*")
+    assert json.loads((best / "config.json").read_text())["decision"]["blend"] == progress.best.blend == blend
+    tensors = [load_file(path / "adapter.safetensors") for path in (best, max(checkpoints.glob("step-*")))]
+    assert same(*tensors)
 
 
 def test_a_share_of_zero_is_the_untrained_model(make_run):
@@ -235,16 +215,11 @@ def test_a_share_of_zero_is_the_untrained_model(make_run):
 @pytest.mark.parametrize("place", ["support", "val", "test"])
 def test_a_clip_that_cannot_be_read_is_left_out_and_named(make_run, place):
     data = dataset("folder")
-    if place == "support":
-        broken = make_run(data).support(1).samples[0]
-    else:
-        broken = data.split(place)[0]
-    run = make_run(data.with_samples(
-        replace(sample, path=Path(f"{sample.path.stem}-broken.mp4")) if sample == broken else sample
-        for sample in data.samples
-    ))  # fmt: skip
-    result = run.run(1)
-    usage = run.evaluator.usage
+    broken = make_run(data).support(1).samples[0] if place == "support" else data.split(place)[0]
+    samples = [sample for sample in data.samples if sample != broken]
+    samples.append(replace(broken, path=Path(f"{broken.path.stem}-broken.mp4")))
+    run = make_run(data.with_samples(sorted(samples, key=lambda sample: sample.row)), epochs=1)
+    result, usage = run.run(1), run.evaluator.usage
     assert usage.left == [(broken.split, broken.id, "it is broken.")]
     assert result.support["clips"] == 2 * len(NAMES)
     assert result.support["replaced"] == ([broken.id] if place == "support" else [])
@@ -258,9 +233,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_named(make_run, place):
 def test_frozen_embeddings_of_splits_and_supports_serve_the_light_methods(make_run):
     run = make_run(dataset("folder"))
     support = run.support(1)
-
     samples, features = run.evaluator.features(support.samples)
-
     assert [sample.id for sample in samples] == list(features.ids) == [sample.id for sample in support.samples]
     clip = read(samples[0].path)
     expected = run.evaluator.zero_shot(clip.frames[None], clip.audio_segments[None])
@@ -278,10 +251,13 @@ def test_class_means_stand_beside_the_texts_or_not_as_asked(make_run, anchors, k
 
 
 def test_epochs_are_found_by_the_number_of_steps(make_run):
-    assert make_run(dataset("folder"), epochs="auto").config.epochs == 20
-    assert make_run(dataset("folder", train=50), "long", epochs="auto", shots=50, batch_size=2).config.epochs == 7
-    assert make_run(dataset("folder", train=150), "longer", epochs="auto", shots=150, batch_size=1).config.epochs == 3
-    assert make_run(dataset("folder"), "given", epochs=4).config.epochs == 4
+    for count, changes, epochs in (
+        (3, {"epochs": "auto"}, 20),
+        (50, {"epochs": "auto", "shots": 50, "batch_size": 2}, 7),
+        (150, {"epochs": "auto", "shots": 150, "batch_size": 1}, 3),
+        (3, {"epochs": 4}, 4),
+    ):
+        assert make_run(dataset("folder", train=count), f"{count}-{epochs}", **changes).config.epochs == epochs
 
 
 def test_adapters_are_trained_side_by_side_as_each_would_be_alone(make_run):
@@ -290,17 +266,14 @@ def test_adapters_are_trained_side_by_side_as_each_would_be_alone(make_run):
     result = both.run(1)
     alone = make_run(dataset("folder"), "alone", method="lavish", reduction=2, epochs=1)
     only = alone.run(1)
-
     assert alone.config.adapter == "lavish"
     assert set(result.results) == {*UNTRAINED, TRAINED, "lavish", "stg_cma"}
     assert only.results[TRAINED].score == result.results["lavish"].score
     trainable = [result.methods[name]["trainable"] for name in (TRAINED, "lavish", "stg_cma")]
     assert len(set(trainable)) == 3
     assert result.methods["lavish"]["labels_used"] == only.methods[TRAINED]["labels_used"]
-    tensors = [
-        {name: content for name, content in contents(folder).items() if name.endswith("adapter.safetensors")}
-        for folder in (only.folder, result.folder / "lavish")
-    ]
+    files = [contents(folder) for folder in (only.folder, result.folder / "lavish")]
+    tensors = [{n: content for n, content in one.items() if n.endswith("adapter.safetensors")} for one in files]
     assert tensors[0] == tensors[1]
     assert len(tensors[0]) > 1
     both.train = None  # what is done is not done again

@@ -67,7 +67,7 @@ def test_the_audio_tower_of_the_plus_presets_is_the_librarys(name):
     assert model.audio_projection[0].in_features == config["embed_dim"] == 1024
 
 
-def test_tiny_is_complete_without_the_hub():
+def test_tiny_is_complete_without_the_hub_has_no_roberta_and_cannot_be_changed(tmp_path):
     preset = load_preset("tiny")
     for needed in preset.files():
         assert needed.source.repository is None
@@ -75,6 +75,10 @@ def test_tiny_is_complete_without_the_hub():
     assert preset.clip.source.file.name == "clip.safetensors"
     assert preset.clap.source.file.name == "clap.safetensors"
     assert preset.templates == "toy"
+    with pytest.raises(UsageError, match="no RoBERTa"):
+        preset.files(roberta=tmp_path)
+    with pytest.raises(TypeError):
+        preset.clip.model["embed_dim"] = 3
 
 
 def test_a_custom_file_takes_an_open_clip_name_and_a_laion_checkpoint(tmp_path):
@@ -104,19 +108,10 @@ def test_paths_inside_a_file_are_relative_to_it(tmp_path):
 
 
 def test_all_faults_are_told_at_once(tmp_path):
-    document = {
-        "descripton": "x",
-        "clip": {"model": 7, "pretrained": "openai", "mean": [0.5, 0.5], "quick_gelu": "yes", "filee": "x"},
-        "clap": {
-            "audio": "HTSAT-gigantic",
-            "text": {"type": "roberta", "hidden_size": "wide", "layers": 3},
-            "joint_dim": 0,
-            "repository": "not a repository",
-            "checkpoint": "../escape.pt",
-            "sha256": "abc",
-        },
-    }
-    told = faults(write(tmp_path / "bad.yaml", document))
+    clip = {"model": 7, "pretrained": "openai", "mean": [0.5, 0.5], "quick_gelu": "yes", "filee": "x"}
+    clap = {"audio": "HTSAT-gigantic", "text": {"type": "roberta", "hidden_size": "wide", "layers": 3}, "joint_dim": 0}
+    clap |= {"repository": "not a repository", "checkpoint": "../escape.pt", "sha256": "abc"}
+    told = faults(write(tmp_path / "bad.yaml", {"descripton": "x", "clip": clip, "clap": clap}))
     for expected in (
         "descripton: is unknown. Did you mean 'description'?",
         "clip.model: a text is needed, not 7",
@@ -155,46 +150,34 @@ def test_single_faults(document, expected, tmp_path):
 
 
 def test_files_that_are_not_yaml_are_told(tmp_path):
-    assert "no such backbone file" in faults(tmp_path / "absent.yaml")
-    (tmp_path / "a.yaml").write_text("clip: [")
-    assert "not valid YAML" in faults(tmp_path / "a.yaml")
-    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "not UTF-8" in faults(tmp_path / "b.yaml")
-    (tmp_path / "c.yaml").write_text("clip: !!python/object/apply:os.system ['true']")
-    assert "not valid YAML" in faults(tmp_path / "c.yaml")
-
-
-def test_a_bomb_of_aliases_is_told_in_a_short_message(tmp_path):
+    path = tmp_path / "bad.yaml"
+    assert "no such backbone file" in faults(path)
+    for content, told in (
+        (b"clip: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"clip: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ):
+        path.write_bytes(content)
+        assert told in faults(path)
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True)]
-    (tmp_path / "bomb.yaml").write_text("\n".join([*lines, "clip: *l", "clap: {joint_dim: *l, file: x}"]))
-    assert len(faults(tmp_path / "bomb.yaml")) < 5000
+    path.write_text("\n".join([*lines, "clip: *l", "clap: {joint_dim: *l, file: x}"]))
+    assert len(faults(path)) < 5000  # a bomb of aliases
 
 
-def test_what_open_clip_lacks_is_told_with_what_it_has(tmp_path):
-    def told(**clip):
-        preset = load_preset(write(tmp_path / "x.yaml", {**GOOD, "clip": clip}))
-        with pytest.raises(UsageError) as caught:
-            preset.files()
-        return str(caught.value)
-
-    assert "ViT-B-32" in told(model="ViT-B-23", pretrained="openai")
-    assert "laion2b_s34b_b79k" in told(model="ViT-B-32", pretrained="openia")
+OWN = {"embed_dim": 8, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1}}
 
 
-def test_a_tag_needs_a_model_of_open_clip(tmp_path):
-    own = {"embed_dim": 8, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1}}
-    preset = load_preset(write(tmp_path / "x.yaml", {**GOOD, "clip": {"model": own, "pretrained": "openai"}}))
-    with pytest.raises(UsageError, match="needs the name of an open_clip model"):
+@pytest.mark.parametrize(
+    ("clip", "told"),
+    [
+        ({"model": "ViT-B-23", "pretrained": "openai"}, "ViT-B-32"),
+        ({"model": "ViT-B-32", "pretrained": "openia"}, "laion2b_s34b_b79k"),
+        ({"model": OWN, "pretrained": "openai"}, "needs the name of an open_clip model"),
+    ],
+)
+def test_what_open_clip_lacks_is_told_with_what_it_has(tmp_path, clip, told):
+    preset = load_preset(write(tmp_path / "x.yaml", {**GOOD, "clip": clip}))
+    with pytest.raises(UsageError) as caught:
         preset.files()
-
-
-def test_roberta_has_no_use_for_a_backbone_without_it(tmp_path):
-    with pytest.raises(UsageError, match="no RoBERTa"):
-        load_preset("tiny").files(roberta=tmp_path)
-
-
-def test_a_preset_cannot_be_changed():
-    preset = load_preset("tiny")
-    with pytest.raises(TypeError):
-        preset.clip.model["embed_dim"] = 3
+    assert told in str(caught.value)

@@ -37,15 +37,11 @@ def logits(seed, seconds=4, scale=3.0, *, visual=True, audio=True):
     return ClipLogits(draw[0] if visual else None, draw[1] if audio else None)
 
 
-def test_logits_are_scaled_cosines():
-    given = texts()
-    visual = torch.nn.functional.normalize(torch.randn(3, 6), dim=-1)
+def test_logits_are_scaled_cosines_and_joined_ones_the_weighted_sum():
+    given, visual = texts(), torch.nn.functional.normalize(torch.randn(3, 6), dim=-1)
     found = score_clip(visual, None, given, (20.0, 5.0))
     np.testing.assert_allclose(found.visual.numpy(), 20 * visual.double().numpy() @ given.visual.double().numpy().T)
     assert found.audio is None
-
-
-def test_joined_logits_are_the_weighted_sum():
     before, after = logits(1), logits(2)
     joined = before.ensemble(after, 0.25)
     np.testing.assert_allclose(joined.visual.numpy(), 0.75 * before.visual.numpy() + 0.25 * after.visual.numpy())
@@ -55,14 +51,7 @@ def test_joined_logits_are_the_weighted_sum():
 
 
 def test_clips_of_any_length_and_modality_are_predicted_as_if_alone():
-    clips = [
-        logits(1),
-        logits(2, 7),
-        logits(3, audio=False),
-        logits(4, visual=False),
-        logits(5),
-        ClipLogits(None, None),
-    ]
+    clips = [logits(1), logits(2, 7), logits(3, audio=False), logits(4, visual=False), ClipLogits(None, None)]
     together = clip_probabilities(clips, CLASSES, fusion="weighted", pool="event")
     alone = [clip_probabilities([clip], CLASSES, fusion="weighted", pool="event")[0] for clip in clips]
     np.testing.assert_allclose(together, alone, atol=1e-15)
@@ -111,12 +100,14 @@ def sure(label, strength=5.0, seconds=4):
 
 def test_a_background_threshold_is_fitted_for_tasks_that_label_seconds():
     decision = PredictionConfig("ave", "weighted", "mean", "threshold", seconds=4)
-    clips = [sure(0), sure(1), sure(CLASSES), sure(CLASSES)]
-    segments = np.array([[0] * 4, [1] * 4, [CLASSES] * 4, [CLASSES] * 4])
-    truth = targets([0, 1, 2, 2], segments)
-    fitted = decision.fit(clips, truth)
-    assert fitted.background.strategy == "threshold"
+    clips = [sure(label) for label in (0, 1, CLASSES, CLASSES)]
+    truth = targets([0, 1, 2, 2], np.repeat([[0], [1], [CLASSES], [CLASSES]], 4, axis=1))
+    assert decision.fit(clips, truth).background.strategy == "threshold"
     assert Validator(decision, truth, clips, lambda model: ()).baseline().figure == 1.0
+    # A second that is background beyond doubt still has finite scores.
+    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Thresholds(BackgroundRule("threshold", 0.0)))
+    assert np.isfinite(found.salience).all()
+    np.testing.assert_allclose(found.probabilities.sum(-1), 1)
 
 
 def test_the_background_text_competes_under_the_rule_prompt():
@@ -124,13 +115,6 @@ def test_the_background_text_competes_under_the_rule_prompt():
     found = decision.predict([sure(1), sure(CLASSES)], CLASSES, Thresholds(BackgroundRule("prompt")))
     assert found.probabilities.shape == (2, 4, CLASSES + 1)
     assert found.probabilities.argmax(-1).tolist() == [[1] * 4, [CLASSES] * 4]
-
-
-def test_a_second_that_is_background_beyond_doubt_still_has_finite_scores():
-    decision = PredictionConfig("ave", "weighted", "mean", "threshold", seconds=4)
-    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Thresholds(BackgroundRule("threshold", 0.0)))
-    assert np.isfinite(found.salience).all()
-    np.testing.assert_allclose(found.probabilities.sum(-1), 1)
 
 
 def test_validation_chooses_the_share_of_the_trained_logits():
@@ -147,19 +131,15 @@ def test_validation_chooses_the_share_of_the_trained_logits():
     assert validate(good, bad, 1.0).figure == 0.0
 
 
-def test_metrics_are_better_by_their_figure_and_then_by_their_loss():
-    first = ValMetrics(0.5, 1.0, 1.0, Thresholds())
-    assert ValMetrics(0.6, 2.0, 1.0, Thresholds()).better_than(first)
-    assert ValMetrics(0.5, 0.9, 1.0, Thresholds()).better_than(first)
-    assert not ValMetrics(0.5, 1.0, 1.0, Thresholds()).better_than(first)
-    assert not ValMetrics(0.4, 0.1, 1.0, Thresholds()).better_than(first)
+def test_metrics_are_better_by_their_figure_and_then_by_their_loss_and_come_back_from_json():
+    def better(figure, loss):
+        return ValMetrics(figure, loss, 1.0, Thresholds()).better_than(ValMetrics(0.5, 1.0, 1.0, Thresholds()))
 
-
-@pytest.mark.parametrize("details", [{}, {"segment_accuracy": 50.0}])
-@pytest.mark.parametrize("fitted", [Thresholds(), Thresholds(BackgroundRule("threshold", 0.25), 0.5)])
-def test_metrics_come_back_from_json(fitted, details):
-    metrics = ValMetrics(0.5, 1.25, 0.75, fitted, details)
-    assert TypeAdapter(ValMetrics).validate_python(metrics.to_dict()) == metrics
+    assert [better(0.6, 2.0), better(0.5, 0.9), better(0.5, 1.0), better(0.4, 0.1)] == [True, True, False, False]
+    for details in ({}, {"segment_accuracy": 50.0}):
+        for fitted in (Thresholds(), Thresholds(BackgroundRule("threshold", 0.25), 0.5)):
+            metrics = ValMetrics(0.5, 1.25, 0.75, fitted, details)
+            assert TypeAdapter(ValMetrics).validate_python(metrics.to_dict()) == metrics
 
 
 def training_clips(paths):
@@ -264,7 +244,7 @@ def test_clips_come_in_order_and_a_broken_one_stops_nothing():
         assert found[6].error == "it is broken."
 
 
-def test_embeddings_are_kept_until_the_file_or_the_model_changes(tmp_path):
+def test_embeddings_are_kept_until_the_file_or_the_model_changes_or_their_entry_is_damaged(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x")
     cache = EmbeddingCache({"weights": "1"}, tmp_path / "cache")
@@ -274,26 +254,15 @@ def test_embeddings_are_kept_until_the_file_or_the_model_changes(tmp_path):
     assert torch.equal(found.visual, file.visual)
     assert (found.audio, found.duration, found.warnings) == (None, 2.5, ("odd",))
     assert EmbeddingCache({"weights": "2"}, tmp_path / "cache").get(path) is None
-    path.write_bytes(b"xy")
-    assert cache.get(path) is None
-
-
-def test_a_file_rewritten_at_the_same_size_has_no_kept_embeddings(tmp_path):
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"x")
-    cache = EmbeddingCache({}, tmp_path / "cache")
-    cache.put(path, EmbeddedFile(str(path), 1.0, torch.randn(1, 6), None, ()))
-    assert cache.get(path) is not None
-    path.write_bytes(b"y")
+    path.write_bytes(b"y")  # rewritten at the same size
     os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))  # some disks count in coarse ticks
     assert cache.get(path) is None
-
-
-def test_a_damaged_entry_counts_as_missing(tmp_path):
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"x")
-    cache = EmbeddingCache({}, tmp_path / "cache")
-    cache.put(path, EmbeddedFile(str(path), 1.0, torch.randn(1, 6), torch.randn(1, 7), ()))
-    (entry,) = (tmp_path / "cache").rglob("*.safetensors")
+    cache.put(path, file)
+    assert cache.get(path) is not None
+    path.write_bytes(b"xy")
+    assert cache.get(path) is None
+    cache = EmbeddingCache({}, tmp_path / "damaged")
+    cache.put(path, file)
+    (entry,) = (tmp_path / "damaged").rglob("*.safetensors")
     entry.write_bytes(entry.read_bytes()[:-9])
     assert cache.get(path) is None

@@ -67,15 +67,12 @@ def test_a_state_is_a_copy_that_training_does_not_change(tmp_path):
     found = first.checkpoints.load_last()
     captured = TrainingState.capture(first.model, first.parts, progress={}).model
     assert same(captured, tensors(first))
-    ends = []
-    for name in ("second", "third"):
-        trainer = make_trainer(tmp_path / name)
-        trainer.fit(resume=found)
-        ends.append(tensors(trainer))
-    assert same(*ends)
     before = copy.deepcopy(captured)
     first.stopping = StopAfter(2)
     first.fit(resume=found)
+    again = make_trainer(tmp_path / "again", stopping=StopAfter(2))
+    again.fit(resume=found)
+    assert same(tensors(again), tensors(first))
     assert same(captured, before)
     assert not same(captured, tensors(first))
 
@@ -127,20 +124,8 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_state_that_would_run_code_is_damaged_and_runs_none(tmp_path):
-    store = CheckpointManager(tmp_path / "run")
-    store.save(1, adapter_config(), small_state(1))
-    folder, trap = tmp_path / "run" / "step-00000001", tmp_path / "trap"
-    torch.save({"parts": Bomb(trap), "rng": {}, "progress": {}}, folder / "state.pt")
-    document = {"format": 1, "sha256": {"state.pt": sha256_file(folder / "state.pt")}}
-    (folder / "state.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match=r"step-00000001.*damaged"):
-        store.load_last()
-    assert not trap.exists()
-
-
-def test_hostile_states_are_named_and_take_no_memory(tmp_path):
-    store = CheckpointManager(tmp_path / "run")
+def test_hostile_states_are_named_run_no_code_and_take_no_memory(tmp_path):
+    store, trap = CheckpointManager(tmp_path / "run"), tmp_path / "trap"
     store.save(1, adapter_config(), small_state(1))
     folder, random = tmp_path / "run" / "step-00000001", np.random.default_rng(3)
     state, whole = folder / "state.pt", (folder / "state.pt").read_bytes()
@@ -166,16 +151,17 @@ def test_hostile_states_are_named_and_take_no_memory(tmp_path):
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(state, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
-            archive.writestr(name, bytes(400 << 20) if "/data/" in name else data)
+            archive.writestr(name, bytes(32 << 20) if "/data/" in name else data)
     assert refused()
     huge = torch.zeros(1).expand(1 << 34)  # 64 GB by its strides, 4 bytes by its storage
     deep: list = []
     for _ in range(20_000):
         deep = [deep]
-    for parts in ({"optimizer": {"state": {0: huge}}}, deep, 3, None):
+    for parts in ({"optimizer": {"state": {0: huge}}}, deep, 3, None, Bomb(trap)):
         with contextlib.suppress(RecursionError):  # of who writes it
             torch.save({"parts": parts, "rng": {}, "progress": {}}, state)
             assert refused()
+    assert not trap.exists()
 
 
 # Adapter checkpoints.
@@ -201,10 +187,8 @@ def test_a_trained_adapter_gives_the_same_embeddings_after_loading(tmp_path):
 def test_an_adapter_from_before_there_were_variants_has_the_compact_one(tmp_path):
     trained = build_model(named_backbone(), TrainingConfig(variant="compact"), seed=5)
     config = adapter_config(training=TrainingConfig().to_dict())
+    del config.training["variant"]
     folder = write_adapter(tmp_path / "adapter", trained.trainable_state(), config)
-    document = json.loads((folder / "config.json").read_text())
-    del document["training"]["variant"]
-    (folder / "config.json").write_text(json.dumps(document))
     model, found = load_model(folder, named_backbone())
     assert found.training["variant"] == model.adapters.settings["variant"] == "compact"
     assert same(model.trainable_state(), trained.trainable_state())
@@ -221,13 +205,15 @@ def test_the_files_of_a_checkpoint_may_be_read_by_whom_the_umask_lets(tmp_path):
 
 
 def test_another_backbone_is_refused_with_every_difference(tmp_path):
-    folder = write_adapter(tmp_path / "adapter", {"x": torch.ones(1)}, adapter_config())
+    store = CheckpointManager(tmp_path)
+    folder = store.save(1, adapter_config(), small_state(1), best=True)
     other = named_backbone(name="large", identity={"clip": "cd" * 32, "roberta": "ef" * 32})
-    with pytest.raises(WeightsError) as caught:
-        load_adapter(folder, other)
-    for part in ("'large'", "clip: abababababab... when trained, cdcd", "clap: random:0 when trained, absent here",
-                 "roberta: absent when trained, efef", "'stand-in'"):  # fmt: skip
-        assert part in str(caught.value)
+    for load in (lambda backbone: load_adapter(folder, backbone), store.load_last, store.load_best):
+        with pytest.raises(WeightsError) as caught:
+            load(other)
+        for part in ("'large'", "clip: abababababab... when trained, cdcd", "clap: random:0 when trained, absent here",
+                     "roberta: absent when trained, efef", "'stand-in'"):  # fmt: skip
+            assert part in str(caught.value)
     load_adapter(folder, named_backbone(name="renamed"))
 
 
@@ -258,26 +244,23 @@ def test_a_damaged_or_exchanged_checkpoint_is_refused(tmp_path):
 
 
 def test_a_run_stands_for_its_best_checkpoint(tmp_path):
-    store = CheckpointManager(tmp_path / "run" / "checkpoints")
-    state = small_state(1)
+    store, state = CheckpointManager(tmp_path / "run" / "checkpoints"), small_state(1)
     store.save(1, adapter_config(), state)
     assert find_checkpoint(tmp_path / "run").name == "step-00000001"
     store.save(2, adapter_config(), state, best=True)
     store.save(10, adapter_config(), state)
     assert find_checkpoint(tmp_path / "run").name == "best-00000002"
     assert find_checkpoint(store.folder / "step-00000010").name == "step-00000010"
-    for path, fault, what in (
-        (tmp_path, DataError, "holds no adapter"),
-        (tmp_path / "none", UsageError, "no such folder"),
-    ):
-        with pytest.raises(fault, match=what):
-            find_checkpoint(path)
+    with pytest.raises(DataError, match="holds no adapter"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        find_checkpoint(tmp_path / "none")
 
 
 # The checkpoints of a run.
 
 
-def test_the_last_two_and_the_best_are_kept(tmp_path):
+def test_the_last_two_and_the_best_are_kept_and_a_number_that_comes_again_counts_as_the_later_one(tmp_path):
     store = CheckpointManager(tmp_path)
     assert store.load_last() is None
     with pytest.raises(DataError, match="no best checkpoint"):
@@ -285,17 +268,11 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     for step in (8, 9, 10, 11):
         store.save(step, adapter_config(), small_state(step), best=step in (8, 9))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00000009", "step-00000010", "step-00000011"]
-    assert store.load_last().step == 11
-    assert store.load_best().tensors["x"][0] == 9
-
-
-def test_a_number_that_comes_again_counts_as_the_later_one(tmp_path):
-    store = CheckpointManager(tmp_path)
+    assert (store.load_last().step, store.load_best().tensors["x"][0]) == (11, 9)
     for value in (1, 2, 3):
-        store.save(5, adapter_config(), small_state(value), best=True)
+        store.save(15, adapter_config(), small_state(value), best=True)
     resumed = store.load_last()
-    assert (resumed.step, resumed.state.progress["step"]) == (5, 3)
-    assert store.load_best().tensors["x"][0] == 3
+    assert (resumed.step, resumed.state.progress["step"], store.load_best().tensors["x"][0]) == (15, 3, 3)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -315,15 +292,6 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path, name):
     (tmp_path / "step-00000001" / name).unlink()
     with pytest.raises((DataError, WeightsError), match="step-00000002"):
         store.load_last()
-
-
-def test_a_training_does_not_go_on_with_another_backbone(tmp_path):
-    store = CheckpointManager(tmp_path)
-    store.save(1, adapter_config(), small_state(1), best=True)
-    other = named_backbone(identity={"clip": "random:1", "clap": "random:0"})
-    for load in (store.load_last, store.load_best):
-        with pytest.raises(WeightsError, match="random:1 here"):
-            load(other)
 
 
 def check_sound(store: CheckpointManager, least: int) -> int:

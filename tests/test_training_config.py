@@ -41,13 +41,11 @@ def test_flags_beat_the_file_which_beats_the_tasks_defaults(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("task: ave\nlr: 1e-3\nbatch-size: 8\nseeds: [4, 5]\ntemporal: off\ncache_size: 500MB\n")
     built = build_config({"batch_size": "4", "channel": "false", "shots": None}, file)
-    config = built.config
+    config, sources = built.config, built.sources
     assert (config.batch_size, config.lr, config.gamma, config.shots) == (4, 1e-3, 0.01, 16)
     assert (config.seeds, config.temporal, config.channel, config.cache_size) == ((4, 5), False, False, 500_000_000)
-    assert built.sources["batch_size"] == "--batch-size"
-    assert built.sources["lr"] == str(file)
-    assert built.sources["gamma"] == "default of ave"
-    assert built.sources["shots"] == "default"
+    told = [sources[name] for name in ("batch_size", "lr", "gamma", "shots")]
+    assert told == ["--batch-size", str(file), "default of ave", "default"]
     assert "batch_size" in built.given
     assert "gamma" not in built.given
     assert build_config({"task": "ave", "gamma": "0.5"}).config.gamma == 0.5
@@ -92,10 +90,7 @@ def test_values_that_contradict_each_other_are_refused(values, message):
 def test_a_wrong_value_is_not_blamed_for_a_contradiction_as_well():
     (fault,) = faults_of(lambda: build_config({"batch_size": "many", "micro_batch": "4"}))
     assert fault.startswith("--batch-size")
-
-
-def test_projectors_alone_are_a_valid_training():
-    assert TrainingConfig(adapter="none", a2v=False, v2a=False).projector == "residual"
+    assert TrainingConfig(adapter="none", a2v=False, v2a=False).projector == "residual"  # projectors alone are valid
 
 
 @pytest.mark.parametrize(
@@ -120,14 +115,16 @@ def test_values_of_a_wrong_type_or_range_are_refused(name, value):
         assert fault.startswith(f"--{flag}: ")
 
 
-def test_a_configuration_survives_json_and_yaml(tmp_path):
+def test_a_configuration_survives_json_and_yaml_and_a_damaged_one_is_refused(tmp_path):
     config = TrainingConfig(task="ave", seeds=(3, 1), lr=1e-5, gamma=1, adapter="none", cache_size=7, micro_batch=1)
     assert isinstance(config.gamma, float)
     assert TrainingConfig.from_dict(config.to_dict()) == config
+    assert json.loads(json.dumps(config.to_dict()))["seeds"] == [3, 1]
     file = tmp_path / "run.yaml"
     file.write_text(config.to_yaml())
     assert build_config(file=file).config == config
-    assert json.loads(json.dumps(config.to_dict()))["seeds"] == [3, 1]
+    first, *_ = faults_of(lambda: TrainingConfig.from_dict({"shots": "4", "x": 1}, where="config.json"))
+    assert first.startswith("config.json: shots: ")
 
 
 def test_every_default_is_valid_as_shown():
@@ -140,11 +137,6 @@ def test_every_default_is_valid_as_shown():
             assert setting.help.endswith("."), setting.name
 
 
-def test_a_stored_configuration_that_is_damaged_is_refused():
-    first, *_ = faults_of(lambda: TrainingConfig.from_dict({"shots": "4", "x": 1}, where="config.json"))
-    assert first.startswith("config.json: shots: ")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -155,30 +147,29 @@ def test_a_stored_configuration_that_is_damaged_is_refused():
         (b"shots: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         (b"task: \xff\n", "is not UTF-8"),
         (None, "there is no such file"),
+        (b"\xef\xbb\xbf# nothing yet\n", None),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_clear_error(tmp_path, content, message):
+def test_a_file_that_cannot_be_used_is_one_clear_error_and_an_empty_one_changes_nothing(tmp_path, content, message):
     file = tmp_path / "run.yaml"
     if content is not None:
         file.write_bytes(content)
+    if message is None:
+        assert build_config({"shots": 1}, file).config == TrainingConfig(shots=1)
+        return
     (fault,) = faults_of(lambda: build_config({}, file))
     assert fault.startswith(str(file))
     assert message in fault
 
 
-def test_an_empty_file_changes_nothing(tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_bytes(b"\xef\xbb\xbf# nothing yet\n")
-    assert build_config({"shots": 1}, file).config == TrainingConfig(shots=1)
-
-
-@pytest.mark.parametrize("kind", SETTINGS)
-def test_the_adapters_settings_are_those_that_it_knows(kind):
-    own = TrainingConfig(adapter=kind).adapter_settings
-    assert (
-        set(own) | {"hidden", "reduction"} >= {field.name for field in dataclasses.fields(SETTINGS[kind])} >= set(own)
-    )
-    assert SETTINGS[kind].from_mapping(own) == SETTINGS[kind]()
+def test_the_adapters_settings_are_those_that_it_knows():
+    for kind, settings in SETTINGS.items():
+        own, known = (
+            TrainingConfig(adapter=kind).adapter_settings,
+            {field.name for field in dataclasses.fields(settings)},
+        )
+        assert {*own, "hidden", "reduction"} >= known >= set(own)
+        assert settings.from_mapping(own) == settings()
 
 
 def test_the_choices_are_those_of_the_modules_that_act_on_them():

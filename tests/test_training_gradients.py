@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import CLASSES, make_trainer, read
+from training_support import CLASSES, make_trainer, read, tensors
 
 from avfewshot.training.tasks import TrainingClip, embed_batch
 
@@ -104,31 +104,27 @@ def test_gradients_are_clipped_by_their_norm(tmp_path, clip_norm, factor):
     generator = torch.Generator().manual_seed(3)
     given = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
     norm = torch.cat([gradient.flatten() for gradient in given]).norm()
+    given = [gradient * 4 / norm for gradient in given]
     before = [parameter.detach().clone() for parameter in parameters]
     for parameter, gradient in zip(parameters, given, strict=True):
-        parameter.grad = gradient * (4.0 / norm)
+        parameter.grad = gradient.clone()
     rate = training.descend(0)
     for parameter, gradient, old in zip(parameters, given, before, strict=True):
-        torch.testing.assert_close(
-            parameter.detach(), old - rate * factor * gradient * (4.0 / norm), rtol=1e-3, atol=1e-6
-        )
+        expected = old - rate * factor * gradient
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-3, atol=1e-6)
         assert parameter.grad is None
 
 
 def test_gates_have_a_learning_rate_of_their_own(tmp_path):
     training = make_trainer(tmp_path, gate_lr=30.0, lr=1e-3, clip_norm=0, schedule="constant")
     gates = {id(gate) for gate in training.model.adapters.gates()}
-    before = {
-        name: (parameter, parameter.detach().clone())
-        for name, parameter in training.model.named_parameters()
-        if parameter.requires_grad
-    }
-    for parameter, _ in before.values():
+    trained = {name: p for name, p in training.model.named_parameters() if p.requires_grad}
+    of_adapters = {name for name in trained if name.startswith("adapters.")}
+    assert {n for n, p in trained.items() if id(p) in gates} == {n for n in of_adapters if n.endswith(".scale")}
+    before = tensors(training)
+    for parameter in trained.values():
         parameter.grad = torch.ones_like(parameter)
     assert training.descend(0) == 1e-3
-    assert {name for name, (parameter, _) in before.items() if id(parameter) in gates} == {
-        name for name in before if name.startswith("adapters.") and name.endswith(".scale")
-    }
-    for parameter, old in before.values():  # Adam's first step is the learning rate
-        moved = (old - parameter.detach()) / (30 if id(parameter) in gates else 1)
+    for name, parameter in trained.items():  # Adam's first step is the learning rate
+        moved = (before[name] - parameter.detach()) / (30 if id(parameter) in gates else 1)
         torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-2, atol=1e-6)

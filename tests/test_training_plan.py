@@ -27,10 +27,8 @@ def with_texts(visual: nn.Module, audio: nn.Module) -> SimpleNamespace:
 
 
 def stand_ins() -> SimpleNamespace:
-    return with_texts(
-        StandInTower([(33, 48)] * 4, 3 * 8 * 8, 16),
-        StandInTower([(64, 24)] * 2 + [(16, 48)] * 2, SAMPLE_RATE, 16),
-    )
+    visual, audio = [(33, 48)] * 4, [(64, 24)] * 2 + [(16, 48)] * 2
+    return with_texts(StandInTower(visual, 3 * 8 * 8, 16), StandInTower(audio, SAMPLE_RATE, 16))
 
 
 def planned(backbone: SimpleNamespace, clips: int = 7, **changes) -> tuple[Plan, AudioVisualModel, TrainingConfig]:
@@ -69,18 +67,15 @@ def test_weights_and_optimizer_are_exact():
     frozen = sum(p.numel() for tower in (backbone.visual, backbone.audio) for p in tower.parameters())
     own = sum(p.numel() for part in (model.adapters, model.projectors) for p in part.parameters()) + 2  # temperatures
     assert plan.weights_bytes == 4 * (frozen + TEXT_PARAMETERS + own)
-
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.ones_like(parameter)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained)
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    moments = [
-        value for state in optimizer.state.values() for value in state.values() if value.ndim or value.numel() > 1
-    ]
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    sizes = [parameter.numel() for parameter in trained] + [value.numel() for value in states if value.ndim]
     scalars = 2 * 4 * 2  # the moments of the temperatures are of no dimension, as the counts of steps are
-    assert plan.training_bytes == sum(4 * value.numel() for value in (*gradients, *moments)) + scalars
+    assert plan.training_bytes == 4 * sum(sizes) + scalars
     assert plan.memory == plan.weights_bytes + plan.training_bytes + plan.activation_bytes
 
 
@@ -121,18 +116,15 @@ def test_memory_follows_the_settings():
     assert {count.component for count in bare.parameters if count.trainable} == {"projectors", "temperatures", "all"}
 
 
-@pytest.mark.parametrize(
-    ("clips", "changes", "batches", "steps"),
-    [
+def test_batches_and_steps_are_counted_as_they_are_made():
+    for clips, changes, batches, steps in (
         (7, {}, 4, 12),
         (8, {}, 4, 12),
         (7, {"accumulation": 3}, 4, 6),
         (7, {"batch_size": 16, "epochs": 5}, 1, 5),
-    ],
-)
-def test_batches_and_steps_are_counted_as_they_are_made(clips, changes, batches, steps):
-    plan, *_ = planned(stand_ins(), clips, **changes)
-    assert (plan.clips, plan.batches, plan.steps) == (clips, batches, steps)
+    ):
+        plan, *_ = planned(stand_ins(), clips, **changes)
+        assert (plan.clips, plan.batches, plan.steps) == (clips, batches, steps)
 
 
 def test_a_plan_leaves_the_model_as_it_was():

@@ -8,22 +8,19 @@ import json
 
 import torch
 from open_clip.transformer import VisionTransformer
+from standin_towers import StandInBackbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.clap_tower import ClapTower
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.htsat import build_htsat
+from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.encoders.swin import SwinTower, build_swin
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-TINY_AUDIO = {
-    "hop": 768,
-    "native_samples": 48_000,
-    "spec_size": 64,
-    "embed_dim": 32,
-    "num_heads": [2, 4, 8, 16],
-}
+TINY_AUDIO = {"hop": 768, "native_samples": 48_000, "spec_size": 64, "embed_dim": 32, "num_heads": [2, 4, 8, 16]}
+HTSAT_TOKENS = [(4096, 96)] * 2 + [(1024, 192)] * 2 + [(256, 384)] * 6 + [(64, 768)] * 2
 TINY_VISION = {"image_size": 64, "patch_size": 8, "width": 96, "layers": 12, "heads": 3, "output_dim": 128}
 
 
@@ -110,3 +107,13 @@ def swin_tower(version: int = 2, *, seed: int = 0) -> SwinTower:
     tower = build_swin(name, img_size=64, window_size=4, embed_dim=24, depths=(2, 2, 2), num_heads=(2, 4, 8))
     randomize(tower)
     return tower
+
+
+def swin_tokens(width: int) -> list[tuple[int, int]]:
+    """(tokens, channels) entering each block of a published SwinV2 of that width, for images of 192 x 192."""
+    return [(2304, width)] * 2 + [(576, 2 * width)] * 2 + [(144, 4 * width)] * 18 + [(36, 8 * width)] * 2
+
+
+def shared_towers(image, picture) -> StandInBackbone:
+    """One transformer that sees frames and, as pictures, hears."""
+    return StandInBackbone(image, SpectrogramTower(image, picture), 50.0, 20.0)

@@ -136,6 +136,18 @@ def write_roberta(folder: Path, size: int = 50265) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
 
 
+def word_tokenizer(words: list[str], unknown: str, frame: tuple[str, ...] = ()) -> Any:
+    """A tokenizer that knows whole words only, and puts every text between the two tokens of `frame`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if frame:
+        special = [(token, words.index(token)) for token in frame]
+        tokenizer.post_processor = processors.TemplateProcessing(" $A ".join(frame), special_tokens=special)
+    return tokenizer
+
+
 def _byte_letters() -> list[str]:
     from open_clip.tokenizer import bytes_to_unicode
 
