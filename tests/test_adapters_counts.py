@@ -7,7 +7,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from standin_towers import StandInBackbone
 from torch import nn
-from towers_support import MEAN, STD
+from towers_support import HTSAT_TOKENS, MEAN, STD, shared_towers, swin_tokens
 
 from avfewshot.adapters.base import pair_layers, pair_towers
 from avfewshot.adapters.lavish import Lavish
@@ -15,7 +15,6 @@ from avfewshot.adapters.registry import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.kinds.towers import STG_CMA_CLIP, STG_CMA_SWIN
-from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.encoders.swin import build_swin
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import count_parameters
@@ -38,18 +37,14 @@ def size(*modules: nn.Module) -> int:
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
 
-def shared(image, picture) -> StandInBackbone:
-    return StandInBackbone(image, SpectrogramTower(image, picture), 100.0, 100.0)
-
-
 def clip(sizes: dict) -> StandInBackbone:
     visual = VisionTransformer(image_size=224, mlp_ratio=4.0, output_dim=768, **sizes)
     visual.proj = None  # classified by a head of its own
-    return shared(ClipTower(visual, mean=MEAN, std=STD), STG_CMA_CLIP)
+    return shared_towers(ClipTower(visual, mean=MEAN, std=STD), STG_CMA_CLIP)
 
 
 def swin(name: str) -> StandInBackbone:
-    return shared(build_swin(name), STG_CMA_SWIN)
+    return shared_towers(build_swin(name), STG_CMA_SWIN)
 
 
 def stg_cma(towers: StandInBackbone, reduction, segments: int = 10) -> StgCma:
@@ -61,39 +56,26 @@ def ave_head(width: int) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "reduction", "trainable", "millions"),
+    ("towers", "reduction", "trainable", "millions"),
     [
         (CLIP_B, 32, 3_529_973, 89.6),
         (CLIP_B, 8, 11_497_781, 97.5),
         (CLIP_L, 32, 10_675_789, 314.1),
         (CLIP_L, 16, 20_117_581, 323.6),
-    ],
-)
-def test_stg_cma_on_clip_counts_as_published(sizes, reduction, trainable, millions):
-    towers = clip(sizes)
-    # The class tokens leave through a trained norm.
-    ours = stg_cma(towers, reduction), nn.LayerNorm(sizes["width"]), ave_head(sizes["width"])
-
-    assert size(*ours) == trainable
-    frozen = size(towers.visual, towers.audio) - size(nn.LayerNorm(sizes["width"]))
-    assert round((frozen + trainable) / 1e6, 1) == millions
-
-
-@pytest.mark.parametrize(
-    ("name", "reduction", "trainable", "millions"),
-    [
         (SWIN_B, TINY, 5_599_957, 92.3),
         (SWIN_B, BASE_B, 10_068_597, 96.8),
         (SWIN_L, TINY, 11_740_697, 206.7),
         (SWIN_L, BASE_L, 19_026_857, 214.0),
     ],
 )
-def test_stg_cma_on_swin_counts_as_published(name, reduction, trainable, millions):
-    towers = swin(name)
-    ours = stg_cma(towers, reduction), ave_head(towers.visual.output_dim)
-
-    assert size(*ours) == trainable
-    assert round((size(towers.visual, towers.audio) + trainable) / 1e6, 1) == millions
+def test_stg_cma_counts_as_published(towers, reduction, trainable, millions):
+    backbone = clip(towers) if isinstance(towers, dict) else swin(towers)
+    width = towers["width"] if isinstance(towers, dict) else backbone.visual.output_dim
+    # The class tokens of CLIP leave through a trained norm.
+    norm = [nn.LayerNorm(width)] if isinstance(towers, dict) else []
+    assert size(stg_cma(backbone, reduction), *norm, ave_head(width)) == trainable
+    frozen = size(backbone.visual, backbone.audio) - size(*norm)
+    assert round((frozen + trainable) / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize(
@@ -104,7 +86,6 @@ def test_stg_cma_for_segmentation_counts_as_published(name, reduction, width, tr
     towers = swin(name)
     ways = [nn.Linear(width * 2**stage, out) for stage, out in enumerate((64, 128, 320, 512))]
     ours = size(stg_cma(towers, reduction, segments=5), *ways, nn.Linear(8 * width, 128)) + MASK_DECODER
-
     assert ours == trainable
     assert round((size(towers.visual, towers.audio) + ours) / 1e6, 1) == millions
 
@@ -117,7 +98,6 @@ def test_stg_cma_for_questions_counts_as_published(dim, trainable, millions):
         head.audio = nn.Linear(1536, 1536)
         head.match = nn.Sequential(nn.Linear(3072, 512), nn.Linear(512, 256), nn.Linear(256, 128), nn.Linear(128, 2))
     ours = size(stg_cma(towers, BASE_L), head)
-
     assert ours == trainable
     assert round((size(towers.visual, towers.audio) + ours) / 1e6, 1) == millions
 
@@ -125,8 +105,8 @@ def test_stg_cma_for_questions_counts_as_published(dim, trainable, millions):
 @pytest.mark.parametrize(
     ("shapes", "trainable"),
     [
-        ([(2304, 192)] * 2 + [(576, 384)] * 2 + [(144, 768)] * 18 + [(36, 1536)] * 2, 10_036_061),
-        ([(2304, 128)] * 2 + [(576, 256)] * 2 + [(144, 512)] * 18 + [(36, 1024)] * 2, 4_951_005),
+        (swin_tokens(192), 10_036_061),
+        (swin_tokens(128), 4_951_005),
         ([(197, 768)] * 12, 4_644_989),
         ([(257, 1024)] * 24, 14_458_077),
     ],
@@ -136,19 +116,16 @@ def test_lavish_counts_as_published(shapes, trainable):
 
 
 def test_lavish_between_unequal_towers_counts_as_in_the_comparison_of_dgsct():
-    visual = [(2304, 192)] * 2 + [(576, 384)] * 2 + [(144, 768)] * 18 + [(36, 1536)] * 2
-    audio = [(4096, 96)] * 2 + [(1024, 192)] * 2 + [(256, 384)] * 6 + [(64, 768)] * 2
-    published = Lavish(pair_layers(visual, audio), LavishSettings(bridge="published"))
+    layers = pair_layers(swin_tokens(192), HTSAT_TOKENS)
+    published = Lavish(layers, LavishSettings(bridge="published"))
     bridges = [module for name, module in published.named_modules() if name.endswith("bridge")]
-
     assert round(size(*bridges) / 1e6, 2) == 98.44
-    assert size(Lavish(pair_layers(visual, audio))) < 0.3 * size(published)
+    assert size(Lavish(layers)) < 0.3 * size(published)
 
 
 def test_one_transformer_that_sees_and_hears_is_counted_once():
     towers = swin(SWIN_B)
     counts = {count.component: count.total for count in count_parameters(AudioVisualModel(towers))}
-
     assert counts["visual tower"] == size(towers.visual)
     assert counts["audio tower"] < 3_000  # its patch embedding
     assert counts["all"] == size(towers.visual, towers.audio) + 2  # temperatures

@@ -7,16 +7,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_support import execute
 from fewshot_worlds import CLASSES, write_class_folders
 from training_support import backbone, texts
 
-from avfewshot.cli.app import run
 from avfewshot.config import TrainingConfig
 from avfewshot.errors import WeightsError
 from avfewshot.inference.loading import load
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.anchors import SupportAnchors
-from avfewshot.models.build import build_model
+from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training.tasks import ClipEmbeddings, Objective
 
@@ -61,25 +61,25 @@ def test_a_class_that_would_lose_its_only_clip_leaves_the_texts_alone(anchors):
     assert kept.any()
 
 
-def test_training_logits_leave_the_clip_out_and_predictions_do_not(anchors):
-    base = backbone()
-    model = build_model(base, TrainingConfig(adapter="none"))
-    model.anchors = anchors
-    words = ClassTexts(texts().visual, texts().audio, tuple("abc"))
-    objective = Objective(TrainingConfig(), words, per_second=False)
-    clip = ClipEmbeddings(anchors.visual[:1], anchors.audio[:1], 0)
-    [own] = objective.predict(model, [clip])
-    other = ClipEmbeddings(clip.visual, clip.audio, None)
-    [seen] = objective.predict(model, [other])
-    # Compared with a mean that holds the clip itself, it looks more like its class.
-    assert seen.log_probabilities[0] > own.log_probabilities[0] + 1e-3
-    expected = words.projected(model)
-    assert torch.allclose(expected.visual, words.visual + model.class_means("visual")[0])
-
-
-def test_means_stand_beside_their_own_classes_alone(anchors):
+@pytest.fixture
+def model(anchors):
     model = build_model(backbone(), TrainingConfig(adapter="none"))
     model.anchors = anchors
+    return model
+
+
+def test_training_logits_leave_the_clip_out_and_predictions_do_not(anchors, model):
+    words = ClassTexts(texts().visual, texts().audio, tuple("abc"))
+    objective = Objective(TrainingConfig(), words, per_second=False)
+    own, seen = (
+        objective.predict(model, [ClipEmbeddings(anchors.visual[:1], anchors.audio[:1], row)])[0] for row in (0, None)
+    )
+    # Compared with a mean that holds the clip itself, it looks more like its class.
+    assert seen.log_probabilities[0] > own.log_probabilities[0] + 1e-3
+    assert torch.allclose(words.projected(model).visual, words.visual + model.class_means("visual")[0])
+
+
+def test_means_stand_beside_their_own_classes_alone(model):
     plain = texts()
     named = ClassTexts(plain.visual[[1, 0, 3]], plain.audio[[1, 0, 3]], ("b", "a"))  # in another order, not all
     expected = plain.visual[[1, 0, 3]] + model.class_means("visual")[0][[1, 0, 3]]
@@ -98,42 +98,31 @@ def world(tmp_path_factory):
     return folder
 
 
-def fewshot(world, patch, capsys, *arguments) -> tuple:
-    patch.chdir(world)
-    patch.setenv("AVFS_CACHE", str(world / "cache"))
+def fewshot(world, data: str) -> tuple:
+    """A run on a folder of clips, and what was told."""
     options = ("--method", "dgsct", "--backbone", "tiny", "--device", "cpu", "--epochs", "1", "--val-shots", "1")
-    assert run(["fewshot", *options, *arguments]) == 0
-    err = " ".join(capsys.readouterr().err.split())
-    [folder] = (world / "runs" / "folder").glob(f"*-{arguments[-1]}")
-    return folder, err
+    command = ("fewshot", *options, "--data", data, "--shots", "2", "--name", data)
+    status, _, err = execute(world, *command, cache=world / "cache")
+    assert status == 0, err
+    [folder] = (world / "runs" / "folder").glob(f"*-{data}")
+    return folder, " ".join(err.split())
 
 
-def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world, monkeypatch, capsys):
-    codes, err = fewshot(world, monkeypatch, capsys, "--data", "codes", "--shots", "2", "--name", "codes-run")
+def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world):
+    codes, err = fewshot(world, "codes")
     assert "anchors texts and class means (texts " in err
     checkpoint = load_adapter(codes)
     assert checkpoint.tensors["anchors.labels"].sum() == 6
     record = json.loads((codes / "seed-1" / "result.json").read_text())
-    top = record["results"]["trained"]["metrics"]["top1"]
-    assert top["value"] > 0.6
+    assert record["results"]["trained"]["metrics"]["top1"]["value"] > 0.6
     classifier = load(adapter=codes, device="cpu")
-    clips = sorted((world / "my_clips" / CLASSES[2]).glob("*.mp4"))
-    results = classifier.classify(clips)  # the classes are in the run
+    results = classifier.classify(sorted((world / "my_clips" / CLASSES[2]).glob("*.mp4")))  # the classes are in the run
     assert list(results[0].scores) == [f"class_{number}" for number in range(3)]
     assert [result.label for result in results].count("class_2") >= 4
-
-    known, err = fewshot(world, monkeypatch, capsys, "--data", "my_clips", "--shots", "2", "--name", "known")
-    assert "anchors texts (" in err
-    assert not any(name.startswith("anchors") for name in load_adapter(known).tensors)
-
-
-def test_anchors_that_do_not_fit_are_refused(world, monkeypatch, capsys):
-    [folder] = (world / "runs" / "folder").glob("*-codes-run")
-    classifier = load("tiny", device="cpu")
-    from avfewshot.models.build import load_model
-
-    checkpoint = load_adapter(folder)
     for name, tensor in (("visual", torch.zeros(6, 3)), ("labels", torch.zeros(6, 9, dtype=torch.bool))):
         broken = {**checkpoint.tensors, f"anchors.{name}": tensor}
         with pytest.raises(WeightsError, match=f"anchors.{name}"):
             load_model(type(checkpoint)(checkpoint.path, broken, checkpoint.config), classifier.backbone)
+    known, err = fewshot(world, "my_clips")
+    assert "anchors texts (" in err
+    assert not any(name.startswith("anchors") for name in load_adapter(known).tensors)

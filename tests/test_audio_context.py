@@ -36,18 +36,15 @@ def model() -> AudioVisualModel:
 def clip(name: str, seconds: int, *, modality: str = "av", last: bool = True):
     frames = pictures(seconds) if modality != "audio" else None
     audio = sounds(1, seconds * 48_000).view(seconds, 48_000) if modality != "visual" else None
-    return SimpleNamespace(
-        path=name, duration=float(seconds), frames=frames, audio_segments=audio, warnings=(), last=last
-    )
+    parts = {"frames": frames, "audio_segments": audio, "warnings": (), "last": last}
+    return SimpleNamespace(path=name, duration=float(seconds), **parts)
 
 
 @pytest.mark.parametrize("batch_size", [1, 12, 100])
 def test_long_clips_come_in_windows_of_ten_seconds(model, batch_size) -> None:
     parts = [clip("long", 7, last=False), clip("long", 7, last=False), clip("long", 9)]
     short, silent = clip("short", 3), clip("silent", 3, modality="visual")
-
     files = list(Embedder(model, CPU, batch_size, audio_context="clip").embed([*parts, short, silent]))
-
     assert [file.path for file in files] == ["long", "short", "silent"]
     waves = torch.cat([part.audio_segments for part in parts])
     for start, stop in ((0, 10), (10, 20), (20, 23)):
@@ -112,17 +109,17 @@ def store(world):
 def test_a_store_has_the_windows_and_refuses_a_mixture(world, store) -> None:
     held = Store(store)
     assert held.audio_context == "clip"
-    ears = avfewshot.load(
-        str(world / "ten.yaml"), weights="random", device="cpu", precision="fp32", audio_context="clip"
-    )
+    settings = {"weights": "random", "device": "cpu", "precision": "fp32", "audio_context": "clip"}
     entry = held.embedded[0]
-    whole = ears.embed(entry.path)
+    whole = avfewshot.load(str(world / "ten.yaml"), **settings).embed(entry.path)
     assert torch.allclose(torch.from_numpy(held.of(entry)[1].copy()), whole.audio, atol=1e-5)
     assert torch.allclose(torch.from_numpy(held.audio_windows(entry)), whole.audio_windows, atol=1e-5)
     assert (whole.audio - whole.audio_windows).abs().max() > 1e-4
-    again = ("embed", "clips", "--store", "store", "--audio-context", "second")
-    for command in (again, ("zeroshot", "--label", "a", "--label", "b", "--store", "store", *TEN),
-                    ("find", "a", "--store", "store", "--audio-context", "second")):  # fmt: skip
+    for command in (
+        ("embed", "clips", "--store", "store", "--audio-context", "second"),
+        ("zeroshot", "--label", "a", "--label", "b", "--store", "store", *TEN),
+        ("find", "a", "--store", "store", "--audio-context", "second"),
+    ):
         status, _, err = execute(world, *command)
         assert status == 2
         assert "audio" in err
@@ -149,35 +146,29 @@ def test_a_store_of_an_earlier_version_gets_its_table_when_it_is_written(world, 
 TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
 
 
-def test_zeroshot_hears_the_clip_and_its_seconds_differ(world, store) -> None:
-    labels = ("--label", "dog barking", "--label", "bird chirping")
-    found = {}
-    for context in ("second", "clip"):
-        command = ("zeroshot", "clips", *labels, "--audio-context", context, "--segments", "--format", "json", *TEN)
-        status, out, err = execute(world, *command)
-        assert status == 0, err
-        found[context] = json.loads(out)
-    first, other = (one["clips"][0] if "clips" in one else one["results"][0] for one in found.values())
-    assert first["audio"] != other["audio"]
-    options = "--audio-context clip --store store --segments --format json".split()
-    command = ("zeroshot", *labels, *options, *TEN)
-    status, out, err = execute(world, *command)
+def zeroshot(world, *arguments: str) -> dict:
+    """The first clip of the answer."""
+    labels = ("--label", "dog barking", "--label", "bird chirping", "--segments", "--format", "json")
+    status, out, err = execute(world, "zeroshot", *arguments, *labels, *TEN)
     assert status == 0, err
-    stored = json.loads(out)
-    stored = (stored["clips"] if "clips" in stored else stored["results"])[0]
-    assert stored["audio"] == pytest.approx(other["audio"], abs=1e-4)
+    return json.loads(out)["clips"][0]
+
+
+def test_zeroshot_hears_the_clip_and_its_seconds_differ(world, store) -> None:
+    by_second, by_clip = (zeroshot(world, "clips", "--audio-context", context) for context in ("second", "clip"))
+    assert by_second["audio"] != by_clip["audio"]
+    stored = zeroshot(world, "--audio-context", "clip", "--store", "store")
+    assert stored["audio"] == pytest.approx(by_clip["audio"], abs=1e-4)
 
 
 def test_compare_sets_both_side_by_side_and_a_run_remembers_its_own(world) -> None:
-    command = ("compare", "--data", "clips", "--shots", "1", "--seeds", "1,2", "--audio-context", "second,clip")
-    status, _, err = execute(world, *command, "--backbone", "ten.yaml", "--weights", "random")
+    common = ("--data", "clips", "--shots", "1", "--backbone", "ten.yaml", "--weights", "random")
+    status, _, err = execute(world, "compare", *common, "--seeds", "1", "--audio-context", "second,clip")
     assert status == 0, err
     table = json.loads((world / "runs" / "compare" / "folder" / "compare.json").read_text(encoding="utf-8"))
     systems = {row["system"] for row in table["tables"][0]["systems"]}
     assert {"zero-shot (second)", "zero-shot (clip)", "auto (second)", "auto (clip)"} <= systems
-
-    few = ("fewshot", "--data", "clips", "--shots", "1", "--no-tune", "--audio-context", "clip", "--name", "r")
-    status, _, err = execute(world, *few, "--backbone", "ten.yaml", "--weights", "random")
+    status, _, err = execute(world, "fewshot", *common, "--no-tune", "--audio-context", "clip", "--name", "r")
     assert status == 0, err
     run = next(path.parent for path in (world / "runs" / "folder").glob("*/results.json"))
     settings = {"adapter": str(run), "backbone": str(world / "ten.yaml"), "weights": "random", "device": "cpu"}

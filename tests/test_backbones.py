@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_support import execute
 from safetensors.torch import save_file
-from weights_support import AUDIO, ROBERTA, laion_state, serving, write_laion, write_roberta
+from weights_support import AUDIO, ROBERTA, laion_state, serving, word_tokenizer, write_laion, write_roberta
 
 import avfewshot
 from avfewshot.cli.app import run
@@ -97,12 +98,8 @@ def publish(path: Path, folder: Path) -> tuple[dict[str, Path], torch.nn.Module]
 
 def write_words(folder: Path) -> list[Path]:
     """A tokenizer of few words as timm's repositories hold one: no ``config.json`` beside it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    word_tokenizer(WORDS, "<unk>").save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return sorted(folder.iterdir())
@@ -119,26 +116,25 @@ def test_fetched_loaded_like_the_library_and_used(name, shrunk, hub, tmp_path, c
     path = shrunk(name)
     hub.files, library = publish(path, tmp_path)
     assert run(["weights", "fetch", str(path)]) == 0
-    assert f"licence: {load_preset(name).clip.source.licence}" in capsys.readouterr().err
+    packaged = load_preset(name)
+    assert f"licence: {packaged.clip.source.licence}" in capsys.readouterr().err
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pictures were squashed in the training of two of them
         classifier = avfewshot.load(path, precision="fp32")
     backbone = classifier.backbone
-    assert walkable(backbone.visual, backbone.audio) == (name not in PLAIN) == load_preset(name).walkable
+    assert walkable(backbone.visual, backbone.audio) == (name not in PLAIN) == packaged.walkable
 
     # The library's own forward, with the preset's own mean and deviation.
     torch.manual_seed(2)
     frames = torch.randint(256, (2, 3, backbone.visual.image_size, backbone.visual.image_size), dtype=torch.uint8)
-    tag = load_preset(name).clip.tag()
-    default = importlib.import_module("open_clip.constants")
+    tag, default = packaged.clip.tag(), importlib.import_module("open_clip.constants")
     mean, std = tag.get("mean", default.OPENAI_DATASET_MEAN), tag.get("std", default.OPENAI_DATASET_STD)
     pixels = (frames / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     texts = ["a photo of a dog barking", "a video of the rain"]
+    tokens = backbone.visual_text.tokenizer(texts)
+    assert tokens.shape[1] == {"pe": 32, "siglip2": 64}.get(name, 77)
     with torch.no_grad():
-        expected = library.encode_image(pixels)
-        torch.testing.assert_close(backbone.visual(frames), expected, rtol=1e-4, atol=1e-5)
-        tokens = backbone.visual_text.tokenizer(texts)
-        assert tokens.shape[1] == load_context(name)
+        torch.testing.assert_close(backbone.visual(frames), library.encode_image(pixels), rtol=1e-4, atol=1e-5)
         wanted = library.encode_text(tokens, normalize=True)
         torch.testing.assert_close(backbone.visual_text.encode(texts), wanted, rtol=1e-4, atol=1e-5)
         logits, _ = library.get_logits(pixels, tokens)
@@ -152,27 +148,21 @@ def test_fetched_loaded_like_the_library_and_used(name, shrunk, hub, tmp_path, c
     assert sum(result.scores.values()) == pytest.approx(1, abs=1e-5)
 
 
-def load_context(name: str) -> int:
-    return {"pe": 32, "siglip2": 64}.get(name, 77)
-
-
 @pytest.mark.parametrize("name", [*PLAIN, "peav"])
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_what_walks_towers_is_refused_before_anything_is_fetched(name, tmp_path):
+    (tmp_path / "dog").mkdir()
+    for command in (
         "fewshot --method dgsct --data",
         "fewshot --method maple --data",
         "compare --methods auto,lavish --data",
         "pretrain vggsound40k --root",
         "train ave --root",
-    ],
-)
-def test_what_walks_towers_is_refused_before_anything_is_fetched(name, command, tmp_path, capsys):
-    (tmp_path / "dog").mkdir()
-    assert run([*command.split(), str(tmp_path), "--backbone", name]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"walked block by block, and those of {name} are run whole" in told
-    assert "base, base-plus, large, large-plus, tiny" in told
+    ):
+        status, _, err = execute(tmp_path, *command.split(), tmp_path, "--backbone", name)
+        told = " ".join(err.split())
+        assert status == 2, command
+        assert f"walked block by block, and those of {name} are run whole" in told
+        assert "base, base-plus, large, large-plus, tiny" in told
 
 
 def test_random_weights_of_a_plain_tower_need_no_file(shrunk):

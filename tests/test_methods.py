@@ -21,7 +21,7 @@ def method(request) -> Method:
     return find_method(request.param)
 
 
-def test_a_method_learns_and_gives_log_posteriors(method):
+def test_a_method_learns_whatever_the_order_and_comes_back_from_disk_to_the_bit(method, tmp_path):
     support, texts = world()
     queries, _ = world(clips=10, seed=5)
     scorer = method.fit(support, texts, seed=1)
@@ -32,35 +32,41 @@ def test_a_method_learns_and_gives_log_posteriors(method):
     assert accuracy(scores.fused, queries.labels) >= 0.85
     assert scorer.diagnostics["labels_used"] == {"support": 12, "validation": 0}
     assert scorer.diagnostics["seconds"] > 0
-    json.dumps(scorer.diagnostics)
+    loaded = Scorer.load(scorer.save(tmp_path / "scorer"))
+    assert loaded.method.name == method.name
+    assert loaded.diagnostics == json.loads(json.dumps(scorer.diagnostics))
+    for name in ("fused", "visual", "audio"):
+        assert (getattr(scores, name) == getattr(loaded.scores(queries.features), name)).all()
+    order = np.random.default_rng(3).permutation(len(support))
+    shuffled = method.fit(support.take(order), texts, seed=1)
+    np.testing.assert_allclose(shuffled.logits(queries.features), scores.fused, atol=1e-9)
 
 
-@pytest.mark.parametrize("missing", ["visual", "audio", "both by turns"])
-def test_clips_may_lack_a_modality(method, missing):
+def without(features, missing):
+    """The clips, the n-th of them without the n-th of the modalities in `missing`, by turns."""
+    clips = []
+    for row, (name, visual, audio) in enumerate(zip(features.ids, features.visual, features.audio, strict=True)):
+        gone = missing[row % len(missing)]
+        clips.append((name, None if gone == "visual" else visual, None if gone == "audio" else audio))
+    return Features.of(clips)
+
+
+def test_clips_may_lack_a_modality(method):
     support, texts = world(clips=4)
     queries, _ = world(clips=6, seed=5)
-
-    def without(features):
-        clips = []
-        for row, (name, visual, audio) in enumerate(zip(features.ids, features.visual, features.audio, strict=True)):
-            gone = missing if missing in ("visual", "audio") else ("visual", "audio", "")[row % 3]
-            clips.append((name, None if gone == "visual" else visual, None if gone == "audio" else audio))
-        return Features.of(clips)
-
-    part = Support(without(support.features), support.labels)
-    for learnt in (part, support):
-        scores = method.fit(learnt, texts, seed=1).logits(without(queries.features))
-        assert np.isfinite(scores).all()
-        assert accuracy(scores, queries.labels) >= 0.6
+    whole = method.fit(support, texts, seed=1)
+    for missing in (("visual",), ("audio",), ("visual", "audio", "")):
+        part = method.fit(Support(without(support.features, missing), support.labels), texts, seed=1)
+        for scorer in (whole, part):
+            scores = scorer.logits(without(queries.features, missing))
+            assert np.isfinite(scores).all(), missing
+            assert accuracy(scores, queries.labels) >= 0.6, missing
 
 
-def test_one_clip_a_class_is_enough(method):
+def test_one_clip_a_class_is_enough_and_clips_may_carry_several_labels(method):
     support, texts = world(clips=1, noise=0.2)
     queries, _ = world(clips=8, noise=0.2, seed=5)
     assert accuracy(method.fit(support, texts, seed=1).logits(queries.features), queries.labels) >= 0.8
-
-
-def test_clips_may_carry_several_labels(method):
     support, texts = world()
     labels = support.labels.copy()
     labels[::3, 1] = True
@@ -69,25 +75,18 @@ def test_clips_may_carry_several_labels(method):
     assert accuracy(scores, labels) >= 0.7
 
 
-def test_a_single_class_and_a_class_without_clips(method):
+def test_a_single_class_a_class_without_clips_and_a_new_label(method):
     support, texts = world(clips=3)
     alone = method.fit(Support(support.features.take([0, 1]), support.labels[:2, :1]), texts.take([0]), seed=1)
     np.testing.assert_allclose(alone.logits(support.features), 0, atol=1e-9)
-    rows = np.flatnonzero(~support.labels[:, 3])
-    scores = method.fit(support.take(rows), texts, seed=1).logits(support.features)
+    part = support.take(np.flatnonzero(~support.labels[:, 3]))
     zero_shot = texts.clip_log_posteriors(support.features)["fused"]
+    scores = method.fit(part, texts, seed=1).logits(support.features)
     np.testing.assert_allclose(scores[:, 3], zero_shot[:, 3], atol=1e-9)  # only the text knows this class
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, atol=1e-6)
-
-
-def test_a_new_label_is_a_column_of_text(method):
-    support, texts = world(clips=3)
-    known = texts.take([0, 1, 2])
-    rows = np.flatnonzero(~support.labels[:, 3])
-    scorer = method.fit(Support(support.features.take(rows), support.labels[rows][:, :3]), known, seed=1)
+    scorer = method.fit(Support(part.features, part.labels[:, :3]), texts.take([0, 1, 2]), seed=1)
     old, new = scorer.logits(support.features), scorer.logits(support.features, texts)
-    zero_shot = texts.clip_log_posteriors(support.features)["fused"]
-    np.testing.assert_allclose(new[:, 3], zero_shot[:, 3], atol=1e-9)
+    np.testing.assert_allclose(new[:, 3], zero_shot[:, 3], atol=1e-9)  # a new label is a column of text
     np.testing.assert_allclose(new[:, 0] - new[:, 1], old[:, 0] - old[:, 1], atol=1e-6)  # what was learnt stays
 
 
@@ -102,41 +101,14 @@ def test_none_of_these_is_kept_at_inference(method):
         assert scores.none[support.labels[:, 3]].mean() > scores.none[~support.labels[:, 3]].mean()
 
 
-def test_the_order_of_rows_does_not_matter(method):
-    support, texts = world()
-    queries, _ = world(seed=5)
-    order = np.random.default_rng(3).permutation(len(support))
-    first = method.fit(support, texts, seed=1).logits(queries.features)
-    second = method.fit(support.take(order), texts, seed=1).logits(queries.features)
-    np.testing.assert_allclose(first, second, atol=1e-9)
-
-
-def test_saved_and_loaded_it_scores_alike_to_the_bit(method, tmp_path):
-    support, texts = world()
-    queries, _ = world(seed=5)
-    scorer = method.fit(support, texts, seed=1)
-    loaded = Scorer.load(scorer.save(tmp_path / "scorer"))
-    assert loaded.method.name == method.name
-    assert loaded.diagnostics == json.loads(json.dumps(scorer.diagnostics))
-    for name in ("fused", "visual", "audio"):
-        ours, theirs = getattr(scorer.scores(queries.features), name), getattr(loaded.scores(queries.features), name)
-        assert (ours == theirs).all()
-
-
-def test_a_temperature_divides_what_a_head_says():
+def test_a_temperature_divides_what_a_head_says_and_a_tuned_part_counts_by_both_weights():
     support, texts = world()
     queries, _ = world(seed=5)
     scorer = find_method("gda").fit(support, texts)
-    before = scorer.logits(queries.features)
+    before, tuned = scorer.logits(queries.features), np.random.default_rng(0).normal(size=(12, CLASSES))
     scorer.temperature *= 2
-    np.testing.assert_allclose(scorer.logits(queries.features), log_softmax(before / 2), atol=1e-9)
-
-
-def test_a_tuned_part_counts_by_both_weights():
-    support, texts = world()
-    queries, _ = world(seed=5)
-    scorer = find_method("kernel_ridge").fit(support, texts)
-    plain, tuned = scorer.logits(queries.features), np.random.default_rng(0).normal(size=(12, CLASSES))
+    plain = log_softmax(before / 2)
+    np.testing.assert_allclose(scorer.logits(queries.features), plain, atol=1e-9)
     scorer.tuned = {"light": 0.5, "tuned": 2.0}
     joined = log_softmax(0.5 * plain + 2.0 * log_softmax(tuned))
     np.testing.assert_allclose(scorer.logits(queries.features, tuned=tuned), joined, atol=1e-9)
@@ -167,8 +139,7 @@ def test_validation_clips_are_learnt_from_and_counted(method):
     ids=["format", "no settings", "temperature", "settings of another kind", "half a tuned part", "diagnostics"],
 )
 def test_parts_that_do_not_belong_together_are_refused_before_a_clip_is_read(tmp_path, change, message):
-    support, texts = world()
-    path = find_method("kernel_ridge").fit(support, texts).save(tmp_path / "scorer") / "scorer.json"
+    path = find_method("kernel_ridge").fit(*world()).save(tmp_path / "scorer") / "scorer.json"
     whole = path.read_text(encoding="utf-8")
     config = json.loads(whole)
     change(config)

@@ -11,11 +11,9 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
-from weights_support import serving
+from weights_support import serving, word_tokenizer
 
 import avfewshot
 from avfewshot.cli.app import run
@@ -68,10 +66,7 @@ def published(models, tmp_path_factory) -> Path:
     for model, name in zip(models, ("av", "frame"), strict=True):
         model.save_pretrained(folder / name)
     names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", *WORDS]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(names)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 1), ("[SEP]", 2)])
-    tokenizer.save(str(folder / "av/tokenizer.json"))
+    word_tokenizer(names, "[UNK]", ("[CLS]", "[SEP]")).save(str(folder / "av/tokenizer.json"))
     return folder
 
 
@@ -189,6 +184,13 @@ def test_without_pe_a_frame_each_second_is_heard_alone(preset, published):
         tower.forward_windows(sound[:, :-1])
 
 
+def test_random_weights_need_no_file_and_are_told_apart(preset):
+    one, other = (build_backbone(preset, weights="random", seed=seed) for seed in (0, 1))
+    assert one.visual_text.fingerprint != other.visual_text.fingerprint != other.audio_text.fingerprint
+    assert one.audio_text.encode(TEXTS).shape == (2, 2 * TEXT["hidden_size"])
+    assert one.visual_scale >= 1
+
+
 def test_in_bfloat16_codec_and_positions_stay_in_float32(preset, published):
     frame = {"timeline": {"file": str(published / "frame/model.safetensors")}}
     exact, short = (build_backbone(own(preset, published, **frame)) for _ in range(2))
@@ -204,13 +206,6 @@ def test_in_bfloat16_codec_and_positions_stay_in_float32(preset, published):
         ):
             assert theirs.dtype == torch.bfloat16
             assert F.cosine_similarity(ours, theirs.float(), dim=-1).min() > 0.99
-
-
-def test_random_weights_need_no_file_and_are_told_apart(preset):
-    one, other = (build_backbone(preset, weights="random", seed=seed) for seed in (0, 1))
-    assert one.visual_text.fingerprint != other.visual_text.fingerprint != other.audio_text.fingerprint
-    assert one.audio_text.encode(TEXTS).shape == (2, 2 * TEXT["hidden_size"])
-    assert one.visual_scale >= 1
 
 
 def test_an_older_transformers_is_told_with_what_to_install(preset, monkeypatch, capsys):
@@ -247,7 +242,7 @@ def test_a_damaged_or_foreign_configuration_is_refused(change, told, preset, pub
         build_backbone(own(preset, published, file=str(tmp_path / "model.safetensors")))
 
 
-def test_files_given_by_path_and_what_has_no_use(preset, published):
+def test_files_given_by_path_what_has_no_use_and_faults_of_a_file(preset, published, tmp_path):
     loaded = presets.load_preset(preset)
     files = loaded.files(clip_weights=published / "av/model.safetensors", clap_weights="other/model.safetensors")
     assert [needed.source.file is not None for needed in files] == [True] * 5
@@ -255,9 +250,6 @@ def test_files_given_by_path_and_what_has_no_use(preset, published):
     assert [needed.optional for needed in loaded.files()] == [False, False, False, True, True]
     with pytest.raises(UsageError, match="no RoBERTa"):
         loaded.files(roberta="folder")
-
-
-def test_faults_of_a_file_are_told(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"clip": {}, "peav": {"config": 3, "timeline": {"reposit": "a"}}}))
     with pytest.raises(UsageError) as caught:

@@ -119,15 +119,12 @@ def test_two_ranks_equal_one_with_a_batch_twice_as_large(ranks, tmp_path, folder
     assert sorted(tuple(entry) for entry in first["given"] + second["given"]) == expected
 
 
-def test_all_ranks_stop_together_when_one_is_asked_to(ranks):
-    assert [(told["stopped"]["finished"], told["stopped"]["step"]) for told in ranks] == [(False, 4)] * 2
-
-
-def test_two_ranks_resume_to_the_bit_with_the_same_clips(ranks, folder):
+def test_all_ranks_stop_together_when_one_is_asked_to_and_resume_to_the_bit_with_the_same_clips(ranks, folder):
     for told in ranks:
-        straight, again = told["even"], told["resumed"]
+        straight, stopped, again = told["even"], told["stopped"], told["resumed"]
+        assert (stopped["finished"], stopped["step"]) == (False, 4)
         assert same(straight["tensors"], again["tensors"])
-        assert told["stopped"]["given"] + again["given"] == straight["given"]
+        assert stopped["given"] + again["given"] == straight["given"]
     assert log(folder / "stopped") == log(folder / "even")
 
 

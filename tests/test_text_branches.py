@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy_captions import all_words
-from weights_support import ROBERTA, write_roberta
+from weights_support import ROBERTA, word_tokenizer, write_roberta
 
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, _bytes, label_features, lost_texts
@@ -83,7 +83,7 @@ def test_roberta_texts_are_those_of_the_model_on_77_padded_tokens(roberta_files)
 
 
 @pytest.mark.parametrize("side", ["visual_text", "audio_text"])
-def test_order_and_batches_do_not_matter(tiny, side):
+def test_order_batches_and_autocast_do_not_matter(tiny, side):
     branch = getattr(tiny, side)
     together = branch.encode(TEXTS)
     assert together.dtype == torch.float32
@@ -92,40 +92,23 @@ def test_order_and_batches_do_not_matter(tiny, side):
     assert torch.allclose(branch.encode(TEXTS, batch_size=2), together, atol=1e-6)
     assert torch.allclose(branch.encode(TEXTS[::-1]), together.flip(0), atol=1e-6)
     assert branch.encode([]).shape == (0, 128)
-
-
-def test_texts_are_encoded_in_float32_whatever_surrounds_them(tiny):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = tiny.visual_text.encode(TEXTS)
-    assert torch.equal(inside, tiny.visual_text.encode(TEXTS))
-
-
-def test_long_texts_are_cut(tiny, roberta_files):
-    assert tiny.visual_text.encode(["dog " * 100]).isfinite().all()
-    tokens = RobertaTokenizer(roberta_files)(["dog " * 300])
-    assert tokens.shape == (1, 77)
-    assert tokens[0, -1] == 2
+        assert torch.equal(branch.encode(TEXTS), together)
 
 
 # Tokenizers
 
 
-def test_every_toy_word_is_one_token_and_known(tiny):
+def test_every_toy_word_is_one_token_and_others_are_named_once_in_order(tiny, roberta_files):
     tokenizer = tiny.visual_text.tokenizer
-    for word in all_words():
-        row = tokenizer([word])[0]
-        assert (row != 0).sum() == 3, word  # start, word, end
+    words = list(all_words())
+    lengths = (tokenizer(words) != 0).sum(1).tolist()
+    assert lengths == [3] * len(words)  # start, word, end
     assert tokenizer.unknown_words(composition.name for composition in COMPOSITIONS) == []
-
-
-def test_words_outside_the_toy_world_are_named_once_in_order(tiny):
     texts = ["a Zebra galloping, loudly", "the zebra's 3 dogs -- !?", "dog barking"]
     assert tiny.audio_text.unknown_words(texts) == ["zebra", "galloping", "loudly", "'s", "3", "dogs"]
-
-
-def test_open_vocabularies_know_every_word(roberta_files):
-    assert ClipTokenizer().unknown_words(["zebra"]) == []
-    assert RobertaTokenizer(roberta_files).unknown_words(["zebra"]) == []
+    for open_vocabulary in (ClipTokenizer(), RobertaTokenizer(roberta_files)):
+        assert open_vocabulary.unknown_words(["zebra"]) == []
 
 
 def test_the_packaged_merge_file_is_what_the_script_writes(bpe_script):
@@ -158,37 +141,18 @@ def test_files_that_are_no_merge_files_are_told(tmp_path):
         ClipTokenizer(tmp_path / "absent")
 
 
-def test_roberta_tokens_are_those_of_transformers(roberta_files):
+def test_roberta_tokens_are_those_of_transformers_also_from_one_tokenizer_file(roberta_files, tmp_path):
     from transformers import RobertaTokenizer as Reference
 
     reference = Reference.from_pretrained(str(roberta_files[0].parent))
     texts = ["a dog bar", "rain, rain!  A dog's   day", "naïve – 東京 42", "", " <pad> </s>", "dog " * 200]
     theirs = reference(texts, padding="longest", truncation=True, max_length=77, return_tensors="pt")["input_ids"]
-    assert torch.equal(RobertaTokenizer(roberta_files)(texts), theirs)
+    reference.save_pretrained(str(tmp_path))
+    for files in (roberta_files, [tmp_path / "tokenizer.json"]):
+        assert torch.equal(RobertaTokenizer(files)(texts), theirs)
 
 
-def test_roberta_is_read_from_one_tokenizer_file_too(roberta_files, tmp_path):
-    from transformers import RobertaTokenizer as Reference
-
-    Reference.from_pretrained(str(roberta_files[0].parent)).save_pretrained(str(tmp_path))
-    single = RobertaTokenizer([tmp_path / "tokenizer.json"])
-    assert torch.equal(single(TEXTS), RobertaTokenizer(roberta_files)(TEXTS))
-
-
-def test_an_empty_tokenizer_is_refused(tmp_path):
-    """What transformers makes of a folder without files: a few special tokens, and the same tokens for every text."""
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(special)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    files = [tmp_path / "vocab.json", tmp_path / "merges.txt"]
-    with pytest.raises(WeightsError, match="a vocabulary of 5 tokens, but the text model has 50265") as caught:
-        RobertaTokenizer(files)
-    assert "--roberta" in caught.value.hint
-    with pytest.raises(WeightsError, match="does not split texts"):
-        RobertaTokenizer(files, vocab_size=5)  # of the size asked for, but without any word
-
-
-def test_damaged_roberta_files_are_told(roberta_files, tmp_path):
+def test_empty_and_damaged_roberta_files_are_refused(roberta_files, tmp_path):
     vocabulary = json.loads(roberta_files[0].read_text())
     cases = {
         "text": "{not json",
@@ -202,6 +166,16 @@ def test_damaged_roberta_files_are_told(roberta_files, tmp_path):
             RobertaTokenizer([tmp_path / name, roberta_files[1]])
     with pytest.raises(WeightsError):
         RobertaTokenizer([tmp_path / "absent.json", roberta_files[1]])
+    # What transformers makes of a folder without files: a few special tokens, and the same tokens for every text.
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(special)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    files = [tmp_path / "vocab.json", tmp_path / "merges.txt"]
+    with pytest.raises(WeightsError, match="a vocabulary of 5 tokens, but the text model has 50265") as caught:
+        RobertaTokenizer(files)
+    assert "--roberta" in caught.value.hint
+    with pytest.raises(WeightsError, match="does not split texts"):
+        RobertaTokenizer(files, vocab_size=5)  # of the size asked for, but without any word
 
 
 def test_the_borrowed_tokenizer_stays_inside_the_vocabulary():
@@ -214,15 +188,10 @@ def test_the_borrowed_tokenizer_stays_inside_the_vocabulary():
 
 
 def test_tokenizers_of_transformers_serve_open_clip_models(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "is", "barking", "the", "sound", "of", "rain"]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    tokenizer = word_tokenizer(words, "[UNK]", ("[CLS]", "[SEP]"))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     fast.save_pretrained(str(tmp_path))
     rows = TransformersTokenizer(tmp_path, context_length=8, vocab_size=12)(["a dog", "rain"])
@@ -236,19 +205,20 @@ def test_tokenizers_of_transformers_serve_open_clip_models(tmp_path):
 # Features of labels
 
 
-class Counted:
-    """Counts the texts that a branch is asked to encode."""
+@pytest.fixture
+def branch(tiny, monkeypatch):
+    """A text branch that keeps nothing yet and counts the texts that it is asked to encode."""
+    branch = tiny.visual_text
+    encode = branch.encode
 
-    def __init__(self, branch, monkeypatch):
-        self.texts = 0
-        real = branch.encode
+    def counting(texts, batch_size=256):
+        branch.asked += len(texts)
+        return encode(texts, batch_size)
 
-        def encode(texts, batch_size=256):
-            self.texts += len(texts)
-            return real(texts, batch_size)
-
-        monkeypatch.setattr(branch, "encode", encode)
-        branch.__dict__.pop("_label_features", None)
+    monkeypatch.setattr(branch, "asked", 0, raising=False)
+    monkeypatch.setattr(branch, "encode", counting)
+    branch.__dict__.pop("_label_features", None)
+    return branch
 
 
 def test_features_are_means_on_the_sphere(tiny):
@@ -263,54 +233,41 @@ def test_features_are_means_on_the_sphere(tiny):
         label_features(tiny.visual_text, ["dog"], [])
 
 
-def test_a_thousand_labels_are_encoded_once(tiny, monkeypatch):
-    branch = tiny.visual_text
-    counted = Counted(branch, monkeypatch)
+def test_a_thousand_labels_are_encoded_once(branch):
     labels = [f"label {number}" for number in range(1000)]
     first = label_features(branch, labels, ["a {}", "{}"])
-    assert counted.texts == 2000
     first_copy = first.clone()
     first.zero_()  # what a caller does to its own leaves the cache alone
     assert torch.equal(label_features(branch, labels, ["a {}", "{}"]), first_copy)
-    assert counted.texts == 2000
     branch.__dict__.pop("_label_features")  # as in a new process: from disk
     assert torch.equal(label_features(branch, labels, ["a {}", "{}"]), first_copy)
-    assert counted.texts == 2000
+    assert branch.asked == 2000
 
 
-def test_what_matters_for_the_result_is_in_the_key(tiny, monkeypatch):
-    branch = tiny.visual_text
-    counted = Counted(branch, monkeypatch)
-    label_features(branch, ["dog", "cat"], ["a {}"])
-    label_features(branch, ["cat", "dog"], ["a {}"])
-    label_features(branch, ["dog", "cat"], ["the {}"])
-    assert counted.texts == 6
+def test_what_matters_for_the_result_is_in_the_key(tiny, branch, monkeypatch):
+    for labels, template in ((["dog", "cat"], "a {}"), (["cat", "dog"], "a {}"), (["dog", "cat"], "the {}")):
+        label_features(branch, labels, [template])
+    assert branch.asked == 6
+    other = build_backbone("tiny", weights="random", seed=4)
+    assert len({other.visual_text.fingerprint, tiny.audio_text.fingerprint, branch.fingerprint}) == 3
     monkeypatch.setattr(branch, "fingerprint", "other weights")
     label_features(branch, ["dog", "cat"], ["a {}"])
-    assert counted.texts == 8
+    assert branch.asked == 8
     label_features(branch, ["dog", "cat"], ["a {}"], cache=False)
-    assert counted.texts == 10
-    other = build_backbone("tiny", weights="random", seed=4)
-    assert other.visual_text.fingerprint != tiny.visual_text.fingerprint
-    assert tiny.audio_text.fingerprint != tiny.visual_text.fingerprint
+    assert branch.asked == 10
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "zeros", "other key"])
-def test_a_damaged_cache_file_is_computed_again(damage, tiny, monkeypatch):
-    branch = tiny.visual_text
-    counted = Counted(branch, monkeypatch)
+def test_a_damaged_cache_file_is_computed_again(branch):
     expected = label_features(branch, ["dog", "cat"], ["a {}"])
     (path,) = cache_dir("labels").glob("*.safetensors")
     whole = path.read_bytes()
-    if damage in ("zeros", "other key"):
-        stored = torch.zeros(2, 128) if damage == "zeros" else expected.flip(0).contiguous()
-        path.write_bytes(_bytes(path.stem if damage == "zeros" else "other", stored))
-    else:
-        path.write_bytes({"truncated": whole[:-100], "empty": b"", "text": b"hello" * 100}[damage])
-    branch.__dict__.pop("_label_features")
-    assert torch.equal(label_features(branch, ["dog", "cat"], ["a {}"]), expected)
-    assert counted.texts == 4
-    assert path.read_bytes() == whole  # written anew
+    swapped, zeros = _bytes("other", expected.flip(0).contiguous()), _bytes(path.stem, torch.zeros(2, 128))
+    for number, damaged in enumerate((whole[:-100], b"", b"hello" * 100, zeros, swapped)):
+        path.write_bytes(damaged)
+        branch.__dict__.pop("_label_features")
+        assert torch.equal(label_features(branch, ["dog", "cat"], ["a {}"]), expected)
+        assert branch.asked == 4 + 2 * number
+        assert path.read_bytes() == whole  # written anew
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tiny, monkeypatch, tmp_path):
@@ -332,26 +289,17 @@ def test_building_says_nothing(caplog, recwarn):
 def test_labels_that_are_cut_or_become_the_same_text_are_named(tiny):
     long = "barking in the kitchen of a house near a table and a chair and a lamp and a door and a shelf"
     names, wordings = ("dog", "cat", "rain"), (f"{long} of a dog", f"{long} of a cat", "falling rain")
-
     cut, same = lost_texts(tiny.visual_text, names, wordings, ("a photo of {}", "{}"))
-
     assert "dog, cat" in cut
     assert "rain" not in cut
     assert "dog, cat" in same
     assert lost_texts(tiny.visual_text, names, ("a dog", "a cat", "falling rain"), ("a photo of {}", "{}")) == []
-
-
-def test_labels_that_differ_in_a_short_template_only_are_cut_but_not_the_same(tiny):
-    filling = " and a chair" * 5
-    names = wordings = ("dog", "cat")
-
-    (cut,) = lost_texts(tiny.visual_text, names, wordings, ("{}", f"a table{filling} and {{}}"))
-
+    # Those that differ in a short template only are cut but not the same.
+    template = f"a table{' and a chair' * 5} and {{}}"
+    (cut,) = lost_texts(tiny.visual_text, names[:2], names[:2], ("{}", template))
     assert "dog, cat" in cut
     assert "Too long" in cut
-
-
-def test_labels_that_differ_in_what_the_tokenizer_ignores_are_the_same_text(tiny):
+    # Those that differ in what the tokenizer ignores are.
     (same,) = lost_texts(tiny.audio_text, ("dog", "Dog"), ("a dog", "A  Dog"), ("{}",))
     assert "dog, Dog" in same
 

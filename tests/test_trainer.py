@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import signal
 import subprocess
@@ -73,26 +72,23 @@ def test_training_lowers_the_loss_and_changes_only_what_is_trainable(tmp_path, k
     assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
 
 
-def test_the_course_is_written_down(straight):
+def test_the_course_is_written_down_and_every_clip_is_used_once_in_every_epoch_in_another_order(straight):
     _, trainer, folder = straight
     entries = log(folder)
-    assert [(entry["kind"], entry["step"]) for entry in entries] == [
-        ("epoch", 0), *(("step", step) for step in (1, 2, 3)), ("epoch", 3), *(("step", step) for step in (4, 5, 6)),
-        ("epoch", 6), *(("step", step) for step in (7, 8, 9)), ("epoch", 9),
-    ]  # fmt: skip
+    expected = [("epoch", 0)]
+    for epoch in (1, 2, 3):
+        expected += [*(("step", step) for step in range(3 * epoch - 2, 3 * epoch + 1)), ("epoch", 3 * epoch)]
+    assert [(entry["kind"], entry["step"]) for entry in entries] == expected
     steps = [entry for entry in entries if entry["kind"] == "step"]
     assert all(0 < entry["visual_weight"] < 1 and entry["audio_loss"] > 0 for entry in steps)
     assert trainer.progress.finished == "all 3 epochs done"
-
-
-def test_every_clip_is_used_once_in_every_epoch_in_another_order(straight):
-    source = straight[1].task.source
+    source = trainer.task.source
     epochs = [[name for epoch, name in source.given if epoch == number] for number in range(3)]
     assert [sorted(names) for names in epochs] == [sorted(path.stem for path in source.paths)] * 3
     assert len(set(map(tuple, epochs))) == 3
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 9])
+@pytest.mark.parametrize("steps", [1, 3, 8])
 def test_asked_to_stop_it_saves_and_goes_on_to_the_bit_with_the_same_clips(tmp_path, straight, steps):
     kind, trainer, _ = straight
     broken = make_trainer(tmp_path, kind=kind, stopping=StopAfter(steps))
@@ -148,26 +144,23 @@ def test_killed_around_its_first_checkpoint_it_still_tells_how_it_began(tmp_path
     assert log(tmp_path) == log(folder)[:1]
     if torn:  # before the checkpoint: it begins anew
         (tmp_path / "metrics.jsonl").open("a").write('{"kind": "ste')
-        again = make_trainer(tmp_path, kind=kind, stopping=StopAfter(1))
-        again.fit()
+        make_trainer(tmp_path, kind=kind, stopping=StopAfter(1)).fit()
         assert log(tmp_path) == log(folder)[:2]
     else:
         assert resumed(tmp_path, kind=kind).progress.step == 0
         assert log(tmp_path) == log(folder)[:1]
 
 
+@pytest.mark.parametrize("straight", ["pretrain"], indirect=True)
 def test_killing_it_leaves_a_checkpoint_that_it_goes_on_from_to_the_bit(tmp_path, straight):
-    kind, *_ = straight
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; import avfewshot.training.trainer as trainer; trainer.SAVE_SECONDS = -1.0\n"
         "from training_support import make_trainer\n"
-        "make_trainer(Path(sys.argv[2]), kind=sys.argv[3]).fit()\n"
+        "make_trainer(Path(sys.argv[2]), kind='pretrain').fit()\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path), kind], env=dict(os.environ)
-    )
-    store = make_trainer(tmp_path, kind=kind).checkpoints
+    process = subprocess.Popen([sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path)])
+    store = make_trainer(tmp_path, kind="pretrain").checkpoints
     try:
         deadline = time.monotonic() + 120
         while len(store.steps()) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -176,7 +169,7 @@ def test_killing_it_leaves_a_checkpoint_that_it_goes_on_from_to_the_bit(tmp_path
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode in (0, -signal.SIGKILL)
-    again = resumed(tmp_path, kind=kind)
+    again = resumed(tmp_path, kind="pretrain")
     again.fit()
     ends_alike(straight, again, tmp_path)
 
@@ -249,28 +242,22 @@ def test_how_far_the_gates_have_opened_is_written_down(tmp_path):
     assert progress.gate == gates[progress.best_epoch]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, kind):
-    """In a pretraining they are one contrastive batch."""
-    large = make_trainer(tmp_path / "large", kind=kind, paths=clips(6), batch_size=6, epochs=1)
-    small = make_trainer(tmp_path / "small", kind=kind, paths=clips(6), batch_size=2, accumulation=3, epochs=1)
-    assert (large.micro_batch, small.micro_batch) == (6, 2)
-    large.fit()
-    small.fit()
-    assert_close(tensors(large), tensors(small))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("objective", ["classes", "contrastive"])
-def test_micro_batches_change_nothing(tmp_path, kind, objective):
-    settings = {"kind": kind, "paths": MIXED, "batch_size": 5, "epochs": 2, "objective": objective, "pool": "event"}
-    whole = make_trainer(tmp_path / "whole", **settings)
-    cut = make_trainer(tmp_path / "cut", micro_batch=1, **settings)
-    whole.fit()
-    cut.fit()
-    assert min(losses(tmp_path / "whole")) > 0
-    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
-    assert_close(tensors(whole), tensors(cut))
+def test_micro_batches_and_accumulation_change_nothing_in_a_pretraining(tmp_path, objective):
+    """In a few-shot training: see test_training_gradients.py. Accumulated batches are one contrastive batch."""
+    common = {"kind": "pretrain", "objective": objective, "pool": "event"}
+    for name, paths, epochs, sizes in (
+        ("micro", MIXED, 2, ({"batch_size": 5}, {"batch_size": 5, "micro_batch": 1})),
+        ("accumulated", clips(6), 1, ({"batch_size": 6}, {"batch_size": 2, "accumulation": 3})),
+    ):
+        trained = []
+        for number, size in enumerate(sizes):
+            trainer = make_trainer(tmp_path / f"{name}-{number}", paths=paths, epochs=epochs, **common, **size)
+            trainer.fit()
+            trained.append(tensors(trainer))
+        assert min(losses(tmp_path / f"{name}-0")) > 0
+        assert losses(tmp_path / f"{name}-1") == pytest.approx(losses(tmp_path / f"{name}-0"), abs=1e-5)
+        assert_close(*trained)
 
 
 class Greedy(EagerRunner):
@@ -311,11 +298,9 @@ def test_it_stops_when_validation_gets_no_better(tmp_path):
     assert (progress.epoch, progress.best_epoch, progress.finished) == (2, 0, "no better for 2 epochs")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_untrained_model_is_the_best_when_training_only_harms(tmp_path, kind):
-    trainer = make_trainer(tmp_path, kind=kind, lr=0.5, clip_norm=0, epochs=1)
-    fresh = tensors(trainer)
-    baseline = trainer.task.baseline(trainer.model.eval())
+def test_the_untrained_model_is_the_best_when_training_only_harms(tmp_path):
+    trainer = make_trainer(tmp_path, lr=0.5, clip_norm=0, epochs=1)
+    fresh, baseline = tensors(trainer), trainer.task.baseline(trainer.model.eval())
     worse = dataclasses.replace(baseline, figure=baseline.figure - 0.1)
     trainer.task.validate = lambda model, epoch: worse
     assert trainer.fit().best_epoch == 0
@@ -332,38 +317,28 @@ def test_what_a_training_begins_with_is_the_baseline_where_it_is_better_than_the
     assert trainer.fit().best == (begun if better else zero_shot)
 
 
-def test_a_share_of_the_trained_logits_that_is_set_is_taken(tmp_path):
-    trainer = make_trainer(tmp_path, epochs=1, blend=0.75)
-    trainer.fit()
-    assert [entry["blend"] for entry in log(tmp_path) if entry["kind"] == "epoch"] == [0.0, 0.75]
-
-
-def test_a_clip_that_vanishes_from_a_support_is_named(tmp_path):
-    trainer = make_trainer(tmp_path, paths=[*names(), Path("1-3-broken.mp4")])
+def test_clips_that_vanish_from_a_support_or_a_validation_are_named(tmp_path):
     with pytest.raises(AvfsError, match=r"1-3-broken\.mp4"):
+        make_trainer(tmp_path / "support", paths=[*names(), Path("1-3-broken.mp4")]).fit()
+    source, trainer = MemorySource(clips(6)), make_trainer(tmp_path / "validation", epochs=1)
+    trainer.task.validator = validator(trainer.config, source)
+    source.paths[2] = Path("2-90-broken.mp4")
+    with pytest.raises(AvfsError, match="cannot be read any more") as caught:
         trainer.fit()
+    assert "--resume" in caught.value.hint
 
 
-def test_clips_of_a_list_that_cannot_be_read_are_left_out_and_told(tmp_path):
-    failures, batches = [], []
-    paths = [*clips(6), Path("1-80-broken.mp4")]
-    trainer = make_trainer(tmp_path, kind="pretrain", paths=paths, epochs=1, options={"on_failure": failures.append})
-    accumulate = trainer.accumulate
-    trainer.accumulate = lambda samples: (batches.append(len(samples)), accumulate(samples))[1]
-    assert trainer.fit().step == 2
-    [failure] = failures
-    assert (failure.id, failure.path, failure.error) == ("1-80-broken", str(paths[-1]), "it is broken.")
-    assert sum(batches) == 6
-
-
-def test_skipped_clips_are_left_out(tmp_path):
-    trainer = make_trainer(tmp_path, kind="pretrain", epochs=1, options={"skip": lambda name: name.startswith("1")})
-    seen = []
+def test_clips_of_a_list_that_cannot_be_read_or_are_skipped_are_left_out(tmp_path):
+    failures, seen, paths = [], [], [*clips(9), Path("1-80-broken.mp4")]
+    options = {"on_failure": failures.append, "skip": lambda name: name.startswith("2")}
+    trainer = make_trainer(tmp_path, kind="pretrain", paths=paths, epochs=1, options=options)
     accumulate = trainer.accumulate
     trainer.accumulate = lambda samples: (seen.extend(clip.labels.tolist() for clip in samples), accumulate(samples))[1]
-    trainer.fit()
-    assert len(seen) == 7
-    assert not any(labels[1] for labels in seen)
+    assert trainer.fit().step == 3
+    [failure] = failures
+    assert (failure.id, failure.path, failure.error) == ("1-80-broken", str(paths[-1]), "it is broken.")
+    assert len(seen) == 6
+    assert not any(labels[2] for labels in seen)
 
 
 def test_a_batch_of_which_nothing_is_left_changes_nothing(tmp_path):
@@ -399,35 +374,22 @@ def test_a_validator_takes_the_first_clips_that_can_be_read():
     assert 0 <= found.baseline().figure <= 1
 
 
-def test_a_validator_whose_clips_vanish_says_so(tmp_path):
-    source = MemorySource(clips(6))
-    trainer = make_trainer(tmp_path, epochs=1)
-    trainer.task.validator = validator(trainer.config, source)
-    source.paths[2] = Path("2-90-broken.mp4")
-    with pytest.raises(AvfsError, match="cannot be read any more") as caught:
-        trainer.fit()
-    assert "--resume" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("every", "epochs", "clips", "validation", "expected"),
-    [
+def test_validations_take_no_more_than_training_and_are_two_at_least():
+    for every, epochs, count, validation, expected in (
         ("auto", 10, 25, 100, 4),
         ("auto", 20, 25, 40, 2),
         ("auto", 10, 400, 100, 1),
         ("auto", 1, 25, 900, 1),
         (7, 10, 5, 9, 7),
-    ],
-)
-def test_validations_take_no_more_than_training_and_are_two_at_least(every, epochs, clips, validation, expected):
-    config = TrainingConfig(validate_every=every, epochs=epochs)
-    assert validation_interval(config, clips, validation) == expected
+    ):
+        config = TrainingConfig(validate_every=every, epochs=epochs)
+        assert validation_interval(config, count, validation) == expected
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_is_validated_as_often_as_asked_and_after_the_last_epoch(tmp_path, kind):
-    make_trainer(tmp_path, kind=kind, paths=clips(4), epochs=5, validate_every=2).fit()
-    assert [entry["epoch"] for entry in log(tmp_path) if entry["kind"] == "epoch"] == [0, 2, 4, 5]
+def test_it_is_validated_as_often_as_asked_and_after_the_last_epoch_with_the_share_that_is_set(tmp_path):
+    make_trainer(tmp_path, paths=clips(4), epochs=5, validate_every=2, blend=0.75).fit()
+    entries = [(entry["epoch"], entry["blend"]) for entry in log(tmp_path) if entry["kind"] == "epoch"]
+    assert entries == [(0, 0.0), (2, 0.75), (4, 0.75), (5, 0.75)]
 
 
 def test_windows_of_long_clips_lie_inside_and_move_from_epoch_to_epoch():
@@ -437,20 +399,14 @@ def test_windows_of_long_clips_lie_inside_and_move_from_epoch_to_epoch():
     assert window_start(10, 10, seed=1, epoch=3, key="a") == 0
 
 
-def test_schedules():
+def test_schedules(tmp_path, monkeypatch):
     lr_lambda = TrainTask().lr_lambda
     cosine = lr_lambda(TrainingConfig(schedule="cosine", epochs=10, warmup=0.2), 10)
-    assert cosine(0) == pytest.approx(1 / 21)
-    assert cosine(20) == pytest.approx(1)
-    assert cosine(60) == pytest.approx(0.5)
-    assert cosine(100) == pytest.approx(0, abs=1e-12)
+    assert [cosine(n) for n in (0, 20, 60, 100)] == pytest.approx([1 / 21, 1, 0.5, 0], abs=1e-12)
     step = lr_lambda(TrainingConfig(schedule="step", epochs=10, step_epochs=2, step_factor=0.5), 3)
     assert [step(n) for n in (0, 5, 6, 12)] == [1, 1, 0.5, 0.25]
     assert lr_lambda(TrainingConfig(schedule="constant", epochs=5), 3)(50) == 1
-
-
-def test_a_task_may_have_a_schedule_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(FewShotTask, "lr_lambda", lambda self, config, steps: lambda done: 0.5**done)
-    make_trainer(tmp_path, epochs=1, lr=1e-3).fit()
+    make_trainer(tmp_path, epochs=1, lr=1e-3).fit()  # a task may have a schedule of its own
     rates = [entry["lr"] for entry in log(tmp_path) if entry["kind"] == "step"]
     assert rates == pytest.approx([1e-3 * 0.5**done for done in range(3)])

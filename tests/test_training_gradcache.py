@@ -94,8 +94,10 @@ def in_chunks(sizes: list[int], **options) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("sizes", [[7], [4, 3], [1, 4, 2], [1] * 7])
-def test_gradients_in_chunks_are_those_of_one_big_batch(sizes):
+def test_gradients_in_chunks_are_those_of_one_big_batch_and_a_gradient_scaler_is_put_in_once(sizes):
     assert_same(in_chunks(sizes), one_batch(), tolerance=0 if len(sizes) == 1 else 1e-10)
+    scaled = in_chunks(sizes, backward=lambda scalar: (scalar * 1024).backward())
+    assert_same(scaled, one_batch(factor=1024), tolerance=1e-8)
 
 
 def test_chunks_run_without_a_graph_first_and_one_by_one_with_one_afterwards_and_a_single_one_once():
@@ -116,12 +118,6 @@ def test_chunks_run_without_a_graph_first_and_one_by_one_with_one_afterwards_and
         model.zero_grad()
     # The second chunk is run again when the first has passed its gradient on.
     assert events == [(0, False, False), (1, False, False), (0, True, False), (1, True, True), (0, True, False)]
-
-
-@pytest.mark.parametrize("sizes", [[7], [3, 4]])
-def test_the_factor_of_a_gradient_scaler_is_put_in_once(sizes):
-    got = in_chunks(sizes, backward=lambda scalar: (scalar * 1024).backward())
-    assert_same(got, one_batch(factor=1024), tolerance=1e-8)
 
 
 def noisy_step(sizes: list[int], cached: bool) -> tuple[dict, list[float]]:

@@ -46,15 +46,14 @@ def vit_b_16(tiny):
 
 def clips_for(backbone, pixels: bool, count: int = 6, seconds: int = 2):
     generator = torch.Generator().manual_seed(1)
-    size = backbone.visual.image_size
+    size, widths = backbone.visual.image_size, (backbone.visual.output_dim, backbone.audio.output_dim)
     result = []
     for index in range(count):
         if pixels:
             visual = torch.randint(0, 256, (seconds, 3, size, size), dtype=torch.uint8, generator=generator)
             audio = 0.1 * torch.randn(seconds, 48000, generator=generator)
         else:
-            visual = F.normalize(torch.randn(seconds, backbone.visual.output_dim, generator=generator), dim=-1)
-            audio = F.normalize(torch.randn(seconds, backbone.audio.output_dim, generator=generator), dim=-1)
+            visual, audio = (F.normalize(torch.randn(seconds, w, generator=generator), dim=-1) for w in widths)
         result.append(TuningClip(visual, audio, torch.eye(3, dtype=torch.bool)[index % 3]))
     return result
 
@@ -66,17 +65,12 @@ def test_learned_parameters_of_the_visual_side_are_as_many_as_published(vit_b_16
     assert method(vit_b_16, TEXTS).num_trainable["visual"] == parameters
 
 
-@pytest.mark.parametrize("modality", ["visual", "audio"])
-def test_without_context_a_prompted_text_is_the_branchs_own(tiny, modality):
-    branch = getattr(tiny, f"{modality}_text")
-    prompted = PromptedText(branch, TEXTS, 0)
-    ours = prompted(torch.zeros(0, prompted.width))
-    assert torch.allclose(ours, branch.encode([f"{text}." for text in TEXTS]), atol=1e-6)
-
-
-def test_context_equals_the_words_that_it_was_copied_from(tiny):
-    branch = tiny.visual_text
-    prompted = PromptedText(branch, ["dog", "a cat"], 2)
+def test_without_context_a_prompted_text_is_the_branchs_own_and_context_equals_the_words_it_was_copied_from(tiny):
+    for branch in (tiny.visual_text, tiny.audio_text):
+        prompted = PromptedText(branch, TEXTS, 0)
+        ours = prompted(torch.zeros(0, prompted.width))
+        assert torch.allclose(ours, branch.encode([f"{text}." for text in TEXTS]), atol=1e-6)
+    branch, prompted = tiny.visual_text, PromptedText(tiny.visual_text, ["dog", "a cat"], 2)
     ours = prompted(prompted.embedding_of("red car"))
     assert torch.allclose(ours, branch.encode(["red car dog.", "red car a cat."]), atol=1e-5)
 
@@ -220,14 +214,17 @@ def test_what_a_clip_looks_like_shifts_the_context_of_cocoop(tiny):
     assert not torch.allclose(alone, beside, atol=1e-5)  # the same second in another clip
 
 
-def test_several_labels_share_the_target(tiny):
+def test_several_labels_share_the_target_and_seconds_are_samples_where_seconds_are_labelled(tiny):
     clip = clips_for(tiny, pixels=False, count=1)[0]
     method = CoOp(tiny, TEXTS)
-    visual, audio = (logits[:, :-1].mean(0, keepdim=True) for logits in method(clip.visual, clip.audio))
-    target = torch.tensor([[0.5, 0.5, 0.0]])
+    logits = method(clip.visual, clip.audio)
+    visual, audio = (part[:, :-1].mean(0, keepdim=True) for part in logits)
+    target, labels = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([1, 1, 0], dtype=torch.bool)
     expected = (F.cross_entropy(visual, target) + F.cross_entropy(audio, target)) / 2
-    labels = torch.tensor([1, 1, 0], dtype=torch.bool)
     assert torch.allclose(clip_loss(method, [TuningClip(clip.visual, clip.audio, labels)]), expected)
+    seconds = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    expected = F.cross_entropy(torch.cat(logits), torch.tensor([0, 3, 0, 3]))
+    assert torch.allclose(clip_loss(method, [TuningClip(clip.visual, clip.audio, seconds)]), expected)
 
 
 def test_maples_prompts_act_in_every_layer_of_the_visual_tower(tiny):
@@ -240,15 +237,6 @@ def test_maples_prompts_act_in_every_layer_of_the_visual_tower(tiny):
         after = method.embed("visual", clip.visual)
         assert not torch.allclose(after, before, atol=1e-6)
         before = after
-
-
-def test_seconds_are_samples_where_seconds_are_labelled(tiny):
-    clip = clips_for(tiny, pixels=False, count=1)[0]
-    method = CoOp(tiny, TEXTS)
-    seconds = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
-    visual, audio = method(clip.visual, clip.audio)
-    expected = F.cross_entropy(torch.cat((visual, audio)), torch.tensor([0, 3, 0, 3]))
-    assert torch.allclose(clip_loss(method, [TuningClip(clip.visual, clip.audio, seconds)]), expected)
 
 
 def test_a_file_of_something_else_is_refused_by_name(tiny, tmp_path):
