@@ -79,22 +79,22 @@ def test_a_method(package, tmp_path):
 
 def test_a_head(package):
     task, about = load_task("ave"), {"classes": ["a", "b"]}
-    head = task.build_head("linear-seconds", {"visual": 4, "audio": 3}, about)
+    head = task.heads["linear-seconds"].build({"visual": 4, "audio": 3}, about)
     features = {"visual": torch.randn(2, 10, 4), "audio": torch.randn(2, 10, 3)}
     examples = [Example(str(i), Path(), np.full(10, i)) for i in range(2)]
 
     assert list(task.heads) == ["cmbs", "cmbs-weak", "linear-seconds"]
-    assert task.needs("linear-seconds") == {"visual", "audio"}
-    assert task.needs("cmbs") == {"places", "audio"}
+    assert task.heads["linear-seconds"].needs == {"visual", "audio"}
+    assert task.heads["cmbs"].needs == {"places", "audio"}
     optimiser = torch.optim.Adam(head.parameters(), lr=0.1)
     for _ in range(60):
         optimiser.zero_grad()
-        task.loss(head, features, examples).backward()
+        head.loss(features, examples).backward()
         optimiser.step()
-    predictions = task.predict(head, features, examples)
+    predictions = head.predict(features, examples)
     assert np.mean([(said == example.target).mean() for said, example in zip(predictions, examples, strict=True)]) > 0.7
     assert "linear-seconds" not in load_task("avvp").heads
-    assert type(task.build_head("cmbs", {"places": 4, "audio": 3}, about)).__name__ == "CMBS"
+    assert type(task.heads["cmbs"].build({"places": 4, "audio": 3}, about)).__name__ == "CMBS"
 
 
 def test_a_data_set(package, tmp_path):

@@ -259,7 +259,7 @@ def test_loss_teaches_that_own_pictures_match_and_others_do_not(head):
     logits = [head.match(torch.cat([sound, picture], -1)).log_softmax(-1) for picture in (visual, wrong)]
     match = -(logits[0][..., 1].mean() + logits[1][..., 0].mean()) / 2
     answer = torch.nn.functional.cross_entropy(head(places, audio, words), answers)
-    torch.testing.assert_close(head.loss(places, audio, words, answers, others), answer + 0.5 * match)
+    torch.testing.assert_close(head.loss_of(places, audio, words, answers, others), answer + 0.5 * match)
 
 
 def test_head_learns_eight_clips_by_heart(head):
@@ -269,6 +269,6 @@ def test_head_learns_eight_clips_by_heart(head):
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
     for _ in range(100):
         optimizer.zero_grad()
-        head.loss(places, audio, words, answers, [7, *range(7)]).backward()
+        head.loss_of(places, audio, words, answers, [7, *range(7)]).backward()
         optimizer.step()
     assert (head(places, audio, words).argmax(-1) == answers).all()

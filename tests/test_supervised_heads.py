@@ -8,7 +8,7 @@ import torch
 
 from avfewshot.data.load import load_dataset
 from avfewshot.evaluation.parsing import parsing_scores, runs
-from avfewshot.supervised.ave import CMBS
+from avfewshot.supervised.ave import CMBS, WeakCMBS
 from avfewshot.supervised.avvp import HAN, MGN
 from avfewshot.supervised.base import Example, TaskData, load_task
 
@@ -58,11 +58,11 @@ def ave_clips(count=8, classes=5, seed=0):
 def test_cmbs_learns_eight_ave_clips(weak):
     torch.manual_seed(0)
     places, audio, seconds = ave_clips()
-    head = CMBS(24, 16, 5, weak=weak, dim=32, dropout=0.0)
+    head = (WeakCMBS if weak else CMBS)(24, 16, 5, dim=32, dropout=0.0)
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        head.loss(head(places, audio), seconds).backward()
+        head.loss_of(head(places, audio), seconds).backward()
         optimizer.step()
     said = head.eval().answer(head(places, audio))
     right = said == seconds
@@ -80,7 +80,7 @@ def test_cmbs_counts_and_silent_ave_clips():
     places, audio, _ = ave_clips()
     head = CMBS(24, 16, 5, dim=32)
     # A batch of clips in which nothing happens has a loss, which teaches no class.
-    head.loss(head(places, audio), torch.full((8, 10), 5)).backward()
+    head.loss_of(head(places, audio), torch.full((8, 10), 5)).backward()
     assert torch.isfinite(head.relevance.weight.grad).all()
     assert head.event.weight.grad is None
     assert head.relevance.weight.grad.abs().sum() > 0

@@ -185,7 +185,7 @@ def test_every_adapter_is_trained_in_every_task(name, kind, shared, monkeypatch)
     assert any(key.startswith("head.") for key in changed)
     assert len(training.predict(model, [])) == 0
     features = training.features(model.eval(), loaded, "av")
-    assert len(task.predict(model.head, features, examples)) == 2
+    assert len(model.head.predict(features, examples)) == 2
 
 
 @pytest.mark.parametrize(("name", "adapter"), [("clip-shared", "stg_cma"), ("swin-shared", "none")])

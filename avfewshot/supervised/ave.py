@@ -18,107 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.inference.logits import ClipLogits
-from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
+from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, TaskHead, ZeroShot
 
 BACKGROUND = "background"
 VISUAL, AUDIO = 512, 128  # channels that CMBS reads, of VGG-19 and VGGish; other widths pass a linear map
 TOP_SECONDS = 4
-
-
-class LocalisationTask(SupervisedTask):
-    """Class of each second; a target and a prediction is int64 ``[T]``, K where nothing happens."""
-
-    name = "ave"
-    title = "audio-visual event localisation (AVE)"
-    dataset = "ave"
-    headline = "segment_accuracy"
-    heads: ClassVar[Mapping[str, Recipe]] = {
-        "cmbs": Recipe(7e-4, 64, 200, (10, 20, 30), 0.5, clip_norm=0.5),
-        "cmbs-weak": Recipe(6e-4, 64, 200, (10, 20, 40), 0.5, clip_norm=0.5),
-    }
-
-    def needs(self, head: str) -> frozenset[str]:
-        """CMBS looks at places."""
-        return frozenset({"places", "audio"})
-
-    def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
-        """See :meth:`SupervisedTask.read`."""
-        return self.read_clips(
-            root, media, subset, lambda dataset, sample: dataset.segment_labels(sample, self.seconds)
-        )
-
-    def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
-        """CMBS, supervised or from the clips' classes alone."""
-        return CMBS(widths["places"], widths["audio"], len(about["classes"]), weak=head == "cmbs-weak")
-
-    def loss(self, head: Any, features: Features, examples: Sequence[Example]) -> Tensor:
-        """See :meth:`CMBS.loss`."""
-        seconds = torch.from_numpy(np.stack([example.target for example in examples]))
-        said = head(features["places"], features["audio"])
-        return head.loss(said, seconds.to(said.gate.device))
-
-    def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
-        """Classes of seconds."""
-        return list(head.answer(head(features["places"], features["audio"])).cpu().numpy())
-
-    def metrics(
-        self, predictions: Sequence[Any], examples: Sequence[Example], about: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """Share of right seconds, of those with an event too, and how many are called background."""
-        truth = np.stack([example.target for example in examples])
-        said = np.stack([one[: truth.shape[1]] for one in predictions])
-        event, background = truth < len(about["classes"]), len(about["classes"])
-        right = said == truth
-        return {
-            "segment_accuracy": 100 * float(right.mean()),
-            "event_seconds": 100 * float(right[event].mean()) if event.any() else 0.0,
-            "background_share": 100 * float((said == background).mean()),
-        }
-
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
-        """Zero-shot by second, constant answers, and the true class without the background."""
-        test, count = data.splits["test"], len(data.about["classes"])
-        truth = np.stack([example.target for example in test])
-        train = np.concatenate([example.target for example in data.splits["train"]])
-        common = int(np.bincount(train[train < count], minlength=count).argmax())
-        return {
-            **({} if zero_shot is None else {"zero-shot by second": self._zero_shot(data, zero_shot)}),
-            "always background": list(np.full_like(truth, count)),
-            f"always {data.about['classes'][common]}": list(np.full_like(truth, common)),
-            # The first class for a clip without an event.
-            "true class in all seconds": [np.full_like(row, [*row[row < count], 0][0]) for row in truth],
-        }
-
-    def _zero_shot(self, data: TaskData, zero_shot: ZeroShot) -> list[Any]:
-        """The most probable class; background below the probability that is best on validation."""
-        return self.cut(data, zero_shot, self._probabilities, _above, np.linspace(0, 1, 51), 0.0)
-
-    def _probabilities(self, logits: ClipLogits) -> Any:
-        """The product of what is seen and heard, normalised, ``[T, K]``; zero behind the end of a short clip."""
-        parts = [
-            part[: self.seconds, :-1].log_softmax(-1) for part in (logits.visual, logits.audio) if part is not None
-        ]
-        joined = torch.stack(parts).sum(0).softmax(-1).numpy()
-        return np.pad(joined, ((0, self.seconds - len(joined)), (0, 0)))
-
-    def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
-        """The class of its event."""
-        events = example.target[example.target < len(about["classes"])]
-        return about["classes"][events[0]] if len(events) else None
-
-    def streams(self, said: Any, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Events that are seen and heard."""
-        return {"seen and heard": np.eye(len(about["classes"]) + 1, dtype=bool)[said][:, :-1]}
-
-    def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Names by second."""
-        names = [*about["classes"], BACKGROUND]
-        return {"seconds": [names[label] for label in prediction]}
-
-
-def _above(probabilities: Any, threshold: float) -> Any:
-    best = probabilities.argmax(-1)
-    return np.where(probabilities.max(-1) >= max(threshold, 1e-9), best, probabilities.shape[-1])
 
 
 class Localisation(NamedTuple):
@@ -182,24 +86,18 @@ class _Interaction(nn.Module):
         return self.norm(product + self.attention(product, memory, memory, need_weights=False)[0])
 
 
-class CMBS(nn.Module):
-    """The head of K classes, the background not counted, for places and seconds of sound of any width.
+class CMBS(TaskHead):
+    """The head of K classes, the background not counted, for places and seconds of sound of any width."""
 
-    Where it is `weak` it learns from the clip's class alone: no recurrent layers, and one answer for all seconds.
-    """
+    recipe = Recipe(7e-4, 64, 200, (10, 20, 30), 0.5, clip_norm=0.5)
+    needs = frozenset({"places", "audio"})
+    weak = False
 
     def __init__(
-        self,
-        visual_width: int,
-        audio_width: int,
-        classes: int,
-        *,
-        weak: bool = False,
-        dim: int = 256,
-        dropout: float = 0.1,
+        self, visual_width: int, audio_width: int, classes: int, *, dim: int = 256, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.weak, self.classes = weak, classes
+        weak, self.classes = self.weak, classes
         self.alpha, self.gamma = (0.2, 0.5) if weak else (0.1, 0.3)
         self.visual_in = nn.Sequential(nn.Linear(visual_width, VISUAL), nn.ReLU())
         self.audio_in = nn.Identity() if audio_width == AUDIO else nn.Linear(audio_width, AUDIO)
@@ -226,6 +124,11 @@ class CMBS(nn.Module):
         self.visual_audio, self.audio_visual = _Interaction(dim, heads, dropout), _Interaction(dim, heads, dropout)
         self.relevance = None if weak else nn.Linear(dim, 1)
         self.event = nn.Linear(dim, outputs, bias=not weak)
+
+    @classmethod
+    def build(cls, widths: Mapping[str, Any], about: Mapping[str, Any]) -> CMBS:
+        """See :meth:`TaskHead.build`."""
+        return cls(widths["places"], widths["audio"], len(about["classes"]))
 
     def forward(self, places: Tensor, audio: Tensor) -> Localisation:
         """``[B, T, P, visual_width]`` and ``[B, T, audio_width]`` to answers."""
@@ -260,7 +163,17 @@ class CMBS(nn.Module):
         event = self.event(fused.amax(1)) + self.gamma * support
         return Localisation(self.relevance(fused)[..., 0], event, gate[..., 0], support)
 
-    def loss(self, said: Localisation, seconds: Tensor) -> Tensor:
+    def loss(self, features: Features, examples: Sequence[Example]) -> Tensor:
+        """See :meth:`loss_of`."""
+        seconds = torch.from_numpy(np.stack([example.target for example in examples]))
+        said = self(features["places"], features["audio"])
+        return self.loss_of(said, seconds.to(said.gate.device))
+
+    def predict(self, features: Features, examples: Sequence[Example]) -> list[Any]:
+        """Classes of seconds."""
+        return list(self.answer(self(features["places"], features["audio"])).cpu().numpy())
+
+    def loss_of(self, said: Localisation, seconds: Tensor) -> Tensor:
         """Of what :meth:`forward` said, against classes of seconds int64 ``[B, T]``, K for the background."""
         there = seconds < self.classes
         kinds = torch.where(there, seconds, -1).amax(1)
@@ -278,3 +191,85 @@ class CMBS(nn.Module):
         """Class of each second, int64 ``[B, T]``, K for the background; weakly supervised it is never K."""
         event = said.event[:, : self.classes].argmax(-1, keepdim=True).expand_as(said.relevance)
         return event if self.weak else torch.where(said.relevance > 0, event, self.classes)
+
+
+class WeakCMBS(CMBS):
+    """Learns from the clip's class alone: no recurrent layers, and one answer for all seconds."""
+
+    recipe = Recipe(6e-4, 64, 200, (10, 20, 40), 0.5, clip_norm=0.5)
+    weak = True
+
+
+class LocalisationTask(SupervisedTask):
+    """Class of each second; a target and a prediction is int64 ``[T]``, K where nothing happens."""
+
+    name = "ave"
+    title = "audio-visual event localisation (AVE)"
+    dataset = "ave"
+    headline = "segment_accuracy"
+    heads: ClassVar = {"cmbs": CMBS, "cmbs-weak": WeakCMBS}
+
+    def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
+        """See :meth:`SupervisedTask.read`."""
+        return self.read_clips(
+            root, media, subset, lambda dataset, sample: dataset.segment_labels(sample, self.seconds)
+        )
+
+    def metrics(
+        self, predictions: Sequence[Any], examples: Sequence[Example], about: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Share of right seconds, of those with an event too, and how many are called background."""
+        truth = np.stack([example.target for example in examples])
+        said = np.stack([one[: truth.shape[1]] for one in predictions])
+        event, background = truth < len(about["classes"]), len(about["classes"])
+        right = said == truth
+        return {
+            "segment_accuracy": 100 * float(right.mean()),
+            "event_seconds": 100 * float(right[event].mean()) if event.any() else 0.0,
+            "background_share": 100 * float((said == background).mean()),
+        }
+
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
+        """Zero-shot by second, constant answers, and the true class without the background."""
+        test, count = data.splits["test"], len(data.about["classes"])
+        truth = np.stack([example.target for example in test])
+        train = np.concatenate([example.target for example in data.splits["train"]])
+        common = int(np.bincount(train[train < count], minlength=count).argmax())
+        return {
+            **({} if zero_shot is None else {"zero-shot by second": self._zero_shot(data, zero_shot)}),
+            "always background": list(np.full_like(truth, count)),
+            f"always {data.about['classes'][common]}": list(np.full_like(truth, common)),
+            # The first class for a clip without an event.
+            "true class in all seconds": [np.full_like(row, [*row[row < count], 0][0]) for row in truth],
+        }
+
+    def _zero_shot(self, data: TaskData, zero_shot: ZeroShot) -> list[Any]:
+        """The most probable class; background below the probability that is best on validation."""
+        return self.cut(data, zero_shot, self._probabilities, _above, np.linspace(0, 1, 51), 0.0)
+
+    def _probabilities(self, logits: ClipLogits) -> Any:
+        """The product of what is seen and heard, normalised, ``[T, K]``; zero behind the end of a short clip."""
+        parts = [
+            part[: self.seconds, :-1].log_softmax(-1) for part in (logits.visual, logits.audio) if part is not None
+        ]
+        joined = torch.stack(parts).sum(0).softmax(-1).numpy()
+        return np.pad(joined, ((0, self.seconds - len(joined)), (0, 0)))
+
+    def class_of(self, example: Example, about: Mapping[str, Any]) -> str | None:
+        """The class of its event."""
+        events = example.target[example.target < len(about["classes"])]
+        return about["classes"][events[0]] if len(events) else None
+
+    def streams(self, said: Any, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Events that are seen and heard."""
+        return {"seen and heard": np.eye(len(about["classes"]) + 1, dtype=bool)[said][:, :-1]}
+
+    def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Names by second."""
+        names = [*about["classes"], BACKGROUND]
+        return {"seconds": [names[label] for label in prediction]}
+
+
+def _above(probabilities: Any, threshold: float) -> Any:
+    best = probabilities.argmax(-1)
+    return np.where(probabilities.max(-1) >= max(threshold, 1e-9), best, probabilities.shape[-1])

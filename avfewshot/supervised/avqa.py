@@ -22,9 +22,8 @@ from avfewshot.data.dataset import SPLITS
 from avfewshot.data.music_avqa import BlindPrior, Question, WordList, answer_list, load_music_avqa, split_words
 from avfewshot.errors import DataError, UsageError
 from avfewshot.evaluation.question_answering import accuracy_by_type
-from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, ZeroShot
+from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, TaskHead, ZeroShot
 
-_WIDTHS = {"st-avqa": 512, "st-avqa-small": 128}
 _MATCH_WEIGHT = 0.5  # of the matching loss beside the answer's
 _LOG = logging.getLogger(__name__)
 
@@ -34,99 +33,6 @@ class Answer(NamedTuple):
 
     text: str
     probability: float
-
-
-class QuestionTask(SupervisedTask):
-    """A target is a :class:`Question`, what is given is its words as indices, a prediction is an :class:`Answer`."""
-
-    name = "avqa"
-    title = "audio-visual question answering (MUSIC-AVQA)"
-    dataset = "avqa"
-    headline = "accuracy"
-    window = 60  # every sixth second of a minute, as published
-    heads: ClassVar[Mapping[str, Recipe]] = {
-        "st-avqa": Recipe(1e-4, 64, 80, (8, 16, 24), 0.1),
-        "st-avqa-small": Recipe(2e-3, 64, 40, (26, 34), 0.3),
-    }
-
-    def needs(self, head: str) -> frozenset[str]:
-        """Places, which the sound chooses among."""
-        return frozenset({"places", "audio"})
-
-    def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
-        """See :meth:`SupervisedTask.read`; subsets are the releases ``update`` and ``original``."""
-        dataset = load_music_avqa(root, subset, media)
-        train = dataset.usable("train")
-        if not train:
-            raise DataError(f"{root}: no video of a training question is here.", hint="Look at --root and --media.")
-        words = WordList.of(train)
-        splits = {
-            split: [
-                Example(f"{q.video}-{q.id}", dataset.videos[q.video], q, words.encode(q.words)[0])
-                for q in dataset.usable(split)
-            ]
-            for split in SPLITS
-        }
-        about = {"answers": answer_list(train), "words": list(words.words)}
-        return TaskData(splits, about, dataset.report.describe())
-
-    def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
-        """ST-AVQA; it keeps its list of answers."""
-        sizes = widths["places"], widths["audio"], len(about["words"]), len(about["answers"])
-        built: Any = STAVQA(*sizes, dim=_WIDTHS[head])
-        built.answers = tuple(about["answers"])
-        return built
-
-    def loss(self, head: Any, features: Features, examples: Sequence[Example]) -> Tensor:
-        """Answers, and whether pictures belong to the sound: pictures of other videos of the batch do not."""
-        places = features["places"]
-        answers = [head.answers.index(example.target.answer) for example in examples]
-        others = other_videos([example.path for example in examples])
-        words, truth = _words(examples, places.device), torch.tensor(answers, device=places.device)
-        return head.loss(places, features["audio"], words, truth, others)
-
-    def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
-        """The most probable answers."""
-        logits = head(features["places"], features["audio"], _words(examples, features["places"].device))
-        best = logits.softmax(-1).max(-1)
-        return [
-            Answer(head.answers[index], probability)
-            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-
-    def metrics(
-        self, predictions: Sequence[Any], examples: Sequence[Example], about: Mapping[str, Any]
-    ) -> dict[str, float]:
-        """Accuracy over all questions, by modality and by type."""
-        said = accuracy_by_type([example.target for example in examples], [answer.text for answer in predictions])
-        return {"accuracy": said.pop("all"), **said}
-
-    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
-        """What training questions say to somebody who neither looks nor listens."""
-        train = [example.target for example in data.splits["train"]]
-        prior = BlindPrior(train)
-        answers = [question.answer for question in train]
-        common = max(dict.fromkeys(answers), key=answers.count)
-        test = data.splits["test"]
-        return {
-            f"always {common}": [Answer(common, 1.0) for _ in test],
-            "blind prior of the template": [Answer(prior.answer(example.target), 1.0) for example in test],
-        }
-
-    def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Question, answer, probability."""
-        text = example.target.text if isinstance(example.target, Question) else example.target
-        return {"question": text, "answer": prediction.text, "probability": round(prediction.probability, 4)}
-
-    def ask(self, example: Example, question: str | None, about: Mapping[str, Any]) -> Example:
-        """The example with a question that a person typed."""
-        if question is None:
-            hint = 'For example --question "How many instruments are sounding in the video?"'
-            raise UsageError("What is the question?", hint=hint)
-        ids, unknown = WordList(tuple(about["words"])).parse(question)
-        if unknown:
-            _LOG.warning("Words that no training question has were left out: %s.", ", ".join(unknown))
-        return replace(example, target=" ".join(split_words(question)) + "?", given=ids)
 
 
 def other_videos(paths: Sequence[Path]) -> list[int] | None:
@@ -177,14 +83,22 @@ class _TemporalGrounding(nn.Module):
         return self.norm(attended + self.feed(attended)) + seconds.mean(1)
 
 
-class STAVQA(nn.Module):
+class STAVQA(TaskHead):
     """The head, for so many words, the padding among them, and answers.
 
     Before places of another width than `dim`, that of everything inside, stands a linear map.
     """
 
-    def __init__(self, visual_width: int, audio_width: int, words: int, answers: int, *, dim: int = 512) -> None:
+    recipe = Recipe(1e-4, 64, 80, (8, 16, 24), 0.1)
+    needs = frozenset({"places", "audio"})
+    dim = 512
+    answers: tuple[str, ...] = ()  # as texts
+
+    def __init__(
+        self, visual_width: int, audio_width: int, words: int, answers: int, *, dim: int | None = None
+    ) -> None:
         super().__init__()
+        dim = dim or self.dim
         self.question = QuestionEncoder(words, dim)
         self.visual = nn.Identity() if visual_width == dim else nn.Linear(visual_width, dim)
         self.audio = nn.Sequential(nn.Linear(audio_width, dim), nn.ReLU(), nn.Linear(dim, dim))
@@ -196,12 +110,34 @@ class STAVQA(nn.Module):
         self.fuse = nn.Linear(2 * dim, dim)
         self.answer = nn.Linear(dim, answers)
 
+    @classmethod
+    def build(cls, widths: Mapping[str, Any], about: Mapping[str, Any]) -> STAVQA:
+        """See :meth:`TaskHead.build`."""
+        built = cls(widths["places"], widths["audio"], len(about["words"]), len(about["answers"]))
+        built.answers = tuple(about["answers"])
+        return built
+
     def forward(self, places: Tensor, audio: Tensor, words: Tensor) -> Tensor:
         """Places ``[B, T, P, C_v]``, P of a picture, sound ``[B, T, C_a]`` and words int64 ``[B, W]`` to logits."""
         sound = self.audio(audio)
         return self._answer(self._grounded(self.visual(places), sound), sound, words)
 
-    def loss(
+    def loss(self, features: Features, examples: Sequence[Example]) -> Tensor:
+        """Answers, and whether pictures belong to the sound: pictures of other videos of the batch do not."""
+        places = features["places"]
+        answers = [self.answers.index(example.target.answer) for example in examples]
+        others = other_videos([example.path for example in examples])
+        words, truth = _words(examples, places.device), torch.tensor(answers, device=places.device)
+        return self.loss_of(places, features["audio"], words, truth, others)
+
+    def predict(self, features: Features, examples: Sequence[Example]) -> list[Any]:
+        """The most probable answers."""
+        logits = self(features["places"], features["audio"], _words(examples, features["places"].device))
+        best = logits.softmax(-1).max(-1)
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [Answer(self.answers[index], probability) for probability, index in pairs]
+
+    def loss_of(
         self, places: Tensor, audio: Tensor, words: Tensor, answers: Tensor, others: Sequence[int] | None
     ) -> Tensor:
         """Cross-entropy of the answers, int64 ``[B]``, and of whether pictures belong to the sound.
@@ -228,3 +164,72 @@ class STAVQA(nn.Module):
         question = self.question(words)
         both = torch.cat([self.audio_time(question, sound), self.visual_time(question, visual)], dim=-1)
         return self.answer(torch.tanh(self.fuse(torch.tanh(both)) * question))
+
+
+class SmallSTAVQA(STAVQA):
+    """The same, narrow."""
+
+    recipe = Recipe(2e-3, 64, 40, (26, 34), 0.3)
+    dim = 128
+
+
+class QuestionTask(SupervisedTask):
+    """A target is a :class:`Question`, what is given is its words as indices, a prediction is an :class:`Answer`."""
+
+    name = "avqa"
+    title = "audio-visual question answering (MUSIC-AVQA)"
+    dataset = "avqa"
+    headline = "accuracy"
+    window = 60  # every sixth second of a minute, as published
+    heads: ClassVar = {"st-avqa": STAVQA, "st-avqa-small": SmallSTAVQA}
+
+    def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
+        """See :meth:`SupervisedTask.read`; subsets are the releases ``update`` and ``original``."""
+        dataset = load_music_avqa(root, subset, media)
+        train = dataset.usable("train")
+        if not train:
+            raise DataError(f"{root}: no video of a training question is here.", hint="Look at --root and --media.")
+        words = WordList.of(train)
+        splits = {
+            split: [
+                Example(f"{q.video}-{q.id}", dataset.videos[q.video], q, words.encode(q.words)[0])
+                for q in dataset.usable(split)
+            ]
+            for split in SPLITS
+        }
+        about = {"answers": answer_list(train), "words": list(words.words)}
+        return TaskData(splits, about, dataset.report.describe())
+
+    def metrics(
+        self, predictions: Sequence[Any], examples: Sequence[Example], about: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Accuracy over all questions, by modality and by type."""
+        said = accuracy_by_type([example.target for example in examples], [answer.text for answer in predictions])
+        return {"accuracy": said.pop("all"), **said}
+
+    def reference_lines(self, data: TaskData, zero_shot: ZeroShot | None) -> dict[str, list[Any]]:
+        """What training questions say to somebody who neither looks nor listens."""
+        train = [example.target for example in data.splits["train"]]
+        prior = BlindPrior(train)
+        answers = [question.answer for question in train]
+        common = max(dict.fromkeys(answers), key=answers.count)
+        test = data.splits["test"]
+        return {
+            f"always {common}": [Answer(common, 1.0) for _ in test],
+            "blind prior of the template": [Answer(prior.answer(example.target), 1.0) for example in test],
+        }
+
+    def describe(self, prediction: Any, example: Example, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Question, answer, probability."""
+        text = example.target.text if isinstance(example.target, Question) else example.target
+        return {"question": text, "answer": prediction.text, "probability": round(prediction.probability, 4)}
+
+    def ask(self, example: Example, question: str | None, about: Mapping[str, Any]) -> Example:
+        """The example with a question that a person typed."""
+        if question is None:
+            hint = 'For example --question "How many instruments are sounding in the video?"'
+            raise UsageError("What is the question?", hint=hint)
+        ids, unknown = WordList(tuple(about["words"])).parse(question)
+        if unknown:
+            _LOG.warning("Words that no training question has were left out: %s.", ", ".join(unknown))
+        return replace(example, target=" ".join(split_words(question)) + "?", given=ids)

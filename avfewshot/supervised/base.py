@@ -77,20 +77,49 @@ class Recipe:
     clip_norm: float = 0.0  # 0: none
 
 
+class TaskHead(nn.Module):
+    """What answers from features: see the module for these, and each task for what an answer is.
+
+    Heads of other packages are entry points of the group ``avfewshot.heads``: ``avfs train TASK --head NAME``.
+    """
+
+    task: ClassVar[str]  # key of TASKS; of those of other packages alone
+    recipe: ClassVar[Recipe]
+    needs: ClassVar[frozenset[str]]  # kinds of features, see the table of the module
+
+    def __init__(self, widths: Mapping[str, Any] | None = None, about: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+
+    @classmethod
+    def build(cls, widths: Mapping[str, Any], about: Mapping[str, Any]) -> TaskHead:
+        """A fresh head.
+
+        Args:
+            widths: Channels of each kind of feature: D_v, D_a, C_v, and for ``stages`` a list of four;
+                ``frame`` is the side S of the frames.
+            about: :attr:`TaskData.about`.
+        """
+        return cls(widths, about)
+
+    def loss(self, features: Features, examples: Sequence[Example]) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        raise NotImplementedError
+
+    def predict(self, features: Features, examples: Sequence[Example]) -> list[Any]:
+        """Answers, one for each example; called without gradient, in evaluation mode."""
+        raise NotImplementedError
+
+
 class SupervisedTask(abc.ABC):
     """A task; its methods hold no state. See the module for the features."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     dataset: ClassVar[str]  # key of the data folder in avfs.toml
-    heads: ClassVar[Mapping[str, Recipe]]  # by name; the first is the default
+    heads: ClassVar[Mapping[str, type[TaskHead]]]  # by name; the first is the default
     headline: ClassVar[str]  # key of the metric that selects the epoch on validation
     seconds: ClassVar[int] = 10  # T; shorter clips are padded with zeros
     window: ClassVar[int] = 10  # seconds of a file, over which the T are spread evenly
-
-    @abc.abstractmethod
-    def needs(self, head: str) -> frozenset[str]:
-        """Kinds of features that a head reads: see the table of the module."""
 
     @abc.abstractmethod
     def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
@@ -112,25 +141,6 @@ class SupervisedTask(abc.ABC):
 
         clip = read_start(path, frame_size=frame_size, seconds=self.window, frame_backend=frame_backend)
         return spread_over(clip, self.seconds)
-
-    @abc.abstractmethod
-    def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
-        """A fresh head.
-
-        Args:
-            head: A key of `heads`.
-            widths: Channels of each kind of feature: D_v, D_a, C_v, and for ``stages`` a list of four;
-                ``frame`` is the side S of the frames.
-            about: :attr:`TaskData.about`.
-        """
-
-    @abc.abstractmethod
-    def loss(self, head: Any, features: Features, examples: Sequence[Example]) -> Tensor:
-        """The mean loss of a batch, a scalar."""
-
-    @abc.abstractmethod
-    def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
-        """Answers, one for each example; called without gradient, with the head in evaluation mode."""
 
     @abc.abstractmethod
     def metrics(
@@ -236,45 +246,6 @@ def spread_over(clip: Clip, seconds: int) -> Clip:
     )
 
 
-class TaskHead(nn.Module):
-    """A head of another package, an entry point of the group ``avfewshot.heads``: ``avfs train TASK --head NAME``."""
-
-    task: ClassVar[str]  # key of TASKS
-    recipe: ClassVar[Recipe]
-    needs: ClassVar[frozenset[str]]  # kinds of features, see the table of the module
-
-    def __init__(self, widths: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        super().__init__()
-
-    def loss(self, features: Features, examples: Sequence[Example]) -> Tensor:
-        """See :meth:`SupervisedTask.loss`."""
-        raise NotImplementedError
-
-    def predict(self, features: Features, examples: Sequence[Example]) -> list[Any]:
-        """See :meth:`SupervisedTask.predict`; answers as the task's own heads give them."""
-        raise NotImplementedError
-
-
-class _WithOutsideHeads(SupervisedTask):
-    """Before a task in the order of its bases: asks the heads of other packages themselves."""
-
-    outside: ClassVar[Mapping[str, type[TaskHead]]]
-
-    def needs(self, head: str) -> frozenset[str]:
-        return self.outside[head].needs if head in self.outside else super().needs(head)
-
-    def build_head(self, head: str, widths: Mapping[str, Any], about: Mapping[str, Any]) -> nn.Module:
-        return self.outside[head](widths, about) if head in self.outside else super().build_head(head, widths, about)
-
-    def loss(self, head: Any, features: Features, examples: Sequence[Example]) -> Tensor:
-        own = isinstance(head, TaskHead)
-        return head.loss(features, examples) if own else super().loss(head, features, examples)
-
-    def predict(self, head: Any, features: Features, examples: Sequence[Example]) -> list[Any]:
-        own = isinstance(head, TaskHead)
-        return head.predict(features, examples) if own else super().predict(head, features, examples)
-
-
 def task_names() -> tuple[str, ...]:
     """Names of the supervised tasks."""
     return tuple(TASKS)
@@ -296,7 +267,4 @@ def load_task(name: str) -> SupervisedTask:
             raise UsageError(f"The head {point.name!r} cannot be imported: {error}.") from error
         if head.task == name:
             outside[point.name] = head
-    if not outside:
-        return task()
-    heads = {**task.heads, **{key: head.recipe for key, head in outside.items()}}
-    return type(task.__name__, (_WithOutsideHeads, task), {"heads": heads, "outside": outside})()
+    return type(task.__name__, (task,), {"heads": {**task.heads, **outside}})()

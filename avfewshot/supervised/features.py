@@ -38,7 +38,7 @@ def stage_blocks(tower: Tower) -> list[int]:
 
 
 def feature_widths(model: AudioVisualModel, kinds: Collection[str]) -> dict[str, Any]:
-    """Channels of each kind of feature, for :meth:`SupervisedTask.build_head`."""
+    """Channels of each kind of feature, for :meth:`TaskHead.build`."""
     tower = model.visual_tower
     widths = {
         "visual": tower.output_dim,

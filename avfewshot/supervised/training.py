@@ -27,7 +27,7 @@ from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig, load_adapter
 from avfewshot.prompts import Templates
-from avfewshot.supervised.base import Example, Recipe, SupervisedTask, TaskData
+from avfewshot.supervised.base import Example, Recipe, SupervisedTask, TaskData, TaskHead
 from avfewshot.supervised.features import FeatureStore, clip_features, without
 from avfewshot.training.distributed import single_device
 from avfewshot.training.trainer import Callback, PutOff, Trainer, TrainTask, undisturbed
@@ -50,7 +50,7 @@ def recipe_of(task: SupervisedTask, config: SupervisedTrainingConfig) -> tuple[s
         raise UsageError(
             f"--head {name}: {task.name} has no such head.{guess}", hint=f"Heads: {', '.join(task.heads)}."
         )
-    recipe = task.heads[name]
+    recipe = task.heads[name].recipe
     batch = recipe.batch_size if config.adapter == NONE else min(recipe.batch_size, _ADAPTED_BATCH)
     batch, epochs = config.batch_size or batch, config.epochs or recipe.epochs
     return name, replace(recipe, lr=config.lr or recipe.lr, batch_size=batch, epochs=epochs)
@@ -70,7 +70,7 @@ class SeedOutcome:
 class SupervisedModel(nn.Module):
     """Towers, frozen but for adapters if there are any, and a head."""
 
-    def __init__(self, towers: AudioVisualModel, head: nn.Module, *, adapted: bool) -> None:
+    def __init__(self, towers: AudioVisualModel, head: TaskHead, *, adapted: bool) -> None:
         super().__init__()
         self.towers, self.head, self.adapted = towers if adapted else towers.requires_grad_(False), head, adapted
 
@@ -121,7 +121,7 @@ class SupervisedRun:
         self.adapted = config.adapter != NONE
         if self.adapted and config.precision == "fp16":
             raise UsageError("Adapters are not trained in fp16 here.", hint="Use --precision bf16 or fp32.")
-        self.kinds = task.needs(self.head_name)
+        self.kinds = task.heads[self.head_name].needs
         self._frame_backend, self.observer = frame_backend, observer or Observer()
         self.store = self.feature_store(self.kinds)
         self.data, self._usable = data, {}
@@ -152,7 +152,7 @@ class SupervisedRun:
         towers = build_model(self.backbone, self.config, seed=seed, device=self.device) if self.adapted else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = self.task.build_head(self.head_name, self.store.widths, self.data.about)
+            head = self.task.heads[self.head_name].build(self.store.widths, self.data.about)
         return SupervisedModel(towers or AudioVisualModel(self.backbone), head, adapted=self.adapted).to(self.device)
 
     def load(self, examples: Sequence[Example]) -> Generator[Loaded, None, None]:
@@ -190,7 +190,7 @@ class SupervisedRun:
         with torch.inference_mode(), closing(self.load(examples)) as loaded:
             while batch := list(islice(loaded, self.recipe.batch_size)):
                 features = self.features(model, batch, modality or self.config.modality)
-                predictions += self.task.predict(model.head, features, [example for example, _ in batch])
+                predictions += model.head.predict(features, [example for example, _ in batch])
         return predictions
 
     def answer(self, model: SupervisedModel, clip: Clip, example: Example) -> Any:
@@ -198,7 +198,7 @@ class SupervisedRun:
         modality = self.config.modality
         with torch.inference_mode():
             features = clip_features(model.towers, self.kinds, clip, self.task.seconds, modality, self.device)
-            return self.task.predict(model.head, self.features(model, [(example, features)], modality), [example])[0]
+            return model.head.predict(self.features(model, [(example, features)], modality), [example])[0]
 
     def fit(self, seed: int, folder: Path, callbacks: Sequence[Callback], put_off: PutOff = undisturbed) -> SeedOutcome:
         """Train, or go on with what lies in the folder, which gets ``checkpoints/`` and ``metrics.jsonl``.
@@ -308,7 +308,7 @@ class HeadTask(TrainTask):
     def loss(self, embeddings: Any, samples: Sequence[Loaded]) -> Tensor:
         """The mean loss of a batch."""
         features = self.run.features(self.model, samples, self.run.config.modality)
-        return self.run.task.loss(self.model.head, features, [example for example, _ in samples])
+        return self.model.head.loss(features, [example for example, _ in samples])
 
     def baseline(self, model: SupervisedModel) -> ValMetrics:
         """Any epoch is better than an untrained head."""
