@@ -21,7 +21,8 @@ from avfewshot.data.description import ClassEntry, Description
 from avfewshot.encoders.tower import Encoder
 from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
-from avfewshot.training.fewshot import TRAINED, FewShot, RunObserver
+from avfewshot.training.fewshot import TRAINED, FewShot
+from avfewshot.training.fewshot_setting import RunObserver
 from avfewshot.training.trainer import Callback
 
 NAMES = ("a", "b", "c")

@@ -274,7 +274,7 @@ def _write(
     from avfewshot.reports.methods import classes_csv, comparison_csv, comparison_markdown, write_methods_page
     from avfewshot.reports.run_html import run_page
     from avfewshot.training.fewshot import TRAINED
-    from avfewshot.training.outcome import collect as collect_record
+    from avfewshot.training.recording import collect as collect_record
     from avfewshot.version import __version__
 
     folder = run.folder

@@ -10,7 +10,7 @@ from avfewshot.cli.terminal import progress_bar, say
 from avfewshot.io import csv_text, write_text
 from avfewshot.media.clip import Failure
 from avfewshot.reports.text import duration
-from avfewshot.training.fewshot import RunObserver
+from avfewshot.training.fewshot_setting import RunObserver
 from avfewshot.training.trainer import Callback, Pace
 from avfewshot.training.validation import ValMetrics
 
@@ -56,11 +56,11 @@ class Display(RunObserver):
         self._bar = bar
 
     def training(self, seed: int, epochs: int) -> Callback:
-        """See :class:`~avfewshot.training.fewshot.RunObserver`."""
+        """See :class:`~avfewshot.training.fewshot_setting.RunObserver`."""
         return ProgressBar(self, f"seed {seed}, epoch", epochs)
 
     def methods(self, seed: int, diagnostics: Mapping[str, Mapping[str, Any]]) -> None:
-        """See :class:`~avfewshot.training.fewshot.RunObserver`."""
+        """See :class:`~avfewshot.training.fewshot_setting.RunObserver`."""
         from avfewshot.reports.methods import left_out_table
 
         self.show(None)

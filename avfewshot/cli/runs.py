@@ -255,12 +255,11 @@ def print_dry_run(rows: Iterable[tuple[str, str]], plan: Plan | None) -> None:
     from rich.console import Console
 
     from avfewshot.reports.methods import components_table
-    from avfewshot.training.outcome import components
 
     console = Console(highlight=False)
     for name, text in rows:
         console.print(f"[bold]{name:<11}[/bold]", end="")
         console.print(text, markup=False, soft_wrap=True)
     if plan is not None:
-        console.print(components_table(components(plan)))
+        console.print(components_table(plan.components))
     console.print("Nothing was trained: this was a dry run.")

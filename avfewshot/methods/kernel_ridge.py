@@ -22,7 +22,7 @@ modality that carries nothing is uniform for most clips and spoils no product.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,8 @@ ONE_SHOT_SHARE = 0.3  # of the evidence of single clips, where the text is of us
 SELECTION_ROWS = 450  # more rows: hyper-parameters are chosen on a subset of the classes
 
 
-def text_experts(rows: Rows, centres: Mapping[str, Floats]) -> dict[str, Floats]:
-    """What the text says, in five ways: logits ``[n, C]``.
+def text_experts(rows: Rows, arrays: Arrays) -> dict[str, Floats]:
+    """What the text says, in five ways: logits ``[n, C]``, given the arrays of a head.
 
     As the project's zero-shot prediction has it, by each modality alone, and by cosines of embeddings and texts that
     are centred each on their own mean. Embeddings of one camera share an offset from those that the text branch was
@@ -55,7 +55,7 @@ def text_experts(rows: Rows, centres: Mapping[str, Floats]) -> dict[str, Floats]
     for modality, scale in zip(MODALITIES, rows.scales, strict=True):
         labels = rows.labels[modality] - rows.labels[modality].mean(0)
         vectors = rows.vectors["mean", modality]
-        moved = np.where(vectors.any(-1, keepdims=True), vectors - centres[modality], 0.0)
+        moved = np.where(vectors.any(-1, keepdims=True), vectors - arrays[f"text centre.{modality}"], 0.0)
         experts[f"centred {modality}"] = scale * moved @ labels.T
     return experts
 
@@ -66,11 +66,11 @@ def centre_of(vectors: Floats) -> Floats:
     return present.mean(0) if len(present) > 1 else np.zeros(vectors.shape[1])
 
 
-class Metric:
+class Metric(NamedTuple):
     """Centre and whiten the vectors of a modality: unit vectors again, zero (the centre) where missing."""
 
-    def __init__(self, centre: Floats, whitening: Floats | None) -> None:
-        self.centre, self.whitening = centre, whitening
+    centre: Floats
+    whitening: Floats | None
 
     @classmethod
     def fit(cls, vectors: Floats, within: tuple[Floats, Floats] | None, beta: float) -> Metric:
@@ -158,8 +158,7 @@ def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, with
         params["null"][f"{view}.{modality}"] = [float(cosines.mean()), float(cosines.std())] if usable else None
         _keep_metric(arrays, f"{view}.{modality}.{ONE_SHOT_BETA}", metric)
     if use_text:
-        centres = {modality: arrays[f"text centre.{modality}"] for modality in MODALITIES}
-        experts = text_experts(rows, centres)
+        experts = text_experts(rows, arrays)
         start = np.eye(len(experts))[0]
         params["text"] = dict(
             zip(experts, stack(list(experts.values()), targets, rows.weights, start).tolist(), strict=True)
@@ -181,24 +180,19 @@ def _fit_ridge(
     centred = targets - 1 / targets.shape[1]
     loo, counter = {}, {}
     for name, setting in chosen.items():
-        kernels = []
         for modality in MODALITIES:
-            raw = rows.vectors[setting["view"], modality]
-            metric = Metric.fit(raw, within[modality], setting["beta"])
+            metric = Metric.fit(rows.vectors[setting["view"], modality], within[modality], setting["beta"])
             _keep_metric(arrays, f"{setting['view']}.{modality}.{setting['beta']}", metric)
-            vectors = metric(raw)
-            kernels.append(np.exp(-setting["bandwidths"][modality] * distances(vectors, vectors)))
-        kernel = joint_kernel(setting["kernel"], *kernels)
+        kernel = kernel_between(Head(arrays), setting, "")
         _, arrays[f"dual.{name}"], loo[name] = solve(kernel, centred, rows.groups, rows.weights, setting["penalty"])
         if rows.counter is not None:
             counter[name] = fit_counter_examples(
                 arrays, name, setting, kernel, centred, rows.groups, rows.weights, loo[name]
             )
-    centres = {modality: arrays[f"text centre.{modality}"] for modality in MODALITIES}
-    text = text_experts(rows, centres) if use_text else {}
+    text = text_experts(rows, arrays) if use_text else {}
     wanted, row_weights = targets[judged], rows.weights[judged]
     if rows.counter is not None:
-        counter |= text_experts(rows.counter[0], centres) if use_text else {}
+        counter |= text_experts(rows.counter[0], arrays) if use_text else {}
         others = ~rows.counter[1]
         wanted = np.concatenate((wanted, others / others.sum(1, keepdims=True)))
         row_weights = np.append(row_weights, rows.counter[0].weights)
@@ -347,8 +341,7 @@ def metric_of(head: Head, name: str) -> Metric:
 
 def evidence(head: Head, rows: Rows) -> Floats:
     """Logits ``[n, C]``."""
-    centres = {modality: head.arrays[f"text centre.{modality}"] for modality in MODALITIES}
-    text = text_experts(rows, centres)
+    text = text_experts(rows, head.arrays)
     if head.params["rule"] == "one-shot":
         weights = head.params["text"]
         result = (ONE_SHOT_SHARE if weights else 1.0) * _one_shot_evidence(head, rows)

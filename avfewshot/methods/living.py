@@ -22,7 +22,7 @@ from avfewshot.methods import kernel_ridge
 from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, Support
 from avfewshot.methods.calibration import reject_threshold
 from avfewshot.methods.method import Scorer, find_method
-from avfewshot.methods.rows import Rows, clip_rows, countable
+from avfewshot.methods.rows import VIEWS, Rows, clip_rows, countable
 
 
 class LivingRidge:
@@ -121,10 +121,9 @@ class LivingRidge:
             cross = inverse[np.ix_(kept, gone)]
             down = np.linalg.solve(inverse[np.ix_(gone, gone)], cross.T) if len(gone) else cross.T
             self._inverses[expert] = inverse[np.ix_(kept, kept)] - cross @ down
-        for view in ("mean", "event"):
-            for modality in MODALITIES:
-                if f"{view}.{modality}" in self._arrays:
-                    self._arrays[f"{view}.{modality}"] = self._arrays[f"{view}.{modality}"][kept]
+        for name in (f"{view}.{modality}" for view in VIEWS for modality in MODALITIES):
+            if name in self._arrays:
+                self._arrays[name] = self._arrays[name][kept]
         return targets[kept] / targets[kept].sum(1, keepdims=True)
 
     def left_out(self, groups: npt.NDArray[np.int64] | None = None) -> Floats:

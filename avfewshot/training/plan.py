@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import ParameterCount, count_flops, count_parameters
+from avfewshot.training.record import Component
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Plan:
     weights_bytes: int  # memory of the parameters
     training_bytes: int  # memory of gradients and of the optimizer
     activation_bytes: int  # memory of activations at the peak of a step
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """Size and cost of the parts of the model."""
+        return tuple(Component(*astuple(count), self.flops.get(count.component)) for count in self.parameters)
 
     @property
     def memory(self) -> int:
