@@ -7,7 +7,7 @@ without a traceback, and exits with :attr:`AvfsError.exit_code`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
 from os import PathLike, fspath
 from typing import TypeVar
@@ -71,6 +71,12 @@ def explain(error: BaseException) -> str:
     else:
         text = f"unexpected {type(error).__name__}: {error}"
     return " ".join(text.split())
+
+
+def check_choice(what: str, value: object, choices: Collection[str]) -> None:
+    """Refuse what is none of the choices; the :class:`UsageError` lists them."""
+    if value not in choices:
+        raise UsageError(f"There is no {what} {value!r}.", hint=f"Choose from: {', '.join(choices)}.")
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:

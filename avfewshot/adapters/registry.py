@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
-from avfewshot.errors import UsageError, collect, raise_faults
+from avfewshot.errors import UsageError, check_choice, collect, raise_faults
 
 if TYPE_CHECKING:
     from avfewshot.adapters.base import CrossModalAdapter, PairedLayer
@@ -57,8 +57,7 @@ def adapter_class(name: str) -> type[CrossModalAdapter]:
         UsageError: The name is unknown.
     """
     targets = _targets()
-    if name not in targets:
-        raise UsageError(f"There is no adapter {name!r}.", hint=f"Choose from: {', '.join(adapter_names())}.")
+    check_choice("adapter", name, adapter_names())
     module, _, attribute = targets[name].partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

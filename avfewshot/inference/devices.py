@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from avfewshot.errors import UsageError
+from avfewshot.errors import UsageError, check_choice
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats of the towers by the name that people give them."""
@@ -56,8 +56,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
     Raises:
         UsageError: The name is unknown, or the device cannot compute in the format.
     """
-    if name not in (*PRECISIONS, "auto"):
-        raise UsageError(f"There is no precision {name!r}.", hint=f"Choose from: auto, {', '.join(PRECISIONS)}.")
+    check_choice("precision", name, ("auto", *PRECISIONS))
     if name == "auto" and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.inference.classifier import Classifier, Labels, _label_set
+from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import BACKGROUND, LearnedHead, ZeroShotHead
+from avfewshot.inference.inputs import Labels, label_set
 from avfewshot.io import atomic_path, sha256_file, write_text
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.methods.base import LEAST, MODALITIES, SMALLEST
@@ -68,7 +69,7 @@ def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLik
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise AvfsError(f"{error.name} is not installed.", hint="pip install 'avfewshot[onnx]'") from None
-    names, folder = _label_set(labels), Path(folder)
+    names, folder = label_set(labels), Path(folder)
     head = classifier.head(names)
     if classifier.audio_context != "second" and classifier._scored is classifier._plain:
         raise UsageError(

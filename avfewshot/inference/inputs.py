@@ -1,4 +1,4 @@
-"""What can be classified: files, folders, globs, pictures, arrays of frames and sound."""
+"""What can be classified, files, folders, globs, pictures, arrays of frames and sound, and as what: labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import glob
 import math
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from avfewshot.errors import UsageError
+from avfewshot.labels import LabelSet
 from avfewshot.media import remote
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
 from avfewshot.media.container import RATES
@@ -22,6 +23,18 @@ from avfewshot.media.discover import find_media, home
 from avfewshot.media.picture import fit
 from avfewshot.media.resample import margin, to_model_rate
 from avfewshot.media.stream import iter_clips
+
+Inputs = Any
+"""A path (of a file, a folder or a glob), a PIL image, an array or a tensor of frames, sound with its rate; or several.
+
+Frames are uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``, RGB, one a second. Sound is ``(waveform, rate)``, floats in
+[-1, 1] or integers, ``[samples]`` or ``[channels, samples]``.
+Both together are ``dict(frames=..., waveform=..., rate=...)``.
+"""
+
+Labels = LabelSet | Sequence[str] | Mapping[str, str]
+"""Names, or a dictionary with the wording of each name."""
+
 
 FORMS = (
     "Give paths (of files, folders or globs), PIL images, arrays of frames (uint8 [T, H, W, 3], one a second), "
@@ -66,15 +79,21 @@ def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | str | 
     return items
 
 
-def read_items(items: Iterable[Path | str | Clip], **options: Any) -> Generator[Clip | Failure, None, None]:
-    """The clips of items in order: files through :func:`~avfewshot.media.stream.iter_clips` with `options`."""
+def read_items(
+    items: Iterable[Path | str | Clip], watch: Callable[[Clip], object] | None = None, **options: Any
+) -> Generator[Clip | Failure, None, None]:
+    """The clips of items in order: files through :func:`~avfewshot.media.stream.iter_clips` with `options`.
+
+    `watch` is called with each clip before it is given.
+    """
     for in_memory, group in groupby(items, key=lambda item: isinstance(item, Clip)):
-        if in_memory:
-            yield from (item for item in group if isinstance(item, Clip))
-        else:
-            clips: Any = iter_clips([item for item in group if not isinstance(item, Clip)], **options)
-            with contextlib.closing(clips):
-                yield from clips
+        part: Any = list(group)
+        clips: Any = (clip for clip in part) if in_memory else iter_clips(part, **options)
+        with contextlib.closing(clips):
+            for clip in clips:
+                if watch is not None and isinstance(clip, Clip):
+                    watch(clip)
+                yield clip
 
 
 def _clip(item: Any, name: str, frame_size: int, modality: str) -> Clip:
@@ -170,3 +189,14 @@ def _is_image(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def label_set(labels: Labels) -> LabelSet:
+    """Labels of any form, checked; else there is a :class:`UsageError`."""
+    if isinstance(labels, LabelSet):
+        return labels
+    if isinstance(labels, Mapping):
+        return LabelSet.from_wordings(labels)
+    if not isinstance(labels, (str, Iterable)) or isinstance(labels, bytes):
+        raise UsageError(f"Labels must be a list of texts, not {labels!r}.", hint="Write [label, ...].")
+    return LabelSet.from_names(labels if isinstance(labels, str) else list(labels))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from avfewshot.config import AUDIO_CONTEXTS, read_training
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset, preset_names
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError, UsageError, check_choice
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
 from avfewshot.inference.head import LearnedRun, find_learned, find_tuned
@@ -119,8 +119,8 @@ def load(
 
 def _audio_context(asked: str | None, learned: LearnedRun | None, trained: AdapterCheckpoint | None) -> str:
     """What the frozen towers hear with, given a run on their embeddings, or what was trained through them."""
-    if asked not in (None, *AUDIO_CONTEXTS):
-        raise UsageError(f"There is no audio context {asked!r}.", hint=f"Choose from: {', '.join(AUDIO_CONTEXTS)}.")
+    if asked is not None:
+        check_choice("audio context", asked, AUDIO_CONTEXTS)
     if trained is not None:
         if asked == "clip":
             warnings.warn(

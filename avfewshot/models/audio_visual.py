@@ -25,7 +25,7 @@ from avfewshot.adapters.base import (
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import Encoder, Tower
-from avfewshot.errors import UsageError, WeightsError
+from avfewshot.errors import WeightsError, check_choice
 from avfewshot.models import fusion
 from avfewshot.models.anchors import PREFIX as ANCHORS
 from avfewshot.models.anchors import Modality, SupportAnchors
@@ -75,8 +75,7 @@ class Projectors(nn.Module):
 
     def __init__(self, visual_dim: int, audio_dim: int, *, kind: str = "residual") -> None:
         super().__init__()
-        if kind not in PROJECTORS:
-            raise UsageError(f"There is no projector {kind!r}.", hint=f"Choose from: {', '.join(PROJECTORS)}.")
+        check_choice("projector", kind, PROJECTORS)
         self.visual, self.audio, self.visual_text, self.audio_text = (
             Projector(dim, residual=kind == "residual") for dim in (visual_dim, audio_dim, visual_dim, audio_dim)
         )
