@@ -236,7 +236,7 @@ def test_suggestions_are_without_a_label_and_different(serve, classifier):
     assert 0 not in ids
     assert {number // 3 for number in ids} == {0, 1}  # one of each kind
     # Something is suggested where nothing is in doubt.
-    files = classifier.embed_frozen([serve.folder / f"{name}.mp4" for name in ("a0", "a1", "b0", "b1")])
+    files = list(classifier.iter_embed([serve.folder / f"{name}.mp4" for name in ("a0", "a1", "b0", "b1")]))
     chosen = suggest(np.ones(4), lambda rows: features_of(classifier, [files[row] for row in rows]), 2)
     assert len(set(chosen.tolist())) == 2
 

@@ -15,6 +15,7 @@ from avfewshot.adapters.registry import AdapterSettings
 from avfewshot.encoders.tower import Encoder, Tower, require_walkable
 
 Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none
+MODALITIES = ("visual", "audio")
 Half = Literal["attend", "feed"]
 HALVES: tuple[Half, Half] = ("attend", "feed")  # also part of the names of tensors in checkpoints
 TOWER_STEPS = {"attend": "attn_block", "feed": "mlp_block"}  # the method of a tower that takes each half

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import CrossModalAdapter, Half, Pair, PairedLayer, TemporalStep
+from avfewshot.adapters.base import MODALITIES, CrossModalAdapter, Half, Pair, PairedLayer, TemporalStep
 from avfewshot.adapters.registry import StgCmaSettings
 from avfewshot.encoders.tower import gather
 
-MODALITIES = ("visual", "audio")
 _STEPS = {"attend": "spatial", "feed": "global_step"}
 
 

@@ -91,7 +91,7 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
         labels.append(name)
         wordings.append(wording or name)
     classifier = load(adapter=str(folder), device=device, cache=True)
-    files = classifier.embed_frozen(clips)
+    files = list(classifier.iter_embed(clips))
     for file in files:
         if isinstance(file, Failure):
             say(f"left out: {file.path}: {file.error}")

@@ -258,15 +258,13 @@ class Evaluator:
     def logits_of(self, model: AudioVisualModel, paths: Sequence[Path]) -> list[ClipLogits]:
         """Logits of a trained model on clips; an :class:`AvfsError` where one cannot be read any more."""
         embedded = self._embed(model, paths, cache=None)
-        with torch.inference_mode():
-            projected = self.texts.projected(model).to("cpu")
-            scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
+        space = self.texts.space_of(model)
         result = []
         for path in paths:
             file = embedded[path]
             if not isinstance(file, EmbeddedFile):
                 raise AvfsError(f"{file.path}: could be read before and cannot be read any more: {file.error}")
-            result.append(score_clip(file.visual, file.audio, projected, scales))
+            result.append(score_clip(file.visual, file.audio, *space))
         return result
 
     def _usable(self, samples: Sequence[Sample], title: str) -> list[tuple[Sample, EmbeddedFile]]:

@@ -234,9 +234,7 @@ class Classifier(FileEmbedder):
         if self.blend < 1 or both:
             spaces.append((texts, (self.backbone.visual_scale, self.backbone.audio_scale)))
         if self.blend > 0 or both:
-            with torch.no_grad():
-                scales = self.model.temperatures.scale("visual").item(), self.model.temperatures.scale("audio").item()
-                spaces.append((texts.projected(self.model).to("cpu"), scales))
+            spaces.append(texts.space_of(self.model))
         head = ZeroShotHead(labels.names, spaces, self.blend, modality=modality, fusion=fusion, pool=pool)
         learned = learned or self.learned
         if learned is None:
@@ -268,15 +266,12 @@ class Classifier(FileEmbedder):
 def _counted(
     results: Generator[ClipResult | Failure, None, None], total: int, progress: bool | Callable[[int, int], object]
 ) -> Generator[ClipResult | Failure, None, None]:
-    with contextlib.closing(results), contextlib.ExitStack() as stack:
-        bar = None
+    with contextlib.closing(results):
         if not callable(progress):
             from tqdm.auto import tqdm
 
-            bar = stack.enter_context(tqdm(total=total, unit="clip"))
+            yield from tqdm(results, total=total, unit="clip")
+            return
         for done, result in enumerate(results, start=1):
-            if bar is not None:
-                bar.update()
-            elif callable(progress):
-                progress(done, total)
+            progress(done, total)
             yield result

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import MediaError, UsageError, check_choice
@@ -23,17 +20,6 @@ from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MODALITIES, check_options
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import EnsembleModel
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What a model makes of a file: unit vectors float32 on the CPU, one a second."""
-
-    visual: Tensor | None  # [T, D_v]; None without video
-    audio: Tensor | None  # [T, D_a]; None without sound
-    path: str = ""  # as it was named
-    audio_windows: Tensor | None = None  # [T, D_a]: of each second's window as a whole; with audio_context="clip" alone
-    ok: ClassVar[bool] = True
 
 
 class FileEmbedder:
@@ -109,7 +95,7 @@ class FileEmbedder:
         batch_size: int | str = "auto",
         workers: int = 1,
         frame_backend: str = "auto",
-    ) -> Embeddings | list[Embeddings | Failure]:
+    ) -> EmbeddedFile | list[EmbeddedFile | Failure]:
         """Embed second by second: by the trained model, where there is one; arguments as for ``Classifier.classify``.
 
         Returns:
@@ -121,19 +107,12 @@ class FileEmbedder:
         """
         files, _ = self._embed_inputs(self.model, paths, modality, batch_size, workers, frame_backend)
         with contextlib.closing(files):
-            found = [
-                f if isinstance(f, Failure) else Embeddings(f.visual, f.audio, f.path, f.audio_windows) for f in files
-            ]
+            found = list(files)
         if not is_single(paths) or names_many(paths):
             return found
         if isinstance(found[0], Failure):
             raise MediaError(found[0].path, found[0].error)
         return found[0]
-
-    def embed_frozen(self, paths: Inputs) -> list[EmbeddedFile | Failure]:
-        """What the frozen towers make of files, for few-shot methods: an entry for each."""
-        with contextlib.closing(self.iter_embed(paths)) as files:
-            return list(files)
 
     def iter_embed(
         self,

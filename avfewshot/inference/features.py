@@ -6,12 +6,13 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.adapters.base import MODALITIES
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.media.clip import Clip, Failure
@@ -23,8 +24,6 @@ _AUTO_BATCH = {"cpu": 20, "cuda": 128, "mps": 40}
 # What a pass gives, and the modality that it comes from.
 _SOURCES = {"visual": "visual", "audio": "audio", "audio_windows": "audio"}
 
-
-MODALITY_NAMES = ("visual", "audio")
 
 _PATIENCE = 4
 """After how many batches' worth of seconds a window that found no company goes through the model without."""
@@ -77,7 +76,7 @@ class SegmentQueue:
     """Cuts batches anywhere, each of one modality, as clips of one segment: for models without adapters."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[Piece]] = {name: deque() for name in MODALITY_NAMES}
+        self._lines: dict[str, deque[Piece]] = {name: deque() for name in MODALITIES}
 
     def put(self, owner: Any, clip: Clip, start: int) -> None:
         """Add a chunk of a file, by `start` seconds into it; chunks of a file come in order, one file after another."""
@@ -181,7 +180,7 @@ class WindowQueue:
 def _assemble(windows: list[Piece]) -> Batch:
     """Stack windows of one length; zeros stand for what a window lacks and others have, and a mask tells."""
     inputs, present = {}, {}
-    for name in MODALITY_NAMES:
+    for name in MODALITIES:
         given = [window.inputs.get(name) for window in windows]
         example = next((values for values in given if values is not None), None)
         if example is not None:
@@ -192,7 +191,7 @@ def _assemble(windows: list[Piece]) -> Batch:
 
 
 def _inputs(clip: Clip) -> dict[str, Tensor]:
-    given: Iterator[tuple[str, Tensor | None]] = zip(MODALITY_NAMES, (clip.frames, clip.audio_segments), strict=True)
+    given: Iterator[tuple[str, Tensor | None]] = zip(MODALITIES, (clip.frames, clip.audio_segments), strict=True)
     return {name: values for name, values in given if values is not None}
 
 
@@ -209,9 +208,8 @@ class EmbeddedFile:
     visual: Tensor | None  # unit vectors [T, D_v], float32 on the CPU, one a second; None without video
     audio: Tensor | None  # unit vectors [T, D_a], or None without sound
     warnings: tuple[str, ...]  # what was odd about the file
-    audio_windows: Tensor | None = (
-        None  # [T, D_a], the embedding of each second's window; None: seconds were heard alone
-    )
+    audio_windows: Tensor | None = None  # [T, D_a], of each second's window as a whole; None: seconds were heard alone
+    ok: ClassVar[bool] = True
 
     @property
     def by_clip(self) -> EmbeddedFile:
@@ -390,7 +388,7 @@ class _File:
 
     def receive(self, modality: str, start: int, embeddings: Tensor) -> None:
         self.parts.setdefault(modality, []).append((start, embeddings))
-        self.missing -= len(embeddings) if modality in MODALITY_NAMES else 0
+        self.missing -= len(embeddings) if modality in MODALITIES else 0
 
     def result(self) -> EmbeddedFile | Failure:
         if self.error is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.adapters.base import MODALITIES
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.text import TextBranch, label_features, lost_texts
 from avfewshot.inference.devices import one_thread
@@ -50,6 +51,12 @@ class ClassTexts:
             visual = visual + model.class_means("visual")[0, rows] if len(visual) else visual
             audio = audio + model.class_means("audio")[0, rows] if len(audio) else audio
         return ClassTexts(visual, audio, self.names)
+
+    @torch.no_grad()
+    def space_of(self, model: AudioVisualModel) -> tuple[ClassTexts, tuple[float, float]]:
+        """What embeddings by a trained model are compared with: :meth:`projected`, on the CPU, and both scales."""
+        visual, audio = (model.temperatures.scale(modality).item() for modality in MODALITIES)
+        return self.projected(model).to("cpu"), (visual, audio)
 
 
 def class_texts(

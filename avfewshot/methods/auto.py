@@ -113,16 +113,13 @@ class JoinedHeads(Method):
         return log_softmax(joined)
 
 
-def join_tuned(scorer: Scorer, unseen: Support, tuned: Floats, *, left_out: Floats | None = None) -> dict[str, Any]:
+def join_tuned(scorer: Scorer, unseen: Support, tuned: Floats) -> dict[str, Any]:
     """Choose how much a tuned text posterior counts beside a scorer; kept in the scorer, saved with it.
 
     Args:
         scorer: Fitted on frozen embeddings.
-        unseen: Labelled clips whose labels the tuned part has *not* been trained with: validation clips, or the support
-            with `tuned` from cross-fitting.
-        tuned: Its log-posteriors of these clips ``[N, K]``.
-        left_out: The scorer's own of the same clips, each without itself, where they are its support
-            (:meth:`Scorer.loo`); None: clips it has not seen either.
+        unseen: Labelled clips whose labels neither has been trained with.
+        tuned: Log-posteriors of these clips by the tuned part ``[N, K]``.
 
     Returns:
         The weights of both, the log-losses, and why.
@@ -134,7 +131,7 @@ def join_tuned(scorer: Scorer, unseen: Support, tuned: Floats, *, left_out: Floa
         raise UsageError(f"The tuned part's posteriors must be {unseen.labels.shape}, they are {tuned.shape}.")
     labelled = unseen.labels.any(1)
     targets = unseen.labels[labelled] / unseen.labels[labelled].sum(1, keepdims=True)
-    light = log_softmax(scorer.logits(unseen.features) if left_out is None else left_out)[labelled]
+    light = log_softmax(scorer.logits(unseen.features))[labelled]
     tuned = log_softmax(np.asarray(tuned, dtype=np.float64))[labelled]
     ones = np.ones(len(targets))
     result: dict[str, Any] = {"light": 1.0, "tuned": 0.0, "clips": len(targets)}

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from avfewshot.adapters.base import MODALITIES as MODALITIES
 from avfewshot.errors import DataError
 from avfewshot.models.fusion import fuse, predict_clips
 
 Floats = npt.NDArray[np.float64]
-MODALITIES = ("visual", "audio")
 SMALLEST = 1e-12
 LEAST = np.log(SMALLEST)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from avfewshot.config import AUTO, PretrainingConfig, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
@@ -152,10 +151,7 @@ def stream_validator(
         return found, [score_clip(file.visual, file.audio, texts, scales) for _, file in pairs]
 
     def trained_logits(model: AudioVisualModel) -> list[ClipLogits]:
-        with torch.inference_mode():
-            projected = texts.projected(model).to("cpu")
-            scales = model.temperatures.scale("visual").item(), model.temperatures.scale("audio").item()
-        return score(model, projected, scales)[1]
+        return score(model, *texts.space_of(model))[1]
 
     untrained = AudioVisualModel(backbone).to(fabric.device).eval()
     known, logits = score(untrained, texts, (backbone.visual_scale, backbone.audio_scale))

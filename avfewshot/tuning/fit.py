@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError, UsageError
-from avfewshot.tuning.methods import MODALITIES, TUNED, Pair, TunedMethod
+from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TENSORS_NAME, ABOUT_NAME = "tuned.safetensors", "tuned.json"
 

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avfewshot.adapters.base import Pair
+from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import RobertaTokenizer
 from avfewshot.encoders.tower import Encoder, require_walkable
 from avfewshot.errors import UsageError
-
-MODALITIES = ("visual", "audio")
 
 _BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}
 
