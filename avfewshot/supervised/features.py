@@ -163,37 +163,41 @@ class FeatureStore:
 
     def usable(self, examples: Sequence[Example], title: str) -> list[Example]:
         """The examples whose clips can be read; features of these are computed if need be."""
-        missing = [p for p in dict.fromkeys(e.path for e in examples) if p not in self.failures and not self._known(p)]
+        missing = [
+            p for p in dict.fromkeys(e.path for e in examples) if p not in self.failures and self._find(p) is None
+        ]
         if missing:
             self.observer.begin(title, len(missing))
             for path, clip in zip(missing, read_ahead(missing, self.read, workers=self.workers), strict=True):
                 if isinstance(clip, Failure):
                     self.failures[path] = clip
                 else:
-                    self._keep(path, self._compute(clip))
+                    self._compute(path, clip)
                 self.observer.advance()
         return [example for example in examples if example.path not in self.failures]
 
     def get(self, path: Path) -> dict[str, Tensor]:
         """Features ``[T, ...]`` float32 on the CPU of a clip that is usable."""
-        known = self._memory.get(path) or self._from_disk(path)
-        if known is None:
-            known = self._compute(self.read(path))
-            self._keep(path, known)
+        known = self._find(path) or self._compute(path, self.read(path))
         return {name: values.float() for name, values in known.items()}
 
-    def _compute(self, clip: Clip) -> dict[str, Tensor]:
+    def _compute(self, path: Path, clip: Clip) -> dict[str, Tensor]:
+        from safetensors.torch import save
+
         with torch.inference_mode():
             features = clip_features(self.model, self.kinds, clip, self.task.seconds, "av", self.device)
         # Rounded, so that what is given does not depend on whether it was kept.
-        return {name: values.half().cpu().clone() for name, values in features.items()}
+        features = {name: values.half().cpu().clone() for name, values in features.items()}
+        self._remember(path, features)
+        if (key := file_key(path, self._about)) is not None:
+            self._disk.put(key, save({name: values.contiguous() for name, values in features.items()}))
+        return features
 
-    def _known(self, path: Path) -> bool:
-        return path in self._memory or self._from_disk(path) is not None
-
-    def _from_disk(self, path: Path) -> dict[str, Tensor] | None:
+    def _find(self, path: Path) -> dict[str, Tensor] | None:
         from safetensors.torch import load
 
+        if path in self._memory:
+            return self._memory[path]
         key = file_key(path, self._about)
         content = None if key is None else self._disk.get(key)
         if key is None or content is None:
@@ -205,13 +209,6 @@ class FeatureStore:
             return None
         self._remember(path, features)
         return features
-
-    def _keep(self, path: Path, features: dict[str, Tensor]) -> None:
-        from safetensors.torch import save
-
-        self._remember(path, features)
-        if (key := file_key(path, self._about)) is not None:
-            self._disk.put(key, save({name: values.contiguous() for name, values in features.items()}))
 
     def _remember(self, path: Path, features: dict[str, Tensor]) -> None:
         size = sum(values.nbytes for values in features.values())

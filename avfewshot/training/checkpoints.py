@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError, WeightsError
@@ -44,6 +45,7 @@ from avfewshot.models.checkpoint import (
 _STATE = "state.pt"
 _DIGEST = "state.json"
 _KEPT = 2  # checkpoints to go on from
+_MISFITS = (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError)  # of a state of another form
 _RESUME_HINT = "Resume with the settings that the training was begun with."
 
 
@@ -88,14 +90,7 @@ class TrainingState:
             try:
                 # Optimizers keep the very tensors that they are given, and change them.
                 part.load_state_dict(copy.deepcopy(self.parts[name]))
-            except (  # noqa: PERF203
-                ValueError,
-                KeyError,
-                TypeError,
-                IndexError,
-                AttributeError,
-                RuntimeError,
-            ) as error:
+            except _MISFITS as error:  # noqa: PERF203
                 raise DataError(
                     f"The stored state of the {name} does not fit this training: {error}.", hint=_RESUME_HINT
                 ) from None
@@ -135,7 +130,7 @@ def set_rng_state(state: Mapping[str, Any]) -> list[str]:
             lost.append(f"random numbers on GPUs ({len(state['cuda'])} when stored, {here} now)")
         if state["mps"] and torch.backends.mps.is_available():
             torch.mps.set_rng_state(state["mps"][0])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except _MISFITS as error:
         raise DataError(f"The stored states of the random number generators do not fit: {error}.") from None
     return lost
 
@@ -238,7 +233,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("it is compressed")  # a few bytes may unpack to any size
         values = torch.load(folder / _STATE, map_location="cpu", weights_only=True)  # runs no code of the file
-        if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in _tensors(values)):
+        tensors = (value for value in tree_leaves(values) if isinstance(value, Tensor))
+        if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in tensors):
             raise ValueError("a tensor is larger than what is stored of it")
     except OSError as error:
         raise DataError(f"{folder / _STATE}: cannot be read: {error.strerror or error}.") from None
@@ -252,18 +248,6 @@ def _read_state(folder: Path) -> dict[str, Any]:
     ):
         raise DataError(f"{folder}: its training state is damaged (parts are missing).")
     return values
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    pending = [values]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            pending += value.values()
-        elif isinstance(value, (list, tuple)):
-            pending += value
 
 
 class MetricsLogger:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.config import AUTO, TrainerConfig, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.encoders.backbone import Backbone
@@ -61,8 +62,7 @@ class TrainingClip:
         return len(part)
 
 
-@dataclass(frozen=True, eq=False)
-class ClipEmbeddings:
+class ClipEmbeddings(NamedTuple):
     """Unit vectors of one clip, with gradient."""
 
     visual: Tensor | None  # ``[T, D_v]``, or None
@@ -70,8 +70,7 @@ class ClipEmbeddings:
     row: int | None = None  # of the clip, see TrainingClip
 
 
-Parts = tuple[Tensor | None, Tensor | None]
-Forward = Callable[..., Parts]  # as :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`
+Forward = Callable[..., Pair]  # as :meth:`avfewshot.models.audio_visual.AudioVisualModel.forward`
 
 
 def embed_batch(model: Forward, clips: Sequence[TrainingClip], device: torch.device) -> list[ClipEmbeddings]:
@@ -114,12 +113,11 @@ class Objective:
         if not self.per_second and self._config.objective == "classes":
             predictions = self.predict(model, embeddings)
             weights = torch.stack([prediction.weights for prediction in predictions])
-            visual, sighted = _rows([prediction.visual_log_probabilities for prediction in predictions])
-            audio, audible = _rows([prediction.audio_log_probabilities for prediction in predictions])
+            sides = [_rows([getattr(one, f"{name}_log_probabilities") for one in predictions]) for name in MODALITIES]
         else:
-            segments = self._segment_logits(model, embeddings)
-            visual, sighted = _rows([self._sample_logits(pair[0]) for pair in segments], list(map(len, labels)))
-            audio, audible = _rows([self._sample_logits(pair[1]) for pair in segments], list(map(len, labels)))
+            segments, lengths = zip(*self._segment_logits(model, embeddings), strict=True), list(map(len, labels))
+            sides = [_rows([self._sample_logits(clip) for clip in clips], lengths) for clips in segments]
+        (visual, sighted), (audio, audible) = sides
         return matched_loss(
             self._config, model, visual, audio, truth, visual_present=sighted, audio_present=audible, weights=weights
         )
@@ -132,21 +130,17 @@ class Objective:
                 audio,
                 fusion=self._config.fusion,
                 pool=self._config.pool,
-                matching=self._config.matching,
-                visual_scale=model.temperatures.scale("visual").detach(),
-                audio_scale=model.temperatures.scale("audio").detach(),
+                **_matching(self._config, model),
             )
             for visual, audio in self._segment_logits(model, embeddings)
         ]
 
-    def _segment_logits(
-        self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]
-    ) -> list[tuple[Tensor | None, Tensor | None]]:
+    def _segment_logits(self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]) -> list[Pair]:
         """``[T, K + 1]`` of each clip's modalities."""
         texts = self._texts.projected(model, anchored=False)
         left_out = [clip.row for clip in embeddings]
         parts = []
-        for name in ("visual", "audio"):
+        for name in MODALITIES:
             scale, words = model.temperatures.scale(name), getattr(texts, name) + model.class_means(name, left_out)
             clips = zip((getattr(clip, name) for clip in embeddings), words, strict=True)
             parts.append([None if clip is None else fusion.logits(clip, rows, scale) for clip, rows in clips])
@@ -156,9 +150,8 @@ class Objective:
         """Those of the seconds as they are, or pooled to ``[K]`` of the clip."""
         if logits is None or self.per_second:
             return logits
-        weights = None
-        if self._config.pool == "event":
-            weights = fusion.event_weights(logits[:, :-1], logits[:, -1])
+        event = self._config.pool == "event"
+        weights = fusion.event_weights(logits[:, :-1], logits[:, -1]) if event else None
         return fusion.pool_segments(logits[:, :-1], weights)
 
 
@@ -195,16 +188,12 @@ def matched_loss(
         shares = F.normalize(truth.float(), p=1, dim=-1)
         visual, audio = (None if logits is None else logits @ shares.T.to(logits) for logits in (visual, audio))
         truth = shared_labels(truth)
-    return combined_loss(
-        visual,
-        audio,
-        truth,
-        objective=config.objective,
-        matching=config.matching,
-        visual_scale=model.temperatures.scale("visual").detach(),
-        audio_scale=model.temperatures.scale("audio").detach(),
-        **more,
-    )
+    return combined_loss(visual, audio, truth, objective=config.objective, **_matching(config, model), **more)
+
+
+def _matching(config: TrainerConfig, model: AudioVisualModel) -> dict[str, Any]:
+    scales = {f"{name}_scale": model.temperatures.scale(name).detach() for name in MODALITIES}
+    return {"matching": config.matching, **scales}
 
 
 def _stack(parts: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor | None, list[bool]]:
@@ -296,9 +285,8 @@ class FewShotTask(ClipTask):
 
     def embed(self, forward: Forward, samples: Sequence[TrainingClip]) -> Embeddings:
         """Embeddings of all seconds of the clips, ``[sum T, D]`` each; zeros for clips that lack the modality."""
-        clips = embed_batch(forward, samples, self._device)
-        lengths = [sample.num_segments for sample in samples]
-        return tuple(joined([getattr(clip, name) for clip in clips], lengths) for name in ("visual", "audio"))
+        clips, lengths = embed_batch(forward, samples, self._device), [sample.num_segments for sample in samples]
+        return tuple(joined([getattr(clip, name) for clip in clips], lengths) for name in MODALITIES)
 
     def loss(self, embeddings: Embeddings, samples: Sequence[TrainingClip]) -> CombinedLoss:
         """See :class:`~avfewshot.training.tasks.Objective`."""
@@ -380,7 +368,7 @@ class PretrainTask(ClipTask):
         with torch.no_grad():
             texts = self.texts.projected(self.model)
         parts = []
-        for name in ("visual", "audio"):
+        for name in MODALITIES:
             words, scale = getattr(texts, name), self.model.temperatures.scale(name).detach()
             seconds = (getattr(clip, name) for clip in embeddings)
             rows = [None if clip is None else self._pooled(clip, words, scale)[None] for clip in seconds]
@@ -398,21 +386,14 @@ class PretrainTask(ClipTask):
         """The loss of the embedded clips of all ranks; a clip without a label does not count."""
         labels = torch.stack([clip.labels for clip in samples]).to(self.device)
         known = labels.any(1)
-        visual_mask = torch.tensor([clip.frames is not None for clip in samples], device=self.device) & known
-        audio_mask = torch.tensor([clip.audio is not None for clip in samples], device=self.device) & known
+        given = ([clip.frames is not None for clip in samples], [clip.audio is not None for clip in samples])
+        seen, heard = (torch.tensor(part, device=self.device) & known for part in given)
         visual, audio = embeddings
-        batch = gather_batch(visual, audio, labels, visual_present=visual_mask, audio_present=audio_mask)
+        batch = gather_batch(visual, audio, labels, visual_present=seen, audio_present=heard)
         texts = self.texts.projected(self.model)
         visual, audio = self.model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
-        return matched_loss(
-            self.config,
-            self.model,
-            visual,
-            audio,
-            batch.labels,
-            visual_present=batch.visual_present,
-            audio_present=batch.audio_present,
-        )
+        masks = {f"{name}_present": getattr(batch, f"{name}_present") for name in MODALITIES}
+        return matched_loss(self.config, self.model, visual, audio, batch.labels, **masks)
 
 
 def adapter_config(
