@@ -62,7 +62,8 @@ def clips_for(backbone, pixels: bool, count: int = 6, seconds: int = 2):
     ("method", "parameters"), [(CoOp, 8_192), (CoCoOp, 35_360), (MaPLe, 3_555_072), (ClipLora, 184_320)]
 )
 def test_learned_parameters_of_the_visual_side_are_as_many_as_published(vit_b_16, method, parameters):
-    assert method(vit_b_16, TEXTS).num_trainable["visual"] == parameters
+    learned = method(vit_b_16, TEXTS).named_parameters()
+    assert sum(parameter.numel() for name, parameter in learned if name.split(".")[1] == "visual") == parameters
 
 
 def test_without_context_a_prompted_text_is_the_branchs_own_and_context_equals_the_words_it_was_copied_from(tiny):

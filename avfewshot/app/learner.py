@@ -16,8 +16,9 @@ from avfewshot.app.label_file import NONE, Mark
 from avfewshot.errors import UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
-from avfewshot.inference.head import LearnedRun, frozen_part
+from avfewshot.inference.head import frozen_part
 from avfewshot.inference.results import ClipResult
+from avfewshot.inference.runs import LearnedRun
 from avfewshot.io import write_text
 from avfewshot.labels import LabelSet
 from avfewshot.methods.active import margins

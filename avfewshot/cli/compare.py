@@ -381,7 +381,7 @@ def _compare_efficiency(config: CompareConfig) -> None:
             flops: float | None = count_flops(model.eval(), frames, audio)["all"] / 1e9
         elif name in TUNED:
             method = TUNED[name](backbone, ("a thing", "nothing"))
-            own = sum(method.num_trainable.values())
+            own = method.num_trainable
             flops = cost / 1e9  # prompts are encoded once for all clips
             if name == "cocoop":
                 flops = None  # it encodes every class for every clip

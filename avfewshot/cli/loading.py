@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from avfewshot.encoders.backbone import Backbone
     from avfewshot.inference.classifier import Classifier
-    from avfewshot.inference.head import LearnedRun
+    from avfewshot.inference.runs import LearnedRun
     from avfewshot.store.store import Store
 
 _LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool", "audio_context")
@@ -44,7 +44,7 @@ def open_store(folder: Path | None) -> Store | None:
 
 def find_run(folder: Path) -> LearnedRun:
     """The fitted method of a few-shot run; a :class:`UsageError` where there is none."""
-    from avfewshot.inference.head import find_learned
+    from avfewshot.inference.runs import find_learned
 
     found = find_learned(folder)
     if found is None:

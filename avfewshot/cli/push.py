@@ -62,7 +62,7 @@ def push(
 
 def _stage(run: Path, folder: Path) -> AdapterConfig:
     """Lay out what goes: trained tensors at the top, the fitted method that answers in ``scorer/``."""
-    from avfewshot.inference.head import find_learned, find_tuned
+    from avfewshot.inference.runs import find_learned, find_tuned
     from avfewshot.models.checkpoint import load_adapter
 
     learned = find_learned(run)

@@ -16,10 +16,11 @@ from avfewshot.errors import UsageError, check_choice
 from avfewshot.inference.devices import one_thread
 from avfewshot.inference.embedding import FileEmbedder
 from avfewshot.inference.embedding_cache import Embedded
-from avfewshot.inference.head import LearnedHead, LearnedRun, TunedHead, ZeroShotHead, rejector
+from avfewshot.inference.head import LearnedHead, TunedHead, ZeroShotHead, rejector
 from avfewshot.inference.inputs import Inputs, Labels, label_set
 from avfewshot.inference.logits import class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
+from avfewshot.inference.runs import LearnedRun
 from avfewshot.labels import LabelSet
 from avfewshot.methods.base import LabelFeatures
 from avfewshot.models.build import EnsembleModel

@@ -7,19 +7,42 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
+from avfewshot.adapters.base import MODALITIES as SIDES
+from avfewshot.adapters.base import Pair
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import MediaError, UsageError, check_choice
 from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
-from avfewshot.inference.head import LearnedRun, TunedRun, TunedTowers
 from avfewshot.inference.inputs import Inputs, expand, is_single, names_many, read_items
 from avfewshot.inference.results import Failure
+from avfewshot.inference.runs import LearnedRun, TunedRun
 from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MODALITIES, check_options
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import EnsembleModel
+from avfewshot.tuning.methods import TunedMethod
+
+
+class TunedTowers(nn.Module):
+    """A tuned method's towers as the embedder takes a model: seconds in, unit vectors out."""
+
+    adapters = None
+
+    def __init__(self, method: TunedMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, frames: Tensor | None = None, audio: Tensor | None = None) -> Pair:
+        """Unit vectors ``[B, T, D]`` of frames ``[B, T, 3, S, S]`` and of waveforms ``[B, T, samples]``."""
+        pairs = zip(SIDES, (frames, audio), strict=True)
+        visual, sound = (
+            None if part is None else self.method.embed(name, part.flatten(0, 1)).unflatten(0, part.shape[:2])
+            for name, part in pairs
+        )
+        return visual, sound
 
 
 class FileEmbedder:

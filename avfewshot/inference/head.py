@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from avfewshot.encoders.backbone import Backbone
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.inference.results import ClipResult, SegmentResult
+from avfewshot.inference.runs import LearnedRun
 from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.calibration import standardised_labels
 from avfewshot.methods.living import LivingRidge
-from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
-from avfewshot.methods.method import Scorer
-from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, read_json, seed_folders
 from avfewshot.models.fusion import predict_events
-from avfewshot.models.hub import local_adapter
-from avfewshot.tuning.fit import ABOUT_NAME, load
 from avfewshot.tuning.methods import TunedMethod
 
 
@@ -69,7 +63,7 @@ class ZeroShotHead:
             scores=dict(zip(self._names, scores, strict=True)),
             visual=self._by_name(prediction.visual),
             audio=self._by_name(prediction.audio),
-            weights=_weights(prediction.weights.tolist()),
+            weights=dict(zip(MODALITIES, prediction.weights.tolist(), strict=True)),
             segments=self._segments(file) if segments else [],
             warnings=warnings,
         )
@@ -88,11 +82,8 @@ class ZeroShotHead:
     def logits(self, file: EmbeddedFile) -> ClipLogits:
         """Logits of the seconds of a file."""
         count = len(self._spaces)
-        visual = [None] * count if file.visual is None else file.visual.chunk(count, -1)
-        audio = [None] * count if file.audio is None else file.audio.chunk(count, -1)
-        found = [
-            score_clip(v, a, texts, scales) for v, a, (texts, scales) in zip(visual, audio, self._spaces, strict=True)
-        ]
+        parts = ([None] * count if part is None else part.chunk(count, -1) for part in (file.visual, file.audio))
+        found = [score_clip(*pair, *space) for *pair, space in zip(*parts, self._spaces, strict=True)]
         return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
 
     def _segments(self, file: EmbeddedFile) -> list[SegmentResult]:
@@ -107,7 +98,7 @@ class ZeroShotHead:
             visual, audio = (None if seconds is None else seconds[index] for seconds in alone)
             best = max(range(len(scores)), key=scores.__getitem__)
             end = min(index + 1.0, file.duration) if file.duration > index else index + 1.0
-            shares = _weights(weights)
+            shares = dict(zip(MODALITIES, weights, strict=True))
             results.append(
                 SegmentResult(float(index), end, self._names[best], scores[best], shares, scores, visual, audio)
             )
@@ -117,103 +108,10 @@ class ZeroShotHead:
         return None if probabilities is None else dict(zip(self._names, probabilities.tolist(), strict=True))
 
 
-def _weights(shares: list[float]) -> dict[str, float]:
-    return {"visual": shares[0], "audio": shares[1]}
-
-
 BACKGROUND = "background"
 """What a second, or a clip, is called in which nothing happens, where the run has learnt what that is."""
 UNKNOWN = "unknown"
 """What a clip is called that is like nothing that was learnt, where that is asked for."""
-
-
-@dataclass(frozen=True, eq=False)
-class LearnedRun(AdapterCheckpoint):
-    """A fitted method and what it belongs to."""
-
-    scorer: Scorer
-
-    @property
-    def none(self) -> str | None:
-        """What the run calls "none of these": the one of its labels that its method has no text for."""
-        return next((label for label in self.config.labels if label not in self.scorer.texts.names), None)
-
-    @property
-    def audio_context(self) -> str:
-        """What its clips were embedded with: ``"second"`` or ``"clip"``."""
-        return str(self.config.training.get("audio_context", "second"))
-
-    @property
-    def is_tuned(self) -> bool:
-        """Whether adapters of the same seed speak beside it."""
-        return bool(self.scorer.tuned and self.scorer.tuned["tuned"])
-
-
-def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
-    """What a few-shot run learnt beside adapters, or None where it holds no fitted method.
-
-    Of several seeds the one that the run chose is taken, or that with the lowest log-loss on clips left out.
-    """
-    path = local_adapter(path)
-    folders = [path, path / "scorer", *(seed / "scorer" for seed in seed_folders(path))]
-    found = [folder for folder in folders if (folder / SCORER_NAME).is_file()]
-    if not found:
-        return None
-    runs = []
-    for folder in found:
-        config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
-        runs.append(LearnedRun(folder, {}, config, Scorer.load(folder)))
-        names = [label for label in config.labels if label != runs[-1].none]
-        if names != list(runs[-1].scorer.texts.names) or (runs[-1].none and not runs[-1].scorer.negatives):
-            raise DataError(f"{folder}: its files do not belong together.", hint="Copy the whole folder again.")
-
-    def loss(run: LearnedRun) -> float:
-        value = run.scorer.diagnostics.get("loo_log_loss")
-        return float("inf") if value is None else value
-
-    return min(runs, key=loss)
-
-
-@dataclass(frozen=True, eq=False)
-class TunedRun(AdapterCheckpoint):
-    """A method that was tuned through the towers (CoOp, CoCoOp, MaPLe, CLIP-LoRA) and what it belongs to."""
-
-    def method(self, backbone: Backbone, wordings: Sequence[str] | None = None) -> TunedMethod:
-        """The method over a backbone that is on its device; for other wordings than its own where such are given."""
-        own = load(self.path, backbone)
-        if wordings is None or tuple(wordings) == own.texts[:-1]:
-            return own
-        return load(self.path, backbone, [*wordings, own.texts[-1]])
-
-
-def find_tuned(path: str | os.PathLike[str]) -> TunedRun | None:
-    """The tuned method of a few-shot run, or None; of several seeds the one that the run chose, or the first."""
-    path = local_adapter(path)
-    places = [path, *(place for base in (path, *seed_folders(path)) for place in sorted(base.glob("*")))]
-    for folder in places:
-        if (folder / ABOUT_NAME).is_file() and (folder / CONFIG_NAME).is_file():
-            config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
-            return TunedRun(folder, {}, config)
-    return None
-
-
-class TunedTowers(nn.Module):
-    """A tuned method's towers as the embedder takes a model: seconds in, unit vectors out."""
-
-    adapters = None
-
-    def __init__(self, method: TunedMethod) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, frames: Tensor | None = None, audio: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Unit vectors ``[B, T, D]`` of frames ``[B, T, 3, S, S]`` and of waveforms ``[B, T, samples]``."""
-        pairs = zip(MODALITIES, (frames, audio), strict=True)
-        visual, sound = (
-            None if part is None else self.method.embed(name, part.flatten(0, 1)).unflatten(0, part.shape[:2])
-            for name, part in pairs
-        )
-        return visual, sound
 
 
 class TunedHead(ZeroShotHead):

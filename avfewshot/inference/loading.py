@@ -15,7 +15,7 @@ from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.errors import DataError, UsageError, check_choice
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.devices import resolve_device, resolve_precision
-from avfewshot.inference.head import LearnedRun, find_learned, find_tuned
+from avfewshot.inference.runs import LearnedRun, find_learned, find_tuned
 from avfewshot.labels import LabelSet
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, load_adapter

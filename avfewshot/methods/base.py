@@ -94,11 +94,7 @@ class Features:
     def take(self, rows: Sequence[int] | npt.NDArray[Any]) -> Features:
         """Some of the clips."""
         rows = np.arange(len(self))[rows] if isinstance(rows, np.ndarray) else rows
-        return Features(
-            tuple(self.ids[row] for row in rows),
-            tuple(self.visual[row] for row in rows),
-            tuple(self.audio[row] for row in rows),
-        )
+        return Features(*(tuple(part[row] for row in rows) for part in (self.ids, self.visual, self.audio)))
 
     def __add__(self, other: Features) -> Features:
         return Features(self.ids + other.ids, self.visual + other.visual, self.audio + other.audio)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from avfewshot.errors import UsageError
-from avfewshot.inference.head import LearnedRun
+from avfewshot.inference.runs import LearnedRun
 from avfewshot.methods.active import margins, suggest
 from avfewshot.methods.base import Features
 from avfewshot.store.store import Store

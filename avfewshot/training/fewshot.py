@@ -191,7 +191,7 @@ class FewShot(FewShotSetting):
             folder = self.folder / f"seed-{seed}" / name
             save(method, folder)
             self.write_config(folder, seed, support)
-            about = {"seconds": time.perf_counter() - begun, "trainable": sum(method.num_trainable.values())}
+            about = {"seconds": time.perf_counter() - begun, "trainable": method.num_trainable}
             with torch.no_grad():
                 about["support_loss"] = fmean(clip_loss(method, [clip]).item() for clip in clips)
             found[name] = (method, about | {"labels_used": {"support": len(clips), "validation": 0}})

@@ -273,13 +273,9 @@ class TunedMethod(nn.Module):
         self._kept.clear()
 
     @property
-    def num_trainable(self) -> dict[str, int]:
-        """Learned parameters by the first part of their name (``visual``, ``audio``)."""
-        counts: dict[str, int] = {}
-        for name, parameter in self.named_parameters():
-            part = name.split(".")[1] if "." in name else name
-            counts[part] = counts.get(part, 0) + parameter.numel()
-        return counts
+    def num_trainable(self) -> int:
+        """Learned parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
 
 class CoOp(TunedMethod):
