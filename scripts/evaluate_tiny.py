@@ -140,9 +140,7 @@ class Judge:
         quiet = [s * e[rows] @ b for s, e, b in zip(scales, (visual, audio), self.background, strict=True)]
         truth = torch.tensor([list(candidates).index(label) for label in target[rows].tolist()])
         found = {
-            fusion: predict_clips(
-                *logits, fusion=fusion, pool=pool, visual_background=quiet[0], audio_background=quiet[1]
-            )
+            fusion: predict_clips(*logits, fusion=fusion, pool=pool, backgrounds=(quiet[0], quiet[1]))
             for fusion in FUSIONS
         }
         shares = {fusion: prediction.probabilities for fusion, prediction in found.items()}

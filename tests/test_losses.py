@@ -89,7 +89,7 @@ def test_absent_modalities_neither_count_nor_guide(objective, logits):
     visual, audio = (values.clone() for values in logits)
     sighted = torch.tensor([True, True, False, True, True, True])
     hearing = torch.tensor([True, True, True, False, True, True])
-    options = {"objective": objective, "visual_present": sighted, "audio_present": hearing}
+    options = {"objective": objective, "present": (sighted, hearing)}
     expected = combined_loss(visual, audio, positives, **options)
     visual[2], audio[3] = float("nan"), float("nan")  # of nothing, nothing is known
     visual.requires_grad_(), audio.requires_grad_()
@@ -110,7 +110,7 @@ def test_absent_modalities_neither_count_nor_guide(objective, logits):
 def test_no_gradient_flows_through_the_weights(matching, logits):
     visual, audio = logits[0].clone().requires_grad_(), logits[1].clone().requires_grad_()
     positives = shared_labels(torch.arange(6))
-    result = combined_loss(visual, audio, positives, matching=matching, visual_scale=20.0, audio_scale=5.0)
+    result = combined_loss(visual, audio, positives, matching=matching, scales=(20.0, 5.0))
     result.total.backward()
     got = visual.grad.clone()
     visual.grad = None

@@ -42,9 +42,9 @@ def test_weights_and_fusions_agree_with_numpy(logits):
 
 def test_cosine_matching_uses_cosines_and_stays_positive_for_negative_ones():
     visual, audio = torch.tensor([100 * 0.3, 100 * 0.1]), torch.tensor([20 * 0.1, 20 * -0.2])
-    weights = modality_weights(visual, audio, matching="cosine", visual_scale=100.0, audio_scale=20.0)
+    weights = modality_weights(visual, audio, matching="cosine", scales=(100.0, 20.0))
     torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]))
-    opposed = modality_weights(-visual, audio, matching="cosine", visual_scale=100.0, audio_scale=20.0)
+    opposed = modality_weights(-visual, audio, matching="cosine", scales=(100.0, 20.0))
     assert 0 < opposed[0] < 0.05
     assert opposed.sum() == 1
 
@@ -77,7 +77,7 @@ def test_half_precision_logits_are_computed_in_float32():
 def test_absent_modalities_of_single_samples_have_no_weight():
     logits = torch.randn(4, 3)
     sighted, hearing = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
-    weights = modality_weights(logits, logits, visual_present=sighted, audio_present=hearing)
+    weights = modality_weights(logits, logits, present=(sighted, hearing))
     assert weights.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
 
 
@@ -85,8 +85,8 @@ def test_absent_modalities_of_single_samples_have_no_weight():
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_one_modality_alone_is_that_modality(fusion, pool, logits):
     background = torch.zeros(4, 6, dtype=torch.float64)
-    seen = predict_clips(logits[0], None, fusion=fusion, pool=pool, visual_background=background)
-    heard = predict_clips(None, logits[1], fusion=fusion, pool=pool, audio_background=background)
+    seen = predict_clips(logits[0], None, fusion=fusion, pool=pool, backgrounds=(background, None))
+    heard = predict_clips(None, logits[1], fusion=fusion, pool=pool, backgrounds=(None, background))
     torch.testing.assert_close(seen.probabilities, seen.visual)
     torch.testing.assert_close(heard.probabilities, heard.audio)
     assert (seen.audio, heard.visual) == (None, None)
@@ -99,8 +99,8 @@ def test_one_modality_alone_is_that_modality(fusion, pool, logits):
 def test_every_distribution_sums_to_one_whatever_the_shape(fusion, pool):
     for shape in ((1, 1), (1, 4), (7, 1), (2, 3, 4)):
         visual, audio = 5 * torch.randn(shape), 5 * torch.randn(shape)
-        backgrounds = {f"{name}_background": torch.randn(shape[:-1]) for name in ("visual", "audio")}
-        found = predict_clips(visual, audio, fusion=fusion, pool=pool, **backgrounds)
+        backgrounds = torch.randn(shape[:-1]), torch.randn(shape[:-1])
+        found = predict_clips(visual, audio, fusion=fusion, pool=pool, backgrounds=backgrounds)
         assert found.probabilities.shape == (*shape[:-2], shape[-1])
         assert found.segment_probabilities.shape == shape
         assert found.segment_weights.shape == (*shape[:-1], 2)
@@ -130,7 +130,7 @@ def test_event_pooling_agrees_with_numpy(logits):
     weight = first / (first + second)
     fused = weight[..., None] * shares[0] + (1 - weight)[..., None] * shares[1]
     joint = (times[0] + times[1]) / 2
-    prediction = predict_clips(*logits, pool="event", visual_background=backgrounds[0], audio_background=backgrounds[1])
+    prediction = predict_clips(*logits, pool="event", backgrounds=backgrounds)
     expected = (joint[..., None] * fused).sum(-2)
     np.testing.assert_allclose(prediction.probabilities.numpy(), expected, rtol=0, atol=1e-10)
     by_hearing = (times[1][..., None] * shares[1]).sum(-2)
@@ -162,7 +162,7 @@ def test_names_and_missing_inputs_are_checked(call, message):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_clips_that_lack_a_modality_are_predicted_in_a_batch_as_if_alone(fusion, pool):
     logits = [5 * torch.randn(3, 4, 6, dtype=torch.float64) for _ in range(2)]
-    masks = {"visual_present": torch.tensor([True, False, True]), "audio_present": torch.tensor([True, True, False])}
+    masks = {"present": (torch.tensor([True, False, True]), torch.tensor([True, True, False]))}
     together = predict_events(*logits, fusion=fusion, pool=pool, **masks)
     alone = [
         predict_events(logits[0][0], logits[1][0], fusion=fusion, pool=pool),

@@ -219,7 +219,7 @@ def test_every_second_is_a_sample_where_seconds_are_labelled():
     visual = torch.cat([10.0 * clip.visual @ given.visual.T for clip in embedded])
     audio = torch.cat([10.0 * embedded[0].audio @ given.audio.T, torch.zeros(5, CLASSES + 1)])
     heard = torch.tensor([True] * 2 + [False] * 5)
-    expected = combined_loss(visual, audio, torch.cat(seconds), objective="classes", audio_present=heard)
+    expected = combined_loss(visual, audio, torch.cat(seconds), objective="classes", present=(None, heard))
     torch.testing.assert_close(found.total, expected.total)
 
 

@@ -45,7 +45,7 @@ class Encoders(nn.Module):
             None if sounds is None else F.normalize(self.audio(self.dropout(sounds)), dim=-1),
         )
 
-    def loss(self, visual: Tensor | None, audio: Tensor | None, labels: Tensor, **present: Tensor | None) -> Tensor:
+    def loss(self, visual: Tensor | None, audio: Tensor | None, labels: Tensor, present=(None, None)) -> Tensor:
         logits = [None, None]
         if visual is not None:
             texts = F.normalize(self.visual_text(self.visual_table), dim=-1)[labels]
@@ -53,7 +53,7 @@ class Encoders(nn.Module):
         if audio is not None:
             texts = F.normalize(self.audio_text(self.audio_table), dim=-1)[labels]
             logits[1] = self.scales[1].exp() * (audio @ texts.T)
-        return combined_loss(*logits, shared_labels(labels), objective="contrastive", **present).total
+        return combined_loss(*logits, shared_labels(labels), objective="contrastive", present=present).total
 
 
 def clips(count: int = 7) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,10 +79,10 @@ def as_chunks(model: Callable, frames: Tensor, sounds: Tensor, sizes: list[int])
     return [lambda frames=some, sounds=others: model(frames, sounds) for some, others in parts]
 
 
-def one_batch(factor: float = 1.0, **present: Tensor) -> dict[str, Tensor]:
+def one_batch(factor: float = 1.0, present=(None, None)) -> dict[str, Tensor]:
     model = Encoders()
     frames, sounds, labels = clips()
-    (factor * model.loss(*model(frames, sounds), labels, **present)).backward()
+    (factor * model.loss(*model(frames, sounds), labels, present)).backward()
     return gradients(model)
 
 
@@ -160,12 +160,12 @@ def test_a_modality_that_chunks_lack(hearing):
         lambda rows=rows: model(frames[rows], sounds[rows] if present[rows].all() else None)
         for rows in (slice(3), slice(3, 7))
     ]
-    cached_backward(chunks, lambda parts: model.loss(*parts, labels, audio_present=present))
+    cached_backward(chunks, lambda parts: model.loss(*parts, labels, present=(None, present)))
     got = gradients(model)
     if not present.any():  # what nothing is known of has no gradient, in one batch a gradient of zero
         assert model.audio.weight.grad is None
         got = {name: torch.zeros_like(p) for name, p in model.named_parameters()} | got
-    assert_same(got, one_batch(audio_present=present))
+    assert_same(got, one_batch(present=(None, present)))
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_an_unused_parameter_of_the_last_chunk_zeros():
@@ -196,13 +196,9 @@ def on_ranks(number: int, sizes: dict[int, list[int]], *, ddp: bool = True, deaf
     silent = (lambda frames, sounds: model(frames, None)) if number == deaf else model
 
     def loss(parts):
-        present = {
-            f"{name}_present": torch.full((len(labels),), part is not None)
-            for name, part in zip(("visual", "audio"), parts, strict=True)
-        }
-        batch = gather_batch(*parts, F.one_hot(labels, CLASSES).bool(), **present)
-        masks = {"visual_present": batch.visual_present, "audio_present": batch.audio_present}
-        return module.loss(batch.visual, batch.audio, batch.labels.int().argmax(1), **masks)
+        present = tuple(torch.full((len(labels),), part is not None) for part in parts)
+        batch = gather_batch(*parts, F.one_hot(labels, CLASSES).bool(), present)
+        return module.loss(batch.visual, batch.audio, batch.labels.int().argmax(1), present=batch.present)
 
     chunks = as_chunks(silent, frames, sounds, sizes[number])
     for _ in range(2):  # DDP would complain in the second step about a first one that it does not think finished
@@ -221,16 +217,16 @@ def on_ranks(number: int, sizes: dict[int, list[int]], *, ddp: bool = True, deaf
 def gathered(number: int) -> dict:
     """What ranks get of each other, one of them without sound, and what they say where widths differ."""
     frames, sounds, labels = (part.split(SHARES)[number] for part in clips())
-    masks = {"visual_present": torch.ones(len(labels)).bool(), "audio_present": torch.full((len(labels),), number > 0)}
-    batch = gather_batch(frames.to(torch.bfloat16), sounds if number else None, labels[:, None] > 0, **masks)
+    masks = torch.ones(len(labels)).bool(), torch.full((len(labels),), number > 0)
+    batch = gather_batch(frames.to(torch.bfloat16), sounds if number else None, labels[:, None] > 0, masks)
     try:
-        gather_batch(torch.zeros(1, 2 + number), None, torch.ones(1, 1).bool(), **{n: m[:1] for n, m in masks.items()})
+        gather_batch(torch.zeros(1, 2 + number), None, torch.ones(1, 1).bool(), tuple(mask[:1] for mask in masks))
     except ValueError as error:
         said = str(error)
     return {
         "embeddings": [batch.visual.detach(), batch.audio.detach()],
         "labels": batch.labels,
-        "present": [batch.visual_present, batch.audio_present],
+        "present": list(batch.present),
         "misfit": said,
     }
 
@@ -261,7 +257,7 @@ def ranks(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("scenario", ["averaged", "ddp", "ddp, one chunk", "ddp, deaf", "idle"])
 def test_several_ranks_in_chunks_equal_one_rank_with_one_big_batch(ranks, scenario):
     hearing = torch.tensor([True] * SHARES[0] + [False] * SHARES[1])
-    expected = one_batch(**({"audio_present": hearing} if "deaf" in scenario else {}))
+    expected = one_batch(present=(None, hearing if "deaf" in scenario else None))
     for told in ranks:
         assert_same(told[scenario], expected)
 

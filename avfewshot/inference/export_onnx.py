@@ -246,18 +246,18 @@ class _Answers(nn.Module):
         """Of n clips of T seconds: unit vectors, what the text says, and how sure it is of each second ``[n, T]``."""
         texts: Any = self.head._scorer.texts
         vectors = {name: F.normalize(values, dim=-1, eps=1e-12) for name, values in given.items()}
-        logits: dict[str, Any] = {}
+        logits: list[Any] = []
         for name, scale in zip(MODALITIES, texts.scales, strict=True):
-            background = getattr(texts, f"{name}_background")
-            for part, rows in (("logits", getattr(texts, name)), ("background", background)):
+            for rows in (getattr(texts, name), getattr(texts, f"{name}_background")):
                 there = None if rows is None or name not in vectors else vectors[name] @ torch.from_numpy(rows.T)
-                logits[f"{name}_{part}"] = None if there is None else scale * there
+                logits.append(None if there is None else scale * there)
         sure = texts.visual_background is not None and texts.audio_background is not None
-        said = predict_clips(**logits, fusion=texts.fusion, pool=texts.pool if sure else "mean")
+        options = {"fusion": texts.fusion, "pool": texts.pool if sure else "mean"}
+        said = predict_clips(logits[0], logits[2], backgrounds=(logits[1], logits[3]), **options)
         if not sure:
             return vectors, said, None
         best = said.segment_probabilities.argmax(-1, keepdim=True)
-        gaps = [logits[f"{n}_logits"].gather(-1, best)[..., 0] - logits[f"{n}_background"] for n in vectors]
+        gaps = [logits[row].gather(-1, best)[..., 0] - logits[row + 1] for row in (0, 2) if logits[row] is not None]
         return vectors, said, gaps[0] if len(gaps) == 1 else torch.minimum(gaps[0], gaps[1])
 
     def _scores(self, given: dict[str, Tensor], tuned: Any) -> Scores:

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from avfewshot.adapters.base import MODALITIES as MODALITIES
+from avfewshot.adapters.base import Pair
 from avfewshot.errors import DataError
 from avfewshot.models.fusion import fuse, predict_clips
 
@@ -194,25 +196,23 @@ class LabelFeatures:
         names = tuple(self.names[column] for column in columns)
         return replace(self, names=names, visual=self.visual[columns], audio=self.audio[columns], **templates)
 
-    def alike(self, features: Features) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Clips of one length and the same modalities, stacked: their numbers and arguments of ``predict_clips``.
+    def alike(self, features: Features) -> Iterator[tuple[list[int], Pair, Pair]]:
+        """Clips of one length and the same modalities, stacked: their numbers, and logits for ``predict_clips``.
 
-        Scaled cosines ``[n, T, K]`` a modality, and with the background text ``[n, T]``.
+        Scaled cosines ``[n, T, K]`` a modality, and with the background texts ``[n, T]``.
         """
         groups: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
         lengths = features.seconds.tolist()
         for clip, (visual, audio) in enumerate(zip(features.visual, features.audio, strict=True)):
             groups[lengths[clip], visual is not None, audio is not None].append(clip)
         for (_, *has), clips in groups.items():
-            logits: dict[str, Any] = {}
+            logits: list[Tensor | None] = []
             for modality, scale, there in zip(MODALITIES, self.scales, has, strict=True):
-                background = getattr(self, f"{modality}_background")
                 stacked: Any = np.stack([getattr(features, modality)[clip] for clip in clips]) if there else None
-                parts: Any = ("logits", getattr(self, modality).T), ("background", background)
-                for name, texts in parts:
+                for texts in (getattr(self, modality).T, getattr(self, f"{modality}_background")):
                     product = None if stacked is None or texts is None else scale * np.matmul(stacked, texts)
-                    logits[f"{modality}_{name}"] = None if product is None else torch.from_numpy(product)
-            yield clips, logits
+                    logits.append(None if product is None else torch.from_numpy(product))
+            yield clips, (logits[0], logits[2]), (logits[1], logits[3])
 
     def clip_log_posteriors(self, features: Features) -> dict[str, Floats]:
         """The zero-shot prediction: log-probabilities ``[N, K]`` as ``fused``, ``visual``, ``audio``.
@@ -221,10 +221,10 @@ class LabelFeatures:
         """
         uniform = np.full((len(features), len(self.names)), -np.log(len(self.names)))
         result = {name: uniform.copy() for name in ("fused", *MODALITIES)}
-        backgrounds = self.visual_background is not None and self.audio_background is not None
-        pool = self.pool if backgrounds else "mean"
-        for clips, logits in self.alike(features):
-            made = predict_clips(**logits, fusion=self.fusion, pool=pool)
+        known = self.visual_background is not None and self.audio_background is not None
+        pool = self.pool if known else "mean"
+        for clips, logits, backgrounds in self.alike(features):
+            made = predict_clips(*logits, backgrounds=backgrounds, fusion=self.fusion, pool=pool)
             parts = made.log_probabilities, made.visual_log_probabilities, made.audio_log_probabilities
             for name, values in zip(result, parts, strict=True):
                 if values is not None:
@@ -239,14 +239,13 @@ class LabelFeatures:
         """
         events: list[Floats] = [np.zeros((0, 0))] * len(features)
         salience: list[Floats] = [np.zeros(0)] * len(features)
-        for clips, logits in self.alike(features):
-            pair = logits["visual_logits"], logits["audio_logits"]
-            probabilities = fuse(*pair, fusion=self.fusion)[0].numpy()
+        for clips, logits, backgrounds in self.alike(features):
+            probabilities = fuse(*logits, fusion=self.fusion)[0].numpy()
             best = torch.from_numpy(probabilities.argmax(-1))[..., None]
             sure = [
-                (scores.gather(-1, best)[..., 0] - logits[f"{modality}_background"]).numpy()
-                for modality, scores in zip(MODALITIES, pair, strict=True)
-                if scores is not None and logits[f"{modality}_background"] is not None
+                (scores.gather(-1, best)[..., 0] - background).numpy()
+                for scores, background in zip(logits, backgrounds, strict=True)
+                if scores is not None and background is not None
             ]
             least = np.min(sure, axis=0) if sure else np.zeros(probabilities.shape[:-1])
             for row, clip in enumerate(clips):

@@ -11,11 +11,14 @@ The leading dimensions ``...`` are free: a single clip ``[T, K]`` and a batch ``
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from avfewshot.adapters.base import Pair
 
 FUSIONS = ("weighted", "product")
 """How the modalities are joined: the published weighted sum, or the normalised product of the probabilities."""
@@ -96,10 +99,8 @@ def modality_weights(
     audio_logits: Tensor | None,
     *,
     matching: str = "softmax",
-    visual_scale: float | Tensor = 1.0,
-    audio_scale: float | Tensor = 1.0,
-    visual_present: Tensor | None = None,
-    audio_present: Tensor | None = None,
+    scales: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
+    present: Pair = (None, None),
 ) -> Tensor:
     """Weights of sight and hearing ``[..., 2]``: ``w1 = y_v / (y_v + y_a)``, ``w2 = 1 - w1`` (Eq. 11).
 
@@ -111,10 +112,9 @@ def modality_weights(
         visual_logits: ``[..., K_v]``, or None when no sample has a picture.
         audio_logits: ``[..., K_a]``, or None when no sample has sound.
         matching: See :func:`matching_score`.
-        visual_scale: Temperature scale inside `visual_logits`.
-        audio_scale: Temperature scale inside `audio_logits`.
-        visual_present: Bool ``[...]``, False where a sample has no picture (its logits are ignored); None: all have.
-        audio_present: The same for sound.
+        scales: Temperature scales inside both logits.
+        present: Bool ``[...]``, False where a sample has no picture, or no sound (its logits are ignored); None: all
+            have.
 
     Raises:
         ValueError: Both are None, or `matching` is unknown.
@@ -127,12 +127,12 @@ def modality_weights(
         zero = torch.zeros_like(one)
         return torch.stack((one, zero) if audio_logits is None else (zero, one), dim=-1)
     with torch.no_grad():
-        visual_score = matching_score(visual_logits, matching=matching, scale=visual_scale)
-        audio_score = matching_score(audio_logits, matching=matching, scale=audio_scale)
+        visual_score = matching_score(visual_logits, matching=matching, scale=scales[0])
+        audio_score = matching_score(audio_logits, matching=matching, scale=scales[1])
         share = visual_score / (visual_score + audio_score)
-        if visual_present is not None or audio_present is not None:
-            sighted = torch.ones_like(share, dtype=torch.bool) if visual_present is None else visual_present
-            hearing = torch.ones_like(share, dtype=torch.bool) if audio_present is None else audio_present
+        if any(mask is not None for mask in present):
+            all_ = torch.ones_like(share, dtype=torch.bool)
+            sighted, hearing = (all_ if mask is None else mask for mask in present)
             share = torch.where(sighted & hearing, share, 0.5 + 0.5 * (sighted.to(share) - hearing.to(share)))
         return torch.stack((share, 1 - share), dim=-1)
 
@@ -182,10 +182,8 @@ def predict_clips(
     *,
     fusion: str = "weighted",
     pool: str = "mean",
-    visual_background: Tensor | None = None,
-    audio_background: Tensor | None = None,
-    visual_present: Tensor | None = None,
-    audio_present: Tensor | None = None,
+    backgrounds: Pair = (None, None),
+    present: Pair = (None, None),
     **options: Any,
 ) -> ClipPrediction:
     """Everything that is predicted from the logits of the segments of clips; training puts its loss on the same.
@@ -202,23 +200,20 @@ def predict_clips(
         audio_logits: ``[..., T, K]``, or None without sound.
         fusion: See :func:`fuse`.
         pool: ``"mean"`` or ``"event"``.
-        visual_background: ``[..., T]`` logits of the background text; for ``pool="event"``.
-        audio_background: The same for sound.
-        visual_present: Bool ``[...]``, False for clips of a batch without a picture, whose visual logits may be
-            anything finite: they are predicted as if these were None, and their visual distribution means nothing.
-        audio_present: The same for sound.
+        backgrounds: ``[..., T]`` logits of the background texts of both; for ``pool="event"``.
+        present: Bool ``[...]``, False for clips of a batch without a picture, or without sound, whose logits may be
+            anything finite: they are predicted as if these were None, and that distribution means nothing.
         options: `matching` and scales of :func:`modality_weights`.
 
     Raises:
         ValueError: Both logits are None, a name is unknown, or ``pool="event"`` lacks a background.
     """
     _check(pool, POOLS, "pool")
-    masks = [None if present is None else present.unsqueeze(-1) for present in (visual_present, audio_present)]
-    options |= {"visual_present": masks[0], "audio_present": masks[1]}
-    segments, segment_weights = _log_fuse(visual_logits, audio_logits, fusion, **options)
+    masks = [None if mask is None else mask.unsqueeze(-1) for mask in present]
+    segments, segment_weights = _log_fuse(visual_logits, audio_logits, fusion, present=masks, **options)
     weights: list[Tensor | None] = [None, None]
     alone: list[Tensor | None] = [None, None]
-    for row, (given, background) in enumerate(((visual_logits, visual_background), (audio_logits, audio_background))):
+    for row, (given, background) in enumerate(zip((visual_logits, audio_logits), backgrounds, strict=True)):
         if given is None:
             continue
         if pool == "event":
@@ -250,27 +245,30 @@ def predict_events(visual_logits: Tensor | None, audio_logits: Tensor | None, **
     The one way from logits to a clip's distribution: the classifier and the evaluator take its ``probabilities``, and
     training takes a loss on its ``log_probabilities`` (or on those of each modality, and ``weights``).
     """
-    classes, background = {}, {}
-    for name, given in (("visual", visual_logits), ("audio", audio_logits)):
-        classes[f"{name}_logits"] = None if given is None else given[..., :-1]
-        background[f"{name}_background"] = None if given is None else given[..., -1]
-    return predict_clips(**classes, **background, **options)
+    given = visual_logits, audio_logits
+    classes, backgrounds = ([None if one is None else one[..., part] for one in given] for part in (slice(-1), -1))
+    return predict_clips(classes[0], classes[1], backgrounds=(backgrounds[0], backgrounds[1]), **options)
 
 
 def _log_fuse(
-    visual_logits: Tensor | None, audio_logits: Tensor | None, fusion: str, **options: Any
+    visual_logits: Tensor | None,
+    audio_logits: Tensor | None,
+    fusion: str,
+    present: Sequence[Tensor | None] = (None, None),
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Logarithms of what :func:`fuse` gives, and the weights."""
     _check(fusion, FUSIONS, "fusion")
-    weights = modality_weights(visual_logits, audio_logits, **options)
+    weights = modality_weights(visual_logits, audio_logits, present=(present[0], present[1]), **options)
     logs = [_wide(given).log_softmax(-1) for given in (visual_logits, audio_logits) if given is not None]
     if len(logs) == 1:
         return logs[0], weights
     if fusion == "product":
-        for row, name in enumerate(("visual_present", "audio_present")):
-            if (present := options.get(name)) is not None:
-                logs[row] = torch.where(present.unsqueeze(-1), logs[row], 0.0)
-        return (logs[0] + logs[1]).log_softmax(-1), weights
+        both = [
+            log if mask is None else torch.where(mask.unsqueeze(-1), log, 0.0)
+            for log, mask in zip(logs, present, strict=True)
+        ]
+        return (both[0] + both[1]).log_softmax(-1), weights
     shares = weights.log().unsqueeze(-1)
     parts = shares[..., 0, :] + logs[0], shares[..., 1, :] + logs[1]
     if torch.onnx.is_in_onnx_export():  # which does not know logaddexp

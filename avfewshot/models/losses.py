@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avfewshot.adapters.base import Pair
 from avfewshot.models.fusion import modality_weights
 
 OBJECTIVES = ("contrastive", "classes")
@@ -73,8 +74,7 @@ def combined_loss(
     positives: Tensor,
     *,
     objective: str = "contrastive",
-    visual_present: Tensor | None = None,
-    audio_present: Tensor | None = None,
+    present: Pair = (None, None),
     weights: Tensor | None = None,
     **options: Any,
 ) -> CombinedLoss:
@@ -86,9 +86,8 @@ def combined_loss(
         positives: Bool ``[N, M]``: which texts are true for which samples. A sample with none does not count.
         objective: ``"contrastive"``: M = N, text i belongs to sample i, both directions. ``"classes"``: M classes, only
             from samples to texts.
-        visual_present: Bool ``[N]``, False where a sample has no picture: it is then neither sample nor candidate of
-            the visual loss.
-        audio_present: The same for sound.
+        present: Bool ``[N]``, False where a sample has no picture, or no sound: it is then neither sample nor candidate
+            of that loss.
         weights: Weights of the modalities ``[N, 2]`` that the prediction takes; None: those of the logits.
         options: `matching` and scales of :func:`~avfewshot.models.fusion.modality_weights`.
 
@@ -98,17 +97,16 @@ def combined_loss(
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}.")
     if weights is None:
-        options |= {"visual_present": visual_present, "audio_present": audio_present}
-        weights = modality_weights(visual_logits, audio_logits, **options)
+        weights = modality_weights(visual_logits, audio_logits, present=present, **options)
     counts = positives.any(-1)
     total = weights.new_zeros(())
     parts = []
-    for column, (logits, present) in enumerate(((visual_logits, visual_present), (audio_logits, audio_present))):
+    for column, (logits, mask) in enumerate(zip((visual_logits, audio_logits), present, strict=True)):
         if logits is None:
             parts.append(weights.new_zeros(()))
             continue
-        counted = counts if present is None else counts & present
-        losses = _losses(logits, positives, objective, present)
+        counted = counts if mask is None else counts & mask
+        losses = _losses(logits, positives, objective, mask)
         total = total + (weights[:, column] * losses).sum()
         parts.append(losses.detach().sum() / counted.sum().clamp(min=1))
     return CombinedLoss(total / counts.sum().clamp(min=1), parts[0], parts[1], weights)

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from avfewshot.adapters.base import Pair
 from avfewshot.inference.devices import keep_float32
 
 if TYPE_CHECKING:
@@ -86,12 +87,11 @@ class GatheredBatch:
     visual: Tensor | None  # [M, D_v] with gradient, or None when no rank has a picture
     audio: Tensor | None  # the same for sound
     labels: Tensor  # bool [M, K]
-    visual_present: Tensor | None  # bool [M], False where a sample has no picture; None: all have one
-    audio_present: Tensor | None  # the same for sound
+    present: Pair  # bool [M], False where a sample has no picture, or no sound; None: all have one
 
 
 def gather_batch(
-    visual: Tensor | None, audio: Tensor | None, labels: Tensor, *, visual_present: Tensor, audio_present: Tensor
+    visual: Tensor | None, audio: Tensor | None, labels: Tensor, present: tuple[Tensor, Tensor]
 ) -> GatheredBatch:
     """Everything that the contrastive loss needs to know of the samples of all ranks.
 
@@ -104,7 +104,7 @@ def gather_batch(
         ValueError: The ranks differ in their widths.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return GatheredBatch(visual, audio, labels, _mask(visual_present), _mask(audio_present))
+        return GatheredBatch(visual, audio, labels, (_mask(present[0]), _mask(present[1])))
     # The ranks tell each other their sizes: rows, and for each modality width and bytes of a number, 0 for none.
     own = [len(labels)]
     for part in (visual, audio):
@@ -128,9 +128,9 @@ def gather_batch(
         # sum of gradients over many ranks in half precision would lose digits.
         part = part if part.requires_grad else part.requires_grad_()
         embeddings.append(_gather(part.to(torch.promote_types(part.dtype, torch.float32)), rows))
-    marks = torch.cat((labels, visual_present[:, None], audio_present[:, None]), 1)
+    marks = torch.cat((labels, torch.stack(present, 1)), 1)
     marks = _gather(marks.to(torch.uint8), rows).bool()  # not every backend sends bools
-    return GatheredBatch(embeddings[0], embeddings[1], marks[:, :-2], _mask(marks[:, -2]), _mask(marks[:, -1]))
+    return GatheredBatch(embeddings[0], embeddings[1], marks[:, :-2], (_mask(marks[:, -2]), _mask(marks[:, -1])))
 
 
 def _mask(present: Tensor) -> Tensor | None:

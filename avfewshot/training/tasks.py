@@ -118,9 +118,8 @@ class Objective:
             segments, lengths = zip(*self._segment_logits(model, embeddings), strict=True), list(map(len, labels))
             sides = [_rows([self._sample_logits(clip) for clip in clips], lengths) for clips in segments]
         (visual, sighted), (audio, audible) = sides
-        return matched_loss(
-            self._config, model, visual, audio, truth, visual_present=sighted, audio_present=audible, weights=weights
-        )
+        options = {"present": (sighted, audible), "weights": weights}
+        return matched_loss(self._config, model, visual, audio, truth, **options)
 
     def predict(self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]) -> list[fusion.ClipPrediction]:
         """What the classifier would say of embedded clips, with gradient."""
@@ -177,7 +176,7 @@ def matched_loss(
     visual: Tensor | None,
     audio: Tensor | None,
     truth: Tensor,
-    **more: Tensor | None,
+    **more: Any,
 ) -> CombinedLoss:
     """The loss of samples with logits of all texts, ``[N, K]``; a sample without a true class does not count.
 
@@ -192,8 +191,8 @@ def matched_loss(
 
 
 def _matching(config: TrainerConfig, model: AudioVisualModel) -> dict[str, Any]:
-    scales = {f"{name}_scale": model.temperatures.scale(name).detach() for name in MODALITIES}
-    return {"matching": config.matching, **scales}
+    scales = tuple(model.temperatures.scale(name).detach() for name in MODALITIES)
+    return {"matching": config.matching, "scales": scales}
 
 
 def _stack(parts: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor | None, list[bool]]:
@@ -389,11 +388,10 @@ class PretrainTask(ClipTask):
         given = ([clip.frames is not None for clip in samples], [clip.audio is not None for clip in samples])
         seen, heard = (torch.tensor(part, device=self.device) & known for part in given)
         visual, audio = embeddings
-        batch = gather_batch(visual, audio, labels, visual_present=seen, audio_present=heard)
+        batch = gather_batch(visual, audio, labels, (seen, heard))
         texts = self.texts.projected(self.model)
         visual, audio = self.model.logits(batch.visual, batch.audio, texts.visual[:-1], texts.audio[:-1])
-        masks = {f"{name}_present": getattr(batch, f"{name}_present") for name in MODALITIES}
-        return matched_loss(self.config, self.model, visual, audio, batch.labels, **masks)
+        return matched_loss(self.config, self.model, visual, audio, batch.labels, present=batch.present)
 
 
 def adapter_config(
