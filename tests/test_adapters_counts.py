@@ -11,7 +11,7 @@ from towers_support import HTSAT_TOKENS, MEAN, STD, shared_towers, swin_tokens
 
 from avfewshot.adapters.base import pair_layers, pair_towers
 from avfewshot.adapters.lavish import Lavish
-from avfewshot.adapters.registry import LavishSettings, StgCmaSettings
+from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
 from avfewshot.encoders.clip_tower import ClipTower
 from avfewshot.encoders.kinds.towers import STG_CMA_CLIP, STG_CMA_SWIN

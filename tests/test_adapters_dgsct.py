@@ -11,7 +11,8 @@ from standin_towers import make_backbone, make_inputs, stirred
 
 from avfewshot.adapters.base import HALVES, TOWER_STEPS, pair_layers, pair_towers
 from avfewshot.adapters.dgsct import DGSCT, Guidance
-from avfewshot.adapters.registry import GuidanceSettings, adapter_class, adapter_names, build_adapter, register_adapter
+from avfewshot.adapters.registry import adapter_class, adapter_names, build_adapter, register_adapter
+from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import Faults, UsageError
 from avfewshot.models.audio_visual import AudioVisualModel
 

@@ -12,7 +12,8 @@ from towers_support import clap_tower, clip_tower, shared_towers, sounds, swin_t
 
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.lavish import Lavish
-from avfewshot.adapters.registry import LavishSettings, build_adapter
+from avfewshot.adapters.registry import build_adapter
+from avfewshot.adapters.settings import LavishSettings
 from avfewshot.encoders.kinds.towers import Picture
 from avfewshot.errors import UsageError
 from avfewshot.models.audio_visual import AudioVisualModel

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.registry import GuidanceSettings
+from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset
 from avfewshot.models.audio_visual import AudioVisualModel, Projectors

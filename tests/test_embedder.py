@@ -13,7 +13,7 @@ from standin_towers import make_backbone, make_inputs, stirred
 
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.registry import GuidanceSettings
+from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import AvfsError
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.media.clip import Failure

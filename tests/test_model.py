@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.dgsct import DGSCT
-from avfewshot.adapters.registry import GuidanceSettings
+from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.models.audio_visual import AudioVisualModel, Projector, Projectors, Temperatures
 

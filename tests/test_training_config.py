@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from avfewshot.adapters.registry import SETTINGS
+from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config import NONE, PAPER, TrainingConfig, resolve, settings_of
 from avfewshot.errors import UsageError, flatten
 from avfewshot.evaluation.tasks import TASKS
@@ -173,7 +173,8 @@ def test_the_adapters_settings_are_those_that_it_knows():
 
 
 def test_the_choices_are_those_of_the_modules_that_act_on_them():
-    from avfewshot.adapters.registry import OUTPUTS, adapter_names
+    from avfewshot.adapters.registry import adapter_names
+    from avfewshot.adapters.settings import OUTPUTS
     from avfewshot.data.sampler import SAMPLERS
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.media.clip_cache import DEFAULT_MAX_BYTES

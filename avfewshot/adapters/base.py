@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from avfewshot.adapters.registry import AdapterSettings
+from avfewshot.adapters.settings import AdapterSettings
 from avfewshot.encoders.tower import Encoder, Tower, require_walkable
 
 Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
-from avfewshot.adapters.registry import GuidanceSettings
+from avfewshot.adapters.settings import GuidanceSettings
 
 DIRECTIONS = ("a2v", "v2a")
 

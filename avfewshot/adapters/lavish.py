@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
-from avfewshot.adapters.registry import LavishSettings
+from avfewshot.adapters.settings import LavishSettings
 from avfewshot.encoders.tower import gather
 from avfewshot.errors import UsageError
 

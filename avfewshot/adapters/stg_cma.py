@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.adapters.base import MODALITIES, CrossModalAdapter, Half, Pair, PairedLayer, TemporalStep
-from avfewshot.adapters.registry import StgCmaSettings
+from avfewshot.adapters.settings import StgCmaSettings
 from avfewshot.encoders.tower import gather
 
 _STEPS = {"attend": "spatial", "feed": "global_step"}

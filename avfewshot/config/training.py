@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from avfewshot.adapters.registry import SETTINGS
+from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config.fields import Rule, Settings, setting
 from avfewshot.config.kinds import (
     ADAPTERS,

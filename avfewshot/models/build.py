@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from avfewshot.adapters.base import CrossModalAdapter, Pair, pair_towers
-from avfewshot.adapters.registry import SETTINGS, build_adapter
+from avfewshot.adapters.registry import build_adapter
+from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config import AUTO, NONE, SupervisedTrainingConfig, TrainerConfig, read_training
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
