@@ -30,15 +30,8 @@ def label_features(evaluator: Evaluator, *, single_prompts: bool = False) -> Lab
             branch, templates = getattr(evaluator.backbone, f"{modality}_text"), getattr(evaluator.templates, modality)
             each = [encode_labels(branch, evaluator.dataset.wordings, (template,)) for template in templates]
             singles[f"{modality}_templates"] = torch.stack(each, 1).double().cpu().numpy()
-    texts = LabelFeatures.with_background(
-        evaluator.dataset.classes,
-        evaluator.texts.visual.double().numpy(),
-        evaluator.texts.audio.double().numpy(),
-        scales=(evaluator.backbone.visual_scale, evaluator.backbone.audio_scale),
-        fusion=evaluator.decision.fusion,
-        pool=evaluator.decision.pool,
-        **singles,
-    )
+    decision = evaluator.decision
+    texts = evaluator.texts.for_methods(evaluator.backbone, fusion=decision.fusion, pool=decision.pool, **singles)
     none = evaluator.dataset.none_class
     return texts if none is None else texts.take(np.delete(np.arange(len(texts.names)), none))
 

@@ -250,14 +250,7 @@ class Classifier(FileEmbedder):
     ) -> LabelFeatures:
         """Texts of labels as few-shot methods take them, in the spaces of the frozen towers."""
         texts = class_texts(self.backbone, wordings, self.templates, names=names)
-        return LabelFeatures.with_background(
-            names,
-            texts.visual.double().numpy(),
-            texts.audio.double().numpy(),
-            scales=(self.backbone.visual_scale, self.backbone.audio_scale),
-            fusion=fusion or self.fusion,
-            pool=pool or self.pool,
-        )
+        return texts.for_methods(self.backbone, fusion=fusion or self.fusion, pool=pool or self.pool)
 
     def head(self, labels: Labels, *, modality: str = "av", learned: LearnedRun | None = None) -> ZeroShotHead:
         """What makes results of the embeddings of :meth:`embed_files`; by `learned` in the place of the run's own."""

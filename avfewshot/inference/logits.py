@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from avfewshot.adapters.base import MODALITIES
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.text import TextBranch, label_features, lost_texts
 from avfewshot.inference.devices import one_thread
+from avfewshot.methods.base import LabelFeatures
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.prompts import Templates
@@ -51,6 +53,12 @@ class ClassTexts:
             visual = visual + model.class_means("visual")[0, rows] if len(visual) else visual
             audio = audio + model.class_means("audio")[0, rows] if len(audio) else audio
         return ClassTexts(visual, audio, self.names)
+
+    def for_methods(self, backbone: Backbone, **options: Any) -> LabelFeatures:
+        """The same as few-shot methods take them; `options` are further fields."""
+        visual, audio = self.visual.double().numpy(), self.audio.double().numpy()
+        scales = backbone.visual_scale, backbone.audio_scale
+        return LabelFeatures.with_background(self.names, visual, audio, scales=scales, **options)
 
     @torch.no_grad()
     def space_of(self, model: AudioVisualModel) -> tuple[ClassTexts, tuple[float, float]]:
