@@ -40,9 +40,10 @@ from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.prompts import load_templates
 from avfewshot.training import trainer
-from avfewshot.training.checkpoints import CheckpointManager, MetricsLogger
+from avfewshot.training.checkpoints import CheckpointManager
 from avfewshot.training.data import epoch_order
 from avfewshot.training.distributed import single_device
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.tasks import PretrainTask
 from avfewshot.training.validation import stream_validator
 

@@ -18,9 +18,9 @@ from avfewshot.inference.logits import ClassTexts
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
 from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import AdapterConfig
-from avfewshot.training.checkpoints import MetricsLogger
 from avfewshot.training.data import epoch_order
 from avfewshot.training.distributed import single_device
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.tasks import FewShotTask, Objective, PretrainTask
 from avfewshot.training.trainer import Callback, Trainer
 from avfewshot.training.validation import Validator, stream_validator

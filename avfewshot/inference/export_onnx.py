@@ -21,7 +21,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import BACKGROUND, LearnedHead, ZeroShotHead
 from avfewshot.inference.inputs import Labels, label_set
+from avfewshot.inference.traced import Traced
 from avfewshot.io import atomic_path, sha256_file, write_text
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.methods.base import LEAST, MODALITIES, SMALLEST
@@ -220,7 +221,7 @@ class _Answers(nn.Module):
         if not isinstance(head, LearnedHead):
             return said.probabilities, said.segment_probabilities, said.weights
         columns = [row for row in range(len(head._labels)) if row != head._none]
-        tuned = _Traced(said.probabilities[None][:, columns].clamp(min=1e-12).log())
+        tuned = Traced(said.probabilities[None][:, columns].clamp(min=1e-12).log())
         dims: dict[str, int] = dict(zip(MODALITIES, head._dims, strict=True))
         frozen = {name: values[:, : dims[name]].double() for name, values in given.items()}
         whole = {name: values[None] for name, values in frozen.items()}
@@ -269,9 +270,9 @@ class _Answers(nn.Module):
         fused = said.log_probabilities.clamp(min=LEAST)
         uniform = torch.full_like(fused, -float(np.log(len(texts.names))))
         alone = (said.visual_log_probabilities, said.audio_log_probabilities)
-        zero_shot: dict[str, Any] = {"fused": _Traced(fused)}
+        zero_shot: dict[str, Any] = {"fused": Traced(fused)}
         for name, values in zip(MODALITIES, alone, strict=True):
-            zero_shot[name] = _Traced(uniform if values is None else values.clamp(min=LEAST))
+            zero_shot[name] = Traced(uniform if values is None else values.clamp(min=LEAST))
         shares = {"mean": torch.full_like(some[..., 0], 1.0).softmax(-1)}
         if salience is not None:
             weights = salience.clamp(-30, 30).sigmoid()
@@ -282,7 +283,7 @@ class _Answers(nn.Module):
                 made = some.new_zeros(1, getattr(texts, name).shape[1]).expand(some.shape[0], -1)
                 if name in vectors:
                     made = F.normalize((weights[..., None] * vectors[name]).sum(1), dim=-1, eps=1e-12)
-                pooled[view, name] = _Traced(made)
+                pooled[view, name] = Traced(made)
         rows = pooled_rows(pooled, zero_shot, texts, np.flatnonzero(scorer.trained), none=scorer.negatives)
         return scorer.joined(rows, zero_shot, texts, tuned)
 
@@ -291,12 +292,12 @@ class _Answers(nn.Module):
         scorer = self.head._scorer
         vectors, said, salience = self._compared({name: values[None] for name, values in given.items()})
         events = said.segment_probabilities[0].clamp(min=SMALLEST).log()
-        sure: Any = _Traced(torch.zeros_like(events[:, 0]) if salience is None else salience[0])
+        sure: Any = Traced(torch.zeros_like(events[:, 0]) if salience is None else salience[0])
         pooled: dict[Any, Any] = {}
         for name in MODALITIES:
             absent = events.new_zeros(1, getattr(scorer.texts, name).shape[1]).expand(events.shape[0], -1)
-            pooled["mean", name] = _Traced(vectors[name][0] if name in vectors else absent)
-        traced: Any = _Traced(events)
+            pooled["mean", name] = Traced(vectors[name][0] if name in vectors else absent)
+        traced: Any = Traced(events)
         rows = compared_rows(pooled, traced, sure, scorer.texts, np.flatnonzero(scorer.trained))
         method, alone = scorer.method.for_seconds(), np.ones(1, np.int64)
         found: Any = score_rows(method, scorer.second, scorer.trained, rows, sure, clip, alone)
@@ -310,104 +311,3 @@ def _columns(head: LearnedHead, joined: Any) -> Tensor:
     if head._none is not None:
         order.insert(head._none, known)
     return joined.tensor[:, order].softmax(-1)
-
-
-def _reduction(reduce: Callable[..., Tensor]) -> Any:
-    return lambda self, axis=-1, keepdims=False: _Traced(reduce(self.tensor, axis, keepdims))
-
-
-class _Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """A float64 array of NumPy code whose arithmetic is done by a tensor, so that tracing sees it.
-
-    It takes what scoring by a few-shot method uses; anything else raises TypeError, and the method cannot be exported.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    shape = property(lambda self: self.tensor.shape)
-    T = property(lambda self: _Traced(self.tensor.T))
-    sum, mean = _reduction(torch.sum), _reduction(torch.mean)
-    any = _reduction(lambda tensor, *how: (tensor != 0).any(*how))
-    all = _reduction(lambda tensor, *how: (tensor != 0).all(*how))
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __getitem__(self, key: Any) -> _Traced:
-        return _Traced(self.tensor[_index(key)])
-
-    def __setitem__(self, key: Any, values: Any) -> None:
-        self.tensor = self.tensor.clone()
-        self.tensor[_index(key)] = _tensor(values)
-
-    def copy(self) -> _Traced:
-        return self
-
-    def max(self, axis: int = -1, keepdims: bool = False, initial: float | None = None) -> _Traced:
-        if not self.tensor.shape[axis]:
-            return _Traced(torch.full_like(self.tensor.sum(axis, keepdims), initial or 0.0))
-        return _Traced(self.tensor.amax(axis, keepdims))
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
-        if ufunc is np.logaddexp and method == "reduce":
-            return _Traced(inputs[0].tensor.logsumexp(options["axis"]))
-        function = _UFUNCS.get(ufunc.__name__)
-        if function is None or method != "__call__" or options:
-            return NotImplemented
-        result = function(*map(_tensor, inputs))
-        if out is None:
-            return _Traced(result)
-        if not isinstance(out[0], _Traced):
-            return NotImplemented
-        out[0].tensor = result
-        return out[0]
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        function = _FUNCTIONS.get(func.__name__)
-        return NotImplemented if function is None else _Traced(function(*args, **kwargs))
-
-
-def _tensor(value: Any) -> Any:
-    if isinstance(value, _Traced):
-        return value.tensor
-    value = np.asarray(value)
-    return torch.from_numpy(np.ascontiguousarray(value if value.dtype == bool else value.astype(np.float64)))
-
-
-def _index(key: Any) -> Any:
-    """A NumPy index for a tensor: masks, which would make sizes depend on values, become numbers."""
-    if isinstance(key, tuple):
-        return tuple(map(_index, key))
-    if isinstance(key, np.ndarray):
-        return torch.from_numpy(np.flatnonzero(key) if key.dtype == bool else key)
-    return key
-
-
-def _norm(values: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
-    return values.tensor.square().sum(axis, keepdims).sqrt()
-
-
-def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
-    return torch.maximum(first, second) + (1 + (-(first - second).abs()).exp()).log()
-
-
-def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda parts, axis=0: join([_tensor(part) for part in parts], axis)
-
-
-_UFUNCS: dict[str, Callable[..., Tensor]] = {
-    "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "true_divide": torch.div,
-    "matmul": torch.matmul, "negative": torch.neg, "square": torch.square, "power": torch.pow, "sqrt": torch.sqrt,
-    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), "logaddexp": _logaddexp,
-    "maximum": torch.maximum, "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt,
-    "bitwise_and": torch.logical_and, "invert": torch.logical_not, "logical_not": torch.logical_not,
-}  # fmt: skip
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "norm": _norm,
-    "clip": lambda values, low, high: values.tensor.clamp(low, high),
-    "where": lambda mask, a, b: torch.where(_tensor(mask), _tensor(a), _tensor(b)),
-    "concatenate": _stacked(torch.cat),
-    "stack": _stacked(torch.stack),
-    "zeros_like": lambda values: torch.zeros_like(values.tensor),
-}

@@ -27,7 +27,6 @@ class Plan:
     micro_batch: int  # clips at once, to begin with
     parameters: tuple[ParameterCount, ...]  # by component
     flops: dict[str, int]  # floating-point operations of a forward pass over a clip, by component
-    clip_seconds: int  # length of that clip
     weights_bytes: int  # memory of the parameters
     training_bytes: int  # memory of gradients and of the optimizer
     activation_bytes: int  # memory of activations at the peak of a step
@@ -71,7 +70,6 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig
         micro_batch=micro,
         parameters=tuple(parameters),
         flops=flops,
-        clip_seconds=seconds,
         weights_bytes=sum(width * count.total for width, count in zip(widths, parameters, strict=False)),
         training_bytes=12 * trainable,  # a gradient and two moments of Adam
         activation_bytes=_activations(model) * seconds * micro // (1 if config.precision == "fp32" else 2),

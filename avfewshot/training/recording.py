@@ -17,8 +17,8 @@ from avfewshot.evaluation.results import Comparison
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.media.thumbnails import grey_source, jpeg_source, thumbnails
 from avfewshot.models.audio_visual import AudioVisualModel, weighing
-from avfewshot.training.checkpoints import MetricsLogger
 from avfewshot.training.fewshot import FewShot, SeedResult
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.plan import Plan
 from avfewshot.training.record import AttentionExample, Curve, Example, Heatmap, RunRecord, Second
 from avfewshot.version import __version__

@@ -27,9 +27,10 @@ from avfewshot.errors import AvfsError, DataError
 from avfewshot.inference.devices import free_memory, is_out_of_memory
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.models.losses import CombinedLoss
-from avfewshot.training.checkpoints import CheckpointManager, MetricsLogger, Resumed, TrainingState
+from avfewshot.training.checkpoints import CheckpointManager, Resumed, TrainingState
 from avfewshot.training.cuda_graphs import EagerRunner, make_runner
 from avfewshot.training.gradcache import Embeddings, cached_backward
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.validation import ValMetrics
 
 if TYPE_CHECKING:
