@@ -73,14 +73,15 @@ def test_a_result_follows_from_embeddings_and_label_features(classifier, folder)
 
 
 def test_event_pooling_uses_the_templates_background(classifier, folder):
-    embeddings, inputs = classifier.embed(folder / "both.mp4"), {}
+    embeddings, logits, backgrounds = classifier.embed(folder / "both.mp4"), [], []
     for name, features in zip(("visual", "audio"), classifier.embed_labels(LABELS), strict=True):
         scaled = getattr(classifier.backbone, f"{name}_scale") * getattr(embeddings, name).double()
         texts = getattr(classifier.templates, f"background_{name}")
         background = getattr(classifier.backbone, f"{name}_text").encode(texts).double().mean(0)
-        inputs[f"{name}_logits"] = scaled @ features.double().T
-        inputs[f"{name}_background"] = scaled @ F.normalize(background, dim=-1)
-    expected, result = predict_clips(**inputs, pool="event"), one(classifier, folder / "both.mp4", pool="event")
+        logits.append(scaled @ features.double().T)
+        backgrounds.append(scaled @ F.normalize(background, dim=-1))
+    expected = predict_clips(*logits, pool="event", backgrounds=backgrounds)
+    result = one(classifier, folder / "both.mp4", pool="event")
     assert_values(result.scores, expected.probabilities)
     assert_values(result.audio, expected.audio)
     assert result.scores != one(classifier, folder / "both.mp4", pool="mean").scores
@@ -360,7 +361,7 @@ def test_a_second_run_over_the_same_files_decodes_nothing_and_says_the_same(clas
     assert [result.ok for result in first] == [True, False, True]
     read = []
     monkeypatch.setattr(
-        "avfewshot.inference.classifier.read_items",
+        "avfewshot.inference.embedding.read_items",
         lambda items, **_: (read.append(item) or Failure(str(item), "no decoding") for item in items),
     )
     again = caching.classify(paths, LABELS)

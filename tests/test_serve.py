@@ -519,7 +519,7 @@ def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
     assert run(["embed", str(serve.folder), "--store", folder, *TOWERS]) == 0
     looking = load("tiny", device="cpu", precision="fp32")
     assert looking.look_up(Store(folder).cache)
-    monkeypatch.setattr("avfewshot.inference.classifier.read_items", None)  # nothing can be decoded
+    monkeypatch.setattr("avfewshot.inference.embedding.read_items", None)  # nothing can be decoded
     store = Store(folder)
     work = Workspace(looking, serve.folder, sorted(serve.folder.glob("*.mp4")), LABELS, store=store)
     work.start()

@@ -98,7 +98,7 @@ class ZeroShotHead:
             visual, audio = (None if seconds is None else seconds[index] for seconds in alone)
             best = max(range(len(scores)), key=scores.__getitem__)
             end = min(index + 1.0, file.duration) if file.duration > index else index + 1.0
-            shares = dict(zip(MODALITIES, weights, strict=True))
+            shares: dict[str, float] = dict(zip(MODALITIES, weights, strict=True))
             results.append(
                 SegmentResult(float(index), end, self._names[best], scores[best], shares, scores, visual, audio)
             )

@@ -96,7 +96,8 @@ class Features:
     def take(self, rows: Sequence[int] | npt.NDArray[Any]) -> Features:
         """Some of the clips."""
         rows = np.arange(len(self))[rows] if isinstance(rows, np.ndarray) else rows
-        return Features(*(tuple(part[row] for row in rows) for part in (self.ids, self.visual, self.audio)))
+        parts: Any = (self.ids, self.visual, self.audio)
+        return Features(*(tuple(part[row] for row in rows) for part in parts))
 
     def __add__(self, other: Features) -> Features:
         return Features(self.ids + other.ids, self.visual + other.visual, self.audio + other.audio)

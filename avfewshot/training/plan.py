@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ class Plan:
     @property
     def components(self) -> tuple[Component, ...]:
         """Size and cost of the parts of the model."""
-        return tuple(Component(*astuple(count), self.flops.get(count.component)) for count in self.parameters)
+        return tuple(
+            Component(one.component, one.trainable, one.total, self.flops.get(one.component)) for one in self.parameters
+        )
 
     @property
     def memory(self) -> int:
