@@ -206,7 +206,7 @@ class FileEmbedder:
         options = {"frame_size": size, "modality": modality, "frame_backend": frame_backend, "workers": workers}
 
         def embed(items: Sequence[Path | str | Clip]) -> Embedded:
-            clips = read_items(items, watch, **options)
+            clips = read_items(items, watch=watch, **options)
             embedder = Embedder(
                 model,
                 self.device,
