@@ -22,7 +22,7 @@ from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.models.audio_visual import AudioVisualModel, weighing
 from avfewshot.reports.charts import TONES, drawing, scatter
 from avfewshot.supervised.avvp import ParsingTask
-from avfewshot.training import outcome
+from avfewshot.training import recording
 
 
 def test_places_of_sound_lie_where_the_spectrogram_has_them():
@@ -102,8 +102,8 @@ def test_a_few_shot_report_looks_at_frames_and_sounds(kind, monkeypatch):
         dataset=SimpleNamespace(classes=("dog", "cat")),
         evaluator=SimpleNamespace(zero_shot=AudioVisualModel(towers()), texts=texts),
     )
-    monkeypatch.setattr(outcome, "_truths", lambda *_: None)
-    found = outcome._look(few_shot, model, Sample("clip", (1,), "test"), pictures(2).view(2, 3, 64, 64), sounds(2))
+    monkeypatch.setattr(recording, "_truths", lambda *_: None)
+    found = recording._look(few_shot, model, Sample("clip", (1,), "test"), pictures(2).view(2, 3, 64, 64), sounds(2))
     what = "spatial attention, last layer" if kind == "dgsct" else "what is added, last layer"
     assert [heat.title for heat in found.heats[-2:]] == [what, f"{what}, of sound"]
     assert [bool(heat.over) for heat in found.heats[-2:]] == [False, True]
