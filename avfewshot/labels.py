@@ -33,11 +33,7 @@ class LabelSet:
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> LabelSet:
-        """Labels whose wording is the name itself; white space is trimmed and collapsed.
-
-        Raises:
-            UsageError: A label is empty or occurs twice, or there is none.
-        """
+        """Labels whose wording is the name itself, white space collapsed; a :class:`UsageError` has all faults."""
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise UsageError(f"Labels must be a list of texts, not {names!r}.", hint="Write [label, ...].")
         entries = [(f"label {number}", _tidy(name), "") for number, name in enumerate(names, start=1)]
@@ -45,11 +41,7 @@ class LabelSet:
 
     @classmethod
     def from_wordings(cls, wordings: Mapping[str, str]) -> LabelSet:
-        """Labels with the wording that stands for each in the prompts.
-
-        Raises:
-            UsageError: As for :meth:`from_names`, or a wording is empty or occurs twice.
-        """
+        """Labels with the wording that stands for each in the prompts; errors as for :meth:`from_names`."""
         entries = [
             (f"label {number}", _tidy(name), _tidy(wording) or None)
             for number, (name, wording) in enumerate(wordings.items(), start=1)
@@ -58,11 +50,7 @@ class LabelSet:
 
     @classmethod
     def from_texts(cls, texts: Sequence[str]) -> LabelSet:
-        """Labels as on a command line, each written like a line of a label file: ``label`` or ``label: wording``.
-
-        Raises:
-            UsageError: As for :meth:`from_names`, or a wording is missing behind its colon.
-        """
+        """Labels written like lines of a label file, ``label`` or ``label: wording``; errors as :meth:`from_names`."""
         entries = [_entry(f"number {number}", text) for number, text in enumerate(texts, start=1)]
         return _checked(entries, where="--label", empty_hint="Give at least one label.")
 
@@ -101,17 +89,8 @@ _HEADER = re.compile(
 )
 _NUMBERED = re.compile(r"\d+[.):]?\s+(?=\S)")
 _BINARY = (
-    b"%PDF-",
-    b"{\\rtf",
-    b"\x1f\x8b",
-    b"PK\3\4",
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"BZh",
-    b"\xfd7zXZ",
-    b"ID3",
-)
+    b"%PDF-", b"{\\rtf", b"\x1f\x8b", b"PK\3\4", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BZh", b"\xfd7zXZ", b"ID3"
+)  # fmt: skip
 
 
 def _other_format(text: str, where: str) -> str | None:

@@ -50,8 +50,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
-        writer = HtmlWriter(path, topk=5, total=options.clips, command="made up", settings=[], pictures=lambda *_: [])
-        writer.begin(RunInfo("tiny", None, LABELS, LABELS, "cpu", "fp32", "weighted", "event"))
+        writer = HtmlWriter(
+            path, RunInfo("tiny", None, LABELS, LABELS, "cpu", "fp32", "weighted", "event"), topk=5,
+            total=options.clips, command="made up", settings=[], pictures=lambda *_: [],
+        )  # fmt: skip
         for number in range(options.clips):
             writer.add(made_up(number))
         writer.end(Summary(options.clips, 0, options.clips, 1.0))

@@ -54,14 +54,14 @@ def main() -> None:
         return result
 
     def scored() -> None:
-        while work.state()["stale"] or work._model is None:
+        while work.state()["stale"] or work.worker.model is None:
             time.sleep(0.02)
 
     with tempfile.TemporaryDirectory() as folder:
         files = [embedded(number) for number in range(options.clips)]
         labels = LabelSet.from_names([f"label {number}" for number in range(CLASSES)])
         work = Workspace(classifier, Path(folder), [Path(file.path) for file in files], labels)
-        for entry, file in zip(work.entries, files, strict=True):
+        for entry, file in zip(work.clips.entries, files, strict=True):
             entry.file = file
         listening = listen("127.0.0.1", 0)
         address = f"127.0.0.1:{listening.getsockname()[1]}"
@@ -106,7 +106,7 @@ def main() -> None:
                 for step in (("search", "input", "09999"), ("search", "input", ""), ("sort", "change", "margin")):
                     print(f"{step[0]} {step[2] or 'nothing'}: {page.evaluate(script, list(step)):.0f} ms")
                 browser.close()
-        work.closing.set()
+        work.worker.closing.set()
 
 
 if __name__ == "__main__":

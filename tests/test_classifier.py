@@ -230,8 +230,8 @@ def test_what_cannot_be_loaded_is_said_before_weights_are_read(monkeypatch, opti
 def test_command_line_and_python_have_the_same_defaults():
     settings = settings_of(ZeroshotConfig)
     assert (settings["fusion"].default, settings["pool"].default) == (DEFAULT_FUSION, DEFAULT_POOL)
-    assert settings["fusion"].choices == FUSIONS
-    assert set(settings["pool"].choices) == set(POOLS)
+    assert tuple(settings["fusion"].words) == FUSIONS
+    assert set(settings["pool"].words) == set(POOLS)
 
 
 # What can be given from Python.

@@ -14,7 +14,9 @@ import typer
 
 from avfewshot import __version__
 from avfewshot.cli.app import COMMANDS, _load, run
-from avfewshot.cli.terminal import library_messages, say, status_of
+from avfewshot.cli.exit_status import status_of
+from avfewshot.cli.logs import library_messages
+from avfewshot.cli.terminal import say
 from avfewshot.config import COMMANDS as TABLES
 from avfewshot.config import settings_of
 from avfewshot.errors import AvfsError, Faults, UsageError

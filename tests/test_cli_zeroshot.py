@@ -20,7 +20,7 @@ from media_factory import tone, truncated, write_audio, write_media
 from sample_results import clip, failure, run_info
 
 from avfewshot.cli.app import run
-from avfewshot.cli.terminal import Interrupts
+from avfewshot.cli.interrupts import Interrupts
 from avfewshot.errors import AvfsError
 
 LABELS = ("dog barking", "violin", "background")

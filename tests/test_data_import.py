@@ -12,7 +12,8 @@ from media_factory import write_media
 from sample_results import clip, failure, run_info
 
 from avfewshot.cli.app import run
-from avfewshot.cli.outputs import Target, open_writer
+from avfewshot.cli.destinations import Target
+from avfewshot.cli.outputs import open_writer
 from avfewshot.data.importing import Stretch, folder_name, read_stretches
 from avfewshot.errors import UsageError
 from avfewshot.reports.strip import runs
@@ -70,8 +71,7 @@ def test_fiftyone_is_told_where_clips_lie_and_how_sure_a_span_is(clips, tmp_path
 
 def test_fiftyone_finds_the_clip_of_every_label_and_takes_no_sound_alone():
     media, labels = io.StringIO(), io.StringIO()
-    writer = FiftyOneWriter(media, labels)
-    writer.begin(run_info())
+    writer = FiftyOneWriter(media, labels, run_info())
     paths = ["./x/a.mp4", "x/a.mkv", "x/a-2.mp4", "v1.2.mp4", "v1.mp4", "none"]
     for path in paths:
         writer.add(clip(path))

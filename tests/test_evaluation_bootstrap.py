@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from avfewshot.evaluation.measures import (
+from avfewshot.evaluation.bootstrap import (
     MacroF1,
     MeanAveragePrecision,
     Ratio,

@@ -51,7 +51,7 @@ def test_class_rows_by_hand():
     assert (second.precision, second.recall) == (0.5, 1.0)
     assert third == ClassRow("c", 0, 0, None, None, None, None)
     # A class that is answered but absent has no F1, one that is present but unanswered has zero.
-    rows = class_rows(("a", "b"), one_hot(np.array([1, 1]), 2), one_hot(np.array([0, 0]), 2), None)
+    rows = class_rows(("a", "b"), one_hot(np.array([1, 1]), 2), one_hot(np.array([0, 0]), 2), np.zeros((2, 0)))
     assert (rows[0].precision, rows[0].recall, rows[0].f1) == (None, 0.0, 0.0)
     assert (rows[1].precision, rows[1].recall, rows[1].f1) == (0.0, None, None)
     # The last class without a score has no average precision.

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from sample_results import clip, failure, run_info
 
-from avfewshot.cli.outputs import Target, earlier_results, open_writer, plan_targets, run_id
+from avfewshot.cli.destinations import Target, earlier_results, plan_targets, run_id
+from avfewshot.cli.outputs import open_writer
 from avfewshot.errors import UsageError
 from avfewshot.io import atomic_path, sweep_leftovers, write_text
 from avfewshot.reports.timelines import free_stem
@@ -70,7 +71,8 @@ import resource, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from sample_results import clip, run_info
-from avfewshot.cli.outputs import Target, open_writer
+from avfewshot.cli.destinations import Target
+from avfewshot.cli.outputs import open_writer
 from avfewshot.reports.writers import Summary
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # as if the disk were full
 path = Path(sys.argv[1])

@@ -28,14 +28,13 @@ def packets(path):
 def test_a_folder_that_cannot_be_made_is_told_before_the_first_clip(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(AvfsError, match="out: cannot be written: "):
-        OverlayWriter(tmp_path / place).begin(run_info())
+        OverlayWriter(tmp_path / place, run_info())
 
 
 def test_labels_are_burnt_in_and_the_sound_is_the_same(tmp_path):
     source = write_media(tmp_path / "a.mp4", seconds=3.0, size=(161, 121), audio=tone(3.0), pix_fmt="yuv444p")
     (tmp_path / "b.mp4").write_bytes(b"no video")
-    writer = OverlayWriter(tmp_path / "out")
-    writer.begin(run_info())
+    writer = OverlayWriter(tmp_path / "out", run_info())
     with pytest.warns(UserWarning, match=r"b\.mp4: no overlay"):
         writer.add(clip(str(tmp_path / "b.mp4"), seconds=3))
     writer.add(clip(str(source), seconds=3))
@@ -60,8 +59,7 @@ def test_a_decoder_that_dies_costs_one_video(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoders._Worker, "ask", ask_and_strike)
     folder.mkdir()
-    writer = OverlayWriter(folder)
-    writer.begin(run_info())
+    writer = OverlayWriter(folder, run_info())
     with pytest.warns(UserWarning, match=r"a\.mp4: no overlay.*signal 11, SIGSEGV"):
         writer.add(clip(str(write_media(tmp_path / "a.mp4", seconds=1.0)), seconds=1))
     writer.add(clip(str(write_media(tmp_path / "b.mp4", seconds=1.0)), seconds=1))

@@ -66,8 +66,9 @@ def page_of(tmp_path, results, *, labels=LABELS, total=None, command="avfs zeros
     path.unlink(missing_ok=True)
     settings = [("backbone", "tiny", "avfs.toml"), ("device", "cpu", "default")]
     total = len(results) if total is None else total
-    writer = HtmlWriter(path, topk=2, total=total, command=command, settings=settings, pictures=pictures)
-    writer.begin(run_info(labels, **run))
+    writer = HtmlWriter(
+        path, run_info(labels, **run), topk=2, total=total, command=command, settings=settings, pictures=pictures
+    )
     for result in results:
         writer.add(result)
     assert not path.exists()

@@ -17,7 +17,7 @@ from rich.console import Console
 from test_reports_html import EVIL, Page
 
 from avfewshot.evaluation.results import Calibration, CalibrationBin, Difference, Estimate
-from avfewshot.reports import charts, methods
+from avfewshot.reports import charts, comparison, listings
 from avfewshot.reports.charts import heat_source, is_picture
 from avfewshot.reports.figures import verdict
 from avfewshot.reports.run_html import class_changes, confused_pairs, confusion, run_page
@@ -329,7 +329,7 @@ def printed(table, width=160):
 
 def test_tables_on_a_terminal(llp):
     # A narrow terminal is the one that has to show everything.
-    lines = printed(methods.comparison_table(llp.comparison), 80).splitlines()
+    lines = printed(comparison.comparison_table(llp.comparison), 80).splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert any("trained -" in line for line in lines)
     row = next(index for index, line in enumerate(lines) if "hit@1" in line)
@@ -338,7 +338,7 @@ def test_tables_on_a_terminal(llp):
     assert f" {100 * found.low:.1f}-{100 * found.high:.1f} " in lines[row + 1]
     assert ("*" in lines[row]) == llp.comparison.difference("trained", "zero-shot").clear
     assert "…" not in "".join(lines)
-    text = printed(methods.components_table(llp.components))
+    text = printed(listings.components_table(llp.components))
     assert re.search(r"adapters\W+2,345,678\W+2,345,678\W+4\.2", text)
     assert re.search(r"temperatures\W+2\W+2\W+-", text)
 
@@ -353,18 +353,18 @@ def test_comparison_as_markdown(llp):
         "metrics": (last.metric,),
         "headline": last.metric,
     }
-    lines = methods.comparison_markdown(table.model_copy(update=changes)).splitlines()
+    lines = comparison.comparison_markdown(table.model_copy(update=changes)).splitlines()
     assert lines[0].startswith("| system | ")
     assert lines[2].startswith("| a\\|b&lt;i&gt; | ")
     assert lines[4].startswith("| trained − a\\|b&lt;i&gt; | ")
-    full = methods.comparison_markdown(table).splitlines()
+    full = comparison.comparison_markdown(table).splitlines()
     assert {line.count("|") for line in full[:7]} == {len(table.metrics) + 2}
 
 
 def test_comparison_and_classes_as_csv(llp, ave):
     table = llp.comparison
-    rows = list(csv.DictReader(io.StringIO(methods.comparison_csv(table))))
-    assert tuple(rows[0]) == methods.COMPARISON_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(comparison.comparison_csv(table))))
+    assert tuple(rows[0]) == comparison.COMPARISON_COLUMNS
     assert len(rows) == len(table.systems) * len(table.metrics) + len(table.differences)
     for row in rows:
         found = table.cells[row["system"]][row["metric"]]
@@ -372,6 +372,6 @@ def test_comparison_and_classes_as_csv(llp, ave):
             found = table.difference(row["system"], row["reference"], row["metric"]).estimate
         assert (float(row["value"]), float(row["low"]), row["n"]) == (found.value, found.low, str(found.n))
     result = ave.results["trained"]
-    rows = list(csv.DictReader(io.StringIO(methods.classes_csv(result))))
+    rows = list(csv.DictReader(io.StringIO(comparison.classes_csv(result))))
     assert [row["class"] for row in rows] == [row.name for row in result.classes]
     assert [row["f1"] for row in rows] == ["" if row.f1 is None else str(row.f1) for row in result.classes]

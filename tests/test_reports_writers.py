@@ -47,8 +47,7 @@ class Recording(io.StringIO):
 
 def written(writer_of, results, run=None, **options):
     stream = Recording()
-    writer = writer_of(stream, **options)
-    writer.begin(run or run_info())
+    writer = writer_of(stream, run or run_info(), **options)
     for result in results:
         writer.add(result)
     writer.end(SUMMARY)
@@ -228,8 +227,8 @@ def test_timelines_of_one_name_do_not_overwrite_each_other(tmp_path):
 def shown(results, *, width=100, topk=2, segments=False, labels=LABELS, encoding="utf-8", **console):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
-    writer = TableWriter(Console(file=stream, width=width, highlight=False, **console), topk=topk, segments=segments)
-    writer.begin(run_info(labels))
+    console = Console(file=stream, width=width, highlight=False, **console)
+    writer = TableWriter(console, run_info(labels), topk=topk, segments=segments)
     for result in results:
         writer.add(result)
     failed = sum(not hasattr(result, "scores") for result in results)

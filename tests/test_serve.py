@@ -64,7 +64,7 @@ class Served:
         hosts = None if token else {HOST}
         self.app = create_app(self.work, hosts=hosts, token=token, **options)
         if start:
-            self.work.start()
+            self.work.worker.start()
 
     def client(self, **headers):
         return TestClient(self.app, base_url=f"http://{HOST}", headers=headers, raise_server_exceptions=False)
@@ -73,7 +73,7 @@ class Served:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             state = self.work.state()
-            if state["embedded"] == state["clips"] and not state["stale"] and self.work._model is not None:
+            if state["embedded"] == state["clips"] and not state["stale"] and self.work.worker.model is not None:
                 return self
             time.sleep(0.05)
         raise AssertionError(self.work.state())
@@ -270,7 +270,7 @@ def test_clips_are_found_by_what_is_in_them(serve, tmp_path):
     assert (serve.folder / "dropped" / "dog.mp4").read_bytes() == content
     assert "dropped/dog.mp4,,,dog barking," in (serve.folder / NAME).read_text().splitlines()
     assert client.get(f"/api/clips/{number}/media").status_code == 200
-    temporary = served.work.temporary
+    temporary = served.work.clips.temporary
     served.work.close()
     assert not temporary.exists()
 
@@ -410,7 +410,7 @@ def test_uploads_are_bounded(serve):
     for _ in range(4):
         client.post("/api/clips", files={"files": ("a.mp4", b"x" * 95_000)})
     assert client.post("/api/clips", files={"files": ("a.mp4", b"x" * 95_000)}).status_code == 507
-    assert [path for path in served.work.temporary.iterdir() if path.is_file()] == []
+    assert [path for path in served.work.clips.temporary.iterdir() if path.is_file()] == []
 
 
 BODIES = (
@@ -522,7 +522,7 @@ def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
     monkeypatch.setattr("avfewshot.inference.embedding.read_items", None)  # nothing can be decoded
     store = Store(folder)
     work = Workspace(looking, serve.folder, sorted(serve.folder.glob("*.mp4")), LABELS, store=store)
-    work.start()
+    work.worker.start()
     try:
         for _ in range(600):
             if work.state()["embedded"] == 6:

@@ -64,7 +64,7 @@ class Here:
         self.thread.start()
 
     def end(self):
-        self.work.closing.set()
+        self.work.worker.closing.set()
         self.thread.join(30)
 
 

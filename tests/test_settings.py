@@ -18,20 +18,20 @@ def test_defaults_without_anything(tmp_path):
     assert resolved["backbone"] == "base"
     assert resolved["topk"] == 5
     assert resolved["recursive"] is True
-    assert {resolved.source(name) for name in table_settings("zeroshot")} == {"default"}
+    assert {resolved.sources[name] for name in table_settings("zeroshot")} == {"default"}
 
 
 def test_flag_beats_environment_beats_table_beats_top_level(tmp_path):
     folder = config(tmp_path, 'backbone = "a"\ndevice = "cpu"\nseed = 1\n[zeroshot]\nbackbone = "b"\ndevice = "mps"\n')
     environ = {"AVFS_BACKBONE": "c"}
     resolved = resolve("zeroshot", {"backbone": "d"}, folder=folder, environ=environ).check()
-    assert (resolved["backbone"], resolved.source("backbone")) == ("d", "--backbone")
+    assert (resolved["backbone"], resolved.sources["backbone"]) == ("d", "--backbone")
     resolved = resolve("zeroshot", {"backbone": None}, folder=folder, environ=environ).check()
-    assert (resolved["backbone"], resolved.source("backbone")) == ("c", "AVFS_BACKBONE")
+    assert (resolved["backbone"], resolved.sources["backbone"]) == ("c", "AVFS_BACKBONE")
     resolved = resolve("zeroshot", folder=folder, environ={}).check()
-    assert (resolved["backbone"], resolved.source("backbone")) == ("b", "avfs.toml [zeroshot]")
-    assert (resolved["device"], resolved.source("device")) == ("mps", "avfs.toml [zeroshot]")
-    assert (resolved["seed"], resolved.source("seed")) == (1, "avfs.toml")
+    assert (resolved["backbone"], resolved.sources["backbone"]) == ("b", "avfs.toml [zeroshot]")
+    assert (resolved["device"], resolved.sources["device"]) == ("mps", "avfs.toml [zeroshot]")
+    assert (resolved["seed"], resolved.sources["seed"]) == (1, "avfs.toml")
 
 
 def test_a_false_flag_counts_and_an_empty_variable_does_not(tmp_path):
@@ -115,7 +115,7 @@ def test_data_folders_have_their_own_table_and_variables(tmp_path):
     folder = config(tmp_path, '[data]\nroot = "videos"\n')
     resolved = resolve("data", folder=folder, environ={"AVFS_DATA_AVE": "/ave", "AVFS_ROOT": "/no"}).check()
     assert resolved["root"] == Path("videos")
-    assert (resolved["ave"], resolved.source("ave")) == (Path("/ave"), "AVFS_DATA_AVE")
+    assert (resolved["ave"], resolved.sources["ave"]) == (Path("/ave"), "AVFS_DATA_AVE")
     with pytest.raises(UsageError, match="root is unknown"):
         read_config(config(tmp_path, 'root = "videos"\n'))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from media_factory import tone, write_media
 
-from avfewshot.cli.outputs import earlier_results
+from avfewshot.cli.destinations import earlier_results
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import UsageError
 from avfewshot.io import try_lock

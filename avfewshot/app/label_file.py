@@ -35,10 +35,6 @@ class Mark:
     def __bool__(self) -> bool:
         return bool(self.label or self.seconds)
 
-    def copy(self) -> Mark:
-        """One that can be changed."""
-        return Mark(self.label, dict(self.seconds))
-
     def spans(self) -> list[tuple[int, int, str]]:
         """Runs of seconds with one label: start, end, label."""
         spans: list[tuple[int, int, str]] = []
@@ -69,11 +65,7 @@ def write_marks(path: Path, classes: dict[str, str], marks: dict[Path, Mark]) ->
 
 
 def read_marks(path: Path) -> tuple[dict[str, str], dict[Path, Mark]]:
-    """Classes with their wordings, and marks by absolute path; nothing where there is no file.
-
-    Raises:
-        DataError: It is not a table of this form; the line is named.
-    """
+    """Classes with their wordings, and marks by absolute path; a :class:`DataError` names the line that is at fault."""
     classes: dict[str, str] = {}
     marks: dict[Path, Mark] = {}
     hint = f"Mend or move it; its first line is {','.join(HEADER)}."

@@ -151,11 +151,8 @@ def learn(
 ) -> Learnt | None:
     """Learn from labelled clips: anew, or by a block update where clips were only added to those of `before`.
 
-    A few-shot run that the classifier was loaded with is learnt on from. None where there is too little to learn from:
-    a single class.
-
-    Raises:
-        UsageError: What the classifier was loaded with cannot learn on.
+    A few-shot run that the classifier was loaded with is learnt on from; a :class:`UsageError` where it cannot be. None
+    where there is too little to learn from: a single class.
     """
     begun = time.perf_counter()
     if not classifier.embeds_frozen:
@@ -225,11 +222,7 @@ def learn(
 
 
 def save_run(folder: Path, model: Model) -> None:
-    """Write what was learnt as a run that ``avfs zeroshot --adapter`` and :func:`avfewshot.load` predict with.
-
-    Raises:
-        UsageError: Nothing was learnt.
-    """
+    """Write what was learnt, if anything, as a run for ``avfs zeroshot --adapter`` and :func:`avfewshot.load`."""
     if model.learnt is None:
         raise UsageError("Nothing has been learnt yet.", hint="Label clips of two classes, then relearn.")
     run = model.learnt.run

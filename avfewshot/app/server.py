@@ -23,8 +23,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
+from avfewshot.app.clips import Entry
 from avfewshot.app.guard import Guard
-from avfewshot.app.workspace import Entry, Workspace
+from avfewshot.app.workspace import Workspace
 from avfewshot.errors import AvfsError
 from avfewshot.io import printable
 from avfewshot.labels import LabelSet
@@ -99,7 +100,7 @@ def create_app(
 
     def entry_of(number: int) -> Entry:
         try:
-            return work.entry(number)
+            return work.clips.entry(number)
         except KeyError:
             raise HTTPException(404, f"There is no clip {number}.") from None
 
@@ -135,14 +136,14 @@ def create_app(
         """The answer is that of `avfs zeroshot --format json`; files that cannot be read are in `failed`."""
         if not (files or paths) or len(files or ()) > 100 or len(paths or ()) > 1000:
             raise HTTPException(422, "Give 1 to 100 files, or 1 to 1,000 paths.")
-        own = work.classes or None
+        own = work.clips.classes or None
         asked = LabelSet.from_texts(labels) if labels else own and LabelSet.from_wordings(own)
         if asked is None:
             raise HTTPException(422, "Which labels? Send `labels`.")
         if not uploading.acquire(blocking=False):
             raise HTTPException(503, "Too many uploads at once; try again.", {"Retry-After": "1"})
         try:
-            with tempfile.TemporaryDirectory(dir=work.temporary) as folder:
+            with tempfile.TemporaryDirectory(dir=work.clips.temporary) as folder:
                 clips, names = [], []
                 for number, upload in enumerate(files or ()):
                     suffix = Path(upload.filename or "").suffix.lower()
@@ -151,16 +152,15 @@ def create_app(
                     clips.append(target)
                     names.append(upload.filename or target.name)
                 for path in paths or ():
-                    clips.append(work.readable(Entry(-1, work.folder / path, path)))
+                    clips.append(work.clips.readable(Entry(-1, work.clips.folder / path, path)))
                     names.append(path)
-                with work.compute:
+                with work.worker.compute:
                     results = work.classifier.classify(clips, asked, segments=segments)
                     run = work.classifier.info(asked)
         finally:
             uploading.release()
         stream = io.StringIO()
-        writer = JsonWriter(stream, segments=segments)
-        writer.begin(run)
+        writer = JsonWriter(stream, run, segments=segments)
         for result, name in zip(results, names, strict=True):
             object.__setattr__(result, "path", name)
             writer.add(result)
@@ -177,8 +177,8 @@ def create_app(
     async def events(request: Request) -> StreamingResponse:
         async def changes() -> AsyncIterator[str]:
             sent, silent = 0, 0.0
-            while not work.closing.is_set() and not await request.is_disconnected():
-                if work.version != sent:
+            while not work.worker.closing.is_set() and not await request.is_disconnected():
+                if work.clips.version != sent:
                     state = await asyncio.to_thread(work.state)
                     sent, silent = state["version"], 0.0
                     yield f"data: {json.dumps(state)}\n\n"
@@ -192,22 +192,22 @@ def create_app(
 
     @app.get("/api/clips", summary="Clips that changed after a version")
     def clips(since: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
-        version = work.version  # before the rows: what changes meanwhile is sent twice rather than never
+        version = work.clips.version  # before the rows: what changes meanwhile is sent twice rather than never
         return {"version": version, "clips": work.rows(since)}
 
     @app.post("/api/clips", summary="Upload clips")
     def upload(files: Annotated[list[UploadFile], File(description="Clips.")]) -> dict[str, Any]:
-        used = sum(path.stat().st_size for path in work.temporary.rglob("*") if path.is_file())
+        used = sum(path.stat().st_size for path in work.clips.temporary.rglob("*") if path.is_file())
         size = sum(upload.size or 0 for upload in files)
         if used + size > MOST_TEMPORARY * max_upload:
             raise HTTPException(507, "There is no more room for dropped clips; label some, or start again.")
         ids, errors = [], []
         for upload in files:
-            handle, name = tempfile.mkstemp(dir=work.temporary)
+            handle, name = tempfile.mkstemp(dir=work.clips.temporary)
             os.close(handle)
             try:
                 _keep(upload, Path(name))
-                ids.append(work.add(Path(name), upload.filename or "clip").number)
+                ids.append(work.clips.add(Path(name), upload.filename or "clip").number)
             except AvfsError as error:
                 errors.append(printable(error.message))
             finally:
@@ -226,7 +226,7 @@ def create_app(
 
     @app.get("/api/clips/{number}/media", summary="Its file", response_class=FileResponse)
     def media(number: int) -> FileResponse:
-        path = work.readable(entry_of(number))
+        path = work.clips.readable(entry_of(number))
         kind = mimetypes.guess_type(path.name)[0] or ""
         kind = kind if kind.startswith(("video/", "audio/")) else "application/octet-stream"
         return FileResponse(path, media_type=kind)
@@ -235,7 +235,7 @@ def create_app(
     def frame(
         number: int, second: Annotated[int, Query(ge=0)] = 0, size: Annotated[int, Query(ge=32, le=512)] = 128
     ) -> Response:
-        path = work.readable(entry_of(number))
+        path = work.clips.readable(entry_of(number))
         content = work.small_picture(path, second, size)
         if content is None:
             with decoding:
@@ -250,24 +250,26 @@ def create_app(
             entry_of(number)
         if (annotation.start is None) != (annotation.end is None):
             raise HTTPException(422, "Give start and end, or neither.")
-        work.annotate(tab, annotation.ids, annotation.label, annotation.start, annotation.end, annotation.wording)
-        return {"version": work.version}
+        work.changes.annotate(
+            tab, annotation.ids, annotation.label, annotation.start, annotation.end, annotation.wording
+        )
+        return {"version": work.clips.version}
 
     @app.put("/api/classes", summary="Replace the classes")
     def classes(classes: Annotated[list[Class], Field(max_length=5000)], tab: Tab = "") -> dict[str, Any]:
         if len({single.name for single in classes}) < len(classes):
             raise HTTPException(422, "A label occurs twice.")
-        work.set_classes(tab, {single.name: single.wording or single.name for single in classes})
-        return {"version": work.version}
+        work.changes.set_classes(tab, {single.name: single.wording or single.name for single in classes})
+        return {"version": work.clips.version}
 
     @app.post("/api/undo", summary="Take back this tab's last change")
     def undo(tab: Tab = "") -> dict[str, Any]:
-        return {"undone": work.undo(tab), "version": work.version}
+        return {"undone": work.changes.undo(tab), "version": work.clips.version}
 
     @app.post("/api/learn", summary="Learn from all labels")
     def learn() -> dict[str, Any]:
         why = "Too little to learn from: label clips of two classes (or of one and `none`)."
-        facts = work.learn()
+        facts = work.worker.learn()
         return {"learnt": facts, "why": None if facts else why}
 
     @app.get("/api/suggest", summary="Which clips to label next")
@@ -319,12 +321,12 @@ class _Server(uvicorn.Server):
         self._work = work
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self._work.closing.set()  # ends the event streams, which uvicorn would wait for
+        self._work.worker.closing.set()  # ends the event streams, which uvicorn would wait for
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # it has been dealt with: this is how a server ends
 
     async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self._work.closing.is_set()
+        return await super().on_tick(counter) or self._work.worker.closing.is_set()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -346,7 +348,7 @@ def run(app: FastAPI, work: Workspace, listening: socket.socket) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3, lifespan="off"
     )
-    work.start()
+    work.worker.start()
     try:
         _Server(config, work).run(sockets=[listening])
     finally:

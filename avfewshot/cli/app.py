@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 import os
@@ -19,7 +20,9 @@ import typer
 import typer.core
 import typer.main
 
-from avfewshot.cli import terminal
+from avfewshot.cli.exit_status import status_of
+from avfewshot.cli.logs import DEBUG_VARIABLE, be_verbose, end_logs, log_to
+from avfewshot.cli.terminal import be_quiet
 from avfewshot.errors import UsageError
 from avfewshot.io import user_path
 
@@ -38,7 +41,6 @@ Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a li
 
 Defaults can be set in `avfs.toml` in the current folder, or in the environment as AVFS_NAME.
 """
-
 
 _GENERAL = ("quiet", "verbose", "log_file", "timeout", "debug")
 
@@ -115,7 +117,7 @@ def _complete(name: str, command: Any) -> None:
         _complete(f"{name} {key}", single)
     for parameter in command.params:
         if parameter._custom_shell_complete is None and (values := _values(name, parameter)) is not None:
-            parameter._custom_shell_complete = _completing(values)
+            parameter._custom_shell_complete = functools.partial(_beginning, values)
     for parameter in () if below else typer.main.get_command(app).params:
         if parameter.name in _GENERAL:
             parameter: Any = copy.copy(parameter)
@@ -123,23 +125,16 @@ def _complete(name: str, command: Any) -> None:
             command.params.append(parameter)
 
 
-_WORDS = re.compile(r"\[?[a-z][a-z0-9_]*(\|[a-z0-9_:]+)+\]?")
-
-
-def _completing(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
-    def complete(context: Any, parameter: Any, incomplete: str) -> list[str]:
-        return [value for value in values() if value.startswith(incomplete)]
-
-    return complete
+def _beginning(values: Callable[[], Iterable[str]], context: Any, parameter: Any, incomplete: str) -> list[str]:
+    return [value for value in values() if value.startswith(incomplete)]
 
 
 def _values(command: str, parameter: Any) -> Callable[[], Iterable[str]] | None:
     """Gives the values that a parameter can have; None where they are not known."""
-    if parameter.metavar is not None and _WORDS.fullmatch(parameter.metavar):
-        words = parameter.metavar.strip("[]").split("|")
-        return lambda: words
+    metavar = (parameter.metavar or "").strip("[].,")
     known = _BY_PARAMETER.get((command, parameter.name)) or _BY_PARAMETER.get(("", parameter.name))
-    return known or _BY_METAVAR.get((parameter.metavar or "").strip("[]."))
+    words = [word for word in metavar.split("|") if re.fullmatch("[a-z][a-z0-9_-]*", word)]
+    return known or _BY_METAVAR.get(metavar) or ((lambda: words) if words else None)
 
 
 def _runs() -> list[str]:
@@ -154,12 +149,6 @@ def _heads() -> list[str]:
     from avfewshot.supervised.base import load_task, task_names
 
     return list(dict.fromkeys(head for task in task_names() for head in load_task(task).heads))
-
-
-def _toy_parts() -> tuple[str, ...]:
-    from avfewshot.toyworld.build import ALL_PLANS
-
-    return (*ALL_PLANS, "samples")
 
 
 def _data_sets() -> list[str]:
@@ -185,10 +174,13 @@ _BY_METAVAR: dict[str, Callable[[], Iterable[str]]] = {
     "TABLE": _of("config:COMMANDS"),
     "KIND": _of("cli.cache:KINDS"),
     "TASK": _of("supervised.base:task_names"),
-    "DEVICE": lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"),
 }
 _BY_PARAMETER: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("", "adapter"): _runs,
+    ("", "backbone"): _of("encoders.presets:preset_names"),
+    ("", "device"): lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"),
+    ("", "method"): _of("config:method_choices"),
+    ("", "methods"): _of("config:method_choices"),
     ("", "templates"): _of("prompts:template_names"),
     ("pretrain", "dataset"): _of("cli.pretrain:DATASETS"),
     ("train", "head"): _heads,
@@ -197,12 +189,10 @@ _BY_PARAMETER: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("data check", "task"): _data_sets,
     ("data prepare", "task"): _data_sets,
     ("data prepare", "splits"): lambda: ("train", "val", "test"),
-    ("data toy", "only"): _toy_parts,
+    ("data toy", "only"): lambda: (*_of("toyworld.build:ALL_PLANS")(), "samples"),
 }
 
-
 app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-
 
 _LOG = logging.getLogger(__name__)
 _called_with = ["avfs"]
@@ -220,19 +210,9 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-def _set_quiet(value: bool) -> None:
-    if value:
-        terminal.be_quiet()
-
-
-def _set_verbose(value: int) -> None:
-    if value:
-        terminal.be_verbose(value)
-
-
 def _set_log_file(value: str) -> None:
     if value:
-        terminal.log_to(user_path(value))
+        log_to(user_path(value))
         _LOG.info("%s, Python %s, %s", _version(), platform.python_version(), platform.platform())
         _LOG.info("in %s: %s", os.getcwd(), shlex.join(_called_with))
 
@@ -248,11 +228,6 @@ def _set_timeout(value: str) -> None:
         os.environ["AVFS_TIMEOUT"] = value  # decoding processes and those of training inherit it
 
 
-def _set_debug(value: bool) -> None:
-    if value:
-        os.environ[terminal.DEBUG_VARIABLE] = "1"
-
-
 @app.callback(invoke_without_command=True, help=HELP)
 def _root(
     context: typer.Context,
@@ -261,13 +236,16 @@ def _root(
         typer.Option("--version", "-V", metavar="", help="Print the version.", callback=_print_version, is_eager=True),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", metavar="", help="Only results and errors.", callback=_set_quiet)
+        bool,
+        typer.Option(
+            "--quiet", "-q", metavar="", help="Only results and errors.", callback=lambda on: on and be_quiet()
+        ),
     ] = False,
     verbose: Annotated[
         int,
         typer.Option(
             "--verbose", "-v", metavar="", help="Say what is done with what; -vv: for each file.", count=True,
-            callback=_set_verbose, show_default=False,
+            callback=lambda level: level and be_verbose(level), show_default=False,
         ),
     ] = 0,
     log_file: Annotated[
@@ -287,8 +265,8 @@ def _root(
     debug: Annotated[
         bool,
         typer.Option(
-            "--debug", metavar="", callback=_set_debug,
-            help=f"Show tracebacks and library warnings (or set {terminal.DEBUG_VARIABLE}=1).",
+            "--debug", metavar="", callback=lambda on: on and os.environ.update({DEBUG_VARIABLE: "1"}),
+            help=f"Show tracebacks and library warnings (or set {DEBUG_VARIABLE}=1).",
         ),
     ] = False,
 ) -> None:  # fmt: skip
@@ -303,16 +281,17 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     program = typer.main.get_command(app)
     _called_with[1:] = arguments
-    variables = {name: os.environ.get(name) for name in ("AVFS_TIMEOUT", terminal.DEBUG_VARIABLE)}
+    before = dict(os.environ)  # --timeout and --debug set variables, which other processes inherit
     try:
         # The arguments travel along for commands that record how they were called.
-        status = terminal.status_of(
+        status = status_of(
             lambda: program.main(list(arguments), prog_name="avfs", standalone_mode=False, obj=tuple(arguments))
         )
         _LOG.debug("exit status %d", status)
         return status
     finally:
-        terminal.be_as_before()
-        os.environ.update({name: value for name, value in variables.items() if value is not None})
-        for name in (name for name, value in variables.items() if value is None):
+        be_quiet(False)
+        end_logs()
+        for name in ("AVFS_TIMEOUT", DEBUG_VARIABLE):
             os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})

@@ -31,7 +31,6 @@ KINDS = {
 }
 """What may be removed. Digests of first downloads (`weights`) are no cache: later downloads are held to them."""
 
-
 _ENTRY = re.compile(r"[0-9a-f]{32,64}(\.clip\.zip|\.\w{1,11})?|\..+\.part.*")
 """Names of entries and of what killed processes left; nothing else is touched, wherever the folder may lead."""
 

@@ -51,7 +51,7 @@ def config(
             "name": single.name,
             "value": None if (value := resolved[table][key]) is None else single.show(value),
             "shown": single.show(value),
-            "source": resolved[table].source(key),
+            "source": resolved[table].sources[key],
             "help": single.help,
         }
         for table in COMMANDS

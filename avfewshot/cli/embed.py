@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avfewshot.cli.destinations import check_folder
+from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.loading import on_ray
+from avfewshot.cli.logs import library_messages
 from avfewshot.cli.options import argument, backbone_faults, with_options
-from avfewshot.cli.outputs import check_folder
-from avfewshot.cli.terminal import Interrupts, library_messages, progress_bar, say
+from avfewshot.cli.terminal import progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
 from avfewshot.engine import check_engine
 from avfewshot.errors import UsageError, collect, raise_faults
@@ -57,7 +59,7 @@ def embed(
     collect(faults, lambda: check_engine(config.distribution.engine, config.distribution.address))
     raise_faults(faults)
     assert config.store is not None
-    overrides = {key for key in settings_of(TowersConfig) if settings.source(key) != "default"} - _OWN
+    overrides = {key for key in settings_of(TowersConfig) if settings.sources[key] != "default"} - _OWN
     with library_messages(), Interrupts() as interrupts:
         status = _embed(config, config.store, files, roots, overrides, interrupts)
     if status:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,6 @@ from avfewshot.cli.options import TableOrJson, argument, choice, option
 from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import UsageError
 from avfewshot.io import user_path
-
-if TYPE_CHECKING:
-    pass
-
 
 _ZERO_SHOT = "zero-shot by second"  # the reference line that stands beside the model in timelines
 
@@ -43,7 +39,7 @@ def evaluate(
       avfs eval runs/avvp/RUN --figures pictures/  t-SNE, where adapters look, timelines
     """  # noqa: D205
     with session() as (display, _):
-        from avfewshot.cli.train import load_run, results_document
+        from avfewshot.cli.supervised_run import load_run, results_document
         from avfewshot.reports.supervised import print_results
 
         record = resumed_run("train", run, {"device": device}, may_change=("device",), option="RUN")

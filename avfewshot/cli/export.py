@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avfewshot.cli.loading import chosen
 from avfewshot.cli.options import asked_labels, backbone_faults, with_options
@@ -10,9 +10,6 @@ from avfewshot.cli.runs import session
 from avfewshot.cli.terminal import say
 from avfewshot.config import ExportConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
-
-if TYPE_CHECKING:
-    pass
 
 
 @with_options("export", without=("device", "frame_backend"))

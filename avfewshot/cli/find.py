@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from avfewshot.cli.loading import open_store
+from avfewshot.cli.logs import Notices, library_messages
 from avfewshot.cli.options import with_options
-from avfewshot.cli.terminal import Notices, library_messages, print_table, say
+from avfewshot.cli.terminal import print_table, say
 from avfewshot.config import FindConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import csv_text

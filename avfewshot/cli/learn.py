@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from avfewshot.cli.loading import find_run
+from avfewshot.cli.logs import library_messages
 from avfewshot.cli.options import argument, option
-from avfewshot.cli.terminal import library_messages, say
+from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
 from avfewshot.errors import UsageError
 from avfewshot.io import user_path, write_text
-
-if TYPE_CHECKING:
-    pass
-
 
 _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
 

@@ -1,4 +1,4 @@
-"""What commands load by their settings: the towers, a classifier, a store."""
+"""What commands load by their settings: data folders, the towers, a classifier, a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avfewshot.cli.terminal import say
-from avfewshot.config import BackboneConfig, EngineConfig, Resolved
+from avfewshot.config import BackboneConfig, EngineConfig, Resolved, resolve, table_settings
 from avfewshot.engine import ray_map
 from avfewshot.errors import UsageError
 
@@ -25,7 +25,7 @@ _LEFT_TO_ADAPTER = ("backbone", "templates", "fusion", "pool", "audio_context")
 
 def left_to_adapter(settings: Resolved, key: str) -> bool:
     """Whether an adapter decides it, since nobody set it."""
-    return settings["adapter"] is not None and key in _LEFT_TO_ADAPTER and settings.source(key) == "default"
+    return settings["adapter"] is not None and key in _LEFT_TO_ADAPTER and settings.sources[key] == "default"
 
 
 def chosen(settings: Resolved, key: str) -> Any:
@@ -52,6 +52,28 @@ def find_run(folder: Path) -> LearnedRun:
         problem = "holds no fitted method" if here else "there is no such folder"
         raise UsageError(f"{folder}: {problem}.", hint="Give the folder of a run of `avfs fewshot`.")
     return found
+
+
+def data_root(name: str, root: Path | None) -> Path:
+    """The folder of a data set: the flag, else what ``avfs.toml`` or the environment says."""
+    if root is not None:
+        return root
+    from avfewshot.data.description import dataset_of_task, load_description
+
+    description = load_description(dataset_of_task(name))
+    return configured_root((description.name, description.reader, "root"), description.title)
+
+
+def configured_root(keys: Sequence[str], title: str) -> Path:
+    """The folder that ``avfs.toml`` or the environment says for the first of these keys; a :class:`UsageError` else."""
+    resolved = resolve("data").check()
+    for key in keys:
+        if key in table_settings("data") and resolved[key] is not None:
+            return Path(resolved[key])
+    raise UsageError(
+        f"Where is {title}? No data folder is set.",
+        hint="Give --root DIR, or set it in avfs.toml, table [data]. Without any data: avfs data toy --root toy.",
+    )
 
 
 def load_backbone(model: BackboneConfig, preset: Any = None, *, seed: int = 0) -> Backbone:

@@ -76,9 +76,9 @@ def choice(flag: str, *words: str, help: str) -> Any:
 TableOrJson = Annotated[str, choice("--format", "table", "json", help="Form of the answer.")]
 
 
-def setting_option(name: str, panel: str | None = None, *, table: str = "zeroshot") -> Any:
-    """The option of one setting, for a command that has few of them."""
-    return _option(settings_of(COMMANDS[table])[name], panel)
+def setting_option(name: str, panel: str | None = None) -> Any:
+    """The option of one setting of zeroshot, for a command that has few of them."""
+    return _option(settings_of(COMMANDS["zeroshot"])[name], panel)
 
 
 def _annotation(setting: Setting) -> Any:
@@ -92,27 +92,17 @@ def _option(setting: Setting, panel: str | None) -> Any:
     text = setting.help
     if setting.default not in (None, ()) or setting.unset != UNSET:
         text += f" [dim](default: {setting.show(setting.default)})[/dim]"
-    flag, extra = setting.flag, {}
+    flag = setting.flag
     if setting.is_switch:
         flag += "/" + _OPPOSITES.get(setting.key, f"--no-{flag[2:]}")
-    elif setting.key == "backbone":
-        extra["autocompletion"] = _backbones
-    elif setting.choices:  # shells complete file names by themselves
-        extra["autocompletion"] = lambda: list(setting.choices)
     metavar = "" if setting.is_switch else setting.metavar
-    return typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=panel, **extra)
-
-
-def _backbones() -> list[str]:
-    from avfewshot.encoders.presets import preset_names
-
-    return preset_names()
+    return typer.Option(flag, metavar=metavar, help=text, show_default=False, rich_help_panel=panel)
 
 
 def asked_labels(settings: Resolved) -> LabelSet | None:
     """The labels of ``--label`` or ``--labels``; None where neither is given. Those typed come before a file's."""
     texts, path = settings["label"], settings["labels"]
-    if texts and settings.source("labels") == "--labels":
+    if texts and settings.sources["labels"] == "--labels":
         raise UsageError("--label and --labels exclude each other.", hint="Leave one out.")
     return LabelSet.from_texts(texts) if texts else None if path is None else parse_labels(path)
 

@@ -1,244 +1,50 @@
-"""Where results go: checked before any work, opened when the first result is near, complete even after Ctrl-C."""
+"""Files of results: opened when the first result is near, complete even after Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
-import json
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
+from rich.console import Console
+
+from avfewshot.cli.destinations import FIFTYONE, TIMELINES, Target, claim
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import MOST_NAME, atomic_path, sweep_leftovers, try_lock, user_path
-
-if TYPE_CHECKING:
-    from avfewshot.inference.results import ClipResult, Failure, RunInfo
-    from avfewshot.reports.writers import Summary, Writer
-
-SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "csv": ".csv", "table": ".txt"}
-TIMELINES = {"srt": ".srt", "vtt": ".vtt", "eaf": ".eaf"}  # one file a clip
-DRAWN = ("csv-segments", *TIMELINES, "labelstudio", "fiftyone")  # formats that are about seconds
-FORMATS = ("table", "json", "jsonl", "csv", *DRAWN, "all")
-FIFTYONE = ("data.json", "labels.json")  # what FiftyOne calls the files of a data set
-
-
-@dataclass(frozen=True)
-class Target:
-    """A place for results."""
-
-    form: str  # one of FORMATS but "all"
-    path: Path | None  # the file, or the folder for timelines of several clips and for FiftyOne; None is stdout
-
-
-def plan_targets(
-    form: str, output: str | None, *, form_given: bool, clips: int = 1
-) -> tuple[list[Target], list[UsageError]]:
-    """Decide what is written where, and what is wrong with that, without touching anything.
-
-    None or ``"-"`` is stdout. Where the person chose no form, the suffix of `output` does.
-    """
-    if output is None or output == "-":
-        if form == "all":
-            hint = "Add `--output FOLDER`, or choose one format."
-            return [], [UsageError("--format all writes four files and needs --output.", hint=hint)]
-        if form == "fiftyone":
-            hint = "Name a folder: `--format fiftyone --output FOLDER`."
-            return [], [UsageError("--format fiftyone writes two files and needs --output.", hint=hint)]
-        return [Target(form, None)], _one_file_a_clip(form, clips)
-    if not output:
-        return [], [UsageError("--output is empty.", hint="Name a file, for example `--output results.json`.")]
-    path = user_path(output)
-    if not form_given:
-        suffixes = SUFFIXES | TIMELINES
-        form = next((name for name, suffix in suffixes.items() if suffix == path.suffix.lower()), form)
-    if form == "all":
-        if path.is_dir() or output.endswith(("/", os.sep)):
-            stem = path / "results"
-            faults = [] if path.is_dir() else _missing(path, "--output")
-        else:
-            stem = path
-            faults = check_parent(path, "--output")
-        targets = [Target(name, stem.with_name(stem.name + suffix)) for name, suffix in SUFFIXES.items()]
-        for target in targets:
-            faults += check_file(target.path, "--output") if target.path and not faults else []
-        return targets, faults
-    if form == "fiftyone":
-        faults = _missing(path, "--output") if not path.exists() else []
-        return [Target(form, path)], faults or [f for name in FIFTYONE for f in check_file(path / name, "--output")][:1]
-    if form in TIMELINES and path.suffix.lower() != TIMELINES[form]:
-        return [Target(form, path)], [] if path.is_dir() else _missing(path, "--output")
-    return [Target(form, path)], _one_file_a_clip(form, clips) + check_file(path, "--output")
-
-
-def _one_file_a_clip(form: str, clips: int) -> list[UsageError]:
-    if form not in TIMELINES or clips <= 1:
-        return []
-    hint = f"Name a folder: `--format {form} --output FOLDER`."
-    return [UsageError(f"--format {form} writes one file a clip, and there are {clips:,} files.", hint=hint)]
-
-
-def check_file(path: Path, option: str) -> list[UsageError]:
-    """What stands against writing a file, before anything is computed."""
-    if faults := _too_long(path, option):
-        return faults
-    if path.is_dir():
-        return [UsageError(f"{option} {path}: is a folder.", hint="Name a file in it.")]
-    if path.exists() and not os.access(path, os.W_OK):
-        return [UsageError(f"{option} {path}: may not be written.", hint="Choose another file.")]
-    return check_parent(path, option)
-
-
-def check_folder(path: Path, option: str) -> list[UsageError]:
-    """What stands against writing into a folder, which is made where it lacks, with those above it."""
-    if faults := _too_long(path, option):
-        return faults
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not there.is_dir():
-        return [UsageError(f"{option} {path}: {there} is a file.", hint="Name a folder.")]
-    if not os.access(there, os.W_OK | os.X_OK):
-        return [UsageError(f"{option} {path}: nothing may be written in {there}.", hint="Choose another folder.")]
-    return []
-
-
-def _too_long(path: Path, option: str) -> list[UsageError]:
-    """What systems would call an error of the disk, after all the work."""
-    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    hint = f"A name has at most {MOST_NAME} bytes; this one has {longest:,}."
-    return [UsageError(f"{option} {path}: is too long a name.", hint=hint)] if longest > MOST_NAME else []
-
-
-def check_parent(path: Path, option: str) -> list[UsageError]:
-    """What stands against making a file in a folder."""
-    parent = path.parent
-    if not parent.exists():
-        return _missing(parent, option)
-    if not parent.is_dir():
-        return [UsageError(f"{option} {path}: {parent} is not a folder.", hint="Choose another place.")]
-    if not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
-        return [UsageError(f"{option} {path}: nothing may be written in {parent}.", hint="Choose another folder.")]
-    return []
-
-
-def _missing(folder: Path, option: str) -> list[UsageError]:
-    return [UsageError(f"{option}: there is no folder {folder}.", hint=f"Make it: `mkdir -p {folder}`.")]
-
-
-def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path | str]) -> list[UsageError]:
-    """Refuse to write over what is read, and to write two things into one file."""
-    inputs = {os.path.realpath(path) for path in read}
-    taken: dict[str, str] = {}
-    faults = []
-    for option, path in written:
-        place = os.path.realpath(path)
-        if place in inputs:
-            faults.append(UsageError(f"{option} {path}: would overwrite a file that is read.", hint="Name another."))
-        elif place in taken:
-            faults.append(UsageError(f"{option} {path}: {taken[place]} goes there, too.", hint="Name another file."))
-        taken.setdefault(place, option)
-    return faults
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What a JSON lines file holds already."""
-
-    paths: frozenset[str]  # of clips and of failures
-    failed: int
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-def run_id(**shaping: Any) -> str:
-    """A fingerprint of what shapes results (labels, model, method): lines of one file must agree in it."""
-    return hashlib.sha256(json.dumps(shaping, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def earlier_results(path: Path, run: str) -> Earlier:
-    """Files that an earlier run of the same settings has written into a JSON lines file, without half a last line."""
-    if not path.is_file():
-        return Earlier(frozenset(), 0)
-    paths, failed, whole = set(), 0, 0
-    hint = "Name another file, or add --overwrite to begin anew."
-    with open(path, "r+b") as stream:
-        _claim(path, stream.fileno())
-        for number, line in enumerate(stream, start=1):
-            if not line.endswith(b"\n") and (
-                line[: len(_BEGINNING)] == _BEGINNING[: len(line)] or not line.strip(b"\0")
-            ):
-                stream.truncate(whole)
-                break
-            whole += len(line)
-            try:
-                record = json.loads(line)
-                name, found = str(record["path"]), record.get("run")
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                message = f"--output {path}, line {number}: is not a result of `avfs zeroshot`."
-                raise UsageError(message, hint=hint) from None
-            if found != run:
-                other = "results of another run: other labels, another model or other settings."
-                raise UsageError(f"--output {path} holds {other}", hint=hint)
-            paths.add(name)
-            failed += "error" in record
-    return Earlier(frozenset(paths), failed)
-
-
-_BEGINNING = b'{"path": "'
-"""How every line begins: what is left of one by a kill or a full disk is told from a file of somebody else."""
-
-
-def _claim(path: Path, handle: int) -> None:
-    """Refuse a file that another process is writing; it is free again when `handle` is closed."""
-    if not try_lock(handle, otherwise=True):
-        raise UsageError(f"--output {path}: another process is writing it.", hint="Wait for it, or name another.")
-
-
-def _cut_half_line(path: Path) -> None:
-    """A process that was killed, or a full disk, may have left half a line at the end."""
-    with open(path, "r+b") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        while end:
-            begin = max(0, end - 65536)
-            stream.seek(begin)
-            place = stream.read(end - begin).rfind(b"\n")
-            if place >= 0:
-                stream.truncate(begin + place + 1)
-                return
-            end = begin
-        stream.truncate(0)
+from avfewshot.inference.results import ClipResult, Failure, RunInfo
+from avfewshot.io import atomic_path, sweep_leftovers
+from avfewshot.reports.tables import TableWriter
+from avfewshot.reports.timelines import FiftyOneWriter, LabelStudioWriter, TimelineWriter
+from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter, Summary, Writer
 
 
 class OpenWriter:
     """A writer and the file behind it, which `files` closes; one that is written atomically gets its name only then.
 
-    With `lines`, whole lines stay when one of them cannot be written.
+    Whole lines stay in a stream of `lines` when one of them cannot be written.
     """
 
     def __init__(
         self,
         writer: Writer,
         path: Path | None,
-        run: RunInfo,
         files: contextlib.ExitStack | None = None,
-        *,
-        shows_footer: bool = False,
-        lines: bool = False,
+        lines: TextIO | None = None,
     ) -> None:
-        self.path, self.shows_footer, self.finished = path, shows_footer, False
+        self.path, self.finished = path, False
         self._writer, self._files, self._lines = writer, files or contextlib.ExitStack(), lines
         self._error: Exception | None = None
-        writer.begin(run)
+        self._note_whole_lines()
 
     def add(self, result: ClipResult | Failure) -> None:
         """Hand on a result."""
         try:
             self._writer.add(result)
+            self._note_whole_lines()
         except Exception as error:
             self._error = self._explained(error)
             raise self._error from error
@@ -251,17 +57,20 @@ class OpenWriter:
                     raise self._error
                 self._writer.end(summary)
         except Exception as error:
-            if self._lines and self.path is not None:
+            if self._lines is not None and self.path is not None:
                 with contextlib.suppress(OSError):
-                    _cut_half_line(self.path)
+                    os.truncate(self.path, self._whole)
             raise self._explained(error) from error
         self.finished = True
+
+    def _note_whole_lines(self) -> None:
+        self._whole = 0 if self._lines is None else os.fstat(self._lines.fileno()).st_size
 
     def _explained(self, error: Exception) -> Exception:
         if self.path is None or not isinstance(error, OSError) or error.errno == errno.EPIPE:
             return error
         hint = "An older file of this name is as it was. A .jsonl file keeps what is done, and can be gone on with."
-        if self._lines:
+        if self._lines is not None:
             hint = "Results so far are in it; the same command goes on from there."
         return AvfsError(f"{self.path}: cannot be written: {error.strerror or error}.", hint=hint)
 
@@ -270,27 +79,21 @@ def open_writer(
     target: Target, run: RunInfo, *, topk: int, segments: bool, run_id: str = "", resume: bool = False
 ) -> OpenWriter:
     """Open a target and begin it; `resume` appends to what :func:`earlier_results` has looked through."""
-    from rich.console import Console
-
-    from avfewshot.reports.tables import TableWriter
-    from avfewshot.reports.timelines import FiftyOneWriter, LabelStudioWriter, TimelineWriter
-    from avfewshot.reports.writers import CsvWriter, JsonlWriter, JsonWriter, SegmentsCsvWriter
-
     files = contextlib.ExitStack()
     form, path = target.form, target.path
     if form in TIMELINES and path is not None and path.is_dir():
-        return OpenWriter(TimelineWriter(form, folder=path), path, run)
+        return OpenWriter(TimelineWriter(form, folder=path), path)
 
     def opened(place: Path, mode: Literal["w", "a"] = "w") -> TextIO:
         return files.enter_context(open(place, mode, encoding="utf-8", errors="backslashreplace", newline="\n"))
 
     if form == "fiftyone":
         assert path is not None
-        streams = (opened(files.enter_context(atomic_path(path / name))) for name in FIFTYONE)
-        return OpenWriter(FiftyOneWriter(*streams), path, run, files)
+        media, labels = (opened(files.enter_context(atomic_path(path / name))) for name in FIFTYONE)
+        return OpenWriter(FiftyOneWriter(media, labels, run), path, files)
     # A device or a pipe must not be replaced by a file; lines are to be read while they come.
     special = path is not None and path.exists() and not path.is_file()
-    lines = form == "jsonl" and not special
+    lines = form == "jsonl" and path is not None and not special
     if path is None:
         stream = sys.stdout
         if form != "table" and isinstance(stream, io.TextIOWrapper):  # JSON is UTF-8 whatever the terminal speaks
@@ -300,7 +103,7 @@ def open_writer(
         stream = opened(path, "a" if lines else "w")
         if lines:
             try:
-                _claim(path, stream.fileno())
+                claim(path, stream.fileno())
             except UsageError:
                 files.close()
                 raise
@@ -309,18 +112,15 @@ def open_writer(
     else:
         sweep_leftovers(path)
         stream = opened(files.enter_context(atomic_path(path)))
-    writer: Writer
-    if form == "table":
-        # A file has no terminal to ask for its width.
-        plain: dict[str, Any] = {"width": 110, "color_system": None, "force_terminal": False} if path else {}
-        writer = TableWriter(Console(file=stream, highlight=False, **plain), topk=topk, segments=segments)
-    elif form == "json":
-        writer = JsonWriter(stream, segments=segments)
-    elif form == "jsonl":
-        writer = JsonlWriter(stream, segments=segments, run_id=run_id if path is not None else "")
-    elif form in TIMELINES:
-        writer = TimelineWriter(form, stream)
-    else:
-        kinds = {"labelstudio": LabelStudioWriter, "csv-segments": SegmentsCsvWriter, "csv": CsvWriter}
-        writer = kinds[form](stream)
-    return OpenWriter(writer, path, run, files, shows_footer=target == Target("table", None), lines=lines)
+    # A file has no terminal to ask for its width.
+    plain: dict[str, Any] = {"width": 110, "color_system": None, "force_terminal": False} if path else {}
+    writers: dict[str, Callable[[], Writer]] = {
+        "table": lambda: TableWriter(Console(file=stream, highlight=False, **plain), run, topk=topk, segments=segments),
+        "json": lambda: JsonWriter(stream, run, segments=segments),
+        "jsonl": lambda: JsonlWriter(stream, run, segments=segments, run_id=run_id if path else ""),
+        "csv": lambda: CsvWriter(stream, run),
+        "csv-segments": lambda: SegmentsCsvWriter(stream, run),
+        "labelstudio": lambda: LabelStudioWriter(stream, run),
+        **{name: lambda: TimelineWriter(form, stream) for name in TIMELINES},
+    }
+    return OpenWriter(writers[form](), path, files, stream if lines else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from avfewshot.cli.options import TableOrJson, argument, option
 from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import AvfsError, UsageError, explain
 from avfewshot.io import printable, user_path, write_text
-
-if TYPE_CHECKING:
-    pass
 
 
 def predict(
@@ -46,7 +43,7 @@ def predict(
         what = "predict answers about files of this machine, not about addresses."
         raise UsageError(what, hint="Download them first.")
     with session() as (display, _):
-        from avfewshot.cli.train import run_on
+        from avfewshot.cli.supervised_run import run_on
         from avfewshot.models.checkpoint import load_adapter
         from avfewshot.reports.supervised import told
         from avfewshot.supervised.base import Example, TaskData, load_task

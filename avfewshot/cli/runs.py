@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,19 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avfewshot.cli.loading import load_backbone
-from avfewshot.cli.terminal import Interrupts, library_messages, say
-from avfewshot.config import COMMANDS, SHAPING, Resolved, read_training, settings_of
+from avfewshot.cli.interrupts import Interrupts
+from avfewshot.cli.logs import library_messages
+from avfewshot.cli.terminal import say
+from avfewshot.config import COMMANDS, SHAPING, Resolved, absolute, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
 from avfewshot.io import try_lock, user_path, write_text
 
 if TYPE_CHECKING:
-    import torch
-
     from avfewshot.cli.progress import Display
     from avfewshot.encoders.backbone import Backbone
-    from avfewshot.models.checkpoint import AdapterCheckpoint
-    from avfewshot.training.plan import Plan
 
 RUN_FILE = "run.json"
 FORMAT = 2
@@ -135,7 +132,7 @@ def new_run(settings: Resolved, group: str, label: str, command: str) -> Run:
     """
     runs, name = settings.config.run.runs, settings.config.run.name
     folder = runs / group / f"{datetime.now(timezone.utc).strftime('%Y%m%d-%H%M%S')}-{name or label}"
-    return Run(settings.config.absolute(), settings.sources, folder, command)
+    return Run(absolute(settings.config), settings.sources, folder, command)
 
 
 def tracker_faults(name: str | None) -> list[UsageError]:
@@ -155,8 +152,8 @@ def run_faults(settings: Resolved) -> list[UsageError]:
             shown = name if len(name) <= _LONGEST_NAME else f"{name[:20]}..."
             hint = f"Use letters, digits and dashes, {_LONGEST_NAME} at most."
             faults.append(UsageError(f"--name {shown!r} cannot be part of a folder's name.", hint=hint))
-    nearest = next((folder for folder in (runs, *runs.absolute().parents) if folder.exists()), None)
-    if nearest is not None and not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+    nearest = next(folder for folder in (runs, *runs.absolute().parents) if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         what = "nothing may be written there" if nearest.is_dir() else f"{nearest} is not a folder"
         hint = "Give another folder with --runs DIR."
         faults.append(UsageError(f"{settings.named('runs')} {runs}: {what}.", hint=hint))
@@ -174,9 +171,10 @@ def resumed_run(
     folder = user_path(named)
     path = folder / RUN_FILE
     if not path.is_file():
+        what, hint = "is not the folder of a run", f"It holds no {RUN_FILE}."
         if not folder.exists():
-            raise UsageError(f"{option} {folder}: there is no such folder.", hint="Runs lie in runs/TASK/TIME-NAME.")
-        raise UsageError(f"{option} {folder}: is not the folder of a run.", hint=f"It holds no {RUN_FILE}.")
+            what, hint = "there is no such folder", "Runs lie in runs/TASK/TIME-NAME."
+        raise UsageError(f"{option} {folder}: {what}.", hint=hint)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         stored = record["format"], record["kind"]
@@ -197,12 +195,10 @@ def resumed_run(
         if raw is None or raw == []:
             continue
         try:
-            value = single.parse(raw, from_text=True)
+            value = absolute(single.parse(raw, from_text=True))
         except ValueError as error:
             faults.append(UsageError(f"{single.flag}: {error}"))
             continue
-        if isinstance(value, Path) or single.is_list:
-            value = value.absolute() if isinstance(value, Path) else tuple(part.absolute() for part in value)
         if key in may_change:
             group = str(single.section)
             run.config = run.config.replace(**{group: getattr(run.config, group).replace(**{single.name: value})})
@@ -213,53 +209,3 @@ def resumed_run(
         faults.append(UsageError(f"{what} {', '.join(contrary)}.", hint="Begin a new run for other settings."))
     raise_faults(faults)
     return run
-
-
-def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
-    """Training settings in the shape of the checkpoint to begin with; the backbone, on the CPU; the checkpoint."""
-    from avfewshot.encoders.presets import load_preset
-    from avfewshot.inference.loading import recalled
-    from avfewshot.models.checkpoint import load_adapter
-
-    model, initial, name = run.config.model, None, run.config.model.backbone
-    if run.config.run.adapter is not None:
-        # Read before the weights, so that what does not fit is told at once.
-        initial = load_adapter(run.config.run.adapter)
-        settings = settings_of(type(run.config))
-        overrides = [key for key, source in run.sources.items() if not source.startswith("default")]
-        given = {settings[key].name for key in overrides if settings[key].section == "training"}
-        before = read_training(initial.config.training, where=str(initial.path / "config.json"))
-        kept = {name: getattr(before, name) for name in SHAPING}
-        if wrong := [name for name in SHAPING if name in given and getattr(training, name) != kept[name]]:
-            shown = ", ".join(f"{name} {getattr(training, name)} instead of {kept[name]}" for name in wrong)
-            hint = "Leave them out, or begin without --adapter."
-            raise UsageError(f"{initial.path}: was trained with other settings: {shown}.", hint=hint)
-        training = training.replace(**kept)
-        name = name if "backbone" in overrides else recalled(initial, "backbone", load_preset)
-    observer.begin(f"loading {getattr(name, 'name', name)}", 0)
-    backbone = load_backbone(model, name)
-    if initial is not None:
-        initial.config.check_backbone(backbone, where=initial.path)
-    return training, backbone, initial
-
-
-def say_without_graphs(training: Any, device: torch.device, observer: Any, *, ranks: int = 1) -> None:
-    """Say so where ``cuda_graphs`` is asked for and cannot be had: everything is computed all the same."""
-    if training.cuda_graphs and (device.type != "cuda" or ranks > 1):
-        where = f"{ranks} devices" if ranks > 1 else str(device)
-        observer.say(f"--cuda-graphs is for a single CUDA device and does nothing on {where}.")
-
-
-def print_dry_run(rows: Iterable[tuple[str, str]], plan: Plan | None) -> None:
-    """Print what a training would do and take."""
-    from rich.console import Console
-
-    from avfewshot.reports.methods import components_table
-
-    console = Console(highlight=False)
-    for name, text in rows:
-        console.print(f"[bold]{name:<11}[/bold]", end="")
-        console.print(text, markup=False, soft_wrap=True)
-    if plan is not None:
-        console.print(components_table(plan.components))
-    console.print("Nothing was trained: this was a dry run.")

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from avfewshot.cli.loading import chosen, left_to_adapter, load_classifier, open_store
+from avfewshot.cli.logs import library_messages
 from avfewshot.cli.options import argument, asked_labels, backbone_faults, with_options
-from avfewshot.cli.terminal import library_messages, say
+from avfewshot.cli.terminal import say
 from avfewshot.config import resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import user_path
@@ -95,13 +96,13 @@ def serve(
         shown = f"[{config.host}]" if ":" in config.host else config.host
         hosts = {f"{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", shown)} if local else None
         web = create_app(work, hosts=hosts, token=token, max_upload=config.max_upload * 1_000_000)
-        say(f"{len(files)} clips; labels are kept in {work.labels_file}. Open this address; Ctrl-C ends.")
+        say(f"{len(files)} clips; labels are kept in {work.clips.labels_file}. Open this address; Ctrl-C ends.")
         if not local:
             say("Others can reach this page; without https, whoever reads the network can read the token.")
         typer.echo(f"http://{shown}:{port}/{f'?token={token}' if token else ''}")
         sys.stdout.flush()
         run(web, work, listening)
-        say(f"Ended. What was said about clips is in {work.labels_file}.")
+        say(f"Ended. What was said about clips is in {work.clips.labels_file}.")
 
 
 def _media(paths: Sequence[Path], recursive: bool) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -13,9 +13,6 @@ from avfewshot.cli.terminal import print_table, say
 from avfewshot.config import SuggestConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.io import csv_text
-
-if TYPE_CHECKING:
-    pass
 
 
 @with_options("suggest")

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from avfewshot.cli.data import configured_root
-from avfewshot.cli.loading import load_backbone, on_device
+from avfewshot.cli.loading import configured_root
 from avfewshot.cli.options import backbone_faults, with_options
 from avfewshot.cli.runs import DryRun, Resume, Run, command_line, new_run, resumed_run, run_faults, session
-from avfewshot.cli.terminal import Interrupts, say
+from avfewshot.cli.terminal import say
 from avfewshot.config import SupervisedConfig, resolve
 from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
-from avfewshot.io import write_text
-
-if TYPE_CHECKING:
-    from avfewshot.cli.progress import Display
-    from avfewshot.supervised.base import SupervisedTask, TaskData
-    from avfewshot.supervised.training import SeedOutcome, SupervisedRun
 
 
 @with_options("train", without=("projector",))
@@ -52,18 +43,16 @@ def train(context: typer.Context, resume: Resume = None, dry_run: DryRun = False
     else:
         run = _requested(flags, command_line(context))
     with session(run.how_to_resume) as (display, interrupts):
+        from avfewshot.cli.supervised_run import execute, load_run, plan
+
         trainer = load_run(run.config, display)
-        for line in (*trainer.data.notes, *_plan(trainer), f"run folder: {run.folder}"):
+        for line in (*trainer.data.notes, *plan(trainer), f"run folder: {run.folder}"):
             display.say(line)
         if dry_run:
             display.say("Nothing was trained: this was a dry run.")
             return
         run.claim()
-        outcomes = [_fit(run, trainer, seed, display, interrupts) for seed in trainer.config.seeds]
-        document = _evaluate(run, trainer, outcomes)
-    from avfewshot.reports.supervised import print_results
-
-    print_results(document)
+        execute(run, trainer, display, interrupts)
     say(f"written: {run.folder / 'report.html'}")
     say(f"Next: avfs predict {shlex.quote(str(run.folder))} clips/")
 
@@ -93,84 +82,3 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     raise_faults(faults)
     settings.config = config.replace(data=config.data.replace(root=root))
     return new_run(settings, str(name), label, command)
-
-
-def load_run(config: SupervisedConfig, display: Display) -> SupervisedRun:
-    """Read the data set and the backbone."""
-    from avfewshot.supervised.base import load_task
-
-    task, data = load_task(str(config.task)), config.data
-    display.begin("reading annotations, looking for clips", 0)
-    assert data.root is not None
-    read = task.read(data.root, data.media, config.training.subset)
-    display.begin(f"loading {config.model.backbone}", 0)
-    return run_on(config, task, read, display)
-
-
-def run_on(config: SupervisedConfig, task: SupervisedTask, data: TaskData, observer: Any = None) -> SupervisedRun:
-    """What trains, evaluates and predicts a task with these data, on the backbone of the settings."""
-    from avfewshot.prompts import load_templates
-    from avfewshot.supervised.training import SupervisedRun
-
-    backbone, (device, training) = load_backbone(config.model), on_device(config.model, config.training)
-    templates = config.model.templates or backbone.templates
-    parts = (task, data, training, backbone, (templates, load_templates(templates)), device)
-    return SupervisedRun(*parts, frame_backend=config.model.frame_backend, observer=observer)
-
-
-def _plan(trainer: SupervisedRun) -> list[str]:
-    sizes = ", ".join(f"{len(part):,} {split}" for split, part in trainer.data.splits.items())
-    model = trainer.build(trainer.config.seeds[0])
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    recipe = trainer.recipe
-    towers = f"{trainer.config.adapter} adapters" if trainer.adapted else f"frozen {', '.join(sorted(trainer.kinds))}"
-    return [
-        f"{trainer.task.title}: {sizes} clips have media.",
-        f"head {trainer.head_name} on {towers}: {trainable / 1e6:.2f} M trainable parameters; up to {recipe.epochs} "
-        f"epochs, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; {trainer.device}, "
-        f"{trainer.config.precision}.",
-    ]
-
-
-def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display, interrupts: Interrupts) -> SeedOutcome:
-    display.validated = bool(trainer.examples("val"))
-    callback = display.training(seed, trainer.recipe.epochs)
-    folder = run.folder / f"seed-{seed}"
-    outcome = trainer.fit(seed, folder, [callback, *run.trackers(folder)], interrupts.put_off)
-    headline = outcome.validation.get(trainer.task.headline)
-    validation = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
-    display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({validation})")
-    return outcome
-
-
-def _evaluate(run: Run, trainer: SupervisedRun, outcomes: Sequence[SeedOutcome]) -> dict[str, Any]:
-    """Predict the test split, write all files, give the document of ``results.json``."""
-    from avfewshot.reports.supervised import write_report, write_table
-
-    test = trainer.examples("test")
-    runs = [trainer.predict(trainer.best_model(run.folder / f"seed-{one.seed}"), test) for one in outcomes]
-    systems = {name: trainer.estimates([said], test) for name, said in trainer.reference_lines().items()}
-    systems[trainer.head_name] = trainer.estimates(runs, test)
-    document = results_document(trainer, systems, "test") | {
-        "command": run.command,
-        "seeds": [vars(outcome) for outcome in outcomes],
-        "unreadable": {str(path): failure.error for path, failure in trainer.store.failures.items()},
-    }
-    write_text(run.folder / "results.json", json.dumps(document, indent=2))
-    write_table(run.folder / "results.csv", document)
-    described = [
-        {"id": example.id, **trainer.task.describe(said, example, trainer.data.about)}
-        for example, said in zip(test, runs[0], strict=True)
-    ]
-    write_text(run.folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in described))
-    write_report(run.folder / "report.html", document, run.rows(), trainer.task.pictures(runs[0], test))
-    return document
-
-
-def results_document(trainer: SupervisedRun, systems: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """Figures and what they are of, JSON-ready."""
-    from avfewshot.version import __version__
-
-    task = trainer.task
-    about = {"version": __version__, "task": task.name, "title": task.title, "head": trainer.head_name, "split": split}
-    return about | {"clips": len(trainer.examples(split)), "headline": task.headline, "systems": systems}

@@ -23,80 +23,41 @@ Importing this module imports nothing heavy.
 
 from __future__ import annotations
 
-from avfewshot.config.commands import (
-    COMMANDS,
-    CompareConfig,
-    EmbedConfig,
-    EngineConfig,
-    ExportConfig,
-    FewshotConfig,
-    FindConfig,
-    PretrainConfig,
-    SuggestConfig,
-    SupervisedConfig,
-    TowersConfig,
-    ZeroshotConfig,
-    table_settings,
-)
-from avfewshot.config.fields import UNSET, Setting, settings_of
-from avfewshot.config.kinds import (
-    ADAPTER_METHODS,
-    AUDIO_CONTEXTS,
-    AUTO,
-    NONE,
-    TASKS,
-    TUNED_METHODS,
-    method_choices,
-    not_one_of,
-)
-from avfewshot.config.layers import CONFIG_NAME, Resolved, environment_name, read_config, resolve
-from avfewshot.config.training import (
-    PAPER,
-    SHAPING,
-    BackboneConfig,
-    PretrainingConfig,
-    SupervisedTrainingConfig,
-    TrainerConfig,
-    TrainingConfig,
-    read_training,
-)
-
-__all__ = [
-    "ADAPTER_METHODS",
-    "AUDIO_CONTEXTS",
-    "AUTO",
-    "COMMANDS",
-    "CONFIG_NAME",
-    "NONE",
-    "PAPER",
-    "SHAPING",
-    "TASKS",
-    "TUNED_METHODS",
-    "UNSET",
-    "BackboneConfig",
-    "CompareConfig",
-    "EmbedConfig",
-    "EngineConfig",
-    "ExportConfig",
-    "FewshotConfig",
-    "FindConfig",
-    "PretrainConfig",
-    "PretrainingConfig",
-    "Resolved",
-    "Setting",
-    "SuggestConfig",
-    "SupervisedConfig",
-    "SupervisedTrainingConfig",
-    "TowersConfig",
-    "TrainerConfig",
-    "TrainingConfig",
-    "ZeroshotConfig",
-    "environment_name",
-    "method_choices",
-    "not_one_of",
-    "read_config",
-    "read_training",
-    "resolve",
-    "settings_of",
-    "table_settings",
-]
+from avfewshot.config.commands import COMMANDS as COMMANDS
+from avfewshot.config.commands import CompareConfig as CompareConfig
+from avfewshot.config.commands import EmbedConfig as EmbedConfig
+from avfewshot.config.commands import EngineConfig as EngineConfig
+from avfewshot.config.commands import ExportConfig as ExportConfig
+from avfewshot.config.commands import FewshotConfig as FewshotConfig
+from avfewshot.config.commands import FindConfig as FindConfig
+from avfewshot.config.commands import PretrainConfig as PretrainConfig
+from avfewshot.config.commands import SuggestConfig as SuggestConfig
+from avfewshot.config.commands import SupervisedConfig as SupervisedConfig
+from avfewshot.config.commands import TowersConfig as TowersConfig
+from avfewshot.config.commands import ZeroshotConfig as ZeroshotConfig
+from avfewshot.config.commands import table_settings as table_settings
+from avfewshot.config.fields import UNSET as UNSET
+from avfewshot.config.fields import Setting as Setting
+from avfewshot.config.fields import absolute as absolute
+from avfewshot.config.fields import settings_of as settings_of
+from avfewshot.config.kinds import ADAPTER_METHODS as ADAPTER_METHODS
+from avfewshot.config.kinds import AUDIO_CONTEXTS as AUDIO_CONTEXTS
+from avfewshot.config.kinds import AUTO as AUTO
+from avfewshot.config.kinds import NONE as NONE
+from avfewshot.config.kinds import TASKS as TASKS
+from avfewshot.config.kinds import TUNED_METHODS as TUNED_METHODS
+from avfewshot.config.kinds import method_choices as method_choices
+from avfewshot.config.kinds import not_one_of as not_one_of
+from avfewshot.config.layers import CONFIG_NAME as CONFIG_NAME
+from avfewshot.config.layers import Resolved as Resolved
+from avfewshot.config.layers import environment_name as environment_name
+from avfewshot.config.layers import read_config as read_config
+from avfewshot.config.layers import resolve as resolve
+from avfewshot.config.training import PAPER as PAPER
+from avfewshot.config.training import SHAPING as SHAPING
+from avfewshot.config.training import BackboneConfig as BackboneConfig
+from avfewshot.config.training import PretrainingConfig as PretrainingConfig
+from avfewshot.config.training import SupervisedTrainingConfig as SupervisedTrainingConfig
+from avfewshot.config.training import TrainerConfig as TrainerConfig
+from avfewshot.config.training import TrainingConfig as TrainingConfig
+from avfewshot.config.training import read_training as read_training

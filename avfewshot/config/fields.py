@@ -70,11 +70,6 @@ class Setting:
         return [word for leaf, _ in self.leaves if get_origin(leaf) is Literal for word in get_args(leaf)]
 
     @property
-    def choices(self) -> tuple[str, ...]:
-        """Values for shell completion."""
-        return (*(self.shown.choices() if self.shown else ()), *self.words)
-
-    @property
     def is_switch(self) -> bool:
         """Whether it is yes or no (or ``auto``)."""
         return any(leaf is bool for leaf, _ in self.leaves)
@@ -227,11 +222,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
-        """Read what :meth:`to_dict` gave; what is missing has its default. Messages begin with `where`.
-
-        Raises:
-            UsageError: Names or values are wrong; all of them at once.
-        """
+        """Read what :meth:`to_dict` gave, defaults for the rest; a :class:`UsageError` has all faults after `where`."""
         faults: list[UsageError] = []
         sections = {
             name: info.default_factory
@@ -250,17 +241,14 @@ class Settings(BaseModel):
         raise_faults(faults)
         return cls(**read)
 
-    def absolute(self) -> Self:
-        """A copy whose paths hold in any folder."""
 
-        def full(value: Any) -> Any:
-            if isinstance(value, Settings):
-                return value.absolute()
-            if isinstance(value, tuple):
-                return tuple(map(full, value))
-            return value.absolute() if isinstance(value, Path) else value
-
-        return self.model_copy(update={name: full(value) for name, value in self})
+def absolute(value: Any) -> Any:
+    """A value, or settings, whose paths hold in any folder."""
+    if isinstance(value, Settings):
+        return value.model_copy(update={name: absolute(part) for name, part in value})
+    if isinstance(value, tuple):
+        return tuple(map(absolute, value))
+    return value.absolute() if isinstance(value, Path) else value
 
 
 @functools.cache

@@ -1,13 +1,13 @@
-"""The types of values: how each is read from text or a file, checked, shown, and completed by shells."""
+"""The types of values: how each is read from text or a file, checked and shown."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
 from pydantic import AllowInfNan, BeforeValidator
@@ -16,7 +16,6 @@ from avfewshot.adapters.registry import adapter_names
 from avfewshot.errors import UsageError, did_you_mean
 from avfewshot.io import user_path
 
-_T = TypeVar("_T")
 NONE = "none"
 AUTO = "auto"
 Task = Literal["ave", "ave_cls", "llp_cls", "vggsound_cls", "folder"]
@@ -31,7 +30,6 @@ class Shown:
     """How people meet a type whose own validator says what it expects."""
 
     metavar: str
-    choices: Callable[[], Iterable[str]] = tuple  # for shell completion
     show: Callable[[Any], str] = str
     repeated: bool = False  # whether its option may be given several times
 
@@ -77,24 +75,18 @@ def _seed(raw: Any) -> int:
     return raw
 
 
-def _shot(raw: Any) -> int:
-    if int(raw) < 1:
-        raise ValueError
-    return int(raw)
-
-
 def _items(raw: Any) -> list[Any]:
     """The items of a list in a file, or of a text with commas."""
     items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
     return [item.strip() if isinstance(item, str) else item for item in items]
 
 
-def _different(raw: Any, one: Callable[[Any], _T], described: str) -> tuple[_T, ...]:
+def _different(raw: Any, one: Callable[[Any], int], described: str, lowest: int = 0) -> tuple[int, ...]:
     try:
         values = tuple(map(one, _items(raw)))
     except (TypeError, ValueError):
         values = ()
-    if not values or len(set(values)) < len(values):
+    if not values or len(set(values)) < len(values) or min(values) < lowest:
         raise ValueError(f"different whole numbers {described}, are needed, not {raw!r}.")
     return values
 
@@ -104,7 +96,11 @@ def _seeds(raw: Any) -> tuple[int, ...]:
 
 
 def _shots(raw: Any) -> tuple[int, ...]:
-    return tuple(sorted(_different(raw, _shot, "of at least 1, as 1,2,4")))
+    return tuple(sorted(_different(raw, int, "of at least 1, as 1,2,4", lowest=1)))
+
+
+def _each(one: Callable[[Any], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda raw: tuple(map(one, raw if isinstance(raw, (list, tuple)) else [raw])))
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -183,31 +179,20 @@ Text = Annotated[str, BeforeValidator(_text)]
 Secret = Annotated[str, BeforeValidator(_text), Shown("TEXT", show=lambda value: "(set, not shown)")]
 FilePath = Annotated[Path, BeforeValidator(_path), Shown("PATH")]
 Folder = Annotated[Path, BeforeValidator(_path), Shown("DIR")]
-Texts = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda raw: tuple(map(str, raw)) if isinstance(raw, (list, tuple)) else (str(raw),)),
-    Shown("TEXT", show=lambda value: ", ".join(value), repeated=True),
-]
-Folders = Annotated[
-    tuple[Path, ...],
-    BeforeValidator(lambda raw: tuple(map(_path, raw)) if isinstance(raw, (list, tuple)) else (_path(raw),)),
-    Shown("DIR", show=lambda value: ", ".join(map(str, value)), repeated=True),
-]
-Device = Annotated[
-    str, BeforeValidator(_device), Shown("auto|cpu|cuda|cuda:N|mps", lambda: ("auto", "cpu", "cuda", "cuda:0", "mps"))
-]
+_LISTED = Shown("TEXT", show=lambda value: ", ".join(map(str, value)), repeated=True)
+Texts = Annotated[tuple[str, ...], _each(str), _LISTED]
+Folders = Annotated[tuple[Path, ...], _each(_path), replace(_LISTED, metavar="DIR")]
+Device = Annotated[str, BeforeValidator(_device), Shown("auto|cpu|cuda|cuda:N|mps")]
 Seed = Annotated[int, BeforeValidator(_seed), Shown("INTEGER")]
 _commas = ",".join
 _NUMBERS = Shown("INTEGER[,INTEGER...]", show=lambda value: _commas(map(str, value)))
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds), _NUMBERS]
 Shots = Annotated[tuple[int, ...], BeforeValidator(_shots), _NUMBERS]
-Names = Annotated[tuple[str, ...], _some_of(method_choices), Shown("NAME[,NAME...]", method_choices, show=_commas)]
-Contexts = Annotated[
-    tuple[str, ...], _some_of(lambda: AUDIO_CONTEXTS), Shown("second|clip[,...]", lambda: AUDIO_CONTEXTS, show=_commas)
-]
+Names = Annotated[tuple[str, ...], _some_of(method_choices), Shown("NAME[,NAME...]", show=_commas)]
+Contexts = Annotated[tuple[str, ...], _some_of(lambda: AUDIO_CONTEXTS), Shown("second|clip[,...]", show=_commas)]
 Size = Annotated[int, BeforeValidator(_size), Shown("SIZE", show=_shown_size)]
-AdapterKind = Annotated[str, _one_of(_adapter_kinds), Shown("|".join(_adapter_kinds()), _adapter_kinds)]
-Method = Annotated[str, _one_of(method_choices), Shown("auto|NAME", method_choices)]
+AdapterKind = Annotated[str, _one_of(_adapter_kinds), Shown("|".join(_adapter_kinds()))]
+Method = Annotated[str, _one_of(method_choices), Shown("auto|NAME")]
 Real = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 Factor = Annotated[Real, Ge(0)]
 Count = Annotated[int, Ge(1)]

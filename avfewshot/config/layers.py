@@ -30,20 +30,12 @@ class Resolved:
         single = settings_of(type(self.config))[key]
         return getattr(getattr(self.config, single.section) if single.section else self.config, single.name)
 
-    def source(self, key: str) -> str:
-        """Where a value came from."""
-        return self.sources[key]
-
     def named(self, key: str) -> str:
         """How messages call a setting: by the option, the variable or the file that it was given with."""
         source = self.sources[key]
         if source.startswith("default"):
             return settings_of(type(self.config))[key].flag
         return f"{key} in {source}" if source.startswith(CONFIG_NAME) else source
-
-    def given(self) -> list[str]:
-        """Keys that somebody has set."""
-        return [key for key, source in self.sources.items() if not source.startswith("default")]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(name, value, source) of every setting, as text."""
@@ -134,11 +126,7 @@ def environment_name(table: str, key: str) -> str:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Values of ``avfs.toml`` by table, checked; keys outside every table under ``""``. Empty without a file.
-
-    Raises:
-        UsageError: The file cannot be read, is not TOML, or keys or values are wrong: all of these at once.
-    """
+    """Values of ``avfs.toml`` by table, checked; keys outside every table under ``""``. Empty without a file."""
     path = Path(folder) / CONFIG_NAME
     faults: list[UsageError] = []
     document: dict[str, dict[str, Any]] = {}

@@ -229,7 +229,6 @@ class TrainerConfig(AdapterConfig, panel=TRAINING):
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({"ave": {"gamma": 0.01}})
 """What the paper sets otherwise for a task than the defaults of :class:`TrainingConfig`."""
 
-
 PAPER: Mapping[str, Any] = types.MappingProxyType(
     {
         "method": "dgsct",
@@ -332,11 +331,7 @@ class PretrainingConfig(TrainerConfig):
 
 
 def read_training(values: Mapping[str, Any], *, where: str) -> TrainingConfig | PretrainingConfig:
-    """The settings of a training as a checkpoint's ``config.json`` holds them, of this version or before.
-
-    Raises:
-        UsageError: Names or values are wrong; all of them at once.
-    """
+    """The settings of a training as a checkpoint's ``config.json`` holds them, read by :meth:`Settings.from_dict`."""
     return (PretrainingConfig if "seed" in values else TrainingConfig).from_dict(values, where=where)
 
 

@@ -5,23 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from avfewshot.evaluation import measures
-from avfewshot.evaluation.measures import (
-    REPLICATES,
-    Floats,
-    MacroF1,
-    MeanAveragePrecision,
-    Metric,
-    Ratio,
-    distribution,
-    estimate,
-    over_runs,
-    resample,
-)
+from avfewshot.evaluation import bootstrap, measures
+from avfewshot.evaluation.measures import Floats
 from avfewshot.evaluation.references import answer_statistics, baselines, ceilings, class_names, required_segments
 from avfewshot.evaluation.results import Calibration, ClassRow, Comparison, Difference, Estimate, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets, decide_segments
@@ -31,19 +21,10 @@ _TOP = 5
 
 
 def evaluate(
-    task: str,
-    targets: Targets,
-    predictions: Predictions,
-    *,
-    system: str = "model",
-    replicates: int = REPLICATES,
-    seed: int = 0,
-    unanswered: Sequence[str] = (),
+    task: str, targets: Targets, predictions: Predictions, *, system: str = "model", **options: Any
 ) -> TaskResult:
     """Judge one system; see :func:`evaluate_systems`."""
-    return evaluate_systems(
-        task, targets, {system: predictions}, replicates=replicates, seed=seed, unanswered=unanswered
-    )[0][system]
+    return evaluate_systems(task, targets, {system: predictions}, **options)[0][system]
 
 
 def evaluate_systems(
@@ -51,7 +32,7 @@ def evaluate_systems(
     targets: Targets,
     systems: Mapping[str, Predictions],
     *,
-    replicates: int = REPLICATES,
+    replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
     unanswered: Sequence[str] = (),
 ) -> tuple[dict[str, TaskResult], Comparison]:
@@ -76,14 +57,16 @@ def evaluate_systems(
         ValueError: Targets and predictions do not belong together.
     """
     judged = find_task(task)
-    counts = resample(targets.groups(), replicates, seed)
+    counts = bootstrap.resample(targets.groups(), replicates, seed)
     trivial, bounds = baselines(judged, targets, seed=seed), ceilings(judged, targets, unanswered=unanswered)
     headline = judged.headline_for(targets.multi_label)
     results: dict[str, TaskResult] = {}
     values: dict[str, dict[str, tuple[float, Floats]]] = {}
     for name, system in systems.items():
         statistics, rows, confusion, calibration = _state(judged, targets, system, seed)
-        values[name] = {key: (metric.value(), distribution(metric, counts)) for key, metric in statistics.items()}
+        values[name] = {
+            key: (metric.value(), bootstrap.distribution(metric, counts)) for key, metric in statistics.items()
+        }
         results[name] = TaskResult(
             task=task,
             system=name,
@@ -91,7 +74,9 @@ def evaluate_systems(
             num_clips=targets.num_clips,
             num_segments=required_segments(targets).size if judged.per_second else None,
             metrics={
-                key: estimate(*values[name][key], targets.num_clips, proportion=isinstance(metric, Ratio))
+                key: bootstrap.estimate(
+                    *values[name][key], targets.num_clips, proportion=isinstance(metric, bootstrap.Ratio)
+                )
                 for key, metric in statistics.items()
             },
             classes=rows,
@@ -123,7 +108,7 @@ def evaluate_systems(
 
     def difference(later: str, earlier: str, metric: str) -> Estimate:
         (ours, drawn), (theirs, their_drawn) = values[later][metric], values[earlier][metric]
-        return estimate(ours - theirs, drawn - their_drawn, targets.num_clips, lowest=-1.0)
+        return bootstrap.estimate(ours - theirs, drawn - their_drawn, targets.num_clips, lowest=-1.0)
 
     return results, with_differences(table, difference)
 
@@ -131,7 +116,7 @@ def evaluate_systems(
 def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
     """One table over runs with different seeds on the same test clips; that of the only run if there is but one.
 
-    Intervals are over runs and clips together (:func:`~avfewshot.evaluation.measures.over_runs`), those of differences
+    Intervals are over runs and clips together (:func:`~avfewshot.evaluation.bootstrap.over_runs`), those of differences
     paired in both. A system that does the same in every run, such as one without training, keeps the interval over
     clips alone, as does the difference of two such systems.
 
@@ -157,8 +142,8 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
         known = tuple(value for value in values if value is not None)
         if len(known) < len(values):
             return Estimate(None, n=len(values), values=known)
-        found = estimate(
-            math.fsum(known) / len(known), over_runs(replicates, first.seed), first.num_clips, lowest=lowest
+        found = bootstrap.estimate(
+            math.fsum(known) / len(known), bootstrap.over_runs(replicates, first.seed), first.num_clips, lowest=lowest
         )
         kind = None if found.interval is None else "seeds"
         return dataclasses.replace(found, n=len(known), interval=kind, values=known)
@@ -179,11 +164,7 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def join_tables(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
-    """One table of systems out of tables over the same test clips: by the name of its row, (table, system).
-
-    Raises:
-        ValueError: The tables are of different tasks, or on different numbers of clips.
-    """
+    """One table of systems out of tables of one task over the same test clips: by name of its row, (table, system)."""
     first = next(iter(rows.values()))[0]
     if len({(table.task, table.headline, table.num_clips, table.seed) for table, _ in rows.values()}) > 1:
         raise ValueError("The tables do not belong together.")
@@ -206,7 +187,7 @@ def join_tables(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
             return Estimate(None)
         drawn = [np.array(draws.get(name, {}).get(metric, ()), dtype=np.float64) for name in (later, earlier)]
         shared = min(map(len, drawn))
-        return estimate(ours - theirs, drawn[0][:shared] - drawn[1][:shared], first.num_clips, lowest=-1.0)
+        return bootstrap.estimate(ours - theirs, drawn[0][:shared] - drawn[1][:shared], first.num_clips, lowest=-1.0)
 
     table = first.model_copy(update={"systems": tuple(rows), "metrics": metrics, "cells": cells, "draws": draws})
     return with_differences(table, difference)
@@ -227,7 +208,7 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-_Statement = tuple[dict[str, Metric], tuple[ClassRow, ...], Floats, Calibration]
+_Statement = tuple[dict[str, bootstrap.Metric], tuple[ClassRow, ...], Floats, Calibration]
 """Everything about one system but its intervals: figures, per-class rows, confusion matrix, calibration."""
 
 
@@ -251,13 +232,13 @@ def _state(task: Task, targets: Targets, predictions: Predictions, seed: int) ->
     if task.per_second:
         happens = truth != targets.background
         best = scores[..., :classes].argmax(-1)
-        statistics["event_top1"] = Ratio(((best == truth) & happens).sum(1), happens.sum(1))
+        statistics["event_top1"] = bootstrap.Ratio(((best == truth) & happens).sum(1), happens.sum(1))
     elif classes > _TOP:
         name = "hit_at_5" if targets.multi_label else "top5"
-        statistics[name] = Ratio(measures.hit_at_k(scores, targets.labels, _TOP))
-    statistics["map"] = MeanAveragePrecision(rows[:, :classes], marks[:, :classes], clips)
+        statistics[name] = bootstrap.Ratio(measures.hit_at_k(scores, targets.labels, _TOP))
+    statistics["map"] = bootstrap.MeanAveragePrecision(rows[:, :classes], marks[:, :classes], clips)
     if predictions.label_threshold is not None:
-        statistics["macro_f1_sets"] = MacroF1(scores >= predictions.label_threshold, targets.labels, clips)
+        statistics["macro_f1_sets"] = bootstrap.MacroF1(scores >= predictions.label_threshold, targets.labels, clips)
     if targets.multi_label and not task.per_second:
         confusion = measures.multi_label_confusion(targets.labels, answers)
     else:

@@ -41,7 +41,6 @@ ADAPTED = "adapted"
 _MODALITIES = {CLIP_ONLY: "visual", CLAP_ONLY: "audio", ZERO_SHOT: None}
 TRAINED_CLASSES, OTHER_CLASSES = "classes that were trained on", "other classes"
 
-
 NO_MEDIA = "no media file was found"
 
 
@@ -158,11 +157,7 @@ class Evaluator:
         self._scored: dict[str, Scored] = {}
 
     def scored(self, split: str) -> Scored:
-        """The usable samples of a split with embeddings and logits of the frozen towers; computed once.
-
-        Raises:
-            DataError: The split ``test`` has no clip that can be used.
-        """
+        """Usable samples of a split, with what the frozen towers say; a :class:`DataError` if ``test`` has none."""
         if split not in self._scored:
             found = self._usable(self.dataset.split(split), f"embedding {split} clips")
             if not found and split == "test":
@@ -191,11 +186,7 @@ class Evaluator:
         return tuple(sample for sample, _ in found), Features.of((s.id, f.visual, f.audio) for s, f in found)
 
     def validation_targets(self) -> Targets | None:
-        """What is true of the usable validation clips; None where there are none.
-
-        Raises:
-            DataError: The task labels seconds, and there are no validation clips to choose a threshold on.
-        """
+        """What is true of the usable validation clips; without any None, or a :class:`DataError` if they are needed."""
         samples = self.scored("val").samples
         if samples:
             return Targets.from_samples(self.dataset, samples)

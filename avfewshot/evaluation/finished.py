@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from avfewshot.config import ADAPTER_METHODS
 from avfewshot.errors import DataError, UsageError
+from avfewshot.evaluation.bootstrap import REPLICATES, estimate, over_runs, resample
 from avfewshot.evaluation.evaluate import with_differences
-from avfewshot.evaluation.measures import REPLICATES, estimate, over_runs, resample
 from avfewshot.evaluation.results import Comparison, Estimate
 
 RESULTS_NAME, ANSWERS_NAME = "results.json", "answers.jsonl"
@@ -42,12 +42,7 @@ class FinishedRun:
 
 
 def read_finished(folder: Path) -> FinishedRun:
-    """Read a run.
-
-    Raises:
-        UsageError: It is no finished run with test clips.
-        DataError: Its files are damaged.
-    """
+    """Read a run; a :class:`UsageError` where it is none with test clips, a :class:`DataError` if it is damaged."""
     if not (folder / RESULTS_NAME).is_file():
         problem = "holds no results.json, so it is no finished run" if folder.is_dir() else "there is no such folder"
         raise UsageError(f"{folder}: {problem}.", hint=_HINT)

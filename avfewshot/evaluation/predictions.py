@@ -21,7 +21,6 @@ Floats = npt.NDArray[np.float64]
 
 _LACKING = -1e6
 
-
 _SMALLEST = 1e-300
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from avfewshot.evaluation.measures import Labels, MacroF1, Metric, Ratio, one_hot
+from avfewshot.evaluation.bootstrap import MacroF1, Metric, Ratio
+from avfewshot.evaluation.measures import Labels, one_hot
 from avfewshot.evaluation.results import Reference
 from avfewshot.evaluation.targets import Targets
 from avfewshot.evaluation.tasks import Task

@@ -32,11 +32,7 @@ def finite(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval.
-
-    Raises:
-        ValueError: A number is not finite.
-    """
+    """A figure with its 95 % interval; all numbers are finite."""
 
     value: float | None  # a fraction (0.524, not 52.4); None where it is not defined
     low: float | None = None

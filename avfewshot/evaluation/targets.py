@@ -78,11 +78,7 @@ def fit_background(
 
 
 def decide_segments(predictions: Predictions, num_classes: int) -> Labels:
-    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background; by a rule that was fitted.
-
-    Raises:
-        ValueError: There is no rule, or the number of columns is not what it takes.
-    """
+    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background; by a rule that was fitted."""
     rule, scores = predictions.background, predictions.probabilities
     if rule is None:
         raise ValueError("A background rule is needed.")

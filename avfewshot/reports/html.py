@@ -144,6 +144,7 @@ class HtmlWriter(Writer):
     def __init__(
         self,
         path: Path,
+        run: RunInfo,
         *,
         topk: int,
         total: int,
@@ -151,24 +152,15 @@ class HtmlWriter(Writer):
         settings: Sequence[tuple[str, str, str]],
         pictures: Callable[[str, int], list[Thumbnail]],
     ) -> None:
-        self._path = path
-        self._topk = topk
-        self._count = picture_count(total)
+        self._path, self._run, self._topk, self._count = path, run, topk, picture_count(total)
         self._folder = path.with_name(f"{path.stem}-files") if total > MOST_IN_FULL else None
-        self._command, self._settings = command, settings
-        self._pictures = pictures
-        self._environment = environment()
-        self._run: RunInfo | None = None
+        self._command, self._settings, self._pictures = command, settings, pictures
         self._number = 0
         self._labels: Counter[str] = Counter()
         self._failures: list[Failure] = []
         self._lengths: list[int] = []
         self._pending: deque[Future[bytes]] = deque()
         self._closing = contextlib.ExitStack()
-
-    def begin(self, run: RunInfo) -> None:
-        """Open the temporary file and the thread that reads pictures."""
-        self._run = run
         if self._folder is not None:
             self._folder.mkdir(exist_ok=True)
             for old in self._folder.iterdir():  # of an earlier page
@@ -178,23 +170,24 @@ class HtmlWriter(Writer):
         self._spool: BinaryIO = self._closing.enter_context(spool)
         self._thread = self._closing.enter_context(ThreadPoolExecutor(1, thread_name_prefix="avfs-report"))
 
-    def add(self, result: ClipResult | Failure) -> None:
+    def clip(self, result: ClipResult) -> None:
         """Take a result; its pictures are read while the next clips are classified."""
-        if isinstance(result, Failure):
-            self._failures.append(result)
-            return
         self._number += 1
         self._labels[result.label] += 1
         self._pending.append(self._thread.submit(self._fragment, self._number, result))
         while len(self._pending) > _AHEAD:
             self._store()
 
+    def failed(self, failure: Failure) -> None:
+        """Take a failure."""
+        self._failures.append(failure)
+
     def end(self, summary: Summary) -> None:
         """Write the page."""
         with self._closing:
             while self._pending:
                 self._store()
-            template = self._environment.get_template("page.html.j2")
+            template = environment().get_template("page.html.j2")
             with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
                 stream.writelines(template.generate(**self._context(summary)))
 
@@ -223,9 +216,8 @@ class HtmlWriter(Writer):
             yield Markup(self._spool.read(length).decode("utf-8"))
 
     def _context(self, summary: Summary) -> dict[str, object]:
-        run = self._run
-        assert run is not None
-        script, sheet = component("clips.js") + component("report.js"), component("clips.css")
+        run, sheet = self._run, component("clips.css")
+        script = component("clips.js") + component("report.js")
         plural = "" if summary.clips == 1 else "s"
         title = f"{summary.clips} clip{plural} classified by sight and sound"
         if not summary.complete:

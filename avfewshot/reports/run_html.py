@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +30,6 @@ from avfewshot.reports.text import clock
 from avfewshot.training.record import AttentionExample, Example, RunRecord
 
 _LOSSES = {"total": "loss", "sight": "visual_loss", "hearing": "audio_loss"}  # what is drawn of a step
-
 
 MOST_CLASSES = 40  # classes of a heat map whose names can still be read
 
@@ -74,12 +74,8 @@ def confusion(result: TaskResult, most: int = MOST_CLASSES) -> Confusion:
         kept = sorted(sorted(kept, key=lambda k: -off[k])[:most])
     totals = [sum(matrix[k]) or 1.0 for k in kept]
     counts = tuple(tuple(matrix[i][j] for j in kept) for i in kept)
-    return Confusion(
-        tuple(names[k] for k in kept),
-        counts,
-        tuple(tuple(count / total for count in row) for row, total in zip(counts, totals, strict=True)),
-        len(names),
-    )
+    shares = tuple(tuple(count / total for count in row) for row, total in zip(counts, totals, strict=True))
+    return Confusion(tuple(names[k] for k in kept), counts, shares, len(names))
 
 
 def confused_pairs(result: TaskResult, other: TaskResult | None = None, most: int = MOST_PAIRS) -> list[Pair]:
@@ -87,12 +83,11 @@ def confused_pairs(result: TaskResult, other: TaskResult | None = None, most: in
     names, matrix = [row.name for row in result.classes], result.confusion
     confused = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count > 0]
     confused.sort(key=lambda entry: -entry[0])
-    return [
-        Pair(
-            names[i], names[j], count, count / (sum(matrix[i]) or 1.0), None if other is None else other.confusion[i][j]
-        )
-        for count, i, j in confused[:most]
-    ]
+    pairs = []
+    for count, i, j in confused[:most]:
+        before = None if other is None else other.confusion[i][j]
+        pairs.append(Pair(names[i], names[j], count, count / (sum(matrix[i]) or 1.0), before))
+    return pairs
 
 
 def run_page(record: RunRecord) -> str:
@@ -120,7 +115,7 @@ def run_page(record: RunRecord) -> str:
         best=_best_values(comparison),
         version=record.version,
         title=record.title,
-        created=_when(record.created),
+        created=datetime.fromisoformat(record.created).strftime("%Y-%m-%d %H:%M %Z"),
         tones=TONES,
         **_training(record),
         **_classes(record, after, before),
@@ -128,21 +123,12 @@ def run_page(record: RunRecord) -> str:
     )
 
 
-def _when(stamp: str) -> str:
-    """A time stamp for people; as it is where it is none."""
-    try:
-        return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M %Z").strip()
-    except ValueError:
-        return stamp
-
-
 def _best_values(comparison: Comparison) -> dict[str, float]:
     """The best figure of each metric that several systems have."""
-    columns = {
-        metric: [value for row in comparison.cells.values() if (value := row[metric].value) is not None]
-        for metric in comparison.metrics
-    }
-    return {metric: max(values) for metric, values in columns.items() if len(values) > 1}
+    rows = comparison.cells.values()
+    columns = {metric: [row[metric].value for row in rows] for metric in comparison.metrics}
+    known = {metric: [value for value in values if value is not None] for metric, values in columns.items()}
+    return {metric: max(values) for metric, values in known.items() if len(values) > 1}
 
 
 def _difference_cell(found: Difference) -> tuple[str, str, str]:
@@ -153,38 +139,28 @@ def _difference_cell(found: Difference) -> tuple[str, str, str]:
 def _training(record: RunRecord) -> dict[str, Any]:
     curves, names = record.curves, [f"seed {curve.seed}" for curve in record.curves]
     start = next((epoch["figure"] for curve in curves for epoch in curve.epochs if epoch["epoch"] == 0), None)
-    validation = line_chart(
-        f"{figures.metric_title(record.comparison.headline)} on validation clips",
-        [
-            Series(
-                name,
-                [(epoch["epoch"], epoch["figure"]) for epoch in curve.epochs],
-                marked=(curve.kept["epoch"], curve.kept["figure"]) if curve.kept else None,
-            )
-            for name, curve in zip(names, curves, strict=True)
-        ],
-        x_name="epoch",
-        level=(start, "before training") if start is not None and math.isfinite(start) else None,
-        shares=True,
-    )
+    title, level = f"{figures.metric_title(record.comparison.headline)} on validation clips", None
+    if start is not None and math.isfinite(start):
+        level = (start, "before training")
+    place = operator.itemgetter("epoch", "figure")
+    series = [
+        Series(name, list(map(place, curve.epochs)), marked=place(curve.kept) if curve.kept else None)
+        for name, curve in zip(names, curves, strict=True)
+    ]
+    validation = line_chart(title, series, x_name="epoch", level=level, shares=True)
     steps = [step for curve in curves for step in curve.steps]
     heights = [step[key] for step in steps for key in _LOSSES.values() if math.isfinite(step[key])]
-    losses: list[tuple[str, Markup]] = []
+    losses = []
     for name, key in _LOSSES.items() if heights else ():
         series = [
             Series(seed, [(step["step"], step[key]) for step in curve.steps], smooth=True)
             for seed, curve in zip(names, curves, strict=True)
         ]
         limits = (min(heights), max(heights))
-        drawing = line_chart(f"Loss: {name}", series, x_name="optimizer step", limits=limits)
-        if drawing:
-            losses.append((name, drawing))
-    return {
-        "seeds": names,
-        "validation": validation,
-        "losses": losses,
-        "lost_steps": sum(not math.isfinite(step["loss"]) for step in steps),
-    }
+        if drawn := line_chart(f"Loss: {name}", series, x_name="optimizer step", limits=limits):
+            losses.append((name, drawn))
+    lost = sum(not math.isfinite(step["loss"]) for step in steps)
+    return {"seeds": names, "validation": validation, "losses": losses, "lost_steps": lost}
 
 
 def _classes(record: RunRecord, after: TaskResult, before: TaskResult | None) -> dict[str, Any]:
@@ -226,18 +202,11 @@ def _clips(record: RunRecord, after: TaskResult, systems: tuple[str, str]) -> di
         "Wrong before and after": (False, False),
         "Right before and after": (True, True),
     }
-    groups = [
-        (
-            title,
-            [(one, _example(one, classes, systems)) for one in record.examples if (one.right, one.was_right) == kind],
-        )
-        for title, kind in kinds.items()
-    ]
-    return {
-        "systems": systems,
-        "examples": [(title, examples) for title, examples in groups if examples],
-        "looks": [(look, _look(look)) for look in record.looks],
-    }
+    groups = []
+    for title, kind in kinds.items():
+        if found := [one for one in record.examples if (one.right, one.was_right) == kind]:
+            groups.append((title, [(one, _example(one, classes, systems)) for one in found]))
+    return {"systems": systems, "examples": groups, "looks": [(look, _look(look)) for look in record.looks]}
 
 
 def _example(example: Example, classes: Sequence[str], systems: tuple[str, str]) -> dict[str, Any]:
@@ -323,8 +292,5 @@ def _range(low: float, high: float) -> str:
 
 
 def _ticks(length: int) -> list[tuple[float, str]]:
-    if not length:
-        return []
-    return [
-        (100 * tick / length, clock(tick)) for tick in ticks(0, length, most=10) if tick <= length and tick % 1 == 0
-    ]
+    seconds = [tick for tick in ticks(0, length, most=10) if tick <= length and tick % 1 == 0] if length else []
+    return [(100 * second / length, clock(second)) for second in seconds]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from avfewshot.io import csv_text, write_text
 from avfewshot.reports.charts import TONES, Series, drawing, heat_source, line_chart, scatter
 from avfewshot.reports.html import render
-from avfewshot.reports.methods import Listing
+from avfewshot.reports.listings import Listing
 
 if TYPE_CHECKING:
     from avfewshot.supervised.figures import Embedded, Look, Parsed
@@ -28,14 +28,11 @@ def figures(document: Mapping[str, Any], *, brief: bool = False) -> Listing:
         (name, *(_shown(estimates[metric], not brief or metric == headline) for metric in metrics))
         for name, estimates in systems.items()
     ]
-    seeds = len(document.get("seeds", ())) or 1
-    return Listing(
-        f"{document['title']}: {document['clips']:,} {document['split']} clips, in percent",
-        ("system", *(metric.replace("_", " ") for metric in metrics)),
-        rows,
-        f"Brackets: 95 % intervals over clips{f' and {seeds} seeds' if seeds > 1 else ''}, where a metric is a mean "
-        "over clips.",
-    )
+    seeds = len(document.get("seeds", ()))
+    over = f"clips and {seeds} seeds" if seeds > 1 else "clips"
+    title = f"{document['title']}: {document['clips']:,} {document['split']} clips, in percent"
+    note = f"Brackets: 95 % intervals over {over}, where a metric is a mean over clips."
+    return Listing(title, ("system", *(metric.replace("_", " ") for metric in metrics)), rows, note)
 
 
 def _shown(estimate: Mapping[str, Any], bounds: bool) -> str:
@@ -67,20 +64,12 @@ def write_report(
     pictures: Sequence[tuple[str, bytes]] = (),
 ) -> None:
     """Write the page of a ``results.json``; `settings` are (name, value, source), `pictures` (caption, PNG)."""
-    charts = [
-        (
-            key.replace("_", " "),
-            line_chart(
-                key,
-                [
-                    Series(f"seed {one['seed']}", [(e["epoch"], e[key]) for e in one["log"] if key in e])
-                    for one in document["seeds"]
-                ],
-                x_name="epoch",
-            ),
-        )
-        for key in ("loss", document["headline"])
-    ]
+    charts = []
+    for key in ("loss", document["headline"]):
+        logs = {f"seed {one['seed']}": one["log"] for one in document["seeds"]}
+        lines = [Series(seed, [(e["epoch"], e[key]) for e in log if key in e]) for seed, log in logs.items()]
+        charts.append((key.replace("_", " "), line_chart(key, lines, x_name="epoch")))
+    sources = [Markup("data:image/png;base64,") + base64.b64encode(png).decode("ascii") for _, png in pictures]
     page = render(
         "supervised.html.j2",
         title=f"{document['task']}: {document['head']}",
@@ -88,10 +77,7 @@ def write_report(
         figures=figures(document),
         charts=charts,
         settings=settings,
-        pictures=[
-            (caption, Markup("data:image/png;base64,") + base64.b64encode(png).decode("ascii"))
-            for caption, png in pictures
-        ],
+        pictures=[(caption, source) for (caption, _), source in zip(pictures, sources, strict=True)],
     )
     write_text(path, page)
 

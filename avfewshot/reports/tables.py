@@ -27,40 +27,28 @@ class TableWriter(Writer):
     The console decides on width, colour and characters; `segments` shows what each second holds.
     """
 
-    def __init__(self, console: Console, *, topk: int, segments: bool) -> None:
-        self._console = console
-        self._topk = topk
-        self._segments = segments
-        self._run: RunInfo | None = None
-        self._label_width = 0
-        self._bar_width = 0
-
-    def begin(self, run: RunInfo) -> None:
-        """Settle the widths of the columns, the same for every clip."""
-        self._run = run
+    def __init__(self, console: Console, run: RunInfo, *, topk: int, segments: bool) -> None:
+        self._console, self._run, self._topk, self._segments = console, run, topk, segments
         longest = max((cell_len(printable(label)) for label in run.labels), default=0)
         # Two spaces of indent; each column is two spaces, a bar, a space and a percentage.
-        room = self._console.width - 2 - len(_COLUMNS) * (3 + _PERCENT_WIDTH)
+        room = console.width - 2 - len(_COLUMNS) * (3 + _PERCENT_WIDTH)
         self._label_width = max(8, min(longest, _LONGEST_LABEL, max(16, room - len(_COLUMNS) * _WANTED_BAR), room))
         self._bar_width = max(0, min(_LONGEST_BAR, (room - self._label_width) // len(_COLUMNS)))
         if self._bar_width < 4:  # too short to tell anything: leave bars out
             self._bar_width = 0
 
-    def add(self, result: ClipResult | Failure) -> None:
-        """Print a block."""
-        if isinstance(result, Failure):
-            self._print(Text(printable(result.path), style="bold"))
-            self._print(Text(f"  failed: {reason(result.path, result.error)}", style="red"))
-        else:
-            self._clip(result)
+    def failed(self, failure: Failure) -> None:
+        """Print what is wrong with a file."""
+        self._print(Text(printable(failure.path), style="bold"))
+        self._print(Text(f"  failed: {reason(failure.path, failure.error)}", style="red"))
         self._print(Text())
 
     def end(self, summary: Summary) -> None:
         """Print how the run went."""
-        assert self._run is not None
         self._print(footer(self._run, summary, plain=self._plain))
 
-    def _clip(self, result: ClipResult) -> None:
+    def clip(self, result: ClipResult) -> None:
+        """Print a block."""
         head = Text(printable(result.path), style="bold")
         head.append(f"  {seconds(result.duration)} s", style="dim")
         if result.labels is not None:
@@ -82,6 +70,7 @@ class TableWriter(Writer):
             self._strip(result)
         for warning in result.warnings:
             self._print(Text(f"  warning: {printable(warning)}", style="yellow"))
+        self._print(Text())
 
     def _header(self, result: ClipResult, shares: tuple[dict[str, float] | None, ...]) -> Text:
         """Names of the columns, with the modalities' weights as long as there is room, in one manner for all."""
@@ -119,7 +108,6 @@ class TableWriter(Writer):
         return drawn
 
     def _strip(self, result: ClipResult) -> None:
-        assert self._run is not None
         table = marks(self._run.labels, (segment.label for segment in result.segments))
         room = max(10, self._console.width - 2)
         labels, span = cells([segment.label for segment in result.segments], room)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from avfewshot.errors import AvfsError
-from avfewshot.inference.results import ClipResult, Failure, RunInfo, SegmentResult
+from avfewshot.inference.results import ClipResult, RunInfo, SegmentResult
 from avfewshot.io import MOST_NAME, printable, short, write_text
 from avfewshot.media.discover import AUDIO_SUFFIXES
 from avfewshot.reports.strip import Run, marks, runs
@@ -68,10 +68,8 @@ class TimelineWriter(Writer):
         self._form, self._stream, self._folder = form, stream, folder
         self._taken: set[str] = set()
 
-    def add(self, result: ClipResult | Failure) -> None:
-        """Write the timeline of a clip; a file that failed has none."""
-        if isinstance(result, Failure):
-            return
+    def clip(self, result: ClipResult) -> None:
+        """Write the timeline of a clip."""
         text = FORMATS[self._form](result.path, runs(result.segments))
         if self._folder is None:
             assert self._stream is not None
@@ -83,18 +81,13 @@ class TimelineWriter(Writer):
 class LabelStudioWriter(Writer):
     """Tasks of Label Studio, with what each second holds as predictions (docs/export.md has the labelling set-up)."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, run: RunInfo) -> None:
         self._stream, self._clips = stream, 0
-
-    def begin(self, run: RunInfo) -> None:
-        """Open the list of tasks."""
         self._model = f"avfewshot {__version__} {run.backbone}"
-        self._stream.write("[")
+        stream.write("[")
 
-    def add(self, result: ClipResult | Failure) -> None:
-        """Write a task; a file that failed has none."""
-        if isinstance(result, Failure):
-            return
+    def clip(self, result: ClipResult) -> None:
+        """Write a task."""
         spans = [
             {
                 "from_name": "label",
@@ -119,19 +112,14 @@ class FiftyOneWriter(Writer):
     FiftyOne takes the suffix off the keys of the first, and not off those of the second.
     """
 
-    def __init__(self, media: TextIO, labels: TextIO) -> None:
+    def __init__(self, media: TextIO, labels: TextIO, run: RunInfo) -> None:
         self._media, self._labels = media, labels
         self._taken: set[str] = set()
+        media.write("{")
+        labels.write(f'{{"classes": {dumps(run.labels)},\n"labels": {{')
 
-    def begin(self, run: RunInfo) -> None:
-        """Open both objects."""
-        self._media.write("{")
-        self._labels.write(f'{{"classes": {dumps(run.labels)},\n"labels": {{')
-
-    def add(self, result: ClipResult | Failure) -> None:
-        """Write a clip; a file that failed has none, and FiftyOne takes no files of sound."""
-        if isinstance(result, Failure):
-            return
+    def clip(self, result: ClipResult) -> None:
+        """Write a clip; FiftyOne takes no files of sound."""
         if Path(result.path).suffix.lower() in AUDIO_SUFFIXES:
             warnings.warn(f"{result.path}: is sound alone, which FiftyOne does not take: left out.", stacklevel=1)
             return
@@ -143,11 +131,8 @@ class FiftyOneWriter(Writer):
         key, number = stem, 2
         while key in self._taken:
             key, number = f"{stem}-{number}", number + 1
-        entries = (
-            (self._media, f"{key}{suffix or '.'}", os.path.abspath(result.path)),
-            (self._labels, key, spans),
-        )
-        for stream, name, value in entries:
+        entries = (f"{key}{suffix or '.'}", os.path.abspath(result.path)), (key, spans)
+        for stream, (name, value) in zip((self._media, self._labels), entries, strict=True):
             stream.write(f"{',' if self._taken else ''}\n{dumps(name)}: {dumps(value)}")
         self._taken.add(key)
 
@@ -188,27 +173,20 @@ def _markup(text: str) -> str:
 class OverlayWriter(Writer):
     """A video a clip, named as the clip; a clip that cannot be drawn on is told and left out."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, run: RunInfo) -> None:
+        self._folder, self._labels = folder, list(run.labels)
         self._taken: set[str] = set()
-        self._labels: list[str] = []
-
-    def begin(self, run: RunInfo) -> None:
-        """Note the labels, for their colours; make the folder."""
-        self._labels = list(run.labels)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise AvfsError(f"--overlay {self._folder}: cannot be written: {error.strerror}.") from None
+            raise AvfsError(f"--overlay {folder}: cannot be written: {error.strerror}.") from None
 
-    def add(self, result: ClipResult | Failure) -> None:
+    def clip(self, result: ClipResult) -> None:
         """Draw and encode a clip."""
         from avfewshot.media.decoders import IsolatedReader, time_limit
         from avfewshot.media.remote import fetch, is_remote
         from avfewshot.media.transcode import Bar
 
-        if isinstance(result, Failure):
-            return
         if result.visual is None:
             warnings.warn(f"{result.path}: has no picture to draw on: no overlay of it.", stacklevel=1)
             return

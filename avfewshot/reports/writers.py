@@ -1,13 +1,11 @@
 """Writers that take results one by one and keep what they have when a run is cut short.
 
-Every writer is used as ``begin``, then ``add`` for each result in order, then ``end``; after ``end`` the output is
-complete and valid, whether all results came or only some. Nothing but failures is held in memory.
+A writer is made with what is known of the run, gets each result in order by ``add``, and ``end``: after that the output
+is complete and valid, whether all results came or only some. Nothing but failures is held in memory.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
-from avfewshot.io import csv_cell, is_hidden
+from avfewshot.io import csv_text, is_hidden
 
 VERSION = 1
 SECONDS_DIGITS = 3
@@ -65,9 +63,7 @@ def distribution(shares: Mapping[str, float]) -> dict[str, float]:
     """
     total = math.fsum(shares.values())
     digits = 6 + math.ceil(math.log10(max(len(shares), 1)))
-    if total <= 0:
-        return {name: round(share, digits) for name, share in shares.items()}
-    return {name: round(share / total, digits) for name, share in shares.items()}
+    return {name: round(share / total if total > 0 else share, digits) for name, share in shares.items()}
 
 
 def is_finite(result: ClipResult) -> bool:
@@ -118,41 +114,44 @@ class Summary:
 
 
 class Writer:
-    """Takes the results of one run; this one writes nothing."""
-
-    def begin(self, run: RunInfo) -> None:
-        """Called once, before the first result."""
+    """Takes the results of one run, in order; this one writes nothing."""
 
     def add(self, result: ClipResult | Failure) -> None:
-        """Called for each file, in order."""
+        """Take a file's."""
+        if isinstance(result, Failure):
+            self.failed(result)
+        else:
+            self.clip(result)
+
+    def clip(self, result: ClipResult) -> None:
+        """Write a clip."""
+
+    def failed(self, failure: Failure) -> None:
+        """Write a file that could not be classified; in forms that have no place for it, nothing."""
 
     def end(self, summary: Summary) -> None:
-        """Called once, after the last result or after an interruption."""
+        """Complete the output, after the last result or after an interruption."""
 
 
 class JsonWriter(Writer):
     """The whole run as one JSON document (see docs/json.md), written clip by clip."""
 
-    def __init__(self, stream: TextIO, *, segments: bool) -> None:
-        self._stream = stream
-        self._segments = segments
+    def __init__(self, stream: TextIO, run: RunInfo, *, segments: bool) -> None:
+        self._stream, self._segments, self._reject = stream, segments, run.reject
         self._failed: list[Failure] = []
         self._clips = 0
+        stream.write(f'{{\n"version": {VERSION},\n"backbone": {dumps(run.backbone)},\n')
+        stream.write(f'"adapter": {dumps(run.adapter)},\n"labels": {dumps(run.labels)},\n"clips": [')
 
-    def begin(self, run: RunInfo) -> None:
-        """Write what concerns the run."""
-        self._reject = run.reject
-        self._stream.write(f'{{\n"version": {VERSION},\n"backbone": {dumps(run.backbone)},\n')
-        self._stream.write(f'"adapter": {dumps(run.adapter)},\n"labels": {dumps(run.labels)},\n"clips": [')
-
-    def add(self, result: ClipResult | Failure) -> None:
-        """Write a clip, or keep a failure for the end."""
-        if isinstance(result, Failure):
-            self._failed.append(result)
-            return
+    def clip(self, result: ClipResult) -> None:
+        """Write a clip."""
         self._stream.write(",\n" if self._clips else "\n")
         self._stream.write(dumps(clip_record(result, segments=self._segments)))
         self._clips += 1
+
+    def failed(self, failure: Failure) -> None:
+        """Keep it for the end."""
+        self._failed.append(failure)
 
     def end(self, summary: Summary) -> None:
         """Write the failures and close the document."""
@@ -170,9 +169,8 @@ class JsonlWriter(Writer):
     `run_id` is written into each line as ``"run"``, so that a later run knows whether it may go on; empty: not.
     """
 
-    def __init__(self, stream: TextIO, *, segments: bool, run_id: str = "") -> None:
-        self._stream = stream
-        self._segments = segments
+    def __init__(self, stream: TextIO, run: RunInfo, *, segments: bool, run_id: str = "") -> None:
+        self._stream, self._segments = stream, segments
         self._more = {"run": run_id} if run_id else {}
 
     def add(self, result: ClipResult | Failure) -> None:
@@ -186,54 +184,44 @@ class JsonlWriter(Writer):
 class CsvWriter(Writer):
     """One row a file, by RFC 4180 but for Unix line ends: :data:`CSV_COLUMNS`, then a probability for each label."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._labels: list[str] = []
-
-    def begin(self, run: RunInfo) -> None:
-        """Write the header."""
-        self._labels = list(run.labels)
+    def __init__(self, stream: TextIO, run: RunInfo) -> None:
+        self._stream, self._labels = stream, list(run.labels)
         self._more = ["labels"] if run.multi_label else []
-        _write_row(self._stream, [*CSV_COLUMNS, *(f"p:{label}" for label in self._labels), *self._more])
+        _write_row(stream, *CSV_COLUMNS, *(f"p:{label}" for label in self._labels), *self._more)
 
-    def add(self, result: ClipResult | Failure) -> None:
+    def clip(self, result: ClipResult) -> None:
         """Write a row."""
-        if isinstance(result, Failure):
-            rest = [""] * (len(self._labels) + len(self._more))
-            _write_row(self._stream, [result.path, *[""] * 10, result.error, *rest])
-            return
         record = clip_record(result, segments=False)
-        cells = [*(record[key] for key in CSV_COLUMNS[:4]), *_best(result.visual), *_best(result.audio)]
+        cells = [*(record[key] for key in CSV_COLUMNS[:4]), *_best(record["visual"]), *_best(record["audio"])]
         cells += [*(record["weights"][name] for name in ("visual", "audio")), "; ".join(record["warnings"]), ""]
         cells += [record["scores"][label] for label in self._labels]
-        _write_row(self._stream, [*cells, *("; ".join(result.labels or ()) for _ in self._more)])
+        _write_row(self._stream, *cells, *("; ".join(result.labels or ()) for _ in self._more))
+
+    def failed(self, failure: Failure) -> None:
+        """Write a row with its error."""
+        _write_row(self._stream, failure.path, *[""] * 10, failure.error, *[""] * len(self._labels + self._more))
 
 
 class SegmentsCsvWriter(Writer):
     """One row a second of each clip: :data:`SEGMENT_COLUMNS`; a failure has a row with its error."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, run: RunInfo) -> None:
         self._stream = stream
+        _write_row(stream, *SEGMENT_COLUMNS)
 
-    def begin(self, run: RunInfo) -> None:
-        """Write the header."""
-        _write_row(self._stream, [*SEGMENT_COLUMNS])
-
-    def add(self, result: ClipResult | Failure) -> None:
-        """Write the rows of a file."""
-        if isinstance(result, Failure):
-            _write_row(self._stream, [result.path, *[""] * 6, result.error])
-            return
+    def clip(self, result: ClipResult) -> None:
+        """Write the rows of a clip."""
         for segment in clip_record(result, segments=True)["segments"]:
             row = [segment[key] for key in ("start", "end", "label", "score")]
-            _write_row(self._stream, [result.path, *row, *segment["weights"].values(), ""])
+            _write_row(self._stream, result.path, *row, *segment["weights"].values(), "")
+
+    def failed(self, failure: Failure) -> None:
+        """Write a row with its error."""
+        _write_row(self._stream, failure.path, *[""] * 6, failure.error)
 
 
-def _write_row(stream: TextIO, cells: list) -> None:
-    # Built apart so that a row reaches the stream in one piece.
-    row = io.StringIO()
-    csv.writer(row, lineterminator="\n").writerow([csv_cell(_plain(cell)) for cell in cells])
-    stream.write(row.getvalue())
+def _write_row(stream: TextIO, *cells: object) -> None:
+    stream.write(csv_text([map(_plain, cells)]))  # in one piece
     stream.flush()
 
 
@@ -242,9 +230,8 @@ def _plain(cell: object) -> object:
     return f"{cell:.12f}".rstrip("0").rstrip(".") if isinstance(cell, float) else cell
 
 
-def _best(scores: dict[str, float] | None) -> tuple[str, float | str]:
-    if scores is None:
+def _best(shares: Mapping[str, float] | None) -> tuple[str, float | str]:
+    if not shares:
         return "", ""
-    shares = distribution(scores)
     label = max(shares, key=shares.__getitem__)
     return label, shares[label]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from avfewshot.config import NONE, SupervisedTrainingConfig, TrainerConfig, TrainingConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError, UsageError, did_you_mean
-from avfewshot.evaluation.measures import interval, over_runs, resample
+from avfewshot.evaluation.bootstrap import interval, over_runs, resample
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.devices import keep_float32
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip

@@ -1,0 +1,134 @@
+"""The cells of `avfs compare`, each a few-shot run of some shots, methods and seeds; their tables and files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from avfewshot.cli.compare_ablation import FROZEN, NO_ADAPTER, TITLES, ablation_rows, sweep_chart
+from avfewshot.cli.fewshot_run import few_shot, load_data
+from avfewshot.cli.loading import load_backbone, on_device
+from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig
+from avfewshot.errors import DataError
+from avfewshot.evaluation.evaluate import average_comparisons, join_tables
+from avfewshot.evaluation.results import Comparison
+from avfewshot.io import csv_text, write_text
+from avfewshot.reports.listings import Listing
+from avfewshot.reports.methods import (
+    MUS,
+    MethodsTable,
+    differences_listing,
+    method_rows,
+    table_record,
+    wins_listing,
+    write_methods_page,
+)
+from avfewshot.training.fewshot import TRAINED, SeedResult
+
+
+def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[MethodsTable]:
+    """Every cell by the few-shot run itself; one that is done is read from the folder."""
+    display.begin("reading annotations, looking for clips", 0)
+    model, also = config.model, tuple(name for name in config.methods if name != AUTO)
+    _, training = on_device(model, config.training.replace(audio_context=config.audio_context[0]))
+    rows = ablation_rows(config.ablate, training) if config.ablate else {}
+    dataset = load_data(FewshotConfig(training=training, data=config.data, model=model))
+    display.begin(f"loading {model.backbone}", 0)
+    make = few_shot(config, dataset, load_backbone(model), display, interrupts)
+
+    def results(training: TrainingConfig, folder: Path, also: tuple[str, ...] = ()) -> list[SeedResult]:
+        cell = make(training, folder, also=also, protocol=config.protocol)
+        cell.folder = folder.with_name(f"{folder.name}-{cell.fingerprint}")  # what is done there has the same settings
+        write_text(cell.folder / "config.yaml", cell.config.to_yaml())
+        return [cell.run(seed) for seed in config.seeds]
+
+    tables: list[MethodsTable] = []
+    several = len(config.audio_context) > 1
+    if several and (trained := [name for name in also if name in TUNED_METHODS]):
+        rest = "hear single seconds, so there is no row of theirs with --audio-context clip."
+        display.say(f"{', '.join(trained)}: {rest}")
+    for shots in config.shots:
+        title, place, cells = f"{shots} shots", folder / f"{shots}-shot", {}
+        for name, changes in rows.items():
+            display.say(f"{title}: {name}")
+            cells[name] = results(training.replace(shots=shots, **changes), place / name.replace(" ", "-"))
+        for context in () if rows else config.audio_context:
+            kept = tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS))
+            cells[context] = results(training.replace(shots=shots, audio_context=context), place, kept)
+        if not any(one.comparison for of_cell in cells.values() for one in of_cell):
+            hint = "Give a test split, or more clips a class than --shots."
+            raise DataError("There is no test clip to compare methods on.", hint=hint)
+        tables.append((title, *_join(cells, ablation=bool(rows))))
+        write_tables(config, folder, tables, "")
+    return tables
+
+
+def _join(cells: dict[str, list[SeedResult]], *, ablation: bool) -> tuple[Comparison, list[dict[str, Any]]]:
+    """One table of the systems of all cells over seeds, paired on seeds and clips; and what each seed says of them.
+
+    Of an ablation the cells are rows: what each has trained, below zero-shot. Else they are audio contexts.
+    """
+
+    def row(system: str, cell: str) -> str | None:
+        """What a system of a cell is called; None where it does not stand in the table."""
+        if ablation:
+            return {FROZEN: FROZEN, TRAINED: cell}.get(system)
+        return f"{system} ({cell})" if len(cells) > 1 else system
+
+    tests, methods = [], []
+    for of_seed in zip(*cells.values(), strict=True):
+        found = [(cell, one) for cell, one in zip(cells, of_seed, strict=True) if one.comparison]
+        named = [(row(s, cell), (one.comparison, s)) for cell, one in found for s in one.comparison.systems]
+        if found:
+            tests.append(join_tables({name: table for name, table in named if name}))
+        told = [(row(m, cell), about) for cell, one in found for m, about in one.methods.items()]
+        methods.append({name: about for name, about in told if name})
+    return average_comparisons(tests), methods
+
+
+def write_tables(config: CompareConfig, folder: Path, tables: list[MethodsTable], command: str) -> list[Listing]:
+    """CSV, JSON and the page of what is done so far; gives what goes below the tables."""
+    document: list[dict[str, Any]] = []
+    columns = ("task", "shots", "system", "metric", "value", "low", "high", "labels_used", "fit_seconds", "trainable")
+    lines: list[tuple[Any, ...]] = [(*columns, "ece_before", "ece_after", *MUS)]
+    for shots, (_, comparison, methods) in zip(config.shots, tables, strict=False):
+        for row in method_rows(comparison, methods):
+            figure = row["estimate"]
+            values = (config.task, shots, row["system"], comparison.headline, figure.value, figure.low, figure.high)
+            ece, spoilt = row["ece"] or {}, row["modality_confusion"] or {}
+            more = (row["labels"], row["seconds"], row["trainable"], ece.get("before"), ece.get("after"))
+            lines.append((*values, *more, *map(spoilt.get, MUS)))
+        document.append({"shots": shots, **table_record(comparison, methods)})
+    write_text(folder / "compare.csv", csv_text(lines))
+    listings = _listings(config, tables)
+    record: dict[str, Any] = {"command": command, "tables": document}
+    chart, shots, title = None, config.shots[: len(tables)], f"{config.task}: few-shot methods"
+    if config.ablate:
+        title, shots = f"{config.task}: DG-SCT, {TITLES[config.ablate]}", ()
+        record["ablation"] = {"kind": config.ablate, "rows": ablation_rows(config.ablate, config.training)}
+        if config.ablate == "factors":
+            chart = sweep_chart(tables[-1][1], config.training)
+    else:
+        wins = listings[0]
+        record["wins"] = [dict(zip(wins.head, row, strict=True)) for row in wins.rows]
+    write_text(folder / "compare.json", json.dumps(record, indent=1))
+    page = folder / "compare.html"
+    write_methods_page(page, tables, title=title, command=command, shots=shots, listings=listings, chart=chart)
+    return listings
+
+
+def _listings(config: CompareConfig, tables: list[MethodsTable]) -> list[Listing]:
+    """Below the tables: where each method wins, or how far rows of an ablation are from the whole."""
+    if not config.ablate:
+        return [wins_listing(tables)]
+    listings = []
+    for title, table, _ in tables:
+        *parts, whole = (name for name in table.systems if name != FROZEN)
+        pairs = [table.difference(name, whole) for name in parts]
+        if NO_ADAPTER in parts:
+            pairs += [table.difference(name, NO_ADAPTER) for name in parts if name != NO_ADAPTER]
+        listing = differences_listing(table.model_copy(update={"differences": tuple(pairs)}))
+        listings.append(replace(listing, title=f"{title}: {listing.title}"))
+    return listings

@@ -1,0 +1,157 @@
+"""A few-shot run of `avfs fewshot`: load it, say what it takes, train each seed, write and print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from avfewshot.cli.adapter_training import load_parts, print_dry_run, say_without_graphs
+from avfewshot.cli.fewshot_results import print_results, write_results
+from avfewshot.cli.interrupts import Interrupts
+from avfewshot.cli.loading import on_device, open_store
+from avfewshot.cli.progress import Display
+from avfewshot.cli.runs import Run
+from avfewshot.config import CompareConfig, FewshotConfig
+from avfewshot.data.folder import load_folder
+from avfewshot.data.load import load_dataset, require_media
+from avfewshot.encoders.backbone import Backbone
+from avfewshot.evaluation.evaluate import average_comparisons
+from avfewshot.evaluation.few_shot import with_several_labels
+from avfewshot.inference.devices import PRECISIONS, resolve_device
+from avfewshot.models.build import build_model
+from avfewshot.prompts import load_templates
+from avfewshot.training.data import draw
+from avfewshot.training.fewshot import FewShot
+from avfewshot.training.plan import Plan, make_plan
+from avfewshot.training.validation import BLIND_ALPHA
+
+
+def load(run: Run, display: Display, interrupts: Interrupts, *, claim: bool) -> tuple[FewShot, Plan | None]:
+    """What trains, and what that takes where something is trained through the towers."""
+    config: FewshotConfig = run.config
+    display.begin("reading annotations, looking for clips", 0)
+    dataset = load_data(config)
+    device, training = on_device(config.model, config.training)
+    say_without_graphs(training, device, display)
+    training, backbone, initial = load_parts(run, training, display)
+    make = few_shot(config, dataset, backbone, display, interrupts)
+    if claim:
+        run.claim()
+    trainer = make(training, run.folder, initial=initial, callbacks=run.trackers)
+    return trainer, _plan(trainer) if trainer.trains else None
+
+
+def few_shot(
+    config: FewshotConfig | CompareConfig, dataset: Any, backbone: Backbone, display: Display, interrupts: Interrupts
+) -> Callable[..., FewShot]:
+    """What makes a run of settings and a folder, with these parts."""
+    model, store = config.model, open_store(config.data.store)
+    templates = str(model.templates or backbone.templates)
+    parts: dict[str, Any] = {"backbone": backbone, "templates": load_templates(templates), "templates_name": templates}
+    parts |= {"device": resolve_device(model.device), "frame_backend": model.frame_backend, "observer": display}
+    parts |= {"put_off": interrupts.put_off, "look_up": None if store is None else store.cache}
+    return lambda training, folder, **more: FewShot(dataset, training, folder=folder, **parts, **more)
+
+
+def load_data(config: FewshotConfig) -> Any:
+    """Read the data set of a training, with its media."""
+    data, task = config.data, config.training.task
+    if task == "folder":
+        assert data.data is not None
+        dataset = load_folder(data.data)
+        return with_several_labels(dataset) if config.training.multi_label else dataset
+    assert data.root is not None
+    dataset = load_dataset(task, data.root, media=data.media, list_file=data.list_file)
+    require_media(dataset, data.media or [data.root])
+    return dataset
+
+
+def _plan(trainer: FewShot) -> Plan:
+    """What a run takes; supports are drawn, clips are not read."""
+    config = trainer.config
+    support = draw(trainer.dataset, config, config.seeds[0])
+    trainer.backbone.to("cpu", torch.float32)
+    try:
+        model = build_model(trainer.backbone, config, device=trainer.device)
+        return make_plan(model, trainer.backbone, config, len(support.samples))
+    finally:
+        trainer.backbone.to(trainer.device, PRECISIONS[config.precision])
+
+
+def print_plan(run: Run, trainer: FewShot, plan: Plan | None, display: Display) -> None:
+    """Print what a run would do and take."""
+    display.show(None)
+    config, dataset = trainer.config, trainer.dataset
+    rows = [
+        ("data", f"{dataset.description.title}, {dataset.root}"),
+        *(
+            (split, f"{len(dataset.available(split)):,} of {size:,} clips have media")
+            for split, size in dataset.split_sizes.items()
+        ),
+        (
+            "method",
+            f"{config.method} with {config.adapter_title} trained beside it"
+            if trainer.trains
+            else f"{config.method} on frozen embeddings",
+        ),
+        ("support", f"{config.shots} clips a class, sampler {config.sampler}"),
+        ("labels", f"the support's, and of {trainer.validation_used:,} validation clips"),
+        ("seeds", ", ".join(map(str, config.seeds))),
+    ]
+    training = [] if plan is None else [
+        ("steps", f"up to {plan.steps:,} a seed: {plan.batches:,} batches of {config.batch_size} an epoch, "
+                  f"{config.epochs} epochs"),
+        ("device", f"{trainer.device}, {config.precision}"),
+        ("memory", plan.memory_by_part()),
+    ]  # fmt: skip
+    print_dry_run([*rows, *training, ("run folder", str(run.folder))], plan)
+
+
+def execute(run: Run, trainer: FewShot, plan: Plan | None, display: Display) -> None:
+    """Train each seed, write the run folder, print figures."""
+    _say_plan(trainer, plan, display)
+    display.validated = trainer.trains and bool(trainer.evaluator.scored("val").samples)
+    if trainer.trains and not display.validated:
+        share = BLIND_ALPHA if trainer.config.blend == "auto" else trainer.config.blend
+        display.say(
+            "There is no validation clip to choose by: the last epoch will be taken, with "
+            f"{share:g} of the trained logits."
+        )
+    results = [trainer.run(seed) for seed in trainer.config.seeds]
+    display.begin("report", 0)
+    chosen = trainer.choose(results)
+    if chosen is not None:
+        told = ", ".join(f"seed {seed} {value:.3f}" for seed, value in chosen["figures"].items())
+        rule = f"{chosen['why']} ({told})" if told else chosen["why"]
+        display.say(f"Seed {chosen['seed']} answers for the run (--adapter RUN): {rule}.")
+    compared = [result.comparison for result in results if result.comparison is not None]
+    comparison = average_comparisons(compared) if compared else None
+    written = write_results(run, trainer, plan, results, comparison, chosen)
+    display.show(None)
+    print_results(trainer, results, comparison, written)
+
+
+def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
+    config, dataset = trainer.config, trainer.dataset
+    display.say(
+        f"{dataset.description.title}: "
+        + ", ".join(
+            f"{len(dataset.available(split)):,} of {size:,} {split} clips have media"
+            for split, size in dataset.split_sizes.items()
+            if trainer.trains or split != "val"  # else it is the support once more, for thresholds
+        )
+        + "."
+    )
+    for line in dataset.report.describe():
+        display.say(line)
+    if plan is None:
+        display.say(f"{config.task}, {config.shots} shots: {config.method} on frozen embeddings; nothing is trained.")
+        return
+    trainable = next(count.trainable for count in plan.parameters if count.component == "all")
+    display.say(
+        f"{config.task}, {config.shots} shots: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
+        f"epochs; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
+        f"{plan.memory / 1e9:.1f} GB; {trainer.device}, {config.precision}."
+    )
