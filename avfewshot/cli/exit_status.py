@@ -13,7 +13,7 @@ import typer
 
 from avfewshot.cli.logs import debugging, print_traceback
 from avfewshot.cli.terminal import say_error
-from avfewshot.errors import AvfsError, flatten
+from avfewshot.errors import AvfsError, Faults
 
 INTERRUPTED = 130
 # typer's own exception classes moved between versions (it took click in); the public one leads to its parents.
@@ -31,7 +31,7 @@ def status_of(command: Callable[[], Any]) -> int:
     except AvfsError as error:
         status = error.exit_code
         print_traceback(error)
-        for single in flatten(error):
+        for single in error.faults if isinstance(error, Faults) else (error,):
             say_error(single.message, single.hint)
     except _CLICK_EXCEPTION as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `avfs data`, say: its help has been printed
