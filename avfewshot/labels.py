@@ -207,10 +207,7 @@ _UNSEEN = re.compile("[\u034f\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U
 
 
 def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empty_hint: str) -> LabelSet:
-    """Build the set or say all faults.
-
-    An entry is its position for people, the name, and the wording: "" for the name itself, None for a missing one.
-    """
+    """The set of (position for people, name, wording: "" for the name itself, None where it lacks), or all faults."""
     faults: list[UsageError] = []
     names: list[str] = []
     wordings: list[str] = []

@@ -106,10 +106,7 @@ def _load(name: str) -> Any:
 
 
 def _complete(name: str, command: Any) -> None:
-    """Let paragraphs of the help run on, shells complete values, and `--quiet` and the like stand behind the name, too.
-
-    `name` is that of the command in full: ``data check``.
-    """
+    """Let help texts run on, shells complete values, and `--quiet` stand behind the `name` (``data check``), too."""
     command.name = name.split()[-1]
     command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
     below = getattr(command, "commands", {})

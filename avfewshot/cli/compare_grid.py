@@ -66,14 +66,10 @@ def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupt
 
 
 def _join(cells: dict[str, list[SeedResult]], *, ablation: bool) -> tuple[Comparison, list[dict[str, Any]]]:
-    """One table of the systems of all cells over seeds, paired on seeds and clips; and what each seed says of them.
-
-    Of an ablation the cells are rows: what each has trained, below zero-shot. Else they are audio contexts.
-    """
+    """One table of the systems of all cells over seeds, paired on seeds and clips; and what each seed says of them."""
 
     def row(system: str, cell: str) -> str | None:
-        """What a system of a cell is called; None where it does not stand in the table."""
-        if ablation:
+        if ablation:  # what each cell has trained, below zero-shot; else cells are audio contexts
             return {FROZEN: FROZEN, TRAINED: cell}.get(system)
         return f"{system} ({cell})" if len(cells) > 1 else system
 

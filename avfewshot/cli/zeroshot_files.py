@@ -120,10 +120,7 @@ def _open_writers(work: Work, run: RunInfo, command: str) -> list[OpenWriter]:
 def _write(
     work: Work, run: RunInfo, writers: list[OpenWriter], results: Generator[Any, None, None], interrupts: Any, bar: Any
 ) -> tuple[int, bool]:
-    """Hand results to the writers, up to a signal or an error, and finish these in any case.
-
-    Gives how many clips failed, and whether a signal cut it short.
-    """
+    """Write results up to a signal or an error, finish in any case: how many clips failed, whether it was cut short."""
     started, clips, failed = time.perf_counter(), 0, 0
     error: BaseException | None = None
     try:

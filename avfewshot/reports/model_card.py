@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -73,5 +74,4 @@ Clips of YouTube: their licences are those of their uploaders.
 
 def cell(text: str) -> str:
     """Text of others inside Markdown: neither marks nor HTML, on one line."""
-    text = re.sub(r"([\\`*\[\]|])", r"\\\1", printable(text.replace("\n", " ")))
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(re.sub(r"([\\`*\[\]|])", r"\\\1", printable(text.replace("\n", " "))), quote=False)

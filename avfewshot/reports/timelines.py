@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,8 +30,9 @@ def srt(path: str, spans: Sequence[Run]) -> str:
 
 def vtt(path: str, spans: Sequence[Run]) -> str:
     """WebVTT."""
-    head = f"WEBVTT\n\nNOTE {_cue(path)}\n"
-    return "\n".join([head, *(f"{_stamp(s.start)} --> {_stamp(s.end)}\n{_markup(s.label)}\n" for s in spans)])
+    times = ((f"{_stamp(span.start)} --> {_stamp(span.end)}", span.label) for span in spans)
+    cues = (f"{time}\n{html.escape(_cue(label), quote=False)}\n" for time, label in times)
+    return "\n".join([f"WEBVTT\n\nNOTE {_cue(path)}\n", *cues])
 
 
 def eaf(path: str, spans: Sequence[Run]) -> str:
@@ -164,10 +166,6 @@ def _stamp(time: float, point: str = ".") -> str:
 def _cue(text: str) -> str:
     # An arrow would begin the times of another cue.
     return printable(text).replace("-->", "->")
-
-
-def _markup(text: str) -> str:
-    return _cue(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 class OverlayWriter(Writer):
