@@ -25,7 +25,8 @@ from avfewshot.reports.methods import (
     wins_listing,
     write_methods_page,
 )
-from avfewshot.training.fewshot import TRAINED, SeedResult
+from avfewshot.training.fewshot import SeedResult
+from avfewshot.training.outcome import TRAINED
 
 
 def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[MethodsTable]:

@@ -19,9 +19,10 @@ from avfewshot.reports.comparison import classes_csv, comparison_csv, comparison
 from avfewshot.reports.methods import details_table, methods_table, write_methods_page
 from avfewshot.reports.run_html import run_page
 from avfewshot.reports.text import reject_text
-from avfewshot.training.fewshot import TRAINED, FewShot, SeedResult
-from avfewshot.training.recording import collect as collect_record
+from avfewshot.training.fewshot import FewShot, SeedResult
+from avfewshot.training.outcome import TRAINED
 from avfewshot.training.plan import Plan
+from avfewshot.training.recording import collect as collect_record
 from avfewshot.version import __version__
 
 _ROLES = {"train": "support", "val": "selection", "test": "evaluation"}
