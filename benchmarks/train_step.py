@@ -380,16 +380,15 @@ def prepare_ours(
     backbone: Any, model: Any, visual_texts: list[str], audio_texts: list[str], device: Any
 ) -> tuple[Any, bool]:
     """The package's way: text features once, without the cache on disk, then no text encoders."""
-    import gc
-
     from avfewshot.encoders.text import label_features
+    from avfewshot.inference.devices import free_memory
 
     features = (
         label_features(backbone.visual_text, visual_texts, ["{}"], cache=False).to(device),
         label_features(backbone.audio_text, audio_texts, ["{}"], cache=False).to(device),
     )
     backbone.visual_text = backbone.audio_text = None
-    gc.collect()
+    free_memory(device)
     return (lambda: features, model), True
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
 from avfewshot.adapters.settings import LavishSettings
-from avfewshot.encoders.tower import gather
+from avfewshot.encoders.attention import gather
 from avfewshot.errors import UsageError
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.base import MODALITIES, CrossModalAdapter, Half, Pair, PairedLayer, TemporalStep
 from avfewshot.adapters.settings import StgCmaSettings
-from avfewshot.encoders.tower import gather
+from avfewshot.encoders.attention import gather
 
 _STEPS = {"attend": "spatial", "feed": "global_step"}
 

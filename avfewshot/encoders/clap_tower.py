@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avfewshot.encoders.attention import self_attention
 from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
-from avfewshot.encoders.tower import Tower, attention, plain_attention, window_order
+from avfewshot.encoders.tower import Tower, window_order
 from avfewshot.errors import UsageError
 
 
@@ -98,7 +99,9 @@ class ClapTower(Tower):
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`."""
         block, _ = self._walk[i]
-        return plain_attention(block.attn, block.norm1(tokens), bias)
+        joined = block.attn.qkv(block.norm1(tokens))
+        bias = None if bias is None else bias.to(joined.dtype)
+        return block.attn.proj(self_attention(joined, block.attn.num_heads, bias, scale=block.attn.scale))
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """What the tower sees of waveforms ``[N, samples]``: ``[N, mels, time]``, high frequencies first."""
@@ -248,19 +251,15 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor, block: Any) -> Tensor:
         """What the block, laion_clap's ``SwinTransformerBlock``, adds to its normalised tokens ``[N, L, C]``."""
         attn = block.attn
-        heads = attn.num_heads
-        count, length, channels = tokens.shape
         if self.order is not None:
             tokens = _Reorder.apply(tokens, self.order, self.inverse)
-        joined = attn.qkv(tokens)
         area = attn.window_size[0] * attn.window_size[1]
-        # Views only: the kernel reads queries, keys and values where the projection left them.
-        windows = joined.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+        joined = attn.qkv(tokens).view(-1, area, 3 * tokens.shape[-1])
         bias = attn.relative_position_bias_table[attn.relative_position_index.view(-1)]
         bias = bias.view(1, area, area, -1).permute(0, 3, 1, 2)
         bias = bias.contiguous() if block.attn_mask is None else bias + block.attn_mask[:, None]
-        mixed = _attend(windows, bias.to(joined.dtype), attn.scale)
-        result = attn.proj(mixed.reshape(count, length, channels))
+        mixed = self_attention(joined, attn.num_heads, bias.to(joined.dtype), scale=attn.scale)
+        result = attn.proj(mixed.view_as(tokens))
         return result if self.order is None else _Reorder.apply(result, self.inverse, self.order)
 
 
@@ -276,19 +275,3 @@ class _Reorder(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
         return _Reorder.apply(gradient, inverse, order), None, None
-
-
-def _attend(windows: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attention with an additive bias ``[1 or windows, heads, area, area]``: ``[N * windows, area, heads, width]``.
-
-    `windows` are queries, keys and values ``[3, N * windows, heads, area, width]``, sample by sample.
-    """
-    total, kinds = windows.shape[1], len(bias)
-    if kinds not in (1, total):
-        if windows.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
-            # Sample by sample, rather than a bias that is repeated for each sample.
-            return torch.cat([_attend(part, bias, scale) for part in windows.split(kinds, dim=1)])
-        bias = bias.repeat(total // kinds, 1, 1, 1)
-    query, key, value = windows.unbind(0)
-    # The kernel leaves its result in this order.
-    return attention(query, key, value, bias, scale=scale).transpose(1, 2)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avfewshot.encoders.attention import self_attention
 from avfewshot.encoders.lean_imports import is_a
-from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, attention, square_side
+from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, square_side
 from avfewshot.errors import UsageError
 
 _QUICK = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)
@@ -98,9 +99,7 @@ class ClipTower(Tower):
         if not is_a(block, "ResidualAttentionBlock"):
             return block.ls_1(block.ln_attn(attn(tokens)))
         joined = F.linear(tokens, attn.in_proj_weight, attn.in_proj_bias)
-        # Views only: the kernel reads queries, keys and values where the projection left them.
-        parts = joined.unflatten(-1, (3, int(self.heads or attn.num_heads), -1)).permute(2, 0, 3, 1, 4)
-        return block.ls_1(attn.out_proj(attention(*parts.unbind(0)).transpose(1, 2).flatten(2)))
+        return block.ls_1(attn.out_proj(self_attention(joined, int(self.heads or attn.num_heads))))
 
     def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_branch`."""

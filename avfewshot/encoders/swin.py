@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.encoders.tower import PixelScaling, Tower, attention, plain_attention, square_side, window_order
+from avfewshot.encoders.attention import attention, self_attention
+from avfewshot.encoders.tower import PixelScaling, Tower, square_side, window_order
 from avfewshot.encoders.weights.load import load_into, read_tensors
 from avfewshot.errors import UsageError
 
@@ -81,7 +82,9 @@ class SwinTower(Tower):
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`."""
         block = self._walk[i]
-        return plain_attention(block.attn, block.norm1(tokens), bias)
+        joined = block.attn.qkv(block.norm1(tokens))
+        bias = None if bias is None else bias.to(joined.dtype)
+        return block.attn.proj(self_attention(joined, block.attn.num_heads, bias, scale=block.attn.scale))
 
     def windows(self, i: int) -> Tensor | None:
         """See :meth:`Tower.windows`."""

@@ -168,40 +168,6 @@ def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], width: int) -
     return result
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *, scale: float | None = None
-) -> Tensor:
-    """Scaled dot-product attention, ``[N, heads, L, width]``, with `bias` ``[1 or N, heads, L, S]`` added to products.
-
-    They are multiplied with `scale`, one over the root of `width` by default. Where a gradient is wanted on a
-    processor, short formats are widened to float32 for it: the backward pass of torch's kernel is a multitude of small
-    products, which cost several times as much in bfloat16.
-    """
-    learning = torch.is_grad_enabled() and query.requires_grad
-    if query.device.type != "cpu" or query.dtype == torch.float32 or not learning:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(
-            query.to(wide), key.to(wide), value.to(wide), attn_mask=None if bias is None else bias.to(wide), scale=scale
-        )
-    return mixed.to(query.dtype)
-
-
-def gather(tokens: Tensor, other: Tensor) -> Tensor:
-    """``softmax(tokens other^T) other`` of ``[N, L, C]`` and ``[N, S, C]``, without the matrix of all pairs."""
-    return attention(tokens[:, None], other[:, None], other[:, None], scale=1.0)[:, 0]
-
-
-def plain_attention(attn: Any, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The attention of a Swin block (timm's or laion_clap's) over normalised ``[rows, L, C]``, without windows."""
-    rows, length, channels = tokens.shape
-    joined = attn.qkv(tokens).view(rows, length, 3, attn.num_heads, channels // attn.num_heads)
-    query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
-    bias = None if bias is None else bias.to(query.dtype)
-    return attn.proj(attention(query, key, value, bias, scale=attn.scale).transpose(1, 2).reshape(tokens.shape))
-
-
 def window_order(height: int, width: int, window: int, shift: int) -> Tensor:
     """For each place in the order of the (shifted) windows, the token that stands there: ``[L]``."""
     grid = torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1))

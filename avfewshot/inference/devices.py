@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 from collections.abc import Iterator
 
@@ -15,6 +16,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 # Parts of messages by which allocators other than CUDA's say that memory ran out.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+# By their numbers in malloc.h: M_MMAP_MAX, no mappings of their own; M_TRIM_THRESHOLD, nothing back; M_TOP_PAD, bytes.
+_MALLOC_SETTINGS = {-4: 0, -1: -1, -2: 64 << 20}
 
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # as torch.cpu.get_capabilities names them
 
@@ -81,11 +85,26 @@ def keep_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def keep_memory() -> None:
+    """Have the C library (glibc; others as they are) keep what training steps free on a processor for the next step.
+
+    By default every large tensor is mapped anew, and the first write to each of its pages costs as much as the numbers.
+    """
+    for setting, value in _MALLOC_SETTINGS.items():
+        _glibc("mallopt", setting, value)
+
+
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing holds any more: objects in cycles, and what torch keeps of a GPU for later."""
+    """Give back what nothing holds any more: objects in cycles, and what torch or the C library keep for later."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *numbers: int) -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        getattr(ctypes.CDLL(None), function)(*numbers)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from avfewshot.adapters.base import Pair
-from avfewshot.inference.devices import keep_float32
+from avfewshot.inference.devices import keep_float32, keep_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -72,6 +72,8 @@ def _fabric(device: torch.device, precision: str, *, launch: bool = False, **opt
     for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     keep_float32()
+    if device.type == "cpu":
+        keep_memory()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(accelerator=device.type, precision=cast("Any", _PRECISIONS[precision]), **options)
