@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avfewshot.encoders.presets import not_walkable
 from avfewshot.errors import UsageError
