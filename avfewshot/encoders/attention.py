@@ -53,7 +53,7 @@ def self_attention(joined: Tensor, heads: int, bias: Tensor | None = None, *, sc
     else:
         bias, chunks = bias.repeat(total // kinds, 1, 1, 1), [parts]
     # The kernel leaves its result in this order.
-    mixed = [attention(*chunk.unbind(0), bias, scale=scale).transpose(1, 2) for chunk in chunks]
+    mixed = [attention(query, key, value, bias, scale=scale).transpose(1, 2) for query, key, value in chunks]
     return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(2)
 
 
@@ -99,7 +99,7 @@ class _ChunkedAttention(torch.autograd.Function):
                 given = given.transpose(1, 2).reshape(-1, length, width)
                 weights = _weights(query, key, bias, ctx.scale)
                 to_weights = torch.bmm(given, value.mT).to(weights.dtype)
-                to_products = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
+                to_products = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
                 to_products = to_products.to(query.dtype)
                 to_key, to_value = torch.bmm(to_products.mT, query), torch.bmm(weights.to(given.dtype).mT, given)
                 for place, one in enumerate((torch.bmm(to_products, key), to_key, to_value)):
