@@ -99,8 +99,8 @@ class _ChunkedAttention(torch.autograd.Function):
                 given = given.transpose(1, 2).reshape(-1, length, width)
                 weights = _weights(query, key, bias, ctx.scale)
                 to_weights = torch.bmm(given, value.mT).to(weights.dtype)
-                to_products = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(ctx.scale)
-                to_products = to_products.to(query.dtype)
+                to_products = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+                to_products = to_products.mul_(ctx.scale).to(query.dtype)
                 to_key, to_value = torch.bmm(to_products.mT, query), torch.bmm(weights.to(given.dtype).mT, given)
                 for place, one in enumerate((torch.bmm(to_products, key), to_key, to_value)):
                     out[:, :, place].copy_(one.view(-1, heads, length, width).transpose(1, 2))
