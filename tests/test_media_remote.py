@@ -26,9 +26,6 @@ def server(tmp_path, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self):
-            self.do_GET()
-
         def do_GET(self):
             here.asked.append((self.command, self.path))
             content = here.files.get(self.path)
@@ -56,6 +53,8 @@ def server(tmp_path, monkeypatch):
                 pass
             self.close_connection = unknown or self.close_connection
 
+        do_HEAD = do_GET
+
         def log_message(self, *_):
             pass
 
@@ -77,13 +76,19 @@ def read(*addresses, **options):
     return list(iter_clips(addresses, modality="audio", **options))
 
 
+def cached():
+    return [path for path in remote.cache_dir("remote").iterdir() if path.suffix == ".wav"]
+
+
 def test_addresses_are_read_like_files_and_named_as_they_were(server, sound):
     server.files = {"/a.wav": sound, "/page.wav": b"<!doctype html><html>404</html>"}
-    whole, missing, page = read(*(f"{server.url}{path}" for path in ("/a.wav", "/no.wav", "/page.wav")))
-    assert (whole.path, whole.num_segments) == (f"{server.url}/a.wav", 2)
-    assert missing == Failure(f"{server.url}/no.wav", missing.error)
+    urls = [f"{server.url}{path}" for path in ("/a.wav", "/no.wav", "/page.wav")]
+    whole, missing, page, lost = read(*urls, "http://127.0.0.1:9/x.wav")
+    assert (whole.path, whole.num_segments) == (urls[0], 2)
+    assert missing == Failure(urls[1], missing.error)
     assert "there is no such file" in missing.error or "404" in missing.error
     assert "is not a media file" in page.error
+    assert "cannot be fetched" in lost.error  # a server that is not there costs its files
 
 
 def test_what_is_unchanged_is_not_fetched_again(server, sound):
@@ -99,8 +104,7 @@ def test_what_is_unchanged_is_not_fetched_again(server, sound):
     server.tag = None  # a server that does not tell versions
     assert [fetched(), fetched()] == [3, 4]
     read(f"{server.url}/same.wav")
-    kept = [path for path in remote.cache_dir("remote").iterdir() if path.suffix == ".wav"]
-    assert len(kept) == 1  # the same bytes
+    assert len(cached()) == 1  # the same bytes
 
 
 def test_size_and_time_are_bounded(server, sound, monkeypatch):
@@ -115,7 +119,7 @@ def test_size_and_time_are_bounded(server, sound, monkeypatch):
     assert "does not answer in time" in stalls.error
     assert "empty" in empty.error
     assert time.monotonic() - began < 15
-    assert not [path for path in remote.cache_dir("remote").iterdir() if path.suffix == ".wav"]
+    assert not cached()
 
 
 def test_the_cache_is_bounded(server, sound, monkeypatch):
@@ -125,15 +129,7 @@ def test_the_cache_is_bounded(server, sound, monkeypatch):
     read(f"{server.url}/a.wav")
     time.sleep(0.05)
     read(f"{server.url}/b.wav")
-    kept = [path.read_bytes() for path in remote.cache_dir("remote").iterdir() if path.suffix == ".wav"]
-    assert kept == [sound[:-2]]
-
-
-def test_a_server_that_is_not_there_costs_its_files(server, sound):
-    server.files = {"/a.wav": sound}
-    lost, found = read("http://127.0.0.1:9/x.wav", f"{server.url}/a.wav")
-    assert "cannot be fetched" in lost.error
-    assert found.ok
+    assert [path.read_bytes() for path in cached()] == [sound[:-2]]
 
 
 @pytest.fixture
@@ -171,10 +167,9 @@ def test_other_protocols_are_refused(address):
         find_media([address])
 
 
-def test_a_missing_extra_is_said(monkeypatch, capsys, tmp_path):
+def test_a_missing_extra_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    (tmp_path / "labels.txt").write_text("dog\ncat\n")
-    assert run(["zeroshot", "--labels", str(tmp_path / "labels.txt"), "s3://bucket/a.wav", "--backbone", "tiny"]) == 2
+    assert run(["zeroshot", "--label", "dog", "--label", "cat", "s3://bucket/a.wav", "--backbone", "tiny"]) == 2
     assert "pip install 'avfewshot[remote]'" in " ".join(capsys.readouterr().err.split())
 
 
@@ -185,28 +180,25 @@ def test_a_file_whose_name_is_an_address_is_that_file(monkeypatch, tmp_path, sou
     assert not remote.is_remote("http://a.wav")
 
 
-def test_zeroshot_of_an_address(server, sound, capsys, tmp_path):
-    server.files = {"/a.wav": sound}
-    arguments = ["zeroshot", "--label", "dog barking", "--label", "rain", "--backbone", "tiny", "--format", "json"]
-    assert run([*arguments, f"{server.url}/a.wav"]) == 0
-    assert json.loads(capsys.readouterr().out)["clips"][0]["path"] == f"{server.url}/a.wav"
-
-
-def test_a_store_holds_addresses_and_asks_for_each_once(server, sound, tmp_path, capfd):
+def test_zeroshot_of_an_address_and_a_store_that_asks_for_each_once(server, sound, tmp_path, capfd):
     server.files = {"/a.wav": sound, "/b.wav": sound[:-100]}
     (tmp_path / "clips").mkdir()
     folder, local = str(tmp_path / "store"), write_audio(tmp_path / "clips" / "c.wav", tone(1.0))
     named = [f"{server.url}/a.wav", f"{server.url}/b.wav", f"{server.url}/none.wav", str(local.parent)]
+
+    def paths(*command):
+        assert run([*command, "--format", "json"]) == 0
+        return [clip["path"] for clip in json.loads(capfd.readouterr().out)["clips"]]
+
+    zeroshot = ["zeroshot", "--label", "hum", "--label", "beep", "--backbone", "tiny", "--device", "cpu"]
+    assert paths(*zeroshot, named[0]) == [named[0]]
     assert run(["embed", *named, "--store", folder, "--backbone", "tiny", "--device", "cpu"]) == 1
     assert "none.wav: cannot be fetched: there is no such file" in capfd.readouterr().err.replace("\n", " ")
     server.asked.clear()
     assert run(["embed", *named, "--store", folder]) == 1
     assert "0 new, 0 changed, 0 gone, 3 as before, 1 left out" in capfd.readouterr().err
-    assert run(["find", "--like", named[0], "--store", folder, "--format", "json"]) == 0
-    assert {clip["path"] for clip in json.loads(capfd.readouterr().out)["clips"]} == {named[1], str(local)}
-    about = ["--label", "hum", "--label", "beep", "--backbone", "tiny", "--device", "cpu", "--format", "json"]
-    assert run(["zeroshot", *about, "--store", folder]) == 0
-    assert [clip["path"] for clip in json.loads(capfd.readouterr().out)["clips"]] == [str(local), *named[:2]]
+    assert set(paths("find", "--like", named[0], "--store", folder)) == {named[1], str(local)}
+    assert paths(*zeroshot, "--store", folder) == [str(local), *named[:2]]
     assert server.asked == []
     server.files["/none.wav"] = sound
     assert run(["embed", *named, "--store", folder, "--retry"]) == 0

@@ -31,16 +31,8 @@ EXIST = ("Audio", "Counting", "Are there <Object> and <Object> sound? ")
 
 
 def row(number, video, kind, values, answer, **changes):
-    modality, type_, template = kind
-    return {
-        "video_id": video,
-        "question_id": number,
-        "type": json.dumps([modality, type_]),
-        "question_content": template,
-        "templ_values": json.dumps(values),
-        "question_deleted": 0,
-        "anser": answer,
-    } | changes
+    entry = {"video_id": video, "question_id": number, "type": json.dumps(kind[:2]), "question_content": kind[2]}
+    return entry | {"templ_values": json.dumps(values), "question_deleted": 0, "anser": answer} | changes
 
 
 TRAIN = [
@@ -54,37 +46,35 @@ VAL = [row(5, "00000001", COUNT, ["drum"], "one"), row(5, "00000001", COUNT, ["d
 TEST = [row(6, "00000009", EXIST, ["drum", "cello"], "no"), row(7, "00000009", COUNT, ["cello"], "two")]
 
 
+def write_lists(root, **lists):
+    return write_files(root, {f"data/json/avqa-{split}.json": json.dumps(rows) for split, rows in lists.items()})
+
+
 @pytest.fixture
 def root(tmp_path):
-    parts = {"train": TRAIN, "val": VAL, "test": TEST}
-    write_files(tmp_path, {f"data/json/avqa-{split}.json": json.dumps(rows) for split, rows in parts.items()})
+    write_lists(tmp_path, train=TRAIN, val=VAL, test=TEST)
     touch(tmp_path, ["videos/real/00000001.mp4", "videos/va00000002.mp4"])
     return tmp_path
 
 
-def test_templates_are_filled_and_marks_and_blanks_fall_away(root):
+def test_templates_are_filled_videos_found_anywhere_and_questions_without_one_left_out(root):
     dataset = load_music_avqa(root)
     guitar, both = dataset.questions["train"][:2]
     assert guitar.words == ("How", "many", "sounding", "acoustic_guitar", "in", "the", "video")
     assert both.text == "Are there cello and drum sound?"
     assert (guitar.key, guitar.answer, guitar.split) == ("Audio-Visual Counting", "two", "train")
     assert [question.id for question in dataset.questions["train"]] == [0, 1, 2, 3]  # 4 is deleted
-
-
-def test_videos_are_found_anywhere_and_questions_without_one_are_left_out(root):
-    dataset = load_music_avqa(root)
     assert dataset.videos["00000001"] == root / "videos/real/00000001.mp4"
-    assert dataset.usable("test") == []
-    assert len(dataset.usable("train")) == 4
-    assert counts(dataset.report) == {
-        "missing-media": 1, "contradicting-answers": 1, "shared-videos": 1, "unknown-answers": 1
-    }  # fmt: skip
+    assert (len(dataset.usable("train")), dataset.usable("test")) == (4, [])
+    found = dict.fromkeys(("missing-media", "contradicting-answers", "shared-videos", "unknown-answers"), 1)
+    assert counts(dataset.report) == found
     assert dataset.report.find("contradicting-answers").examples == ("00000001 How many sounding drum in the video?",)
 
 
 def test_the_updated_lists_come_first_unless_the_original_ones_are_asked_for(root):
-    updated = {f"data/json_update/avqa-{split}.json": json.dumps(TRAIN[:1]) for split in ("train", "val", "test")}
-    write_files(root, updated)
+    write_files(
+        root, {f"data/json_update/avqa-{split}.json": json.dumps(TRAIN[:1]) for split in ("train", "val", "test")}
+    )
     assert len(load_music_avqa(root).questions["train"]) == 1
     assert len(load_music_avqa(root, "original").questions["train"]) == 4
     with pytest.raises(UsageError, match="Valid: update, original"):
@@ -103,20 +93,17 @@ def test_the_updated_lists_come_first_unless_the_original_ones_are_asked_for(roo
     ],
 )
 def test_a_faulty_entry_is_named(root, change, reason):
-    write_files(root, {"data/json/avqa-val.json": json.dumps([VAL[0] | change])})
+    write_lists(root, val=[VAL[0] | change])
     with pytest.raises(DataError, match=reason):
         load_music_avqa(root)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_list(root):
+def test_a_byte_order_mark_is_no_part_of_a_list_and_missing_ones_are_named(root):
     expected = load_music_avqa(root).questions["val"]
     write_files(root, {"data/json/avqa-val.json": "\ufeff" + json.dumps(VAL, indent=1).replace("\n", "\r\n")})
     assert load_music_avqa(root).questions["val"] == expected
-
-
-def test_missing_lists_are_named(tmp_path):
     with pytest.raises(DataError, match=r"No annotation files of MUSIC-AVQA .*looked for avqa-train\.json"):
-        load_music_avqa(tmp_path)
+        load_music_avqa(write_files(root / "empty" / "deep", {}))
 
 
 def test_words_are_padded_and_a_typed_question_finds_them(root):
@@ -143,15 +130,11 @@ def test_blind_prior_and_accuracy_by_type(root):
 
 
 def test_data_check_counts_questions_and_names_videos(root):
-    lists = {
-        "test": [*TEST, row(8, "00000001", EXIST, ["drum", "cello"], "no")],
-        "val": [*VAL, row(9, "00000001", EXIST, ["drum", "cello"], "yes")],
-    }
-    write_files(root, {f"data/json/avqa-{split}.json": json.dumps(rows) for split, rows in lists.items()})
+    asked = [row(8, "00000001", EXIST, ["drum", "cello"], answer) for answer in ("no", "yes")]
+    write_lists(root, test=[*TEST, asked[0]], val=[*VAL, asked[1] | {"question_id": 9}])
     result = check_dataset(load_dataset("avqa", root))
-    assert {split: (row["listed"], row["found"]) for split, row in result.splits.items()} == {
-        "train": (4, 4), "val": (3, 3), "test": (3, 1)
-    }  # fmt: skip
+    numbers = {split: (row["listed"], row["found"]) for split, row in result.splits.items()}
+    assert numbers == {"train": (4, 4), "val": (3, 3), "test": (3, 1)}
     assert {sample.id for sample in result.dataset.missing()} == {"00000009"}
     assert [row["name"] for row in result.classes] == ["two", "yes", "one", "no"]
     found = {(finding.code, finding.examples) for finding in result.report.findings}
@@ -224,18 +207,12 @@ def test_head_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in head.parameters()) == 7_916_716  # 10,608,300 with those that the release never uses
 
 
-def test_answers_do_not_depend_on_the_batch(head):
-    inputs = batch(6)
-    together = head(*inputs)
-    alone = torch.cat([head(*(values[i : i + 1] for values in inputs)) for i in range(6)])
-    shuffled = head(*(values[[3, 1, 5, 0, 2, 4]] for values in inputs))
-    torch.testing.assert_close(together, alone)
-    torch.testing.assert_close(together[[3, 1, 5, 0, 2, 4]], shuffled)
-
-
-def test_answers_do_not_depend_on_the_order_of_places_and_seconds_nor_on_padding(head):
-    places, audio, words = batch(3)
-    expected = head(places, audio, words)
+def test_answers_depend_neither_on_the_batch_nor_on_the_order_of_places_and_seconds_nor_on_padding(head):
+    places, audio, words = inputs = batch(6)
+    expected = head(*inputs)
+    torch.testing.assert_close(torch.cat([head(*(values[i : i + 1] for values in inputs)) for i in range(6)]), expected)
+    order = [3, 1, 5, 0, 2, 4]
+    torch.testing.assert_close(head(*(values[order] for values in inputs)), expected[order])
     torch.testing.assert_close(head(places[:, :, [2, 0, 3, 1]], audio, words), expected)
     torch.testing.assert_close(head(places[:, [2, 0, 1]], audio[:, [2, 0, 1]], words), expected)
     torch.testing.assert_close(head(places, audio, words[:, :6]), expected)
@@ -262,13 +239,13 @@ def test_loss_teaches_that_own_pictures_match_and_others_do_not(head):
     torch.testing.assert_close(head.loss_of(places, audio, words, answers, others), answer + 0.5 * match)
 
 
-def test_head_learns_eight_clips_by_heart(head):
-    places, audio, words = batch(8)
+def test_head_learns_clips_by_heart(head):
+    places, audio, words = batch(5)
     words[:] = words[1]  # one question for all: only sight and sound tell the answers apart
-    answers = torch.arange(8) % 5
+    answers = torch.arange(5)
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
-    for _ in range(100):
+    for _ in range(60):
         optimizer.zero_grad()
-        head.loss_of(places, audio, words, answers, [7, *range(7)]).backward()
+        head.loss_of(places, audio, words, answers, [4, *range(4)]).backward()
         optimizer.step()
     assert (head(places, audio, words).argmax(-1) == answers).all()

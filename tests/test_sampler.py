@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,35 +38,33 @@ def ids(support) -> list[str]:
 
 
 @pytest.mark.parametrize("sampler", ["nested", "first-k"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_supports_are_k_training_clips_of_every_class_and_nested_over_k(dataset, seed, sampler):
-    supports = {k: draw_support(dataset, k, seed, sampler=sampler) for k in range(1, 20)}
-    for k, support in supports.items():
-        assert [sample.label for sample in support.samples] == sorted([0, 1, 2] * k)
-        assert {sample.split for sample in support.samples} == {"train"}
-        assert support.short == {}
-        assert k == 1 or set(ids(supports[k - 1])) < set(ids(support))
+def test_supports_are_k_training_clips_of_every_class_and_nested_over_k(dataset, sampler):
+    for seed in (1, 2, 3):
+        smaller = set()
+        for k in range(1, 20):
+            support = draw_support(dataset, k, seed, sampler=sampler)
+            assert [sample.label for sample in support.samples] == sorted([0, 1, 2] * k)
+            assert {sample.split for sample in support.samples} == {"train"}
+            assert support.short == {}
+            assert smaller < set(ids(support))
+            smaller = set(ids(support))
 
 
-def test_the_order_of_rows_does_not_matter(dataset):
+def test_the_order_of_rows_does_not_matter_and_added_rows_change_only_what_they_displace(dataset):
     samples = list(dataset.samples)
     random.Random(0).shuffle(samples)
-    shuffled = dataset.with_samples(
-        Sample(sample.id, sample.labels, sample.split, row) for row, sample in enumerate(samples)
-    )
+    shuffled = dataset.with_samples(replace(sample, row=row) for row, sample in enumerate(samples))
     for k in (1, 5, 16):
         assert ids(draw_support(shuffled, k, 1)) == ids(draw_support(dataset, k, 1))
-    assert ids(draw_support(dataset, 2, sampler="first-k")) == [f"clip{row:03d}" for row in range(6)]
-    assert ids(draw_support(shuffled, 2, sampler="first-k")) != [f"clip{row:03d}" for row in range(6)]
-
-
-def test_rows_added_elsewhere_change_only_what_they_displace(dataset):
-    before = set(ids(draw_support(dataset, 10, 1)))
+    first = [f"clip{row:03d}" for row in range(6)]
+    assert ids(draw_support(dataset, 2, sampler="first-k")) == first
+    assert ids(draw_support(shuffled, 2, sampler="first-k")) != first
     added = [Sample(f"new{number}", (0,), "train", 1000 + number) for number in range(30)]
-    after = set(ids(draw_support(dataset.with_samples([*dataset.samples, *added]), 10, 1)))
+    before, after = (
+        set(ids(draw_support(data, 10, 1))) for data in (dataset, dataset.with_samples([*samples, *added]))
+    )
     assert before - after <= {s.id for s in dataset.samples if s.labels == (0,)}
-    new = {name for name in after if name.startswith("new")}
-    assert len(before - after) == len(new) > 0
+    assert len(before - after) == len([name for name in after if name.startswith("new")]) > 0
 
 
 def test_seeds_and_classes_are_independent_draws(dataset):
@@ -80,13 +79,10 @@ def test_seeds_and_classes_are_independent_draws(dataset):
 
 def test_the_draw_is_about_even():
     dataset = make([(row % 3,) for row in range(30)])
-    hits = {f"clip{row:03d}": 0 for row in range(30)}
-    for seed in range(300):
-        for name in ids(draw_support(dataset, 5, seed)):
-            hits[name] += 1
+    hits = Counter(name for seed in range(300) for name in ids(draw_support(dataset, 5, seed)))
+    assert len(hits) == 30
     # Each of ten clips is drawn with probability 1/2: 150 +- 8.7 of 300; five standard deviations.
-    assert min(hits.values()) > 106
-    assert max(hits.values()) < 194
+    assert 106 < min(hits.values()) <= max(hits.values()) < 194
 
 
 def test_a_class_with_fewer_clips_is_used_whole_and_said():
@@ -115,27 +111,21 @@ def test_single_label_clips_by_default_all_on_request():
 
 def test_clips_without_any_second_of_their_event_are_not_drawn():
     dataset = make([(0,)] * 2 + [(1,)] * 2 + [(2,)] * 2)
-    silent = [
-        Sample(s.id, s.labels, s.split, s.row, segments=(3,) * 10 if s.row % 2 else (s.label,) * 10)
-        for s in dataset.samples
-    ]
+    silent = [replace(s, segments=(3 if s.row % 2 else s.label,) * 10) for s in dataset.samples]
     support = draw_support(dataset.with_samples(silent), 2)
     assert ids(support) == ["clip000", "clip002", "clip004"]
     assert support.short == dict.fromkeys(CLASSES, 1)
 
 
 def test_missing_media_are_replaced_by_the_next_in_rank(dataset, tmp_path):
-    official_draw = draw_support(dataset, 4, 1)
-    lost = {official_draw.samples[0].id, official_draw.samples[5].id}
-    present = dataset.with_samples(
-        Sample(s.id, s.labels, s.split, s.row, path=None if s.id in lost else tmp_path / s.id) for s in dataset.samples
-    )
+    whole = draw_support(dataset, 4, 1)
+    lost = {whole.samples[0].id, whole.samples[5].id}
+    present = dataset.with_samples(replace(s, path=None if s.id in lost else tmp_path / s.id) for s in dataset.samples)
     support = draw_support(present, 4, 1, only_available=True)
-    assert set(support.replaced) == lost
-    assert set(ids(official_draw)) - set(ids(support)) == lost
+    assert set(support.replaced) == lost == set(ids(whole)) - set(ids(support))
     assert len(support.samples) == 12
     assert set(ids(support)) < set(ids(draw_support(dataset, 6, 1)))
-    assert ids(draw_support(present, 4, 1)) == ids(official_draw)
+    assert ids(draw_support(present, 4, 1)) == ids(whole)
     assert "2 clips of the support have no media" in " ".join(support.describe())
 
 
@@ -200,16 +190,11 @@ def with_val(dataset: Dataset, per_class: int) -> Dataset:
     return dataset.with_samples([*dataset.samples, *val])
 
 
-@pytest.mark.parametrize(
-    ("shots", "count", "each"), [(1, None, 1), (16, None, 4), (16, 0, 0), (2, 7, 7), (2, "all", 9)]
-)
-def test_validation_clips_are_drawn_per_class_from_the_val_split(dataset, shots, count, each):
-    drawn = draw_validation(with_val(dataset, 9), shots, 1, count=count)
-    assert {sample.split for sample in drawn.samples} <= {"val"}
-    assert sorted(sample.label for sample in drawn.samples) == sorted([0, 1, 2] * each)
-
-
-def test_validation_draws_are_nested_and_seeded(dataset):
+def test_validation_clips_are_drawn_per_class_from_the_val_split_nested_and_seeded(dataset):
+    for shots, count, each in ((1, None, 1), (16, None, 4), (16, 0, 0), (2, 7, 7), (2, "all", 9)):
+        drawn = draw_validation(with_val(dataset, 9), shots, 1, count=count)
+        assert {sample.split for sample in drawn.samples} <= {"val"}
+        assert sorted(sample.label for sample in drawn.samples) == sorted([0, 1, 2] * each)
     data = with_val(dataset, 20)
     draws = [set(ids(draw_validation(data, 16, 1, count=count))) for count in range(5)]
     assert all(small < large for small, large in itertools.pairwise(draws))

@@ -11,23 +11,27 @@ from avfewshot.errors import DataError, UsageError
 FIRST = "small-set-train-000000"
 
 
+NAMES = (
+    "../other.tar",
+    "/etc/passwd",
+    "sub/a.tar",
+    "..",
+    "pipe:touch owned.tar",
+    ".hidden.tar",
+    "a.tgz",
+    "a\n.tar",
+    "",
+)
+
+
+def shard(name: str = f"{FIRST}.tar", split: str = "train", **more: object) -> dict[str, object]:
+    return {"name": name, "split": split, "clips": 4} | more
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *(
-            ({"shards": [{"name": name, "split": "train", "clips": 4}]}, "is not the name of a shard")
-            for name in (
-                "../other.tar",
-                "/etc/passwd",
-                "sub/a.tar",
-                "..",
-                "pipe:touch owned.tar",
-                ".hidden.tar",
-                "a.tgz",
-                "a\n.tar",
-                "",
-            )
-        ),
+        *(({"shards": [shard(name)]}, "is not the name of a shard") for name in NAMES),
         ({"version": 99}, "version 1"),
         ({"format": "other"}, "avfewshot-shards"),
         ({"classes": "dog"}, "classes must be a list"),
@@ -37,11 +41,8 @@ FIRST = "small-set-train-000000"
         ({"seconds": 10**9}, "whole number from 1 to 10000"),
         ({"frame_side": 10**6}, "whole number from 1 to 10000"),
         ({"shards": [{"name": f"{FIRST}.tar", "split": "train"}]}, r"shards\[0\].clips is missing"),
-        (
-            {"shards": [{"name": f"{FIRST}.tar", "split": "hidden", "clips": 4}]},
-            "split must be one of .train",
-        ),
-        ({"shards": [{"name": f"{FIRST}.tar", "split": "train", "clips": 4}] * 2}, "repeated"),
+        ({"shards": [shard(split="hidden")]}, "split must be one of .train"),
+        ({"shards": [shard()] * 2}, "repeated"),
     ],
 )
 def test_an_index_that_is_not_valid_is_told(tmp_path, changes, text):
@@ -51,18 +52,12 @@ def test_an_index_that_is_not_valid_is_told(tmp_path, changes, text):
         ShardSet.open(folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        *((content, r"index\.json") for content in ("", "[1, 2]", "[" * 100_000, '{"format": "avfewshot-shards"}')),
-        (None, "no such file"),
-    ],
-)
-def test_a_folder_without_an_index_is_told(tmp_path, content, text):
-    if content is not None:
-        (tmp_path / "index.json").write_text(content)
-    with pytest.raises(DataError, match=text):
-        ShardSet.open(tmp_path)
+def test_a_folder_without_an_index_is_told(tmp_path):
+    for content in (None, "", "[1, 2]", "[" * 100_000, '{"format": "avfewshot-shards"}'):
+        if content is not None:
+            (tmp_path / "index.json").write_text(content)
+        with pytest.raises(DataError, match="no such file" if content is None else r"index\.json"):
+            ShardSet.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +80,7 @@ def test_an_entry_that_is_not_valid_is_told(tmp_path, changes, text):
         ShardSet.open(folder)
 
 
-def test_missing_shards_and_those_of_another_size_are_named(tmp_path):
-    folder = prepared(tmp_path / "shards")
-    with open(folder / f"{FIRST}.tar", "ab") as stream:
-        stream.write(b"more")
-    with pytest.raises(DataError, match=rf"damaged: {FIRST}\.tar"):
-        ShardSet.open(folder)
-    (folder / f"{FIRST}.tar").unlink()
-    with pytest.raises(DataError, match=rf"1 of 5 shards are missing: {FIRST}\.tar\. The same"):
-        ShardSet.open(folder)
-
-
-def test_checksums_are_compared_when_asked(tmp_path):
+def test_missing_and_damaged_shards_are_named(tmp_path):
     folder = prepared(tmp_path / "shards")
     path = folder / f"{FIRST}.tar"
     data = bytearray(path.read_bytes())
@@ -104,7 +88,13 @@ def test_checksums_are_compared_when_asked(tmp_path):
     path.write_bytes(data)
     assert ShardSet.open(folder).splits["train"] == 13
     with pytest.raises(DataError, match=rf"damaged: {FIRST}\.tar"):
-        ShardSet.open(folder, verify=True)
+        ShardSet.open(folder, verify=True)  # checksums are compared when asked, sizes always
+    path.write_bytes(data + b"more")
+    with pytest.raises(DataError, match=rf"damaged: {FIRST}\.tar"):
+        ShardSet.open(folder)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"1 of 5 shards are missing: {FIRST}\.tar\. The same"):
+        ShardSet.open(folder)
 
 
 def test_what_does_not_exist_or_fit(tmp_path):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import tarfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,6 +24,14 @@ def shards_in(folder):
     return sorted(path.stem for path in folder.glob("*.tar"))
 
 
+def read_members(folder, pattern="*.tar"):
+    """Header and content of the members of the shards of a folder."""
+    for path in sorted(folder.glob(pattern)):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                yield member, tar.extractfile(member).read()
+
+
 def test_every_clip_is_planned_once_and_shards_mix_the_order_of_the_list():
     plan = make_plan()
     planned = [clip.sample for shard in plan.shards for clip in shard.clips]
@@ -44,48 +51,34 @@ def test_the_plan_does_not_depend_on_the_order_of_rows_or_where_media_lie(tmp_pa
     assert make_plan(seed=1).index.plan != make_plan().index.plan
 
 
-def test_some_splits_and_clips_without_media():
+def test_some_splits_clips_without_media_and_default_size_of_shards():
     dataset = make_dataset()
     samples = [sample if sample.row else replace(sample, path=None) for sample in dataset.samples]
     plan = make_plan(dataset.with_samples(samples), splits=["val"])
     assert (plan.clips, len(plan.missing)) == (2, 1)
     with pytest.raises(UsageError, match="no split 'test'"):
         make_plan(splits=["test"])
-
-
-def test_default_size_of_shards():
-    samples = [replace(make_dataset().samples[0], id=str(number)) for number in range(1001)]
-    sizes = []
-    for side, seconds in ((16, 1), (224, 10)):
-        plan = plan_shards(make_dataset().with_samples(samples), frame_side=side, seconds=seconds)
-        sizes.append(len(plan.shards[0].clips))
+    many = dataset.with_samples(replace(dataset.samples[0], id=str(number)) for number in range(1001))
+    sizes = [len(plan_shards(many, frame_side=w, seconds=s).shards[0].clips) for w, s in ((16, 1), (224, 10))]
     assert sizes[0] == 1000
     assert 200 < sizes[1] < 1000
 
 
-def test_prepared_shards_are_plain_webdataset_with_no_way_out_of_a_folder(tmp_path):
+def test_prepared_shards_are_plain_webdataset_and_a_record_holds_all_that_is_known_of_a_sample(tmp_path):
     folder = prepared(tmp_path / "shards")
     assert shards_in(folder) == ALL
-    members = []
-    for path in folder.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            members += tar.getmembers()
-    assert all("/" not in m.name and m.isreg() for m in members)
+    members = [member for member, _ in read_members(folder)]
+    assert all("/" not in m.name and m.isreg() for m in members)  # no way out of a folder
     assert sum(m.name.endswith(".json") for m in members) == 16
-
-
-def test_a_record_holds_all_that_is_known_of_a_sample_and_members_what_its_file_has(tmp_path):
     found = {}
-    for path in prepared(tmp_path / "shards").glob("small-set-train*.tar"):
-        with tarfile.open(path) as tar:
-            for member in tar.getmembers():
-                key, _, name = member.name.partition(".")
-                found.setdefault(key, {})[name] = tar.extractfile(member).read()
+    for member, content in read_members(folder, "small-set-train*.tar"):
+        key, _, name = member.name.partition(".")
+        found.setdefault(key, {})[name] = content
     members = {ClipRecord.parse(own["json"]).row: own for own in found.values()}
     both, seen, heard = members[3], members[4], members[2]
-    assert set(both) == {"0.jpg", "1.jpg", "flac", "json"}
-    assert set(seen) == {"0.jpg", "1.jpg", "json"}
-    assert set(heard) == {"flac", "json"}
+    assert [set(one) for one in (both, seen, heard)] == [
+        {"0.jpg", "1.jpg", "flac", "json"}, {"0.jpg", "1.jpg", "json"}, {"flac", "json"},
+    ]  # fmt: skip
     assert json.loads(heard["json"]) == {
         "version": 1,
         "id": "train/a.b/2.mp4",
@@ -107,16 +100,14 @@ def test_a_record_holds_all_that_is_known_of_a_sample_and_members_what_its_file_
 
 
 def test_ids_that_are_not_valid_utf8_and_lower_quality_survive(tmp_path):
-    sample = replace(make_dataset().samples[0], id="na\udcefve.mp4")
-    plan = make_plan(make_dataset().with_samples([sample]), quality=40, seconds=1)
-    prepare(plan, tmp_path / "shards").run()
+    dataset = make_dataset()
+    dataset = dataset.with_samples([replace(dataset.samples[0], id="na\udcefve.mp4")])
+    sizes = []
+    for name, options in (("shards", {"quality": 40}), ("usual", {})):
+        prepare(make_plan(dataset, seconds=1, **options), tmp_path / name).run()
+        sizes.append(next(len(data) for member, data in read_members(tmp_path / name) if member.name.endswith("0.jpg")))
     [item] = ShardSet.open(tmp_path / "shards").split("train", threads=0).stream(seed=0)
     assert (item.id, item.clip.num_segments, item.clip.last) == ("na\udcefve.mp4", 1, False)
-    prepare(make_plan(make_dataset().with_samples([sample]), seconds=1), tmp_path / "usual").run()
-    sizes = []
-    for name in ("shards", "usual"):
-        with tarfile.open(tmp_path / name / "small-set-train-000000.tar") as tar:
-            sizes.append(next(member.size for member in tar.getmembers() if member.name.endswith(".0.jpg")))
     assert sizes[0] < sizes[1]
 
 
@@ -130,26 +121,23 @@ def test_a_second_run_keeps_everything(tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("small*")} == before
 
 
-def test_one_flipped_bit_is_found_and_mended(tmp_path):
+@pytest.mark.parametrize("spoil", ["bit", "tar", "json", "half-json"])
+def test_a_flipped_bit_or_missing_half_is_found_and_mended(tmp_path, spoil):
     folder = prepared(tmp_path / "shards")
-    path = folder / f"{ALL[1]}.tar"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    shard, entry = folder / f"{ALL[1]}.tar", folder / f"{ALL[1]}.json"
+    whole = shard.read_bytes()
+    match spoil:
+        case "bit":
+            shard.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+        case "half-json":
+            entry.write_text('{"version": 1')
+        case _:
+            (folder / f"{ALL[1]}.{spoil}").unlink()
     todo = prepare(make_plan(), folder)
-    assert todo.damaged == (f"{ALL[1]}.tar",)
-    assert [shard.name for shard in todo.pending] == [f"{ALL[1]}.tar"]
+    assert todo.damaged == (() if spoil == "json" else (shard.name,))
+    assert [pending.name for pending in todo.pending] == [shard.name]
     todo.run()
-    assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("spoil", ["tar", "json", "half-json"])
-def test_a_shard_without_its_other_half_is_written_anew(tmp_path, spoil):
-    folder = prepared(tmp_path / "shards")
-    path = folder / f"{ALL[0]}.{spoil.removeprefix('half-')}"
-    path.write_text('{"version": 1') if spoil == "half-json" else path.unlink()
-    todo = prepare(make_plan(), folder)
-    assert [shard.name for shard in todo.pending] == [f"{ALL[0]}.tar"]
-    todo.run()
+    assert shard.read_bytes() == whole
     assert len(ShardSet.open(folder, verify=True).split("train")) == 13
 
 
@@ -168,7 +156,7 @@ def test_parts_share_a_folder_and_make_the_whole(tmp_path):
         prepare(make_plan(), folder, part=(3, 2))
 
 
-def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path):
+def test_broken_files_are_listed_kept_out_until_they_are_tried_again_and_the_rest_goes_on(tmp_path):
     broken = ("train/a.b/5.mp4", "val/a.b/0.mp4")
     plan = make_plan(make_dataset(broken=broken))
     folder = tmp_path / "shards"
@@ -182,6 +170,11 @@ def test_broken_files_are_listed_and_the_rest_goes_on(tmp_path):
     assert opened.splits == {"train": 12, "val": 2}
     streamed = opened.split("train", threads=0).stream(seed=0)
     assert sorted(names(streamed)) == sorted((s.id, s.labels[0]) for s in make_dataset().split("train") if s.row != 5)
+    assert not prepare(plan, folder).pending
+    mended = prepare(make_plan(), folder, retry=True)
+    assert [shard.split for shard in mended.pending] == ["train", "val"]
+    assert mended.run().rejected == ()
+    assert (folder / "rejected.csv").read_text().splitlines() == ["id,split,file,reason"]
 
 
 def test_the_list_of_rejected_clips_is_no_formula_and_no_command():
@@ -189,17 +182,6 @@ def test_the_list_of_rejected_clips_is_no_formula_and_no_command():
     assert [module._cell(cell) for cell in cells] == [
         *("-abc_DEF-12", "'=1+1", "'-1+cmd|x", "'@x", "'+1", r"a\x1b[2J\u202e", r"na\udcefve", "\u72ac")
     ]
-
-
-def test_rejected_clips_are_kept_out_until_they_are_tried_again(tmp_path):
-    plan = make_plan(make_dataset(broken=("val/a.b/0.mp4",)))
-    folder = tmp_path / "shards"
-    prepare(plan, folder).run()
-    assert not prepare(plan, folder).pending
-    mended = prepare(make_plan(), folder, retry=True)
-    assert [shard.split for shard in mended.pending] == ["val"]
-    assert mended.run().rejected == ()
-    assert (folder / "rejected.csv").read_text().splitlines() == ["id,split,file,reason"]
 
 
 def test_an_interrupt_leaves_whole_shards_only(tmp_path):
@@ -213,13 +195,8 @@ def test_an_interrupt_leaves_whole_shards_only(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         prepare(make_plan(), folder, workers=1).run(interrupt)
-    assert shards_in(folder) == ALL[:1]
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "index.json",
-        "rejected.csv",
-        f"{ALL[0]}.json",
-        f"{ALL[0]}.tar",
-    ]
+    there = ["index.json", "rejected.csv", f"{ALL[0]}.json", f"{ALL[0]}.tar"]
+    assert sorted(path.name for path in folder.iterdir()) == there
     todo = prepare(make_plan(), folder)
     assert len(todo.finished) == 1
     todo.run()
@@ -238,26 +215,26 @@ def test_same_clips_give_the_same_bytes_with_any_number_of_processes(tmp_path, w
         assert (second / f"{name}.tar").read_bytes() == (first / f"{name}.tar").read_bytes()
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_or_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written to"):
+        prepare(make_plan(), tmp_path / "file" / "shards")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(DataError, match=r"need about .* MB, and 0.0 MB are free"):
         prepare(make_plan(), tmp_path / "shards")
     assert not shards_in(tmp_path / "shards")
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
+def test_a_folder_of_another_plan_is_left_alone(tmp_path):
+    folder = prepared(tmp_path / "shards")
+    for options, text in (
         ({"frame_side": 64}, "frames of 32 pixels instead of 64"),
         ({"seconds": 5}, "10 seconds a clip instead of 5"),
         ({"shard_clips": 5}, "another --shard-clips"),
         ({"splits": ["val"]}, "16 clips, where now 3 are found"),
-    ],
-)
-def test_a_folder_of_another_plan_is_left_alone(tmp_path, options, text):
-    folder = prepared(tmp_path / "shards")
-    with pytest.raises(DataError, match=text):
-        prepare(make_plan(**options), folder)
+    ):
+        with pytest.raises(DataError, match=text):
+            prepare(make_plan(**options), folder)
     assert shards_in(folder) == ALL
 
 
@@ -283,13 +260,6 @@ def test_unfinished_files_of_killed_processes_go_and_those_of_living_ones_stay(t
         assert not old.exists()
         assert not entry.exists()
         assert fresh.exists()
-
-
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-    blocked = tmp_path / "file"
-    shutil.copyfile(__file__, blocked)
-    with pytest.raises(DataError, match="cannot be written to"):
-        prepare(make_plan(), blocked / "shards")
 
 
 def test_a_disk_that_fills_up_is_told_and_leaves_whole_shards(tmp_path, monkeypatch):

@@ -32,35 +32,28 @@ EVERY_CLIP = sorted((sample.id, sample.labels[0]) for sample in make_dataset().s
 
 
 @SOURCES
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_all_ranks_together_see_every_clip_exactly_once(make, world):
+def test_all_ranks_together_see_every_clip_exactly_once_from_any_place(make):
     source = make()
-    seen = [names(source.stream(seed=1, epoch=2, rank=rank, world=world)) for rank in range(world)]
-    assert sorted(chain.from_iterable(seen)) == EVERY_CLIP
-    assert [len(part) for part in seen] == [source.count(rank, world) for rank in range(world)]
-    assert max(map(len, seen)) - min(map(len, seen)) <= 1
-
-
-@SOURCES
-def test_a_stream_can_be_entered_anywhere(make):
-    source = make()
+    for world in (1, 2, 3, 6):
+        seen = [names(source.stream(seed=1, epoch=2, rank=rank, world=world)) for rank in range(world)]
+        assert sorted(chain.from_iterable(seen)) == EVERY_CLIP
+        assert [len(part) for part in seen] == [source.count(rank, world) for rank in range(world)]
+        assert max(map(len, seen)) - min(map(len, seen)) <= 1
     whole = names(source.stream(seed=3, epoch=1, rank=1, world=2))
-    for start in range(len(whole) + 2):
+    for start in (0, 1, 4, len(whole), len(whole) + 1):
         assert names(source.stream(seed=3, epoch=1, rank=1, world=2, start=start)) == whole[start:]
+    for place in ({"rank": 2, "world": 2}, {"rank": -1}, {"start": -1}):
+        with pytest.raises(UsageError):
+            source.stream(seed=0, **place)
 
 
 @SOURCES
-def test_the_order_follows_from_seed_and_epoch(make):
+def test_the_order_follows_from_seed_and_epoch_and_is_otherwise_that_of_the_files(make):
     source = make()
     orders = {key: names(source.stream(seed=key[0], epoch=key[1])) for key in [(1, 0), (1, 1), (2, 0)]}
     assert names(make(threads=3).stream(seed=1, epoch=0)) == orders[1, 0]
     assert len({tuple(order) for order in orders.values()}) == 3
     assert all(sorted(order) == EVERY_CLIP for order in orders.values())
-
-
-@SOURCES
-def test_without_a_seed_the_order_is_that_of_the_files(make):
-    source = make()
     filed = [sample.id for sample in source.samples] if make is raw_source else list(source.ids)
     for epoch in (0, 7):
         assert [name for name, _ in names(source.stream(seed=None, epoch=epoch))] == filed
@@ -79,23 +72,16 @@ def test_used_clips_are_not_decoded(monkeypatch):
     assert len(decoded) == 3
 
 
-@SOURCES
-@pytest.mark.parametrize("place", [{"rank": 2, "world": 2}, {"rank": -1}, {"start": -1}])
-def test_a_place_that_does_not_exist_is_refused_at_once(make, place):
-    with pytest.raises(UsageError):
-        make().stream(seed=0, **place)
-
-
 def test_shards_give_the_tensors_of_raw_decoding():
     raw = {(item.id, item.labels): item for item in raw_source().stream(seed=0)}
     for item in train_source().stream(seed=0):
-        clip, other = item.clip, raw[item.id, item.labels].clip
-        assert item.segments == raw[item.id, item.labels].segments
+        other = raw[item.id, item.labels]
+        assert item.segments == other.segments
+        clip, other = item.clip, other.clip
         assert (clip.duration, clip.start, clip.last) == (other.duration, other.start, other.last)
         assert (clip.frames is None, clip.waveform is None) == (other.frames is None, other.waveform is None)
         if clip.frames is not None:
-            assert clip.frames.dtype == torch.uint8
-            assert clip.frames.shape == other.frames.shape
+            assert (clip.frames.dtype, clip.frames.shape) == (torch.uint8, other.frames.shape)
             assert (clip.frames.float() - other.frames.float()).abs().mean() < 3
         if clip.waveform is not None:
             assert torch.equal(clip.waveform, rounded(other.waveform))

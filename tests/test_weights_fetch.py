@@ -9,6 +9,7 @@ import socket
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file
 from weights_support import make_hub, serving, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
@@ -30,12 +31,18 @@ def hub(hub_files, monkeypatch, tmp_path):
         yield server
 
 
-def fetch_all(preset, **options):
-    return [fetching.fetch(preset, needed, **options) for needed in preset.files()]
-
-
 def one(preset, key):
     return next(needed for needed in preset.files() if needed.key == key)
+
+
+def fetch_all(preset):
+    return [fetching.fetch(preset, needed) for needed in preset.files()]
+
+
+def refused(preset, key) -> WeightsError:
+    with pytest.raises(WeightsError) as caught:
+        fetching.fetch(preset, one(preset, key))
+    return caught.value
 
 
 def test_from_nothing_to_a_backbone_that_embeds(hub, hub_files, tmp_path):
@@ -43,17 +50,14 @@ def test_from_nothing_to_a_backbone_that_embeds(hub, hub_files, tmp_path):
     preset = load_preset(path)
     with pytest.raises(WeightsError) as caught:
         build_backbone(path)
-    assert "lacks 4 files" in str(caught.value)
-    assert "open_clip_model.safetensors" in str(caught.value)
-    assert str(tmp_path / "hub-cache") in str(caught.value)
+    for part in ("lacks 4 files", "open_clip_model.safetensors", str(tmp_path / "hub-cache")):
+        assert part in str(caught.value)
     assert "avfs weights fetch" in caught.value.hint
     assert hub.requests == []  # building never downloads
-
-    fetched = fetch_all(preset)
-    assert all(entry.downloaded for entry in fetched)
+    assert all(entry.downloaded for entry in fetch_all(preset))
     assert sorted(hub.downloads()) == ["630k-small.pt", "merges.txt", "open_clip_model.safetensors", "vocab.json"]
-
     hub.requests.clear()
+    assert not any(entry.downloaded for entry in fetch_all(preset))
     backbone = build_backbone(path)
     assert hub.requests == []
     digest = hashlib.sha256(hub_files["lukewys/laion_clap/630k-small.pt"].read_bytes()).hexdigest()
@@ -61,16 +65,26 @@ def test_from_nothing_to_a_backbone_that_embeds(hub, hub_files, tmp_path):
     assert backbone.audio_scale == pytest.approx(float(torch.tensor(3.0).exp()))  # stored as a logarithm
     features = backbone.audio_text.encode(["a dog is barking", "rain"])
     assert features.norm(dim=-1).tolist() == pytest.approx([1, 1], abs=1e-5)
-    assert [finding.status for finding in check(preset)] == ["ok"] * 5
-
-
-def test_a_second_fetch_downloads_nothing(hub, tmp_path):
-    preset = load_preset(write_preset(tmp_path))
-    fetch_all(preset)
-    hub.requests.clear()
-    assert not any(entry.downloaded for entry in fetch_all(preset))
-    assert hub.requests == []
     assert fetching.fetch(preset, one(preset, "roberta_merges"), force=True).downloaded
+
+    # Files are compared when they are loaded and when they are checked.
+    merges = locate(one(preset, "roberta_merges"))
+    text = merges.read_text()
+    merges.write_text(text + "\n")
+    with pytest.raises(WeightsError, match="is not the file that it should be"):
+        build_backbone(path)
+    merges.write_text(text)
+    clap = locate(one(preset, "clap")).resolve()
+    data = bytearray(clap.read_bytes())
+    data[-2000] ^= 1
+    clap.write_bytes(data)
+    statuses = {finding.part: finding.status for finding in check(preset)}
+    assert statuses["CLAP weights"] == "damaged"
+    assert "backbone small" not in statuses  # it is not loaded then
+    assert fetching.fetch(preset, one(preset, "clap")).downloaded
+    assert [finding.status for finding in check(preset)] == ["ok"] * 5
+    with pytest.raises(WeightsError, match=r"0{64} was expected"):
+        build_backbone(write_preset(tmp_path, clap={"sha256": "0" * 64}))
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(hub, hub_files, monkeypatch, tmp_path):
@@ -84,56 +98,27 @@ def test_a_broken_connection_is_taken_up_where_it_broke(hub, hub_files, monkeypa
     assert asked == [None, f"bytes={1_000_000 // 64_000 * 64_000}-"]
 
 
-def test_a_damaged_file_in_the_cache_is_found_and_fetched_again(hub, tmp_path):
-    preset = load_preset(write_preset(tmp_path))
-    fetch_all(preset)
-    path = locate(one(preset, "clap")).resolve()
-    data = bytearray(path.read_bytes())
-    data[-2000] ^= 1
-    path.write_bytes(data)
-    statuses = {finding.part: finding.status for finding in check(preset)}
-    assert statuses["CLAP weights"] == "damaged"
-    assert "backbone small" not in statuses  # it is not loaded then
-    assert fetching.fetch(preset, one(preset, "clap")).downloaded
-    assert all(finding.status == "ok" for finding in check(preset))
-
-
-def test_a_file_that_is_not_the_one_the_preset_expects_is_refused(hub, tmp_path):
-    preset = load_preset(write_preset(tmp_path, clap={"sha256": "0" * 64}))
-    with pytest.raises(WeightsError, match="arrived damaged"):
-        fetching.fetch(preset, one(preset, "clap"))
+def test_what_a_server_does_not_have_or_is_not_expected_is_refused(hub, tmp_path):
+    for entries, expected in (
+        ({"sha256": "0" * 64}, "arrived damaged"),
+        ({"repository": "nobody/nothing"}, "no such repository"),
+        ({"checkpoint": "absent.pt"}, "has no file absent.pt"),
+        ({"revision": "v9"}, "no revision 'v9'"),
+    ):
+        assert expected in str(refused(load_preset(write_preset(tmp_path, clap=entries)), "clap"))
+    hub.status = 503  # a server out of order
+    told = str(refused(load_preset(write_preset(tmp_path)), "clip"))
+    assert "503" in told
+    assert hub.address in told
 
 
 def test_without_safetensors_the_other_official_name_is_taken(hub, hub_files, tmp_path):
     state_file = tmp_path / "open_clip_pytorch_model.bin"
-    from safetensors.torch import load_file
-
     torch.save(load_file(hub_files["timm/small_clip/open_clip_model.safetensors"]), state_file)
     hub.files = {"timm/small_clip/open_clip_pytorch_model.bin": state_file}
     preset = load_preset(write_preset(tmp_path))
-    assert fetching.fetch(preset, one(preset, "clip")).path.name == "open_clip_pytorch_model.bin"
-    assert locate(one(preset, "clip")).name == "open_clip_pytorch_model.bin"
-
-
-def test_unknown_repository_file_and_revision(hub, tmp_path):
-    cases = [
-        ({"repository": "nobody/nothing"}, "no such repository"),
-        ({"checkpoint": "absent.pt"}, "has no file absent.pt"),
-        ({"revision": "v9"}, "no revision 'v9'"),
-    ]
-    for entries, expected in cases:
-        preset = load_preset(write_preset(tmp_path, clap=entries))
-        with pytest.raises(WeightsError, match=expected):
-            fetching.fetch(preset, one(preset, "clap"))
-
-
-def test_a_server_out_of_order_is_named(hub, tmp_path):
-    preset = load_preset(write_preset(tmp_path))
-    hub.status = 503
-    with pytest.raises(WeightsError) as caught:
-        fetching.fetch(preset, one(preset, "clip"))
-    assert "503" in str(caught.value)
-    assert hub.address in str(caught.value)
+    assert fetching.fetch(preset, one(preset, "clip")).path.name == state_file.name
+    assert locate(one(preset, "clip")).name == state_file.name
 
 
 def test_no_network_says_what_to_do(monkeypatch, tmp_path):
@@ -142,19 +127,16 @@ def test_no_network_says_what_to_do(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    preset = load_preset(write_preset(tmp_path))
-    with pytest.raises(WeightsError) as caught:
-        fetching.fetch(preset, one(preset, "clip"))
-    assert "cannot be reached" in caught.value.message
-    assert "--clip-weights" in caught.value.hint
-    assert "HF_ENDPOINT" in caught.value.hint
+    error = refused(load_preset(write_preset(tmp_path)), "clip")
+    assert "cannot be reached" in error.message
+    assert "--clip-weights" in error.hint
+    assert "HF_ENDPOINT" in error.hint
 
 
 def test_files_by_path_need_no_hub_and_open_no_socket(hub_files, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
-    preset = write_preset(tmp_path)
-    opened = []
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    preset, opened = write_preset(tmp_path), []
 
     class Refused(socket.socket):
         def __init__(self, *args, **kwargs):
@@ -194,34 +176,15 @@ def test_every_file_of_a_packaged_preset_is_pinned_where_public_material_tells()
 
 def test_what_a_server_serves_first_is_recorded_and_held_to(hub, hub_files, tmp_path, monkeypatch):
     preset = load_preset(write_preset(tmp_path))
-    vocabulary = one(preset, "roberta_vocab")
-    first = fetching.fetch(preset, vocabulary)
+    merges = one(preset, "roberta_merges")
+    first = fetching.fetch(preset, merges)
     assert first.recorded == hashlib.sha256(first.path.read_bytes()).hexdigest()
-    assert fetching.fetch(preset, vocabulary).recorded is None
-
-    other = tmp_path / "other.json"
-    other.write_bytes(hub_files["small/roberta/vocab.json"].read_bytes() + b"\n")
-    hub.files["small/roberta/vocab.json"] = other
+    assert fetching.fetch(preset, merges).recorded is None
+    other = tmp_path / "other.txt"
+    other.write_bytes(hub_files["small/roberta/merges.txt"].read_bytes() + b"\n")
+    hub.files["small/roberta/merges.txt"] = other
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "another-cache"))
-    with pytest.raises(WeightsError, match="arrived damaged"):
-        fetching.fetch(preset, vocabulary)
-
-
-def test_files_are_compared_when_they_are_loaded(hub, tmp_path):
-    path = write_preset(tmp_path)
-    preset = load_preset(path)
-    fetch_all(preset)
-    build_backbone(path)
-    merges = locate(one(preset, "roberta_merges"))
-    text = merges.read_text()
-    merges.write_text(text + "\n")
-    with pytest.raises(WeightsError, match="is not the file that it should be"):
-        build_backbone(path)
-    merges.write_text(text)
-    build_backbone(path)
-    pinned = write_preset(tmp_path, clap={"sha256": "0" * 64})
-    with pytest.raises(WeightsError, match=r"0{64} was expected"):
-        build_backbone(pinned)
+    assert "arrived damaged" in str(refused(preset, "roberta_merges"))
 
 
 def test_plain_http_is_refused_without_a_flag(monkeypatch, tmp_path):
@@ -229,29 +192,24 @@ def test_plain_http_is_refused_without_a_flag(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example")
     monkeypatch.setattr(fetching, "_download", lambda *_, **__: pytest.fail("the server was asked"))
     preset = load_preset("base")
-    with pytest.raises(WeightsError, match="plain http") as caught:
-        fetching.fetch(preset, one(preset, "clip"))
-    assert "--allow-http" in caught.value.hint
+    error = refused(preset, "clip")
+    assert "plain http" in str(error)
+    assert "--allow-http" in error.hint
     monkeypatch.setattr(fetching, "_download", lambda *_, **__: None)
     assert fetching.fetch(preset, one(preset, "clip"), allow_http=True) is None
 
 
-@pytest.mark.parametrize("refs", ["a line feed", "none", "another"])
+@pytest.mark.parametrize("refs", ["b" * 40 + "\n", None, "c" * 40])
 def test_a_cache_that_was_filled_by_hand_is_found(hub_files, monkeypatch, tmp_path, refs):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    preset = load_preset(write_preset(tmp_path))
-    needed = one(preset, "clap")
     folder = tmp_path / "cache" / "models--lukewys--laion_clap"
     snapshot = folder / "snapshots" / ("b" * 40)
     snapshot.mkdir(parents=True)
     shutil.copy(hub_files["lukewys/laion_clap/630k-small.pt"], snapshot)
-    if refs != "none":
+    if refs:
         (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text("b" * 40 + "\n" if refs == "a line feed" else "c" * 40)
-
-    assert locate(needed) == snapshot / "630k-small.pt"
-
-    elsewhere = load_preset(write_preset(tmp_path, clap={"revision": "d" * 40}))
-    assert locate(one(elsewhere, "clap")) is None  # another revision, and nothing to compare it with
-    known = load_preset(write_preset(tmp_path, clap={"revision": "d" * 40, "sha256": "0" * 64}))
-    assert locate(one(known, "clap")) == snapshot / "630k-small.pt"
+        (folder / "refs" / "main").write_text(refs)
+    elsewhere = {"revision": "d" * 40}  # another revision, and nothing to compare it with
+    for entries, found in (({}, True), (elsewhere, False), (elsewhere | {"sha256": "0" * 64}, True)):
+        needed = one(load_preset(write_preset(tmp_path, clap=entries)), "clap")
+        assert locate(needed) == (snapshot / "630k-small.pt" if found else None)

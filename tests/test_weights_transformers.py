@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
-from weights_support import CLIP_MODEL, make_hub, serving, write_preset
+from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast, RobertaConfig
+from weights_support import CLIP_MODEL, make_hub, serving, word_tokenizer, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset
@@ -17,14 +18,9 @@ WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "dog", "is", "barking", "the", "s
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, RobertaConfig
-
     text = tmp_path / "text"
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = word_tokenizer(WORDS, "<unk>", ("<s>", "</s>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(text))
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     RobertaConfig(vocab_size=len(WORDS), max_position_embeddings=20, **sizes).save_pretrained(str(text))
@@ -36,31 +32,19 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_the_text_tower_is_fetched_loaded_and_told_apart(hub, tmp_path):
-    names = {"hf_model_name": "someone/text", "hf_tokenizer_name": "someone/text"}
-    model = {
-        **CLIP_MODEL,
-        "text_cfg": {**names, "hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp", "context_length": 12},
-    }
+    text = {"hf_model_name": "someone/text", "hf_tokenizer_name": "someone/text", "context_length": 12}
+    model = {**CLIP_MODEL, "text_cfg": {**text, "hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}}
     path = write_preset(tmp_path, clip={"model": model, "repository": None, "file": "clip.safetensors"})
     preset = load_preset(path)
-    needed = preset.files()
-    files = {}
-    for entry in needed:
-        if entry.key.startswith("clip_text"):
-            fetched = fetch(preset, entry)
-            if fetched is not None:
-                files[entry.key] = fetched.path
-        elif entry.key != "clip":
-            fetch(preset, entry)
+    fetched = {needed.key: fetch(preset, needed) for needed in preset.files() if needed.key != "clip"}
+    files = {key: entry.path for key, entry in fetched.items() if key.startswith("clip_text") and entry}
     assert {"clip_text_tokenizer", "clip_text_tokenizer_type", "clip_text_config"} <= set(files)
     torch.manual_seed(0)
     reference, _ = preset.clip.build(files)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}, tmp_path / "clip.safetensors"
-    )
+    state = {name: tensor.contiguous() for name, tensor in reference.state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors")
     hub.requests.clear()
-    branch = build_backbone(path).visual_text
-    features = branch.encode(["a dog is barking", "the sound of rain"])
+    features = build_backbone(path).visual_text.encode(["a dog is barking", "the sound of rain"])
     assert hub.requests == []
     tokens = torch.tensor([[0, 4, 5, 6, 7, 2, 1, 1, 1, 1, 1, 1], [0, 8, 9, 10, 11, 2, 1, 1, 1, 1, 1, 1]])
     with torch.no_grad():
@@ -77,7 +61,6 @@ def test_random_weights_say_that_the_hub_describes_such_a_tower(tmp_path):
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_a_clap_of_transformers_gives_what_transformers_computes(form, tmp_path):
-    from transformers import ClapConfig, ClapModel
 
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     depths = {"depths": [2, 2, 2, 2], "num_hidden_layers": 4}
