@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ def with_texts(visual: nn.Module, audio: nn.Module) -> SimpleNamespace:
     return SimpleNamespace(visual=visual, audio=audio, **texts, visual_scale=10.0, audio_scale=10.0)
 
 
+@functools.cache  # filling them takes a while, and no plan changes them
 def stand_ins() -> SimpleNamespace:
     visual, audio = [(33, 48)] * 4, [(64, 24)] * 2 + [(16, 48)] * 2
     return with_texts(StandInTower(visual, 3 * 8 * 8, 16), StandInTower(audio, SAMPLE_RATE, 16))
