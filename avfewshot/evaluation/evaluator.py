@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
+from avfewshot.evaluation.usage import Usage
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.inference.results import Failure
-from avfewshot.io import csv_text, write_text
 from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.methods.base import Features
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -40,66 +39,6 @@ ADAPTED = "adapted"
 
 _MODALITIES = {CLIP_ONLY: "visual", CLAP_ONLY: "audio", ZERO_SHOT: None}
 TRAINED_CLASSES, OTHER_CLASSES = "classes that were trained on", "other classes"
-
-NO_MEDIA = "no media file was found"
-
-
-@dataclass
-class Usage:
-    """What became of the clips of a run."""
-
-    used: dict[str, list[str]] = field(default_factory=dict)  # by role (train: supports, val, test) ids that were used
-    _left: dict[tuple[str, str, str], None] = field(default_factory=dict)  # an ordered set
-
-    @property
-    def left(self) -> list[tuple[str, str, str]]:
-        """(split, id, reason) of clips that could not be used, each once, in the order in which that was found."""
-        return list(self._left)
-
-    def leave(self, sample: Sample, reason: str) -> None:
-        """Note that a clip cannot be used; once."""
-        self._left[sample.split, sample.id, reason] = None
-
-    def restore(self, left: Iterable[tuple[str, str, str]]) -> None:
-        """Note what an earlier run found, as :attr:`left` gives it."""
-        self._left |= dict.fromkeys(left)
-
-    def counts(self, dataset: Dataset) -> list[tuple[str, int, int, int]]:
-        """(split, clips listed, used, unusable) of every split."""
-        left = Counter(split for split, _, _ in self._left)
-        return [
-            (split, size, len(self.used.get(split, ())), left[split]) for split, size in dataset.split_sizes.items()
-        ]
-
-    def write(self, path: Path) -> None:
-        """Write all clips that were used, and those that could not be, as CSV: split, id, used, reason."""
-        used = ((split, name, "yes", "") for split, ids in self.used.items() for name in ids)
-        left = ((split, name, "no", reason) for split, name, reason in self.left)
-        write_text(path, csv_text((("split", "id", "used", "reason"), *used, *left)))
-
-
-def without_media(dataset: Dataset, paths: Iterable[Path]) -> Dataset:
-    """The same data set, as if some media files were not there."""
-    gone = set(paths)
-    return dataset.with_samples(
-        replace(sample, path=None) if sample.path in gone else sample for sample in dataset.samples
-    )
-
-
-def usable(
-    samples: Sequence[Sample], embedded: Mapping[Path, EmbeddedFile | Failure], usage: Usage
-) -> list[tuple[Sample, EmbeddedFile]]:
-    """The samples whose clips could be embedded, with their embeddings, in order; the others are noted in `usage`."""
-    found = []
-    for sample in samples:
-        item = None if sample.path is None else embedded[sample.path]
-        if item is None:
-            usage.leave(sample, NO_MEDIA)
-        elif isinstance(item, Failure):
-            usage.leave(sample, item.error)
-        else:
-            found.append((sample, item))
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +200,7 @@ class Evaluator:
     def _usable(self, samples: Sequence[Sample], title: str) -> list[tuple[Sample, EmbeddedFile]]:
         paths = [sample.path for sample in samples if sample.path is not None]
         self.observer.begin(title, len(set(paths)))
-        found = usable(samples, self._embed(self.zero_shot, paths, cache=self._cache), self.usage)
+        found = self.usage.sort(samples, self._embed(self.zero_shot, paths, cache=self._cache))
         return [(sample, file if self.decision.per_second else file.by_clip) for sample, file in found]
 
     def _embed(

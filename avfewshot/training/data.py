@@ -22,7 +22,7 @@ from avfewshot.data.load import load_dataset, require_media
 from avfewshot.data.sampler import Support, draw_support, fingerprint
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.errors import DataError
-from avfewshot.evaluation.evaluator import Usage, without_media
+from avfewshot.evaluation.usage import Usage, without_media
 from avfewshot.media.clip import Failure
 from avfewshot.media.clip_cache import ClipCache
 from avfewshot.media.stream import Reader, read_ahead
