@@ -18,7 +18,7 @@ from avfewshot.inference.embedding import FileEmbedder
 from avfewshot.inference.embedding_cache import Embedded
 from avfewshot.inference.head import LearnedHead, TunedHead, ZeroShotHead, rejector
 from avfewshot.inference.inputs import Inputs, Labels, label_set
-from avfewshot.inference.logits import class_texts, text_warnings
+from avfewshot.inference.logits import ClassTexts, class_texts, text_warnings
 from avfewshot.inference.results import ClipResult, Failure, Results, RunInfo
 from avfewshot.inference.runs import LearnedRun
 from avfewshot.labels import LabelSet
@@ -160,10 +160,8 @@ class Classifier(FileEmbedder):
         visual = label_features(self.backbone.visual_text, wordings, self.templates.visual)
         audio = label_features(self.backbone.audio_text, wordings, self.templates.audio)
         with torch.no_grad():
-            visual, audio = self.model.project_texts(visual, audio)
-        assert visual is not None
-        assert audio is not None
-        return visual.cpu(), audio.cpu()
+            texts = ClassTexts(visual, audio).projected(self.model, anchored=False).to("cpu")
+        return texts.visual, texts.audio
 
     def unknown_words(self, labels: Labels) -> list[str]:
         """Words of the wordings that the backbone never met, where that is known (``tiny``), in order."""

@@ -99,8 +99,7 @@ def load(
     name = name or DEFAULT_BACKBONE
     built = build_backbone(preset or name, weights=weights, seed=seed, **files)
     _LOG.info("backbone %s (%s weights) on %s, %s%s", name, weights, place, form, f", {folder}" if folder else "")
-    made: dict[str, Any] = {"device": place, "precision": form, "name": name, "cache": cache}
-    made["audio_context"] = context
+    made: dict[str, Any] = {"device": place, "precision": form, "name": name, "cache": cache, "audio_context": context}
     if checkpoint is not None:
         made["model"], _ = load_model(checkpoint, built)
         made |= {"adapter": folder, **vars(decision)}
