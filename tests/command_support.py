@@ -27,14 +27,15 @@ def execute(folder: Path, *arguments: object, columns: int = 160, cache: Path | 
 
 
 class Commands:
-    """Commands in one folder with a cache that they share."""
+    """Commands in one folder with a cache that they share there, or with that of the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shared: bool = True) -> None:
         self.folder = folder
+        self.cache = folder / "cache" if shared else None
 
     def __call__(self, *arguments: object, status: int = 0) -> tuple[str, str]:
         """The stdout and stderr of a command that must end with a status."""
-        given, out, err = execute(self.folder, *arguments, cache=self.folder / "cache")
+        given, out, err = execute(self.folder, *arguments, cache=self.cache)
         assert given == status, err
         return out, err
 

@@ -136,8 +136,10 @@ def test_a_run_that_is_done_gives_the_same_again(done, avfs):
 
 def test_what_was_learnt_serves_other_clips_by_the_seed_that_was_chosen(done, avfs):
     folder, _, err = done
-    chosen = read(folder)["chosen"]
+    document = read(folder)
+    chosen, best = document["chosen"], {one["seed"]: one["progress"]["best"]["figure"] for one in document["seeds"]}
     assert "validation" in chosen["why"]
+    assert best[chosen["seed"]] == max(best.values())
     assert "answers for the run" in err
     adapter = folder / f"seed-{chosen['seed']}"
     document = avfs.json("zeroshot", "--labels", "labels.txt", "--adapter", adapter, CLIP)

@@ -35,16 +35,13 @@ def test_toy_templates_are_captions_that_tiny_was_trained_on():
     assert known.unknown_words(text.replace("{}", "") for text in templates.visual + templates.audio) == []
 
 
-def test_a_yaml_file_of_ones_own(tmp_path):
+def test_a_yaml_file_of_ones_own_and_the_default_background(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         'visual: ["{} seen"]\naudio:\n  - a {}\n  - the {}\nbackground:\n  visual: [nothing]\n  audio: [hush, noise]\n',
         encoding="utf-8-sig",
     )
     assert load_templates(path) == Templates(("{} seen",), ("a {}", "the {}"), ("nothing",), ("hush", "noise"))
-
-
-def test_without_a_background_the_default_one_is_taken(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text('visual: ["{}"]\naudio: ["{}"]\nbackground: {audio: [hush]}\n')
     templates = load_templates(path)

@@ -252,7 +252,7 @@ def test_classes_are_sorted_by_change(llp):
     assert [change for _, _, change in rows] == moves
 
 
-def test_confusion_keeps_shares_of_the_whole_class(llp):
+def test_confusion_keeps_shares_of_the_whole_class_and_pairs_come_from_off_the_diagonal(llp):
     result = llp.results["trained"]
     part, whole = confusion(result, most=3), confusion(result)
     assert whole.whole
@@ -260,9 +260,6 @@ def test_confusion_keeps_shares_of_the_whole_class(llp):
     assert all(sum(row) == pytest.approx(1) for row in whole.shares)
     index = [row.name for row in result.classes].index(part.names[1])
     assert part.shares[1][1] == pytest.approx(result.confusion[index][index] / sum(result.confusion[index]))
-
-
-def test_confused_pairs_come_from_off_the_diagonal(llp):
     after, before = llp.results["trained"], llp.results["zero-shot"]
     pairs = confused_pairs(after, before, most=4)
     matrix = np.array(after.confusion)
@@ -296,13 +293,10 @@ def test_a_level_lies_among_the_heights_and_nothing_to_draw_draws_nothing():
     assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
 
 
-def test_ticks_are_round_and_cover_the_range():
+def test_ticks_are_round_and_long_lines_are_thinned_and_smoothed():
     assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert charts.ticks(0.41, 0.63)[0] <= 0.41
     assert charts.ticks(3, 3)[0] < 3 < charts.ticks(3, 3)[-1]
-
-
-def test_long_lines_are_thinned_and_smoothed():
     points = [(float(x), float(x % 2)) for x in range(10_000)]
     assert len(charts.thinned(points)) <= charts.MOST_POINTS
     smooth = charts.smoothed(points)

@@ -127,16 +127,13 @@ def test_letters_stay_readable_and_odd_bytes_do_not_break_anything():
     assert json.loads(text.splitlines()[1])["path"] == "caf\udce9.mp4"
 
 
-def test_results_that_are_not_finite_are_found():
+def test_results_that_are_not_finite_are_found_and_summed_up():
     good = clip()
     assert is_finite(good)
     assert not is_finite(dataclasses.replace(good, scores=good.scores | {"violin": math.nan}))
     assert not is_finite(dataclasses.replace(good, audio=good.audio | {"violin": math.inf}))
     broken = dataclasses.replace(good.segments[0], score=math.nan)
     assert not is_finite(dataclasses.replace(good, segments=[broken]))
-
-
-def test_summary():
     assert SUMMARY.complete
     assert SUMMARY.rate == 1.5
     assert not Summary(1, 0, 3, 1.0).complete
@@ -196,7 +193,7 @@ def film():
     return dataclasses.replace(result, segments=segments)
 
 
-def test_subtitles(film):
+def test_subtitles_and_elan(film):
     assert timeline("srt", film, failure()) == (
         "1\n00:00:00,000 --> 00:00:02,000\ndog\n\n2\n00:00:02,000 --> 00:00:03,500\n<i>-> x\n"
     )
@@ -204,9 +201,6 @@ def test_subtitles(film):
         "WEBVTT\n\nNOTE b&w.mp4\n\n00:00:00.000 --> 00:00:02.000\ndog\n\n"
         "00:00:02.000 --> 00:00:03.500\n&lt;i&gt;-&gt; x\n"
     )
-
-
-def test_elan(film):
     root = ElementTree.fromstring(timeline("eaf", film))
     times = {slot.get("TIME_SLOT_ID"): int(slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")}
     spans = [
@@ -289,18 +283,15 @@ def test_hostile_names_are_shown_harmless_and_markup_in_names_is_text():
     assert "[red]x[/red].mp4" in text
 
 
-def test_bars():
-    drawn = {0: "    ", 1: "████", 0.5: "██  ", 0.53125: "██▏ ", 7.0: "████"}
-    assert {value: bar(value, 4) for value in drawn} == drawn
-    assert bar(0.5, 4, plain=True) == "##  "
-
-
-def test_runs_and_cells():
+def test_runs_cells_and_bars():
     parts = [segment(index, label) for index, label in enumerate("aabbbc")]
     assert [(run.start, run.end, run.label) for run in runs(parts)] == [(0, 2, "a"), (2, 5, "b"), (5, 6, "c")]
     assert cells([part.label for part in parts], 10) == (["a", "a", "b", "b", "b", "c"], 1)
     assert cells([part.label for part in parts], 3) == (["a", "b", "b"], 2)
     assert runs([]) == []
+    drawn = {0: "    ", 1: "████", 0.5: "██  ", 0.53125: "██▏ ", 7.0: "████"}
+    assert {value: bar(value, 4) for value in drawn} == drawn
+    assert bar(0.5, 4, plain=True) == "##  "
 
 
 def test_marks_are_letters_and_colours():

@@ -34,20 +34,16 @@ def test_flag_beats_environment_beats_table_beats_top_level(tmp_path):
     assert (resolved["seed"], resolved.sources["seed"]) == (1, "avfs.toml")
 
 
-def test_a_false_flag_counts_and_an_empty_variable_does_not(tmp_path):
+def test_values_from_flags_variables_and_files_are_typed(tmp_path):
+    flags = {"topk": "3", "batch_size": "auto", "device": "cuda:1", "clip_weights": "~/x.pt"}
+    resolved = resolve("zeroshot", flags, folder=tmp_path, environ={"AVFS_RECURSIVE": "0"}).check()
+    values = [resolved[name] for name in ("topk", "batch_size", "recursive", "clip_weights")]
+    assert values == [3, "auto", False, Path.home() / "x.pt"]
+    # A false flag counts, and an empty variable does not.
     folder = config(tmp_path, "[zeroshot]\nsegments = true\n")
     assert resolve("zeroshot", {"segments": False}, folder=folder, environ={})["segments"] is False
     assert resolve("zeroshot", folder=folder, environ={"AVFS_SEGMENTS": ""})["segments"] is True
     assert resolve("zeroshot", folder=folder, environ={"AVFS_SEGMENTS": "off"})["segments"] is False
-
-
-def test_text_becomes_typed_values(tmp_path):
-    flags = {"topk": "3", "batch_size": "auto", "device": "cuda:1", "clip_weights": "~/x.pt"}
-    resolved = resolve("zeroshot", flags, folder=tmp_path, environ={"AVFS_RECURSIVE": "0"}).check()
-    assert resolved["topk"] == 3
-    assert resolved["batch_size"] == "auto"
-    assert resolved["recursive"] is False
-    assert resolved["clip_weights"] == Path.home() / "x.pt"
 
 
 @pytest.mark.parametrize(

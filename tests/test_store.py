@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_support import execute
+from command_support import Commands
 from fewshot_worlds import CLASSES, write_class_folders
 
 import avfewshot
@@ -38,6 +38,11 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     write_class_folders(folder / "clips", clips=3)
     return folder
+
+
+@pytest.fixture(scope="module")
+def avfs(world):
+    return Commands(world, shared=False)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +70,7 @@ def copy(world, embedded, tmp_path):
 
 def embed(folder, *options, store="store", status=0):
     """What `avfs embed` says of the clips in a folder."""
-    given, _, err = execute(folder, "embed", "clips", "--store", store, *options)
-    assert given == status, err
-    return err
+    return Commands(folder, shared=False)("embed", "clips", "--store", store, *options, status=status)[1]
 
 
 def contents(folder):
@@ -135,8 +138,7 @@ def test_pictures_of_a_clip_are_the_stores_until_it_changes(copy):
     os.utime(clip, (0, 0))
     assert store.pictures(clip, 2) == []
     clip.unlink()
-    status, _, err = execute(copy, "embed", f"clips/{CLASSES[1]}", "--store", "store")
-    assert status == 0
+    _, err = Commands(copy, shared=False)("embed", f"clips/{CLASSES[1]}", "--store", "store")
     assert "0 gone, 3 as before" in err  # what lies elsewhere has not gone
 
 
@@ -205,13 +207,13 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
     assert (world / "killed" / "visual-1.f32").stat().st_size == Store(world / "killed").vectors("visual").nbytes
 
 
-def test_misuse_and_two_writers_are_told(world, embedded, tmp_path, monkeypatch):
+def test_misuse_and_two_writers_are_told(avfs, world, embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_PATIENCE", 0.2)
     with writer.writing(world / "store"):
         assert "another process" in embed(world, status=2)
-    assert "there is no store" in execute(world, "find", "dog", "--store", "none")[2]
+    assert "there is no store" in avfs.refused("find", "dog", "--store", "none")
     assert "was embedded with backbone tiny, not base" in embed(world, "--backbone", "base", status=2)
-    assert execute(world, "embed", "clips")[0] == 2
+    avfs("embed", "clips", status=2)
     with pytest.raises(UsageError, match="differs in precision"):
         Store(embedded).check({**Store(embedded).identity, "precision": "bf16"})
     (tmp_path / "store.db").write_bytes(b"no database at all, but long enough" * 100)
@@ -392,21 +394,18 @@ def test_moments_join_seconds_that_follow_each_other(tmp_path):
     assert hit.second == 1
 
 
-def test_find_prints_tables_json_and_csv(world, embedded):
+def test_find_prints_tables_json_and_csv(avfs, embedded):
     asked = ("find", "dog barking", "--store", "store", "--top", "2")
-    status, out, _ = execute(world, *asked)
-    assert status == 0
+    out, _ = avfs(*asked)
     assert out.count("dog barking") == 2
     assert "0:00-" in out
-    clips = json.loads(execute(world, *asked, "--format", "json")[1])["clips"]
+    clips = avfs.json(*asked)["clips"]
     assert [Path(clip["path"]).parent.name for clip in clips] == ["dog barking"] * 2
     assert clips[0]["moments"][0].keys() == {"start", "end", "score"}
-    rows = list(csv.DictReader(StringIO(execute(world, *asked, "--format", "csv")[1])))
+    rows = list(csv.DictReader(StringIO(avfs(*asked, "--format", "csv")[0])))
     assert {row["rank"] for row in rows} == {"1", "2"}
-    assert execute(world, "find", "dog", "--like", "a.mp4", "--store", "store")[0] == 2
-    status, _, err = execute(world, "find", "--like", "nothing.mp4", "--store", "store")
-    assert status == 1
-    assert "nothing.mp4" in err
+    avfs("find", "dog", "--like", "a.mp4", "--store", "store", status=2)
+    assert "nothing.mp4" in avfs.refused("find", "--like", "nothing.mp4", "--store", "store", status=1)
 
 
 # ---------------------------------------------------------------------------------------------- other commands
@@ -428,27 +427,22 @@ def no_decoding(monkeypatch):
     return install
 
 
-def test_zeroshot_from_a_store_says_what_it_says_without(world, embedded, tmp_path, no_decoding):
+def test_zeroshot_from_a_store_says_what_it_says_without(avfs, world, embedded, tmp_path, no_decoding):
     (world / "labels.txt").write_text("\n".join(CLASSES))
-    arguments = ("zeroshot", "--labels", "labels.txt", *TINY, "--format", "json")
-    status, plain, err = execute(world, *arguments, "clips")
-    assert status == 0, err
+    arguments = ("zeroshot", "--labels", "labels.txt", *TINY)
+    before = avfs.json(*arguments, "clips")["clips"]
     no_decoding(tmp_path)
-    status, stored, err = execute(world, *arguments, "clips", "--store", "store")
-    assert status == 0, err
-    before, after = json.loads(plain)["clips"], json.loads(stored)["clips"]
+    after = avfs.json(*arguments, "clips", "--store", "store")["clips"]
     assert [clip["path"] for clip in before] == [clip["path"] for clip in after]
     for one, other in zip(before, after, strict=True):
         assert one["label"] == other["label"]
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-4)
-    status, whole, _ = execute(world, *arguments, "--store", "store")
-    assert {clip["path"] for clip in json.loads(whole)["clips"]} == {clip.path for clip in Store(embedded).embedded}
-    status, _, err = execute(world, *arguments, "clips", "--store", "store", "--weights", "random")
-    assert status == 2
-    assert "differs in" in err
+    whole = avfs.json(*arguments, "--store", "store")["clips"]
+    assert {clip["path"] for clip in whole} == {clip.path for clip in Store(embedded).embedded}
+    assert "differs in" in avfs.refused(*arguments, "clips", "--store", "store", "--weights", "random")
 
 
-def test_fewshot_and_compare_from_a_store_say_what_they_say_without(world, embedded, tmp_path, no_decoding):
+def test_fewshot_and_compare_from_a_store_say_what_they_say_without(avfs, world, embedded, tmp_path, no_decoding):
     tables = {}
     embed(world, *TINY[:4], store="own-precision")  # compare has no other
     for name in ("plain", "stored"):
@@ -460,8 +454,7 @@ def test_fewshot_and_compare_from_a_store_say_what_they_say_without(world, embed
         ):
             more = ("--store", store) if name == "stored" else ()
             shared = ("--data", "clips", "--shots", "2", "--runs", tmp_path, "--name", name, *TINY[:4])
-            status, _, err = execute(world, command, *shared, *options, *more)
-            assert status == 0, err
+            avfs(command, *shared, *options, *more)
             [path] = tmp_path.glob(file)
             rows = list(csv.DictReader(path.open()))
             tables[command, name] = [{key: row[key] for key in row if key != "fit_seconds"} for row in rows]
@@ -482,16 +475,11 @@ def test_files_that_a_store_lacks_are_decoded(world, embedded, tmp_path):
 # ---------------------------------------------------------------------------------------------- what to label next
 
 
-def test_suggest_names_clips_that_the_run_was_not_trained_on(world, embedded, tmp_path):
-    shared = ("--data", "clips", "--shots", "1", "--runs", tmp_path, "--method", "kernel_ridge", *TINY)
-    status, _, err = execute(world, "fewshot", *shared, "--name", "one")
-    assert status == 0, err
-    [run_folder] = tmp_path.glob("folder/*-one")
-    asked = ("suggest", "--store", "store", "--run", run_folder, "--count")
-    status, out, err = execute(world, *asked, "4", "--format", "json")
-    assert status == 0, err
-    clips = json.loads(out)["clips"]
-    support = json.loads((run_folder / "results.json").read_text())["seeds"][0]["support"]["ids"]
+def test_suggest_names_clips_that_the_run_was_not_trained_on(avfs, world, embedded):
+    run = avfs.made("fewshot", "--data", "clips", "--shots", "1", "--method", "kernel_ridge", *TINY, name="one")
+    asked = ("suggest", "--store", "store", "--run", run, "--count")
+    clips = avfs.json(*asked, "4")["clips"]
+    support = json.loads((run / "results.json").read_text())["seeds"][0]["support"]["ids"]
     paths = {os.path.relpath(clip["path"], world / "clips") for clip in clips}
     assert len(paths) == 4
     assert len(support) == 3
@@ -499,13 +487,9 @@ def test_suggest_names_clips_that_the_run_was_not_trained_on(world, embedded, tm
     for clip in clips:
         assert {clip["label"], clip["second"]} <= set(CLASSES)
         assert 0 <= clip["margin"] <= clip["score"] <= 1
-    status, out, _ = execute(world, *asked, "50")
-    assert status == 0
-    assert out.count(".mp4") == 6
-    assert execute(world, "suggest", "--store", "store")[0] == 2
-    status, _, err = execute(world, "suggest", "--store", "store", "--run", world / "clips")
-    assert status == 2
-    assert "holds no fitted method" in err
+    assert avfs(*asked, "50")[0].count(".mp4") == 6
+    avfs("suggest", "--store", "store", status=2)
+    assert "holds no fitted method" in avfs.refused("suggest", "--store", "store", "--run", world / "clips")
 
 
 def test_suggested_clips_are_doubtful_and_of_different_clusters():
