@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from avfewshot.toyworld.layouts import generator
+from avfewshot.toyworld.plan import generator
 from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.script import ClipScript, Event, PlacedEvent
 from avfewshot.toyworld.vocabulary import Composition

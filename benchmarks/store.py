@@ -225,8 +225,8 @@ def measure(name: str, folder: Path, vectors: np.ndarray, queries: np.ndarray, t
 
 def measure_find(folder: Path, count: int) -> dict[str, Any]:
     """A store of `count` seconds: how long it takes to open and to search, against an exact search."""
+    from avfewshot.store.files import connect
     from avfewshot.store.store import MODALITIES, Store
-    from avfewshot.store.writer import connect
 
     made = {name: made_up(count, folder, number, 50) for number, name in enumerate(MODALITIES)}
     shutil.rmtree(folder / "store", ignore_errors=True)

@@ -384,8 +384,8 @@ def prepare_ours(
     from avfewshot.inference.devices import free_memory
 
     features = (
-        label_features(backbone.visual_text, visual_texts, ["{}"], cache=False).to(device),
-        label_features(backbone.audio_text, audio_texts, ["{}"], cache=False).to(device),
+        label_features(backbone.visual_text, visual_texts, ["{}"]).to(device),
+        label_features(backbone.audio_text, audio_texts, ["{}"]).to(device),
     )
     backbone.visual_text = backbone.audio_text = None
     free_memory(device)

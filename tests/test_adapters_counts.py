@@ -14,7 +14,7 @@ from avfewshot.adapters.lavish import Lavish
 from avfewshot.adapters.settings import LavishSettings, StgCmaSettings
 from avfewshot.adapters.stg_cma import StgCma
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.kinds.towers import STG_CMA_CLIP, STG_CMA_SWIN
+from avfewshot.encoders.picture import STG_CMA_CLIP, STG_CMA_SWIN
 from avfewshot.encoders.swin import build_swin
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import count_parameters

@@ -14,7 +14,7 @@ from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.lavish import Lavish
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.adapters.settings import LavishSettings
-from avfewshot.encoders.kinds.towers import Picture
+from avfewshot.encoders.picture import Picture
 from avfewshot.errors import UsageError
 from avfewshot.models.audio_visual import AudioVisualModel
 

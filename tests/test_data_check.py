@@ -12,15 +12,9 @@ from command_support import execute
 from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_description, write_files
 from media_factory import write_audio, write_media
 
-from avfewshot.data.check import (
-    check_dataset,
-    find_other_datasets,
-    probe_file,
-    shared_videos,
-    without_leaks,
-    youtube_ids,
-)
+from avfewshot.data.check import check_dataset, probe_file
 from avfewshot.data.folder import load_folder
+from avfewshot.data.leaks import find_other_datasets, shared_videos, without_leaks, youtube_ids
 from avfewshot.data.load import load_dataset
 
 ALL_AVE = ("aaaaaaaaaaa", "-bbbbbbbbbb", "ccccccccccc", "ddddddddddd", "eeeeeeeeeee", "fffffffffff", "ggggggggggg")

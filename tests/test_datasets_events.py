@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from dataset_files import AVE_FILES, LLP_FILES, counts, official, write_description, write_files
 
-from avfewshot.data.annotations import ClassNames
 from avfewshot.data.ave import load_ave
+from avfewshot.data.class_names import ClassNames
 from avfewshot.data.description import load_description
 from avfewshot.data.llp import load_llp
 from avfewshot.data.load import load_dataset

@@ -7,7 +7,8 @@ import pytest
 from dataset_files import AVE_FILES, touch, write_files
 
 from avfewshot.data.dataset import Sample
-from avfewshot.data.load import MediaIndex, load_dataset
+from avfewshot.data.load import load_dataset
+from avfewshot.data.media_index import MediaIndex
 from avfewshot.errors import UsageError
 
 LLP_SAMPLE = Sample("aaaaaaaaaaa_20_30", (0,), "train", youtube_id="aaaaaaaaaaa", start=20.0, end=30.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avfewshot import io, labels
-from avfewshot.data import annotations
+from avfewshot.data import rows
 from avfewshot.encoders.weights import load
 from avfewshot.errors import DataError
 from avfewshot.media import clip_cache, container, decoders, discover, remote
@@ -27,7 +27,7 @@ LIMITS = {
     f"| label file | {labels.MAX_BYTES >> 20} MiB": True,
     f"| label, wording | {labels.MAX_LETTERS:,} letters": True,
     f"| JSON of a run or an adapter | {checkpoint._MAX_JSON >> 20} MiB": True,
-    f"| annotation file | {annotations._MOST_BYTES >> 20} MiB": True,
+    f"| annotation file | {rows._MOST_BYTES >> 20} MiB": True,
     f"| header of a safetensors file | {load._MAX_HEADER >> 20} MiB": True,
     f"| names by which links lead to one folder | {discover._MOST_NAMES};": True,
     "| clip cache | 20 GB": clip_cache.DEFAULT_MAX_BYTES == 20e9,

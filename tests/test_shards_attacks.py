@@ -15,7 +15,7 @@ from shards_support import prepared
 
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.media.clip import Failure
-from avfewshot.media.clip_cache import encode_sound
+from avfewshot.media.clip_bytes import encode_sound
 
 SHARD = "small-set-val-000000"
 

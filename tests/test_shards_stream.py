@@ -16,7 +16,7 @@ from avfewshot.data.shards.reader import ShardSet
 from avfewshot.data.shards.record import ClipRecord
 from avfewshot.errors import UsageError
 from avfewshot.media.clip import Failure
-from avfewshot.media.clip_cache import rounded
+from avfewshot.media.clip_bytes import rounded
 from avfewshot.media.stream import ordered_map
 
 READ = partial(read_start, frame_size=SIDE)

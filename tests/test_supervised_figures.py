@@ -17,7 +17,7 @@ from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.cli.app import run
 from avfewshot.data.dataset import Sample
-from avfewshot.encoders.kinds.towers import Picture
+from avfewshot.encoders.picture import Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.models.audio_visual import AudioVisualModel, weighing
 from avfewshot.reports.charts import TONES, drawing, scatter

@@ -16,7 +16,7 @@ from avfewshot.cli.app import run
 from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.data.music_avqa import Question
 from avfewshot.encoders.backbone import build_backbone
-from avfewshot.encoders.kinds.towers import PICTURES
+from avfewshot.encoders.picture import PICTURES
 from avfewshot.encoders.presets import load_preset
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.encoders.swin import SwinTower, SwinV2Tower, build_swin

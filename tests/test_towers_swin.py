@@ -20,7 +20,7 @@ from towers_support import (
 from avfewshot.adapters.base import pair_layers
 from avfewshot.config import SupervisedTrainingConfig, TrainingConfig
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.kinds.towers import LAVISH_SWIN, Picture
+from avfewshot.encoders.picture import LAVISH_SWIN, Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.encoders.swin import SwinV2Tower, build_swin
 from avfewshot.errors import UsageError

@@ -26,9 +26,9 @@ from avfewshot.errors import DataError, UsageError
 from avfewshot.io import write_text
 from avfewshot.labels import parse_labels
 from avfewshot.toyworld import build as build_module
-from avfewshot.toyworld import layouts
+from avfewshot.toyworld import events
 from avfewshot.toyworld.build import MANIFEST, prepare
-from avfewshot.toyworld.layouts import PlannedClip
+from avfewshot.toyworld.plan import PlannedClip
 from avfewshot.toyworld.render import FPS, HEIGHT, WIDTH, render_frames, render_waveform, write_clip
 from avfewshot.toyworld.script import ClipScript, Event
 from avfewshot.toyworld.vocabulary import AVE_CLASSES, Composition
@@ -47,7 +47,7 @@ SMALL = {
 def small(monkeypatch):
     """A world of a few clips of one second."""
     for name, value in SMALL.items():
-        monkeypatch.setattr(layouts, name, value)
+        monkeypatch.setattr(events, name, value)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("clips", "expected"), [(3, (1, 1, 1)), (5, (3, 1, 1)), (12, (8, 2, 2)), (24, (16, 4, 4))])
 def test_each_class_is_split_into_two_thirds_a_sixth_and_a_sixth(clips, expected):
-    texts = layouts.plan_ave(0, clips).texts
+    texts = events.plan_ave(0, clips).texts
     for split, number in zip(("train", "val", "test"), expected, strict=True):
         lines = texts[f"AVE/{split}Set.txt"].splitlines()
         assert Counter(line.split("&")[0] for line in lines) == dict.fromkeys(AVE_CLASSES, number)
@@ -144,7 +144,7 @@ def test_each_class_is_split_into_two_thirds_a_sixth_and_a_sixth(clips, expected
 def planned(tmp_path_factory):
     """The annotation files of a whole world with empty clips, and its plans."""
     root = tmp_path_factory.mktemp("planned")
-    plans = {name: make_plan(0, 24) for name, make_plan in layouts.PLANS.items()}
+    plans = {name: make_plan(0, 24) for name, make_plan in build_module.PLANS.items()}
     for plan in plans.values():
         for path in (*plan.texts, *(clip.path for clip in plan.clips)):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -198,22 +198,22 @@ def test_the_official_list_of_vggsound_names_the_same_clips(planned):
 def test_an_ave_event_with_a_gap_gives_two_lines():
     composition = Composition.from_name("dog barking")
     script = ClipScript(10, (Event(composition, (0, 3), (0, 10)), Event(composition, (6, 10), (0, 10))), 1)
-    row = layouts._Row("x" * 11, 0, "dog barking", "train", script)
-    assert [line.split("&")[3:] for line in layouts._ave_lines(row)] == [["0", "3"], ["6", "10"]]
+    row = events._Row("x" * 11, 0, "dog barking", "train", script)
+    assert [line.split("&")[3:] for line in events._ave_lines(row)] == [["0", "3"], ["6", "10"]]
 
 
 def test_llp_events_of_a_clip_differ_in_looks_and_in_sound():
-    for clip in layouts.plan_llp(1, 24).clips:
+    for clip in events.plan_llp(1, 24).clips:
         for part in ("object", "sound"):
             values = [getattr(event.composition, part) for event in clip.script.events]
             assert len(set(values)) == len(values)
 
 
 def test_seeds_give_other_ids_and_other_clips():
-    first, second = layouts.plan_vggsound(0, 3), layouts.plan_vggsound(1, 3)
+    first, second = events.plan_vggsound(0, 3), events.plan_vggsound(1, 3)
     assert not {clip.path for clip in first.clips} & {clip.path for clip in second.clips}
     assert not {clip.script.seed for clip in first.clips} & {clip.script.seed for clip in second.clips}
-    assert layouts.plan_vggsound(0, 3) == first
+    assert events.plan_vggsound(0, 3) == first
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
@@ -352,11 +352,11 @@ INTERRUPTED = {**SMALL, "AVE_CLASSES": ("dog barking", "car honking", "cat meowi
 PROGRAM = f"""
 import sys
 from avfewshot.cli.app import run
-from avfewshot.toyworld import layouts
+from avfewshot.toyworld import events
 
 if __name__ == "__main__":
     for name, value in {INTERRUPTED!r}.items():
-        setattr(layouts, name, value)
+        setattr(events, name, value)
     sys.exit(run(["data", "toy", "--root", sys.argv[1], "--only", "ave", "--clips-per-class", "3", "--jobs", "2"]))
 """
 
@@ -364,7 +364,7 @@ if __name__ == "__main__":
 def make_interrupted(root: Path) -> build_module.Summary:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in INTERRUPTED.items():
-            patch.setattr(layouts, name, value)
+            patch.setattr(events, name, value)
         return make(root, datasets=["ave"])
 
 

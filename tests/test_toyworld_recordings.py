@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avfewshot.toyworld import layouts
+from avfewshot.toyworld import build, events
 from avfewshot.toyworld.render import film, record, render_frames, render_waveform
 from avfewshot.toyworld.script import ClipScript, Event
 from avfewshot.toyworld.sounds import SAMPLE_RATE, loudness
@@ -51,9 +51,9 @@ def test_found_footage_is_what_its_equipment_makes_of_the_studio_clip() -> None:
 
 
 def test_all_data_sets_are_found_footage_and_the_samples_studio() -> None:
-    for plan in layouts.PLANS.values():
+    for plan in build.PLANS.values():
         assert {clip.script.recording for clip in plan(0, 3).clips} == {"found"}
-    assert {clip.script.recording for clip in layouts.plan_samples(0)} == {"studio"}
+    assert {clip.script.recording for clip in events.plan_samples(0)} == {"studio"}
     with pytest.raises(KeyError, match="cinema"):
         render_waveform(replace(STUDIO, recording="cinema"))
 

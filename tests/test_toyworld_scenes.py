@@ -17,7 +17,7 @@ from avfewshot.models.checkpoint import load_adapter
 from avfewshot.supervised.avqa import other_videos
 from avfewshot.supervised.avs import SegmentationTask, centre_prior, run_lengths
 from avfewshot.supervised.base import Example
-from avfewshot.toyworld import layouts
+from avfewshot.toyworld import events, scenes
 from avfewshot.toyworld.build import ALL_PLANS, MANIFEST, prepare
 from avfewshot.toyworld.render import render_still
 from avfewshot.toyworld.script import ClipScript, PlacedEvent
@@ -28,10 +28,10 @@ from avfewshot.toyworld.vocabulary import Composition
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
     patch = pytest.MonkeyPatch()
-    patch.setattr(layouts, "PLAYERS", layouts.PLAYERS[:5])
-    patch.setattr(layouts, "_AVQA_SECONDS", 5)
-    patch.setattr(layouts, "_SCENES", 1)
-    patch.setattr(layouts, "_SAMPLES", ())
+    patch.setattr(scenes, "PLAYERS", scenes.PLAYERS[:5])
+    patch.setattr(scenes, "_AVQA_SECONDS", 5)
+    patch.setattr(scenes, "_SCENES", 1)
+    patch.setattr(events, "_SAMPLES", ())
     try:
         prepare(root, clips_per_class=3, datasets=["avs", "avqa"], jobs=1).run(progress=False)
     finally:
@@ -85,7 +85,7 @@ def expected_answer(question, events):
         case "Is there a <Object> sound?", (name,):
             return "yes" if name in heard else "no"
         case "How many types of musical instruments appeared in the entire video?", ():
-            return layouts._NUMBERS[len(seen)]
+            return scenes._NUMBERS[len(seen)]
         case "What kind of instrument is the <LRer> instrument?", (side,):
             return names[0 if side == "leftest" else -1]
         case "Where is the <FL> sounding instrument?", ("first",):
@@ -94,7 +94,7 @@ def expected_answer(question, events):
         case "What is the <TH> instrument that comes in?", (ordinal,):
             return sorted(heard, key=lambda name: heard[name][0])[["first", "second", "third"].index(ordinal)]
         case "How many instruments are sounding in the video?", ():
-            return layouts._NUMBERS[sum(name in heard for name in names)]
+            return scenes._NUMBERS[sum(name in heard for name in names)]
     return None
 
 

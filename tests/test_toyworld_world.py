@@ -9,7 +9,7 @@ import pytest
 from toy_captions import SYNONYMS, Captioner, all_words
 from toy_samples import sample_frame, sample_sound
 
-from avfewshot.toyworld import build, layouts
+from avfewshot.toyworld import build, events
 from avfewshot.toyworld.render import render_frames, render_waveform
 from avfewshot.toyworld.script import ClipScript, Event, ave_script, llp_script, vggsound_script
 from avfewshot.toyworld.sounds import SAMPLE_RATE, loudness, synthesise
@@ -144,10 +144,10 @@ def test_the_world_is_the_one_that_its_generator_names() -> None:
     assert build.GENERATOR.startswith("3acdb42")
     digests = {
         name: hashlib.sha256(repr(([(c.path, c.script) for c in plan.clips], plan.texts)).encode()).hexdigest()[:16]
-        for name, plan in ((name, make(0, 3)) for name, make in layouts.PLANS.items())
+        for name, plan in ((name, make(0, 3)) for name, make in build.PLANS.items())
     }
     assert digests == {"ave": "ae6c5ad077bc6934", "llp": "ef27a6626de08aa2", "vggsound": "aa675a8789bc3216"}
-    script = layouts.plan_ave(0, 3).clips[0].script
+    script = events.plan_ave(0, 3).clips[0].script
     frame = list(render_frames(script, fps=1, width=160, height=120))[4].astype(float)
     rows = [[163, 161, 157, 158], [168, 161, 163, 169], [171, 155, 156, 164]]  # mean red of blocks of 40 x 40
     np.testing.assert_allclose(frame[..., 0].reshape(3, 40, 4, 40).mean((1, 3)), rows, atol=1)

@@ -93,7 +93,8 @@ def test_roberta_reads_context_as_it_reads_words():
             longest = max(map(len, rows))
             return torch.tensor([row + [1] * (longest - len(row)) for row in rows])
 
-    branch = RobertaTextBranch(RobertaModel(config).eval(), torch.nn.Linear(16, 8), Words(), 8, "random")
+    model = RobertaModel(config).eval()
+    branch = RobertaTextBranch(Words(), 8, "random", model=model, projection=torch.nn.Linear(16, 8))
     prompted = PromptedText(branch, ["dog", "one two three"], 2)
     ours = prompted(prompted.embedding_of("red car"))
     assert torch.allclose(ours, branch.encode(["red car dog.", "red car one two three."]), atol=1e-5)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from weights_support import make_hub, serving, write_preset
 
+from avfewshot.encoders import fetch as fetching
 from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.check import check
 from avfewshot.encoders.presets import load_preset, preset_names
-from avfewshot.encoders.weights import fetch as fetching
-from avfewshot.encoders.weights.fetch import check
 from avfewshot.encoders.weights.locate import locate
 from avfewshot.errors import WeightsError
 

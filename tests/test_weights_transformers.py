@@ -9,8 +9,8 @@ from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast, Roberta
 from weights_support import CLIP_MODEL, make_hub, serving, word_tokenizer, write_preset
 
 from avfewshot.encoders.backbone import build_backbone
+from avfewshot.encoders.fetch import fetch
 from avfewshot.encoders.presets import load_preset
-from avfewshot.encoders.weights.fetch import fetch
 from avfewshot.errors import UsageError
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "dog", "is", "barking", "the", "sound", "of", "rain"]
@@ -79,9 +79,9 @@ def test_a_clap_of_transformers_gives_what_transformers_computes(form, tmp_path)
     audio = {"depths": [2, 2, 2, 2], "embed_dim": 96, "num_heads": [4, 8, 16, 32]}
     text = {"type": "roberta", "vocab_size": 100, **small}
     preset = load_preset(write_preset(tmp_path, clap={"audio": audio, "text": text}))
-    ours, _, front_end = preset.clap.load({"clap": file})
+    ours, _, tower = preset.clap.load({"clap": file})
     ours.eval()
-    assert front_end is None
+    assert tower.config.front_end == "slaney"
     branch, waveform = ours.audio_branch, 0.1 * torch.randn(1, 480_000)
     ids = torch.tensor([[0, 5, 9, 2, 1], [0, 7, 8, 9, 2]])
     with torch.no_grad():

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from avfewshot.adapters.settings import AdapterSettings
-from avfewshot.encoders.tower import Encoder, Tower, require_walkable
+from avfewshot.encoders.presets import require_walkable
+from avfewshot.encoders.tower import Encoder, Tower
 
 Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none
 MODALITIES = ("visual", "audio")

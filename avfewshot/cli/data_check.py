@@ -56,7 +56,8 @@ def check(
               avfs data check avs_ms3 --root AVSBench --probe
               avfs data check folder --root my_clips
     """
-    from avfewshot.data.check import check_dataset, find_other_datasets
+    from avfewshot.data.check import check_dataset
+    from avfewshot.data.leaks import find_other_datasets
 
     dataset = load_any(task, root, media or [], list_file)
     folders = [dataset.root, dataset.root.parent, *([root, root.parent] if root else [])]

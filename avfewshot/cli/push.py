@@ -34,7 +34,7 @@ def push(
       avfs push runs/llp_cls/20261126-101500 me/kitchen-sounds
       avfs zeroshot clips/ --adapter hf://me/kitchen-sounds
     """
-    from avfewshot.encoders.weights.fetch import refuse_plain_http
+    from avfewshot.encoders.fetch import refuse_plain_http
     from avfewshot.encoders.weights.locate import hub_server
     from avfewshot.models.hub import FILES, SCHEME, explained
 

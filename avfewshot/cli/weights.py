@@ -74,8 +74,8 @@ def fetch(
 
     Example: avfs weights fetch base
     """
+    from avfewshot.encoders.fetch import fetch as fetch_file
     from avfewshot.encoders.presets import preset_names
-    from avfewshot.encoders.weights.fetch import fetch as fetch_file
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     preset.require_library()  # before gigabytes are fetched in vain
@@ -103,7 +103,7 @@ def check(
 
     Example: avfs weights check tiny
     """
-    from avfewshot.encoders.weights import fetch as checking
+    from avfewshot.encoders import check as checking
 
     preset, paths = _request(name, backbone, clip_weights, clap_weights, roberta)
     findings = checking.check(preset, **paths, progress=_progress)

@@ -1,22 +1,16 @@
-"""Annotation files: finding and reading them, the spellings of a class, and whether they are the official ones."""
+"""Annotation files: where they lie, and whether they are the official ones."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import os
-import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from avfewshot.data.class_names import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample
 from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description
 from avfewshot.errors import DataError, UsageError
-from avfewshot.labels import visible
-from avfewshot.media.discover import MEDIA_SUFFIXES
 
 # Where annotation files lie beside the media in the authors' own archives and repositories.
 _SUBFOLDERS = (
@@ -97,158 +91,6 @@ def _way_out(description: Description) -> str:
     source = f" {description.title} is at {description.source}." if description.source else ""
     only = f" --only {description.reader}" if description.reader in ("avs", "avqa") else ""  # not made unasked
     return f"Give the folder with --root.{source} To try things without it: avfs data toy --root DIR{only}."
-
-
-_MOST_BYTES = 1 << 28  # the largest known list takes 11 MB
-YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-_ADDRESS = re.compile(r"https?://(?:\S*[?&]v=|\S*/)([A-Za-z0-9_-]{11})(?:[&?#]\S*)?")
-
-
-def read_text(path: str | Path) -> str:
-    """The text of an annotation file, without a byte order mark and invisible characters.
-
-    Raises:
-        DataError: It cannot be read or is not UTF-8.
-    """
-    try:
-        if os.stat(path).st_size > _MOST_BYTES:
-            raise DataError(f"{path}: more than {_MOST_BYTES >> 20} MiB are too many for an annotation file.")
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte {error.start} is not UTF-8.", hint="Save the file as UTF-8, or take the official one."
-        ) from error
-    if text.isascii():  # nearly always
-        return text
-    return "".join(part if part.isascii() else visible(part) for part in re.split(r"([\r\n\t])", text))
-
-
-def read_lines(path: str | Path) -> list[tuple[int, str]]:
-    """Non-blank lines, stripped, with their numbers from 1. Only line feeds and carriage returns end a line."""
-    lines = enumerate(io.StringIO(read_text(path), newline=None), 1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
-
-
-def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    """Rows of a CSV file with the number of their last line, blank rows left out and cells stripped.
-
-    Raises:
-        DataError: It cannot be read as CSV.
-    """
-    reader = csv.reader(io.StringIO(read_text(path).replace("\0", ""), newline=""), delimiter=delimiter)
-    try:
-        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
-
-
-def clip_id(text: str) -> str:
-    """An id as a list has it, without quotation marks, the suffix of a file or the rest of an address."""
-    text = text.strip("\"' ")
-    if match := _ADDRESS.fullmatch(text):
-        return match[1]
-    stem, suffix = os.path.splitext(text)
-    return stem if suffix.lower() in MEDIA_SUFFIXES else text
-
-
-def youtube_id(text: str) -> str | None:
-    """`text` if it has the form of a YouTube id (11 letters, digits, ``-`` or ``_``, and not a mere row number)."""
-    return text if YOUTUBE_ID.fullmatch(text) and not text.isdigit() else None
-
-
-def seconds(text: str) -> float | None:
-    """A number of seconds, or None where `text` is not a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value < float("inf") else None
-
-
-_FILLERS = frozenset("set data dataset split splits subset folder dir clips clip videos video files samples".split())
-_NAMES = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate", "dev", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation"),
-}
-_SPLIT_NAMES = {
-    name + filler: split for split, names in _NAMES.items() for name in names for filler in ("", "set", "data", "split")
-}
-
-
-def normalise_split(text: str) -> str | None:
-    """``train``, ``val`` or ``test`` for any usual name of a split (``Training_set``, ``02-valid``), else None."""
-    words = re.findall(r"[a-z]+", visible(text).lower())
-    while len(words) > 1 and words[-1] in _FILLERS:
-        words.pop()
-    while len(words) > 1 and words[0] in _FILLERS:
-        words.pop(0)
-    return _SPLIT_NAMES.get("".join(words))
-
-
-# Key -> other keys of the same class, for spellings that no rule below explains: cut where the comma has become an
-# underscore (LLP), or a mended misspelling (VGG-Sound).
-_ALSO = {
-    "violin": "violin fiddle",
-    "chicken": "chicken rooster",
-    "baby cry": "baby cry infant cry",
-    "frying": "frying food",
-    "telephone bell": "telephone bell ringing",
-    "electric blender running": "eletric blender running",
-}
-_NOISE = re.compile(r"[^0-9a-z]+")
-
-
-def name_key(name: str) -> str:
-    """A spelling-independent key: lower case, and anything but letters and digits is one space.
-
-    ``name_key("Frying_(food)") == name_key("Frying (food)")``. A name without any Latin letter or digit is its own key,
-    in lower case.
-    """
-    key = _NOISE.sub(" ", name.lower()).strip() if name.isascii() else " ".join(name.replace("_", " ").lower().split())
-    return key or name.strip().lower()
-
-
-class ClassNames:
-    """Finds the class that a name in an annotation file means.
-
-    A name matches, in this order: exactly; by its key; by the part before the first comma, of the name or of the class,
-    where that is unique; by the table of other spellings.
-    """
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self._exact = {name: index for index, name in enumerate(classes)}
-        self._keys = _unique((name_key(name), index) for index, name in enumerate(classes))
-        self._heads = _unique((name_key(name.split(",")[0]), index) for index, name in enumerate(classes))
-        self._known: dict[str, int | None] = {}
-
-    def index(self, name: str) -> int | None:
-        """Index of the class that `name` means, or None."""
-        if name in self._exact:
-            return self._exact[name]
-        if name not in self._known:
-            key = name_key(name)
-            others = [self._keys.get(other) for other in (name_key(name.split(",")[0]), _ALSO.get(key, ""))]
-            tried = (self._keys.get(key), self._heads.get(key), *others)
-            self._known[name] = next((index for index in tried if index is not None), None)
-        return self._known[name]
-
-    def whole(self, name: str) -> int | None:
-        """Index of the class that is called `name` in full, spelling aside; no match by the part before a comma."""
-        return self._exact.get(name, self._keys.get(name_key(name)))
-
-    def respelt(self) -> list[str]:
-        """Names asked for so far that matched, but not letter by letter, sorted."""
-        return sorted(name for name, index in self._known.items() if index is not None)
-
-
-def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Keys that stand for one class alone; an ambiguous key means nothing."""
-    meanings = set(pairs)
-    counts = Counter(key for key, _ in meanings)
-    return {key: index for key, index in meanings if counts[key] == 1}
 
 
 def note_dashes(ids: Iterable[str], report: DatasetReport) -> None:

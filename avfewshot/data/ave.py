@@ -9,19 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from avfewshot.data.annotations import (
-    OTHER_CLASSES,
-    ClassNames,
-    clip_id,
-    locate,
-    make_dataset,
-    note_dashes,
-    read_lines,
-    seconds,
-    youtube_id,
-)
+from avfewshot.data.annotations import OTHER_CLASSES, locate, make_dataset, note_dashes
+from avfewshot.data.class_names import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import Description
+from avfewshot.data.rows import clip_id, read_lines, seconds, youtube_id
 from avfewshot.errors import DataError
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avfewshot.data.annotations import locate, make_dataset, note_dashes, read_csv
+from avfewshot.data.annotations import locate, make_dataset, note_dashes
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample, repeated
 from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
+from avfewshot.data.rows import read_csv
 from avfewshot.errors import DataError, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -139,9 +140,8 @@ def load_avsbench(root: str | Path, subset: str) -> Avsbench:
     if empty := [split for split, part in clips.items() if not part]:
         missing = report.find("missing-media")
         example = f" E.g. {missing.examples[0]} is missing." if missing else ""
-        raise DataError(
-            f"{path.parent}: no clip of {', '.join(empty)} is complete.{example}", hint=f"Unpack {subset}_data."
-        )
+        message = f"{path.parent}: no clip of {', '.join(empty)} is complete.{example}"
+        raise DataError(message, hint=f"Unpack {subset}_data.")
     return Avsbench(subset, clips, report)
 
 

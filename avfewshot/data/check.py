@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from avfewshot.data.avsbench import frames_of, masks_of, read_mask, read_picture
-from avfewshot.data.dataset import MAX_EXAMPLES, SPLITS, Dataset, DatasetReport
-from avfewshot.data.description import description_names
-from avfewshot.data.load import load_dataset
+from avfewshot.data.dataset import MAX_EXAMPLES, Dataset, DatasetReport
+from avfewshot.data.leaks import EVALUATION_SPLITS, Overlap, shared_videos
 from avfewshot.data.sampler import support_table
-from avfewshot.errors import AvfsError, MediaError
+from avfewshot.errors import MediaError
 from avfewshot.io import sha256_file
 
 FORMAT_VERSION = 1
-EVALUATION_SPLITS = ("val", "test")
 SILENCE = 1e-4  # Peak amplitude, 80 dB below full scale: what a lossy codec makes of digital silence stays below it.
 _FRAME_SIZE = 32  # Frames are decoded only to see that they can be.
 _PROBLEMS = {
@@ -31,20 +28,6 @@ _PROBLEMS = {
     "no-audio": "Files without an audio track.",
     "silent": "Files whose audio is digital silence.",
 }
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Videos that two splits share."""
-
-    first: str  # ``dataset/split``
-    second: str  # ``dataset/split``
-    ids: tuple[str, ...]  # YouTube ids, sorted
-
-    @property
-    def count(self) -> int:
-        """Number of shared videos."""
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -172,30 +155,6 @@ def check_dataset(
     )
 
 
-def find_other_datasets(dataset: Dataset | str, folders: Iterable[str | Path]) -> list[Dataset]:
-    """Other data sets whose annotation files lie below some folders, sorted by name, media not looked up.
-
-    `dataset` is the one being checked, or its name where its own files are not here. The first folder that has a data
-    set wins; one that cannot be read is left out.
-    """
-    roots = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
-    own = dataset if isinstance(dataset, str) else dataset.name
-    own_files = set() if isinstance(dataset, str) else set(map(os.path.realpath, dataset.files.values()))
-    others: list[Dataset] = []
-    for name in description_names():
-        for folder in roots:
-            if name == own or not folder.is_dir():
-                continue
-            try:
-                other = load_dataset(name, folder, find_media=False)
-            except AvfsError:
-                continue
-            if own_files.isdisjoint(map(os.path.realpath, other.files.values())):
-                others.append(other)
-                break
-    return others
-
-
 def _check_counts(dataset: Dataset, report: DatasetReport) -> None:
     for split, expected in dataset.description.splits.items():
         listed = dataset.split_sizes.get(split, 0)
@@ -252,20 +211,6 @@ def _check_leakage(dataset: Dataset, others: Sequence[Dataset], report: DatasetR
     return overlaps
 
 
-def shared_videos(first: Dataset, second: Dataset) -> Iterator[Overlap]:
-    """YouTube videos in two splits of one data set, or in two data sets, by pairs of splits that share some."""
-    ours, theirs = ({split: youtube_ids(one, [split]) for split in one.split_sizes} for one in (first, second))
-    for split, other in itertools.combinations(ours, 2) if first is second else itertools.product(ours, theirs):
-        if shared := ours[split] & theirs[other]:
-            yield Overlap(f"{first.name}/{split}", f"{second.name}/{other}", tuple(sorted(shared)))
-
-
-def youtube_ids(dataset: Dataset, splits: Iterable[str] = SPLITS) -> set[str]:
-    """YouTube ids of the samples of some splits."""
-    wanted = set(splits)
-    return {sample.youtube_id for sample in dataset.samples if sample.youtube_id and sample.split in wanted}
-
-
 def _check_supports(dataset: Dataset, report: DatasetReport) -> str | None:
     pinned = dict(dataset.description.supports)
     if not pinned.get("nested") or dataset.split_sizes.get("train") != dataset.description.splits.get("train"):
@@ -312,29 +257,3 @@ def _probe_avsbench(audio: Path, expected_segments: int | None) -> Probe:
         return Probe(audio, ("broken",), str(error))
     heard = probe_file(audio, expected_segments)
     return replace(heard, problems=tuple(problem for problem in heard.problems if problem != "no-video"))
-
-
-@dataclass(frozen=True)
-class LeakRemoval:
-    """A data set without the clips that would leak into an evaluation."""
-
-    dataset: Dataset  # without them
-    removed: tuple[str, ...]  # ids of the removed clips, sorted
-    by_source: dict[str, int]  # how many of them are in which ``dataset/split``; a clip may be in several
-
-
-def without_leaks(dataset: Dataset, evaluations: Iterable[Dataset]) -> LeakRemoval:
-    """Remove training and validation clips whose videos are in the evaluation splits of other data sets.
-
-    The test split of `dataset` is kept, since nothing is learnt from it, and so are clips without a YouTube id.
-    """
-    sources = {f"{o.name}/{split}": youtube_ids(o, [split]) for o in evaluations for split in EVALUATION_SPLITS}
-    forbidden = set().union(*sources.values())
-    leaking = [s for s in dataset.samples if s.split in ("train", "val") and s.youtube_id in forbidden]
-    gone = {id(sample) for sample in leaking}
-    by_source = {name: sum(sample.youtube_id in ids for sample in leaking) for name, ids in sources.items()}
-    return LeakRemoval(
-        dataset.with_samples(sample for sample in dataset.samples if id(sample) not in gone),
-        tuple(sorted({sample.id for sample in leaking})),
-        {name: count for name, count in by_source.items() if count},
-    )

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avfewshot.data.annotations import clip_id, normalise_split, read_csv, read_text, seconds, youtube_id
 from avfewshot.data.dataset import DatasetReport
+from avfewshot.data.rows import clip_id, normalise_split, read_csv, read_text, seconds, youtube_id
 from avfewshot.errors import DataError
 
 _CATEGORY = ("category", "cls_name", "class")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from avfewshot.data.dataset import Dataset, Sample, rank_key
 from avfewshot.errors import UsageError, explain
@@ -83,17 +83,12 @@ def share(total: int, rank: int, world: int) -> int:
     return total // world + (rank < total % world)
 
 
-def read_start(
-    path: str | Path, *, frame_size: int = 224, seconds: int = 10, modality: str = "av", frame_backend: str = "auto"
-) -> Clip:
+def read_start(path: str | Path, *, seconds: int = 10, **options: Any) -> Clip:
     """Read the first seconds of a media file; the clip's ``last`` says whether this is all of it.
 
-    `frame_size` is the side of the square pictures in pixels; see :class:`~avfewshot.media.reader.ClipReader`.
-
-    Raises:
-        MediaError: The file cannot be read.
+    Options and errors are those of :class:`~avfewshot.media.reader.ClipReader`.
     """
-    with IsolatedReader(path, frame_size=frame_size, modality=modality, frame_backend=frame_backend) as reader:
+    with IsolatedReader(path, **options) as reader:
         return reader.read(0, min(reader.info.num_segments, seconds))
 
 
@@ -113,8 +108,7 @@ class RawSource:
     ) -> None:
         self.samples = tuple(sample for sample in samples if sample.path is not None)
         self.classes, self.wordings = dataset.classes, dataset.wordings
-        self._read = read
-        self._threads = threads
+        self._read, self._threads = read, threads
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -236,10 +236,8 @@ def dataset_of_task(task: str) -> str:
     for description in all_descriptions():
         if task in description.tasks or task == description.name:
             return description.name
-    raise UsageError(
-        f"There is no task {task!r}.{did_you_mean(task, task_names())}",
-        hint=f"Tasks: {', '.join(task_names())}; `folder` for clips in folders named by their class.",
-    )
+    hint = f"Tasks: {', '.join(task_names())}; `folder` for clips in folders named by their class."
+    raise UsageError(f"There is no task {task!r}.{did_you_mean(task, task_names())}", hint=hint)
 
 
 def read_description(path: str | Path) -> Description:

@@ -13,9 +13,10 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from avfewshot.data.annotations import ClassNames, normalise_split, youtube_id
+from avfewshot.data.class_names import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample, ranked
 from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description, default_wording, read_description
+from avfewshot.data.rows import normalise_split, youtube_id
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold, visible
 from avfewshot.media.discover import walk_media
@@ -47,10 +48,8 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
         kind = "is a file, not a folder" if root.exists() else "does not exist"
         raise UsageError(f"The data folder {root} {kind}.", hint=_HINT)
     if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-        raise UsageError(
-            f"Fractions of {val_fraction} for validation and {test_fraction} for test leave nothing to train on.",
-            hint="Both are at least 0 and together less than 1.",
-        )
+        message = f"Fractions of {val_fraction} for validation and {test_fraction} for test leave nothing to train on."
+        raise UsageError(message, hint="Both are at least 0 and together less than 1.")
     report = DatasetReport()
     clips = _clips(root, report)
     description, classes = _classes(root, clips, report)
@@ -183,10 +182,8 @@ def _classes(
     if (root / DESCRIPTION_FILE).is_file():
         description = read_description(root / DESCRIPTION_FILE)
         if description.reader != "folder":
-            raise UsageError(
-                f"{root / DESCRIPTION_FILE} describes {description.title}, not a folder of clips.",
-                hint=f"Use --task {description.tasks[0]} --root {root}.",
-            )
+            message = f"{root / DESCRIPTION_FILE} describes {description.title}, not a folder of clips."
+            raise UsageError(message, hint=f"Use --task {description.tasks[0]} --root {root}.")
     if description is None or not description.classes:
         chosen = sorted((names[group[0]] for group in groups.values()), key=lambda name: (name.casefold(), name))
         entries = tuple(ClassEntry(name, default_wording(name)) for name in chosen)

@@ -12,18 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from avfewshot.data.annotations import (
-    OTHER_CLASSES,
-    ClassNames,
-    clip_id,
-    locate,
-    make_dataset,
-    read_csv,
-    seconds,
-    youtube_id,
-)
+from avfewshot.data.annotations import OTHER_CLASSES, locate, make_dataset
+from avfewshot.data.class_names import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import Description
+from avfewshot.data.rows import clip_id, read_csv, seconds, youtube_id
 from avfewshot.errors import DataError
 
 _NAME = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")

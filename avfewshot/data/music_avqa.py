@@ -15,9 +15,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from avfewshot.data.annotations import Annotations, locate, make_dataset, read_text
+from avfewshot.data.annotations import Annotations, locate, make_dataset
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample
 from avfewshot.data.description import ClassEntry, Description, load_description
+from avfewshot.data.rows import read_text
 from avfewshot.errors import DataError, UsageError
 
 VERSIONS = ("update", "original")
@@ -110,10 +111,8 @@ def _question(row: Any, split: str, place: str) -> Question:
         return Question(int(row["question_id"]), video, (modality, kind), template, values, answer, split)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-        raise DataError(
-            f"{place} is not a question of MUSIC-AVQA ({reason}).",
-            hint="Needed: video_id, question_id, type, question_content, templ_values, anser.",
-        ) from error
+        hint = "Needed: video_id, question_id, type, question_content, templ_values, anser."
+        raise DataError(f"{place} is not a question of MUSIC-AVQA ({reason}).", hint=hint) from error
 
 
 def load_music_avqa(root: str | Path, version: str | None = None, media: Sequence[Path] = ()) -> MusicAvqa:
@@ -248,10 +247,8 @@ class WordList:
                 joined.append(word)
         ids, unknown = self.encode(joined)
         if not any(ids):
-            raise UsageError(
-                f"No word of the question {text!r} is known.",
-                hint='It was trained on questions such as "How many instruments are sounding in the video?".',
-            )
+            hint = 'It was trained on questions such as "How many instruments are sounding in the video?".'
+            raise UsageError(f"No word of the question {text!r} is known.", hint=hint)
         return ids, unknown
 
 

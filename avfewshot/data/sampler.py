@@ -152,9 +152,8 @@ def draw_support(
         DataError: There is nothing to draw from.
     """
     if shots < 1:
-        raise UsageError(
-            f"A support needs at least 1 shot per class, not {shots}.", hint="Without any: avfs zeroshot --task TASK."
-        )
+        message = f"A support needs at least 1 shot per class, not {shots}."
+        raise UsageError(message, hint="Without any: avfs zeroshot --task TASK.")
     if sampler not in SAMPLERS:
         raise UsageError(f"There is no sampler {sampler!r}.", hint=f"Samplers: {', '.join(SAMPLERS)}.")
     tested = set() if keep_overlap else {_video(sample) for sample in dataset.split("test")}
@@ -162,10 +161,8 @@ def draw_support(
     replaced = [sample.id for order in orders for sample in order[:shots] if only_available and sample.path is None]
     chosen, short, overlapping, drawn = _draw(dataset.classes, orders, shots, tested, only_available)
     if not chosen:
-        raise DataError(
-            f"There is no training clip to draw a support from in {dataset.description.title}.",
-            hint="avfs data check TASK --root DIR tells what is missing.",
-        )
+        message = f"There is no training clip to draw a support from in {dataset.description.title}."
+        raise DataError(message, hint="avfs data check TASK --root DIR tells what is missing.")
     key = sampler.replace("-", "_") + ("_multi_label" if multi_label and dataset.multi_label else "")
     return Support(
         samples=chosen,
@@ -205,9 +202,8 @@ def draw_validation(
     if wanted != "all" and wanted < 0:
         raise UsageError(f"There cannot be {wanted} validation clips a class.", hint="0 is none.")
     if wanted == "all" and split != "val":
-        raise UsageError(
-            f"{dataset.description.title} has no val split to use whole.", hint="Give a number of clips per class."
-        )
+        message = f"{dataset.description.title} has no val split to use whole."
+        raise UsageError(message, hint="Give a number of clips per class.")
     taken = {_video(sample) for sample in (*dataset.split("test"), *support)}
     if wanted == "all":
         clips = dataset.split(split)

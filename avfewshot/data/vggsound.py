@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from avfewshot.data.annotations import Annotations, ClassNames, locate, make_dataset, read_lines
+from avfewshot.data.annotations import Annotations, locate, make_dataset
+from avfewshot.data.class_names import ClassNames
 from avfewshot.data.clip_lists import ClipList, ClipRow, read_clip_list
 from avfewshot.data.dataset import Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
+from avfewshot.data.rows import read_lines
 from avfewshot.errors import DataError, UsageError
 from avfewshot.labels import fold
 
@@ -43,10 +45,8 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
     names = ClassNames([entry.name for entry in entries])
     samples = _samples(lists, names, len(entries), bits, description, report)
     if not samples:
-        raise DataError(
-            f"{lists[0].path}: none of its classes belongs to {description.title}.",
-            hint=f"Read it with another data set, or put a dataset.yaml beside it. First class: {rows[0].category!r}.",
-        )
+        hint = f"Read it with another data set, or put a dataset.yaml beside it. First class: {rows[0].category!r}."
+        raise DataError(f"{lists[0].path}: none of its classes belongs to {description.title}.", hint=hint)
     used = {label for sample in samples for label in sample.labels}
     if description.expected_classes and len(used) != description.expected_classes:
         message = f"The list has {len(used)} classes; {description.title} has {description.expected_classes}."
@@ -88,10 +88,8 @@ def _read_lists(annotations: Annotations, report: DatasetReport) -> tuple[list[C
     for role in roles:
         part = read_clip_list(annotations.files[role], report, split=None if role == "list" else role)
         if part.form == "vggsounder":
-            raise DataError(
-                f"{part.path}: VGGSounder has several labels a clip and no training clips.",
-                hint="It is used to evaluate: put it beside the list as vggsounder.csv.",
-            )
+            message = f"{part.path}: VGGSounder has several labels a clip and no training clips."
+            raise DataError(message, hint="It is used to evaluate: put it beside the list as vggsounder.csv.")
         lists.append(part)
         counts[role] = part.total
     if not lists:

@@ -12,7 +12,7 @@ from avfewshot.encoders.kinds.base import Parts, Preset
 from avfewshot.encoders.presets import load_preset, recipe
 from avfewshot.encoders.text import NoTexts
 from avfewshot.encoders.weights.load import ZerosForRandom
-from avfewshot.encoders.weights.locate import combined, require, sample_hash, verify
+from avfewshot.encoders.weights.locate import combined, sample_hash, verify
 from avfewshot.errors import UsageError
 
 
@@ -77,7 +77,7 @@ def build_backbone(
         # Merge files are packaged; RoBERTa's vocabulary is used when its folder is given, and only then, so that the
         # same seed means the same features on every machine.
         kept = [file for file in needed if file.key.endswith("_bpe") or (roberta and file.key.startswith("roberta"))]
-        files = require(preset, kept)
+        files = preset.require(kept)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parts = preset.build(files, {})
@@ -87,7 +87,7 @@ def build_backbone(
             told = combined(repr(tower), sample_hash(tower), texts.fingerprint)[:16]
             digests[role] = f"random:{seed}:{told}"
     else:
-        files = require(preset, needed)
+        files = preset.require(needed)
         digests = {entry.key: verify(entry, files[entry.key]) for entry in needed if entry.key in files}
         # Every tensor is about to be overwritten: drawing random numbers for 300 million of them would take seconds.
         with ZerosForRandom(), torch.random.fork_rng(devices=[]):

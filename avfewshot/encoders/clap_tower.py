@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from avfewshot.encoders.attention import self_attention
 from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
-from avfewshot.encoders.tower import Tower, window_order
+from avfewshot.encoders.tower import WindowTower, whole_seconds, window_order
 from avfewshot.errors import UsageError
 
 
-class ClapTower(Tower):
+class ClapTower(WindowTower):
     """Walks laion_clap's ``HTSAT_Swin_Transformer`` and the projection behind it, into the space of the texts.
 
     `front_end` is ``"slaney"`` or ``"htk"``; None: as the branch was built
@@ -40,15 +40,10 @@ class ClapTower(Tower):
         self.audio_branch: Any = audio_branch  # with the projection it holds the parameters
         self.audio_projection = audio_projection
         self.front_end = MelFrontEnd(config)
-        # Each block with the merging that follows it, in the order of the walk.
-        self._walk = [
-            (block, layer.downsample if block is layer.blocks[-1] else None)
-            for layer in audio_branch.layers
-            for block in layer.blocks
-        ]
-        self.windows_attention = nn.ModuleList(WindowAttention(block) for block, _ in self._walk)
-        self.depth = len(self._walk)
-        self.token_shapes = [(math.prod(block.input_resolution), block.dim) for block, _ in self._walk]
+        layers = list(audio_branch.layers)
+        self._walk(layers, [layer.downsample for layer in layers])
+        self.windows_attention = nn.ModuleList(map(WindowAttention, self._blocks))
+        self.token_shapes = [(math.prod(block.input_resolution), block.dim) for block in self._blocks]
         widths = [module.out_features for module in audio_projection.modules() if isinstance(module, nn.Linear)]
         self.output_dim = widths[-1] if widths else audio_branch.num_features
         self._freeze()
@@ -77,31 +72,9 @@ class ClapTower(Tower):
         blocks = mels.view(-1, size // bins, size // patch, patch, bins // patch, patch)
         return blocks.permute(0, 1, 4, 2, 5, 3).reshape(-1, (size // patch) ** 2, patch * patch)
 
-    @property
-    def time_heads(self) -> list[int | None]:
-        """See :attr:`Tower.time_heads`: blocks whose windows are not shifted serve, every other one of a stage."""
-        return [
-            block.attn.num_heads if i % 2 == 0 else None
-            for layer in self.audio_branch.layers
-            for i, block in enumerate(layer.blocks)
-        ]
-
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
-        block, _ = self._walk[i]
-        return self.windows_attention[i](block.norm1(tokens), block)
-
-    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_branch`."""
-        block, _ = self._walk[i]
-        return block.mlp(block.norm2(tokens))
-
-    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See :meth:`Tower.time_branch`."""
-        block, _ = self._walk[i]
-        joined = block.attn.qkv(block.norm1(tokens))
-        bias = None if bias is None else bias.to(joined.dtype)
-        return block.attn.proj(self_attention(joined, block.attn.num_heads, bias, scale=block.attn.scale))
+        return self.windows_attention[i](self._blocks[i].norm1(tokens), self._blocks[i])
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """What the tower sees of waveforms ``[N, samples]``: ``[N, mels, time]``, high frequencies first."""
@@ -118,7 +91,7 @@ class ClapTower(Tower):
 
     def downsample(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.downsample`."""
-        _, merging = self._walk[i]
+        merging = self._mergings.get(i)
         if merging is None:
             return tokens
         height, width = merging.input_resolution
@@ -143,9 +116,7 @@ class ClapTower(Tower):
         of the last stage (8 x 8 tokens for LAION's towers, four stretches of time stacked, two bands each) is 32 steps
         over ten seconds: the head, on its mean over a second and the repetitions of that second, gives the second.
         """
-        seconds, rest = divmod(waveforms.shape[-1], self.sample_rate)
-        if rest or not 1 <= seconds <= self.window_seconds:
-            raise ValueError(f"1 to {self.window_seconds} whole seconds are needed, not {list(waveforms.shape)}.")
+        seconds = whole_seconds(waveforms, self.sample_rate, self.window_seconds)
         tokens = self.audio_branch.norm(self.final_tokens(waveforms))
         stretches = self.config.spec_size // self.config.mel_bins
         side = round(tokens.shape[1] ** 0.5)

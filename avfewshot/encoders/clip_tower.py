@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from avfewshot.encoders.attention import self_attention
 from avfewshot.encoders.lean_imports import is_a
-from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, square_side
+from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, check_images, square_side
 from avfewshot.errors import UsageError
 
 _QUICK = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)
@@ -57,9 +57,7 @@ class ClipTower(Tower):
         Images are uint8 RGB, or floating point and already normalised; `position` ``[N, 1, C]`` is added to all tokens
         of an image before the first norm.
         """
-        if inputs.ndim != 4 or inputs.shape[1:] != (3, self.image_size, self.image_size):
-            wanted = f"[N, 3, {self.image_size}, {self.image_size}]"
-            raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
+        check_images(inputs, self.image_size)
         visual = self.visual
         kernel = visual.conv1.weight
         patches = self._patches(inputs).to(kernel.dtype)

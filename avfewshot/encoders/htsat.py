@@ -72,9 +72,8 @@ def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
     """
     if isinstance(name_or_fields, str):
         if name_or_fields not in HTSAT_CONFIGS:
-            raise UsageError(
-                f"There is no audio tower {name_or_fields!r}.", hint=f"Valid ones: {', '.join(HTSAT_CONFIGS)}."
-            )
+            message = f"There is no audio tower {name_or_fields!r}."
+            raise UsageError(message, hint=f"Valid ones: {', '.join(HTSAT_CONFIGS)}.")
         return HTSAT_CONFIGS[name_or_fields]
     known = [field.name for field in fields(HtsatConfig)]
     if unknown := [str(key) for key in name_or_fields if key not in known]:
@@ -98,30 +97,19 @@ def build_htsat(name_or_fields: str | Mapping[str, Any]) -> nn.Module:
         AvfsError: laion_clap is not installed or is of an unknown version.
     """
     config = htsat_config(name_or_fields)
-    # The attributes that the library reads, by the library's names.
-    settings = types.SimpleNamespace(
-        sample_rate=config.sample_rate,
-        window_size=config.n_fft,
-        hop_size=config.hop,
-        mel_bins=config.mel_bins,
-        fmin=config.fmin,
-        fmax=config.fmax,
-        htsat=config,
-    )
-    module = load_htsat_module()
+
+    def same(*names: str) -> dict[str, Any]:
+        return {name: getattr(config, name) for name in names}
+
+    # The attributes and arguments that the library reads, by the library's names.
+    settings = types.SimpleNamespace(**same("sample_rate", "mel_bins", "fmin", "fmax"), htsat=config)
+    settings.window_size, settings.hop_size = config.n_fft, config.hop
+    sizes = same("spec_size", "patch_size", "embed_dim", "window_size")
+    sizes |= {"patch_stride": (config.patch_size, config.patch_size), "num_classes": config.class_num}
+    sizes |= {"depths": list(config.depths), "num_heads": list(config.num_heads)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
-        branch = module.HTSAT_Swin_Transformer(
-            spec_size=config.spec_size,
-            patch_size=config.patch_size,
-            patch_stride=(config.patch_size, config.patch_size),
-            num_classes=config.class_num,
-            embed_dim=config.embed_dim,
-            depths=list(config.depths),
-            num_heads=list(config.num_heads),
-            window_size=config.window_size,
-            config=settings,
-        )
+        branch = load_htsat_module().HTSAT_Swin_Transformer(**sizes, config=settings)
     # A complex matrix of 16 MB that the library needs no more once its convolutions are filled.
     del branch.spectrogram_extractor.stft.W
     return branch.eval()
@@ -138,7 +126,12 @@ def load_htsat_module() -> types.ModuleType:
 
 def _faults(config: HtsatConfig) -> list[str]:
     """What keeps `config` from being built, each in one clause; empty when it is sound."""
-    if faults := _field_faults(config):
+    faults = []
+    for field in fields(config):
+        (fits, wanted), value = _FORMS[field.type], getattr(config, field.name)
+        if not fits(value):
+            faults.append(f"{field.name} must be {wanted}, not {value!r}")
+    if faults:
         return faults
     if len(config.depths) != len(config.num_heads):
         faults.append("depths and num_heads need one entry for each stage")
@@ -171,29 +164,21 @@ def _faults(config: HtsatConfig) -> list[str]:
     return faults
 
 
-def _field_faults(config: HtsatConfig) -> list[str]:
-    faults = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        fits, wanted = _FORMS[field.type]
-        if not fits(value):
-            faults.append(f"{field.name} must be {wanted}, not {value!r}")
-    return faults
-
-
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(_is_whole, value))
+
+
+def _is_hertz(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
 _FORMS: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
     "str": (FRONT_ENDS.__contains__, f"one of {', '.join(FRONT_ENDS)}"),
-    "tuple[int, ...]": (
-        lambda value: isinstance(value, tuple) and bool(value) and all(map(_is_whole, value)),
-        "a list of whole numbers above 0",
-    ),
-    "float": (
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value >= 0,
-        "a number of hertz",
-    ),
+    "tuple[int, ...]": (_is_list, "a list of whole numbers above 0"),
+    "float": (_is_hertz, "a number of hertz"),
     "int": (_is_whole, "a whole number above 0"),
 }

@@ -39,10 +39,8 @@ def library_module(library: str, module: str, folder: str = "") -> ModuleType:
             return sys.modules[name]
         path = library_folder(library) / folder
         if not (path / f"{module}.py").is_file():
-            raise AvfsError(
-                f"{path.parent if folder else path}: this version of {library} is not known.",
-                hint="Install the versions of constraints.txt.",
-            )
+            message = f"{path.parent if folder else path}: this version of {library} is not known."
+            raise AvfsError(message, hint="Install the versions of constraints.txt.")
         before = set(sys.modules)
         if package not in sys.modules:
             sys.modules[package] = ModuleType(package)

@@ -13,7 +13,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.encoders.kinds.base import Parts, plain
-from avfewshot.encoders.kinds.pe_av import PeAv
 from avfewshot.encoders.text import TextBranch
-from avfewshot.encoders.tokenizer import BorrowedTokenizer, JsonTokenizer, RobertaTokenizer, TextTokenizer
-from avfewshot.encoders.tower import Encoder, PixelScaling
+from avfewshot.encoders.tokenizer import TextTokenizer
+from avfewshot.encoders.tower import Encoder, PixelScaling, whole_seconds
 from avfewshot.encoders.weights.load import FETCH_HINT, load_into, read_tensors
-from avfewshot.encoders.weights.locate import combined
 from avfewshot.errors import AvfsError, WeightsError
 
 _SAMPLE_RATE = 48_000
@@ -91,9 +88,7 @@ class PeAudioTower(Encoder):
         Waveforms are ``[N, T * sample_rate]`` with T from 1 to :attr:`window_seconds`, else a ValueError. A second is
         the mean of PE-A-Frame's vectors over it; without PE-A-Frame, PE-AV on the second alone.
         """
-        seconds, rest = divmod(waveforms.shape[-1], self.sample_rate)
-        if rest or not 1 <= seconds <= self.window_seconds:
-            raise ValueError(f"1 to {self.window_seconds} whole seconds are needed, not {list(waveforms.shape)}.")
+        seconds = whole_seconds(waveforms, self.sample_rate, self.window_seconds)
         whole = self(waveforms)
         if self.timeline_encoder is None:
             return whole, self(waveforms.reshape(-1, self.sample_rate)).unflatten(0, (-1, seconds))
@@ -119,14 +114,16 @@ class PeTextBranch(TextBranch):
     `parts` are text model, head and share of each part; the squares of the shares sum to one.
     """
 
+    models: Any
+    heads: Any
+
     def __init__(
         self, parts: Sequence[tuple[nn.Module, Any, float]], tokenizer: TextTokenizer, pad: int, fingerprint: str
     ) -> None:
-        super().__init__(tokenizer, sum(head.proj.out_features for _, head, _ in parts), fingerprint)
-        self.models, self.heads = (nn.ModuleList(modules) for modules in ([p[0] for p in parts], [p[1] for p in parts]))
-        self.shares = [share for _, _, share in parts]
-        self.pad = pad
-        self.eval().requires_grad_(False)
+        models, heads = (nn.ModuleList(modules) for modules in ([p[0] for p in parts], [p[1] for p in parts]))
+        width = sum(head.proj.out_features for _, head, _ in parts)
+        super().__init__(tokenizer, width, fingerprint, models=models, heads=heads)
+        self.shares, self.pad = [share for _, _, share in parts], pad
 
     def project(self, tokens: Tensor) -> Tensor:
         """See :meth:`TextBranch.project`."""
@@ -145,56 +142,40 @@ def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
     try:
         from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
     except ImportError:
-        raise AvfsError(
-            f"The backbone {backbone!r} needs PE-AV's classes, which came with transformers 5.0.",
-            hint="Run `pip install 'avfewshot[peav]'`.",
-        ) from None
+        message = f"The backbone {backbone!r} needs PE-AV's classes, which came with transformers 5.0."
+        raise AvfsError(message, hint="Run `pip install 'avfewshot[peav]'`.") from None
     return PeAudioVideoConfig, PeAudioVideoModel, PeAudioConfig, PeAudioFrameLevelModel
 
 
-def build_pe_av(preset: PeAv, files: Mapping[str, Path], *, timeline: bool) -> tuple[Any, Any | None]:
-    """PE-AV and, with `timeline`, PE-A-Frame, with the weights that transformers' classes begin with.
-
-    ``config.json`` of each model, in `files` by key, takes the place of the preset's sizes.
+def build_pe_av(config_class: Any, model_class: Any, path: Path | None, sizes: dict[str, Any]) -> Any:
+    """A model of transformers by its ``config.json`` or, without one, of these sizes, with random weights.
 
     Raises:
-        AvfsError: The installed transformers does not have them.
-        WeightsError: A configuration is damaged or of another model.
+        WeightsError: The configuration is damaged or of another model.
     """
-    config, model_class, timeline_config, timeline_class = pe_av_classes(preset.name)
-    sizes = plain(preset.config)
-    audio = {key: sizes[key] for key in ("text_config",) if key in sizes}
-    audio["audio_config"] = sizes.get("audio_video_config", {}).get("audio_config")
-    model = _built(config, model_class, files.get("peav_config"), sizes)
-    if not timeline:
-        return model, None
-    return model, _built(timeline_config, timeline_class, files.get("peav_timeline_config"), audio)
-
-
-def _built(config_class: Any, model_class: Any, path: Path | None, sizes: dict[str, Any]) -> Any:
     # transformers writes what its own docstrings lack on the standard output, which belongs to results.
     with contextlib.redirect_stdout(io.StringIO()):
         if path is None:
             return model_class(config_class(**sizes)).eval()
-        return _described(config_class, model_class, path)
+        try:
+            return model_class(config_class.from_dict(_described(config_class, path))).eval()
+        except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, OSError) as error:
+            reason = re.sub(r"\s+", " ", str(error))[:200]
+            message = f"{path}: does not describe {model_class.__name__} ({reason})."
+            raise WeightsError(message, hint=FETCH_HINT) from None
 
 
-def _described(config_class: Any, model_class: Any, path: Path) -> Any:
-    """The model of a ``config.json``."""
-    try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))
-        if sizes.get("model_type") != config_class.model_type:
-            raise ValueError(f"model_type {sizes.get('model_type')!r}, {config_class.model_type!r} is needed")
-        for name in re.findall(r'"architecture": "([^"]*)"', json.dumps(sizes)):
-            if not re.fullmatch(r"[\w.]+", name):  # timm would look names of repositories up on the network
-                raise ValueError(f"architecture {name[:80]!r} is no name of timm's")
-        pictures = sizes.get("audio_video_config", {}).get("video_config", {}).get("vision_config", {})
-        if "num_classes" in pictures:  # timm's name of it, which is read at the top of a file alone
-            pictures["num_labels"] = pictures.pop("num_classes")
-        return model_class(config_class.from_dict(sizes)).eval()
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, OSError) as error:
-        reason = re.sub(r"\s+", " ", str(error))[:200]
-        raise WeightsError(f"{path}: does not describe {model_class.__name__} ({reason}).", hint=FETCH_HINT) from None
+def _described(config_class: Any, path: Path) -> dict[str, Any]:
+    sizes = json.loads(path.read_text(encoding="utf-8"))
+    if sizes.get("model_type") != config_class.model_type:
+        raise ValueError(f"model_type {sizes.get('model_type')!r}, {config_class.model_type!r} is needed")
+    for name in re.findall(r'"architecture": "([^"]*)"', json.dumps(sizes)):
+        if not re.fullmatch(r"[\w.]+", name):  # timm would look names of repositories up on the network
+            raise ValueError(f"architecture {name[:80]!r} is no name of timm's")
+    pictures = sizes.get("audio_video_config", {}).get("video_config", {}).get("vision_config", {})
+    if "num_classes" in pictures:  # timm's name of it, which is read at the top of a file alone
+        pictures["num_labels"] = pictures.pop("num_classes")
+    return sizes
 
 
 def load_pe_av(model: Any, path: Path) -> None:
@@ -209,44 +190,11 @@ def load_pe_av(model: Any, path: Path) -> None:
     for names in twins.values():
         if given := next((name for name in names if name in state), None):
             state |= dict.fromkeys(names, state[given])
-    load_into(
-        model, state, path=path, architecture=type(model).__name__, optional=lambda name: "rope" in name
-    )  # tables of positions are computed
+    # Tables of positions are computed.
+    load_into(model, state, path=path, architecture=type(model).__name__, optional=lambda name: "rope" in name)
 
 
-def assemble_pe_av(preset: PeAv, model: Any, timeline: Any | None, files: Mapping[str, Path], weights: str) -> Parts:
-    """Encoders, text branches and scales of what :func:`build_pe_av` built; `weights` tells these weights from others.
-
-    Without a tokenizer in `files` (random weights) texts are numbered in another way.
-    """
-    text = model.config.text_config
-    if "peav_tokenizer" in files:
-        tokenizer, pad = JsonTokenizer(files["peav_tokenizer"], text.vocab_size, text.pad_token_id), text.pad_token_id
-    else:
-        tokenizer, pad = BorrowedTokenizer(text.vocab_size), RobertaTokenizer.PAD
-    sight, sound = model.video_model, model.audio_model
-    visual_scale = _scale(sight.text_video_logit_scale, sight.video_head, sight.text_video_head)
-    hearing = [part for part in (sound, timeline) if part is not None]
-    scales = [_scale(part.text_audio_logit_scale, part.audio_head, part.text_audio_head) for part in hearing]
-    audio_scale = sum(scale**2 for scale in scales) ** 0.5
-    heard = [
-        (part.text_model, part.text_audio_head, scale / audio_scale)
-        for part, scale in zip(hearing, scales, strict=True)
-    ]
-    fingerprint = combined("pe-av", weights, tokenizer.fingerprint)
-    seen = [(model.text_model, sight.text_video_head, 1.0)]
-    return Parts(
-        visual=PeVideoTower(sight, preset.side),
-        audio=PeAudioTower(sound, timeline),
-        visual_text=PeTextBranch(seen, tokenizer, pad, combined(fingerprint, "visual")),
-        audio_text=PeTextBranch(heard, tokenizer, pad, combined(fingerprint, "audio")),
-        visual_scale=visual_scale,
-        audio_scale=audio_scale,
-        visual_bias=sight.text_video_logit_bias.item(),
-    )
-
-
-def _scale(logit_scale: Tensor, *heads: Any) -> float:
+def cosine_scale(logit_scale: Tensor, *heads: Any) -> float:
     """What cosines are to be multiplied with: the model was trained on products of vectors that are not normalised.
 
     A head is a LayerNorm and a linear map, so the norm of what it gives hardly varies: its expectation over inputs

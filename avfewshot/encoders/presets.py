@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from avfewshot.encoders.kinds.base import ANY, SOURCE, TEXT, Preset, Reader
+from avfewshot.encoders.kinds.base import PACKAGED, Preset
+from avfewshot.encoders.kinds.forms import ANY, SOURCE, TEXT, Reader
 from avfewshot.encoders.kinds.pe_av import PeAv
 from avfewshot.encoders.kinds.towers import ClipClap, Towers
 from avfewshot.encoders.weights.locate import combined
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
 from avfewshot.io import load_yaml, user_path
 
+if TYPE_CHECKING:
+    from avfewshot.encoders.tower import Encoder
+
 KINDS: tuple[type[Preset], ...] = (ClipClap, PeAv, Towers)
 """A file is of the first kind unless it has a section of another one."""
-
-_FOLDER = Path(__file__).resolve().parent / "presets"
 
 
 def preset_names() -> list[str]:
     """Names of the packaged presets, the default first."""
-    return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=lambda name: (name != "base", name))
+    return sorted((path.stem for path in PACKAGED.glob("*.yaml")), key=lambda name: (name != "base", name))
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
@@ -32,14 +34,12 @@ def load_preset(name_or_path: str | Path) -> Preset:
     """
     text = str(name_or_path)
     if text in preset_names():
-        path = _FOLDER / f"{text}.yaml"
+        path = PACKAGED / f"{text}.yaml"
     elif text.lower().endswith((".yaml", ".yml")):
         path = user_path(text)
     else:
-        raise UsageError(
-            f"There is no backbone {text!r}.{did_you_mean(text, preset_names())}",
-            hint=f"Valid ones: {', '.join(preset_names())}, or the path of a YAML file of your own.",
-        )
+        hint = f"Valid ones: {', '.join(preset_names())}, or the path of a YAML file of your own."
+        raise UsageError(f"There is no backbone {text!r}.{did_you_mean(text, preset_names())}", hint=hint)
     if not path.exists():
         raise UsageError(f"{path}: there is no such backbone file.")
     reader = Reader(path)
@@ -56,7 +56,7 @@ def recipe(preset: Preset) -> str:
 
     The same weights can be read in other ways: with another mean of the pixels, another kind of GELU.
     """
-    if preset.path.parent == _FOLDER:
+    if preset.path.parent == PACKAGED:
         return ""
 
     def said(value: Any) -> Any:
@@ -73,7 +73,14 @@ def walkable_presets() -> list[str]:
 
 def not_walkable(what: str, backbone: str) -> UsageError:
     """The error for something that works between the blocks of towers, on a backbone whose towers are run whole."""
-    return UsageError(
-        f"{what}: needs towers that can be walked block by block, and those of {backbone} are run whole.",
-        hint=f"Take --backbone {', '.join(walkable_presets())}; or a method on frozen embeddings, as --method auto.",
-    )
+    message = f"{what}: needs towers that can be walked block by block, and those of {backbone} are run whole."
+    hint = f"Take --backbone {', '.join(walkable_presets())}; or a method on frozen embeddings, as --method auto."
+    return UsageError(message, hint=hint)
+
+
+def require_walkable(what: str, *encoders: Encoder) -> None:
+    """Raise :func:`not_walkable` where one of the encoders is plain, for something that works between their blocks."""
+    from avfewshot.encoders.tower import walkable
+
+    if not walkable(*encoders):
+        raise not_walkable(what, "this backbone")

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.clip_tower import ClipTower
-from avfewshot.encoders.kinds.towers import Picture
+from avfewshot.encoders.picture import Picture
 from avfewshot.encoders.swin import SwinTower
 from avfewshot.encoders.tower import Tower
 from avfewshot.errors import UsageError
 
 _RATE = 16_000  # samples a second that the spectrograms are made of
 RELEASED_HEADS = 8  # of ViT-B/16 in STG-CMA's released code
+
+
+def _of_image(name: str) -> Any:
+    """A method of the image tower, which does not care what its tokens show."""
+    return lambda self, *args: getattr(self.image, name)(*args)
 
 
 class SpectrogramTower(Tower):
@@ -30,10 +35,13 @@ class SpectrogramTower(Tower):
         UsageError: The picture does not fit the image tower.
     """
 
+    mlp_block, attn_branch, mlp_branch = map(_of_image, ("mlp_block", "attn_branch", "mlp_branch"))
+    time_branch, windows, downsample = map(_of_image, ("time_branch", "windows", "downsample"))
+    final_norm, forward_head = map(_of_image, ("final_norm", "forward_head"))
+
     def __init__(self, image: ClipTower | SwinTower, picture: Picture, *, sample_rate: int = 48_000) -> None:
         super().__init__()
-        self.image = image
-        self.picture = picture
+        self.image, self.picture = image, picture
         self.kernel: nn.Parameter | None = None
         self.sample_rate = sample_rate
         self.native_samples = sample_rate
@@ -133,22 +141,6 @@ class SpectrogramTower(Tower):
         patches = F.conv2d(pictures.to(kernel.dtype), kernel, self.bias, stride=kernel.shape[2:])
         return self.norm(patches.flatten(2).mT)
 
-    def mlp_block(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_block`."""
-        return self.image.mlp_block(i, tokens)
-
-    def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.attn_branch`."""
-        return self.image.attn_branch(i, tokens)
-
-    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_branch`."""
-        return self.image.mlp_branch(i, tokens)
-
-    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See :meth:`Tower.time_branch`."""
-        return self.image.time_branch(i, tokens, bias)
-
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """What the tower sees of waveforms ``[N, samples]``: ``[N, mels, time]``, high frequencies first."""
         return self.pictures(waveforms).mT.flip(1)
@@ -157,22 +149,6 @@ class SpectrogramTower(Tower):
         """See :meth:`Tower.place_map`; the picture's rows are time."""
         rows, columns = self.grids[i]
         return values[:, -rows * columns :].unflatten(1, (rows, columns)).mT.flip(1)
-
-    def windows(self, i: int) -> Tensor | None:
-        """See :meth:`Tower.windows`."""
-        return self.image.windows(i)
-
-    def downsample(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.downsample`."""
-        return self.image.downsample(i, tokens)
-
-    def final_norm(self, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.final_norm`."""
-        return self.image.final_norm(tokens)
-
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.forward_head`; the space is that of the images."""
-        return self.image.forward_head(tokens)
 
 
 def with_released_heads(towers: Any) -> Any:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.encoders.attention import attention, self_attention
-from avfewshot.encoders.tower import PixelScaling, Tower, square_side, window_order
+from avfewshot.encoders.attention import attention
+from avfewshot.encoders.tower import PixelScaling, WindowTower, check_images, square_side, window_order
 from avfewshot.encoders.weights.load import load_into, read_tensors
 from avfewshot.errors import UsageError
 
@@ -20,7 +20,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MAX_LOGIT_SCALE = math.log(100)  # the bound of Swin-V2's cosine attention
 
 
-class SwinTower(Tower):
+class SwinTower(WindowTower):
     """Walks timm's ``SwinTransformer``, whose norms stand before attention and MLP.
 
     It is for square images whose grids the windows cover; `mean` and `std` are of their channels, for pixels in [0, 1].
@@ -40,55 +40,29 @@ class SwinTower(Tower):
         self.swin: Any = swin  # the wrapped module; it holds the parameters
         self.image_size = square_side(self.swin.patch_embed.img_size)
         stages = list(self.swin.layers)
-        self._walk: list[Any] = [block for stage in stages for block in stage.blocks]
-        self._places = [i for stage in stages for i in range(len(stage.blocks))]  # of a block in its stage
-        ends = [sum(len(stage.blocks) for stage in stages[: i + 1]) - 1 for i in range(len(stages) - 1)]
-        self._mergings = dict(zip(ends, (stage.downsample for stage in stages[1:]), strict=True))  # by block
-        self.depth = len(self._walk)
-        self.grids: list[tuple[int, int]] = [tuple(block.input_resolution) for block in self._walk]
+        self._walk(stages, [stage.downsample for stage in stages[1:]])
+        self.grids: list[tuple[int, int]] = [tuple(block.input_resolution) for block in self._blocks]
         self.token_shapes = [
             (rows * columns, block.norm1.normalized_shape[0])
-            for (rows, columns), block in zip(self.grids, self._walk, strict=True)
+            for (rows, columns), block in zip(self.grids, self._blocks, strict=True)
         ]
         self.output_dim = self.swin.num_features
         self.scaling = PixelScaling(mean, std)
         self._freeze()
 
-    @property
-    def time_heads(self) -> list[int | None]:
-        """See :attr:`Tower.time_heads`: blocks whose windows are not shifted serve, every other one of a stage."""
-        return [
-            block.attn.num_heads if place % 2 == 0 else None
-            for block, place in zip(self._walk, self._places, strict=True)
-        ]
-
     def patch_embed(self, inputs: Tensor) -> Tensor:
         """Cut images ``[N, 3, S, S]`` into patches and embed them: uint8 RGB, or normalised floating point."""
-        if inputs.ndim != 4 or inputs.shape[1:] != (3, self.image_size, self.image_size):
-            wanted = f"[N, 3, {self.image_size}, {self.image_size}]"
-            raise ValueError(f"Images of shape {wanted} are needed, not {list(inputs.shape)}.")
+        check_images(inputs, self.image_size)
         return self.swin.patch_embed(self.scaling(inputs).to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
 
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
-        block = self._walk[i]
+        block = self._blocks[i]
         return block._attn(block.norm1(tokens).unflatten(1, self.grids[i])).flatten(1, 2)
-
-    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
-        """See :meth:`Tower.mlp_branch`."""
-        block = self._walk[i]
-        return block.mlp(block.norm2(tokens))
-
-    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See :meth:`Tower.time_branch`."""
-        block = self._walk[i]
-        joined = block.attn.qkv(block.norm1(tokens))
-        bias = None if bias is None else bias.to(joined.dtype)
-        return block.attn.proj(self_attention(joined, block.attn.num_heads, bias, scale=block.attn.scale))
 
     def windows(self, i: int) -> Tensor | None:
         """See :meth:`Tower.windows`."""
-        block, (rows, columns) = self._walk[i], self.grids[i]
+        block, (rows, columns) = self._blocks[i], self.grids[i]
         (height, width), (shift, across) = block.window_size, block.shift_size
         if height != width or shift != across or rows % height or columns % width:
             return None
@@ -120,17 +94,16 @@ class SwinV2Tower(SwinTower):
 
     def attn_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.attn_branch`."""
-        block = self._walk[i]
+        block = self._blocks[i]
         return block.norm1(block._attn(tokens.unflatten(1, self.grids[i]))).flatten(1, 2)
 
     def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_branch`."""
-        block = self._walk[i]
-        return block.norm2(block.mlp(tokens))
+        return self._blocks[i].norm2(self._blocks[i].mlp(tokens))
 
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`."""
-        block = self._walk[i]
+        block = self._blocks[i]
         attn, (rows, length, channels) = block.attn, tokens.shape
         shift = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
         joined = F.linear(tokens, attn.qkv.weight, shift).view(rows, length, 3, attn.num_heads, -1)

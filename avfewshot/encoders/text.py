@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avfewshot.cache import DiskCache
-from avfewshot.encoders.kinds.base import no_texts
 from avfewshot.encoders.tokenizer import RobertaTokenizer, TextTokenizer
 from avfewshot.encoders.weights.locate import combined
-from avfewshot.errors import some
+from avfewshot.errors import UsageError, some
 from avfewshot.io import cache_dir
 
 _REMEMBERED = 32  # label sets kept in memory by each text branch
@@ -30,11 +29,12 @@ class TextBranch(nn.Module):
     weights and of all else that determines them, which keys the caches of label features.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, output_dim: int, fingerprint: str) -> None:
+    def __init__(self, tokenizer: TextTokenizer, output_dim: int, fingerprint: str, **parts: nn.Module) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.output_dim = output_dim
-        self.fingerprint = fingerprint
+        self.tokenizer, self.output_dim, self.fingerprint = tokenizer, output_dim, fingerprint
+        for name, part in parts.items():  # the attributes of a subclass
+            self.add_module(name, part)
+        self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> TextBranch:
         """Stay in evaluation mode: with dropout the features of a label would differ at every call."""
@@ -65,17 +65,14 @@ class TextBranch(nn.Module):
 class OpenClipTextBranch(TextBranch):
     """open_clip's ``TextTransformer`` or ``HFTextEncoder``, and what follows it (CLAP's ``text_projection``)."""
 
+    tower: Any
+    projection: Any
+
     def __init__(
-        self,
-        tower: nn.Module,
-        tokenizer: TextTokenizer,
-        output_dim: int,
-        fingerprint: str,
-        projection: nn.Module | None = None,
+        self, tower: Any, tokenizer: TextTokenizer, output_dim: int, fingerprint: str, projection: Any = None
     ) -> None:
-        super().__init__(tokenizer, output_dim, fingerprint)
-        self.tower: Any = tower
-        self.projection = projection if projection is not None else nn.Identity()
+        projection = nn.Identity() if projection is None else projection
+        super().__init__(tokenizer, output_dim, fingerprint, tower=tower, projection=projection)
         # With a causal mask, and the vector read at the end-of-text token (as in OpenAI's CLIP), padding behind that
         # changes nothing and need not be computed.
         self._trims = (
@@ -84,7 +81,6 @@ class OpenClipTextBranch(TextBranch):
             and getattr(tower, "cls_emb", None) is None
             and not getattr(tower, "use_pad_mask", False)
         )
-        self.eval().requires_grad_(False)
 
     def project(self, tokens: Tensor) -> Tensor:
         """See :meth:`TextBranch.project`."""
@@ -101,13 +97,8 @@ class OpenClipTextBranch(TextBranch):
 class RobertaTextBranch(TextBranch):
     """CLAP's text side: RoBERTa's pooled output, then a Linear-ReLU-Linear projection (Wu et al., ICASSP 2023)."""
 
-    def __init__(
-        self, model: nn.Module, projection: nn.Module, tokenizer: TextTokenizer, output_dim: int, fingerprint: str
-    ) -> None:
-        super().__init__(tokenizer, output_dim, fingerprint)
-        self.model: Any = model
-        self.projection = projection
-        self.eval().requires_grad_(False)
+    model: Any
+    projection: Any
 
     def project(self, tokens: Tensor) -> Tensor:
         """See :meth:`TextBranch.project`."""
@@ -116,39 +107,35 @@ class RobertaTextBranch(TextBranch):
 
 
 class NoTexts(TextBranch):
-    """In the place of a text branch where a backbone has towers alone."""
+    """Stands for a text branch where a backbone has towers alone; `refusal` makes the error for who asks it."""
 
-    def __init__(self, backbone: str) -> None:
+    def __init__(self, refusal: Callable[[], UsageError]) -> None:
         nn.Module.__init__(self)
-        self.backbone, self.output_dim, self.fingerprint = backbone, 0, ""
+        self.refusal, self.output_dim, self.fingerprint = refusal, 0, ""
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Raise a UsageError."""
-        raise no_texts(self.backbone)
+        """Raise the error."""
+        raise self.refusal()
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Refuse likewise."""
-        return self.encode(())
+        """Likewise."""
+        raise self.refusal()
 
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """It knows none and misses none."""
         return []
 
 
-def label_features(
-    branch: TextBranch, wordings: Sequence[str], templates: Sequence[str], *, cache: bool = True
-) -> Tensor:
+def label_features(branch: TextBranch, wordings: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Features of labels: the unit vectors of all wordings in a label's templates, averaged and scaled to length one.
 
-    The averaging of templates is that of Radford et al. (ICML 2021, section 3.1.4). With `cache`, results are
-    remembered in the process and on disk, keyed by the weights, the templates and the wordings; a damaged file is
-    computed again.
+    The averaging of templates is that of Radford et al. (ICML 2021, section 3.1.4). Results are remembered in the
+    process and on disk, keyed by the weights, the templates and the wordings; a damaged file is computed again.
 
     Args:
         branch: Encodes the texts.
         wordings: What stands for each of K labels in the templates.
         templates: Texts with one ``{}`` each; without any a ValueError is raised.
-        cache: Whether to remember.
 
     Returns:
         Unit vectors, float32 [K, D], on the device of the branch, without gradient.
@@ -158,23 +145,21 @@ def label_features(
     device = next(branch.parameters()).device
     key = combined(branch.fingerprint, json.dumps([list(templates), list(wordings)]))
     remembered: dict[str, Tensor] = branch.__dict__.setdefault("_label_features", {})
-    if cache and key in remembered:
+    if key in remembered:
         remembered[key] = remembered.pop(key)  # most recently used last
         return remembered[key].to(device, copy=True)
     shape = (len(wordings), branch.output_dim)
     disk = DiskCache(cache_dir("labels"), ".safetensors", _MAX_BYTES)
-    features = _read(disk, key, shape) if cache else None
+    features = _read(disk, key, shape)
     if features is None:
         # str.replace, not str.format: a wording may hold braces of its own.
         texts = [template.replace("{}", wording) for wording in wordings for template in templates]
         features = branch.encode(texts).reshape(len(wordings), len(templates), branch.output_dim)
         features = F.normalize(features.mean(1), dim=-1).cpu()
-        if cache:
-            disk.put(key, _bytes(key, features))
-    if cache:
-        remembered[key] = features
-        while len(remembered) > _REMEMBERED:
-            remembered.pop(next(iter(remembered)))
+        disk.put(key, _bytes(key, features))
+    remembered[key] = features
+    while len(remembered) > _REMEMBERED:
+        remembered.pop(next(iter(remembered)))
     return features.to(device, copy=True)  # a caller may write into its own
 
 

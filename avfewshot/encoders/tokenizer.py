@@ -22,6 +22,7 @@ from avfewshot.errors import WeightsError
 
 CLAP_CONTEXT = 77  # laion_clap truncates texts to as many tokens, special ones included
 _WORDS_MARK = " words: "
+_PROBES = ("a dog is barking", "the sound of rain")  # which every vocabulary tells apart
 
 
 class TextTokenizer(ABC):
@@ -41,6 +42,12 @@ class TextTokenizer(ABC):
     def unknown_words(self, texts: Iterable[str]) -> list[str]:
         """Words of `texts` that the model never met in training; empty for tokenizers of open vocabulary."""
         return []
+
+    def _require(self, fits: bool, wanted: int, shown: str | Path, hint: str) -> None:
+        """Raise a :class:`WeightsError` where the vocabulary does not fit a text model with `wanted` tokens."""
+        if not fits:
+            message = f"{shown}: a vocabulary of {self.vocab_size} tokens, but the text model has {wanted}."
+            raise WeightsError(message, hint=hint)
 
 
 class ClipTokenizer(TextTokenizer):
@@ -122,14 +129,10 @@ class RobertaTokenizer(_FileTokenizer):
             tokenizer.enable_padding(pad_id=self.PAD, pad_token="<pad>")
             self.vocab_size = tokenizer.get_vocab_size()
             special = [tokenizer.token_to_id(token) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-            probe = [tokenizer.encode(text).ids for text in ("a dog is barking", "the sound of rain")]
+            probe = [tokenizer.encode(text).ids for text in _PROBES]
         except Exception as error:  # the tokenizers library raises plain exceptions
             raise WeightsError(f"{shown}: not RoBERTa's tokenizer ({error}).", hint=_ROBERTA_HINT) from None
-        if self.vocab_size != vocab_size:
-            raise WeightsError(
-                f"{shown}: a vocabulary of {self.vocab_size} tokens, but the text model has {vocab_size}.",
-                hint=_ROBERTA_HINT,
-            )
+        self._require(self.vocab_size == vocab_size, vocab_size, shown, _ROBERTA_HINT)
         plain = [[token for token in ids if token > self.UNKNOWN] for ids in probe]
         framed = all(ids[0] == self.BOS and ids[-1] == self.EOS for ids in probe)
         known = special == [self.BOS, self.PAD, self.EOS, self.UNKNOWN]
@@ -186,16 +189,14 @@ class TransformersTokenizer(TextTokenizer):
         try:
             settings = {"context_length": context_length, "tokenizer_mode": mode, **(options or {})}
             self._tokenizer = HFTokenizer(str(folder), local_files_only=True, **settings)
-            probe = self._tokenizer(["a dog is barking", "the sound of rain"])
+            probe = self._tokenizer(list(_PROBES))
         except Exception as error:  # transformers raises many kinds
             reason = str(error).strip().partition("\n")[0][:160]
             raise WeightsError(f"{folder}: not a tokenizer that can be loaded ({reason}).", hint=hint) from None
         self._context_length = context_length
         self.vocab_size = len(self._tokenizer.tokenizer)
-        if torch.equal(probe[0], probe[1]) or not vocab_size * 0.9 <= self.vocab_size <= vocab_size:
-            raise WeightsError(
-                f"{folder}: a vocabulary of {self.vocab_size} tokens, but the text model has {vocab_size}.", hint=hint
-            )
+        differ, nearly = not torch.equal(probe[0], probe[1]), vocab_size * 0.9 <= self.vocab_size <= vocab_size
+        self._require(differ and nearly, vocab_size, folder, hint)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         self.fingerprint = combined("transformers", str(context_length), *(file_sha256(path) for path in files))
 
@@ -223,14 +224,11 @@ class JsonTokenizer(_FileTokenizer):
             tokenizer = Tokenizer.from_file(str(path))
             tokenizer.enable_truncation(context_length)
             tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
-            one, other = (tokenizer.encode(text).ids for text in ("a dog is barking", "the sound of rain"))
+            one, other = (tokenizer.encode(text).ids for text in _PROBES)
         except Exception as error:  # the tokenizers library raises plain exceptions
             raise WeightsError(f"{path}: not a tokenizer that can be loaded ({error}).", hint=hint) from None
         self.vocab_size = tokenizer.get_vocab_size()
-        if one == other or not vocab_size * 0.9 <= self.vocab_size <= vocab_size:
-            raise WeightsError(
-                f"{path}: a vocabulary of {self.vocab_size} tokens, but the text model has {vocab_size}.", hint=hint
-            )
+        self._require(one != other and vocab_size * 0.9 <= self.vocab_size <= vocab_size, vocab_size, path, hint)
         self._tokenizer = tokenizer
         self.fingerprint = combined("json", str(pad), str(context_length), file_sha256(path))
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avfewshot.encoders.presets import not_walkable
+from avfewshot.encoders.attention import self_attention
 from avfewshot.errors import UsageError
 
 # Floats of the widest intermediate of one chunk (16 MiB in float32): it stays in the cache of a processor core, and
@@ -135,14 +136,33 @@ class Tower(Encoder):
         return self.forward_head(self.final_tokens(inputs))
 
 
-def require_walkable(what: str, *encoders: Encoder) -> None:
-    """Refuse plain encoders for something that works between the blocks of towers.
+class WindowTower(Tower):
+    """The blocks of a Swin transformer, timm's or laion_clap's: attention in windows, shifted in every other block."""
 
-    Raises:
-        UsageError: One of them is plain; the presets that would do are listed.
-    """
-    if not walkable(*encoders):
-        raise not_walkable(what, "this backbone")
+    def _walk(self, stages: Sequence[Any], mergings: Sequence[Any]) -> None:
+        """Take the blocks of the stages, and what merges the tokens behind each of them."""
+        self._blocks: list[Any] = [block for stage in stages for block in stage.blocks]
+        self._unshifted = [place % 2 == 0 for stage in stages for place in range(len(stage.blocks))]
+        ends = accumulate(len(stage.blocks) for stage in stages)
+        self._mergings = {end - 1: merging for end, merging in zip(ends, mergings, strict=False)}
+        self.depth = len(self._blocks)
+
+    @property
+    def time_heads(self) -> list[int | None]:
+        """See :attr:`Tower.time_heads`: blocks whose windows are not shifted serve, every other one of a stage."""
+        pairs = zip(self._blocks, self._unshifted, strict=True)
+        return [block.attn.num_heads if serves else None for block, serves in pairs]
+
+    def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
+        """See :meth:`Tower.mlp_branch`."""
+        return self._blocks[i].mlp(self._blocks[i].norm2(tokens))
+
+    def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Tower.time_branch`."""
+        attn = self._blocks[i].attn
+        joined = attn.qkv(self._blocks[i].norm1(tokens))
+        bias = None if bias is None else bias.to(joined.dtype)
+        return attn.proj(self_attention(joined, attn.num_heads, bias, scale=attn.scale))
 
 
 def walkable(*encoders: Encoder) -> bool:
@@ -194,6 +214,20 @@ class PixelScaling(nn.Module):
         if images.dtype != torch.uint8:
             return images
         return torch.addcmul(self.pixel_shift, images.to(self.pixel_scale.dtype), self.pixel_scale)
+
+
+def check_images(images: Tensor, side: int) -> None:
+    """Raise a ValueError unless they are ``[N, 3, side, side]``."""
+    if images.ndim != 4 or images.shape[1:] != (3, side, side):
+        raise ValueError(f"Images of shape [N, 3, {side}, {side}] are needed, not {list(images.shape)}.")
+
+
+def whole_seconds(waveforms: Tensor, sample_rate: int, most: int) -> int:
+    """How many seconds ``[N, samples]`` have; a ValueError unless they are whole, and from 1 to `most`."""
+    seconds, rest = divmod(waveforms.shape[-1], sample_rate)
+    if rest or not 1 <= seconds <= most:
+        raise ValueError(f"1 to {most} whole seconds are needed, not {list(waveforms.shape)}.")
+    return seconds
 
 
 def square_side(size: int | tuple[int, int]) -> int:

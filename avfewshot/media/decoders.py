@@ -84,17 +84,11 @@ class IsolatedReader:
 
     def read(self, start: int = 0, stop: int | None = None) -> Clip:
         """See :meth:`ClipReader.read`."""
-        total = self.info.num_segments
-        stop = total if stop is None else stop
-        if not 0 <= start < stop <= total:
-            raise ValueError(f"{self._path} has the segments [0, {total}), not [{start}, {stop}).")
+        start, stop = self.info.stretch(start, stop)
         facts, arrays = self._ask({"read": [start, stop]})
         self._left += stop - start
-        clip = Clip(  # of arrays, see :func:`as_tensors`
-            self._path, facts["duration"], facts["start"], arrays.get("frames"), arrays.get("waveform"),
-            tuple(facts["warnings"]), facts["last"],
-        )  # fmt: skip
-        return as_tensors(clip)
+        facts |= {"warnings": tuple(facts["warnings"]), "frames": None, "waveform": None, **arrays}
+        return as_tensors(Clip(self._path, **facts))
 
     def write(self, folder: Path, stem: str, *, end: float | None = None, **options: Any) -> Path:
         """Write a part of the file as one of its own; see :func:`avfewshot.media.transcode.transcode`."""
@@ -272,20 +266,15 @@ def serve(memory: int) -> None:
                     path = Path(os.fsdecode(request["path"].encode("latin-1")))
                     reader = ClipReader(path, **request["options"])
                     stack.callback(reader.close)
-                    info = reader.info
-                    answer = {
-                        "duration": info.duration, "num_segments": info.num_segments, "has_video": info.has_video,
-                        "has_audio": info.has_audio, "warnings": info.warnings, "backend": reader.frame_backend,
-                    }  # fmt: skip
+                    answer = {name: value for name, value in vars(reader.info).items() if name != "path"}
+                    answer["backend"] = reader.frame_backend
                 elif "read" in request:
                     clip = reader.read_arrays(*request["read"])
-                    named = [("frames", clip.frames), ("waveform", clip.waveform)]
-                    named = [(name, np.ascontiguousarray(array)) for name, array in named if array is not None]
-                    arrays = [array for _, array in named]
-                    answer = {
-                        "start": clip.start, "last": clip.last, "duration": clip.duration, "warnings": clip.warnings,
-                        "arrays": [[name, array.dtype.str, array.shape] for name, array in named],
-                    }  # fmt: skip
+                    answer = {name: getattr(clip, name) for name in ("start", "last", "duration", "warnings")}
+                    both = {"frames": clip.frames, "waveform": clip.waveform}
+                    named = {name: np.ascontiguousarray(array) for name, array in both.items() if array is not None}
+                    arrays = [*named.values()]
+                    answer["arrays"] = [[name, array.dtype.str, array.shape] for name, array in named.items()]
                 elif "write" in request:
                     wanted: dict[str, Any] = {"above": None, "below": (), **request["write"]}
                     bars = [None if bar is None else Bar(*bar) for bar in (wanted["above"], *wanted["below"])]

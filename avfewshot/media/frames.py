@@ -34,9 +34,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from avfewshot.errors import UsageError
-from avfewshot.media.container import DECODED_PIXELS, MAX_PIXELS, Track, TrackDecoder
+from avfewshot.media.container import DECODED_PIXELS, MAX_PIXELS
 from avfewshot.media.picture import upright
 from avfewshot.media.probe import Probe
+from avfewshot.media.track import Track, TrackDecoder
 
 _FAR_SECONDS = 10
 """A jump ahead beyond this is made by seeking, a shorter one by reading on."""
@@ -345,9 +346,7 @@ def load_decord() -> Any:
     try:
         import decord
     except (ImportError, OSError, RuntimeError) as error:
-        raise UsageError(
-            f"The frame backend 'decord' cannot be used: {error}.",
-            hint="Install it (pip install decord), or choose 'auto' or 'pyav'.",
-        ) from error
+        message = f"The frame backend 'decord' cannot be used: {error}."
+        raise UsageError(message, hint="Install it (pip install decord), or choose 'auto' or 'pyav'.") from error
     decord.logging.set_level(decord.logging.QUIET)
     return decord

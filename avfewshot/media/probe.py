@@ -18,18 +18,8 @@ from av.container import InputContainer
 from av.packet import Packet
 
 from avfewshot.errors import MediaError
-from avfewshot.media.container import (
-    READ_ERRORS,
-    Track,
-    beyond_bounds,
-    is_cut_short,
-    is_picture,
-    joined_behind,
-    mend,
-    open_media,
-    pick_streams,
-    truncated,
-)
+from avfewshot.media import container as media
+from avfewshot.media.track import READ_ERRORS, Track, mend
 
 MAX_GAP = 60
 """Seconds without any packet that are believed; twelve in formats whose clock may start anew."""
@@ -78,7 +68,7 @@ def probe(path: Path) -> Probe:
     Raises:
         MediaError: It cannot be opened, or has neither a video nor an audio track that can be decoded.
     """
-    with open_media(path) as container:
+    with media.open_media(path) as container:
         scan = _Scan(container)
         if not scan.stretches:
             raise MediaError(path, _why_nothing(container))
@@ -88,7 +78,8 @@ def probe(path: Path) -> Probe:
         anew = scan.anew and size < _MOST_BYTES
         if believed and not anew and declared > FULL_SCAN_SECONDS * av.time_base and scan.read_tail():
             return _conclude(path, container, scan)
-    with open_media(path) as container:  # anew: seeking back to the beginning loses what precedes the first keyframe
+    # Anew: seeking back to the beginning loses what precedes the first keyframe.
+    with media.open_media(path) as container:
         scan = _Scan(container)
         scan.whole = True
         scan.read()
@@ -101,8 +92,7 @@ def _conclude(path: Path, container: InputContainer, scan: _Scan) -> Probe:
     if not present:
         if any(stretch.encrypted for stretch in scan.stretches.values()):
             raise MediaError(path, "is encrypted, and cannot be decoded without its key")
-        if is_cut_short(path):
-            raise truncated(path)
+        media.refuse_truncated(path)
         raise MediaError(path, "holds no pictures and no sound: its tracks are empty")
     zero = min(t.start for t in present)
     duration = max(t.end for t in present) - zero
@@ -182,7 +172,7 @@ class _Scan:
 
     def __init__(self, container: InputContainer) -> None:
         self._container = container
-        streams = [stream for stream in pick_streams(container) if stream is not None]
+        streams = [stream for stream in media.pick_streams(container) if stream is not None]
         self.stretches = {stream.index: _Stretch(stream) for stream in streams}
         self.anew = bool(ANEW & set(container.format.name.split(",")))
         self.whole = False  # whether the file is read through
@@ -328,9 +318,9 @@ class _Scan:
 
 def _absent(container: InputContainer, result: Probe, scan: _Scan) -> Iterator[tuple[str, str]]:
     for about, kind, track in (("visual", "video", result.video), ("audio", "audio", result.audio)):
-        streams = [s for s in container.streams if s.type == kind and not is_picture(s)]
+        streams = [s for s in container.streams if s.type == kind and not media.is_picture(s)]
         if track is None:
-            bounds = next(filter(None, map(beyond_bounds, streams)), None)
+            bounds = next(filter(None, map(media.beyond_bounds, streams)), None)
             if any(s.index in scan.stretches and scan.stretches[s.index].encrypted for s in streams):
                 bounds = f"the {kind} track is encrypted"
             empty = f"the {kind} track is empty or cannot be decoded" if streams else f"no {kind} track"
@@ -363,9 +353,9 @@ def _short(
     # Some formats count their length from zero, some from their first timestamp.
     if max(duration, zero + duration) < told - max(1.0, 0.02 * told):
         yield "file", f"should last {told:.1f} s but ends after {float(duration):.1f} s: truncated or damaged"
-    elif is_cut_short(path):
+    elif media.is_cut_short(path):
         yield "file", "truncated: the file is shorter than it says"
-    elif scan.whole and joined_behind(path, scan.last_byte):
+    elif scan.whole and media.joined_behind(path, scan.last_byte):
         yield "file", "another file is joined behind it, which is not read: split it, or join them with FFmpeg"
     elif scan.errors:
         yield "file", "damaged: parts of the file could not be read"
@@ -388,9 +378,9 @@ def _apart(result: Probe) -> Iterator[tuple[str, str]]:
 
 
 def _why_nothing(container: InputContainer) -> str:
-    if bounds := [text for s in container.streams if not is_picture(s) and (text := beyond_bounds(s))]:
+    if bounds := [text for s in container.streams if not media.is_picture(s) and (text := media.beyond_bounds(s))]:
         return bounds[0]
-    if any(s.type in {"video", "audio"} and not is_picture(s) for s in container.streams):
+    if any(s.type in {"video", "audio"} and not media.is_picture(s) for s in container.streams):
         return "its tracks are in a format that this FFmpeg cannot decode"
     if any(s.type == "video" for s in container.streams):
         return "has neither video nor audio, only a picture"

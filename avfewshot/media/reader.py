@@ -17,10 +17,10 @@ from PIL import Image
 
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.media.clip import Clip
-from avfewshot.media.container import Track
 from avfewshot.media.frames import DecordFrames, DecordUnfitError, PyavFrames, load_decord
 from avfewshot.media.picture import fit
 from avfewshot.media.probe import probe
+from avfewshot.media.track import Track
 from avfewshot.media.waveform import Waveform
 
 MODALITIES = ("av", "visual", "audio")
@@ -41,6 +41,13 @@ class MediaInfo:
     has_video: bool  # whether frames can be read
     has_audio: bool  # whether a waveform can be read
     warnings: tuple[str, ...]  # what is odd about the file, for people
+
+    def stretch(self, start: int, stop: int | None) -> tuple[int, int]:
+        """Segments that are asked for, to the end if `stop` is None; a ValueError where it has none such."""
+        last = self.num_segments if stop is None else stop
+        if not 0 <= start < last <= self.num_segments:
+            raise ValueError(f"{self.path} has the segments [0, {self.num_segments}), not [{start}, {last}).")
+        return start, last
 
 
 def check_options(modality: str, frame_backend: str) -> None:
@@ -129,10 +136,7 @@ class ClipReader:
             MediaError: Nothing of it can be decoded.
             ValueError: No such segments.
         """
-        total = self.info.num_segments
-        stop = total if stop is None else stop
-        if not 0 <= start < stop <= total:
-            raise ValueError(f"{self._path} has the segments [0, {total}), not [{start}, {stop}).")
+        start, stop = self.info.stretch(start, stop)
         frames: Any
         waveform: Any
         try:
@@ -143,7 +147,7 @@ class ClipReader:
         if frames is None and waveform is None:
             raise MediaError(self._path, _DAMAGED)
         told = tuple(dict.fromkeys([*self._warnings, *about_frames, *about_waveform]))
-        return Clip(self._path, self.info.duration, start, frames, waveform, told, last=stop == total)
+        return Clip(self._path, self.info.duration, start, frames, waveform, told, last=stop == self.info.num_segments)
 
     def close(self) -> None:
         """Close the file."""

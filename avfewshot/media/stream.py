@@ -62,11 +62,8 @@ def iter_clips(
         UsageError: Options that cannot be used; at once, not when iteration begins.
     """
     check_options(modality, frame_backend)
-    for name, value, least in (
-        ("chunk_segments", chunk_segments, 1),
-        ("workers", workers, 0),
-        ("prefetch", prefetch, 1),
-    ):
+    limits = (("chunk_segments", chunk_segments, 1), ("workers", workers, 0), ("prefetch", prefetch, 1))
+    for name, value, least in limits:
         if value < least:
             raise UsageError(f"{name} must be at least {least}, not {value}.")
     timeout = time_limit(timeout)

@@ -14,8 +14,9 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 
 from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.media.container import RATES, Track, TrackDecoder
+from avfewshot.media.container import RATES
 from avfewshot.media.resample import margin, to_model_rate
+from avfewshot.media.track import Track, TrackDecoder
 
 _ROUNDING, _JITTER = 0.002, 0.04  # seconds by which a timestamp may miss the count of samples before that means a gap
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from avfewshot.encoders.weights.fetch import refuse_plain_http
+from avfewshot.encoders.fetch import refuse_plain_http
 from avfewshot.encoders.weights.locate import hub_server
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.io import cache_dir

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
-
-if TYPE_CHECKING:
-    from avfewshot.store.store import Store
+from avfewshot.store.files import StoreFiles
 
 
 class StoredEmbeddings(EmbeddingCache):
     """Looks in a store, and then in the cache, which alone takes new entries."""
 
-    def __init__(self, store: Store, then: EmbeddingCache | None) -> None:
+    def __init__(self, store: StoreFiles, then: EmbeddingCache | None) -> None:
         self._store, self._then = store, then
 
     def has(self, path: Path | str) -> bool:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from avfewshot.io import atomic_path
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
-    from avfewshot.store.store import StoredClip
 
 Floats = npt.NDArray[np.float32]
 MODALITIES = ("visual", "audio")
@@ -57,13 +56,14 @@ class Hit:
     moments: list[Moment] = field(default_factory=list)  # seconds at least half as far above, in order
 
 
-class Rows(NamedTuple):
-    """Where the seconds of a clip lie."""
+@dataclass(frozen=True)
+class Rows:
+    """A clip, and where its seconds lie."""
 
     path: str
     duration: float  # seconds
-    seconds: int
-    visual: int | None  # its first row; None without video
+    seconds: int  # T
+    visual: int | None  # its first row of T; None without video
     audio: int | None
 
 
@@ -78,7 +78,7 @@ class Search:
 
     def __init__(
         self,
-        clips: Sequence[Rows | StoredClip],
+        clips: Sequence[Rows],
         vectors: Mapping[str, Floats],
         indexes: Mapping[str, Any] | None = None,
     ) -> None:
@@ -126,7 +126,7 @@ class Search:
         return made
 
     def find(
-        self, query: Mapping[str, Floats], top: int = 20, *, by: str = "both", without: StoredClip | None = None
+        self, query: Mapping[str, Floats], top: int = 20, *, by: str = "both", without: Rows | None = None
     ) -> list[Hit]:
         """The clips whose best second is nearest to a query, a unit vector ``[D]`` by modality; `by` is one of `BY`."""
         query = {name: query[name].astype(np.float32) for name in BY[by] if name in query and len(self._order[name])}

@@ -1,12 +1,9 @@
-"""A collection of clips on disk, embedded second by second; see :mod:`~avfewshot.store.writer` for its files."""
+"""A collection of clips on disk, embedded second by second: what has changed, what is embedded anew, what is found."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
-import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,55 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avfewshot.errors import DataError, MediaError, UsageError
+from avfewshot.errors import MediaError, UsageError
 from avfewshot.io import user_path
 from avfewshot.media.clip import Failure
 from avfewshot.media.remote import is_remote
-from avfewshot.media.thumbnails import Thumbnail, jpeg_source, spread
 from avfewshot.store import writer
+from avfewshot.store.files import StoredClip, StoreFiles, rows_file, stored_name
 from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, open_index, parse_like, word_query
-from avfewshot.store.writer import Thumbnailed, connect, embed_files, rows_file
+from avfewshot.store.writer import Thumbnailed, embed_files
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.embedding_cache import EmbeddingCache
-
-
-_OF_TOWERS = frozenset(
-    "backbone weights precision seed clip_weights clap_weights roberta templates audio_context".split()
-)
-
-
-@dataclass(frozen=True)
-class StoredClip:
-    """A clip of a store."""
-
-    id: int
-    path: str  # absolute, or an address
-    real: str  # without links
-    size: int  # 0 at an address
-    mtime: int  # nanoseconds; likewise
-    duration: float
-    seconds: int  # T
-    visual: int | None  # its first row of T; None without video
-    audio: int | None
-    warnings: tuple[str, ...]
-    error: str | None  # why it could not be embedded; it has no rows then
-
-    @property
-    def source(self) -> Path | str:
-        """What :meth:`Classifier.classify` takes."""
-        return self.path if is_remote(self.path) else Path(self.path)
-
-    def is_current(self) -> bool:
-        """Whether the file is the one that was embedded; what lies at an address is taken to stay."""
-        if is_remote(self.path):
-            return True
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return False
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime)
 
 
 @dataclass
@@ -83,12 +43,7 @@ class Changes:
         return sorted([*self.new, *self.changed], key=str)
 
 
-def stored_name(path: str | os.PathLike[str]) -> str:
-    """What a clip is stored under."""
-    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
-
-
-class Store:
+class Store(StoreFiles):
     """A collection of clips, opened to read; :meth:`update` writes.
 
     Raises:
@@ -96,46 +51,7 @@ class Store:
         DataError: It is damaged, or of another version.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = user_path(folder)
-        self._towers: Classifier | None = None
-        self._reading = threading.Lock()
-        self._read()
-
-    def _read(self) -> None:
-        for name in ("embedded", "_vectors", "_by_real", "_search", "_reader"):
-            self.__dict__.pop(name, None)
-        if not (self.folder / "store.db").is_file():
-            raise UsageError(f"{self.folder}: there is no store.", hint=f"avfs embed clips/ --store {self.folder}")
-        try:
-            about = dict(self._select("SELECT key, value FROM about"))
-            rows = self._select("SELECT * FROM clips ORDER BY path")
-            if about["version"] != str(writer.VERSION):
-                raise DataError(f"{self.folder}: is a store of version {about['version']}, not {writer.VERSION}.")
-            self.model: dict[str, Any] = json.loads(about["model"])  # arguments of load()
-            if not {"backbone", "precision"} <= self.model.keys() <= _OF_TOWERS:
-                raise ValueError("its model is not one that was written")
-            self.identity: dict[str, str] = json.loads(about["identity"])
-            self.dims: dict[str, int] = json.loads(about["dims"])
-            self.generation = int(about["generation"])
-            self.rows: dict[str, int] = json.loads(about["rows"])  # of each file
-            self.clips: dict[str, StoredClip] = {}
-            for id, path, real, *rest, warnings, error in rows:
-                values = [id, os.fsdecode(path), os.fsdecode(real), *rest, tuple(json.loads(warnings)), error]
-                self.clips[values[1]] = StoredClip(*values)
-                self._check(self.clips[values[1]])
-        except (sqlite3.Error, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
-
-    def _check(self, clip: StoredClip) -> None:
-        """Raise ValueError for a clip whose figures cannot be, or whose rows are not there."""
-        starts = [(start, self.rows[name]) for name, start in (("visual", clip.visual), ("audio", clip.audio))]
-        whole = all(type(value) is int and value >= 0 for value in (clip.id, clip.size, clip.seconds))
-        there = (start is None or (type(start) is int and 0 <= start <= rows - clip.seconds) for start, rows in starts)
-        if not (whole and type(clip.mtime) is int and isinstance(clip.error, str | None) and all(there)):
-            raise ValueError(f"{clip.path}: its row is not one that was written")
-        if clip.error is None and not isinstance(clip.duration, float | int):
-            raise ValueError(f"{clip.path}: has no duration")
+    _towers: Classifier | None = None
 
     @classmethod
     def create(
@@ -153,100 +69,6 @@ class Store:
         if not (folder / "store.db").exists():
             writer.create(folder, model, identity, dims)
         return cls(folder)
-
-    def __len__(self) -> int:
-        return len(self.embedded)
-
-    @cached_property
-    def embedded(self) -> list[StoredClip]:
-        """Clips with embeddings, by path."""
-        return [clip for clip in self.clips.values() if clip.error is None]
-
-    # ------------------------------------------------------------------------------------------ reading
-
-    @cached_property
-    def _reader(self) -> sqlite3.Connection:
-        return connect(self.folder, "ro")
-
-    def _select(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """What a query of the database gives; one connection serves all threads, one after another."""
-        with self._reading:
-            return self._reader.execute(query, values).fetchall()
-
-    def vectors(self, modality: str) -> Floats:
-        """All rows of a modality ``[N, D]``, dead ones among them: memory-mapped; what is changed stays in memory."""
-        shape = self.rows[modality], self.dims[modality]
-        if not shape[0]:
-            return np.zeros((0, shape[1]), dtype=np.float32)
-        path = rows_file(self.folder, modality, self.generation)
-        try:
-            return np.asarray(np.memmap(path, dtype=np.float32, mode="c", shape=shape))
-        except (OSError, ValueError):
-            raise DataError(f"{path}: is missing or cut.", hint="Embed the collection again.") from None
-
-    def of(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
-        """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""
-        visual, audio = (
-            None if start is None else self._vectors[name][start : start + clip.seconds]
-            for name, start in (("visual", clip.visual), ("audio", clip.audio))
-        )
-        return visual, audio
-
-    @property
-    def audio_context(self) -> str:
-        """How its clips were heard: ``"second"`` or ``"clip"``."""
-        return self.identity.get("audio context", "second")
-
-    def audio_windows(self, clip: StoredClip) -> Floats | None:
-        """Of a clip with sound that was heard in windows, the embedding of each second's window ``[T, D_a]``."""
-        windows = self.windows(clip)
-        return None if windows is None else np.repeat(*windows, axis=0)
-
-    def windows(self, clip: StoredClip) -> tuple[Floats, list[int]] | None:
-        """The embeddings of its windows ``[W, D_a]``, and the seconds of each."""
-        if self.audio_context == "second" or clip.audio is None:
-            return None
-        try:
-            [(lengths, content)] = self._select("SELECT lengths, rows FROM windows WHERE clip = ?", (clip.id,))
-            rows = np.frombuffer(bytearray(content), dtype=np.float32).reshape(-1, self.dims["audio"])
-            lengths = json.loads(lengths)
-            if len(lengths) != len(rows) or sum(lengths) != clip.seconds:
-                raise ValueError(f"{clip.path}: its windows are not its seconds")
-            return rows, lengths
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
-
-    def by_clip(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
-        """The embeddings of a clip as clips are judged: a second sounds like its window, where windows were heard."""
-        visual, audio = self.of(clip)
-        windows = self.audio_windows(clip)
-        return visual, audio if windows is None else windows
-
-    @cached_property
-    def _vectors(self) -> dict[str, Floats]:
-        return {name: self.vectors(name) for name in MODALITIES}
-
-    def thumbnail(self, path: str | os.PathLike[str], second: int = 0) -> bytes | None:
-        """A JPEG of a second of a clip; None where it has no picture."""
-        clip = self.clips.get(stored_name(path))
-        query = "SELECT jpeg FROM thumbnails WHERE clip = ? AND second = ?"
-        return next((row[0] for row in self._select(query, (clip.id, second))), None) if clip else None
-
-    def pictures(self, path: str | os.PathLike[str], count: int) -> list[Thumbnail]:
-        """At most `count` evenly spaced ones of a clip as it is now; none where the store does not hold it."""
-        clip = self.find_clip(path)
-        seconds = spread(clip.seconds, count) if clip else []
-        found = ((second, self.thumbnail(path, second)) for second in seconds)
-        return [Thumbnail(second, jpeg_source(picture)) for second, picture in found if picture]
-
-    def find_clip(self, path: str | os.PathLike[str]) -> StoredClip | None:
-        """The embedded clip of a file that has not changed since, by whichever link it is named."""
-        clip = self.clips.get(stored_name(path)) or self._by_real.get(os.path.realpath(path))
-        return clip if clip is not None and clip.error is None and clip.is_current() else None
-
-    @cached_property
-    def _by_real(self) -> dict[str, StoredClip]:
-        return {clip.real: clip for clip in self.embedded}
 
     def cache(self, identity: Mapping[str, str], then: EmbeddingCache | None) -> EmbeddingCache:
         """What looks embeddings up here before it does so in `then`.
@@ -339,8 +161,6 @@ class Store:
     @cached_property
     def _search(self) -> Search:
         return self.search()
-
-    # ------------------------------------------------------------------------------------------ writing
 
     def changes(self, files: Sequence[Path | str], roots: Sequence[str | Path], *, retry: bool = False) -> Changes:
         """How `files`, all media files below `roots`, differ from what is stored; nothing is decoded or fetched.

@@ -1,9 +1,4 @@
-"""How a store is written: its files, and commits that count whole or not at all.
-
-    DIR/store.db            clips, their thumbnails, windows of sound, what embedded them
-    DIR/visual-1.f32        a row a second, appended to; rows behind those that store.db counts are a killed run's
-    DIR/audio-1.f32
-    DIR/visual-1.index      4-bit product quantiser of these rows (faiss); made again where it lacks
+"""How the files of a store are written, in commits that count whole or not at all.
 
 The rows of a clip lie together. A clip that has gone leaves dead rows, and when they are a quarter of a file all rows
 are written anew under the next number. docs/collections.md has the measurement behind this choice.
@@ -27,17 +22,16 @@ from avfewshot.io import atomic_path, naming, try_lock
 from avfewshot.media.clip import Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
+from avfewshot.store.files import VERSION, StoredClip, connect, rows_file
 from avfewshot.store.search import MODALITIES
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.features import EmbeddedFile
-    from avfewshot.store.store import StoredClip
 
 Thumbnailed = Generator["tuple[EmbeddedFile | Failure, dict[int, bytes]]", None, None]
 """Embeddings of files in order, or what was wrong, with thumbnails by second."""
 
-VERSION = 1
 THUMBNAIL = 96  # longer side of thumbnails in pixels
 
 _COMMIT_CLIPS, _COMMIT_SECONDS = 64, 5.0  # a kill costs at most so much work
@@ -53,17 +47,6 @@ CREATE TABLE thumbnails (clip INTEGER, second INTEGER, jpeg BLOB NOT NULL, PRIMA
 # How sound was heard in windows, with the seconds of each; stores of an earlier version get it when they are written.
 _WINDOWS = "CREATE TABLE IF NOT EXISTS windows (clip INTEGER PRIMARY KEY, lengths TEXT NOT NULL, rows BLOB NOT NULL)"
 _TABLES = {"clips": "id", "thumbnails": "clip", "windows": "clip"}
-
-
-def connect(folder: Path, mode: str) -> sqlite3.Connection:
-    """Open the database, ``"ro"`` or ``"rw"``, for whichever thread asks first."""
-    address = (folder / "store.db").absolute().as_uri()
-    return sqlite3.connect(f"{address}?mode={mode}", uri=True, timeout=30, check_same_thread=False)
-
-
-def rows_file(folder: Path, modality: str, generation: int) -> Path:
-    """Where the rows of a modality lie."""
-    return folder / f"{modality}-{generation}.f32"
 
 
 def create(folder: Path, model: Mapping[str, Any], identity: Mapping[str, str], dims: Mapping[str, int]) -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from avfewshot.cache import DiskCache, file_key
 from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.encoders.backbone import Backbone
-from avfewshot.encoders.tower import Tower, require_walkable
+from avfewshot.encoders.presets import require_walkable
+from avfewshot.encoders.tower import Tower
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.embedding_cache import embedding_identity

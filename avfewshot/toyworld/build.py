@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -22,9 +22,17 @@ from tqdm import tqdm
 
 from avfewshot.errors import AvfsError, DataError, UsageError, did_you_mean
 from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
-from avfewshot.toyworld.layouts import ALL_PLANS, FEWEST_CLIPS, PLANS, DatasetPlan, PlannedClip, plan_samples
+from avfewshot.toyworld.events import plan_ave, plan_llp, plan_samples, plan_vggsound
+from avfewshot.toyworld.plan import FEWEST_CLIPS, DatasetPlan, PlannedClip
 from avfewshot.toyworld.render import write_clip, write_part
+from avfewshot.toyworld.scenes import plan_avqa, plan_avs
 from avfewshot.toyworld.vocabulary import COMPOSITIONS
+
+PLANS: dict[str, Callable[[int, int], DatasetPlan]] = {"ave": plan_ave, "llp": plan_llp, "vggsound": plan_vggsound}
+"""Data sets of the toy world by name."""
+
+ALL_PLANS = {**PLANS, "avs": plan_avs, "avqa": plan_avqa}
+"""The same with those of scenes, which are written only if they are named."""
 
 DEFAULT_CLIPS_PER_CLASS = 24  # gives 16 training clips a class, so that 16 shots are possible
 GENERATOR = "3acdb426618632143c1f9043a882341dcce415e6e88939765662f8d16698ee18"
@@ -57,13 +65,8 @@ class Manifest:
 
     def write(self, root: Path) -> None:
         """Write it to `root` atomically."""
-        document = {
-            "format": _FORMAT,
-            "made_by": "avfs data toy",
-            **asdict(self),
-            "complete": all(self.files.values()),
-            "files": dict(sorted(self.files.items())),
-        }
+        document = {"format": _FORMAT, "made_by": "avfs data toy", **asdict(self)}
+        document |= {"complete": all(self.files.values()), "files": dict(sorted(self.files.items()))}
         write_text(root / MANIFEST, json.dumps(document, indent=1) + "\n")
 
     @classmethod
@@ -90,10 +93,8 @@ class Manifest:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: damaged ({type(error).__name__}: {error}).",
-                hint="Remove the folder, or give another --root.",
-            ) from error
+            message = f"{path}: damaged ({type(error).__name__}: {error})."
+            raise DataError(message, hint="Remove the folder, or give another --root.") from error
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,8 @@ class Build:
                     (self.root / folder).rmdir()
             self.manifest.write(self.root)
         except OSError as error:
-            raise UsageError(
-                f"{self.root}: cannot be written to: {error.strerror}.", hint="Give another --root."
-            ) from error
+            message = f"{self.root}: cannot be written to: {error.strerror}."
+            raise UsageError(message, hint="Give another --root.") from error
         total = len(self.pending)
         hidden = None if progress and self.pending else True  # None: shown on a terminal alone
         bar = tqdm(total=total, unit="clip", desc="Writing clips", disable=hidden, dynamic_ncols=True, leave=False)
@@ -217,7 +217,7 @@ def prepare(
     A toy world of the same settings that is there already is completed, also by further data sets; with `force` one of
     another seed, number of clips or version is replaced. Each seed gives another world of the same classes, with
     `clips_per_class` clips over all splits. `datasets` are some of :data:`ALL_PLANS`, or `samples` for these alone;
-    None: those of :data:`~avfewshot.toyworld.layouts.PLANS`. `jobs` are processes; None: one for each processor that
+    None: those of :data:`PLANS`. `jobs` are processes; None: one for each processor that
     may be used.
 
     Raises:
@@ -232,10 +232,8 @@ def prepare(
         message = f"--only: {shown} is not a data set of the toy world.{guess}"
         raise UsageError(message, hint=f"Known: {', '.join(ALL_PLANS)}, samples.")
     if clips_per_class < FEWEST_CLIPS:
-        raise UsageError(
-            f"--clips-per-class {clips_per_class}: too few.",
-            hint=f"At least {FEWEST_CLIPS} are needed: one each for train, val and test.",
-        )
+        message = f"--clips-per-class {clips_per_class}: too few."
+        raise UsageError(message, hint=f"At least {FEWEST_CLIPS} are needed: one each for train, val and test.")
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs {jobs}: at least one process is needed.")
     _check_root(root)
@@ -296,18 +294,14 @@ def _refuse_other_contents(root: Path, before: Manifest | None, wanted: tuple[in
     """Refuse a folder that holds another toy world, or files of somebody's own under the names to be written."""
     if before is None:
         if taken := [name for name in _TOP_LEVEL if (root / name).exists()]:
-            raise UsageError(
-                f"{root}: holds {', '.join(taken)}, but no toy world.",
-                hint="Give another --root, or --force to write over what is there.",
-            )
+            message = f"{root}: holds {', '.join(taken)}, but no toy world."
+            raise UsageError(message, hint="Give another --root, or --force to write over what is there.")
         return
     made = f"made with --seed {before.seed} --clips-per-class {before.clips_per_class}"
     if before.recipe[:2] == wanted[:2]:
         made = "made by another version of avfewshot"
-    raise UsageError(
-        f"{root}: holds a toy world {made}.",
-        hint="Give its settings or another --root, or --force to replace it.",
-    )
+    message = f"{root}: holds a toy world {made}."
+    raise UsageError(message, hint="Give its settings or another --root, or --force to replace it.")
 
 
 def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Generator[tuple[str, str]]:
@@ -323,9 +317,8 @@ def _write_clips(root: Path, clips: Sequence[PlannedClip], jobs: int) -> Generat
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
-        raise AvfsError(
-            "A process that writes clips died; perhaps the memory ran out.", hint="Run it again with fewer --jobs."
-        ) from error
+        message = "A process that writes clips died; perhaps the memory ran out."
+        raise AvfsError(message, hint="Run it again with fewer --jobs.") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -13,9 +13,7 @@ class _Synth:
     """`count` samples at pitch factor `pitch`: building blocks, then a method for each sound; chance is `rng`'s."""
 
     def __init__(self, count: int, pitch: float, rng: np.random.Generator) -> None:
-        self.count = count
-        self.pitch = pitch
-        self.rng = rng
+        self.count, self.pitch, self.rng = count, pitch, rng
         self.time = np.arange(count) / SAMPLE_RATE
         self.seconds = count / SAMPLE_RATE
 

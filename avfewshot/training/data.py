@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from avfewshot.config import TrainingConfig
-from avfewshot.data.check import EVALUATION_SPLITS, find_other_datasets, without_leaks, youtube_ids
 from avfewshot.data.clip_source import ClipSource, RawSource, read_start, share
 from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.leaks import EVALUATION_SPLITS, find_other_datasets, without_leaks, youtube_ids
 from avfewshot.data.load import load_dataset, require_media
 from avfewshot.data.sampler import Support, draw_support, fingerprint
 from avfewshot.data.shards.reader import ShardSet

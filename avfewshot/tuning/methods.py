@@ -20,9 +20,10 @@ from torch.nn.utils import parametrize
 
 from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.presets import require_walkable
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import RobertaTokenizer
-from avfewshot.encoders.tower import Encoder, require_walkable
+from avfewshot.encoders.tower import Encoder
 from avfewshot.errors import UsageError
 
 _BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}

@@ -39,7 +39,7 @@ from avfewshot.data.shards.record import (
 )
 from avfewshot.errors import DataError, UsageError, did_you_mean, explain
 from avfewshot.io import atomic_path, csv_cell, sha256_file, sweep_leftovers, write_text
-from avfewshot.media.clip_cache import encode_picture, encode_sound
+from avfewshot.media.clip_bytes import encode_picture, encode_sound
 from avfewshot.media.stream import ordered_map
 
 REJECTED_NAME = "rejected.csv"
@@ -111,9 +111,8 @@ def plan_shards(
         DataError: No clip has a media file.
     """
     if dataset.description.reader in ("avs", "avqa"):
-        raise UsageError(
-            f"{dataset.description.title} is not read from shards.", hint="avfs train reads its files as they are."
-        )
+        message = f"{dataset.description.title} is not read from shards."
+        raise UsageError(message, hint="avfs train reads its files as they are.")
     usual = max(1, min(SHARD_CLIPS, SHARD_BYTES // _clip_bytes(frame_side, seconds)))
     size = usual if shard_clips is None else shard_clips
     limits = (("--shard-clips", size, None), ("--seconds", seconds, MOST), ("--quality", quality, 100))
@@ -141,10 +140,8 @@ def plan_shards(
                 labels = [dataset.classes[label] for label in sample.labels]
                 digest.update(json.dumps([shard.name, key, sample.id, sample.row, labels]).encode("ascii") + b"\n")
     if not shards:
-        raise DataError(
-            f"No clip of {dataset.description.title} has a media file below {dataset.root}.",
-            hint="`avfs data check` tells what is missing; --media DIR names another place.",
-        )
+        message = f"No clip of {dataset.description.title} has a media file below {dataset.root}."
+        raise DataError(message, hint="`avfs data check` tells what is missing; --media DIR names another place.")
     index = ShardIndex(
         dataset=dataset.name,
         title=dataset.description.title,
@@ -264,10 +261,8 @@ def prepare(
     needed = _estimate(pending, others, plan.index) if pending else 0
     free = shutil.disk_usage(folder).free
     if needed * _HEADROOM > free:
-        raise DataError(
-            f"{folder}: the shards still to be written need about {_size(needed)}, and {_size(free)} are free.",
-            hint="Make room, choose another --out, or store less: --splits, --seconds, --quality.",
-        )
+        message = f"{folder}: the shards still to be written need about {_size(needed)}, and {_size(free)} are free."
+        raise DataError(message, hint="Make room, choose another --out, or store less: --splits, --seconds, --quality.")
     return Preparation(
         plan=plan,
         folder=folder,
@@ -296,10 +291,8 @@ def _claim(folder: Path, index: ShardIndex) -> None:
         raise DataError(f"{folder}: cannot be written to: {error.strerror or error}.") from error
     there = ShardIndex.read(folder)
     if there != index:
-        raise DataError(
-            f"{folder} holds shards of another plan: {_difference(there, index)}.",
-            hint="Repeat the command with the options of the first time, or choose another --out.",
-        )
+        message = f"{folder} holds shards of another plan: {_difference(there, index)}."
+        raise DataError(message, hint="Repeat the command with the options of the first time, or choose another --out.")
 
 
 def _difference(there: ShardIndex, index: ShardIndex) -> str:
@@ -411,10 +404,8 @@ def _write_shard(
         entry = ShardEntry(index.plan, shard.name, shard.split, digest, size, tuple(stored), tuple(rejected))
         entry.write(folder)
     except OSError as error:
-        raise DataError(
-            f"{target}: cannot be written: {error.strerror or error}.",
-            hint="Remedy it and run the same command again: it goes on where it stopped.",
-        ) from error
+        hint = "Remedy it and run the same command again: it goes on where it stopped."
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}.", hint=hint) from error
     return entry
 
 

@@ -23,7 +23,7 @@ from avfewshot.data.shards.record import ClipRecord, DamagedClipError, ShardEntr
 from avfewshot.errors import DataError, UsageError, explain, some
 from avfewshot.io import sha256_file
 from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
-from avfewshot.media.clip_cache import decode_pictures, decode_sound
+from avfewshot.media.clip_bytes import decode_pictures, decode_sound
 from avfewshot.media.stream import ordered_map
 
 DEFAULT_BUFFER = 200
@@ -33,8 +33,7 @@ class ShardSet:
     """A folder of prepared shards; :meth:`open` makes it."""
 
     def __init__(self, folder: Path, index: ShardIndex, entries: Sequence[ShardEntry]) -> None:
-        self.folder = folder
-        self.index = index
+        self.folder, self.index = folder, index
         self._entries = tuple(entries)
 
     @classmethod
@@ -61,20 +60,17 @@ class ShardSet:
                 missing.append(shard.name)
                 continue
             if (entry.plan, entry.split) != (plan, shard.split):
-                raise DataError(
-                    f"{path}: was written for another {index.title} than the index of its folder describes.",
-                    hint="Do not mix folders of shards; prepare the data into a new one.",
-                )
+                message = f"{path}: was written for another {index.title} than the index of its folder describes."
+                raise DataError(message, hint="Do not mix folders of shards; prepare the data into a new one.")
             size_differs = path.stat().st_size != entry.bytes
             if size_differs or (verify and sha256_file(path) != entry.sha256):
                 damaged.append(shard.name)
             entries.append(entry)
         for names, what in ((missing, "missing"), (damaged, "damaged")):
             if names:
-                raise DataError(
-                    f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {some(names, 5)}.",
-                    hint="The same `avfs data prepare` command writes them (with --part, every part of it).",
-                )
+                message = f"{folder}: {len(names)} of {len(wanted)} shards are {what}: {some(names, 5)}."
+                hint = "The same `avfs data prepare` command writes them (with --part, every part of it)."
+                raise DataError(message, hint=hint)
         return cls(folder, index, entries)
 
     @property
@@ -103,10 +99,8 @@ class ShardSet:
         """
         entries = [entry for entry in self._entries if entry.split == name]
         if not entries:
-            raise UsageError(
-                f"{self.folder} holds no {name!r} split of {self.index.title}.",
-                hint=f"It holds: {', '.join(self.splits)}.",
-            )
+            message = f"{self.folder} holds no {name!r} split of {self.index.title}."
+            raise UsageError(message, hint=f"It holds: {', '.join(self.splits)}.")
         return ShardSource(self.folder, self.index, entries, threads=threads, buffer=buffer)
 
 

@@ -55,9 +55,8 @@ def _matching(pattern: str, what: str) -> PlainValidator:
 def _whole(least: int, most: int | None = None) -> PlainValidator:
     def check(value: Any) -> int:
         if type(value) is not int or value < least or (most is not None and value > most):
-            raise ValueError(
-                f"is not a whole number from {least} {f'to {most}' if most else 'on'}: {str(value)[:40]!r}"
-            )
+            message = f"is not a whole number from {least} {f'to {most}' if most else 'on'}: {str(value)[:40]!r}"
+            raise ValueError(message)
         return value
 
     return PlainValidator(check)

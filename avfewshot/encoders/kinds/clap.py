@@ -12,22 +12,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from avfewshot.encoders.htsat import build_htsat, htsat_config
-from avfewshot.encoders.kinds.base import (
-    ANY,
-    FLAG,
-    MISSING,
-    SOURCE,
-    TEXT,
-    WHOLE,
-    Given,
-    Reader,
-    frozen,
-    no_roberta,
-    shown,
-)
+from avfewshot.encoders.kinds import forms
+from avfewshot.encoders.kinds.base import Given, no_roberta
+from avfewshot.encoders.kinds.forms import Reader
 from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.weights.locate import NOWHERE, Needed, Source
 from avfewshot.errors import UsageError, WeightsError, flatten
@@ -54,7 +44,8 @@ REBUILT = (
     "audio_branch.head.",
 )
 """Parts of the names of tensors that a file may leave out: the model computes them itself, or never uses them."""
-_FORMS = {"audio": ANY, "text": ANY, "joint_dim": WHOLE, "fused": FLAG, "tokenizer": TEXT, **SOURCE}
+_FORMS = {"audio": forms.ANY, "text": forms.ANY, "joint_dim": forms.WHOLE, "fused": forms.FLAG}
+_FORMS |= {"tokenizer": forms.TEXT, **forms.SOURCE}
 _FUSION = ("audio_branch.patch_embed.fusion_model.", "audio_branch.patch_embed.mel_conv2d.")
 # Parts of LAION's training that no embedding goes through, and an index that current transformers computes.
 _UNUSED = ("audio_transform.", "text_transform.", "text_branch.embeddings.position_ids")
@@ -74,8 +65,8 @@ _NAMES = (
 )
 _ROBERTA = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
 _TEXT_BRANCHES = {
-    "roberta": dict.fromkeys(_ROBERTA.split(), WHOLE),
-    "clip": dict.fromkeys(("context_length", "vocab_size", "width", "heads", "layers"), WHOLE),
+    "roberta": dict.fromkeys(_ROBERTA.split(), forms.WHOLE),
+    "clip": dict.fromkeys(("context_length", "vocab_size", "width", "heads", "layers"), forms.WHOLE),
 }
 
 
@@ -96,13 +87,13 @@ class ClapPreset:
         section = reader.section(raw, "clap", _FORMS)
         text = _text_branch(reader, section.get("text", "roberta"))
         source = reader.source(section, "clap", ())
-        if raw is not MISSING and not (source.repository or source.file):
+        if raw is not forms.MISSING and not (source.repository or source.file):
             reader.fault("clap", "says no weights: give `repository` and `checkpoint`, or `file`.")
         elif source.repository and not source.names:
             reader.fault("clap.checkpoint", "the name of the file in the repository is needed.")
         return cls(
-            audio=frozen(_audio(reader, section.get("audio", "HTSAT-tiny"))),
-            text=frozen(text),
+            audio=forms.frozen(_audio(reader, section.get("audio", "HTSAT-tiny"))),
+            text=forms.frozen(text),
             joint_dim=section.get("joint_dim", 512),
             fused=section.get("fused"),
             tokenizer=_tokenizer(reader, section.get("tokenizer"), text["type"]),
@@ -126,7 +117,7 @@ class ClapPreset:
 
     def tower(self, files: Mapping[str, Path], image: Encoder, where: Path) -> Encoder:
         """The audio encoder alone."""
-        return self.load(files).tower()
+        return self.load(files)[2]
 
     def build(self, files: Mapping[str, Path] | None = None) -> tuple[Any, TextTokenizer]:
         """A module with fresh weights and the names of laion_clap's ``CLAP``, and its tokenizer.
@@ -168,30 +159,30 @@ class ClapPreset:
             setattr(model, name, nn.Parameter(torch.tensor(math.log(1 / 0.07))))
         return model, tokenizer
 
-    def load(self, files: Mapping[str, Path]) -> LoadedClap:
-        """A model and its tokenizer, of the weights in `files` (LAION's layout or that of transformers), else random.
+    def load(self, files: Mapping[str, Path]) -> tuple[Any, TextTokenizer, ClapTower]:
+        """A model, its tokenizer and its audio encoder, of the weights in `files`, or else of random ones.
 
-        The front end is ``"htk"`` for a checkpoint with feature fusion, which was trained on it and whose fusion layers
-        are dropped with a warning.
+        Weights are in the layout of LAION or of transformers. The front end is ``"htk"`` for a checkpoint with feature
+        fusion, which was trained on it and whose fusion layers are dropped with a warning.
 
         Raises:
             UsageError: As :meth:`build`.
             WeightsError: See :mod:`avfewshot.encoders.weights.load`; or fusion is or is not there against the preset.
         """
+        from avfewshot.encoders.clap_tower import ClapTower
         from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors
 
         model, tokenizer = self.build(files)
         if "clap" not in files:
-            return LoadedClap(model, tokenizer, None)
+            return model, tokenizer, ClapTower(model.audio_branch, model.audio_projection)
         path = files["clap"]
         state = _in_laion_layout(read_tensors(path))
         fused = any(name.startswith(_FUSION) for name in state)
         if self.fused is not None and self.fused != fused:
             has, wanted = ("has", "without") if fused else ("has no", "with")
-            raise WeightsError(
-                f"{path}: this checkpoint {has} feature fusion, the backbone expects one {wanted}.",
-                hint=f"Give the other checkpoint, or write `fused: {str(fused).lower()}` in the backbone's YAML file.",
-            )
+            message = f"{path}: this checkpoint {has} feature fusion, the backbone expects one {wanted}."
+            hint = f"Give the other checkpoint, or write `fused: {str(fused).lower()}` in the backbone's YAML file."
+            raise WeightsError(message, hint=hint)
         if fused:
             warnings.warn(
                 f"{path}: the feature fusion layers are left out; they serve clips longer than ten seconds, and single"
@@ -203,7 +194,8 @@ class ClapPreset:
         audio = self.audio if isinstance(self.audio, str) else "the backbone's own HTS-AT"
         architecture = f"CLAP with {audio} and the text branch {self.text['type']}"
         load_into(model, state, path=path, architecture=architecture, optional=is_rebuilt)
-        return LoadedClap(model, tokenizer, "htk" if fused else None)
+        front_end = "htk" if fused else None
+        return model, tokenizer, ClapTower(model.audio_branch, model.audio_projection, front_end)
 
     def outline(self, image: Encoder | None = None) -> Encoder:
         """The audio encoder on torch's ``meta`` device."""
@@ -211,31 +203,18 @@ class ClapPreset:
 
     def outlined(self) -> tuple[nn.Module, ClapTower]:
         """A model without numbers worth anything, and its audio encoder on torch's ``meta`` device."""
+        from avfewshot.encoders.clap_tower import ClapTower
         from avfewshot.encoders.weights.load import ZerosForRandom
 
         with ZerosForRandom():  # HTS-AT reads numbers while it is built
-            model, tokenizer = self.build()
-        tower = LoadedClap(model, tokenizer, None).tower()
+            model, _ = self.build()
+        tower = ClapTower(model.audio_branch, model.audio_projection)
         # Spectrograms of the right shape: its transforms switch autocast off, which knows no `meta`.
         config, front_end = tower.config, tower.front_end
         front_end.forward = lambda waveforms, branch: waveforms.new_empty(
             len(waveforms), config.columns, config.mel_bins
         )
         return model, tower.to("meta")
-
-
-class LoadedClap(NamedTuple):
-    """A CLAP with its weights."""
-
-    model: Any
-    tokenizer: TextTokenizer
-    front_end: str | None  # see :meth:`ClapPreset.load`; None: the configuration's
-
-    def tower(self) -> ClapTower:
-        """The audio encoder."""
-        from avfewshot.encoders.clap_tower import ClapTower
-
-        return ClapTower(self.model.audio_branch, self.model.audio_projection, self.front_end)
 
 
 def is_rebuilt(name: str) -> bool:
@@ -249,7 +228,7 @@ def _text_branch(reader: Reader, raw: Any) -> Mapping[str, Any]:
     if kind not in _TEXT_BRANCHES:
         reader.fault("clap.text", "`roberta` is needed, or fields with `type: roberta` or `type: clip`.")
         return {"type": "roberta"}
-    reader.section(fields, "clap.text", {"type": ANY, **_TEXT_BRANCHES[kind]})
+    reader.section(fields, "clap.text", {"type": forms.ANY, **_TEXT_BRANCHES[kind]})
     return fields
 
 
@@ -264,7 +243,7 @@ def _audio(reader: Reader, raw: Any) -> Any:
                 reader.fault("clap.audio", str(single))
     else:
         wanted = "laion_clap's name of a tower or the fields of an HTS-AT are needed"
-        reader.fault("clap.audio", f"{wanted}, not {shown(raw)}.")
+        reader.fault("clap.audio", f"{wanted}, not {forms.shown(raw)}.")
     return raw
 
 

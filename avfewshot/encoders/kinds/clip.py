@@ -11,22 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avfewshot.encoders.kinds.base import (
-    ANY,
-    FLAG,
-    MISSING,
-    SOURCE,
-    TEXT,
-    WHOLE,
-    Form,
-    Given,
-    Reader,
-    frozen,
-    is_mapping,
-    is_number,
-    is_text,
-    plain,
-)
+from avfewshot.encoders.kinds import forms
+from avfewshot.encoders.kinds.base import Given
+from avfewshot.encoders.kinds.forms import Form, Reader
 from avfewshot.encoders.lean_imports import is_a, library_folder, library_module
 from avfewshot.encoders.weights.locate import NOWHERE, Needed, Source
 from avfewshot.errors import UsageError
@@ -40,14 +27,14 @@ if TYPE_CHECKING:
 _NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in open_clip's repositories, the safer first
 _TOKENIZER_NAMES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "vocab.txt")
 _CHANNELS: Form = (
-    lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_number, value)),
+    lambda value: isinstance(value, list) and len(value) == 3 and all(map(forms.is_number, value)),
     "three numbers (red, green, blue) are needed",
 )
-_MODEL: Form = (lambda value: is_mapping(value) or is_text(value), "a text is needed")
-_FIELDS: Form = (is_mapping, "the fields of open_clip's configuration are needed")
-_FORMS = {"model": _MODEL, "pretrained": TEXT, "quick_gelu": FLAG, "mean": _CHANNELS, "std": _CHANNELS}
-_FORMS |= {"tokenizer": TEXT, **SOURCE}
-_MODEL_FORMS = {"embed_dim": WHOLE, "vision_cfg": _FIELDS, "text_cfg": _FIELDS, "quick_gelu": ANY}
+_MODEL: Form = (lambda value: forms.is_mapping(value) or forms.is_text(value), "a text is needed")
+_FIELDS: Form = (forms.is_mapping, "the fields of open_clip's configuration are needed")
+_FORMS = {"model": _MODEL, "pretrained": forms.TEXT, "quick_gelu": forms.FLAG, "mean": _CHANNELS, "std": _CHANNELS}
+_FORMS |= {"tokenizer": forms.TEXT, **forms.SOURCE}
+_MODEL_FORMS = {"embed_dim": forms.WHOLE, "vision_cfg": _FIELDS, "text_cfg": _FIELDS, "quick_gelu": forms.ANY}
 
 
 @dataclass(frozen=True)
@@ -70,14 +57,14 @@ class ClipPreset:
         if isinstance(model, Mapping):
             reader.section(model, "clip.model", _MODEL_FORMS, required=("embed_dim", "vision_cfg", "text_cfg"))
         source = reader.source(section, "clip", _NAMES)
-        if raw is not MISSING and not (section.get("pretrained") or source.repository or source.file):
+        if raw is not forms.MISSING and not (section.get("pretrained") or source.repository or source.file):
             reader.fault(
                 "clip", "says no weights: give `pretrained` (one of open_clip's tags), `repository` or `file`."
             )
         mean, std = (tuple(map(float, section[key])) if key in section else None for key in ("mean", "std"))
         tokenizer = reader.relative(section["tokenizer"]) if "tokenizer" in section else None
         pretrained, quick_gelu = section.get("pretrained"), section.get("quick_gelu")
-        return cls(frozen(model), pretrained, quick_gelu, mean, std, tokenizer, source)
+        return cls(forms.frozen(model), pretrained, quick_gelu, mean, std, tokenizer, source)
 
     @property
     def form(self) -> tuple[str, str]:
@@ -125,10 +112,8 @@ class ClipPreset:
         if not entry:
             self.configuration()  # raises for an unknown model
             tags = library.list_pretrained_tags_by_model(self.model)
-            raise UsageError(
-                f"open_clip has no weights {self.pretrained!r} for {self.model}.",
-                hint=f"Valid ones: {', '.join(tags)}." if tags else "It has none at all for it; give a file.",
-            )
+            hint = f"Valid ones: {', '.join(tags)}." if tags else "It has none at all for it; give a file."
+            raise UsageError(f"open_clip has no weights {self.pretrained!r} for {self.model}.", hint=hint)
         return entry
 
     def weights(self) -> Source:
@@ -141,10 +126,8 @@ class ClipPreset:
             return self.source
         tag = self.tag()
         if not tag.get("hf_hub"):
-            raise UsageError(
-                f"open_clip's weights {self.pretrained!r} for {self.model} are not on the hub.",
-                hint=f"Download {tag.get('url') or 'them'} and give the file with --clip-weights.",
-            )
+            hint = f"Download {tag.get('url') or 'them'} and give the file with --clip-weights."
+            raise UsageError(f"open_clip's weights {self.pretrained!r} for {self.model} are not on the hub.", hint=hint)
         owner, _, rest = tag["hf_hub"].partition("/")
         name, _, file = rest.partition("/")
         names = (file,) if file else self.source.names
@@ -194,7 +177,7 @@ class ClipPreset:
         """
         files = files or {}
         tokenizer = self._build_tokenizer(files)
-        config = plain(self.configuration())
+        config = forms.plain(self.configuration())
         text = config["text_cfg"]
         if "hf_model_name" in text:
             text |= {"hf_model_name": str(files["clip_text_config"].parent), "hf_model_pretrained": False}
@@ -276,10 +259,8 @@ class ClipPreset:
         if "clip_text_tokenizer" not in files and not text.get("hf_model_name"):
             return ClipTokenizer(None, context)  # to random weights one numbering of tokens is as good as another
         if "clip_text_tokenizer" not in files:
-            raise UsageError(
-                f"The tokenizer of {self._title} is described by files from the hub.",
-                hint="Use the pretrained weights, or a model with a tokenizer of its own, such as ViT-B-32.",
-            )
+            hint = "Use the pretrained weights, or a model with a tokenizer of its own, such as ViT-B-32."
+            raise UsageError(f"The tokenizer of {self._title} is described by files from the hub.", hint=hint)
         vocabulary = text.get("vocab_size")
         if not vocabulary:
             from transformers import AutoConfig

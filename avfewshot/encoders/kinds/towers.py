@@ -7,26 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from avfewshot.encoders.kinds.base import (
-    MISSING,
-    NUMBER,
-    SOURCE,
-    TEXT,
-    WHOLE,
-    Form,
-    Given,
-    Parts,
-    Preset,
-    Reader,
-    frozen,
-    is_mapping,
-    no_texts,
-)
+from avfewshot.encoders.kinds import forms
+from avfewshot.encoders.kinds.base import Given, Parts, Preset, no_texts
 from avfewshot.encoders.kinds.clap import ClapPreset
 from avfewshot.encoders.kinds.clip import ClipPreset
+from avfewshot.encoders.kinds.forms import Form, Reader
+from avfewshot.encoders.picture import PICTURES, STG_CMA_CLIP, Picture
 from avfewshot.encoders.weights.locate import Needed, Source, combined, sample_hash
 from avfewshot.errors import UsageError
 
@@ -36,8 +26,9 @@ if TYPE_CHECKING:
     from avfewshot.encoders.tower import Encoder
 
 _SWIN_NAMES = ("model.safetensors", "pytorch_model.bin")  # in timm's repositories, the safer first
-_SWIN: dict[str, Form] = {"model": TEXT, "options": (is_mapping, "sizes by timm's names are needed"), **SOURCE}
-_PICTURE = {"mels": WHOLE, "frames": WHOLE, "shift_ms": NUMBER, "mean": NUMBER, "std": NUMBER}
+_OPTIONS: Form = (forms.is_mapping, "sizes by timm's names are needed")
+_SWIN: dict[str, Form] = {"model": forms.TEXT, "options": _OPTIONS, **forms.SOURCE}
+_PICTURE = {"mels": forms.WHOLE, "frames": forms.WHOLE, **dict.fromkeys(("shift_ms", "mean", "std"), forms.NUMBER)}
 _PICTURE |= {"channels": (lambda value: value in ("sum", "mean", "repeat"), "sum, mean or repeat is needed")}
 
 
@@ -53,7 +44,7 @@ class ClipClap(Preset):
     @classmethod
     def read(cls, reader: Reader, top: Mapping[str, Any], common: Mapping[str, Any]) -> ClipClap:
         """See :meth:`Preset.read`."""
-        clip, clap = (top.get(section, MISSING) for section in cls.sections)
+        clip, clap = (top.get(section, forms.MISSING) for section in cls.sections)
         return cls(**common, clip=ClipPreset.read(reader, clip), clap=ClapPreset.read(reader, clap))
 
     @property
@@ -82,26 +73,26 @@ class ClipClap(Preset):
         from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch
 
         clip, clip_tokenizer = self.clip.load(files)
-        clap = self.clap.load(files)
+        clap, clap_tokenizer, audio = self.clap.load(files)
         visual = self.clip.encoder(clip)
         # What a seed gives differs between versions of the libraries: random weights are told by their numbers.
         clip_hash = digests.get("clip") or sample_hash(clip)
-        clap_hash = digests.get("clap") or sample_hash(clap.model)
+        clap_hash = digests.get("clap") or sample_hash(clap)
         # The text modules' own descriptions tell what the weights do not, such as the kind of GELU.
         clip_print = combined("clip", clip_hash, clip_tokenizer.fingerprint, str(self.clip.model), repr(clip.text))
-        texts, projection, width = clap.model.text_branch, clap.model.text_projection, self.clap.joint_dim
-        clap_print = combined("clap", clap_hash, clap.tokenizer.fingerprint, str(self.clap.text), repr(texts))
+        texts, projection, width = clap.text_branch, clap.text_projection, self.clap.joint_dim
+        clap_print = combined("clap", clap_hash, clap_tokenizer.fingerprint, str(self.clap.text), repr(texts))
         if self.clap.text["type"] == "clip":
-            audio_text = OpenClipTextBranch(texts, clap.tokenizer, width, clap_print, projection)
+            audio_text = OpenClipTextBranch(texts, clap_tokenizer, width, clap_print, projection)
         else:
-            audio_text = RobertaTextBranch(texts, projection, clap.tokenizer, width, clap_print)
+            audio_text = RobertaTextBranch(clap_tokenizer, width, clap_print, model=texts, projection=projection)
         return Parts(
             visual=visual,
-            audio=clap.tower(),
+            audio=audio,
             visual_text=OpenClipTextBranch(clip.text, clip_tokenizer, visual.output_dim, clip_print),
             audio_text=audio_text,
             visual_scale=clip.logit_scale.exp().item(),
-            audio_scale=clap.model.logit_scale_a.exp().item(),
+            audio_scale=clap.logit_scale_a.exp().item(),
             visual_bias=0.0 if clip.logit_bias is None else clip.logit_bias.item(),
         )
 
@@ -132,7 +123,7 @@ class SwinPreset:
         source = reader.source(section, "swin", _SWIN_NAMES)
         if not (source.repository or source.file):
             reader.fault("swin", "says no weights: give `repository` or `file`.")
-        return cls(section.get("model", ""), frozen(section.get("options", {})), source)
+        return cls(section.get("model", ""), forms.frozen(section.get("options", {})), source)
 
     @property
     def form(self) -> tuple[str, str]:
@@ -154,31 +145,26 @@ class SwinPreset:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """How a second of sound becomes a picture ``[frames, mels]``: Kaldi's filter bank, normalised, then padded."""
+class PicturePreset:
+    """Sounds as pictures, for the image encoder."""
 
-    mels: int
-    shift_ms: float  # between frames
-    frames: int
-    mean: float = -4.1426  # of AVE, as the papers' code has them
-    std: float = 3.2001  # twice this divides
-    channels: Literal["sum", "mean", "repeat"] = "sum"  # one channel by the summed or averaged kernel, or three alike
+    picture: Picture
 
     @classmethod
-    def read(cls, reader: Reader, raw: Any) -> Picture:
+    def read(cls, reader: Reader, raw: Any) -> PicturePreset:
         """Of the section ``spectrogram``."""
         if isinstance(raw, str):
             if raw not in PICTURES:
                 known = ", ".join(PICTURES)
                 reader.fault("spectrogram", f"{known}, or mels, frames and shift_ms are needed, not {raw!r}.")
-            return PICTURES.get(raw, STG_CMA_CLIP)
+            return cls(PICTURES.get(raw, STG_CMA_CLIP))
         section = reader.section(raw, "spectrogram", _PICTURE, required=("mels", "frames", "shift_ms"))
-        return STG_CMA_CLIP if reader.faults else cls(**section)
+        return cls(STG_CMA_CLIP if reader.faults else Picture(**section))
 
     @property
     def form(self) -> tuple[str, str]:
         """What is built."""
-        return repr(self), ""
+        return repr(self.picture), ""
 
     def files(self, backbone: str, given: Given, roberta: Given) -> list[Needed]:
         """None: the image encoder hears."""
@@ -194,7 +180,7 @@ class Picture:
 
         if not isinstance(image, ClipTower | SwinTower):
             raise UsageError(f"{where}: the image encoder is run whole, and cannot be shown spectrograms.")
-        return SpectrogramTower(image, self)
+        return SpectrogramTower(image, self.picture)
 
     def outline(self, image: Encoder) -> Encoder:
         """The same, with pictures of the right shape: making them needs numbers."""
@@ -202,15 +188,8 @@ class Picture:
 
         with torch.device("meta"):
             audio: Any = self.tower({}, image, Path())
-        audio.pictures = lambda sound: sound.new_empty(len(sound), self.frames, self.mels)
+        audio.pictures = lambda sound: sound.new_empty(len(sound), self.picture.frames, self.picture.mels)
         return audio
-
-
-STG_CMA_CLIP = Picture(128, 10.0, 102)
-STG_CMA_SWIN = Picture(224, 4.4, 224, channels="mean")
-LAVISH_SWIN = Picture(192, 5.2, 192, -4.9848, 3.7080, channels="repeat")
-PICTURES = {"stg-cma-clip": STG_CMA_CLIP, "stg-cma-swin": STG_CMA_SWIN, "lavish-swin": LAVISH_SWIN}
-"""Those of the papers, by the names that presets give them."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +197,7 @@ class Towers(Preset):
     """Two towers, or one for both modalities."""
 
     sight: ClipPreset | SwinPreset
-    sound: ClapPreset | Picture
+    sound: ClapPreset | PicturePreset
 
     sections = ("swin", "spectrogram")
     wordless = True
@@ -229,11 +208,14 @@ class Towers(Preset):
         for one, other in (("clip", "swin"), ("clap", "spectrogram")):
             if one in top and other in top:
                 reader.fault("", f"`{one}` and `{other}` exclude each other.")
-        sight, sound = SwinPreset if "swin" in top else ClipPreset, Picture if "spectrogram" in top else ClapPreset
+        sight, sound = (
+            SwinPreset if "swin" in top else ClipPreset,
+            PicturePreset if "spectrogram" in top else ClapPreset,
+        )
         return cls(
             **common,
-            sight=sight.read(reader, top.get("swin", top.get("clip", MISSING))),
-            sound=sound.read(reader, top.get("spectrogram", top.get("clap", MISSING))),
+            sight=sight.read(reader, top.get("swin", top.get("clip", forms.MISSING))),
+            sound=sound.read(reader, top.get("spectrogram", top.get("clap", forms.MISSING))),
         )
 
     @property
@@ -258,7 +240,8 @@ class Towers(Preset):
         from avfewshot.encoders.text import NoTexts
 
         visual = self.sight.tower(files)
-        return Parts(visual, self.sound.tower(files, visual, self.path), NoTexts(self.name), NoTexts(self.name))
+        texts = NoTexts(partial(no_texts, self.name))
+        return Parts(visual, self.sound.tower(files, visual, self.path), texts, texts)
 
     def outline(self) -> tuple[Encoder, Encoder, Sequence[nn.Module]]:
         """See :meth:`Preset.outline`."""

@@ -1,1 +1,1 @@
-"""Weight files: where they lie, how they are read safely, how they are fetched and checked."""
+"""Weight files: where they lie, and how they are read safely."""

@@ -73,33 +73,28 @@ def load_into(
         WeightsError: Names or shapes differ; they are listed, shortened.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in state and not optional(name)]
-    left_over = [name for name in state if name not in own]
-    shapes = [
-        f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} in the model)"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    coded = [
-        f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
-        for name in own
-        if name in state and own[name].is_floating_point() and not _is_plain(state[name])
-    ]
-    if missing or left_over or shapes or coded:
+    there = [name for name in own if name in state]
+    faults = {
+        "missing": [name for name in own if name not in state and not optional(name)],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} in the model)"
+            for name in there
+            if own[name].shape != state[name].shape
+        ],
+        "no plain numbers": [
+            f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
+            for name in there
+            if own[name].is_floating_point() and not _is_plain(state[name])
+        ],
+    }
+    if any(faults.values()):
         _name_what_it_is(state, own, path)
-        kinds = (
-            ("missing", missing),
-            ("unknown", left_over),
-            ("of another shape", shapes),
-            ("no plain numbers", coded),
-        )
-        listed = "; ".join(f"{what}: {some(names, _SHOWN)}" for what, names in kinds if names)
-        raise WeightsError(
-            f"{path}: these weights are not of {architecture}. {listed}.",
-            hint="Give the weights that belong to the backbone, or the backbone that belongs to the weights.",
-        )
+        listed = "; ".join(f"{what}: {some(names, _SHOWN)}" for what, names in faults.items() if names)
+        hint = "Give the weights that belong to the backbone, or the backbone that belongs to the weights."
+        raise WeightsError(f"{path}: these weights are not of {architecture}. {listed}.", hint=hint)
     learnt = {name for name, _ in module.named_parameters()}
-    if broken := [name for name in own if name in learnt and name in state and not _is_finite(state[name])]:
+    if broken := [name for name in there if name in learnt and not _is_finite(state[name])]:
         message = f"{path}: holds values that are no numbers (NaN or infinite): {some(broken, _SHOWN)}."
         raise WeightsError(message, hint=FETCH_HINT)
     module.load_state_dict(dict(state), strict=False)  # strict was settled above
@@ -124,10 +119,9 @@ def _name_what_it_is(state: Mapping[str, Tensor], own: Mapping[str, Tensor], pat
     stem, ours = (tensors.get("audio_branch.patch_embed.proj.weight") for tensors in (state, own))
     names = {96: "HTSAT-tiny", 128: "HTSAT-base", 256: "HTSAT-large"}
     if stem is not None and ours is not None and stem.shape[0] != ours.shape[0] and stem.shape[0] in names:
-        raise WeightsError(
-            f"{path}: is a CLAP whose audio tower is {names[stem.shape[0]]}, which is not the backbone's.",
-            hint=f"Give a backbone of your own with `audio: {names[stem.shape[0]]}` below `clap` (docs/extending.md).",
-        )
+        message = f"{path}: is a CLAP whose audio tower is {names[stem.shape[0]]}, which is not the backbone's."
+        hint = f"Give a backbone of your own with `audio: {names[stem.shape[0]]}` below `clap` (docs/extending.md)."
+        raise WeightsError(message, hint=hint)
 
 
 def _kind(path: Path) -> str:
@@ -138,9 +132,8 @@ def _kind(path: Path) -> str:
         with open(path, "rb") as stream:
             head = stream.read(512)
     except FileNotFoundError:
-        raise WeightsError(
-            f"{path}: there is no such file.", hint="Check the path, or run `avfs weights fetch`."
-        ) from None
+        message = f"{path}: there is no such file."
+        raise WeightsError(message, hint="Check the path, or run `avfs weights fetch`.") from None
     except IsADirectoryError:
         raise WeightsError(f"{path}: is a folder, a weight file is needed.") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -149,13 +142,11 @@ def _kind(path: Path) -> str:
         raise WeightsError(f"{path}: is empty.", hint=FETCH_HINT)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise WeightsError(
-            f"{path}: is a web page, not weights.", hint="Download the file itself, not the page that links to it."
-        )
+        message = f"{path}: is a web page, not weights."
+        raise WeightsError(message, hint="Download the file itself, not the page that links to it.")
     if text.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path}: is a Git LFS pointer, not the weights.", hint="Run `git lfs pull` where it came from."
-        )
+        message = f"{path}: is a Git LFS pointer, not the weights."
+        raise WeightsError(message, hint="Run `git lfs pull` where it came from.")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -213,10 +204,8 @@ def _refuse_other_archives(path: Path) -> None:
         hint = "Unpack it, if weights are in it, or give another file."
         raise WeightsError(f"{path}: is {what} archive, no checkpoint of PyTorch: {some(names, _SHOWN)}.", hint=hint)
     if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(
-            f"{path}: is a TorchScript program, not plain weights; programs are not run.",
-            hint="Give the safetensors file of the same model, for example the one that `avfs weights fetch` gets.",
-        )
+        hint = "Give the safetensors file of the same model, for example the one that `avfs weights fetch` gets."
+        raise WeightsError(f"{path}: is a TorchScript program, not plain weights; programs are not run.", hint=hint)
 
 
 def _refusal(path: Path, reason: str) -> WeightsError:

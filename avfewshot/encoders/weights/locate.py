@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +20,7 @@ from avfewshot.io import cache_dir, sha256_file, user_path, write_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from avfewshot.encoders.kinds.base import Preset
-
-_LOG = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PACKAGE = Path(__file__).resolve().parents[2]
-_PRESETS = _PACKAGE / "encoders" / "presets"
 
 
 @dataclass(frozen=True)
@@ -139,42 +132,6 @@ def _record(needed: Needed, path: Path) -> Path:
     source = needed.source
     address = f"{source.repository}/{path.name}@{source.revision or 'main'}"
     return cache_dir("weights", f"{combined(address)}.sha256")
-
-
-def require(preset: Preset, needed: Sequence[Needed]) -> dict[str, Path]:
-    """Path by key of every file; of optional ones those that are there.
-
-    Raises:
-        WeightsError: Some are missing; all of them are named, with where they were looked for and what to do.
-    """
-    paths: dict[str, Path] = {}
-    missing: list[Needed] = []
-    for entry in needed:
-        if path := locate(entry):
-            _LOG.info("%s: %s", entry.part, path)
-            paths[entry.key] = path
-        elif not entry.optional:
-            missing.append(entry)
-    if missing:
-        count = "a file" if len(missing) == 1 else f"{len(missing)} files"
-        listed = "; ".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
-        raise WeightsError(f"The backbone {preset.name!r} lacks {count}: {listed}.", hint=how_to_get(preset, missing))
-    return paths
-
-
-def how_to_get(preset: Preset, missing: Sequence[Needed]) -> str:
-    """What to do about files that are not here, at least one, in one sentence."""
-    advice = []
-    if any(entry.source.repository for entry in missing):
-        which = preset.name if preset.path.parent == _PRESETS else preset.path
-        advice.append(f"run `avfs weights fetch {which}` once with a network")
-        if options := sorted({entry.option for entry in missing if entry.source.repository and entry.option}):
-            advice.append(f"or give the files by path with {' and '.join(options)}")
-    if given := [entry.source.file for entry in missing if entry.source.file]:
-        packaged = any(path.is_relative_to(_PACKAGE) for path in given)
-        advice.append("install avfewshot again, it brings its files along" if packaged else "check the path")
-    sentence = ", ".join(advice)
-    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def looked_in(needed: Needed) -> Path:
