@@ -37,8 +37,8 @@ CPU_VARIANTS = ("plain", "fp32", "fp32-checkpointing", "bf16", "bf16-checkpointi
 VARIANTS = (*CPU_VARIANTS, "fp32-graphs", "bf16-graphs")
 TASK = "llp_cls"
 SAMPLE_RATE = 48_000
-TARGETS = {"fp32": 2.0, "bf16": 4.0}
-PEAK_TARGET_MIB = 5e9 / 2**20
+TARGETS = {"fp32": 3.0, "bf16": 6.0}
+PEAK_TARGET_MIB = 3e9 / 2**20
 
 
 def main() -> None:
@@ -160,7 +160,7 @@ def demands(results: dict[str, dict[str, Any]]) -> dict[str, bool]:
         met["fp32 with no more memory"] = results["fp32"]["peak_memory_of_plain"] <= 1
     for name, result in results.items():
         if name.endswith("-checkpointing"):
-            met[f"{name} below 5 GB at its peak"] = result["peak_mib"] < PEAK_TARGET_MIB
+            met[f"{name} below 3 GB at its peak"] = result["peak_mib"] < PEAK_TARGET_MIB
     for name, result in results.items():
         if name.startswith("fp32"):
             met[f"{name}: loss within 1e-3 of plain"] = result["first_loss_relative_difference"] < 1e-3
@@ -406,6 +406,7 @@ def step(model: Any, forward: Any, optimizer: Any, trainable: list, config: Any,
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    optimizer.zero_grad(set_to_none=True)
     times = [now()]
     features = texts()
     times.append(now())
@@ -415,7 +416,6 @@ def step(model: Any, forward: Any, optimizer: Any, trainable: list, config: Any,
     positives = batch["positives"].to(device)
     loss = combined_loss(seen, heard, positives, objective=config.objective, matching=config.matching).total
     times.append(now())
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     times.append(now())
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.adapters.parameters() if p.grad is not None])
