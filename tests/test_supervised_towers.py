@@ -118,7 +118,7 @@ def test_faulty_files_are_told_and_pictures_of_the_papers_go_by_name(document, m
     with pytest.raises(UsageError, match=f"(?s){message}"):
         load_preset(path)
     for name, picture in PICTURES.items():
-        assert load_preset(preset(tmp_path, "clip-shared", spectrogram=name)).sound == picture
+        assert load_preset(preset(tmp_path, "clip-shared", spectrogram=name)).sound.picture == picture
 
 
 def example(name: str, number: int) -> tuple[Example, Clip]:
