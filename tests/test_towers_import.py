@@ -108,8 +108,7 @@ for layout in ("nothing", "another version", "broken"):
         assert expected[number // 2] in line
 
 
-def test_filters_of_the_lean_import_are_those_of_librosa(monkeypatch) -> None:
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # nothing compiled is asked for, and compiling takes long
+def test_filters_of_the_lean_import_are_those_of_librosa() -> None:
     librosa = pytest.importorskip("librosa")
     from avfewshot.encoders.lean_imports import _hann, _mel_filters, _pad_center
 
