@@ -1,4 +1,4 @@
-"""Scaled dot-product attention of towers: torch's kernels, and our own where a processor learns."""
+"""Scaled dot-product attention of towers: torch's kernels, and our own on a processor."""
 
 from __future__ import annotations
 
@@ -43,18 +43,11 @@ def self_attention(joined: Tensor, heads: int, bias: Tensor | None = None, *, sc
     traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     if joined.device.type == "cpu" and not traced and not (bias is not None and bias.requires_grad):
         return _ChunkedAttention.apply(parts, bias, scale).flatten(2)
+    if bias is not None and bias.shape[0] not in (1, joined.shape[0]):
+        bias = bias.repeat(joined.shape[0] // bias.shape[0], 1, 1, 1)
     # Views only: the kernel reads queries, keys and values where the projection left them.
-    parts = parts.permute(2, 0, 3, 1, 4)
-    kinds, total = 1 if bias is None else len(bias), joined.shape[0]
-    if bias is None or kinds in (1, total):
-        chunks = [parts]
-    elif joined.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
-        chunks = parts.split(kinds, dim=1)  # rather than a bias that is repeated
-    else:
-        bias, chunks = bias.repeat(total // kinds, 1, 1, 1), [parts]
-    # The kernel leaves its result in this order.
-    mixed = [attention(query, key, value, bias, scale=scale).transpose(1, 2) for query, key, value in chunks]
-    return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).flatten(2)
+    query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+    return attention(query, key, value, bias, scale=scale).transpose(1, 2).flatten(2)
 
 
 def gather(tokens: Tensor, other: Tensor) -> Tensor:
@@ -63,7 +56,7 @@ def gather(tokens: Tensor, other: Tensor) -> Tensor:
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """:func:`self_attention` for training on a processor: ``[N, L, 3, heads, width]`` to ``[N, L, heads, width]``.
+    """:func:`self_attention` on a processor: ``[N, L, 3, heads, width]`` to ``[N, L, heads, width]``.
 
     Few rows at a time, by matrix products of all their heads. Products of queries and keys and their softmax are in
     float32, and are computed again in the backward pass; only the input is kept.
