@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -83,3 +87,22 @@ def test_small_matrices_are_computed_on_one_thread_and_all_others_on_as_many_as_
         assert [*seen, torch.get_num_threads()] == [1, 3]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_what_a_step_frees_is_kept_for_the_next_and_its_pages_are_not_mapped_anew():
+    code = """
+import resource, torch
+from avfewshot.inference.devices import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+mapped = faults()
+keep_memory()
+faults()
+print(mapped, faults())
+"""
+    mapped, kept = map(int, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert kept < mapped / 4
