@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import random
@@ -31,6 +32,9 @@ os.environ.update(
 )
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+
+gc.disable()  # until all test modules are imported: none of it is garbage
 
 
 class NetworkBlocked(RuntimeError):
@@ -73,6 +77,14 @@ def _guarded_lookup(original):
 for _name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, _name, _guarded(getattr(socket.socket, _name)))
 socket.getaddrinfo = _guarded_lookup(socket.getaddrinfo)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, seldom, and never at a million objects of imported modules."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 10)
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
