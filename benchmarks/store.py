@@ -225,8 +225,9 @@ def measure(name: str, folder: Path, vectors: np.ndarray, queries: np.ndarray, t
 
 def measure_find(folder: Path, count: int) -> dict[str, Any]:
     """A store of `count` seconds: how long it takes to open and to search, against an exact search."""
+    from avfewshot.media.clip import MODALITIES
     from avfewshot.store.files import connect
-    from avfewshot.store.store import MODALITIES, Store
+    from avfewshot.store.store import Store
 
     made = {name: made_up(count, folder, number, 50) for number, name in enumerate(MODALITIES)}
     shutil.rmtree(folder / "store", ignore_errors=True)
@@ -278,7 +279,8 @@ def measure_rerun(folder: Path, count: int) -> dict[str, Any]:
     import torch
 
     from avfewshot.inference.features import EmbeddedFile
-    from avfewshot.store.store import MODALITIES, Store
+    from avfewshot.media.clip import MODALITIES
+    from avfewshot.store.store import Store
     from avfewshot.store.writer import writing
 
     clips, part = folder / "clips", torch.nn.functional.normalize(torch.ones(CLIP, DIM), dim=1)

@@ -116,7 +116,8 @@ def test_without_ray_it_is_misuse_with_the_way_to_install_it(tmp_path, monkeypat
 def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, tmp_path):
     import numpy as np
 
-    from avfewshot.store.store import MODALITIES, Store
+    from avfewshot.media.clip import MODALITIES
+    from avfewshot.store.store import Store
 
     one, two = tmp_path / "one", tmp_path / "two"
     assert execute(tmp_path, "embed", clips, "--store", one, "--backbone", "tiny")[0] == 1

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from avfewshot.adapters.settings import AdapterSettings
 from avfewshot.encoders.presets import require_walkable
-from avfewshot.encoders.tower import Encoder, Tower
+from avfewshot.encoders.tower import Encoder, Pair, Tower
 
-Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none
-MODALITIES = ("visual", "audio")
 Half = Literal["attend", "feed"]
 HALVES: tuple[Half, Half] = ("attend", "feed")  # also part of the names of tensors in checkpoints
 TOWER_STEPS = {"attend": "attn_block", "feed": "mlp_block"}  # the method of a tower that takes each half

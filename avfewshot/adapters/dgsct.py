@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
+from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, PairedLayer
 from avfewshot.adapters.settings import GuidanceSettings
+from avfewshot.encoders.tower import Pair
 
 DIRECTIONS = ("a2v", "v2a")
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, Pair, PairedLayer
+from avfewshot.adapters.base import HALVES, CrossModalAdapter, Half, PairedLayer
 from avfewshot.adapters.settings import LavishSettings
 from avfewshot.encoders.attention import gather
+from avfewshot.encoders.tower import Pair
 from avfewshot.errors import UsageError
 
 

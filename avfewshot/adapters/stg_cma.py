@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import MODALITIES, CrossModalAdapter, Half, Pair, PairedLayer, TemporalStep
+from avfewshot.adapters.base import CrossModalAdapter, Half, PairedLayer, TemporalStep
 from avfewshot.adapters.settings import StgCmaSettings
 from avfewshot.encoders.attention import gather
+from avfewshot.encoders.tower import Pair
+from avfewshot.media.clip import MODALITIES
 
 _STEPS = {"attend": "spatial", "feed": "global_step"}
 

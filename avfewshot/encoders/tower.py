@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from avfewshot.encoders.attention import self_attention
 from avfewshot.errors import UsageError
 
+Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none
+
 # Floats of the widest intermediate of one chunk (16 MiB in float32): it stays in the cache of a processor core, and
 # below the size from which the C library gives every new tensor fresh, still unmapped pages.
 _CHUNK_FLOATS = 4 * 2**20

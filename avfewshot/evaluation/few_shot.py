@@ -15,7 +15,8 @@ from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.predictions import Thresholds
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
 from avfewshot.inference.logits import class_texts, score_clip
-from avfewshot.methods.base import MODALITIES, Features, LabelFeatures, Support
+from avfewshot.media.clip import MODALITIES
+from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfewshot.adapters.base import MODALITIES
-from avfewshot.media.clip import Clip
+from avfewshot.media.clip import MODALITIES, Clip
 
 _PATIENCE = 4
 """After how many batches' worth of seconds a window that found no company goes through the model without."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from avfewshot.adapters.base import MODALITIES as SIDES
-from avfewshot.adapters.base import Pair
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.tower import Pair
 from avfewshot.errors import MediaError, UsageError, check_choice
 from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
@@ -19,6 +18,7 @@ from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.inputs import Inputs, expand, is_single, names_many, read_items
 from avfewshot.inference.results import Failure
 from avfewshot.inference.runs import LearnedRun, TunedRun
+from avfewshot.media.clip import MODALITIES as SIDES
 from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MODALITIES, check_options
 from avfewshot.models.audio_visual import AudioVisualModel

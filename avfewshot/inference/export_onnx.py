@@ -37,8 +37,8 @@ from avfewshot.inference.head import BACKGROUND, LearnedHead, ZeroShotHead
 from avfewshot.inference.inputs import Labels, label_set
 from avfewshot.inference.traced import Traced
 from avfewshot.io import atomic_path, sha256_file, write_text
-from avfewshot.media.clip import SAMPLE_RATE
-from avfewshot.methods.base import LEAST, MODALITIES, SMALLEST
+from avfewshot.media.clip import MODALITIES, SAMPLE_RATE
+from avfewshot.methods.base import LEAST, SMALLEST
 from avfewshot.methods.method import Scores
 from avfewshot.methods.rows import compared_rows, pooled_rows
 from avfewshot.methods.seconds import score_rows

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import MODALITIES
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference.batches import Batch, SegmentQueue, WindowQueue
 from avfewshot.inference.devices import free_memory, is_out_of_memory
-from avfewshot.media.clip import Clip, Failure
+from avfewshot.media.clip import MODALITIES, Clip, Failure
 
 _LOG = logging.getLogger(__name__)
 # A small model is kept busy by larger batches only; a large one gains nothing by them on a CPU.

@@ -15,7 +15,8 @@ from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
 from avfewshot.inference.results import ClipResult, SegmentResult
 from avfewshot.inference.runs import LearnedRun
-from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, log_softmax
+from avfewshot.media.clip import MODALITIES
+from avfewshot.methods.base import Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.calibration import standardised_labels
 from avfewshot.methods.living import LivingRidge
 from avfewshot.models.fusion import predict_events

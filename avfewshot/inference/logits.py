@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import MODALITIES
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.text import TextBranch, label_features, lost_texts
 from avfewshot.inference.devices import one_thread
+from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import LabelFeatures
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel

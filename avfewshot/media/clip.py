@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
+MODALITIES = ("visual", "audio")
+"""Sight and sound, in the order of every pair and table."""
+
 SAMPLE_RATE = 48_000
 """Samples a second of every waveform in this program."""
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import MODALITIES, Features, Floats
+from avfewshot.media.clip import MODALITIES
+from avfewshot.methods.base import Features, Floats
 
 POOL_ROWS = 2000
 """Clips that are looked at: of more, the most doubtful."""

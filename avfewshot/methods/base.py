@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from avfewshot.adapters.base import MODALITIES as MODALITIES
-from avfewshot.adapters.base import Pair
+from avfewshot.encoders.tower import Pair
 from avfewshot.errors import DataError
+from avfewshot.media.clip import MODALITIES
 from avfewshot.models.fusion import fuse, predict_clips
 
 Floats = npt.NDArray[np.float64]

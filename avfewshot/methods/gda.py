@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from avfewshot.methods.base import MODALITIES, Floats, unit
+from avfewshot.media.clip import MODALITIES
+from avfewshot.methods.base import Floats, unit
 from avfewshot.methods.evidence import EvidenceMethod, class_means
 from avfewshot.methods.rows import Head, Rows
 

@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import get_lapack_funcs
 
-from avfewshot.methods.base import MODALITIES, Floats, log_loss, log_softmax, unit
+from avfewshot.media.clip import MODALITIES
+from avfewshot.methods.base import Floats, log_loss, log_softmax, unit
 from avfewshot.methods.calibration import stack, text_is_useful
 from avfewshot.methods.method import Method
 from avfewshot.methods.rows import Head, Rows, countable

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from avfewshot.errors import UsageError
+from avfewshot.media.clip import MODALITIES
 from avfewshot.methods import kernel_ridge
-from avfewshot.methods.base import MODALITIES, Features, Floats, LabelFeatures, Support
+from avfewshot.methods.base import Features, Floats, LabelFeatures, Support
 from avfewshot.methods.calibration import reject_threshold
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.rows import VIEWS, Rows, clip_rows, countable

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from avfewshot.methods.base import MODALITIES, Floats, LabelFeatures, Support, log_softmax, unit
+from avfewshot.media.clip import MODALITIES
+from avfewshot.methods.base import Floats, LabelFeatures, Support, log_softmax, unit
 from avfewshot.methods.calibration import expected_calibration_error, stack
 from avfewshot.methods.rows import Head, Rows, second_rows, within_clip_scatter
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avfewshot.adapters.base import CrossModalAdapter, Pair, pair_towers
+from avfewshot.adapters.base import CrossModalAdapter, pair_towers
 from avfewshot.adapters.registry import build_adapter
 from avfewshot.adapters.settings import SETTINGS
 from avfewshot.config import AUTO, NONE, SupervisedTrainingConfig, TrainerConfig, read_training
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.tower import Pair
 from avfewshot.errors import DataError
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel, Projectors

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfewshot.adapters.base import Pair
+from avfewshot.encoders.tower import Pair
 
 FUSIONS = ("weighted", "product")
 """How the modalities are joined: the published weighted sum, or the normalised product of the probabilities."""

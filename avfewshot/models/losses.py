@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avfewshot.adapters.base import Pair
+from avfewshot.encoders.tower import Pair
 from avfewshot.models.fusion import modality_weights
 
 OBJECTIVES = ("contrastive", "classes")

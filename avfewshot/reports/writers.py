@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.io import csv_text, is_hidden
+from avfewshot.media.clip import MODALITIES
 
 VERSION = 1
 SECONDS_DIGITS = 3
@@ -193,7 +194,7 @@ class CsvWriter(Writer):
         """Write a row."""
         record = clip_record(result, segments=False)
         cells = [*(record[key] for key in CSV_COLUMNS[:4]), *_best(record["visual"]), *_best(record["audio"])]
-        cells += [*(record["weights"][name] for name in ("visual", "audio")), "; ".join(record["warnings"]), ""]
+        cells += [*(record["weights"][name] for name in MODALITIES), "; ".join(record["warnings"]), ""]
         cells += [record["scores"][label] for label in self._labels]
         _write_row(self._stream, *cells, *("; ".join(result.labels or ()) for _ in self._more))
 

@@ -22,9 +22,10 @@ import numpy as np
 
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import user_path
+from avfewshot.media.clip import MODALITIES
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import Thumbnail, jpeg_source, spread
-from avfewshot.store.search import MODALITIES, Floats, Rows
+from avfewshot.store.search import Floats, Rows
 
 VERSION = 1
 _OF_TOWERS = frozenset(

@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from avfewshot.errors import UsageError
 from avfewshot.io import atomic_path
+from avfewshot.media.clip import MODALITIES
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
 
 Floats = npt.NDArray[np.float32]
-MODALITIES = ("visual", "audio")
 BY: dict[str, tuple[str, ...]] = {"sight": ("visual",), "sound": ("audio",), "both": MODALITIES}
 
 _SAMPLE = 4096  # seconds that tell how cosines are spread

@@ -15,11 +15,11 @@ import numpy as np
 
 from avfewshot.errors import MediaError, UsageError
 from avfewshot.io import user_path
-from avfewshot.media.clip import Failure
+from avfewshot.media.clip import MODALITIES, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.store import writer
 from avfewshot.store.files import StoredClip, StoreFiles, rows_file, stored_name
-from avfewshot.store.search import BY, MODALITIES, Floats, Hit, Search, open_index, parse_like, word_query
+from avfewshot.store.search import BY, Floats, Hit, Search, open_index, parse_like, word_query
 from avfewshot.store.writer import Thumbnailed, embed_files
 
 if TYPE_CHECKING:

@@ -19,11 +19,10 @@ import numpy as np
 
 from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path, naming, try_lock
-from avfewshot.media.clip import Clip, Failure
+from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
 from avfewshot.store.files import VERSION, StoredClip, connect, rows_file
-from avfewshot.store.search import MODALITIES
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier

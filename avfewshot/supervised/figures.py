@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.parsing import runs
+from avfewshot.media.clip import MODALITIES
 from avfewshot.media.thumbnails import grey_source, jpeg_source, spread
 from avfewshot.models.audio_visual import weighing
 from avfewshot.supervised.base import Example
@@ -99,7 +100,7 @@ def embed(run: SupervisedRun, model: SupervisedModel, examples: Sequence[Example
 
 def _mean(features: Mapping[str, Tensor]) -> Tensor:
     """Mean directions of sight and of sound side by side."""
-    means = [F.normalize(features[kind].float(), dim=-1).mean(0) for kind in ("visual", "audio")]
+    means = [F.normalize(features[kind].float(), dim=-1).mean(0) for kind in MODALITIES]
     return torch.cat([F.normalize(mean, dim=-1) for mean in means])
 
 

@@ -21,7 +21,7 @@ from avfewshot.evaluation.bootstrap import interval, over_runs, resample
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.devices import keep_float32
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
-from avfewshot.media.clip import Clip, Failure
+from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
@@ -245,7 +245,7 @@ class SupervisedRun:
         result = []
         for example in examples:
             features = store.get(example.path)
-            units = (nn.functional.normalize(features[name], dim=-1) for name in ("visual", "audio"))
+            units = (nn.functional.normalize(features[name], dim=-1) for name in MODALITIES)
             # A silent or blind clip has zeros, which say nothing of any class.
             known = [unit if unit.any() else None for unit in units]
             result.append(score_clip(known[0], known[1], texts, scales))

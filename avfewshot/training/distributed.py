@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from avfewshot.adapters.base import Pair
+from avfewshot.encoders.tower import Pair
 from avfewshot.inference.devices import keep_float32, keep_memory
 
 if TYPE_CHECKING:

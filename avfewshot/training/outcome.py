@@ -26,7 +26,7 @@ from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.inference.logits import ClipLogits
 from avfewshot.io import write_text
-from avfewshot.methods.base import MODALITIES
+from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.method import Scorer
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.fewshot_setting import FewShotSetting

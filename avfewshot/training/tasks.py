@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.config import AUTO, TrainerConfig, TrainingConfig
 from avfewshot.data.clip_source import ClipSource, LabelledClip
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.tower import Pair
 from avfewshot.errors import AvfsError
 from avfewshot.inference.logits import ClassTexts
-from avfewshot.media.clip import Clip, Failure
+from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.models import fusion
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import AdapterConfig

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.encoders.backbone import Backbone
+from avfewshot.encoders.tower import Pair
 from avfewshot.errors import DataError, UsageError
+from avfewshot.media.clip import MODALITIES
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
 TENSORS_NAME, ABOUT_NAME = "tuned.safetensors", "tuned.json"

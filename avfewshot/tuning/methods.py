@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avfewshot.adapters.base import MODALITIES, Pair
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.presets import require_walkable
 from avfewshot.encoders.text import OpenClipTextBranch, RobertaTextBranch, TextBranch
 from avfewshot.encoders.tokenizer import RobertaTokenizer
-from avfewshot.encoders.tower import Encoder
+from avfewshot.encoders.tower import Encoder, Pair
 from avfewshot.errors import UsageError
+from avfewshot.media.clip import MODALITIES
 
 _BEGINNINGS = {"visual": "a photo of a", "audio": "this is a sound of"}
 
