@@ -19,12 +19,10 @@ from avfewshot.evaluation.references import distinct
 from avfewshot.inference.devices import resolve_device, resolve_precision
 from avfewshot.inference.loading import decision_of, recalled
 from avfewshot.io import user_path, write_text
-from avfewshot.media.clip_cache import ClipCache
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.prompts import load_templates
 from avfewshot.reports.comparison import comparison_csv, comparison_markdown, comparison_table
-from avfewshot.training.distributed import single_device
 
 
 def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalReport]:
@@ -57,7 +55,6 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
     display.begin("loading the backbone", 0)
     backbone = load_backbone(asked, preset, seed=asked.seed)
     model = None if checkpoint is None else load_model(checkpoint, backbone)[0].to(device)
-    clips, size = ClipCache(), backbone.visual.image_size
     evaluator = Evaluator(
         dataset,
         PredictionConfig(task.task, fusion, pool, task.background or "threshold", dataset.num_segments),
@@ -65,8 +62,6 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
         templates or load_templates(backbone.templates),
         device,
         precision,
-        lambda path: clips.get(path, frame_size=size, frame_backend=asked.frame_backend),
-        autocast=single_device(device, precision).autocast,
         frame_backend=asked.frame_backend,
         window=window,
         batch_size=None if asked.batch_size == "auto" else asked.batch_size,

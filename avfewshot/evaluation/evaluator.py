@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,12 @@ from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage
-from avfewshot.inference.devices import PRECISIONS
+from avfewshot.inference.devices import PRECISIONS, keep_float32
 from avfewshot.inference.embedding_cache import Embedded, EmbeddingCache, LookUp, embed_cached, embedding_identity
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.inference.results import Failure
+from avfewshot.media.clip_cache import DEFAULT_MAX_BYTES, ClipCache
 from avfewshot.media.stream import Reader, read_ahead
 from avfewshot.methods.base import Features
 from avfewshot.models.audio_visual import AudioVisualModel
@@ -74,9 +74,8 @@ class Evaluator:
     templates: Templates
     device: torch.device
     precision: str  # what the towers compute in, which the kept embeddings belong to
-    read: Reader  # decodes a clip
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # in which a training computes in that precision
-    frame_backend: str = "auto"  # what `read` decodes frames with, which the kept embeddings belong to
+    frame_backend: str = "auto"  # what decodes frames, which the kept embeddings belong to
+    cache_size: int = DEFAULT_MAX_BYTES  # of the decoded clips that are kept
     window: int = 10  # seconds that go through adapters together
     batch_size: int | None = None  # seconds that go through the towers at once; None: what suits the device
     workers: int = 2  # that decode ahead
@@ -86,6 +85,9 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self.usage = Usage()
+        clips, size = ClipCache(max_bytes=self.cache_size), self.backbone.visual.image_size
+        self.read: Reader = partial(clips.get, frame_size=size, frame_backend=self.frame_backend)
+        keep_float32()
         self.backbone.to(self.device, PRECISIONS[self.precision])
         self.texts = class_texts(self.backbone, self.dataset.wordings, self.templates, names=self.dataset.classes)
         self.zero_shot = AudioVisualModel(self.backbone).to(self.device).eval()
@@ -214,7 +216,8 @@ class Evaluator:
             return embedder.embed(read_ahead(paths, self.read, workers=self.workers))
 
         found, paths = {}, list(dict.fromkeys(paths))
-        with self.autocast():
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             for path, file in zip(paths, embed_cached(paths, embed, cache), strict=True):
                 found[path] = file
                 self.observer.advance()

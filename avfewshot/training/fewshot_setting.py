@@ -22,10 +22,8 @@ from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.few_shot import with_validation
 from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import PredictionConfig
-from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.embedding_cache import LookUp
 from avfewshot.io import write_text
-from avfewshot.media.clip_cache import ClipCache
 from avfewshot.methods.base import Features
 from avfewshot.methods.base import Support as MethodSupport
 from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
@@ -96,9 +94,6 @@ class FewShotSetting:
             self.config = self.config.replace(audio_context="second")
         self.dataset, self.validation_used = self._with_validation()
         config = self.config
-        clips = ClipCache(max_bytes=config.cache_size)
-        size: Any = self.backbone.visual.image_size
-        kind, dtype, frame_backend = self.device.type, PRECISIONS[config.precision], self.frame_backend
         self.evaluator = Evaluator(
             self.dataset,
             PredictionConfig(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
@@ -106,9 +101,8 @@ class FewShotSetting:
             self.templates,
             self.device,
             config.precision,
-            lambda path: clips.get(path, frame_size=size, frame_backend=frame_backend),
-            autocast=lambda: torch.autocast(kind, dtype, enabled=dtype != torch.float32),
             frame_backend=self.frame_backend,
+            cache_size=config.cache_size,
             window=config.window,
             workers=config.workers,
             observer=self.observer,
