@@ -157,11 +157,13 @@ def trained(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = {}
     for workers in arguments.workers:
-        options = ["vggsound40k", "--shards", shards, "--workers", str(workers), "--max-steps", str(steps)]
+        options = ["vggsound40k", "--shards", shards, "--workers", str(workers)]
         options += ["--backbone", arguments.backbone, "--batch-size", str(arguments.batch_size), "--keep-leaks"]
         options += [*(() if arguments.backbone == "tiny" else ("--weights", "random")), "--device", "cpu"]
         options += ["--val-clips", "1", "--runs", str(folder / f"runs-{workers}")]
-        told = subprocess.run([sys.executable, "-c", _STEPS, *options], check=True, capture_output=True, text=True)
+        told = subprocess.run([sys.executable, "-c", _STEPS, str(steps), *options], capture_output=True, text=True)
+        if not told.stdout:
+            sys.exit(told.stderr)
         rows[f"{workers} workers"] = json.loads(told.stdout.splitlines()[-1])
     return {"backbone": arguments.backbone, "batch": arguments.batch_size, "steps": steps, **rows}
 
@@ -170,23 +172,25 @@ _STEPS = """
 import json, os, sys, time
 from avfewshot.cli import app, progress
 
-noted, on_step = [], progress.ProgressBar.on_step
+steps, noted, on_step = int(sys.argv[1]), [], progress.ProgressBar.on_step
 
 def note(self, step, loss, pace):
     passed = (len(noted) + 1) * batch / pace.clips  # seconds since the training began
     noted.append((time.monotonic(), pace.waiting * passed, sum(os.times()[:2])))
     on_step(self, step, loss, pace)
+    if len(noted) == steps:
+        raise KeyboardInterrupt
 
 progress.ProgressBar.on_step = note
 batch = int(sys.argv[sys.argv.index("--batch-size") + 1])
-status = app.run(["pretrain", *sys.argv[1:]])
-# The first step is left out: decoding begins in it.
-passed, waited, worked = (last - first for first, last in zip(noted[0], noted[-1]))
-clips = (len(noted) - 1) * batch
-told = {"clips_per_second": clips / passed, "share_waiting": waited / passed}
-told["processor_seconds_per_clip"] = worked / clips
-print(json.dumps({name: round(value, 3) for name, value in told.items()}))
-sys.exit(status)
+status = app.run(["pretrain", *sys.argv[2:]])
+if status == 130:  # interrupted, after the last step
+    # The first step is left out: decoding begins in it.
+    passed, waited, worked = (last - first for first, last in zip(noted[0], noted[-1]))
+    clips = (len(noted) - 1) * batch
+    told = {"clips_per_second": clips / passed, "share_waiting": waited / passed}
+    told["processor_seconds_per_clip"] = worked / clips
+    print(json.dumps({name: round(value, 3) for name, value in told.items()}))
 """
 
 
