@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from avfewshot.cli.app import run
-from avfewshot.data.avsbench import load_avsbench, read_masks, read_stills
+from avfewshot.data.avsbench import load_avsbench
 from avfewshot.data.music_avqa import BlindPrior, load_music_avqa, read_questions
+from avfewshot.data.stills import read_masks, read_stills
 from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.supervised.avqa import other_videos

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avfewshot.data.avsbench import frames_of, masks_of, read_mask, read_picture
+from avfewshot.data.avsbench import frames_of, masks_of
 from avfewshot.data.dataset import MAX_EXAMPLES, Dataset, DatasetReport
 from avfewshot.data.leaks import EVALUATION_SPLITS, Overlap, shared_videos
 from avfewshot.data.sampler import support_table
@@ -248,6 +248,8 @@ def probe_file(path: Path, expected_segments: int | None) -> Probe:
 
 def _probe_avsbench(audio: Path, expected_segments: int | None) -> Probe:
     """Read all pictures, masks and sound of a clip."""
+    from avfewshot.data.stills import read_mask, read_picture
+
     try:
         for mask in filter(Path.is_file, masks_of(audio)):
             read_mask(mask, _FRAME_SIZE)

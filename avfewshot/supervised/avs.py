@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.data.avsbench import SECONDS, MaskedClip, frames_of, load_avsbench, read_masks, read_stills
+from avfewshot.data.avsbench import SECONDS, MaskedClip, frames_of, load_avsbench
 from avfewshot.data.dataset import SPLITS
+from avfewshot.data.stills import read_masks, read_stills
 from avfewshot.errors import UsageError
 from avfewshot.evaluation.masks import MaskScores, jaccard
 from avfewshot.media.clip import Clip
