@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avfewshot.errors import UsageError, raise_faults
+from avfewshot.text import fold, visible
 
 MAX_BYTES = 16 * 1024 * 1024  # a label file is text that someone wrote; a video named by mistake is larger
 MAX_LETTERS = 10_000  # of a label, and of a wording; the text branches read some 300 of them
@@ -161,49 +162,6 @@ def _tidy(text: object) -> str:
     if not isinstance(text, str):
         raise UsageError(f"A label must be a text, not {text!r}.")
     return visible(text)
-
-
-# Letters and symbols that show nothing (Hangul fillers, the empty Braille cell), and format characters that do show.
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
-_SHOWN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
-_BLANKS = re.compile(f"[{_BLANK}]")
-
-
-def visible(text: str) -> str:
-    """`text` without characters that cannot be seen, white space collapsed.
-
-    Format characters (Unicode category Cf: zero-width spaces, byte order marks, direction marks, soft hyphens) are
-    removed, apart from those within a word or an emoji: joiners between two letters, and the tags of flags. A text of
-    nothing but marks that show nothing by themselves (variation selectors and the like) is empty.
-    """
-    text = _BLANKS.sub(" ", text)
-    if not _UNSEEN.sub("", text).strip():
-        return ""
-    if any(unicodedata.category(letter) == "Cf" for letter in text):
-        text = "".join(letter for place, letter in enumerate(text) if _is_shown(text, place))
-    return " ".join(text.split())
-
-
-def _is_shown(text: str, place: int) -> bool:
-    letter = text[place]
-    if unicodedata.category(letter) != "Cf" or letter in _SHOWN:
-        return True
-    before, after = text[place - 1 : place], text[place + 1 : place + 2]
-    if letter in "\u200c\u200d":  # joiners of Persian and Indic words and of emoji; Latin letters have none
-        joins = (before, after)
-        return all(side and not side.isascii() and unicodedata.category(side)[0] in "LMS" for side in joins)
-    return "\U000e0020" <= letter <= "\U000e007f" and ("\U0001f3f4" in text[:place])
-
-
-def fold(text: str) -> str:
-    """What two spellings of one label have in common: case, ``_``, white space and Unicode form do not count."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    plain = (letter for letter in _UNSEEN.sub("", folded) if unicodedata.category(letter) != "Cf")
-    return " ".join("".join(plain).replace("_", " ").split())
-
-
-# Marks that Unicode calls "default ignorable": the grapheme joiner, inherent vowels of Khmer, variation selectors.
-_UNSEEN = re.compile("[\u034f\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 
 def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empty_hint: str) -> LabelSet:

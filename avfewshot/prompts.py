@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
-from avfewshot.io import load_yaml, resource_dir, user_path
-from avfewshot.labels import visible
+from avfewshot.io import resource_dir, user_path
+from avfewshot.safe_yaml import load_yaml
+from avfewshot.text import visible
 
 SLOT = "{}"
 _SUFFIXES = (".yaml", ".yml")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from avfewshot.errors import AvfsError, UsageError, did_you_mean
-from avfewshot.io import load_yaml, try_lock, write_text
+from avfewshot.io import try_lock, write_text
 from avfewshot.models.checkpoint import publishing, write_tensors
+from avfewshot.safe_yaml import load_yaml
 
 
 @pytest.fixture

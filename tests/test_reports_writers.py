@@ -17,7 +17,7 @@ from sample_results import LABELS, clip, failure, run_info
 from avfewshot.inference.results import SegmentResult
 from avfewshot.reports.strip import LETTERS, OTHER, cells, marks, runs
 from avfewshot.reports.tables import TableWriter, bar
-from avfewshot.reports.text import clock, printable, rate, reason, seconds, shorten
+from avfewshot.reports.text import clock, rate, reason, seconds, shorten
 from avfewshot.reports.timelines import TimelineWriter
 from avfewshot.reports.writers import (
     CSV_COLUMNS,
@@ -30,6 +30,7 @@ from avfewshot.reports.writers import (
     distribution,
     is_finite,
 )
+from avfewshot.text import printable
 
 SUMMARY = Summary(clips=2, failed=1, total=3, elapsed=2.0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avfewshot import io, labels
+from avfewshot import labels, safe_yaml
 from avfewshot.data import rows
 from avfewshot.encoders.weights import load
 from avfewshot.errors import DataError
@@ -23,7 +23,7 @@ LIMITS = {
     "| a fetched file | 2 GB": remote.MAX_BYTES == 2e9,
     "the whole download ten times as long": remote.PATIENCE == 10,
     "| all fetched files | 20 GB": remote.CACHE_BYTES == 20e9,
-    f"| YAML | 1 MiB, {io._YAML_DEPTH} levels, {io._YAML_NODES:,} values": True,
+    f"| YAML | 1 MiB, {safe_yaml.DEPTH} levels, {safe_yaml.NODES:,} values": True,
     f"| label file | {labels.MAX_BYTES >> 20} MiB": True,
     f"| label, wording | {labels.MAX_LETTERS:,} letters": True,
     f"| JSON of a run or an adapter | {checkpoint._MAX_JSON >> 20} MiB": True,

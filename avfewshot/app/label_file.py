@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from avfewshot.errors import DataError
-from avfewshot.io import csv_cell, write_text
+from avfewshot.io import write_text
+from avfewshot.text import csv_cell
 
 NAME = "labels.csv"
 HEADER = ["path", "start", "end", "label", "wording"]

@@ -27,12 +27,12 @@ from avfewshot.app.clips import Entry
 from avfewshot.app.guard import Guard
 from avfewshot.app.workspace import Workspace
 from avfewshot.errors import AvfsError
-from avfewshot.io import printable
 from avfewshot.labels import LabelSet
 from avfewshot.media.discover import VIDEO_SUFFIXES
 from avfewshot.media.thumbnails import jpeg
 from avfewshot.reports.html import clip_data, component, environment
 from avfewshot.reports.writers import JsonWriter, Summary
+from avfewshot.text import printable
 from avfewshot.version import __version__
 
 _STATIC = Path(__file__).resolve().parent / "static"

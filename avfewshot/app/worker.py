@@ -16,8 +16,8 @@ from avfewshot.app.learner import Learnt, Model, learn
 from avfewshot.errors import UsageError, explain
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.results import Failure
-from avfewshot.io import printable
 from avfewshot.labels import LabelSet
+from avfewshot.text import printable
 
 _LOG = logging.getLogger(__name__)
 EMBED_AT_ONCE = 4

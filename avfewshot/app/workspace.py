@@ -20,12 +20,12 @@ from avfewshot.errors import UsageError
 from avfewshot.inference.classifier import Classifier
 from avfewshot.inference.head import frozen_part
 from avfewshot.inference.results import ClipResult
-from avfewshot.io import printable
 from avfewshot.labels import LabelSet
 from avfewshot.methods.active import suggest
 from avfewshot.store.search import Search, word_query
 from avfewshot.store.store import Store
 from avfewshot.store.writer import THUMBNAIL
+from avfewshot.text import printable
 
 
 class Workspace:

@@ -13,11 +13,12 @@ from rich.table import Column, Table
 from avfewshot.cli.loading import load_backbone
 from avfewshot.cli.terminal import say
 from avfewshot.config import ADAPTER_METHODS, AUTO, NONE, CompareConfig, TrainerConfig
-from avfewshot.io import csv_text, write_text
+from avfewshot.io import write_text
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.models.complexity import count_flops, count_parameters, flops_of
+from avfewshot.text import csv_text
 from avfewshot.tuning.methods import TUNED
 
 _SECONDS = 10

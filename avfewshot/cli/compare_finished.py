@@ -11,7 +11,7 @@ from avfewshot.cli.terminal import say
 from avfewshot.config import resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.evaluation.finished import FinishedRun, compare_finished, read_finished
-from avfewshot.io import csv_text, write_text
+from avfewshot.io import write_text
 from avfewshot.reports.listings import Listing
 from avfewshot.reports.methods import (
     differences_listing,
@@ -20,6 +20,7 @@ from avfewshot.reports.methods import (
     table_record,
     write_methods_page,
 )
+from avfewshot.text import csv_text
 
 
 def compare_finished_runs(folders: list[Path], flags: dict[str, Any], command: str) -> None:

@@ -14,7 +14,7 @@ from avfewshot.config import AUTO, TUNED_METHODS, CompareConfig, FewshotConfig, 
 from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluate import average_comparisons, join_tables
 from avfewshot.evaluation.results import Comparison
-from avfewshot.io import csv_text, write_text
+from avfewshot.io import write_text
 from avfewshot.reports.listings import Listing
 from avfewshot.reports.methods import (
     MUS,
@@ -25,6 +25,7 @@ from avfewshot.reports.methods import (
     wins_listing,
     write_methods_page,
 )
+from avfewshot.text import csv_text
 from avfewshot.training.fewshot import SeedResult
 from avfewshot.training.outcome import TRAINED
 

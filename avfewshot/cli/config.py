@@ -12,7 +12,8 @@ from avfewshot.cli.options import TableOrJson, argument
 from avfewshot.cli.terminal import say_warning
 from avfewshot.config import COMMANDS, environment_name, resolve, table_settings
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
-from avfewshot.io import cache_dir, printable
+from avfewshot.io import cache_dir
+from avfewshot.text import printable
 
 
 def config(

@@ -17,8 +17,9 @@ from avfewshot.cli.data_options import ListFile, Media, Root, load_any
 from avfewshot.cli.options import TableOrJson, argument, option
 from avfewshot.cli.terminal import progress_bar
 from avfewshot.errors import UsageError
-from avfewshot.io import is_hidden, printable, write_bytes
+from avfewshot.io import write_bytes
 from avfewshot.reports.listings import figures_table
+from avfewshot.text import is_hidden, printable
 
 if TYPE_CHECKING:
     from avfewshot.data.check import CheckResult

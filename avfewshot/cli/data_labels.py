@@ -10,7 +10,7 @@ import typer
 from avfewshot.cli.options import argument, option
 from avfewshot.cli.terminal import say
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import printable
+from avfewshot.text import printable
 
 
 def import_labels(

@@ -16,8 +16,8 @@ from avfewshot.cli.terminal import progress_bar
 from avfewshot.config import resolve
 from avfewshot.engine import check_engine, ray_map
 from avfewshot.errors import UsageError
-from avfewshot.io import printable
 from avfewshot.reports.text import count, size
+from avfewshot.text import printable
 
 if TYPE_CHECKING:
     from avfewshot.data.shards.prepare import Preparation, Summary

@@ -18,8 +18,8 @@ from avfewshot.cli.terminal import progress_bar, say
 from avfewshot.config import EmbedConfig, TowersConfig, resolve, settings_of
 from avfewshot.engine import check_engine
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.io import printable
 from avfewshot.media.discover import find_media
+from avfewshot.text import printable
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier

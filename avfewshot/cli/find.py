@@ -15,7 +15,7 @@ from avfewshot.cli.options import with_options
 from avfewshot.cli.terminal import print_table, say
 from avfewshot.config import FindConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.io import csv_text
+from avfewshot.text import csv_text
 
 if TYPE_CHECKING:
     from avfewshot.store.store import Store

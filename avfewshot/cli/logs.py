@@ -15,7 +15,7 @@ from typing import Any
 
 from avfewshot.cli.terminal import paused_progress, say_warning
 from avfewshot.errors import UsageError
-from avfewshot.io import printable
+from avfewshot.text import printable
 
 DEBUG_VARIABLE = "AVFS_DEBUG"
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -11,7 +11,8 @@ import typer
 from avfewshot.cli.options import TableOrJson, argument, option
 from avfewshot.cli.runs import resumed_run, session
 from avfewshot.errors import AvfsError, UsageError, explain
-from avfewshot.io import printable, user_path, write_text
+from avfewshot.io import user_path, write_text
+from avfewshot.text import printable
 
 
 def predict(

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from avfewshot.cli.terminal import progress_bar, say
-from avfewshot.io import csv_text, write_text
+from avfewshot.io import write_text
 from avfewshot.media.clip import Failure
 from avfewshot.reports.text import duration
+from avfewshot.text import csv_text
 from avfewshot.training.fewshot_setting import RunObserver
 from avfewshot.training.trainer import Callback, Pace
 from avfewshot.training.validation import ValMetrics

@@ -12,7 +12,7 @@ from avfewshot.cli.options import with_options
 from avfewshot.cli.terminal import print_table, say
 from avfewshot.config import SuggestConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.io import csv_text
+from avfewshot.text import csv_text
 
 
 @with_options("suggest")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from avfewshot.io import printable
+from avfewshot.text import printable
 
 _LOG = logging.getLogger("avfs")  # what people are told; not below "avfewshot", whose warnings become notices
 _LOG.addHandler(logging.NullHandler())  # else Python prints it

@@ -13,7 +13,7 @@ from avfewshot.config.commands import COMMANDS, CommandConfig, ZeroshotConfig, t
 from avfewshot.config.fields import check_values, settings_of, unknown
 from avfewshot.config.training import PAPER, TASK_DEFAULTS
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.io import load_yaml
+from avfewshot.safe_yaml import load_yaml
 
 CONFIG_NAME = "avfs.toml"
 

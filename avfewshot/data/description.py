@@ -27,8 +27,9 @@ from pydantic import (
 )
 
 from avfewshot.errors import DataError, UsageError, did_you_mean
-from avfewshot.io import load_yaml, resource_dir
-from avfewshot.labels import fold, visible
+from avfewshot.io import resource_dir
+from avfewshot.safe_yaml import load_yaml
+from avfewshot.text import fold, visible
 
 FORMAT = 1
 DESCRIPTION_FILE = "dataset.yaml"

@@ -18,8 +18,8 @@ from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample, ranke
 from avfewshot.data.description import DESCRIPTION_FILE, ClassEntry, Description, default_wording, read_description
 from avfewshot.data.rows import normalise_split, youtube_id
 from avfewshot.errors import DataError, UsageError
-from avfewshot.labels import fold, visible
 from avfewshot.media.discover import walk_media
+from avfewshot.text import fold, visible
 
 NONE_FOLDER = "none"
 _TIMED = re.compile(r"([A-Za-z0-9_-]{11})(?:_\d+(?:\.\d+)?){0,2}")

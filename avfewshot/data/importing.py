@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import printable
 from avfewshot.media.decoders import IsolatedReader
 from avfewshot.media.discover import walk_media
 from avfewshot.media.transcode import SUFFIXES
+from avfewshot.text import printable
 
 _T = TypeVar("_T")
 _MAX_BYTES = 256 << 20

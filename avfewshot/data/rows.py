@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from avfewshot.errors import DataError
-from avfewshot.labels import visible
 from avfewshot.media.discover import MEDIA_SUFFIXES
+from avfewshot.text import visible
 
 _MOST_BYTES = 1 << 28  # the largest known list takes 11 MB
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")

@@ -15,7 +15,7 @@ from avfewshot.data.dataset import Dataset, DatasetReport, Event, Sample, repeat
 from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
 from avfewshot.data.rows import read_lines
 from avfewshot.errors import DataError, UsageError
-from avfewshot.labels import fold
+from avfewshot.text import fold
 
 CLIP_SECONDS = 10.0
 

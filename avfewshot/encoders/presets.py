@@ -12,7 +12,8 @@ from avfewshot.encoders.kinds.pe_av import PeAv
 from avfewshot.encoders.kinds.towers import ClipClap, Towers
 from avfewshot.encoders.weights.locate import combined
 from avfewshot.errors import UsageError, did_you_mean, raise_faults
-from avfewshot.io import load_yaml, user_path
+from avfewshot.io import user_path
+from avfewshot.safe_yaml import load_yaml
 
 if TYPE_CHECKING:
     from avfewshot.encoders.tower import Encoder

@@ -10,7 +10,8 @@ from pathlib import Path
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.results import Failure
-from avfewshot.io import csv_text, write_text
+from avfewshot.io import write_text
+from avfewshot.text import csv_text
 
 
 @dataclass

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from avfewshot.errors import AvfsError, MediaError, UsageError, explain
-from avfewshot.io import THREAD_VARIABLES, sweep_leftovers
+from avfewshot.io import sweep_leftovers
 from avfewshot.media.clip import Clip
 from avfewshot.media.reader import ClipReader, MediaInfo, as_tensors, check_options
 from avfewshot.media.transcode import SUFFIXES, Bar, transcode
+from avfewshot.processes import THREAD_VARIABLES
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.io import atomic_path, cache_dir, printable, write_text
+from avfewshot.io import atomic_path, cache_dir, write_text
+from avfewshot.text import printable
 
 MAX_BYTES = 2_000_000_000
 """Bytes of a file that are fetched at most."""

@@ -16,9 +16,10 @@ from av.video.frame import VideoFrame
 from PIL import Image, ImageDraw, ImageFont
 
 from avfewshot.errors import MediaError
-from avfewshot.io import atomic_path, printable
+from avfewshot.io import atomic_path
 from avfewshot.media.container import beyond_bounds, open_media, pick_streams
 from avfewshot.media.picture import upright
+from avfewshot.text import printable
 
 _IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})
 SUFFIXES = (".mp4", ".mkv", ".mka")

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from avfewshot.encoders.weights.load import read_tensors
 from avfewshot.errors import DataError, UsageError, WeightsError
-from avfewshot.io import naming, printable, sha256_file, user_path
+from avfewshot.io import naming, sha256_file, user_path
 from avfewshot.models.hub import local_adapter
+from avfewshot.text import printable
 from avfewshot.version import __version__
 
 if TYPE_CHECKING:

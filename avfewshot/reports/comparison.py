@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from avfewshot.evaluation.results import Comparison, Difference, Estimate, TaskResult
-from avfewshot.io import csv_text
 from avfewshot.reports.figures import basis, difference, interval, main_systems, metric_title, points, verdict
 from avfewshot.reports.listings import figures_table
-from avfewshot.reports.text import printable
+from avfewshot.text import csv_text, printable
 
 COMPARISON_COLUMNS = ("system", "reference", "metric", "value", "low", "high", "interval", "n")
 """Columns of :func:`comparison_csv`."""

@@ -27,8 +27,9 @@ from avfewshot.io import atomic_path, write_bytes
 from avfewshot.media.discover import VIDEO_SUFFIXES
 from avfewshot.media.thumbnails import Thumbnail
 from avfewshot.reports import figures
-from avfewshot.reports.text import percent, printable, quantity, rate, reason, reject_text
+from avfewshot.reports.text import percent, quantity, rate, reason, reject_text
 from avfewshot.reports.writers import Summary, Writer
+from avfewshot.text import printable
 from avfewshot.version import __version__
 
 MOST_IN_FULL = 500

@@ -10,7 +10,7 @@ from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
 from rich.table import Table
 from rich.text import Text
 
-from avfewshot.reports.text import printable
+from avfewshot.text import printable
 
 if TYPE_CHECKING:
     from avfewshot.training.record import Component

@@ -18,7 +18,8 @@ from avfewshot.reports.charts import TONES, Series, line_chart
 from avfewshot.reports.figures import NONE, basis, interval, metric_title, points, signed, verdict
 from avfewshot.reports.html import render
 from avfewshot.reports.listings import Listing, figures_table
-from avfewshot.reports.text import printable, reject_text
+from avfewshot.reports.text import reject_text
+from avfewshot.text import printable
 
 Diagnostics = Mapping[str, Mapping[str, Any]]
 MethodsTable = tuple[str, Comparison, Sequence[Diagnostics]]

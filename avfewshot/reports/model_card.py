@@ -6,8 +6,8 @@ import html
 import re
 from collections.abc import Sequence
 
-from avfewshot.io import printable
 from avfewshot.models.checkpoint import AdapterConfig
+from avfewshot.text import printable
 from avfewshot.training.trainer import Progress
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from avfewshot.io import csv_text, write_text
+from avfewshot.io import write_text
 from avfewshot.reports.charts import TONES, Series, drawing, heat_source, line_chart, scatter
 from avfewshot.reports.html import render
 from avfewshot.reports.listings import Listing
+from avfewshot.text import csv_text
 
 if TYPE_CHECKING:
     from avfewshot.supervised.figures import Embedded, Look, Parsed

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
 from avfewshot.reports.strip import Mark, Run, cells, marks, runs
-from avfewshot.reports.text import percent, printable, rate, reason, seconds, shorten
+from avfewshot.reports.text import percent, rate, reason, seconds, shorten
 from avfewshot.reports.writers import Summary, Writer, distribution
+from avfewshot.text import printable
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _PERCENT_WIDTH = len("100.0 %")

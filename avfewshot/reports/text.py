@@ -1,11 +1,11 @@
-"""Paths and labels come from others: make them safe to print and to encode."""
+"""Numbers, times and faults in words for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from avfewshot.io import printable as printable
+from avfewshot.text import printable
 
 
 def shorten(text: str, width: int, gap: str = "…") -> str:

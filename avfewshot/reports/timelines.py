@@ -12,10 +12,11 @@ from typing import TextIO
 
 from avfewshot.errors import AvfsError
 from avfewshot.inference.results import ClipResult, RunInfo, SegmentResult
-from avfewshot.io import MOST_NAME, printable, short, write_text
+from avfewshot.io import MOST_NAME, short, write_text
 from avfewshot.media.discover import AUDIO_SUFFIXES
 from avfewshot.reports.strip import Run, marks, runs
 from avfewshot.reports.writers import Summary, Writer, dumps
+from avfewshot.text import printable
 from avfewshot.version import __version__
 
 

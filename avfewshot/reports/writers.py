@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from avfewshot.inference.results import ClipResult, Failure, RunInfo
-from avfewshot.io import csv_text, is_hidden
 from avfewshot.media.clip import MODALITIES
+from avfewshot.text import csv_text, is_hidden
 
 VERSION = 1
 SECONDS_DIGITS = 3

@@ -21,7 +21,8 @@ import av.error
 from tqdm import tqdm
 
 from avfewshot.errors import AvfsError, DataError, UsageError, did_you_mean
-from avfewshot.io import begin_worker, sha256_file, worker_env, write_text
+from avfewshot.io import sha256_file, write_text
+from avfewshot.processes import begin_worker, worker_env
 from avfewshot.toyworld.events import plan_ave, plan_llp, plan_samples, plan_vggsound
 from avfewshot.toyworld.plan import FEWEST_CLIPS, DatasetPlan, PlannedClip
 from avfewshot.toyworld.render import write_clip, write_part

@@ -38,9 +38,10 @@ from avfewshot.data.shards.record import (
     entry_path,
 )
 from avfewshot.errors import DataError, UsageError, did_you_mean, explain
-from avfewshot.io import atomic_path, csv_cell, sha256_file, sweep_leftovers, write_text
+from avfewshot.io import atomic_path, sha256_file, sweep_leftovers, write_text
 from avfewshot.media.clip_bytes import encode_picture, encode_sound
 from avfewshot.media.stream import ordered_map
+from avfewshot.text import csv_cell
 
 REJECTED_NAME = "rejected.csv"
 SHARD_CLIPS = 1000
