@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,15 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the throw-away home."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_given_back() -> Iterator[None]:
+    """Memory that the tests of a file free is not kept for the next: a fork copies all page tables."""
+    yield
+    if devices := sys.modules.get("avfewshot.inference.devices"):
+        devices.free_memory(sys.modules["torch"].device("cpu"))
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_support import execute
 from media_factory import tone, write_media
 
 from avfewshot.cli.destinations import earlier_results
@@ -60,7 +61,7 @@ def test_one_file_of_lines(clips, tmp_path):
     target.write_text("somebody's\n")
     with open(target, "a") as held:
         assert try_lock(held.fileno())
-        [(status, err)] = both(tmp_path / "cache", [*zeroshot(clips, target), "--overwrite"])
+        status, _, err = execute(tmp_path, *zeroshot(clips, target), "--overwrite")
     assert status == 2, err
     assert "another process is writing it" in " ".join(err.split())
     assert target.read_text() == "somebody's\n"
