@@ -28,7 +28,7 @@ from avfewshot.media.clip_cache import ClipCache
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model
 from avfewshot.prompts import load_templates
-from avfewshot.training.tasks import ClipEmbeddings, Objective
+from avfewshot.training.objective import ClipEmbeddings, Objective
 
 ROWS = ("none", "C", "S", "SC", "T", "SCT")
 LR, CLIP_NORM, REPLICATES = 3e-4, 1.0, 2000

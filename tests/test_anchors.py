@@ -18,7 +18,7 @@ from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import load_adapter
-from avfewshot.training.tasks import ClipEmbeddings, Objective
+from avfewshot.training.objective import ClipEmbeddings, Objective
 
 LABELS = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=bool)
 

@@ -23,7 +23,7 @@ from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.prompts import load_templates
 from avfewshot.training.fewshot import TRAINED, FewShot
 from avfewshot.training.fewshot_setting import RunObserver
-from avfewshot.training.trainer import Callback
+from avfewshot.training.protocol import Callback
 
 NAMES = ("a", "b", "c")
 SECONDS = 3

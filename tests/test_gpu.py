@@ -24,7 +24,8 @@ from avfewshot.inference.devices import PRECISIONS
 from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.build import build_model
 from avfewshot.training.distributed import single_device
-from avfewshot.training.tasks import FewShotTask, Objective, TrainingClip
+from avfewshot.training.objective import Objective, TrainingClip
+from avfewshot.training.tasks import FewShotTask
 from avfewshot.training.trainer import Trainer
 from avfewshot.training.validation import Validator
 

@@ -27,7 +27,7 @@ from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.losses import combined_loss
-from avfewshot.training.tasks import Objective, TrainingClip, embed_batch
+from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
 
 

@@ -9,8 +9,8 @@ import pytest
 from training_support import log, make_trainer, resumed
 
 from avfewshot.cli.app import run
+from avfewshot.training.protocol import Callback
 from avfewshot.training.trackers import PROJECT, Tracker
-from avfewshot.training.trainer import Callback
 
 SETTINGS = {"training": {"lr": 0.001, "task": "folder"}}
 

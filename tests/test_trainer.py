@@ -35,8 +35,8 @@ from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training import trainer as trainer_module
 from avfewshot.training.cuda_graphs import EagerRunner
 from avfewshot.training.data import window_start
+from avfewshot.training.protocol import TrainTask
 from avfewshot.training.tasks import FewShotTask, validation_interval
-from avfewshot.training.trainer import TrainTask
 
 KINDS = ["fewshot", "pretrain"]
 MIXED = [Path(f"{name}.mp4") for name in ("0-1-2", "1-1-5", "2-1-3-mute", "0-2-3-blind", "1-2-9")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_support import CLASSES, make_trainer, read, tensors
 
-from avfewshot.training.tasks import TrainingClip, embed_batch
+from avfewshot.training.objective import TrainingClip, embed_batch
 
 PATHS = [Path(name) for name in ("0-1-3.mp4", "1-1-2.mp4", "2-1-3-mute.mp4", "0-2-1.mp4", "1-2-3-blind.mp4")]
 

@@ -21,8 +21,10 @@ from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.training.data import epoch_order
 from avfewshot.training.distributed import single_device
 from avfewshot.training.metrics_log import MetricsLogger
-from avfewshot.training.tasks import FewShotTask, Objective, PretrainTask
-from avfewshot.training.trainer import Callback, Trainer
+from avfewshot.training.objective import Objective
+from avfewshot.training.protocol import Callback
+from avfewshot.training.tasks import FewShotTask, PretrainTask
+from avfewshot.training.trainer import Trainer
 from avfewshot.training.validation import Validator, stream_validator
 
 CLASSES = 3

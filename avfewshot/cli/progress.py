@@ -12,7 +12,7 @@ from avfewshot.media.clip import Failure
 from avfewshot.reports.text import duration
 from avfewshot.text import csv_text
 from avfewshot.training.fewshot_setting import RunObserver
-from avfewshot.training.trainer import Callback, Pace
+from avfewshot.training.protocol import Callback, Pace
 from avfewshot.training.validation import ValMetrics
 
 _ESTIMATE_AFTER = 5
@@ -91,7 +91,7 @@ class ProgressBar(Callback):
         self._sum, self._steps, self._steps_in_all = 0.0, 0, 0
 
     def on_epoch_start(self, epoch: int, steps: int, done: int) -> None:
-        """See :class:`~avfewshot.training.trainer.Callback`."""
+        """See :class:`~avfewshot.training.protocol.Callback`."""
         self._sum, self._steps = 0.0, 0
         if self._display.chief:
             self._display.show(None)
@@ -100,7 +100,7 @@ class ProgressBar(Callback):
             self._display.show(self._bar)
 
     def on_step(self, step: int, loss: float, pace: Pace) -> None:
-        """See :class:`~avfewshot.training.trainer.Callback`."""
+        """See :class:`~avfewshot.training.protocol.Callback`."""
         self._sum, self._steps, self._steps_in_all = self._sum + loss, self._steps + 1, self._steps_in_all + 1
         if self._bar is not None:
             text = f"loss {loss:.3f}"
@@ -116,7 +116,7 @@ class ProgressBar(Callback):
             self._display.say(f"{text}. Interrupt it whenever you like: --resume goes on.")
 
     def on_validate(self, epoch: int, metrics: ValMetrics, best: bool) -> None:
-        """See :class:`~avfewshot.training.trainer.Callback`."""
+        """See :class:`~avfewshot.training.protocol.Callback`."""
         parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
         if self._display.validated:
             share = "" if metrics.details else f" with {metrics.blend:g} of the trained logits"
@@ -125,5 +125,5 @@ class ProgressBar(Callback):
             self._display.say(f"{self._title} {epoch}/{self._epochs}: {', '.join(parts)}")
 
     def on_warning(self, message: str) -> None:
-        """See :class:`~avfewshot.training.trainer.Callback`."""
+        """See :class:`~avfewshot.training.protocol.Callback`."""
         self._display.say(message)

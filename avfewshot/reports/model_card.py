@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from avfewshot.models.checkpoint import AdapterConfig
 from avfewshot.text import printable
-from avfewshot.training.trainer import Progress
+from avfewshot.training.protocol import Progress
 
 
 def model_card(config: AdapterConfig, progress: Progress, command: str, notes: Sequence[str] = ()) -> str:

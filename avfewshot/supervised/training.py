@@ -30,7 +30,8 @@ from avfewshot.prompts import Templates
 from avfewshot.supervised.base import Example, Recipe, SupervisedTask, TaskData, TaskHead
 from avfewshot.supervised.features import FeatureStore, clip_features, without
 from avfewshot.training.distributed import single_device
-from avfewshot.training.trainer import Callback, PutOff, Trainer, TrainTask, undisturbed
+from avfewshot.training.protocol import Callback, PutOff, TrainTask, undisturbed
+from avfewshot.training.trainer import Trainer
 from avfewshot.training.validation import ValMetrics, no_validation
 
 REPLICATES = 1000

@@ -33,9 +33,11 @@ from avfewshot.models.checkpoint import CHOSEN_NAME
 from avfewshot.training.checkpoints import CheckpointManager
 from avfewshot.training.data import SupportSource, draw, readable_support, sample_labels
 from avfewshot.training.fewshot_setting import FewShotSetting
+from avfewshot.training.objective import ClipEmbeddings, Objective
 from avfewshot.training.outcome import MTEB, TRAINED, on_test_clips
-from avfewshot.training.tasks import ClipEmbeddings, FewShotTask, Objective
-from avfewshot.training.trainer import Progress, Trainer
+from avfewshot.training.protocol import Progress
+from avfewshot.training.tasks import FewShotTask
+from avfewshot.training.trainer import Trainer
 from avfewshot.training.validation import BLIND_ALPHA, Validator, ValMetrics
 from avfewshot.tuning.fit import TuningClip, clip_loss, save, tune
 from avfewshot.tuning.methods import TUNED, TunedMethod

@@ -30,8 +30,8 @@ from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterCheckpoint, 
 from avfewshot.prompts import Templates
 from avfewshot.training.data import draw
 from avfewshot.training.distributed import single_device
+from avfewshot.training.protocol import Callback, PutOff, undisturbed
 from avfewshot.training.tasks import adapter_config
-from avfewshot.training.trainer import Callback, PutOff, undisturbed
 from avfewshot.training.validation import ValMetrics, no_validation
 from avfewshot.tuning.methods import TUNED
 

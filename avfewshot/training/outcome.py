@@ -30,7 +30,7 @@ from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.method import Scorer
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.fewshot_setting import FewShotSetting
-from avfewshot.training.trainer import Progress
+from avfewshot.training.protocol import Progress
 from avfewshot.tuning.fit import answers
 from avfewshot.tuning.methods import TunedMethod
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from avfewshot.training.trainer import Callback
+from avfewshot.training.protocol import Callback
 
 PROJECT = "avfewshot"
 
@@ -30,7 +30,7 @@ class Tracker(Callback):
         self._opened: _Opened | None = None
 
     def on_log(self, entry: Mapping[str, Any]) -> None:
-        """See :class:`~avfewshot.training.trainer.Callback`."""
+        """See :class:`~avfewshot.training.protocol.Callback`."""
         self._opened = self._opened or self._open(*self._about)
         kind = {"step": "train", "epoch": "validation"}[entry["kind"]]
         values = {key: value for key, value in _flat(entry).items() if key not in ("kind", "step", "best")}
@@ -38,7 +38,7 @@ class Tracker(Callback):
         self._opened[0](metrics, int(entry["step"]))
 
     def on_fit_end(self, finished: bool) -> None:
-        """See :class:`~avfewshot.training.trainer.Callback`."""
+        """See :class:`~avfewshot.training.protocol.Callback`."""
         if self._opened is not None:
             self._opened[1](finished)
             self._opened = None
