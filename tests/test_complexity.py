@@ -13,8 +13,9 @@ from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.presets import load_preset
-from avfewshot.models.audio_visual import AudioVisualModel, Projectors
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import backbone_cost, count_flops, count_parameters, flops_of
+from avfewshot.models.projectors import Projectors
 
 SETTINGS = {"hidden": 8, "temporal": False}
 

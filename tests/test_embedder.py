@@ -17,7 +17,8 @@ from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import AvfsError
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.media.clip import Failure
-from avfewshot.models.audio_visual import AudioVisualModel, Projectors
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.projectors import Projectors
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,8 @@ from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.adapters.settings import GuidanceSettings
 from avfewshot.errors import UsageError, WeightsError
-from avfewshot.models.audio_visual import AudioVisualModel, Projector, Projectors, Temperatures
+from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.projectors import Projector, Projectors, Temperatures
 
 
 def paired(backbone) -> list:

@@ -179,9 +179,9 @@ def test_the_choices_are_those_of_the_modules_that_act_on_them():
     from avfewshot.data.sampler import SAMPLERS
     from avfewshot.inference.devices import PRECISIONS
     from avfewshot.media.clip_cache import DEFAULT_MAX_BYTES
-    from avfewshot.models.audio_visual import PROJECTORS
     from avfewshot.models.fusion import FUSIONS, MATCHINGS, POOLS
     from avfewshot.models.losses import OBJECTIVES
+    from avfewshot.models.projectors import PROJECTORS
 
     kinds = settings_of(TrainingConfig, by_field=True)
     for name, choices in {

@@ -14,7 +14,8 @@ from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.text import RobertaTextBranch
 from avfewshot.errors import DataError
 from avfewshot.tuning.fit import TuningClip, answers, clip_loss, load, save, tune
-from avfewshot.tuning.methods import TUNED, ClipLora, CoCoOp, CoOp, MaPLe, PromptedText
+from avfewshot.tuning.layers import PromptedText
+from avfewshot.tuning.methods import TUNED, ClipLora, CoCoOp, CoOp, MaPLe
 
 TEXTS = ("dog barking", "cat meowing", "car honking", "nothing")
 

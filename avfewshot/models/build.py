@@ -16,8 +16,9 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import Pair
 from avfewshot.errors import DataError
 from avfewshot.models.anchors import SupportAnchors
-from avfewshot.models.audio_visual import AudioVisualModel, Projectors
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, load_adapter
+from avfewshot.models.projectors import Projectors
 
 _LARGE = 50_000_000
 """Parameters of both towers from which on activations are computed twice; ViT-B/32 and HTS-AT have 119 M."""
