@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import ipaddress
 import os
@@ -86,6 +87,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)
     gc.enable()
+    if "torch" in sys.modules:  # the library fills its Fourier matrix anew for every tower
+        from avfewshot.encoders.htsat import load_htsat_module
+
+        base = load_htsat_module().Spectrogram.__init__.__globals__["DFTBase"]
+        matrix = functools.cache(functools.partial(base.dft_matrix, None))
+        base.dft_matrix = lambda _, size: matrix(size)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
