@@ -171,7 +171,7 @@ def processor_seconds() -> float:
 def prepare(folder: Path, side: int, epochs: int) -> Callable[[], int]:
     """All clips into new shards; without the estimate of the disk need, which decodes four clips of however many."""
     from avfewshot.data.folder import load_folder
-    from avfewshot.data.shards.prepare import plan_shards
+    from avfewshot.data.shards.plan import plan_shards
     from avfewshot.data.shards.prepare import prepare as look
 
     shutil.rmtree(folder / "shards", ignore_errors=True)

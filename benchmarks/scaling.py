@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from avfewshot.config import PretrainingConfig
 from avfewshot.data.folder import load_folder
-from avfewshot.data.shards.prepare import plan_shards, prepare
+from avfewshot.data.shards.plan import plan_shards
+from avfewshot.data.shards.prepare import prepare
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.models.build import build_model
 from avfewshot.models.complexity import count_flops, count_parameters

@@ -12,7 +12,8 @@ from media_factory import tone, write_audio, write_media
 
 from avfewshot.data.dataset import Dataset, Event, Sample
 from avfewshot.data.description import ClassEntry, Description
-from avfewshot.data.shards.prepare import Plan, plan_shards, prepare
+from avfewshot.data.shards.plan import Plan, plan_shards
+from avfewshot.data.shards.prepare import prepare
 from avfewshot.data.shards.reader import ShardSet
 
 SIDE = 32

@@ -16,7 +16,7 @@ from sklearn.metrics import jaccard_score
 
 from avfewshot.data.avsbench import load_avsbench, read_list
 from avfewshot.data.load import load_dataset
-from avfewshot.data.shards.prepare import plan_shards
+from avfewshot.data.shards.plan import plan_shards
 from avfewshot.data.stills import read_mask, read_masks, read_stills
 from avfewshot.errors import DataError, MediaError, UsageError
 from avfewshot.evaluation.masks import MaskScores, f_curves, jaccard

@@ -11,7 +11,8 @@ from shards_support import CLASSES, make_dataset, make_plan, names, prepared
 from webdataset.writer import TarWriter
 
 from avfewshot.data.shards import prepare as module
-from avfewshot.data.shards.prepare import plan_shards, prepare
+from avfewshot.data.shards.plan import plan_shards
+from avfewshot.data.shards.prepare import prepare
 from avfewshot.data.shards.reader import ShardSet
 from avfewshot.data.shards.record import ClipRecord, ShardEntry, ShardIndex
 from avfewshot.errors import DataError, UsageError

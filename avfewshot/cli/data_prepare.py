@@ -63,7 +63,7 @@ def prepare(
         raise UsageError(f"--part {part} is not a part.", hint="Write 1/8, 2/8 and so on up to 8/8.")
     numbers = int(match[1]), int(match[2])
 
-    from avfewshot.data.shards.prepare import plan_shards
+    from avfewshot.data.shards.plan import plan_shards
     from avfewshot.data.shards.prepare import prepare as look
     from avfewshot.encoders.presets import load_preset
 
