@@ -51,7 +51,9 @@ def main() -> None:
                 server.terminate()
     if asked.docs:
         for name, shot in (("serve", "1280-light-top"), ("serve-phone", "390-dark-clip")):
-            Image.open(asked.shots / f"{shot}.png").save(DOCS / f"{name}.webp", quality=80, method=6)
+            picture = Image.open(asked.shots / f"{shot}.png")
+            picture.thumbnail((1100, 960))
+            picture.save(DOCS / f"{name}.webp", quality=64, method=6)
 
 
 def take(page: Page, width: int, asked: argparse.Namespace) -> None:
@@ -62,10 +64,12 @@ def take(page: Page, width: int, asked: argparse.Namespace) -> None:
         page.locator("#label").press("Enter")
         page.locator("tr", has_text=f"{name}.mp4").get_by_text("by you").wait_for()
     page.get_by_role("button", name=asked.open).click()
+    page.locator("#detail h2", has_text=asked.open).wait_for()
     page.locator(".track.both .run").first.wait_for()
     page.wait_for_function("() => document.querySelector('video')?.readyState >= 2")
     page.evaluate("document.querySelector('video').currentTime = 2.5")
     page.wait_for_function("() => !document.querySelector('video').seeking")
+    page.wait_for_timeout(1500)  # Chromium's wheel over the picture fades
 
     def shoot(name: str, *, whole: bool = False) -> None:
         for scheme in ("light", "dark"):

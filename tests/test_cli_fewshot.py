@@ -96,6 +96,7 @@ def test_the_run_folder_holds_everything_and_the_results_are_whole_and_finite(do
     assert document["parameters"]["adapters"]["trainable"] > 0
     assert all(name in out for name in (*SYSTEMS, "top-1"))
     assert "written: " in err
+    assert re.search(rf"predict with it: avfs zeroshot --adapter \S*{folder.name} CLIPS", " ".join(err.split()))
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//""", page)
     assert not re.search(r"@import|url\(\s*[\"']?(?:https?:)?//|<link|<script[^>]+src", page)
@@ -175,6 +176,7 @@ def test_a_dry_run_trains_nothing(avfs, world):
     for part in ("2 clips a class", "up to 3 a seed", "memory", "GB", "adapters", "projectors", "run folder"):
         assert part in out
     assert "Nothing was trained" in out
+    assert out.partition("train")[0].count("my_clips") == 1  # the title of a folder of clips says where it is
     assert not list((world / "runs").rglob("*-dry"))
 
 

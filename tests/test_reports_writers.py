@@ -15,6 +15,7 @@ from rich.console import Console
 from sample_results import LABELS, clip, failure, run_info
 
 from avfewshot.inference.results import SegmentResult
+from avfewshot.reports.listings import figures_table
 from avfewshot.reports.strip import LETTERS, OTHER, cells, marks, runs
 from avfewshot.reports.tables import TableWriter, bar
 from avfewshot.reports.text import clock, rate, reason, seconds, shorten
@@ -326,3 +327,15 @@ def test_texts():
     assert clock(7.9) == "0:07"
     assert [rate(value) for value in (120.4, 3.14, 0.421)] == ["120", "3.1", "0.42"]
     assert reason("a.mp4", "a.mp4: is empty") == "is empty"
+
+
+def test_names_of_a_table_stay_whole_where_it_is_narrow():
+    table = figures_table("system", "a figure", "another figure")
+    for name in ("20261128-063820-4-shot", "20261128-063910-1-shot"):
+        table.add_row(name, "100.0", "67.6–100.0")
+    console = Console(file=io.StringIO(), width=40)
+    console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text
+    first = [line.split("  ")[0].strip() for line in text.splitlines()]
+    assert "20261128-063820-4-shot20261128-063910-1-shot" in "".join(first)

@@ -27,15 +27,17 @@ from avfewshot.errors import UsageError
 from avfewshot.io import user_path
 
 HELP = """
-Classify video clips by what is seen [bold]and[/bold] heard, zero-shot from a list of labels, with CLIP and CLAP.
+Classify video clips by sight [bold]and[/bold] sound, from labels or from a handful of clips, with CLIP and CLAP.
 
 [bold]Examples[/bold]
 
   avfs data toy --root toy                     make clips to play with
-  avfs zeroshot --labels labels.txt            classify what lies below this folder
+  avfs zeroshot --labels labels.txt            classify all below this folder
   avfs zeroshot --labels labels.txt a.mp4 b/   these files and folders
-  avfs fewshot --shots 16 --task llp_cls       train on 16 clips a class, evaluate on the test split
-  avfs pretrain vggsound40k                    pretrain adapters, then: avfs zeroshot --task ave --adapter RUN
+  avfs fewshot --shots 4 --data my_clips       learn from my_clips/CLASS/*.mp4
+  avfs zeroshot --adapter RUN clips/           predict with what was learnt
+  avfs fewshot --shots 16 --task llp_cls       16 clips a class of a benchmark
+  avfs pretrain vggsound40k                    pretrain the adapters
   avfs weights list                            which backbones there are
   avfs config                                  what is set, and where
 

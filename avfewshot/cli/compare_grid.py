@@ -25,6 +25,7 @@ from avfewshot.reports.methods import (
     wins_listing,
     write_methods_page,
 )
+from avfewshot.reports.text import count
 from avfewshot.text import csv_text
 from avfewshot.training.fewshot import SeedResult
 from avfewshot.training.outcome import TRAINED
@@ -52,7 +53,7 @@ def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupt
         rest = "hear single seconds, so there is no row of theirs with --audio-context clip."
         display.say(f"{', '.join(trained)}: {rest}")
     for shots in config.shots:
-        title, place, cells = f"{shots} shots", folder / f"{shots}-shot", {}
+        title, place, cells = count(shots, "shot"), folder / f"{shots}-shot", {}
         for name, changes in rows.items():
             display.say(f"{title}: {name}")
             cells[name] = results(training.replace(shots=shots, **changes), place / name.replace(" ", "-"))

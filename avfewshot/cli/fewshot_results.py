@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ from avfewshot.io import write_text
 from avfewshot.reports.comparison import classes_csv, comparison_csv, comparison_markdown, comparison_table
 from avfewshot.reports.methods import details_table, methods_table, write_methods_page
 from avfewshot.reports.run_html import run_page
-from avfewshot.reports.text import reject_text
+from avfewshot.reports.text import count, reject_text
 from avfewshot.training.fewshot import FewShot, SeedResult
 from avfewshot.training.outcome import TRAINED
 from avfewshot.training.plan import Plan
@@ -81,7 +82,7 @@ def write_results(
         write_text(folder / "report.html", run_page(record))
         pages.append(folder / "report.html")
     if trainer.has_methods and comparison is not None:
-        table = (f"{trainer.config.shots} shots", comparison, [result.methods for result in results])
+        table = (count(trainer.config.shots, "shot"), comparison, [result.methods for result in results])
         title = f"{trainer.config.task}: few-shot methods"
         notes = [] if chosen is None else [f"Seed {chosen['seed']} answers for the run: {chosen['why']}."]
         write_methods_page(folder / "methods.html", [table], title=title, command=run.command, notes=notes)
@@ -90,15 +91,20 @@ def write_results(
 
 
 def print_results(
-    trainer: FewShot, results: Sequence[SeedResult], comparison: Comparison | None, written: Sequence[Path]
+    run: Run,
+    trainer: FewShot,
+    results: Sequence[SeedResult],
+    comparison: Comparison | None,
+    written: Sequence[Path],
 ) -> None:
-    """The comparison on stdout, and where files are on stderr."""
+    """The comparison on stdout; where files are, and how to predict, on stderr."""
     console = Console(highlight=False)
     if comparison is None:
         console.print("There was no test clip: what was learnt is saved, and nothing tells how good it is.")
     else:
         runs = [result.methods for result in results]
         console.print(methods_table(comparison, runs) if trainer.has_methods else comparison_table(comparison))
+        console.print()
         console.print(details_table(comparison, runs))
     for result in results:
         if reject := result.methods.get(trainer.config.method, {}).get("reject"):
@@ -108,3 +114,4 @@ def print_results(
             say(f"{split}: {used:,} of {listed:,} clips used, {left:,} cannot be: see clips.csv.")
     for path in written:
         say(f"written: {path}")
+    say(f"predict with it: avfs zeroshot --adapter {shlex.quote(str(run.folder))} CLIPS")

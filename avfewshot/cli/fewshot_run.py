@@ -22,6 +22,7 @@ from avfewshot.evaluation.few_shot import with_several_labels
 from avfewshot.inference.devices import PRECISIONS, resolve_device
 from avfewshot.models.build import build_model
 from avfewshot.prompts import load_templates
+from avfewshot.reports.text import count
 from avfewshot.training.data import draw
 from avfewshot.training.fewshot import FewShot
 from avfewshot.training.plan import Plan, make_plan
@@ -83,13 +84,10 @@ def _plan(trainer: FewShot) -> Plan:
 def print_plan(run: Run, trainer: FewShot, plan: Plan | None, display: Display) -> None:
     """Print what a run would do and take."""
     display.show(None)
-    config, dataset = trainer.config, trainer.dataset
+    config, dataset, title = trainer.config, trainer.dataset, trainer.dataset.description.title
     rows = [
-        ("data", f"{dataset.description.title}, {dataset.root}"),
-        *(
-            (split, f"{len(dataset.available(split)):,} of {size:,} clips have media")
-            for split, size in dataset.split_sizes.items()
-        ),
+        ("data", title if str(dataset.root) in title else f"{title}, {dataset.root}"),
+        *((split, f"{clips} clips have media") for split, clips in _media(trainer).items()),
         (
             "method",
             f"{config.method} with {config.adapter_title} trained beside it"
@@ -130,28 +128,35 @@ def execute(run: Run, trainer: FewShot, plan: Plan | None, display: Display) -> 
     comparison = average_comparisons(compared) if compared else None
     written = write_results(run, trainer, plan, results, comparison, chosen)
     display.show(None)
-    print_results(trainer, results, comparison, written)
+    print_results(run, trainer, results, comparison, written)
+
+
+def _media(trainer: FewShot) -> dict[str, str]:
+    """How many clips of each split have media; without training the validation split is the support once more."""
+    dataset, sizes = trainer.dataset, trainer.dataset.split_sizes.items()
+    return {
+        split: f"{len(dataset.available(split)):,} of {size:,}"
+        for split, size in sizes
+        if trainer.trains or split != "val"
+    }
 
 
 def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
     config, dataset = trainer.config, trainer.dataset
+    shots = f"{config.task}, {count(config.shots, 'shot')}"
     display.say(
         f"{dataset.description.title}: "
-        + ", ".join(
-            f"{len(dataset.available(split)):,} of {size:,} {split} clips have media"
-            for split, size in dataset.split_sizes.items()
-            if trainer.trains or split != "val"  # else it is the support once more, for thresholds
-        )
+        + ", ".join(f"{clips} {split} clips have media" for split, clips in _media(trainer).items())
         + "."
     )
     for line in dataset.report.describe():
         display.say(line)
     if plan is None:
-        display.say(f"{config.task}, {config.shots} shots: {config.method} on frozen embeddings; nothing is trained.")
+        display.say(f"{shots}: {config.method} on frozen embeddings; nothing is trained.")
         return
     trainable = next(count.trainable for count in plan.parameters if count.component == "all")
     display.say(
-        f"{config.task}, {config.shots} shots: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
+        f"{shots}: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
         f"epochs; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
         f"{plan.memory / 1e9:.1f} GB; {trainer.device}, {config.precision}."
     )

@@ -16,6 +16,7 @@ from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
 from avfewshot.errors import UsageError
 from avfewshot.io import user_path, write_text
+from avfewshot.reports.text import count
 
 _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
 
@@ -56,10 +57,10 @@ def learn(
         targets = found.scorer.clip.arrays.get("targets")  # kernel ridge keeps its clips
         counts = iter([] if targets is None else (targets > 0).sum(0).tolist())
         for label, learnt in zip(found.scorer.texts.names, found.scorer.trained, strict=True):
-            known = "learnt" if targets is None else f"{next(counts)} clips"
+            known = "learnt" if targets is None else count(next(counts), "clip")
             typer.echo(f"{label}: {known}" if learnt else f"{label}: by its name alone")
         if found.none is not None:
-            typer.echo(f"{found.none}: {'learnt' if targets is None else f'{next(counts)} clips'}")
+            typer.echo(f"{found.none}: {'learnt' if targets is None else count(next(counts), 'clip')}")
         return
     assert name is not None
     if action == "remove":
@@ -103,5 +104,5 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     marks = marks[:, shown]
     features = Features.of((file.path, file.visual, file.by_clip.audio) for file in usable)
     LivingRidge(found.scorer).add(features, marks, texts)
-    say(f"{len(usable)} clips learnt as {name!r}.")
+    say(f"{count(len(usable), 'clip')} learnt as {name!r}.")
     return replace(found.config, labels=tuple(labels), wordings=tuple(wordings))

@@ -27,7 +27,7 @@ def figures_table(
     table = Table(title=title, caption=caption, box=box, pad_edge=pad_edge)
     table.title_justify = table.caption_justify = "left"
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
+        table.add_column(column, justify="right" if place else "left", overflow="ellipsis" if place else "fold")
     return table
 
 

@@ -96,7 +96,7 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
 
 def details_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """Beside it: calibration before and after the temperature, and what the second modality spoils."""
-    title = "the same clips: calibration, and what the second modality spoils"
+    title = "the same clips: calibration, and what fusion spoils"
     table = figures_table("system", "ECE", "tempered", *MUS, title=title, caption=CONFUSION)
     for row in method_rows(comparison, runs):
         if row["ece"] or row["modality_confusion"]:
@@ -119,8 +119,10 @@ def print_methods(tables: Sequence[MethodsTable], listings: Sequence[Listing] = 
         if title:
             console.print(f"[bold]{title}[/bold]")
         console.print(methods_table(comparison, runs))
+        console.print()
         console.print(details_table(comparison, runs))
     for listing in listings:
+        console.print()
         console.print(listing.table())
 
 
