@@ -167,39 +167,30 @@ def _tidy(text: object) -> str:
 def _checked(entries: Iterable[tuple[str, str, str | None]], *, where: str, empty_hint: str) -> LabelSet:
     """The set of (position for people, name, wording: "" for the name itself, None where it lacks), or all faults."""
     faults: list[UsageError] = []
-    names: list[str] = []
-    wordings: list[str] = []
+    kept: dict[str, str] = {}
     seen: dict[str, tuple[str, str]] = {}
     read: dict[str, tuple[str, str]] = {}
-    for position, name, wording in entries:
+    for position, name, given in entries:
+        wording, hint = given or name, empty_hint
         if not name:
-            faults.append(UsageError(f"{where}, {position}: the label is empty.", hint=empty_hint))
-            continue
-        if max(len(name), len(wording or "")) > MAX_LETTERS:
-            message = f"{where}, {position}: {name[:40]!r}... is longer than {MAX_LETTERS:,} letters."
-            faults.append(UsageError(message, hint=empty_hint))
-            continue
-        if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in name + (wording or "")):
-            faults.append(UsageError(f"{where}, {position}: the label holds a control character.", hint="Remove it."))
-            continue
-        if wording is None:
+            problem = "the label is empty."
+        elif max(len(name), len(wording)) > MAX_LETTERS:
+            problem = f"{name[:40]!r}... is longer than {MAX_LETTERS:,} letters."
+        elif any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in name + wording):
+            problem, hint = "the label holds a control character.", "Remove it."
+        elif given is None:
+            problem = "there is no wording after the colon."
             hint = f"Write a text after `{name}:`, or leave the colon out."
-            faults.append(UsageError(f"{where}, {position}: there is no wording after the colon.", hint=hint))
+        elif (first := seen.setdefault(fold(name), (position, name)))[0] != position:
+            problem, hint = f"{name!r} repeats {first[1]!r} of {first[0]}.", "Remove one of them."
+        elif (first := read.setdefault(fold(wording), (position, name)))[0] != position:
+            problem = f"{name!r} has the same wording as {first[1]!r} of {first[0]}: {wording!r}."
+            hint = "The model could not tell them apart: change one wording."
+        else:
+            kept[name] = wording
             continue
-        wording = wording or name
-        if first := seen.get(fold(name)):
-            message = f"{where}, {position}: {name!r} repeats {first[1]!r} of {first[0]}."
-            faults.append(UsageError(message, hint="Remove one of them."))
-            continue
-        seen[fold(name)] = (position, name)
-        if first := read.get(fold(wording)):
-            message = f"{where}, {position}: {name!r} has the same wording as {first[1]!r} of {first[0]}: {wording!r}."
-            faults.append(UsageError(message, hint="The model could not tell them apart: change one wording."))
-            continue
-        read[fold(wording)] = (position, name)
-        names.append(name)
-        wordings.append(wording)
+        faults.append(UsageError(f"{where}, {position}: {problem}", hint=hint))
     raise_faults(faults)
-    if not names:
+    if not kept:
         raise UsageError(f"{where}: there is no label in it.", hint=empty_hint)
-    return LabelSet(tuple(names), tuple(wordings))
+    return LabelSet(tuple(kept), tuple(kept.values()))
