@@ -12,11 +12,14 @@ from dataset_files import AVE_FILES, write_files
 from fewshot_worlds import everywhere_script
 
 from avfewshot.cli.app import run
+from avfewshot.cli.progress import Display, ProgressBar
+from avfewshot.media.clip import Failure
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.toyworld.render import write_clip
 from avfewshot.toyworld.vocabulary import Composition
 from avfewshot.training.data import shards_to_pretrain, shows_one_of
 from avfewshot.training.distributed import launched_ranks
+from avfewshot.training.protocol import Pace
 
 CLASSES = {
     "dog barking": ("dog", "barking"),
@@ -203,3 +206,27 @@ def test_the_same_from_shards(avfs, world):
     kept = pretrained_on([world / "AVE"], True)
     assert "too good" in kept.notes[0]
     assert not kept.skip(f"{LEAKED}_000010")
+
+
+def test_the_first_clips_that_cannot_be_read_are_said_and_all_are_written_down(tmp_path, capsys):
+    display, file = Display(), tmp_path / "unreadable.csv"
+    display.write_left(file)
+    assert not file.exists()
+    for number in (0, 1, 2, 3, 0):  # again in the next epoch
+        display.unreadable(Failure(f"{number}.mp4", "is empty", f"id-{number}"))
+    said = capsys.readouterr().err
+    assert [f"left out: {number}.mp4: is empty" in said for number in range(4)] == [True, True, True, False]
+    assert said.count("left out") == 3
+    display.write_left(file)
+    assert file.read_text().splitlines() == ["id,path,reason", *(f"id-{n},{n}.mp4,is empty" for n in range(4))]
+    assert "4 clips could not be read" in capsys.readouterr().err
+
+
+def test_after_a_few_steps_the_time_to_the_end_is_told_once_with_what_would_shorten_it(capsys):
+    for left, shorter in ((3 * 3600.0, False), (9 * 3600.0, True)):
+        bar = ProgressBar(Display(), "epoch", 2, pace=True)
+        for step in range(7):
+            bar.on_step(step, 1.0, Pace(2.0, 0.1, None, left))
+        said = capsys.readouterr().err
+        assert said.count(f"2.0 clips/s: about {left / 3600:.1f} hours to the end of epoch 2") == 1
+        assert ("--shards would shorten that" in said) == shorter

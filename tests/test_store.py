@@ -394,7 +394,7 @@ def test_moments_join_seconds_that_follow_each_other(tmp_path):
     assert hit.second == 1
 
 
-def test_find_prints_tables_json_and_csv(avfs, embedded):
+def test_find_prints_tables_json_and_csv_and_takes_queries_by_line(avfs, embedded, monkeypatch):
     asked = ("find", "dog barking", "--store", "store", "--top", "2")
     out, _ = avfs(*asked)
     assert out.count("dog barking") == 2
@@ -404,6 +404,10 @@ def test_find_prints_tables_json_and_csv(avfs, embedded):
     assert clips[0]["moments"][0].keys() == {"start", "end", "score"}
     rows = list(csv.DictReader(StringIO(avfs(*asked, "--format", "csv")[0])))
     assert {row["rank"] for row in rows} == {"1", "2"}
+    monkeypatch.setattr("sys.stdin", StringIO("dog barking\n \nclock ticking\n"))
+    answers = avfs("find", "--store", "store", "--top", "1", "--format", "json")[0].splitlines()
+    assert [json.loads(answer)["query"] for answer in answers] == ["dog barking", "clock ticking"]
+    assert "Which store?" in avfs.refused("find", "dog")
     avfs("find", "dog", "--like", "a.mp4", "--store", "store", status=2)
     assert "nothing.mp4" in avfs.refused("find", "--like", "nothing.mp4", "--store", "store", status=1)
 
