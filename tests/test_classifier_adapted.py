@@ -233,6 +233,20 @@ def test_a_format_that_no_version_wrote_is_refused(tmp_path, backbone):
             load_adapter(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["dog", "dog"], "wordings": ["dog", "cat"]}, "a label occurs twice"),
+        ({"support": {"ids": 5}}, "the ids of its support must be a list"),
+    ],
+)
+def test_a_config_of_the_right_types_that_makes_no_sense_is_refused(tmp_path, backbone, change, message):
+    folder = checkpoint(tmp_path / "adapter", backbone)
+    edit(folder, lambda document: document.update(change))
+    with pytest.raises(DataError, match=message):
+        load_adapter(folder)
+
+
 def test_another_backbone_is_refused(make):
     with pytest.raises(WeightsError, match="trained with other weights"):
         make(identity={"clip": "random:5", "clap": "random:5"})

@@ -138,6 +138,15 @@ def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, capsys
         assert row in re.sub(" +", " ", shown)
 
 
+def test_labels_of_an_adapter_that_cannot_be_are_told_with_their_place(folder, capsys):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "config.json").write_text('{"labels": ["", "cat"], "wordings": ["dog", "cat"]}')
+    assert run(["zeroshot", "--adapter", "adapter", "--backbone", "tiny", "."]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "adapter/config.json: labels, label 1: the label is empty." in told
+    assert "No label file" not in told
+
+
 def test_with_an_adapter_what_somebody_sets_counts(classify, folder, monkeypatch):
     fake = classify()
     (folder / "run").mkdir()

@@ -221,6 +221,19 @@ def test_misuse_and_two_writers_are_told(avfs, world, embedded, tmp_path, monkey
         Store(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"cut")])
+def test_rows_that_are_missing_cut_or_no_file_are_told_by_readers_and_writers(tmp_path, damage):
+    made_up_store(tmp_path, 2)
+    path = tmp_path / "visual-1.f32"
+    if damage is not Path.unlink:
+        path.unlink()
+    damage(path)
+    with pytest.raises(DataError, match=r"visual-1\.f32: is missing or cut"):
+        Store(tmp_path).vectors("visual")
+    with pytest.raises(DataError, match=r"visual-1\.f32: is missing or cut"), writer.writing(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [

@@ -22,7 +22,7 @@ from avfewshot.cli.loading import chosen, data_root, open_store
 from avfewshot.cli.options import adapter_folder, asked_labels, backbone_faults
 from avfewshot.config import Resolved, ZeroshotConfig
 from avfewshot.engine import check_engine
-from avfewshot.errors import UsageError, collect, did_you_mean, raise_faults
+from avfewshot.errors import UsageError, collect, did_you_mean, flatten, raise_faults
 from avfewshot.io import user_path
 from avfewshot.labels import LabelSet
 from avfewshot.media.discover import find_media
@@ -67,8 +67,9 @@ def check_files(settings: Resolved, flags: Mapping[str, Any], paths: Sequence[st
     faults, asked = settings.faults, settings.config.output
     page, labels = None, collect(faults, lambda: asked_labels(settings))
     if not (asked.label or asked.labels):
-        labels = None if settings["adapter"] is None else _labels_of_run(settings["adapter"])
-        if labels is None and settings.sources["labels"] == "default":
+        run, known = settings["adapter"], len(faults)
+        labels = None if run is None else collect(faults, lambda: _labels_of_run(run))
+        if labels is None and len(faults) == known and settings.sources["labels"] == "default":
             hint = "Write one label a line into a file and add `--labels labels.txt`, or say `--label 'dog barking'`."
             faults.append(UsageError("No label file is given.", hint=hint))
     if asked.reject and settings["adapter"] is None:
@@ -118,7 +119,7 @@ _MOST_CONFIG = 64 << 20  # bytes, as `models.checkpoint` reads at most
 
 
 def _labels_of_run(path: Path) -> LabelSet | None:
-    """The classes that a run was trained on; None where its files do not tell."""
+    """The classes that a run was trained on; None where its files do not tell, a UsageError where they cannot be."""
     path = adapter_folder(path)
     for pattern in ("config.json", "scorer/config.json", "seed-*/*/config.json", "checkpoints/*/config.json",
                     "seed-*/checkpoints/*/config.json"):  # fmt: skip
@@ -127,9 +128,14 @@ def _labels_of_run(path: Path) -> LabelSet | None:
                 if not file.is_file() or file.stat().st_size > _MOST_CONFIG:  # a pipe would be waited for
                     continue
                 found = json.loads(file.read_text(encoding="utf-8"))
-                return LabelSet.from_wordings(dict(zip(found["labels"], found["wordings"], strict=True)))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
+                wordings = dict(zip(found["labels"], found["wordings"], strict=True))
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue
+            try:
+                return LabelSet.from_wordings(wordings)
+            except UsageError as error:
+                fault, hint = flatten(error)[0], "Copy the whole folder again, or give labels with --labels."
+                raise UsageError(f"{file}: {fault.message}", hint=hint) from None
     return None
 
 

@@ -12,7 +12,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError
 from avfewshot.methods.method import CONFIG_NAME as SCORER_NAME
 from avfewshot.methods.method import Scorer
-from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, AdapterConfig, read_json, seed_folders
+from avfewshot.models.checkpoint import CONFIG_NAME, AdapterCheckpoint, read_config, seed_folders
 from avfewshot.models.hub import local_adapter
 from avfewshot.tuning.fit import ABOUT_NAME, load
 from avfewshot.tuning.methods import TunedMethod
@@ -52,7 +52,7 @@ def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
         return None
     runs = []
     for folder in found:
-        config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
+        _, config = read_config(folder)
         runs.append(LearnedRun(folder, {}, config, Scorer.load(folder)))
         names = [label for label in config.labels if label != runs[-1].none]
         if names != list(runs[-1].scorer.texts.names) or (runs[-1].none and not runs[-1].scorer.negatives):
@@ -79,6 +79,5 @@ def find_tuned(path: str | os.PathLike[str]) -> TunedRun | None:
     places = [path, *(place for base in (path, *seed_folders(path)) for place in sorted(base.glob("*")))]
     for folder in places:
         if (folder / ABOUT_NAME).is_file() and (folder / CONFIG_NAME).is_file():
-            config = AdapterConfig.from_dict(read_json(folder / CONFIG_NAME), where=folder / CONFIG_NAME)
-            return TunedRun(folder, {}, config)
+            return TunedRun(folder, {}, read_config(folder)[1])
     return None

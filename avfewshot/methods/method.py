@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import write_bytes, write_text
 from avfewshot.methods.base import (
     MODALITIES,
@@ -324,8 +324,7 @@ class Scorer:
         """Read what :meth:`save` wrote.
 
         Raises:
-            DataError: A file is missing, damaged, or not of this form.
-            UsageError: There is no such method.
+            DataError: A file is missing, damaged, or not of this form, or there is no such method.
         """
         folder = Path(folder)
         try:
@@ -333,12 +332,13 @@ class Scorer:
             arrays = {k: np.array(v) for k, v in load_tensors((folder / TENSORS_NAME).read_bytes()).items()}
         except OSError as error:
             raise DataError(f"{error.filename}: {error.strerror}.", hint="Give the folder of a finished run.") from None
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, RecursionError, SafetensorError) as error:
             raise DataError(f"{folder}: holds a damaged scorer ({error}).", hint="Fit it again.") from None
         try:
             return cls._from_files(folder, config, arrays)
-        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:  # parts of another form
-            raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({error}).", hint="Fit it again.") from None
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AvfsError) as error:
+            reason = str(error).rstrip(".")  # parts of another form
+            raise DataError(f"{folder / CONFIG_NAME}: is not a scorer's ({reason}).", hint="Fit it again.") from None
 
     @classmethod
     def _from_files(cls, folder: Path, config: Any, arrays: dict[str, npt.NDArray[Any]]) -> Scorer:
@@ -365,6 +365,8 @@ class Scorer:
             raise ValueError("labels and classes differ in number")
         if config["clip"] is None:
             raise ValueError("the head of clips is missing")
+        if not float(config["temperature"]) > 0:
+            raise ValueError("its temperature is not more than 0")
         scorer = cls(
             find_method(config["method"]), texts, trained, bool(config["negatives"]), head("clip"),
             None if config["second"] is None else head("second"),

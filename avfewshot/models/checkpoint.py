@@ -87,6 +87,10 @@ class AdapterConfig:
             faults.append("identity must hold texts")
         if not faults and len(values["labels"]) != len(values["wordings"]):
             faults.append("labels and wordings differ in number")
+        if not faults and len(set(values["labels"])) != len(values["labels"]):
+            faults.append("a label occurs twice")
+        if not faults and not isinstance(values["support"].get("ids", []), list):
+            faults.append("the ids of its support must be a list")
         if faults:
             raise DataError(
                 f"{os.fspath(where)}: is not the configuration of an adapter: {'; '.join(faults)}.",
@@ -192,14 +196,7 @@ def load_adapter(path: str | os.PathLike[str], backbone: Backbone | None = None)
         WeightsError: The tensors are damaged, or were trained with another backbone.
     """
     folder = find_checkpoint(path)
-    document = read_json(folder / CONFIG_NAME)
-    stored = document.get("format")
-    if type(stored) is not int or not 1 <= stored <= FORMAT:
-        raise DataError(
-            f"{folder / CONFIG_NAME}: has format {stored!r}, this version reads up to {FORMAT}.",
-            hint="Install a newer avfewshot, or train it again.",
-        )
-    config = AdapterConfig.from_dict(document, where=folder / CONFIG_NAME)
+    document, config = read_config(folder)
     tensors_path = folder / TENSORS_NAME
     if backbone is not None:
         config.check_backbone(backbone, where=folder)
@@ -210,6 +207,23 @@ def load_adapter(path: str | os.PathLike[str], backbone: Backbone | None = None)
             hint="Copy the whole folder again from where it was trained.",
         )
     return AdapterCheckpoint(folder, tensors, config)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], AdapterConfig]:
+    """What ``config.json`` of a folder holds, as it stands and checked.
+
+    Raises:
+        DataError: It is missing, damaged, or of another version.
+    """
+    path = folder / CONFIG_NAME
+    document = read_json(path)
+    stored = document.get("format")
+    if type(stored) is not int or not 1 <= stored <= FORMAT:
+        raise DataError(
+            f"{path}: has format {stored!r}, this version reads up to {FORMAT}.",
+            hint="Install a newer avfewshot, or train it again.",
+        )
+    return document, AdapterConfig.from_dict(document, where=path)
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:

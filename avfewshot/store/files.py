@@ -79,6 +79,12 @@ def rows_file(folder: Path, modality: str, generation: int) -> Path:
     return folder / f"{modality}-{generation}.f32"
 
 
+def check_rows(path: Path, size: int) -> None:
+    """Refuse a file of rows that holds fewer bytes than a store counts, or that is no file: a pipe is waited for."""
+    if (size or path.exists()) and not (path.is_file() and path.stat().st_size >= size):
+        raise DataError(f"{path}: is missing or cut.", hint="Embed the collection into a new store.")
+
+
 class StoreFiles:
     """A collection of clips, opened to read.
 
@@ -152,10 +158,11 @@ class StoreFiles:
         if not shape[0]:
             return np.zeros((0, shape[1]), dtype=np.float32)
         path = rows_file(self.folder, modality, self.generation)
+        check_rows(path, shape[0] * shape[1] * 4)
         try:
             return np.asarray(np.memmap(path, dtype=np.float32, mode="c", shape=shape))
-        except (OSError, ValueError):
-            raise DataError(f"{path}: is missing or cut.", hint="Embed the collection again.") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read: {error}.") from None
 
     def of(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
         """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""

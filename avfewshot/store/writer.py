@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avfewshot.errors import AvfsError, DataError, UsageError
+from avfewshot.errors import AvfsError, UsageError
 from avfewshot.io import atomic_path, naming, try_lock
 from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
-from avfewshot.store.files import VERSION, StoredClip, connect, rows_file
+from avfewshot.store.files import VERSION, StoredClip, check_rows, connect, rows_file
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
@@ -121,9 +121,8 @@ class Writer:
         self._files = {}
         for name in MODALITIES:
             path, size = rows_file(folder, name, self._generation), self._rows[name] * self._dims[name] * 4
+            check_rows(path, size)
             self._files[name] = stream = open(path, "ab")  # noqa: SIM115
-            if stream.tell() < size:
-                raise DataError(f"{path}: is cut.", hint="Embed the collection into a new store.")
             stream.truncate(size)  # what a killed run has left behind its last commit
         self._waiting, self._since = 0, time.monotonic()
 
