@@ -139,7 +139,10 @@ def test_validation_clips_are_learnt_from_and_counted(method):
         (lambda config: config.update(tuned={"light": 1}), ""),
         (lambda config: config["diagnostics"].update(loo_log_loss="low"), ""),
     ],
-    ids=["format", "no settings", "temperature", "below 0", "method", "names", "settings of another kind", "half a tuned part", "diagnostics"],
+    ids=[
+        *("format", "no settings", "temperature", "below 0", "method", "names"),
+        *("settings of another kind", "half a tuned part", "diagnostics"),
+    ],
 )
 def test_parts_that_do_not_belong_together_are_refused_before_a_clip_is_read(tmp_path, change, message):
     path = find_method("kernel_ridge").fit(*world()).save(tmp_path / "scorer") / "scorer.json"

@@ -238,17 +238,30 @@ def test_rows_that_are_missing_cut_or_no_file_are_told_by_readers_and_writers(tm
     ("column", "value"),
     [
         *(("visual", "[[["), ("visual", 10**9), ("audio", -1), ("seconds", "x"), ("duration", None), ("size", -1)),
-        *(("mtime", 1.5), ("model", "[]"), ("model", '{"backbone": "tiny"}')),
+        *(("mtime", 1.5), ("seconds", 0), ("path", b"/a\0b"), ("identity", "[]"), ("identity", '{"a": 1}')),
+        *(("dims", '{"visual": 0, "audio": 8}'), ("dims", '{"visual": 16}')),
+        *(("model", "[]"), ("model", '{"backbone": "tiny"}')),
         ("model", '{"backbone": "tiny", "precision": "fp32", "stranger": 1}'),
     ],
 )
 def test_rows_that_nobody_wrote_are_refused(tmp_path, column, value):
-    made_up_store(tmp_path, 2)
+    made_up_store(tmp_path, 1)
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database, database:
-        table = "about SET value = ? WHERE key = 'model'" if column == "model" else f"clips SET {column} = ?"
+        of_store = column in ("model", "identity", "dims")
+        table = f"about SET value = ? WHERE key = '{column}'" if of_store else f"clips SET {column} = ?"
         database.execute(f"UPDATE {table}", (value,))
     with pytest.raises(DataError, match=r"store\.db: is damaged"):
         Store(tmp_path)
+
+
+def test_a_database_that_contradicts_itself_is_told_by_its_writer(tmp_path):
+    made_up_store(tmp_path, 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as database, database:
+        database.execute("DELETE FROM clips")
+        database.execute("INSERT INTO thumbnails VALUES (1, 0, x'00')")
+    vectors = torch.ones(1, 16)
+    with pytest.raises(DataError, match=r"store\.db: is damaged"), writer.writing(tmp_path) as files:
+        files.add(tmp_path / "00000.mp4", EmbeddedFile("a", 1.0, vectors, None, ()), {0: b"x"})
 
 
 # ---------------------------------------------------------------------------------------------- search

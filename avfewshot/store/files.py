@@ -114,6 +114,10 @@ class StoreFiles:
             self.dims: dict[str, int] = json.loads(about["dims"])
             self.generation = int(about["generation"])
             self.rows: dict[str, int] = json.loads(about["rows"])  # of each file
+            if not all(isinstance(digest, str) for digest in self.identity.values()):
+                raise ValueError("its identity is not one that was written")
+            if not all(type(self.dims[name]) is int and self.dims[name] > 0 for name in MODALITIES):
+                raise ValueError("its dimensions are not whole numbers from 1 on")
             self.clips: dict[str, StoredClip] = {}
             for row in self._select(f"SELECT {', '.join(_COLUMNS)} FROM clips ORDER BY path"):
                 values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
@@ -132,8 +136,10 @@ class StoreFiles:
         there = (start is None or (type(start) is int and 0 <= start <= rows - clip.seconds) for start, rows in starts)
         if not (whole and type(clip.mtime) is int and isinstance(clip.error, str | None) and all(there)):
             raise ValueError(f"{clip.path}: its row is not one that was written")
-        if clip.error is None and not isinstance(clip.duration, float | int):
+        if clip.error is None and not (isinstance(clip.duration, float | int) and clip.seconds):
             raise ValueError(f"{clip.path}: has no duration")
+        if "\0" in clip.path:
+            raise ValueError("a path holds a NUL byte")
 
     def __len__(self) -> int:
         return len(self.embedded)

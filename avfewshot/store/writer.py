@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avfewshot.errors import AvfsError, UsageError
+from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import atomic_path, naming, try_lock
 from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.media.remote import is_remote
@@ -108,6 +108,9 @@ def _written(folder: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:  # its own for a disk that is full or only to be read
         hint = "Make room there; what was embedded is kept, and the same command goes on."
         raise AvfsError(f"{folder}: cannot be written: {error}.", hint=hint) from None
+    except sqlite3.DatabaseError as error:  # rows of clips that are not there, say
+        hint = "Embed the collection into a new store."
+        raise DataError(f"{folder / 'store.db'}: is damaged ({error}).", hint=hint) from None
 
 
 class Writer:
