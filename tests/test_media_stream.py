@@ -316,7 +316,9 @@ def test_a_decoder_under_a_tight_limit_costs_its_file_and_names_the_limit(folder
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return start(["sh", "-c", f'ulimit -v {megabytes}000; exec "$@"', "sh", *command], **options)
 
-    huge = write_media(folder / "large.mkv", times=[0.0], size=(9000, 7000), codec="mjpeg", pix_fmt="yuvj420p")
+    huge = folder / "large.mkv"
+    if not huge.exists():
+        write_media(huge, times=[0.0], size=(9000, 7000), codec="mjpeg", pix_fmt="yuvj420p")
     monkeypatch.setattr(decoders.subprocess, "Popen", limited)
     decoders._idle.clear()
     (got,) = iter_clips([huge], frame_size=16, workers=1)
