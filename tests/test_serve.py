@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,9 @@ def test_suggestions_are_without_a_label_and_different(serve, classifier):
     files = list(classifier.iter_embed([serve.folder / f"{name}.mp4" for name in ("a0", "a1", "b0", "b1")]))
     chosen = suggest(np.ones(4), lambda rows: features_of(classifier, [files[row] for row in rows]), 2)
     assert len(set(chosen.tolist())) == 2
+    with warnings.catch_warnings():  # of copies of one clip one is suggested
+        warnings.simplefilter("error")
+        assert len(suggest(np.ones(4), lambda rows: features_of(classifier, [files[0]] * len(rows)), 2)) == 1
 
 
 def test_clips_are_found_by_what_is_in_them(serve, tmp_path):

@@ -51,7 +51,8 @@ def time_limit(seconds: float | None = None) -> float:
             return limit
     except ValueError:
         pass
-    raise UsageError(f"The time limit of a file is a number of seconds that is more than 0, not {given}.")
+    where = "AVFS_TIMEOUT: the" if seconds is None else "The"
+    raise UsageError(f"{where} time limit of a file is a number of seconds that is more than 0, not {given}.")
 
 
 class IsolatedReader:

@@ -41,6 +41,7 @@ def suggest(margin: Floats, features: Callable[[Sequence[int]], Features], count
     worth = np.maximum(1 - margin, 1e-6) * density  # where nothing is in doubt, density decides
     if len(rows) <= count:
         return rows[np.argsort(-worth)]
+    count = min(count, len(np.unique(vectors, axis=0)))  # copies of one clip are one
     clusters = KMeans(count, random_state=0).fit_predict(vectors, sample_weight=worth)
     best = [np.flatnonzero(clusters == cluster) for cluster in range(count)]
     chosen = np.array([members[worth[members].argmax()] for members in best if len(members)])
