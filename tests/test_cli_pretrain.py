@@ -130,7 +130,7 @@ def pretrained(avfs) -> Path:
     _, said = avfs("pretrain", "vggsound40k", "--root", "vgg", *SMALL, "fp32", "--name", "videos")
     folder, said = avfs.folder_of("videos"), " ".join(said.split())
     assert "Leakage into evaluation (AVE): 1 clips left out (1 in ave/test)." in said
-    assert "5 clips of 3 classes, 2 steps an epoch, 1 epochs; batches of 3, 3 at once" in said
+    assert "5 clips of 3 classes, 2 steps an epoch, 1 epoch; batches of 3, 3 at once" in said
     assert "epoch 1/1: loss" in said
     assert f"avfs zeroshot --task ave_cls --adapter {folder.relative_to(avfs.folder)}" in said
     return folder

@@ -25,6 +25,7 @@ from avfewshot.models.build import build_model
 from avfewshot.models.checkpoint import find_checkpoint, load_adapter
 from avfewshot.prompts import load_templates
 from avfewshot.reports.model_card import model_card
+from avfewshot.reports.text import count
 from avfewshot.training.checkpoints import Resumed
 from avfewshot.training.data import PretrainData, shards_to_pretrain, videos_to_pretrain
 from avfewshot.training.distributed import launched_ranks, many_devices
@@ -67,7 +68,7 @@ def print_plan(run: Run, display: Display) -> None:
     rows = [
         ("data", f"{len(data.train):,} clips of {len(data.train.classes)} classes; {validation:,} to validate with"),
         *(("", note) for note in data.notes),
-        ("steps", f"{plan.steps:,} in {config.epochs} epochs, batches of {config.batch_size}{each}"),
+        ("steps", f"{plan.steps:,} in {count(config.epochs, 'epoch')}, batches of {config.batch_size}{each}"),
         ("device", f"{device}, {config.precision}"),
         ("memory", plan.memory_by_part() + each),
         ("run folder", str(run.folder)),
@@ -109,7 +110,7 @@ def _load(run: Run, display: Display) -> tuple[Trainer, PretrainData, Resumed | 
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     display.say(
         f"{len(data.train):,} clips of {len(data.train.classes)} classes, {trainer.steps_per_epoch:,} steps an "
-        f"epoch, {config.epochs} epochs; batches of {trainer.step_size * fabric.world_size}, "
+        f"epoch, {count(config.epochs, 'epoch')}; batches of {trainer.step_size * fabric.world_size}, "
         f"{trainer.micro_batch} at once; {trainable / 1e6:.1f} M trainable parameters; {fabric.world_size} x "
         f"{fabric.device.type}, {config.precision}."
     )
