@@ -16,6 +16,7 @@ import avfewshot
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.methods.gda import TIMO
 from avfewshot.prompts import load_templates
+from avfewshot.reports.text import count
 
 CAR, CLOCK, DOG = (f"my_clips/{name}/5.mp4" for name in CLASSES)
 CODES = dict(zip(("class_0", "class_1", "class_2"), CLASSES, strict=True))  # mean nothing to the text branches
@@ -389,7 +390,7 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(avfs, world
     for one in document["tables"]:
         top = max(row["estimate"]["value"] for row in one["systems"])
         best = {row["system"] for row in one["systems"] if row["estimate"]["value"] == top}
-        title = f"{one['shots']} shots"
+        title = count(one["shots"], "shot")
         assert best == {row["system"] for row in document["wins"] if title in row["best"].split(", ")}
         level = {row["system"] for row in document["wins"] if title in row["not clearly worse than the best"]}
         assert not best & level
