@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avfewshot.encoders.attention import self_attention
+from avfewshot.encoders.feed_forward import feed_forward
 from avfewshot.encoders.lean_imports import is_a
 from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, check_images, square_side
 from avfewshot.errors import UsageError
-
-_QUICK = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)
 
 
 class ClipTower(Tower):
@@ -103,12 +102,9 @@ class ClipTower(Tower):
         """See :meth:`Tower.mlp_branch`."""
         block = self.visual.transformer.resblocks[i]
         mlp, tokens = block.mlp, block.ln_2(tokens)
-        if not is_a(mlp.gelu, "QuickGELU") or hasattr(mlp, "ln"):
+        if hasattr(mlp, "ln"):
             return block.ls_2(mlp(tokens))
-        # x sigmoid(a x) = silu(a x) / a; both factors ride along in the matrix products: one pass instead of three.
-        hidden = torch.addmm(mlp.c_fc.bias, tokens.flatten(0, 1), mlp.c_fc.weight.t(), beta=_QUICK, alpha=_QUICK)
-        result = torch.addmm(mlp.c_proj.bias, F.silu(hidden), mlp.c_proj.weight.t(), alpha=1 / _QUICK)
-        return block.ls_2(result.view_as(tokens))
+        return block.ls_2(feed_forward(tokens, mlp.c_fc, mlp.gelu, mlp.c_proj))
 
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`; positions in time are in the tokens, and `bias` is None."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from avfewshot.encoders.attention import self_attention
+from avfewshot.encoders.feed_forward import feed_forward
 from avfewshot.errors import UsageError
 
 Pair = tuple[Tensor | None, Tensor | None]  # of sight and of sound; None where there is none
@@ -157,7 +158,8 @@ class WindowTower(Tower):
 
     def mlp_branch(self, i: int, tokens: Tensor) -> Tensor:
         """See :meth:`Tower.mlp_branch`."""
-        return self._blocks[i].mlp(self._blocks[i].norm2(tokens))
+        block = self._blocks[i]
+        return feed_forward(block.norm2(tokens), block.mlp.fc1, block.mlp.act, block.mlp.fc2)
 
     def time_branch(self, i: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Tower.time_branch`."""
