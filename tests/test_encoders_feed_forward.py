@@ -10,7 +10,9 @@ from avfewshot.encoders import feed_forward as module
 
 
 class QuickGELU(nn.Module):
-    """As open_clip's, by its name."""
+    """As open_clip's, by its name and place."""
+
+    __module__ = "open_clip.model"
 
     def forward(self, x):
         return x * torch.sigmoid(1.702 * x)
@@ -18,7 +20,9 @@ class QuickGELU(nn.Module):
 
 @pytest.mark.parametrize("activation", [nn.GELU(), QuickGELU(), nn.GELU(approximate="tanh"), nn.ReLU()])
 @pytest.mark.parametrize("state", ["frozen", "frozen in chunks", "learning", "without a graph"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
 def test_values_and_gradients_are_those_of_the_definition(monkeypatch, activation, state, dtype, tolerance):
     if state == "frozen in chunks":
         monkeypatch.setattr(module, "_CHUNK_FLOATS", 3 * 24)
