@@ -14,6 +14,7 @@ from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
 from avfewshot.errors import AvfsError, UsageError
+from avfewshot.io import try_lock
 from avfewshot.methods.gda import TIMO
 from avfewshot.prompts import load_templates
 from avfewshot.reports.text import count
@@ -157,6 +158,10 @@ def test_clips_of_none_are_a_class_that_stays_at_inference_and_classes_come_and_
     assert held()[-1] == "none: 4 clips"
     avfs("learn", folder, "remove", "none")
     avfs("learn", folder, "add", "dogs", "my_clips/dog barking/1.mp4", "my_clips/dog barking/2.mp4")
+    handle = os.open(folder, os.O_RDONLY)
+    assert try_lock(handle)  # as another process that learns
+    assert "another `avfs learn` changes this run" in avfs.refused("learn", folder, "remove", "class_1", status=1)
+    os.close(handle)
     avfs("learn", folder, "remove", "class_1")
     assert held() == ["class_0: 3 clips", "dogs: 2 clips"]
     assert avfs.json("zeroshot", "--adapter", folder, DOG)["clips"][0]["label"] == "dogs"

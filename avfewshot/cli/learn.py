@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +17,8 @@ from avfewshot.cli.logs import library_messages
 from avfewshot.cli.options import argument, option
 from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
-from avfewshot.errors import UsageError
-from avfewshot.io import user_path, write_text
+from avfewshot.errors import AvfsError, UsageError
+from avfewshot.io import try_lock, user_path, write_text
 from avfewshot.reports.text import count
 
 _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
@@ -49,11 +52,8 @@ def learn(
         raise UsageError(f"avfs learn RUN {action}: takes {_ACTIONS[action]}.", hint=hint)
     if run.startswith("hf:/") and action != "list":
         raise UsageError(f"{run}: a commit of the hub stays as it is.", hint="Teach a run of your own, then avfs push.")
-    from avfewshot.methods.living import LivingRidge
-    from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT
-
-    found = find_run(folder)
     if action == "list":
+        found = find_run(folder)
         targets = found.scorer.clip.arrays.get("targets")  # kernel ridge keeps its clips
         counts = iter([] if targets is None else (targets > 0).sum(0).tolist())
         for label, learnt in zip(found.scorer.texts.names, found.scorer.trained, strict=True):
@@ -63,6 +63,28 @@ def learn(
             typer.echo(f"{found.none}: {'learnt' if targets is None else count(next(counts), 'clip')}")
         return
     assert name is not None
+    with _alone(folder):
+        _change(folder, action, name, clips or [], wording, device)
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold a run, so that what another process learns at the same time is not lost."""
+    with ExitStack() as held:
+        with suppress(OSError):  # no folder, which its reader says; Windows opens none
+            handle = os.open(run, os.O_RDONLY)
+            held.callback(os.close, handle)
+            if not try_lock(handle, otherwise=True):
+                hint = "Wait for it; then give the same command."
+                raise AvfsError(f"{run}: another `avfs learn` changes this run.", hint=hint)
+        yield
+
+
+def _change(folder: Path, action: str, name: str, clips: list[str], wording: str | None, device: str) -> None:
+    from avfewshot.methods.living import LivingRidge
+    from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT
+
+    found = find_run(folder)
     if action == "remove":
         LivingRidge(found.scorer).remove(None if name == found.none else name)
         kept = [row for row, label in enumerate(found.config.labels) if label != name]
@@ -70,7 +92,7 @@ def learn(
         config = replace(found.config, labels=labels, wordings=tuple(found.config.wordings[row] for row in kept))
     else:
         with library_messages():
-            config = _add(found, folder, name, wording, clips or [], device)
+            config = _add(found, folder, name, wording, clips, device)
     found.scorer.save(found.path)
     write_text(found.path / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
     say(f"{found.path}: {len(config.labels)} classes.")
