@@ -63,6 +63,18 @@ def test_clips_may_lack_a_modality(method):
             assert accuracy(scores, queries.labels) >= 0.6, missing
 
 
+def test_two_classes_and_one_clip_of_each_that_lacks_a_modality(method):
+    queries, _ = world(clips=10, classes=2, seed=5)
+    support, texts = world(classes=2)
+    assert accuracy(method.fit(support, texts, seed=1).logits(queries.features), queries.labels) >= 0.85
+    support, texts = world(clips=1, classes=2, noise=0.2)
+    assert accuracy(method.fit(support, texts, seed=1).logits(queries.features), queries.labels) >= 0.8
+    silent = Support(without(support.features, ("audio",)), support.labels)
+    scores = method.fit(silent, texts, seed=1).logits(without(queries.features, ("audio", "visual")))
+    assert np.isfinite(scores).all()
+    assert accuracy(scores[::2], queries.labels[::2]) >= 0.8
+
+
 def test_one_clip_a_class_is_enough_and_clips_may_carry_several_labels(method):
     support, texts = world(clips=1, noise=0.2)
     queries, _ = world(clips=8, noise=0.2, seed=5)

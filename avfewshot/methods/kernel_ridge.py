@@ -148,6 +148,9 @@ def leave_out(inverse: Floats, dual: Floats, targets: Floats, groups: npt.NDArra
     return result
 
 
+_ONE_PAIR_SPREAD = 0.25  # of cosines between classes, where two clips are all there is: about that of four classes
+
+
 def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
     params: dict[str, Any] = {"rule": "one-shot", "null": {}, "text": {}}
     different = ~((targets @ targets.T) > 0)
@@ -155,8 +158,9 @@ def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, with
         metric = Metric.fit(raw, within[modality], ONE_SHOT_BETA)
         vectors, present = metric(raw), rows.present(modality)
         cosines = (vectors @ vectors.T)[different & present[:, None] & present[None]]
-        usable = cosines.size > 1 and cosines.std() > 1e-9
-        params["null"][f"{view}.{modality}"] = [float(cosines.mean()), float(cosines.std())] if usable else None
+        spread = float(cosines.std()) if cosines.size else 0.0
+        null = [float(cosines.mean()), spread if spread > 1e-9 else _ONE_PAIR_SPREAD] if cosines.size else None
+        params["null"][f"{view}.{modality}"] = null
         _keep_metric(arrays, f"{view}.{modality}.{ONE_SHOT_BETA}", metric)
     if use_text:
         experts = text_experts(rows, arrays)
