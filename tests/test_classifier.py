@@ -216,8 +216,8 @@ def test_bf16_stays_close_to_fp32_and_another_seed_does_not(folder, classifier):
         ({"device": "cuda:77"}, "This machine has: cpu"),
         ({"precision": "fp8"}, "fp32, bf16, fp16"),
         ({"templates": "nonsense"}, "nonsense"),
-        *[({name: 3}, "") for name in ("backbone", "device", "adapter")],
-        *[({"seed": "x"}, ""), ({"precision": None}, ""), ({"templates": []}, "")],
+        *[({name: 3}, f"{name} .*3") for name in ("backbone", "device", "adapter")],
+        *[({"seed": "x"}, "seed"), ({"precision": None}, "precision"), ({"templates": []}, "templates")],
     ],
 )
 def test_what_cannot_be_loaded_is_said_before_weights_are_read(monkeypatch, options, message):
