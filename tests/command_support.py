@@ -1,7 +1,5 @@
 """Commands as a person gives them, run in this process."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import redirect_stderr, redirect_stdout

@@ -1,7 +1,5 @@
 """Every test runs offline, on one thread, seeded, and away from the user's own files."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import ipaddress

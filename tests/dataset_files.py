@@ -1,7 +1,5 @@
 """Small hand-made annotation files, and the official ones where they are at hand."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 

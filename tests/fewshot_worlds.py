@@ -1,7 +1,5 @@
 """Small toy data sets for tests of few-shot runs: rendered once, as `avfs data toy` renders them, but few and short."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from functools import cache

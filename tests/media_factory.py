@@ -4,8 +4,6 @@ Nothing here but :func:`strike` knows the package under test. The picture of fra
 below a row of black and white blocks that spell ``n`` in binary: a test can read from the pixels which frame it is.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import struct

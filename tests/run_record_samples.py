@@ -1,7 +1,5 @@
 """A record of a few-shot run made up for tests of its report, judged by the real evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

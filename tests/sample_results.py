@@ -1,7 +1,5 @@
 """Results made up for tests of reports and of the command line."""
 
-from __future__ import annotations
-
 import math
 import random
 

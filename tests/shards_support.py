@@ -1,7 +1,5 @@
 """A small data set of real clips, decoded in a blink, for the tests of prepared shards."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Small towers that follow the tower protocol, in plain PyTorch, for tests of what stands between and upon them."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Published parameter counts, on torch's ``meta`` device: the twelve of STG-CMA, LAVISH, and its re-run by DG-SCT."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer

@@ -1,7 +1,5 @@
 """DG-SCT against an independent NumPy version of Eq. 1-7, and what must hold of any fresh adapter."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LAVISH and STG-CMA: their equations, and every adapter between every kind of towers."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

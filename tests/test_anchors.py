@@ -1,7 +1,5 @@
 """Class means of the support beside the texts: their arithmetic, when they are taken, and that they travel."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

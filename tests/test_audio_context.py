@@ -1,7 +1,5 @@
 """Sound in one pass (`--audio-context clip`): windows, whole clips and their seconds, caches, stores, runs."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """AVSBench: lists, layout and masks; MJ and MF; the TPAVI decoder and its loss."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

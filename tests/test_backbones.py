@@ -1,7 +1,5 @@
 """Every packaged backbone of the hub, shrunk: fetched from a local server, loaded, compared with the library, used."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import warnings

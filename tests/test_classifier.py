@@ -1,7 +1,5 @@
 """The classifier on real files, with the tiny architecture and random weights."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """Classification with trained adapters on real files: the tiny architecture, random weights, tensors set by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """`avfs config`, `cache` and `doctor`: what is set, what is kept, what is here and what would go wrong."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """`avfs fewshot` and `avfs zeroshot --task` from the command line, on real clips with the packaged backbone."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """What a newcomer meets first at `avfs fewshot` and `avfs zeroshot --task`: each fault named, with what to do."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

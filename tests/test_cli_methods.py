@@ -1,7 +1,5 @@
 """Few-shot methods from the command line: `fewshot --method`, `compare`, and predicting with what was learnt."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """`avfs pretrain`: what a newcomer does wrong, and whole runs from videos and from shards."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

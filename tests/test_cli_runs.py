@@ -1,7 +1,5 @@
 """Run folders: one run each, locked while in use, and what may be given beside --resume."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

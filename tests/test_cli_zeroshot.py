@@ -1,7 +1,5 @@
 """`avfs zeroshot` with a made-up classifier; and with a real one, from the files to every output."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

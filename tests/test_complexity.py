@@ -1,7 +1,5 @@
 """Parameter and FLOP counts against arithmetic on small models."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from standin_towers import make_backbone, make_inputs

@@ -1,7 +1,5 @@
 """What surrounds recorded passes, on a processor: when they are used, what becomes of gradients. See test_gpu.py."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import nullcontext
 from types import SimpleNamespace

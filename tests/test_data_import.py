@@ -1,7 +1,5 @@
 """Labels from Label Studio, FiftyOne and ELAN: round trips, odd names, hostile files."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

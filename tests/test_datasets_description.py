@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from dataset_files import write_description
 

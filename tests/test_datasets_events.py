@@ -1,7 +1,5 @@
 """AVE and LLP, and the spellings of their classes."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

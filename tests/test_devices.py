@@ -1,7 +1,5 @@
 """Device and precision choice, on pretended hardware."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The documentation: its site builds without a warning, its commands and options exist, its notebook runs."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -1,7 +1,5 @@
 """Streaming embedding over stand-in towers: batches and windows across files, chunks, failures, want of memory."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Attention against its definition in float64: in short formats, with a gradient and without, in chunks and whole."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

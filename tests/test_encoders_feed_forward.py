@@ -1,7 +1,5 @@
 """The feed-forward maps of frozen blocks against their definition in float64: with a graph and without, in chunks."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

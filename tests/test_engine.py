@@ -1,7 +1,5 @@
 """`--engine ray`: the results of one process, from the workers of a cluster, also when one of them dies."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

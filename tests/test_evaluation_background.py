@@ -1,7 +1,5 @@
 """Rules that tell background from events."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

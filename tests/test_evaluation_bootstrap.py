@@ -1,7 +1,5 @@
 """Resamples of clips, and each statistic on a resample against scikit-learn on the clips drawn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score

@@ -1,7 +1,5 @@
 """Systems side by side, paired differences, and figures over seeds."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Measures against hand-computed examples and scikit-learn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, label_ranking_average_precision_score, top_k_accuracy_score

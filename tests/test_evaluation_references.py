@@ -1,7 +1,5 @@
 """Trivial answers and ceilings: by hand, and the known facts on the official annotation files."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from dataset_files import official

@@ -1,7 +1,5 @@
 """Targets from samples, drawn labels, and the checks on what comes in."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

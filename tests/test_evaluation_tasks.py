@@ -1,7 +1,5 @@
 """Each task from predictions to its figures, by hand and against scikit-learn."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`avfs export`: ONNX Runtime gives the answers of the classifier, without torch."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """docs/extending.md: an adapter, a method, a head and a data set of a package outside this one."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 On stand-in towers and made-up clips, whose class is the first number of their names.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

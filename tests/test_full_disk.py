@@ -1,7 +1,5 @@
 """A disk that fills up while something is written: a clear end, status 1, and what is done is kept."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 ``AVFS_FUZZ=5000 pytest tests/test_fuzz.py`` tries so many of each; the seeds are fixed, and a failure names its own.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

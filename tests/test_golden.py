@@ -3,8 +3,6 @@
 ``pytest tests/test_golden.py --update-golden`` records anew what has changed on purpose.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

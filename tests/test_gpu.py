@@ -1,7 +1,5 @@
 """On a real CUDA device: the same results as on a processor, recorded passes, shorter formats, memory that ends."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

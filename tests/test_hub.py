@@ -1,7 +1,5 @@
 """Adapters to the hub and back, with the hub's own client against a local server in the hub's layout."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

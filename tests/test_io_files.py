@@ -1,7 +1,5 @@
 """Files are on the disk before they get their names; what strangers may write; what is said about a wrong name."""
 
-from __future__ import annotations
-
 import errno
 import os
 import time

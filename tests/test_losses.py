@@ -1,7 +1,5 @@
 """The combined loss against NumPy (Eq. 9-11), with shared labels, several labels and absent modalities."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Matching scores, weights, fusion and pooling against NumPy and at their edges (Eq. 11)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Sound: placed by timestamps, mixed down, resampled to 48 kHz, the same however it is cut."""
 
-from __future__ import annotations
-
 import wave as wave_module
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Any number of channels: each layout that an encoder takes, mixed to one channel of the right loudness and pitch."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Timestamps that cannot be: files end where their packets do, and joined ones are read to their end."""
 
-from __future__ import annotations
-
 import struct
 from fractions import Fraction
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which files a person means."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

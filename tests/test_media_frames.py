@@ -1,7 +1,5 @@
 """Which pictures are picked, and that they are the same whatever decodes them."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from fractions import Fraction

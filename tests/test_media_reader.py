@@ -1,7 +1,5 @@
 """What a clip tells about its file, and one clear reason for each file that cannot be read."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

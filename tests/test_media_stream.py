@@ -1,7 +1,5 @@
 """Many files, decoded ahead: in order, in bounded memory, whatever single files do."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gc

@@ -1,7 +1,5 @@
 """The audio-visual model over stand-in towers: alone, in lockstep, with masks, projectors and checkpointing."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

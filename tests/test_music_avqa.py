@@ -1,7 +1,5 @@
 """MUSIC-AVQA: reading questions, words and answers, the blind prior, accuracy by type, the ST-AVQA head."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Where results go: targets, results that are gone on with, disks that are full, processes that were killed."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

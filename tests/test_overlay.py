@@ -1,7 +1,5 @@
 """`--overlay`: videos with labels burnt in, and parts of clips as files."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """The wheel: built here, installed elsewhere, complete without the checkout."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

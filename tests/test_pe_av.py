@@ -1,7 +1,5 @@
 """The preset `peav`, shrunk: fetched from a local server, loaded, compared with transformers' own classes, used."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Backbone presets: packaged ones, custom files, and what is told about faulty ones."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Pretraining on two ranks, as torchrun starts them, against one rank with batches twice as large."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

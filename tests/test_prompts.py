@@ -1,7 +1,5 @@
 """Prompt templates: packaged ones, custom files, and what is told about faulty ones."""
 
-from __future__ import annotations
-
 import pytest
 import toy_captions as vocabulary
 

@@ -1,7 +1,5 @@
 """docs/security.md says what the code does: its figures are those of the code, its tests are there."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The server of `avfs serve`: its API, what it keeps, and what it refuses."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`avfs serve` and reports in a real browser: drop, label, correct, relearn, reload, nothing lost; keyboard; axe."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Shards that somebody with ill intent made: every member is named as a failure, and nothing else happens."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

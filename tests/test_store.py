@@ -1,7 +1,5 @@
 """A store of embeddings: what is embedded, what has changed, kills, search; as a library and as commands."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import csv

@@ -1,7 +1,5 @@
 """`avfs eval RUN --figures DIR`, and the maps of places that it draws."""
 
-from __future__ import annotations
-
 import json
 import re
 from types import SimpleNamespace

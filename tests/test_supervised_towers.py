@@ -1,7 +1,5 @@
 """Backbones without text branches, from their YAML files to `avfs train`; every adapter in every supervised task."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

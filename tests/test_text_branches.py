@@ -1,7 +1,5 @@
 """Text branches, tokenizers and the features of labels."""
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """The packaged `tiny` backbone: small, safe, and able to see and hear the toy world."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

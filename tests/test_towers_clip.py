@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from open_clip.modified_resnet import ModifiedResNet

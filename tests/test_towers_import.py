@@ -1,7 +1,5 @@
 """laion_clap's classes are imported without what its package does at import."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every tower promises, whatever it wraps."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

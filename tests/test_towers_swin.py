@@ -1,7 +1,5 @@
 """timm's Swin transformers and the tower of spectrogram pictures, at small sizes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn import functional as F

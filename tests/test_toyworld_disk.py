@@ -1,7 +1,5 @@
 """The toy world on disk: files, layouts, and what happens when its writing is interrupted."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """The equipment that toy clips are recorded with: the studio changes nothing, found footage changes all alike."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

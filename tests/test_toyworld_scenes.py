@@ -1,7 +1,5 @@
 """Toy scenes in the layouts of AVSBench and MUSIC-AVQA, and both tasks on them from training to prediction."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """The toy world: its classes, pictures, sounds and captions."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

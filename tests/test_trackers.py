@@ -1,7 +1,5 @@
 """`--tracker`: what a training logs, in TensorBoard, Weights & Biases and MLflow, without a network."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 

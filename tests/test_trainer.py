@@ -1,7 +1,5 @@
 """The training loop of few-shot and pretraining: learning, resuming to the bit, stopping, dying, clips that fail."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import signal

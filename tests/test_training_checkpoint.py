@@ -1,7 +1,5 @@
 """Checkpoints: adapters and states come back as they were, or are refused; dying anywhere leaves a sound one."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """Large contrastive batches chunk by chunk and rank by rank: loss and gradients of one big batch on one rank."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Callable

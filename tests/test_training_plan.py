@@ -1,7 +1,5 @@
 """What a training takes, worked out beforehand: against sizes known by hand, and against the allocator's own record."""
 
-from __future__ import annotations
-
 import functools
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Two processes at once on one cache and on one folder of shards: each ends well, and what is left is whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

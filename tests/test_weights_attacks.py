@@ -1,7 +1,5 @@
 """Weight files that somebody with ill intent made: read, or refused in a sentence; in bounded memory and time."""
 
-from __future__ import annotations
-
 import json
 import struct
 import subprocess

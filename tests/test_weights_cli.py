@@ -1,7 +1,5 @@
 """``avfs weights`` as people type it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The whole way from the hub to a working backbone: a local server, random weights, the official layout."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import socket

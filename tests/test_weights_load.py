@@ -1,7 +1,5 @@
 """Reading weight files: what is understood, what is refused, and what the person is told."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import pickle

@@ -1,7 +1,5 @@
 """open_clip models whose text tower and tokenizer are transformers': all their files come through `fetch` as well."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import save_file

@@ -1,7 +1,5 @@
 """Towers with random weights, and the library's own forward to compare them with."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json
