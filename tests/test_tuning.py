@@ -182,6 +182,22 @@ def test_every_clip_comes_once_an_epoch_in_an_order_of_the_seed(tiny, monkeypatc
     assert orders[1][:6] != orders[1][6:]
 
 
+@pytest.mark.parametrize(("name", "expected"), [("clip-lora", 1), ("maple", 3)])
+def test_clip_lora_draws_one_second_of_each_clip(tiny, monkeypatch, name, expected):
+    drawn = []
+
+    def spy(method, batch):
+        drawn.extend((len(clip.visual), len(clip.audio), clip.labels.nonzero()[:, 1].tolist()) for clip in batch)
+        return clip_loss(method, batch)
+
+    monkeypatch.setattr("avfewshot.tuning.fit.clip_loss", spy)
+    [clip] = clips_for(tiny, pixels=True, count=1, seconds=3)
+    seconds = TuningClip(clip.visual, clip.audio, torch.eye(4, dtype=torch.bool)[:3])
+    tune(name, tiny, TEXTS, [seconds], shots=1, seed=0, max_steps=5)
+    assert all(row == (expected, expected, row[2]) and len(row[2]) == expected for row in drawn)
+    assert {second for row in drawn for second in row[2]} == {0, 1, 2}, "each comes, with its own label"
+
+
 def test_dropout_acts_in_training_alone(tiny, monkeypatch):
     active = []
 

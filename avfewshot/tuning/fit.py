@@ -93,7 +93,7 @@ def tune(
             rate = recipe.warmup_lr if warming else recipe.final_lr + (recipe.lr - recipe.final_lr) * cosine
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = clip_loss(method, [clips[index] for index in batch])
+            loss = clip_loss(method, [_drawn(clips[index], recipe.seconds) for index in batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -101,6 +101,16 @@ def tune(
                 progress(step + 1, total, loss.item())
         method.learning(False)
     return method.requires_grad_(False)
+
+
+def _drawn(clip: TuningClip, count: int) -> TuningClip:
+    """`count` of the clip's seconds, drawn anew at each call; all of them where it is 0."""
+    length = min(len(part) for part in (clip.visual, clip.audio) if part is not None)
+    if not count or count >= length:
+        return clip
+    chosen = torch.randperm(length)[:count]
+    visual, audio = (None if part is None else part[chosen] for part in (clip.visual, clip.audio))
+    return TuningClip(visual, audio, clip.labels if clip.labels.ndim == 1 else clip.labels[chosen])
 
 
 @torch.no_grad()

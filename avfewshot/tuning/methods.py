@@ -37,6 +37,7 @@ class Recipe:
     warmup_lr: float = 0.0  # of the first epoch; 0: none
     final_lr: float = 0.0
     weight_decay: float = 5e-4
+    seconds: int = 0  # of a clip in a step, drawn anew; 0: all
 
     def steps(self, shots: int, clips: int) -> tuple[int, int]:
         """(optimizer steps, steps of an epoch) of a training."""
@@ -232,11 +233,12 @@ class MaPLe(TunedMethod):
 class ClipLora(TunedMethod):
     """Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541): rank-2 updates of q, k and v in every attention.
 
-    Published for CLIP's two encoders; here the same on CLAP's two as well. Encoders are copied, not changed.
+    Published for CLIP's two encoders; here the same on CLAP's two as well. Encoders are copied, not changed. A batch is
+    of 32 seconds, one of each of 32 clips, where the published one is of 32 pictures.
     """
 
     name, source, uses_pixels = "clip-lora", "Zanella and Ben Ayed, CVPRW 2024", True
-    recipe = Recipe("adamw", 2e-4, 32, iterations_per_shot=500, final_lr=1e-6, weight_decay=1e-2)
+    recipe = Recipe("adamw", 2e-4, 32, iterations_per_shot=500, final_lr=1e-6, weight_decay=1e-2, seconds=1)
     towers: dict[str, Encoder]
 
     def __init__(
