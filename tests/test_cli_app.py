@@ -56,6 +56,23 @@ def test_help_texts_and_the_version_import_nothing_heavy():
     assert shown["--version"].strip() == f"avfs {__version__}"
 
 
+MISUSE = "zeroshot --label a --topk 0 --backbone tinny nothing-*.mp4"
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("from avfewshot.media import find_media", {"torch", "av"}),
+        ("from avfewshot.media import decoder_process", {"torch"}),
+        ("import avfewshot.config", {"torch", "numpy", "av"}),
+        (f"from avfewshot.cli.app import run; assert run({MISUSE.split()}) == 2", {"torch"}),
+    ],
+)
+def test_what_can_do_without_heavy_libraries_imports_none(code, heavy, tmp_path):
+    done = avfs(code=f"import sys; {code}; sys.exit(str({heavy!r} & set(sys.modules)))", cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

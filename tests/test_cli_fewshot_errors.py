@@ -11,6 +11,7 @@ from avfewshot.config import FewshotConfig, settings_of
 
 CLIPS = "fewshot --data clips"
 AVE = "zeroshot --task ave_cls --root ave"
+NO_CLIPS = ["annotation files are there", "none of its 9 clips", "--media DIR"]
 
 
 @pytest.fixture
@@ -86,15 +87,12 @@ def test_misuse_is_told_with_what_to_do(fails, command, parts):
     ("command", "parts"),
     [
         ("fewshot --task ave --root empty", ["empty holds no annotation files of AVE", "--root", "avfs data toy"]),
-        ("fewshot --task ave --root annotations", ["annotation files are there", "none of its 9 clips", "--media DIR"]),
+        ("fewshot --task ave --root annotations", NO_CLIPS),
         ("fewshot --task ave --root ave --media empty", ["none of its 9 clips below", "empty", "--media DIR"]),
         ("fewshot --data empty", ["holds no class folder with clips; at least two", "FOLDER/dog barking/1.mp4"]),
         ("fewshot --data one", ["only the class 'dog'; at least two"]),
         (f"{CLIPS} --adapter empty", ["empty: holds no adapter checkpoint", "Give the folder of a run"]),
-        (
-            "zeroshot --task ave --root annotations",
-            ["annotation files are there", "none of its 9 clips", "--media DIR"],
-        ),
+        ("zeroshot --task ave --root annotations", NO_CLIPS),
         (f"{AVE} --adapter empty", ["empty: holds no adapter checkpoint", "Give the folder of a run"]),
     ],
 )

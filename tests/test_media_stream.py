@@ -99,6 +99,19 @@ class Mark:
             FakeReader.alive -= 1
 
 
+def in_new_decoders(*paths, **options):
+    decoders._idle.clear()
+    got = list(iter_clips(paths, workers=1, **options))
+    decoders._idle.clear()
+    return got
+
+
+@pytest.fixture(scope="module")
+def huge(folder):
+    """A picture that takes 190 MB decoded."""
+    return write_media(folder / "huge.mkv", times=[0.0], size=(9000, 7000), codec="mjpeg", pix_fmt="yuvj420p")
+
+
 @pytest.fixture
 def fake(monkeypatch):
     gc.collect()
@@ -179,7 +192,7 @@ def test_decoding_runs_ahead_of_the_caller(fake):
     clips.close()
 
 
-def test_closing_stops_the_workers(fake):
+def test_closing_and_an_exception_in_the_callers_loop_stop_the_workers(fake):
     fake.slow = 0.01
     clips = iter_clips([f"{n}-1000" for n in range(100)], chunk_segments=1, workers=3, prefetch=4)
     next(clips)
@@ -188,8 +201,6 @@ def test_closing_stops_the_workers(fake):
     assert not decoding_threads()
     assert fake.made < 20
 
-
-def test_an_exception_in_the_callers_loop_stops_the_workers(fake):
     def consume():
         for _ in iter_clips([f"{n}-1000" for n in range(100)], chunk_segments=1):
             raise KeyboardInterrupt
@@ -285,14 +296,9 @@ def test_closing_ends_a_decoder_that_hangs(files, monkeypatch):
     assert time.monotonic() - began < 10
 
 
-def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch):
-    huge = folder / "huge.mkv"
-    if not huge.exists():
-        write_media(huge, times=[0.0], size=(4000, 3000), codec="mjpeg", pix_fmt="yuvj420p")
+def test_memory_beyond_the_bound_costs_the_file_only(huge, files, monkeypatch):
     monkeypatch.setattr(decoders, "MEMORY", 40_000_000)
-    decoders._idle.clear()  # new decoders
-    got = list(iter_clips([huge, files[0]], frame_size=16, workers=1))
-    decoders._idle.clear()
+    got = in_new_decoders(huge, files[0], frame_size=16)
     assert [one.ok for one in got] == [False, True]
     assert got[0].error == "needs more memory to decode than the 0.04 GB that one file may use"
 
@@ -306,7 +312,7 @@ def test_memory_beyond_the_bound_costs_the_file_only(folder, files, monkeypatch)
         (None, "no process can be started to decode it: Cannot allocate memory"),
     ],
 )
-def test_a_decoder_under_a_tight_limit_costs_its_file_and_names_the_limit(folder, monkeypatch, megabytes, reason):
+def test_a_decoder_under_a_tight_limit_costs_its_file_and_names_the_limit(huge, monkeypatch, megabytes, reason):
     start = subprocess.Popen
 
     def limited(command, **options):
@@ -314,13 +320,8 @@ def test_a_decoder_under_a_tight_limit_costs_its_file_and_names_the_limit(folder
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return start(["sh", "-c", f'ulimit -v {megabytes}000; exec "$@"', "sh", *command], **options)
 
-    huge = folder / "large.mkv"
-    if not huge.exists():
-        write_media(huge, times=[0.0], size=(9000, 7000), codec="mjpeg", pix_fmt="yuvj420p")
     monkeypatch.setattr(decoders.subprocess, "Popen", limited)
-    decoders._idle.clear()
-    (got,) = iter_clips([huge], frame_size=16, workers=1)
-    decoders._idle.clear()
+    (got,) = in_new_decoders(huge, frame_size=16)
     assert re.fullmatch(reason, got.error)
 
 
@@ -333,9 +334,7 @@ def test_a_minute_of_sound_at_the_highest_rate_fits_into_the_bound(folder, monke
         path.read_bytes().replace(struct.pack("<II", 192_000, 384_000), struct.pack("<II", 768_000, 1_536_000))
     )
     monkeypatch.setattr(decoders, "MEMORY", 300_000_000)
-    decoders._idle.clear()
-    got = list(iter_clips([path], workers=1))
-    decoders._idle.clear()
+    got = in_new_decoders(path)
     assert [one.num_segments for one in got if one.ok] == [15], got
 
 
@@ -364,11 +363,6 @@ def test_decord_has_its_libraries_beside_the_memory_of_a_file(files):
     pytest.importorskip("decord")
     clip = next(iter_clips([files[1]], frame_size=16, frame_backend="decord"))
     assert torch.equal(clip.frames, read_clip(files[1], frame_size=16).frames)
-
-
-def test_a_decoder_imports_no_torch():
-    code = "import sys; from avfewshot.media import decoder_process; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_script_without_a_main_guard_can_decode(files, tmp_path):

@@ -448,13 +448,3 @@ def test_the_command_says_what_it_does_and_what_is_next(tmp_path, unrendered, mo
     assert said.splitlines()[-1] == ("Next: cd 'my toys' && avfs zeroshot --labels labels.txt samples --segments")
     assert run(["data", "toy", "--root", "my toys", "--clips-per-class", "3", "--only", "ave"]) == 0
     assert "Complete already" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("wrong", [["--only", "mavis"], ["--jobs", "-1"]])
-def test_misuse_of_the_command_is_one_error_and_status_2(tmp_path, capsys, wrong):
-    assert run(["data", "toy", "--root", str(tmp_path / "new"), *wrong]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("error:") == 1
-    assert captured.out == ""
-    assert wrong[0] == "--jobs" or "ave, llp, vggsound, avs, avqa" in captured.err
-    assert not (tmp_path / "new").exists()

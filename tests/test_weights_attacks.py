@@ -15,7 +15,6 @@ from safetensors.torch import save
 STATE = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.float16), "c": torch.tensor(3)}
 
 # A process of its own, so that a crash, a hang and memory are seen: 300 MB more than torch takes.
-# A process of its own, so that a crash, a hang and memory are seen: 300 MB more than torch takes.
 READ_ALL = """
 import resource, signal, sys
 from pathlib import Path
