@@ -11,7 +11,7 @@ from methods_worlds import CLASSES, accuracy, world
 from avfewshot.errors import DataError, UsageError
 from avfewshot.methods import kernel_ridge
 from avfewshot.methods.base import Features, LabelFeatures, Support, log_softmax, unit
-from avfewshot.methods.calibration import text_is_useful
+from avfewshot.methods.calibration import temperature, text_is_useful
 from avfewshot.methods.method import Method, Scorer, find_method, method_names
 from avfewshot.methods.rows import clip_rows
 
@@ -110,7 +110,16 @@ def test_none_of_these_is_kept_at_inference(method):
     scores = scorer.scores(support.features)
     np.testing.assert_allclose(np.exp(scores.fused).sum(1) + np.exp(scores.none), 1, atol=0.2)
     if method.name != "zero_shot":
-        assert scores.none[support.labels[:, 3]].mean() > scores.none[~support.labels[:, 3]].mean()
+        np.testing.assert_array_equal(scores.none > scores.fused[:, :3].max(1), support.labels[:, 3])
+
+
+@pytest.mark.parametrize(("clips", "classes"), [(4, 2), (16, 4), (200, 4)])
+def test_left_out_clips_that_are_all_right_do_not_make_every_answer_certain(clips, classes):
+    labels = np.eye(classes, dtype=bool)[np.arange(clips) % classes]
+    said = log_softmax(10.0 * labels)  # certain, and right each time
+    found = temperature(said, labels)["temperature"]
+    confidence = np.exp(log_softmax(said / found).max(1))
+    np.testing.assert_allclose(confidence, (clips + 0.5) / (clips + 1), atol=1e-4)
 
 
 def test_a_temperature_divides_what_a_head_says_and_a_tuned_part_counts_by_both_weights():
