@@ -4,6 +4,7 @@
     python benchmarks/methods.py --root toy --output methods.json
 
 Each task is also run with class names that mean nothing (`class_a`, `class_b`, ...), where the text is at chance.
+`--write-folder FOLDER` writes such a folder of the first task's clips, for `avfs fewshot --data`, and measures nothing.
 Towers run once a clip; everything after that takes seconds. Figures are top-1 (hit@1 where clips carry several labels),
 or the share of right seconds for `ave`; intervals resample seeds and clips together.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -38,15 +40,18 @@ REPLICATES = 2000
 KEPT = ("loo_accuracy", "loo_log_loss", "choice", "calibration", "trainable")
 
 
+def meaningless(number: int) -> str:
+    """A name that says nothing."""
+    return f"class_{chr(97 + number // 26) if number >= 26 else ''}{chr(97 + number % 26)}"
+
+
 class Task:
     """A task's clips as embeddings, and its texts with real and with meaningless names."""
 
     def __init__(self, name: str, root: Path, backbone: Any, shots: list[int], seeds: list[int]) -> None:
         self.per_second = find_task(name).per_second
         self.dataset = load_dataset(name, root)
-        letters = [
-            f"class_{chr(97 + i // 26) if i >= 26 else ''}{chr(97 + i % 26)}" for i in range(len(self.dataset.classes))
-        ]
+        letters = [meaningless(number) for number in range(len(self.dataset.classes))]
         templates = load_templates(backbone.templates)
         self.texts = {}
         for kind, wordings in (("real", self.dataset.wordings), ("meaningless", letters)):
@@ -136,7 +141,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--methods", default=",".join(method_names()))
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--write-folder", type=Path)
     options = parser.parse_args()
+    if options.write_folder:
+        for sample in load_dataset(options.tasks.split(",")[0], options.root).samples:
+            if sample.path is not None:
+                folder = options.write_folder / meaningless(sample.label)
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(sample.path, folder)
+        return
     shots, seeds = ([int(part) for part in text.split(",")] for text in (options.shots, options.seeds))
     backbone = build_backbone(options.backbone)
     rows = []
