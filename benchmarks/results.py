@@ -6,8 +6,8 @@ other, and how they are joined. The ablations are `avfs compare --task llp_cls -
     avfs data toy --root toy
     python benchmarks/results.py --root toy --runs toy-runs --table table.md
 
-Runs that are complete are kept, so the command can be interrupted and run again; `--tables-only` trains nothing. Each
-process uses one thread; `--jobs` run side by side.
+Runs that are complete are kept, so the command can be interrupted and run again; `--train` says what of it is trained,
+`--train none` nothing. Each process uses one thread; `--jobs` run side by side.
 """
 
 from __future__ import annotations
@@ -156,18 +156,21 @@ def pretrained_tables(runs: Path) -> Iterable[str]:
 
 def main() -> None:
     """Parse, train, print."""
+    kinds = ("grid", "ablations", "pretraining")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="toy world")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--table", type=Path, help="also write the tables here")
-    parser.add_argument("--tables-only", action="store_true", help="train nothing")
+    parser.add_argument("--train", nargs="+", choices=(*kinds, "none"), default=kinds, help="what of it")
     options = parser.parse_args()
-    if not options.tables_only:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            where = options.root, options.runs
+    where = options.root, options.runs
+    with ThreadPoolExecutor(options.jobs) as pool:
+        if "grid" in options.train:
             list(pool.map(lambda cell: run_cell(*cell, *where), [(task, shots) for shots in SHOTS for task in TASKS]))
+        if "ablations" in options.train:
             list(pool.map(lambda kind: run_ablation(kind, *where), ABLATIONS))
+        if "pretraining" in options.train:
             list(pool.map(lambda seed: run_pretraining(seed, *where), SEEDS.split(",")))
     text = "\n".join(tables(options.runs)) + "\n"
     print(text)
