@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from avfewshot.errors import UsageError
+from avfewshot.errors import DataError, UsageError
 from avfewshot.text import printable
 
 
@@ -48,6 +50,7 @@ def naming(place: str | os.PathLike[str]) -> Iterator[None]:
 
 
 MOST_NAME = 255  # bytes of a file's name
+_MAX_JSON = 64 << 20  # a support of a million clips
 
 
 def short(stem: str, most: int) -> str:
@@ -87,6 +90,25 @@ def write_bytes(target: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `target` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: It is missing, damaged or something else.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_JSON:
+            raise DataError(f"{path}: is damaged, it is not a file of at most {_MAX_JSON >> 20} MiB.")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged, it is not JSON ({error}).") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: is damaged, it does not hold an object.")
+    return document
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

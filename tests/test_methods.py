@@ -157,12 +157,13 @@ def test_validation_clips_are_learnt_from_and_counted(method):
         (lambda config: config.update(method="ridges"), "There is no method"),
         (lambda config: config["texts"]["names"].reverse() or config["texts"]["names"].pop(), "text features"),
         (lambda config: config["clip"]["params"].update({key: ["x"] for key in config["clip"]["params"]}), ""),
+        (lambda config: config["clip"]["params"].update(rule="rigde"), "rule 'rigde' is unknown"),
         (lambda config: config.update(tuned={"light": 1}), ""),
         (lambda config: config["diagnostics"].update(loo_log_loss="low"), ""),
     ],
     ids=[
         *("format", "no settings", "temperature", "below 0", "method", "names"),
-        *("settings of another kind", "half a tuned part", "diagnostics"),
+        *("settings of another kind", "unknown rule", "half a tuned part", "diagnostics"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused_before_a_clip_is_read(tmp_path, change, message):

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from avfewshot import labels, safe_yaml
+from avfewshot import io, labels, safe_yaml
 from avfewshot.data import rows
 from avfewshot.encoders.weights import load
 from avfewshot.errors import DataError
 from avfewshot.media import clip_cache, container, decoders, discover, remote
-from avfewshot.models import checkpoint
 
 DOCUMENT = (Path(__file__).resolve().parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
 LIMITS = {
@@ -24,7 +23,7 @@ LIMITS = {
     f"| YAML | 1 MiB, {safe_yaml.DEPTH} levels, {safe_yaml.NODES:,} values": True,
     f"| label file | {labels.MAX_BYTES >> 20} MiB": True,
     f"| label, wording | {labels.MAX_LETTERS:,} letters": True,
-    f"| JSON of a run or an adapter | {checkpoint._MAX_JSON >> 20} MiB": True,
+    f"| JSON of a run or an adapter | {io._MAX_JSON >> 20} MiB": True,
     f"| annotation file | {rows._MOST_BYTES >> 20} MiB": True,
     f"| header of a safetensors file | {load._MAX_HEADER >> 20} MiB": True,
     f"| names by which links lead to one folder | {discover._MOST_NAMES};": True,
@@ -46,10 +45,10 @@ def test_the_tests_that_are_named_exist():
 
 
 def test_a_config_beyond_the_bound_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_MAX_JSON", 100)
+    monkeypatch.setattr(io, "_MAX_JSON", 100)
     path = tmp_path / "config.json"
     path.write_text("{" + " " * 98 + "}")
-    assert checkpoint.read_json(path) == {}
+    assert io.read_json(path) == {}
     path.write_text("{" + " " * 99 + "}")
     with pytest.raises(DataError, match="is damaged"):
-        checkpoint.read_json(path)
+        io.read_json(path)

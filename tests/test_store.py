@@ -213,7 +213,7 @@ def test_misuse_and_two_writers_are_told(avfs, world, embedded, tmp_path, monkey
     assert "was embedded with backbone tiny, not base" in embed(world, "--backbone", "base", status=2)
     avfs("embed", "clips", status=2)
     with pytest.raises(UsageError, match="differs in precision"):
-        Store(embedded).check({**Store(embedded).identity, "precision": "bf16"})
+        Store(embedded).check({**Store(embedded).identity, "precision": "bf16"}, (128, 128))
     (tmp_path / "store.db").write_bytes(b"no database at all, but long enough" * 100)
     with pytest.raises(DataError, match="damaged"):
         Store(tmp_path)
@@ -236,6 +236,7 @@ def test_rows_that_are_missing_cut_or_no_file_are_told_by_readers_and_writers(tm
     ("column", "value"),
     [
         *(("visual", "[[["), ("visual", 10**9), ("audio", -1), ("seconds", "x"), ("duration", None), ("size", -1)),
+        *(("duration", 1e308), ("duration", float("inf")), ("duration", 2.0), ("visual", None)),
         *(("mtime", 1.5), ("seconds", 0), ("path", b"/a\0b"), ("identity", "[]"), ("identity", '{"a": 1}')),
         *(("dims", '{"visual": 0, "audio": 8}'), ("dims", '{"visual": 16}')),
         *(("model", "[]"), ("model", '{"backbone": "tiny"}')),
@@ -248,8 +249,41 @@ def test_rows_that_nobody_wrote_are_refused(tmp_path, column, value):
         of_store = column in ("model", "identity", "dims")
         table = f"about SET value = ? WHERE key = '{column}'" if of_store else f"clips SET {column} = ?"
         database.execute(f"UPDATE {table}", (value,))
-    with pytest.raises(DataError, match=r"store\.db: is damaged"):
+    with pytest.raises(DataError, match=r"store\.db: is damaged .*Embed the collection into a new store"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 3e38])
+@pytest.mark.parametrize("name", ["visual", "audio"])
+def test_rows_that_are_no_unit_vectors_are_told_by_searches_and_clips(tmp_path, name, value):
+    made_up_store(tmp_path, 3)
+    rows = np.memmap(tmp_path / f"{name}-1.f32", np.float32, "r+").reshape(-1, 16 if name == "visual" else 8)
+    rows[:] = value
+    rows.flush()
+    store = Store(tmp_path)
+    query = {"visual": np.eye(16)[0], "audio": np.eye(8)[0]}
+    with pytest.raises(FloatingPointError, match=name):
+        store.search().find(query)
+    for look in (lambda clip: store.find(like=clip), StoredEmbeddings(store, None).get):
+        with pytest.raises(DataError, match=rf"{name}-1\.f32: .*no unit vectors.*into a new store"):
+            look(tmp_path / "00001.mp4")
+
+
+def test_dimensions_of_other_towers_are_told_wherever_towers_come(avfs, world, copy):
+    (world / "labels.txt").write_text("\n".join(CLASSES))
+    run = avfs.made("fewshot", "--data", "clips", "--shots", "1", "--method", "kernel_ridge", *TINY, name="dims")
+    (world / "clips" / "new.mp4").write_bytes((world / "clips" / CLASSES[0] / "0.mp4").read_bytes())
+    with contextlib.closing(sqlite3.connect(world / "store" / "store.db")) as database, database:
+        database.execute("UPDATE about SET value = ? WHERE key = 'dims'", ('{"visual": 64, "audio": 128}',))
+    for command in (
+        ("find", "dog"),
+        ("suggest", "--run", run),
+        ("embed", "clips"),
+        ("zeroshot", "--labels", "labels.txt", *TINY),
+        ("fewshot", "--data", "clips", "--shots", "1", "--method", "kernel_ridge", *TINY),
+    ):
+        told = avfs.refused(*command, "--store", "store", status=1)
+        assert "its dimensions are 64 and 128; tiny makes 128 and 128" in told
 
 
 def test_a_database_that_contradicts_itself_is_told_by_its_writer(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from avfewshot.cli.loading import chosen, data_root, open_store
 from avfewshot.cli.options import adapter_folder, asked_labels, backbone_faults
 from avfewshot.config import Resolved, ZeroshotConfig
 from avfewshot.engine import check_engine
-from avfewshot.errors import UsageError, collect, did_you_mean, flatten, raise_faults
-from avfewshot.io import user_path
+from avfewshot.errors import DataError, UsageError, collect, did_you_mean, flatten, raise_faults
+from avfewshot.io import read_json, user_path
 from avfewshot.labels import LabelSet
 from avfewshot.media.discover import find_media
 
@@ -115,9 +114,6 @@ def check_files(settings: Resolved, flags: Mapping[str, Any], paths: Sequence[st
     return Work(settings, labels, files, targets, page, earlier, run_id)
 
 
-_MOST_CONFIG = 64 << 20  # bytes, as `models.checkpoint` reads at most
-
-
 def _labels_of_run(path: Path) -> LabelSet | None:
     """The classes that a run was trained on; None where its files do not tell, a UsageError where they cannot be."""
     path = adapter_folder(path)
@@ -125,11 +121,9 @@ def _labels_of_run(path: Path) -> LabelSet | None:
                     "seed-*/checkpoints/*/config.json"):  # fmt: skip
         for file in sorted(path.glob(pattern)):
             try:
-                if not file.is_file() or file.stat().st_size > _MOST_CONFIG:  # a pipe would be waited for
-                    continue
-                found = json.loads(file.read_text(encoding="utf-8"))
+                found = read_json(file)
                 wordings = dict(zip(found["labels"], found["wordings"], strict=True))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            except (DataError, ValueError, KeyError, TypeError):
                 continue
             try:
                 return LabelSet.from_wordings(wordings)

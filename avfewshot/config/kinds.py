@@ -163,7 +163,9 @@ def _some_of(choices: Callable[[], Collection[str]]) -> BeforeValidator:
         items, known = _items(raw) or [raw], choices()
         if wrong := [item for item in items if item not in known]:
             raise ValueError(not_one_of(wrong[0], known))
-        return tuple(dict.fromkeys(items))
+        if twice := [item for number, item in enumerate(items) if item in items[:number]]:
+            raise ValueError(f"{twice[0]!r} is given twice.")
+        return tuple(items)
 
     return BeforeValidator(check)
 

@@ -94,7 +94,8 @@ class Evaluator:
         identity = embedding_identity(self.backbone, self.precision, self.audio_context)
         self._cache = EmbeddingCache({**identity, "frame backend": self.frame_backend})
         if self.look_up is not None and self.frame_backend == "auto":
-            self._cache = self.look_up(identity, self._cache)
+            dims = self.backbone.visual.output_dim, self.backbone.audio.output_dim
+            self._cache = self.look_up(identity, dims, self._cache)
         self._scored: dict[str, Scored] = {}
 
     def scored(self, split: str) -> Scored:

@@ -164,7 +164,7 @@ class FileEmbedder:
         """
         if self._scored is not self._plain:
             return False
-        self._cache = cache(self.embedding_identity, self._cache)
+        self._cache = cache(self.embedding_identity, self.dims, self._cache)
         return True
 
     @property

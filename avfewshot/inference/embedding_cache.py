@@ -21,8 +21,8 @@ _Item = TypeVar("_Item", Path, "Path | str | Clip")
 Embedded = Generator["EmbeddedFile | Failure", None, None]
 """Embeddings, or what was wrong, in order."""
 
-LookUp = Callable[[Mapping[str, str], "EmbeddingCache | None"], "EmbeddingCache"]
-"""Gives, for embeddings of an identity and the cache that holds them, what looks elsewhere first."""
+LookUp = Callable[[Mapping[str, str], tuple[int, int], "EmbeddingCache | None"], "EmbeddingCache"]
+"""Gives, for embeddings of an identity and its dimensions and the cache that holds them, what looks elsewhere first."""
 
 VERSION = 2
 """Raised when embeddings are computed in another way; entries of other versions are not used any more."""

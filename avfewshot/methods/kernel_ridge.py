@@ -351,6 +351,8 @@ def evidence(head: Head, rows: Rows) -> Floats:
         weights = head.params["text"]
         result = (ONE_SHOT_SHARE if weights else 1.0) * _one_shot_evidence(head, rows)
         return result + sum((weight * text[name] for name, weight in weights.items()), np.zeros_like(result))
+    if head.params["rule"] != "ridge":
+        raise ValueError(f"its rule {head.params['rule']!r} is unknown")
     has = {modality: rows.present(modality) for modality in MODALITIES}
     experts = dict(text)
     for name, setting in head.params["experts"].items():

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from avfewshot.encoders.weights.load import read_tensors
 from avfewshot.errors import DataError, UsageError, WeightsError
-from avfewshot.io import naming, sha256_file, user_path
+from avfewshot.io import naming, read_json, sha256_file, user_path
 from avfewshot.models.hub import local_adapter
 from avfewshot.text import printable
 from avfewshot.version import __version__
@@ -39,7 +39,6 @@ CHOSEN_NAME = "chosen.json"
 """In a run of several seeds: the one that answers for it, and why."""
 
 _NUMBERED = re.compile(r"([a-z]+)-([0-9]+)(?:\.([0-9]+))?")
-_MAX_JSON = 64 << 20  # a support of a million clips
 UNFINISHED = ".part-"
 """How the names of folders begin that are being written, or removed."""
 
@@ -311,25 +310,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # Not by the library's save_file, whose files nobody else may read, whatever the umask.
     path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DataError: It is missing, damaged or something else.
-    """
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_JSON:
-            raise DataError(f"{path}: is damaged, it is not a file of at most {_MAX_JSON >> 20} MiB.")
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged, it is not JSON ({error}).") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: is damaged, it does not hold an object.")
-    return document
 
 
 def _sync(path: Path) -> None:

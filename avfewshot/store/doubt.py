@@ -24,6 +24,7 @@ def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, 
 
     Raises:
         UsageError: The store was embedded by other towers than those of the run.
+        DataError: Its embeddings have other dimensions, or are no unit vectors.
     """
     wrong = [role for role, digest in run.config.identity.items() if store.identity.get(f"file {role}") != digest]
     wrong += ["audio context"] if run.audio_context != store.audio_context else []
@@ -33,6 +34,7 @@ def doubtful_clips(store: Store, run: LearnedRun, count: int) -> list[dict[str, 
             f"{store.model['backbone']}: they differ in {', '.join(wrong)}.",
             hint="Embed the clips with the backbone of the run.",
         )
+    store.check_dims((run.scorer.texts.visual.shape[1], run.scorer.texts.audio.shape[1]))
     embedded = store.of if run.scorer.second else store.by_clip
     learnt = set(map(str, run.config.support.get("ids", ())))
     free = [clip for clip in store.embedded if not _names(clip.path) & learnt]

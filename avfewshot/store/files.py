@@ -28,6 +28,7 @@ from avfewshot.media.thumbnails import Thumbnail, jpeg_source, spread
 from avfewshot.store.search import Floats, Rows
 
 VERSION = 1
+ANEW = "Embed the collection into a new store."
 _OF_TOWERS = frozenset(
     "backbone weights precision seed clip_weights clap_weights roberta templates audio_context".split()
 )
@@ -82,7 +83,7 @@ def rows_file(folder: Path, modality: str, generation: int) -> Path:
 def check_rows(path: Path, size: int) -> None:
     """Refuse a file of rows that holds fewer bytes than a store counts, or that is no file: a pipe is waited for."""
     if (size or path.exists()) and not (path.is_file() and path.stat().st_size >= size):
-        raise DataError(f"{path}: is missing or cut.", hint="Embed the collection into a new store.")
+        raise DataError(f"{path}: is missing or cut.", hint=ANEW)
 
 
 class StoreFiles:
@@ -106,7 +107,7 @@ class StoreFiles:
         try:
             about = dict(self._select("SELECT key, value FROM about"))
             if about["version"] != str(VERSION):
-                raise DataError(f"{self.folder}: is a store of version {about['version']}, not {VERSION}.")
+                raise DataError(f"{self.folder}: is a store of version {about['version']}, not {VERSION}.", hint=ANEW)
             self.model: dict[str, Any] = json.loads(about["model"])  # arguments of load()
             if not {"backbone", "precision"} <= self.model.keys() <= _OF_TOWERS:
                 raise ValueError("its model is not one that was written")
@@ -127,7 +128,7 @@ class StoreFiles:
                 self._check(clip)
                 self.clips[clip.path] = clip
         except (sqlite3.Error, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
+            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint=ANEW) from None
 
     def _check(self, clip: StoredClip) -> None:
         """Raise ValueError for a clip whose figures cannot be, or whose rows are not there."""
@@ -136,8 +137,9 @@ class StoreFiles:
         there = (start is None or (type(start) is int and 0 <= start <= rows - clip.seconds) for start, rows in starts)
         if not (whole and type(clip.mtime) is int and isinstance(clip.error, str | None) and all(there)):
             raise ValueError(f"{clip.path}: its row is not one that was written")
-        if clip.error is None and not (isinstance(clip.duration, float | int) and clip.seconds):
-            raise ValueError(f"{clip.path}: has no duration")
+        timed = clip.seconds and isinstance(clip.duration, float | int) and abs(clip.duration - clip.seconds) <= 1
+        if clip.error is None and not (timed and (clip.visual, clip.audio) != (None, None)):
+            raise ValueError(f"{clip.path}: its rows are not those of its duration")
         if "\0" in clip.path:
             raise ValueError("a path holds a NUL byte")
 
@@ -172,11 +174,17 @@ class StoreFiles:
 
     def of(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
         """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""
-        visual, audio = (
-            None if start is None else self._vectors[name][start : start + clip.seconds]
-            for name, start in (("visual", clip.visual), ("audio", clip.audio))
-        )
-        return visual, audio
+        made: list[Floats | None] = []
+        for name, start in (("visual", clip.visual), ("audio", clip.audio)):
+            made.append(None if start is None else self._vectors[name][start : start + clip.seconds])
+            if made[-1] is not None and not (np.abs(made[-1]) <= 2).all():
+                raise self.no_unit_vectors(name)
+        return made[0], made[1]
+
+    def no_unit_vectors(self, modality: str) -> DataError:
+        """That rows of a modality are none that were written: NaN, infinite, or far from unit length."""
+        path = rows_file(self.folder, modality, self.generation)
+        return DataError(f"{path}: is damaged, it holds rows that are no unit vectors.", hint=ANEW)
 
     @property
     def audio_context(self) -> str:
@@ -196,11 +204,11 @@ class StoreFiles:
             [(lengths, content)] = self._select("SELECT lengths, rows FROM windows WHERE clip = ?", (clip.id,))
             rows = np.frombuffer(bytearray(content), dtype=np.float32).reshape(-1, self.dims["audio"])
             lengths = json.loads(lengths)
-            if len(lengths) != len(rows) or sum(lengths) != clip.seconds:
-                raise ValueError(f"{clip.path}: its windows are not its seconds")
+            if len(lengths) != len(rows) or sum(lengths) != clip.seconds or not np.isfinite(rows).all():
+                raise ValueError(f"{clip.path}: its windows are not those of its seconds")
             return rows, lengths
         except (sqlite3.Error, ValueError, TypeError) as error:
-            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint="Embed it again.") from None
+            raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint=ANEW) from None
 
     def by_clip(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
         """The embeddings of a clip as clips are judged: a second sounds like its window, where windows were heard."""

@@ -128,11 +128,15 @@ class Search:
     def find(
         self, query: Mapping[str, Floats], top: int = 20, *, by: str = "both", without: Rows | None = None
     ) -> list[Hit]:
-        """The clips whose best second is nearest to a query, a unit vector ``[D]`` by modality; `by` is one of `BY`."""
+        """The clips whose best second is nearest to a query, a unit vector ``[D]`` by modality; `by` is one of `BY`.
+
+        Raises:
+            FloatingPointError: Rows of a modality, which it names, are no unit vectors.
+        """
         query = {name: query[name].astype(np.float32) for name in BY[by] if name in query and len(self._order[name])}
         if not query or top < 1:
             return []
-        spread = {name: self._samples[name] @ vector for name, vector in query.items()}
+        spread = {name: _cosines(name, self._samples[name], vector) for name, vector in query.items()}
         scales = {name: (float(values.mean()), max(float(values.std()), 1e-6)) for name, values in spread.items()}
         count, total = _CANDIDATES * top, max(len(self._vectors[name]) for name in query)
         while True:
@@ -155,7 +159,7 @@ class Search:
             if name in self._indexes:
                 rows = self._indexes[name].search(vector[None], count_here)[1][0]
             else:
-                rows = self._nearest(self._vectors[name], vector, count_here)
+                rows = self._nearest(name, vector, count_here)
             rows = rows[rows >= 0]
             place = np.searchsorted(self._starts[name][order], rows, side="right") - 1
             clips = order[np.maximum(place, 0)]
@@ -165,9 +169,10 @@ class Search:
         candidates = np.unique(np.concatenate(pairs, 1), axis=1)
         return candidates[0], candidates[1]
 
-    @staticmethod
-    def _nearest(vectors: Floats, query: Floats, count: int) -> npt.NDArray[np.int64]:
-        scores = np.concatenate([vectors[start : start + _CHUNK] @ query for start in range(0, len(vectors), _CHUNK)])
+    def _nearest(self, name: str, query: Floats, count: int) -> npt.NDArray[np.int64]:
+        vectors = self._vectors[name]
+        parts = (vectors[start : start + _CHUNK] for start in range(0, len(vectors), _CHUNK))
+        scores = np.concatenate([_cosines(name, part, query) for part in parts])
         return np.argpartition(-scores, count - 1)[:count]
 
     def _scores(
@@ -183,7 +188,7 @@ class Search:
             cosines[name] = np.full(len(clips), np.nan)
             there = self._starts[name][clips] >= 0
             rows = self._starts[name][clips[there]] + seconds[there]
-            cosines[name][there] = self._vectors[name][rows] @ vector
+            cosines[name][there] = _cosines(name, self._vectors[name][rows], vector)
             mean, deviation = scales[name]
             scores += np.nan_to_num((cosines[name] - mean) / deviation) / len(query)
         return scores, cosines
@@ -202,6 +207,14 @@ class Search:
         ]
         there = {name: round(float(values[best]), 4) for name, values in cosines.items() if not np.isnan(values[best])}
         return Hit(clip.path, clip.duration, round(float(scores[best]), 4), best, there, moments)
+
+
+def _cosines(name: str, rows: Floats, query: Floats) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = rows @ query
+    if not (np.abs(made) <= 2).all():  # NaN too
+        raise FloatingPointError(name)
+    return made
 
 
 def open_index(path: Path, vectors: Floats) -> Any | None:

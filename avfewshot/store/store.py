@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avfewshot.errors import MediaError, UsageError
+from avfewshot.errors import DataError, MediaError, UsageError
 from avfewshot.io import user_path
 from avfewshot.media.clip import MODALITIES, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.store import writer
-from avfewshot.store.files import StoredClip, StoreFiles, rows_file, stored_name
+from avfewshot.store.files import ANEW, StoredClip, StoreFiles, rows_file, stored_name
 from avfewshot.store.search import BY, Floats, Hit, Search, open_index, parse_like, word_query
 from avfewshot.store.writer import Thumbnailed, embed_files
 
@@ -70,25 +70,39 @@ class Store(StoreFiles):
             writer.create(folder, model, identity, dims)
         return cls(folder)
 
-    def cache(self, identity: Mapping[str, str], then: EmbeddingCache | None) -> EmbeddingCache:
-        """What looks embeddings up here before it does so in `then`.
-
-        Raises:
-            UsageError: They were made by other towers than `identity` tells.
-        """
+    def cache(
+        self, identity: Mapping[str, str], dims: tuple[int, int], then: EmbeddingCache | None
+    ) -> EmbeddingCache:
+        """What looks embeddings up here before it does so in `then`; raises what :meth:`check` does."""
         from avfewshot.store.embeddings import StoredEmbeddings
 
-        self.check(identity)
+        self.check(identity, dims)
         return StoredEmbeddings(self, then)
 
-    def check(self, identity: Mapping[str, str]) -> None:
-        """Raise a :class:`UsageError` unless the embeddings come from towers of this identity."""
+    def check(self, identity: Mapping[str, str], dims: tuple[int, int]) -> None:
+        """Check that the embeddings come from towers of this identity and these widths of sight and sound.
+
+        Raises:
+            UsageError: They come from others.
+            DataError: It is damaged: towers of this identity make other dimensions.
+        """
         wrong = [key for key in {**self.identity, **identity} if self.identity.get(key) != identity.get(key)]
         if wrong:
             raise UsageError(
                 f"{self.folder}: was embedded with {self.model['backbone']}, {self.model['precision']}; what is asked "
                 f"for differs in {', '.join(sorted(wrong))}.",
                 hint="Use the same --backbone, weights, --precision and --audio-context, or embed into another store.",
+            )
+        self.check_dims(dims)
+
+    def check_dims(self, dims: tuple[int, int]) -> None:
+        """Raise a :class:`DataError` unless embeddings of sight and sound have so many dimensions."""
+        own = tuple(self.dims[name] for name in MODALITIES)
+        if own != dims:
+            raise DataError(
+                f"{self.folder / 'store.db'}: is damaged (its dimensions are {own[0]} and {own[1]}; "
+                f"{self.model['backbone']} makes {dims[0]} and {dims[1]}).",
+                hint=ANEW,
             )
 
     def find(
@@ -112,6 +126,7 @@ class Store(StoreFiles):
         Raises:
             UsageError: An argument is wrong.
             MediaError: `like` cannot be read.
+            DataError: Rows of the store are no unit vectors.
         """
         if by not in BY:
             raise UsageError(f"There is no way to search by {by!r}.", hint=f"Choose from: {', '.join(BY)}.")
@@ -123,7 +138,10 @@ class Store(StoreFiles):
             wanted, itself = self._like(os.fspath(like))
         else:
             wanted, itself = word_query(self.towers(), query or ""), None
-        return self._search.find(wanted, top, by=by, without=itself)
+        try:
+            return self._search.find(wanted, top, by=by, without=itself)
+        except FloatingPointError as error:
+            raise self.no_unit_vectors(str(error)) from None
 
     def _like(self, like: str) -> tuple[dict[str, Floats], StoredClip | None]:
         """The mean of some seconds of a clip (:func:`parse_like`) by modality, and the clip where the store has it."""
@@ -150,7 +168,7 @@ class Store(StoreFiles):
             from avfewshot.inference.loading import load
 
             towers = load(**self.model, device=device)
-            self.check(towers.embedding_identity)
+            self.check(towers.embedding_identity, towers.dims)
             self._towers = towers
         return self._towers
 
@@ -210,7 +228,7 @@ class Store(StoreFiles):
             files.forget(changes.gone)
             if changes.to_embed:
                 towers = classifier()
-                self.check(towers.embedding_identity)
+                self.check(towers.embedding_identity, towers.dims)
                 embed = embed or functools.partial(embed_files, batch_size=batch_size, workers=workers)
                 with closing(embed(towers, changes.to_embed)) as embedded:
                     for path, (file, pictures) in zip(changes.to_embed, embedded, strict=True):

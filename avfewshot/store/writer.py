@@ -22,7 +22,7 @@ from avfewshot.io import atomic_path, naming, try_lock
 from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
-from avfewshot.store.files import VERSION, StoredClip, check_rows, connect, rows_file
+from avfewshot.store.files import ANEW, VERSION, StoredClip, check_rows, connect, rows_file
 
 if TYPE_CHECKING:
     from avfewshot.inference.classifier import Classifier
@@ -109,8 +109,7 @@ def _written(folder: Path) -> Iterator[None]:
         hint = "Make room there; what was embedded is kept, and the same command goes on."
         raise AvfsError(f"{folder}: cannot be written: {error}.", hint=hint) from None
     except sqlite3.DatabaseError as error:  # rows of clips that are not there, say
-        hint = "Embed the collection into a new store."
-        raise DataError(f"{folder / 'store.db'}: is damaged ({error}).", hint=hint) from None
+        raise DataError(f"{folder / 'store.db'}: is damaged ({error}).", hint=ANEW) from None
 
 
 class Writer:

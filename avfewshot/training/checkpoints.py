@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import DataError, WeightsError
-from avfewshot.io import sha256_file
+from avfewshot.io import read_json, sha256_file
 from avfewshot.models.checkpoint import (
     FORMAT,
     UNFINISHED,
@@ -37,7 +37,6 @@ from avfewshot.models.checkpoint import (
     numbered,
     place_of,
     publishing,
-    read_json,
     write_adapter,
     write_adapter_files,
 )
