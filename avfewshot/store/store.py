@@ -70,9 +70,7 @@ class Store(StoreFiles):
             writer.create(folder, model, identity, dims)
         return cls(folder)
 
-    def cache(
-        self, identity: Mapping[str, str], dims: tuple[int, int], then: EmbeddingCache | None
-    ) -> EmbeddingCache:
+    def cache(self, identity: Mapping[str, str], dims: tuple[int, int], then: EmbeddingCache | None) -> EmbeddingCache:
         """What looks embeddings up here before it does so in `then`; raises what :meth:`check` does."""
         from avfewshot.store.embeddings import StoredEmbeddings
 
