@@ -79,7 +79,8 @@ def test_headers_line_ends_and_forms_of_ids_change_nothing(ave):
     header = "Category&VideoID&Quality&StartTime&EndTime\n"
     changed = {name: (header + text).replace("\n", "\r\n").encode("utf-8-sig") for name, text in AVE_FILES.items()}
     assert ave(changed).samples == plain.samples
-    for form in ('"{}"', "'{}'", "{}.mp4", "{}.MKV", "https://youtu.be/{}", "http://x.y/watch?v={}"):
+    assert ave({"trainSet.txt": AVE_FILES["trainSet.txt"].encode("utf-16-le")}).samples == plain.samples
+    for form in ('"{}"', "'{}'", "{}.mp4", "{}.MKV", "AVE/{}.mp4", "https://youtu.be/{}", "http://x.y/watch?v={}"):
         files = {}
         for name, text in AVE_FILES.items():
             rows = [row.split("&") for row in text.splitlines()]
@@ -151,7 +152,8 @@ def test_a_missing_folder_file_or_archive_is_one_clear_error(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("hello\n", r"trainSet.txt: no row of the form class&id"),
+        ("hello\n", r"trainSet.txt: no row of the form class&id.*It begins with hello; take"),
+        (" \n", r"trainSet.txt: no row of the form class&id.*It is empty; take"),
         (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
         ("Unicorn&aaaaaaaaaaa&good&0&10\n", r"none of its classes belongs to AVE.*dataset.yaml"),
     ],
@@ -259,27 +261,36 @@ def test_every_defect_of_the_evaluation_files_is_said(llp):
 
 
 def test_rows_of_llp_that_cannot_be_read_are_left_out_and_named(llp):
-    rows = ("filename\tevent_labels", "aaaaaaaaaaa_0_10\tDog", "just one cell")
+    rows = ("filename\tevent_labels", "aaaaaaaaaaa_0_10\tDog", "just one cell", "filename\tevent_labels")
     rows += ("bbbbbbbbbbb_0_10\tUnicorn", "aaaaaaaaaaa_0_10\tCat")
     dataset = llp({"AVVP_train.csv": "\n".join(rows)})
     assert [sample.id for sample in dataset.split("train")] == ["aaaaaaaaaaa_0_10"]
     assert [dataset.classes[label] for label in dataset.samples[0].labels] == ["Dog"]
     report = dataset.report
     assert report.find("malformed-rows").examples == ("AVVP_train.csv:3 just one cell",)
-    assert report.find("unknown-classes").examples == ("AVVP_train.csv:4 bbbbbbbbbbb_0_10 Unicorn",)
-    assert report.find("repeated-ids").examples == ("AVVP_train.csv:5 aaaaaaaaaaa_0_10",)
+    assert report.find("unknown-classes").examples == ("AVVP_train.csv:5 bbbbbbbbbbb_0_10 Unicorn",)
+    assert report.find("repeated-ids").examples == ("AVVP_train.csv:6 aaaaaaaaaaa_0_10",)
 
 
 def test_events_with_odd_numbers_or_labels_are_left_out_and_named(llp):
     rows = "filename\tonset\toffset\tevent_labels\neeeeeeeeeee_0_10\tx\t4\tCat\neeeeeeeeeee_0_10\t0\t4\tUnicorn\n"
+    rows += "eeeeeeeeeee_0_10\t20\t30\tCat\neeeeeeeeeee_0_10\t9\t11\tCat\n"
     dataset = llp({"AVVP_eval_visual.csv": rows})
     visual = [finding for finding in dataset.report.findings if finding.message.startswith("AVVP_eval_visual")]
     assert [(finding.code, finding.severity) for finding in visual] == [
         ("malformed-rows", "warning"),
         ("unknown-classes", "error"),
+        ("event-bounds", "warning"),
         ("differs-from-official", "warning"),
     ]
     assert dataset.split("val")[0].events[0].modality == "audio"
+    assert [(event.onset, event.offset) for event in dataset.split("val")[0].events[1:]] == [(9, 10)]
+
+
+@pytest.mark.parametrize("content", ["", "filename,onset,offset,event_labels\nfffffffffff_0_10,3,5,Clapping\n"])
+def test_an_evaluation_file_without_events_is_named(llp, content):
+    found = llp({"AVVP_eval_audio.csv": content}).report.find("no-events")
+    assert (found.severity, "AVVP_eval_audio.csv has no event" in found.message) == ("warning", True)
 
 
 @pytest.mark.parametrize(

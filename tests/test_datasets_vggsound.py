@@ -52,6 +52,8 @@ def load(tmp_path, name, files, **options):
         (TEST_LIST.replace("mp4", "webm"), "vggsound-split", "glLQrEijrKg_000300 LDoXsip0BEQ_000177"),
         (OVAVE_CSV.replace("bbb\n", "bbb.MKV\n"), "ovave-csv", "aaaaaaaaaaa bbbbbbbbbbb"),
         (AVEL.replace("\n", "\r\n").encode("utf-8-sig"), "avel", "aaaaaaaaaaa -bbbbbbbbbb"),
+        (TEST_LIST.replace("glL", "clips/test/glL"), "vggsound-split", "glLQrEijrKg_000300 LDoXsip0BEQ_000177"),
+        (AVEL.replace("aaaaaaaaaaa", "C:\\clips\\aaaaaaaaaaa.mp4"), "avel", "aaaaaaaaaaa -bbbbbbbbbb"),
     ],
 )
 def test_every_form_is_recognised_by_itself(tmp_path, content, form, ids):
@@ -177,7 +179,8 @@ def test_rows_that_cannot_be_read_are_left_out_and_named(tmp_path):
         ("a.csv", "hello\nworld\n", "no list of clips that avfewshot knows"),
         ("a.csv", "video_id,split\nx,train\n", "names no class column"),
         ("a.csv", "category,video_id,split\n", "no row of the form 'avel'"),
-        ("a.json", "{", "not JSON"),
+        ("a.json", "{", "not JSON.*It begins with {; take"),
+        ("a.json", r'{"aaaaaaaaaaa": {"category": "\ud800"}}', "not JSON.*surrogates"),
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", "[1, 2]", "expected"),
         ("a.json", '{"aaaaaaaaaaa": 5}', "no row of the form 'ovave-json'"),
@@ -187,6 +190,12 @@ def test_rows_that_cannot_be_read_are_left_out_and_named(tmp_path):
 def test_what_is_no_list_is_one_clear_error(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         read_clip_list(write_files(tmp_path, {name: content}) / name, DatasetReport())
+
+
+def test_a_start_that_no_video_has_is_named(tmp_path):
+    report, path = DatasetReport(), write_files(tmp_path, {"a.csv": OFFICIAL_LIST.replace("170", "1e308")}) / "a.csv"
+    assert [row.id for row in read_clip_list(path, report).rows] == ["---aaaaaaaa_000001"]
+    assert report.find("malformed-rows").count == 1
 
 
 def test_repeated_clips_are_said(tmp_path):

@@ -13,7 +13,7 @@ from avfewshot.data.annotations import OTHER_CLASSES, locate, make_dataset, note
 from avfewshot.data.class_names import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import Description
-from avfewshot.data.rows import clip_id, read_lines, seconds, youtube_id
+from avfewshot.data.rows import clip_id, other_form, read_lines, seconds, youtube_id
 from avfewshot.errors import DataError
 
 
@@ -74,7 +74,7 @@ def _read_rows(path: Path, report: DatasetReport) -> tuple[list[_Row], int]:
     message = f"{path.name}: rows that are not class&id&quality&start&end, left out."
     report.note("warning", "malformed-rows", message, malformed)
     if not rows:
-        raise DataError(f"{path}: no row of the form class&id&quality&start&end.")
+        raise DataError(f"{path}: no row of the form class&id&quality&start&end.", hint=other_form(path))
     return rows, len(rows) + len(malformed)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from avfewshot.data.annotations import locate, make_dataset, note_dashes
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample, repeated
 from avfewshot.data.description import ClassEntry, Description, default_wording, load_description
-from avfewshot.data.rows import read_csv
+from avfewshot.data.rows import other_form, read_csv
 from avfewshot.errors import DataError, UsageError
 
 SUBSETS = {"s4": ("avs", "v1s"), "ms3": ("avs_ms3", "v1m")}
@@ -75,20 +75,24 @@ def read_list(path: Path, subset: str) -> tuple[list[ListedClip], DatasetReport]
     table = read_csv(path)
     columns = table[0][1] if table else []
     label = SUBSETS[subset][1]
-    rows = [dict(zip(columns, cells, strict=False)) for _, cells in table[1:]]
-    rows = [row for row in rows if row.get("label", label) == label]
+    lines = [(number, dict(zip(columns, cells, strict=False))) for number, cells in table[1:]]
+    lines = [(number, row) for number, row in lines if row.get("label", label) == label]
+    rows = [row for _, row in lines]
     if "split" not in columns or not rows:
-        raise DataError(f"{path}: no list of AVSBench clips: a column split and rows are needed.")
+        message = f"{path}: no list of AVSBench clips: a column split and rows are needed."
+        raise DataError(message, hint=other_form(path))
     category = next((name for name in ("category", "a_obj") if name in columns), "category")
     spelt = {row.get(category, "") for row in rows}
     clips: dict[str, ListedClip] = {}
     misspelt, splits = [], {}
-    for row in rows:
+    for number, row in lines:
         name, split, own = row[columns[0]], row.get("split", ""), row.get(category, "")
         if split not in SPLITS or not name or not _is_plain(name):
-            raise DataError(f"{path}: {name[:80]!r} in split {split[:80]!r} is no clip of AVSBench.")
+            message = f"{path}, line {number}: {name[:80]!r} in split {split[:80]!r} is no clip of AVSBench."
+            raise DataError(message, hint="Correct the row, or take the official file.")
         if not _is_plain(own):  # a folder's name in S4
-            raise DataError(f"{path}: {own[:80]!r} of {name!r} is no category of AVSBench.")
+            message = f"{path}, line {number}: {own[:80]!r} of {name!r} is no category of AVSBench."
+            raise DataError(message, hint="Correct the row, or take the official file.")
         mended = own.replace(" ", "") if own.replace(" ", "") in spelt else own
         if mended != own:
             misspelt.append(f"{name} {own!r}")

@@ -18,7 +18,6 @@ Columns of forms with a header are found by name, in any order.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avfewshot.data.dataset import DatasetReport
-from avfewshot.data.rows import clip_id, normalise_split, read_csv, read_text, seconds, youtube_id
+from avfewshot.data.rows import clip_id, normalise_split, other_form, read_csv, read_json_text, seconds, youtube_id
 from avfewshot.errors import DataError
 
 _CATEGORY = ("category", "cls_name", "class")
@@ -77,10 +76,10 @@ def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None
     else:
         table = read_csv(path)
         if not table:
-            raise DataError(f"{path}: the file is empty.")
+            raise DataError(f"{path}: the file is empty.", hint="Take the official file.")
         result = _read_headed(path, table, split, report) or _read_plain(path, table, split, report)
     if not result.rows:
-        raise DataError(f"{path}: no row of the form {result.form!r} can be read.")
+        raise DataError(f"{path}: no row of the form {result.form!r} can be read.", hint=other_form(path))
     return result
 
 
@@ -111,7 +110,8 @@ def _read_headed(
         category, bits = _column(columns, _CATEGORY), _column(columns, _SEGMENTS)
         form = "ovave-csv" if "vid_name" in columns else "avel" if bits is None else "avel-labels"
     if category is None:
-        raise DataError(f"{path}: the header {','.join(header)} names no class column ({', '.join(_CATEGORY)}).")
+        message = f"{path}: the header {','.join(header)} names no class column."
+        raise DataError(message, hint=f"Call the column of the classes {', '.join(_CATEGORY[:-1])} or {_CATEGORY[-1]}.")
     where = columns.get("split")
     rows: list[ClipRow] = []
     with report.collect(f"{path.name}: ") as remark:
@@ -143,7 +143,7 @@ def _read_plain(
     for line, cells in table:
         if form == "vggsound" and len(cells) == 4:
             start, part = seconds(cells[1]), normalise_split(cells[3])
-            if cells[0] and start is not None and part and cells[2]:
+            if cells[0] and start is not None and start < 1e6 and part and cells[2]:
                 video = clip_id(cells[0])
                 name = f"{video}_{round(start):06d}"
                 rows.append(ClipRow(line, name, cells[2], part, youtube_id(video), start))
@@ -171,12 +171,10 @@ def _read_json(path: Path, split: str | None, report: DatasetReport) -> ClipList
             repeated.extend(key for key, count in Counter(key for key, _ in items).items() if count > 1)
         return made
 
-    try:
-        entries = json.loads(read_text(path), object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}.") from error
+    entries = read_json_text(path, object_pairs_hook=pairs)
     if not isinstance(entries, dict):
-        raise DataError(f'{path}: expected {{"ID": {{"category": ..., "label": "[0, 1, ...]"}}, ...}}.')
+        message = f'{path}: expected {{"ID": {{"category": ..., "label": "[0, 1, ...]"}}, ...}}.'
+        raise DataError(message, hint=other_form(path))
     message = f"{path.name}: clips listed more than once; the last counts."
     report.note("warning", "repeated-ids", message, repeated)
     rows: list[ClipRow] = []

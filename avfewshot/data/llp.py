@@ -16,7 +16,7 @@ from avfewshot.data.annotations import OTHER_CLASSES, locate, make_dataset
 from avfewshot.data.class_names import ClassNames
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Event, Sample, repeated
 from avfewshot.data.description import Description
-from avfewshot.data.rows import clip_id, read_csv, seconds, youtube_id
+from avfewshot.data.rows import clip_id, other_form, read_csv, seconds, youtube_id
 from avfewshot.errors import DataError
 
 _NAME = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?:\.\d+)?)")
@@ -47,6 +47,9 @@ def load_llp(description: Description, root: str | Path) -> Dataset:
         role = f"{modality}_events"
         if path := annotations.files.get(role):
             counts[role] = _read_events(path, modality, names, description, events, report)
+            if not any(event.modality == modality for clip in events.values() for event in clip):
+                message = f"{path.name} has no event of a clip that is listed. {other_form(path)}"
+                report.add("warning", "no-events", message)
         elif official := description.file(role):
             message = f"{official.names[0]} is not there: no {modality} events per second. Clip labels need none."
             report.add("info", "no-events", message)
@@ -66,10 +69,8 @@ def load_llp(description: Description, root: str | Path) -> Dataset:
 
 
 def _rows(path: Path, columns: int, report: DatasetReport) -> tuple[list[tuple[int, list[str]]], int]:
-    """Rows with the right number of cells, without the header, and the number of all rows."""
-    rows = read_csv(path, delimiter="\t")
-    if rows and rows[0][1][0].lower() == "filename":
-        rows = rows[1:]
+    """Rows with the right number of cells, without headers (joined files have several), and the number of all rows."""
+    rows = [(number, row) for number, row in read_csv(path, delimiter="\t") if row[0].lower() != "filename"]
     good = [(number, [clip_id(row[0]), *row[1:]]) for number, row in rows if len(row) == columns and all(row)]
     bad = [f"{path.name}:{number} {' '.join(row)[:80]}" for number, row in rows if len(row) != columns or not all(row)]
     report.note("warning", "malformed-rows", f"{path.name}: rows without {columns} cells, left out.", bad)
@@ -113,7 +114,8 @@ def _read_split(path: Path, split: str, names: ClassNames, report: DatasetReport
                 end=seconds(match["end"]) if match else None,
             )
     if not samples:
-        raise DataError(f"{path}: no row of the form filename<TAB>label,label with known labels.", hint=OTHER_CLASSES)
+        hint = OTHER_CLASSES if rows else other_form(path)
+        raise DataError(f"{path}: no row of the form filename<TAB>label,label with known labels.", hint=hint)
     return list(samples.values()), total
 
 
@@ -148,7 +150,11 @@ def _read_events(
             elif label is None:
                 remark("error", "unknown-classes", "labels that are not in the data set, left out.", place)
             elif name in events:
-                events[name].append(Event(label, onset, min(offset, float(description.segments)), modality))
+                total = float(description.segments)
+                if offset > total:
+                    remark("warning", "event-bounds", f"events outside of 0 to {total:g} seconds, cut.", place)
+                if onset < total:
+                    events[name].append(Event(label, onset, min(offset, total), modality))
             read.add(tuple(row))
         for name in sorted(strangers):
             remark("info", "in-no-split", "events of clips that are in no split, left out.", name)

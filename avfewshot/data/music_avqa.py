@@ -18,7 +18,7 @@ from typing import Any
 from avfewshot.data.annotations import Annotations, locate, make_dataset
 from avfewshot.data.dataset import SPLITS, Dataset, DatasetReport, Sample
 from avfewshot.data.description import ClassEntry, Description, load_description
-from avfewshot.data.rows import read_text
+from avfewshot.data.rows import other_form, read_json_text
 from avfewshot.errors import DataError, UsageError
 
 VERSIONS = ("update", "original")
@@ -84,12 +84,9 @@ def read_questions(path: str | Path, split: str = "") -> list[Question]:
         DataError: It is no list of questions; the message names the first faulty entry.
     """
     path = Path(path)
-    try:
-        rows = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}.") from error
+    rows = read_json_text(path)
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: holds no list of questions.")
+        raise DataError(f"{path}: holds no list of questions.", hint=other_form(path))
     return [
         _question(row, split, f"{path}: entry {number}")
         for number, row in enumerate(rows)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from avfewshot.errors import DataError
 from avfewshot.media.discover import MEDIA_SUFFIXES
-from avfewshot.text import visible
+from avfewshot.text import printable, visible
 
 _MOST_BYTES = 1 << 28  # the largest known list takes 11 MB
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -18,7 +20,7 @@ _ADDRESS = re.compile(r"https?://(?:\S*[?&]v=|\S*/)([A-Za-z0-9_-]{11})(?:[&?#]\S
 
 
 def read_text(path: str | Path) -> str:
-    """The text of an annotation file, without a byte order mark and invisible characters.
+    """The text of an annotation file, without a byte order mark, NUL bytes and invisible characters.
 
     Raises:
         DataError: It cannot be read or is not UTF-8.
@@ -26,7 +28,7 @@ def read_text(path: str | Path) -> str:
     try:
         if os.stat(path).st_size > _MOST_BYTES:
             raise DataError(f"{path}: more than {_MOST_BYTES >> 20} MiB are too many for an annotation file.")
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig").replace("\0", "")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
@@ -49,20 +51,40 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str
     Raises:
         DataError: It cannot be read as CSV.
     """
-    reader = csv.reader(io.StringIO(read_text(path).replace("\0", ""), newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}.", hint=other_form(path)) from error
+
+
+def read_json_text(path: str | Path, **options: Any) -> Any:
+    """What an annotation file in JSON holds; `options` are those of :func:`json.loads`.
+
+    Raises:
+        DataError: It cannot be read as JSON.
+    """
+    try:
+        document = json.loads(read_text(path), **options)
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair can be written nowhere
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON ({error}).", hint=other_form(path)) from error
+    return document
+
+
+def other_form(path: str | Path) -> str:
+    """A hint for a file of another form: its beginning shows a page of an error, say, or a pointer of Git LFS."""
+    begin = next((f"begins with {printable(line[:60])}" for _, line in read_lines(path)), "is empty")
+    return f"It {begin}; take the official file."
 
 
 def clip_id(text: str) -> str:
-    """An id as a list has it, without quotation marks, the suffix of a file or the rest of an address."""
+    """An id as a list has it, without quotation marks, folders and suffix of a file or the rest of an address."""
     text = text.strip("\"' ")
     if match := _ADDRESS.fullmatch(text):
         return match[1]
     stem, suffix = os.path.splitext(text)
-    return stem if suffix.lower() in MEDIA_SUFFIXES else text
+    return re.split(r"[/\\]", stem)[-1] if suffix.lower() in MEDIA_SUFFIXES else text
 
 
 def youtube_id(text: str) -> str | None:
