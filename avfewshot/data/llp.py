@@ -150,11 +150,11 @@ def _read_events(
             elif label is None:
                 remark("error", "unknown-classes", "labels that are not in the data set, left out.", place)
             elif name in events:
-                total = float(description.segments)
-                if offset > total:
-                    remark("warning", "event-bounds", f"events outside of 0 to {total:g} seconds, cut.", place)
-                if onset < total:
-                    events[name].append(Event(label, onset, min(offset, total), modality))
+                end = float(description.segments)
+                if offset > end:
+                    remark("warning", "event-bounds", f"events outside of 0 to {end:g} seconds, cut.", place)
+                if onset < end:
+                    events[name].append(Event(label, onset, min(offset, end), modality))
             read.add(tuple(row))
         for name in sorted(strangers):
             remark("info", "in-no-split", "events of clips that are in no split, left out.", name)
