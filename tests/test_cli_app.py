@@ -62,7 +62,7 @@ MISUSE = "zeroshot --label a --topk 0 --backbone tinny nothing-*.mp4"
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
-        ("from avfewshot.media import find_media", {"torch", "av"}),
+        ("from avfewshot.media.discover import find_media", {"torch", "av"}),
         ("from avfewshot.media import decoder_process", {"torch"}),
         ("import avfewshot.config", {"torch", "numpy", "av"}),
         (f"from avfewshot.cli.app import run; assert run({MISUSE.split()}) == 2", {"torch"}),

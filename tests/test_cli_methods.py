@@ -565,7 +565,7 @@ def test_an_ablation_trains_each_row_and_goes_on(kind, keys, switched, avfs, wor
 
 
 def test_a_sweep_draws_a_line_for_each_factor_through_the_same_middle(avfs, world, monkeypatch):
-    monkeypatch.setattr("avfewshot.cli.compare_ablation.SWEEP", (0.0, 0.2))
+    monkeypatch.setattr("avfewshot.cli.compare_grid.SWEEP", (0.0, 0.2))
     avfs("compare", "--data", "my_clips", "--ablate", "factors", "--shots", "1", "--seeds", "1", "--max-steps", "1")
     folder = world / "runs" / "compare" / "folder-factors"
     assert json.loads((folder / "compare.json").read_text())["ablation"]["rows"] == {

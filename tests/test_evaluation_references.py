@@ -53,27 +53,24 @@ def test_trivial_answers_for_seconds_by_hand():
 
 def test_ceilings_for_several_labels_by_hand():
     truth = targets([[0], [0, 1], [0, 2], [1]], multi_label=True)
-    usual, given, sets = ceilings(TASKS["llp_cls"], truth, unanswered=("b", "c"))
+    usual, sets = ceilings(TASKS["llp_cls"], truth)
     assert usual.classes == ("a",)  # the lowest label of most clips
     assert has(usual, published_top1=0.25, hit_at_1=0.75, random_label_top1_expected=(0 + 0.5 + 0.5 + 1) / 4)
-    assert (given.classes, given.title) == (("b", "c"), "never answering b, c")
-    assert has(given, hit_at_1=0.75, published_top1=0.75)
+    assert usual.title == "never answering a"
     assert has(sets, random_label_top1_expected=(1 + 0.5 + 0.5 + 1) / 4)
 
 
-def test_ceilings_for_one_label_are_given_for_unanswered_classes_and_clips_under_several_classes_alone():
+def test_ceilings_for_one_label_are_given_for_clips_under_several_classes_alone():
     truth = targets([[0], [0], [1], [2]])
     assert ceilings(TASKS["ave_cls"], truth) == ()
-    (found,) = ceilings(TASKS["ave_cls"], truth, unanswered=("a",))
-    assert found.values == {"top1": 0.5}
     (found,) = ceilings(TASKS["ave_cls"], targets([[0], [1], [2]], ids=("x", "y", "x")))
     assert (found.key, found.values) == ("repeated_clips", {"top1": pytest.approx(2 / 3)})
     assert ceilings(TASKS["ave_cls"], targets([[0], [1], [0]], ids=("x", "y", "x"))) == ()
     seconds = targets([[0], [1]], ids=("x", "x"), segments=np.array([[0, 0, 3], [1, 3, 3]]))
     assert ceilings(TASKS["ave"], seconds)[-1].values == {"segment_accuracy": pytest.approx(4 / 6)}
     never = targets([[0], [1]], segments=np.array([[3, 3], [3, 3]]))
-    found = by_key(ceilings(TASKS["ave"], never, unanswered=("c",)))
-    assert found["without"].values == {"segment_accuracy": 1.0}  # no seconds with events to speak of
+    found = by_key(ceilings(TASKS["ave"], never))
+    assert found["without"].values == {"segment_accuracy": 0.0}  # no seconds with events to speak of
 
 
 def test_llp_always_answering_speech_scores_52_never_answering_it_at_most_48_and_knowing_all_the_ceilings():

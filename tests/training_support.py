@@ -11,7 +11,7 @@ import torch
 from standin_towers import StandInTower
 
 from avfewshot.config import TrainingConfig
-from avfewshot.data.clip_source import LabelledClip, check_place, share
+from avfewshot.data.clip_source import LabelledClip, share
 from avfewshot.errors import MediaError, explain
 from avfewshot.evaluation.observer import Observer
 from avfewshot.inference.logits import ClassTexts
@@ -108,7 +108,6 @@ class MemorySource:
     def stream(
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[LabelledClip | Failure]:
-        check_place(rank, world, start)
         order = range(len(self)) if seed is None else epoch_order(len(self), seed=seed, epoch=epoch)
         for index in list(order)[rank::world][start:]:
             path = self.paths[index]

@@ -115,9 +115,6 @@ def make_dataset(
 
     `rows` counts the data rows of the files by role, `form` names the form of the annotation files for people;
     `classes` are those of the description unless given.
-
-    Raises:
-        DataError: There are no samples.
     """
     samples = tuple(sorted(samples, key=lambda sample: SPLITS.index(sample.split)))
     if not samples:

@@ -26,12 +26,7 @@ class _Row(NamedTuple):
 
 
 def load_ave(description: Description, root: str | Path) -> Dataset:
-    """Read AVE, or a data set in its layout, without media; ``segments`` hold the class in the seconds of its event.
-
-    Raises:
-        UsageError: The root is not a folder.
-        DataError: Annotation files are missing, or no row of a split can be read.
-    """
+    """Read AVE, or a data set in its layout, without media; ``segments`` hold the class in the seconds of its event."""
     annotations = locate(description, root)
     report = DatasetReport()
     names = ClassNames(description.class_names)

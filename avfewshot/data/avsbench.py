@@ -68,9 +68,6 @@ def read_list(path: Path, subset: str) -> tuple[list[ListedClip], DatasetReport]
     """Read ``s4_meta_data.csv``, ``ms3_meta_data.csv``, or the rows of a subset in the joint ``metadata.csv``.
 
     What is odd is mended and reported: misspelt categories, repeated ids, videos in more than one split.
-
-    Raises:
-        DataError: It is none of these.
     """
     table = read_csv(path)
     columns = table[0][1] if table else []
@@ -143,10 +140,6 @@ def avsbench_dataset(description: Description, root: str | Path, *, find_media: 
     """The same for ``avfs data check``: every listed clip, the complete ones with the path of their sound.
 
     Classes are those of the list, in MS3 everything that sounds; none where the list does not say.
-
-    Raises:
-        UsageError: The root is not a folder.
-        DataError: There is no list.
     """
     subset = next(name for name, (dataset, _) in SUBSETS.items() if dataset == description.name)
     annotations = locate(description, root)

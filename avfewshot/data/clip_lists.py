@@ -66,9 +66,6 @@ def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None
     """Read a list of clips in any form: JSON where its suffix says so, otherwise CSV.
 
     `split` is that of forms that do not name one; `report` gets a finding for every kind of row that cannot be read.
-
-    Raises:
-        DataError: The file cannot be read, is in none of the forms, or no row of it can be read.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from avfewshot.data.dataset import Dataset, Sample, rank_key
-from avfewshot.errors import UsageError, explain
+from avfewshot.errors import explain
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import IsolatedReader, ordered_map
 
@@ -48,9 +48,6 @@ class Source(Protocol[T_co]):
 
         `seed` None keeps the order of the files; the first `start` items of this stream are left out without being
         decoded.
-
-        Raises:
-            UsageError: There is no such rank, or `start` is negative.
         """
         ...
 
@@ -66,20 +63,11 @@ class ClipSource(Source["LabelledClip | Failure"], Protocol):
         ...
 
 
-def check_place(rank: int, world: int, start: int) -> None:
-    """Raise :class:`~avfewshot.errors.UsageError` unless ``0 <= rank < world`` and ``start >= 0``."""
-    if not 0 <= rank < world:
-        raise UsageError(f"There is no rank {rank} of {world}.", hint="Ranks count from 0.")
-    if start < 0:
-        raise UsageError(f"A stream cannot start at clip {start}.", hint="0 is its beginning.")
-
-
 def share(total: int, rank: int, world: int) -> int:
     """How many of `total` clips a rank gets; two ranks differ by one at most, the first ones have more.
 
     A training that needs equal numbers of steps uses ``total // world`` clips of each rank.
     """
-    check_place(rank, world, 0)
     return total // world + (rank < total % world)
 
 
@@ -121,7 +109,6 @@ class RawSource:
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[LabelledClip | Failure]:
         """See :meth:`ClipSource.stream`."""
-        check_place(rank, world, start)
         order = list(range(len(self))) if seed is None else self.order(seed, epoch)
         return ordered_map(self._decode, order[rank::world][start:], workers=self._threads)
 

@@ -181,10 +181,7 @@ class Dataset:
     def segment_labels(self, sample: Sample, num_segments: int | None = None) -> npt.NDArray[np.int64]:
         """Class per second of one sample, int64 ``[T]``, :attr:`background` where nothing happens.
 
-        T is `num_segments`, by default that of the data set.
-
-        Raises:
-            ValueError: The sample has no labels per second.
+        T is `num_segments`, by default that of the data set; a ValueError where there are no such labels.
         """
         if sample.segments is None:
             raise ValueError(f"{self.name} has no labels per second for {sample.id}.")

@@ -229,11 +229,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def dataset_of_task(task: str) -> str:
-    """The name of the data set that a task uses; a data set's own name is accepted as well.
-
-    Raises:
-        UsageError: There is no such task.
-    """
+    """The name of the data set that a task (or a data set's own name) uses; a :class:`UsageError` if there is none."""
     for description in all_descriptions():
         if task in description.tasks or task == description.name:
             return description.name
@@ -242,11 +238,7 @@ def dataset_of_task(task: str) -> str:
 
 
 def read_description(path: str | Path) -> Description:
-    """Read and check one description file.
-
-    Raises:
-        DataError: It cannot be read or is faulty; the message lists all faults.
-    """
+    """Read and check one description file; a :class:`DataError` lists all faults."""
     path = Path(path)
     try:
         stat = path.stat()

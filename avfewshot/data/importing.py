@@ -177,11 +177,7 @@ class ClassFolders:
             self._named[path.stem].append(path)
 
     def add(self, stretch: Stretch) -> bool:
-        """Cut a stretch; False: it was there already.
-
-        Raises:
-            AvfsError: The clip is missing or cannot be read, there are several, or the label makes no folder.
-        """
+        """Cut a stretch, False: it was there already; an :class:`AvfsError` where its clip or label cannot be used."""
         source, folder = self._find(stretch.clip), self._root / folder_name(stretch.label)
         if not folder.resolve().is_relative_to(self._root.resolve()):
             raise UsageError(f"{folder}: leads out of {self._root}.", hint="Remove the link.")

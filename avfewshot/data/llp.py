@@ -27,10 +27,6 @@ def load_llp(description: Description, root: str | Path) -> Dataset:
 
     ``labels`` are those of the split files; ``events`` those of the evaluation files, with modality ``audio`` or
     ``visual``, empty for training clips.
-
-    Raises:
-        UsageError: The root is not a folder.
-        DataError: Annotation files are missing, or no row of a split can be read.
     """
     annotations = locate(description, root)
     report = DatasetReport()

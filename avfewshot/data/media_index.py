@@ -42,11 +42,7 @@ class MediaIndex:
     """
 
     def __init__(self, folders: Sequence[str | Path], ids: Iterable[str] = ()) -> None:
-        """Index all media files below some folders, symbolic links followed, hidden folders left out.
-
-        Raises:
-            UsageError: One of them is not a folder.
-        """
+        """Index all media files below folders, links followed, hidden ones left out; else a :class:`UsageError`."""
         if missing := [folder for folder in folders if not Path(folder).is_dir()]:
             message = f"The media folder {missing[0]} does not exist."
             raise UsageError(message, hint="Give a folder that holds the clips.")

@@ -78,11 +78,7 @@ def split_words(text: str) -> list[str]:
 
 
 def read_questions(path: str | Path, split: str = "") -> list[Question]:
-    """Read a question file.
-
-    Raises:
-        DataError: It is no list of questions; the message names the first faulty entry.
-    """
+    """Read a question file."""
     path = Path(path)
     rows = read_json_text(path)
     if not isinstance(rows, list) or not rows:
@@ -155,12 +151,7 @@ def _read(
 def avqa_dataset(
     description: Description, root: str | Path, media: Sequence[str | Path] = (), *, find_media: bool = True
 ) -> Dataset:
-    """The same for ``avfs data check``: a sample a question, its id the video, its class the answer.
-
-    Raises:
-        UsageError: The root is not a folder.
-        DataError: Lists are missing or damaged.
-    """
+    """The same for ``avfs data check``: a sample a question, its id the video, its class the answer."""
     read, annotations = _read(description, root, None, media, find_media)
     answers = answer_list(question for part in read.questions.values() for question in part)
     index = {answer: number for number, answer in enumerate(answers)}

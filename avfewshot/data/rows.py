@@ -20,11 +20,7 @@ _ADDRESS = re.compile(r"https?://(?:\S*[?&]v=|\S*/)([A-Za-z0-9_-]{11})(?:[&?#]\S
 
 
 def read_text(path: str | Path) -> str:
-    """The text of an annotation file, without a byte order mark, NUL bytes and invisible characters.
-
-    Raises:
-        DataError: It cannot be read or is not UTF-8.
-    """
+    """The text of an annotation file, without byte order mark, NULs and what is invisible; or a :class:`DataError`."""
     try:
         if os.stat(path).st_size > _MOST_BYTES:
             raise DataError(f"{path}: more than {_MOST_BYTES >> 20} MiB are too many for an annotation file.")
@@ -46,11 +42,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    """Rows of a CSV file with the number of their last line, blank rows left out and cells stripped.
-
-    Raises:
-        DataError: It cannot be read as CSV.
-    """
+    """Rows of a CSV file with the number of their last line, blank ones left out, cells stripped; see `read_text`."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from avfewshot.data.dataset import Dataset, Sample, ranked
-from avfewshot.errors import DataError, UsageError, some
+from avfewshot.errors import DataError, some
 
 ALGORITHM = "nested-1"
-SAMPLERS = ("nested", "first-k")
 VALIDATION_SHOTS = 4  # CoOp's: min(k, 4) validation clips a class
 
 
@@ -137,26 +136,18 @@ def draw_support(
     sampler: str = "nested",
     multi_label: bool = False,
     only_available: bool = False,
-    keep_overlap: bool = False,
 ) -> Support:
     """Draw k = `shots` clips per class from the training split; a class with fewer clips is used whole.
 
     Clips without any second of their event (AVE has one, OV-AVEBench thousands) are not drawn by ``nested``;
     ``first-k`` draws the first rows of the file, without a seed. With `multi_label` a clip may stand for several
     classes; else only clips with a single label are drawn, as published for LLP. With `only_available` the next in rank
-    replaces a clip without media; with `keep_overlap` clips are drawn whose videos are in the test split, too, as the
-    published protocols do.
+    replaces a clip without media.
 
     Raises:
-        UsageError: `shots` is less than 1, or the sampler is unknown.
         DataError: There is nothing to draw from.
     """
-    if shots < 1:
-        message = f"A support needs at least 1 shot per class, not {shots}."
-        raise UsageError(message, hint="Without any: avfs zeroshot --task TASK.")
-    if sampler not in SAMPLERS:
-        raise UsageError(f"There is no sampler {sampler!r}.", hint=f"Samplers: {', '.join(SAMPLERS)}.")
-    tested = set() if keep_overlap else {_video(sample) for sample in dataset.split("test")}
+    tested = {_video(sample) for sample in dataset.split("test")}
     orders = _orders(dataset, sampler, multi_label, seed)
     replaced = [sample.id for order in orders for sample in order[:shots] if only_available and sample.path is None]
     chosen, short, overlapping, drawn = _draw(dataset.classes, orders, shots, tested, only_available)
@@ -193,17 +184,9 @@ def draw_validation(
 
     `count` is of clips a class; None: min(`shots`, 4), as CoOp does; 0: none; ``"all"``: the whole val split. No video
     of the clips of `support` is drawn. The draws are nested like supports.
-
-    Raises:
-        UsageError: `count` is negative, or ``"all"`` without a val split.
     """
     split = "val" if dataset.split("val") else "train"
     wanted = min(shots, VALIDATION_SHOTS) if count is None else count
-    if wanted != "all" and wanted < 0:
-        raise UsageError(f"There cannot be {wanted} validation clips a class.", hint="0 is none.")
-    if wanted == "all" and split != "val":
-        message = f"{dataset.description.title} has no val split to use whole."
-        raise UsageError(message, hint="Give a number of clips per class.")
     taken = {_video(sample) for sample in (*dataset.split("test"), *support)}
     if wanted == "all":
         clips = dataset.split(split)

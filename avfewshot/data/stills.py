@@ -1,4 +1,7 @@
-"""Pictures, masks and sound of clips whose seconds are files of their own, as those of AVSBench."""
+"""Pictures, masks and sound of clips whose seconds are files of their own, as those of AVSBench.
+
+What cannot be read is a :class:`~avfewshot.errors.MediaError`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Decode a picture; a :class:`~avfewshot.errors.MediaError` where it cannot be."""
+    """Decode a picture."""
     try:
         with Image.open(path) as picture:
             picture.load()
@@ -30,11 +33,7 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def read_mask(path: str | Path, size: int) -> np.ndarray:
-    """Read a mask, bool ``[size, size]``: 1-bit, grey or palette pictures, foreground being what is light.
-
-    Raises:
-        MediaError: It is no picture, or has more than two values.
-    """
+    """Read a mask of two values, bool ``[size, size]``: 1-bit, grey or palette, foreground being what is light."""
     picture = read_picture(path)
     values = np.asarray(picture if picture.mode in ("1", "L", "P") else picture.convert("L"))
     palette = picture.getpalette("RGB") if picture.mode == "P" else None
@@ -51,11 +50,7 @@ def read_mask(path: str | Path, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def read_masks(clip: MaskedClip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of a clip, bool ``[5, size, size]``, and which of its seconds have one, bool ``[5]``.
-
-    Raises:
-        MediaError: A mask cannot be read.
-    """
+    """Masks of a clip, bool ``[5, size, size]``, and which of its seconds have one, bool ``[5]``."""
     import torch
 
     masks = [np.zeros((size, size), bool) if path is None else read_mask(path, size) for path in clip.masks]
@@ -66,9 +61,6 @@ def read_stills(frames: Sequence[Path], audio: Path | None, size: int) -> Clip:
     """Read the pictures and the sound of a clip.
 
     Pictures are brought to ``size x size`` whole, as their masks are, with nothing cut off.
-
-    Raises:
-        MediaError: A file cannot be read.
     """
     import torch
 

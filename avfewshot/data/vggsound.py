@@ -25,10 +25,6 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
 
     Where the description names no classes, they come from the list, in the order of the categories file if there is one
     and alphabetically otherwise. `list_file` is read instead of the list below `root`, in any known form.
-
-    Raises:
-        UsageError: The root is not a folder, or `list_file` does not exist.
-        DataError: The list is missing or cannot be read.
     """
     report = DatasetReport()
     annotations = _annotations(description, root, list_file)

@@ -34,7 +34,6 @@ def evaluate_systems(
     *,
     replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
-    unanswered: Sequence[str] = (),
 ) -> tuple[dict[str, TaskResult], Comparison]:
     """Judge several systems on the same clips and compare each pair of them.
 
@@ -47,7 +46,6 @@ def evaluate_systems(
         systems: Name -> predictions, in the order of the table.
         replicates: Bootstrap samples behind the intervals; 0: no intervals.
         seed: Of the bootstrap and of drawn labels.
-        unanswered: Classes that a system cannot answer; a ceiling says what that costs.
 
     Returns:
         The result of each system, and the table that compares them; its columns are the figures that all have.
@@ -58,7 +56,7 @@ def evaluate_systems(
     """
     judged = find_task(task)
     counts = bootstrap.resample(targets.groups(), replicates, seed)
-    trivial, bounds = baselines(judged, targets, seed=seed), ceilings(judged, targets, unanswered=unanswered)
+    trivial, bounds = baselines(judged, targets, seed=seed), ceilings(judged, targets)
     headline = judged.headline_for(targets.multi_label)
     results: dict[str, TaskResult] = {}
     values: dict[str, dict[str, tuple[float, Floats]]] = {}

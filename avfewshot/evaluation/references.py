@@ -5,7 +5,7 @@ A figure means little without them: always answering "Speech" scores 52 % by LLP
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -88,23 +88,18 @@ def distinct(references: Iterable[Reference]) -> tuple[Reference, ...]:
     return tuple({reference.title: reference for reference in references}.values())
 
 
-def ceilings(task: Task, targets: Targets, *, unanswered: Sequence[str] = ()) -> tuple[Reference, ...]:
+def ceilings(task: Task, targets: Targets) -> tuple[Reference, ...]:
     """Figures that cannot be exceeded under a condition that the titles name.
 
-    Never answering `unanswered`; never answering background (seconds), or the class that most published targets name
-    (several labels); knowing all labels of a clip but not which one is drawn; and one answer for clips that are listed
-    under several classes, where there are any. A :class:`ValueError` says that a class does not exist.
+    Never answering background (seconds), or the class that most published targets name (several labels); knowing all
+    labels of a clip but not which one is drawn; and one answer for clips that are listed under several classes, where
+    there are any.
     """
-    names = class_names(task, targets)
-    if strangers := [name for name in unanswered if name not in names]:
-        raise ValueError(f"Not classes of the task: {', '.join(strangers)}.")
-    usual: tuple[str, ...] = ()
+    found = []
     if task.per_second:
-        usual = (BACKGROUND,)
+        found.append(_without(task, targets, BACKGROUND))
     elif targets.multi_label and task.published_top1:
-        usual = (targets.classes[int(np.bincount(targets.lowest_labels).argmax())],)
-    found = [_without(task, targets, without) for without in dict.fromkeys([usual, tuple(unanswered)]) if without]
-    if targets.multi_label and task.published_top1:
+        found.append(_without(task, targets, targets.classes[int(np.bincount(targets.lowest_labels).argmax())]))
         values = {"random_label_top1_expected": float((1 / targets.labels.sum(1)).mean())}
         found.append(Reference("label_sets", "knowing all labels of a clip, on average over draws", values))
     if repeated := _repeated(task, targets):
@@ -125,21 +120,19 @@ def _chance(task: Task, targets: Targets) -> dict[str, float]:
     return values
 
 
-def _without(task: Task, targets: Targets, classes: tuple[str, ...]) -> Reference:
-    """The best figures of answers that never name `classes`."""
-    banned = np.isin(class_names(task, targets), classes)
+def _without(task: Task, targets: Targets, name: str) -> Reference:
+    """The best figures of answers that never give one class."""
+    banned = np.array(class_names(task, targets)) == name
     if task.per_second:
         truth = required_segments(targets)
         possible, events = ~banned[truth], truth != targets.background
         shares = {"segment_accuracy": possible} | ({"event_accuracy": possible[events]} if events.any() else {})
     else:
         hits = (targets.labels & ~banned).any(1)
-        shares = {"hit_at_1" if targets.multi_label else "top1": hits}
-        if targets.multi_label and task.published_top1:
-            shares["published_top1"] = ~banned[targets.lowest_labels]
-            shares["random_label_top1_expected"] = hits / targets.labels.sum(1)
+        shares = {"hit_at_1": hits, "published_top1": ~banned[targets.lowest_labels]}
+        shares["random_label_top1_expected"] = hits / targets.labels.sum(1)
     values = {name: float(share.mean()) for name, share in shares.items()}
-    return Reference("without", f"never answering {', '.join(classes)}", values, classes)
+    return Reference("without", f"never answering {name}", values, (name,))
 
 
 def _repeated(task: Task, targets: Targets) -> Reference | None:

@@ -32,7 +32,7 @@ from avfewshot.data.shards.record import (
     StoredClip,
     entry_path,
 )
-from avfewshot.errors import DataError, UsageError, explain
+from avfewshot.errors import DataError, explain
 from avfewshot.io import atomic_path, sha256_file, sweep_leftovers, write_text
 from avfewshot.media.clip_bytes import encode_picture, encode_sound
 from avfewshot.media.stream import ordered_map
@@ -89,9 +89,6 @@ class Preparation:
 
         It may be interrupted at any time: finished shards stay, the one at hand leaves nothing behind. `distribute` has
         shards written elsewhere, into the same folder; by default this machine decodes with :attr:`jobs` processes.
-
-        Raises:
-            DataError: A shard cannot be written.
         """
         began, folder, index = time.monotonic(), self.folder, self.plan.index
         new: list[ShardEntry] = []
@@ -128,14 +125,9 @@ def prepare(
     `retry` those shards are written anew, too, that lack rejected clips.
 
     Raises:
-        UsageError: There is no such part, or fewer than one worker.
         DataError: The folder holds shards of another plan, or the disk is too small.
     """
-    if workers < 1:
-        raise UsageError(f"--workers {workers} is out of range.", hint="At least 1.")
     number, count = part
-    if not 1 <= number <= count:
-        raise UsageError(f"There is no part {number} of {count}.", hint="Parts are 1/n, 2/n and so on up to n/n.")
     folder = Path(folder)
     shards = plan.shards[number - 1 :: count]
     _claim(folder, plan.index)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from webdataset.filters import shuffle
 
-from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, check_place, share
+from avfewshot.data.clip_source import DEFAULT_THREADS, LabelledClip, share
 from avfewshot.data.dataset import rank_key
 from avfewshot.data.shards.record import ClipRecord, DamagedClipError, ShardEntry, ShardIndex, StoredClip
 from avfewshot.errors import DataError, UsageError, explain, some
@@ -93,9 +93,6 @@ class ShardSet:
         """The clips of a split, decoded ahead by `threads` threads.
 
         `buffer` is of clips to shuffle among, held in memory as they lie on disk; the order depends on it.
-
-        Raises:
-            UsageError: There is no such split.
         """
         entries = [entry for entry in self._entries if entry.split == name]
         if not entries:
@@ -119,8 +116,6 @@ class ShardSource:
     def __init__(
         self, folder: Path, index: ShardIndex, entries: Sequence[ShardEntry], *, threads: int, buffer: int
     ) -> None:
-        if buffer < 1:
-            raise UsageError(f"A buffer of {buffer} clips is out of range.", hint="1 keeps the order of the shards.")
         self._folder, self._index, self._entries = folder, index, tuple(entries)
         self.classes, self.wordings = index.classes, index.wordings
         self._threads, self._buffer = threads, buffer
@@ -143,7 +138,6 @@ class ShardSource:
         self, *, seed: int | None, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0
     ) -> Iterator[LabelledClip | Failure]:
         """See :meth:`~avfewshot.data.clip_source.ClipSource.stream`."""
-        check_place(rank, world, start)
         encoded = self._read(seed, epoch, rank, world)
         if seed is not None and self._buffer > 1:
             mixed = hashlib.blake2b(f"{seed} {epoch} {rank} {world} 0 1".encode(), digest_size=8)

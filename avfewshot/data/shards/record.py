@@ -110,11 +110,7 @@ class ShardIndex:
 
     @classmethod
     def read(cls, folder: Path) -> ShardIndex:
-        """Read and check ``index.json``.
-
-        Raises:
-            DataError: It is missing, not of this form or version, or names files outside of its folder.
-        """
+        """Read and check ``index.json``; a :class:`DataError` where it is missing or not sound."""
         path = folder / INDEX_NAME
         index = _read(cls, path, f"of format {FORMAT}", format=FORMAT)
         names = {shard.name for shard in index.shards}
@@ -169,11 +165,7 @@ class ShardEntry:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> ShardEntry | None:
-        """The entry of the shard `name`, or None where there is none.
-
-        Raises:
-            DataError: It is not of this form, or of another shard.
-        """
+        """The entry of the shard `name`, or None; a :class:`DataError` where it is not sound."""
         path = entry_path(folder, name)
         return _read(cls, path, f"the entry of {name}", name=name) if path.is_file() else None
 
@@ -243,11 +235,7 @@ class ClipRecord:
 
     @classmethod
     def parse(cls, content: bytes) -> ClipRecord:
-        """Read the JSON member.
-
-        Raises:
-            DamagedClipError: It is not JSON, of another version, or has fields that are missing or of the wrong kind.
-        """
+        """Read the JSON member; a :class:`DamagedClipError` where it is not sound."""
         try:
             raw = json.loads(content)
             if not isinstance(raw, dict) or raw.get("version") != VERSION:
