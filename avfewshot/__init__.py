@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,24 +13,11 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["Classifier", "Store", "__version__", "load"]
+_HOMES = {"Classifier": "inference.classifier", "load": "inference.loading", "Store": "store.store"}
 
 
 def __getattr__(name: str) -> Any:
     # torch is imported when the classifier is first asked for, so that `import avfewshot` and `avfs --help` stay quick.
-    if name == "Classifier":
-        from avfewshot.inference.classifier import Classifier
-
-        return Classifier
-    if name == "load":
-        from avfewshot.inference.loading import load
-
-        return load
-    if name == "Store":
-        from avfewshot.store.store import Store
-
-        return Store
-    if name == "__version__":
-        from avfewshot.version import __version__
-
-        return __version__
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return resolve_name(f"avfewshot.{_HOMES.get(name, 'version')}:{name}")

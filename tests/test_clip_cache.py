@@ -20,9 +20,10 @@ from avfewshot.errors import MediaError, UsageError
 from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import atomic_path, cache_dir
-from avfewshot.media import SAMPLE_RATE, read_clip
+from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.media.clip_bytes import DamagedError, decode_clip, encode_clip, encode_sound
 from avfewshot.media.clip_cache import ClipCache
+from avfewshot.media.reader import read_clip
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from media_factory import counter, picture, tone, write_audio, write_media
 
 from avfewshot.errors import MediaError
-from avfewshot.media import ClipReader, read_clip
+from avfewshot.media.reader import ClipReader, read_clip
 
 
 def with_stamps(path: Path, stamps: list[float], size=(96, 64)) -> Path:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from avfewshot import media
 from avfewshot.errors import DataError, UsageError
-from avfewshot.media import MEDIA_SUFFIXES, find_media
+from avfewshot.media.discover import MEDIA_SUFFIXES, find_media
 
 
 @pytest.fixture
@@ -92,12 +91,6 @@ def test_a_folder_under_two_names_is_read_under_both_and_a_web_of_links_ends(tre
 def test_suffixes_are_lower_case_and_of_both_kinds():
     assert {".mp4", ".mkv", ".wav", ".mp3", ".flac", ".m4a"} <= MEDIA_SUFFIXES
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in MEDIA_SUFFIXES)
-
-
-def test_every_public_name_can_be_imported():
-    assert all(getattr(media, name) is not None for name in media.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = media.nonsense
 
 
 def test_folders_named_like_files_are_folders_and_a_link_to_itself_is_a_file(tmp_path):

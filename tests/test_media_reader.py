@@ -25,10 +25,12 @@ from media_factory import (
 from PIL import Image
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.media import SAMPLE_RATE, Clip, ClipReader, container, read_clip
+from avfewshot.media import container
 from avfewshot.media import frames as frames_module
+from avfewshot.media.clip import SAMPLE_RATE, Clip
 from avfewshot.media.frames import PyavFrames
 from avfewshot.media.picture import fit
+from avfewshot.media.reader import ClipReader, read_clip
 from avfewshot.media.stream import read_isolated
 
 REAL_CLIP = Path(__file__).parents[2] / "shared/data/media/BjCEufrlXm4_20_30.mp4"
@@ -343,7 +345,7 @@ def test_encrypted_tracks_are_named(tmp_path):
 def test_decord_is_imported_when_needed_after_torch_and_keeps_quiet(folder):
     path = make_video(folder, "plain.mp4")
     code = (
-        "import sys; from avfewshot.media import read_clip; early = 'decord' in sys.modules\n"
+        "import sys; from avfewshot.media.reader import read_clip; early = 'decord' in sys.modules\n"
         f"clip = read_clip({str(path)!r}, frame_backend='decord'); print(early, len(clip.frames), clip.warnings)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

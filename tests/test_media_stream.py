@@ -19,8 +19,11 @@ import torch
 from media_factory import strike, tone, write_audio, write_media
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.media import SAMPLE_RATE, Clip, Failure, decoders, iter_clips, read_clip
+from avfewshot.media import decoders
 from avfewshot.media import stream as module
+from avfewshot.media.clip import SAMPLE_RATE, Clip, Failure
+from avfewshot.media.reader import read_clip
+from avfewshot.media.stream import iter_clips
 
 
 @pytest.fixture(autouse=True)
@@ -345,7 +348,7 @@ def test_decoders_are_reused_and_end_with_their_parent(files):
     assert before
     assert running() == before
     code = (
-        "import os, sys; from avfewshot.media import iter_clips\n"
+        "import os, sys; from avfewshot.media.stream import iter_clips\n"
         "list(iter_clips(sys.argv[1:], frame_size=16, workers=1)); from avfewshot.media import decoders\n"
         "print(decoders._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
@@ -368,7 +371,7 @@ def test_decord_has_its_libraries_beside_the_memory_of_a_file(files):
 def test_a_script_without_a_main_guard_can_decode(files, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom avfewshot.media import iter_clips\nprint(len(list(iter_clips(sys.argv[1:]))))\n"
+        "import sys\nfrom avfewshot.media.stream import iter_clips\nprint(len(list(iter_clips(sys.argv[1:]))))\n"
     )
     done = subprocess.run([sys.executable, script, *map(str, files)], capture_output=True, text=True)
     assert done.stdout.split() == ["4"], done.stderr

@@ -37,9 +37,6 @@ def check(
     """Check every file of a backbone, then, if none is missing or damaged, that it loads and encodes two texts.
 
     Paths are those of :func:`~avfewshot.encoders.backbone.build_backbone`; `progress` is told what is being checked.
-
-    Raises:
-        UsageError: The preset is at fault.
     """
     paths = {"clip_weights": clip_weights, "clap_weights": clap_weights, "roberta": roberta}
     progress = progress or (lambda what: None)

@@ -28,7 +28,6 @@ _PATIENCE = 10.0  # seconds to wait for the hub's first answer
 class Fetched:
     """A file after :func:`fetch`."""
 
-    needed: Needed  # what was asked for
     path: Path  # where it lies
     downloaded: bool  # whether it came over the network; False if it was there already
     recorded: str | None = None  # its SHA-256, where none was known: from now on only this file is accepted
@@ -57,9 +56,9 @@ def fetch(
         if present is None:
             message = f"{needed.part}: {needed.source.file} does not exist, and it is not from the hub."
             raise WeightsError(message, hint=preset.how_to_get([needed]))
-        return Fetched(needed, present, downloaded=False)
+        return Fetched(present, downloaded=False)
     if present is not None and _is_whole(needed, present):
-        return Fetched(needed, present, downloaded=False)
+        return Fetched(present, downloaded=False)
     if not allow_http:
         refuse_plain_http(hub_server(), "weights", "or say --allow-http")
     if announce:
@@ -72,7 +71,7 @@ def fetch(
         raise WeightsError(f"{path}: arrived damaged: its SHA-256 is not {expected_sha256(needed, path)}.", hint=hint)
     recorded = expected_sha256(needed, path) is None
     digest = verify(needed, path)
-    return Fetched(needed, path, downloaded=True, recorded=digest if recorded else None)
+    return Fetched(path, downloaded=True, recorded=digest if recorded else None)
 
 
 def refuse_plain_http(server: str, what: str, otherwise: str = "") -> None:

@@ -67,8 +67,7 @@ HTSAT_CONFIGS: Mapping[str, HtsatConfig] = MappingProxyType(
 def htsat_config(name_or_fields: str | Mapping[str, Any]) -> HtsatConfig:
     """A configuration that can be built: by a key of :data:`HTSAT_CONFIGS`, or of fields of :class:`HtsatConfig`.
 
-    Raises:
-        UsageError: No such name, unknown fields, or sizes that do not fit together; all faults at once.
+    A :class:`UsageError` lists all faults.
     """
     if isinstance(name_or_fields, str):
         if name_or_fields not in HTSAT_CONFIGS:
@@ -91,10 +90,6 @@ def build_htsat(name_or_fields: str | Mapping[str, Any]) -> nn.Module:
     """Build laion_clap's own HTS-AT with random weights (from torch's global generator), in evaluation mode.
 
     Its ``config.htsat`` is the configuration, see :func:`htsat_config`.
-
-    Raises:
-        UsageError: The configuration is at fault.
-        AvfsError: laion_clap is not installed or is of an unknown version.
     """
     config = htsat_config(name_or_fields)
 
@@ -116,11 +111,7 @@ def build_htsat(name_or_fields: str | Mapping[str, Any]) -> nn.Module:
 
 
 def load_htsat_module() -> types.ModuleType:
-    """laion_clap's ``clap_module.htsat`` alone, since ``import laion_clap`` asks the network for three tokenizers.
-
-    Raises:
-        AvfsError: laion_clap is not installed or is of an unknown version.
-    """
+    """laion_clap's ``clap_module.htsat`` alone, since ``import laion_clap`` asks the network for three tokenizers."""
     return library_module("laion_clap", "htsat", "clap_module")
 
 

@@ -27,11 +27,7 @@ _LOCK = threading.RLock()
 
 
 def library_module(library: str, module: str, folder: str = "") -> ModuleType:
-    """Import one module of ``"open_clip"`` or ``"laion_clap"`` under a private name; the same one every time.
-
-    Raises:
-        AvfsError: The library is not installed or is of an unknown version.
-    """
+    """Import one module of open_clip or laion_clap under a private name; an :class:`AvfsError` if it is not there."""
     package = f"_avfewshot_{library}"
     name = f"{package}.{module}"
     with _LOCK:

@@ -74,11 +74,7 @@ class PeAudioTower(Encoder):
         self._freeze()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Embed waveforms, float ``[N, S]`` in [-1, 1], each as a whole: ``[N, output_dim]``.
-
-        Raises:
-            ValueError: Another shape, or no sample.
-        """
+        """Embed waveforms, float ``[N, S]`` in [-1, 1], each as a whole: ``[N, output_dim]``."""
         whole = self.head(self.audio_encoder(self._sound(inputs, self.audio_encoder)).pooler_output)
         return F.pad(whole, (0, self.output_dim - self._widths[0]))
 
@@ -134,11 +130,7 @@ class PeTextBranch(TextBranch):
 
 
 def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
-    """Configuration and model of PE-AV, then of PE-A-Frame, as transformers has them.
-
-    Raises:
-        AvfsError: The installed transformers does not have them.
-    """
+    """Configuration and model of PE-AV, then of PE-A-Frame, as transformers has them."""
     try:
         from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
     except ImportError:
@@ -148,11 +140,7 @@ def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
 
 
 def build_pe_av(config_class: Any, model_class: Any, path: Path | None, sizes: dict[str, Any]) -> Any:
-    """A model of transformers by its ``config.json`` or, without one, of these sizes, with random weights.
-
-    Raises:
-        WeightsError: The configuration is damaged or of another model.
-    """
+    """A model of transformers by its ``config.json`` or, without one, of these sizes, with random weights."""
     # transformers writes what its own docstrings lack on the standard output, which belongs to results.
     with contextlib.redirect_stdout(io.StringIO()):
         if path is None:
@@ -179,11 +167,7 @@ def _described(config_class: Any, path: Path) -> dict[str, Any]:
 
 
 def load_pe_av(model: Any, path: Path) -> None:
-    """Copy a file's tensors into a model of :func:`build_pe_av`; parts that share weights may be written down once.
-
-    Raises:
-        WeightsError: See :mod:`avfewshot.encoders.weights.load`.
-    """
+    """Copy a file's tensors into a model of :func:`build_pe_av`; parts that share weights may be written down once."""
     state, twins = read_tensors(path), defaultdict(list)
     for name, tensor in model.state_dict().items():
         twins[tensor.data_ptr()].append(name)

@@ -67,15 +67,11 @@ def recipe(preset: Preset) -> str:
     return combined(json.dumps(said(load_yaml(preset.path)), sort_keys=True, default=str))
 
 
-def walkable_presets() -> list[str]:
-    """Names of the packaged presets that adapters can be trained for."""
-    return [name for name in preset_names() if load_preset(name).walkable]
-
-
 def not_walkable(what: str, backbone: str) -> UsageError:
     """The error for something that works between the blocks of towers, on a backbone whose towers are run whole."""
     message = f"{what}: needs towers that can be walked block by block, and those of {backbone} are run whole."
-    hint = f"Take --backbone {', '.join(walkable_presets())}; or a method on frozen embeddings, as --method auto."
+    names = ", ".join(name for name in preset_names() if load_preset(name).walkable)
+    hint = f"Take --backbone {names}; or a method on frozen embeddings, as --method auto."
     return UsageError(message, hint=hint)
 
 

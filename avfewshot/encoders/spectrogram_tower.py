@@ -29,11 +29,7 @@ def _of_image(name: str) -> Any:
 
 
 class SpectrogramTower(Tower):
-    """Walks an image tower over spectrograms of one-second waveforms, whose modules are shared, not copied.
-
-    Raises:
-        UsageError: The picture does not fit the image tower.
-    """
+    """Walks an image tower over spectrograms of one-second waveforms, whose modules are shared, not copied."""
 
     mlp_block, attn_branch, mlp_branch = map(_of_image, ("mlp_block", "attn_branch", "mlp_branch"))
     time_branch, windows, downsample = map(_of_image, ("time_branch", "windows", "downsample"))
@@ -154,10 +150,8 @@ class SpectrogramTower(Tower):
 def with_released_heads(towers: Any) -> Any:
     """A backbone whose towers are as the released code of STG-CMA runs ViT-B/16: 8 heads, on weights trained with 12.
 
-    The published B/16 figures come from that. The image tower's weights are shared with `towers`, a dataclass.
-
-    Raises:
-        UsageError: The image encoder is another network, or its width is no multiple of 8.
+    The published B/16 figures come from that. The image tower's weights are shared with `towers`, a dataclass. An image
+    encoder of another kind, or of another width than a multiple of 8, is a :class:`UsageError`.
     """
     image, audio = towers.visual, towers.audio
     if not isinstance(image, ClipTower) or image.token_shapes[0][1] % RELEASED_HEADS:

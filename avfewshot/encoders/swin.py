@@ -24,9 +24,6 @@ class SwinTower(WindowTower):
     """Walks timm's ``SwinTransformer``, whose norms stand before attention and MLP.
 
     It is for square images whose grids the windows cover; `mean` and `std` are of their channels, for pixels in [0, 1].
-
-    Raises:
-        UsageError: `swin` is another kind of network.
     """
 
     kind = "SwinTransformer"
@@ -116,11 +113,7 @@ class SwinV2Tower(SwinTower):
 
 
 def load_swin(tower: SwinTower, path: Path, name: str) -> None:
-    """Load timm's weights, with or without the classifier, of this or of an older release.
-
-    Raises:
-        WeightsError: See :mod:`avfewshot.encoders.weights.load`.
-    """
+    """Load timm's weights, with or without the classifier, of this or of an older release."""
     from timm.models import swin_transformer, swin_transformer_v2
 
     library = swin_transformer_v2 if isinstance(tower, SwinV2Tower) else swin_transformer
@@ -133,9 +126,6 @@ def build_swin(name: str, *, pretrained: bool = False, **options: Any) -> SwinTo
     """Build one of timm's by name, such as ``"swinv2_large_window12_192.ms_in22k"``, without its classifier.
 
     The weights are random unless `pretrained`; `options` go to ``timm.create_model``, such as ``img_size``.
-
-    Raises:
-        UsageError: timm has no such model, or it is of another kind.
     """
     import timm
 

@@ -1,7 +1,8 @@
 """Texts to token numbers: CLIP's byte-pair encoding, RoBERTa's, and those of other open_clip models.
 
 Every tokenizer is built from files that are already on this machine. A tokenizer that knows no words maps every text to
-the same tokens, and every label to the same embedding, without any error: its vocabulary is therefore checked.
+the same tokens, and every label to the same embedding, without any error: its vocabulary is therefore checked. Files
+that are missing, damaged or of another model are a :class:`WeightsError`.
 """
 
 from __future__ import annotations
@@ -55,9 +56,6 @@ class ClipTokenizer(TextTokenizer):
 
     Its first line may list the words that the model was trained on (``scripts/make_tiny_bpe.py`` writes it), for
     :meth:`unknown_words`. `options` are further arguments of ``SimpleTokenizer``, from a model's ``tokenizer_kwargs``.
-
-    Raises:
-        WeightsError: The file is missing or not a merge file.
     """
 
     def __init__(
@@ -111,9 +109,6 @@ class RobertaTokenizer(_FileTokenizer):
 
     It is read from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone, with the tokenizers library:
     transformers' class of the same name may be silently empty where its files are not found.
-
-    Raises:
-        WeightsError: A file is damaged, or the vocabulary is not that of the text model.
     """
 
     BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
@@ -174,9 +169,6 @@ class TransformersTokenizer(TextTokenizer):
 
     `vocab_size` is that of the text model: the tokenizer may have fewer, never more; `mode` and `options` are
     open_clip's ``tokenizer_mode`` and ``tokenizer_kwargs``.
-
-    Raises:
-        WeightsError: The files are damaged, or the vocabulary does not fit.
     """
 
     def __init__(
@@ -210,11 +202,7 @@ class TransformersTokenizer(TextTokenizer):
 
 
 class JsonTokenizer(_FileTokenizer):
-    """A tokenizer that one ``tokenizer.json`` describes; `vocab_size` is that of the text model, `pad` pads.
-
-    Raises:
-        WeightsError: The file is damaged, or does not fit the text model, which may have more tokens, never fewer.
-    """
+    """A tokenizer that one ``tokenizer.json`` describes; `vocab_size` is that of the text model, `pad` pads."""
 
     def __init__(self, path: str | Path, vocab_size: int, pad: int, context_length: int = 512) -> None:
         from tokenizers import Tokenizer

@@ -117,9 +117,6 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
     Intervals are over runs and clips together (:func:`~avfewshot.evaluation.bootstrap.over_runs`), those of differences
     paired in both. A system that does the same in every run, such as one without training, keeps the interval over
     clips alone, as does the difference of two such systems.
-
-    Raises:
-        ValueError: There are no runs, or they differ in task, systems, metrics or number of clips.
     """
     identities = [(table.task, table.systems, table.metrics, table.num_clips) for table in comparisons]
     if not identities:

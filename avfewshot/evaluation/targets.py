@@ -54,9 +54,6 @@ def fit_background(
         segments: Labels ``[N, T]``, K for background.
         salience: ``[N, T]``, how sure it is that something happens, for example the best event's logit minus that of a
             background text. A second is an event if its salience is not below the threshold.
-
-    Raises:
-        UsageError: There is no such strategy.
     """
     if name != "threshold":
         return BackgroundRule(name)

@@ -95,9 +95,6 @@ class Embedder:
         """Embed files from their chunks in order, as :func:`avfewshot.media.stream.iter_clips` gives them.
 
         There is one entry a file, in order, as soon as its last segment is embedded.
-
-        Raises:
-            AvfsError: Not even one segment (or window) fits into the device's memory.
         """
         files: deque[_File] = deque()
         whole = self.model.adapters is not None or self.audio_context == "clip"

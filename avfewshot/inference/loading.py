@@ -151,12 +151,7 @@ class TrainedDecision:
 
 
 def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
-    """What a checkpoint says, checked; what it leaves open is as it was trained, with the trained logits alone.
-
-    Raises:
-        DataError: Values are of the wrong type or out of range; all of them are listed.
-        UsageError: Its training configuration is not valid.
-    """
+    """What a checkpoint says, checked; what it leaves open is as it was trained, with the trained logits alone."""
     where = checkpoint.path / CONFIG_NAME
     training = read_training(checkpoint.config.training, where=os.fspath(where))
     given: Mapping[str, Any] = checkpoint.config.decision

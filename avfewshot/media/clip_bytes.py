@@ -147,11 +147,7 @@ def encode_clip(clip: Clip, key: str) -> bytes:
 
 
 def decode_clip(content: bytes, key: str, path: Path) -> Clip:
-    """What :func:`encode_clip` stored, with this path: its frames to the bit, its waveform as :func:`rounded`.
-
-    Raises:
-        DamagedError: The content is damaged or of another clip.
-    """
+    """What :func:`encode_clip` stored, with this path: its frames to the bit, its waveform as :func:`rounded`."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):

@@ -34,9 +34,6 @@ class ClipCache(DiskCache):
         folder: Where entries are kept; the ``clips`` folder of the caches unless told.
         max_bytes: Bound on the sum of all entries; 0 keeps none. A training set that is larger than the bound is mostly
             decoded anew in each epoch: better give it room, or a bound of 0.
-
-    Raises:
-        UsageError: The bound is negative.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:

@@ -270,12 +270,7 @@ class DecordUnfitError(Exception):
 
 
 class DecordFrames:
-    """Pictures of one video track, asked for by time, with the interface of ``PyavFrames``.
-
-    Raises:
-        DecordUnfitError: The file is one of those left to PyAV.
-        UsageError: decord is not installed.
-    """
+    """Pictures of one video track, asked for by time, with the interface of ``PyavFrames``."""
 
     def __init__(self, probe: Probe) -> None:
         decord, track = load_decord(), probe.video
@@ -311,11 +306,7 @@ class DecordFrames:
         self._reader = None
 
     def at(self, limits: Iterable[int]) -> Iterator[np.ndarray]:
-        """Pick pictures, see :meth:`PyavFrames.at`.
-
-        Raises:
-            DecordUnfitError: A picture could not be decoded.
-        """
+        """Pick pictures, see :meth:`PyavFrames.at`."""
         numbers = iter([max(0, bisect.bisect_right(self._stamps, limit) - 1) for limit in limits])
         last: int | None = None
         image: Any = None

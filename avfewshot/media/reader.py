@@ -131,10 +131,6 @@ class ClipReader:
 
         Returns:
             The clip, with the warnings about the file and about this stretch of it.
-
-        Raises:
-            MediaError: Nothing of it can be decoded.
-            ValueError: No such segments.
         """
         start, stop = self.info.stretch(start, stop)
         frames: Any

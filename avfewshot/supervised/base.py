@@ -132,11 +132,7 @@ class SupervisedTask(abc.ABC):
         """
 
     def read_clip(self, path: Path, frame_size: int, frame_backend: str = "auto") -> Clip:
-        """Decode the T seconds of a clip: of its first `window` seconds, spread evenly.
-
-        Raises:
-            AvfsError: It cannot be read.
-        """
+        """Decode the T seconds of a clip: of its first `window` seconds, spread evenly."""
         from avfewshot.data.clip_source import read_start
 
         clip = read_start(path, frame_size=frame_size, seconds=self.window, frame_backend=frame_backend)

@@ -40,11 +40,7 @@ Loaded = tuple[Example, "Clip | dict[str, Tensor]"]  # with its clip where adapt
 
 
 def recipe_of(task: SupervisedTask, config: SupervisedTrainingConfig) -> tuple[str, Recipe]:
-    """The head's name and how it is trained.
-
-    Raises:
-        UsageError: The task has no such head.
-    """
+    """The head's name and how it is trained."""
     name = next(iter(task.heads)) if config.head is None else config.head
     if name not in task.heads:
         guess = did_you_mean(name, task.heads)
@@ -82,11 +78,7 @@ class SupervisedModel(nn.Module):
         return state | {f"towers.{name}": tensor for name, tensor in towers.items()}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`trainable_state` gave.
-
-        Raises:
-            DataError: It does not fit.
-        """
+        """Put back what :meth:`trainable_state` gave."""
         head, towers = (
             {name.removeprefix(part): tensor for name, tensor in state.items() if name.startswith(part)}
             for part in ("head.", "towers.")
@@ -133,11 +125,7 @@ class SupervisedRun:
         return FeatureStore(self.task, kinds, *towers, self.config, self._frame_backend, self.observer)
 
     def examples(self, split: str) -> list[Example]:
-        """The examples of a split that can be used.
-
-        Raises:
-            DataError: There are none, and the split is needed.
-        """
+        """The examples of a split that can be used."""
         if split not in self._usable:
             listed = self.data.splits[split]
             self._usable[split] = self.store.usable(listed, f"features of {split} clips")
@@ -157,11 +145,7 @@ class SupervisedRun:
         return SupervisedModel(towers or AudioVisualModel(self.backbone), head, adapted=self.adapted).to(self.device)
 
     def load(self, examples: Sequence[Example]) -> Generator[Loaded, None, None]:
-        """Examples with what a batch is made of.
-
-        Raises:
-            AvfsError: A clip cannot be read any more.
-        """
+        """Examples with what a batch is made of."""
         if not self.adapted:
             yield from ((example, self.store.get(example.path)) for example in examples)
             return
@@ -224,11 +208,7 @@ class SupervisedRun:
         return SeedOutcome(seed, progress.best_epoch, progress.epoch, dict(progress.best.details), log)
 
     def best_model(self, folder: Path) -> SupervisedModel:
-        """The model that validation chose in the folder of a seed, in evaluation mode.
-
-        Raises:
-            AvfsError: There is none, it is damaged, or it belongs to another backbone.
-        """
+        """The model that validation chose in the folder of a seed, in evaluation mode."""
         checkpoint = load_adapter(folder, self.backbone)
         model = self.build(checkpoint.config.seed)
         model.load_trainable_state(checkpoint.tensors)

@@ -74,9 +74,6 @@ class TrainingState:
         """Put everything back into freshly built objects of the same form.
 
         Gives what could not be restored on this machine, for people; empty if the training goes on bit for bit.
-
-        Raises:
-            AvfsError: Tensors do not fit the model, or another part does not.
         """
         if parts.keys() != self.parts.keys():
             raise DataError(

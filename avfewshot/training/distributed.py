@@ -101,9 +101,6 @@ def gather_batch(
     part with zeros, so that all ranks go the same way. Embeddings of this rank are ``[N, D]``, None when none of its
     samples has the modality; N may differ from rank to rank. Labels are bool ``[N, K]``; masks, bool ``[N]``, are False
     where a sample lacks the modality.
-
-    Raises:
-        ValueError: The ranks differ in their widths.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return GatheredBatch(visual, audio, labels, (_mask(present[0]), _mask(present[1])))

@@ -104,11 +104,7 @@ class Trainer:
         )
 
     def resume(self, found: Resumed) -> list[str]:
-        """Go on from a checkpoint, with the same number of ranks; gives what could not be restored here, for people.
-
-        Raises:
-            AvfsError: It does not fit this training.
-        """
+        """Go on from a checkpoint, with the same number of ranks; gives what could not be restored here, for people."""
         before = found.config.support.get("ranks", 1)
         if before != self.fabric.world_size:
             raise AvfsError(
@@ -218,9 +214,6 @@ class Trainer:
         """Leave the mean gradient of the batches of a step in the parameters; gives their mean loss and its parts.
 
         When memory runs out, micro-batches are halved and the step begins again.
-
-        Raises:
-            AvfsError: Not even one clip fits into the device's memory.
         """
         while True:
             self.runner.prepare()

@@ -123,10 +123,6 @@ class ClapPreset:
         """A module with fresh weights and the names of laion_clap's ``CLAP``, and its tokenizer.
 
         Of `files` only the tokenizer's are looked at; without RoBERTa's, a stand-in for random weights is used.
-
-        Raises:
-            UsageError: The sizes do not fit together.
-            WeightsError: The tokenizer's files are damaged or do not fit the model.
         """
         import torch
         from torch import nn
@@ -164,10 +160,6 @@ class ClapPreset:
 
         Weights are in the layout of LAION or of transformers. The front end is ``"htk"`` for a checkpoint with feature
         fusion, which was trained on it and whose fusion layers are dropped with a warning.
-
-        Raises:
-            UsageError: As :meth:`build`.
-            WeightsError: See :mod:`avfewshot.encoders.weights.load`; or fusion is or is not there against the preset.
         """
         from avfewshot.encoders.clap_tower import ClapTower
         from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors

@@ -73,20 +73,12 @@ class ClipPreset:
 
     @property
     def walkable(self) -> bool:
-        """Whether it is a ViT of open_clip's own.
-
-        Raises:
-            UsageError: open_clip has no such model.
-        """
+        """Whether it is a ViT of open_clip's own."""
         vision = self.configuration()["vision_cfg"]
         return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
 
     def configuration(self) -> Mapping[str, Any]:
-        """open_clip's configuration of the model.
-
-        Raises:
-            UsageError: open_clip has no such model.
-        """
+        """open_clip's configuration of the model."""
         if not isinstance(self.model, str):
             return self.model
         # Read here, since the import of open_clip takes seconds.
@@ -98,11 +90,7 @@ class ClipPreset:
         raise UsageError(f"open_clip has no model {self.model!r}.", hint=f"For example: {', '.join(close[:8])}.")
 
     def tag(self) -> Mapping[str, Any]:
-        """open_clip's entry for the tag (``hf_hub``, ``mean``, ``std``, ...); empty where the preset names none.
-
-        Raises:
-            UsageError: open_clip knows no such model or tag; the valid ones are listed.
-        """
+        """open_clip's entry for the tag (``hf_hub``, ``mean``, ``std``, ...); empty where the preset names none."""
         if self.pretrained is None:
             return {}
         library = library_module("open_clip", "pretrained")
@@ -117,11 +105,7 @@ class ClipPreset:
         return entry
 
     def weights(self) -> Source:
-        """Where the weights come from: what the preset says, else the repository of open_clip's tag.
-
-        Raises:
-            UsageError: open_clip knows no such model or tag, or the tag is not on the hub.
-        """
+        """Where the weights come from: what the preset says, else the repository of open_clip's tag."""
         if self.source.repository or self.source.file:
             return self.source
         tag = self.tag()
@@ -170,10 +154,6 @@ class ClipPreset:
 
         Of `files` only those of text towers of transformers are looked at; with `split_text` the text tower is a module
         of its own (``CustomTextCLIP``).
-
-        Raises:
-            UsageError: open_clip has no such model, or cannot build it.
-            WeightsError: The tokenizer's files are damaged or do not fit the model.
         """
         files = files or {}
         tokenizer = self._build_tokenizer(files)
@@ -194,12 +174,7 @@ class ClipPreset:
         return model, tokenizer
 
     def load(self, files: Mapping[str, Path]) -> tuple[Any, TextTokenizer]:
-        """A model with a text tower of its own and its tokenizer, of the weights in `files`, or else of random ones.
-
-        Raises:
-            UsageError: As :meth:`build`.
-            WeightsError: Likewise, and see :mod:`avfewshot.encoders.weights.load`.
-        """
+        """A model with a text tower of its own and its tokenizer, of the weights in `files`, or else of random ones."""
         from avfewshot.encoders.weights.load import load_into, read_tensors
 
         model, tokenizer = self.build(files, split_text=True)

@@ -109,11 +109,7 @@ def expected_sha256(needed: Needed, path: Path) -> str | None:
 
 
 def verify(needed: Needed, path: Path) -> str:
-    """The SHA-256 of a file; one from the hub of which nothing is known is the expected one from now on.
-
-    Raises:
-        WeightsError: It is another file than expected.
-    """
+    """The SHA-256 of a file (of one from the hub that is not known yet, expected from now on), or a `WeightsError`."""
     digest, expected = file_sha256(path), expected_sha256(needed, path)
     if expected and digest != expected:
         raise WeightsError(
