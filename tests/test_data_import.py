@@ -45,7 +45,7 @@ def export(form, path, folder):
 @pytest.mark.parametrize("form", ["labelstudio", "fiftyone", "eaf"])
 def test_what_zeroshot_writes_comes_back_as_clips(clips, tmp_path, form, capsys):
     out = tmp_path / "out"
-    file, spans = export(form, clips, tmp_path)
+    file, spans = export(form, clips, tmp_path / "made")
     assert [(s.label, s.start, s.end) for s in read_stretches(file)] == [(s.label, s.start, s.end) for s in spans]
     assert import_labels(file, clips.parent, out) == 0
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}

@@ -133,7 +133,9 @@ def test_the_longest_names_can_be_written_and_modes_follow_the_umask(tmp_path, n
     [
         ("srt", None, 2, "one file a clip"),
         ("eaf", "a.eaf", 2, "one file a clip"),
-        ("vtt", "no", 2, "no folder"),
+        ("vtt", "taken.txt", 2, "is a file"),
+        ("fiftyone", "taken.txt", 2, "is a file"),
+        ("vtt", "new", 2, None),
         ("srt", "a.srt", 1, None),
         ("srt", ".", 2, None),
         ("csv-segments", "a.csv", 2, None),
@@ -141,6 +143,7 @@ def test_the_longest_names_can_be_written_and_modes_follow_the_umask(tmp_path, n
 )
 def test_timelines_of_several_clips_need_a_folder(tmp_path, monkeypatch, form, output, clips, message):
     monkeypatch.chdir(tmp_path)
+    Path("taken.txt").touch()
     targets, faults = plan_targets(form, output, form_given=True, clips=clips)
     assert [target.form for target in targets] == [form]
     assert (message is None and not faults) or message in str(faults[0])

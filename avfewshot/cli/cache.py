@@ -64,7 +64,7 @@ def list_command(form: TableOrJson = "table") -> None:
 
 @cache.command()
 def clear(
-    kinds: Annotated[list[str] | None, argument("[KIND]...", f"{', '.join(KINDS)}; all of them unless told.")] = None,
+    kinds: Annotated[list[str] | None, argument("KIND", f"{', '.join(KINDS)}; all of them unless told.")] = None,
     older_than: Annotated[
         float | None, option("--older-than", "DAYS", "Only what was not used for so many days.")
     ] = None,

@@ -19,7 +19,7 @@ from avfewshot.io import user_path
 @with_options("compare")
 def compare(
     context: typer.Context,
-    finished: Annotated[list[str] | None, argument("[RUN]...", "Finished few-shot runs, instead of a task.")] = None,
+    finished: Annotated[list[str] | None, argument("RUN", "Finished few-shot runs, instead of a task.")] = None,
     **flags: Any,
 ) -> None:
     """Compare few-shot methods on one task, over shots and seeds: one table for each number of shots, a chart over

@@ -12,7 +12,7 @@ from avfewshot.cli.data_check import check
 from avfewshot.cli.data_options import names_of, said_when_interrupted
 from avfewshot.cli.data_prepare import prepare
 from avfewshot.cli.options import argument, option
-from avfewshot.cli.terminal import say
+from avfewshot.cli.terminal import progress_bar, say
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.reports.text import count, duration
 from avfewshot.text import printable
@@ -20,7 +20,7 @@ from avfewshot.text import printable
 
 def import_labels(
     files: Annotated[
-        list[Path], argument("FILE...", "JSON exports of Label Studio, labels.json of FiftyOne, or .eaf of ELAN.")
+        list[Path], argument("FILE", "JSON exports of Label Studio, labels.json of FiftyOne, or .eaf of ELAN.")
     ],
     clips: Annotated[Path, option("--clips", "DIR", "Folder of the labelled clips.")],
     root: Annotated[Path, option("--root", "DIR", "Gets CLASS/*.mp4; made if needed.")],
@@ -35,7 +35,7 @@ def import_labels(
         ),
     ] = None,
 ) -> None:
-    """Cut what people labelled into a folder of classes, for `--task folder`.
+    """Cut what people labelled into a folder of classes, for `avfs fewshot --data DIR`.
 
     Of Label Studio the annotations are read, and the predictions of tasks that have none. What is there
     already is not cut again. Clips that are missing or cannot be read are named and the others go on; exit
@@ -49,14 +49,16 @@ def import_labels(
 
     if not clips.is_dir():
         raise UsageError(f"--clips {clips}: there is no such folder.", hint="Name the folder of the labelled clips.")
-    stretches = [stretch for file in files for stretch in read_stretches(file, frame_rate)]
+    stretches = dict.fromkeys(stretch for file in files for stretch in read_stretches(file, frame_rate))
     target, counts, failed = ClassFolders(clips, root), [0, 0], 0
-    for stretch in dict.fromkeys(stretches):
-        try:
-            counts[target.add(stretch)] += 1
-        except (AvfsError, OSError) as error:  # noqa: PERF203
-            say(printable(str(error)))
-            failed += 1
+    with progress_bar(len(stretches), "clip", "cutting") as bar:
+        for stretch in stretches:
+            try:
+                counts[target.add(stretch)] += 1
+            except (AvfsError, OSError) as error:
+                say(printable(str(error)))
+                failed += 1
+            bar.update()
     typer.echo(f"{root}: {counts[True]:,} cut, {counts[False]:,} there already, {failed:,} failed.")
     if failed:
         raise typer.Exit(1)

@@ -52,19 +52,21 @@ def plan_targets(
     if form == "all":
         if path.is_dir() or output.endswith(("/", os.sep)):
             stem = path / "results"
-            faults = [] if path.is_dir() else _missing(path, "--output")
+            faults = check_folder(path, "--output")
         else:
             stem = path
             faults = check_parent(path, "--output")
         targets = [Target(name, stem.with_name(stem.name + suffix)) for name, suffix in SUFFIXES.items()]
         for target in targets:
-            faults += check_file(target.path, "--output") if target.path and not faults else []
+            assert target.path is not None
+            faults += check_file(target.path, "--output") if target.path.parent.is_dir() and not faults else []
         return targets, faults
     if form == "fiftyone":
-        faults = _missing(path, "--output") if not path.exists() else []
-        return [Target(form, path)], faults or [f for name in FIFTYONE for f in check_file(path / name, "--output")][:1]
+        names = FIFTYONE if path.is_dir() else ()
+        faults = check_folder(path, "--output") + [f for name in names for f in check_file(path / name, "--output")]
+        return [Target(form, path)], faults[:1]
     if form in TIMELINES and path.suffix.lower() != TIMELINES[form]:
-        return [Target(form, path)], [] if path.is_dir() else _missing(path, "--output")
+        return [Target(form, path)], check_folder(path, "--output")
     return [Target(form, path)], _one_file_a_clip(form, clips) + check_file(path, "--output")
 
 

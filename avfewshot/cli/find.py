@@ -12,10 +12,10 @@ import typer
 from avfewshot.cli.loading import open_store
 from avfewshot.cli.logs import Notices, library_messages
 from avfewshot.cli.options import with_options
-from avfewshot.cli.terminal import print_table, say
+from avfewshot.cli.terminal import from_here, print_table, say
 from avfewshot.config import FindConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
-from avfewshot.text import csv_text
+from avfewshot.text import csv_text, printable
 
 if TYPE_CHECKING:
     from avfewshot.store.store import Store
@@ -76,12 +76,14 @@ def _answer(store: Store, config: FindConfig, notices: Notices, query: str | Non
         moments = ((rank, hit.path, m.start, m.end, m.score) for rank, hit in enumerate(hits, 1) for m in hit.moments)
         typer.echo(csv_text((("rank", "path", "start", "end", "score"), *moments)), nl=False)
     else:
+        if config.query is None and query is not None:
+            typer.echo(f"\n{printable(query)}")  # one of several
         rows = []
         for hit in hits:
             shown = sorted(sorted(hit.moments, key=lambda moment: -moment.score)[:4], key=lambda moment: moment.start)
             text = ", ".join(f"{_clock(moment.start)}-{_clock(moment.end)} ({moment.score:.1f})" for moment in shown)
             more = f", {len(hit.moments) - 4} more" if len(hit.moments) > 4 else ""
-            rows.append((hit.path, f"{hit.score:.1f}", text + more))
+            rows.append((from_here(hit.path), f"{hit.score:.1f}", text + more))
         print_table(rows, clip={"overflow": "fold"}, score={"justify": "right"}, moments={})
     if not hits:
         say("Nothing was found: the store has no such clip.")

@@ -27,8 +27,8 @@ _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a cla
 def learn(
     run: Annotated[str, argument("RUN", "Folder of a few-shot run.")],
     action: Annotated[str, argument("list|add|remove", "What to do.")],
-    name: Annotated[str | None, argument("[CLASS]", "The class.")] = None,
-    clips: Annotated[list[str] | None, argument("[PATHS]...", "Clips to learn, folders too.")] = None,
+    name: Annotated[str | None, argument("CLASS", "The class.")] = None,
+    clips: Annotated[list[str] | None, argument("PATH", "Clips to learn, folders too.")] = None,
     wording: Annotated[str | None, option("--wording", "TEXT", "What the text branches read.")] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where to embed.")] = "auto",
 ) -> None:

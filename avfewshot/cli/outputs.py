@@ -81,6 +81,9 @@ def open_writer(
     """Open a target and begin it; `resume` appends to what :func:`earlier_results` has looked through."""
     files = contextlib.ExitStack()
     form, path = target.form, target.path
+    if path is not None:
+        is_folder = form == "fiftyone" or path.suffix.lower() != TIMELINES.get(form, path.suffix.lower())
+        (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
     if form in TIMELINES and path is not None and path.is_dir():
         return OpenWriter(TimelineWriter(form, folder=path), path)
 

@@ -17,7 +17,7 @@ from avfewshot.text import printable
 
 def predict(
     run: Annotated[str, argument("RUN", "Folder of the run.")],
-    paths: Annotated[list[str] | None, argument("[PATHS]...", "Clips, folders, globs.")] = None,
+    paths: Annotated[list[str] | None, argument("PATH", "Clips, folders, globs.")] = None,
     question: Annotated[str | None, option("--question", "TEXT", "What is asked, for tasks with questions.")] = None,
     seed: Annotated[int | None, option("--seed", "INTEGER", "Which training; unless told the first.")] = None,
     device: Annotated[str | None, option("--device", "DEVICE", "Where to compute.")] = None,

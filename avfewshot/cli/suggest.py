@@ -9,7 +9,7 @@ import typer
 
 from avfewshot.cli.loading import find_run, open_store
 from avfewshot.cli.options import with_options
-from avfewshot.cli.terminal import print_table, say
+from avfewshot.cli.terminal import from_here, print_table, say
 from avfewshot.config import SuggestConfig, resolve
 from avfewshot.errors import UsageError, collect, raise_faults
 from avfewshot.text import csv_text
@@ -50,7 +50,9 @@ def suggest(**flags: Any) -> None:
         typer.echo(csv_text((head, *(row.values() for row in rows))), nl=False)
     else:
         right = {"justify": "right"}
-        told = ((r["path"], r["label"], f"{r['score']:.3f}", r["second"], f"{r['margin']:.3f}") for r in rows)
+        told = (
+            (from_here(r["path"]), r["label"], f"{r['score']:.3f}", r["second"], f"{r['margin']:.3f}") for r in rows
+        )
         print_table(told, **{"clip": {"overflow": "fold"}, "perhaps": {}, "score": right, "or": {}, "margin": right})
     if not rows:
         say("There is no clip left to label.")

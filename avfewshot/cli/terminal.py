@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -57,6 +58,11 @@ def say(message: Any) -> None:
         from rich.console import Console
 
         Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+
+
+def from_here(path: str) -> str:
+    """What is shown of a path: what lies below the current folder is named from there."""
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def print_table(rows: Iterable[Iterable[str]], **columns: dict[str, Any]) -> None:
