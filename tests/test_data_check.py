@@ -84,12 +84,14 @@ def test_leaking_clips_are_removed_counted_and_named(data, split, kept):
     assert without_leaks(llp, []).dataset.samples == llp.samples
 
 
-def test_identical_files_in_two_splits_are_a_warning(tmp_path):
+def test_identical_files_in_two_splits_or_classes_are_a_warning(tmp_path):
     touch(tmp_path, ["train/a/1.mp4", "test/a/9.mp4"], b"same")
     touch(tmp_path, ["train/b/1.mp4", "train/b/2.mp4"], b"twin")
+    touch(tmp_path, ["train/a/3.mp4", "train/b/3.mp4"], b"copy")
     touch(tmp_path, ["val/b/1.mp4"], b"")
     report = check_dataset(load_folder(tmp_path)).report
-    assert report.find("identical-across-splits").examples == ("9.mp4 = 1.mp4",)
+    assert report.find("identical-across-splits").examples == ("test/a/9.mp4 = train/a/1.mp4",)
+    assert report.find("identical-across-classes").examples == ("train/a/3.mp4 = train/b/3.mp4",)
     assert report.find("identical-files").severity == "info"
     assert report.find("empty-files").count == 1
 

@@ -255,6 +255,7 @@ def test_every_defect_of_the_evaluation_files_is_said(llp):
     assert {finding.code: finding.count for finding in audio} == {
         "repeated-rows": 1, "empty-event": 2, "malformed-names": 2, "in-no-split": 3, "differs-from-official": 1,
     }  # fmt: skip
+    assert "it has 9 rows" in next(one.message for one in audio if one.code == "differs-from-official")
     assert report.find("malformed-names").examples[0] == "AVVP_eval_audio.csv:8 Baby_cry_infant_cry 0 4 Speech"
     assert report.find("repeated-labels").examples == ("AVVP_test_pd.csv:2 fffffffffff_0_10 Clapping,Clapping",)
     assert "Speech" in report.find("no-single-label-clips").examples

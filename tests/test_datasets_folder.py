@@ -83,6 +83,24 @@ def test_given_splits_are_kept_and_only_missing_ones_drawn(tmp_path):
     assert load_folder(tmp_path / "class").classes == ("drive", "test")
 
 
+@pytest.mark.parametrize(
+    ("path", "make"),
+    [
+        ("test", lambda path: path.mkdir()),
+        ("Testing/dog", lambda path: path.mkdir(parents=True)),
+        ("test", lambda path: path.symlink_to("not mounted")),
+    ],
+    ids=["empty", "empty classes", "link to nothing"],
+)
+def test_a_split_folder_without_clips_is_named_and_nothing_drawn_in_its_place(tmp_path, path, make):
+    touch(tmp_path, within("train", "val"))
+    make(tmp_path / path)
+    dataset = load_folder(tmp_path)
+    assert dataset.split_sizes == {"train": 6, "val": 6}
+    assert dataset.report.find("empty-splits").examples == (str(tmp_path / path.split("/")[0]),)
+    assert dataset.report.find("no-test-clips") is None
+
+
 def test_a_description_gives_order_and_wordings(tmp_path):
     classes = [{"name": "rain", "wording": "heavy rain"}, {"name": "Dog barking", "wording": "a barking dog"}]
     write_description(tmp_path, name="mine", reader="folder", tasks=["folder"], classes=classes, files=None)

@@ -176,21 +176,26 @@ def _check_files(dataset: Dataset, paths: list[Path], report: DatasetReport) -> 
         by_size[path.stat().st_size if path.exists() else 0].append(path)
     # An interrupted download leaves a file without a byte behind.
     report.note("warning", "empty-files", "Media files without a byte; fetch them again.", map(str, by_size.pop(0, ())))
-    splits = defaultdict(set)
+    samples = defaultdict(list)
     for sample in dataset.samples:
         if sample.path is not None:
-            splits[sample.path].add(sample.split)
+            samples[sample.path].append(sample)
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in itertools.chain.from_iterable(same for same in by_size.values() if len(same) > 1):
         with contextlib.suppress(OSError):
             groups[sha256_file(path)].append(path)
     across: list[str] = []
+    classes: list[str] = []
     within: list[str] = []
     for group in groups.values():
         if len(group) > 1:
-            reached = set().union(*(splits[path] for path in group))
-            (across if len(reached) > 1 else within).append(" = ".join(path.name for path in group))
+            alike = [sample for path in group for sample in samples[path]]
+            several = [len(set(map(key, alike))) > 1 for key in (lambda one: one.split, lambda one: one.labels)]
+            for found, names in zip((*several, not any(several)), (across, classes, within), strict=True):
+                if found:
+                    names.append(" = ".join(sample.id for sample in alike))
     report.note("warning", "identical-across-splits", "Files with the same content in different splits.", across)
+    report.note("warning", "identical-across-classes", "Files with the same content in different classes.", classes)
     report.note("info", "identical-files", "Different files with the same content.", within)
 
 

@@ -51,11 +51,11 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
         message = f"Fractions of {val_fraction} for validation and {test_fraction} for test leave nothing to train on."
         raise UsageError(message, hint="Both are at least 0 and together less than 1.")
     report = DatasetReport()
-    clips = _clips(root, report)
+    clips, unfilled = _clips(root, report)
     description, classes = _classes(root, clips, report)
     samples, negatives = _samples(root, clips, description, classes, report)
     _check_classes(root, description, clips, samples)
-    splits = {split for split, _, _ in clips}
+    splits = {split for split, _, _ in clips} | unfilled
     fractions = {
         split: fraction
         for split, fraction in (("test", test_fraction), ("val", val_fraction))
@@ -70,7 +70,7 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
     trained = {label for sample in samples if sample.split == "train" for label in sample.labels}
     lacking = [name for label, name in enumerate(description.class_names) if label not in trained]
     report.note("warning", "classes-not-in-train", "Classes without a training clip.", lacking)
-    if "test" not in {sample.split for sample in samples}:
+    if "test" not in {sample.split for sample in samples} | unfilled:
         message = "No clip is left to test on: a class needs two clips for that. What is learnt is saved all the same."
         report.add("warning", "no-test-clips", message)
     none = [index for index, name in enumerate(description.class_names) if fold(name) == NONE_FOLDER]
@@ -87,8 +87,8 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
     )
 
 
-def _clips(root: Path, report: DatasetReport) -> list[tuple[str, str, Path]]:
-    """(split, class folder, file), sorted by path; split is ``train`` where no folder says otherwise."""
+def _clips(root: Path, report: DatasetReport) -> tuple[list[tuple[str, str, Path]], set[str]]:
+    """(split, class folder, file) by path, split being ``train`` where no folder says; and splits without a clip."""
     barren: dict[str, int] = {}
     files = sorted(Path(file).relative_to(root) for file in walk_media([root], barren))
     folders = {file.parts[0] for file in files if len(file.parts) > 1}
@@ -127,6 +127,12 @@ def _clips(root: Path, report: DatasetReport) -> list[tuple[str, str, Path]]:
     elif deeper := sorted({"/".join(file.parts[: depth + 1]) for file in files if len(file.parts) > depth + 1}):
         message = "Clips in sub-folders of a class folder; they are of that class."
         report.add("info", "sub-folders", message, deeper)
+    bare = {} if split_at is None else {path: Path(path).relative_to(root).parts[split_at:] for path in barren}
+    filled = {split for split, _, _ in clips}
+    unfilled = {path: split for path, parts in bare.items() if len(parts) == 1 and (split := normalise_split(parts[0]))}
+    unfilled = {path: split for path, split in unfilled.items() if split not in filled}
+    message = "Split folders without a clip that can be read: nothing is drawn in their place. Fill or remove them."
+    report.note("warning", "empty-splits", message, sorted(unfilled))
     used = {folder for _, folder, _ in clips}
     empty: dict[str, str] = {}
     for path, others in barren.items():
@@ -136,7 +142,7 @@ def _clips(root: Path, report: DatasetReport) -> list[tuple[str, str, Path]]:
             empty[parts[class_at]] = f"{parts[class_at]}{why}"
     if empty:
         report.add("warning", "empty-classes", "Class folders without a clip, left out.", sorted(empty.values()))
-    return clips
+    return clips, set(unfilled.values())
 
 
 def _refuse_splits_as_classes(root: Path, files: list[Path], folders: set[str], report: DatasetReport) -> None:
