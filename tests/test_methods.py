@@ -11,7 +11,7 @@ from methods_worlds import CLASSES, accuracy, world
 from avfewshot.errors import DataError, UsageError
 from avfewshot.methods import kernel_ridge
 from avfewshot.methods.base import Features, LabelFeatures, Support, log_softmax, unit
-from avfewshot.methods.calibration import temperature, text_is_useful
+from avfewshot.methods.calibration import stack, temperature, text_is_useful
 from avfewshot.methods.method import Method, Scorer, find_method, method_names
 from avfewshot.methods.rows import clip_rows
 
@@ -224,7 +224,9 @@ def test_a_kernel_is_what_the_formula_says():
     for modality in ("visual", "audio"):
         vectors = rows.vectors["mean", modality]
         values, directions = np.linalg.eigh(rows.within[modality])
-        whitening = directions @ np.diag(1 / np.sqrt(np.maximum(values, 0) + setting["beta"])) @ directions.T
+        values = np.maximum(values, 0)
+        ridge = setting["beta"] * sum(value**2 for value in values) / sum(values)
+        whitening = directions @ np.diag(1 / np.sqrt(values + ridge)) @ directions.T
         moved = (vectors - vectors.mean(0)) @ whitening
         moved = moved / np.linalg.norm(moved, axis=1, keepdims=True)
         for i in range(len(rows)):
@@ -232,6 +234,49 @@ def test_a_kernel_is_what_the_formula_says():
                 expected[i, j] *= math.exp(-setting["bandwidths"][modality] * (1 - moved[i] @ moved[j]))
     dual = np.linalg.solve(expected + setting["penalty"] * np.eye(len(rows)), targets - 1 / CLASSES)
     np.testing.assert_allclose(head.arrays["dual.mean product"], dual, rtol=1e-6, atol=1e-9)
+
+
+def test_the_evidence_of_single_clips_is_what_the_formula_says():
+    support, texts = world(clips=1)
+    rows, targets = rows_of(support, texts)
+    head = kernel_ridge.KernelRidge().fit_head(rows, targets, seed=1)
+    near = {}
+    for modality in ("visual", "audio"):
+        scores = []
+        for view in rows.views:
+            vectors = kernel_ridge.metric_of(head, f"{view}.{modality}.0.3")(rows.vectors[view, modality])
+            cosines = vectors @ vectors.T
+            different = cosines[~np.eye(len(vectors), dtype=bool)]
+            scores.append((cosines - different.mean()) / different.std())
+        near[modality] = np.mean(scores, 0) @ targets
+    both = near["visual"] + near["audio"]
+    posteriors = [np.exp(2 * one) / np.exp(2 * one).sum(1, keepdims=True) for one in (*near.values(), both, both)]
+    head.params["text"] = {}
+    np.testing.assert_allclose(np.exp(kernel_ridge.evidence(head, rows)), np.mean(posteriors, 0), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("right", "clips", "classes", "useful"),
+    [(2, 2, 2, True), (1, 2, 2, False), (3, 4, 2, False), (4, 4, 2, True), (2, 3, 3, False), (3, 5, 5, True),
+     (2, 10, 10, False), (6, 24, 24, True), (3, 24, 24, False), (0, 8, 2, False), (8, 8, 1, False)],
+)  # fmt: skip
+def test_few_clips_are_enough_for_a_text_that_is_right_as_often_as_a_good_one(right, clips, classes, useful):
+    labels = np.eye(classes)[np.arange(clips) % classes]
+    said = np.roll(labels, 1, 1)
+    said[:right] = labels[:right]
+    assert text_is_useful(said, labels) is useful
+
+
+def test_weights_of_experts_are_drawn_to_where_they_are_wanted():
+    targets, wanted = np.eye(2)[[0, 1]], np.array([8.0, 2.0])
+    wrong = targets[::-1] - 0.5  # two clips, each left out, lean to the other class
+    ones = np.ones(2)
+    assert stack([wrong, -wrong], targets, ones)[0] == 0
+    np.testing.assert_allclose(
+        stack([wrong, -wrong], targets, ones, wanted, penalty=1e6, prior=wanted), wanted, rtol=1e-3
+    )
+    pulled = stack([wrong, wrong], targets, ones, wanted, penalty=0.1, prior=wanted)
+    assert 0 < pulled[0] < 8
 
 
 def test_text_takes_part_only_where_it_beats_chance():

@@ -8,15 +8,17 @@ experts whose weights (>= 0) minimise the log-loss of the left-out clips. The te
 on the support.
 
 The metric: vectors are centred on the support's mean and whitened by the scatter of seconds *within* clips, ``(S + beta
-I)^-1/2``: what changes while a clip goes on says little about its class, and needs no label to be known.
+s I)^-1/2``: what changes while a clip goes on says little about its class, and needs no label to be known. With s =
+tr(S^2) / tr(S), the eigenvalue of a typical direction, few clips, whose scatter lies in few directions, are whitened
+less, and one grid of beta serves every backbone.
 
 Counter-examples of a class (clips that are known not to be of it) are rows of that class's column alone, with the
 target -1: as far below indifference as its own clips are above it, since the text may well speak for them. Where the
 weights of the experts are chosen they count as clips of any other class.
 
 With one clip a class nothing is left of a class whose clip is left out. Then the evidence of a modality is the cosine
-in units of the spread of cosines between different classes, and the posteriors of the modalities are *averaged*: a
-modality that carries nothing is uniform for most clips and spoils no product.
+in units of the spread of cosines between different classes, and three posteriors are *averaged*: of sight, of sound,
+and (counted twice) of their product. A modality that carries nothing then spoils the product, and no more.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ from avfewshot.methods.method import Method
 from avfewshot.methods.rows import Head, Rows, countable
 
 KERNELS = ("visual", "audio", "product", "mean")
-BETAS = (0.1, 0.3, 1.0, 3.0)
+BETAS = (0.02, 0.1, 0.3, 1.0)  # in units of the typical eigenvalue of the scatter within clips
 SHARPNESS = (0.1, 0.3, 1.0)  # b = sharpness ln 10 / median distance of different classes
 PENALTIES = (0.01, 0.1)
 SCALES = (4.0, 8.0, 16.0, 32.0)  # only while an expert is chosen; the weights end as a continuous scale
 Arrays = dict[str, npt.NDArray[Any]]
-ONE_SHOT_BETA = 1.0
+PULL = 0.1  # of the experts' weights to equal ones: clips of few classes, left out, say little and lean the wrong way
+ONE_SHOT_BETA = 0.3
+ONE_SHOT_SCALE = 2.0
 ONE_SHOT_SHARE = 0.3  # of the evidence of single clips, where the text is of use
 SELECTION_ROWS = 450  # more rows: hyper-parameters are chosen on a subset of the classes
 
@@ -79,8 +83,9 @@ class Metric(NamedTuple):
         centre = centre_of(vectors)
         if within is None:
             return cls(centre, None)
-        values, directions = within
-        return cls(centre, (directions * (np.maximum(values, 0) + beta) ** -0.5) @ directions.T)
+        values, directions = np.maximum(within[0], 0), within[1]
+        typical = (values**2).sum() / values.sum()
+        return cls(centre, (directions * (values + beta * typical) ** -0.5) @ directions.T)
 
     def __call__(self, vectors: Floats) -> Floats:
         """Vectors in this metric."""
@@ -152,7 +157,7 @@ _ONE_PAIR_SPREAD = 0.25  # of cosines between classes, where two clips are all t
 
 
 def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
-    params: dict[str, Any] = {"rule": "one-shot", "null": {}, "text": {}}
+    params: dict[str, Any] = {"rule": "one-shot", "beta": ONE_SHOT_BETA, "null": {}, "text": {}}
     different = ~((targets @ targets.T) > 0)
     for (view, modality), raw in rows.vectors.items():
         metric = Metric.fit(raw, within[modality], ONE_SHOT_BETA)
@@ -213,7 +218,7 @@ def _fit_ridge(
         left = [
             np.concatenate((values[judged], counter[n])) if counter else values[judged] for n, values in experts.items()
         ]
-        found = stack(left, wanted, row_weights, start)
+        found = stack(left, wanted, row_weights, start, penalty=PULL, prior=start)
         weights[pattern] = {n: weight for n, weight in zip(experts, found.tolist(), strict=True) if weight > 1e-6}
     both = {**loo, **text}
     left_out = sum((weight * both[n] for n, weight in weights["both"].items()), np.zeros_like(targets))
@@ -374,29 +379,31 @@ def evidence(head: Head, rows: Rows) -> Floats:
 
 def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
     targets = head.arrays["targets"]
-    classes = targets.shape[1]
-    total, number = 0.0, 0.0
+    classes, beta = targets.shape[1], head.params.get("beta", 1.0)  # runs of before it was kept
+    scores: dict[str, list[Floats]] = {modality: [] for modality in MODALITIES}
     for name, null in head.params["null"].items():
         view, _, modality = name.partition(".")
         if null is None or (view, modality) not in rows.vectors:
             continue
-        metric, raw = metric_of(head, f"{name}.{ONE_SHOT_BETA}"), head.arrays[name]
+        metric, raw = metric_of(head, f"{name}.{beta}"), head.arrays[name]
         cosines = metric(rows.vectors[view, modality]) @ metric(raw).T
-        scores = np.where(raw.any(-1)[None], (cosines - null[0]) / null[1], 0.0)
-        best = np.stack([scores[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)
+        near = np.where(raw.any(-1)[None], (cosines - null[0]) / null[1], 0.0)
+        best = np.stack([near[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)
         if "not of" in head.arrays:  # nearer to one than to the class's own clips: against the class
             raw = head.arrays[f"counter.{name}"]
-            scores = (metric(rows.vectors[view, modality]) @ metric(raw).T - null[0]) / null[1]
+            near = (metric(rows.vectors[view, modality]) @ metric(raw).T - null[0]) / null[1]
             for column in np.flatnonzero(head.arrays["not of"].any(0)):
                 own = head.arrays["not of"][:, column] & raw.any(-1)
-                near = scores[:, own].max(1, initial=-np.inf)
-                best[:, column] = np.where(near > best[:, column], -np.maximum(near, 0), best[:, column])
-        present = rows.present(modality)[:, None]
-        total = total + np.where(present, np.exp(log_softmax(best)), 0.0)
-        number = number + 1.0 * present
-    if isinstance(number, float):
-        return np.full((len(rows), classes), -np.log(classes))
-    return np.log(np.where(number > 0, total / np.maximum(number, 1), 1 / classes))
+                nearest = near[:, own].max(1, initial=-np.inf)
+                best[:, column] = np.where(nearest > best[:, column], -np.maximum(nearest, 0), best[:, column])
+        scores[modality].append(best)
+    sight, sound = (np.mean(scores[m], 0) if scores[m] else np.zeros((len(rows), classes)) for m in MODALITIES)
+    has = [rows.present(modality)[:, None] * 1.0 for modality in MODALITIES]
+    sight, sound = sight * has[0], sound * has[1]
+    shares = (has[0], has[1], 2 * has[0] * has[1])
+    parts = zip(shares, (sight, sound, sight + sound), strict=True)
+    total = sum(share * np.exp(log_softmax(ONE_SHOT_SCALE * part)) for share, part in parts)
+    return np.log(np.where(sum(shares) > 0, total / np.maximum(sum(shares), 1), 1 / classes))
 
 
 class KernelRidge(Method):
