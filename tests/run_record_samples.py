@@ -8,7 +8,8 @@ from scipy.special import softmax
 from avfewshot.evaluation.evaluate import average_comparisons, evaluate_systems
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets
 from avfewshot.media.thumbnails import jpeg_source
-from avfewshot.training.record import AttentionExample, Component, Curve, Example, Heatmap, RunRecord, Second
+from avfewshot.models.complexity import ParameterCount
+from avfewshot.training.record import AttentionExample, Curve, Example, Heatmap, RunRecord, Second
 
 SYSTEMS = (("CLIP only", 1.0), ("CLAP only", 0.6), ("zero-shot", 1.6), ("trained", 2.4))
 NAMES = ("Speech", "Dog", "Violin, fiddle", "Frying (food)", "Chainsaw", "Baby laughter", "Car", "Cheering")
@@ -106,10 +107,10 @@ def record(task="llp_cls", *, seeds=1, **changes):
         version="0.1.0",
         settings=(("shots", "16", "flag"), ("lr", "0.0003", "default"), ("backbone", "tiny", "avfs.toml")),
         components=(
-            Component("visual tower", 0, 87849216, 88_000_000_000),
-            Component("adapters", 2_345_678, 2_345_678, 4_200_000_000),
-            Component("temperatures", 2, 2, None),
-            Component("all", 2_345_680, 90_194_896, 92_200_000_000),
+            ParameterCount("visual tower", 0, 87849216, 88_000_000_000),
+            ParameterCount("adapters", 2_345_678, 2_345_678, 4_200_000_000),
+            ParameterCount("temperatures", 2, 2, None),
+            ParameterCount("all", 2_345_680, 90_194_896, 92_200_000_000),
         ),
         data=(
             ("train", 10000, 384, 0, "support"),

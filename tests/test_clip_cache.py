@@ -16,7 +16,7 @@ from media_factory import tone, write_media
 from PIL import Image
 
 import avfewshot.media.clip_cache as module
-from avfewshot.errors import MediaError, UsageError
+from avfewshot.errors import MediaError
 from avfewshot.inference.embedding_cache import EmbeddingCache
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import atomic_path, cache_dir
@@ -180,8 +180,6 @@ def test_nothing_is_kept_without_room(media, tmp_path):
         clips = [cache.get(media[0], frame_size=16) for _ in range(2)]
         assert same(*clips)
         assert (cache.counts["misses"], cache.size()) == (2, 0)
-    with pytest.raises(UsageError, match="negative"):
-        ClipCache(max_bytes=-1)
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(media, tmp_path, monkeypatch):

@@ -19,9 +19,8 @@ from avfewshot.data.music_avqa import (
     read_questions,
 )
 from avfewshot.errors import DataError, UsageError
-from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.media.clip import SAMPLE_RATE, Clip
-from avfewshot.supervised.avqa import STAVQA, QuestionTask
+from avfewshot.supervised.avqa import STAVQA, QuestionTask, accuracy_by_type
 from avfewshot.supervised.base import spread_over
 
 COUNT = ("Audio-Visual", "Counting", "How many sounding <Object> in the video？")

@@ -20,9 +20,9 @@ pytest.importorskip("fastapi", reason='pip install "avfewshot[app]"')
 from fastapi.testclient import TestClient
 
 import avfewshot
+from avfewshot.app.clips import Scratch
 from avfewshot.app.label_file import NAME, Mark, read_marks, write_marks
 from avfewshot.app.learner import features_of
-from avfewshot.app.scratch import Scratch
 from avfewshot.app.server import create_app, listen
 from avfewshot.app.workspace import Workspace
 from avfewshot.cli.app import run
@@ -279,7 +279,7 @@ def test_clips_are_found_by_what_is_in_them(serve, tmp_path):
 
 def test_what_a_killed_server_left_is_swept_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os; from avfewshot.app.scratch import Scratch; (Scratch().path / 'clip').mkdir()"
+    code = "import os; from avfewshot.app.clips import Scratch; (Scratch().path / 'clip').mkdir()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     killed = [sys.executable, "-c", f"{code}; os.kill(os.getpid(), 9)"]
     assert subprocess.run(killed, env=environment, check=False).returncode == -signal.SIGKILL

@@ -11,9 +11,8 @@ from avfewshot.cli.app import run
 from avfewshot.data.avsbench import load_avsbench
 from avfewshot.data.music_avqa import BlindPrior, load_music_avqa, read_questions
 from avfewshot.data.stills import read_masks, read_stills
-from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.models.checkpoint import load_adapter
-from avfewshot.supervised.avqa import other_videos
+from avfewshot.supervised.avqa import accuracy_by_type, other_videos
 from avfewshot.supervised.avs import SegmentationTask, centre_prior, run_lengths
 from avfewshot.supervised.base import Example
 from avfewshot.toyworld import events, scenes

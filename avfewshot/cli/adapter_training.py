@@ -58,5 +58,5 @@ def print_dry_run(rows: Iterable[tuple[str, str]], plan: Plan | None) -> None:
         console.print(f"[bold]{name:<11}[/bold]", end="")
         console.print(text, markup=False, soft_wrap=True)
     if plan is not None:
-        console.print(components_table(plan.components))
+        console.print(components_table(plan.parameters))
     console.print("Nothing was trained: this was a dry run.")

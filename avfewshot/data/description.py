@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     StrictBool,
     StringConstraints,
     TypeAdapter,
@@ -44,19 +43,15 @@ def _check_plain(name: str) -> str:
     return name
 
 
-def _check_number(value: Any) -> Any:
-    if type(value) is not int:
-        raise ValueError(f"must be a whole number, not {value!r}")
-    return value
-
-
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 Note = Annotated[str, StringConstraints(strict=True, strip_whitespace=True)]
 Shown = Annotated[Text, BeforeValidator(lambda value: visible(value) if isinstance(value, str) else value)]
 PlainName = Annotated[Text, AfterValidator(_check_plain)]
 Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-fA-F]{64}$")]
-Count = Annotated[PositiveInt, BeforeValidator(_check_number)]
-Rows = Annotated[int, BeforeValidator(_check_number), Field(ge=0)]
+Count = Annotated[int, Field(strict=True, gt=0)]
+Rows = Annotated[int, Field(strict=True, ge=0)]
+T = TypeVar("T")
+Some = Annotated[tuple[T, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -106,17 +101,11 @@ class OfficialFile:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     role: Text  # what the file is for; the reader knows the roles
-    names: Annotated[tuple[PlainName, ...], AfterValidator(lambda names: _check_some(names))]  # the official one first
+    names: Some[PlainName]  # the official one first
     required: StrictBool = True  # the data set cannot be read without it
     rows: Rows | None = None  # data rows of the official file, without header
     sha256: Digest | None = None  # of the official file
     variants: tuple[Digest, ...] = ()  # SHA-256 of other official releases
-
-
-def _check_some(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not items:
-        raise ValueError("is empty")
-    return items
 
 
 def _check_files(files: tuple[OfficialFile, ...], info: ValidationInfo) -> tuple[OfficialFile, ...]:
@@ -150,7 +139,7 @@ class Description:
     name: Text
     title: Text  # one line for people
     reader: Reader  # layout of the annotation files
-    tasks: Annotated[tuple[Text, ...], AfterValidator(_check_some)]  # tasks that use it
+    tasks: Some[Text]  # tasks that use it
     classes: Annotated[tuple[Annotated[ClassEntry, BeforeValidator(_entry)], ...], AfterValidator(_check_classes)]
     files: Annotated[tuple[OfficialFile, ...], AfterValidator(_check_files)] = ()
     path: Path | None = None  # the YAML file this was read from
@@ -276,6 +265,7 @@ _CHECKED = TypeAdapter(Description)
 _WANTED = {
     "string_type": "must be a text",
     "string_too_short": "must be a text, not empty",
+    "too_short": "is empty",
     "tuple_type": "must be a list",
     "mapping_type": "must be a mapping",
     "bool_type": "must be true or false",
@@ -303,6 +293,8 @@ def _fault(error: Any) -> str:
         return f"{where} is missing"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {where}"
+    if kind == "int_type":
+        return f"{where} must be a whole number, not {error['input']!r}"
     if kind == "literal_error":
         return f"{where} must be one of {error['ctx']['expected']}, not {str(error['input'])[:40]!r}"
     if kind == "value_error":

@@ -208,11 +208,7 @@ class ClassFolders:
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a class folder: one part, not hidden, not of a split and not of hard negatives.
-
-    Raises:
-        AvfsError: Nothing is left of it.
-    """
+    """A label as the name of a class folder: not hidden, not of a split or hard negatives; or an :class:`AvfsError`."""
     name = re.sub(r'[/\\:*?"<>|]', "_", printable(" ".join(label.split()))).encode()[:200].decode(errors="ignore")
     name = name.rstrip(". ") or ("_" if name else "")
     if not name:

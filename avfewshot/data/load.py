@@ -78,11 +78,7 @@ def load_dataset(
 
 
 def require_media(dataset: Dataset, folders: Iterable[str | Path]) -> None:
-    """Refuse a data set, after :func:`attach_media`, none of whose clips is there.
-
-    Raises:
-        DataError: It has no media.
-    """
+    """Raise a :class:`DataError` for a data set, after :func:`attach_media`, none of whose clips is there."""
     if dataset.available():
         return
     names = dataset.report.find("no-media")

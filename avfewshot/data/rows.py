@@ -51,11 +51,7 @@ def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str
 
 
 def read_json_text(path: str | Path, **options: Any) -> Any:
-    """What an annotation file in JSON holds; `options` are those of :func:`json.loads`.
-
-    Raises:
-        DataError: It cannot be read as JSON.
-    """
+    """What an annotation file in JSON holds, or a :class:`DataError`; `options` are those of :func:`json.loads`."""
     try:
         document = json.loads(read_text(path), **options)
         json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair can be written nowhere

@@ -21,6 +21,7 @@ from avfewshot.encoders.lean_imports import library_module
 from avfewshot.encoders.weights.locate import combined, file_sha256
 from avfewshot.errors import WeightsError
 
+_JSON_CONTEXT = 512  # tokens of a text that a JsonTokenizer keeps
 CLAP_CONTEXT = 77  # laion_clap truncates texts to as many tokens, special ones included
 _WORDS_MARK = " words: "
 _PROBES = ("a dog is barking", "the sound of rain")  # which every vocabulary tells apart
@@ -204,13 +205,13 @@ class TransformersTokenizer(TextTokenizer):
 class JsonTokenizer(_FileTokenizer):
     """A tokenizer that one ``tokenizer.json`` describes; `vocab_size` is that of the text model, `pad` pads."""
 
-    def __init__(self, path: str | Path, vocab_size: int, pad: int, context_length: int = 512) -> None:
+    def __init__(self, path: str | Path, vocab_size: int, pad: int) -> None:
         from tokenizers import Tokenizer
 
         hint = "Fetch it again with `avfs weights fetch`."
         try:
             tokenizer = Tokenizer.from_file(str(path))
-            tokenizer.enable_truncation(context_length)
+            tokenizer.enable_truncation(_JSON_CONTEXT)
             tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
             one, other = (tokenizer.encode(text).ids for text in _PROBES)
         except Exception as error:  # the tokenizers library raises plain exceptions
@@ -218,7 +219,7 @@ class JsonTokenizer(_FileTokenizer):
         self.vocab_size = tokenizer.get_vocab_size()
         self._require(one != other and vocab_size * 0.9 <= self.vocab_size <= vocab_size, vocab_size, path, hint)
         self._tokenizer = tokenizer
-        self.fingerprint = combined("json", str(pad), str(context_length), file_sha256(path))
+        self.fingerprint = combined("json", str(pad), str(_JSON_CONTEXT), file_sha256(path))
 
 
 _ROBERTA_HINT = "Fetch it with `avfs weights fetch`, or give a folder with roberta-base's files with --roberta."

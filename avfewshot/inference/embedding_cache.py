@@ -27,7 +27,7 @@ LookUp = Callable[[Mapping[str, str], tuple[int, int], "EmbeddingCache | None"],
 VERSION = 2
 """Raised when embeddings are computed in another way; entries of other versions are not used any more."""
 
-DEFAULT_MAX_BYTES = 10_000_000_000
+MAX_BYTES = 10_000_000_000
 
 
 def embedding_identity(backbone: Backbone, precision: str, audio_context: str = "second") -> dict[str, str]:
@@ -43,17 +43,16 @@ def embedding_identity(backbone: Backbone, precision: str, audio_context: str = 
 class EmbeddingCache:
     """Embeddings of whole files, keyed by the file's path, size and time, and by what computes them (`identity`).
 
-    Addresses have none. A clip of ten seconds takes about 40 KB; all entries together at most `max_bytes`.
+    Addresses have none. A clip of ten seconds takes about 40 KB; all entries together at most :data:`MAX_BYTES`.
     """
 
     def __init__(
         self,
         identity: Mapping[str, str],
         folder: str | os.PathLike[str] | None = None,
-        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._about = {"version": VERSION, **identity}
-        self.disk = DiskCache(cache_dir("embeddings") if folder is None else folder, ".safetensors", max_bytes)
+        self.disk = DiskCache(cache_dir("embeddings") if folder is None else folder, ".safetensors", MAX_BYTES)
 
     def has(self, path: Path | str) -> bool:
         """Whether there is an entry; it may still be damaged."""

@@ -84,14 +84,6 @@ def _index(key: Any) -> Any:
     return key
 
 
-def _norm(values: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
-    return values.tensor.square().sum(axis, keepdims).sqrt()
-
-
-def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
-    return torch.maximum(first, second) + (1 + (-(first - second).abs()).exp()).log()
-
-
 def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda parts, axis=0: join([_tensor(part) for part in parts], axis)
 
@@ -99,12 +91,13 @@ def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
 _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "true_divide": torch.div,
     "matmul": torch.matmul, "negative": torch.neg, "square": torch.square, "power": torch.pow, "sqrt": torch.sqrt,
-    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), "logaddexp": _logaddexp,
+    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), 
+    "logaddexp": lambda a, b: torch.maximum(a, b) + (1 + (-(a - b).abs()).exp()).log(),
     "maximum": torch.maximum, "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt,
     "bitwise_and": torch.logical_and, "invert": torch.logical_not, "logical_not": torch.logical_not,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "norm": _norm,
+    "norm": lambda values, axis=-1, keepdims=False: values.tensor.square().sum(axis, keepdims).sqrt(),
     "clip": lambda values, low, high: values.tensor.clamp(low, high),
     "where": lambda mask, a, b: torch.where(_tensor(mask), _tensor(a), _tensor(b)),
     "concatenate": _stacked(torch.cat),

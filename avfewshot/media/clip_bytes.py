@@ -57,10 +57,7 @@ def encode_sound(waveform: torch.Tensor) -> bytes:
 
 @functools.cache
 def _callbacks() -> ThreadPoolExecutor:
-    """Soundfile reads and writes memory by callbacks from C, which swallow exceptions, Ctrl-C's among them.
-
-    Signals are delivered to the main thread alone, so the callbacks run in another one.
-    """
+    """Where soundfile's callbacks run, which swallow Ctrl-C: not in the main thread, which alone gets signals."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_callbacks.cache_clear)  # threads do not come along
     return ThreadPoolExecutor(1, thread_name_prefix="soundfile")

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from avfewshot.cache import DiskCache, file_key
-from avfewshot.errors import UsageError
 from avfewshot.io import cache_dir
 from avfewshot.media.clip import Clip
 from avfewshot.media.clip_bytes import DamagedError, decode_clip, encode_clip, rounded
@@ -37,8 +36,6 @@ class ClipCache(DiskCache):
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        if max_bytes < 0:
-            raise UsageError(f"The size of the clip cache cannot be negative: {max_bytes}.", hint="0 switches it off.")
         super().__init__(cache_dir("clips") if folder is None else folder, ".clip.zip", max_bytes)
 
     def __reduce__(self) -> tuple[type[ClipCache], tuple[Path, int]]:

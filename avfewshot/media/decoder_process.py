@@ -88,10 +88,7 @@ def _reason(error: Exception, memory: int) -> str:
 
 
 def _limit_memory(memory: int | None) -> int:
-    """Allocations beyond `memory` bytes more than now fail (where the system has such a limit); None: no more do.
-
-    Returns the bytes that are left: fewer where the process was started under a tighter limit.
-    """
+    """Let allocations beyond `memory` bytes more than now fail (None: no more); gives the bytes that are left."""
     left = memory or 0
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource

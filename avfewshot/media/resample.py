@@ -61,11 +61,8 @@ def _reach(rate: int) -> int:
 
 @functools.lru_cache(16)
 def _filters(rate: int, phase: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For `count` output samples, the `phase`-th of a period first: where the filter begins, and its weights there.
-
-    They are computed sample by sample: where rates have no short period, as 44,056 Hz, a table of all phases would take
-    up to gigabytes.
-    """
+    """For `count` output samples, the `phase`-th of a period first: where the filter begins, and its weights there."""
+    # Not a table of all phases: where rates have no short period, as 44,056 Hz, that would take up to gigabytes.
     cutoff = min(rate, SAMPLE_RATE) * _ROLLOFF / rate
     places = np.arange(phase, phase + count) * (rate / SAMPLE_RATE)
     starts = np.floor(places).astype(np.int64) - _reach(rate)

@@ -137,10 +137,7 @@ class Waveform(TrackDecoder):
         self._ended = False
 
     def _learn_grid(self) -> None:
-        """Decode the beginning; note the raster of packets, by which positions are exact after a seek, too.
-
-        Some containers round timestamps to milliseconds, some files have them a little off.
-        """
+        """Decode the beginning; note the raster of packets: timestamps may be rounded, or a little off."""
         while len(self._blocks) < 3 and self._decode_next():
             pass
         # Uncompressed sound is read from any sample on, Vorbis packets differ in length: neither has a raster.

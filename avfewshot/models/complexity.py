@@ -21,11 +21,12 @@ from avfewshot.models.audio_visual import AudioVisualModel
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a component."""
+    """Parameters of a component, and what it computes (the paper's Table 6)."""
 
     component: str  # what it is, for people; "all" for the sum
     trainable: int  # those that ask for a gradient
     total: int  # all of them
+    flops: int | None = None  # floating-point operations for a clip, where they are counted
 
 
 def count_parameters(model: AudioVisualModel, backbone: Backbone | None = None) -> list[ParameterCount]:

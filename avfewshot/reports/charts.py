@@ -129,9 +129,9 @@ def ticks(low: float, high: float, *, most: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means of equal parts."""
-    span = max(1, -(-len(points) // most))
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most :data:`MOST_POINTS` points: means of equal parts."""
+    span = max(1, -(-len(points) // MOST_POINTS))
     parts = (points[begin : begin + span] for begin in range(0, len(points), span))
     return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts]
 

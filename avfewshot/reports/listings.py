@@ -13,7 +13,7 @@ from rich.text import Text
 from avfewshot.text import printable
 
 if TYPE_CHECKING:
-    from avfewshot.training.record import Component
+    from avfewshot.models.complexity import ParameterCount
 
 
 def figures_table(
@@ -51,13 +51,13 @@ class Listing:
         return table
 
 
-def components_table(components: Sequence[Component]) -> Table:
+def components_table(components: Sequence[ParameterCount]) -> Table:
     """Parameters and operations of the parts of a model; the part called ``all`` below a line."""
     columns = ("part", "trainable", "parameters", "GFLOPs for 10 s")
     table = figures_table(*columns, box=HEAVY_HEAD, pad_edge=True)
     for part in components:
-        if part.name == "all":
+        if part.component == "all":
             table.add_section()
         flops = "-" if part.flops is None else f"{part.flops / 1e9:,.1f}"
-        table.add_row(Text(printable(part.name)), f"{part.trainable:,}", f"{part.total:,}", flops)
+        table.add_row(Text(part.component), f"{part.trainable:,}", f"{part.total:,}", flops)
     return table

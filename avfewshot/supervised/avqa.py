@@ -8,6 +8,7 @@ whether a picture and a sound belong together, from pictures of other videos.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,7 +22,6 @@ from torch.nn import functional as F
 from avfewshot.data.dataset import SPLITS
 from avfewshot.data.music_avqa import BlindPrior, Question, WordList, answer_list, load_music_avqa, split_words
 from avfewshot.errors import DataError, UsageError
-from avfewshot.evaluation.question_answering import accuracy_by_type
 from avfewshot.supervised.base import Example, Features, Recipe, SupervisedTask, TaskData, TaskHead, ZeroShot
 
 _MATCH_WEIGHT = 0.5  # of the matching loss beside the answer's
@@ -171,6 +171,15 @@ class SmallSTAVQA(STAVQA):
 
     recipe = Recipe(2e-3, 64, 40, (26, 34), 0.3)
     dim = 128
+
+
+def accuracy_by_type(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
+    """Percentage of right answers: ``all``, then by modality ("Audio", ...) and by type ("Audio Counting", ...)."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for question, answer in zip(questions, answers, strict=True):
+        for key in ("all", question.type[0], question.key):
+            right[key].append(answer == question.answer)
+    return {key: 100 * sum(right[key]) / len(right[key]) for key in sorted(right, key=lambda key: (key != "all", key))}
 
 
 class QuestionTask(SupervisedTask):

@@ -218,11 +218,7 @@ class SupervisedTask(abc.ABC):
         return []
 
     def ask(self, example: Example, question: str | None, about: Mapping[str, Any]) -> Example:
-        """The example with a person's question; tasks without questions take none.
-
-        Raises:
-            UsageError: A question is missing, or given in vain.
-        """
+        """The example with a person's question; a :class:`UsageError` where one is missing, or given in vain."""
         if question is not None:
             raise UsageError(f"A run of {self.name} answers no questions.", hint="Leave --question out.")
         return example
@@ -248,11 +244,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def load_task(name: str) -> SupervisedTask:
-    """The task of a name, a key of :data:`TASKS`, with the heads that other packages bring to it.
-
-    Raises:
-        UsageError: A package's head cannot be imported.
-    """
+    """The task of a name, a key of :data:`TASKS`, with the heads that other packages bring, or a `UsageError`."""
     module, _, attribute = TASKS[name].partition(":")
     task: Any = getattr(importlib.import_module(module), attribute)
     outside: dict[str, type[TaskHead]] = {}

@@ -242,10 +242,7 @@ class FewShot(FewShotSetting):
         return model.eval(), progress
 
     def _anchors(self, support: Support, objective: Objective, title: str) -> SupportAnchors | None:
-        """The class means of the support where they answer better than texts do, on its own clips, each left out.
-
-        With one clip a class there is nothing to leave out: they are taken where texts do no better than chance.
-        """
+        """The class means of the support where they answer better than texts do, on its own clips, each left out."""
         if self.config.anchors == "text" or self.evaluator.decision.per_second:
             return None
         samples, features = self.evaluator.features(support.samples)
@@ -272,7 +269,7 @@ class FewShot(FewShotSetting):
                 answers = [said.log_probabilities.argmax() for said in objective.predict(frozen, clips)]
                 right.append(labels[torch.arange(len(clips)), torch.stack(answers).cpu()].numpy())
         text, means = right
-        if self.config.shots == 1:
+        if self.config.shots == 1:  # there is nothing to leave out: where texts do no better than chance
             chance = float(labels.float().mean())
             better = text.mean() < chance + 2 * (chance * (1 - chance) / len(clips)) ** 0.5
         else:

@@ -111,14 +111,10 @@ class FewShotSetting:
         )
 
     def _with_validation(self) -> tuple[Dataset, int]:
-        """The data set with the validation clips of the run as its val split, and how many labels they cost.
-
-        What is not trained chooses by leaving out clips of the support, so it has none; thresholds of the untrained
-        systems are then chosen on the support.
-        """
+        """The data set with the validation clips of the run as its val split, and how many labels they cost."""
         config = self.config
         support = draw(self.dataset, config, config.seeds[0]).samples
-        if not self.trains:
+        if not self.trains:  # it chooses by leaving out; thresholds of the untrained systems come from the support
             kept = [sample for sample in self.dataset.samples if sample.split != "val"]
             return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
         steps = max(1, len(support) // (config.batch_size * config.accumulation))

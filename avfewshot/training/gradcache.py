@@ -124,10 +124,7 @@ def _inject(
 
 
 class _Inject(torch.autograd.Function):
-    """A scalar whose gradients are those given, whatever factor `backward` puts before it.
-
-    The factor of a gradient scaler is in the cached gradients already, since the loss went through `backward` too.
-    """
+    """A scalar whose gradients are those given, with the factor of a gradient scaler in them already."""
 
     @staticmethod
     def forward(ctx: Any, gradients: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:

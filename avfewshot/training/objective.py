@@ -141,10 +141,7 @@ class Objective:
 
 
 def _rows(parts: Sequence[Tensor | None], lengths: Sequence[int] = ()) -> tuple[Tensor | None, Tensor | None]:
-    """Rows ``[K]``, or ``[T, K]`` of so many seconds, in one matrix, zeros for absent ones; and which are present.
-
-    None where all are absent; no mask where none is.
-    """
+    """Rows ``[K]``, or ``[T, K]`` of so many seconds, in one matrix, zeros for absent ones; and a mask if any is."""
     present = [part for part in parts if part is not None]
     if not present:
         return None, None

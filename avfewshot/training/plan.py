@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.media.clip import SAMPLE_RATE
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.complexity import ParameterCount, count_flops, count_parameters
-from avfewshot.training.record import Component
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,11 @@ class Plan:
     batches: int  # batches of an epoch
     steps: int  # optimizer steps, if all epochs are done
     micro_batch: int  # clips at once, to begin with
-    parameters: tuple[ParameterCount, ...]  # by component
+    parameters: tuple[ParameterCount, ...]  # by component, and operations of a forward pass over a clip
     flops: dict[str, int]  # floating-point operations of a forward pass over a clip, by component
     weights_bytes: int  # memory of the parameters
     training_bytes: int  # memory of gradients and of the optimizer
     activation_bytes: int  # memory of activations at the peak of a step
-
-    @property
-    def components(self) -> tuple[Component, ...]:
-        """Size and cost of the parts of the model."""
-        return tuple(
-            Component(one.component, one.trainable, one.total, self.flops.get(one.component)) for one in self.parameters
-        )
 
     @property
     def memory(self) -> int:
@@ -70,7 +62,7 @@ def make_plan(model: AudioVisualModel, backbone: Backbone, config: TrainerConfig
         batches=batches,
         steps=min(int(config.epochs) * -(-batches // config.accumulation), limit or sys.maxsize),
         micro_batch=micro,
-        parameters=tuple(parameters),
+        parameters=tuple(replace(one, flops=flops.get(one.component)) for one in parameters),
         flops=flops,
         weights_bytes=sum(width * count.total for width, count in zip(widths, parameters, strict=False)),
         training_bytes=12 * trainable,  # a gradient and two moments of Adam

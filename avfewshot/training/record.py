@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avfewshot.evaluation.results import Comparison, TaskResult
+
+if TYPE_CHECKING:
+    from avfewshot.models.complexity import ParameterCount
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,6 @@ class AttentionExample:
 
 
 @dataclass(frozen=True)
-class Component:
-    """Size and cost of a part of the model (the paper's Table 6)."""
-
-    name: str  # what it is
-    trainable: int  # trainable parameters
-    total: int  # all parameters
-    flops: int | None  # floating-point operations for a clip of ten seconds, or None
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """A whole few-shot run."""
 
@@ -95,7 +88,7 @@ class RunRecord:
     created: str  # when it ended, ISO 8601
     version: str  # version of this program
     settings: tuple[tuple[str, str, str], ...]  # (name, value, source) of every setting
-    components: tuple[Component, ...]  # size and cost, ``"all"`` last
+    components: tuple[ParameterCount, ...]  # size and cost, ``"all"`` last
     data: tuple[tuple[str, int, int, int, str], ...]  # (split, listed, used, unusable, what it is used for)
     left: tuple[tuple[str, str, str], ...]  # (split, id, reason) of clips that could not be used, the first ones
     left_total: int  # how many there are in all

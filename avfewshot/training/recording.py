@@ -54,7 +54,7 @@ def collect(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
         settings=tuple(settings),
-        components=plan.components,
+        components=plan.parameters,
         data=tuple((*count, roles.get(count[0], "")) for count in usage.counts(run.dataset)),
         left=tuple(usage.left[:_LEFT]),
         left_total=len(usage.left),

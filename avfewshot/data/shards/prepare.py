@@ -218,11 +218,7 @@ def _estimate(pending: Sequence[PlannedShard], others: Sequence[PlannedShard], i
 
 
 def _encode(sample: Sample, index: ShardIndex) -> Members | Rejected:
-    """Members of a clip by name without the key, or why there are none.
-
-    Pictures are stored with colours at full resolution (4:4:4): halving it would save an eighth and blur saturated
-    edges. Sound is lossless up to its rounding to 16 bits.
-    """
+    """Members of a clip by name without the key, or why there are none."""
     try:
         assert sample.path is not None
         clip = read_start(sample.path, frame_size=index.frame_side, seconds=index.seconds)

@@ -222,10 +222,7 @@ def _refusal(path: Path, reason: str) -> WeightsError:
 
 
 def _numpy_globals() -> list[Any]:
-    """What a checkpoint may hold beside tensors: single numbers of numpy, as LAION's training script saved its metrics.
-
-    The checkpoint's own name for numpy's constructor leads to a stricter one of ours, whatever numpy is installed.
-    """
+    """What a checkpoint may hold beside tensors: numbers of numpy, as LAION's has them, by a stricter constructor."""
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     dtype_classes = [type(np.dtype(name)) for name in _PLAIN_DTYPES]
     ours = [*((_number, name) for name in names), np.dtype, *dtype_classes]
