@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -131,114 +132,79 @@ def ordered_stream(
         for item in items:
             yield from function(item)
         return
-    line, source = _Line(function, prefetch), iter(items)
+    changed, stopped, source, held = threading.Condition(), threading.Event(), iter(items), 0
+    line: deque[_Job] = deque()  # the jobs under way, in order; the first one is being handed out
+    jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
     threads: list[threading.Thread] = []
+
+    def reserve(job: _Job) -> bool:
+        """Wait for room for one more result; False if there is no more need for it."""
+        nonlocal held
+        with changed:
+            # The last place is the first job's: if those behind it could take all, it could not go on, and they would
+            # never be handed out.
+            changed.wait_for(lambda: stopped.is_set() or held < prefetch - (job is not line[0]))
+            held += 1
+        return not stopped.is_set()
+
+    def release() -> None:
+        nonlocal held
+        with changed:
+            held -= 1
+            changed.notify_all()
+
+    def work() -> None:
+        this_thread.stopped = stopped
+        while (job := jobs.get()) is not None:
+            end: Any = []
+            try:
+                with contextlib.closing(function(job.item)) as results:
+                    while reserve(job) and (one := list(itertools.islice(results, 1))):
+                        job.arriving.put(one)
+            except BaseException as error:
+                end = error
+            release()
+            job.arriving.put(end)
+
     try:
         while True:
-            for item in itertools.islice(source, prefetch - len(line.jobs)):
-                line.put(item)
+            for item in itertools.islice(source, prefetch - len(line)):
+                line.append(_Job(item))
+                jobs.put(line[-1])
                 if len(threads) < workers:
-                    threads.append(threading.Thread(target=line.work, name="avfs-decode", daemon=True))
+                    threads.append(threading.Thread(target=work, name="avfs-decode", daemon=True))
                     threads[-1].start()
-            if not line.jobs:
+            if not line:
                 return
-            for result in line.take_first():
-                yield result.pop()
+            while one := line[0].take():
+                release()
+                yield one.pop()
+            with changed:
+                line.popleft()
+                changed.notify_all()
     finally:
-        with line.changed:
-            line.stopped.set()
-            line.changed.notify_all()
+        stopped.set()
+        with changed:
+            changed.notify_all()
+        for _ in threads:
+            jobs.put(None)
         for thread in threads:
             thread.join()
 
 
-@dataclasses.dataclass(eq=False)
 class _Job:
-    """An item and what has been made of it."""
+    """An item, and where its results arrive: in lists of one, so that a result is held nowhere once it is popped."""
 
-    item: Any
-    # Lists of one, so that a result is held nowhere any more once it is popped.
-    ready: deque[list[Any]] = dataclasses.field(default_factory=deque)
-    begun: bool = False
-    done: bool = False
-    error: BaseException | None = None
+    def __init__(self, item: Any) -> None:
+        self.item = item
+        self.arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-
-class _Line:
-    """Jobs in order, worked on by several threads; one more hands the results of the first one out."""
-
-    def __init__(self, function: Callable[[Any], Generator[Any]], limit: int) -> None:
-        self.changed, self.stopped = threading.Condition(), threading.Event()
-        self.jobs: deque[_Job] = deque()
-        self._function, self._limit = function, limit
-        self._held = 0
-
-    def put(self, item: Any) -> None:
-        with self.changed:
-            self.jobs.append(_Job(item))
-            self.changed.notify_all()
-
-    def take_first(self) -> Iterator[list[Any]]:
-        """The results of the first job, which then leaves the line."""
-        job = self.jobs[0]
+    def take(self) -> list[Any]:
+        """The next result in a list, which is empty at the end; or its exception is raised."""
         while True:
-            with self.changed:
-                while not job.ready and not job.done:
-                    self.changed.wait(_WAIT_SECONDS)
-                self.changed.notify_all()
-                if not job.ready:
-                    self.jobs.popleft()
-                    break
-                self._held -= 1
-                result = job.ready.popleft()
-            yield result
-        if job.error is not None:
-            raise job.error
-
-    def work(self) -> None:
-        """Work on jobs until there is no need for more; the body of a thread."""
-        this_thread.stopped = self.stopped
-        while True:
-            with self.changed:
-                while (job := next((job for job in self.jobs if not job.begun), None)) is None:
-                    if self.stopped.is_set():
-                        return
-                    self.changed.wait()
-                job.begun = True
-            try:
-                with contextlib.closing(self._function(job.item)) as results:
-                    self._advance(job, results)
-            except BaseException as error:
-                job.error = error
-            with self.changed:
-                job.done = True
-                self.changed.notify_all()
-
-    def _advance(self, job: _Job, results: Generator[Any]) -> None:
-        while self._reserve(job):
-            result = []
-            try:
-                result = [next(results)]
-            except StopIteration:
-                return
-            finally:
-                with self.changed:
-                    if result:
-                        job.ready.append(result)
-                    else:
-                        self._held -= 1
-                    self.changed.notify_all()
-
-    def _reserve(self, job: _Job) -> bool:
-        """Wait for room for one more result; False if there is no more need for it.
-
-        The last place is kept for the job that is handed out now: if those behind it could take all places, it could
-        not go on, and they would never be handed out.
-        """
-        with self.changed:
-            while not self.stopped.is_set():
-                if self._held < self._limit - (job is not self.jobs[0]):
-                    self._held += 1
-                    return True
-                self.changed.wait()
-            return False
+            with contextlib.suppress(queue.Empty):
+                one = self.arriving.get(timeout=_WAIT_SECONDS)
+                break
+        if isinstance(one, BaseException):
+            raise one
+        return one
