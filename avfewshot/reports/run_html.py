@@ -15,15 +15,7 @@ from markupsafe import Markup
 from avfewshot.evaluation.references import BACKGROUND, distinct
 from avfewshot.evaluation.results import ClassRow, Comparison, Difference, TaskResult
 from avfewshot.reports import figures
-from avfewshot.reports.charts import (
-    TONES,
-    Series,
-    drawing,
-    heat_source,
-    is_picture,
-    line_chart,
-    ticks,
-)
+from avfewshot.reports.charts import TONES, Series, drawing, heat_source, is_picture, line_chart, ticks
 from avfewshot.reports.html import component, render
 from avfewshot.reports.strip import MOST_BINS, NARROWEST_LETTER, Mark, cells, marks, step_path
 from avfewshot.reports.text import clock
