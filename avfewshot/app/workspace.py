@@ -31,16 +31,9 @@ from avfewshot.text import printable
 class Workspace:
     """Clips, the changes that tabs make to them, and the worker that embeds and scores them.
 
-    Args:
-        classifier: What embeds and scores.
-        folder: Holds ``labels.csv``; paths are shown relative to it.
-        files: The clips.
-        labels: Classes to begin with, beside those of ``labels.csv``.
-        roots: Folders and files that may be read; what lies elsewhere is never opened.
-        runs: Folder that runs are saved in.
-        templates: Name of the prompt templates.
-        store: Has small pictures of clips that it holds.
-        options: Of :meth:`Classifier.embed_files`.
+    Paths are shown relative to `folder`, whose ``labels.csv`` names classes beside `labels`. What lies outside of
+    `roots` is never opened. `runs` is the folder that runs are saved in; a `store` has small pictures of the clips that
+    it holds; `options` are those of :meth:`Classifier.embed_files`.
     """
 
     def __init__(

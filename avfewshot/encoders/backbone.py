@@ -52,13 +52,10 @@ def build_backbone(
 ) -> Backbone:
     """Build a backbone, on the CPU in float32, from files on this machine; the network is never asked.
 
-    Args:
-        preset: Name of a packaged preset, path of a YAML file, or a loaded preset.
-        weights: ``"pretrained"``, or ``"random"`` (meaningless results; to try things out without any download).
-        seed: Of random weights; torch's global generator is left as it is.
-        clip_weights: CLIP checkpoint by path, instead of the preset's.
-        clap_weights: CLAP checkpoint by path, instead of the preset's.
-        roberta: Folder with RoBERTa's tokenizer files, instead of those in the hub's cache.
+    `preset` is the name of a packaged one, the path of a YAML file, or a loaded one. Weights are ``"pretrained"``, or
+    ``"random"`` from `seed` (meaningless results; to try things out without any download), which leaves torch's global
+    generator as it is. Checkpoints of CLIP and CLAP, and a folder with RoBERTa's tokenizer files, may be given by path
+    instead of those in the hub's cache.
 
     Raises:
         UsageError: The request or the preset is at fault.

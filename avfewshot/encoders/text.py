@@ -130,15 +130,8 @@ def label_features(branch: TextBranch, wordings: Sequence[str], templates: Seque
     """Features of labels: the unit vectors of all wordings in a label's templates, averaged and scaled to length one.
 
     The averaging of templates is that of Radford et al. (ICML 2021, section 3.1.4). Results are remembered in the
-    process and on disk, keyed by the weights, the templates and the wordings; a damaged file is computed again.
-
-    Args:
-        branch: Encodes the texts.
-        wordings: What stands for each of K labels in the templates.
-        templates: Texts with one ``{}`` each; without any a ValueError is raised.
-
-    Returns:
-        Unit vectors, float32 [K, D], on the device of the branch, without gradient.
+    process and on disk, keyed by the weights, the templates and the wordings; a damaged file is computed again. Gives
+    float32 ``[K, D]`` on the device of the branch, without gradient; without any template a ValueError is raised.
     """
     if not templates:
         raise ValueError("at least one template is needed")

@@ -35,24 +35,12 @@ def evaluate_systems(
     replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
 ) -> tuple[dict[str, TaskResult], Comparison]:
-    """Judge several systems on the same clips and compare each pair of them.
+    """Judge several systems on the same clips; gives each one's result, and a table that compares each pair of them.
 
     All figures of all systems are computed on the same bootstrap samples of the clips, so the interval of a difference
-    is a paired one: what is hard for both does not widen it.
-
-    Args:
-        task: A key of :data:`avfewshot.evaluation.tasks.TASKS`.
-        targets: The truth about N clips.
-        systems: Name -> predictions, in the order of the table.
-        replicates: Bootstrap samples behind the intervals; 0: no intervals.
-        seed: Of the bootstrap and of drawn labels.
-
-    Returns:
-        The result of each system, and the table that compares them; its columns are the figures that all have.
-
-    Raises:
-        UsageError: The task is unknown.
-        ValueError: Targets and predictions do not belong together.
+    is a paired one: what is hard for both does not widen it. Without `replicates` there are no intervals. The table has
+    the systems in the order given, and the figures that all have. Targets and predictions that do not belong together
+    are a ValueError.
     """
     judged = find_task(task)
     counts = bootstrap.resample(targets.groups(), replicates, seed)

@@ -46,14 +46,9 @@ def fit_background(
 
     The threshold is the salience below which calling a second background is right most often. All that tell the given
     seconds apart are tried (one sort, not one pass each). Between two neighbouring scores it lies in their middle; of
-    equally good ones the lowest is taken, which has fewest background.
-
-    Args:
-        name: One of :data:`BACKGROUNDS`.
-        probabilities: Of the K events, ``[N, T, K]``.
-        segments: Labels ``[N, T]``, K for background.
-        salience: ``[N, T]``, how sure it is that something happens, for example the best event's logit minus that of a
-            background text. A second is an event if its salience is not below the threshold.
+    equally good ones the lowest is taken, which has fewest background. `salience` ``[N, T]`` says how sure it is that
+    something happens, for example the best event's logit minus that of a background text: a second is an event if it
+    is not below the threshold. Probabilities are of the K events, ``[N, T, K]``; a label of K is the background.
     """
     if name != "threshold":
         return BackgroundRule(name)

@@ -53,13 +53,8 @@ _INPUTS = {"visual": "frames", "audio": "waveform"}
 def export_onnx(classifier: Classifier, labels: Labels, folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Write a classifier of these labels; a folder that holds an earlier export is replaced file by file.
 
-    Args:
-        classifier: On the CPU, in float32.
-        labels: K labels; those of the run where a few-shot method was fitted.
-        folder: Gets the graphs, ``texts.npz`` and, last, ``manifest.json``.
-
-    Returns:
-        The manifest.
+    It is on the CPU, in float32; where a few-shot method was fitted, the labels are those of its run. The folder gets
+    the graphs, ``texts.npz`` and, last, ``manifest.json``, which is given.
 
     Raises:
         AvfsError: onnx or onnxruntime is missing, or a graph does not answer as the classifier does.

@@ -52,19 +52,11 @@ class Embedder:
     that lacks a modality is masked. What a file gives does not depend on the files beside it, but for rounding. Memory
     is bounded by a few batches and one chunk, plus the embeddings of the files under way.
 
-    Args:
-        model: With or without adapters.
-        device: Where the model is.
-        batch_size: Segments (seconds) that go through the model at once; None: what suits the device. It is halved when
-            the device runs out of memory, down to one segment or window.
-        window: For a model with adapters: its longest clip in seconds. A longer file is cut into windows of this
-            length, counted from its beginning; the last one may be shorter.
-        audio_context: ``"clip"``: the audio tower of a model without adapters hears windows of its native length in one
-            pass, see :meth:`~avfewshot.encoders.clap_tower.ClapTower.forward_windows`; ``"second"``: each second alone.
-
-    Raises:
-        ValueError: The window is shorter than a second.
-        UsageError: The audio tower cannot hear windows.
+    At once `batch_size` segments (seconds) go through the model, or what suits the device; it is halved when the device
+    runs out of memory, down to one segment or window. Windows of `window` seconds are counted from a file's beginning;
+    the last one may be shorter. With an `audio_context` of ``"clip"`` the audio tower of a model without adapters hears
+    windows of its native length in one pass, see :meth:`~avfewshot.encoders.clap_tower.ClapTower.forward_windows`; with
+    ``"second"`` each second alone.
     """
 
     def __init__(

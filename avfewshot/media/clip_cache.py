@@ -27,12 +27,8 @@ class ClipCache(DiskCache):
     """Reads whole clips, each from its file the first time and from the cache from then on.
 
     An entry belongs to a path, the file's size and time of modification, and to how it is read; a file that changes is
-    decoded anew. Threads may share a cache.
-
-    Args:
-        folder: Where entries are kept; the ``clips`` folder of the caches unless told.
-        max_bytes: Bound on the sum of all entries; 0 keeps none. A training set that is larger than the bound is mostly
-            decoded anew in each epoch: better give it room, or a bound of 0.
+    decoded anew. Threads may share a cache. All entries together take at most `max_bytes`; 0 keeps none. A training set
+    that is larger is mostly decoded anew in each epoch: better give it room, or a bound of 0.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:

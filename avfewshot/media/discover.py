@@ -29,14 +29,8 @@ def find_media(paths: Sequence[str | Path], *, recursive: bool = True) -> list[P
 
     From folders and globs the files with one of :data:`MEDIA_SUFFIXES` are taken, hidden ones excepted. A file that is
     named itself is kept whatever its suffix, even when it is missing: reading it then says what is wrong with it.
-
-    Args:
-        paths: Files, folders, globs (``*``, ``?``, ``[...]``, ``**``) and addresses (see
-            :mod:`avfewshot.media.remote`); the current folder if empty.
-        recursive: Whether to look into the folders below a folder, too.
-
-    Returns:
-        Sorted paths, each once, relative where they were named so; addresses, behind them, as texts.
+    Without any the current folder is looked into. Gives sorted paths, each once, relative where they were named so;
+    addresses (:mod:`avfewshot.media.remote`), behind them, as texts.
 
     Raises:
         UsageError: A folder or a glob holds no media file, or an address cannot be understood.
@@ -91,13 +85,9 @@ def walk_media(
     """Paths of all media files below some folders, in no particular order.
 
     A folder that links reach under two names is read under both; only a link to a folder around itself is not followed.
-    Folders given that lie within one another are read once.
-
-    Args:
-        folders: Where to look.
-        barren: Gets the path of every folder without a media file of its own, and the number of other files in it; -1
-            for a folder that may not be read and for a link that leads nowhere.
-        recursive: Whether to look into the folders below.
+    Folders given that lie within one another are read once. `barren` gets the path of every folder without a media file
+    of its own, and the number of other files in it; -1 for a folder that may not be read and for a link that leads
+    nowhere.
 
     Raises:
         DataError: Links lead to one folder by more than a hundred names.

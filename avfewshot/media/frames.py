@@ -73,15 +73,10 @@ class PyavFrames(TrackDecoder):
         super().__init__(path, track)
 
     def at(self, limits: Iterable[int]) -> Iterator[np.ndarray | None]:
-        """Pick pictures.
+        """For each of ascending times (in ticks of the track, on the file's own clock) the last picture not after it.
 
-        Args:
-            limits: Ascending times in ticks of the track's time base, on the file's own clock.
-
-        Yields:
-            For each, the last picture whose timestamp is not after it, uint8 ``[H, W, 3]``, RGB, upright; the first
-            picture of all where none is that early; the very same array while the picture stays the same; None while
-            nothing could be decoded.
+        It is uint8 ``[H, W, 3]``, RGB, upright; the first picture of all where none is that early; the very same array
+        while the picture stays the same; None while nothing could be decoded.
         """
         for limit in limits:
             frame = self._find(limit)

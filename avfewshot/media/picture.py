@@ -9,16 +9,11 @@ from PIL import Image
 
 
 def upright(image: np.ndarray, matrix: Any) -> np.ndarray:
-    """Turn and mirror a picture as its display matrix asks for.
+    """Turn and mirror a picture ``[H, W, 3]`` as its display matrix asks for; the result is contiguous.
 
-    Args:
-        image: ``[H, W, 3]``.
-        matrix: Nine native 32-bit integers as FFmpeg gives them beside a frame (3 x 3, row-major), or None. Its upper
-            left 2 x 2 part (a, b, c, d) maps a stored point (x, y) to (a x + c y, b x + d y) on the screen, y
-            downwards; what is no multiple of a quarter turn counts as upright.
-
-    Returns:
-        ``[H, W, 3]`` or ``[W, H, 3]``, contiguous.
+    The matrix is nine native 32-bit integers as FFmpeg gives them beside a frame (3 x 3, row-major). Its upper left
+    2 x 2 part (a, b, c, d) maps a stored point (x, y) to (a x + c y, b x + d y) on the screen, y downwards; what is no
+    multiple of a quarter turn counts as upright.
     """
     content = b"" if matrix is None else bytes(matrix)
     if len(content) == 36:
@@ -33,17 +28,10 @@ def upright(image: np.ndarray, matrix: Any) -> np.ndarray:
 
 
 def fit(image: np.ndarray, size: int | None) -> np.ndarray:
-    """Bring a picture to the size of a tower's input as CLIP's evaluation transform does.
+    """Bring a picture, uint8 ``[H, W, 3]``, to ``[3, size, size]`` as CLIP's evaluation transform does.
 
     Equals torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` on a PIL image, to the bit: the shorter
-    side is resized to `size` (bicubic, antialiased), then the middle is cut out.
-
-    Args:
-        image: uint8 ``[H, W, 3]``, RGB.
-        size: Side of the square, or None to keep the picture as it is.
-
-    Returns:
-        uint8 ``[3, size, size]`` or ``[3, H, W]``.
+    side is resized to `size` (bicubic, antialiased), then the middle is cut out. Without a size it stays as it is.
     """
     if size is not None:
         height, width = image.shape[:2]

@@ -125,12 +125,7 @@ class ClipReader:
     def read_arrays(self, start: int = 0, stop: int | None = None) -> Clip:
         """Read the segments ``[start, stop)``, frames and waveform as NumPy arrays; nothing here imports torch.
 
-        Args:
-            start: First segment.
-            stop: Segment after the last one; the end of the file if None.
-
-        Returns:
-            The clip, with the warnings about the file and about this stretch of it.
+        The clip has the warnings about the file and about this stretch of it.
         """
         start, stop = self.info.stretch(start, stop)
         frames: Any

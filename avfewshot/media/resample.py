@@ -29,15 +29,10 @@ def margin(rate: int) -> int:
 
 
 def to_model_rate(samples: np.ndarray, rate: int, count: int) -> np.ndarray:
-    """Resample a piece of sound to 48 kHz.
+    """Resample a piece of sound to 48 kHz, as `torchaudio.functional.resample` does the whole recording (within 1e-6).
 
-    Args:
-        samples: float32 ``[margin + n + margin]``, with :func:`margin` samples of context on either side.
-        rate: Their sampling rate in Hz.
-        count: Number of output samples, ``n / rate * 48000``.
-
-    Returns:
-        float32 ``[count]``: what `torchaudio.functional.resample` makes of the whole recording there (within 1e-6).
+    Samples are float32 ``[margin + n + margin]``, with :func:`margin` of context on either side; `count` of the result
+    is ``n / rate * 48000``.
     """
     if rate == SAMPLE_RATE:
         return samples[:count]

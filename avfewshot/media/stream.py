@@ -47,20 +47,11 @@ def iter_clips(
     Files come in the order of `paths`, the chunks of a long file in order; :attr:`Clip.last` marks a file's last one.
     A file that cannot be read gives one :class:`Failure` in its place and the rest goes on. At most `prefetch` chunks
     are in memory, decoded or being decoded, beside the one that was handed out. Closing the iterator, an exception in
-    the caller's loop or Ctrl-C stop the workers.
-
-    Args:
-        paths: The files; addresses (:mod:`avfewshot.media.remote`) are fetched when their turn comes.
-        frame_size: See :class:`~avfewshot.media.reader.ClipReader`.
-        modality: Likewise.
-        frame_backend: Likewise.
-        chunk_segments: Longest clip; longer files are cut into chunks of this many segments.
-        workers: Number of processes; 0 decodes in this one, unprotected.
-        prefetch: Number of chunks held at most.
-        timeout: See :data:`~avfewshot.media.decoders.TIMEOUT`.
-
-    Raises:
-        UsageError: Options that cannot be used; at once, not when iteration begins.
+    the caller's loop or Ctrl-C stop the workers. Addresses (:mod:`avfewshot.media.remote`) are fetched when their turn
+    comes. Files of more than `chunk_segments` seconds are cut into chunks. Without `workers` this process decodes,
+    unprotected. The other options are those of :class:`~avfewshot.media.reader.ClipReader`, `timeout` is
+    :data:`~avfewshot.media.decoders.TIMEOUT`; what cannot be used is a :class:`UsageError` at once, not when iteration
+    begins.
     """
     check_options(modality, frame_backend)
     limits = (("chunk_segments", chunk_segments, 1), ("workers", workers, 0), ("prefetch", prefetch, 1))

@@ -44,23 +44,13 @@ def transcode(
     above: Bar | None = None,
     below: Sequence[Bar] = (),
 ) -> Path:
-    """Write the seconds ``[start, end)`` of a clip, atomically: H.264, and the sound as it is.
+    """Write the seconds ``[start, end)`` of a clip, atomically: H.264, and the sound as it is; gives the file.
 
-    Args:
-        source: A media file.
-        folder: Where to; made if it is not there.
-        stem: Of the new name. The suffix is ``.mp4``, or ``.mkv`` for sound that has no place in one; ``.mka`` without
-            pictures.
-        start: In seconds of the file's own timeline.
-        end: None: to the end.
-        above: Stands above all the time.
-        below: What stands below, a bar a second; the last one to the end.
-
-    Returns:
-        The file.
+    Its suffix is ``.mp4``, or ``.mkv`` for sound that has no place in one; ``.mka`` without pictures. `above` stands
+    above all the time, `below` has a bar a second, the last one to the end.
 
     Raises:
-        MediaError: It cannot be read, or holds nothing of that time.
+        MediaError: The clip cannot be read, or holds nothing of that time.
     """
     with open_media(source) as media:
         video, audio = pick_streams(media)

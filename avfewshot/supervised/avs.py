@@ -170,14 +170,9 @@ def mask_loss(
     """Binary cross-entropy of the labelled frames, plus the audio-visual matching term.
 
     The term is the divergence of ``softmax(sound)`` from ``softmax(masked maps)`` summed over frames and channels, as
-    published, and averaged over the scales; masked maps are those under the predicted mask, averaged over places.
-
-    Args:
-        logits: ``[B, T, S, S]``.
-        truth: Bool, of the same shape.
-        labelled: Bool ``[B, T]``: frames whose mask is known (the first alone, in training with a single source).
-        stages: From :class:`MaskDecoder`.
-        match_weight: Of the term; 0 with a single source.
+    published, and averaged over the scales; masked maps are those under the predicted mask, averaged over places. With
+    a single source its weight is 0, and in training the first frame alone is labelled. Logits and truth are
+    ``[B, T, S, S]``, `labelled` is ``[B, T]``; the stages are those of :class:`MaskDecoder`.
     """
     loss = F.binary_cross_entropy_with_logits(logits[labelled], truth[labelled].to(logits.dtype))
     if not match_weight:

@@ -55,11 +55,8 @@ def extract(
 ) -> dict[str, Tensor]:
     """Features of B clips of T seconds; see :mod:`avfewshot.supervised.base`.
 
-    Args:
-        model: With or without adapters.
-        kinds: What is wanted.
-        frames: uint8 ``[B, T, 3, S, S]``; None gives zeros for all that is seen.
-        audio: float32 ``[B, T, samples]``; None likewise.
+    Frames are uint8 ``[B, T, 3, S, S]``, sound is float32 ``[B, T, samples]``; without one of them its features are
+    zeros.
     """
     given = frames if frames is not None else audio
     assert given is not None
