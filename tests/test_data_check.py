@@ -110,8 +110,9 @@ def test_json_has_the_documented_keys_and_is_valid(data):
 
 
 def test_the_table_names_what_is_wrong_and_where_to_get_what_is_not_there(data):
-    status, out, _ = run("ave_cls", "--root", data, "--missing", data / "missing.txt")
+    status, out, err = run("ave_cls", "--root", data, "--missing", data / "missing.txt")
     assert status == 0
+    assert err.endswith("missing.txt (1 id)\n")
     text = " ".join(out.split())
     parts = ("AVE: 9 clips, 28 classes", "Frying (food)", "ave/train ave/test 1", "1 of 9 clips have no media file")
     for part in (*parts, "88.9 % of 9 clips have media."):

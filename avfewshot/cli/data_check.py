@@ -15,10 +15,11 @@ from rich.table import Table
 
 from avfewshot.cli.data_options import ListFile, Media, Root, load_any
 from avfewshot.cli.options import TableOrJson, argument, option
-from avfewshot.cli.terminal import progress_bar
+from avfewshot.cli.terminal import progress_bar, say
 from avfewshot.errors import UsageError
 from avfewshot.io import write_bytes
 from avfewshot.reports.listings import figures_table
+from avfewshot.reports.text import count
 from avfewshot.text import is_hidden, printable
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def check(
     if missing is not None:
         ids = dict.fromkeys(sample.id for sample in dataset.missing())
         write_bytes(missing, "".join(f"{name}\n" for name in ids).encode("utf-8", "surrogateescape"))
+        say(f"written: {missing} ({count(len(ids), 'id')})")
     if format_ == "json":
         # As readable as before, but what a terminal would obey or could not show (names may hold anything) is escaped.
         text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)

@@ -99,8 +99,8 @@ class Preset(ABC):
                 missing.append(entry)
         if missing:
             count = "a file" if len(missing) == 1 else f"{len(missing)} files"
-            listed = "; ".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
-            raise WeightsError(f"The backbone {self.name!r} lacks {count}: {listed}.", hint=self.how_to_get(missing))
+            listed = "\n".join(f"{entry.part}: {entry.title} (looked in {looked_in(entry)})" for entry in missing)
+            raise WeightsError(f"The backbone {self.name!r} lacks {count}:\n{listed}", hint=self.how_to_get(missing))
         return paths
 
     def how_to_get(self, missing: Sequence[Needed]) -> str:
