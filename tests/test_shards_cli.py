@@ -31,7 +31,7 @@ def test_prepare_says_what_it_did_and_a_second_run_that_all_is_there(clips):
     status, out, _ = run()
     assert status == 0
     assert "6 clips (train 2, val 2, test 2) in 3 shards, pictures of 64 x 64" in out
-    assert re.search(r"To write: 6 clips in 3 shards with 1 process; about .* of .* free", out)
+    assert re.search(r"To write: 6 clips in 3 shards with 1 process; about [\d.]+ .B, .* are free", out)
     assert "Everything is there: 6 clips in 3 shards" in out
     status, out, _ = run()
     assert status == 0
@@ -59,6 +59,7 @@ def test_parts_splits_seconds_and_quality(clips):
         assert not Path("shards").exists()
     options = ("--splits", "train,val", "--seconds", "1", "--quality", "50")
     status, out, _ = run("--part", "1/2", *options)
+    assert "B with the other parts, " in out
     assert status == 0
     assert "Part 1 of 2: 1 shard." in out
     assert "Still to come from other parts: 1 shard." in out

@@ -99,9 +99,10 @@ def _announce(todo: Preparation, part: tuple[int, int]) -> None:
     if todo.damaged:
         typer.echo(f"Not as written before, written anew: {', '.join(todo.damaged)}.")
     if todo.pending:
+        whole = " with the other parts" if part[1] > 1 else ""
         typer.echo(
             f"To write: {count(todo.pending_clips, 'clip')} in {count(len(todo.pending), 'shard')} with "
-            f"{count(todo.jobs, 'process', 'processes')}; about {size(todo.needed)} of {size(todo.free)} free."
+            f"{count(todo.jobs, 'process', 'processes')}; about {size(todo.needed)}{whole}, {size(todo.free)} are free."
         )
 
 
