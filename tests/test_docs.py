@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from command_support import execute
@@ -53,6 +54,16 @@ def test_commands_and_options_exist(page):
             assert re.search(rf"{re.escape(root)}\b|{re.escape(option)}\b|--no-{root[2:]}\b", known), (
                 f"{page.name}: {shlex.join(words)}: there is no {option}"
             )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_of_the_package_exist(page):
+    text = re.sub(r"entry-points\S+", "", page.read_text(encoding="utf-8"))  # groups of entry points are no modules
+    names = re.findall(r"(avfewshot(?:\.\w+)+)", text)
+    for module, found in re.findall(r"from (avfewshot[\w.]*) import ([\w, ]+)", text):
+        names += [f"{module}.{name}" for name in found.split(", ")]
+    for name in names:
+        resolve_name(name)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

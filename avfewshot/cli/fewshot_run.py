@@ -114,7 +114,7 @@ def print_plan(run: Run, trainer: FewShot, plan: Plan | None, display: Display) 
     ]
     training = [] if plan is None else [
         ("steps", f"up to {plan.steps:,} a seed: {plan.batches:,} batches of {config.batch_size} an epoch, "
-                  f"{config.epochs} epochs"),
+                  f"{count(int(config.epochs), 'epoch')}"),
         ("device", f"{trainer.device}, {config.precision}"),
         ("memory", plan.memory_by_part()),
     ]  # fmt: skip
@@ -168,10 +168,10 @@ def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
     if plan is None:
         display.say(f"{shots}: {config.method} on frozen embeddings; nothing is trained.")
         return
-    trainable = next(count.trainable for count in plan.parameters if count.component == "all")
+    trainable = next(part.trainable for part in plan.parameters if part.component == "all")
     display.say(
-        f"{shots}: {plan.clips:,} clips, up to {plan.steps:,} steps in {config.epochs} "
-        f"epochs; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
+        f"{shots}: {plan.clips:,} clips, up to {count(plan.steps, 'step')} in "
+        f"{count(int(config.epochs), 'epoch')}; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
         f"{plan.memory / 1e9:.1f} GB; {trainer.device}, {config.precision}."
     )
 

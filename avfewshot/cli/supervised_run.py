@@ -14,6 +14,7 @@ from avfewshot.config import SupervisedConfig
 from avfewshot.io import write_text
 from avfewshot.prompts import load_templates
 from avfewshot.reports.supervised import print_results, write_report, write_table
+from avfewshot.reports.text import count
 from avfewshot.supervised.base import SupervisedTask, TaskData, load_task
 from avfewshot.supervised.training import SeedOutcome, SupervisedRun
 from avfewshot.version import __version__
@@ -59,7 +60,7 @@ def _fit(run: Run, trainer: SupervisedRun, seed: int, display: Display, interrup
     outcome = trainer.fit(seed, folder, [callback, *run.trackers(folder)], interrupts.put_off)
     headline = outcome.validation.get(trainer.task.headline)
     validation = "no validation clips: the last epoch" if headline is None else f"validation {headline:.1f}"
-    display.say(f"seed {seed}: {outcome.epochs} epochs, best {outcome.best_epoch} ({validation})")
+    display.say(f"seed {seed}: {count(outcome.epochs, 'epoch')}, best {outcome.best_epoch} ({validation})")
     return outcome
 
 
