@@ -96,7 +96,7 @@ class Clips:
         if self.roots.isdisjoint((real, *map(str, Path(real).parents))):
             raise UsageError(f"{entry.name}: leads out of the folders that were given.", hint="Give its folder, too.")
         if not os.path.isfile(real):
-            raise UsageError(f"{entry.name}: is no longer there.")
+            raise UsageError(f"{entry.name}: there is no such file.")
         return Path(real)
 
     def add(self, source: Path, name: str) -> Entry:

@@ -102,7 +102,8 @@ def serve(
         typer.echo(f"http://{shown}:{port}/{f'?token={token}' if token else ''}")
         sys.stdout.flush()
         run(web, work, listening)
-        say(f"Ended. What was said about clips is in {work.clips.labels_file}.")
+        kept = work.clips.labels_file.exists()
+        say(f"Ended. What was said about clips is in {work.clips.labels_file}." if kept else "Ended.")
 
 
 def _media(paths: Sequence[Path], recursive: bool) -> list[Path]:

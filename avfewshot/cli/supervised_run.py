@@ -47,8 +47,8 @@ def plan(trainer: SupervisedRun) -> list[str]:
     towers = f"{trainer.config.adapter} adapters" if trainer.adapted else f"frozen {', '.join(sorted(trainer.kinds))}"
     return [
         f"{trainer.task.title}: {sizes} clips have media.",
-        f"head {trainer.head_name} on {towers}: {trainable / 1e6:.2f} M trainable parameters; up to {recipe.epochs} "
-        f"epochs, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; {trainer.device}, "
+        f"head {trainer.head_name} on {towers}: {trainable / 1e6:.2f} M trainable parameters; up to "
+        f"{count(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; {trainer.device}, "
         f"{trainer.config.precision}.",
     ]
 

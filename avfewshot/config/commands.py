@@ -390,7 +390,7 @@ class SupervisedDataConfig(Settings, panel=DATA):
 class SupervisedConfig(CommandConfig, table="train"):
     """``avfs train``."""
 
-    task: Text | None = setting(None, "What is learnt.", flag="TASK", metavar="TASK")
+    task: Text | None = setting(None, "ave, avvp, avs or avqa.", flag="TASK", metavar="TASK")
     training: SupervisedTrainingConfig = section(SupervisedTrainingConfig)
     run: SupervisedRunConfig = section(SupervisedRunConfig)
     data: SupervisedDataConfig = section(SupervisedDataConfig)
