@@ -93,9 +93,11 @@ def _show(result: CheckResult, *, all_classes: bool) -> None:
     things = ("questions", "answers") if dataset.description.reader == "avqa" else ("clips", "classes")
     title = f"{dataset.description.title}: {len(dataset.samples):,} {things[0]}, {dataset.num_classes} {things[1]}"
     console.print(f"[bold]{_plain(title)}[/bold]  ({_plain(dataset.form)}, {_plain(dataset.root)})")
-    keys = ("listed", "found", "missing", "expected")
-    rows = ((split, *(row[key] for key in keys)) for split, row in result.splits.items())
-    console.print(_table(("split", "listed", "with media", "missing", "official"), rows))
+    columns = {"listed": "listed", "found": "with media", "missing": "missing"}
+    if any(row["expected"] is not None for row in result.splits.values()):
+        columns["expected"] = "official"
+    rows = ((split, *(row[key] for key in columns)) for split, row in result.splits.items())
+    console.print(_table(("split", *columns.values()), rows))
     if dataset.num_classes <= _MOST_CLASSES or all_classes:
         rows = ((row["name"], *(row[key] for key in (*result.splits, "found"))) for row in result.classes)
         console.print(_table(("class", *result.splits, "with media"), rows))
