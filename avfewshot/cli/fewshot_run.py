@@ -171,8 +171,9 @@ def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
     trainable = next(part.trainable for part in plan.parameters if part.component == "all")
     display.say(
         f"{shots}: {plan.clips:,} clips, up to {count(plan.steps, 'step')} in "
-        f"{count(int(config.epochs), 'epoch')}; {trainable / 1e6:.1f} M trainable parameters, {plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about "
-        f"{plan.memory / 1e9:.1f} GB; {trainer.device}, {config.precision}."
+        f"{count(int(config.epochs), 'epoch')}; {trainable / 1e6:.1f} M trainable parameters, "
+        f"{plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about {plan.memory / 1e9:.1f} GB; "
+        f"{trainer.device}, {config.precision}."
     )
 
 

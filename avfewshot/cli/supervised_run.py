@@ -48,8 +48,8 @@ def plan(trainer: SupervisedRun) -> list[str]:
     return [
         f"{trainer.task.title}: {sizes} clips have media.",
         f"head {trainer.head_name} on {towers}: {trainable / 1e6:.2f} M trainable parameters; up to "
-        f"{count(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; {trainer.device}, "
-        f"{trainer.config.precision}.",
+        f"{count(recipe.epochs, 'epoch')}, batches of {recipe.batch_size}, learning rate {recipe.lr:g}; "
+        f"{trainer.device}, {trainer.config.precision}.",
     ]
 
 
