@@ -111,16 +111,12 @@ def check_parent(path: Path, option: str) -> list[UsageError]:
     """What stands against making a file in a folder."""
     parent = path.parent
     if not parent.exists():
-        return _missing(parent, option)
+        return [UsageError(f"{option}: there is no folder {parent}.", hint=f"Make it: `mkdir -p {parent}`.")]
     if not parent.is_dir():
         return [UsageError(f"{option} {path}: {parent} is not a folder.", hint="Choose another place.")]
     if not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
         return [UsageError(f"{option} {path}: nothing may be written in {parent}.", hint="Choose another folder.")]
     return []
-
-
-def _missing(folder: Path, option: str) -> list[UsageError]:
-    return [UsageError(f"{option}: there is no folder {folder}.", hint=f"Make it: `mkdir -p {folder}`.")]
 
 
 def check_overwrite(written: Iterable[tuple[str, Path]], read: Iterable[Path | str]) -> list[UsageError]:
