@@ -349,9 +349,9 @@ def metric_of(head: Head, name: str) -> Metric:
     return Metric(head.arrays[f"centre.{name}"], head.arrays.get(f"whitening.{name}"))
 
 
-def evidence(head: Head, rows: Rows) -> Floats:
-    """Logits ``[n, C]``."""
-    text = text_experts(rows, head.arrays)
+def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
+    """Logits ``[n, C]``, of the kernels and the text, or of the kernels alone."""
+    text = text_experts(rows, head.arrays) if with_text else {}
     if head.params["rule"] == "one-shot":
         weights = head.params["text"]
         result = (ONE_SHOT_SHARE if weights else 1.0) * _one_shot_evidence(head, rows)
