@@ -62,7 +62,7 @@ def test_a_map_is_that_of_discriminant_analysis():
     directions = (means - means.mean(0)) @ np.linalg.inv(scatter + 0.3 * (values**2).sum() / values.sum() * np.eye(5))
     common = unit(means.mean(0))
     expected = directions - np.outer(directions @ common, common)
-    expected *= (units @ means.T).std(1, ddof=1).mean() / (units @ expected.T).std(1, ddof=1).mean()
+    expected *= 2 * (units @ means.T).std(1, ddof=1).mean() / (units @ expected.T).std(1, ddof=1).mean()
     tensors = [torch.from_numpy(part) for part in (units, labels, scatter)]
     anchors = SupportAnchors("abc", tensors[0], tensors[0], tensors[1], (discriminant(*tensors), torch.eye(5)))
     [found] = anchors.means("visual", lambda given: given)

@@ -21,7 +21,7 @@ from avfewshot.media.clip import MODALITIES
 Modality = Literal["visual", "audio"]
 PREFIX = "anchors."
 """How the names of an anchors' tensors begin in the state of a model."""
-SHRINKAGE = 0.3
+SHRINKAGE, SCALE = 0.3, 2.0
 
 
 def discriminant(units: Tensor, labels: Tensor, scatter: Tensor | None) -> Tensor:
@@ -29,7 +29,7 @@ def discriminant(units: Tensor, labels: Tensor, scatter: Tensor | None) -> Tenso
 
     ``M = inv(S + 0.3 s I) P``: S is the scatter of seconds within clips, which needs no label, s = tr(S^2) / tr(S), and
     P takes out the direction of the mean m, along which all clips lie alike. It is scaled so that logits of the support
-    differ between classes as much as they do by the means themselves.
+    differ between classes twice as much as they do by the means themselves: names that mean nothing add noise.
 
     Args:
         units: float ``[N, D]``, unit vectors of clips by the frozen towers; zeros for a clip without this modality.
@@ -51,7 +51,7 @@ def discriminant(units: Tensor, labels: Tensor, scatter: Tensor | None) -> Tenso
     common = F.normalize(means.mean(0), dim=0)
     found = inverse @ (eye - torch.outer(common, common))
     before, after = ((units @ ends.T).std(1).mean() for ends in (means, (means - means.mean(0)) @ found))
-    return (found * (before / after.clamp(min=1e-12))).float()
+    return (found * (SCALE * before / after.clamp(min=1e-12))).float()
 
 
 class SupportAnchors(nn.Module):
