@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 
 import huggingface_hub.constants
 import pytest
@@ -169,6 +170,16 @@ def test_what_cannot_be_fetched_is_said(hub):
         with pytest.raises(kind) as caught:
             hubs.local_adapter(name)
         assert said in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_hub_that_does_not_answer_is_said(hub, world, monkeypatch, capsys):
+    with socket.socket() as silent:  # bound, and nobody listens
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(WeightsError, match="cannot be reached"):
+            hubs.local_adapter("hf://me/some")
+        assert run(["push", str(folder_of(world, "light")), "me/some"]) == 1
+        assert "cannot be reached" in capsys.readouterr().err
 
 
 def test_a_token_does_not_travel_in_the_open(hub, world, monkeypatch, capsys):

@@ -86,7 +86,7 @@ def test_addresses_are_read_like_files_and_named_as_they_were(server, sound):
     assert missing == Failure(urls[1], missing.error)
     assert "there is no such file" in missing.error or "404" in missing.error
     assert "is not a media file" in page.error
-    assert "cannot be fetched" in lost.error  # a server that is not there costs its files
+    assert "cannot be fetched: Cannot connect" in lost.error  # a server that is not there costs its files
 
 
 def test_what_is_unchanged_is_not_fetched_again(server, sound):

@@ -54,7 +54,7 @@ def push(
             api.create_repo(repository, private=private, exist_ok=True)
             what = {"folder_path": folder, "allow_patterns": [*FILES, "README.md"]}
             commit = api.upload_folder(repo_id=repository, commit_message="Adapter by avfewshot", **what)
-        except (OSError, ValueError) as error:  # the client raises ValueError where there is no token
+        except Exception as error:  # those of the client's network library; ValueError where there is no token
             raise explained(repository, server, error) from error
     typer.echo(f"pushed: {server}/{repository}")
     typer.echo(f"load it: avfs zeroshot CLIPS --adapter {SCHEME}{repository}@{commit.oid}")

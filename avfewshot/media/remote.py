@@ -127,8 +127,8 @@ def _reason(error: Exception) -> str:
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
         return f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+    if isinstance(error, FileNotFoundError):  # fsspec's word for a server that cannot be reached, too
+        return _reason(error.__cause__) if isinstance(error.__cause__, OSError) else "there is no such file"
     if isinstance(error, PermissionError):
         return "access is denied"
     if isinstance(error, TimeoutError):

@@ -84,7 +84,7 @@ def _fetched(text: str) -> Path:
                 shutil.rmtree(Path(unfinished, ".cache"), ignore_errors=True)
                 os.rename(unfinished, store / commit)
                 Path(unfinished).mkdir()  # for the context, which removes it
-    except OSError as error:
+    except Exception as error:  # the hub's client raises those of its network library, which differ between versions
         raise explained(f"{SCHEME}{repository}", server, error) from error
     if commit != revision:
         warnings.warn(f"{text} is now {SCHEME}{repository}@{commit}: name that to hold to it.", stacklevel=2)
