@@ -13,7 +13,7 @@ from avfewshot.config import TrainingConfig
 from avfewshot.errors import WeightsError
 from avfewshot.inference.loading import load
 from avfewshot.inference.logits import ClassTexts
-from avfewshot.models.anchors import SupportAnchors, discriminant
+from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training.objective import ClipEmbeddings, Objective
@@ -50,26 +50,6 @@ def test_means_are_those_of_the_other_clips(anchors, modality, left_out):
     # The third class has no clip: it stands at the middle, as the background does.
     np.testing.assert_allclose(found[2], expected.mean(0), atol=1e-6)
     np.testing.assert_allclose(found[3], expected.mean(0), atol=1e-6)
-
-
-def test_a_map_is_that_of_discriminant_analysis():
-    rng = np.random.default_rng(3)
-    units, labels = unit(1 + 0.3 * rng.normal(size=(9, 5))), np.arange(9)[:, None] % 3 == np.arange(3)
-    moved = rng.normal(size=(30, 5)) * [3, 1, 1, 1, 1]
-    scatter = moved.T @ moved / 30
-    means = unit(np.stack([units[labels[:, c]].sum(0) for c in range(3)]))
-    values = np.linalg.eigvalsh(scatter)
-    directions = (means - means.mean(0)) @ np.linalg.inv(scatter + 0.3 * (values**2).sum() / values.sum() * np.eye(5))
-    common = unit(means.mean(0))
-    expected = directions - np.outer(directions @ common, common)
-    expected *= 2 * (units @ means.T).std(1, ddof=1).mean() / (units @ expected.T).std(1, ddof=1).mean()
-    tensors = [torch.from_numpy(part) for part in (units, labels, scatter)]
-    anchors = SupportAnchors("abc", tensors[0], tensors[0], tensors[1], (discriminant(*tensors), torch.eye(5)))
-    [found] = anchors.means("visual", lambda given: given)
-    np.testing.assert_allclose(found, [*expected, np.zeros(5)], atol=1e-5)
-    [plain] = anchors.means("audio", lambda given: given)
-    np.testing.assert_allclose(plain[:3], means - means.mean(0), atol=1e-6)
-    assert torch.equal(discriminant(tensors[0], tensors[1][:, :1], None), torch.eye(5))  # one class
 
 
 def test_a_class_that_would_lose_its_only_clip_leaves_the_texts_alone(anchors):
@@ -131,7 +111,6 @@ def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world):
     assert "anchors texts and class means (texts " in err
     checkpoint = load_adapter(codes)
     assert checkpoint.tensors["anchors.labels"].sum() == 6
-    assert checkpoint.tensors["anchors.visual_map"].shape == (128, 128)
     record = json.loads((codes / "seed-1" / "result.json").read_text())
     assert record["results"]["trained"]["metrics"]["top1"]["value"] > 0.6
     classifier = load(adapter=codes, device="cpu")

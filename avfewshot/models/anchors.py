@@ -2,8 +2,7 @@
 
 A clip is compared with ``t_k + c_k`` instead of the text features ``t_k`` alone; ``c_k`` is the unit mean of the
 support's projected embeddings of class k (Snell et al., NeurIPS 2017), added to the text's logits as Tip-Adapter adds
-its cache (Zhang et al., ECCV 2022), after a linear map that takes out what clips have in common and what moves while a
-clip goes on (:func:`discriminant`). In training a clip's own embedding is left out of its class's mean: otherwise
+its cache (Zhang et al., ECCV 2022). In training a clip's own embedding is left out of its class's mean: otherwise
 projectors and adapters learn to find the clip itself, and what they gain is gone on clips they have not seen.
 """
 
@@ -16,42 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avfewshot.media.clip import MODALITIES
-
 Modality = Literal["visual", "audio"]
 PREFIX = "anchors."
 """How the names of an anchors' tensors begin in the state of a model."""
-SHRINKAGE, SCALE = 0.3, 2.0
-
-
-def discriminant(units: Tensor, labels: Tensor, scatter: Tensor | None) -> Tensor:
-    """The map M of centred class means, ``c_k = (m_k - m) M``, as linear discriminant analysis has it.
-
-    ``M = inv(S + 0.3 s I) P``: S is the scatter of seconds within clips, which needs no label, s = tr(S^2) / tr(S), and
-    P takes out the direction of the mean m, along which all clips lie alike. It is scaled so that logits of the support
-    differ between classes twice as much as they do by the means themselves: names that mean nothing add noise.
-
-    Args:
-        units: float ``[N, D]``, unit vectors of clips by the frozen towers; zeros for a clip without this modality.
-        labels: Bool ``[N, K]``, each class with a clip.
-        scatter: S ``[D, D]``; None where clips do not move.
-
-    Returns:
-        float32 ``[D, D]``.
-    """
-    units = units.double()
-    units, labels = units[units.any(-1)], labels[units.any(-1)].double()
-    means = F.normalize(labels[:, labels.any(0)].T @ units, dim=-1)
-    inverse = eye = torch.eye(units.shape[-1], dtype=torch.float64)
-    if len(means) < 2:
-        return eye.float()
-    if scatter is not None:
-        typical = scatter.double().square().sum() / scatter.double().trace()
-        inverse = torch.linalg.inv(scatter.double() + SHRINKAGE * typical * eye)
-    common = F.normalize(means.mean(0), dim=0)
-    found = inverse @ (eye - torch.outer(common, common))
-    before, after = ((units @ ends.T).std(1).mean() for ends in (means, (means - means.mean(0)) @ found))
-    return (found * (SCALE * before / after.clamp(min=1e-12))).float()
 
 
 class SupportAnchors(nn.Module):
@@ -62,28 +28,18 @@ class SupportAnchors(nn.Module):
         visual: float32 ``[N, D_v]``: of each clip the unit mean of its seconds; zeros for a clip without a picture.
         audio: The same of the sound, ``[N, D_a]``.
         labels: Bool ``[N, K]``.
-        maps: Of sight and of sound, see :func:`discriminant`; None: the means themselves (runs of before there were).
     """
 
     visual: Tensor
     audio: Tensor
     labels: Tensor
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        visual: Tensor,
-        audio: Tensor,
-        labels: Tensor,
-        maps: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, names: Sequence[str], visual: Tensor, audio: Tensor, labels: Tensor) -> None:
         super().__init__()
         self.names = tuple(names)
         self.register_buffer("visual", visual.float())
         self.register_buffer("audio", audio.float())
         self.register_buffer("labels", labels.bool())
-        for name, found in zip(MODALITIES, maps or (), strict=False):
-            self.register_buffer(f"{name}_map", found.float())
 
     @classmethod
     def like(cls, state: Mapping[str, Tensor], names: Sequence[str], widths: tuple[int, int]) -> SupportAnchors | None:
@@ -93,9 +49,7 @@ class SupportAnchors(nn.Module):
         labels = state.get(PREFIX + "labels")
         clips = len(labels) if labels is not None and labels.ndim else 0
         visual, audio = (torch.zeros(clips, width) for width in widths)
-        maps = (torch.zeros(widths[0], widths[0]), torch.zeros(widths[1], widths[1]))
-        mapped = any(name.endswith("_map") for name in state)
-        return cls(names, visual, audio, torch.zeros(clips, len(names), dtype=torch.bool), maps if mapped else None)
+        return cls(names, visual, audio, torch.zeros(clips, len(names), dtype=torch.bool))
 
     def means(
         self, modality: Modality, project: Callable[[Tensor], Tensor], *, leave_out: Sequence[int | None] = (None,)
@@ -103,9 +57,9 @@ class SupportAnchors(nn.Module):
         """The class means c, and one for "nothing happens", the mean of all of them: ``[len(leave_out), K + 1, D]``.
 
         They are zeros, so that texts stand alone, where a class would lose its only clip; a class without a clip of
-        this modality stands at the mean of the others (with maps that is zero). `project` leads into the model's
-        matching space, ``[N, D]`` to unit vectors ``[N, D]``; `leave_out` are rows of the support, each of which is
-        left out in turn (None: all count).
+        this modality stands at the mean of the others. `project` leads into the model's matching space, ``[N, D]`` to
+        unit vectors ``[N, D]``; `leave_out` are rows of the support, each of which is left out in turn (None: all
+        count).
         """
         given = getattr(self, modality)
         present = given.norm(dim=-1, keepdim=True) > 0
@@ -124,7 +78,5 @@ class SupportAnchors(nn.Module):
             means = F.normalize(total, dim=-1)
             known = (count > 0)[:, None]
             middle = (means * known).sum(0, keepdim=True) / known.sum().clamp(min=1)
-            ends = torch.cat((torch.where(known, means, middle), middle))
-            found = getattr(self, f"{modality}_map", None)
-            rows.append(ends if found is None else (ends - middle) @ found)
+            rows.append(torch.cat((torch.where(known, means, middle), middle)))
         return torch.stack(rows)

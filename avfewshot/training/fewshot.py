@@ -26,8 +26,7 @@ from avfewshot.io import write_text
 from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.living import learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
-from avfewshot.methods.rows import within_clip_scatter
-from avfewshot.models.anchors import SupportAnchors, discriminant
+from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import CHOSEN_NAME
@@ -259,13 +258,7 @@ class FewShot(FewShotSetting):
             for part, width in zip(zip(*pairs, strict=True), widths, strict=True)
         ]
         labels = torch.from_numpy(self.dataset.multi_hot(samples))
-        scatters = [within_clip_scatter(part) for part in (features.visual, features.audio)]
-        visual_map, audio_map = (
-            discriminant(part, labels, None if scatter is None else torch.from_numpy(scatter))
-            for part, scatter in zip(units, scatters, strict=True)
-        )
-        maps = visual_map, audio_map
-        anchors = SupportAnchors(self.dataset.classes, units[0], units[1], labels, maps).to(self.device)
+        anchors = SupportAnchors(self.dataset.classes, units[0], units[1], labels).to(self.device)
         if self.config.anchors == "support":
             return anchors
         clips = [ClipEmbeddings(visual, audio, row) for row, (visual, audio) in enumerate(pairs)]
