@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -44,10 +45,13 @@ def naming(place: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = os.fspath(place)
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(place)) from error  # PyAV's take no name
         raise
 
+
+DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Numbers of the errors that say that there is no room."""
 
 MOST_NAME = 255  # bytes of a file's name
 _MAX_JSON = 64 << 20  # a support of a million clips

@@ -4,11 +4,12 @@ import errno
 import os
 import time
 
+import av
 import pytest
 import torch
 
 from avfewshot.errors import AvfsError, UsageError, did_you_mean
-from avfewshot.io import try_lock, write_text
+from avfewshot.io import atomic_path, try_lock, write_text
 from avfewshot.models.checkpoint import publishing, write_tensors
 from avfewshot.safe_yaml import load_yaml
 
@@ -42,6 +43,17 @@ def test_a_text_is_synced_whole_before_it_is_renamed(tmp_path, calls):
         ("fsync", (inode := (tmp_path / "a.json").stat().st_ino), 1000),
         ("rename", inode, str(tmp_path / "a.json")),
     ]
+
+
+@pytest.mark.parametrize("kind", [OSError, av.error.FileNotFoundError])
+def test_errors_without_a_place_get_one(tmp_path, kind):
+    with pytest.raises(OSError, match="No room") as caught, atomic_path(tmp_path / "a.mp4"):
+        raise kind(errno.ENOSPC, "No room")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.mp4"))
+    with pytest.raises(TimeoutError) as caught, atomic_path(tmp_path / "a.mp4"):
+        raise TimeoutError
+    assert caught.value.filename is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_all_files_of_a_checkpoint_are_synced_before_it_gets_its_name(tmp_path, calls):

@@ -328,7 +328,7 @@ def test_an_image_is_a_clip_of_one_segment_and_animated_webp_named_for_what_it_i
     assert clip.num_segments == 1
     assert np.array_equal(clip.frames[0].permute(1, 2, 0).numpy(), picture(0))
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=1000)
-    assert reason(tmp_path / "a.webp") == "is an animated WebP picture, which this FFmpeg cannot decode"
+    assert reason(tmp_path / "a.webp") == "is an animated WebP picture, which this FFmpeg cannot decode."
 
 
 def test_encrypted_tracks_are_named(tmp_path):

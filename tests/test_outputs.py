@@ -72,28 +72,29 @@ from sample_results import clip, run_info
 from avfewshot.cli.destinations import Target
 from avfewshot.cli.outputs import open_writer
 from avfewshot.reports.writers import Summary
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # as if the disk were full
-path = Path(sys.argv[1])
-writer = open_writer(Target(sys.argv[2], path), run_info(), topk=1, segments=False)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)  # as if the disk were full
+path, writer = Path(sys.argv[1]), None
 try:
+    writer = open_writer(Target(sys.argv[2], path), run_info(), topk=1, segments=False)
     for number in range(100):
         writer.add(clip(f"{{number}}.mp4"))
 except Exception as error:
     print(error, error.hint)
 try:
-    writer.finish(Summary(1, 0, 100, 1.0))
+    writer and writer.finish(Summary(1, 0, 100, 1.0))
 except Exception as error:
     print("again", error)
 """
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_a_full_disk_keeps_what_is_done(tmp_path, form):
+@pytest.mark.parametrize(("form", "room"), [("jsonl", 5000), ("csv", 5000), ("csv", 20)])
+def test_a_full_disk_keeps_what_is_done(tmp_path, form, room):
     path = tmp_path / f"r.{form}"
     if form == "csv":
         path.write_text("old")
     code = FULL.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", code, path, form], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, path, form, str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{path}: cannot be written: File too large." in done.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     if form == "csv":

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -62,6 +65,28 @@ def test_a_decoder_that_dies_costs_one_video(tmp_path, monkeypatch):
         writer.add(clip(str(write_media(tmp_path / "a.mp4", seconds=1.0)), seconds=1))
     writer.add(clip(str(write_media(tmp_path / "b.mp4", seconds=1.0)), seconds=1))
     assert [path.name for path in folder.iterdir()] == ["b.mp4"]
+
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from sample_results import clip, run_info
+from avfewshot.reports.timelines import OverlayWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as if the disk were full
+try:
+    OverlayWriter(Path("out"), run_info()).add(clip("a.mp4", seconds=1))
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+
+
+def test_a_full_disk_is_told_with_its_place(tmp_path):
+    write_media(tmp_path / "a.mp4", seconds=1.0)
+    code = FULL.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "File too large out\n"
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_part_is_cut_where_it_was_asked_for(tmp_path):

@@ -14,6 +14,7 @@ import typer
 from avfewshot.cli.logs import debugging, print_traceback
 from avfewshot.cli.terminal import say_error
 from avfewshot.errors import AvfsError, Faults
+from avfewshot.io import DISK_FULL
 
 INTERRUPTED = 130
 # typer's own exception classes moved between versions (it took click in); the public one leads to its parents.
@@ -59,7 +60,7 @@ def status_of(command: Callable[[], Any]) -> int:
         print_traceback(error)
         named = f"{error.filename}: " if error.filename else ""
         hint = None if debugging() else "Run with --debug for the traceback."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             hint = "Make room there. What was done is kept: the same command goes on, a training with --resume RUN."
         elif _OTHER_BUILD.search(str(error)):
             hint = "It was built for another torch; `avfs doctor` names the package."

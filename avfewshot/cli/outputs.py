@@ -67,12 +67,16 @@ class OpenWriter:
         self._whole = 0 if self._lines is None else os.fstat(self._lines.fileno()).st_size
 
     def _explained(self, error: Exception) -> Exception:
-        if self.path is None or not isinstance(error, OSError) or error.errno == errno.EPIPE:
-            return error
-        hint = "An older file of this name is as it was. A .jsonl file keeps what is done, and can be gone on with."
-        if self._lines is not None:
-            hint = "Results so far are in it; the same command goes on from there."
-        return AvfsError(f"{self.path}: cannot be written: {error.strerror or error}.", hint=hint)
+        return _explained(error, self.path, lines=self._lines is not None)
+
+
+def _explained(error: Exception, path: Path | None, *, lines: bool) -> Exception:
+    if path is None or not isinstance(error, OSError) or error.errno == errno.EPIPE:
+        return error
+    hint = "An older file of this name is as it was. A .jsonl file keeps what is done, and can be gone on with."
+    if lines:
+        hint = "Results so far are in it; the same command goes on from there."
+    return AvfsError(f"{path}: cannot be written: {error.strerror or error}.", hint=hint)
 
 
 def open_writer(
@@ -126,4 +130,10 @@ def open_writer(
         "labelstudio": lambda: LabelStudioWriter(stream, run),
         **{name: lambda: TimelineWriter(form, stream) for name in TIMELINES},
     }
-    return OpenWriter(writers[form](), path, files, stream if lines else None)
+    try:
+        writer = writers[form]()
+    except OSError as error:  # of the first lines
+        with contextlib.suppress(OSError), files:  # which flush once more
+            raise
+        raise _explained(error, path, lines=lines) from error
+    return OpenWriter(writer, path, files, stream if lines else None)

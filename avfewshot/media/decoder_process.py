@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from avfewshot.errors import AvfsError, MediaError, explain
+from avfewshot.io import DISK_FULL
 from avfewshot.media.reader import ClipReader
 from avfewshot.media.transcode import Bar, transcode
 
@@ -71,7 +72,8 @@ def serve(memory: int) -> None:
                 else:
                     answer = {}
             except Exception as error:  # whatever it is, it is this file's failure
-                answer = {"error": _reason(error, memory), "hint": getattr(error, "hint", None)}
+                full = error.errno if isinstance(error, OSError) and error.errno in DISK_FULL else None
+                answer = {"error": _reason(error, memory), "hint": getattr(error, "hint", None), "full": full}
             parts: list[Any] = [json.dumps(answer).encode() + b"\n", *arrays]
             for part in parts:
                 view = memoryview(part).cast("B")

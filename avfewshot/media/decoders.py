@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from avfewshot.errors import MediaError, UsageError
-from avfewshot.io import sweep_leftovers
+from avfewshot.io import naming, sweep_leftovers
 from avfewshot.media.clip import Clip
 from avfewshot.media.reader import MediaInfo, as_tensors, check_options
 from avfewshot.media.transcode import SUFFIXES
@@ -89,13 +89,19 @@ class IsolatedReader:
         return as_tensors(Clip(self._path, **facts))
 
     def write(self, folder: Path, stem: str, *, end: float | None = None, **options: Any) -> Path:
-        """Write a part of the file as one of its own; see :func:`avfewshot.media.transcode.transcode`."""
+        """Write a part of the file as one of its own; see :func:`avfewshot.media.transcode.transcode`.
+
+        Raises:
+            MediaError: The file cannot be read, or holds nothing of that time.
+            OSError: The disk is full.
+        """
         length = self.info.duration if end is None else min(end, self.info.duration)
         self._left += max(1.0, length)  # pictures are encoded as well
         place = {"folder": os.path.abspath(folder), "stem": stem}
         try:
-            facts, _ = self._ask({"write": {**place, "end": end, **options}})
-        except MediaError:
+            with naming(folder):
+                facts, _ = self._ask({"write": {**place, "end": end, **options}})
+        except (MediaError, OSError):
             for suffix in SUFFIXES:  # of a process that died
                 sweep_leftovers(folder / f"{stem}{suffix}")
             raise
@@ -114,6 +120,8 @@ class IsolatedReader:
             raise MediaError(self._path, reason) from None
         self._left -= time.monotonic() - began
         if "error" in facts:
+            if facts["full"]:
+                raise OSError(facts["full"], os.strerror(facts["full"]))
             raise MediaError(self._path, facts["error"], hint=facts["hint"])
         return facts, arrays
 

@@ -183,7 +183,7 @@ class ClipReader:
         if any(has for _, _, has in wanted):
             return has_video, has_audio
         if "webp" in found.format:
-            problem = "is an animated WebP picture, which this FFmpeg cannot decode"
+            problem = "is an animated WebP picture, which this FFmpeg cannot decode."
             raise MediaError(self._path, problem, hint="Convert it to an mp4 or a GIF.")
         raise MediaError(self._path, _DAMAGED if dead else f"has no {wanted[0][0]} track")
 
