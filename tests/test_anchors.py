@@ -16,6 +16,7 @@ from avfewshot.inference.logits import ClassTexts
 from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import load_adapter
+from avfewshot.training.fewshot import anchors_are_worth
 from avfewshot.training.objective import ClipEmbeddings, Objective
 
 LABELS = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=bool)
@@ -84,6 +85,24 @@ def test_means_stand_beside_their_own_classes_alone(model):
     assert torch.allclose(named.projected(model).visual, expected)
     foreign = ClassTexts(plain.visual, plain.audio, ("a", "b", "zebra"))
     assert torch.allclose(foreign.projected(model).visual, plain.visual)
+
+
+@pytest.mark.parametrize(
+    ("right", "one_shot", "better", "hint"),
+    [
+        ((10, 50, 80), False, True, True),
+        ((10, 50, 52), False, True, False),
+        ((48, 50, 90), False, False, False),
+        ((10, 10, 90), True, True, False),
+        ((60, 10, 90), True, False, False),
+    ],
+)
+def test_means_are_taken_where_they_answer_more_and_a_better_fusion_is_named(right, one_shot, better, hint):
+    answers = [np.arange(100) < number for number in right]
+    found, told = anchors_are_worth(*answers, one_shot=one_shot, chance=0.1)
+    assert found is better
+    assert told.startswith(f"texts {right[0]} %, class means {right[1]} % of the support")
+    assert told.endswith(f"with --fusion product {right[2]} %") == hint
 
 
 @pytest.fixture(scope="module")

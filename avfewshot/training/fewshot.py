@@ -263,18 +263,13 @@ class FewShot(FewShotSetting):
             return anchors
         clips = [ClipEmbeddings(visual, audio, row) for row, (visual, audio) in enumerate(pairs)]
         frozen = AudioVisualModel(self.backbone).to(self.device)
+        multiplied = Objective(self.config.replace(fusion="product"), objective.texts, per_second=False)
         right = []
         with torch.inference_mode():
-            for frozen.anchors in (None, anchors):
-                answers = [said.log_probabilities.argmax() for said in objective.predict(frozen, clips)]
+            for frozen.anchors, how in ((None, objective), (anchors, objective), (anchors, multiplied)):
+                answers = [said.log_probabilities.argmax() for said in how.predict(frozen, clips)]
                 right.append(labels[torch.arange(len(clips)), torch.stack(answers).cpu()].numpy())
-        text, means = right
-        if self.config.shots == 1:  # there is nothing to leave out: where texts do no better than chance
-            chance = float(labels.float().mean())
-            better = text.mean() < chance + 2 * (chance * (1 - chance) / len(clips)) ** 0.5
-        else:
-            better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
-        told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
+        better, told = anchors_are_worth(*right, one_shot=self.config.shots == 1, chance=float(labels.float().mean()))
         self.observer.say(f"{title}: anchors {'texts and class means' if better else 'texts'} ({told}).")
         return anchors if better else None
 
@@ -343,3 +338,24 @@ def read_result(folder: Path, drawn: str) -> SeedResult | None:
         raise DataError(
             f"{path}: is damaged ({str(error).splitlines()[0]}).", hint="Remove it: the evaluation is then done again."
         ) from None
+
+
+def anchors_are_worth(
+    text: np.ndarray, means: np.ndarray, product: np.ndarray, *, one_shot: bool, chance: float
+) -> tuple[bool, str]:
+    """Whether class means answer better than texts, and what is told of it.
+
+    Args:
+        text: Bool ``[N]``: which clips of the support the texts alone answer right.
+        means: The same with the class means, each clip left out of its own.
+        product: The same with both modalities' posteriors multiplied.
+        one_shot: Nothing can be left out: means are taken where texts do no better than chance.
+        chance: Of a right answer.
+    """
+    told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
+    if one_shot:
+        return bool(text.mean() < chance + 2 * (chance * (1 - chance) / len(text)) ** 0.5), told
+    better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
+    if better and product.sum() - means.sum() > 2 * (product != means).sum() ** 0.5:
+        told += f"; with --fusion product {100 * product.mean():.0f} %"
+    return bool(better), told

@@ -88,7 +88,7 @@ class Objective:
     """
 
     def __init__(self, config: TrainerConfig, texts: ClassTexts, *, per_second: bool) -> None:
-        self._config, self._texts, self.per_second = config, texts, per_second
+        self._config, self.texts, self.per_second = config, texts, per_second
 
     def __call__(
         self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings], labels: Sequence[Tensor]
@@ -122,7 +122,7 @@ class Objective:
 
     def _segment_logits(self, model: AudioVisualModel, embeddings: Sequence[ClipEmbeddings]) -> list[Pair]:
         """``[T, K + 1]`` of each clip's modalities."""
-        texts = self._texts.projected(model, anchored=False)
+        texts = self.texts.projected(model, anchored=False)
         left_out = [clip.row for clip in embeddings]
         parts = []
         for name in MODALITIES:
