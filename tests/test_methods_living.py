@@ -204,6 +204,11 @@ def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_pat
         # Of the two classes that are asked about, the third one's clips are unknown.
         other = ridge.unknown(queries.features, ["c0", "c1"])
         assert other[queries.labels[:, 2]].mean() > 0.6
+        params = (loaded.rejector or loaded).clip.params
+        params = params.get("params", params)
+        stated, params["reject"] = params["reject"], params["reject"] | {"threshold": -1e9, "false_accepts": 1.0}
+        del params["spreads"]  # a run from when nearness alone decided is calibrated again
+        assert LivingRidge(loaded.rejector or loaded, learn=False).reject == stated
     one_shot, part, *_ = fitted(clips=1, classes=3)
     learn_to_reject(one_shot, part)
     assert "reject" not in one_shot.diagnostics

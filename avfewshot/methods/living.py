@@ -42,6 +42,8 @@ class LivingRidge:
             )
         self.scorer, self._params, self._arrays = scorer, params, scorer.clip.arrays
         self._inverses: dict[str, Floats] = {}
+        if "reject" in params and "spreads" not in params:  # of a run from when nearness alone decided
+            self.calibrate_reject(params["reject"]["keep"])
 
     def add(self, features: Features, labels: npt.NDArray[np.bool_], texts: LabelFeatures) -> None:
         """Learn clips, of old classes or new ones.
@@ -193,8 +195,6 @@ class LivingRidge:
 
     def unknown(self, features: Features, names: Collection[str] | None = None) -> npt.NDArray[np.bool_]:
         """Which clips lie below the threshold of :meth:`calibrate_reject`, ``[N]``; `names`: of some classes alone."""
-        if "spreads" not in self._params:  # of a run from when nearness alone decided
-            self.calibrate_reject(self._params["reject"]["keep"])
         known, rows = np.flatnonzero(self.scorer.trained), self.scorer.rows(features)
         columns = [i for i, row in enumerate(known) if names is None or self.scorer.texts.names[row] in names]
         clips = self._arrays["targets"][:, columns].any(1)
