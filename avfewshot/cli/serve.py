@@ -42,7 +42,7 @@ def serve(
       avfs serve clips/ --labels labels.txt
       avfs serve clips/ --label "dog barking" --label rain
       avfs serve clips/ --adapter runs/folder/RUN             learn on from a few-shot run
-      avfs serve --store index                                a collection that `avfs embed` has embedded
+      avfs serve --store my-store                             a collection that `avfs embed` has embedded
       avfs serve clips/ --host 0.0.0.0                        for other machines, with a token
 
     [bold]Exit status:[/bold] 0 ended by Ctrl-C, 1 failed, 2 misuse.
