@@ -11,6 +11,9 @@ import pytest
 
 from avfewshot.cli.app import run
 
+EXACT = ("--device", "cpu", "--precision", "fp32")
+TINY = ("--backbone", "tiny", *EXACT)
+
 
 def execute(folder: Path, *arguments: object, columns: int = 160, cache: Path | None = None) -> tuple[int, str, str]:
     """Run `avfs` in a folder (`cache` None: that of the test); gives status, stdout and stderr."""
@@ -49,6 +52,11 @@ class Commands:
         """The run folder that a command makes under a name."""
         self(*arguments, "--name", name)
         return self.folder_of(name)
+
+    def trained(self, task: str, root: Path, *options: object, name: str = "r") -> tuple[Path, dict[str, Any]]:
+        """The run folder of `avfs train`, and its results."""
+        folder = self.made("train", task, "--root", root, *options, name=name)
+        return folder, json.loads((folder / "results.json").read_text())
 
     def folder_of(self, name: str) -> Path:
         """The folder of the run of a name."""

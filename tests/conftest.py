@@ -120,6 +120,14 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def avfs(tmp_path: Path):
+    """Commands in the folder of the test, with its cache."""
+    from command_support import Commands
+
+    return Commands(tmp_path, shared=False)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden files are recorded anew on request only."""
     parser.addoption("--update-golden", action="store_true", help="record the files in tests/golden anew")

@@ -198,6 +198,15 @@ def write_audio(path: Path, wave: np.ndarray, rate: int = 48000, codec: str | No
     return write_media(path, codec=None, audio=wave, audio_codec=codec or by_suffix[path.suffix], rate=rate, **options)
 
 
+def write_two_classes(folder: Path) -> Path:
+    """Six clips of a second in the class folders ``dog`` and ``rain``."""
+    for number in range(6):
+        path = folder / ("dog", "rain")[number % 2] / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_media(path, seconds=1.0, audio=tone(1.0, frequency=200 + 100 * number))
+    return folder
+
+
 def write_cover_art(path: Path, wave: np.ndarray, rate: int = 48000) -> Path:
     """Write an mp3 or m4a with an attached picture."""
     plain = write_audio(path.with_name("plain-" + path.name), wave, rate)

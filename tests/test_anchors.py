@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from command_support import execute
+from command_support import Commands
 from fewshot_worlds import CLASSES, write_class_folders
 from training_support import backbone, texts
 
@@ -118,11 +118,9 @@ def world(tmp_path_factory):
 def fewshot(world, data: str) -> tuple:
     """A run on a folder of clips, and what was told."""
     options = ("--method", "dgsct", "--backbone", "tiny", "--device", "cpu", "--epochs", "1", "--val-shots", "1")
-    command = ("fewshot", *options, "--data", data, "--shots", "2", "--name", data)
-    status, _, err = execute(world, *command, cache=world / "cache")
-    assert status == 0, err
-    [folder] = (world / "runs" / "folder").glob(f"*-{data}")
-    return folder, " ".join(err.split())
+    avfs = Commands(world)
+    _, err = avfs("fewshot", *options, "--data", data, "--shots", "2", "--name", data)
+    return avfs.folder_of(data), " ".join(err.split())
 
 
 def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world):

@@ -1,12 +1,14 @@
 """Sound in one pass (`--audio-context clip`): windows, whole clips and their seconds, caches, stores, runs."""
 
+import functools
 import json
+import re
 import sqlite3
 from types import SimpleNamespace
 
 import pytest
 import torch
-from command_support import execute
+from command_support import EXACT, TINY, Commands
 from fewshot_worlds import write_class_folders
 from torch.nn import functional as F
 from towers_support import clap_tower, clip_tower, pictures, sounds
@@ -94,17 +96,21 @@ def world(tmp_path_factory):
     return folder
 
 
-TEN = ("--backbone", "ten.yaml", "--weights", "random", "--device", "cpu", "--precision", "fp32")
+TEN = ("--backbone", "ten.yaml", "--weights", "random", *EXACT)
 
 
 @pytest.fixture(scope="module")
-def store(world):
-    status, _, err = execute(world, "embed", "clips", "--store", "store", "--audio-context", "clip", *TEN)
-    assert status == 0, err
+def avfs(world):
+    return Commands(world, shared=False)
+
+
+@pytest.fixture(scope="module")
+def store(avfs, world):
+    avfs("embed", "clips", "--store", "store", "--audio-context", "clip", *TEN)
     return world / "store"
 
 
-def test_a_store_has_the_windows_and_refuses_a_mixture(world, store) -> None:
+def test_a_store_has_the_windows_and_refuses_a_mixture(avfs, world, store) -> None:
     held = Store(store)
     assert held.audio_context == "clip"
     settings = {"weights": "random", "device": "cpu", "precision": "fp32", "audio_context": "clip"}
@@ -118,17 +124,13 @@ def test_a_store_has_the_windows_and_refuses_a_mixture(world, store) -> None:
         ("zeroshot", "--label", "a", "--label", "b", "--store", "store", *TEN),
         ("find", "a", "--store", "store", "--audio-context", "second"),
     ):
-        status, _, err = execute(world, *command)
-        assert status == 2
-        assert "audio" in err
-        assert "context" in err
-    status, _, err = execute(world, "find", "--like", entry.path, "--store", "store", "--audio-context", "clip")
-    assert status == 0, err
+        assert re.search("audio.context", avfs.refused(*command))
+    avfs("find", "--like", entry.path, "--store", "store", "--audio-context", "clip")
 
 
 def test_a_store_of_an_earlier_version_gets_its_table_when_it_is_written(world, tmp_path) -> None:
-    status, _, err = execute(tmp_path, "embed", world / "clips", "--store", "old", *TINY)
-    assert status == 0, err
+    embed = functools.partial(Commands(tmp_path, shared=False), "embed", world / "clips", "--store", "old")
+    embed(*TINY)
     with sqlite3.connect(tmp_path / "old" / "store.db") as database:
         database.execute("DROP TABLE windows")
         about = json.loads(database.execute("SELECT value FROM about WHERE key = 'model'").fetchone()[0])
@@ -137,38 +139,26 @@ def test_a_store_of_an_earlier_version_gets_its_table_when_it_is_written(world, 
     held = Store(tmp_path / "old")
     assert held.audio_context == "second"
     assert held.audio_windows(held.embedded[0]) is None
-    status, _, err = execute(tmp_path, "embed", world / "clips", "--store", "old", "--audio-context", "second")
-    assert status == 0, err
+    embed("--audio-context", "second")
 
 
-TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
+def test_zeroshot_hears_the_clip_and_its_seconds_differ(avfs, store) -> None:
+    def heard(context, *given):
+        labels = ("--label", "dog barking", "--label", "bird chirping", "--segments")
+        return avfs.json("zeroshot", *given, "--audio-context", context, *labels, *TEN)["clips"][0]["audio"]
+
+    by_clip = heard("clip", "clips")
+    assert heard("second", "clips") != by_clip
+    assert heard("clip", "--store", "store") == pytest.approx(by_clip, abs=1e-4)
 
 
-def zeroshot(world, *arguments: str) -> dict:
-    """The first clip of the answer."""
-    labels = ("--label", "dog barking", "--label", "bird chirping", "--segments", "--format", "json")
-    status, out, err = execute(world, "zeroshot", *arguments, *labels, *TEN)
-    assert status == 0, err
-    return json.loads(out)["clips"][0]
-
-
-def test_zeroshot_hears_the_clip_and_its_seconds_differ(world, store) -> None:
-    by_second, by_clip = (zeroshot(world, "clips", "--audio-context", context) for context in ("second", "clip"))
-    assert by_second["audio"] != by_clip["audio"]
-    stored = zeroshot(world, "--audio-context", "clip", "--store", "store")
-    assert stored["audio"] == pytest.approx(by_clip["audio"], abs=1e-4)
-
-
-def test_compare_sets_both_side_by_side_and_a_run_remembers_its_own(world) -> None:
+def test_compare_sets_both_side_by_side_and_a_run_remembers_its_own(avfs, world) -> None:
     common = ("--data", "clips", "--shots", "1", "--backbone", "ten.yaml", "--weights", "random")
-    status, _, err = execute(world, "compare", *common, "--seeds", "1", "--audio-context", "second,clip")
-    assert status == 0, err
+    avfs("compare", *common, "--seeds", "1", "--audio-context", "second,clip")
     table = json.loads((world / "runs" / "compare" / "folder" / "compare.json").read_text(encoding="utf-8"))
     systems = {row["system"] for row in table["tables"][0]["systems"]}
     assert {"zero-shot (second)", "zero-shot (clip)", "auto (second)", "auto (clip)"} <= systems
-    status, _, err = execute(world, "fewshot", *common, "--no-tune", "--audio-context", "clip", "--name", "r")
-    assert status == 0, err
-    run = next(path.parent for path in (world / "runs" / "folder").glob("*/results.json"))
+    run = avfs.made("fewshot", *common, "--no-tune", "--audio-context", "clip", name="r")
     settings = {"adapter": str(run), "backbone": str(world / "ten.yaml"), "weights": "random", "device": "cpu"}
     assert avfewshot.load(**settings).audio_context == "clip"
     with pytest.raises(UsageError, match="--audio-context clip, not second"):

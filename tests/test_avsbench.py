@@ -1,12 +1,10 @@
 """AVSBench: lists, layout and masks; MJ and MF; the TPAVI decoder and its loss."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from command_support import execute
 from dataset_files import AVE_FILES, counts, official, write_files
 from PIL import Image
 from scipy.io import wavfile
@@ -147,13 +145,7 @@ def test_masks_of_every_mode_say_the_same(tmp_path):
         read_mask(tmp_path / "text.png", 8)
 
 
-def checked(name, root, *more):
-    """What `avfs data check` says as JSON, and its exit status."""
-    status, out, _ = execute(root, "data", "check", name, "--root", root, "--format", "json", *more)
-    return json.loads(out), status
-
-
-def test_data_check_tells_what_is_missing_misspelt_or_broken_in_s4(s4):
+def test_data_check_tells_what_is_missing_misspelt_or_broken_in_s4(avfs, s4):
     base = s4 / "Single-source/s4_data"
     for kind in ("visual_frames", "gt_masks", "audio_wav"):  # misspelt on disk as well: found all the same
         (base / kind / "train/h orse").mkdir()
@@ -162,8 +154,7 @@ def test_data_check_tells_what_is_missing_misspelt_or_broken_in_s4(s4):
     (base / "gt_masks/test/bird/ddddddddddd/ddddddddddd_3.png").unlink()
     sound(base / "audio_wav/val/bird/ccccccccccc.wav", 2)
     (base / "visual_frames/train/horse/aaaaaaaaaaa/aaaaaaaaaaa_4.png").write_bytes(b"no picture")
-    told, status = checked("avs", s4, "--probe", "--missing", s4 / "todo.txt")
-    assert status == 0
+    told = avfs.json("data", "check", "avs", "--root", ".", "--probe", "--missing", "todo.txt")
     assert told["splits"]["train"] == {"listed": 2, "found": 2, "missing": 0, "expected": 3452}
     assert told["splits"]["test"].items() >= {"listed": 2, "found": 1, "missing": 1}.items()
     assert [(row["name"], row["train"], row["found"]) for row in told["classes"]] == [("bird", 0, 2), ("horse", 2, 2)]
@@ -180,17 +171,15 @@ def test_data_check_tells_what_is_missing_misspelt_or_broken_in_s4(s4):
         plan_shards(load_dataset("avs", s4), frame_side=32)
 
 
-def test_data_check_tells_leaks_of_ms3_within_and_into_other_data_sets(ms3):
+def test_data_check_tells_leaks_of_ms3_within_and_into_other_data_sets(avfs, ms3):
     write_files(ms3 / "AVE", AVE_FILES)
-    told, status = checked("avs_ms3", ms3)
-    assert status == 0
+    told = avfs.json("data", "check", "avs_ms3", "--root", ".")
     shared = {(one["first"], one["second"]): one["count"] for one in told["overlaps"]}
     assert shared["avs_ms3/train", "avs_ms3/test"] == 1
     assert shared["avs_ms3/test", "ave/train"] == 2
     assert told["compared_with"] == ["ave"]
     shutil.rmtree(ms3 / "Multi-sources/ms3_data/visual_frames")
-    told, status = checked("avs_ms3", ms3)
-    assert status == 1
+    told = avfs.json("data", "check", "avs_ms3", "--root", ".", status=1)
     assert "no-media" in {finding["code"] for finding in told["findings"]}
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_support import execute
 from safetensors.torch import save_file
 from weights_support import AUDIO, ROBERTA, laion_state, serving, word_tokenizer, write_laion, write_roberta
 
 import avfewshot
-from avfewshot.cli.app import run
 from avfewshot.encoders.presets import load_preset, preset_names
 from avfewshot.encoders.tower import PlainTower, walkable
 from avfewshot.media.clip import Clip
@@ -110,12 +108,10 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_fetched_loaded_like_the_library_and_used(name, shrunk, hub, tmp_path, capsys):
-    path = shrunk(name)
+def test_fetched_loaded_like_the_library_and_used(name, shrunk, hub, avfs, tmp_path):
+    path, packaged = shrunk(name), load_preset(name)
     hub.files, library = publish(path, tmp_path)
-    assert run(["weights", "fetch", str(path)]) == 0
-    packaged = load_preset(name)
-    assert f"licence: {packaged.clip.source.licence}" in capsys.readouterr().err
+    assert f"licence: {packaged.clip.source.licence}" in avfs("weights", "fetch", path)[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pictures were squashed in the training of two of them
         classifier = avfewshot.load(path, precision="fp32")
@@ -147,7 +143,7 @@ def test_fetched_loaded_like_the_library_and_used(name, shrunk, hub, tmp_path, c
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "peav"])
-def test_what_walks_towers_is_refused_before_anything_is_fetched(name, tmp_path):
+def test_what_walks_towers_is_refused_before_anything_is_fetched(name, avfs, tmp_path):
     (tmp_path / "dog").mkdir()
     for command in (
         "fewshot --method dgsct --data",
@@ -156,9 +152,7 @@ def test_what_walks_towers_is_refused_before_anything_is_fetched(name, tmp_path)
         "pretrain vggsound40k --root",
         "train ave --root",
     ):
-        status, _, err = execute(tmp_path, *command.split(), tmp_path, "--backbone", name)
-        told = " ".join(err.split())
-        assert status == 2, command
+        told = " ".join(avfs.refused(*command.split(), tmp_path, "--backbone", name).split())
         assert f"walked block by block, and those of {name} are run whole" in told
         assert "base, base-plus, large, large-plus, tiny" in told
 

@@ -7,7 +7,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from command_support import execute
 from media_factory import tone, write_audio, write_media
 from scipy.special import softmax
 
@@ -252,9 +251,8 @@ def test_another_backbone_is_refused(make):
 
 @pytest.mark.parametrize("name", ["backbone", "templates"])
 def test_a_backbone_or_templates_that_are_not_here_are_told_with_the_remedy(make, name):
-    with pytest.raises(UsageError, match=f"best-1: its {name} '/nowhere/mine.yaml'") as caught:
+    with pytest.raises(UsageError, match=f"best-1: its {name} '/nowhere/mine.yaml'.*--{name}"):
         make(**{name: "/nowhere/mine.yaml"})
-    assert f"--{name}" in caught.value.hint
     assert make(**{name: "/nowhere/mine.yaml"}, options={name: {"backbone": "tiny", "templates": "toy"}[name]})
 
 
@@ -307,18 +305,15 @@ def test_a_ready_model_can_be_given(backbone, adapted, folder, tmp_path):
             Classifier(backbone, adapted.templates, model=model, **options)
 
 
-def test_the_command_predicts_unknown_labels_with_an_adapter(adapted, folder, tmp_path):
+def test_the_command_predicts_unknown_labels_with_an_adapter(adapted, avfs, folder, tmp_path):
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     (tmp_path / "empty").mkdir()
     command = ("zeroshot", "--labels", "labels.txt", "--format", "json", str(folder / "both.mp4"), "--adapter")
     arguments = ("--weights", "random", "--device", "cpu", "--precision", "fp32")
-    status, out, err = execute(tmp_path, *command, adapted.adapter, *arguments)
+    out, err = avfs(*command, adapted.adapter, *arguments)
     document = json.loads(out)
-    assert (status, document["adapter"], document["backbone"]) == (0, adapted.adapter, "tiny")
+    assert (document["adapter"], document["backbone"]) == (adapted.adapter, "tiny")
     (expected,) = adapted.classify(folder / "both.mp4", LABELS)
     assert document["clips"][0]["scores"] == pytest.approx(expected.scores, abs=1e-5)
     assert f"tiny with {adapted.adapter} on cpu" in err
-    status, _, err = execute(tmp_path, *command, "empty")
-    assert status == 1
-    assert err.startswith("error: empty: holds no adapter checkpoint.\n")
-    assert "Traceback" not in err
+    assert avfs.refused(*command, "empty", status=1).startswith("error: empty: holds no adapter checkpoint.\n")

@@ -9,7 +9,6 @@ from command_support import Commands
 from dataset_files import AVE_FILES, write_files
 from fewshot_worlds import everywhere_script
 
-from avfewshot.cli.app import run
 from avfewshot.cli.progress import Display, ProgressBar
 from avfewshot.media.clip import Failure
 from avfewshot.models.checkpoint import load_adapter
@@ -31,13 +30,11 @@ SMALL = ("--backbone", "tiny", "--device", "cpu", "--window", "3", "--workers", 
 SMALL += ("--batch-size", "3", "--precision")
 
 
-def refused(capsys, *arguments: str, status: int = 2) -> str:
-    """What is said of a command that is misuse."""
-    assert run(["pretrain", *arguments]) == status
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Traceback" not in captured.err
-    return " ".join(captured.err.split())
+def refused(folder: Path, *arguments: object, status: int = 2) -> str:
+    """What is said in a folder of a command that is misuse."""
+    out, err = Commands(folder, shared=False)("pretrain", *arguments, status=status)
+    assert out == ""
+    return " ".join(err.split())
 
 
 NEEDED = "--devices: a whole number of at least 1 or 'auto' is needed, not"
@@ -63,24 +60,21 @@ NEEDED = "--devices: a whole number of at least 1 or 'auto' is needed, not"
         ("--resume none-such", ["--resume none-such: there is no such folder."]),
     ],
 )  # fmt: skip
-def test_misuse_is_told_before_any_work(capsys, tmp_path, monkeypatch, arguments, parts):
-    monkeypatch.chdir(tmp_path)
-    Path("two.yaml").write_text("seeds: [1, 2]\n")
-    Path("file").write_text("")
-    text = refused(capsys, *arguments.split())
+def test_misuse_is_told_before_any_work(tmp_path, arguments, parts):
+    write_files(tmp_path, {"two.yaml": "seeds: [1, 2]\n", "file": ""})
+    text = refused(tmp_path, *arguments.split())
     assert [part for part in parts if part not in text] == []
     assert "--seeds" not in text
 
 
-def test_a_run_of_another_kind_is_not_resumed(capsys, tmp_path):
-    write_files(tmp_path / "run", {"run.json": '{"format": 1, "kind": "fewshot"}'})
-    assert "is not the record of a pretraining" in refused(capsys, "--resume", str(tmp_path / "run"), status=1)
+def test_a_run_of_another_kind_is_not_resumed(tmp_path):
+    write_files(tmp_path, {"run/run.json": '{"format": 1, "kind": "fewshot"}'})
+    assert "is not the record of a pretraining" in refused(tmp_path, "--resume", "run", status=1)
 
 
-def test_a_list_without_its_videos_is_told(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_list_without_its_videos_is_told(tmp_path):
     write_files(tmp_path / "lists", {"vggsound-avel40k.csv": "category,video_id,split\ndog barking,00000001,train\n"})
-    text = refused(capsys, "vggsound40k", "--root", "lists", *SMALL, "fp32", status=1)
+    text = refused(tmp_path, "vggsound40k", "--root", "lists", *SMALL, "fp32", status=1)
     assert "none of its 1 clips" in text
     assert "--media DIR" in text
     assert not (tmp_path / "runs").exists()

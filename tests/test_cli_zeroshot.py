@@ -17,7 +17,6 @@ from command_support import Commands
 from media_factory import tone, truncated, write_audio, write_media
 from sample_results import clip, failure, run_info
 
-from avfewshot.cli.app import run
 from avfewshot.cli.interrupts import Interrupts
 from avfewshot.errors import AvfsError
 
@@ -85,28 +84,28 @@ def classify(folder, monkeypatch):
     return prepare
 
 
-def zeroshot(*arguments):
-    return run(["zeroshot", "--labels", "labels.txt", *map(str, arguments)])
+def zeroshot(*arguments, status=0):
+    """What it says in the current folder, on stdout and stderr."""
+    return Commands(Path.cwd(), shared=False)("zeroshot", "--labels", "labels.txt", *arguments, status=status)
 
 
 def paths_of(text):
     return [json.loads(line)["path"] for line in text.splitlines()]
 
 
-def test_as_written_in_the_readme(classify, capsys):
+def test_as_written_in_the_readme(classify):
     fake = classify()
     Path("avfs.toml").write_text('backbone = "tiny"\n[zeroshot]\ntopk = 2\n')
-    assert zeroshot() == 0
+    out, err = zeroshot()
     given = {"backbone": "tiny", "device": "auto", "weights": "pretrained", "seed": 0, "audio_context": "second"}
     unset = dict.fromkeys(("clip_weights", "clap_weights", "roberta", "templates", "adapter"))
     assert fake.loaded == given | unset | {"precision": "auto", "cache": True}
     assert [Path(path).name for path in fake.asked["paths"]] == ABC
     assert fake.asked["labels"].names == LABELS
     assert fake.closed
-    captured = capsys.readouterr()
-    assert captured.out.count(" %") == 3 * 2 * 3  # clips x topk x columns
-    assert "3 clips · " in captured.out
-    assert captured.err == ""
+    assert out.count(" %") == 3 * 2 * 3  # clips x topk x columns
+    assert "3 clips · " in out
+    assert err == ""
 
 
 def test_options_reach_the_model(classify, folder):
@@ -115,20 +114,19 @@ def test_options_reach_the_model(classify, folder):
     (folder / "templates.txt").write_text("a clip of {}\n")
     arguments = "--backbone large --device cpu --precision bf16 --batch-size 4 --modality audio --fusion product"
     arguments += " --pool event --frame-backend pyav --seed 3 --templates templates.txt --clip-weights clip.safetensors"
-    assert zeroshot(*arguments.split(), "--segments", "a.mp4") == 0
+    zeroshot(*arguments.split(), "--segments", "a.mp4")
     loaded = {"backbone": "large", "device": "cpu", "precision": "bf16", "seed": 3, "templates": "templates.txt"}
     assert fake.loaded.items() >= (loaded | {"clip_weights": Path("clip.safetensors")}).items()
     asked = {"paths": ["a.mp4"], "modality": "audio", "fusion": "product", "pool": "event", "batch_size": 4}
     assert fake.asked.items() >= (asked | {"frame_backend": "pyav", "segments": True}).items()
 
 
-def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, capsys):
+def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder):
     fake = classify()
     (folder / "run").mkdir()
-    assert zeroshot("--adapter", "run", "--report", "page.html", "--format", "json") == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["adapter"] == str(fake.loaded["adapter"]) == "run"
-    assert "large with run on cpu" in captured.err
+    out, err = zeroshot("--adapter", "run", "--report", "page.html", "--format", "json")
+    assert json.loads(out)["adapter"] == str(fake.loaded["adapter"]) == "run"
+    assert "large with run on cpu" in err
     assert (fake.loaded["backbone"], fake.loaded["templates"]) == (None, None)
     assert (fake.asked["fusion"], fake.asked["pool"]) == ("product", "mean")
     shown = re.sub(r"<[^>]*>|\s+", " ", Path("page.html").read_text())
@@ -136,11 +134,11 @@ def test_with_an_adapter_what_nobody_sets_is_left_to_it(classify, folder, capsys
         assert row in re.sub(" +", " ", shown)
 
 
-def test_labels_of_an_adapter_that_cannot_be_are_told_with_their_place(folder, capsys):
+def test_labels_of_an_adapter_that_cannot_be_are_told_with_their_place(folder):
     (folder / "adapter").mkdir()
     (folder / "adapter" / "config.json").write_text('{"labels": ["", "cat"], "wordings": ["dog", "cat"]}')
-    assert run(["zeroshot", "--adapter", "adapter", "--backbone", "tiny", "."]) == 2
-    told = " ".join(capsys.readouterr().err.split())
+    told = Commands(folder, shared=False).refused("zeroshot", "--adapter", "adapter", "--backbone", "tiny", ".")
+    told = " ".join(told.split())
     assert "adapter/config.json: labels, label 1: the label is empty." in told
     assert "No label file" not in told
 
@@ -150,69 +148,67 @@ def test_with_an_adapter_what_somebody_sets_counts(classify, folder, monkeypatch
     (folder / "run").mkdir()
     monkeypatch.setenv("AVFS_TEMPLATES", "single")  # mostly the defaults
     (folder / "avfs.toml").write_text('backbone = "tiny"\nfusion = "weighted"\n[zeroshot]\nlabels = "labels.txt"\n')
-    assert run(["zeroshot", "--adapter", "run", "--pool", "event"]) == 0
+    Commands(folder, shared=False)("zeroshot", "--adapter", "run", "--pool", "event")
     assert fake.asked["labels"].names == LABELS
     assert (fake.loaded["backbone"], fake.loaded["templates"]) == ("tiny", "single")
     assert (fake.asked["fusion"], fake.asked["pool"]) == ("weighted", "event")
 
 
-def test_json_on_stdout_is_nothing_but_json_and_scores_that_are_not_finite_are_a_failure(classify, capsys):
+def test_json_on_stdout_is_nothing_but_json_and_scores_that_are_not_finite_are_a_failure(classify):
     infinite = dataclasses.replace(clip("c.mp4"), score=math.nan)
     classify(clip("a.mp4"), failure("b.mp4"), infinite, warnings=["unknown words: kazoo", "unknown words: kazoo"])
-    assert zeroshot("--format", "json", "--segments") == 1
-    captured = capsys.readouterr()
-    document = json.loads(captured.out)
+    out, err = zeroshot("--format", "json", "--segments", status=1)
+    document = json.loads(out)
     assert [entry["path"] for entry in document["clips"]] == ["a.mp4"]
     assert len(document["clips"][0]["segments"]) == 10
     assert [entry["path"] for entry in document["failed"]] == ["b.mp4", "c.mp4"]
     assert "not finite" in document["failed"][1]["error"]
-    assert captured.err.count("warning: unknown words: kazoo") == 1
-    assert "1 clip, 2 failed" in captured.err
+    assert err.count("warning: unknown words: kazoo") == 1
+    assert "1 clip, 2 failed" in err
 
 
-def test_outputs_by_suffix_by_format_and_all_at_once(classify, folder, capsys):
+def test_outputs_by_suffix_by_format_and_all_at_once(classify, folder):
     classify()
     for form in ("json", "jsonl", "csv", "txt"):
-        assert zeroshot("--output", f"out.{form}") == 0
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert f"written: out.{form}" in captured.err
+        out, err = zeroshot("--output", f"out.{form}")
+        assert out == ""
+        assert f"written: out.{form}" in err
     assert len(json.loads(Path("out.json").read_text())["clips"]) == 3
     assert paths_of(Path("out.jsonl").read_text()) == ABC
     assert len(list(csv.DictReader(Path("out.csv").read_text().splitlines()))) == 3
     assert "a.mp4  10 s" in Path("out.txt").read_text()
     assert "\x1b" not in Path("out.txt").read_text()
     for output, stem in (("results", "results"), ("made/", "made/results"), ("made/", "made/results")):
-        assert zeroshot("--format", "all", "--output", output) == 0
+        zeroshot("--format", "all", "--output", output)
         assert len(json.loads(Path(f"{stem}.json").read_text())["clips"]) == 3
         assert all(Path(stem + suffix).stat().st_size for suffix in (".jsonl", ".csv", ".txt"))
-    assert zeroshot("--format", "csv", "--output", "out.json") == 0
+    zeroshot("--format", "csv", "--output", "out.json")
     assert Path("out.json").read_text().startswith("path,")
     link = folder / "null"
     link.symlink_to(os.devnull)
-    assert zeroshot("--format", "json", "--output", link) == 0
+    zeroshot("--format", "json", "--output", link)
     assert link.is_symlink()
 
 
-def test_the_report_has_command_settings_and_warnings(classify, capsys):
+def test_the_report_has_command_settings_and_warnings(classify):
     fake = classify(clip("a.mp4", labels=["dog"]), failure("b.mp4"))
     Path("labels.txt").write_text("dog\n")
-    assert zeroshot("--weights", "random", "--format", "json", "--report", "page.html", "--topk", "1") == 1
+    asked = "--weights random --format json --report page.html --topk 1"
+    _, told = zeroshot(*asked.split(), status=1)
     assert fake.loaded["weights"] == "random"
     assert fake.asked["segments"] is True  # for the timeline, although --segments was not given
-    told, text = capsys.readouterr().err, Path("page.html").read_text()
+    text = Path("page.html").read_text()
     assert "warning: The weights are random (--weights random): the scores mean nothing." in told
     assert "only one label" in told
     assert "the scores mean nothing" in text
-    assert "avfs zeroshot --labels labels.txt --weights random --format json --report page.html --topk 1" in text
-    assert "--topk" in text
+    assert f"avfs zeroshot --labels labels.txt {asked}" in text
     assert "1 file could not be classified" in text
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "table"])
-def test_results_so_far_survive_an_interruption(classify, form, capsys):
+def test_results_so_far_survive_an_interruption(classify, form):
     classify(clip("a.mp4"), failure("b.mp4"), KeyboardInterrupt())
-    assert zeroshot("--format", form, "--output", "out") == 130
+    assert "stopped after 2 of 3: 1 clip, 1 failed" in zeroshot("--format", form, "--output", "out", status=130)[1]
     text = Path("out").read_text()
     if form == "json":
         document = json.loads(text)
@@ -223,14 +219,12 @@ def test_results_so_far_survive_an_interruption(classify, form, capsys):
         assert [row["path"] for row in csv.DictReader(text.splitlines())] == ["a.mp4", "b.mp4"]
     else:
         assert "stopped after 2 of 3: " in text
-    assert "stopped after 2 of 3: 1 clip, 1 failed" in capsys.readouterr().err
 
 
-def test_errors_keep_what_is_done_and_what_was_there(classify, monkeypatch, capsys):
+def test_errors_keep_what_is_done_and_what_was_there(classify, monkeypatch):
     fake = classify(clip("a.mp4"), AvfsError("the device is gone", hint="plug it in"))
-    assert zeroshot("--output", "out.json") == 1
+    assert "error: the device is gone\n  plug it in\n" in zeroshot("--output", "out.json", status=1)[1]
     assert len(json.loads(Path("out.json").read_text())["clips"]) == 1
-    assert "error: the device is gone\n  plug it in\n" in capsys.readouterr().err
     assert fake.closed
 
     def broken(self, result):
@@ -239,10 +233,9 @@ def test_errors_keep_what_is_done_and_what_was_there(classify, monkeypatch, caps
     classify()
     with monkeypatch.context() as patch:  # an output that fails does not take the others along
         patch.setattr("avfewshot.reports.writers.CsvWriter.add", broken)
-        assert zeroshot("--format", "all", "--output", "out") == 1
+        assert "No space left on device" in zeroshot("--format", "all", "--output", "out", status=1)[1]
     assert not Path("out.csv").exists()
     assert "clips" in json.loads(Path("out.json").read_text())
-    assert "No space left on device" in capsys.readouterr().err
     assert not [path for path in Path().iterdir() if ".part" in path.name]
 
     def fail(*args, **options):
@@ -250,10 +243,9 @@ def test_errors_keep_what_is_done_and_what_was_there(classify, monkeypatch, caps
 
     fake, before = classify(), Path("out.json").read_text()
     sys.modules["avfewshot.inference.loading"].load = fail
-    assert zeroshot("--output", "out.json") == 1
+    assert zeroshot("--output", "out.json", status=1)[1] == "error: no weights\n  fetch them\n"
     assert Path("out.json").read_text() == before
     assert fake.asked is None
-    assert capsys.readouterr().err == "error: no weights\n  fetch them\n"
 
 
 @pytest.mark.parametrize(
@@ -275,15 +267,13 @@ def test_errors_keep_what_is_done_and_what_was_there(classify, monkeypatch, caps
         ("--overlay labels.txt/o", ["--overlay labels.txt/o: ", "labels.txt is a file"]),
     ],
 )
-def test_misuse_is_told_before_any_work(classify, arguments, parts, capsys):
+def test_misuse_is_told_before_any_work(classify, arguments, parts):
     fake = classify()
-    assert zeroshot(*arguments.split()) == 2
+    out, err = zeroshot(*arguments.split(), status=2)
     assert fake.loaded is None
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("error: ") == 1
-    assert "Traceback" not in captured.err
-    assert [part for part in parts if part not in captured.err] == []
+    assert out == ""
+    assert err.count("error: ") == 1
+    assert [part for part in parts if part not in err] == []
 
 
 def test_a_signal_waits_while_a_result_is_written():
@@ -359,26 +349,25 @@ def test_a_reader_that_leaves_ends_the_work_quietly(folder, form):
     assert message == ""
 
 
-def test_a_jsonl_file_is_gone_on_with_unless_its_settings_are_others(classify, folder, capsys):
+def test_a_jsonl_file_is_gone_on_with_unless_its_settings_are_others(classify, folder):
     (folder / "other.txt").write_text("dog barking\nrain\n")
     lines = folder / "r.jsonl"
     classify(clip("a.mp4"), failure("b.mp4"), KeyboardInterrupt())
-    assert zeroshot("--output", "r.jsonl") == 130
+    zeroshot("--output", "r.jsonl", status=130)
     assert paths_of(lines.read_text()) == ["a.mp4", "b.mp4"]
     fake = classify(clip("c.mp4"))
-    assert zeroshot("--output", "r.jsonl") == 1  # b.mp4 failed before
+    _, err = zeroshot("--output", "r.jsonl", status=1)  # b.mp4 failed before
+    assert "r.jsonl holds 2 files already, 1 are left (--overwrite begins anew)" in err
     assert fake.asked["paths"] == ["c.mp4"]
     assert paths_of(lines.read_text()) == ABC
-    assert "r.jsonl holds 2 files already, 1 are left (--overwrite begins anew)" in capsys.readouterr().err
     before = lines.read_bytes()
     fake = classify()
-    assert zeroshot("--output", "r.jsonl") == 1  # nothing is left
+    zeroshot("--output", "r.jsonl", status=1)  # nothing is left
     for change in (["--modality", "audio"], ["--backbone", "large"], ["--labels", "other.txt"]):
-        assert zeroshot("--output", "r.jsonl", *change) == 2
-        assert "holds results of another run" in capsys.readouterr().err
+        assert "holds results of another run" in zeroshot("--output", "r.jsonl", *change, status=2)[1]
     assert fake.loaded is None
     assert lines.read_bytes() == before
-    assert zeroshot("--output", "r.jsonl", "--overwrite") == 0
+    zeroshot("--output", "r.jsonl", "--overwrite")
     assert len(fake.asked["paths"]) == 3
     assert paths_of(lines.read_text()) == ABC
 
@@ -386,10 +375,10 @@ def test_a_jsonl_file_is_gone_on_with_unless_its_settings_are_others(classify, f
 def test_timelines_of_several_clips_go_into_a_folder(classify, folder):
     (folder / "out").mkdir()
     fake = classify()
-    assert zeroshot("--format", "srt", "--output", "out") == 0
+    zeroshot("--format", "srt", "--output", "out")
     assert fake.asked["segments"]
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.srt", "b.srt", "c.srt"]
-    assert zeroshot("--format", "srt") == 2
+    zeroshot("--format", "srt", status=2)
 
 
 REAL = ("red ball", "bell ringing", "background")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_support import execute
 from dataset_files import AVE_FILES, LLP_FILES, official, touch, write_description, write_files
 from media_factory import write_audio, write_media
 
@@ -19,25 +18,13 @@ ALL_AVE = ("aaaaaaaaaaa", "-bbbbbbbbbb", "ccccccccccc", "ddddddddddd", "eeeeeeee
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch) -> Path:
+def data(tmp_path) -> Path:
     """AVE and LLP side by side, all but one AVE clip and no LLP clip with a file."""
-    monkeypatch.chdir(tmp_path)
     write_files(tmp_path / "AVE", AVE_FILES)
     write_files(tmp_path / "LLP", LLP_FILES)
     for number, name in enumerate(ALL_AVE):
         touch(tmp_path / "AVE" / "AVE", [f"{name}.mp4"], content=bytes([number]) * (number + 1))
     return tmp_path
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    """Status, stdout and stderr of `avfs data check`, in the current folder."""
-    return execute(Path.cwd(), "data", "check", *arguments)
-
-
-def as_json(*arguments: str | Path) -> dict:
-    status, out, _ = run(*arguments, "--format", "json")
-    assert status == 0
-    return json.loads(out)
 
 
 def test_coverage_and_label_counts(data):
@@ -96,8 +83,8 @@ def test_identical_files_in_two_splits_or_classes_are_a_warning(tmp_path):
     assert report.find("empty-files").count == 1
 
 
-def test_json_has_the_documented_keys_and_is_valid(data):
-    told = as_json("ave", "--root", data)
+def test_json_has_the_documented_keys_and_is_valid(avfs, data):
+    told = avfs.json("data", "check", "ave", "--root", data)
     assert list(told) == [
         "version", "dataset", "title", "description", "root", "form", "usable", "files", "splits", "classes",
         "compared_with", "overlaps", "probe", "supports", "findings",
@@ -109,9 +96,8 @@ def test_json_has_the_documented_keys_and_is_valid(data):
     assert {finding["severity"] for finding in told["findings"]} <= {"info", "warning", "error"}
 
 
-def test_the_table_names_what_is_wrong_and_where_to_get_what_is_not_there(data):
-    status, out, err = run("ave_cls", "--root", data, "--missing", data / "missing.txt")
-    assert status == 0
+def test_the_table_names_what_is_wrong_and_where_to_get_what_is_not_there(avfs, data):
+    out, err = avfs("data", "check", "ave_cls", "--root", data, "--missing", "missing.txt")
     assert err.endswith("missing.txt (1 id)\n")
     text = " ".join(out.split())
     assert "missing official" in text
@@ -119,27 +105,26 @@ def test_the_table_names_what_is_wrong_and_where_to_get_what_is_not_there(data):
     for part in (*parts, "88.9 % of 9 clips have media."):
         assert part in text
     assert (data / "missing.txt").read_text() == "hhhhhhhhhhh\n"
-    status, out, _ = run("llp", "--root", data / "LLP")
-    assert status == 1
+    out, _ = avfs("data", "check", "llp", "--root", "LLP", status=1)
     text = " ".join(out.split())
     assert "No clip of LLP has media below" in text
     assert "The annotation files are in data/ of the source repository" in text
 
 
-def test_a_folder_of_clips_can_be_checked_and_brackets_in_its_names_are_no_markup(tmp_path):
+def test_a_folder_of_clips_can_be_checked_and_brackets_in_its_names_are_no_markup(avfs, tmp_path):
     touch(tmp_path, [f"[bold]{name}/{number}.mp4" for name in "ab" for number in range(5)])
-    out = run("folder", "--root", tmp_path)[1]
+    out, _ = avfs("data", "check", "folder", "--root", tmp_path)
     assert "[bold]a" in out
     assert "official" not in out  # nobody says how many there should be
-    told = as_json("folder", "--root", tmp_path)
+    told = avfs.json("data", "check", "folder", "--root", tmp_path)
     assert (told["splits"]["train"]["found"], told["usable"]) == (6, True)
 
 
-def test_the_root_may_come_from_the_settings(data, monkeypatch):
+def test_the_root_may_come_from_the_settings(avfs, data, monkeypatch):
     (data / "avfs.toml").write_text('[data]\nroot = "."\nave = "AVE"\n')
-    as_json("ave")
+    avfs("data", "check", "ave")
     monkeypatch.setenv("AVFS_DATA_AVE", "nowhere")
-    assert "nowhere does not exist" in run("ave")[2]
+    assert "nowhere does not exist" in avfs.refused("data", "check", "ave")
 
 
 @pytest.mark.parametrize(
@@ -154,18 +139,16 @@ def test_the_root_may_come_from_the_settings(data, monkeypatch):
         ("ave --root AVE --media absent", "media folder absent does not exist"),
     ],
 )
-def test_misuse_is_one_clear_error(data, arguments, message):
-    status, _, err = run(*arguments.split())
-    assert status == 2
-    assert re.search(message, " ".join(err.split()))
+def test_misuse_is_one_clear_error(avfs, data, arguments, message):
+    assert re.search(message, " ".join(avfs.refused("data", "check", *arguments.split()).split()))
 
 
-def test_a_data_set_elsewhere_can_be_compared_with(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_data_set_elsewhere_can_be_compared_with(avfs, tmp_path):
     write_files(tmp_path / "elsewhere" / "AVVP", LLP_FILES)
     write_files(tmp_path / "alone" / "deep", AVE_FILES | {"aaaaaaaaaaa.mp4": b"x"})
-    assert as_json("ave", "--root", "alone/deep")["compared_with"] == []
-    assert as_json("ave", "--root", "alone/deep", "--against", "elsewhere")["compared_with"] == ["llp"]
+    asked = ("data", "check", "ave", "--root", "alone/deep")
+    assert avfs.json(*asked)["compared_with"] == []
+    assert avfs.json(*asked, "--against", "elsewhere")["compared_with"] == ["llp"]
 
 
 def test_official_supports_are_checked():
@@ -199,14 +182,12 @@ def test_real_files_are_opened(tmp_path):
     assert not probe_file(files["short"], None).problems
 
 
-def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_names_that_a_terminal_would_obey_are_escaped_in_text_and_json(avfs, tmp_path):
     names = ("1\x1b]0;x\x07", "2\x9b31m", "\u202e3", "4\u72ac")
     clips = [f"{folder}/{name}.mp4" for folder in ("a", "b") for name in names]
     touch(tmp_path, [*clips, os.fsdecode(b"a/\xff.mp4"), "\x1b[2Jstray.mp4"])
     for form in ("table", "json"):
-        status, said, _ = run("folder", "--root", tmp_path, "--format", form)
-        assert status == 0
+        said, _ = avfs("data", "check", "folder", "--root", tmp_path, "--format", form)
         assert "stray.mp4" in said
         assert all(letter.isprintable() or letter == "\n" for letter in said)
     assert json.loads(said)["findings"][0]["examples"] == ["\x1b[2Jstray.mp4"]

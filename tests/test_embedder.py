@@ -176,9 +176,8 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(plain, caplog, messa
 )
 def test_memory_for_not_even_one_is_an_error_with_advice(request, which, room, said):
     small = SmallDevice(request.getfixturevalue(which), room)
-    with pytest.raises(AvfsError, match=said) as caught:
+    with pytest.raises(AvfsError, match=f"{said}.*--device cpu"):
         list(Embedder(small, CPU, 8, window=4).embed([clip("a", 8)]))
-    assert "--device cpu" in caught.value.hint
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(model):

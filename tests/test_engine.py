@@ -1,7 +1,6 @@
 """`--engine ray`: the results of one process, from the workers of a cluster, also when one of them dies."""
 
 import importlib.util
-import json
 import os
 import signal
 import threading
@@ -9,14 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from command_support import execute
+from command_support import Commands
 from media_factory import tone, write_media
-
-from avfewshot.cli.app import run
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'avfewshot[ray]'")
 ROOT = Path(__file__).resolve().parents[1]
-LABELS = ("--label", "dog barking", "--label", "boat honking", "--backbone", "tiny", "--format", "json", "--segments")
+LABELS = ("--label", "dog barking", "--label", "boat honking", "--backbone", "tiny", "--segments")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +59,8 @@ def same(one, two):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(cluster, clips, tmp_path):
-    status, alone, err = execute(tmp_path, "zeroshot", clips, *LABELS)
-    assert status == 1, err  # one file is broken
+def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(cluster, clips, avfs, tmp_path):
+    first = avfs.json("zeroshot", clips, *LABELS, status=1)  # one file is broken
     seen, killed = set(), []
 
     def kill_one():
@@ -81,47 +77,41 @@ def test_two_nodes_give_the_results_of_one_process_though_a_worker_is_killed(clu
     killer = threading.Thread(target=kill_one)
     killer.start()
     engine = ("--engine", "ray", "--address", cluster.address)
-    status, spread, err = execute(tmp_path, "zeroshot", clips, *LABELS, *engine, cache=tmp_path / "other-cache")
+    second = Commands(tmp_path).json("zeroshot", clips, *LABELS, *engine, status=1)  # with a cache of its own
     killer.join()
     assert killed, "no worker was met at work"
-    assert status == 1, err
-    first, second = json.loads(alone), json.loads(spread)
     assert [clip["path"] for clip in second["clips"]] == [clip["path"] for clip in first["clips"]]
     assert same(second["clips"], first["clips"])
     assert second["failed"] == first["failed"]
 
 
-def test_without_ray_it_is_misuse_with_the_way_to_install_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_without_ray_it_is_misuse_with_the_way_to_install_it(avfs, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
     write_media(tmp_path / "a.mp4", seconds=1.0)
     (tmp_path / "mine" / "dog").mkdir(parents=True)
     for command in (
-        ["zeroshot", "a.mp4", "--label", "dog"],
-        ["embed", "a.mp4", "--store", "store"],
-        ["data", "prepare", "folder", "--root", "mine", "--out", "shards"],
+        ("zeroshot", "a.mp4", "--label", "dog"),
+        ("embed", "a.mp4", "--store", "store"),
+        ("data", "prepare", "folder", "--root", "mine", "--out", "shards"),
     ):
-        assert run([*command, "--engine", "ray"]) == 2
-        assert "avfewshot[ray]" in capsys.readouterr().err
-        assert run([*command, "--address", "auto"]) == 2
-        assert "--engine ray" in capsys.readouterr().err
+        assert "avfewshot[ray]" in avfs.refused(*command, "--engine", "ray")
+        assert "--engine ray" in avfs.refused(*command, "--address", "auto")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "mine"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, tmp_path):
+def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, avfs, tmp_path):
     import numpy as np
 
     from avfewshot.media.clip import MODALITIES
     from avfewshot.store.store import Store
 
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert execute(tmp_path, "embed", clips, "--store", one, "--backbone", "tiny")[0] == 1
     engine = ("--engine", "ray", "--address", cluster.address)
-    assert execute(tmp_path, "embed", clips, "--store", two, "--backbone", "tiny", *engine)[0] == 1
-    first, second = Store(one), Store(two)
+    for name, more in (("one", ()), ("two", engine)):
+        avfs("embed", clips, "--store", name, "--backbone", "tiny", *more, status=1)
+    first, second = Store(tmp_path / "one"), Store(tmp_path / "two")
     assert [clip.path for clip in second.embedded] == [clip.path for clip in first.embedded]
     assert all(np.allclose(first.vectors(name), second.vectors(name), atol=1e-6) for name in MODALITIES)
     assert first.thumbnail(clips / "0.mp4", 1) == second.thumbnail(clips / "0.mp4", 1) is not None
@@ -129,16 +119,15 @@ def test_a_store_embedded_by_a_cluster_is_that_of_one_process(cluster, clips, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_shards_prepared_by_a_cluster_are_those_of_one_process_to_the_byte(cluster, clips, tmp_path):
+def test_shards_prepared_by_a_cluster_are_those_of_one_process_to_the_byte(cluster, clips, avfs, tmp_path):
     for label in ("dog", "boat"):
         (tmp_path / "mine" / label).mkdir(parents=True)
         for number in range(2):
             (tmp_path / "mine" / label / f"{number}.mp4").write_bytes((clips / f"{number}.mp4").read_bytes())
     (tmp_path / "mine" / "dog" / "broken.mp4").write_bytes(b"no clip")
     common = ("data", "prepare", "folder", "--root", "mine", "--backbone", "tiny", "--shard-clips", 2)
-    assert execute(tmp_path, *common, "--out", "one", "--workers", 1)[0] == 1
-    status, _, err = execute(tmp_path, *common, "--out", "two", "--engine", "ray", "--address", cluster.address)
-    assert status == 1, err
+    avfs(*common, "--out", "one", "--workers", 1, status=1)
+    avfs(*common, "--out", "two", "--engine", "ray", "--address", cluster.address, status=1)
     contents = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
         for name in ("one", "two")

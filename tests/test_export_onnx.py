@@ -15,7 +15,6 @@ from standin_towers import make_backbone
 
 from avfewshot.adapters.base import pair_towers
 from avfewshot.adapters.registry import build_adapter
-from avfewshot.cli.app import run
 from avfewshot.errors import AvfsError, UsageError
 from avfewshot.inference import export_onnx
 from avfewshot.inference.head import LearnedHead, ZeroShotHead
@@ -37,15 +36,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 LABELS = ("red ball", "bell ringing", "dog barking")
 
 
-def test_the_example_answers_as_the_classifier_does_without_torch(tmp_path):
+def test_the_example_answers_as_the_classifier_does_without_torch(avfs, tmp_path):
     clips = [
         write_media(tmp_path / "both.mp4", seconds=12.0, audio=tone(12.0)),
         write_media(tmp_path / "silent.mp4", seconds=2.0),
         write_audio(tmp_path / "sound.wav", tone(2.0)),
     ]
-    tiny = ("--backbone", "tiny", "--weights", "random")
     labels = [part for label in LABELS for part in ("--label", label)]
-    assert run(["export", *tiny, *labels, "--onnx", str(tmp_path / "onnx")]) == 0
+    avfs("export", "--backbone", "tiny", "--weights", "random", *labels, "--onnx", "onnx")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, EXAMPLE, tmp_path / "onnx", *clips],
         capture_output=True, text=True, check=False, timeout=120,
@@ -147,9 +145,8 @@ def test_adapters_between_the_towers_are_one_joint_graph(tmp_path, kind, setting
     assert about["inputs"] == ["frames", "waveform"]
 
 
-def test_what_is_missing_is_told_and_what_hears_whole_clips_is_refused(tmp_path, capsys):
-    assert run(["export", "--backbone", "tiny"]) == 2
-    told = capsys.readouterr().err
+def test_what_is_missing_is_told_and_what_hears_whole_clips_is_refused(avfs, tmp_path):
+    told = avfs.refused("export", "--backbone", "tiny")
     assert "Where to?" in told
     assert "Which labels?" in told
     classifier = load("tiny", weights="random", device="cpu", precision="fp32", audio_context="clip")

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import command_support
 import pytest
-from media_factory import tone, write_media
-
-TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
+from media_factory import write_two_classes
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
-    for number in range(6):
-        path = folder / "clips" / ("dog", "rain")[number % 2] / f"{number}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_media(path, seconds=1.0, audio=tone(1.0, frequency=200 + 100 * number))
+    write_two_classes(folder / "clips")
     (folder / "labels.txt").write_text("dog barking\nrain\n" + "".join(f"another sound {n}\n" for n in range(60)))
     return folder
 
@@ -54,8 +49,8 @@ def left(disk: Path) -> list[str]:
     return sorted(str(path.relative_to(disk)) for path in disk.rglob("*") if path.is_file())
 
 
-ZEROSHOT = ("zeroshot", "--labels", "labels.txt", "clips", *TINY)
-FEWSHOT = ("fewshot", "--data", "clips", "--shots", "1", "--seeds", "1", *TINY)
+ZEROSHOT = ("zeroshot", "--labels", "labels.txt", "clips", *command_support.TINY)
+FEWSHOT = ("fewshot", "--data", "clips", "--shots", "1", "--seeds", "1", *command_support.TINY)
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "srt", "html"])
@@ -92,7 +87,7 @@ def test_a_full_cache_costs_no_result(world, disk, tmp_path):
 @pytest.mark.parametrize(
     ("kilobytes", "arguments"),
     [
-        (16, ("embed", "clips", "--store", "{disk}/store", *TINY)),
+        (16, ("embed", "clips", "--store", "{disk}/store", *command_support.TINY)),
         (8, (*FEWSHOT, "--method", "kernel_ridge", "--runs", "{disk}/runs")),
         (60, (*FEWSHOT, "--method", "dgsct", "--epochs", "1", "--hidden", "8", "--runs", "{disk}/runs")),
         (80, ("data", "prepare", "folder", "--root", "clips", "--backbone", "tiny", "--out", "{disk}/shards")),

@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
-from command_support import execute
+from command_support import TINY, execute
 from fewshot_worlds import CLASSES, write_class_folders
 
 GOLDEN = Path(__file__).parent / "golden"
-TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")

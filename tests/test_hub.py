@@ -8,11 +8,11 @@ import socket
 
 import huggingface_hub.constants
 import pytest
+from command_support import Commands
 from fewshot_worlds import CLASSES, write_class_folders
 from weights_support import LocalServer
 
 import avfewshot
-from avfewshot.cli.app import run
 from avfewshot.errors import UsageError, WeightsError
 from avfewshot.models import hub as hubs
 
@@ -83,20 +83,21 @@ class Hub(LocalServer):
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     write_class_folders(folder / "my_clips", clips=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("AVFS_CACHE", str(folder / "cache"))
-        options = ["--data", "my_clips", "--backbone", "tiny", "--device", "cpu", "--shots", "2", "--val-shots", "0"]
-        assert run(["fewshot", *options, "--epochs", "1", "--max-steps", "1", "--name", "both"]) == 0
-        assert run(["fewshot", *options, "--method", "kernel_ridge", "--name", "light"]) == 0
-        assert run(["fewshot", *options, "--method", "coop", "--max-steps", "1", "--name", "coop"]) == 0
+    avfs = Commands(folder)
+    few = ("fewshot", "--data", "my_clips", "--backbone", "tiny", "--device", "cpu", "--shots", "2", "--val-shots", "0")
+    avfs(*few, "--epochs", "1", "--max-steps", "1", "--name", "both")
+    avfs(*few, "--method", "kernel_ridge", "--name", "light")
+    avfs(*few, "--method", "coop", "--max-steps", "1", "--name", "coop")
     return folder
 
 
 @pytest.fixture
-def hub(world, monkeypatch, tmp_path):
-    monkeypatch.chdir(world)
-    monkeypatch.setenv("AVFS_CACHE", str(tmp_path / "cache"))
+def avfs(world):
+    return Commands(world, shared=False)
+
+
+@pytest.fixture
+def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     hubs._fetched.cache_clear()
@@ -105,16 +106,10 @@ def hub(world, monkeypatch, tmp_path):
         yield server
 
 
-def folder_of(world, name):
-    [folder] = (world / "runs" / "folder").glob(f"*-{name}")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["light", "both", "coop"])
-def test_what_was_pushed_predicts_as_the_run_does(hub, world, name, capsys):
-    local = folder_of(world, name)
-    assert run(["push", str(local), f"me/{name}"]) == 0
-    pinned = capsys.readouterr().out.split("--adapter ")[1].strip()
+def test_what_was_pushed_predicts_as_the_run_does(hub, avfs, world, name):
+    local = avfs.folder_of(name)
+    pinned = avfs("push", local, f"me/{name}")[0].split("--adapter ")[1].strip()
     commit, files = hub.commits[f"me/{name}"][-1]
     assert pinned == f"hf://me/{name}@{commit}"
     known = {"adapter.safetensors", "config.json", "scorer", "tuned.safetensors", "tuned.json", "README.md"}
@@ -124,19 +119,18 @@ def test_what_was_pushed_predicts_as_the_run_does(hub, world, name, capsys):
     assert all(label in card for label in CLASSES)
     assert str(world) not in card
 
-    clips = [str(world / "my_clips" / label / "3.mp4") for label in CLASSES]
-    scores = {}
-    for adapter in (f"hf://me/{name}", str(local)):
-        assert run(["zeroshot", *clips, "--adapter", adapter, "--format", "json", "--device", "cpu"]) == 0
-        captured = capsys.readouterr()
-        scores[adapter] = [clip["scores"] for clip in json.loads(captured.out)["clips"]]
+    clips = [f"my_clips/{label}/3.mp4" for label in CLASSES]
+    scores = []
+    for adapter in (f"hf://me/{name}", local):
+        out, err = avfs("zeroshot", *clips, "--adapter", adapter, "--format", "json", "--device", "cpu")
+        scores.append([clip["scores"] for clip in json.loads(out)["clips"]])
         # It says what to hold to.
-        assert (f"hf://me/{name}@{commit}" in " ".join(captured.err.split())) == adapter.startswith("hf")
-    assert scores[f"hf://me/{name}"] == scores[str(local)]
+        assert (f"hf://me/{name}@{commit}" in " ".join(err.split())) == (adapter != local)
+    assert scores[0] == scores[1]
 
 
-def test_a_commit_that_is_here_is_not_asked_for_again_and_stays_what_it_was(hub, world, monkeypatch):
-    assert run(["push", str(folder_of(world, "light")), "me/held"]) == 0
+def test_a_commit_that_is_here_is_not_asked_for_again_and_stays_what_it_was(hub, avfs):
+    avfs("push", avfs.folder_of("light"), "me/held")
     commit = hub.commits["me/held"][-1][0]
     folder = hubs.local_adapter(f"hf://me/held@{commit}")
     hub.commits["me/held"].append(("f" * 40, {"config.json": b"{}"}))
@@ -145,7 +139,7 @@ def test_a_commit_that_is_here_is_not_asked_for_again_and_stays_what_it_was(hub,
     assert hubs.local_adapter(f"hf://me/held@{commit}") == folder
     assert hub.requests == []
     assert avfewshot.load(adapter=f"hf://me/held@{commit}", device="cpu").own_labels.names == CLASSES
-    assert run(["learn", f"hf://me/held@{commit}", "remove", CLASSES[0]]) == 2  # what a commit holds is not changed
+    avfs.refused("learn", f"hf://me/held@{commit}", "remove", CLASSES[0])  # what a commit holds is not changed
     assert avfewshot.load(adapter=f"hf://me/held@{commit}", device="cpu").own_labels.names == CLASSES
     with pytest.warns(UserWarning, match="f" * 40):
         assert hubs.local_adapter("hf://me/held").name == "f" * 40
@@ -172,19 +166,17 @@ def test_what_cannot_be_fetched_is_said(hub):
         assert said in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_hub_that_does_not_answer_is_said(hub, world, monkeypatch, capsys):
+def test_a_hub_that_does_not_answer_is_said(hub, avfs, monkeypatch):
     with socket.socket() as silent:  # bound, and nobody listens
         silent.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(WeightsError, match="cannot be reached"):
             hubs.local_adapter("hf://me/some")
-        assert run(["push", str(folder_of(world, "light")), "me/some"]) == 1
-        assert "cannot be reached" in capsys.readouterr().err
+        assert "cannot be reached" in avfs.refused("push", avfs.folder_of("light"), "me/some", status=1)
 
 
-def test_a_token_does_not_travel_in_the_open(hub, world, monkeypatch, capsys):
+def test_a_token_does_not_travel_in_the_open(hub, avfs, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
-    assert run(["push", str(folder_of(world, "light")), "me/open"]) == 1
-    assert "plain http" in capsys.readouterr().err
-    assert run(["push", str(world / "my_clips"), "me/open"]) != 0
-    assert run(["push", str(folder_of(world, "light")), "no-owner"]) == 2
+    assert "plain http" in avfs.refused("push", avfs.folder_of("light"), "me/open", status=1)
+    avfs.refused("push", "my_clips", "me/open", status=1)
+    avfs.refused("push", avfs.folder_of("light"), "no-owner")

@@ -55,9 +55,8 @@ def test_all_faults_come_at_once(tmp_path):
 
 def test_missing_file_folder_and_video_named_by_mistake(tmp_path, monkeypatch):
     for content in ("", "\n\n", "# only a comment\n"):
-        with pytest.raises(UsageError, match="no label") as caught:
+        with pytest.raises(UsageError, match=r"no label.*one label a line"):
             parse_labels(write(tmp_path, content))
-        assert "one label a line" in caught.value.hint
     with pytest.raises(UsageError, match="no such label file"):
         parse_labels(tmp_path / "none.txt")
     with pytest.raises(UsageError, match="is a folder"):
@@ -120,10 +119,9 @@ def test_invisible_characters_are_no_labels_and_hide_no_duplicates(tmp_path):
     ],
 )
 def test_another_kind_of_file_is_one_message(tmp_path, content, kind):
-    with pytest.raises(UsageError, match=kind) as caught:
+    with pytest.raises(UsageError, match=f"{kind}.*one label a line") as caught:
         parse_labels(write(tmp_path, content))
     assert not isinstance(caught.value, Faults)
-    assert "one label a line" in caught.value.hint
 
 
 def test_other_encodings_of_unicode_are_named(tmp_path):

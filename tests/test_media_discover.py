@@ -1,6 +1,7 @@
 """Which files a person means."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,8 @@ def test_forms_of_a_path_and_reading_without_sub_folders(tree):
 
 @pytest.mark.parametrize(("path", "word"), [("void", "folder 'void'"), ("*.avi", "matches '*.avi'"), ("v*", "'v*'")])
 def test_finding_nothing_is_an_error_that_names_the_place(tree, path, word):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=rf"{re.escape(word)}.*\.flac"):
         find_media(["b.mp4", path])
-    assert word in caught.value.message
-    assert ".flac" in caught.value.hint
 
 
 def test_a_folder_under_two_names_is_read_under_both_and_a_web_of_links_ends(tree):

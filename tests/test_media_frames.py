@@ -23,7 +23,6 @@ HAS_DECORD = importlib.util.find_spec("decord") is not None
 BACKENDS = ("pyav", "decord") if HAS_DECORD else ("pyav",)
 
 # What decord renders otherwise, or cannot be trusted with.
-# What decord renders otherwise, or cannot be trusted with.
 LEFT_TO_PYAV = set(
     "plain.flv plain.ts plain.avi unreliable.avi raw.h264 odd-both.mkv odd-444.mp4 hevc.mp4 mpeg4-b.mp4 av1.mp4 "
     "refresh.mp4 ten-bit.mp4".split()

@@ -1,13 +1,12 @@
-import http.server
-import json
+import contextlib
 import sys
 import threading
 import time
 
 import pytest
 from media_factory import tone, write_audio
+from weights_support import LocalServer
 
-from avfewshot.cli.app import run
 from avfewshot.errors import UsageError
 from avfewshot.inference.inputs import is_single, names_many
 from avfewshot.media import remote
@@ -16,53 +15,39 @@ from avfewshot.media.discover import find_media
 from avfewshot.media.stream import iter_clips
 
 
+class Web(LocalServer):
+    """Serves `.files` by path, all with the version `.tag`; some paths misbehave until it is `.over`."""
+
+    def __init__(self):
+        super().__init__()
+        self.files, self.asked, self.tag, self.over = {}, [], '"1"', threading.Event()
+
+    def answer(self, handler, body):
+        self.asked.append((handler.command, handler.path))
+        content = self.files.get(handler.path)
+        headers = {"ETag": self.tag} if self.tag else {}
+        if content is None:
+            self.send(handler, 404, {})
+        elif handler.path == "/stalls.wav":
+            self.send(handler, 200, {"Content-Length": str(len(content)), **headers}, content[:10])
+            self.over.wait(20 * (handler.command == "GET"))
+        elif handler.path == "/endless.wav":
+            handler.close_connection = True
+            handler.send_response(200)
+            handler.end_headers()
+            with contextlib.suppress(OSError):
+                while handler.command == "GET" and not self.over.is_set():
+                    handler.wfile.write(content)
+        else:
+            self.send(handler, 200, headers, content)
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A web server: `.files` by path, `.asked` (method, path), `.tag` of every file; some paths misbehave."""
     monkeypatch.setenv("AVFS_CACHE", str(tmp_path / "cache"))
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            here.asked.append((self.command, self.path))
-            content = here.files.get(self.path)
-            if content is None:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            if here.tag:
-                self.send_header("ETag", here.tag)
-            unknown = self.path.startswith("/endless")
-            self.send_header(*(("Connection", "close") if unknown else ("Content-Length", str(len(content)))))
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            if self.path.startswith("/stalls"):
-                self.wfile.write(content[:10])
-                self.wfile.flush()
-                here.over.wait(20)
-                return
-            try:
-                self.wfile.write(content)
-                while unknown and not here.over.is_set():
-                    self.wfile.write(bytes(1 << 16))
-            except OSError:
-                pass
-            self.close_connection = unknown or self.close_connection
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    here = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    here.files, here.asked, here.tag, here.over = {}, [], '"1"', threading.Event()
-    here.url = f"http://127.0.0.1:{here.server_port}"
-    threading.Thread(target=here.serve_forever, daemon=True).start()
-    yield here
-    here.over.set()
-    here.shutdown()
+    with Web() as web:
+        yield web
+        web.over.set()
 
 
 @pytest.fixture
@@ -80,7 +65,7 @@ def cached():
 
 def test_addresses_are_read_like_files_and_named_as_they_were(server, sound):
     server.files = {"/a.wav": sound, "/page.wav": b"<!doctype html><html>404</html>"}
-    urls = [f"{server.url}{path}" for path in ("/a.wav", "/no.wav", "/page.wav")]
+    urls = [f"{server.address}{path}" for path in ("/a.wav", "/no.wav", "/page.wav")]
     whole, missing, page, lost = read(*urls, "http://127.0.0.1:9/x.wav")
     assert (whole.path, whole.num_segments) == (urls[0], 2)
     assert missing == Failure(urls[1], missing.error)
@@ -93,7 +78,7 @@ def test_what_is_unchanged_is_not_fetched_again(server, sound):
     server.files = {"/a.wav": sound, "/same.wav": sound}
 
     def fetched():
-        read(f"{server.url}/a.wav")
+        read(f"{server.address}/a.wav")
         return sum(method == "GET" for method, _ in server.asked)
 
     assert [fetched(), fetched()] == [1, 1]
@@ -101,7 +86,7 @@ def test_what_is_unchanged_is_not_fetched_again(server, sound):
     assert [fetched(), fetched()] == [2, 2]
     server.tag = None  # a server that does not tell versions
     assert [fetched(), fetched()] == [3, 4]
-    read(f"{server.url}/same.wav")
+    read(f"{server.address}/same.wav")
     assert len(cached()) == 1  # the same bytes
 
 
@@ -110,7 +95,7 @@ def test_size_and_time_are_bounded(server, sound, monkeypatch):
     monkeypatch.setenv("AVFS_TIMEOUT", "1")
     server.files = {"/large.wav": bytes(300_001), "/endless.wav": sound, "/stalls.wav": sound, "/empty.wav": b""}
     began = time.monotonic()
-    large, endless, stalls, empty = read(*(f"{server.url}{path}" for path in server.files))
+    large, endless, stalls, empty = read(*(f"{server.address}{path}" for path in server.files))
     assert "too large to be fetched: 300,001 bytes" in large.error
     assert ("GET", "/large.wav") not in server.asked  # refused by what the server says
     assert "too large to be fetched" in endless.error
@@ -124,9 +109,9 @@ def test_the_cache_is_bounded(server, sound, monkeypatch):
     monkeypatch.setattr(remote, "_IN_USE", 0.0)
     monkeypatch.setattr(remote, "CACHE_BYTES", len(sound) + 10)
     server.files = {"/a.wav": sound, "/b.wav": sound[:-2]}
-    read(f"{server.url}/a.wav")
+    read(f"{server.address}/a.wav")
     time.sleep(0.05)
-    read(f"{server.url}/b.wav")
+    read(f"{server.address}/b.wav")
     assert [path.read_bytes() for path in cached()] == [sound[:-2]]
 
 
@@ -165,10 +150,10 @@ def test_other_protocols_are_refused(address):
         find_media([address])
 
 
-def test_a_missing_extra_is_said(monkeypatch, capsys):
+def test_a_missing_extra_is_said(avfs, monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    assert run(["zeroshot", "--label", "dog", "--label", "cat", "s3://bucket/a.wav", "--backbone", "tiny"]) == 2
-    assert "pip install 'avfewshot[remote]'" in " ".join(capsys.readouterr().err.split())
+    told = avfs.refused("zeroshot", "--label", "dog", "s3://bucket/a.wav", "--backbone", "tiny")
+    assert "pip install 'avfewshot[remote]'" in " ".join(told.split())
 
 
 def test_a_file_whose_name_is_an_address_is_that_file(monkeypatch, tmp_path, sound):
@@ -178,25 +163,24 @@ def test_a_file_whose_name_is_an_address_is_that_file(monkeypatch, tmp_path, sou
     assert not remote.is_remote("http://a.wav")
 
 
-def test_zeroshot_of_an_address_and_a_store_that_asks_for_each_once(server, sound, tmp_path, capfd):
+def test_zeroshot_of_an_address_and_a_store_that_asks_for_each_once(server, sound, avfs, tmp_path):
     server.files = {"/a.wav": sound, "/b.wav": sound[:-100]}
     (tmp_path / "clips").mkdir()
-    folder, local = str(tmp_path / "store"), write_audio(tmp_path / "clips" / "c.wav", tone(1.0))
-    named = [f"{server.url}/a.wav", f"{server.url}/b.wav", f"{server.url}/none.wav", str(local.parent)]
+    local = write_audio(tmp_path / "clips" / "c.wav", tone(1.0))
+    named = [*(f"{server.address}/{name}.wav" for name in ("a", "b", "none")), str(local.parent)]
 
     def paths(*command):
-        assert run([*command, "--format", "json"]) == 0
-        return [clip["path"] for clip in json.loads(capfd.readouterr().out)["clips"]]
+        return [clip["path"] for clip in avfs.json(*command)["clips"]]
 
-    zeroshot = ["zeroshot", "--label", "hum", "--label", "beep", "--backbone", "tiny", "--device", "cpu"]
+    zeroshot = ("zeroshot", "--label", "hum", "--label", "beep", "--backbone", "tiny", "--device", "cpu")
     assert paths(*zeroshot, named[0]) == [named[0]]
-    assert run(["embed", *named, "--store", folder, "--backbone", "tiny", "--device", "cpu"]) == 1
-    assert "none.wav: cannot be fetched: there is no such file" in capfd.readouterr().err.replace("\n", " ")
+    embed = ("embed", *named, "--store", "store")
+    told = avfs.refused(*embed, "--backbone", "tiny", "--device", "cpu", status=1)
+    assert "none.wav: cannot be fetched: there is no such file" in told.replace("\n", " ")
     server.asked.clear()
-    assert run(["embed", *named, "--store", folder]) == 1
-    assert "0 new, 0 changed, 0 gone, 3 as before, 1 left out" in capfd.readouterr().err
-    assert set(paths("find", "--like", named[0], "--store", folder)) == {named[1], str(local)}
-    assert paths(*zeroshot, "--store", folder) == [str(local), *named[:2]]
+    assert "0 new, 0 changed, 0 gone, 3 as before, 1 left out" in avfs.refused(*embed, status=1)
+    assert set(paths("find", "--like", named[0], "--store", "store")) == {named[1], str(local)}
+    assert paths(*zeroshot, "--store", "store") == [str(local), *named[:2]]
     assert server.asked == []
     server.files["/none.wav"] = sound
-    assert run(["embed", *named, "--store", folder, "--retry"]) == 0
+    avfs(*embed, "--retry")

@@ -12,7 +12,6 @@ import pytest
 from media_factory import tone, write_audio, write_media
 from sample_results import clip, run_info
 
-from avfewshot.cli.app import run
 from avfewshot.errors import AvfsError, MediaError
 from avfewshot.media import decoders
 from avfewshot.media.reader import read_clip
@@ -102,8 +101,7 @@ def test_a_part_is_cut_where_it_was_asked_for(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part.mp4", "sound.mka"]
 
 
-def test_the_folder_of_the_clips_is_refused(tmp_path, capsys):
+def test_the_folder_of_the_clips_is_refused(avfs, tmp_path):
     write_media(tmp_path / "a.mp4")
-    asked = ["zeroshot", str(tmp_path / "a.mp4"), "--backbone", "tiny", "--label", "dog"]
-    assert run([*asked, "--overlay", str(tmp_path)]) == 2
-    assert "clips lie there" in capsys.readouterr().err
+    asked = ("zeroshot", "a.mp4", "--backbone", "tiny", "--label", "dog", "--overlay", tmp_path)
+    assert "clips lie there" in avfs.refused(*asked)

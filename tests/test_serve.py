@@ -55,6 +55,15 @@ def world(tmp_path_factory):
     return folder
 
 
+def until(reached, seconds=60):
+    """What a condition comes to in the end."""
+    end = time.monotonic() + seconds
+    while not (found := reached()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
 class Served:
     """A workspace, and clients of its application."""
 
@@ -68,14 +77,13 @@ class Served:
     def client(self, **headers):
         return TestClient(self.app, base_url=f"http://{HOST}", headers=headers, raise_server_exceptions=False)
 
-    def ready(self, seconds=60):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def ready(self):
+        def reached():
             state = self.work.state()
-            if state["embedded"] == state["clips"] and not state["stale"] and self.work.worker.model is not None:
-                return self
-            time.sleep(0.05)
-        raise AssertionError(self.work.state())
+            return state["embedded"] == state["clips"] and not state["stale"] and self.work.worker.model is not None
+
+        until(reached)
+        return self
 
 
 @pytest.fixture
@@ -170,11 +178,7 @@ def test_corrections_are_in_the_file_before_the_answer_and_survive_the_server(se
     found = {row["path"]: row for row in rows(again)}
     assert found["a0.mp4"]["mine"] == "dog barking"
     assert found["a2.mp4"]["seconds"] == 2
-    for _ in range(100):  # what was learnt comes back, too
-        if learnt := again.get("/api/state").json()["learnt"]:
-            break
-        time.sleep(0.1)
-    assert learnt["clips"] == 4
+    assert until(lambda: again.get("/api/state").json()["learnt"])["clips"] == 4  # what was learnt comes back, too
 
 
 def test_learning_follows_corrections_and_a_saved_run_is_learnt_on_from(serve):
@@ -526,10 +530,7 @@ def test_embeddings_come_from_a_store(serve, tmp_path, monkeypatch):
     work = Workspace(looking, serve.folder, sorted(serve.folder.glob("*.mp4")), LABELS, store=store)
     work.worker.start()
     try:
-        for _ in range(600):
-            if work.state()["embedded"] == 6:
-                break
-            time.sleep(0.1)
+        until(lambda: work.state()["embedded"] == 6)
         assert [row["error"] for row in work.rows()] == [None] * 6
         client = TestClient(create_app(work, hosts={HOST}), base_url=f"http://{HOST}")
         small = client.get("/api/clips/0/frame", params={"second": 1}).content

@@ -79,23 +79,12 @@ def test_prepared_shards_are_plain_webdataset_and_a_record_holds_all_that_is_kno
         {"0.jpg", "1.jpg", "flac", "json"}, {"0.jpg", "1.jpg", "json"}, {"flac", "json"},
     ]  # fmt: skip
     assert json.loads(heard["json"]) == {
-        "version": 1,
-        "id": "train/a.b/2.mp4",
-        "labels": ["violin/fiddle"],
-        "split": "train",
-        "row": 2,
-        "duration": 2.0,
-        "seconds": 2,
-        "whole": True,
-        "frame_side": None,
-        "has_sound": True,
+        "version": 1, "id": "train/a.b/2.mp4", "labels": ["violin/fiddle"], "split": "train", "row": 2,
+        "duration": 2.0, "seconds": 2, "whole": True, "frame_side": None, "has_sound": True,
         "segments": ["violin/fiddle", None],
         "events": [{"label": "violin/fiddle", "onset": 0.0, "offset": 1.0, "modality": "audio"}],
-        "youtube_id": "-bbbbbbbbbb",
-        "start": 20.0,
-        "end": 22.0,
-        "warnings": ["no video track"],
-    }
+        "youtube_id": "-bbbbbbbbbb", "start": 20.0, "end": 22.0, "warnings": ["no video track"],
+    }  # fmt: skip
 
 
 def test_ids_that_are_not_valid_utf8_and_lower_quality_survive(tmp_path):

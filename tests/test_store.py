@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_support import Commands
+from command_support import TINY, Commands
 from fewshot_worlds import CLASSES, write_class_folders
 
 import avfewshot
@@ -27,8 +27,6 @@ from avfewshot.methods.base import Features
 from avfewshot.store import search, writer
 from avfewshot.store.embeddings import StoredEmbeddings
 from avfewshot.store.store import Store
-
-TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,18 @@
 """`avfs eval RUN --figures DIR`, and the maps of places that it draws."""
 
-import json
 import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from command_support import TINY
 from fewshot_worlds import CLASSES, write_ave
 from torch.nn import functional as F
 from towers_support import clap_tower, clip_tower, pictures, sounds, swin_tower
 
 from avfewshot.adapters.base import pair_layers
 from avfewshot.adapters.registry import build_adapter
-from avfewshot.cli.app import run
 from avfewshot.data.dataset import Sample
 from avfewshot.encoders.picture import Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
@@ -109,14 +108,10 @@ def test_a_few_shot_report_looks_at_frames_and_sounds(kind, monkeypatch):
     assert len(found.gates) == (2 if kind == "dgsct" else 0)  # the records reach both who ask for them
 
 
-def test_the_page_of_a_run_with_adapters(tmp_path, capsys):
+def test_the_page_of_a_run_with_adapters(avfs, tmp_path):
     ave = write_ave(tmp_path / "data")
-    more = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32", "--epochs", "1", "--adapter-kind", "dgsct")
-    assert run(["train", "ave", "--root", str(ave), "--runs", str(tmp_path), "--name", "r", *more]) == 0
-    [folder] = (tmp_path / "ave").glob("*-r")
-    capsys.readouterr()
-    assert run(["eval", str(folder), "--figures", str(tmp_path / "drawn"), "--format", "json"]) == 0
-    clips = json.loads(capsys.readouterr().out)["clips"]
+    folder, _ = avfs.trained("ave", ave, *TINY, "--epochs", "1", "--adapter-kind", "dgsct")
+    clips = avfs.json("eval", folder, "--figures", "drawn")["clips"]
     page = (tmp_path / "drawn" / "figures.html").read_text()
     assert re.findall(r"<figcaption>(.*?): \d+\.\d % have a neighbour", page) == ["frozen towers", "with adapters"]
     assert "spatial attention (Eq. 4)" in page

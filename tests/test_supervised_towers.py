@@ -1,16 +1,15 @@
 """Backbones without text branches, from their YAML files to `avfs train`; every adapter in every supervised task."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_support import EXACT
 from fewshot_worlds import write_ave
 from safetensors.torch import save_file
 
-from avfewshot.cli.app import run
 from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.data.music_avqa import Question
 from avfewshot.encoders.backbone import build_backbone
@@ -175,16 +174,10 @@ def test_every_adapter_is_trained_in_every_task(name, kind, shared, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "adapter"), [("clip-shared", "stg_cma"), ("swin-shared", "none")])
-def test_train_and_evaluate_with_towers_alone(name, adapter, tmp_path, capsys):
-    ave, path = write_ave(tmp_path / "data"), preset(tmp_path, name)
-    towers = ("--backbone", str(path), "--weights", "random", "--device", "cpu", "--precision", "fp32")
-    more = ("--runs", str(tmp_path), "--name", "r", "--epochs", "1", "--adapter-kind", adapter)
-    assert run(["train", "ave", "--root", str(ave), *towers, *more]) == 0
-    [folder] = (tmp_path / "ave").glob("*-r")
-    systems = json.loads((folder / "results.json").read_text())["systems"]
-    assert "cmbs" in systems
-    assert "zero-shot by second" not in systems
-    assert run(["eval", str(folder), "--split", "val"]) == 0
-    capsys.readouterr()
-    assert run(["zeroshot", str(ave), "--label", "dog", *towers]) == 2
-    assert f"{name} has no text branches" in capsys.readouterr().err
+def test_train_and_evaluate_with_towers_alone(name, adapter, avfs, tmp_path):
+    ave, towers = write_ave(tmp_path / "data"), ("--backbone", preset(tmp_path, name), "--weights", "random", *EXACT)
+    folder, document = avfs.trained("ave", ave, *towers, "--epochs", "1", "--adapter-kind", adapter)
+    assert "cmbs" in document["systems"]
+    assert "zero-shot by second" not in document["systems"]
+    avfs("eval", folder, "--split", "val")
+    assert f"{name} has no text branches" in avfs.refused("zeroshot", ave, "--label", "dog", *towers)

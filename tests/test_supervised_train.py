@@ -9,18 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command_support import execute
+from command_support import TINY
 from dataset_files import write_description
 from fewshot_worlds import AVE_SPLITS, CLASSES, SECONDS, write_ave
 from training_support import same
 
 from avfewshot.cli import progress
-from avfewshot.cli.app import run
 from avfewshot.models.checkpoint import find_checkpoint, load_adapter
 from avfewshot.supervised.base import Recipe
 from avfewshot.supervised.training import HeadTask
-
-TINY = ("--backbone", "tiny", "--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +51,8 @@ def llp(ave, tmp_path_factory):
     return root
 
 
-def train(task, root, runs, *more, name="r"):
-    assert run(["train", task, "--root", str(root), "--runs", str(runs), "--name", name, *TINY, *more]) == 0
-    [folder] = (runs / task).glob(f"*-{name}")
-    return folder, json.loads((folder / "results.json").read_text())
-
-
-def test_ave_from_training_to_prediction(ave, tmp_path, capsys):
-    folder, document = train("ave", ave, tmp_path, "--epochs", "2", "--seeds", "1,2")
+def test_ave_from_training_to_prediction(avfs, ave, tmp_path):
+    folder, document = avfs.trained("ave", ave, *TINY, "--epochs", "2", "--seeds", "1,2")
     assert list(document["systems"]) == [
         "zero-shot by second", "always background", "always car honking", "true class in all seconds", "cmbs",
     ]  # fmt: skip
@@ -76,42 +67,35 @@ def test_ave_from_training_to_prediction(ave, tmp_path, capsys):
     said = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [len(one["seconds"]) for one in said] == [10] * document["clips"]
 
-    capsys.readouterr()
-    assert run(["eval", str(folder), "--format", "json", "--root", str(ave)]) == 0
-    assert json.loads(capsys.readouterr().out)["systems"] == document["systems"]
+    assert avfs.json("eval", folder, "--root", ave)["systems"] == document["systems"]
     # A setting that came after the run was trained has its default.
     record = json.loads((folder / "run.json").read_text())
     del record["sources"]["patience"], record["config"]["training"]["patience"]
     (folder / "run.json").write_text(json.dumps(record))
-    assert run(["eval", str(folder), "--split", "val", "--modality", "visual", "--format", "json"]) == 0
-    blind = json.loads(capsys.readouterr().out)
+    blind = avfs.json("eval", folder, "--split", "val", "--modality", "visual")
     assert (blind["modality"], list(blind["systems"])) == ("visual", ["cmbs"])
 
     clip = next((ave / "AVE").glob("*.mp4"))
     # A file that cannot be read costs itself, not the others.
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
-    assert run(["predict", str(folder), str(broken), str(clip), "--format", "json"]) == 1
-    output = capsys.readouterr()
-    assert "broken.mp4" in output.err
-    [line] = [json.loads(text) for text in output.out.splitlines()]
+    out, err = avfs("predict", folder, broken, clip, "--format", "json", status=1)
+    assert "broken.mp4" in err
+    line = json.loads(out)
     assert (line["path"], line["start"], line["end"]) == (str(clip), 0, SECONDS)
     assert set(line["seconds"]) <= {*CLASSES, "background"}
-    assert run(["predict", str(folder), str(clip)]) == 0
-    assert str(clip) in capsys.readouterr().out
-    assert run(["predict", str(folder), str(clip), "--question", "why?"]) == 2
+    assert str(clip) in avfs("predict", folder, clip)[0]
+    avfs.refused("predict", folder, clip, "--question", "why?")
 
 
-def test_avvp_from_training_to_prediction(llp, tmp_path, capsys):
-    folder, document = train("avvp", llp, tmp_path, "--head", "han", "--epochs", "1")
+def test_avvp_from_training_to_prediction(avfs, llp):
+    folder, document = avfs.trained("avvp", llp, *TINY, "--head", "han", "--epochs", "1")
     systems = document["systems"]
     assert "zero-shot by second" in systems
     nothing, labels = systems["nothing at all"], systems["true labels in all seconds"]
     assert nothing["segment_Event"]["mean"] == 0
     assert labels["segment_Type"]["mean"] > nothing["segment_Type"]["mean"]
-    capsys.readouterr()
-    assert run(["predict", str(folder), str(next((llp / "LLP").glob("*.mp4"))), "--format", "json"]) == 0
-    line = json.loads(capsys.readouterr().out)
+    line = avfs.json("predict", folder, next((llp / "LLP").glob("*.mp4")))
     assert all(set(event) == {"label", "start", "end"} for event in line["heard"] + line["seen"])
 
 
@@ -120,9 +104,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("more", [(), ("--adapter-kind", "dgsct", "--batch-size", "3")])
-def test_an_interrupted_training_resumes_to_the_bit(more, ave, tmp_path, monkeypatch):
-    options = ("--epochs", "2", "--batch-size", "4", *more)
-    whole, document = train("ave", ave, tmp_path, *options, name="whole")
+def test_an_interrupted_training_resumes_to_the_bit(more, avfs, ave, monkeypatch):
+    options = (*TINY, "--epochs", "2", "--batch-size", "4", *more)
+    whole, document = avfs.trained("ave", ave, *options, name="whole")
     on_step, steps = progress.ProgressBar.on_step, []
 
     def interrupt(self, *values):
@@ -132,12 +116,11 @@ def test_an_interrupted_training_resumes_to_the_bit(more, ave, tmp_path, monkeyp
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(progress.ProgressBar, "on_step", interrupt)
-    arguments = ["train", "ave", "--root", str(ave), "--runs", str(tmp_path), "--name", "cut", *TINY, *options]
-    assert run(arguments) == 130
-    [cut] = (tmp_path / "ave").glob("*-cut")
+    avfs("train", "ave", "--root", ave, "--name", "cut", *options, status=130)
+    cut = avfs.folder_of("cut")
     assert not (cut / "results.json").exists()
     assert len(steps) == 3
-    assert run(["train", "--resume", str(cut)]) == 0
+    avfs("train", "--resume", cut)
     assert len(steps) == 4
     resumed = json.loads((cut / "results.json").read_text())
     assert all(document[part] == resumed[part] for part in ("seeds", "systems"))
@@ -156,9 +139,9 @@ def test_the_rate_falls_behind_the_epochs_that_the_recipe_names():
     assert task.validate(None, 2).better_than(task.validate(None, 1))
 
 
-def test_selection_looks_at_validation_alone(ave, tmp_path):
-    more = ("--epochs", "3", "--head", "cmbs-weak")
-    folder, document = train("ave", ave, tmp_path, *more)
+def test_selection_looks_at_validation_alone(avfs, ave, tmp_path):
+    more = (*TINY, "--epochs", "3", "--head", "cmbs-weak")
+    folder, document = avfs.trained("ave", ave, *more)
     [one] = document["seeds"]
     figures = [entry["segment_accuracy"] for entry in one["log"]]
     assert one["best_epoch"] == 1 + figures.index(max(figures))
@@ -167,11 +150,11 @@ def test_selection_looks_at_validation_alone(ave, tmp_path):
     shutil.copytree(ave, other)
     rows = (other / "testSet.txt").read_text().splitlines()
     (other / "testSet.txt").write_text("\n".join(rows[:2]))
-    again, _ = train("ave", other, tmp_path, *more, name="again")
+    again, _ = avfs.trained("ave", other, *more, name="again")
     assert same(tensors(folder), tensors(again))
 
 
-def test_faults_and_dry_run(ave, tmp_path):
+def test_faults_and_dry_run(avfs, ave, tmp_path):
     for words, status, *parts in (
         ("train", 2, "avfs train ave|avvp|avs|avqa"),
         (f"train ave --head han --root {ave} --epochs 0", 2, "Heads: cmbs, cmbs-weak", "--epochs"),
@@ -182,8 +165,6 @@ def test_faults_and_dry_run(ave, tmp_path):
         (f"eval {tmp_path} --modality smell", 2),
         (f"predict {tmp_path}", 2),
     ):
-        more = (*TINY, "--runs", str(tmp_path / "runs")) if " ave" in words else ()
-        told, _, err = execute(tmp_path, *words.split(), *more, columns=1000)
-        assert told == status, words
-        assert [part for part in parts if part not in err] == [], words
+        _, err = avfs(*words.split(), *(TINY if " ave" in words else ()), status=status)
+        assert [part for part in parts if part not in " ".join(err.split())] == [], words
         assert not (tmp_path / "runs").exists()

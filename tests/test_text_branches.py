@@ -169,9 +169,8 @@ def test_empty_and_damaged_roberta_files_are_refused(roberta_files, tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(special)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     files = [tmp_path / "vocab.json", tmp_path / "merges.txt"]
-    with pytest.raises(WeightsError, match="a vocabulary of 5 tokens, but the text model has 50265") as caught:
+    with pytest.raises(WeightsError, match=r"a vocabulary of 5 tokens, but the text model has 50265.*--roberta"):
         RobertaTokenizer(files)
-    assert "--roberta" in caught.value.hint
     with pytest.raises(WeightsError, match="does not split texts"):
         RobertaTokenizer(files, vocab_size=5)  # of the size asked for, but without any word
 

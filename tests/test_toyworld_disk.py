@@ -17,7 +17,6 @@ import av
 import numpy as np
 import pytest
 
-from avfewshot.cli.app import run
 from avfewshot.config import read_config
 from avfewshot.data.load import load_dataset
 from avfewshot.errors import DataError, UsageError
@@ -438,13 +437,11 @@ def is_running(process: str) -> bool:
 # -- command -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_it_does_and_what_is_next(tmp_path, unrendered, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run(["data", "toy", "--root", "my toys", "--only", "AVE, llp", "--clips-per-class", "3", "--jobs", "1"]) == 0
-    said = capsys.readouterr().out
+def test_the_command_says_what_it_does_and_what_is_next(avfs, unrendered):
+    toy = ("data", "toy", "--root", "my toys", "--clips-per-class", "3", "--only")
+    said, _ = avfs(*toy, "AVE, llp", "--jobs", "1")
     assert "15 clips (AVE 6, LLP 8, and samples)" in said
     assert "about" in said
     assert "MB" in said
     assert said.splitlines()[-1] == ("Next: cd 'my toys' && avfs zeroshot --labels labels.txt samples --segments")
-    assert run(["data", "toy", "--root", "my toys", "--clips-per-class", "3", "--only", "ave"]) == 0
-    assert "Complete already" in capsys.readouterr().out
+    assert "Complete already" in avfs(*toy, "ave")[0]

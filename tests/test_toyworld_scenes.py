@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from command_support import TINY
 
-from avfewshot.cli.app import run
 from avfewshot.data.avsbench import load_avsbench
 from avfewshot.data.music_avqa import BlindPrior, load_music_avqa, read_questions
 from avfewshot.data.stills import read_masks, read_stills
@@ -117,14 +117,6 @@ def test_answers_are_those_of_the_scene(tmp_path):
 # -- the tasks ---------------------------------------------------------------------------------------------------------
 
 
-def train(task, world, runs, capsys, *more):
-    options = ("--root", str(world), "--runs", str(runs), "--name", "r", "--device", "cpu", "--precision", "fp32")
-    assert run(["train", task, *options, "--backbone", "tiny", "--epochs", "1", *more]) == 0
-    capsys.readouterr()
-    [folder] = (runs / task).glob("*-r")
-    return folder, json.loads((folder / "results.json").read_text())
-
-
 def test_clips_of_training_videos_are_left_out_of_the_clean_figures(world):
     clips = load_avsbench(world, "ms3").clips["test"]
     task = SegmentationTask()
@@ -138,28 +130,26 @@ def test_clips_of_training_videos_are_left_out_of_the_clean_figures(world):
 
 
 @pytest.mark.parametrize("subset", ["s4", "ms3"])
-def test_avs_from_training_to_prediction(subset, world, tmp_path, capsys):
-    folder, document = train("avs", world, tmp_path, capsys, "--head", "tpavi-small", "--subset", subset)
+def test_avs_from_training_to_prediction(subset, world, avfs):
+    more = ("--epochs", "1", "--head", "tpavi-small", "--subset", subset)
+    folder, document = avfs.trained("avs", world, *TINY, *more)
     assert list(document["systems"]) == ["nothing", "everything", "centre prior", "tpavi-small"]
     figures = document["systems"]["tpavi-small"]
     assert {"MJ", "MF", "MF_published"} <= figures.keys() <= {"MJ", "MF", "MF_published", "MJ_clean", "MF_clean"}
     assert figures["MJ"]["low"] <= figures["MJ"]["mean"] <= figures["MJ"]["high"]
     assert (folder / "report.html").read_text().count("data:image/png") == document["clips"]
-    assert run(["eval", str(folder), "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["systems"] == document["systems"]
+    assert avfs.json("eval", folder)["systems"] == document["systems"]
     clip = next((world / "MUSIC-AVQA").rglob("*.mp4"))
-    assert run(["predict", str(folder), str(clip), "--format", "json"]) == 0
-    [line] = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    line = avfs.json("predict", folder, clip)
     assert (line["start"], line["end"], len(line["masks"])) == (0, 5, 5)
     for share, mask in zip(line["share"], line["masks"], strict=True):
         assert sum(mask["counts"]) == 64 * 64
         assert share == pytest.approx(sum(mask["counts"][1::2]) / 64**2, abs=1e-4)
-    assert run(["predict", str(folder), str(clip)]) == 0
-    assert "share" in capsys.readouterr().out
+    assert "share" in avfs("predict", folder, clip)[0]
 
 
-def test_avqa_from_training_to_prediction(world, tmp_path, capsys):
-    folder, document = train("avqa", world, tmp_path, capsys)
+def test_avqa_from_training_to_prediction(world, avfs):
+    folder, document = avfs.trained("avqa", world, *TINY, "--epochs", "1")
     assert list(document["systems"])[1:] == ["blind prior of the template", "st-avqa"]
     figures = document["systems"]["st-avqa"]
     assert {"accuracy", "Audio", "Visual", "Audio-Visual", "Visual Counting"} <= figures.keys()
@@ -167,15 +157,12 @@ def test_avqa_from_training_to_prediction(world, tmp_path, capsys):
     about = load_adapter(folder / "seed-1").config.decision["about"]
     assert {"yes", "no", "two"} <= set(about["answers"])
     clip = next((world / "MUSIC-AVQA").rglob("*.mp4"))
-    asked = ["predict", str(folder), str(clip), "--format", "json", "--question"]
-    assert run([*asked, "how many instruments are sounding in the video"]) == 0
-    line = json.loads(capsys.readouterr().out)
+    line = avfs.json("predict", folder, clip, "--question", "how many instruments are sounding in the video")
     assert line["question"] == "how many instruments are sounding in the video?"
     assert line["answer"] in about["answers"]
     assert 0 < line["probability"] <= 1
-    assert run([*asked, "Was ist das"]) == 2
-    assert run(["predict", str(folder), str(clip)]) == 2
-    assert "--question" in capsys.readouterr().err
+    avfs.refused("predict", folder, clip, "--question", "Was ist das")
+    assert "--question" in avfs.refused("predict", folder, clip)
 
 
 def test_pictures_that_do_not_match_are_of_other_videos():

@@ -1,12 +1,10 @@
 """`--tracker`: what a training logs, in TensorBoard, Weights & Biases and MLflow, without a network."""
 
 import importlib.util
-import os
 
 import pytest
 from training_support import log, make_trainer, resumed
 
-from avfewshot.cli.app import run
 from avfewshot.training.protocol import Callback
 from avfewshot.training.trackers import PROJECT, Tracker
 
@@ -84,16 +82,9 @@ def test_wandb_writes_offline(tmp_path, monkeypatch):
     assert losses == pytest.approx(logged(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "command", [["fewshot", "--data", "."], ["pretrain", "vggsound40k", "--root", "."], ["train", "ave", "--root", "."]]
-)
-def test_a_tracker_that_is_not_installed_is_misuse_before_anything_is_loaded(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("command", ["fewshot --data .", "pretrain vggsound40k --root .", "train ave --root ."])
+def test_a_tracker_that_is_not_installed_is_misuse_before_anything_is_loaded(command, avfs, tmp_path, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else find(name, *rest)
-    )
-    assert run([*command, "--tracker", "mlflow"]) == 2
-    shown = capsys.readouterr().err
-    assert "avfewshot[mlflow]" in shown
-    assert not os.path.exists("runs")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "mlflow" else find(name, *of))
+    assert "avfewshot[mlflow]" in avfs.refused(*command.split(), "--tracker", "mlflow")
+    assert not (tmp_path / "runs").exists()

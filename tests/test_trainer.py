@@ -211,9 +211,8 @@ def test_what_does_not_resume_to_the_bit_is_said(tmp_path):
 def test_resuming_on_another_number_of_ranks_is_refused(tmp_path):
     make_trainer(tmp_path, kind="pretrain", ranks=2, stopping=StopAfter(1)).fit()
     trainer = make_trainer(tmp_path, kind="pretrain")
-    with pytest.raises(AvfsError, match="begun on 2 ranks and cannot go on with 1") as caught:
+    with pytest.raises(AvfsError, match=r"begun on 2 ranks and cannot go on with 1.*Resume on 2 ranks"):
         trainer.fit(resume=trainer.checkpoints.load_last())
-    assert "Resume on 2 ranks" in caught.value.hint
 
 
 def test_callbacks_are_told_where_an_epoch_goes_on(tmp_path, straight):
@@ -285,8 +284,7 @@ def test_it_shrinks_the_micro_batch_when_memory_ends_and_says_so_when_nothing_is
     hopeless.runner = Greedy(hopeless.runner, room=0)
     with pytest.raises(AvfsError, match="not enough memory for a training step with 1 clip at once") as caught:
         hopeless.fit()
-    assert "--micro-batch" in caught.value.hint
-    assert "--checkpointing" in caught.value.hint
+    assert all(option in caught.value.hint for option in ("--micro-batch", "--checkpointing"))
 
 
 def test_it_stops_when_validation_gets_no_better(tmp_path):
@@ -321,9 +319,8 @@ def test_clips_that_vanish_from_a_support_or_a_validation_are_named(tmp_path):
     source, trainer = MemorySource(clips(6)), make_trainer(tmp_path / "validation", epochs=1)
     trainer.task.validator = validator(trainer.config, source)
     source.paths[2] = Path("2-90-broken.mp4")
-    with pytest.raises(AvfsError, match="cannot be read any more") as caught:
+    with pytest.raises(AvfsError, match=r"cannot be read any more.*--resume"):
         trainer.fit()
-    assert "--resume" in caught.value.hint
 
 
 def test_clips_of_a_list_that_cannot_be_read_or_are_skipped_are_left_out(tmp_path):

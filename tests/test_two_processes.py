@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_support import execute
-from media_factory import tone, write_media
+from media_factory import write_two_classes
 
 from avfewshot.cli.destinations import earlier_results
 from avfewshot.data.shards.reader import ShardSet
@@ -18,12 +17,7 @@ from avfewshot.io import try_lock
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two") / "clips"
-    for number in range(6):
-        path = folder / ("dog", "rain")[number % 2] / f"{number}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_media(path, seconds=1.0, audio=tone(1.0, frequency=200 + 100 * number))
-    return folder
+    return write_two_classes(tmp_path_factory.mktemp("two") / "clips")
 
 
 def both(cache: Path, *commands: list[str]) -> list[tuple[int, str]]:
@@ -54,14 +48,13 @@ def test_one_cache(clips, tmp_path):
     assert len(first) == 6
 
 
-def test_one_file_of_lines(clips, tmp_path):
+def test_one_file_of_lines(avfs, clips, tmp_path):
     target = tmp_path / "r.jsonl"
     target.write_text("somebody's\n")
     with open(target, "a") as held:
         assert try_lock(held.fileno())
-        status, _, err = execute(tmp_path, *zeroshot(clips, target), "--overwrite")
-    assert status == 2, err
-    assert "another process is writing it" in " ".join(err.split())
+        told = avfs.refused(*zeroshot(clips, target), "--overwrite")
+    assert "another process is writing it" in " ".join(told.split())
     assert target.read_text() == "somebody's\n"
 
 

@@ -1,11 +1,8 @@
 """``avfs weights`` as people type it."""
 
-import json
-
 import pytest
+from command_support import Commands
 from weights_support import make_hub, serving, write_preset
-
-from avfewshot.cli.app import run
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +26,13 @@ def hub(hub_files, here, monkeypatch):
         yield server
 
 
-def typed(capfd, *words) -> tuple[int, str, str]:
-    status = run(["weights", *(str(word) for word in words)])
-    told = capfd.readouterr()
-    return status, told.out, told.err
+@pytest.fixture
+def avfs(here):
+    return Commands(here, shared=False)
 
 
-def test_list_says_sizes_licences_sources_and_where(capfd, here):
-    status, out, _ = typed(capfd, "list")
-    assert status == 0
+def test_list_says_sizes_licences_sources_and_where(avfs, here):
+    out, _ = avfs("weights", "list")
     for expected in (
         "605 MB", "1.86 GB", "CC0-1.0", "MIT", str(here.parent / "hub-cache"),
         "lukewys/laion_clap/630k-audioset-best.pt",
@@ -52,13 +47,11 @@ def test_list_says_sizes_licences_sources_and_where(capfd, here):
     assert out.count("GFLOPs a clip; run whole, no adapters") == 3  # pe, peav, siglip2
     assert "published: ImageNet 63.3, 38 sets 52.5 (open_clip, docs/openclip_results.csv)" in base
     assert "its SHA-256 is not known beforehand" not in base
-    assert typed(capfd, "list", "tiny")[1].strip() in out  # from what is remembered
+    assert avfs("weights", "list", "tiny")[0].strip() in out  # from what is remembered
 
 
-def test_list_of_one_as_json(capfd, here):
-    status, out, _ = typed(capfd, "list", "base", "--format", "json")
-    (base,) = json.loads(out)
-    assert status == 0
+def test_list_of_one_as_json(avfs):
+    (base,) = avfs.json("weights", "list", "base")
     assert [file["option"] for file in base["files"]] == ["--clip-weights", "--clap-weights", "--roberta", "--roberta"]
     assert all(file["path"] is None for file in base["files"])
     assert base["files"][1]["sha256"].startswith("8053c977")
@@ -67,48 +60,44 @@ def test_list_of_one_as_json(capfd, here):
     assert 100e9 < base["flops_per_clip"] < 400e9
 
 
-def test_fetch_then_check_then_list(capfd, here, hub):
+def test_fetch_then_check_then_list(avfs, here, hub):
     preset = write_preset(here)
-    status, out, _ = typed(capfd, "check", preset)
-    assert (status, out.count("missing")) == (1, 4)
+    out, _ = avfs("weights", "check", preset, status=1)
+    assert out.count("missing") == 4
     assert f"avfs weights fetch {preset}" in out
-    status, out, err = typed(capfd, "fetch", preset)
-    assert (status, out.count(": fetched: ")) == (0, 4)
+    out, err = avfs("weights", "fetch", preset)
+    assert out.count(": fetched: ") == 4
     assert "CLAP weights: fetching lukewys/laion_clap/630k-small.pt" in err
     assert f"avfs weights check {preset}" in out
-    status, out, _ = typed(capfd, "fetch", "--backbone", preset)
-    assert (status, out.count(": here already: ")) == (0, 4)
-    status, out, _ = typed(capfd, "check", preset, "--format", "json")
-    findings = json.loads(out)
-    assert (status, [finding["status"] for finding in findings]) == (0, ["ok"] * 5)
+    assert avfs("weights", "fetch", "--backbone", preset)[0].count(": here already: ") == 4
+    findings = avfs.json("weights", "check", preset)
+    assert [finding["status"] for finding in findings] == ["ok"] * 5
     assert findings[-1]["detail"].startswith("loads: embeddings of 16 and 16 numbers")
-    status, out, _ = typed(capfd, "list", preset)
+    out, _ = avfs("weights", "list", preset)
     assert out.count("here") >= 4
     assert "missing" not in out
 
 
-def test_files_by_path_are_neither_fetched_nor_missed_and_damaged_ones_named(capfd, here, hub, hub_files):
+def test_files_by_path_are_neither_fetched_nor_missed_and_damaged_ones_named(avfs, here, hub, hub_files):
     preset, clip = write_preset(here), hub_files["timm/small_clip/open_clip_model.safetensors"]
     paths = ["--clap-weights", hub_files["lukewys/laion_clap/630k-small.pt"]]
     paths += ["--roberta", hub_files["small/roberta/vocab.json"].parent, "--clip-weights"]
-    status, out, _ = typed(capfd, "fetch", preset, *paths, clip)
-    assert (status, out.count("here already"), hub.requests) == (0, 4, [])
-    status, out, _ = typed(capfd, "check", preset, *paths, clip)
-    assert (status, out.count("ok ")) == (0, 5)
+    assert avfs("weights", "fetch", preset, *paths, clip)[0].count("here already") == 4
+    assert hub.requests == []
+    assert avfs("weights", "check", preset, *paths, clip)[0].count("ok ") == 5
     broken = here / "broken.safetensors"
     broken.write_bytes(clip.read_bytes()[:-500])
-    status, out, _ = typed(capfd, "check", preset, *paths, broken)
-    assert status == 1
+    out, _ = avfs("weights", "check", preset, *paths, broken, status=1)
     (damaged,) = [line for line in out.splitlines() if line.startswith("damaged")]
     assert str(broken) in damaged
     assert "truncated or damaged" in damaged
 
 
-def test_settings_have_their_say(capfd, here, monkeypatch):
+def test_settings_have_their_say(avfs, here, monkeypatch):
     (here / "avfs.toml").write_text('backbone = "tiny"\n')
-    assert "backbone tiny" in typed(capfd, "check")[1]
+    assert "backbone tiny" in avfs("weights", "check")[0]
     monkeypatch.setenv("AVFS_BACKBONE", "base")
-    assert "630k-audioset-best.pt" in typed(capfd, "check")[1]
+    assert "630k-audioset-best.pt" in avfs("weights", "check", status=1)[0]
 
 
 @pytest.mark.parametrize(
@@ -122,16 +111,10 @@ def test_settings_have_their_say(capfd, here, monkeypatch):
         ("fetch base", 1, "--clip-weights"),
     ],
 )
-def test_misuse_or_a_missing_network_is_told_in_a_line(capfd, here, words, status, expected):
-    told = typed(capfd, *words.split())
-    assert told[0] == status
-    assert expected in told[2]
-    assert "Traceback" not in told[2]
+def test_misuse_or_a_missing_network_is_told_in_a_line(avfs, words, status, expected):
+    assert expected in avfs.refused("weights", *words.split(), status=status)
 
 
-def test_the_packaged_backbone_needs_no_fetching(capfd, here):
-    status, out, _ = typed(capfd, "fetch", "tiny")
-    assert (status, out.count("here already")) == (0, 4)
-    status, out, _ = typed(capfd, "check", "tiny")
-    assert status == 0
-    assert "embeddings of 128 and 128 numbers" in out
+def test_the_packaged_backbone_needs_no_fetching(avfs):
+    assert avfs("weights", "fetch", "tiny")[0].count("here already") == 4
+    assert "embeddings of 128 and 128 numbers" in avfs("weights", "check", "tiny")[0]
