@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avfewshot.encoders.attention import self_attention
-from avfewshot.encoders.htsat import HtsatConfig
+from avfewshot.encoders.htsat import FRONT_ENDS, HtsatConfig
 from avfewshot.encoders.tower import WindowTower, whole_seconds, window_order
+from avfewshot.errors import UsageError
 
 
 class ClapTower(WindowTower):
@@ -21,12 +22,17 @@ class ClapTower(WindowTower):
     `front_end` is ``"slaney"`` or ``"htk"``; None: as the branch was built
     (:func:`~avfewshot.encoders.htsat.build_htsat`). Waveforms have `sample_rate` samples a second; it was trained on
     `native_samples` of them.
+
+    Raises:
+        UsageError: No such front end.
     """
 
     def __init__(self, audio_branch: Any, audio_projection: nn.Module, front_end: str | None = None) -> None:
         super().__init__()
         config: HtsatConfig = audio_branch.config.htsat
         if front_end is not None:
+            if front_end not in FRONT_ENDS:
+                raise UsageError(f"There is no mel front end {front_end!r}.", hint=f"Valid: {', '.join(FRONT_ENDS)}.")
             config = replace(config, front_end=front_end)
         self.config = config
         self.native_samples = config.native_samples

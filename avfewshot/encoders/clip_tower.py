@@ -15,17 +15,26 @@ from avfewshot.encoders.attention import self_attention
 from avfewshot.encoders.feed_forward import feed_forward
 from avfewshot.encoders.lean_imports import is_a
 from avfewshot.encoders.tower import PixelScaling, Tower, add_branch, check_images, square_side
+from avfewshot.errors import UsageError
 
 
 class ClipTower(Tower):
     """Walks open_clip's :class:`VisionTransformer`, `visual`, which holds the parameters.
 
     `mean` and `std` are of the channels of the images that it was trained on, for pixels in [0, 1].
+
+    Raises:
+        UsageError: `visual` is another kind of network.
     """
 
     def __init__(self, visual: Any, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.heads: int | None = None  # those that the weights were trained with
+        if not is_a(visual, "VisionTransformer"):
+            raise UsageError(
+                f"The image encoder is a {type(visual).__name__}; only open_clip's vision transformers can be used.",
+                hint="Choose a model whose name begins with ViT-, for example ViT-B-32.",
+            )
         self.visual: Any = visual
         self.image_size = square_side(visual.image_size)
         self.depth = len(visual.transformer.resblocks)

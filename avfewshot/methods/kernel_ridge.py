@@ -397,7 +397,9 @@ def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
                 nearest = near[:, own].max(1, initial=-np.inf)
                 best[:, column] = np.where(nearest > best[:, column], -np.maximum(nearest, 0), best[:, column])
         scores[modality].append(best)
-    sight, sound = (np.mean(scores[m], 0) if scores[m] else np.zeros((len(rows), classes)) for m in MODALITIES)
+    sight, sound = (
+        sum(scores[m]) / len(scores[m]) if scores[m] else np.zeros((len(rows), classes)) for m in MODALITIES
+    )
     has = [rows.present(modality)[:, None] * 1.0 for modality in MODALITIES]
     sight, sound = sight * has[0], sound * has[1]
     shares = (has[0], has[1], 2 * has[0] * has[1])
