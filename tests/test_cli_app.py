@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import typer
 
 from avfewshot import __version__
 from avfewshot.cli.app import COMMANDS, _load, run
+from avfewshot.cli.data_options import said_when_interrupted
 from avfewshot.cli.exit_status import status_of
 from avfewshot.cli.logs import library_messages
 from avfewshot.cli.terminal import say
@@ -168,6 +170,14 @@ def ended_by(error):
 
 
 NO_MEMORY = "error: There is not enough memory.\n  Try a smaller --batch-size"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_work_that_goes_on_later_says_so_by_whichever_signal_it_ends(capsys, number, status):
+    with pytest.raises(typer.Exit) as ended, said_when_interrupted():
+        signal.raise_signal(number)
+    assert ended.value.exit_code == status
+    assert "goes on from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
+from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.loading import data_root
 from avfewshot.cli.options import option
 from avfewshot.cli.terminal import say
@@ -38,9 +41,10 @@ def names_of(text: str | None) -> list[str] | None:
 
 @contextlib.contextmanager
 def said_when_interrupted() -> Iterator[None]:
-    """Say on Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("Interrupted; the same command goes on from here.")
-        raise
+    """Say on Ctrl-C, or where the command is asked to end, that nothing is lost."""
+    with Interrupts() as interrupts:
+        try:
+            yield
+        except KeyboardInterrupt:
+            say("Interrupted; the same command goes on from here.")
+            raise typer.Exit(interrupts.status) from None
