@@ -3,7 +3,7 @@
 import json
 import os
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ TINY = ("--backbone", "tiny", *EXACT)
 
 def execute(folder: Path, *arguments: object, columns: int = 160, cache: Path | None = None) -> tuple[int, str, str]:
     """Run `avfs` in a folder (`cache` None: that of the test); gives status, stdout and stderr."""
-    out, err = StringIO(), StringIO()
+    out, err = (TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))  # as of a process
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setenv("AVFS_CACHE", os.fspath(cache) if cache else os.environ["AVFS_CACHE"])
         patch.setenv("COLUMNS", str(columns))
         status = run([str(argument) for argument in arguments])
-    assert "Traceback" not in err.getvalue()
-    return status, out.getvalue(), err.getvalue()
+    said, told = (stream.buffer.getvalue().decode() for stream in (out, err))
+    assert "Traceback" not in told
+    return status, said, told
 
 
 class Commands:
