@@ -272,10 +272,8 @@ def test_weights_of_experts_are_drawn_to_where_they_are_wanted():
     wrong = targets[::-1] - 0.5  # two clips, each left out, lean to the other class
     ones = np.ones(2)
     assert stack([wrong, -wrong], targets, ones)[0] == 0
-    np.testing.assert_allclose(
-        stack([wrong, -wrong], targets, ones, wanted, penalty=1e6, prior=wanted), wanted, rtol=1e-3
-    )
-    pulled = stack([wrong, wrong], targets, ones, wanted, penalty=0.1, prior=wanted)
+    np.testing.assert_allclose(stack([wrong, -wrong], targets, ones, wanted, pull=1e6), wanted, rtol=1e-3)
+    pulled = stack([wrong, wrong], targets, ones, wanted, pull=0.1)
     assert 0 < pulled[0] < 8
 
 

@@ -106,44 +106,46 @@ def reject_threshold(known: Floats, unknown: Floats, keep: float = 0.95) -> dict
 
 
 PENALTY = 0.01
-CLEARLY = 2.0  # times as likely if the text is of use as if it guesses
+BAYES_FACTOR = 2.0
 
 
-def text_is_useful(text: Floats, targets: Floats) -> bool:
-    """Whether the text answers better than chance on the support.
+def beats_chance(hits: int, rows: int, chance: float) -> bool:
+    """Whether so many right answers are more than guessing.
 
-    Either by a number of hits that luck has in less than 1 % of cases (binomial), or, where the clips are too few for
-    that, because it is right as often as a text of use would be: the hits are twice as likely if its accuracy is drawn
-    from Beta(4, 1), with a mean of 80 %, as if it guesses. Two of two clips of two classes are enough.
+    Either luck has as many in less than 1 % of cases (binomial), or, where the clips are too few for that, the Bayes
+    factor of answers that are of use is at least 2: their accuracy is then drawn from Beta(4, 1), with a mean of 80 %.
+    Two of two clips of two classes are enough.
     """
-    rows = len(text)
-    if text.shape[1] < 2 or not rows:
-        return False
     from scipy.special import bdtrc, betaln
 
-    chance = float((targets > 0).mean())
-    hits = int((targets[np.arange(rows), text.argmax(1)] > 0).sum())
     if hits <= chance * rows:
         return False
     useful = betaln(4 + hits, 1 + rows - hits) - betaln(4, 1)
     guessed = hits * np.log(chance) + (rows - hits) * np.log1p(-chance)
-    return bool(bdtrc(hits - 1, rows, chance) < 0.01 or useful - guessed > np.log(CLEARLY))
+    return bool(bdtrc(hits - 1, rows, chance) < 0.01 or useful - guessed > np.log(BAYES_FACTOR))
+
+
+def text_is_useful(text: Floats, targets: Floats) -> bool:
+    """Whether the text, ``[n, C]``, answers better than chance on the support."""
+    rows = len(text)
+    if text.shape[1] < 2 or not rows:
+        return False
+    hits = int((targets[np.arange(rows), text.argmax(1)] > 0).sum())
+    return beats_chance(hits, rows, float((targets > 0).mean()))
 
 
 def stack(
-    experts: Sequence[Floats],
-    targets: Floats,
-    row_weights: Floats,
-    start: Floats | None = None,
-    *,
-    penalty: float = PENALTY,
-    prior: Floats | None = None,
+    experts: Sequence[Floats], targets: Floats, row_weights: Floats, start: Floats | None = None, *, pull: float = 0.0
 ) -> Floats:
-    """Weights >= 0 of logits ``[n, C]`` that minimise the log-loss of their sum, pulled to `prior` (None: zero)."""
+    """Weights >= 0 of logits ``[n, C]`` that minimise the log-loss of their sum.
+
+    They are drawn to `start` as strongly as `pull` says; without it slightly to zero.
+    """
     from scipy.optimize import minimize
 
     logits, total = np.stack(experts), row_weights.sum()
-    drawn_to = np.zeros(len(logits)) if prior is None else prior
+    first = np.ones(len(logits)) if start is None else start
+    drawn_to, penalty = (first, pull) if pull else (np.zeros(len(logits)), PENALTY)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         log_posterior = log_softmax(np.tensordot(weights, logits, 1))
@@ -153,5 +155,4 @@ def stack(
         slope = np.tensordot(logits, error, ((1, 2), (0, 1))) + 2 * penalty * off
         return value / total, slope / total
 
-    first = np.ones(len(logits)) if start is None else start
     return minimize(loss, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(logits)).x

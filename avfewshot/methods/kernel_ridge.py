@@ -46,6 +46,7 @@ PULL = 0.1  # of the experts' weights to equal ones: clips of few classes, left 
 ONE_SHOT_BETA = 0.3
 ONE_SHOT_SCALE = 2.0
 ONE_SHOT_SHARE = 0.3  # of the evidence of single clips, where the text is of use
+ONE_PAIR_SPREAD = 0.25  # of cosines between classes, where two clips are all there is: about that of four classes
 SELECTION_ROWS = 450  # more rows: hyper-parameters are chosen on a subset of the classes
 
 
@@ -149,11 +150,13 @@ def leave_out(inverse: Floats, dual: Floats, targets: Floats, groups: npt.NDArra
     result = np.empty_like(targets)
     order = np.argsort(groups, kind="stable")
     for rows in np.split(order, np.unique(groups[order], return_index=True)[1][1:]):
-        result[rows] = targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
+        result[rows] = without(inverse, dual, targets, rows)
     return result
 
 
-_ONE_PAIR_SPREAD = 0.25  # of cosines between classes, where two clips are all there is: about that of four classes
+def without(inverse: Floats, dual: Floats, targets: Floats, rows: npt.NDArray[np.int64]) -> Floats:
+    """What some rows would be predicted without all of them, ``[len(rows), C]``; see :func:`leave_out`."""
+    return targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
 
 
 def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
@@ -164,7 +167,7 @@ def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, with
         vectors, present = metric(raw), rows.present(modality)
         cosines = (vectors @ vectors.T)[different & present[:, None] & present[None]]
         spread = float(cosines.std()) if cosines.size else 0.0
-        null = [float(cosines.mean()), spread if spread > 1e-9 else _ONE_PAIR_SPREAD] if cosines.size else None
+        null = [float(cosines.mean()), spread if spread > 1e-9 else ONE_PAIR_SPREAD] if cosines.size else None
         params["null"][f"{view}.{modality}"] = null
         _keep_metric(arrays, f"{view}.{modality}.{ONE_SHOT_BETA}", metric)
     if use_text:
@@ -218,7 +221,7 @@ def _fit_ridge(
         left = [
             np.concatenate((values[judged], counter[n])) if counter else values[judged] for n, values in experts.items()
         ]
-        found = stack(left, wanted, row_weights, start, penalty=PULL, prior=start)
+        found = stack(left, wanted, row_weights, start, pull=PULL)
         weights[pattern] = {n: weight for n, weight in zip(experts, found.tolist(), strict=True) if weight > 1e-6}
     both = {**loo, **text}
     left_out = sum((weight * both[n] for n, weight in weights["both"].items()), np.zeros_like(targets))

@@ -135,18 +135,21 @@ class LivingRidge:
         `together` is ``[n, n]``: in each row the clips that are left out with it, itself among them.
         """
         targets = self._arrays["targets"]
-        patterns, which = np.unique(
-            np.eye(len(targets), dtype=bool) if together is None else together, axis=0, return_inverse=True
-        )
         centred, evidence = targets - 1 / targets.shape[1], np.zeros_like(targets)
+        parts = []
+        if together is not None:
+            patterns, which = np.unique(together, axis=0, return_inverse=True)
+            parts = [(np.flatnonzero(row), np.flatnonzero(which.ravel() == i)) for i, row in enumerate(patterns)]
         for name, weight in self._params["weights"]["both"].items():
-            if name in self._params["experts"]:
-                inverse = self.inverse(name)
-                dual = inverse @ centred
-                for number, pattern in enumerate(patterns):
-                    out, own = np.flatnonzero(pattern), np.flatnonzero(which.reshape(-1) == number)
-                    left = centred[out] - np.linalg.solve(inverse[np.ix_(out, out)], dual[out])
-                    evidence[own] += weight * left[np.searchsorted(out, own)]
+            if name not in self._params["experts"]:
+                continue
+            inverse = self.inverse(name)
+            dual = inverse @ centred
+            if together is None:
+                evidence += weight * kernel_ridge.leave_out(inverse, dual, centred, np.arange(len(targets)))
+            for out, own in parts:
+                left = kernel_ridge.without(inverse, dual, centred, out)
+                evidence[own] += weight * left[np.searchsorted(out, own)]
         return evidence
 
     def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
@@ -173,10 +176,8 @@ class LivingRidge:
         judged = countable(labels[rows], rows)
         near = self._nearness(None)
         near[near > -1e-9] = -np.inf  # the clip itself, under another class as well
-        said = [
-            self.left_out(pattern)[:, : labels.shape[1]].max(1)
-            for pattern in (None, shared | np.eye(len(near), dtype=bool))
-        ]
+        relatives = shared | np.eye(len(near), dtype=bool)
+        said = [self.left_out(out)[:, : labels.shape[1]].max(1) for out in (None, relatives)]
         known, unknown = (
             np.stack((_two_largest(gaps[np.ix_(rows, rows)]), says[rows]))
             for gaps, says in zip((near, np.where(shared, -np.inf, near)), said, strict=True)
@@ -198,9 +199,8 @@ class LivingRidge:
         known, rows = np.flatnonzero(self.scorer.trained), self.scorer.rows(features)
         columns = [i for i, row in enumerate(known) if names is None or self.scorer.texts.names[row] in names]
         clips = self._arrays["targets"][:, columns].any(1)
-        says = kernel_ridge.evidence(replace(self.scorer.clip, params=self._params), rows, with_text=False)[
-            :, columns
-        ].max(1)
+        says = kernel_ridge.evidence(replace(self.scorer.clip, params=self._params), rows, with_text=False)
+        says = says[:, columns].max(1)
         near, spreads = _two_largest(self._nearness(rows)[:, clips]), self._params["spreads"]
         return near / spreads[0] + says / spreads[1] < self._params["reject"]["threshold"]
 

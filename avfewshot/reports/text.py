@@ -64,7 +64,7 @@ def reject_text(reject: Mapping[str, Any]) -> str:
     return (
         f"{percent(reject['false_rejects'])} of {reject['clips']:,} left-out clips fall below the threshold (false "
         f"rejects), {percent(reject['false_accepts'])} do not although all clips of their class are left out (false "
-        "accepts; of classes that it never saw more are accepted)"
+        "accepts; expect more of classes that were never seen)"
     )
 
 

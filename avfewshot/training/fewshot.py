@@ -24,6 +24,7 @@ from avfewshot.evaluation.finished import ANSWERS_NAME
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.io import write_text
 from avfewshot.methods.auto import join_tuned
+from avfewshot.methods.calibration import beats_chance
 from avfewshot.methods.living import learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.anchors import SupportAnchors
@@ -354,7 +355,7 @@ def anchors_are_worth(
     """
     told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
     if one_shot:
-        return bool(text.mean() < chance + 2 * (chance * (1 - chance) / len(text)) ** 0.5), told
+        return not beats_chance(int(text.sum()), len(text), chance), told
     better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
     if better and product.sum() - means.sum() > 2 * (product != means).sum() ** 0.5:
         told += f"; with --fusion product {100 * product.mean():.0f} %"
