@@ -171,6 +171,22 @@ def test_none_of_these_is_learnt_later_and_forgotten():
         LivingRidge(fitted(name="gda")[0])
 
 
+def test_clips_are_left_out_with_their_relatives_as_if_those_had_never_been_there():
+    scorer, *_ = fitted(clips=4, classes=3)
+    living = LivingRidge(scorer)
+    params, targets = scorer.clip.params, scorer.clip.arrays["targets"]
+    relatives = targets @ targets.T > 0
+    relatives[0] = np.arange(len(targets)) < 2  # not all groups are those of a class
+    centred, expected = targets - 1 / targets.shape[1], np.zeros_like(targets)
+    for name, setting in params["experts"].items():
+        kernel = np.linalg.inv(living.inverse(name)) - setting["penalty"] * np.eye(len(targets))
+        for row, out in enumerate(relatives):
+            kept = np.ix_(~out, ~out)
+            dual = np.linalg.solve(kernel[kept] + setting["penalty"] * np.eye((~out).sum()), centred[~out])
+            expected[row] += params["weights"]["both"].get(name, 0.0) * (kernel[row, ~out] @ dual)
+    np.testing.assert_allclose(living.left_out(relatives), expected, atol=1e-8)
+
+
 def test_unknown_clips_are_rejected_at_a_stated_rate():
     scorer, *_ = fitted(clips=8, classes=3)
     living = LivingRidge(scorer)
