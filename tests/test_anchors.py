@@ -88,7 +88,7 @@ def test_means_stand_beside_their_own_classes_alone(model):
 
 
 @pytest.mark.parametrize(
-    ("right", "one_shot", "better", "hint"),
+    ("right", "one_shot", "better", "multiplied"),
     [
         ((10, 50, 80), False, True, True),
         ((10, 50, 52), False, True, False),
@@ -97,12 +97,14 @@ def test_means_stand_beside_their_own_classes_alone(model):
         ((60, 10, 90), True, False, False),
     ],
 )
-def test_means_are_taken_where_they_answer_more_and_a_better_fusion_is_named(right, one_shot, better, hint):
+def test_means_are_taken_where_they_answer_more_and_multiplied_where_that_answers_still_more(
+    right, one_shot, better, multiplied
+):
     answers = [np.arange(100) < number for number in right]
-    found, told = anchors_are_worth(*answers, one_shot=one_shot, chance=0.1)
-    assert found is better
+    *found, told = anchors_are_worth(*answers, one_shot=one_shot, chance=0.1)
+    assert found == [better, multiplied]
     assert told.startswith(f"texts {right[0]} %, class means {right[1]} % of the support")
-    assert told.endswith(f"with --fusion product {right[2]} %") == hint
+    assert told.endswith(f"with fusion product {right[2]} %") == multiplied
 
 
 @pytest.fixture(scope="module")

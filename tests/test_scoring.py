@@ -12,8 +12,8 @@ from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
 from avfewshot.evaluation.predictions import (
+    Fitted,
     PredictionConfig,
-    Thresholds,
     clip_probabilities,
     second_probabilities,
     second_salience,
@@ -26,6 +26,7 @@ from avfewshot.inference.logits import ClipLogits, score_clip
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.fusion import FUSIONS
 from avfewshot.models.losses import combined_loss
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
@@ -105,14 +106,14 @@ def test_a_background_threshold_is_fitted_for_tasks_that_label_seconds():
     assert decision.fit(clips, truth).background.strategy == "threshold"
     assert Validator(decision, truth, clips, lambda model: ()).baseline().figure == 1.0
     # A second that is background beyond doubt still has finite scores.
-    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Thresholds(BackgroundRule("threshold", 0.0)))
+    found = decision.predict([sure(CLASSES, 5000.0)], CLASSES, Fitted(BackgroundRule("threshold", 0.0)))
     assert np.isfinite(found.salience).all()
     np.testing.assert_allclose(found.probabilities.sum(-1), 1)
 
 
 def test_the_background_text_competes_under_the_rule_prompt():
     decision = PredictionConfig("ave", "weighted", "mean", "prompt", seconds=4)
-    found = decision.predict([sure(1), sure(CLASSES)], CLASSES, Thresholds(BackgroundRule("prompt")))
+    found = decision.predict([sure(1), sure(CLASSES)], CLASSES, Fitted(BackgroundRule("prompt")))
     assert found.probabilities.shape == (2, 4, CLASSES + 1)
     assert found.probabilities.argmax(-1).tolist() == [[1] * 4, [CLASSES] * 4]
 
@@ -131,13 +132,34 @@ def test_validation_chooses_the_share_of_the_trained_logits():
     assert validate(good, bad, 1.0).figure == 0.0
 
 
+def test_validation_chooses_the_fusion_where_it_may_and_predictions_keep_to_it():
+    truth = targets([0, 1])
+    # Sight tells 0 and 1 from 2, sound 0 from 1, and is surer of 2: added up, it wins.
+    seen = [torch.tensor([[5.0, 5.0, -9.0, -9.0]])] * 2
+    heard = [torch.tensor([[0.0, -9.0, 2.0, -9.0]]), torch.tensor([[-9.0, 0.0, 2.0, -9.0]])]
+    clips = [ClipLogits(*pair) for pair in zip(seen, heard, strict=True)]
+    decision = PredictionConfig("ave_cls", "weighted", "mean")
+
+    def chosen(*fusions, **more):
+        found = Validator(decision, truth, clips, lambda model: clips, 1.0, fusions=fusions, **more)(None, 1)
+        answers = decision.predict(clips, CLASSES, found.fitted).probabilities.argmax(1)
+        return found.fitted.fusion, found.figure, answers.tolist() == [0, 1]
+
+    assert chosen("weighted", "product") == ("product", 1.0, True)
+    assert chosen("weighted")[::2] == chosen()[::2] == ("weighted", False)
+    untrained = Validator(decision, truth, clips, lambda model: clips, fusions=FUSIONS).baseline()
+    assert (untrained.fitted.fusion, untrained.figure) == ("weighted", 0.0)
+    blind = Validator(decision, None, (), lambda model: (), fusions=FUSIONS, blind_fusion="product")
+    assert [blind(None, 1).fitted.fusion, blind.baseline().fitted.fusion] == ["product", ""]
+
+
 def test_metrics_are_better_by_their_figure_and_then_by_their_loss_and_come_back_from_json():
     def better(figure, loss):
-        return ValMetrics(figure, loss, 1.0, Thresholds()).better_than(ValMetrics(0.5, 1.0, 1.0, Thresholds()))
+        return ValMetrics(figure, loss, 1.0, Fitted()).better_than(ValMetrics(0.5, 1.0, 1.0, Fitted()))
 
     assert [better(0.6, 2.0), better(0.5, 0.9), better(0.5, 1.0), better(0.4, 0.1)] == [True, True, False, False]
     for details in ({}, {"segment_accuracy": 50.0}):
-        for fitted in (Thresholds(), Thresholds(BackgroundRule("threshold", 0.25), 0.5)):
+        for fitted in (Fitted(), Fitted(BackgroundRule("threshold", 0.25), 0.5, "product")):
             metrics = ValMetrics(0.5, 1.25, 0.75, fitted, details)
             assert TypeAdapter(ValMetrics).validate_python(metrics.to_dict()) == metrics
 

@@ -186,7 +186,7 @@ def test_the_choices_are_those_of_the_modules_that_act_on_them():
         "projector": (*PROJECTORS, "none"),
         "objective": OBJECTIVES,
         "matching": MATCHINGS,
-        "fusion": FUSIONS,
+        "fusion": (*FUSIONS, "auto"),
         "pool": POOLS,
         "precision": ("auto", *PRECISIONS),
         "task": tuple(TASKS),

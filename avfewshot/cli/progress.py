@@ -120,6 +120,7 @@ class ProgressBar(Callback):
         parts = [f"loss {self._sum / self._steps:.3f}"] if self._steps else []
         if self._display.validated:
             share = "" if metrics.details else f" with {metrics.blend:g} of the trained logits"
+            share += ", multiplied" if metrics.fitted.fusion == "product" else ""
             parts.append(f"validation {100 * metrics.figure:.1f} %{share}{' (best so far)' if best else ''}")
         if parts:
             self._display.say(f"{self._title} {epoch}/{self._epochs}: {', '.join(parts)}")

@@ -50,7 +50,8 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
         templates = templates or recalled(checkpoint, "templates", load_templates)
         if left_to_adapter(settings, "backbone"):
             preset = recalled(checkpoint, "backbone", load_preset)
-        fusion = decision.fusion if left_to_adapter(settings, "fusion") else fusion
+        if left_to_adapter(settings, "fusion"):  # the untrained towers are fused as ever
+            options["fusion"] = decision.fusion
         pool = decision.pool if left_to_adapter(settings, "pool") else pool
     display.begin("loading the backbone", 0)
     backbone = load_backbone(asked, preset, seed=asked.seed)

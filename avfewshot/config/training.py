@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
 
@@ -192,6 +192,11 @@ class TrainerConfig(AdapterConfig, panel=TRAINING):
         2, "Processes that decode clips ahead of the model; 0: one clip at a time.", panel=COST
     )
 
+    @property
+    def fusions(self) -> tuple[str, ...]:
+        """Those that validation may choose from; the first is that of all that is not trained."""
+        return get_args(Fusion) if self.fusion == AUTO else (self.fusion,)
+
     RULES: ClassVar[tuple[Rule, ...]] = (
         (
             ("adapter", "a2v", "v2a"),
@@ -235,6 +240,7 @@ PAPER: Mapping[str, Any] = types.MappingProxyType(
         "objective": "contrastive",
         "pool": "mean",
         "blend": 1.0,
+        "fusion": "weighted",
         "projector": "mlp",
         "anchors": "text",
         "background": "prompt",
@@ -293,6 +299,12 @@ class TrainingConfig(TrainerConfig):
         AUTO,
         "What DG-SCT compares clips with: texts, or texts and the class means of the support; `auto`: the means where "
         "they answer better on support clips that are left out of them. Tasks that label seconds: texts.",
+        panel=METHOD,
+    )
+    fusion: Fusion | Auto = setting(
+        AUTO,
+        "How the two modalities are joined; `auto`: weighted, and for adapters that learn to label clips the better one "
+        "on validation clips.",
         panel=METHOD,
     )
     patience: Annotated[int, Ge(0)] = setting(

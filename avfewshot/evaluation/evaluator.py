@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.evaluate import evaluate_systems
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import PredictionConfig, Thresholds
+from avfewshot.evaluation.predictions import Fitted, PredictionConfig
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
 from avfewshot.evaluation.usage import Usage
@@ -140,12 +140,12 @@ class Evaluator:
             )
         return None
 
-    def fit(self, logits: Sequence[ClipLogits]) -> Thresholds:
-        """What validation chooses for a system, given its logits of the validation clips."""
-        targets = self.validation_targets()
-        return self.decision.fit(logits, targets) if targets else Thresholds()
+    def fit(self, logits: Sequence[ClipLogits], fusion: str = "") -> Fitted:
+        """What validation chooses for a system, given its logits of the validation clips; and its own `fusion`."""
+        targets, fusion = self.validation_targets(), fusion or self.decision.fusion
+        return replace(self.decision, fusion=fusion).fit(logits, targets) if targets else Fitted(fusion=fusion)
 
-    def predict(self, logits: Sequence[ClipLogits], fitted: Thresholds) -> Predictions:
+    def predict(self, logits: Sequence[ClipLogits], fitted: Fitted) -> Predictions:
         """What a system says, given its logits."""
         return self.decision.predict(logits, self.texts.num_classes, fitted)
 
@@ -230,15 +230,16 @@ def evaluate_task(
     model: AudioVisualModel | None = None,
     *,
     share: float = 1.0,
+    fusion: str = "",
     trained_labels: Collection[str] = (),
 ) -> EvalReport:
     """Evaluate the untrained towers, and a trained model beside them, on the test clips.
 
-    What has to be chosen is chosen on validation clips, for each of them. Without test clips there is a
-    :class:`DataError`.
+    What has to be chosen is chosen on validation clips, for each of them; `fusion` is the trained model's, where it has
+    one of its own. Without test clips there is a :class:`DataError`.
     """
     systems = evaluator.untrained("test")
     if model is not None:
-        fitted = evaluator.fit(evaluator.joined(model, "val", share))
+        fitted = evaluator.fit(evaluator.joined(model, "val", share), fusion)
         systems[ADAPTED] = evaluator.predict(evaluator.joined(model, "test", share), fitted)
     return evaluator.report(systems, trained_labels=trained_labels if model is not None else ())

@@ -12,7 +12,7 @@ import torch
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.encoders.text import label_features as encode_labels
 from avfewshot.evaluation.evaluator import Evaluator
-from avfewshot.evaluation.predictions import Thresholds
+from avfewshot.evaluation.predictions import Fitted
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
 from avfewshot.inference.logits import class_texts, score_clip
 from avfewshot.media.clip import MODALITIES
@@ -155,7 +155,7 @@ def mteb_zero_shot(evaluator: Evaluator) -> Predictions:
     texts = class_texts(evaluator.backbone, names, templates)
     scales = evaluator.backbone.visual_scale, evaluator.backbone.audio_scale
     clips = [score_clip(file.visual, file.audio, texts, scales) for file in evaluator.scored("test").embeddings]
-    return replace(evaluator.decision, pool="mean").predict(clips, texts.num_classes, Thresholds())
+    return replace(evaluator.decision, pool="mean").predict(clips, texts.num_classes, Fitted())
 
 
 def with_several_labels(dataset: Dataset) -> Dataset:

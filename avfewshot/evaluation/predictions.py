@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,13 @@ _SMALLEST = 1e-300
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class Fitted:
     """What was chosen on validation data for one system."""
 
     background: BackgroundRule | None = None  # how seconds without an event are told; None for tasks that label clips
     # from which probability on a clip is said to carry a class; None where clips have one label
     label_threshold: float | None = None
+    fusion: str = ""  # how the modalities are joined; empty: as the configuration says
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,28 @@ class PredictionConfig:
         """Whether seconds are labelled, not clips."""
         return find_task(self.task).per_second
 
-    def fit(self, clips: Sequence[ClipLogits], targets: Targets) -> Thresholds:
+    def fit(self, clips: Sequence[ClipLogits], targets: Targets) -> Fitted:
         """Choose on validation data what has to be chosen."""
         if not self.per_second:
             if not targets.multi_label:
-                return Thresholds()
+                return Fitted(fusion=self.fusion)
             probabilities = clip_probabilities(clips, targets.num_classes, fusion=self.fusion, pool=self.pool)
-            return Thresholds(label_threshold=choose_label_threshold(probabilities, targets.labels))
+            threshold = choose_label_threshold(probabilities, targets.labels)
+            return Fitted(label_threshold=threshold, fusion=self.fusion)
         assert targets.segments is not None
         probabilities, salience = self._seconds(clips, targets.num_classes)
         rule = fit_background(
             self.background, probabilities[..., : targets.num_classes], targets.segments, salience=salience
         )
-        return Thresholds(background=rule)
+        return Fitted(background=rule, fusion=self.fusion)
 
-    def predict(self, clips: Sequence[ClipLogits], num_classes: int, fitted: Thresholds) -> Predictions:
+    def predict(self, clips: Sequence[ClipLogits], num_classes: int, fitted: Fitted) -> Predictions:
         """What a system says about clips, by its logits and what :meth:`fit` chose."""
         if not self.per_second:
-            probabilities = clip_probabilities(clips, num_classes, fusion=self.fusion, pool=self.pool)
+            probabilities = clip_probabilities(clips, num_classes, fusion=fitted.fusion or self.fusion, pool=self.pool)
             return Predictions(probabilities, label_threshold=fitted.label_threshold)
-        probabilities, salience = self._seconds(clips, num_classes)
+        decision = replace(self, fusion=fitted.fusion or self.fusion)
+        probabilities, salience = decision._seconds(clips, num_classes)
         return Predictions(probabilities, background=fitted.background, salience=salience)
 
     def _seconds(self, clips: Sequence[ClipLogits], num_classes: int) -> tuple[Floats, Floats | None]:

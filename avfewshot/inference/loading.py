@@ -157,7 +157,8 @@ def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
     given: Mapping[str, Any] = checkpoint.config.decision
     values = {
         "blend": given.get("blend", 1.0),
-        **{name: given.get(name, getattr(training, name)) for name in ("window", "fusion", "pool")},
+        "fusion": given.get("fusion", training.fusions[0]),
+        **{name: given.get(name, getattr(training, name)) for name in ("window", "pool")},
     }
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "blend": (lambda value: _is_number(value) and 0 <= value <= 1, "a number in [0, 1]"),

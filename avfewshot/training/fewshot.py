@@ -212,7 +212,7 @@ class FewShot(FewShotSetting):
         if self.initial is not None:
             model.load_trainable_state(self.initial.tensors)
         model.to(self.device)
-        model.anchors = self._anchors(support, objective, config.adapter_title)
+        model.anchors, fusion = self._anchors(support, objective, config.adapter_title)
         source = SupportSource(self.dataset, support.samples, evaluator.read, threads=config.workers)
         if config.max_steps is not None:
             source.limit = max(1, config.max_steps // int(config.epochs)) * config.batch_size * config.accumulation
@@ -229,6 +229,8 @@ class FewShot(FewShotSetting):
                 lambda model: evaluator.trained_logits(model, "val"),
                 config.blend,
                 BLIND_ALPHA,
+                () if per_second else config.fusions,
+                fusion,
             ),
             describe=lambda metrics: self.describe(seed, support, metrics, config),
             seed=seed,
@@ -242,10 +244,14 @@ class FewShot(FewShotSetting):
         model.load_trainable_state(trainer.checkpoints.load_best(self.backbone).tensors)
         return model.eval(), progress
 
-    def _anchors(self, support: Support, objective: Objective, title: str) -> SupportAnchors | None:
-        """The class means of the support where they answer better than texts do, on its own clips, each left out."""
+    def _anchors(self, support: Support, objective: Objective, title: str) -> tuple[SupportAnchors | None, str]:
+        """The class means of the support where they answer better than texts do, on its own clips, each left out.
+
+        And the fusion that answers most of them with the means.
+        """
+        usual = self.config.fusions[0]
         if self.config.anchors == "text" or self.evaluator.decision.per_second:
-            return None
+            return None, usual
         samples, features = self.evaluator.features(support.samples)
         if len(samples) < len(support.samples):
             raise AvfsError("A clip of the support could be read before and cannot be embedded now.")
@@ -261,7 +267,7 @@ class FewShot(FewShotSetting):
         labels = torch.from_numpy(self.dataset.multi_hot(samples))
         anchors = SupportAnchors(self.dataset.classes, units[0], units[1], labels).to(self.device)
         if self.config.anchors == "support":
-            return anchors
+            return anchors, usual
         clips = [ClipEmbeddings(visual, audio, row) for row, (visual, audio) in enumerate(pairs)]
         frozen = AudioVisualModel(self.backbone).to(self.device)
         multiplied = Objective(self.config.replace(fusion="product"), objective.texts, per_second=False)
@@ -270,9 +276,10 @@ class FewShot(FewShotSetting):
             for frozen.anchors, how in ((None, objective), (anchors, objective), (anchors, multiplied)):
                 answers = [said.log_probabilities.argmax() for said in how.predict(frozen, clips)]
                 right.append(labels[torch.arange(len(clips)), torch.stack(answers).cpu()].numpy())
-        better, told = anchors_are_worth(*right, one_shot=self.config.shots == 1, chance=float(labels.float().mean()))
+        one_shot, chance = self.config.shots == 1, float(labels.float().mean())
+        better, multiply, told = anchors_are_worth(*right, one_shot=one_shot, chance=chance)
         self.observer.say(f"{title}: anchors {'texts and class means' if better else 'texts'} ({told}).")
-        return anchors if better else None
+        return anchors if better else None, self.config.fusions[-1] if multiply else usual
 
     def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""
@@ -343,8 +350,8 @@ def read_result(folder: Path, drawn: str) -> SeedResult | None:
 
 def anchors_are_worth(
     text: np.ndarray, means: np.ndarray, product: np.ndarray, *, one_shot: bool, chance: float
-) -> tuple[bool, str]:
-    """Whether class means answer better than texts, and what is told of it.
+) -> tuple[bool, bool, str]:
+    """Whether class means answer better than texts, and then still better multiplied; and what is told of it.
 
     Args:
         text: Bool ``[N]``: which clips of the support the texts alone answer right.
@@ -355,8 +362,9 @@ def anchors_are_worth(
     """
     told = f"texts {100 * text.mean():.0f} %, class means {100 * means.mean():.0f} % of the support, left out"
     if one_shot:
-        return not beats_chance(int(text.sum()), len(text), chance), told
+        return not beats_chance(int(text.sum()), len(text), chance), False, told
     better = means.sum() - text.sum() > 2 * (means != text).sum() ** 0.5
-    if better and product.sum() - means.sum() > 2 * (product != means).sum() ** 0.5:
-        told += f"; with --fusion product {100 * product.mean():.0f} %"
-    return bool(better), told
+    multiply = better and product.sum() - means.sum() > 2 * (product != means).sum() ** 0.5
+    if multiply:
+        told += f"; with fusion product {100 * product.mean():.0f} %"
+    return bool(better), bool(multiply), told

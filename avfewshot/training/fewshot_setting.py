@@ -96,7 +96,7 @@ class FewShotSetting:
         config = self.config
         self.evaluator = Evaluator(
             self.dataset,
-            PredictionConfig(config.task, config.fusion, config.pool, config.background, self.dataset.num_segments),
+            PredictionConfig(config.task, config.fusions[0], config.pool, config.background, self.dataset.num_segments),
             self.backbone,
             self.templates,
             self.device,

@@ -113,7 +113,7 @@ class Objective:
             fusion.predict_events(
                 visual,
                 audio,
-                fusion=self._config.fusion,
+                fusion=self._config.fusions[0],
                 pool=self._config.pool,
                 **_matching(self._config, model),
             )

@@ -20,7 +20,7 @@ from avfewshot.evaluation.few_shot import (
     right_answers,
 )
 from avfewshot.evaluation.measures import calibration
-from avfewshot.evaluation.predictions import Thresholds
+from avfewshot.evaluation.predictions import Fitted
 from avfewshot.evaluation.references import BACKGROUND
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.evaluation.targets import Predictions, Targets
@@ -54,7 +54,7 @@ def on_test_clips(
     systems, uncalibrated = evaluator.untrained("test"), {}
     by_modality: dict[str, tuple[Predictions, ...]] = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
 
-    def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Thresholds) -> None:
+    def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Fitted) -> None:
         systems[name] = evaluator.predict(logits, fitted)
         parts = ([clip.only(modality) for clip in logits] for modality in MODALITIES)
         by_modality[name] = tuple(evaluator.predict(part, fitted) for part in parts)

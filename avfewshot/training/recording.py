@@ -117,18 +117,20 @@ def _examples(run: FewShot, model: AudioVisualModel, result: SeedResult, chosen:
     if share:
         adapted = run.evaluator.logits_of(model, [sample.path for sample in samples if sample.path is not None])
         trained = [before.ensemble(after, share) for before, after in zip(zero, adapted, strict=True)]
-    return tuple(_example(run, *one) for one in zip(samples, trained, zero, strict=True))
+    fusions = result.progress.best.fitted.fusion or run.evaluator.decision.fusion, run.evaluator.decision.fusion
+    return tuple(_example(run, sample, pair, fusions) for sample, *pair in zip(samples, trained, zero, strict=True))
 
 
-def _example(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits) -> Example:
+def _example(run: FewShot, sample: Sample, pair: Sequence[ClipLogits], fusions: Sequence[str]) -> Example:
+    """What the trained model and zero-shot say of a clip."""
     decision, known = run.evaluator.decision, run.dataset.classes
     tops, rights = [], []
-    for logits in (trained, zero):
-        scores = clip_probabilities([logits], len(known), fusion=decision.fusion, pool=decision.pool)[0]
+    for logits, fusion in zip(pair, fusions, strict=True):
+        scores = clip_probabilities([logits], len(known), fusion=fusion, pool=decision.pool)[0]
         order = scores.argsort()[::-1][:_ANSWERS]
         tops.append(tuple((known[index], float(scores[index])) for index in order))
         rights.append(int(order[0]) in sample.labels)
-    seconds = _seconds(run, sample, trained, zero)
+    seconds = _seconds(run, sample, pair, fusions)
     if decision.per_second and seconds and seconds[0].truth is not None:
         for place, name in enumerate(("trained", "zero_shot")):
             right = [getattr(second, name)[0] in (second.truth or ("background",)) for second in seconds]
@@ -145,13 +147,13 @@ def _example(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits
     )
 
 
-def _seconds(run: FewShot, sample: Sample, trained: ClipLogits, zero: ClipLogits) -> tuple[Second, ...]:
+def _seconds(run: FewShot, sample: Sample, pair: Sequence[ClipLogits], fusions: Sequence[str]) -> tuple[Second, ...]:
     """The most probable of the classes and the background, second by second."""
     names = (*run.dataset.classes, "background")
-    length = min(trained.num_segments, max(run.dataset.num_segments or 10, 1))
+    length = min(pair[0].num_segments, max(run.dataset.num_segments or 10, 1))
     rows = [
-        second_probabilities([logits], len(names) - 1, length, fusion=run.config.fusion)[0]
-        for logits in (trained, zero)
+        second_probabilities([logits], len(names) - 1, length, fusion=fusion)[0]
+        for logits, fusion in zip(pair, fusions, strict=True)
     ]
     truths = _truths(run, sample, length)
     return tuple(

@@ -237,9 +237,9 @@ def adapter_config(
         decision={
             "blend": metrics.blend,
             "pool": config.pool,
-            "fusion": config.fusion,
             "window": config.window,
             **asdict(metrics.fitted),
+            "fusion": metrics.fitted.fusion or config.fusions[0],
         },
         metrics={"validation": {"figure": metrics.figure, "loss": metrics.loss}},
     )

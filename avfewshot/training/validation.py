@@ -2,14 +2,15 @@
 
 A handful of clips can spoil what a large pretraining knows; the released DG-SCT is below its own zero-shot figure on
 LLP. So trained and zero-shot logits are added with shares that validation chooses (Wortsman et al., CVPR 2022, join
-weights for the same reason), and the untrained model itself stands as the first candidate.
+weights for the same reason), and the untrained model itself stands as the first candidate. How the modalities are
+joined can be chosen with the share.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from avfewshot.encoders.backbone import Backbone
 from avfewshot.errors import AvfsError
 from avfewshot.evaluation.evaluate import evaluate
 from avfewshot.evaluation.observer import Observer
-from avfewshot.evaluation.predictions import PredictionConfig, Thresholds, clip_probabilities, second_probabilities
+from avfewshot.evaluation.predictions import Fitted, PredictionConfig, clip_probabilities, second_probabilities
 from avfewshot.evaluation.targets import Targets
 from avfewshot.inference.features import EmbeddedFile, Embedder
 from avfewshot.inference.logits import ClassTexts, ClipLogits, score_clip
@@ -43,7 +44,7 @@ class ValMetrics:
     figure: float  # the task's headline metric, higher is better
     loss: float  # mean negative log-probability of the truth, which tells equal figures apart
     blend: float = 1.0  # the share of the trained logits that did best
-    fitted: Thresholds = field(default_factory=Thresholds)  # what was chosen with it
+    fitted: Fitted = field(default_factory=Fitted)  # what was chosen with it
     details: Mapping[str, float] = field(default_factory=dict)  # further metrics of a task that has several
 
     def better_than(self, other: ValMetrics) -> bool:
@@ -56,9 +57,9 @@ class ValMetrics:
         return values if self.details else {name: value for name, value in values.items() if name != "details"}
 
 
-def no_validation(epoch: int, alpha: float) -> ValMetrics:
+def no_validation(epoch: int, alpha: float, fusion: str = "") -> ValMetrics:
     """Metrics where there are no validation clips: each epoch counts as better than the one before."""
-    return ValMetrics(0.0, -float(epoch), alpha)
+    return ValMetrics(0.0, -float(epoch), alpha, Fitted(fusion=fusion))
 
 
 @dataclass(eq=False)
@@ -71,6 +72,8 @@ class Validator:
     logits: Callable[[AudioVisualModel], Sequence[ClipLogits]]  # a trained model's, in evaluation mode
     alpha: float | str = AUTO  # share of the trained logits, or "auto": validation chooses
     blind_alpha: float = 1.0  # what "auto" stands for without validation clips
+    fusions: Sequence[str] = ()  # that validation chooses from; none: that of the decision
+    blind_fusion: str = ""  # that of a trained model without validation clips; empty: that of the decision
 
     def baseline(self) -> ValMetrics:
         """Metrics of the untrained model."""
@@ -79,15 +82,17 @@ class Validator:
         return _metrics(self.decision, self.zero_shot, self.targets, 0.0)
 
     def __call__(self, model: AudioVisualModel, epoch: int) -> ValMetrics:
-        """Metrics of a trained model, in evaluation mode, after so many epochs, with the best share of its logits."""
+        """Metrics of a trained model, in evaluation mode, after so many epochs, with the best share and fusion."""
         if self.targets is None:
-            return no_validation(epoch, self.blind_alpha if self.alpha == AUTO else float(self.alpha))
+            alpha = self.blind_alpha if self.alpha == AUTO else float(self.alpha)
+            return no_validation(epoch, alpha, self.blind_fusion)
         pairs = list(zip(self.zero_shot, self.logits(model), strict=True))
-        found = []
+        decisions = [replace(self.decision, fusion=one) for one in self.fusions] or [self.decision]
+        found: list[ValMetrics] = []
         for alpha in ALPHAS if self.alpha == AUTO else (float(self.alpha),):
             joined = [before.ensemble(after, alpha) for before, after in pairs]
-            found.append(_metrics(self.decision, joined, self.targets, alpha))
-        # Of equally good shares the smallest, which keeps most of what was known before.
+            found += [_metrics(decision, joined, self.targets, alpha) for decision in decisions]
+        # Of equally good ones the first: the smallest share keeps most of what was known before.
         return max(found, key=lambda metrics: (metrics.figure, -metrics.loss))
 
 
