@@ -270,6 +270,11 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs):
     assert (folder / "report.html").is_file()
     assert (folder / "methods.html").is_file()
     assert avfs.json("zeroshot", "--adapter", folder, DOG)["clips"][0]["label"] == "dog barking"
+    # The trained model may be fused by a rule of its own; the text beside the light methods keeps its.
+    classifier = avfewshot.load(adapter=folder, device="cpu")
+    classifier.fusion = "product"
+    head = classifier.head([*CLASSES, "boat"])
+    assert (head._texts.fusion, head._zero_shot._options["fusion"]) == ("weighted", "product")
 
 
 @pytest.fixture(scope="module")

@@ -240,8 +240,8 @@ class Classifier(FileEmbedder):
             if reject:
                 rejector(None, labels.names)
             return head
-        if fusion == self.fusion:  # unless asked for another, texts beside a trained model are fused as they were
-            fusion = str(learned.config.decision.get("fusion", fusion))
+        if fusion == self.fusion:  # which may be a trained model's own
+            fusion = learned.scorer.texts.fusion
         features = self.label_features(labels.names, labels.wordings, fusion=fusion, pool=pool)
         return LearnedHead(learned, features, head, self.dims, reject=reject)
 
