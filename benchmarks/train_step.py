@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--equations", choices=("paper", "compact"), default="paper", help="`--variant` of the adapters"
     )
+    parser.add_argument("--preload", type=Path, help="a memory allocator (LD_PRELOAD) that all variants run with")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     parser.add_argument("--table", type=Path, help="also write a Markdown table to this file")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -74,6 +75,8 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run every variant by turns and join what they report."""
+    if arguments.preload:
+        os.environ["LD_PRELOAD"] = str(arguments.preload.resolve(strict=True))
     cores = sorted(os.sched_getaffinity(0))[: arguments.threads] if hasattr(os, "sched_getaffinity") else []
     if cores:
         os.sched_setaffinity(0, cores)

@@ -52,6 +52,7 @@ def test_doctor_finds_everything_in_order(folder, avfs):
     assert found["weights tiny"]["status"] == "ok"
     assert found["weights base"]["status"] in {"ok", "note"}
     assert "clips 0 MB" in found["cache"]["detail"]
+    assert ("allocator" in found) == os.path.isfile("/proc/self/maps")
     assert "avfewshot" in avfs("doctor")[0]
 
 

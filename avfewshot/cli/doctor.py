@@ -90,6 +90,10 @@ def _devices() -> Iterator[Finding]:
     if torch.backends.cuda.is_built() and not torch.cuda.is_available() and shutil.which("nvidia-smi"):
         yield "cuda", FAULT, "there is an NVIDIA driver, and torch finds no GPU: `nvidia-smi` tells whether they fit"
     yield "processors", OK, f"{torch.get_num_threads()} threads for arithmetic"
+    if (maps := Path("/proc/self/maps")).is_file():
+        taken = re.search(r"tcmalloc|jemalloc|mimalloc", maps.read_text())
+        advice = "the C library's; with tcmalloc a training on a processor takes less memory (docs/performance.md)"
+        yield "allocator", OK, taken[0] if taken else advice
 
 
 def _settings() -> Iterator[Finding]:

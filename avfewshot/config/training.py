@@ -303,8 +303,8 @@ class TrainingConfig(TrainerConfig):
     )
     fusion: Fusion | Auto = setting(
         AUTO,
-        "How the two modalities are joined; `auto`: weighted, and for adapters that learn to label clips the better one "
-        "on validation clips.",
+        "How the two modalities are joined; `auto`: weighted, and for adapters that learn to label clips what does "
+        "better on validation clips.",
         panel=METHOD,
     )
     patience: Annotated[int, Ge(0)] = setting(
