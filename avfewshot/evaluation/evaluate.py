@@ -104,7 +104,8 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
 
     Intervals are over runs and clips together (:func:`~avfewshot.evaluation.bootstrap.over_runs`), those of differences
     paired in both. A system that does the same in every run, such as one without training, keeps the interval over
-    clips alone, as does the difference of two such systems.
+    clips alone, as does the difference of two such systems. No run, or runs of different tasks, systems, metrics or
+    numbers of clips, are a ValueError.
     """
     identities = [(table.task, table.systems, table.metrics, table.num_clips) for table in comparisons]
     if not identities:
@@ -147,7 +148,10 @@ def average_comparisons(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def join_tables(rows: Mapping[str, tuple[Comparison, str]]) -> Comparison:
-    """One table of systems out of tables of one task over the same test clips: by name of its row, (table, system)."""
+    """One table of systems out of tables of one task over the same test clips: by name of its row, (table, system).
+
+    A ValueError where tasks, headlines, numbers of clips or seeds of the bootstrap differ.
+    """
     first = next(iter(rows.values()))[0]
     if len({(table.task, table.headline, table.num_clips, table.seed) for table, _ in rows.values()}) > 1:
         raise ValueError("The tables do not belong together.")

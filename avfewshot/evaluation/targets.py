@@ -48,7 +48,8 @@ def fit_background(
     seconds apart are tried (one sort, not one pass each). Between two neighbouring scores it lies in their middle; of
     equally good ones the lowest is taken, which has fewest background. `salience` ``[N, T]`` says how sure it is that
     something happens, for example the best event's logit minus that of a background text: a second is an event if it
-    is not below the threshold. Probabilities are of the K events, ``[N, T, K]``; a label of K is the background.
+    is not below the threshold. Probabilities are of the K events, ``[N, T, K]``; segments are int64 ``[N, T]``, K for
+    the background.
     """
     if name != "threshold":
         return BackgroundRule(name)
@@ -70,7 +71,11 @@ def fit_background(
 
 
 def decide_segments(predictions: Predictions, num_classes: int) -> Labels:
-    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background; by a rule that was fitted."""
+    """One label for every second, int64 ``[N, T]`` in 0 to K, K for background; by a rule that was fitted.
+
+    A ValueError where there is no rule, or where the probabilities are not ``[N, T, K]``; for ``"prompt"`` they are
+    ``[N, T, K + 1]``.
+    """
     rule, scores = predictions.background, predictions.probabilities
     if rule is None:
         raise ValueError("A background rule is needed.")
@@ -92,7 +97,7 @@ _SUM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The truth about N clips."""
+    """The truth about N clips; a ValueError where its parts do not fit together."""
 
     ids: tuple[str, ...]  # names of the clips; a clip that is listed under two classes occurs twice
     classes: tuple[str, ...]  # names of the K classes, in the data set's order
@@ -185,7 +190,7 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one system says about N clips."""
+    """What one system says about N clips; a ValueError where arrays are of other shapes or values than told here."""
 
     # ``[N, K]`` per clip, or ``[N, T, K]`` per second; ``[N, T, K + 1]`` with the background last. Every
     # distribution sums to 1.

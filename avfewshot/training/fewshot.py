@@ -333,7 +333,10 @@ class FewShot(FewShotSetting):
 
 
 def read_result(folder: Path, drawn: str) -> SeedResult | None:
-    """What an earlier run with a seed gave, if it began with the draw of this fingerprint and came to its end."""
+    """What an earlier run with a seed gave, if it began with the draw of this fingerprint and came to its end.
+
+    A file that is damaged is a :class:`DataError`.
+    """
     path = folder / "result.json"
     if not path.is_file():
         return None

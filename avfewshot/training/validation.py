@@ -124,7 +124,10 @@ def stream_validator(
     limit: int,
     observer: Observer,
 ) -> Validator:
-    """A validator on the first `limit` clips of a seeded order of a source, which need not have files of their own."""
+    """A validator on the first `limit` clips of a seeded order of a source, which need not have files of their own.
+
+    It raises an :class:`AvfsError` when a clip can no longer be read that could be when it was made.
+    """
     limit = min(limit, len(source))
     known: list[_Labels] | None = None
 
