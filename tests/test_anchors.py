@@ -117,12 +117,20 @@ def world(tmp_path_factory):
     return folder
 
 
-def fewshot(world, data: str) -> tuple:
+def fewshot(world, data: str, *more: str, name: str = "") -> tuple:
     """A run on a folder of clips, and what was told."""
-    options = ("--method", "dgsct", "--backbone", "tiny", "--device", "cpu", "--epochs", "1", "--val-shots", "1")
+    options = ("--method", "dgsct", "--backbone", "tiny", "--device", "cpu", "--epochs", "1", "--val-shots", "1", *more)
     avfs = Commands(world)
-    _, err = avfs("fewshot", *options, "--data", data, "--shots", "2", "--name", data)
-    return avfs.folder_of(data), " ".join(err.split())
+    _, err = avfs("fewshot", *options, "--data", data, "--shots", "2", "--name", name or data)
+    return avfs.folder_of(name or data), " ".join(err.split())
+
+
+@pytest.mark.parametrize(("options", "fusion"), [((), "product"), (("--fusion", "weighted"), "weighted")])
+def test_a_model_whose_class_means_are_multiplied_predicts_so(world, monkeypatch, options, fusion):
+    monkeypatch.setattr("avfewshot.training.fewshot.anchors_are_worth", lambda *rows, **more: (True, True, ""))
+    run, _ = fewshot(world, "codes", *options, "--max-steps", "1", name=fusion)
+    assert load_adapter(run).config.decision["fusion"] == fusion
+    assert load(adapter=run, device="cpu").fusion == fusion
 
 
 def test_they_are_taken_where_names_mean_nothing_and_travel_with_the_run(world):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -193,9 +193,9 @@ class TrainerConfig(AdapterConfig, panel=TRAINING):
     )
 
     @property
-    def fusions(self) -> tuple[str, ...]:
-        """Those that validation may choose from; the first is that of all that is not trained."""
-        return get_args(Fusion) if self.fusion == AUTO else (self.fusion,)
+    def plain_fusion(self) -> str:
+        """That of all that is not trained."""
+        return "weighted" if self.fusion == AUTO else self.fusion
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         (
@@ -303,8 +303,8 @@ class TrainingConfig(TrainerConfig):
     )
     fusion: Fusion | Auto = setting(
         AUTO,
-        "How the two modalities are joined; `auto`: weighted, and for adapters that learn to label clips what does "
-        "better on validation clips.",
+        "How the two modalities are joined; `auto`: weighted, but product for adapters with class means where that "
+        "answers clearly more of the support.",
         panel=METHOD,
     )
     patience: Annotated[int, Ge(0)] = setting(

@@ -157,7 +157,7 @@ def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
     given: Mapping[str, Any] = checkpoint.config.decision
     values = {
         "blend": given.get("blend", 1.0),
-        "fusion": given.get("fusion", training.fusions[0]),
+        "fusion": given.get("fusion", training.plain_fusion),
         **{name: given.get(name, getattr(training, name)) for name in ("window", "pool")},
     }
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {

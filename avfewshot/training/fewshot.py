@@ -223,14 +223,12 @@ class FewShot(FewShotSetting):
             labels=[sample_labels(self.dataset, sample, per_second=per_second) for sample in support.samples],
             objective=objective,
             validator=Validator(
-                evaluator.decision,
+                replace(evaluator.decision, fusion=fusion),
                 evaluator.validation_targets(),
                 evaluator.scored("val").logits,
                 lambda model: evaluator.trained_logits(model, "val"),
                 config.blend,
                 BLIND_ALPHA,
-                () if per_second else config.fusions,
-                fusion,
             ),
             describe=lambda metrics: self.describe(seed, support, metrics, config),
             seed=seed,
@@ -247,9 +245,9 @@ class FewShot(FewShotSetting):
     def _anchors(self, support: Support, objective: Objective, title: str) -> tuple[SupportAnchors | None, str]:
         """The class means of the support where they answer better than texts do, on its own clips, each left out.
 
-        And the fusion that answers most of them with the means.
+        And how the model's modalities are joined: multiplied where that answers still more of them.
         """
-        usual = self.config.fusions[0]
+        usual = self.evaluator.decision.fusion
         if self.config.anchors == "text" or self.evaluator.decision.per_second:
             return None, usual
         samples, features = self.evaluator.features(support.samples)
@@ -279,7 +277,7 @@ class FewShot(FewShotSetting):
         one_shot, chance = self.config.shots == 1, float(labels.float().mean())
         better, multiply, told = anchors_are_worth(*right, one_shot=one_shot, chance=chance)
         self.observer.say(f"{title}: anchors {'texts and class means' if better else 'texts'} ({told}).")
-        return anchors if better else None, self.config.fusions[-1] if multiply else usual
+        return anchors if better else None, "product" if multiply and self.config.fusion == AUTO else usual
 
     def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""

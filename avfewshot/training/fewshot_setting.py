@@ -96,7 +96,9 @@ class FewShotSetting:
         config = self.config
         self.evaluator = Evaluator(
             self.dataset,
-            PredictionConfig(config.task, config.fusions[0], config.pool, config.background, self.dataset.num_segments),
+            PredictionConfig(
+                config.task, config.plain_fusion, config.pool, config.background, self.dataset.num_segments
+            ),
             self.backbone,
             self.templates,
             self.device,

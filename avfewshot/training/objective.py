@@ -113,7 +113,7 @@ class Objective:
             fusion.predict_events(
                 visual,
                 audio,
-                fusion=self._config.fusions[0],
+                fusion=self._config.plain_fusion,
                 pool=self._config.pool,
                 **_matching(self._config, model),
             )

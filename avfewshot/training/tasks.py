@@ -239,7 +239,7 @@ def adapter_config(
             "pool": config.pool,
             "window": config.window,
             **asdict(metrics.fitted),
-            "fusion": metrics.fitted.fusion or config.fusions[0],
+            "fusion": metrics.fitted.fusion or config.plain_fusion,
         },
         metrics={"validation": {"figure": metrics.figure, "loss": metrics.loss}},
     )

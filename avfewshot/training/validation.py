@@ -2,15 +2,14 @@
 
 A handful of clips can spoil what a large pretraining knows; the released DG-SCT is below its own zero-shot figure on
 LLP. So trained and zero-shot logits are added with shares that validation chooses (Wortsman et al., CVPR 2022, join
-weights for the same reason), and the untrained model itself stands as the first candidate. How the modalities are
-joined can be chosen with the share.
+weights for the same reason), and the untrained model itself stands as the first candidate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,27 +71,24 @@ class Validator:
     logits: Callable[[AudioVisualModel], Sequence[ClipLogits]]  # a trained model's, in evaluation mode
     alpha: float | str = AUTO  # share of the trained logits, or "auto": validation chooses
     blind_alpha: float = 1.0  # what "auto" stands for without validation clips
-    fusions: Sequence[str] = ()  # that validation chooses from; none: that of the decision
-    blind_fusion: str = ""  # that of a trained model without validation clips; empty: that of the decision
 
     def baseline(self) -> ValMetrics:
         """Metrics of the untrained model."""
         if self.targets is None:
-            return no_validation(0, 0.0)
+            return no_validation(0, 0.0, self.decision.fusion)
         return _metrics(self.decision, self.zero_shot, self.targets, 0.0)
 
     def __call__(self, model: AudioVisualModel, epoch: int) -> ValMetrics:
-        """Metrics of a trained model, in evaluation mode, after so many epochs, with the best share and fusion."""
+        """Metrics of a trained model, in evaluation mode, after so many epochs, with the best share of its logits."""
         if self.targets is None:
             alpha = self.blind_alpha if self.alpha == AUTO else float(self.alpha)
-            return no_validation(epoch, alpha, self.blind_fusion)
+            return no_validation(epoch, alpha, self.decision.fusion)
         pairs = list(zip(self.zero_shot, self.logits(model), strict=True))
-        decisions = [replace(self.decision, fusion=one) for one in self.fusions] or [self.decision]
-        found: list[ValMetrics] = []
+        found = []
         for alpha in ALPHAS if self.alpha == AUTO else (float(self.alpha),):
             joined = [before.ensemble(after, alpha) for before, after in pairs]
-            found += [_metrics(decision, joined, self.targets, alpha) for decision in decisions]
-        # Of equally good ones the first: the smallest share keeps most of what was known before.
+            found.append(_metrics(self.decision, joined, self.targets, alpha))
+        # Of equally good shares the smallest, which keeps most of what was known before.
         return max(found, key=lambda metrics: (metrics.figure, -metrics.loss))
 
 
