@@ -22,7 +22,7 @@ import numpy as np
 from avfewshot import load
 from avfewshot.data.load import load_dataset
 from avfewshot.methods.base import Features, LabelFeatures, Support, log_loss
-from avfewshot.methods.living import LivingRidge
+from avfewshot.methods.living import LivingRidge, learn_to_reject
 from avfewshot.methods.method import find_method
 
 TESTED = 12  # clips of a class
@@ -105,8 +105,9 @@ def unknown_table(clips: Clips) -> Iterator[str]:
         found = []
         for seed in range(draws):
             draw = clips.draw(classes, shots, seed)
-            ridge = LivingRidge(find_method("kernel_ridge").fit(draw.support, draw.texts, seed=seed))
-            stated = ridge.calibrate_reject()["false_accepts"]
+            scorer = find_method("kernel_ridge").fit(draw.support, draw.texts, seed=seed)
+            learn_to_reject(scorer, draw.support, seed=seed)
+            stated, ridge = scorer.diagnostics["reject"]["false_accepts"], LivingRidge(scorer)
             found.append((stated, 1 - ridge.unknown(draw.unseen).mean(), ridge.unknown(draw.others).mean()))
         stated, accepted, rejected = 100 * np.mean(found, 0)
         yield f"{classes:7}  {shots:5}  {stated:6.1f}  {accepted:8.1f}  {rejected:8.1f}"

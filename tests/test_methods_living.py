@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from methods_worlds import CLASSES, accuracy, world
+from scipy.special import logit
 
 from avfewshot.errors import UsageError
 from avfewshot.evaluation.few_shot import modality_confusion
@@ -228,6 +229,28 @@ def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_pat
     one_shot, part, *_ = fitted(clips=1, classes=3)
     learn_to_reject(one_shot, part)
     assert "reject" not in one_shot.diagnostics
+
+
+def test_what_is_accepted_of_unseen_classes_is_measured_on_fits_without_them_and_moves_later_figures():
+    scorer, part, support, texts = fitted(clips=5, classes=3, noise=0.7)
+    seen = LivingRidge(scorer).calibrate_reject()["false_accepts"]
+    learn_to_reject(scorer, part)
+    accepted = []
+    for one in range(3):
+        others = [column for column in range(3) if column != one]
+        out = part.labels[:, one]
+        rest = Support(part.features.take(np.flatnonzero(~out)), part.labels[~out][:, others])
+        ridge = LivingRidge(find_method("kernel_ridge").fit(rest, scorer.texts.take(others)))
+        ridge.calibrate_reject()
+        accepted += (~ridge.unknown(part.features.take(np.flatnonzero(out)))).tolist()
+    stated = scorer.diagnostics["reject"]["false_accepts"]
+    assert stated == pytest.approx(1 - (1 - np.mean(accepted)) ** 1.5)
+    shift = logit(stated) - logit(seen)
+    assert shift > 0.1
+    LivingRidge(scorer).add(*of_class(support), texts)
+    later = scorer.diagnostics["reject"]["false_accepts"]
+    scorer.clip.params["unseen"] = 0.0
+    assert logit(later) - logit(LivingRidge(scorer).calibrate_reject()["false_accepts"]) == pytest.approx(shift)
 
 
 def test_the_threshold_for_unknown_clips_follows_what_is_learnt_later():

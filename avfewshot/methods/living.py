@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
 
 from avfewshot.errors import UsageError
 from avfewshot.media.clip import MODALITIES
@@ -24,6 +25,9 @@ from avfewshot.methods.base import Features, Floats, LabelFeatures, Support
 from avfewshot.methods.calibration import reject_threshold
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.rows import VIEWS, Rows, clip_rows, countable
+
+_REFITS, _REFIT_CLIPS = 10, 2000
+_RAREST = 1e-3  # a share that is told apart from none
 
 
 class LivingRidge:
@@ -152,12 +156,16 @@ class LivingRidge:
                 evidence[own] += weight * left[np.searchsorted(out, own)]
         return evidence
 
-    def calibrate_reject(self, keep: float = 0.95) -> dict[str, Any]:
+    def calibrate_reject(self, keep: float = 0.95, *, unseen: float | None = None) -> dict[str, Any]:
         """The familiarity below which a clip is "unknown", by leaving out clips.
 
         Familiarity is the nearness to the two closest clips of the support plus the largest output of the kernels, each
         in units of its spread over known clips. A clip of the support, left out, is known; with all clips that share a
         class left out, it is unknown. Clips of "none of these" take no part.
+
+        The metric has seen the classes that are left out, and one is compared with all others but itself. `unseen`, the
+        share that fits on other classes accept of a class, tells how much more that is of classes that were never seen;
+        what it adds to the log-odds is kept for later supports.
 
         Returns:
             See :func:`~avfewshot.methods.calibration.reject_threshold`.
@@ -185,6 +193,11 @@ class LivingRidge:
         known, unknown = known[:, judged], unknown[:, np.isfinite(unknown).all(0)]
         scales = np.maximum(known.std(1), 1e-9)
         result = reject_threshold((known.T / scales).sum(1), (unknown.T / scales).sum(1), keep)
+        if (share := result["false_accepts"]) is not None and (classes := labels.any(0).sum()) > 1:
+            odds = _log_odds_of_all(share, classes)
+            if unseen is not None:
+                self._params["unseen"] = _log_odds_of_all(unseen, classes) - odds
+            result["false_accepts"] = float(expit(odds + self._params.get("unseen", 0.0)))
         self._params |= {"reject": result, "spreads": scales.tolist()}
         self.scorer.diagnostics["reject"] = result
         return result
@@ -262,6 +275,28 @@ def _two_largest(values: Floats) -> Floats:
     return np.where(np.isfinite(largest[:, -1]), largest.mean(1), largest[:, 0])
 
 
+def _log_odds_of_all(share: float, classes: int) -> float:
+    """That a clip is accepted by one of the classes, given the share that all but one accept."""
+    return float(logit(np.clip(1 - (1 - share) ** (classes / (classes - 1)), _RAREST, 1 - _RAREST)))
+
+
+def _accepted_unseen(support: Support, texts: LabelFeatures, seed: int) -> float | None:
+    """The share of the clips of a class that a fit on the other classes accepts; None where nothing can tell.
+
+    Over ten classes, or fewer of a large support: as many fits as two thousand clips are.
+    """
+    classes, accepted = np.flatnonzero(support.labels.any(0)), []
+    count = min(_REFITS, _REFIT_CLIPS // len(support)) if len(classes) > 2 else 0
+    for one in np.random.default_rng(seed).permutation(classes)[:count]:
+        out, others = support.labels[:, one], classes[classes != one]
+        rest = Support(support.features.take(np.flatnonzero(~out)), support.labels[~out][:, others])
+        with contextlib.suppress(UsageError):  # one clip a class is left
+            ridge = LivingRidge(find_method("kernel_ridge").fit(rest, texts.take(others), seed=seed), learn=False)
+            ridge.calibrate_reject()
+            accepted += (~ridge.unknown(support.features.take(np.flatnonzero(out)))).tolist()
+    return float(np.mean(accepted)) if accepted else None
+
+
 def learn_to_reject(scorer: Scorer, support: Support, *, seed: int = 1) -> None:
     """Calibrate when a clip is "unknown"; where the method is no kernel ridge, one stands beside it for that."""
     if not scorer.clip.arrays:
@@ -272,4 +307,7 @@ def learn_to_reject(scorer: Scorer, support: Support, *, seed: int = 1) -> None:
         tried = ridge.name in scorer.clip.parts
         scorer.rejector = scorer.part(ridge.name, plain) if tried else ridge.fit(plain, scorer.texts, seed=seed)
     with contextlib.suppress(UsageError):  # one clip a class
-        scorer.diagnostics["reject"] = LivingRidge(scorer.rejector or scorer, learn=False).calibrate_reject()
+        ridge = LivingRidge(scorer.rejector or scorer, learn=False)
+        ridge.calibrate_reject()  # where that cannot be, before the fits
+        unseen = _accepted_unseen(support, scorer.texts, seed)
+        scorer.diagnostics["reject"] = ridge.calibrate_reject(unseen=unseen)

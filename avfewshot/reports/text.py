@@ -63,8 +63,8 @@ def reject_text(reject: Mapping[str, Any]) -> str:
     """What the threshold for unknown clips does, by left-out clips."""
     return (
         f"{percent(reject['false_rejects'])} of {reject['clips']:,} left-out clips fall below the threshold (false "
-        f"rejects), {percent(reject['false_accepts'])} do not although all clips of their class are left out (false "
-        "accepts; expect more of classes that were never seen)"
+        f"rejects), of clips of classes that were never seen about {percent(reject['false_accepts'])} do not (false "
+        "accepts)"
     )
 
 
