@@ -41,7 +41,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of errors where they were, if they do not: those of a full disk name no file."""
+    """Raise any OSError of the block again with the place, if it names none: those of a full disk do not."""
     try:
         yield
     except OSError as error:
@@ -138,7 +138,10 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def resource_dir(name: str) -> Path:
-    """Folder of packaged files (``"prompts"``, ``"data_splits"``): inside a wheel's package, at a checkout's top."""
+    """Folder of packaged files (``"prompts"``, ``"data_splits"``): inside a wheel's package, at a checkout's top.
+
+    A FileNotFoundError where the installation lacks it.
+    """
     for candidate in (_PACKAGE / "_resources" / name, _PACKAGE.parent / name):
         if candidate.is_dir():
             return candidate

@@ -100,7 +100,10 @@ class Clips:
         return Path(real)
 
     def add(self, source: Path, name: str) -> Entry:
-        """Take over an uploaded file, which is moved into the temporary folder; it is the next one to be embedded."""
+        """Take over an uploaded file, which is moved into the temporary folder; it is the next one to be embedded.
+
+        A :class:`UsageError` where `name` has no suffix of media files.
+        """
         with self.lock:
             base = re.sub(r"[^\w. ()\[\]+,&'-]", "_", os.path.basename(name.replace("\\", "/")))
             base = base.lstrip(".")[-120:] or "clip"

@@ -222,7 +222,10 @@ def learn(
 
 
 def save_run(folder: Path, model: Model) -> None:
-    """Write what was learnt, if anything, as a run for ``avfs zeroshot --adapter`` and :func:`avfewshot.load`."""
+    """Write what was learnt as a run for ``avfs zeroshot --adapter`` and :func:`avfewshot.load`.
+
+    A :class:`UsageError` where nothing has been learnt yet.
+    """
     if model.learnt is None:
         raise UsageError("Nothing has been learnt yet.", hint="Label clips of two classes, then relearn.")
     run = model.learnt.run

@@ -131,7 +131,10 @@ class Workspace:
             return [numbers[row] for row in suggest(np.array(margins), features, count)]
 
     def find(self, query: str, by: str, top: int) -> list[dict[str, Any]]:
-        """The clips whose best second fits a text best, with that second; see :class:`Search`."""
+        """The clips whose best second fits a text best, with that second; see :class:`Search`.
+
+        A :class:`UsageError` where embeddings are adapted: they cannot be searched.
+        """
         if not self.classifier.embeds_frozen:
             raise UsageError("Adapted embeddings cannot be searched.", hint="Start without --adapter.")
         with self.worker.compute:
@@ -144,7 +147,11 @@ class Workspace:
         return [{"id": int(hit.path), "second": hit.second, "score": hit.score} for hit in hits]
 
     def save(self, name: str) -> Path:
-        """Write what was learnt as a run, and the labels beside it."""
+        """Write what was learnt as a run, and the labels beside it.
+
+        A :class:`UsageError` where nothing has been learnt, or where `name` is longer than 80 characters, or of others
+        than letters, digits, spaces, dots, - and _.
+        """
         if not re.fullmatch(r"[\w][\w .-]{0,79}", name):
             raise UsageError("The name of a run is made of letters, digits, spaces, dots, - and _.")
         with self.clips.lock:

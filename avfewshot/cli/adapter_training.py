@@ -21,7 +21,10 @@ from avfewshot.training.plan import Plan
 
 
 def load_parts(run: Run, training: Any, observer: Any) -> tuple[Any, Backbone, AdapterCheckpoint | None]:
-    """Training settings in the shape of the checkpoint to begin with; the backbone, on the CPU; the checkpoint."""
+    """Training settings in the shape of the checkpoint to begin with; the backbone, on the CPU; the checkpoint.
+
+    A :class:`UsageError` where settings of that shape were given otherwise than the checkpoint has them.
+    """
     model, initial, name = run.config.model, None, run.config.model.backbone
     if run.config.run.adapter is not None:
         # Read before the weights, so that what does not fit is told at once.

@@ -79,7 +79,10 @@ def sweep_chart(comparison: Comparison, base: TrainingConfig) -> tuple[Markup, l
 
 
 def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupts: Any) -> list[MethodsTable]:
-    """Every cell by the few-shot run itself; one that is done is read from the folder."""
+    """Every cell by the few-shot run itself; one that is done is read from the folder.
+
+    A :class:`DataError` where there is no test clip.
+    """
     display.begin("reading annotations, looking for clips", 0)
     model, also = config.model, tuple(name for name in config.methods if name != AUTO)
     _, training = on_device(model, config.training.replace(audio_context=config.audio_context[0]))

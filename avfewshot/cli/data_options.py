@@ -21,7 +21,10 @@ ListFile = Annotated[Path | None, option("--list", None, "For VGG-Sound: the lis
 
 
 def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | None) -> Any:
-    """A data set by task or name, or a folder of clips where `task` is ``folder``."""
+    """A data set by task or name, or a folder of clips where `task` is ``folder``.
+
+    A :class:`UsageError` where ``folder`` comes without `root`, or with one of the others.
+    """
     from avfewshot.data.folder import load_folder
     from avfewshot.data.load import load_dataset
 

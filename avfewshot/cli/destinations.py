@@ -151,7 +151,10 @@ def run_id(**shaping: Any) -> str:
 
 
 def earlier_results(path: Path, run: str) -> Earlier:
-    """Files that an earlier run of the same settings has written into a JSON lines file, without half a last line."""
+    """Files that an earlier run of the same settings has written into a JSON lines file, without half a last line.
+
+    A :class:`UsageError` where another process is writing it, or where it holds other results or something else.
+    """
     if not path.is_file():
         return Earlier(frozenset(), 0)
     paths, failed, whole = set(), 0, 0
@@ -184,6 +187,6 @@ _BEGINNING = b'{"path": "'
 
 
 def claim(path: Path, handle: int) -> None:
-    """Refuse a file that another process is writing; it is free again when `handle` is closed."""
+    """Claim a file until `handle` is closed; a :class:`UsageError` where another process is writing it."""
     if not try_lock(handle, otherwise=True):
         raise UsageError(f"--output {path}: another process is writing it.", hint="Wait for it, or name another.")

@@ -39,7 +39,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def put_off(self) -> Iterator[Callable[[], bool]]:
-        """Let the first signal wait until the end of the block; gives what tells whether one is waiting."""
+        """Let the first signal wait until the end of the block; gives what tells whether one is waiting.
+
+        A KeyboardInterrupt follows the block where one was.
+        """
         self._held = True
         try:
             yield lambda: self._waiting

@@ -30,7 +30,10 @@ def be_verbose(level: int) -> None:
 
 
 def log_to(path: Path) -> None:
-    """Append all that is told, log messages of every level and tracebacks to a file."""
+    """Append all that is told, log messages of every level and tracebacks to a file.
+
+    A :class:`UsageError` where it cannot be written, or holds something else than a log.
+    """
     try:
         if path.is_file() and path.stat().st_size:
             with open(path, "rb") as stream:

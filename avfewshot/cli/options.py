@@ -63,7 +63,7 @@ def option(flag: str, metavar: str | None, help: str, **more: Any) -> Any:
 
 
 def choice(flag: str, *words: str, help: str) -> Any:
-    """An option of a command's own that is one of some words."""
+    """An option of a command's own that is one of some words; another one is a :class:`UsageError`."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in words:
@@ -100,7 +100,10 @@ def _option(setting: Setting, panel: str | None) -> Any:
 
 
 def asked_labels(settings: Resolved) -> LabelSet | None:
-    """The labels of ``--label`` or ``--labels``; None where neither is given. Those typed come before a file's."""
+    """The labels of ``--label`` or ``--labels``; None where neither is given. Those typed come before a file's.
+
+    A :class:`UsageError` where both are given as options.
+    """
     texts, path = settings["label"], settings["labels"]
     if texts and settings.sources["labels"] == "--labels":
         raise UsageError("--label and --labels exclude each other.", hint="Leave one out.")

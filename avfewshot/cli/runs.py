@@ -70,7 +70,10 @@ class Run:
     _lock: Any = field(default=None, repr=False)
 
     def claim(self) -> None:
-        """Make the folder its own with the record in it; or lock the folder of a run that goes on."""
+        """Make the folder its own with the record in it; or lock the folder of a run that goes on.
+
+        An :class:`AvfsError` where another process works on it.
+        """
         record = self.folder / RUN_FILE
         if not self.resumed:
             wanted, number = self.folder, 1
@@ -166,6 +169,10 @@ def resumed_run(
     """A run that goes on with the settings that it was begun with, but for the keys of `may_change`.
 
     What is given in `flags` must be as in the run; `option` is what its folder was `named` with, for messages.
+
+    Raises:
+        UsageError: There is no such run, or `flags` hold what cannot be read or differs; several faults at once.
+        DataError: Its record is damaged, or that of another command or version.
     """
     model = COMMANDS[table]
     folder = user_path(named)

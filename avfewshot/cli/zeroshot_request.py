@@ -60,7 +60,7 @@ class Work:
 
 
 def check_files(settings: Resolved, flags: Mapping[str, Any], paths: Sequence[str]) -> Work:
-    """Check everything that can be checked before torch is imported, and tell all that is wrong at once."""
+    """Check what can be checked before torch is imported; one :class:`UsageError` tells all that is wrong."""
     if given := [key for key in _TASK_OPTIONS if flags[key]]:
         raise UsageError(f"--{given[0]} needs --task.", hint="avfs zeroshot --task llp_cls --root DIR")
     faults, asked = settings.faults, settings.config.output

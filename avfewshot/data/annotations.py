@@ -114,7 +114,7 @@ def make_dataset(
     """The data set of a reader, after telling which `names` were respelt and which files are the official ones.
 
     `rows` counts the data rows of the files by role, `form` names the form of the annotation files for people;
-    `classes` are those of the description unless given.
+    `classes` are those of the description unless given. A :class:`DataError` where there is no sample.
     """
     samples = tuple(sorted(samples, key=lambda sample: SPLITS.index(sample.split)))
     if not samples:

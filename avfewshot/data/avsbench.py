@@ -67,7 +67,8 @@ class ListedClip:
 def read_list(path: Path, subset: str) -> tuple[list[ListedClip], DatasetReport]:
     """Read ``s4_meta_data.csv``, ``ms3_meta_data.csv``, or the rows of a subset in the joint ``metadata.csv``.
 
-    What is odd is mended and reported: misspelt categories, repeated ids, videos in more than one split.
+    What is odd is mended and reported: misspelt categories, repeated ids, videos in more than one split. A file without
+    a column ``split`` or without rows is a :class:`DataError`, as is a row that is no clip of AVSBench.
     """
     table = read_csv(path)
     columns = table[0][1] if table else []

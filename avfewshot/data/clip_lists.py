@@ -65,7 +65,8 @@ class ClipList:
 def read_clip_list(path: str | Path, report: DatasetReport, *, split: str | None = None) -> ClipList:
     """Read a list of clips in any form: JSON where its suffix says so, otherwise CSV.
 
-    `split` is that of forms that do not name one; `report` gets a finding for every kind of row that cannot be read.
+    `split` is that of forms that do not name one; `report` gets a finding for every kind of row that cannot be read. A
+    :class:`DataError` where none can.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":

@@ -177,7 +177,11 @@ class ClassFolders:
             self._named[path.stem].append(path)
 
     def add(self, stretch: Stretch) -> bool:
-        """Cut a stretch, False: it was there already; an :class:`AvfsError` where its clip or label cannot be used."""
+        """Cut a stretch, False: it was there already.
+
+        An :class:`AvfsError` where its clip or label cannot be used, such as a :class:`UsageError` where the folder of
+        the label is a link that leads out of the root.
+        """
         source, folder = self._find(stretch.clip), self._root / folder_name(stretch.label)
         if not folder.resolve().is_relative_to(self._root.resolve()):
             raise UsageError(f"{folder}: leads out of {self._root}.", hint="Remove the link.")

@@ -21,7 +21,8 @@ from avfewshot.errors import DataError, UsageError
 def outside_datasets() -> dict[str, Callable[[Path], Dataset]]:
     """What reads the data sets of other packages, by name: their entry points of the group ``avfewshot.datasets``.
 
-    Each is given the root, and returns the data set, with or without the paths of its media.
+    Each is given the root, and returns the data set, with or without the paths of its media. A :class:`UsageError`
+    where its package cannot be imported.
     """
 
     def read(point: EntryPoint, root: Path) -> Dataset:

@@ -78,7 +78,7 @@ def split_words(text: str) -> list[str]:
 
 
 def read_questions(path: str | Path, split: str = "") -> list[Question]:
-    """Read a question file."""
+    """Read a question file, without deleted ones; a :class:`DataError` names the entry that is no question."""
     path = Path(path)
     rows = read_json_text(path)
     if not isinstance(rows, list) or not rows:
@@ -225,7 +225,10 @@ class WordList:
         return kept + [0] * (MAX_WORDS - len(kept)), unknown
 
     def parse(self, text: str) -> tuple[list[int], list[str]]:
-        """Indices of a question typed by a person: "acoustic guitar" is one word where the list has it as one."""
+        """As :meth:`encode`, of a question that a person typed: "acoustic guitar" is one word where the list has it so.
+
+        A :class:`UsageError` where none of its words is known.
+        """
         words, vocabulary = split_words(text), {word.lower() for word in self.words}
         joined: list[str] = []
         for word in words:

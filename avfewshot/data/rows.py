@@ -42,7 +42,10 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def read_csv(path: str | Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
-    """Rows of a CSV file with the number of their last line, blank ones left out, cells stripped; see `read_text`."""
+    """Rows of a CSV file with the number of their last line, blank ones left out, cells stripped.
+
+    A :class:`DataError` where it cannot be read (:func:`read_text`), or for the first line that is no CSV.
+    """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]

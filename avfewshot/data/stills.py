@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """Decode a picture."""
+    """Decode a picture; a :class:`MediaError` where it cannot be read."""
     try:
         with Image.open(path) as picture:
             picture.load()
@@ -33,7 +33,10 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def read_mask(path: str | Path, size: int) -> np.ndarray:
-    """Read a mask of two values, bool ``[size, size]``: 1-bit, grey or palette, foreground being what is light."""
+    """Read a mask of two values, bool ``[size, size]``: 1-bit, grey or palette, foreground being what is light.
+
+    A :class:`MediaError` where it cannot be read or has more values.
+    """
     picture = read_picture(path)
     values = np.asarray(picture if picture.mode in ("1", "L", "P") else picture.convert("L"))
     palette = picture.getpalette("RGB") if picture.mode == "P" else None

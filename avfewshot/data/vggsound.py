@@ -24,7 +24,8 @@ def load_vggsound(description: Description, root: str | Path, *, list_file: str 
     """Read a list of VGG-Sound clips without their media; ``segments`` are filled where it has labels per second.
 
     Where the description names no classes, they come from the list, in the order of the categories file if there is one
-    and alphabetically otherwise. `list_file` is read instead of the list below `root`, in any known form.
+    and alphabetically otherwise. `list_file` is read instead of the list below `root`, in any known form. A
+    :class:`DataError` where a list cannot be read, or names none of the classes.
     """
     report = DatasetReport()
     annotations = _annotations(description, root, list_file)

@@ -59,7 +59,7 @@ def is_a(module: object, *names: str) -> bool:
 
 
 def library_folder(library: str) -> Path:
-    """Where an installed library lies; it is not imported."""
+    """Where an installed library lies; it is not imported. An :class:`AvfsError` where it is not installed."""
     spec = importlib.util.find_spec(library)  # finds a top-level package without running it
     if spec is None or not spec.submodule_search_locations:
         raise AvfsError(f"{library} is not installed.", hint=f"Install it: pip install {library}")

@@ -130,7 +130,7 @@ class PeTextBranch(TextBranch):
 
 
 def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
-    """Configuration and model of PE-AV, then of PE-A-Frame, as transformers has them."""
+    """Configuration and model of PE-AV, then of PE-A-Frame; an :class:`AvfsError` where transformers lacks them."""
     try:
         from transformers import PeAudioConfig, PeAudioFrameLevelModel, PeAudioVideoConfig, PeAudioVideoModel
     except ImportError:
@@ -140,7 +140,10 @@ def pe_av_classes(backbone: str) -> tuple[Any, Any, Any, Any]:
 
 
 def build_pe_av(config_class: Any, model_class: Any, path: Path | None, sizes: dict[str, Any]) -> Any:
-    """A model of transformers by its ``config.json`` or, without one, of these sizes, with random weights."""
+    """A model of transformers by its ``config.json`` or, without one, of these sizes, with random weights.
+
+    A :class:`WeightsError` where the file does not describe one.
+    """
     # transformers writes what its own docstrings lack on the standard output, which belongs to results.
     with contextlib.redirect_stdout(io.StringIO()):
         if path is None:

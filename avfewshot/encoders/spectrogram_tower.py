@@ -121,9 +121,10 @@ class SpectrogramTower(Tower):
         return F.pad(banks, (0, 0, 0, picture.frames - banks.shape[1]))  # a negative width cuts
 
     def patch_embed(self, inputs: Tensor, position: Tensor | None = None) -> Tensor:
-        """Make pictures of waveforms ``[N, samples]``, in [-1, 1] at :attr:`sample_rate`, and embed their patches.
+        """Make pictures of waveforms ``[N, samples]``, in [-1, 1] at :attr:`sample_rate`: tokens ``[N, L, C]``.
 
-        `position` ``[N, 1, C]`` is added to all tokens before the first norm; CLIP only.
+        `position` ``[N, 1, C]`` is added to all tokens before the first norm; CLIP only. Inputs of another shape or
+        shorter than 40 ms are a ValueError.
         """
         if inputs.ndim != 2 or inputs.shape[1] < self.sample_rate // 25:
             raise ValueError(f"Waveforms of shape [N, samples], 40 ms at least, are needed, not {list(inputs.shape)}.")

@@ -24,6 +24,7 @@ class SwinTower(WindowTower):
     """Walks timm's ``SwinTransformer``, whose norms stand before attention and MLP.
 
     It is for square images whose grids the windows cover; `mean` and `std` are of their channels, for pixels in [0, 1].
+    Another module is a :class:`UsageError`.
     """
 
     kind = "SwinTransformer"
@@ -48,7 +49,7 @@ class SwinTower(WindowTower):
         self._freeze()
 
     def patch_embed(self, inputs: Tensor) -> Tensor:
-        """Cut images ``[N, 3, S, S]`` into patches and embed them: uint8 RGB, or normalised floating point."""
+        """Cut images ``[N, 3, S, S]``, uint8 RGB or normalised floating point, into patches: tokens ``[N, L, C]``."""
         check_images(inputs, self.image_size)
         return self.swin.patch_embed(self.scaling(inputs).to(self.swin.patch_embed.proj.weight.dtype)).flatten(1, 2)
 
@@ -125,7 +126,8 @@ def load_swin(tower: SwinTower, path: Path, name: str) -> None:
 def build_swin(name: str, *, pretrained: bool = False, **options: Any) -> SwinTower:
     """Build one of timm's by name, such as ``"swinv2_large_window12_192.ms_in22k"``, without its classifier.
 
-    The weights are random unless `pretrained`; `options` go to ``timm.create_model``, such as ``img_size``.
+    The weights are random unless `pretrained`; `options` go to ``timm.create_model``, such as ``img_size``. A
+    :class:`UsageError` where timm has no such model.
     """
     import timm
 

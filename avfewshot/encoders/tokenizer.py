@@ -109,7 +109,8 @@ class RobertaTokenizer(_FileTokenizer):
     """RoBERTa's byte-level byte-pair encoding, as laion_clap uses it, for a text model with `vocab_size` tokens.
 
     It is read from ``vocab.json`` and ``merges.txt``, or ``tokenizer.json`` alone, with the tokenizers library:
-    transformers' class of the same name may be silently empty where its files are not found.
+    transformers' class of the same name may be silently empty where its files are not found. Files that are no such
+    tokenizer are a :class:`WeightsError`.
     """
 
     BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
@@ -169,7 +170,7 @@ class TransformersTokenizer(TextTokenizer):
     """Tokenizer of an open_clip model that uses one of transformers', in a folder, by open_clip's own class.
 
     `vocab_size` is that of the text model: the tokenizer may have fewer, never more; `mode` and `options` are
-    open_clip's ``tokenizer_mode`` and ``tokenizer_kwargs``.
+    open_clip's ``tokenizer_mode`` and ``tokenizer_kwargs``. A folder without one is a :class:`WeightsError`.
     """
 
     def __init__(
@@ -203,7 +204,10 @@ class TransformersTokenizer(TextTokenizer):
 
 
 class JsonTokenizer(_FileTokenizer):
-    """A tokenizer that one ``tokenizer.json`` describes; `vocab_size` is that of the text model, `pad` pads."""
+    """A tokenizer that one ``tokenizer.json`` describes; `vocab_size` is that of the text model, `pad` pads.
+
+    A file that describes none is a :class:`WeightsError`.
+    """
 
     def __init__(self, path: str | Path, vocab_size: int, pad: int) -> None:
         from tokenizers import Tokenizer

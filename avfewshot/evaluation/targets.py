@@ -23,7 +23,12 @@ BACKGROUNDS = ("threshold", "prompt", "none")
 
 @dataclass(frozen=True)
 class BackgroundRule:
-    """A strategy with its fitted parameter; small enough to store with a checkpoint."""
+    """A strategy with its fitted parameter; small enough to store with a checkpoint.
+
+    Raises:
+        UsageError: There is no such strategy.
+        ValueError: The threshold is missing, not finite, or not of this strategy.
+    """
 
     strategy: str  # one of BACKGROUNDS
     threshold: float | None = None  # salience below which a second is background; for "threshold" only

@@ -136,7 +136,7 @@ class Classifier(FileEmbedder):
         """Classify files one after another; see :meth:`classify`.
 
         Results come in order, each as soon as it is known. Closing the iterator stops the decoding processes. Arguments
-        are checked, and labels encoded, before this returns.
+        are checked (a :class:`UsageError` where one is wrong), and labels encoded, before this returns.
         """
         asked = self.own_labels if labels is None else labels
         if asked is None:

@@ -57,6 +57,10 @@ class Embedder:
     the last one may be shorter. With an `audio_context` of ``"clip"`` the audio tower of a model without adapters hears
     windows of its native length in one pass, see :meth:`~avfewshot.encoders.clap_tower.ClapTower.forward_windows`; with
     ``"second"`` each second alone.
+
+    Raises:
+        UsageError: The audio tower cannot hear windows, and `audio_context` is ``"clip"``.
+        ValueError: `window` is less than 1.
     """
 
     def __init__(

@@ -62,7 +62,10 @@ def names_many(inputs: Any) -> bool:
 
 
 def expand(inputs: Any, *, frame_size: int, modality: str) -> list[Path | str | Clip]:
-    """Everything that `inputs` names: files as paths, addresses as texts, what is in memory as clips."""
+    """Everything that `inputs` names: files as paths, addresses as texts, what is in memory as clips.
+
+    A :class:`UsageError` where something is none of these, or holds nothing of `modality`.
+    """
     if is_single(inputs):
         inputs = [inputs]
     elif isinstance(inputs, (bytes, type(None))) or not isinstance(inputs, Iterable):

@@ -43,7 +43,8 @@ class LearnedRun(AdapterCheckpoint):
 def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:
     """What a few-shot run learnt beside adapters, or None where it holds no fitted method.
 
-    Of several seeds the one that the run chose is taken, or that with the lowest log-loss on clips left out.
+    Of several seeds the one that the run chose is taken, or that with the lowest log-loss on clips left out. A
+    :class:`DataError` where files are damaged or do not belong together.
     """
     path = local_adapter(path)
     folders = [path, path / "scorer", *(seed / "scorer" for seed in seed_folders(path))]

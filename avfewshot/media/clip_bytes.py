@@ -34,7 +34,7 @@ class DamagedError(ValueError):
 
 
 def rounded(waveform: torch.Tensor) -> torch.Tensor:
-    """A waveform as it comes back from FLAC: float32, rounded to 16 bits."""
+    """A waveform ``[samples]`` in [-1, 1] as it comes back from FLAC: float32, rounded to 16 bits."""
     return _to_floats(_to_integers(waveform))
 
 
@@ -144,7 +144,11 @@ def encode_clip(clip: Clip, key: str) -> bytes:
 
 
 def decode_clip(content: bytes, key: str, path: Path) -> Clip:
-    """What :func:`encode_clip` stored, with this path: its frames to the bit, its waveform as :func:`rounded`."""
+    """What :func:`encode_clip` stored, with this path: its frames to the bit, its waveform as :func:`rounded`.
+
+    Raises:
+        DamagedError: It is damaged, compressed, or stored under another key.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):

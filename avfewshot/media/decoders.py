@@ -43,7 +43,10 @@ this_thread = threading.local()
 
 
 def time_limit(seconds: float | None = None) -> float:
-    """The limit that is asked for, else that of the environment, else :data:`TIMEOUT`; must be more than 0."""
+    """The limit that is asked for, else that of the environment, else :data:`TIMEOUT`; in seconds.
+
+    A :class:`UsageError` unless it is more than 0.
+    """
     given = os.environ.get("AVFS_TIMEOUT") if seconds is None else seconds
     try:
         limit = TIMEOUT if given is None else float(given)

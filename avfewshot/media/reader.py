@@ -125,7 +125,7 @@ class ClipReader:
     def read_arrays(self, start: int = 0, stop: int | None = None) -> Clip:
         """Read the segments ``[start, stop)``, frames and waveform as NumPy arrays; nothing here imports torch.
 
-        The clip has the warnings about the file and about this stretch of it.
+        The clip has the warnings about the file and about this stretch; a :class:`MediaError` where it cannot be read.
         """
         start, stop = self.info.stretch(start, stop)
         frames: Any

@@ -30,7 +30,7 @@ LEAST = np.log(SMALLEST)
 
 
 def unit(vectors: Floats) -> Floats:
-    """Vectors of length 1; zero vectors stay zero."""
+    """Vectors ``[..., D]`` of length 1; zero vectors stay zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), SMALLEST)
 
 
@@ -108,7 +108,8 @@ class Support:
     """Clips to learn from.
 
     A clip without any label shows "none of these", a class of its own that stays at inference. Counter-examples are
-    clips that are known not to be of a class; nothing else is known of them.
+    clips that are known not to be of a class; nothing else is known of them. Arrays of other shapes than told here are
+    a :class:`DataError`.
     """
 
     features: Features
@@ -158,7 +159,10 @@ class Support:
 
 @dataclass(frozen=True, eq=False)
 class LabelFeatures:
-    """Texts of K classes in both text branches, and how the project's zero-shot prediction is made of them."""
+    """Texts of K classes in both text branches, and how the project's zero-shot prediction is made of them.
+
+    A :class:`DataError` where the numbers of names and texts differ, or a name occurs twice.
+    """
 
     names: tuple[str, ...]
     visual: Floats  # unit vectors [K, D_v]
@@ -256,7 +260,7 @@ class LabelFeatures:
 
 
 def check_width(features: Features, texts: LabelFeatures) -> None:
-    """Refuse features of another backbone than the texts'."""
+    """Raise a :class:`DataError` for features of another backbone than the texts': of other widths."""
     for modality in MODALITIES:
         width = getattr(texts, modality).shape[1]
         if features.width(modality) not in (0, width):

@@ -67,7 +67,7 @@ def text_experts(rows: Rows, arrays: Arrays) -> dict[str, Floats]:
 
 
 def centre_of(vectors: Floats) -> Floats:
-    """The mean of the rows that are there; zero of a single one."""
+    """The mean ``[D]`` of the rows ``[n, D]`` that are there; zero of a single one."""
     present = vectors[vectors.any(-1)]
     return present.mean(0) if len(present) > 1 else np.zeros(vectors.shape[1])
 
@@ -75,12 +75,12 @@ def centre_of(vectors: Floats) -> Floats:
 class Metric(NamedTuple):
     """Centre and whiten the vectors of a modality: unit vectors again, zero (the centre) where missing."""
 
-    centre: Floats
-    whitening: Floats | None
+    centre: Floats  # [D]
+    whitening: Floats | None  # [D, D]
 
     @classmethod
     def fit(cls, vectors: Floats, within: tuple[Floats, Floats] | None, beta: float) -> Metric:
-        """From the support's vectors and the eigenvalues and -vectors of the scatter within its clips."""
+        """From the support's vectors ``[n, D]``; eigenvalues ``[D]`` and -vectors of the scatter within its clips."""
         centre = centre_of(vectors)
         if within is None:
             return cls(centre, None)
@@ -95,13 +95,13 @@ class Metric(NamedTuple):
 
 
 def distances(left: Floats, right: Floats) -> Floats:
-    """Half the squared distances, ``[n, m]``: 1 - cosine of unit vectors, 1/2 to a missing one (the centre)."""
+    """Half the squared distances of rows, ``[n, m]``: 1 - cosine of unit vectors, 1/2 to a missing one (the centre)."""
     halves = ((left**2).sum(1)[:, None] + (right**2).sum(1)[None]) / 2
     return np.maximum(halves - left @ right.T, 0)
 
 
 def joint_kernel(kind: str, visual: Floats, audio: Floats) -> Floats:
-    """One of :data:`KERNELS` from the kernels of the modalities."""
+    """One of :data:`KERNELS` from the kernels of the modalities, all ``[n, m]``."""
     if kind == "product":
         return visual * audio
     if kind == "mean":
@@ -132,7 +132,7 @@ def solve(
 
 
 def invert(matrix: Floats) -> Floats:
-    """The inverse of a symmetric positive definite matrix, by Cholesky: half the work of the general one."""
+    """The inverse of a symmetric positive definite ``[n, n]``, by Cholesky: half the work of the general one."""
     potrf, potri = get_lapack_funcs(("potrf", "potri"), (matrix,))
     factor, fault = potrf(matrix)
     if fault:  # not positive definite to the last digit
@@ -144,7 +144,10 @@ def invert(matrix: Floats) -> Floats:
 
 
 def leave_out(inverse: Floats, dual: Floats, targets: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """What each group's rows would be predicted without them; `dual` is ``inverse @ targets``."""
+    """What each group's rows would be predicted without them, ``[n, C]``; `dual` is ``inverse @ targets``.
+
+    Arguments are as :func:`solve` takes and gives them.
+    """
     if len(np.unique(groups)) == len(groups):
         return targets - dual / np.diag(inverse)[:, None]
     result = np.empty_like(targets)
@@ -241,7 +244,8 @@ def fit_counter_examples(
 ) -> Floats:
     """Fit the columns that have counter-examples anew, with these as further rows; `loo` follows in place.
 
-    Gives what the expert says about each counter-example without itself, ``[M, C]``.
+    Gives what the expert says about each counter-example without itself, ``[M, C]``; `loo` is ``[n, C]``, the others
+    are as :func:`solve` takes them.
     """
     part = Head(arrays)
     cross, corner = (kernel_between(part, setting, rows, "counter.") for rows in ("", "counter."))
@@ -261,7 +265,7 @@ def fit_counter_examples(
 
 
 def kernel_between(head: Head, setting: Mapping[str, Any], left: Rows | str, right: Rows | str = "") -> Floats:
-    """An expert's kernel of rows with rows: given, or kept ("": the support, "counter.": counter-examples)."""
+    """An expert's kernel ``[n, m]`` of rows, given or kept ("": the support, "counter.": counter-examples)."""
     kernels = []
     for modality in MODALITIES:
         gaps = distances(*(in_metric(head, setting, rows, modality) for rows in (left, right)))
@@ -270,7 +274,7 @@ def kernel_between(head: Head, setting: Mapping[str, Any], left: Rows | str, rig
 
 
 def in_metric(head: Head, setting: Mapping[str, Any], rows: Rows | str, modality: str) -> Floats:
-    """Rows of :func:`kernel_between` in the expert's metric; given ones that lack its view take part with the mean.
+    """Rows of :func:`kernel_between` in the expert's metric, ``[n, D]``; given ones that lack its view have the mean.
 
     Those that the head keeps are moved once: at every clip that is scored they would cost more than the clip.
     """
@@ -353,7 +357,7 @@ def metric_of(head: Head, name: str) -> Metric:
 
 
 def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
-    """Logits ``[n, C]``, of the kernels and the text, or of the kernels alone."""
+    """Logits ``[n, C]``, of the kernels and the text, or of the kernels alone; a ValueError for an unknown rule."""
     text = text_experts(rows, head.arrays) if with_text else {}
     if head.params["rule"] == "one-shot":
         weights = head.params["text"]

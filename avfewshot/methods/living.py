@@ -54,8 +54,11 @@ class LivingRidge:
 
         Args:
             features: M clips.
-            labels: ``[M, K']`` over the labels of `texts`; a clip without any shows "none of these".
+            labels: Bool ``[M, K']`` over the labels of `texts`; a clip without any shows "none of these".
             texts: The labels from now on: all that the scorer knows in any order, and new ones.
+
+        Raises:
+            UsageError: `texts` lack a known label, or `labels` have another shape.
         """
         scorer = self.scorer
         missing = [name for name in scorer.texts.names if name not in texts.names]
@@ -96,7 +99,10 @@ class LivingRidge:
         self._finish(targets)
 
     def remove(self, name: str | None) -> None:
-        """Forget a class and the clips that carry no other; its label goes too. None: "none of these"."""
+        """Forget a class and the clips that carry no other; its label goes too. None: "none of these".
+
+        A :class:`UsageError` where there is no such class, or where less than two would stay.
+        """
         scorer = self.scorer
         if name is None:
             if not scorer.negatives or scorer.trained.sum() < 2:
@@ -136,7 +142,7 @@ class LivingRidge:
     def left_out(self, together: npt.NDArray[np.bool_] | None = None) -> Floats:
         """What the kernels say of the support's clips ``[n, C]``, each without itself, or without those of `together`.
 
-        `together` is ``[n, n]``: in each row the clips that are left out with it, itself among them.
+        `together` is bool ``[n, n]``: in each row the clips that are left out with it, itself among them.
         """
         targets = self._arrays["targets"]
         centred, evidence = targets - 1 / targets.shape[1], np.zeros_like(targets)
@@ -208,7 +214,7 @@ class LivingRidge:
         return self._params.get("reject")
 
     def unknown(self, features: Features, names: Collection[str] | None = None) -> npt.NDArray[np.bool_]:
-        """Which clips lie below the threshold of :meth:`calibrate_reject`, ``[N]``; `names`: of some classes alone."""
+        """Which clips are below the threshold of :meth:`calibrate_reject`, bool ``[N]``; `names`: of some classes."""
         known, rows = np.flatnonzero(self.scorer.trained), self.scorer.rows(features)
         columns = [i for i, row in enumerate(known) if names is None or self.scorer.texts.names[row] in names]
         clips = self._arrays["targets"][:, columns].any(1)
@@ -231,7 +237,7 @@ class LivingRidge:
         return -(shares[0][:, None] * parts[0] + shares[1][:, None] * parts[1])
 
     def inverse(self, expert: str) -> Floats:
-        """``inv(K + lambda I)`` of an expert; computed when first needed."""
+        """``inv(K + lambda I)`` of an expert, ``[n, n]``; computed when first needed."""
         if expert not in self._inverses:
             setting = self._params["experts"][expert]
             kernel = kernel_ridge.kernel_between(self.scorer.clip, setting, "")

@@ -229,7 +229,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """The folder of an adapter checkpoint: the path itself, or the best or else the last one of a run.
 
     Raises:
-        DataError: There is none.
+        UsageError: There is no such folder.
+        DataError: It holds none, or those of several seeds.
     """
     path = local_adapter(path)
     if (path / CONFIG_NAME).is_file() and (path / TENSORS_NAME).is_file():
@@ -264,7 +265,10 @@ def numbered(folder: Path, kind: str) -> list[Path]:
 
 
 def seed_folders(run: Path) -> list[Path]:
-    """Folders of a run's seeds; the one that answers for the run alone, where the run says which."""
+    """Folders of a run's seeds; the one that answers for the run alone, where the run says which.
+
+    A :class:`DataError` where that one is missing.
+    """
     seeds = numbered(run, "seed")
     if not (run / CHOSEN_NAME).is_file():
         return seeds

@@ -73,7 +73,8 @@ def logits(embeddings: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
 def ensemble(zero_shot: Tensor | None, trained: Tensor | None, alpha: float) -> Tensor | None:
     """Join the logits of the frozen towers and of a trained model: ``(1 - alpha) zero_shot + alpha trained``.
 
-    `alpha` is the ``blend`` of a run (cf. Wortsman et al., CVPR 2022); None where the modality is missing.
+    Both are of one shape. `alpha` is the ``blend`` of a run (cf. Wortsman et al., CVPR 2022); None where the modality
+    is missing.
     """
     if zero_shot is None or trained is None:
         return None
@@ -84,7 +85,8 @@ def matching_score(logits: Tensor, *, matching: str = "softmax", scale: float | 
     """How well a sample matches the text that it matches best: y of Eq. 11, positive, ``[..., K]`` to ``[...]``.
 
     With ``"softmax"`` the probability of the best text, in [1/K, 1]; with ``"cosine"`` its cosine similarity (`scale`
-    is that inside `logits`), not less than 0.001, since a negative one would turn the weights' signs.
+    is that inside `logits`), not less than 0.001, since a negative one would turn the weights' signs. Another
+    `matching` is a ValueError.
     """
     logits = _wide(logits)
     if matching == "softmax":

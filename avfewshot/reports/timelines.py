@@ -170,7 +170,10 @@ def _cue(text: str) -> str:
 
 
 class OverlayWriter(Writer):
-    """A video a clip, named as the clip; a clip that cannot be drawn on is told and left out."""
+    """A video a clip, named as the clip; a clip that cannot be drawn on is told and left out.
+
+    A :class:`AvfsError` where `folder` cannot be made.
+    """
 
     def __init__(self, folder: Path, run: RunInfo) -> None:
         self._folder, self._labels = folder, list(run.labels)

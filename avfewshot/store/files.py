@@ -81,7 +81,7 @@ def rows_file(folder: Path, modality: str, generation: int) -> Path:
 
 
 def check_rows(path: Path, size: int) -> None:
-    """Refuse a file of rows that holds fewer bytes than a store counts, or that is no file: a pipe is waited for."""
+    """Raise a :class:`DataError` where a file of rows is shorter than a store counts, or no file: a pipe would hang."""
     if (size or path.exists()) and not (path.is_file() and path.stat().st_size >= size):
         raise DataError(f"{path}: is missing or cut.", hint=ANEW)
 
@@ -161,7 +161,10 @@ class StoreFiles:
             return self._reader.execute(query, values).fetchall()
 
     def vectors(self, modality: str) -> Floats:
-        """All rows of a modality ``[N, D]``, dead ones among them: memory-mapped; what is changed stays in memory."""
+        """All rows of a modality, float32 ``[N, D]``, dead ones among them.
+
+        They are memory-mapped; what is changed stays in memory. A :class:`DataError` where they are missing or cut.
+        """
         shape = self.rows[modality], self.dims[modality]
         if not shape[0]:
             return np.zeros((0, shape[1]), dtype=np.float32)
@@ -173,7 +176,7 @@ class StoreFiles:
             raise DataError(f"{path}: cannot be read: {error}.") from None
 
     def of(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
-        """The embeddings of a clip, ``[T, D_v]`` and ``[T, D_a]``."""
+        """The embeddings of a clip, float32 ``[T, D_v]`` and ``[T, D_a]``; a :class:`DataError` for damaged ones."""
         made: list[Floats | None] = []
         for name, start in (("visual", clip.visual), ("audio", clip.audio)):
             made.append(None if start is None else self._vectors[name][start : start + clip.seconds])
@@ -192,12 +195,15 @@ class StoreFiles:
         return self.identity.get("audio context", "second")
 
     def audio_windows(self, clip: StoredClip) -> Floats | None:
-        """Of a clip with sound that was heard in windows, the embedding of each second's window ``[T, D_a]``."""
+        """Of a clip with sound that was heard in windows, that of each second's window, float32 ``[T, D_a]``."""
         windows = self.windows(clip)
         return None if windows is None else np.repeat(*windows, axis=0)
 
     def windows(self, clip: StoredClip) -> tuple[Floats, list[int]] | None:
-        """The embeddings of its windows ``[W, D_a]``, and the seconds of each."""
+        """The embeddings of its windows, float32 ``[W, D_a]``, and the seconds of each; None where it was not heard so.
+
+        A :class:`DataError` where the database is damaged.
+        """
         if self.audio_context == "second" or clip.audio is None:
             return None
         try:
@@ -211,7 +217,7 @@ class StoreFiles:
             raise DataError(f"{self.folder / 'store.db'}: is damaged ({error}).", hint=ANEW) from None
 
     def by_clip(self, clip: StoredClip) -> tuple[Floats | None, Floats | None]:
-        """The embeddings of a clip as clips are judged: a second sounds like its window, where windows were heard."""
+        """As :meth:`of`, as clips are judged: a second sounds like its window, where windows were heard."""
         visual, audio = self.of(clip)
         windows = self.audio_windows(clip)
         return visual, audio if windows is None else windows

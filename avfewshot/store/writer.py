@@ -233,7 +233,7 @@ class Writer:
         self._database.execute("UPDATE about SET value = ? WHERE key = ?", (json.dumps(value), key))
 
     def close(self) -> None:
-        """Commit what there is, even when something else failed."""
+        """Commit what there is, even when something else failed; an :class:`AvfsError` where it cannot be written."""
         try:
             if self._files:
                 self.commit()

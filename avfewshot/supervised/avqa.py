@@ -60,7 +60,7 @@ class QuestionEncoder(nn.Module):
         self.out = nn.Linear(2 * dim, dim)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Encode questions of one word or more."""
+        """Encode questions of one word or more, int64 ``[B, W]`` to ``[B, dim]``."""
         lengths = (words > 0).sum(1).clamp(min=1).cpu()
         embedded = torch.tanh(self.embedding(words))
         packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
@@ -118,7 +118,10 @@ class STAVQA(TaskHead):
         return built
 
     def forward(self, places: Tensor, audio: Tensor, words: Tensor) -> Tensor:
-        """Places ``[B, T, P, C_v]``, P of a picture, sound ``[B, T, C_a]`` and words int64 ``[B, W]`` to logits."""
+        """Logits of the answers ``[B, answers]``.
+
+        Places are ``[B, T, P, C_v]``, P of a picture, sound ``[B, T, C_a]``, words int64 ``[B, W]``.
+        """
         sound = self.audio(audio)
         return self._answer(self._grounded(self.visual(places), sound), sound, words)
 
@@ -142,7 +145,8 @@ class STAVQA(TaskHead):
     ) -> Tensor:
         """Cross-entropy of the answers, int64 ``[B]``, and of whether pictures belong to the sound.
 
-        `others` has for each row one whose pictures are of another video; None: matching is not learnt from.
+        The first three are as for :meth:`forward`. `others` has for each row one whose pictures are of another video;
+        None: matching is not learnt from.
         """
         pictures, sound = self.visual(places), self.audio(audio)
         visual = self._grounded(pictures, sound)
@@ -193,7 +197,10 @@ class QuestionTask(SupervisedTask):
     heads: ClassVar = {"st-avqa": STAVQA, "st-avqa-small": SmallSTAVQA}
 
     def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
-        """See :meth:`SupervisedTask.read`; subsets are the releases ``update`` and ``original``."""
+        """See :meth:`SupervisedTask.read`; subsets are the releases ``update`` and ``original``.
+
+        A :class:`DataError` where no video of a training question is there.
+        """
         dataset = load_music_avqa(root, subset, media)
         train = dataset.usable("train")
         if not train:
@@ -234,7 +241,7 @@ class QuestionTask(SupervisedTask):
         return {"question": text, "answer": prediction.text, "probability": round(prediction.probability, 4)}
 
     def ask(self, example: Example, question: str | None, about: Mapping[str, Any]) -> Example:
-        """The example with a question that a person typed."""
+        """The example with a person's question; a :class:`UsageError` where it is missing or no word is known."""
         if question is None:
             hint = 'For example --question "How many instruments are sounding in the video?"'
             raise UsageError("What is the question?", hint=hint)

@@ -61,7 +61,7 @@ class TPAVI(nn.Module):
 
     @staticmethod
     def attend(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """The sum above for ``[N, D, H, W]``, ``[B, T, D]`` and ``[N, D, H, W]``."""
+        """The sum above for ``[N, D, H, W]``, ``[B, T, D]`` and ``[N, D, H, W]``: ``[N, D, H, W]``, N = B T."""
         clips, seconds, _ = phi.shape
         sums = g.sum((-2, -1)).unflatten(0, (clips, seconds))
         matrix = torch.einsum("btc,btd->bcd", phi, sums) / (seconds * g.shape[-2] * g.shape[-1])
@@ -129,7 +129,7 @@ class MaskDecoder(TaskHead):
         return mask_loss(logits, truth, labelled, stages, self.match_weight)
 
     def predict(self, features: Features, examples: Sequence[Example]) -> list[Any]:
-        """Probabilities of pixels."""
+        """Probabilities of pixels: for each clip float16 ``[T, size, size]``, on the CPU."""
         return list(torch.sigmoid(self._said(features)[0]).half().cpu())
 
     def _said(self, features: Features) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -172,7 +172,7 @@ def mask_loss(
     The term is the divergence of ``softmax(sound)`` from ``softmax(masked maps)`` summed over frames and channels, as
     published, and averaged over the scales; masked maps are those under the predicted mask, averaged over places. With
     a single source its weight is 0, and in training the first frame alone is labelled. Logits and truth are
-    ``[B, T, S, S]``, `labelled` is ``[B, T]``; the stages are those of :class:`MaskDecoder`.
+    ``[B, T, S, S]``, the truth bool, `labelled` is bool ``[B, T]``; the stages are those of :class:`MaskDecoder`.
     """
     loss = F.binary_cross_entropy_with_logits(logits[labelled], truth[labelled].to(logits.dtype))
     if not match_weight:
@@ -209,7 +209,10 @@ class SegmentationTask(SupervisedTask):
     heads: ClassVar = {"tpavi": MaskDecoder, "tpavi-small": SmallMaskDecoder}
 
     def read(self, root: Path, media: Sequence[Path] = (), subset: str | None = None) -> TaskData:
-        """See :meth:`SupervisedTask.read`; subsets are ``s4``, the default, and ``ms3``."""
+        """See :meth:`SupervisedTask.read`; subsets are ``s4``, the default, and ``ms3``.
+
+        A :class:`UsageError` where `media` are given: they lie beside the lists.
+        """
         if media:
             raise UsageError("--media: the files of AVSBench lie beside its lists.", hint="Give --root alone.")
         dataset = load_avsbench(root, subset or "s4")
@@ -281,7 +284,10 @@ class SegmentationTask(SupervisedTask):
 
 
 def centre_prior(clips: Sequence[MaskedClip], side: int) -> Tensor:
-    """How often each pixel sounds in labelled training frames, scaled so that 0.5 is the best threshold there."""
+    """How often each pixel sounds in labelled training frames, scaled so that 0.5 is the best threshold there.
+
+    Float32 ``[side, side]`` in [0, 1].
+    """
     parts = [masks[labelled] for masks, labelled in (read_masks(clip, side) for clip in clips)]
     truth = torch.cat(parts)
     mean = truth.float().mean(0)
@@ -293,14 +299,17 @@ def centre_prior(clips: Sequence[MaskedClip], side: int) -> Tensor:
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Lengths of runs down the columns, the first one outside of the mask: COCO's uncompressed form."""
+    """Lengths of runs down the columns of a mask, bool ``[H, W]``, outside of it first: COCO's uncompressed form."""
     flat = np.concatenate([[False], mask.T.reshape(-1)])
     edges = np.flatnonzero(np.diff(flat, append=~flat[-1:]))
     return np.diff(edges, prepend=0).tolist()
 
 
 def drawn(said: Tensor, clip: MaskedClip) -> bytes:
-    """A PNG file: the frames of a clip side by side, the prediction in orange, the edge of the truth in white."""
+    """A PNG file: the frames of a clip side by side, the prediction in orange, the edge of the truth in white.
+
+    The prediction is of probabilities, ``[T, S, S]``.
+    """
     from PIL import Image
 
     side = said.shape[-1]

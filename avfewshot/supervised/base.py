@@ -170,7 +170,10 @@ class SupervisedTask(abc.ABC):
     def read_clips(
         self, root: Path, media: Sequence[Path], subset: str | None, target: Callable[[Dataset, Sample], Any]
     ) -> TaskData:
-        """For `read`: the clips of a data set of classes; `target` makes that of one."""
+        """For `read`: the clips of a data set of classes; `target` makes that of one.
+
+        A :class:`UsageError` where a `subset` is given: it has none.
+        """
         from avfewshot.data.load import load_dataset, require_media
 
         if subset is not None:

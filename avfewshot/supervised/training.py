@@ -40,7 +40,7 @@ Loaded = tuple[Example, "Clip | dict[str, Tensor]"]  # with its clip where adapt
 
 
 def recipe_of(task: SupervisedTask, config: SupervisedTrainingConfig) -> tuple[str, Recipe]:
-    """The head's name and how it is trained."""
+    """The head's name and how it is trained; a :class:`UsageError` where the task has no head of the name."""
     name = next(iter(task.heads)) if config.head is None else config.head
     if name not in task.heads:
         guess = did_you_mean(name, task.heads)
@@ -78,7 +78,7 @@ class SupervisedModel(nn.Module):
         return state | {f"towers.{name}": tensor for name, tensor in towers.items()}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`trainable_state` gave."""
+        """Put back what :meth:`trainable_state` gave; a :class:`DataError` where it does not fit."""
         head, towers = (
             {name.removeprefix(part): tensor for name, tensor in state.items() if name.startswith(part)}
             for part in ("head.", "towers.")
@@ -93,7 +93,10 @@ class SupervisedModel(nn.Module):
 
 
 class SupervisedRun:
-    """A task with its data, on a backbone; trains, evaluates and predicts."""
+    """A task with its data, on a backbone; trains, evaluates and predicts.
+
+    A :class:`UsageError` where adapters are to be trained in fp16, or the task has no such head.
+    """
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class SupervisedRun:
         return FeatureStore(self.task, kinds, *towers, self.config, self._frame_backend, self.observer)
 
     def examples(self, split: str) -> list[Example]:
-        """The examples of a split that can be used."""
+        """The examples of a split that can be used; a :class:`DataError` where there are none, but for ``val``."""
         if split not in self._usable:
             listed = self.data.splits[split]
             self._usable[split] = self.store.usable(listed, f"features of {split} clips")
@@ -145,7 +148,7 @@ class SupervisedRun:
         return SupervisedModel(towers or AudioVisualModel(self.backbone), head, adapted=self.adapted).to(self.device)
 
     def load(self, examples: Sequence[Example]) -> Generator[Loaded, None, None]:
-        """Examples with what a batch is made of."""
+        """Examples with what a batch is made of; an :class:`AvfsError` where a clip cannot be read any more."""
         if not self.adapted:
             yield from ((example, self.store.get(example.path)) for example in examples)
             return

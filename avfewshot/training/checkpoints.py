@@ -73,7 +73,8 @@ class TrainingState:
     def restore(self, model: Any, parts: Mapping[str, Any]) -> list[str]:
         """Put everything back into freshly built objects of the same form.
 
-        Gives what could not be restored on this machine, for people; empty if the training goes on bit for bit.
+        Gives what could not be restored on this machine, for people; empty if the training goes on bit for bit. A
+        :class:`DataError` where the stored state is not that of such objects.
         """
         if parts.keys() != self.parts.keys():
             raise DataError(
@@ -111,7 +112,10 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> list[str]:
-    """Put back what :func:`rng_state` gave; says what could not be, since this machine has other devices."""
+    """Put back what :func:`rng_state` gave; says what could not be, since this machine has other devices.
+
+    A :class:`DataError` where it is not of that form.
+    """
     lost = []
     try:
         random.setstate(state["python"])
@@ -174,7 +178,10 @@ class CheckpointManager:
         return numbered(self.folder, "step")
 
     def load_best(self, backbone: Backbone | None = None) -> AdapterCheckpoint:
-        """Read the best checkpoint, as :func:`~avfewshot.models.checkpoint.load_adapter` does."""
+        """Read the best checkpoint, as :func:`~avfewshot.models.checkpoint.load_adapter` does.
+
+        A :class:`DataError` where there is none.
+        """
         paths = numbered(self.folder, "best")
         if not paths:
             raise DataError(f"{self.folder}: there is no best checkpoint.", hint="Begin a new run.")

@@ -208,7 +208,7 @@ class _Graph:
 
 
 def add_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
-    """Add gradients that lie one after another in a tensor, in few kernels; parameters without one get a copy."""
+    """Add gradients that lie one after another, ``[n]``, in few kernels; parameters without one get a copy."""
     parts = flat.clone().split([parameter.numel() for parameter in parameters])
     pairs = [(parameter, part.view_as(parameter)) for parameter, part in zip(parameters, parts, strict=True)]
     given = [(parameter.grad, part) for parameter, part in pairs if parameter.grad is not None]

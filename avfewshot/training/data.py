@@ -152,7 +152,10 @@ def videos_to_pretrain(
     against: Iterable[str | Path],
     keep_leaks: bool,
 ) -> PretrainData:
-    """The same from videos; what is decoded is kept on disk where all of it fits into `cache_size` bytes."""
+    """The same from videos; what is decoded is kept on disk where all of it fits into `cache_size` bytes.
+
+    A :class:`DataError` where no training clip has media.
+    """
     dataset = load_dataset(name, root, media=media, list_file=list_file)
     require_media(dataset, media or [root])
     notes = [f"{dataset.description.title}: {dataset.form}, {len(dataset.samples):,} clips."]

@@ -100,7 +100,7 @@ def gather_batch(
     All ranks have to call this, and to run the backward pass of what they make of it. A rank without a picture takes
     part with zeros, so that all ranks go the same way. Embeddings of this rank are ``[N, D]``, None when none of its
     samples has the modality; N may differ from rank to rank. Labels are bool ``[N, K]``; masks, bool ``[N]``, are False
-    where a sample lacks the modality.
+    where a sample lacks the modality. A ValueError where embeddings of ranks differ in width or size of a number.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return GatheredBatch(visual, audio, labels, (_mask(present[0]), _mask(present[1])))

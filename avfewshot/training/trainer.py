@@ -104,7 +104,10 @@ class Trainer:
         )
 
     def resume(self, found: Resumed) -> list[str]:
-        """Go on from a checkpoint, with the same number of ranks; gives what could not be restored here, for people."""
+        """Go on from a checkpoint; gives what could not be restored here, for people.
+
+        An :class:`AvfsError` where the number of ranks differs, or the state does not fit.
+        """
         before = found.config.support.get("ranks", 1)
         if before != self.fabric.world_size:
             raise AvfsError(
@@ -213,7 +216,8 @@ class Trainer:
     def accumulate(self, samples: list[Any]) -> dict[str, float]:
         """Leave the mean gradient of the batches of a step in the parameters; gives their mean loss and its parts.
 
-        When memory runs out, micro-batches are halved and the step begins again.
+        When memory runs out, micro-batches are halved and the step begins again; an :class:`AvfsError` where that
+        cannot be done: with one clip, or with several ranks.
         """
         while True:
             self.runner.prepare()

@@ -141,6 +141,7 @@ def load(folder: Path, backbone: Backbone, texts: Sequence[str] | None = None) -
 
     Raises:
         DataError: Files are missing, damaged, or of another backbone.
+        UsageError: A text is too long behind the context vectors that were learnt.
     """
     import json
 

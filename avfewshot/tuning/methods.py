@@ -115,7 +115,7 @@ class TunedMethod(nn.Module):
         return self._kept[modality]
 
     def embed(self, modality: str, inputs: Tensor) -> Tensor:
-        """Unit vectors ``[N, D]`` of seconds."""
+        """Unit vectors ``[N, D]`` of N seconds, which are as :meth:`forward` takes them."""
         if not self.uses_pixels:
             return inputs
         return F.normalize(self.tower(modality)(inputs).float(), dim=-1)
@@ -125,7 +125,7 @@ class TunedMethod(nn.Module):
         return getattr(self.backbone, modality)
 
     def text_features(self, modality: str) -> Tensor:
-        """Unit vectors ``[K + 1, D]`` of the texts, with gradient."""
+        """Unit vectors ``[K + 1, D]`` of the texts, with gradient; a TypeError where a method has none of its own."""
         raise TypeError(f"{type(self).__name__} has no text features of its own.")
 
     def learning(self, on: bool) -> None:

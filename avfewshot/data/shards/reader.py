@@ -92,7 +92,8 @@ class ShardSet:
     def split(self, name: str, *, threads: int = DEFAULT_THREADS, buffer: int = DEFAULT_BUFFER) -> ShardSource:
         """The clips of a split, decoded ahead by `threads` threads.
 
-        `buffer` is of clips to shuffle among, held in memory as they lie on disk; the order depends on it.
+        `buffer` is of clips to shuffle among, held in memory as they lie on disk; the order depends on it. A
+        :class:`UsageError` where there is no such split.
         """
         entries = [entry for entry in self._entries if entry.split == name]
         if not entries:

@@ -160,6 +160,9 @@ class ClapPreset:
 
         Weights are in the layout of LAION or of transformers. The front end is ``"htk"`` for a checkpoint with feature
         fusion, which was trained on it and whose fusion layers are dropped with a warning.
+
+        A :class:`WeightsError` where the weights are of another architecture, or have feature fusion where the preset
+        says that there is none, or the reverse.
         """
         from avfewshot.encoders.clap_tower import ClapTower
         from avfewshot.encoders.weights.load import WeightsWarning, load_into, read_tensors

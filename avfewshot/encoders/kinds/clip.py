@@ -78,7 +78,7 @@ class ClipPreset:
         return "timm_model_name" not in vision and not isinstance(vision.get("layers"), list | tuple)
 
     def configuration(self) -> Mapping[str, Any]:
-        """open_clip's configuration of the model."""
+        """open_clip's configuration of the model; a :class:`UsageError` where it has none of the name."""
         if not isinstance(self.model, str):
             return self.model
         # Read here, since the import of open_clip takes seconds.
@@ -90,7 +90,10 @@ class ClipPreset:
         raise UsageError(f"open_clip has no model {self.model!r}.", hint=f"For example: {', '.join(close[:8])}.")
 
     def tag(self) -> Mapping[str, Any]:
-        """open_clip's entry for the tag (``hf_hub``, ``mean``, ``std``, ...); empty where the preset names none."""
+        """open_clip's entry for the tag (``hf_hub``, ``mean``, ``std``, ...); empty where the preset names none.
+
+        A :class:`UsageError` where open_clip does not know the model or the tag.
+        """
         if self.pretrained is None:
             return {}
         library = library_module("open_clip", "pretrained")
@@ -105,7 +108,10 @@ class ClipPreset:
         return entry
 
     def weights(self) -> Source:
-        """Where the weights come from: what the preset says, else the repository of open_clip's tag."""
+        """Where the weights come from: what the preset says, else the repository of open_clip's tag.
+
+        A :class:`UsageError` where the tag is unknown, or its weights are not on the hub.
+        """
         if self.source.repository or self.source.file:
             return self.source
         tag = self.tag()
@@ -153,7 +159,7 @@ class ClipPreset:
         """An open_clip model with fresh weights, and its tokenizer.
 
         Of `files` only those of text towers of transformers are looked at; with `split_text` the text tower is a module
-        of its own (``CustomTextCLIP``).
+        of its own (``CustomTextCLIP``). A :class:`UsageError` where open_clip cannot build the architecture.
         """
         files = files or {}
         tokenizer = self._build_tokenizer(files)

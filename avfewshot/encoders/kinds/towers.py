@@ -53,7 +53,7 @@ class ClipClap(Preset):
         return self.clip.walkable
 
     def image_size(self) -> int:
-        """See :meth:`Preset.image_size`."""
+        """See :meth:`Preset.image_size`; a :class:`UsageError` where pictures are not square."""
         size = self.clip.configuration()["vision_cfg"].get("image_size", 224)
         sides = {size} if isinstance(size, int) else set(size)
         if len(sides) != 1:
@@ -167,13 +167,13 @@ class PicturePreset:
         return repr(self.picture), ""
 
     def files(self, backbone: str, given: Given, roberta: Given) -> list[Needed]:
-        """None: the image encoder hears."""
+        """None, since the image encoder hears; a :class:`UsageError` where files of CLAP are given."""
         if used := [name for name, path in (("--clap-weights", given), ("--roberta", roberta)) if path]:
             raise UsageError(f"The backbone {backbone!r} has no CLAP: {' and '.join(used)} has no use.")
         return []
 
     def tower(self, files: Mapping[str, Path], image: Encoder, where: Path) -> Encoder:
-        """The image encoder again, which is shown spectrograms."""
+        """The image encoder again, which is shown spectrograms; a :class:`UsageError` where it is run whole."""
         from avfewshot.encoders.clip_tower import ClipTower
         from avfewshot.encoders.spectrogram_tower import SpectrogramTower
         from avfewshot.encoders.swin import SwinTower
