@@ -1,5 +1,6 @@
 """The documentation: its site builds without a warning, its commands and options exist, its notebook runs."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -13,6 +14,7 @@ from pkgutil import resolve_name
 import pytest
 from command_support import execute
 
+from avfewshot import errors
 from avfewshot.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,32 @@ def test_the_site_builds_without_a_warning(tmp_path):
     page = (tmp_path / "site" / "commands" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="avfs-{name}"' in page for name in COMMANDS)
     assert "--labels" in page
+
+
+def raised(node: ast.AST) -> set[str]:
+    """Names of the errors that a function raises itself, not those of what is defined in it."""
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    parts = [part for part in ast.iter_child_nodes(node) if not isinstance(part, definitions)]
+    own = {
+        ast.unparse(getattr(part.exc, "func", part.exc)) for part in parts if isinstance(part, ast.Raise) and part.exc
+    }
+    return own.union(*map(raised, parts))
+
+
+def test_docstrings_name_the_errors_of_the_package_that_a_public_function_raises_itself():
+    package, lacking = ROOT / "avfewshot", []
+    for path in package.rglob("*.py"):
+        for scope in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(scope, ast.Module | ast.ClassDef) or getattr(scope, "name", "").startswith("_"):
+                continue
+            for function in (one for one in scope.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)):
+                made = function.name in ("__init__", "__post_init__")
+                told = ast.get_docstring(function) or (ast.get_docstring(scope) if made else None) or ""
+                if (function.name.startswith("_") and not made) or (path.parent.name == "cli" and "Example" in told):
+                    continue  # the docstring of a command is its help, which has examples
+                names = {name for name in raised(function) if hasattr(errors, name)} - set(re.findall(r"\w+", told))
+                lacking += [f"{path.relative_to(package)}: {function.name}: {name}" for name in names]
+    assert not lacking, "\n".join(lacking)
 
 
 @pytest.mark.slow

@@ -151,7 +151,10 @@ class TrainedDecision:
 
 
 def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
-    """What a checkpoint says, checked; what it leaves open is as it was trained, with the trained logits alone."""
+    """What a checkpoint says; what it leaves open is as it was trained, with the trained logits alone.
+
+    A :class:`DataError` lists all values that are out of range.
+    """
     where = checkpoint.path / CONFIG_NAME
     training = read_training(checkpoint.config.training, where=os.fspath(where))
     given: Mapping[str, Any] = checkpoint.config.decision
@@ -177,7 +180,10 @@ def decision_of(checkpoint: AdapterCheckpoint) -> TrainedDecision:
 
 
 def recalled(checkpoint: AdapterCheckpoint, name: str, read: Callable[[str], _T]) -> _T:
-    """Find the ``"backbone"`` or ``"templates"`` that a checkpoint names; where it is not here, say how to tell."""
+    """Find the ``"backbone"`` or ``"templates"`` that a checkpoint names.
+
+    A :class:`UsageError` where it is not here says how to tell.
+    """
     value = checkpoint.resolve(name, preset_names() if name == "backbone" else template_names())
     try:
         return read(value)

@@ -47,7 +47,7 @@ class ClipTask(TrainTask):
         self.validator, self.describe = validator, describe
 
     def cut(self, item: LabelledClip, labels: Tensor, epoch: int) -> TrainingClip:
-        """The stretch of a clip that is trained on in an epoch."""
+        """The stretch of a clip that is trained on in an epoch, `labels` as :class:`TrainingClip` has them."""
         window = self.config.window
         start = window_start(item.clip.num_segments, window, seed=self.seed, epoch=epoch, key=item.id)
         return TrainingClip.of(item.clip, labels, start, window, item.row)
@@ -87,7 +87,7 @@ class FewShotTask(ClipTask):
         self.validate_every = validation_interval(config, len(labels), len(self.validator.zero_shot))
 
     def sample(self, item: LabelledClip | Failure, epoch: int) -> TrainingClip:
-        """The stretch of a clip that is trained on in an epoch."""
+        """The stretch of a clip that is trained on in an epoch; an :class:`AvfsError` where it could not be read."""
         if isinstance(item, Failure):
             raise AvfsError(
                 f"{item.path}: could be read when the training was set up, and cannot be read any more: {item.error}",
