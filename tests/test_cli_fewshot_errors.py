@@ -49,6 +49,8 @@ def fails(folder, capsys):
     [
         ("fewshot --task ave --root nowhere", ["nowhere does not exist", "--root", "avfs data toy"]),
         ("fewshot --task folder", ["--task folder needs --data DIR"]),
+        ("fewshot --task folder --root nowhere", ["nowhere does not exist", "FOLDER/dog barking/1.mp4"]),
+        ("compare --task folder --root nowhere", ["nowhere does not exist", "FOLDER/dog barking/1.mp4"]),
         (f"{CLIPS} --task ave_cls", ["--data is for folders of your own clips, not for ave_cls", "--root clips"]),
         ("fewshot --data file", ["is a file, not a folder", "FOLDER/dog barking/1.mp4"]),
         (f"{CLIPS} --root ave --media ave --list file", ["--root and --media and --list cannot be given with --data"]),

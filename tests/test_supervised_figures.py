@@ -18,6 +18,7 @@ from avfewshot.encoders.picture import Picture
 from avfewshot.encoders.spectrogram_tower import SpectrogramTower
 from avfewshot.models.audio_visual import AudioVisualModel, weighing
 from avfewshot.reports.charts import TONES, drawing, scatter
+from avfewshot.reports.supervised import print_results
 from avfewshot.supervised.avvp import ParsingTask
 from avfewshot.training import recording
 
@@ -52,6 +53,20 @@ def test_points_and_stretches_carry_names_and_escape_them():
     assert drawn.count('class="bar"') == 2
     assert "truth: dog heard, 5 to 6 s" in drawn
     assert "nothing, whoever is asked" in drawn
+
+
+def test_a_table_that_is_too_wide_for_the_terminal_has_a_metric_a_line(monkeypatch, capsys):
+    metrics = ["accuracy", *(f"audio_visual_counting_{number}" for number in range(12))]
+    figures = {metric: {"mean": 12.5, "low": 10.0, "high": 15.0} for metric in metrics}
+    about = {"title": "t", "clips": 9, "split": "test", "headline": "accuracy"}
+    monkeypatch.setenv("COLUMNS", "80")
+    print_results({**about, "systems": {"most frequent answer": figures, "avst": figures}})
+    lines = capsys.readouterr().out.splitlines()
+    assert any("most frequent answer" in line and "avst" in line for line in lines)
+    assert sum("12.5" in line for line in lines) == 13
+    monkeypatch.setenv("COLUMNS", "400")
+    print_results({**about, "systems": {"avst": figures}})
+    assert "accuracy" in capsys.readouterr().out.splitlines()[2]
 
 
 def test_classes_and_streams_of_parsing():

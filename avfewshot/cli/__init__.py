@@ -7,6 +7,10 @@ import sys
 
 def main() -> None:
     """Run `avfs` with the arguments of the process and leave with its exit status."""
-    from avfewshot.cli.app import run
+    try:
+        from avfewshot.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it is being imported
+        status = 130
+    sys.exit(status)

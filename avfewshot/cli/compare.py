@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from avfewshot.cli.fewshot import clips_root
+from avfewshot.cli.fewshot import clips_root, with_own_folder
 from avfewshot.cli.options import argument, backbone_faults, with_options
 from avfewshot.cli.runs import command_line, session
 from avfewshot.cli.terminal import say
@@ -48,7 +48,7 @@ def compare(
 
         compare_finished_runs([user_path(run) for run in finished], flags, command)
         return
-    settings = resolve("compare", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
+    settings = resolve("compare", with_own_folder(flags))
     faults = settings.faults
     if settings["efficiency"]:
         raise_faults([*faults, *backbone_faults(settings)])

@@ -18,6 +18,7 @@ from avfewshot.reports.text import count, duration
 from avfewshot.text import printable
 
 
+@said_when_interrupted()
 def import_labels(
     files: Annotated[
         list[Path], argument("FILE", "JSON exports of Label Studio, labels.json of FiftyOne, or .eaf of ELAN.")
@@ -64,6 +65,7 @@ def import_labels(
         raise typer.Exit(1)
 
 
+@said_when_interrupted()
 def toy(
     root: Annotated[Path, option("--root", None, "Folder to write to; made if needed.")],
     seed: Annotated[int, typer.Option(help="Each seed gives another world of the same classes.")] = 0,
@@ -95,8 +97,7 @@ def toy(
             f"To write: {count(len(build.pending), 'clip')}, about {build.expected_bytes / 1e6:,.0f} MB, "
             f"about {duration(build.expected_seconds)} with {count(build.jobs, 'process', 'processes')}."
         )
-    with said_when_interrupted():
-        summary = build.run()
+    summary = build.run()
     for name in summary.edited:
         typer.echo(f"{root / name}: left as it is, since it was edited (--force writes it anew).")
     done = f"Wrote {count(summary.written, 'clip')} in {duration(summary.seconds)}; the toy world takes"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from avfewshot.data.shards.prepare import Preparation, Summary
 
 
+@said_when_interrupted()
 def prepare(
     task: Annotated[str, argument("DATASET", "Task or data set (ave, llp_cls, vggsound40k, ...), or `folder`.")],
     out: Annotated[Path, option("--out", None, "Folder for the shards; made if needed.")],
@@ -84,7 +85,7 @@ def prepare(
     todo = look(plan, out, part=numbers, workers=workers or os.cpu_count() or 1, retry=retry)
     _announce(todo, numbers)
     on_ray = partial(ray_map, address=settings["address"], block=1) if settings["engine"] == "ray" else None
-    with said_when_interrupted(), progress_bar(todo.pending_clips, "clip", "Preparing") as bar:
+    with progress_bar(todo.pending_clips, "clip", "Preparing") as bar:
         summary = todo.run(bar.update, on_ray)
     _conclude(todo, summary)
     if summary.rejected:

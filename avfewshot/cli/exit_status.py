@@ -11,12 +11,12 @@ from typing import Any
 
 import typer
 
+from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.logs import debugging, print_traceback
-from avfewshot.cli.terminal import say_error
+from avfewshot.cli.terminal import say, say_error
 from avfewshot.errors import AvfsError, Faults
 from avfewshot.io import DISK_FULL
 
-INTERRUPTED = 130
 # typer's own exception classes moved between versions (it took click in); the public one leads to its parents.
 _USAGE_ERROR: Any
 _CLICK_EXCEPTION: Any
@@ -25,6 +25,11 @@ _USAGE_ERROR, _CLICK_EXCEPTION = typer.BadParameter.__mro__[1:3]
 
 def status_of(command: Callable[[], Any]) -> int:
     """Call a command, which may return a status, and turn what it returns or raises into an exit status."""
+    with Interrupts() as interrupts:
+        return _status_of(command, interrupts)
+
+
+def _status_of(command: Callable[[], Any], interrupts: Interrupts) -> int:
     try:
         returned = command()
         sys.stdout.flush()
@@ -45,7 +50,8 @@ def status_of(command: Callable[[], Any]) -> int:
             hint = f"`{context.command_path} --help` lists what there is."
         say_error(message[:1].upper() + message[1:], hint)
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
+        say("Interrupted.")
+        status = interrupts.status
     except BrokenPipeError:
         status = _close_pipe()
     except SystemExit as error:  # typer's answer to a closed pipe

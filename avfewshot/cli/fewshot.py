@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,7 @@ def fewshot(
 
 def _requested(flags: dict[str, Any], command: str) -> Run:
     """Check everything that can be checked without reading data or weights, and tell all that is wrong at once."""
-    settings = resolve("fewshot", flags | ({"task": "folder"} if flags["data"] and not flags["task"] else {}))
+    settings = resolve("fewshot", with_own_folder(flags))
     faults = settings.faults
     root = clips_root(settings.config, named=settings.sources["task"] != "default", faults=faults)
     faults += [*backbone_faults(settings), *run_faults(settings)]
@@ -67,6 +68,14 @@ def _requested(flags: dict[str, Any], command: str) -> Run:
     config: FewshotConfig = settings.config
     settings.config = config.replace(data=config.data.replace(root=root))
     return new_run(settings, config.training.task, f"{config.training.shots}-shot", command)
+
+
+def with_own_folder(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that say of a folder of one's own both the task and where it is, if they say one (or call it --root)."""
+    data, root, task = (flags[name] for name in ("data", "root", "task"))
+    if task == "folder" and root and not data:
+        return {**flags, "data": root, "root": None}
+    return {**flags, "task": "folder" if data and not task else task}
 
 
 def clips_root(config: FewshotConfig | CompareConfig, *, named: bool, faults: list[UsageError]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, put off while something must not be left half done."""
+"""Ctrl-C, SIGTERM and SIGHUP, put off while something must not be left half done."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into ``KeyboardInterrupt``, deferred while a result is being written.
+    """Turns SIGINT, SIGTERM and SIGHUP into ``KeyboardInterrupt``, deferred while a result is being written.
 
     A second signal is not deferred, so that nobody is kept waiting against their will.
     """
@@ -29,8 +33,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._take)
+            for number in _SIGNALS:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *exception: object) -> None:

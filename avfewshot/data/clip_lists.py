@@ -7,7 +7,7 @@ form                 rows
 ``avel``             header ``category,video_id,split``
 ``ovave-csv``        header ``split,cls_name,cls_type,vid_name`` (OV-AVEBench)
 ``ovave-json``       ``{id: {"category": ..., "label": "[0, 1, ...]"}}`` (OV-AVEBench), no splits
-``vggsound``         no header, ``id,start,label,split`` (VGG-Sound's vggsound.csv)
+``vggsound``         ``id,start,label,split``, with or without a header (VGG-Sound's vggsound.csv has none)
 ``vggsound-split``   no header, ``id_start6.mp4,label`` (VGG-Sound's train.csv and test.csv)
 ``vggsounder``       header ``video_id,label,modality,...``; a row per label of a clip (VGGSounder)
 ===================  ===========================================================================================
@@ -31,6 +31,8 @@ from avfewshot.errors import DataError
 _CATEGORY = ("category", "cls_name", "class")
 _VIDEO = ("video_id", "vid_name", "youtube_id", "ytid")
 _SEGMENTS = ("label", "labels")
+_START = ("start", "start_seconds", "start_sec", "start_time")
+_SPLIT = ("split", "train/test_split")
 _STARTED = re.compile(r"(?P<video>[A-Za-z0-9_-]{11})_(?P<start>\d{1,6})")
 _NAMED = re.compile(r".+_\d{6}")
 _NOT_OF_FORM = "rows not of the form {!r}, left out."
@@ -97,11 +99,15 @@ def _bits_of(text: str) -> tuple[int, ...] | None:
 def _read_headed(
     path: Path, table: Sequence[tuple[int, list[str]]], split: str | None, report: DatasetReport
 ) -> ClipList | None:
-    header = [cell.lower() for cell in table[0][1]]
+    header = ["_".join(cell.lower().strip("# ").split()) for cell in table[0][1]]
     columns = {name: position for position, name in enumerate(header)}
     video = _column(columns, _VIDEO)
     if video is None:
         return None
+    official = [video, _column(columns, _START), columns.get("label"), _column(columns, _SPLIT)]
+    if None not in official and _column(columns, _CATEGORY) is None:
+        rows = [(line, [cells[n] for n in official if n is not None and n < len(cells)]) for line, cells in table[1:]]
+        return _read_plain(path, rows, split, report)
     if "modality" in columns and "label" in columns:
         form, category, bits = "vggsounder", columns["label"], None
     else:
@@ -110,7 +116,7 @@ def _read_headed(
     if category is None:
         message = f"{path}: the header {','.join(header)} names no class column."
         raise DataError(message, hint=f"Call the column of the classes {', '.join(_CATEGORY[:-1])} or {_CATEGORY[-1]}.")
-    where = columns.get("split")
+    where = _column(columns, _SPLIT)
     rows: list[ClipRow] = []
     with report.collect(f"{path.name}: ") as remark:
         for line, cells in table[1:]:

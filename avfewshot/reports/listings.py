@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD, Box
@@ -39,6 +39,11 @@ class Listing:
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
+
+    def turned(self) -> Listing:
+        """Its columns as rows."""
+        names, *figures = zip(self.head, *self.rows, strict=True)
+        return replace(self, head=("", *names[1:]), rows=figures)
 
     def table(self, most: int = 20) -> Table:
         """For the terminal, its first rows."""

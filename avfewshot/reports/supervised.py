@@ -42,10 +42,12 @@ def _shown(estimate: Mapping[str, Any], bounds: bool) -> str:
 
 
 def print_results(document: Mapping[str, Any]) -> None:
-    """Print the figures."""
+    """Print the figures; a metric a line where one a column does not fit."""
     from rich.console import Console
 
-    Console(highlight=False).print(figures(document, brief=True).table())
+    console, listing = Console(highlight=False), figures(document, brief=True)
+    wide = console.measure(listing.table(), options=console.options.update(width=1000)).maximum > console.width
+    console.print((listing.turned() if wide else listing).table())
 
 
 def write_table(path: Path, document: Mapping[str, Any]) -> None:
