@@ -104,10 +104,11 @@ def _read_headed(
     video = _column(columns, _VIDEO)
     if video is None:
         return None
-    official = [video, _column(columns, _START), columns.get("label"), _column(columns, _SPLIT)]
-    if None not in official and _column(columns, _CATEGORY) is None:
-        rows = [(line, [cells[n] for n in official if n is not None and n < len(cells)]) for line, cells in table[1:]]
-        return _read_plain(path, rows, split, report)
+    official = [_column(columns, names) for names in (_VIDEO, _START, ("label",), _SPLIT)]
+    places = [place for place in official if place is not None]
+    if places == official and _column(columns, _CATEGORY) is None:
+        plain = [(line, [cells[place] for place in places if place < len(cells)]) for line, cells in table[1:]]
+        return _read_plain(path, plain, split, report)
     if "modality" in columns and "label" in columns:
         form, category, bits = "vggsounder", columns["label"], None
     else:
