@@ -197,6 +197,27 @@ def test_every_command_ends_tidily_at_a_signal(capsys, number, status):
     assert [signal.getsignal(each) for each, _ in SIGNALS] == before
 
 
+HELD = (
+    "hold_streams(); log = open('log', 'w'); say('told'); print('a result'); os.write(2, b'of a library'); sys.exit(7)"
+)
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_stream_that_is_closed(tmp_path, streams):
+    code = f"import os, sys; from avfewshot.cli.terminal import hold_streams, say; {HELD}"
+    command = f'"{sys.executable}" -c "{code}" {streams}'
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (7, "")
+    assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_what_a_full_disk_does_not_take_of_what_is_told_changes_no_status(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "avfewshot", "find", "x", "--store", "nope"]
+        assert subprocess.run(command, cwd=tmp_path, stderr=full, check=False).returncode == 2
+
+
 def test_nohup_is_heeded(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -67,6 +67,13 @@ def light(avfs):
     return avfs.folder_of("light"), out, err
 
 
+def test_a_light_run_that_ended_before_its_report_is_resumed_to_the_same_one(light, avfs):
+    folder, out, _ = light
+    before = sorted((folder / "clips.csv").read_text().splitlines()), results(folder)["clips"]
+    assert avfs("fewshot", "--resume", folder)[0] == out
+    assert (sorted((folder / "clips.csv").read_text().splitlines()), results(folder)["clips"]) == before
+
+
 def test_light_methods_answer_without_training_and_without_validation_labels(light):
     folder, out, err = light
     assert results(folder)["labels_used"] == {"support": 6, "validation": 0}

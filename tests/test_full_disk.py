@@ -90,6 +90,7 @@ def test_a_full_cache_costs_no_result(world, disk, tmp_path):
         (16, ("embed", "clips", "--store", "{disk}/store", *command_support.TINY)),
         (8, (*FEWSHOT, "--method", "kernel_ridge", "--runs", "{disk}/runs")),
         (60, (*FEWSHOT, "--method", "dgsct", "--epochs", "1", "--hidden", "8", "--runs", "{disk}/runs")),
+        (8, ("export", "--labels", "labels.txt", "--onnx", "{disk}/onnx", "--backbone", "tiny")),
         (80, ("data", "prepare", "folder", "--root", "clips", "--backbone", "tiny", "--out", "{disk}/shards")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,

@@ -9,7 +9,9 @@ def main() -> None:
     """Run `avfs` with the arguments of the process and leave with its exit status."""
     try:
         from avfewshot.cli.app import run
+        from avfewshot.cli.terminal import hold_streams
 
+        hold_streams()
         status = run(sys.argv[1:])
     except KeyboardInterrupt:  # while it is being imported
         status = 130

@@ -191,9 +191,10 @@ def write_results(
     """Write results, tables, the lists of clips and the report; gives what a person may want to open."""
     folder = run.folder
     rows = run.rows() if trainer.initial is None else run.rows(trainer.backbone, trainer.config)
+    for split in () if comparison is None else ("val", "test"):
+        trainer.evaluator.scored(split)  # seeds that were done before have not looked at the clips yet, which are told
     record = None
     if plan is not None and comparison is not None:
-        # First, since it looks at the clips: a run that was done before has not looked at any yet.
         shown = comparison.only((*UNTRAINED, TRAINED))
         record = collect_record(trainer, plan, results, shown, command=run.command, settings=rows, roles=_ROLES)
     document = {

@@ -48,8 +48,7 @@ def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[
             with Display() as display:
                 yield display, interrupts
         except KeyboardInterrupt:
-            if hint := how_to_resume():
-                say(hint)
+            say(how_to_resume() or "Interrupted.")
             raise typer.Exit(interrupts.status) from None
 
 

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from avfewshot.io import DISK_FULL
 from avfewshot.text import printable
 
 _LOG = logging.getLogger("avfs")  # what people are told; not below "avfewshot", whose warnings become notices
 _LOG.addHandler(logging.NullHandler())  # else Python prints it
 _quiet = False
+
+
+class _Told(io.FileIO):
+    """Standard error: what a full disk does not take, or a terminal that is gone, is no reason to end the work."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in DISK_FULL | {errno.EIO}:
+                raise
+            return len(data)
+
+
+def hold_streams() -> None:
+    """Make standard streams of this process that can be relied on, whichever of them it was given."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # noqa: PERF203 - closed: the next file would have its number, and with it what libraries print
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    raw = io.BufferedWriter(_Told(2, "w", closefd=False))
+    sys.stderr = io.TextIOWrapper(raw, sys.stdout.encoding, "backslashreplace", line_buffering=True)
 
 
 def be_quiet(quiet: bool = True) -> None:

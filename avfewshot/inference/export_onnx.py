@@ -36,7 +36,7 @@ from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import BACKGROUND, LearnedHead, ZeroShotHead
 from avfewshot.inference.inputs import Labels, label_set
 from avfewshot.inference.traced import Traced
-from avfewshot.io import atomic_path, sha256_file, write_text
+from avfewshot.io import atomic_path, naming, sha256_file, write_text
 from avfewshot.media.clip import MODALITIES, SAMPLE_RATE
 from avfewshot.methods.base import LEAST, SMALLEST
 from avfewshot.methods.method import Scores
@@ -152,7 +152,7 @@ def _write_graph(
     module.eval()  # torch puts a module back into the mode that it found it in
     free = {name: {0: "T"} for name in (*inputs, *outputs) if name not in ("probabilities", "weights")}
     worst = 0.0
-    with tempfile.TemporaryDirectory(dir=path.parent) as place, warnings.catch_warnings():
+    with naming(path), tempfile.TemporaryDirectory(dir=path.parent) as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what tracing says about sizes that are fixed; they are compared below
         graph = Path(place) / path.name
         try:
@@ -166,6 +166,8 @@ def _write_graph(
                 found = session.run(list(outputs), {name: values.numpy() for name, values in part.items()})
                 wanted = getattr(module, "reference", module)(*part.values())
                 worst = max(worst, *(float(np.abs(a - b.numpy()).max()) for a, b in zip(found, wanted, strict=True)))
+        except OSError:  # a full disk
+            raise
         except Exception as error:  # a graph that cannot be made: torch and ONNX Runtime raise whatever they like
             reason = str(error).strip().partition("\n")[0]
             raise AvfsError(
