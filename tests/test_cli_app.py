@@ -189,11 +189,13 @@ def test_work_that_goes_on_later_says_so_by_whichever_signal_it_ends(avfs, monke
     assert "goes on from here" in told
 
 
+@pytest.mark.parametrize("stop", ["find.open_store", "embed._embed"])
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
-def test_every_command_ends_tidily_at_a_signal(capsys, number, status):
+def test_every_command_ends_tidily_at_a_signal(avfs, monkeypatch, stop, number, status):
+    monkeypatch.setattr(f"avfewshot.cli.{stop}", lambda *_: signal.raise_signal(number))
+    (avfs.folder / "a.mp4").touch()
     before = [signal.getsignal(each) for each, _ in SIGNALS]
-    assert status_of(lambda: signal.raise_signal(number)) == status
-    assert capsys.readouterr().err == "Interrupted.\n"
+    assert avfs.refused(stop.partition(".")[0], "a.mp4", "--store", "s", status=status) == "Interrupted.\n"
     assert [signal.getsignal(each) for each, _ in SIGNALS] == before
 
 

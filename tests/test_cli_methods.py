@@ -1,6 +1,7 @@
 """Few-shot methods from the command line: `fewshot --method`, `compare`, and predicting with what was learnt."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -50,6 +51,10 @@ def results(folder):
 
 def cells(folder):
     return results(folder)["comparison"]["cells"]
+
+
+def full_disk(path, _):
+    raise OSError(errno.ENOSPC, "No space left on device", path)
 
 
 def answers(folder):
@@ -167,6 +172,11 @@ def test_clips_of_none_are_a_class_that_stays_at_inference_and_classes_come_and_
     assert try_lock(handle)  # as another process that learns
     assert "another `avfs learn` changes this run" in avfs.refused("learn", folder, "remove", "class_1", status=1)
     os.close(handle)
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("avfewshot.cli.learn.write_text", full_disk)
+        assert "No space left on device" in avfs.refused("learn", folder, "remove", "class_1", status=1)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
     avfs("learn", folder, "remove", "class_1")
     assert held() == ["class_0: 3 clips", "dogs: 2 clips"]
     assert avfs.json("zeroshot", "--adapter", folder, DOG)["clips"][0]["label"] == "dogs"
@@ -443,6 +453,11 @@ def test_what_decides_figures_computes_its_own_cells_under_the_same_name(avfs, w
         computes(1, *options)
     computes(0, "--device", "cpu")
     computes(0)
+    handles = [os.open(path.parent, os.O_RDONLY) for path in known]
+    assert all(map(try_lock, handles))  # as another process that trains there
+    assert "another process works on it" in avfs.refused(*arguments, "--name", "kept", status=1)
+    for handle in handles:
+        os.close(handle)
     clips = list((world / "kept" / CLASSES[0]).glob("?.mp4"))
     for clip in clips:
         os.utime(clip)  # recorded anew

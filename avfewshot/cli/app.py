@@ -88,6 +88,13 @@ class LazyGroup(typer.core.TyperGroup):
                 parameter.default = False
         return parameters
 
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that is named; an interrupt goes past typer, which would make status 130 of any signal."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """Put the real command in the place of its stand-in; called for runs, helps and completions of a command."""
         name, command, rest = super().resolve_command(ctx, args)

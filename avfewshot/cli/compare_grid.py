@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from avfewshot.cli.fewshot_run import few_shot, load_data
 from avfewshot.cli.loading import load_backbone, on_device
+from avfewshot.cli.runs import alone
 from avfewshot.config import AUTO, NONE, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig
 from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluate import average_comparisons, join_tables
@@ -30,7 +31,7 @@ from avfewshot.reports.methods import (
 )
 from avfewshot.reports.text import count
 from avfewshot.text import csv_text
-from avfewshot.training.fewshot import SeedResult
+from avfewshot.training.fewshot import FewShot, SeedResult
 from avfewshot.training.outcome import TRAINED
 
 _FACTORS = ("alpha", "beta", "gamma")
@@ -95,7 +96,13 @@ def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupt
         cell = make(training, folder, also=also, protocol=config.protocol)
         cell.folder = folder.with_name(f"{folder.name}-{cell.fingerprint}")  # what is done there has the same settings
         write_text(cell.folder / "config.yaml", cell.config.to_yaml())
-        return [cell.run(seed) for seed in config.seeds]
+        return [run(cell, seed) for seed in config.seeds]
+
+    def run(cell: FewShot, seed: int) -> SeedResult:
+        place = cell.folder / f"seed-{seed}"
+        place.mkdir(exist_ok=True)
+        with alone(place, "another process works on it"):
+            return cell.run(seed)
 
     tables: list[MethodsTable] = []
     several = len(config.audio_context) > 1

@@ -38,6 +38,8 @@ class Interrupts:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
+            if self.received and isinstance(around := getattr(handler, "__self__", None), Interrupts):
+                around.received = self.received
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager

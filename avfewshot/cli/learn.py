@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
+from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.loading import find_run
 from avfewshot.cli.logs import library_messages
 from avfewshot.cli.options import argument, option
+from avfewshot.cli.runs import alone
 from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
-from avfewshot.errors import AvfsError, UsageError
-from avfewshot.io import try_lock, user_path, write_text
+from avfewshot.errors import UsageError
+from avfewshot.io import user_path, write_text
 from avfewshot.reports.text import count
 
 _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
@@ -63,21 +63,8 @@ def learn(
             typer.echo(f"{found.none}: {'learnt' if targets is None else count(next(counts), 'clip')}")
         return
     assert name is not None
-    with _alone(folder):
+    with alone(folder, "another `avfs learn` changes this run"):
         _change(folder, action, name, clips or [], wording, device)
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold a run, so that what another process learns at the same time is not lost."""
-    with ExitStack() as held:
-        with suppress(OSError):  # no folder, which its reader says; Windows opens none
-            handle = os.open(run, os.O_RDONLY)
-            held.callback(os.close, handle)
-            if not try_lock(handle, otherwise=True):
-                hint = "Wait for it; then give the same command."
-                raise AvfsError(f"{run}: another `avfs learn` changes this run.", hint=hint)
-        yield
 
 
 def _change(folder: Path, action: str, name: str, clips: list[str], wording: str | None, device: str) -> None:
@@ -93,8 +80,15 @@ def _change(folder: Path, action: str, name: str, clips: list[str], wording: str
     else:
         with library_messages():
             config = _add(found, folder, name, wording, clips, device)
-    found.scorer.save(found.path)
-    write_text(found.path / CONFIG_NAME, json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
+    # All files first, then each in its place: neither a full disk nor a signal leaves some that do not go together.
+    with Interrupts() as interrupts, TemporaryDirectory(prefix=".learn-", dir=found.path.parent) as place:
+        found.scorer.save(place)
+        write_text(Path(place, CONFIG_NAME), json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
+        with interrupts.put_off():
+            for path in list(filter(Path.is_file, Path(place).rglob("*"))):
+                target = found.path / path.relative_to(place)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
     say(f"{found.path}: {len(config.labels)} classes.")
 
 

@@ -52,6 +52,18 @@ def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[
             raise typer.Exit(interrupts.status) from None
 
 
+@contextlib.contextmanager
+def alone(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold a folder, so that no other process writes there meanwhile; `otherwise` is what is said where one does."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # no folder, which its reader says; Windows opens none
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            if not try_lock(handle, otherwise=True):
+                raise AvfsError(f"{folder}: {otherwise}.", hint="Wait for it; then give the same command.")
+        yield
+
+
 def command_line(context: typer.Context) -> str:
     """The command as it was typed."""
     return shlex.join(["avfs", *(context.obj or ())])
