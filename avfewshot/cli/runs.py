@@ -54,7 +54,10 @@ def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[
 
 @contextlib.contextmanager
 def alone(folder: Path, otherwise: str) -> Iterator[None]:
-    """Hold a folder, so that no other process writes there meanwhile; `otherwise` is what is said where one does."""
+    """Hold a folder, so that no other process writes there meanwhile.
+
+    An :class:`AvfsError` that says `otherwise` where one does.
+    """
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # no folder, which its reader says; Windows opens none
             handle = os.open(folder, os.O_RDONLY)
