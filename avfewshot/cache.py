@@ -24,14 +24,22 @@ _STRETCH = 64  # a process looks at the folder again after having written this p
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
 
 
-def file_key(path: str | os.PathLike[str], about: Mapping[str, object]) -> str | None:
-    """Digest of a file's path, size and time of change, and of how it is used; None where there is no such file."""
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Size and time of change of a file, which is taken to be the same while they are; None where there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # a link to itself, a null byte in the name
         return None
+    return status.st_size, status.st_mtime_ns
+
+
+def file_key(path: str | os.PathLike[str], about: Mapping[str, object]) -> str | None:
+    """Digest of a file's path, size and time of change, and of how it is used; None where there is no such file."""
+    stamp = file_stamp(path)
+    if stamp is None:
+        return None
     # Not Path.resolve, which raises RuntimeError for a link to itself before Python 3.13.
-    text = json.dumps([os.path.realpath(path), status.st_size, status.st_mtime_ns, dict(about)], sort_keys=True)
+    text = json.dumps([os.path.realpath(path), *stamp, dict(about)], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -19,7 +19,7 @@ from avfewshot.evaluation.predictions import (
     second_salience,
 )
 from avfewshot.evaluation.targets import BackgroundRule, Targets
-from avfewshot.inference.embedding_cache import EmbeddingCache
+from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.inference.head import ZeroShotHead
 from avfewshot.inference.logits import ClipLogits, score_clip
@@ -282,3 +282,19 @@ def test_embeddings_are_kept_until_the_file_or_the_model_changes_or_their_entry_
     (entry,) = (tmp_path / "damaged").rglob("*.safetensors")
     entry.write_bytes(entry.read_bytes()[:-9])
     assert cache.get(path) is None
+
+
+def test_what_was_made_of_a_file_that_changes_meanwhile_is_not_kept(tmp_path):
+    path, cache = tmp_path / "a.mp4", EmbeddingCache({}, tmp_path / "cache")
+    path.write_bytes(b"half")
+
+    def embed(paths, whole=b""):
+        for one in paths:
+            if whole:
+                one.write_bytes(whole)
+            yield EmbeddedFile(str(one), 1.0, torch.zeros(1, 2), None, ())
+
+    list(embed_cached([path], lambda paths: embed(paths, b"half and half"), cache))
+    assert not cache.has(path)
+    list(embed_cached([path], embed, cache))
+    assert cache.has(path)

@@ -20,6 +20,7 @@ from command_support import TINY, Commands
 from fewshot_worlds import CLASSES, write_class_folders
 
 import avfewshot
+from avfewshot.cache import file_stamp
 from avfewshot.errors import DataError, UsageError
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.methods.active import margins, suggest
@@ -27,6 +28,7 @@ from avfewshot.methods.base import Features
 from avfewshot.store import search, writer
 from avfewshot.store.embeddings import StoredEmbeddings
 from avfewshot.store.store import Store
+from avfewshot.store.writer import embed_files
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,23 @@ def test_new_changed_and_gone_clips(copy):
     assert_same(after["clips/new.mp4"], before[f"{name}/0.mp4"])
     assert_same(after[f"{name}/2.mp4"], before[f"{name}/1.mp4"])
     assert after[f"{name}/1.mp4"] == before[f"{name}/1.mp4"]
+
+
+def test_a_clip_that_grows_while_it_is_embedded_is_embedded_again(copy, monkeypatch):
+    clip, embed_all = copy / "clips" / "new.mp4", embed_files
+
+    def growing(*arguments, **options):
+        for found in embed_all(*arguments, **options):
+            with clip.open("ab") as stream:
+                stream.write(bytes(8))
+            yield found
+
+    shutil.copy(copy / "clips" / CLASSES[0] / "0.mp4", clip)
+    with monkeypatch.context() as patch:
+        patch.setattr("avfewshot.store.store.embed_files", growing)
+        assert "1 new" in embed(copy)
+    assert "1 changed" in embed(copy)
+    assert "0 changed" in embed(copy)
 
 
 def test_pictures_of_a_clip_are_the_stores_until_it_changes(copy):
@@ -291,7 +310,7 @@ def test_a_database_that_contradicts_itself_is_told_by_its_writer(tmp_path):
         database.execute("INSERT INTO thumbnails VALUES (1, 0, x'00')")
     vectors = torch.ones(1, 16)
     with pytest.raises(DataError, match=r"store\.db: is damaged"), writer.writing(tmp_path) as files:
-        files.add(tmp_path / "00000.mp4", EmbeddedFile("a", 1.0, vectors, None, ()), {0: b"x"})
+        files.add(tmp_path / "00000.mp4", EmbeddedFile("a", 1.0, vectors, None, ()), {0: b"x"}, (1, 1))
 
 
 # ---------------------------------------------------------------------------------------------- search
@@ -342,7 +361,7 @@ def made_up_store(folder, clips, seconds=4, dims=None):
             parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
             made[str(path)] = parts if number % 5 else [parts[0], None]
             tensors = [None if part is None else torch.from_numpy(part) for part in made[str(path)]]
-            files.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()), {})
+            files.add(path, EmbeddedFile(str(path), float(seconds), *tensors, ()), {}, file_stamp(path))
     return Store(folder), made
 
 
@@ -366,10 +385,10 @@ def test_a_clip_is_taken_wholly_or_not_at_all(tmp_path):
     path = tmp_path / "00002.mp4"
     with writer.writing(store.folder) as files:
         good = [torch.from_numpy(part) for part in made[str(tmp_path / "00001.mp4")]]
-        files.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()), {})
+        files.add(tmp_path / "00003.mp4", EmbeddedFile("", 4.0, *good, ()), {}, (1, 1))
         with pytest.raises(AttributeError):
             # Fails behind sight, before sound.
-            files.add(path, EmbeddedFile(str(path), 4.0, good[0], "no tensor", ()), {})
+            files.add(path, EmbeddedFile(str(path), 4.0, good[0], "no tensor", ()), {}, (1, 1))
     store = Store(tmp_path)
     assert len(store) == 6
     np.testing.assert_array_equal(store.of(store.clips[str(path)])[0], made[str(path)][0])
@@ -444,7 +463,7 @@ def test_moments_join_seconds_that_follow_each_other(tmp_path):
     path.write_bytes(b"x")
     with writer.writing(store.folder) as files:
         vectors = torch.tensor([[1.0, 0.0] if one else [0.0, 1.0] for one in near])
-        files.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()), {})
+        files.add(path, EmbeddedFile(str(path), 12.0, vectors, None, ()), {}, file_stamp(path))
     [hit] = Store(tmp_path)._search.find(query)
     assert [(moment.start, moment.end) for moment in hit.moments] == [(1, 3), (5, 6)]
     assert hit.second == 1

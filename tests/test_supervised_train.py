@@ -14,9 +14,11 @@ from dataset_files import write_description
 from fewshot_worlds import AVE_SPLITS, CLASSES, SECONDS, write_ave
 from training_support import same
 
+from avfewshot.cache import DiskCache
 from avfewshot.cli import progress
 from avfewshot.models.checkpoint import find_checkpoint, load_adapter
 from avfewshot.supervised.base import Recipe
+from avfewshot.supervised.features import FeatureStore
 from avfewshot.supervised.training import HeadTask
 
 
@@ -168,3 +170,17 @@ def test_faults_and_dry_run(avfs, ave, tmp_path):
         _, err = avfs(*words.split(), *(TINY if " ave" in words else ()), status=status)
         assert [part for part in parts if part not in " ".join(err.split())] == [], words
         assert not (tmp_path / "runs").exists()
+
+
+def test_features_of_a_clip_that_changes_while_it_is_read_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("avfewshot.supervised.features.clip_features", lambda *_: {"audio": torch.ones(1, 2)})
+    store, path = FeatureStore.__new__(FeatureStore), tmp_path / "a.mp4"
+    vars(store).update(_about={}, _disk=DiskCache(tmp_path / "c", ".safetensors", 1 << 20), _memory={}, _bytes=0)
+    vars(store).update(task=SimpleNamespace(seconds=1), model=None, kinds=(), device=None)
+    path.write_bytes(b"half")
+    for whole, kept in ((b"half and half", []), (b"", [1.0, 1.0])):
+        store.read = lambda _, whole=whole: whole and path.write_bytes(whole)
+        store.get(path)
+        store._memory.clear()
+        found = store._find(path)
+        assert (found["audio"][0].tolist() if found else []) == kept

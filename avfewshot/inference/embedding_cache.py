@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from avfewshot.cache import DiskCache, file_key
+from avfewshot.cache import DiskCache, file_key, file_stamp
 from avfewshot.inference.features import EmbeddedFile
 from avfewshot.io import cache_dir
 from avfewshot.media.clip import Clip, Failure
@@ -100,16 +100,19 @@ def embed_cached(
 ) -> Embedded:
     """Embeddings of items in order; files that are not known go through `embed`, and are kept then.
 
-    Clips in memory are never kept. Without a cache everything is embedded.
+    Clips in memory are never kept, nor what was made of a file that has changed since. Without a cache everything is
+    embedded.
     """
+    stamps = [None if isinstance(item, Clip) else file_stamp(item) for item in items]
     known = [item if cache and not isinstance(item, Clip) and cache.has(item) else None for item in items]
     fresh = embed([item for item, path in zip(items, known, strict=True) if path is None])
     with contextlib.closing(fresh):
-        for item, path in zip(items, known, strict=True):
+        for item, path, stamp in zip(items, known, stamps, strict=True):
             file = cache.get(path) if cache and path is not None else next(fresh)
             if file is None:  # damaged
                 with contextlib.closing(embed([item])) as again:
                     file = next(again)
-            if cache and path is None and not isinstance(item, Clip) and isinstance(file, EmbeddedFile):
-                cache.put(item, file)
+            new = cache if path is None else None
+            if new and not isinstance(item, Clip) and isinstance(file, EmbeddedFile) and file_stamp(item) == stamp:
+                new.put(item, file)
             yield file

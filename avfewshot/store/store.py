@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avfewshot.cache import file_stamp
 from avfewshot.errors import DataError, MediaError, UsageError
 from avfewshot.io import user_path
 from avfewshot.media.clip import MODALITIES, Failure
@@ -228,9 +229,10 @@ class Store(StoreFiles):
                 towers = classifier()
                 self.check(towers.embedding_identity, towers.dims)
                 embed = embed or functools.partial(embed_files, batch_size=batch_size, workers=workers)
+                stamps = list(map(file_stamp, changes.to_embed))
                 with closing(embed(towers, changes.to_embed)) as embedded:
-                    for path, (file, pictures) in zip(changes.to_embed, embedded, strict=True):
-                        files.add(path, file, pictures)
+                    for path, stamp, (file, pictures) in zip(changes.to_embed, stamps, embedded, strict=True):
+                        files.add(path, file, pictures, stamp)
                         yield file if isinstance(file, Failure) else path
             compacted = files.compact()
         if compacted or changes.to_embed or changes.gone:

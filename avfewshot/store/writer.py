@@ -138,13 +138,22 @@ class Writer:
         for table, key in _TABLES.items():
             self._database.execute(f"DELETE FROM {table} WHERE {key} = ?", (clip,))
 
-    def add(self, path: Path | str, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
-        """Take a file, wholly or, where that fails or is interrupted, not at all."""
+    def add(
+        self,
+        path: Path | str,
+        file: EmbeddedFile | Failure,
+        pictures: Mapping[int, bytes],
+        stamp: tuple[int, int] | None,
+    ) -> None:
+        """Take a file, wholly or, where that fails or is interrupted, not at all.
+
+        `stamp` is its :func:`~avfewshot.cache.file_stamp` from before it was read: one that changed since is another.
+        """
         if not self._database.in_transaction:
             self._database.execute("BEGIN")
         self._database.execute("SAVEPOINT file")
         try:
-            self._insert(path, file, pictures)
+            self._insert(path, file, pictures, stamp)
         except BaseException:
             self._database.execute("ROLLBACK TO file")
             raise
@@ -152,15 +161,19 @@ class Writer:
         if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
-    def _insert(self, path: Path | str, file: EmbeddedFile | Failure, pictures: Mapping[int, bytes]) -> None:
+    def _insert(
+        self,
+        path: Path | str,
+        file: EmbeddedFile | Failure,
+        pictures: Mapping[int, bytes],
+        stamp: tuple[int, int] | None,
+    ) -> None:
         name = os.fsencode(path)
         about: list[Any] = [name, name, 0, 0]
         if not is_remote(path):
-            try:
-                status = os.stat(path)
-            except OSError:  # it went while it was decoded
+            if stamp is None or not os.path.exists(path):  # it went while it was decoded
                 return
-            about[1:] = os.fsencode(os.path.realpath(path)), status.st_size, status.st_mtime_ns
+            about[1:] = os.fsencode(os.path.realpath(path)), *stamp
         before = self._database.execute("SELECT id FROM clips WHERE path = ?", (name,)).fetchone()
         if before is not None:
             self._delete(before[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.cache import DiskCache, file_key
+from avfewshot.cache import DiskCache, file_key, file_stamp
 from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.presets import require_walkable
@@ -166,20 +166,22 @@ class FeatureStore:
         ]
         if missing:
             self.observer.begin(title, len(missing))
-            for path, clip in zip(missing, read_ahead(missing, self.read, workers=self.workers), strict=True):
+            stamps, clips = list(map(file_stamp, missing)), read_ahead(missing, self.read, workers=self.workers)
+            for path, stamp, clip in zip(missing, stamps, clips, strict=True):
                 if isinstance(clip, Failure):
                     self.failures[path] = clip
                 else:
-                    self._compute(path, clip)
+                    self._compute(path, clip, stamp)
                 self.observer.advance()
         return [example for example in examples if example.path not in self.failures]
 
     def get(self, path: Path) -> dict[str, Tensor]:
         """Features ``[T, ...]`` float32 on the CPU of a clip that is usable."""
-        known = self._find(path) or self._compute(path, self.read(path))
+        stamp = file_stamp(path)
+        known = self._find(path) or self._compute(path, self.read(path), stamp)
         return {name: values.float() for name, values in known.items()}
 
-    def _compute(self, path: Path, clip: Clip) -> dict[str, Tensor]:
+    def _compute(self, path: Path, clip: Clip, stamp: tuple[int, int] | None) -> dict[str, Tensor]:
         from safetensors.torch import save
 
         with torch.inference_mode():
@@ -187,7 +189,7 @@ class FeatureStore:
         # Rounded, so that what is given does not depend on whether it was kept.
         features = {name: values.half().cpu().clone() for name, values in features.items()}
         self._remember(path, features)
-        if (key := file_key(path, self._about)) is not None:
+        if (key := file_key(path, self._about)) is not None and file_stamp(path) == stamp:  # as it was when it was read
             self._disk.put(key, save({name: values.contiguous() for name, values in features.items()}))
         return features
 
