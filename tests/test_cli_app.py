@@ -84,6 +84,8 @@ def test_what_can_do_without_heavy_libraries_imports_none(code, heavy, tmp_path)
         ("data check avee --workers 0", "it should be greater than or equal to 1."),
         ("data check", "Missing argument 'TASK'"),
         (f"data prepare ave --out {__file__}", "is a file."),
+        (f"data import x.json --clips . --root {__file__}", "is a file."),
+        (f"export --backbone tiny --label a --onnx {__file__}/x", "is a file."),
         ("weights list --format jsn", "--format: 'jsn' is not one of table, json. Did you mean 'json'?"),
         ("eval x --split tst", "--split: 'tst' is not one of test, val. Did you mean 'test'?"),
         ("cache clear clip", "There is no cache 'clip'. Did you mean 'clips'?"),
@@ -241,6 +243,11 @@ def test_nohup_is_heeded(monkeypatch):
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory"), 1, NO_MEMORY),
         (RuntimeError("can't start new thread"), 1, NO_MEMORY),
         (OSError(28, "No space left on device", "out.json"), 1, "error: out.json: No space left on device."),
+        (
+            OSError(30, "Read-only file system", "x"),
+            1,
+            "error: x: Read-only file system.\n  See that it may be",
+        ),
         (ValueError("odd\nvalue"), 1, "error: Unexpected ValueError: odd\n"),
     ],
 )

@@ -79,6 +79,12 @@ def test_a_light_run_that_ended_before_its_report_is_resumed_to_the_same_one(lig
     assert (sorted((folder / "clips.csv").read_text().splitlines()), results(folder)["clips"]) == before
 
 
+def test_a_run_whose_folder_vanishes_is_not_said_to_be_done(light, avfs, monkeypatch):
+    monkeypatch.setattr("avfewshot.cli.fewshot_run.print_results", lambda run, *_: shutil.rmtree(run.folder))
+    told = avfs.refused("fewshot", "--data", "codes", "--shots", "2", "--method", "gda", "--name", "gone", status=1)
+    assert "was removed or moved" in told
+
+
 def test_light_methods_answer_without_training_and_without_validation_labels(light):
     folder, out, err = light
     assert results(folder)["labels_used"] == {"support": 6, "validation": 0}

@@ -50,6 +50,14 @@ def test_a_run_in_use_cannot_be_resumed_by_another_process():
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
 
+def test_a_run_whose_folder_is_taken_away_is_not_done():
+    run = begun("fewshot")
+    run.check_kept()
+    run.folder.rename("elsewhere")
+    with pytest.raises(AvfsError, match="was removed or moved while the run wrote there"):
+        run.check_kept()
+
+
 def test_names_that_no_folder_should_have():
     for name in ("", ".x", "..", "a/b", "a\nb", "a\x1b[31m", "x" * 101):
         [fault] = run_faults(resolve("fewshot", {"name": name}, environ={}))

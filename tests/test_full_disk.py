@@ -15,6 +15,9 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     write_two_classes(folder / "clips")
     (folder / "labels.txt").write_text("dog barking\nrain\n" + "".join(f"another sound {n}\n" for n in range(60)))
+    said = [{"result": [{"type": "choices", "value": {"choices": ["dog"]}}]}]
+    tasks = [{"data": {"video": path.name}, "annotations": said} for path in (folder / "clips").rglob("*.mp4")]
+    (folder / "labels.json").write_text(json.dumps(tasks))
     return folder
 
 
@@ -90,6 +93,7 @@ def test_a_full_cache_costs_no_result(world, disk, tmp_path):
         (16, ("embed", "clips", "--store", "{disk}/store", *command_support.TINY)),
         (8, (*FEWSHOT, "--method", "kernel_ridge", "--runs", "{disk}/runs")),
         (60, (*FEWSHOT, "--method", "dgsct", "--epochs", "1", "--hidden", "8", "--runs", "{disk}/runs")),
+        (24, ("data", "import", "labels.json", "--clips", "clips", "--root", "{disk}/mine")),
         (8, ("export", "--labels", "labels.txt", "--onnx", "{disk}/onnx", "--backbone", "tiny")),
         (80, ("data", "prepare", "folder", "--root", "clips", "--backbone", "tiny", "--out", "{disk}/shards")),
     ],

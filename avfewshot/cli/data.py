@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +13,11 @@ import typer
 from avfewshot.cli.data_check import check
 from avfewshot.cli.data_options import names_of, said_when_interrupted
 from avfewshot.cli.data_prepare import prepare
+from avfewshot.cli.destinations import check_folder
 from avfewshot.cli.options import argument, option
 from avfewshot.cli.terminal import progress_bar, say
-from avfewshot.errors import AvfsError, UsageError
+from avfewshot.errors import AvfsError, UsageError, raise_faults
+from avfewshot.io import DISK_FULL
 from avfewshot.reports.text import count, duration
 from avfewshot.text import printable
 
@@ -50,6 +54,7 @@ def import_labels(
 
     if not clips.is_dir():
         raise UsageError(f"--clips {clips}: there is no such folder.", hint="Name the folder of the labelled clips.")
+    raise_faults(check_folder(root, "--root"))
     stretches = dict.fromkeys(stretch for file in files for stretch in read_stretches(file, frame_rate))
     target, counts, failed = ClassFolders(clips, root), [0, 0], 0
     with progress_bar(len(stretches), "clip", "cutting") as bar:
@@ -57,6 +62,9 @@ def import_labels(
             try:
                 counts[target.add(stretch)] += 1
             except (AvfsError, OSError) as error:
+                if any(os.strerror(number) in str(error) for number in DISK_FULL):  # a text, from another process
+                    hint = "Make room there: the same command goes on from here."
+                    raise AvfsError(f"{root}: {os.strerror(errno.ENOSPC)}.", hint=hint) from error
                 say(printable(str(error)))
                 failed += 1
             bar.update()

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avfewshot.cli.data_options import ListFile, Media, Root, load_any, names_of, said_when_interrupted
+from avfewshot.cli.destinations import check_folder
 from avfewshot.cli.options import argument, option, setting_option
 from avfewshot.cli.terminal import progress_bar
 from avfewshot.config import resolve
 from avfewshot.engine import check_engine, ray_map
-from avfewshot.errors import UsageError
+from avfewshot.errors import UsageError, raise_faults
 from avfewshot.reports.text import count, size
 from avfewshot.text import printable
 
@@ -57,8 +58,7 @@ def prepare(
               avfs data prepare vggsound40k --root DATA --out /shared/vgg --engine ray --address HOST:6379
               avfs data prepare folder --root my_clips --out shards/mine --backbone tiny
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file.", hint="Name a folder; it is made if needed.")
+    raise_faults(check_folder(out, "--out"))
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part.strip())
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--part {part} is not a part.", hint="Write 1/8, 2/8 and so on up to 8/8.")

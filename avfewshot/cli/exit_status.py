@@ -66,8 +66,9 @@ def _status_of(command: Callable[[], Any], interrupts: Interrupts) -> int:
         print_traceback(error)
         named = f"{error.filename}: " if error.filename else ""
         hint = None if debugging() else "Run with --debug for the traceback."
-        if error.errno in DISK_FULL:
-            hint = "Make room there. What was done is kept: the same command goes on, a training with --resume RUN."
+        if error.errno in (*DISK_FULL, errno.EROFS, errno.EACCES):
+            remedy = "Make room there." if error.errno in DISK_FULL else "See that it may be read and written."
+            hint = f"{remedy} What was done is kept: the same command goes on, a training with --resume RUN."
         elif _OTHER_BUILD.search(str(error)):
             hint = "It was built for another torch; `avfs doctor` names the package."
         say_error(f"{named}{error.strerror or error}.", hint)

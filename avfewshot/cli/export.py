@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from avfewshot.cli.destinations import check_folder
 from avfewshot.cli.loading import chosen
 from avfewshot.cli.options import asked_labels, backbone_faults, with_options
 from avfewshot.cli.runs import session
@@ -34,8 +35,8 @@ def export(**flags: Any) -> None:
     labels = collect(faults, lambda: asked_labels(settings))
     if config.onnx is None:
         faults.append(UsageError("Where to?", hint="avfs export RUN --onnx DIR"))
-    elif config.onnx.exists() and not config.onnx.is_dir():
-        faults.append(UsageError(f"--onnx {config.onnx}: is a file.", hint="Name a folder."))
+    else:
+        faults += check_folder(config.onnx, "--onnx")
     if not (config.label or config.labels or model.adapter):
         faults.append(UsageError("Which labels?", hint="Name a run, or add `--labels labels.txt`."))
     raise_faults(faults)

@@ -56,6 +56,7 @@ def fewshot(
 
         trainer, plan = load(run, display, interrupts, claim=not dry_run)
         (print_plan if dry_run else execute)(run, trainer, plan, display)
+        run.check_kept()
 
 
 def _requested(flags: dict[str, Any], command: str) -> Run:

@@ -44,6 +44,7 @@ def pretrain(context: typer.Context, resume: Resume = None, dry_run: DryRun = Fa
             print_plan(run, display)
         else:
             execute(run, display, interrupts)
+            run.check_kept()
 
 
 def _requested(flags: dict[str, Any], command: str) -> Run:

@@ -107,6 +107,12 @@ class Run:
             hint = "Wait for it, or end it; then give the same command."
             raise AvfsError(f"{self.folder}: another process works on this run.", hint=hint)
 
+    def check_kept(self) -> None:
+        """Raise an :class:`AvfsError` where its folder was taken away from the run that had claimed it."""
+        if self._lock is not None and not (self.folder / RUN_FILE).is_file():
+            message = f"{self.folder}: was removed or moved while the run wrote there; what is there now is not whole."
+            raise AvfsError(message, hint="Give the command again that began it.")
+
     def rows(self, backbone: Backbone | None = None, training: Any = None) -> list[tuple[str, str, str]]:
         """(name, value, source) of every setting, as text.
 

@@ -53,6 +53,7 @@ def train(context: typer.Context, resume: Resume = None, dry_run: DryRun = False
             return
         run.claim()
         execute(run, trainer, display, interrupts)
+        run.check_kept()
     say(f"written: {run.folder / 'report.html'}")
     say(f"Next: avfs predict {shlex.quote(str(run.folder))} clips/")
 
