@@ -128,6 +128,12 @@ def test_new_changed_and_gone_clips(copy):
     assert after[f"{name}/1.mp4"] == before[f"{name}/1.mp4"]
 
 
+def test_a_store_that_another_process_made_first_is_not_replaced(tmp_path):
+    for backbone in ("first", "second"):
+        writer.create(tmp_path / "s", {"backbone": backbone, "precision": "fp32"}, {}, {"visual": 2, "audio": 2})
+    assert Store(tmp_path / "s").model["backbone"] == "first"
+
+
 def test_a_clip_that_grows_while_it_is_embedded_is_embedded_again(copy, monkeypatch):
     clip, embed_all = copy / "clips" / "new.mp4", embed_files
 

@@ -49,11 +49,18 @@ _TABLES = {"clips": "id", "thumbnails": "clip", "windows": "clip"}
 
 
 def create(folder: Path, model: Mapping[str, Any], identity: Mapping[str, str], dims: Mapping[str, int]) -> None:
-    """Make an empty store; see :meth:`Store.create`."""
+    """Make an empty store, unless another process was faster; see :meth:`Store.create`."""
     about = {"model": model, "identity": identity, "dims": dims, "rows": dict.fromkeys(MODALITIES, 0)}
     about |= {"version": VERSION, "generation": 1}
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if not (folder / "store.db").exists():
+            _create(folder / "store.db", about)
+
+
+def _create(path: Path, about: Mapping[str, Any]) -> None:
     entries = [(key, json.dumps(value)) for key, value in about.items()]
-    with _written(folder), atomic_path(folder / "store.db") as temporary:
+    with atomic_path(path) as temporary:
         database = sqlite3.connect(temporary)
         database.executescript(_SCHEMA + _WINDOWS)
         database.executemany("INSERT INTO about VALUES (?, ?)", entries)
@@ -86,18 +93,23 @@ def writing(folder: Path) -> Iterator[Writer]:
     Raises:
         UsageError: Another process writes into it.
     """
+    with _alone(folder), contextlib.closing(connect(folder, "rw")) as database:
+        writer = Writer(folder, database)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
     with _written(folder), open(folder / ".lock", "w") as stream:
         until = time.monotonic() + _PATIENCE
         while not try_lock(stream.fileno(), otherwise=True):
             if time.monotonic() > until:
                 raise UsageError(f"{folder}: another process writes into it.", hint="Wait for it.")
             time.sleep(0.1)
-        with contextlib.closing(connect(folder, "rw")) as database:
-            writer = Writer(folder, database)
-            try:
-                yield writer
-            finally:
-                writer.close()
+        yield
 
 
 @contextlib.contextmanager
