@@ -58,7 +58,11 @@ class BackboneConfig(Settings, panel=MODEL):
         None, "Prompt templates: a name, a YAML file or a text file.", panel=METHOD, unset="the backbone's", saved=True
     )
     clip_weights: FilePath | None = setting(
-        None, "CLIP checkpoint by path, instead of the preset's.", panel=BY_PATH, unset="the preset's", saved=True
+        None,
+        "Checkpoint of CLIP, or of the Swin in its place, by path, instead of the preset's.",
+        panel=BY_PATH,
+        unset="the preset's",
+        saved=True,
     )
     clap_weights: FilePath | None = setting(
         None, "CLAP checkpoint by path, instead of the preset's.", panel=BY_PATH, unset="the preset's", saved=True
