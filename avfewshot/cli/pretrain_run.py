@@ -129,7 +129,7 @@ def _validator(
         limit = asked.data.val_clips
         validator = stream_validator(data.val, config, backbone, texts, fabric, limit=limit, observer=display)
     else:
-        decision = PredictionConfig(config.task, config.fusion, config.pool)
+        decision = PredictionConfig(config.task, config.plain_fusion, config.pool)
         validator = Validator(decision, None, (), lambda model: (), config.blend)
     display.validated = validator.targets is not None
     return validator

@@ -164,5 +164,5 @@ def stream_validator(
         rows[row, list(labels)] = True
     names = tuple(name for name, _ in known)
     targets = Targets(names, source.classes, rows, multi_label=bool((rows.sum(1) > 1).any())) if known else None
-    decision = PredictionConfig(config.task, config.fusion, config.pool)
+    decision = PredictionConfig(config.task, config.plain_fusion, config.pool)
     return Validator(decision, targets, logits, trained_logits, config.blend)
