@@ -1,7 +1,9 @@
 """From embeddings to logits, joined logits, predictions, and the choice among them."""
 
 import os
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from scipy.special import softmax
 from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
+from avfewshot.evaluation.evaluator import ADAPTED, Evaluator, evaluate_task
 from avfewshot.evaluation.predictions import (
     Fitted,
     PredictionConfig,
@@ -145,6 +148,26 @@ def test_predictions_keep_to_the_fusion_that_a_model_was_validated_with():
         for metrics in (found, Validator(decision, None, (), lambda model: ())(None, 1)):
             answers = usual.predict(clips, CLASSES, metrics.fitted).probabilities.argmax(1)
             assert (answers.tolist() == [0, 1]) is right
+
+
+def test_a_trained_model_keeps_its_own_fusion_beside_untrained_ones():
+    seen = [torch.tensor([[5.0, 5.0, -9.0, -9.0]])] * 2
+    heard = [torch.tensor([[0.0, -9.0, 2.0, -9.0]]), torch.tensor([[-9.0, 0.0, 2.0, -9.0]])]
+    clips = [ClipLogits(*pair) for pair in zip(seen, heard, strict=True)]
+    task = SimpleNamespace(
+        decision=PredictionConfig("ave_cls", "weighted", "mean"),
+        texts=SimpleNamespace(num_classes=CLASSES),
+        validation_targets=lambda: targets([0, 1]),
+        joined=lambda model, split, share: clips,
+        report=lambda systems, **more: systems,
+    )
+    task.fit, task.predict = partial(Evaluator.fit, task), partial(Evaluator.predict, task)
+    task.untrained = lambda split: {"zero-shot": task.predict(clips, task.fit(clips))}
+    for fusion, right in (("product", [0, 1]), ("", [2, 2])):
+        answers = {
+            name: said.probabilities.argmax(1).tolist() for name, said in evaluate_task(task, 1, fusion=fusion).items()
+        }
+        assert answers == {"zero-shot": [2, 2], ADAPTED: right}
 
 
 def test_metrics_are_better_by_their_figure_and_then_by_their_loss_and_come_back_from_json():
