@@ -24,7 +24,11 @@ _STRETCH = 64  # a process looks at the folder again after having written this p
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
 
 
-def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+Stamp = tuple[int, int]
+"""Size in bytes and time of change in nanoseconds."""
+
+
+def file_stamp(path: str | os.PathLike[str]) -> Stamp | None:
     """Size and time of change of a file, which is taken to be the same while they are; None where there is none."""
     try:
         status = os.stat(path)

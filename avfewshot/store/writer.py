@@ -25,8 +25,11 @@ from avfewshot.media.thumbnails import jpeg
 from avfewshot.store.files import ANEW, VERSION, StoredClip, check_rows, connect, rows_file
 
 if TYPE_CHECKING:
+    from avfewshot.cache import Stamp
     from avfewshot.inference.classifier import Classifier
     from avfewshot.inference.features import EmbeddedFile
+
+    _Entry = EmbeddedFile | Failure
 
 Thumbnailed = Generator["tuple[EmbeddedFile | Failure, dict[int, bytes]]", None, None]
 """Embeddings of files in order, or what was wrong, with thumbnails by second."""
@@ -150,13 +153,7 @@ class Writer:
         for table, key in _TABLES.items():
             self._database.execute(f"DELETE FROM {table} WHERE {key} = ?", (clip,))
 
-    def add(
-        self,
-        path: Path | str,
-        file: EmbeddedFile | Failure,
-        pictures: Mapping[int, bytes],
-        stamp: tuple[int, int] | None,
-    ) -> None:
+    def add(self, path: Path | str, file: _Entry, pictures: Mapping[int, bytes], stamp: Stamp | None) -> None:
         """Take a file, wholly or, where that fails or is interrupted, not at all.
 
         `stamp` is its :func:`~avfewshot.cache.file_stamp` from before it was read: one that changed since is another.
@@ -173,13 +170,7 @@ class Writer:
         if self._waiting >= _COMMIT_CLIPS or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
-    def _insert(
-        self,
-        path: Path | str,
-        file: EmbeddedFile | Failure,
-        pictures: Mapping[int, bytes],
-        stamp: tuple[int, int] | None,
-    ) -> None:
+    def _insert(self, path: Path | str, file: _Entry, pictures: Mapping[int, bytes], stamp: Stamp | None) -> None:
         name = os.fsencode(path)
         about: list[Any] = [name, name, 0, 0]
         if not is_remote(path):

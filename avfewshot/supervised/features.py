@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avfewshot.cache import DiskCache, file_key, file_stamp
+from avfewshot.cache import DiskCache, Stamp, file_key, file_stamp
 from avfewshot.config import SupervisedTrainingConfig
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.presets import require_walkable
@@ -181,7 +181,7 @@ class FeatureStore:
         known = self._find(path) or self._compute(path, self.read(path), stamp)
         return {name: values.float() for name, values in known.items()}
 
-    def _compute(self, path: Path, clip: Clip, stamp: tuple[int, int] | None) -> dict[str, Tensor]:
+    def _compute(self, path: Path, clip: Clip, stamp: Stamp | None) -> dict[str, Tensor]:
         from safetensors.torch import save
 
         with torch.inference_mode():
