@@ -176,6 +176,15 @@ NO_MEMORY = "error: There is not enough memory.\n  Try a smaller --batch-size"
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP as a terminal leaves it: where tests run under nohup it is ignored, which commands respect."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("stop", "command"),
     [
@@ -191,6 +200,7 @@ def test_work_that_goes_on_later_says_so_by_whichever_signal_it_ends(avfs, monke
     assert "goes on from here" in told
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("stop", ["find.open_store", "embed._embed"])
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_every_command_ends_tidily_at_a_signal(avfs, monkeypatch, stop, number, status):
