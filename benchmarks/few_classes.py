@@ -108,6 +108,7 @@ def unknown_table(clips: Clips) -> Iterator[str]:
             scorer = find_method("kernel_ridge").fit(draw.support, draw.texts, seed=seed)
             learn_to_reject(scorer, draw.support, seed=seed)
             stated, ridge = scorer.diagnostics["reject"]["false_accepts"], LivingRidge(scorer)
+            stated = np.nan if stated is None else stated  # of two classes
             found.append((stated, 1 - ridge.unknown(draw.unseen).mean(), ridge.unknown(draw.others).mean()))
         stated, accepted, rejected = 100 * np.mean(found, 0)
         yield f"{classes:7}  {shots:5}  {stated:6.1f}  {accepted:8.1f}  {rejected:8.1f}"

@@ -20,6 +20,7 @@ from avfewshot.methods.calibration import (
 from avfewshot.methods.living import LivingRidge, learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.nearest_mean import NearestMean
+from avfewshot.reports.text import reject_text
 
 
 def fitted(clips=4, classes=CLASSES, name="kernel_ridge", **options):
@@ -229,6 +230,20 @@ def test_every_method_tells_unknown_clips_by_a_kernel_ridge_and_keeps_it(tmp_pat
     one_shot, part, *_ = fitted(clips=1, classes=3)
     learn_to_reject(one_shot, part)
     assert "reject" not in one_shot.diagnostics
+
+
+def test_of_two_classes_no_false_accepts_are_stated():
+    scorer, part, *_ = fitted(clips=5, classes=2)
+    learn_to_reject(scorer, part)
+    reject = scorer.diagnostics["reject"]
+    assert reject["false_accepts"] is None
+    assert reject["false_rejects"] == pytest.approx(0.1, abs=0.1)
+    assert "takes three classes to measure" in reject_text(reject)
+    three, part, *_ = fitted(clips=5, classes=3)
+    learn_to_reject(three, part)
+    assert "do not (false accepts)" in reject_text(three.diagnostics["reject"])
+    LivingRidge(three).remove("c0")
+    assert three.diagnostics["reject"]["false_accepts"] is None
 
 
 def test_what_is_accepted_of_unseen_classes_is_measured_on_fits_without_them_and_moves_later_figures():

@@ -171,7 +171,8 @@ class LivingRidge:
 
         The metric has seen the classes that are left out, and one is compared with all others but itself. `unseen`, the
         share that fits on other classes accept of a class, tells how much more that is of classes that were never seen;
-        what it adds to the log-odds is kept for later supports.
+        what it adds to the log-odds is kept for later supports. Of two classes one would be left, and its metric would
+        be of no use: ``false_accepts`` is None then.
 
         Returns:
             See :func:`~avfewshot.methods.calibration.reject_threshold`.
@@ -199,7 +200,10 @@ class LivingRidge:
         known, unknown = known[:, judged], unknown[:, np.isfinite(unknown).all(0)]
         scales = np.maximum(known.std(1), 1e-9)
         result = reject_threshold((known.T / scales).sum(1), (unknown.T / scales).sum(1), keep)
-        if (share := result["false_accepts"]) is not None and (classes := labels.any(0).sum()) > 1:
+        share, classes = result["false_accepts"], labels.any(0).sum()
+        if share is None or classes < 3:
+            result["false_accepts"] = None
+        else:
             odds = _log_odds_of_all(share, classes)
             if unseen is not None:
                 self._params["unseen"] = _log_odds_of_all(unseen, classes) - odds
