@@ -415,7 +415,9 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(avfs, world
     assert all(row["mu_av"] for row in rows if row["system"] in ("auto", "zero-shot"))
     assert all(row["labels_used"] and row["fit_seconds"] and row["trainable"] for row in rows)
     page = (folder / "compare.html").read_text()
-    assert "<svg" in page
+    lines = page.split("</svg>")[0].count("<g ")
+    assert lines >= 3
+    assert page.count('class="interval"') == 2 * lines  # at each number of shots
     # Where each system wins.
     document = json.loads((folder / "compare.json").read_text())
     for one in document["tables"]:

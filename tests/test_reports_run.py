@@ -286,6 +286,22 @@ def test_a_level_lies_among_the_heights_and_nothing_to_draw_draws_nothing():
     assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
 
 
+def test_intervals_stand_beside_each_other_at_their_own_heights_and_shots_double_from_tick_to_tick():
+    ends = [(1, 0.2, 0.4), (2, 0.5, 0.7), (16, 0.1, 0.9)]
+    lines = [charts.Series(name, [(x, (low + high) / 2) for x, low, high in ends], intervals=ends) for name in "ab"]
+    drawing = charts.line_chart("t", lines, x_name="shots", shares=True, doubling=True)
+    assert re.findall(r'class="tick mid"[^>]*>(\d+)<', drawing) == ["1", "2", "16"]
+    assert len(set(re.findall(r"translate\(([-\d.]+) 0\)", drawing))) == 2
+    for half in drawing.split("<g ")[1:]:
+        bars = np.array(re.findall(r'class="interval" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', half), dtype=float)
+        dots = np.array(re.findall(r'class="dot" cx="([\d.]+)" cy="([\d.]+)"', half), dtype=float)
+        np.testing.assert_allclose(bars[:, [0, 2]], dots[:, [0, 0]])
+        np.testing.assert_allclose(bars[:, [1, 3]].mean(1), dots[:, 1], atol=0.1)
+        np.testing.assert_allclose(np.diff(dots[:, 0])[1], 3 * np.diff(dots[:, 0])[0], atol=0.2)  # 2 to 16, 1 to 2
+        heights = bars[:, 1] - bars[:, 3]
+        np.testing.assert_allclose(heights / heights[0], [1, 1, 4], atol=0.05)
+
+
 def test_ticks_are_round_and_long_lines_are_thinned_and_smoothed():
     assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert charts.ticks(0.41, 0.63)[0] <= 0.41

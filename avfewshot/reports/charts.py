@@ -34,6 +34,7 @@ class Series:
     points: Sequence[tuple[float, float]]  # (x, y), x ascending; those that are not finite are left out
     marked: tuple[float, float] | None = None  # a point to put a ring around
     smooth: bool = False  # draw a moving average, and the line itself faintly
+    intervals: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
 
 
 def line_chart(
@@ -44,29 +45,39 @@ def line_chart(
     level: tuple[float, str] | None = None,
     shares: bool = False,
     limits: tuple[float, float] | None = None,
+    doubling: bool = False,
 ) -> Markup:
     """Lines over a common axis as ``<svg>``; empty where no line has a finite point.
 
     Colours go by position: the same position in another chart has the same colour. Heights that are `shares` are
     labelled in percent; `level` is a dashed line: its height, and what it stands for; `limits` are the lowest and
-    highest height where charts stand side by side.
+    highest height where charts stand side by side. With `doubling` the axis across is one of logarithms, with a tick
+    at each x. Lines with intervals stand a little beside each other, so that these can be told apart.
     """
     lines = [[point for point in line.points if all(map(math.isfinite, point))] for line in series]
     across, up = ([point[axis] for line in lines for point in line] for axis in (0, 1))
     if not across:
         return Markup()
+    up += [y for line in series for _, *ends in line.intervals for y in ends]
     low, high = limits or (min(heights := [*up, *([level[0]] if level else [])]), max(heights))
     y_ticks = ticks(low, high)
-    x_ticks = ticks(min(across), max(across), most=6)
+    x_ticks = sorted(set(across)) if doubling else ticks(min(across), max(across), most=6)
     if all(x == int(x) for x in across):  # epochs, steps
         x_ticks = [tick for tick in x_ticks if tick == int(tick)]
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
     first, last = min(*across, *x_ticks), max(*across, *x_ticks)
+    if doubling:
+        first, last = first / 1.3, last * 1.3
+    along = math.log2 if doubling else float
+    begin, end = along(first), along(last)
 
     def placed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         width, height = _BOX["right"] - _BOX["left"], _BOX["bottom"] - _BOX["top"]
         return [
-            (_BOX["left"] + width * _part(x, first, last), _BOX["bottom"] - height * _part(y, low, high))
+            (
+                _BOX["left"] + width * _part(along(x), begin, end),
+                _BOX["bottom"] - height * _part(y, low, high),
+            )
             for x, y in points
         ]
 
@@ -81,6 +92,8 @@ def line_chart(
                 "tone": position % TONES,
                 "points": placed(thinned(points)),
                 "smooth": placed(thinned(smoothed(points))) if smooth else (),
+                "intervals": [placed([(x, low), (x, high)]) for x, low, high in line.intervals],
+                "shift": 3.5 * (position - (len(series) - 1) / 2) if any(one.intervals for one in series) else 0.0,
                 "marked": placed([line.marked])[0] if line.marked and all(map(math.isfinite, line.marked)) else (),
             }
         )

@@ -186,8 +186,9 @@ def write_methods_page(
     """
     over_shots = _lines(tables, shots) if len(shots) > 1 and chart is None else []
     if over_shots:
-        title_of_chart = f"{metric_title(tables[0][1].headline)} over shots"
-        chart = line_chart(title_of_chart, over_shots, x_name="shots", shares=True), [one.name for one in over_shots]
+        name = f"{metric_title(tables[0][1].headline)} over shots"
+        drawn = line_chart(name, over_shots, x_name="shots", shares=True, doubling=True)
+        chart = drawn, [one.name for one in over_shots]
     page = render(
         "methods.html.j2",
         title=title,
@@ -211,14 +212,18 @@ def write_methods_page(
 
 def _lines(tables: Sequence[MethodsTable], shots: Sequence[int]) -> list[Series]:
     """A line a system over shots: `auto`, zero-shot, and the best of the others, as many as there are colours."""
-    lines = {}
+    lines: dict[str, Series] = {}
     for system in dict.fromkeys(name for _, table, _ in tables for name in table.systems):
-        lines[system] = [
-            (float(k), value)
+        cells = [
+            (float(k), table.cells[system][table.headline])
             for k, (_, table, _) in zip(shots, tables, strict=True)
-            if system in table.systems and (value := table.cells[system][table.headline].value) is not None
+            if system in table.systems
         ]
-    first = [name for name in ("auto", "zero-shot") if lines.get(name)]
-    others = [name for name in lines if lines[name] and name not in first and lines[name] != lines.get("auto")]
-    others.sort(key=lambda name: -fmean(value for _, value in lines[name]))
-    return [Series(name, lines[name]) for name in (*first, *others[: TONES - len(first)])]
+        points = [(k, one.value) for k, one in cells if one.value is not None]
+        ends = [(k, one.low, one.high) for k, one in cells if one.low is not None and one.high is not None]
+        lines[system] = Series(system, points, intervals=ends)
+    first = [name for name in ("auto", "zero-shot") if name in lines and lines[name].points]
+    auto = lines["auto"].points if "auto" in lines else None
+    others = [name for name in lines if lines[name].points and name not in first and lines[name].points != auto]
+    others.sort(key=lambda name: -fmean(value for _, value in lines[name].points))
+    return [lines[name] for name in (*first, *others[: TONES - len(first)])]
