@@ -214,6 +214,24 @@ def test_one_clip_a_class_is_learnt_and_saved_without_a_test_clip(avfs, single):
     assert "at least two clips a class" in avfs.refused("zeroshot", "--adapter", folder, "--reject", DOG)
 
 
+def test_classes_with_fewer_clips_than_shots_are_used_whole_and_said(avfs, world):
+    for name, clips in (("class_0", 6), ("class_1", 3)):
+        (world / "few" / name).mkdir(parents=True)
+        for clip in range(clips):
+            (world / "few" / name / f"{clip}.mp4").symlink_to(world / "my_clips" / CODES[name] / f"{clip}.mp4")
+    out, err = avfs("fewshot", "--data", "few", "--shots", "3", "--method", "nearest_mean", "--name", "few")
+    # A clip of each class is tested on; one more was put aside to choose by, which this method does not.
+    told = "Classes with fewer than 3 training clips, used whole: class_1 (2)."
+    folder = avfs.folder_of("few")
+    assert told in err
+    assert told in (folder / "methods.html").read_text()
+    assert results(folder)["labels_used"] == {"support": 5, "validation": 0}
+    # Two test clips are no percentage.
+    assert "2 of 2" in out
+    assert "by Wilson's score over 2 test clips" in " ".join(out.split())
+    assert "<td>2 of 2</td>" in (folder / "methods.html").read_text()
+
+
 def test_counter_examples_keep_their_like_out_of_a_class(avfs, world, two):
     classes = {"class_0": CLASSES[0], "class_1": CLASSES[1], "-class_0": CLASSES[2]}
     link_classes(world / "with_counter", classes)

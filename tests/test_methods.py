@@ -291,6 +291,14 @@ def test_text_takes_part_only_where_it_beats_chance():
         assert accuracy(scorer.logits(queries.features), queries.labels) >= 0.8
 
 
+def test_clip_adapter_has_the_published_number_of_parameters_at_512_channels():
+    rng = np.random.default_rng(0)
+    clips = Features.of([(str(row), *rng.normal(size=(2, 1, 256))) for row in range(4)])
+    texts = LabelFeatures.with_background(["a", "b"], *rng.normal(size=(2, 3, 256)), scales=(8.0, 8.0))
+    support = Support(clips, np.eye(2, dtype=bool)[[0, 1, 0, 1]])
+    assert find_method("clip_adapter").fit(support, texts).diagnostics["trainable"] == 131_072
+
+
 def test_timo_takes_the_prompts_that_lie_near_the_clips_of_each_modality():
     support, texts = world(clips=6)
     noise = np.random.default_rng(3).normal(size=(CLASSES, 3, texts.visual.shape[1]))

@@ -15,9 +15,8 @@ from rich.console import Console
 from test_reports_html import EVIL, Page
 
 from avfewshot.evaluation.results import Calibration, CalibrationBin, Difference, Estimate
-from avfewshot.reports import charts, comparison, listings
+from avfewshot.reports import charts, comparison, figures, listings
 from avfewshot.reports.charts import heat_source, is_picture
-from avfewshot.reports.figures import verdict
 from avfewshot.reports.run_html import class_changes, confused_pairs, confusion, run_page
 from avfewshot.training.record import Curve, Heatmap, Second
 
@@ -100,7 +99,7 @@ def test_figures_are_those_of_the_record(which, page, request):
     assert f"trained: expected calibration error {100 * error:.1f} %" in text
     for reference in (*record.results["trained"].baselines, *record.results["trained"].ceilings):
         assert reference.title in text
-    assert verdict(table.difference("trained", "zero-shot"))[1] in text
+    assert figures.verdict(table.difference("trained", "zero-shot"))[1] in text
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_figures_are_those_of_the_record(which, page, request):
     ],
 )
 def test_a_difference_in_plain_language(estimate, kind, words):
-    found, sentence = verdict(Difference("trained", "zero-shot", "top1", estimate))
+    found, sentence = figures.verdict(Difference("trained", "zero-shot", "top1", estimate))
     assert found == kind
     assert words in sentence
 
@@ -284,6 +283,21 @@ def test_a_level_lies_among_the_heights_and_nothing_to_draw_draws_nothing():
     level = float(re.search(r'class="level"[^>]* y1="([\d.]+)"', drawing)[1])
     assert level == pytest.approx(sum(heights) / 2, abs=0.2)
     assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "clips", "kind", "told"),
+    [
+        (1.0, 2, "wilson", "2 of 2"),
+        (0.5, 10, "wilson", "50.0"),
+        (0.5, 2, "bootstrap", "50.0"),
+        (0.4, 2, "wilson", "40.0"),
+    ],
+)
+def test_few_clips_are_counted(value, clips, kind, told):
+    estimate = Estimate(value, 0.0, 1.0, n=clips, interval=kind)
+    assert figures.cell(estimate) == told
+    assert figures.headline(estimate) == (told if "of" in told else f"{told} %")
 
 
 def test_intervals_stand_beside_each_other_at_their_own_heights_and_shots_double_from_tick_to_tick():

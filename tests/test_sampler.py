@@ -12,7 +12,7 @@ from dataset_files import official
 from avfewshot.data.dataset import Dataset, Sample
 from avfewshot.data.description import ClassEntry, Description, load_description
 from avfewshot.data.load import load_dataset
-from avfewshot.data.sampler import draw_support, draw_validation, fingerprint, support_table
+from avfewshot.data.sampler import draw_support, draw_validation, fingerprint, support_table, with_spare_clips
 from avfewshot.errors import AvfsError
 
 CLASSES = ("cat", "dog", "bird")
@@ -89,10 +89,22 @@ def test_a_class_with_fewer_clips_is_used_whole_and_said():
     assert len(support.samples) == 6
     text = " ".join(support.describe())
     assert "Classes without any clip to draw: bird." in text
-    assert "Classes with fewer than 4 clips, used whole: dog (2)." in text
+    assert "Classes with fewer than 4 training clips, used whole: dog (2)." in text
     names = tuple(f"class {number}" for number in range(20))
     many = draw_support(replace(make([(0,)]), classes=names, wordings=names), 1)
     assert "class 8 and 11 more." in " ".join(many.describe())
+
+
+def test_clips_put_aside_to_choose_by_fill_up_short_classes_where_nothing_is_chosen_by_them():
+    dataset = with_val(make([(0,)] * 5 + [(1,)] * 2), 3)
+    dataset = dataset.with_samples(replace(sample, path=Path(sample.id)) for sample in dataset.samples)
+    supports = {}
+    for shots in (2, 4, 5):
+        filled = with_spare_clips(dataset, draw_support(dataset, shots))
+        supports[shots] = draw_support(filled, shots)
+        assert filled.split_sizes["train"] == 7 + max(0, shots - 2) + min(shots, 3)
+    assert set(ids(supports[2])) < set(ids(supports[4])) < set(ids(supports[5]))
+    assert supports[4].short == {"bird": 3}
 
 
 def test_single_label_clips_by_default_all_on_request():

@@ -21,6 +21,7 @@ from avfewshot.cli.terminal import say
 from avfewshot.config import CompareConfig, FewshotConfig
 from avfewshot.data.folder import load_folder
 from avfewshot.data.load import load_dataset, require_media
+from avfewshot.data.sampler import describe_short
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.evaluation.evaluate import average_comparisons
 from avfewshot.evaluation.evaluator import UNTRAINED
@@ -236,7 +237,9 @@ def write_results(
     if trainer.has_methods and comparison is not None:
         table = (count(trainer.config.shots, "shot"), comparison, [result.methods for result in results])
         title = f"{trainer.config.task}: few-shot methods"
-        notes = [] if chosen is None else [f"Seed {chosen['seed']} answers for the run: {chosen['why']}."]
+        notes = describe_short(results[0].support["short"], trainer.config.shots)
+        if chosen is not None:
+            notes.append(f"Seed {chosen['seed']} answers for the run: {chosen['why']}.")
         write_methods_page(folder / "methods.html", [table], title=title, command=run.command, notes=notes)
         pages.append(folder / "methods.html")
     return [*pages, folder / "results.json"]

@@ -126,6 +126,7 @@ class Dataset:
     files: dict[str, Path] = field(default_factory=dict)  # annotation files read, by role
     report: DatasetReport = field(default_factory=DatasetReport)  # findings of the reader
     none_class: int | None = None  # label of the class "none of these" (a folder ``none/``), or None
+    drawn_splits: tuple[str, ...] = ()  # splits that nobody gave: their clips were drawn from the training clips
     # clips that are *not* of their label (folders ``-CLASS/``); in no split's `samples`
     negatives: tuple[Sample, ...] = ()
 

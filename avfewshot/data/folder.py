@@ -82,6 +82,7 @@ def load_folder(root: str | Path, *, seed: int = 0, val_fraction: float = 0.2, t
         samples=tuple(sorted(samples, key=lambda sample: (SPLITS.index(sample.split), sample.row))),
         form="folder with splits" if splits != {"train"} else "folder",
         report=report,
+        drawn_splits=tuple(fractions),
         none_class=none[0] if none else None,
         negatives=tuple(negatives),
     )

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from avfewshot.data.dataset import Dataset, Sample, ranked
@@ -54,13 +54,8 @@ class Support:
             + f", fingerprint {self.fingerprint[:16]}"
             + (f" (the published one{apart})." if self.matches_pinned else ".")
         ]
-        none = [name for name, count in self.short.items() if count == 0]
-        few = [f"{name} ({count})" for name, count in self.short.items() if count]
+        lines += describe_short(self.short, self.shots)
         next_in_rank = "and were replaced by the next in rank."
-        if none:
-            lines.append(f"Classes without any clip to draw: {some(none)}.")
-        if few:
-            lines.append(f"Classes with fewer than {self.shots} clips, used whole: {some(few)}.")
         if self.replaced:
             lines.append(f"{len(self.replaced)} clips of the support have no media {next_in_rank}")
         if self.overlapping:
@@ -84,6 +79,14 @@ class Support:
             "overlapping": list(self.overlapping),
             "ids": sorted(sample.id for sample in self.samples),
         }
+
+
+def describe_short(short: Mapping[str, int], shots: int) -> list[str]:
+    """What a person should know of classes with fewer clips than `shots`, one sentence each."""
+    none = [name for name, count in short.items() if count == 0]
+    few = [f"{name} ({count})" for name, count in short.items() if count]
+    lines = [f"Classes without any clip to draw: {some(none)}."] if none else []
+    return [*lines, f"Classes with fewer than {shots} training clips, used whole: {some(few)}."] if few else lines
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,19 @@ def draw_validation(
     orders = _orders(dataset, "nested", multi_label, seed, split=split, purpose="validation-1")
     chosen, short, overlapping, _ = _draw(dataset.classes, orders, wanted, taken, only_available)
     return Validation(chosen, wanted, seed, split, overlapping if split == "val" else (), short)
+
+
+def with_spare_clips(dataset: Dataset, support: Support) -> Dataset:
+    """The data set with validation clips moved to the training clips of classes that `support` is short of.
+
+    As many as it lacks, so that supports stay nested; for runs that choose nothing by validation clips.
+    """
+    moved: set[str] = set()
+    for name, count in support.short.items():
+        spare = [s for s in dataset.available("val") if s.label == dataset.classes.index(name)]
+        order = ranked(spare, seed=0, purpose="spare", group=name)
+        moved.update(sample.id for sample in order[: support.shots - count])
+    return dataset.with_samples(replace(s, split="train") if s.id in moved else s for s in dataset.samples)
 
 
 def _draw(

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from avfewshot.evaluation.results import Comparison, Difference, Estimate, TaskResult
-from avfewshot.reports.figures import basis, difference, interval, main_systems, metric_title, points, verdict
+from avfewshot.reports.figures import basis, cell, difference, interval, main_systems, metric_title, points, verdict
 from avfewshot.reports.listings import figures_table
 from avfewshot.text import csv_text, printable
 
@@ -86,21 +86,21 @@ def classes_csv(result: TaskResult) -> str:
 
 
 def _figure(estimate: Estimate) -> Text:
-    cell = Text("-" if estimate.value is None else points(estimate.value))
+    text = Text("-" if estimate.value is None else cell(estimate))
     if bounds := interval(estimate):
-        cell.append(f"\n{_plain(bounds)}", style="dim not bold")
-    return cell
+        text.append(f"\n{_plain(bounds)}", style="dim not bold")
+    return text
 
 
 def _difference(found: Difference) -> Text:
     value, bounds = map(_plain, difference(found.estimate))
-    cell = Text(value)
+    text = Text(value)
     if found.clear:
-        cell.append("*")
-        cell.stylize("green" if verdict(found)[0] == "gain" else "red")
+        text.append("*")
+        text.stylize("green" if verdict(found)[0] == "gain" else "red")
     if bounds:
-        cell.append(f"\n{bounds}", style="dim")
-    return cell
+        text.append(f"\n{bounds}", style="dim")
+    return text
 
 
 def _plain(text: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from avfewshot.evaluation.results import FEW_CLIPS, Comparison, Difference, Estimate
 from avfewshot.evaluation.tasks import METRICS
 from avfewshot.reports.text import percent
 
 NONE = "–"  # stands for a figure that is not defined
+COUNTED = 10  # of fewer test clips their number is told: "2 of 2" promises less than "100.0 %"
 
 
 def main_systems(comparison: Comparison) -> tuple[str, str | None]:
@@ -37,11 +40,13 @@ def verdict(difference: Difference) -> tuple[str, str]:
     return ("loss", f"{text}The interval lies below zero: a clear loss.")
 
 
-def basis(comparison: Comparison) -> str:
-    """What the intervals of a table are over, for people."""
-    cells = [cell for row in comparison.cells.values() for cell in row.values()]
+def basis(comparison: Comparison, metrics: Sequence[str] = ()) -> str:
+    """What the intervals of a table are over, for people; of a table of some `metrics` alone."""
+    shown = metrics or comparison.metrics
+    cells = [row[metric] for row in comparison.cells.values() for metric in shown]
     runs = max((cell.n for cell in cells if cell.interval == "seeds"), default=0)
-    resampled = any(cell.interval in ("bootstrap", "wilson") for cell in cells)
+    kinds = {cell.interval for cell in cells}
+    resampled = not kinds.isdisjoint(("bootstrap", "wilson"))
     clips = f"{comparison.num_clips} test clip{'' if comparison.num_clips == 1 else 's'}"
     few = ""
     if comparison.num_clips < FEW_CLIPS:
@@ -51,8 +56,11 @@ def basis(comparison: Comparison) -> str:
         if resampled:
             text += " A system without training does the same in every run: its interval is over clips alone."
         return few + text
+    if resampled and "bootstrap" not in kinds:
+        return few + f"95 % intervals by Wilson's score over {clips}."
     if resampled:
-        return few + f"95 % intervals over {comparison.replicates} resamples of the {clips}."
+        wilson = ", by Wilson's score where those are too few or all alike" if "wilson" in kinds else ""
+        return few + f"95 % intervals over {comparison.replicates} resamples of the {clips}{wilson}."
     return few + f"On {clips}, without intervals."
 
 
@@ -74,6 +82,24 @@ def share(value: float | None) -> str:
 def points(value: float | None) -> str:
     """A fraction in percent without the sign, for the cells of a table."""
     return NONE if value is None else f"{100 * value:.1f}"
+
+
+def counted(estimate: Estimate) -> str | None:
+    """A share of fewer than :data:`COUNTED` clips by their number, for example ``2 of 2``; None for other figures."""
+    if estimate.value is None or estimate.interval != "wilson" or estimate.n >= COUNTED:
+        return None
+    right = round(estimate.value * estimate.n)
+    return f"{right} of {estimate.n}" if abs(right - estimate.value * estimate.n) < 1e-6 else None
+
+
+def headline(estimate: Estimate) -> str:
+    """A figure that stands alone: ``52.4 %``, or as :func:`counted`."""
+    return counted(estimate) or share(estimate.value)
+
+
+def cell(estimate: Estimate) -> str:
+    """A figure in a cell of a table in percent: ``52.4``, or as :func:`counted`."""
+    return counted(estimate) or points(estimate.value)
 
 
 def signed(value: float) -> str:

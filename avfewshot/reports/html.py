@@ -53,8 +53,9 @@ def environment() -> jinja2.Environment:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         auto_reload=False,
     )
-    shown = (figures.points, figures.share, figures.signed, figures.interval, percent, quantity)
-    made.filters |= {form.__name__: form for form in (*shown, figures.metric_title, figures.metric_description)}
+    own = (figures.points, figures.share, figures.cell, figures.headline, figures.signed, figures.interval)
+    shown = (*own, figures.metric_title, figures.metric_description, percent, quantity)
+    made.filters |= {form.__name__: form for form in shown}
     made.filters |= {"finite": finite, "d1": "{:.1f}".format, "place": lambda value: 100 * min(max(value, 0.0), 1.0)}
     return made
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from avfewshot.evaluation.results import Comparison, Estimate
 from avfewshot.io import write_text
 from avfewshot.reports.charts import TONES, Series, line_chart
-from avfewshot.reports.figures import NONE, basis, interval, metric_title, points, signed, verdict
+from avfewshot.reports.figures import NONE, basis, cell, interval, metric_title, points, share, signed, verdict
 from avfewshot.reports.html import render
 from avfewshot.reports.listings import Listing, figures_table
 from avfewshot.reports.text import reject_text
@@ -66,8 +66,9 @@ def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
         calibration = one.get("calibration") or {}
         table.add_row(
             Text(printable(name)),
-            _cell(one.get("loo_accuracy"), ".1%").replace("%", " %"),
-            *(_cell(v, ".3f") for v in (one.get("loo_log_loss"), *map(calibration.get, ("ece_before", "ece_after")))),
+            share(one.get("loo_accuracy")),
+            _cell(one.get("loo_log_loss"), ".3f"),
+            *(share(calibration.get(end)) for end in ("ece_before", "ece_after")),
             _cell(one["seconds"], ".1f"),
         )
     return table
@@ -81,12 +82,12 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """All systems on the test clips, the best first."""
     title = f"{printable(comparison.task)}: {metric_title(comparison.headline)}, in percent"
     columns = ("system", "test", "95 % interval", "left out", "labels used", "fit, s", "trained")
-    table = figures_table(*columns, title=title, caption=basis(comparison))
+    table = figures_table(*columns, title=title, caption=basis(comparison, (comparison.headline,)))
     for row in method_rows(comparison, runs):
         bold = "bold" if row["system"] == "auto" else ""
         table.add_row(
             Text(printable(row["system"]), style=bold),
-            Text(points(row["estimate"].value), style=bold),
+            Text(cell(row["estimate"]), style=bold),
             interval(row["estimate"]),
             points(row["left_out"]),
             *(_cell(row[key], form) for key, form in (("labels", ","), ("seconds", ".1f"), ("trainable", ","))),
@@ -96,7 +97,7 @@ def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
 
 def details_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """Beside it: calibration before and after the temperature, and what the second modality spoils."""
-    title = "the same clips: calibration, and what fusion spoils"
+    title = "the same clips: calibration, and what fusion spoils, in percent"
     table = figures_table("system", "ECE", "tempered", *MUS, title=title, caption=CONFUSION)
     for row in method_rows(comparison, runs):
         if row["ece"] or row["modality_confusion"]:
@@ -198,7 +199,8 @@ def write_methods_page(
         over_shots=bool(over_shots),
         tones=TONES,
         tables=[
-            {"title": name, "rows": method_rows(table, runs), "basis": basis(table), "table": table, "runs": runs}
+            {"title": name, "rows": method_rows(table, runs), "table": table, "runs": runs}
+            | {"basis": basis(table, (table.headline,))}
             for name, table, runs in tables
         ],
         listings=listings,

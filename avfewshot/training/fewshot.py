@@ -144,6 +144,9 @@ class FewShot(FewShotSetting):
         self.observer.begin(f"seed {seed}: reading the support", 0)
         usage = self.evaluator.usage
         support = readable_support(self.dataset, self.config, seed, self.evaluator.read, usage, self.observer.advance)
+        if seed == self.config.seeds[0]:
+            for line in support.describe()[1:]:
+                self.observer.say(line)
         used = usage.used.setdefault("train", [])
         before = set(used)
         used += dict.fromkeys(sample.id for sample in support.samples if sample.id not in before)

@@ -15,7 +15,7 @@ import torch
 from avfewshot.cache import file_key
 from avfewshot.config import ADAPTER_METHODS, AUTO, TrainingConfig
 from avfewshot.data.dataset import Dataset, Sample
-from avfewshot.data.sampler import Support, draw_validation
+from avfewshot.data.sampler import Support, draw_validation, with_spare_clips
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import walkable
 from avfewshot.evaluation.evaluator import Evaluator
@@ -114,11 +114,15 @@ class FewShotSetting:
 
     def _with_validation(self) -> tuple[Dataset, int]:
         """The data set with the validation clips of the run as its val split, and how many labels they cost."""
-        config = self.config
-        support = draw(self.dataset, config, config.seeds[0]).samples
+        config, dataset = self.config, self.dataset
+        support = draw(dataset, config, config.seeds[0])
         if not self.trains:  # it chooses by leaving out; thresholds of the untrained systems come from the support
-            kept = [sample for sample in self.dataset.samples if sample.split != "val"]
-            return self.dataset.with_samples([*kept, *(replace(sample, split="val") for sample in support)]), 0
+            if "val" in dataset.drawn_splits:
+                dataset = with_spare_clips(dataset, support)
+            kept = [sample for sample in dataset.samples if sample.split != "val"]
+            support = draw(dataset, config, config.seeds[0])
+            return dataset.with_samples([*kept, *(replace(one, split="val") for one in support.samples)]), 0
+        support = support.samples
         steps = max(1, len(support) // (config.batch_size * config.accumulation))
         if config.epochs == AUTO:
             self.config = config = config.replace(epochs=max(3, min(20, -(-_STEPS // steps))))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from avfewshot.adapters.dgsct import DGSCT
 from avfewshot.data.dataset import Sample
+from avfewshot.data.sampler import describe_short
 from avfewshot.evaluation.predictions import clip_probabilities, second_probabilities
 from avfewshot.evaluation.results import Comparison
 from avfewshot.inference.logits import ClipLogits
@@ -79,9 +80,7 @@ def _support_lines(result: SeedResult) -> tuple[str, ...]:
     if support["pinned"] is not None:
         same = support["pinned"] == support["fingerprint"]
         lines.append("The published support." if same else "Not the published support: other clips are available here.")
-    if support["short"]:
-        few = ", ".join(f"{name} ({count})" for name, count in support["short"].items())
-        lines.append(f"Classes with fewer clips than shots, used whole: {few}.")
+    lines += describe_short(support["short"], support["shots"])
     if support["replaced"]:
         lines.append(f"{len(support['replaced'])} clips without media were replaced by the next in rank.")
     return tuple(lines)
