@@ -318,6 +318,21 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs):
     assert (head._texts.fusion, head._zero_shot._options["fusion"]) == ("weighted", "product")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--task", "ave"), "joins for whole clips only"),
+        (("--data", "my_clips", "--val-shots", "0"), "no validation clip lets join"),
+        (("--data", "my_clips"), None),
+    ],
+)
+def test_where_what_is_trained_cannot_join_auto_that_is_said_before(options, told, avfs):
+    out = " ".join(avfs("fewshot", *options, "--shots", "1", "--dry-run")[0].split())
+    assert "auto with DG-SCT trained beside it" in out
+    assert ("--no-tune leaves it out" in out) == (told is not None)
+    assert told is None or told in out
+
+
 @pytest.fixture(scope="module")
 def seconds(avfs):
     return avfs.made("fewshot", "--task", "ave", "--shots", "2", "--no-tune", name="seconds")

@@ -18,7 +18,7 @@ from avfewshot.cli.loading import on_device, open_store
 from avfewshot.cli.progress import Display
 from avfewshot.cli.runs import Run
 from avfewshot.cli.terminal import say
-from avfewshot.config import CompareConfig, FewshotConfig
+from avfewshot.config import AUTO, CompareConfig, FewshotConfig
 from avfewshot.data.folder import load_folder
 from avfewshot.data.load import load_dataset, require_media
 from avfewshot.data.sampler import describe_short
@@ -105,7 +105,7 @@ def print_plan(run: Run, trainer: FewShot, plan: Plan | None, display: Display) 
         *((split, f"{clips} clips have media") for split, clips in _media(trainer).items()),
         (
             "method",
-            f"{config.method} with {config.adapter_title} trained beside it"
+            f"{config.method} with {config.adapter_title} trained beside it{_why_apart(trainer)}"
             if trainer.trains
             else f"{config.method} on frozen embeddings",
         ),
@@ -176,6 +176,19 @@ def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
         f"{plan.flops['all'] / 1e9:.1f} GFLOPs a clip, about {plan.memory / 1e9:.1f} GB; "
         f"{trainer.device}, {config.precision}."
     )
+    if apart := _why_apart(trainer):
+        display.say(f"{config.method}: {config.adapter_title} stands beside it{apart}.")
+
+
+def _why_apart(trainer: FewShot) -> str:
+    """Why what is trained will not join the light methods of `auto`, if that is known before the training."""
+    if trainer.config.method != AUTO:
+        return ""
+    if trainer.evaluator.decision.per_second:
+        return ", which joins for whole clips only and does not answer here (--no-tune leaves it out)"
+    if not trainer.validation_used:
+        return ", which no validation clip lets join (--val-shots; --no-tune leaves it out)"
+    return ""
 
 
 _ROLES = {"train": "support", "val": "selection", "test": "evaluation"}
