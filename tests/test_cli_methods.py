@@ -173,6 +173,11 @@ def test_clips_of_none_are_a_class_that_stays_at_inference_and_classes_come_and_
     avfs("learn", folder, "add", "none", DOG)
     assert held()[-1] == "none: 4 clips"
     avfs("learn", folder, "remove", "none")
+    assert "takes no --wording" in avfs.refused("learn", folder, "remove", "class_0", "--wording", "a car")
+    told = avfs.refused("learn", folder, "add", "class_0", CAR, "--wording", "a car")
+    assert "'class_0' is learnt as 'class 0'" in told
+    (world / "broken.mp4").write_bytes(b"no video")
+    assert "can be learnt from" in avfs.refused("learn", folder, "add", "class_0", "broken.mp4", status=1)
     avfs("learn", folder, "add", "dogs", "my_clips/dog barking/1.mp4", "my_clips/dog barking/2.mp4")
     handle = os.open(folder, os.O_RDONLY)
     assert try_lock(handle)  # as another process that learns

@@ -17,7 +17,7 @@ from avfewshot.cli.options import argument, option
 from avfewshot.cli.runs import alone
 from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
-from avfewshot.errors import UsageError
+from avfewshot.errors import DataError, UsageError
 from avfewshot.io import user_path, write_text
 from avfewshot.reports.text import count
 
@@ -50,6 +50,8 @@ def learn(
         raise UsageError(not_one_of(action, _ACTIONS), hint=hint)
     if (action == "list") != (name is None) or (action == "add") != bool(clips):
         raise UsageError(f"avfs learn RUN {action}: takes {_ACTIONS[action]}.", hint=hint)
+    if wording and action != "add":
+        raise UsageError(f"avfs learn RUN {action}: takes no --wording.", hint=hint)
     if run.startswith("hf:/") and action != "list":
         raise UsageError(f"{run}: a commit of the hub stays as it is.", hint="Teach a run of your own, then avfs push.")
     if action == "list":
@@ -104,6 +106,9 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     if name not in labels:
         labels.append(name)
         wordings.append(wording or name)
+    elif wording and wording != wordings[labels.index(name)]:
+        what = f"{name!r} is learnt as {wordings[labels.index(name)]!r}, so it has no other --wording."
+        raise UsageError(what, hint="Leave it out, or remove the class first.")
     classifier = load(adapter=str(folder), device=device, cache=True)
     files = list(classifier.iter_embed(clips))
     for file in files:
@@ -111,7 +116,7 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
             say(f"left out: {file.path}: {file.error}")
     usable = [file for file in files if not isinstance(file, Failure)]
     if not usable:
-        raise UsageError(f"None of {', '.join(clips)} can be learnt from.", hint="Give clips that can be read.")
+        raise DataError(f"None of {', '.join(clips)} can be learnt from.", hint="Give clips that can be read.")
     none = found.none or ("none" if name == "none" and name not in found.config.labels else None)
     shown = [row for row, label in enumerate(labels) if label != none]  # "none of these" has no text
     texts: LabelFeatures = classifier.label_features(labels, wordings).take(shown)
