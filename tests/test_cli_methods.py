@@ -147,6 +147,8 @@ def test_a_run_predicts_its_own_classes_without_a_label_file(light, avfs, world,
     assert classifier.own_labels.names == tuple(CODES)
     assert result.label == "class_2"
     assert result.scores["class_2"] == pytest.approx(clip["scores"]["class_2"], abs=0.02)
+    told = avfs.refused("zeroshot", "--task", "ave_cls", "--adapter", folder)
+    assert "--task judges trained adapters, and this run of auto has none" in told
     [other] = classifier.classify([world / DOG], ["class_2", "something new"])
     assert list(other.scores) == ["class_2", "something new"]
     with pytest.raises(UsageError, match="Which labels"):
@@ -316,6 +318,8 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs):
     assert (folder / "report.html").is_file()
     assert (folder / "methods.html").is_file()
     assert avfs.json("zeroshot", "--adapter", folder, DOG)["clips"][0]["label"] == "dog barking"
+    _, err = avfs("zeroshot", "--task", "ave_cls", "--adapter", folder)
+    assert "its trained adapters are judged alone; figures of auto" in err
     # The trained model may be fused by a rule of its own; the text beside the light methods keeps its.
     classifier = avfewshot.load(adapter=folder, device="cpu")
     classifier.fusion = "product"

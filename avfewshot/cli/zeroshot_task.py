@@ -13,14 +13,16 @@ from avfewshot.config import Resolved
 from avfewshot.data.load import load_dataset, require_media
 from avfewshot.data.vggsound import with_vggsounder
 from avfewshot.encoders.presets import load_preset
+from avfewshot.errors import DataError, UsageError
 from avfewshot.evaluation.evaluator import EvalReport, Evaluator, evaluate_task
 from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.evaluation.references import distinct
 from avfewshot.inference.devices import resolve_device, resolve_precision
 from avfewshot.inference.loading import decision_of, recalled
+from avfewshot.inference.runs import find_learned, find_tuned
 from avfewshot.io import user_path, write_text
 from avfewshot.models.build import load_model
-from avfewshot.models.checkpoint import load_adapter
+from avfewshot.models.checkpoint import AdapterCheckpoint, load_adapter
 from avfewshot.prompts import load_templates
 from avfewshot.reports.comparison import comparison_csv, comparison_markdown, comparison_table
 
@@ -42,7 +44,7 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
         if context == "clip":
             display.say(f"{asked.adapter} was trained on single seconds of sound; --audio-context stays second.")
         context = "second"
-        checkpoint = load_adapter(asked.adapter)
+        checkpoint = _adapters(asked.adapter, display)
         decision, about = decision_of(checkpoint), checkpoint.config
         window = decision.window
         options = {"share": decision.blend, "trained_labels": (*about.labels, *about.wordings)}
@@ -71,6 +73,23 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
         audio_context=context,
     )
     return evaluator, evaluate_task(evaluator, model, **options)
+
+
+def _adapters(run: str, display: Display) -> AdapterCheckpoint:
+    """The trained adapters of a run; what else it learnt is not judged here, which is told."""
+    beside = find_learned(run) or find_tuned(run)
+    try:
+        checkpoint = load_adapter(run)
+    except DataError:
+        if beside is None:
+            raise
+        what = f"{run}: --task judges trained adapters, and this run of {beside.config.training['method']} has none."
+        hint = "What it got right is in its results.json; avfs zeroshot --adapter RUN CLIPS predicts with it."
+        raise UsageError(what, hint=hint) from None
+    if beside is not None:
+        method = beside.config.training["method"]
+        display.say(f"{run}: its trained adapters are judged alone; figures of {method} are in its results.json.")
+    return checkpoint
 
 
 def print_report(settings: Resolved, evaluator: Evaluator, report: EvalReport) -> None:
