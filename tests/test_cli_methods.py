@@ -308,6 +308,19 @@ def test_clips_carry_several_labels(avfs, world):
     assert clip["warnings"] == []
 
 
+@pytest.mark.parametrize("fewest", [8, 1])
+def test_auto_counts_what_is_trained_where_that_has_joined(fewest, avfs, monkeypatch):
+    monkeypatch.setattr("avfewshot.methods.auto.TUNED_ROWS", fewest)  # unseen clips; there are three
+    arguments = ("--data", "my_clips", "--shots", "1", "--epochs", "1", "--hidden", "8", "--workers", "0")
+    folder = avfs.made("fewshot", *arguments, name=f"counted-{fewest}")
+    told = results(folder)["seeds"][0]["methods"]
+    joined = told["auto"]["tuned"]["tuned"] > 0
+    assert joined == (fewest == 1)
+    assert told["auto"]["labels_used"] == {"support": 3, "validation": 3}
+    assert told["auto"]["trainable"] == joined * told["trained"]["trainable"]
+    assert (told["auto"]["seconds"] > told["trained"]["seconds"]) == joined
+
+
 def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs):
     arguments = ("--data", "my_clips", "--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0")
     _, err = avfs("fewshot", *arguments, "--name", "joined")
