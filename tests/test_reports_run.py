@@ -1,6 +1,7 @@
 import base64
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import re
@@ -14,8 +15,8 @@ from PIL import Image
 from rich.console import Console
 from test_reports_html import EVIL, Page
 
-from avfewshot.evaluation.results import Calibration, CalibrationBin, Difference, Estimate
-from avfewshot.reports import charts, comparison, figures, listings
+from avfewshot.evaluation.results import Calibration, CalibrationBin, Comparison, Difference, Estimate
+from avfewshot.reports import charts, comparison, figures, listings, methods
 from avfewshot.reports.charts import heat_source, is_picture
 from avfewshot.reports.run_html import class_changes, confused_pairs, confusion, run_page
 from avfewshot.training.record import Curve, Heatmap, Second
@@ -285,19 +286,31 @@ def test_a_level_lies_among_the_heights_and_nothing_to_draw_draws_nothing():
     assert charts.line_chart("t", [charts.Series("x", [(1, float("inf"))])], x_name="step") == ""
 
 
-@pytest.mark.parametrize(
-    ("value", "clips", "kind", "told"),
-    [
-        (1.0, 2, "wilson", "2 of 2"),
-        (0.5, 10, "wilson", "50.0"),
-        (0.5, 2, "bootstrap", "50.0"),
-        (0.4, 2, "wilson", "40.0"),
-    ],
-)
-def test_few_clips_are_counted(value, clips, kind, told):
-    estimate = Estimate(value, 0.0, 1.0, n=clips, interval=kind)
-    assert figures.cell(estimate) == told
-    assert figures.headline(estimate) == (told if "of" in told else f"{told} %")
+def one_figure(**cells):
+    about = {"task": "folder", "headline": "top1", "metrics": ("top1",), "differences": (), "replicates": 9}
+    rows = {name: {"top1": estimate} for name, estimate in cells.items()}
+    return Comparison(systems=tuple(cells), cells=rows, num_clips=max(one.n for one in cells.values()), **about)
+
+
+def test_few_clips_are_counted_in_tables_of_single_runs():
+    share = functools.partial(Estimate, low=0.0, high=1.0, n=2, interval="wilson")
+    table = one_figure(a=share(1.0), b=share(0.4))
+    assert figures.cell(share(1.0), table) == figures.headline(share(1.0), table) == "2 of 2"
+    assert figures.headline(share(0.4), table) == "40.0 %"  # no share of two clips
+    assert "Wilson's score over 2 test clips" in figures.basis(table)
+    for others in (dataclasses.replace(share(0.5), n=10), dataclasses.replace(share(0.5), interval="seeds")):
+        assert figures.cell(others, one_figure(a=share(1.0), b=others)) == "50.0"
+    assert figures.cell(share(1.0), one_figure(a=share(1.0), b=others)) == "100.0"  # beside a mean over seeds
+
+
+def test_names_of_systems_stay_whole_where_it_is_narrow():
+    figure = Estimate(0.5, 0.4, 1.0, n=50, interval="bootstrap")
+    names = ("nearest_mean", "class_adaptive")
+    told = {"labels_used": {"support": 112}, "seconds": 48.6, "trainable": 3_079_614, "loo_accuracy": 1.0}
+    table = one_figure(**dict.fromkeys(names, figure))
+    text = printed(methods.methods_table(table, [dict.fromkeys(names, told)]), 80)
+    assert all(f" {name} " in text for name in names)
+    assert text.count("40.0–100.0") == text.count("3,079,614") == text.count("112") == 2
 
 
 def test_intervals_stand_beside_each_other_at_their_own_heights_and_shots_double_from_tick_to_tick():

@@ -115,6 +115,7 @@ def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupt
             display.say(f"{title}: {name}")
             cells[name] = results(training.replace(shots=shots, **changes), place / name.replace(" ", "-"))
         for context in () if rows else config.audio_context:
+            display.say(f"{title}, --audio-context {context}" if several else title)
             kept = tuple(name for name in also if not (several and context == "clip" and name in TUNED_METHODS))
             cells[context] = results(training.replace(shots=shots, audio_context=context), place, kept)
         if not any(one.comparison for of_cell in cells.values() for one in of_cell):

@@ -84,22 +84,26 @@ def points(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}"
 
 
-def counted(estimate: Estimate) -> str | None:
-    """A share of fewer than :data:`COUNTED` clips by their number, for example ``2 of 2``; None for other figures."""
-    if estimate.value is None or estimate.interval != "wilson" or estimate.n >= COUNTED:
+def counted(estimate: Estimate, comparison: Comparison) -> str | None:
+    """A share of fewer than :data:`COUNTED` clips by their number, for example ``2 of 2``; None for other figures.
+
+    None too in a table with means over runs, where a column of both would be no help.
+    """
+    kinds = {row[comparison.headline].interval for row in comparison.cells.values()}
+    if estimate.value is None or estimate.interval != "wilson" or estimate.n >= COUNTED or kinds != {"wilson"}:
         return None
     right = round(estimate.value * estimate.n)
     return f"{right} of {estimate.n}" if abs(right - estimate.value * estimate.n) < 1e-6 else None
 
 
-def headline(estimate: Estimate) -> str:
-    """A figure that stands alone: ``52.4 %``, or as :func:`counted`."""
-    return counted(estimate) or share(estimate.value)
+def headline(estimate: Estimate, comparison: Comparison) -> str:
+    """A figure of a table that stands alone: ``52.4 %``, or as :func:`counted`."""
+    return counted(estimate, comparison) or share(estimate.value)
 
 
-def cell(estimate: Estimate) -> str:
+def cell(estimate: Estimate, comparison: Comparison) -> str:
     """A figure in a cell of a table in percent: ``52.4``, or as :func:`counted`."""
-    return counted(estimate) or points(estimate.value)
+    return counted(estimate, comparison) or points(estimate.value)
 
 
 def signed(value: float) -> str:

@@ -81,13 +81,15 @@ def _cell(value: float | None, form: str) -> str:
 def methods_table(comparison: Comparison, runs: Sequence[Diagnostics]) -> Table:
     """All systems on the test clips, the best first."""
     title = f"{printable(comparison.task)}: {metric_title(comparison.headline)}, in percent"
-    columns = ("system", "test", "95 % interval", "left out", "labels used", "fit, s", "trained")
+    columns = ("system", "test", "95 %\ninterval", "left\nout", "labels\nused", "fit, s", "trained")
     table = figures_table(*columns, title=title, caption=basis(comparison, (comparison.headline,)))
+    for column in table.columns[1:]:
+        column.no_wrap = True  # the figures stay whole, and what a terminal of 80 columns leaves to the names is enough
     for row in method_rows(comparison, runs):
         bold = "bold" if row["system"] == "auto" else ""
         table.add_row(
             Text(printable(row["system"]), style=bold),
-            Text(cell(row["estimate"]), style=bold),
+            Text(cell(row["estimate"], comparison), style=bold),
             interval(row["estimate"]),
             points(row["left_out"]),
             *(_cell(row[key], form) for key, form in (("labels", ","), ("seconds", ".1f"), ("trainable", ","))),
