@@ -56,7 +56,10 @@ def curve(seed):
     told, best = [], -1.0
     for epoch, figure in enumerate(figures):
         place = {"epoch": epoch, "step": epoch * 15, "best": figure > best}
-        told.append(place | {"figure": float(figure), "loss": 2 - 0.1 * epoch, "blend": 0.5 if epoch else 0.0})
+        told.append(
+            place
+            | {"figure": float(figure), "loss": 2 - 0.1 * epoch, "blend": 0.5 if epoch else 0.0, "gate": 0.001 * epoch}
+        )
         best = max(best, figure)
     return Curve(seed, rows, told, f"ended after {epochs} epochs")
 

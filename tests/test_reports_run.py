@@ -205,6 +205,13 @@ def test_a_training_without_validation_clips_or_finite_losses():
     assert "1 step without a finite loss left out." in text
 
 
+def test_how_far_the_gates_of_the_kept_state_have_opened_is_told(ave, ave_page):
+    assert "mean |gate|" in shown(ave_page)
+    for gate in (curve.kept["gate"] for curve in ave.curves):
+        assert gate > 0
+        assert f'<td class="number">{gate:.4f}</td>' in ave_page
+
+
 def test_many_classes_and_examples_of_a_single_system_stay_readable_and_small():
     names = [*samples.NAMES, *(f"class {number}" for number in range(133))]
     examples = tuple(samples.example(f"clip-{number}") for number in range(12))
