@@ -9,12 +9,12 @@ from methods_worlds import world_of_seconds as world
 
 from avfewshot.methods.base import Support
 from avfewshot.methods.calibration import expected_calibration_error
-from avfewshot.methods.method import Scorer, find_method
+from avfewshot.methods.method import Scorer, find_method, method_names
 from avfewshot.methods.rows import second_rows
 from avfewshot.methods.seconds import chunks
 
 
-@pytest.mark.parametrize("name", ["auto", "kernel_ridge", "gda", "zero_shot"])
+@pytest.mark.parametrize("name", method_names())
 @pytest.mark.parametrize("clips", [1, 3])
 def test_seconds_are_told_and_so_is_the_background(name, clips, tmp_path):
     support, texts = world(clips, 1)
