@@ -174,6 +174,8 @@ def test_clips_of_none_are_a_class_that_stays_at_inference_and_classes_come_and_
     assert held() == ["class_0: 3 clips", "class_1: 3 clips", "none: 3 clips"]
     avfs("learn", folder, "add", "none", DOG)
     assert held()[-1] == "none: 4 clips"
+    assert "left out: 1 clip that" in avfs("learn", folder, "add", "none", DOG)[1]
+    assert held()[-1] == "none: 4 clips"
     avfs("learn", folder, "remove", "none")
     assert "takes no --wording" in avfs.refused("learn", folder, "remove", "class_0", "--wording", "a car")
     told = avfs.refused("learn", folder, "add", "class_0", CAR, "--wording", "a car")

@@ -68,6 +68,21 @@ def test_adding_a_class_equals_a_refit_and_learns_it(tmp_path, clips, noise, lea
     assert (loaded.logits(queries.features) == scorer.logits(queries.features)).all()
 
 
+def test_clips_of_the_support_are_known_again_as_what_they_were_learnt():
+    scorer, _, support, texts = fitted(classes=3)
+    living, (features, labels) = LivingRidge(scorer), of_class(support)
+    assert not living.learnt(features, "c3").any()
+    living.add(features, labels, texts)
+    assert living.learnt(features, "c3").all()
+    others, _ = world(clips=2, seed=11)
+    assert not living.learnt(others.features, "c3").any()
+    assert not living.learnt(features, "c0").any()
+    assert not living.learnt(features, None).any()
+    living.add(others.features, np.zeros_like(others.labels), texts)
+    assert living.learnt(others.features, None).all()
+    assert not living.learnt(features, None).any()
+
+
 def test_more_clips_of_an_old_class_and_a_class_removed_equal_a_refit():
     scorer, _, support, texts = fitted(classes=CLASSES)
     living = LivingRidge(scorer)

@@ -124,6 +124,11 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     marks[:, labels.index(name)] = True
     marks = marks[:, shown]
     features = Features.of((file.path, file.visual, file.by_clip.audio) for file in usable)
-    LivingRidge(found.scorer).add(features, marks, texts)
-    say(f"{count(len(usable), 'clip')} learnt as {name!r}.")
+    ridge = LivingRidge(found.scorer)
+    new = np.flatnonzero(~ridge.learnt(features, None if name == none else name))
+    if len(new) < len(usable):
+        say(f"left out: {count(len(usable) - len(new), 'clip')} that {found.path} has learnt as {name!r} already.")
+    if len(new):
+        ridge.add(features.take(new), marks[new], texts)
+    say(f"{count(len(new), 'clip')} learnt as {name!r}.")
     return replace(found.config, labels=tuple(labels), wordings=tuple(wordings))

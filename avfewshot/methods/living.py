@@ -27,6 +27,7 @@ from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.rows import VIEWS, Rows, clip_rows, countable
 
 _REFITS, _REFIT_CLIPS = 10, 2000
+_SAME = 1e-4  # squared distance of unit vectors of one clip, embedded in different batches
 _RAREST = 1e-3  # a share that is told apart from none
 
 
@@ -97,6 +98,20 @@ class LivingRidge:
                 self._arrays[name] = np.concatenate((self._arrays[name], values))
         scorer.texts, scorer.trained, scorer.negatives = texts, trained, negatives
         self._finish(targets)
+
+    def learnt(self, features: Features, name: str | None) -> npt.NDArray[np.bool_]:
+        """Which clips are learnt already as a class, or as "none of these" (None), by their vectors: bool ``[M]``."""
+        scorer = self.scorer
+        pairs = zip(scorer.texts.names, scorer.trained, strict=True)
+        columns = [*(label for label, trained in pairs if trained), *([None] if scorer.negatives else [])]
+        if name not in columns:
+            return np.zeros(len(features), dtype=bool)
+        of_class, rows = self._arrays["targets"][:, columns.index(name)] > 0, scorer.rows(features)
+        same = np.ones((len(features), int(of_class.sum())), dtype=bool)
+        for modality in MODALITIES:
+            known = self._arrays[f"mean.{modality}"][of_class]
+            same &= [((known - one) ** 2).sum(1) < _SAME for one in rows.vectors["mean", modality]]
+        return same.any(1)
 
     def remove(self, name: str | None) -> None:
         """Forget a class and the clips that carry no other; its label goes too. None: "none of these".
