@@ -7,6 +7,7 @@ import os
 import shutil
 from io import StringIO
 
+import numpy as np
 import pytest
 from command_support import Commands
 from fewshot_worlds import CLASSES, write_ave, write_class_folders
@@ -323,7 +324,7 @@ def test_auto_counts_what_is_trained_where_that_has_joined(fewest, avfs, monkeyp
     assert (told["auto"]["seconds"] > told["trained"]["seconds"]) == joined
 
 
-def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs):
+def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs, world):
     arguments = ("--data", "my_clips", "--shots", "2", "--epochs", "1", "--hidden", "8", "--workers", "0")
     _, err = avfs("fewshot", *arguments, "--name", "joined")
     folder = avfs.folder_of("joined")
@@ -340,6 +341,22 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs):
     classifier.fusion = "product"
     head = classifier.head([*CLASSES, "boat"])
     assert (head._texts.fusion, head._zero_shot._options["fusion"]) == ("weighted", "product")
+    # It predicts as it was evaluated; and both ways of joining its modalities are heard by their weights.
+    rows = answers(folder / "seed-1")
+    clips = [f"my_clips/{row['id']}" for row in rows]
+    said = avfs.json("zeroshot", "--adapter", folder, *clips)["clips"]
+    assert [clip["label"] for clip in said] == [row["answers"]["auto"] for row in rows]
+    classifier = avfewshot.load(adapter=folder, device="cpu")
+    head, [file] = classifier.head(CLASSES), classifier.embed([world / clips[0]])
+    scores = {}
+    for fusion in ("weighted", "product"):
+        head._zero_shot._options["fusion"] = fusion
+        scores[fusion] = np.array(list(head._zero_shot.result(file, segments=False).scores.values()))
+    for weights in ((1.0, 0.0), (0.5, 2.0)):
+        head._scorer.tuned = {"light": 0.0, "tuned": weights[1], "other": weights[0]}  # it answers alone by the product
+        found = np.array(list(head.result(file, segments=False).scores.values()))
+        expected = scores["weighted"] ** weights[0] * scores["product"] ** weights[1]
+        np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -126,13 +126,17 @@ def test_a_temperature_divides_what_a_head_says_and_a_tuned_part_counts_by_both_
     support, texts = world()
     queries, _ = world(seed=5)
     scorer = find_method("gda").fit(support, texts)
-    before, tuned = scorer.logits(queries.features), np.random.default_rng(0).normal(size=(12, CLASSES))
+    before, tuned = scorer.logits(queries.features), np.random.default_rng(0).normal(size=(2, 12, CLASSES))
     scorer.temperature *= 2
     plain = log_softmax(before / 2)
     np.testing.assert_allclose(scorer.logits(queries.features), plain, atol=1e-9)
-    scorer.tuned = {"light": 0.5, "tuned": 2.0}
-    joined = log_softmax(0.5 * plain + 2.0 * log_softmax(tuned))
-    np.testing.assert_allclose(scorer.logits(queries.features, tuned=tuned), joined, atol=1e-9)
+    for weights in ({"tuned": 2.0}, {"tuned": 2.0, "other": 0.3}, {"tuned": 0.0, "other": 0.3}):
+        scorer.tuned = {"light": 0.5, **weights}
+        own, other = log_softmax(tuned[0]), log_softmax(tuned[1])
+        joined = log_softmax(0.5 * plain + weights["tuned"] * own + weights.get("other", 0.0) * other)
+        np.testing.assert_allclose(scorer.logits(queries.features, tuned=tuned), joined, atol=1e-9)
+    scorer.tuned = {"light": 0.5, "tuned": 0.0, "other": 0.0}  # not joined
+    np.testing.assert_allclose(scorer.logits(queries.features, tuned=tuned), plain, atol=1e-9)
 
 
 def test_validation_clips_are_learnt_from_and_counted(method):

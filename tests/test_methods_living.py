@@ -376,30 +376,41 @@ def test_a_tuned_part_counts_for_what_it_does_on_clips_it_has_not_seen():
     unseen, _ = world(clips=8, seed=21, noise=0.9)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=unseen.labels.shape)
-    good = join_tuned(scorer, unseen, log_softmax(3.0 * unseen.labels + noise))
-    assert good["tuned"] > 0.1
+    good = join_tuned(scorer, unseen, [log_softmax(3.0 * unseen.labels + noise)] * 2)
+    assert min(good["tuned"], good["other"]) > 0.1
     queries, _ = world(clips=8, seed=31, noise=0.9)
-    tuned = log_softmax(3.0 * queries.labels + rng.normal(size=queries.labels.shape))
+    tuned = [log_softmax(3.0 * queries.labels + rng.normal(size=queries.labels.shape))] * 2
     assert accuracy(scorer.logits(queries.features, tuned=tuned), queries.labels) >= accuracy(
         scorer.logits(queries.features), queries.labels
     )
+    # The way of joining its modalities that says more is heard more.
+    vague = log_softmax(0.3 * unseen.labels + 0.3 * noise)
+    one = join_tuned(scorer, unseen, [log_softmax(3.0 * unseen.labels + noise), vague[::-1]])
+    two = join_tuned(scorer, unseen, [vague, log_softmax(3.0 * unseen.labels + noise)])
+    assert one["tuned"] > one["other"]
+    assert two["other"] > one["other"]
     # Trained on shuffled labels it is sure of its support, and at chance on everything else: it has no say.
-    useless = join_tuned(scorer, unseen, log_softmax(6.0 * np.roll(unseen.labels, 5, 0) + noise))
-    assert useless["tuned"] == 0
+    shuffled = log_softmax(6.0 * np.roll(unseen.labels, 5, 0) + noise)
+    useless = join_tuned(scorer, unseen, [shuffled, shuffled])
+    assert useless["tuned"] == useless["other"] == 0
+    assert not scorer.is_tuned
     assert "chance" in useless["why"]
     plain = scorer.logits(queries.features)
     assert (scorer.logits(queries.features, tuned=tuned) == plain).all()
-    # What says the same once more changes no answer, and what says less is heard less.
-    join_tuned(scorer, unseen, scorer.logits(unseen.features))
-    same = scorer.logits(queries.features, tuned=scorer.logits(queries.features, tuned=None))
+    # What says the same once more changes hardly an answer, and what says less is heard less.
+    join_tuned(scorer, unseen, [scorer.logits(unseen.features)] * 2)
+    same = scorer.logits(queries.features, tuned=[plain, plain])
     assert (same.argmax(1) == plain.argmax(1)).all()
-    weak = join_tuned(scorer, unseen, log_softmax(unseen.labels + noise))
+    weak = join_tuned(scorer, unseen, [log_softmax(unseen.labels + noise)] * 2)
     assert 0 < weak["tuned"] < good["tuned"]
     assert weak["log_loss_joined"] <= weak["log_loss_light"]
-    few = join_tuned(scorer, unseen.take(np.arange(3)), log_softmax(9.0 * unseen.labels[:3]))
+    # Ten clips that are all right do not make it sure of everything: weights stay near those they are drawn to.
+    sure = join_tuned(scorer, unseen.take(np.arange(10)), [log_softmax(30.0 * unseen.labels[:10])] * 2)
+    assert [sure["light"], sure["tuned"], sure["other"]] == pytest.approx([1 / 3, 1.0, 1.0], abs=0.1)
+    few = join_tuned(scorer, unseen.take(np.arange(3)), [log_softmax(9.0 * unseen.labels[:3])] * 2)
     assert few["tuned"] == 0
     with pytest.raises(UsageError, match="posteriors must be"):
-        join_tuned(scorer, part, noise)
+        join_tuned(scorer, part, [noise, noise])
 
 
 def test_shuffled_support_labels_make_nothing_sure():

@@ -14,6 +14,7 @@ from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
 from avfewshot.evaluation.evaluator import ADAPTED, Evaluator, evaluate_task
+from avfewshot.evaluation.few_shot import tuned_posteriors
 from avfewshot.evaluation.predictions import (
     Fitted,
     PredictionConfig,
@@ -29,6 +30,7 @@ from avfewshot.inference.logits import ClipLogits, score_clip
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
+from avfewshot.models.fusion import predict_events
 from avfewshot.models.losses import combined_loss
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
@@ -321,3 +323,22 @@ def test_what_was_made_of_a_file_that_changes_meanwhile_is_not_kept(tmp_path):
     assert not cache.has(path)
     list(embed_cached([path], embed, cache))
     assert cache.has(path)
+
+
+def test_a_tuned_part_is_joined_by_its_own_fusion_and_by_the_other():
+    rng = np.random.default_rng(0)
+    clips = [ClipLogits(*(torch.from_numpy(rng.normal(size=(3, 5))) for _ in range(2))) for _ in range(2)]
+    decision, none = PredictionConfig("folder", "weighted", "mean"), 1
+    evaluator = SimpleNamespace(
+        decision=decision,
+        predict=lambda logits, fitted: decision.predict(logits, 4, fitted),
+        dataset=SimpleNamespace(none_class=none),
+    )
+    ways = {}
+    for fusion in ("weighted", "product"):
+        said = [predict_events(clip.visual, clip.audio, fusion=fusion).probabilities.log().numpy() for clip in clips]
+        ways[fusion] = np.delete(np.stack(said), none, axis=1)
+    for own, other in (("weighted", "product"), ("product", "weighted")):
+        found = tuned_posteriors(evaluator, clips, Fitted(fusion=own))
+        np.testing.assert_allclose(found, [ways[own], ways[other]], rtol=1e-6)
+    np.testing.assert_allclose(tuned_posteriors(evaluator, clips, Fitted())[0], ways["weighted"], rtol=1e-6)

@@ -14,10 +14,11 @@ from avfewshot.encoders.text import label_features as encode_labels
 from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.predictions import Fitted
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
-from avfewshot.inference.logits import class_texts, score_clip
+from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
+from avfewshot.models.fusion import both_ways
 
 
 def label_features(evaluator: Evaluator, *, single_prompts: bool = False) -> LabelFeatures:
@@ -73,12 +74,14 @@ def without_none(dataset: Dataset, columns: np.ndarray) -> np.ndarray:
 
 
 def method_predictions(
-    evaluator: Evaluator, scorer: Scorer, features: Features, support: Support, *, tuned: np.ndarray | None = None
+    evaluator: Evaluator,
+    scorer: Scorer,
+    features: Features,
+    support: Support,
+    *,
+    tuned: Sequence[np.ndarray] | None = None,
 ) -> Predictions:
-    """What a method that was fitted on `support` says about N clips.
-
-    `tuned` are log-posteriors ``[N, K]`` over the data set's classes, of a tuned part that was joined.
-    """
+    """What a method that was fitted on `support` says about N clips; `tuned` as :func:`tuned_posteriors` gives it."""
     none = evaluator.dataset.none_class
     if evaluator.decision.per_second:
         classes = len(scorer.texts.names)
@@ -88,7 +91,7 @@ def method_predictions(
             known = np.exp(logits[: evaluator.decision.seconds])
             probabilities[row, : len(known)] = known / known.sum(-1, keepdims=True)
         return Predictions(probabilities, background=BackgroundRule("prompt"))
-    scores = scorer.scores(features, tuned=None if tuned is None else without_none(evaluator.dataset, tuned))
+    scores = scorer.scores(features, tuned=tuned)
     probabilities = np.exp(scores.fused)
     if none is not None:
         column = 0.0 if scores.none is None else np.exp(scores.none)
@@ -102,6 +105,13 @@ def method_predictions(
     return Predictions(probabilities / probabilities.sum(-1, keepdims=True), label_threshold=threshold)
 
 
+def tuned_posteriors(evaluator: Evaluator, logits: Sequence[ClipLogits], fitted: Fitted) -> list[np.ndarray]:
+    """Log-posteriors ``[N, K]`` of a tuned part by its fusion and by the other one, for :meth:`Scorer.scores`."""
+    ways = both_ways(fitted.fusion or evaluator.decision.fusion)
+    said = [evaluator.predict(logits, replace(fitted, fusion=one)) for one in ways]
+    return [without_none(evaluator.dataset, np.log(np.maximum(one.probabilities, 1e-12))) for one in said]
+
+
 def alone(
     evaluator: Evaluator,
     scorer: Scorer,
@@ -109,7 +119,7 @@ def alone(
     support: Support,
     modality: str,
     *,
-    tuned: np.ndarray | None = None,
+    tuned: Sequence[np.ndarray] | None = None,
 ) -> Predictions:
     """What a fitted method says by one modality alone; a clip that lacks it gets a uniform answer."""
     rows = [row for row, clip in enumerate(getattr(features, modality)) if clip is not None]
@@ -119,7 +129,9 @@ def alone(
     if rows:
         absent = {"visual" if modality == "audio" else "audio": (None,) * len(rows)}
         part = replace(features.take(rows), **absent)
-        said = method_predictions(evaluator, scorer, part, support, tuned=None if tuned is None else tuned[rows])
+        said = method_predictions(
+            evaluator, scorer, part, support, tuned=None if tuned is None else [one[rows] for one in tuned]
+        )
         probabilities[rows] = said.probabilities
     return Predictions(probabilities, background=BackgroundRule("prompt") if seconds else None)
 

@@ -19,7 +19,7 @@ from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.calibration import standardised_labels
 from avfewshot.methods.living import LivingRidge
-from avfewshot.models.fusion import predict_events
+from avfewshot.models.fusion import both_ways, predict_events
 from avfewshot.tuning.methods import TunedMethod
 
 
@@ -86,6 +86,12 @@ class ZeroShotHead:
         parts = ([None] * count if part is None else part.chunk(count, -1) for part in (file.visual, file.audio))
         found = [score_clip(*pair, *space) for *pair, space in zip(*parts, self._spaces, strict=True)]
         return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
+
+    def both_fusions(self, file: EmbeddedFile) -> list[Tensor]:
+        """Probabilities ``[K]`` of a file, its modalities joined as set, and the other way."""
+        logits = self.logits(file.by_clip)
+        options = ({**self._options, "fusion": one} for one in both_ways(self._options["fusion"]))
+        return [predict_events(logits.visual, logits.audio, **one).probabilities for one in options]
 
     def _segments(self, file: EmbeddedFile) -> list[SegmentResult]:
         results, logits = [], self.logits(file)
@@ -183,8 +189,7 @@ class LearnedHead(ZeroShotHead):
         """See :meth:`ZeroShotHead.result`."""
         base = self._zero_shot.result(file, segments=segments)
         features = self._features(file if self._scorer.second else file.by_clip)
-        tuned = np.log(np.maximum([[base.scores[name] for name in self._texts.names]], 1e-12))
-        found = self._scorer.scores(features, None if self._own else self._texts, tuned=tuned)
+        found = self._scorer.scores(features, None if self._own else self._texts, tuned=self._tuned(file))
         scores = self._columns(found.joined[0])
         label = max(scores, key=scores.__getitem__)
         score, warnings = scores[label], list(base.warnings)
@@ -204,6 +209,13 @@ class LearnedHead(ZeroShotHead):
             segments=base.segments if rows is None else self._timeline(rows, base.segments),
             warnings=warnings,
         )
+
+    def _tuned(self, file: EmbeddedFile) -> list[Floats] | None:
+        """What the tuned part says of a file, as :meth:`Scorer.scores` takes it."""
+        if not self._scorer.is_tuned:
+            return None
+        columns = [row for row in range(len(self._labels)) if row != self._none]
+        return [one[None, columns].clamp(min=1e-12).log().numpy() for one in self._zero_shot.both_fusions(file)]
 
     def _features(self, file: EmbeddedFile) -> Features:
         return Features.of([frozen_part(file, self._dims)])

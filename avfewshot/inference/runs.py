@@ -37,7 +37,7 @@ class LearnedRun(AdapterCheckpoint):
     @property
     def is_tuned(self) -> bool:
         """Whether adapters of the same seed speak beside it."""
-        return bool(self.scorer.tuned and self.scorer.tuned["tuned"])
+        return self.scorer.is_tuned
 
 
 def find_learned(path: str | os.PathLike[str]) -> LearnedRun | None:

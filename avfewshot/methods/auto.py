@@ -13,6 +13,7 @@ right.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ DEFAULT = "kernel_ridge"
 LIGHT = ("zero_shot", "nearest_mean", "logistic", "gda", "tip_adapter", DEFAULT)
 SECONDS = (DEFAULT, "timo")
 TUNED_ROWS = 8  # fewer clips that the tuned part has not seen: it is not trusted
+TUNED_START = 1 / 3, 1.0, 1.0  # weights of the light method, and of the tuned part in both ways of joining its modalities
 
 
 class Auto(Method):
@@ -113,38 +115,42 @@ class JoinedHeads(Method):
         return log_softmax(joined)
 
 
-def join_tuned(scorer: Scorer, unseen: Support, tuned: Floats) -> dict[str, Any]:
+def join_tuned(scorer: Scorer, unseen: Support, tuned: Sequence[Floats]) -> dict[str, Any]:
     """Choose how much a tuned text posterior counts beside a scorer; kept in the scorer, saved with it.
+
+    Both ways to join its modalities take part: a sum hears the one that is surer, a product asks both to agree. The
+    clips are few, so the weights are drawn to :data:`TUNED_START`.
 
     Args:
         scorer: Fitted on frozen embeddings.
         unseen: Labelled clips whose labels neither has been trained with.
-        tuned: Log-posteriors of these clips by the tuned part ``[N, K]``.
+        tuned: Log-posteriors of these clips by the tuned part, two times ``[N, K]``: see :meth:`Scorer.scores`.
 
     Returns:
-        The weights of both, the log-losses, and why.
+        The weights (`light`; `tuned` and `other` of the tuned part), the log-losses, and why.
 
     Raises:
         UsageError: The posteriors are not those of the clips.
     """
-    if tuned.shape != unseen.labels.shape:
-        raise UsageError(f"The tuned part's posteriors must be {unseen.labels.shape}, they are {tuned.shape}.")
+    if np.shape(tuned) != (2, *unseen.labels.shape):
+        raise UsageError(f"The tuned part's posteriors must be {(2, *unseen.labels.shape)}, not {np.shape(tuned)}.")
     labelled = unseen.labels.any(1)
     targets = unseen.labels[labelled] / unseen.labels[labelled].sum(1, keepdims=True)
-    light = log_softmax(scorer.logits(unseen.features))[labelled]
-    tuned = log_softmax(np.asarray(tuned, dtype=np.float64))[labelled]
+    said = [scorer.logits(unseen.features), *np.asarray(tuned, dtype=np.float64)]
+    light, own, other = (log_softmax(one)[labelled] for one in said)
     ones = np.ones(len(targets))
-    result: dict[str, Any] = {"light": 1.0, "tuned": 0.0, "clips": len(targets)}
+    result: dict[str, Any] = {"light": 1.0, "tuned": 0.0, "other": 0.0, "clips": len(targets)}
     if len(targets) < TUNED_ROWS:
         result["why"] = "too few clips that it has not seen"
-    elif not text_is_useful(tuned, targets):
+    elif not text_is_useful(own, targets):
         result["why"] = "no better than chance on clips that it has not seen"
     else:
-        weights = stack([light, tuned], targets, ones)
+        weights = stack([light, own, other], targets, ones, np.array(TUNED_START), pull=5.0)
         alone = log_loss(log_softmax(stack([light], targets, ones)[0] * light), targets)
-        joined = log_loss(log_softmax(weights[0] * light + weights[1] * tuned), targets)
+        joined = log_loss(log_softmax(np.tensordot(weights, np.stack((light, own, other)), 1)), targets)
         result |= {"log_loss_light": float(alone.mean()), "log_loss_joined": float(joined.mean())}
-        result |= {"light": float(weights[0]), "tuned": float(weights[1]), "why": "lowest log-loss on unseen clips"}
+        result |= dict(zip(("light", "tuned", "other"), weights.tolist(), strict=True))
+        result["why"] = "lowest log-loss on unseen clips"
     scorer.tuned = result
     scorer.diagnostics["tuned"] = result
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from os import PathLike
@@ -185,30 +185,46 @@ class Scorer:
             return rows.text["fused"]
         return log_softmax(self.method.score_head(self.clip, rows) / self.temperature)
 
-    def scores(self, features: Features, texts: LabelFeatures | None = None, *, tuned: Floats | None = None) -> Scores:
+    def scores(
+        self, features: Features, texts: LabelFeatures | None = None, *, tuned: Sequence[Floats] | None = None
+    ) -> Scores:
         """Score clips.
 
         Args:
             features: N clips, of the backbone that the support was embedded with.
             texts: Other labels than those that were trained with: what was learnt serves those of the same name, the
                 others are left to the text.
-            tuned: Log-posteriors ``[N, K]`` of the tuned part, if one was joined.
+            tuned: Two log-posteriors ``[N, K]`` of the tuned part, if one was joined: its modalities joined as in its
+                own answers, and the other way.
         """
         texts = self.texts if texts is None else texts
         return self.joined(self.rows(features), texts.clip_log_posteriors(features), texts, tuned)
 
     def joined(
-        self, rows: Rows, zero_shot: Mapping[str, Floats], texts: LabelFeatures, tuned: Floats | None = None
+        self,
+        rows: Rows,
+        zero_shot: Mapping[str, Floats],
+        texts: LabelFeatures,
+        tuned: Sequence[Floats] | None = None,
     ) -> Scores:
         """:meth:`scores` of clips that are rows already, with the zero-shot log-posteriors of `texts`."""
         scores = self._spread(self.head_scores(rows), zero_shot, texts)
-        if tuned is None or not self.tuned or not self.tuned["tuned"]:
+        if tuned is None or not self.tuned or not self.is_tuned:
             return scores
-        joined = log_softmax(self.tuned["light"] * scores.fused + self.tuned["tuned"] * log_softmax(tuned))
+        weights = self.tuned["tuned"], self.tuned.get("other", 0.0)  # a run of before knows one way alone
+        own, other = (weight * log_softmax(said) for weight, said in zip(weights, tuned, strict=True))
+        joined = log_softmax(self.tuned["light"] * scores.fused + own + other)
         known = 0.0 if scores.none is None else np.log1p(-np.minimum(np.exp(scores.none), 1 - SMALLEST))[:, None]
         return replace(scores, fused=joined + known)
 
-    def logits(self, features: Features, texts: LabelFeatures | None = None, *, tuned: Floats | None = None) -> Floats:
+    @property
+    def is_tuned(self) -> bool:
+        """Whether a tuned part was joined, without which it does not answer."""
+        return bool(self.tuned and (self.tuned["tuned"] or self.tuned.get("other")))
+
+    def logits(
+        self, features: Features, texts: LabelFeatures | None = None, *, tuned: Sequence[Floats] | None = None
+    ) -> Floats:
         """Fused log-posteriors ``[N, K]``; see :meth:`scores`."""
         return self.scores(features, texts, tuned=tuned).fused
 
@@ -382,7 +398,7 @@ class Scorer:
         float(self.diagnostics.get("loo_log_loss") or 0)
         sight, sound = (np.ones((2, getattr(self.texts, name).shape[1])) for name in MODALITIES)
         clips = Features.of([("both", sight, sound), ("sight", sight, None), ("sound", None, sound)])
-        tuned = np.zeros((len(clips), len(self.texts.names)))
+        tuned = [np.zeros((len(clips), len(self.texts.names)))] * 2
         with np.errstate(all="ignore"):
             made = [self.logits(clips, tuned=tuned), *self.segment_logits(clips)]
         if any(np.isnan(rows).any() for rows in made):

@@ -60,6 +60,11 @@ class ClipPrediction:
         return None if self.audio_log_probabilities is None else self.audio_log_probabilities.exp()
 
 
+def both_ways(fusion: str) -> tuple[str, str]:
+    """A fusion, and the other one."""
+    return fusion, FUSIONS[1 - FUSIONS.index(fusion)]
+
+
 def logits(embeddings: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
     """Scaled cosine similarities ``[..., K]`` of unit vectors ``[..., D]`` with those of texts ``[K, D]``.
 

@@ -19,7 +19,7 @@ from avfewshot.config import AUTO, TUNED_METHODS
 from avfewshot.data.sampler import Support
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.evaluator import UNTRAINED
-from avfewshot.evaluation.few_shot import label_features, labelled_support, method_support, without_none
+from avfewshot.evaluation.few_shot import label_features, labelled_support, method_support, tuned_posteriors
 from avfewshot.evaluation.finished import ANSWERS_NAME
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.io import write_text
@@ -31,6 +31,7 @@ from avfewshot.models.anchors import SupportAnchors
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.build import build_model, load_model
 from avfewshot.models.checkpoint import CHOSEN_NAME
+from avfewshot.models.fusion import both_ways
 from avfewshot.training.checkpoints import CheckpointManager
 from avfewshot.training.data import SupportSource, draw, readable_support, sample_labels
 from avfewshot.training.fewshot_setting import FewShotSetting
@@ -292,10 +293,13 @@ class FewShot(FewShotSetting):
             self.observer.say(f"auto: {title} not joined: no validation clip tells how much it is worth (--val-shots).")
             return
         unseen = method_support(self.evaluator, "val")
-        trained = self.evaluator.predict(self.evaluator.joined(model, "val", metrics.blend), metrics.fitted)
-        tuned = without_none(self.dataset, np.log(np.maximum(trained.probabilities, 1e-12)))
-        joined = join_tuned(scorer, unseen, tuned)
-        share = f"weight {joined['tuned']:.2f} beside {joined['light']:.2f}" if joined["tuned"] else "not joined"
+        logits = self.evaluator.joined(model, "val", metrics.blend)
+        joined = join_tuned(scorer, unseen, tuned_posteriors(self.evaluator, logits, metrics.fitted))
+        share = "not joined"
+        if scorer.is_tuned:
+            own, other = both_ways(metrics.fitted.fusion or self.evaluator.decision.fusion)
+            share = f"weight {joined['tuned']:.2f} ({own}) and {joined['other']:.2f} ({other}) "
+            share += f"beside {joined['light']:.2f}"
         self.observer.say(f"auto: {self.config.adapter_title} {share}, {joined['why']} ({joined['clips']} clips).")
 
     def _save(self, seed: int, support: Support, scorers: dict[str, Scorer]) -> None:

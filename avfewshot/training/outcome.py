@@ -18,6 +18,7 @@ from avfewshot.evaluation.few_shot import (
     modality_confusion,
     mteb_zero_shot,
     right_answers,
+    tuned_posteriors,
 )
 from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.predictions import Fitted
@@ -52,6 +53,7 @@ def on_test_clips(
     """
     evaluator = run.evaluator
     systems, uncalibrated = evaluator.untrained("test"), {}
+    tuned: list[Sequence[np.ndarray] | None] = [None] * 3  # of the trained model: by both senses, sight, sound
     by_modality: dict[str, tuple[Predictions, ...]] = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
 
     def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Fitted) -> None:
@@ -62,15 +64,16 @@ def on_test_clips(
     if run.protocol == "mteb":
         systems[MTEB] = mteb_zero_shot(evaluator)
     for name, (model, progress) in trained.items():
-        by_logits(name, evaluator.joined(model, "test", progress.best.blend), progress.best.fitted)
+        logits, fitted = evaluator.joined(model, "test", progress.best.blend), progress.best.fitted
+        by_logits(name, logits, fitted)
+        if name == TRAINED and not evaluator.decision.per_second:
+            parts = (logits, *([clip.only(modality) for clip in logits] for modality in MODALITIES))
+            tuned = [tuned_posteriors(evaluator, part, fitted) for part in parts]
     calibrated = "calibration_seconds" if evaluator.decision.per_second else "calibration"
     if scorers:
         _, features = evaluator.features("test")
         for name, scorer in scorers.items():
-            said = [None] * 3
-            if name == AUTO and TRAINED in systems and not evaluator.decision.per_second:
-                parts = (systems[TRAINED], *by_modality[TRAINED])
-                said = [np.log(np.maximum(one.probabilities, 1e-12)) for one in parts]
+            said = tuned if name == AUTO else [None] * 3
             systems[name] = method_predictions(evaluator, scorer, features, run.clips, tuned=said[0])
             by_modality[name] = tuple(
                 alone(evaluator, scorer, features, run.clips, modality, tuned=part)
