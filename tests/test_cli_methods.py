@@ -347,7 +347,7 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs, world):
     said = avfs.json("zeroshot", "--adapter", folder, *clips)["clips"]
     assert [clip["label"] for clip in said] == [row["answers"]["auto"] for row in rows]
     classifier = avfewshot.load(adapter=folder, device="cpu")
-    head, [file] = classifier.head(CLASSES), classifier.embed([world / clips[0]])
+    head, [file] = classifier.head(CLASSES), classifier.embed_files([world / clips[0]])
     scores = {}
     for fusion in ("weighted", "product"):
         head._zero_shot._options["fusion"] = fusion

@@ -108,9 +108,9 @@ class FewShot(FewShotSetting):
             results, comparison, more = on_test_clips(self, trained, scorers, prompted, folder / ANSWERS_NAME)
         methods = {name: scorer.diagnostics for name, scorer in scorers.items()} | about
         methods |= {name: told for name, (_, told) in prompted.items()}
-        if AUTO in methods and (tuned := methods[AUTO].get("tuned")):
+        if AUTO in methods and methods[AUTO].get("tuned"):
             auto = methods[AUTO] = {**methods[AUTO], "labels_used": {**methods[AUTO]["labels_used"], **used}}
-            if tuned["tuned"]:
+            if scorers[AUTO].is_tuned:
                 auto |= {key: auto[key] + about[TRAINED][key] for key in ("seconds", "trainable")}
         if comparison is not None:
             # Thresholds of the untrained systems, where the task needs any, are all that they take labels for.
