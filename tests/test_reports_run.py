@@ -310,6 +310,16 @@ def test_few_clips_are_counted_in_tables_of_single_runs():
     assert figures.cell(share(1.0), one_figure(a=share(1.0), b=others)) == "100.0"  # beside a mean over seeds
 
 
+def test_only_the_headline_is_counted():
+    zero = Estimate(0.0, 0.0, 0.5, n=2, interval="wilson")
+    table = one_figure(a=zero)
+    row = {**table.cells["a"], "macro_f1": zero}
+    told = printed(
+        comparison.comparison_table(table.model_copy(update={"cells": {"a": row}, "metrics": tuple(row)})), 80
+    )
+    assert told.count("0 of 2") == 1
+
+
 def test_names_of_systems_stay_whole_where_it_is_narrow():
     figure = Estimate(0.5, 0.4, 1.0, n=50, interval="bootstrap")
     names = ("nearest_mean", "class_adaptive")

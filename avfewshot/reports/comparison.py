@@ -37,7 +37,9 @@ def comparison_table(comparison: Comparison) -> Table:
     if reference is not None:
         table.add_column(f"{printable(main)} -\n{printable(reference)}", justify="right", no_wrap=True)
     for metric in comparison.metrics:
-        cells = [_figure(comparison.cells[system][metric], comparison) for system in comparison.systems]
+        figures = [comparison.cells[system][metric] for system in comparison.systems]
+        form = cell if metric == comparison.headline else lambda one, _: points(one.value)
+        cells = [_figure(one, form(one, comparison)) for one in figures]
         if reference is not None:
             cells.append(_difference(comparison.difference(main, reference, metric)))
         style = "bold" if metric == comparison.headline else ""
@@ -85,8 +87,8 @@ def classes_csv(result: TaskResult) -> str:
     return csv_text((CLASS_COLUMNS, *map(astuple, result.classes)))
 
 
-def _figure(estimate: Estimate, comparison: Comparison) -> Text:
-    text = Text("-" if estimate.value is None else cell(estimate, comparison))
+def _figure(estimate: Estimate, value: str) -> Text:
+    text = Text("-" if estimate.value is None else value)
     if bounds := interval(estimate):
         text.append(f"\n{_plain(bounds)}", style="dim not bold")
     return text
