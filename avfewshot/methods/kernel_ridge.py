@@ -16,9 +16,11 @@ Counter-examples of a class (clips that are known not to be of it) are rows of t
 target -1: as far below indifference as its own clips are above it, since the text may well speak for them. Where the
 weights of the experts are chosen they count as clips of any other class.
 
-With one clip a class nothing is left of a class whose clip is left out. Then the evidence of a modality is the cosine
-in units of the spread of cosines between different classes, and three posteriors are *averaged*: of sight, of sound,
-and (counted twice) of their product. A modality that carries nothing then spoils the product, and no more.
+With one clip a class nothing is left of a class whose clip is left out. Then the evidence of a modality is Fisher's z
+of the cosine (``artanh``: two cuts of one recording, near 1, say far more than a likeness) in units of its spread
+between different classes, and of its spread among the classes for the clip at hand: what is like several is like none.
+Three posteriors are *averaged*: of sight, of sound, and (counted three times) of their product. A modality that carries
+nothing then spoils the product, and no more.
 """
 
 from __future__ import annotations
@@ -43,10 +45,13 @@ PENALTIES = (0.01, 0.1)
 SCALES = (4.0, 8.0, 16.0, 32.0)  # only while an expert is chosen; the weights end as a continuous scale
 Arrays = dict[str, npt.NDArray[Any]]
 PULL = 0.1  # of the experts' weights to equal ones: clips of few classes, left out, say little and lean the wrong way
-ONE_SHOT_BETA = 0.3
+ONE_SHOT_BETA = 0.4
 ONE_SHOT_SCALE = 2.0
-ONE_SHOT_SHARE = 0.3  # of the evidence of single clips, where the text is of use
-ONE_PAIR_SPREAD = 0.25  # of cosines between classes, where two clips are all there is: about that of four classes
+ONE_SHOT_COSINE = 0.9  # that of identical clips in Fisher's z, which stays finite
+ONE_SHOT_PRODUCT = 3.0  # how often the product of sight and sound counts
+ONE_SHOT_NULL = 15.0  # classes that the spread between different classes counts for against a clip's own
+ONE_SHOT_SHARE = 0.2  # of the evidence of single clips, where the text is of use
+ONE_PAIR_SPREAD = 0.25  # of nearness between classes, where two clips are all there is: about that of four classes
 SELECTION_ROWS = 450  # more rows: hyper-parameters are chosen on a subset of the classes
 
 
@@ -164,13 +169,14 @@ def without(inverse: Floats, dual: Floats, targets: Floats, rows: npt.NDArray[np
 
 def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
     params: dict[str, Any] = {"rule": "one-shot", "beta": ONE_SHOT_BETA, "null": {}, "text": {}}
+    params |= {"fisher": ONE_SHOT_COSINE, "product": ONE_SHOT_PRODUCT, "null classes": ONE_SHOT_NULL}
     different = ~((targets @ targets.T) > 0)
     for (view, modality), raw in rows.vectors.items():
         metric = Metric.fit(raw, within[modality], ONE_SHOT_BETA)
         vectors, present = metric(raw), rows.present(modality)
-        cosines = (vectors @ vectors.T)[different & present[:, None] & present[None]]
-        spread = float(cosines.std()) if cosines.size else 0.0
-        null = [float(cosines.mean()), spread if spread > 1e-9 else ONE_PAIR_SPREAD] if cosines.size else None
+        between = _nearness(vectors, vectors, ONE_SHOT_COSINE)[different & present[:, None] & present[None]]
+        spread = float(between.std()) if between.size else 0.0
+        null = [float(between.mean()), spread if spread > 1e-9 else ONE_PAIR_SPREAD] if between.size else None
         params["null"][f"{view}.{modality}"] = null
         _keep_metric(arrays, f"{view}.{modality}.{ONE_SHOT_BETA}", metric)
     if use_text:
@@ -384,21 +390,29 @@ def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
     return result
 
 
+def _nearness(left: Floats, right: Floats, fisher: float) -> Floats:
+    """Fisher's z of cosines ``[n, m]`` times `fisher`; 0: the cosines."""
+    return np.arctanh(fisher * (left @ right.T)) if fisher else left @ right.T
+
+
 def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
     targets = head.arrays["targets"]
-    classes, beta = targets.shape[1], head.params.get("beta", 1.0)  # runs of before it was kept
+    classes, beta = targets.shape[1], head.params.get("beta", 1.0)  # the others: runs of before they were kept
+    fisher, product = head.params.get("fisher", 0.0), head.params.get("product", 2.0)
+    share = classes / (classes + head.params.get("null classes", np.inf))
     scores: dict[str, list[Floats]] = {modality: [] for modality in MODALITIES}
     for name, null in head.params["null"].items():
         view, _, modality = name.partition(".")
         if null is None or (view, modality) not in rows.vectors:
             continue
         metric, raw = metric_of(head, f"{name}.{beta}"), head.arrays[name]
-        cosines = metric(rows.vectors[view, modality]) @ metric(raw).T
-        near = np.where(raw.any(-1)[None], (cosines - null[0]) / null[1], 0.0)
+        near = _nearness(metric(rows.vectors[view, modality]), metric(raw), fisher)
+        near = np.where(raw.any(-1)[None], (near - null[0]) / null[1], 0.0)
         best = np.stack([near[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)
         if "not of" in head.arrays:  # nearer to one than to the class's own clips: against the class
             raw = head.arrays[f"counter.{name}"]
-            near = (metric(rows.vectors[view, modality]) @ metric(raw).T - null[0]) / null[1]
+            near = _nearness(metric(rows.vectors[view, modality]), metric(raw), fisher)
+            near = (near - null[0]) / null[1]
             for column in np.flatnonzero(head.arrays["not of"].any(0)):
                 own = head.arrays["not of"][:, column] & raw.any(-1)
                 nearest = near[:, own].max(1, initial=-np.inf)
@@ -407,11 +421,12 @@ def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
     sight, sound = (
         sum(scores[m]) / len(scores[m]) if scores[m] else np.zeros((len(rows), classes)) for m in MODALITIES
     )
+    sight, sound = (near / np.sqrt(1 - share + share * near.var(1, keepdims=True)) for near in (sight, sound))
     has = [rows.present(modality)[:, None] * 1.0 for modality in MODALITIES]
     sight, sound = sight * has[0], sound * has[1]
-    shares = (has[0], has[1], 2 * has[0] * has[1])
+    shares = (has[0], has[1], product * has[0] * has[1])
     parts = zip(shares, (sight, sound, sight + sound), strict=True)
-    total = sum(share * np.exp(log_softmax(ONE_SHOT_SCALE * part)) for share, part in parts)
+    total = sum(often * np.exp(log_softmax(ONE_SHOT_SCALE * part)) for often, part in parts)
     return np.log(np.where(sum(shares) > 0, total / np.maximum(sum(shares), 1), 1 / classes))
 
 
