@@ -32,7 +32,8 @@ def right_answers(folder: Path, root: Path) -> dict[str, float]:
     dataset, used = load_dataset(config["task"], root), set(config["support"]["ids"])
     samples = {one.path: one for one in dataset.split("train") if one.path is not None and one.id not in used}
     classifier = load(adapter=folder.parent if folder.name == "scorer" else folder)
-    head = classifier.head(dataset.classes)
+    assert classifier.own_labels is not None
+    head = classifier.head(classifier.own_labels)
     found: dict[str, list[bool]] = {name: [] for name in SYSTEMS}
     for sample, file in zip(samples.values(), classifier.embed_files(list(samples)), strict=True):
         if not isinstance(file, EmbeddedFile):
