@@ -26,6 +26,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     shape = property(lambda self: self.tensor.shape)
     T = property(lambda self: Traced(self.tensor.T))
     sum, mean = _reduction(torch.sum), _reduction(torch.mean)
+    var = _reduction(lambda tensor, axis, keep: (tensor - tensor.mean(axis, True)).square().mean(axis, keep))
     any = _reduction(lambda tensor, *how: (tensor != 0).any(*how))
     all = _reduction(lambda tensor, *how: (tensor != 0).all(*how))
 
@@ -91,7 +92,8 @@ def _stacked(join: Callable[..., Tensor]) -> Callable[..., Tensor]:
 _UFUNCS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add, "subtract": torch.sub, "multiply": torch.mul, "divide": torch.div, "true_divide": torch.div,
     "matmul": torch.matmul, "negative": torch.neg, "square": torch.square, "power": torch.pow, "sqrt": torch.sqrt,
-    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(), 
+    "exp": torch.exp, "log": torch.log, "log1p": lambda x: (1 + x).log(),
+    "arctanh": lambda x: 0.5 * ((1 + x) / (1 - x)).log(),
     "logaddexp": lambda a, b: torch.maximum(a, b) + (1 + (-(a - b).abs()).exp()).log(),
     "maximum": torch.maximum, "minimum": torch.minimum, "greater": torch.gt, "less": torch.lt,
     "bitwise_and": torch.logical_and, "invert": torch.logical_not, "logical_not": torch.logical_not,
