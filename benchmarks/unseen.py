@@ -41,7 +41,7 @@ def right_answers(folder: Path, root: Path) -> dict[str, float]:
         said = {"answers": list(head.result(file, segments=False).scores.values())}
         if isinstance(head, LearnedHead) and head._scorer.is_tuned:
             names = ("sum", "product") if head._zero_shot._options["fusion"] == "weighted" else ("product", "sum")
-            said |= zip(names, (one.tolist() for one in head._zero_shot.both_fusions(file)), strict=True)
+            said |= zip(names, (one.tolist() for one in head._zero_shot.both_ways(file)), strict=True)
             said["light"] = head._scorer.logits(head._features(file.by_clip))[0]
         for name, scores in said.items():
             found[name].append(int(np.argmax(scores)) in sample.labels)

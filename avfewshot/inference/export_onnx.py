@@ -218,8 +218,8 @@ class _Answers(nn.Module):
         if not isinstance(head, LearnedHead):
             return said.probabilities, said.segment_probabilities, said.weights
         columns = [row for row in range(len(head._labels)) if row != head._none]
-        both = zero_shot.both_fusions(file) if head._scorer.is_tuned else ()
-        tuned = [Traced(one[None][:, columns].clamp(min=1e-12).log()) for one in both] or None
+        both = zero_shot.both_ways(file) if head._scorer.is_tuned else ()
+        tuned = [Traced(one[None][:, columns]) for one in both] or None
         dims: dict[str, int] = dict(zip(MODALITIES, head._dims, strict=True))
         frozen = {name: values[:, : dims[name]].double() for name, values in given.items()}
         whole = {name: values[None] for name, values in frozen.items()}

@@ -87,11 +87,12 @@ class ZeroShotHead:
         found = [score_clip(*pair, *space) for *pair, space in zip(*parts, self._spaces, strict=True)]
         return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
 
-    def both_fusions(self, file: EmbeddedFile) -> list[Tensor]:
-        """Probabilities ``[K]`` of a file, its modalities joined as set, and the other way."""
+    def both_ways(self, file: EmbeddedFile) -> list[Tensor]:
+        """Log-probabilities ``[K]`` of a file, its modalities joined as set, and the other way."""
         logits = self.logits(file.by_clip)
         options = ({**self._options, "fusion": one} for one in both_ways(self._options["fusion"]))
-        return [predict_events(logits.visual, logits.audio, **one).probabilities for one in options]
+        said = [predict_events(logits.visual, logits.audio, **one).probabilities for one in options]
+        return [one.clamp(min=1e-12).log() for one in said]
 
     def _segments(self, file: EmbeddedFile) -> list[SegmentResult]:
         results, logits = [], self.logits(file)
@@ -215,7 +216,7 @@ class LearnedHead(ZeroShotHead):
         if not self._scorer.is_tuned:
             return None
         columns = [row for row in range(len(self._labels)) if row != self._none]
-        return [one[None, columns].clamp(min=1e-12).log().numpy() for one in self._zero_shot.both_fusions(file)]
+        return [one[None, columns].numpy() for one in self._zero_shot.both_ways(file)]
 
     def _features(self, file: EmbeddedFile) -> Features:
         return Features.of([frozen_part(file, self._dims)])

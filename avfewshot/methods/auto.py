@@ -29,11 +29,8 @@ DEFAULT = "kernel_ridge"
 LIGHT = ("zero_shot", "nearest_mean", "logistic", "gda", "tip_adapter", DEFAULT)
 SECONDS = (DEFAULT, "timo")
 TUNED_ROWS = 8  # fewer clips that the tuned part has not seen: it is not trusted
-TUNED_START = (
-    1 / 3,
-    1.0,
-    1.0,
-)  # weights of the light method, and of the tuned part in both ways of joining its modalities
+# Weights of the light method, and of the tuned part in both ways of joining its modalities.
+TUNED_START = 1 / 3, 1.0, 1.0
 
 
 class Auto(Method):

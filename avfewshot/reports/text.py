@@ -61,15 +61,13 @@ def rate(per_second: float) -> str:
 
 def reject_text(reject: Mapping[str, Any]) -> str:
     """What the threshold for unknown clips does, by left-out clips."""
-    told, accepts = (
-        f"{percent(reject['false_rejects'])} of {reject['clips']:,} left-out clips fall below",
-        "false accepts",
-    )
-    told += " the threshold (false rejects)"
-    if reject["false_accepts"] is None:
-        return f"{told}; how many of classes that were never seen do not ({accepts}) takes three classes to measure"
+    accepted = reject["false_accepts"]
+    others = "how many do not (false accepts) takes three classes to measure"
+    if accepted is not None:
+        others = f"about {percent(accepted)} do not (false accepts)"
     return (
-        f"{told}, of clips of classes that were never seen about {percent(reject['false_accepts'])} do not ({accepts})"
+        f"{percent(reject['false_rejects'])} of {reject['clips']:,} left-out clips fall below the threshold (false "
+        f"rejects), of clips of classes that were never seen {others}"
     )
 
 

@@ -66,7 +66,7 @@ def on_test_clips(
     for name, (model, progress) in trained.items():
         logits, fitted = evaluator.joined(model, "test", progress.best.blend), progress.best.fitted
         by_logits(name, logits, fitted)
-        if name == TRAINED and not evaluator.decision.per_second:
+        if name == TRAINED and AUTO in scorers and not evaluator.decision.per_second:
             parts = (logits, *([clip.only(modality) for clip in logits] for modality in MODALITIES))
             tuned = [tuned_posteriors(evaluator, part, fitted) for part in parts]
     calibrated = "calibration_seconds" if evaluator.decision.per_second else "calibration"
