@@ -85,7 +85,7 @@ class LazyGroup(typer.core.TyperGroup):
         parameters = super().get_params(ctx)
         for parameter in parameters:
             if parameter.name in {"install_completion", "show_completion", "help"}:
-                parameter.default = False
+                parameter.default, parameter.metavar = False, ""
         return parameters
 
     def invoke(self, ctx: Any) -> Any:
@@ -115,9 +115,10 @@ def _load(name: str) -> Any:
 
 
 def _complete(name: str, command: Any) -> None:
-    """Let help texts run on, shells complete values, and `--quiet` stand behind the `name` (``data check``), too."""
+    """Let help texts run on, shells complete values, switches none, `--quiet` stand behind `data check`, too."""
     command.name = name.split()[-1]
     command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
+    command.get_help_option(typer.Context(command, **_SETTINGS)).metavar = ""  # else typer shows the type of a switch
     below = getattr(command, "commands", {})
     for key, single in below.items():
         _complete(f"{name} {key}", single)
@@ -174,6 +175,7 @@ def _of(name: str) -> Callable[[], Iterable[str]]:
     return words
 
 
+_SETTINGS: Any = {"help_option_names": ["-h", "--help"]}
 _BY_METAVAR: dict[str, Callable[[], Iterable[str]]] = {
     "RUN": _runs,
     "BACKBONE": _of("encoders.presets:preset_names"),
@@ -198,7 +200,7 @@ _BY_PARAMETER: dict[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("data toy", "only"): lambda: (*_of("toyworld.build:ALL_PLANS")(), "samples"),
 }
 
-app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(cls=LazyGroup, context_settings=_SETTINGS)
 
 _LOG = logging.getLogger(__name__)
 _called_with = ["avfs"]

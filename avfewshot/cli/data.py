@@ -75,15 +75,21 @@ def import_labels(
 
 @said_when_interrupted()
 def toy(
-    root: Annotated[Path, option("--root", None, "Folder to write to; made if needed.")],
-    seed: Annotated[int, typer.Option(help="Each seed gives another world of the same classes.")] = 0,
+    root: Annotated[Path, option("--root", "DIR", "Folder to write to; made if needed.")],
+    seed: Annotated[
+        int, typer.Option(metavar="INTEGER", help="Each seed gives another world of the same classes.")
+    ] = 0,
     clips_per_class: Annotated[
-        int, typer.Option(help="Clips of each class in each data set: two thirds train, a sixth val, a sixth test.")
+        int,
+        typer.Option(
+            metavar="INTEGER", help="Clips of each class in each data set: two thirds train, a sixth val, a sixth test."
+        ),
     ] = 24,
-    jobs: Annotated[int | None, option("--jobs", None, "Processes; by default one for each processor.")] = None,
-    force: Annotated[bool, option("--force", None, "Replace a toy world made with other settings.")] = False,
+    jobs: Annotated[int | None, option("--jobs", "INTEGER", "Processes; by default one for each processor.")] = None,
+    force: Annotated[bool, option("--force", "", "Replace a toy world made with other settings.")] = False,
     only: Annotated[
-        str | None, option("--only", None, "Some of ave,llp,vggsound,avs,avqa, or samples; by default the first three.")
+        str | None,
+        option("--only", "NAMES", "Some of ave,llp,vggsound,avs,avqa, or samples; by default the first three."),
     ] = None,
 ) -> None:
     """Write the toy world: small made-up clips in the layouts of AVE, LLP and VGG-Sound.

@@ -37,15 +37,15 @@ def check(
     list_file: ListFile = None,
     against: Annotated[
         list[Path] | None,
-        option("--against", None, "Folder with another data set to look for shared videos in; may be repeated."),
+        option("--against", "DIR", "Folder with another data set to look for shared videos in; may be repeated."),
     ] = None,
     probe: Annotated[
-        bool, option("--probe", None, "Open every clip: broken, too short, silent, without sound or picture.")
+        bool, option("--probe", "", "Open every clip: broken, too short, silent, without sound or picture.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that open clips.")] = 2,
-    classes: Annotated[bool, option("--classes", None, "Show every class, however many.")] = False,
+    workers: Annotated[int, typer.Option(metavar="INTEGER", min=1, help="Threads that open clips.")] = 2,
+    classes: Annotated[bool, option("--classes", "", "Show every class, however many.")] = False,
     missing: Annotated[
-        Path | None, option("--missing", None, "Write the ids of clips without media here, one a line.")
+        Path | None, option("--missing", "FILE", "Write the ids of clips without media here, one a line.")
     ] = None,
     format_: TableOrJson = "table",
 ) -> None:

@@ -15,9 +15,9 @@ from avfewshot.cli.options import option
 from avfewshot.cli.terminal import say
 from avfewshot.errors import UsageError
 
-Root = Annotated[Path | None, option("--root", None, "Folder with the annotation files and clips.")]
-Media = Annotated[list[Path] | None, option("--media", None, "Folder with the clips, if elsewhere; may be repeated.")]
-ListFile = Annotated[Path | None, option("--list", None, "For VGG-Sound: the list to read.")]
+Root = Annotated[Path | None, option("--root", "DIR", "Folder with the annotation files and clips.")]
+Media = Annotated[list[Path] | None, option("--media", "DIR", "Folder with the clips, if elsewhere; may be repeated.")]
+ListFile = Annotated[Path | None, option("--list", "FILE", "For VGG-Sound: the list to read.")]
 
 
 def load_any(task: str, root: Path | None, media: list[Path], list_file: Path | None) -> Any:

@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 @said_when_interrupted()
 def prepare(
     task: Annotated[str, argument("DATASET", "Task or data set (ave, llp_cls, vggsound40k, ...), or `folder`.")],
-    out: Annotated[Path, option("--out", None, "Folder for the shards; made if needed.")],
+    out: Annotated[Path, option("--out", "DIR", "Folder for the shards; made if needed.")],
     root: Root = None,
     media: Media = None,
     list_file: ListFile = None,
     backbone: Annotated[str | None, setting_option("backbone")] = None,
-    splits: Annotated[str | None, option("--splits", None, "Some of train,val,test; by default all.")] = None,
+    splits: Annotated[str | None, option("--splits", "NAMES", "Some of train,val,test; by default all.")] = None,
     workers: Annotated[
-        int | None, option("--workers", None, "Processes; by default one for each processor.", min=1)
+        int | None, option("--workers", "INTEGER", "Processes; by default one for each processor.", min=1)
     ] = None,
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Part I of N, for N machines that share the folder.")
     ] = "1/1",
-    seconds: Annotated[int, typer.Option(min=1, help="Longest stretch of a clip to store.")] = 10,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG pictures.")] = 95,
+    seconds: Annotated[int, typer.Option(metavar="INTEGER", min=1, help="Longest stretch of a clip to store.")] = 10,
+    quality: Annotated[int, typer.Option(metavar="INTEGER", min=1, max=100, help="Of the JPEG pictures.")] = 95,
     shard_clips: Annotated[
-        int | None, option("--shard-clips", None, "Clips in a shard; by default what makes about 256 MB.", min=1)
+        int | None, option("--shard-clips", "INTEGER", "Clips in a shard; by default what makes about 256 MB.", min=1)
     ] = None,
     engine: Annotated[str | None, setting_option("engine")] = None,
     address: Annotated[str | None, setting_option("address")] = None,
-    retry: Annotated[bool, option("--retry", None, "Try clips again that were rejected before.")] = False,
+    retry: Annotated[bool, option("--retry", "", "Try clips again that were rejected before.")] = False,
 ) -> None:
     """Decode every clip once into WebDataset shards: a picture a second as JPEG, sound as FLAC, labels as JSON.
 

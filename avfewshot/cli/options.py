@@ -57,7 +57,7 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
-def option(flag: str, metavar: str | None, help: str, **more: Any) -> Any:
+def option(flag: str, metavar: str, help: str, **more: Any) -> Any:
     """An option of a command's own, beside those of its settings; a switch has an empty `metavar`."""
     return typer.Option(flag, metavar=metavar, help=help, show_default=False, **more)
 

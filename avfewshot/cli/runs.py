@@ -35,7 +35,9 @@ _LONGEST_NAME = 100
 Resume = Annotated[
     str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", show_default=False)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what it would take, and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", metavar="", help="Print what would be done and what it would take, and stop.")
+]
 
 
 @contextlib.contextmanager
