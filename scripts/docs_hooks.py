@@ -1,4 +1,4 @@
-"""Hooks of the documentation site (`make docs`): command pages from the program's own help; links that leave docs/."""
+"""Hooks of the documentation site (`make docs`): helps of commands, docstrings, links out of docs/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import subprocess
 import sys
 from typing import Any
 
+from griffe import Extension
+
 MARK = "<!-- commands -->"
+
+
+class PlainRoles(Extension):
+    """Names in docstrings as code: the site would print Sphinx's ``:class:`` as it stands, and take it for a type."""
+
+    def on_object(self, *, obj: Any, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", obj.docstring.value)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -78,6 +78,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     page = (tmp_path / "site" / "commands" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="avfs-{name}"' in page for name in COMMANDS)
     assert "--labels" in page
+    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "waveform=..." in api
+    assert not re.search(r":(class|meth|attr|data|func):", api)
 
 
 def raised(node: ast.AST) -> set[str]:

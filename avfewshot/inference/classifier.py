@@ -154,7 +154,7 @@ class Classifier(FileEmbedder):
         """Features of K labels in the two spaces, averaged over the templates; projected by the trained model, if any.
 
         Returns:
-            Unit vectors float32 ``[K, D_v]`` (to compare with :attr:`Embeddings.visual`) and ``[K, D_a]``, on the CPU.
+            Unit vectors float32 ``[K, D_v]`` and ``[K, D_a]``, on the CPU, to compare with those of :meth:`embed`.
         """
         wordings = label_set(labels).wordings
         visual = label_features(self.backbone.visual_text, wordings, self.templates.visual)

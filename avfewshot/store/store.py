@@ -47,6 +47,9 @@ class Changes:
 class Store(StoreFiles):
     """A collection of clips, opened to read; :meth:`update` writes.
 
+    Args:
+        folder: Where `avfs embed --store` keeps it.
+
     Raises:
         UsageError: There is no store.
         DataError: It is damaged, or of another version.
@@ -121,6 +124,9 @@ class Store(StoreFiles):
             by: ``"sight"``, ``"sound"`` or ``"both"``.
             top: How many clips at most.
             classifier: The towers that embedded the store; loaded once where they are needed, unless given.
+
+        Returns:
+            A hit a clip: `path`, `score` (standard deviations above the collection), `second`, `cosines`, `moments`.
 
         Raises:
             UsageError: An argument is wrong.
