@@ -5,9 +5,10 @@
     avfs compare --task llp_cls --shots 4 --methods clip-lora --root toy --backbone tiny
     python benchmarks/unseen.py runs/compare/llp_cls/4-shot-* --part clip-lora --root toy
 
-Several times as many as a toy task has test clips, and no choice was made by them. For tasks that label clips. A row a
-run, a mean over its seeds: percent of the clips whose answer is one of their labels, as the run answers; and where
-DG-SCT is joined with a light method, of that alone and of DG-SCT with the sum and the product of its modalities.
+Several times as many as a toy task has test clips, and no choice was made by them. A row a run, a mean over its seeds:
+percent of the clips whose answer is one of their labels, as the run answers; and where DG-SCT is joined with a light
+method, of that alone and of DG-SCT with the sum and the product of its modalities. For tasks that label seconds:
+percent of the seconds, as the run answers and by the light method alone.
 """
 
 from __future__ import annotations
@@ -38,11 +39,19 @@ def right_answers(folder: Path, root: Path) -> dict[str, float]:
     for sample, file in zip(samples.values(), classifier.embed_files(list(samples)), strict=True):
         if not isinstance(file, EmbeddedFile):
             continue
+        scorer = head._scorer if isinstance(head, LearnedHead) else None
+        if scorer is not None and scorer.second is not None:
+            features, tuned = head._features(file), head._tuned(file)[1]
+            said = {"answers": scorer.segment_logits(features, tuned=tuned), "light": scorer.segment_logits(features)}
+            truth = dataset.segment_labels(sample, len(said["light"][0]))
+            for name, [rows] in said.items():
+                found[name] += (rows.argmax(1) == truth).tolist()
+            continue
         said = {"answers": list(head.result(file, segments=False).scores.values())}
-        if isinstance(head, LearnedHead) and head._scorer.is_tuned:
+        if scorer is not None and scorer.is_tuned:
             names = ("sum", "product") if head._zero_shot._options["fusion"] == "weighted" else ("product", "sum")
-            said |= zip(names, (one.tolist() for one in head._zero_shot.both_ways(file)), strict=True)
-            said["light"] = head._scorer.logits(head._features(file.by_clip))[0]
+            said |= zip(names, (one.tolist() for one, _ in head._zero_shot.both_ways(file.by_clip)), strict=True)
+            said["light"] = scorer.logits(head._features(file.by_clip))[0]
         for name, scores in said.items():
             found[name].append(int(np.argmax(scores)) in sample.labels)
     return {name: 100 * float(np.mean(right)) if right else float("nan") for name, right in found.items()}

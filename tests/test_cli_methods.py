@@ -313,7 +313,7 @@ def test_clips_carry_several_labels(avfs, world):
 
 @pytest.mark.parametrize("fewest", [8, 1])
 def test_auto_counts_what_is_trained_where_that_has_joined(fewest, avfs, monkeypatch):
-    monkeypatch.setattr("avfewshot.methods.auto.TUNED_ROWS", fewest)  # unseen clips; there are three
+    monkeypatch.setattr("avfewshot.methods.joining.ROWS", fewest)  # unseen clips; there are three
     arguments = ("--data", "my_clips", "--shots", "1", "--epochs", "1", "--hidden", "8", "--workers", "0")
     folder = avfs.made("fewshot", *arguments, name=f"counted-{fewest}")
     told = results(folder)["seeds"][0]["methods"]
@@ -362,7 +362,7 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs, world):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--task", "ave"), "joins for whole clips only"),
+        (("--task", "ave"), None),
         (("--data", "my_clips", "--val-shots", "0"), "no validation clip lets join"),
         (("--data", "my_clips"), None),
     ],
@@ -388,6 +388,31 @@ def test_seconds_and_their_background_by_light_methods(avfs, seconds):
     assert "background" in labels  # learnt, and kept at inference
     assert labels <= {"background", *CLASSES}
     assert all(clip["label"] in clip["scores"] for clip in clips)
+
+
+def test_what_is_trained_joins_the_labels_of_seconds_too(avfs, monkeypatch):
+    monkeypatch.setattr("avfewshot.methods.joining.ROWS", 1)  # there are three validation clips
+    arguments = ("--task", "ave", "--shots", "1", "--epochs", "1", "--hidden", "8", "--workers", "0")
+    folder = avfs.made("fewshot", *arguments, name="joined-seconds")
+    told = results(folder)["seeds"][0]["methods"]["auto"]
+    assert told["tuned"]["tuned"] > 0
+    assert told["labels_used"] == {"support": 3, "validation": 3}
+    # It predicts as it was evaluated, second by second, and not as without what was trained.
+    rows = answers(folder / "seed-1")
+    clips = [f"AVE/AVE/{row['id']}.mp4" for row in rows]
+    said = avfs.json("zeroshot", "--adapter", folder, "--segments", *clips)["clips"]
+    for clip, row in zip(said, rows, strict=True):
+        assert [second["label"] for second in clip["segments"]] == [
+            one.replace("Background", "background") for one in row["answers"]["auto"]
+        ]
+    classifier = avfewshot.load(adapter=folder, device="cpu")
+    head, [file] = classifier.head(classifier.own_labels), classifier.embed_files([avfs.folder / clips[0]])
+    joined = [second.scores for second in head.result(file, segments=True).segments]
+    head._scorer.tuned["seconds"] |= {"light": 1.0, "tuned": 0.0, "other": 0.0, "bias": 0.0, "presence": [1.0, 0.0]}
+    light = [second.scores for second in head.result(file, segments=True).segments]
+    expected = np.exp(np.concatenate(head._scorer.segment_logits(head._features(file))))[:, : len(CLASSES)]
+    np.testing.assert_allclose(light, expected / expected.sum(1, keepdims=True), atol=1e-6)
+    assert not np.allclose(joined, light, atol=1e-3)
 
 
 @pytest.fixture(scope="module")

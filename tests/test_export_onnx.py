@@ -107,6 +107,14 @@ def test_runs_on_labelled_seconds_answer_by_second(tmp_path, name, present):
     seconds = session.run(["seconds"], {name: np.eye(5, WIDTH, dtype=np.float32) for name in present})[0]
     assert seconds.shape == (5, len(texts.names) + 1)
     np.testing.assert_allclose(seconds.sum(1), 1.0)
+    # And where a tuned part was joined, both ways.
+    weights = {"light": 0.4, "tuned": 1.2, "other": 0.3}
+    head._scorer.tuned = {**weights, "seconds": {**weights, "bias": 0.5, "presence": [0.6, 0.3]}}
+    assert write_head(tmp_path / "joined.onnx", head, present)["largest_difference"] < 1e-9
+    session = onnxruntime.InferenceSession(tmp_path / "joined.onnx")
+    joined = session.run(["seconds"], {name: np.eye(5, WIDTH, dtype=np.float32) for name in present})[0]
+    np.testing.assert_allclose(joined.sum(1), 1.0)
+    assert not np.allclose(joined, seconds, atol=1e-3)
 
 
 @pytest.mark.parametrize("clips", [1, 3], ids=["one clip a class", "three"])

@@ -8,7 +8,6 @@ from scipy.special import logit
 from avfewshot.errors import UsageError
 from avfewshot.evaluation.few_shot import modality_confusion
 from avfewshot.methods import kernel_ridge
-from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.base import Features, Support, log_loss, log_softmax
 from avfewshot.methods.calibration import (
     expected_calibration_error,
@@ -17,6 +16,7 @@ from avfewshot.methods.calibration import (
     standardised_labels,
     temperature,
 )
+from avfewshot.methods.joining import join_tuned
 from avfewshot.methods.living import LivingRidge, learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.methods.nearest_mean import NearestMean

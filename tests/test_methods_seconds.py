@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from methods_worlds import CLASSES
 from methods_worlds import world_of_seconds as world
+from scipy.special import expit, logsumexp, softmax
 
-from avfewshot.methods.base import Support
+from avfewshot.methods.base import Support, log_softmax
 from avfewshot.methods.calibration import expected_calibration_error
+from avfewshot.methods.joining import join_tuned
 from avfewshot.methods.method import Scorer, find_method, method_names
 from avfewshot.methods.rows import second_rows
 from avfewshot.methods.seconds import chunks
@@ -62,6 +64,57 @@ def test_heads_of_seconds_that_say_nothing_and_of_earlier_runs_still_answer():
     # Before TIMO joined it the head was the ridge's.
     before = replace(scorer, second=ridge.second).segment_logits(support.features)
     assert all((a == b).all() for a, b in zip(before, ridge.segment_logits(support.features), strict=True))
+
+
+def said_of(support, strength, rng):
+    """What a tuned part might say of the seconds of clips, two times."""
+    return [
+        [log_softmax(strength * labels + rng.normal(size=labels.shape)) for labels in support.segments]
+        for _ in range(2)
+    ]
+
+
+def test_a_tuned_part_joins_seconds_by_clips_that_it_has_not_seen(tmp_path):
+    noise, rng = 8.0, np.random.default_rng(0)
+    support, texts = world(2, 1, noise=noise)
+    unseen, _ = world(4, 2, noise=noise)
+    queries, _ = world(8, 3, noise=noise)
+    truth = np.concatenate(queries.segments).argmax(1)
+    scorer = find_method("kernel_ridge").fit(support, texts)
+
+    def right(**options):
+        return (np.concatenate(scorer.segment_logits(queries.features, **options)).argmax(1) == truth).mean()
+
+    plain, tuned = right(), said_of(queries, 3.0, rng)
+    clips = [log_softmax(3.0 * unseen.labels + rng.normal(size=unseen.labels.shape)) for _ in range(2)]
+    told = join_tuned(scorer, unseen, clips, said_of(unseen, 3.0, rng))["seconds"]
+    assert min(told["tuned"], told["other"], *told["presence"]) > 0.1
+    assert told["log_loss_joined"] < told["log_loss_light"]
+    assert right(tuned=tuned) > plain + 0.02
+    assert right() == plain
+    # As the formula says: events by a product of experts, whether there is one by the odds of the first two.
+    parts = [np.concatenate(one) for one in (scorer.segment_logits(queries.features), *tuned)]
+    logs = [np.log(softmax(part[:, :-1], axis=1)) for part in parts]
+    events = sum(told[name] * log for name, log in zip(("light", "tuned", "other"), logs, strict=True))
+    odds = [logsumexp(part[:, :-1], axis=1) - part[:, -1] for part in parts[:2]]
+    there = expit(told["bias"] + told["presence"][0] * odds[0] + told["presence"][1] * odds[1])[:, None]
+    expected = np.concatenate((softmax(events, axis=1) * there, 1 - there), 1)
+    found = scorer.segment_logits(queries.features, tuned=tuned)
+    np.testing.assert_allclose(np.exp(np.concatenate(found)), expected, atol=1e-9)
+    loaded = Scorer.load(scorer.save(tmp_path / "run"))
+    again = loaded.segment_logits(queries.features, tuned=tuned)
+    assert all((a == b).all() for a, b in zip(found, again, strict=True))
+    # What guesses the seconds is heard less, and what guesses the clips not at all.
+    vague = join_tuned(scorer, unseen, clips, said_of(unseen, 0.0, rng))["seconds"]
+    assert vague["tuned"] < told["tuned"]
+    assert vague["presence"][1] < told["presence"][1] / 4
+    useless = join_tuned(scorer, unseen, [one[::-1] for one in clips], said_of(unseen, 3.0, rng))
+    assert "seconds" not in useless
+    assert right(tuned=tuned) == plain
+    # Nothing but events: whether there is one is left to the light method.
+    events = tuple(np.eye(CLASSES + 1, dtype=bool)[labels[:, :-1].argmax(1)] for labels in unseen.segments)
+    told = join_tuned(scorer, replace(unseen, segments=events), clips, said_of(unseen, 3.0, rng))["seconds"]
+    assert (told["bias"], told["presence"]) == (0.0, [1.0, 0.0])
 
 
 def test_how_well_seconds_are_calibrated_is_told_before_and_after_the_weights_by_left_out_clips():

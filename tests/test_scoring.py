@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from training_support import CLASSES, backbone, names, read, texts
 
 from avfewshot.config import TrainingConfig
 from avfewshot.evaluation.evaluator import ADAPTED, Evaluator, evaluate_task
-from avfewshot.evaluation.few_shot import tuned_posteriors
+from avfewshot.evaluation.few_shot import tuned_posteriors, tuned_seconds
 from avfewshot.evaluation.predictions import (
     Fitted,
     PredictionConfig,
     clip_probabilities,
     second_probabilities,
-    second_salience,
 )
 from avfewshot.evaluation.targets import BackgroundRule, Targets
 from avfewshot.inference.embedding_cache import EmbeddingCache, embed_cached
@@ -30,7 +29,7 @@ from avfewshot.inference.logits import ClipLogits, score_clip
 from avfewshot.media.clip import Failure
 from avfewshot.media.stream import read_ahead
 from avfewshot.models.audio_visual import AudioVisualModel
-from avfewshot.models.fusion import predict_events
+from avfewshot.models.fusion import FUSIONS, fuse, predict_events, predict_seconds, second_posteriors
 from avfewshot.models.losses import combined_loss
 from avfewshot.training.objective import Objective, TrainingClip, embed_batch
 from avfewshot.training.validation import ALPHAS, Validator, ValMetrics
@@ -82,14 +81,23 @@ def test_seconds_that_a_clip_lacks_are_background():
 
 def test_an_event_must_be_both_seen_and_heard():
     clip = logits(1, 3)
-    answers = np.array([[0, 2, 1, 0]])
-    found = second_salience([clip], answers)
-    for second, label in enumerate(answers[0, :3]):
-        margins = [float(part[second, label] - part[second, -1]) for part in (clip.visual, clip.audio)]
-        assert found[0, second] == pytest.approx(min(margins))
-    assert found[0, 3] < -1e5
-    alone = second_salience([clip.only("audio")], answers)
-    assert alone[0, 1] == pytest.approx(float(clip.audio[1, 2] - clip.audio[1, -1]))
+    for fusion in FUSIONS:
+        events, salience = predict_seconds(clip.visual, clip.audio, fusion=fusion)
+        expected = np.log(fuse(clip.visual, clip.audio, fusion=fusion)[0][:, :-1])
+        np.testing.assert_allclose(events, log_softmax(expected.numpy(), axis=-1))
+        for second, label in enumerate(events.argmax(-1)):
+            margins = [float(part[second, label] - part[second, -1]) for part in (clip.visual, clip.audio)]
+            assert salience[second] == pytest.approx(min(margins))
+        joint = second_posteriors(clip.visual, clip.audio, fusion=fusion)
+        np.testing.assert_allclose(joint[:, :-1].logsumexp(-1) - joint[:, -1], salience)
+        np.testing.assert_allclose(joint[:, :-1].log_softmax(-1), events)
+    events, salience = predict_seconds(None, clip.audio)
+    best = clip.audio[1, :-1].argmax()
+    assert salience[1] == pytest.approx(float(clip.audio[1, best] - clip.audio[1, -1]))
+    # Seconds that a clip lacks are the surest background.
+    found = PredictionConfig("ave", "weighted", "mean", "threshold", seconds=4).predict([clip], CLASSES, Fitted())
+    assert found.salience[0, 3] < -1e5
+    np.testing.assert_allclose(found.salience[0, :3], predict_seconds(clip.visual, clip.audio)[1])
 
 
 def targets(rows, segments=None):
@@ -329,11 +337,7 @@ def test_a_tuned_part_is_joined_by_its_own_fusion_and_by_the_other():
     rng = np.random.default_rng(0)
     clips = [ClipLogits(*(torch.from_numpy(rng.normal(size=(3, 5))) for _ in range(2))) for _ in range(2)]
     decision, none = PredictionConfig("folder", "weighted", "mean"), 1
-    evaluator = SimpleNamespace(
-        decision=decision,
-        predict=lambda logits, fitted: decision.predict(logits, 4, fitted),
-        dataset=SimpleNamespace(none_class=none),
-    )
+    evaluator = SimpleNamespace(decision=decision, dataset=SimpleNamespace(none_class=none, num_classes=4))
     ways = {}
     for fusion in ("weighted", "product"):
         said = [predict_events(clip.visual, clip.audio, fusion=fusion).probabilities.log().numpy() for clip in clips]
@@ -342,3 +346,7 @@ def test_a_tuned_part_is_joined_by_its_own_fusion_and_by_the_other():
         found = tuned_posteriors(evaluator, clips, Fitted(fusion=own))
         np.testing.assert_allclose(found, [ways[own], ways[other]], rtol=1e-6)
     np.testing.assert_allclose(tuned_posteriors(evaluator, clips, Fitted())[0], ways["weighted"], rtol=1e-6)
+    own, other = tuned_seconds(evaluator, clips, Fitted(fusion="product"))
+    for row, clip in enumerate(clips):
+        for said, fusion in ((own, "product"), (other, "weighted")):
+            np.testing.assert_array_equal(said[row], second_posteriors(clip.visual, clip.audio, fusion=fusion))

@@ -182,11 +182,7 @@ def _say_plan(trainer: FewShot, plan: Plan | None, display: Display) -> None:
 
 def _why_apart(trainer: FewShot) -> str:
     """Why what is trained will not join the light methods of `auto`, if that is known before the training."""
-    if trainer.config.method != AUTO:
-        return ""
-    if trainer.evaluator.decision.per_second:
-        return ", which joins for whole clips only and does not answer here (--no-tune leaves it out)"
-    if not trainer.validation_used:
+    if trainer.config.method == AUTO and not trainer.validation_used:
         return ", which no validation clip lets join (--val-shots; --no-tune leaves it out)"
     return ""
 

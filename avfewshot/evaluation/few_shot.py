@@ -12,13 +12,13 @@ import torch
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.encoders.text import label_features as encode_labels
 from avfewshot.evaluation.evaluator import Evaluator
-from avfewshot.evaluation.predictions import Fitted
+from avfewshot.evaluation.predictions import Fitted, clip_probabilities
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
-from avfewshot.models.fusion import both_ways
+from avfewshot.models.fusion import both_ways, second_posteriors
 
 
 def label_features(evaluator: Evaluator, *, single_prompts: bool = False) -> LabelFeatures:
@@ -79,19 +79,22 @@ def method_predictions(
     features: Features,
     support: Support,
     *,
-    tuned: Sequence[np.ndarray] | None = None,
+    tuned: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Predictions:
-    """What a method that was fitted on `support` says about N clips; `tuned` as :func:`tuned_posteriors` gives it."""
+    """What a method that was fitted on `support` says about N clips.
+
+    `tuned` is as :func:`tuned_posteriors` gives it; where seconds are labelled, as :func:`tuned_seconds` does.
+    """
     none = evaluator.dataset.none_class
     if evaluator.decision.per_second:
         classes = len(scorer.texts.names)
         probabilities = np.zeros((len(features), evaluator.decision.seconds, classes + 1))
         probabilities[..., classes] = 1
-        for row, logits in enumerate(scorer.segment_logits(features)):
+        for row, logits in enumerate(scorer.segment_logits(features, tuned=tuned)):
             known = np.exp(logits[: evaluator.decision.seconds])
             probabilities[row, : len(known)] = known / known.sum(-1, keepdims=True)
         return Predictions(probabilities, background=BackgroundRule("prompt"))
-    scores = scorer.scores(features, tuned=tuned)
+    scores = scorer.scores(features, tuned=None if tuned is None else [np.stack(one) for one in tuned])
     probabilities = np.exp(scores.fused)
     if none is not None:
         column = 0.0 if scores.none is None else np.exp(scores.none)
@@ -107,9 +110,15 @@ def method_predictions(
 
 def tuned_posteriors(evaluator: Evaluator, logits: Sequence[ClipLogits], fitted: Fitted) -> list[np.ndarray]:
     """Log-posteriors ``[N, K]`` of a tuned part by its fusion and by the other one, for :meth:`Scorer.scores`."""
+    ways, classes = both_ways(fitted.fusion or evaluator.decision.fusion), evaluator.dataset.num_classes
+    said = [clip_probabilities(logits, classes, fusion=one, pool=evaluator.decision.pool) for one in ways]
+    return [without_none(evaluator.dataset, np.log(np.maximum(one, 1e-12))) for one in said]
+
+
+def tuned_seconds(evaluator: Evaluator, logits: Sequence[ClipLogits], fitted: Fitted) -> list[list[np.ndarray]]:
+    """The same of the seconds of N clips, ``[T_i, K + 1]`` each, for :meth:`Scorer.segment_logits`."""
     ways = both_ways(fitted.fusion or evaluator.decision.fusion)
-    said = [evaluator.predict(logits, replace(fitted, fusion=one)) for one in ways]
-    return [without_none(evaluator.dataset, np.log(np.maximum(one.probabilities, 1e-12))) for one in said]
+    return [[second_posteriors(one.visual, one.audio, fusion=way).numpy() for one in logits] for way in ways]
 
 
 def alone(
@@ -119,7 +128,7 @@ def alone(
     support: Support,
     modality: str,
     *,
-    tuned: Sequence[np.ndarray] | None = None,
+    tuned: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Predictions:
     """What a fitted method says by one modality alone; a clip that lacks it gets a uniform answer."""
     rows = [row for row, clip in enumerate(getattr(features, modality)) if clip is not None]
@@ -130,7 +139,7 @@ def alone(
         absent = {"visual" if modality == "audio" else "audio": (None,) * len(rows)}
         part = replace(features.take(rows), **absent)
         said = method_predictions(
-            evaluator, scorer, part, support, tuned=None if tuned is None else [one[rows] for one in tuned]
+            evaluator, scorer, part, support, tuned=tuned and [[one[row] for row in rows] for one in tuned]
         )
         probabilities[rows] = said.probabilities
     return Predictions(probabilities, background=BackgroundRule("prompt") if seconds else None)

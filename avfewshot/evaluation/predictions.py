@@ -15,13 +15,11 @@ from avfewshot.evaluation.measures import choose_label_threshold
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, fit_background
 from avfewshot.evaluation.tasks import find_task
 from avfewshot.inference.logits import ClipLogits
-from avfewshot.models.fusion import fuse, predict_events
+from avfewshot.models.fusion import fuse, predict_events, predict_seconds
 
 Floats = npt.NDArray[np.float64]
 
-_LACKING = -1e6
-
-_SMALLEST = 1e-300
+_LACKING = -1e6  # salience of seconds that a clip lacks
 
 
 @dataclass(frozen=True)
@@ -75,14 +73,15 @@ class PredictionConfig:
 
     def _seconds(self, clips: Sequence[ClipLogits], num_classes: int) -> tuple[Floats, Floats | None]:
         """Probabilities in the form that the background's strategy takes, and how sure it is that something happens."""
-        joint = second_probabilities(clips, num_classes, self.seconds, fusion=self.fusion)
         if self.background == "prompt":
-            return joint, None
-        events = joint[..., :num_classes]
-        # Divided by the largest first: a second that is background beyond doubt has no digits left for its events.
-        largest = events.max(-1, keepdims=True)
-        shares = np.where(largest > 0, events / np.maximum(largest, _SMALLEST), 1.0)
-        return shares / shares.sum(-1, keepdims=True), second_salience(clips, events.argmax(-1))
+            return second_probabilities(clips, num_classes, self.seconds, fusion=self.fusion), None
+        shares = np.full((len(clips), self.seconds, num_classes), 1 / num_classes)
+        sureness = np.full(shares.shape[:2], _LACKING)
+        for rows, visual, audio in _alike(clips):
+            events, salience = predict_seconds(visual, audio, fusion=self.fusion)
+            known = min(self.seconds, salience.shape[1])
+            shares[rows, :known], sureness[rows, :known] = events[:, :known].exp().numpy(), salience[:, :known].numpy()
+        return shares, sureness
 
 
 def clip_probabilities(clips: Sequence[ClipLogits], num_classes: int, *, fusion: str, pool: str) -> Floats:
@@ -104,24 +103,6 @@ def second_probabilities(clips: Sequence[ClipLogits], num_classes: int, seconds:
         probabilities, _ = fuse(visual, audio, fusion=fusion)
         known = min(seconds, probabilities.shape[1])
         result[rows, :known] = probabilities[:, :known].numpy()
-    return result
-
-
-def second_salience(clips: Sequence[ClipLogits], answers: npt.NDArray[np.int64]) -> Floats:
-    """How sure it is, in each second, that the answered class (``[N, T]``) happens, and not nothing: ``[N, T]``.
-
-    An audio-visual event is both seen and heard (Tian et al., ECCV 2018). So each modality that is there compares the
-    logit of the answer with that of its background text, and the one that is less sure counts: an object that stays in
-    the picture while it is silent is no event, however sure the eyes are. Seconds that a clip lacks are far below all.
-    """
-    result = np.full(answers.shape, _LACKING)
-    seconds = answers.shape[1]
-    for rows, visual, audio in _alike(clips):
-        present = [logits for logits in (visual, audio) if logits is not None]
-        known = min(seconds, present[0].shape[1])
-        index = torch.from_numpy(answers[rows, :known])[..., None]
-        sureness = [logits[:, :known].gather(-1, index)[..., 0] - logits[:, :known, -1] for logits in present]
-        result[rows, :known] = torch.stack(sureness).amin(0).numpy()
     return result
 
 

@@ -41,7 +41,7 @@ from avfewshot.media.clip import MODALITIES, SAMPLE_RATE
 from avfewshot.methods.base import LEAST, SMALLEST
 from avfewshot.methods.method import Scores
 from avfewshot.methods.rows import compared_rows, pooled_rows
-from avfewshot.methods.seconds import score_rows
+from avfewshot.methods.seconds import join_seconds, score_rows
 from avfewshot.models.fusion import predict_clips, predict_events
 from avfewshot.version import __version__
 
@@ -219,13 +219,18 @@ class _Answers(nn.Module):
             return said.probabilities, said.segment_probabilities, said.weights
         columns = [row for row in range(len(head._labels)) if row != head._none]
         both = zero_shot.both_ways(file) if head._scorer.is_tuned else ()
-        tuned = [Traced(one[None][:, columns]) for one in both] or None
+        tuned = [Traced(one[None][:, columns]) for one, _ in both] or None
         dims: dict[str, int] = dict(zip(MODALITIES, head._dims, strict=True))
         frozen = {name: values[:, : dims[name]].double() for name, values in given.items()}
         whole = {name: values[None] for name, values in frozen.items()}
         clip = _columns(head, self._scores(whole, tuned).joined)
         if _labels_seconds(head):
             seconds = self._seconds(frozen, self._scores(whole, None).fused)
+            if (weights := head._scorer.second_weights) is not None:
+                parts: Any = [Traced(seconds), *(Traced(one) for _, one in both)]
+                joined: Any = join_seconds(parts, weights)
+                seconds = joined.tensor
+            seconds = seconds.exp()
         else:
             seconds = _columns(head, self._scores({n: values[:, None] for n, values in frozen.items()}, None).joined)
         return clip[0], seconds, said.weights
@@ -237,7 +242,8 @@ class _Answers(nn.Module):
         result = self.head.result(file, segments=True)
         seconds = [second.scores for second in result.segments]
         if _labels_seconds(self.head):
-            seconds = np.exp(self.head._scorer.segment_logits(self.head._features(file))[0]).tolist()
+            tuned = self.head._tuned(file)[1]
+            seconds = np.exp(self.head._scorer.segment_logits(self.head._features(file), tuned=tuned)[0]).tolist()
         rows = list(result.scores.values()), seconds, result.weights.values()
         return tuple(torch.tensor(list(values), dtype=torch.float64) for values in rows)  # type: ignore[return-value]
 
@@ -286,7 +292,7 @@ class _Answers(nn.Module):
         return scorer.joined(rows, zero_shot, texts, tuned)
 
     def _seconds(self, given: dict[str, Tensor], clip: Any) -> Tensor:
-        """Probabilities ``[T, K + 1]`` of the seconds of a clip, the background last; `clip`: its log-posteriors."""
+        """Log-posteriors ``[T, K + 1]`` of the seconds of a clip, the background last; `clip`: its log-posteriors."""
         scorer = self.head._scorer
         vectors, said, salience = self._compared({name: values[None] for name, values in given.items()})
         events = said.segment_probabilities[0].clamp(min=SMALLEST).log()
@@ -299,7 +305,7 @@ class _Answers(nn.Module):
         rows = compared_rows(pooled, traced, sure, scorer.texts, np.flatnonzero(scorer.trained))
         method, alone = scorer.method.for_seconds(), np.ones(1, np.int64)
         found: Any = score_rows(method, scorer.second, scorer.trained, rows, sure, clip, alone)
-        return found.tensor.exp()
+        return found.tensor
 
 
 def _columns(head: LearnedHead, joined: Any) -> Tensor:

@@ -19,7 +19,7 @@ from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import Features, Floats, LabelFeatures, log_softmax
 from avfewshot.methods.calibration import standardised_labels
 from avfewshot.methods.living import LivingRidge
-from avfewshot.models.fusion import both_ways, predict_events
+from avfewshot.models.fusion import both_ways, predict_events, second_posteriors
 from avfewshot.tuning.methods import TunedMethod
 
 
@@ -87,12 +87,16 @@ class ZeroShotHead:
         found = [score_clip(*pair, *space) for *pair, space in zip(*parts, self._spaces, strict=True)]
         return found[0] if count == 1 else found[0].ensemble(found[1], self._alpha)
 
-    def both_ways(self, file: EmbeddedFile) -> list[Tensor]:
-        """Log-probabilities ``[K]`` of a file, its modalities joined as set, and the other way."""
-        logits = self.logits(file.by_clip)
-        options = ({**self._options, "fusion": one} for one in both_ways(self._options["fusion"]))
-        said = [predict_events(logits.visual, logits.audio, **one).probabilities for one in options]
-        return [one.clamp(min=1e-12).log() for one in said]
+    def both_ways(self, file: EmbeddedFile) -> list[tuple[Tensor, Tensor]]:
+        """What is said with the modalities joined as set, and the other way: of the file, and of its seconds.
+
+        Log-probabilities ``[K]``, and ``[T, K + 1]`` with the background last.
+        """
+        logits, found = self.logits(file), []
+        for fusion in both_ways(self._options["fusion"]):
+            clip = predict_events(logits.visual, logits.audio, **{**self._options, "fusion": fusion}).probabilities
+            found.append((clip.clamp(min=1e-12).log(), second_posteriors(logits.visual, logits.audio, fusion=fusion)))
+        return found
 
     def _segments(self, file: EmbeddedFile) -> list[SegmentResult]:
         results, logits = [], self.logits(file)
@@ -189,15 +193,16 @@ class LearnedHead(ZeroShotHead):
     def result(self, file: EmbeddedFile, *, segments: bool) -> ClipResult:
         """See :meth:`ZeroShotHead.result`."""
         base = self._zero_shot.result(file, segments=segments)
-        features = self._features(file if self._scorer.second else file.by_clip)
-        found = self._scorer.scores(features, None if self._own else self._texts, tuned=self._tuned(file))
+        whole = file if self._scorer.second else file.by_clip
+        features, (tuned, tuned_seconds) = self._features(whole), self._tuned(whole)
+        found = self._scorer.scores(features, None if self._own else self._texts, tuned=tuned)
         scores = self._columns(found.joined[0])
         label = max(scores, key=scores.__getitem__)
         score, warnings = scores[label], list(base.warnings)
         if self._none is None and found.none is not None and np.exp(found.none[0]) > 0.5:
             warnings.append(f"none of the labels fits: {100 * np.exp(found.none[0]):.0f} %")
         timed = self._own and (segments or self._scorer.second)
-        rows = self._scorer.segment_logits(self._features(file))[0] if timed else None
+        rows = self._scorer.segment_logits(self._features(file), tuned=tuned_seconds)[0] if timed else None
         if rows is not None and self._scorer.second and (nothing := float(np.exp(rows[:, -1].min()))) > 0.5:
             label, score = BACKGROUND, nothing
         if self._ridge is not None and label in self._texts.names and self._ridge.unknown(features, self._labels)[0]:
@@ -211,12 +216,13 @@ class LearnedHead(ZeroShotHead):
             warnings=warnings,
         )
 
-    def _tuned(self, file: EmbeddedFile) -> list[Floats] | None:
-        """What the tuned part says of a file, as :meth:`Scorer.scores` takes it."""
+    def _tuned(self, file: EmbeddedFile) -> tuple[list[Floats] | None, list[list[Floats]] | None]:
+        """What the tuned part says of a file, as the scorer takes it for clips and for seconds."""
         if not self._scorer.is_tuned:
-            return None
+            return None, None
         columns = [row for row in range(len(self._labels)) if row != self._none]
-        return [one[None, columns].numpy() for one in self._zero_shot.both_ways(file)]
+        clip, seconds = zip(*self._zero_shot.both_ways(file), strict=True)
+        return [one[None, columns].numpy() for one in clip], [[one.numpy()] for one in seconds]
 
     def _features(self, file: EmbeddedFile) -> Features:
         return Features.of([frozen_part(file, self._dims)])

@@ -1,36 +1,29 @@
-"""The default: light methods side by side, kernel ridge with text unless another is clearly better; then a tuned part.
+"""The default: light methods side by side, kernel ridge with text unless another is clearly better.
 
 What is compared is the log-loss of the support's clips, each without itself. Kernel ridge joined with the text stays
 unless another method's is lower by more than three standard errors of the difference: with two clips a class, those
 left out are judged by what a single one teaches, and fewer errors made it leave where it was better on test clips.
 Where nothing can be left out (one clip a class) it stays too.
 
-A *tuned* text posterior (adapters or prompts trained through the towers on the same support) joins by
-:func:`join_tuned`: its weight is chosen on clips whose labels it has not seen, for on its own support it is always
-right.
+A part that was tuned through the towers then joins: see :mod:`avfewshot.methods.joining`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from avfewshot.errors import UsageError
-from avfewshot.methods.base import Floats, Support, log_loss, log_softmax
-from avfewshot.methods.calibration import stack, text_is_useful
-from avfewshot.methods.method import Method, Scorer, find_method
+from avfewshot.methods.base import Floats, log_loss, log_softmax
+from avfewshot.methods.calibration import stack
+from avfewshot.methods.method import Method, find_method
 from avfewshot.methods.rows import Head, Rows, countable
 
 DEFAULT = "kernel_ridge"
 LIGHT = ("zero_shot", "nearest_mean", "logistic", "gda", "tip_adapter", DEFAULT)
 SECONDS = (DEFAULT, "timo")
-TUNED_ROWS = 8  # fewer clips that the tuned part has not seen: it is not trusted
-# Weights of the light method, and of the tuned part in both ways of joining its modalities.
-TUNED_START = 1 / 3, 1.0, 1.0
 
 
 class Auto(Method):
@@ -114,44 +107,3 @@ class JoinedHeads(Method):
                 head.kept[name] = Head(arrays, head.params["params"][name])
             joined = joined + weight * log_softmax(find_method(name).score_head(head.kept[name], rows))
         return log_softmax(joined)
-
-
-def join_tuned(scorer: Scorer, unseen: Support, tuned: Sequence[Floats]) -> dict[str, Any]:
-    """Choose how much a tuned text posterior counts beside a scorer; kept in the scorer, saved with it.
-
-    Both ways to join its modalities take part: a sum hears the one that is surer, a product asks both to agree. The
-    clips are few, so the weights are drawn to :data:`TUNED_START`.
-
-    Args:
-        scorer: Fitted on frozen embeddings.
-        unseen: Labelled clips whose labels neither has been trained with.
-        tuned: Log-posteriors of these clips by the tuned part, two times ``[N, K]``: see :meth:`Scorer.scores`.
-
-    Returns:
-        The weights (`light`; `tuned` and `other` of the tuned part), the log-losses, and why.
-
-    Raises:
-        UsageError: The posteriors are not those of the clips.
-    """
-    if np.shape(tuned) != (2, *unseen.labels.shape):
-        raise UsageError(f"The tuned part's posteriors must be {(2, *unseen.labels.shape)}, not {np.shape(tuned)}.")
-    labelled = unseen.labels.any(1)
-    targets = unseen.labels[labelled] / unseen.labels[labelled].sum(1, keepdims=True)
-    said = [scorer.logits(unseen.features), *np.asarray(tuned, dtype=np.float64)]
-    light, own, other = (log_softmax(one)[labelled] for one in said)
-    ones = np.ones(len(targets))
-    result: dict[str, Any] = {"light": 1.0, "tuned": 0.0, "other": 0.0, "clips": len(targets)}
-    if len(targets) < TUNED_ROWS:
-        result["why"] = "too few clips that it has not seen"
-    elif not text_is_useful(own, targets):
-        result["why"] = "no better than chance on clips that it has not seen"
-    else:
-        weights = stack([light, own, other], targets, ones, np.array(TUNED_START), pull=5.0)
-        alone = log_loss(log_softmax(stack([light], targets, ones)[0] * light), targets)
-        joined = log_loss(log_softmax(np.tensordot(weights, np.stack((light, own, other)), 1)), targets)
-        result |= {"log_loss_light": float(alone.mean()), "log_loss_joined": float(joined.mean())}
-        result |= dict(zip(("light", "tuned", "other"), weights.tolist(), strict=True))
-        result["why"] = "lowest log-loss on unseen clips"
-    scorer.tuned = result
-    scorer.diagnostics["tuned"] = result
-    return result

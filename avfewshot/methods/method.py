@@ -33,7 +33,7 @@ from avfewshot.methods.base import (
 )
 from avfewshot.methods.calibration import label_thresholds, temperature
 from avfewshot.methods.rows import Head, Rows, clip_rows, countable, second_rows
-from avfewshot.methods.seconds import fit_seconds, score_rows
+from avfewshot.methods.seconds import PARTS, fit_seconds, join_seconds, score_rows
 
 ENTRY_POINTS = "avfewshot.methods"
 FORMAT = 1
@@ -150,7 +150,7 @@ class Scorer:
     clip: Head
     second: Head | None  # where the support labelled seconds
     temperature: float = 1.0  # of the head's posterior, by left-out clips
-    tuned: dict[str, Any] | None = None  # weights of a tuned text posterior, see avfewshot.methods.auto.join_tuned
+    tuned: dict[str, Any] | None = None  # weights of a tuned part, see avfewshot.methods.joining
     diagnostics: dict[str, Any] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)  # class -> from which probability on a clip carries it
     rejector: Scorer | None = None  # a kernel ridge that tells unknown clips, where this method is another
@@ -211,9 +211,9 @@ class Scorer:
         scores = self._spread(self.head_scores(rows), zero_shot, texts)
         if tuned is None or not self.tuned or not self.is_tuned:
             return scores
-        weights = self.tuned["tuned"], self.tuned.get("other", 0.0)  # a run of before knows one way alone
-        own, other = (weight * log_softmax(said) for weight, said in zip(weights, tuned, strict=True))
-        joined = log_softmax(self.tuned["light"] * scores.fused + own + other)
+        weights = [self.tuned.get(name, 0.0) for name in PARTS]  # a run of before knows one way alone
+        own, other = (weight * log_softmax(said) for weight, said in zip(weights[1:], tuned, strict=True))
+        joined = log_softmax(weights[0] * scores.fused + own + other)
         known = 0.0 if scores.none is None else np.log1p(-np.minimum(np.exp(scores.none), 1 - SMALLEST))[:, None]
         return replace(scores, fused=joined + known)
 
@@ -228,16 +228,28 @@ class Scorer:
         """Fused log-posteriors ``[N, K]``; see :meth:`scores`."""
         return self.scores(features, texts, tuned=tuned).fused
 
-    def segment_logits(self, features: Features) -> list[Floats]:
+    @property
+    def second_weights(self) -> dict[str, Any] | None:
+        """What :func:`join_seconds` takes, where the tuned part that was joined labels seconds too."""
+        return self.tuned.get("seconds") if self.tuned and self.is_tuned and self.second is not None else None
+
+    def segment_logits(self, features: Features, *, tuned: Sequence[Sequence[Floats]] | None = None) -> list[Floats]:
         """Log-posteriors of each second of each clip: ``[T_i, K + 1]``, the background last, if seconds were labelled.
 
         Else every second is scored as if it were a clip: ``[T_i, K]``, or ``[T_i, K + 1]`` with "none of these" last.
+
+        Args:
+            features: N clips.
+            tuned: What the tuned part says of the seconds, if one was joined and they were labelled: two times N
+                log-posteriors ``[T_i, K + 1]``, its modalities joined as in its own answers, and the other way.
         """
         if self.second is not None:
             rows, salience = second_rows(features, self.texts, np.arange(len(features)), np.flatnonzero(self.trained))
             lengths, clips = features.seconds, np.repeat(self.logits(features), features.seconds, 0)
             method = self.method.for_seconds()
             made = score_rows(method, self.second, self.trained, rows, salience, clips, lengths)
+            if tuned is not None and (weights := self.second_weights) is not None:
+                made = join_seconds([made, *map(np.concatenate, tuned)], weights)
             return np.split(made, np.cumsum(lengths)[:-1])
         cut: Any = [
             (f"{name}#{second}", *(None if clip is None else clip[second : second + 1] for clip in (visual, audio)))
@@ -400,7 +412,8 @@ class Scorer:
         clips = Features.of([("both", sight, sound), ("sight", sight, None), ("sound", None, sound)])
         tuned = [np.zeros((len(clips), len(self.texts.names)))] * 2
         with np.errstate(all="ignore"):
-            made = [self.logits(clips, tuned=tuned), *self.segment_logits(clips)]
+            seconds = [[np.zeros((2, len(self.texts.names) + 1))] * len(clips)] * 2
+            made = [self.logits(clips, tuned=tuned), *self.segment_logits(clips, tuned=seconds)]
         if any(np.isnan(rows).any() for rows in made):
             raise ValueError("its scores are not numbers")
 

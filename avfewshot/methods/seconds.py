@@ -2,11 +2,13 @@
 
 Two heads of the same method: one on whole clips, one on seconds with the background as a class. Which event a second
 shows is a product of both (a clip seldom holds two). Whether there is one is a logistic regression on what the text and
-the head of seconds say about the second and its neighbours, fitted on left-out predictions.
+the head of seconds say about the second and its neighbours, fitted on left-out predictions. A tuned part joins both
+decisions by :func:`join_seconds`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,21 +123,47 @@ def score_rows(
     return _posterior(head.params, _spread(log_softmax(seconds[:, :-1]), events, total, 0.0), clips, signs)
 
 
+PARTS = ("light", "tuned", "other")
+"""What is joined: a light method, and a tuned part by its own way to join its modalities and by the other way."""
+
+
+def join_seconds(parts: Sequence[Floats], weights: Mapping[str, Any]) -> Floats:
+    """Log-posteriors ``[n, K + 1]`` of seconds, the background last, by :data:`PARTS`, which are of the same form.
+
+    Which event is a product of experts; whether there is one depends on the odds of the first two (the third compares
+    with the same background texts as the second). `weights` are as :func:`~avfewshot.methods.joining.join_tuned` gives
+    them.
+    """
+    light, own, other = (weights[name] * log_softmax(part[:, :-1]) for name, part in zip(PARTS, parts, strict=True))
+    first, second = (share * background_odds(part) for share, part in zip(weights["presence"], parts, strict=False))
+    return _with_background(log_softmax(light + own + other), first + second - weights["bias"])
+
+
+def background_odds(log_posteriors: Floats) -> Floats:
+    """Log-odds ``[n]`` that nothing happens, of ``[n, K + 1]``, within 30 of even."""
+    return np.clip(log_posteriors[:, -1] - np.logaddexp.reduce(log_posteriors[:, :-1], axis=1), _LEAST, -_LEAST)
+
+
+def _with_background(events: Floats, odds: Floats) -> Floats:
+    """Log-posteriors ``[n, K + 1]`` of events, ``[n, K]`` where there is one, and of none, of log-odds ``[n]``."""
+    there, nothing = -np.logaddexp(0, odds)[:, None], -np.logaddexp(0, -odds)[:, None]
+    return np.concatenate((events + there, nothing), 1)
+
+
 def _posterior(params: dict[str, Any], seconds: Floats, clips: Floats, signs: Floats) -> Floats:
     """Which event, by both heads, and whether there is one: log-posteriors ``[n, C + 1]``, the background last."""
     weights, presence = params["event weights"], params["presence"]
     odds = 0.0 * signs[:, 0] + presence["bias"]
     if presence["weights"]:
         odds = odds + (signs - presence["mean"]) / presence["scale"] @ np.array(presence["weights"])
-    there, events = -np.logaddexp(0, -odds)[:, None], log_softmax(weights[0] * seconds + weights[1] * clips)
-    return np.concatenate((events + there, -np.logaddexp(0, odds)[:, None]), 1)
+    return _with_background(log_softmax(weights[0] * seconds + weights[1] * clips), -odds)
 
 
 def presence_signs(seconds: Floats | None, salience: Floats, lengths: npt.NDArray[np.int64]) -> Floats:
     """Signs of an event in each second, ``[n, S]``: salience, the head's odds, their means over the neighbours."""
     signs = [salience]
     if seconds is not None:
-        signs.append(np.logaddexp.reduce(seconds[:, :-1], axis=1) - seconds[:, -1])
+        signs.append(-background_odds(seconds))
     signs = [np.clip(sign, _LEAST, -_LEAST) for sign in signs]
     around = []
     for sign in signs:

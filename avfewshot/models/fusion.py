@@ -257,6 +257,38 @@ def predict_events(visual_logits: Tensor | None, audio_logits: Tensor | None, **
     return predict_clips(classes[0], classes[1], backgrounds=(backgrounds[0], backgrounds[1]), **options)
 
 
+def predict_seconds(
+    visual_logits: Tensor | None, audio_logits: Tensor | None, *, fusion: str = "weighted"
+) -> tuple[Tensor, Tensor]:
+    """Which event each second shows, and how sure it is that there is one, for tasks that label seconds.
+
+    An audio-visual event is both seen and heard (Tian et al., ECCV 2018). So each modality that is there compares the
+    logit of the answer with that of its background text, and the one that is less sure counts: an object that stays in
+    the picture while it is silent is no event, however sure the eyes are.
+
+    Args:
+        visual_logits: ``[..., T, K + 1]``, the background text last, or None without a picture.
+        audio_logits: The same of the sound.
+        fusion: See :func:`fuse`.
+
+    Returns:
+        Log-probabilities of the events ``[..., T, K]``; the *salience* ``[..., T]``, the answer's logit minus that of
+        the background text.
+    """
+    logs, _ = _log_fuse(visual_logits, audio_logits, fusion)
+    events = logs[..., :-1].log_softmax(-1)
+    answers = events.argmax(-1, keepdim=True)
+    present = [_wide(given) for given in (visual_logits, audio_logits) if given is not None]
+    return events, torch.stack([(given.gather(-1, answers) - given[..., -1:])[..., 0] for given in present]).amin(0)
+
+
+def second_posteriors(visual_logits: Tensor | None, audio_logits: Tensor | None, *, fusion: str) -> Tensor:
+    """:func:`predict_seconds` as log-probabilities ``[..., T, K + 1]``, the background last, by its salience."""
+    events, salience = predict_seconds(visual_logits, audio_logits, fusion=fusion)
+    there, nothing = (torch.nn.functional.logsigmoid(odds)[..., None] for odds in (salience, -salience))
+    return torch.cat((events + there, nothing), -1)
+
+
 def _log_fuse(
     visual_logits: Tensor | None,
     audio_logits: Tensor | None,

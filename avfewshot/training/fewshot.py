@@ -19,12 +19,18 @@ from avfewshot.config import AUTO, TUNED_METHODS
 from avfewshot.data.sampler import Support
 from avfewshot.errors import AvfsError, DataError
 from avfewshot.evaluation.evaluator import UNTRAINED
-from avfewshot.evaluation.few_shot import label_features, labelled_support, method_support, tuned_posteriors
+from avfewshot.evaluation.few_shot import (
+    label_features,
+    labelled_support,
+    method_support,
+    tuned_posteriors,
+    tuned_seconds,
+)
 from avfewshot.evaluation.finished import ANSWERS_NAME
 from avfewshot.evaluation.results import Comparison, TaskResult
 from avfewshot.io import write_text
-from avfewshot.methods.auto import join_tuned
 from avfewshot.methods.calibration import beats_chance
+from avfewshot.methods.joining import join_tuned
 from avfewshot.methods.living import learn_to_reject
 from avfewshot.methods.method import Scorer, find_method
 from avfewshot.models.anchors import SupportAnchors
@@ -286,15 +292,15 @@ class FewShot(FewShotSetting):
 
     def _join(self, scorer: Scorer, model: AudioVisualModel, metrics: ValMetrics) -> None:
         """Let the trained model speak beside the light methods, as much as validation clips tell."""
-        if self.evaluator.decision.per_second:
-            return
         if not self.evaluator.scored("val").samples:
             title = self.config.adapter_title
             self.observer.say(f"auto: {title} not joined: no validation clip tells how much it is worth (--val-shots).")
             return
         unseen = method_support(self.evaluator, "val")
         logits = self.evaluator.joined(model, "val", metrics.blend)
-        joined = join_tuned(scorer, unseen, tuned_posteriors(self.evaluator, logits, metrics.fitted))
+        said = logits, metrics.fitted
+        seconds = tuned_seconds(self.evaluator, *said) if self.evaluator.decision.per_second else None
+        joined = join_tuned(scorer, unseen, tuned_posteriors(self.evaluator, *said), seconds)
         share = "not joined"
         if scorer.is_tuned:
             own, other = both_ways(metrics.fitted.fusion or self.evaluator.decision.fusion)

@@ -19,6 +19,7 @@ from avfewshot.evaluation.few_shot import (
     mteb_zero_shot,
     right_answers,
     tuned_posteriors,
+    tuned_seconds,
 )
 from avfewshot.evaluation.measures import calibration
 from avfewshot.evaluation.predictions import Fitted
@@ -53,7 +54,7 @@ def on_test_clips(
     """
     evaluator = run.evaluator
     systems, uncalibrated = evaluator.untrained("test"), {}
-    tuned: list[Sequence[np.ndarray] | None] = [None] * 3  # of the trained model: by both senses, sight, sound
+    tuned: list[Any] = [None] * 3  # of the trained model: by both senses, sight, sound
     by_modality: dict[str, tuple[Predictions, ...]] = {ZERO_SHOT: (systems[CLIP_ONLY], systems[CLAP_ONLY])}
 
     def by_logits(name: str, logits: Sequence[ClipLogits], fitted: Fitted) -> None:
@@ -66,9 +67,10 @@ def on_test_clips(
     for name, (model, progress) in trained.items():
         logits, fitted = evaluator.joined(model, "test", progress.best.blend), progress.best.fitted
         by_logits(name, logits, fitted)
-        if name == TRAINED and AUTO in scorers and not evaluator.decision.per_second:
+        if name == TRAINED and AUTO in scorers:
             parts = (logits, *([clip.only(modality) for clip in logits] for modality in MODALITIES))
-            tuned = [tuned_posteriors(evaluator, part, fitted) for part in parts]
+            said = tuned_seconds if evaluator.decision.per_second else tuned_posteriors
+            tuned = [said(evaluator, part, fitted) for part in parts]
     calibrated = "calibration_seconds" if evaluator.decision.per_second else "calibration"
     if scorers:
         _, features = evaluator.features("test")
