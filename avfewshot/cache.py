@@ -21,7 +21,7 @@ from avfewshot.io import write_bytes
 
 _HEADROOM = 10  # an eviction frees this part of the cache at least, so that it is not due again with the next entry
 _STRETCH = 64  # a process looks at the folder again after having written this part of the cache
-_ABANDONED = 3600.0  # seconds after which an unfinished file is that of a process that was killed
+_ABANDONED = 3600.0  # seconds from now, either way, whose unfinished file is that of a process that was killed
 
 
 Stamp = tuple[int, int]
@@ -138,7 +138,7 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 status = item.stat()
                 if item.name.startswith("."):
-                    if ".part" in item.name and time.time() - status.st_mtime > _ABANDONED:
+                    if ".part" in item.name and abs(time.time() - status.st_mtime) > _ABANDONED:
                         os.unlink(item.path)
                 elif item.name.endswith(self._suffix):
                     entries.append((status.st_mtime_ns, status.st_size, Path(item.path)))

@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.text import printable
 
 
@@ -65,10 +66,33 @@ def short(stem: str, most: int) -> str:
 def sweep_leftovers(target: Path) -> None:
     """Remove what killed processes left beside `target`; what somebody is writing right now is locked, and stays."""
     stem = glob.escape(short(target.stem, 100))
-    for path in target.parent.glob(f".{stem}-????????.part{glob.escape(target.suffix)}"):
+    _sweep(target.parent.glob(f".{stem}-????????.part{glob.escape(target.suffix)}"))
+
+
+def _sweep(leftovers: Iterable[Path]) -> None:
+    for path in leftovers:
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             if try_lock(stream.fileno()):
                 path.unlink()
+
+
+@contextlib.contextmanager
+def alone(folder: Path, otherwise: str, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold a folder, so that no other process writes there meanwhile; what killed ones left below it is removed.
+
+    An :class:`AvfsError` that says `otherwise` where one still does after `patience` seconds.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # no folder, which its reader says; Windows opens none
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            until = time.monotonic() + patience
+            while not try_lock(handle, otherwise=True):
+                if time.monotonic() >= until:
+                    raise AvfsError(f"{folder}: {otherwise}.", hint="Wait for it; then give the same command.")
+                time.sleep(0.1)
+        _sweep(folder.rglob(".*-????????.part*"))
+        yield
 
 
 def try_lock(handle: int, *, otherwise: bool = False) -> bool:

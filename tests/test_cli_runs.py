@@ -11,6 +11,7 @@ from avfewshot.cli import runs
 from avfewshot.cli.runs import Run, new_run, resumed_run, run_faults
 from avfewshot.config import FewshotConfig, PretrainConfig, resolve
 from avfewshot.errors import AvfsError, UsageError
+from avfewshot.io import try_lock
 
 DEVICES = ("device", "devices", "nodes", "strategy")
 
@@ -48,6 +49,20 @@ def test_a_run_in_use_cannot_be_resumed_by_another_process():
     assert "another process works on this run" in done.stderr
     run._lock.close()  # as when its process has ended
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+def test_what_killed_processes_left_in_a_run_is_removed_when_it_goes_on():
+    folder = begun("fewshot").folder
+    (folder / "seed-1").mkdir()
+    left = [folder / ".results-0a1b2c3d.part.json", folder / "seed-1" / ".metrics-0a1b2c3d.part.jsonl"]
+    kept = [folder / "run.json", folder / "seed-1" / ".notes.part.txt", folder / "seed-1" / "metrics.jsonl"]
+    for path in (*left, *kept[1:]):
+        path.touch()
+    with open(left[0]) as stream:  # whose writer lives
+        assert try_lock(stream.fileno())
+        run = resumed_run("fewshot", str(folder), {}, may_change=())
+        run.claim()
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted([left[0], *kept])
 
 
 def test_a_run_whose_folder_is_taken_away_is_not_done():

@@ -6,6 +6,7 @@ import pickle
 import random
 import resource
 import signal
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,10 +211,11 @@ def test_files_that_cannot_be_read_are_the_readers_error_and_are_not_remembered(
     assert embeddings.get(loop) is None
 
 
-def test_unfinished_files_of_killed_processes_are_removed_and_those_at_work_are_not(media, tmp_path):
+@pytest.mark.parametrize("seconds", [-7200, 7200])  # ago, or before the clock was set back
+def test_unfinished_files_of_killed_processes_are_removed_and_those_at_work_are_not(media, tmp_path, seconds):
     cache = ClipCache(tmp_path)
     with atomic_path(cache.entry("0" * 64)) as old, atomic_path(cache.entry("1" * 64)) as new:
-        os.utime(old, (1, 1))
+        os.utime(old, (1, time.time() + seconds))
         cache.get(media[0], frame_size=16)
         assert (old.exists(), new.exists()) == (False, True)
         old.touch()

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from training_support import assert_close, clips, log, losses, make_trainer, resumed, same, tensors
 
-from avfewshot.training.distributed import many_devices
+from avfewshot.training.distributed import many_devices, parting
 
 TIMEOUT = 240.0  # seconds after which ranks that wait for each other for ever are ended; they need a tenth of it
 # Clips without sound, without picture; rank 0 gets those of three seconds, rank 1 those of all other lengths.
@@ -54,7 +55,9 @@ def main(folder: Path) -> None:
     stopped = make_trainer(folder / "stopped", stopping=asked, **settings)
     result["stopped"] = outcome(stopped, folder / "stopped")
     again = resumed(folder / "stopped", **settings)
-    result["resumed"] = outcome(again, folder / "stopped")
+    with parting(fabric):
+        result["resumed"] = outcome(again, folder / "stopped")
+    result["connected"] = dist.is_initialized()
     torch.save(result, folder / f"rank-{fabric.global_rank}.pt")
 
 
@@ -124,6 +127,10 @@ def test_all_ranks_stop_together_when_one_is_asked_to_and_resume_to_the_bit_with
         assert same(straight["tensors"], again["tensors"])
         assert stopped["given"] + again["given"] == straight["given"]
     assert log(folder / "stopped") == log(folder / "even")
+
+
+def test_ranks_part_when_all_is_done(ranks):
+    assert [told["connected"] for told in ranks] == [False, False]
 
 
 if __name__ == "__main__":

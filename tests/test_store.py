@@ -179,6 +179,18 @@ def test_dead_rows_make_room_also_where_a_kill_came_before_it(copy, monkeypatch)
     assert contents(copy / "store") == {name: what for name, what in before.items() if CLASSES[2] in name}
 
 
+def test_what_a_process_left_that_was_killed_while_it_made_room_is_removed(copy):
+    folder, kept = copy / "store", sorted(path.name for path in (copy / "store").iterdir())
+    # Before the rows had their name; before the commit, behind it.
+    for name in (".visual-2-0a1b2c3d.part.f32", "visual-2.f32", "audio-0.index"):
+        (folder / name).write_bytes(bytes(16))
+    (folder / "visual-x.f32").touch()  # somebody else's
+    before = contents(folder)
+    embed(copy)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, "visual-x.f32"])
+    assert contents(folder) == before
+
+
 def test_bad_files_are_named_and_remembered_until_they_change(copy):
     bad = copy / "clips" / "bad.mp4"
     bad.write_bytes(b"no video")
@@ -231,7 +243,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(world, embedded):
 def test_misuse_and_two_writers_are_told(avfs, world, embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_PATIENCE", 0.2)
     with writer.writing(world / "store"):
-        assert "another process" in embed(world, status=2)
+        assert "another process" in embed(world, status=1)
     assert "there is no store" in avfs.refused("find", "dog", "--store", "none")
     assert "was embedded with backbone tiny, not base" in embed(world, "--backbone", "base", status=2)
     avfs("embed", "clips", status=2)

@@ -1,6 +1,7 @@
 """The training loop of few-shot and pretraining: learning, resuming to the bit, stopping, dying, clips that fail."""
 
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from avfewshot.models.checkpoint import load_adapter
 from avfewshot.training import trainer as trainer_module
 from avfewshot.training.cuda_graphs import EagerRunner
 from avfewshot.training.data import window_start
+from avfewshot.training.metrics_log import MetricsLogger
 from avfewshot.training.protocol import TrainTask
 from avfewshot.training.tasks import FewShotTask, validation_interval
 
@@ -147,6 +149,24 @@ def test_killed_around_its_first_checkpoint_it_still_tells_how_it_began(tmp_path
     else:
         assert resumed(tmp_path, kind=kind).progress.step == 0
         assert log(tmp_path) == log(folder)[:1]
+
+
+def test_a_journal_that_was_damaged_keeps_its_sound_lines(tmp_path):
+    sound = {"kind": "step", "step": 1, "loss": 0.5}
+    odd = [
+        b"\xff\xfe",
+        b"{}",
+        b"[1]",
+        b'{"kind": "step", "step": "1"}',
+        b'{"step": 1}',
+        b"[" * 100_000,
+        b'{"kind": "ste',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*odd[:3], json.dumps(sound).encode(), *odd[3:]]))
+    journal = MetricsLogger(tmp_path / "metrics.jsonl")
+    assert list(journal.entries()) == [sound]
+    journal.rewind({"step": 1})
+    assert journal.path.read_text() == json.dumps(sound) + "\n"
 
 
 @pytest.mark.parametrize("straight", ["pretrain"], indirect=True)

@@ -11,12 +11,11 @@ from markupsafe import Markup
 
 from avfewshot.cli.fewshot_run import few_shot, load_data
 from avfewshot.cli.loading import load_backbone, on_device
-from avfewshot.cli.runs import alone
 from avfewshot.config import AUTO, NONE, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig
 from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluate import average_comparisons, join_tables
 from avfewshot.evaluation.results import Comparison
-from avfewshot.io import write_text
+from avfewshot.io import alone, write_text
 from avfewshot.reports.charts import Series, line_chart
 from avfewshot.reports.figures import metric_title
 from avfewshot.reports.listings import Listing

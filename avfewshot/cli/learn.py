@@ -14,11 +14,10 @@ from avfewshot.cli.interrupts import Interrupts
 from avfewshot.cli.loading import find_run
 from avfewshot.cli.logs import library_messages
 from avfewshot.cli.options import argument, option
-from avfewshot.cli.runs import alone
 from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
 from avfewshot.errors import DataError, UsageError
-from avfewshot.io import user_path, write_text
+from avfewshot.io import alone, user_path, write_text
 from avfewshot.reports.text import count
 
 _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}

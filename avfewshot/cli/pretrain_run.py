@@ -28,7 +28,7 @@ from avfewshot.reports.model_card import model_card
 from avfewshot.reports.text import count
 from avfewshot.training.checkpoints import Resumed
 from avfewshot.training.data import PretrainData, shards_to_pretrain, videos_to_pretrain
-from avfewshot.training.distributed import launched_ranks, many_devices
+from avfewshot.training.distributed import launched_ranks, many_devices, parting
 from avfewshot.training.plan import make_plan
 from avfewshot.training.tasks import PretrainTask, adapter_config
 from avfewshot.training.trainer import Trainer
@@ -39,7 +39,7 @@ def execute(run: Run, display: Display, interrupts: Interrupts) -> None:
     """Pretrain on every rank, write the model card."""
     trainer, data, last = _load(run, display)
     # Signals wait: all ranks stop together after a step, with their state on disk.
-    with interrupts.put_off() as stopping:
+    with interrupts.put_off() as stopping, parting(trainer.fabric):
         trainer.stopping = stopping
         done = bool(trainer.fit(resume=last).finished)
         if done and display.chief:

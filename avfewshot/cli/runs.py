@@ -20,7 +20,7 @@ from avfewshot.cli.logs import library_messages
 from avfewshot.cli.terminal import say
 from avfewshot.config import COMMANDS, SHAPING, Resolved, absolute, settings_of
 from avfewshot.errors import AvfsError, DataError, UsageError, raise_faults
-from avfewshot.io import try_lock, user_path, write_text
+from avfewshot.io import alone, user_path, write_text
 
 if TYPE_CHECKING:
     from avfewshot.cli.progress import Display
@@ -54,21 +54,6 @@ def session(how_to_resume: Callable[[], str | None] = lambda: None) -> Iterator[
             raise typer.Exit(interrupts.status) from None
 
 
-@contextlib.contextmanager
-def alone(folder: Path, otherwise: str) -> Iterator[None]:
-    """Hold a folder, so that no other process writes there meanwhile.
-
-    An :class:`AvfsError` that says `otherwise` where one does.
-    """
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # no folder, which its reader says; Windows opens none
-            handle = os.open(folder, os.O_RDONLY)
-            held.callback(os.close, handle)
-            if not try_lock(handle, otherwise=True):
-                raise AvfsError(f"{folder}: {otherwise}.", hint="Wait for it; then give the same command.")
-        yield
-
-
 def command_line(context: typer.Context) -> str:
     """The command as it was typed."""
     return shlex.join(["avfs", *(context.obj or ())])
@@ -83,14 +68,13 @@ class Run:
     folder: Path  # need not exist before it is claimed
     command: str
     resumed: bool = False
-    _lock: Any = field(default=None, repr=False)
+    _lock: contextlib.ExitStack | None = field(default=None, repr=False)
 
     def claim(self) -> None:
         """Make the folder its own with the record in it; or lock the folder of a run that goes on.
 
         An :class:`AvfsError` where another process works on it.
         """
-        record = self.folder / RUN_FILE
         if not self.resumed:
             wanted, number = self.folder, 1
             while True:
@@ -100,14 +84,11 @@ class Run:
                 except FileExistsError:
                     number += 1
                     self.folder = wanted.with_name(f"{wanted.name}-{number}")
-            record = self.folder / RUN_FILE
             document = {"format": FORMAT, "kind": self.config.table, "command": self.command}
             document |= {"config": self.config.to_dict(), "sources": self.sources}
-            write_text(record, json.dumps(document, indent=2))
-        self._lock = open(record, "rb")  # noqa: SIM115 - held until the process ends, however it ends
-        if not try_lock(self._lock.fileno(), otherwise=True):
-            hint = "Wait for it, or end it; then give the same command."
-            raise AvfsError(f"{self.folder}: another process works on this run.", hint=hint)
+            write_text(self.folder / RUN_FILE, json.dumps(document, indent=2))
+        self._lock = contextlib.ExitStack()  # held until the process ends, however it ends
+        self._lock.enter_context(alone(self.folder, "another process works on this run"))
 
     def check_kept(self) -> None:
         """Raise an :class:`AvfsError` where its folder was taken away from the run that had claimed it."""

@@ -227,7 +227,7 @@ class Store(StoreFiles):
         others see :meth:`Classifier.classify`.
 
         Raises:
-            UsageError: Another process writes into it, or its embeddings come from other towers.
+            AvfsError: Another process writes into it, or its embeddings come from other towers.
         """
         with writer.writing(self.folder) as files:
             files.forget(changes.gone)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avfewshot.errors import AvfsError, DataError, UsageError
-from avfewshot.io import atomic_path, naming, try_lock
+from avfewshot.errors import AvfsError, DataError
+from avfewshot.io import alone, atomic_path, naming
 from avfewshot.media.clip import MODALITIES, Clip, Failure
 from avfewshot.media.remote import is_remote
 from avfewshot.media.thumbnails import jpeg
@@ -48,6 +49,7 @@ CREATE TABLE thumbnails (clip INTEGER, second INTEGER, jpeg BLOB NOT NULL, PRIMA
 """
 # How sound was heard in windows, with the seconds of each; stores of an earlier version get it when they are written.
 _WINDOWS = "CREATE TABLE IF NOT EXISTS windows (clip INTEGER PRIMARY KEY, lengths TEXT NOT NULL, rows BLOB NOT NULL)"
+_NUMBERED = re.compile(rf"(?:{'|'.join(MODALITIES)})-([0-9]+)\.(?:f32|index)")
 _TABLES = {"clips": "id", "thumbnails": "clip", "windows": "clip"}
 
 
@@ -94,7 +96,7 @@ def writing(folder: Path) -> Iterator[Writer]:
     """A writer of a store, the only one at a time; what it was given is kept, however this ends.
 
     Raises:
-        UsageError: Another process writes into it.
+        AvfsError: Another process writes into it.
     """
     with _alone(folder), contextlib.closing(connect(folder, "rw")) as database:
         writer = Writer(folder, database)
@@ -106,19 +108,8 @@ def writing(folder: Path) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with _written(folder), open(folder / ".lock", "w") as stream:
-        until = time.monotonic() + _PATIENCE
-        while not try_lock(stream.fileno(), otherwise=True):
-            if time.monotonic() > until:
-                raise UsageError(f"{folder}: another process writes into it.", hint="Wait for it.")
-            time.sleep(0.1)
-        yield
-
-
-@contextlib.contextmanager
-def _written(folder: Path) -> Iterator[None]:
     try:
-        with naming(folder):
+        with naming(folder), alone(folder, "another process writes into it", patience=_PATIENCE):
             yield
     except sqlite3.OperationalError as error:  # its own for a disk that is full or only to be read
         hint = "Make room there; what was embedded is kept, and the same command goes on."
@@ -142,6 +133,7 @@ class Writer:
             self._files[name] = stream = open(path, "ab")  # noqa: SIM115
             stream.truncate(size)  # what a killed run has left behind its last commit
         self._waiting, self._since = 0, time.monotonic()
+        self._tidy(self._generation)  # a process may have been killed while it wrote all rows anew
 
     def forget(self, clips: Iterable[StoredClip]) -> None:
         """Drop clips; their rows stay, and are nobody's."""
@@ -229,9 +221,14 @@ class Writer:
         for stream in self._files.values():
             stream.close()
         self._files = {}
-        for path in self._folder.glob(f"*-{self._generation}.*"):
-            path.unlink(missing_ok=True)
+        self._tidy(self._generation + 1)
         return True
+
+    def _tidy(self, generation: int) -> None:
+        """Remove rows and indexes of other numbers than this."""
+        for path in self._folder.iterdir():
+            if (match := _NUMBERED.fullmatch(path.name)) and int(match[1]) != generation:
+                path.unlink()
 
     def _rewrite(self, name: str) -> None:
         """The rows in use of a modality under the next number."""

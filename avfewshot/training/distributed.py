@@ -13,9 +13,11 @@ whole gradient on every rank, and their mean is the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,6 +82,15 @@ def _fabric(device: torch.device, precision: str, *, launch: bool = False, **opt
         if launch:
             fabric.launch()
     return fabric
+
+
+@contextlib.contextmanager
+def parting(fabric: Fabric) -> Iterator[None]:
+    """Where the block succeeds, all ranks wait for each other and end what connects them before any of them leaves."""
+    yield
+    if dist.is_available() and dist.is_initialized():
+        fabric.barrier()
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True, eq=False)

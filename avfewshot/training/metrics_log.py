@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,16 +25,14 @@ class MetricsLogger:
             stream.write(json.dumps(entry) + "\n")
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries; a last line that a killed process left half written is passed over."""
+        """All entries; what is none, such as half a line of a killed process, is passed over."""
         if not self.path.is_file():
             return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in self.path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
+                if isinstance(entry, dict) and isinstance(entry.get("step"), int) and "kind" in entry:
+                    yield entry
 
     def rewind(self, keep: Mapping[str, int]) -> None:
         """Forget what came after the checkpoint that a training goes on from.
@@ -42,9 +41,5 @@ class MetricsLogger:
         """
         if not self.path.is_file():
             return
-        kept = [
-            entry
-            for entry in self.entries()
-            if isinstance(entry.get("step"), int) and entry["step"] <= keep.get(str(entry.get("kind")), -1)
-        ]
+        kept = [entry for entry in self.entries() if entry["step"] <= keep.get(str(entry["kind"]), -1)]
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
