@@ -113,6 +113,14 @@ def test_nothing_to_do_loads_no_model(embedded, world):
     assert "0 new, 0 changed, 0 gone, 9 as before" in done.stderr
 
 
+def test_a_store_names_its_towers_for_other_folders_whatever_lies_beside_it(world):
+    (world / "tiny").mkdir()
+    (world / "own.txt").write_text("a clip of {}")
+    embed(world, *TINY, "--templates", "own.txt", store="own")
+    model = Store(world / "own").model
+    assert (model["backbone"], model["templates"]) == ("tiny", str(world / "own.txt"))
+
+
 def test_new_changed_and_gone_clips(copy):
     before = contents(copy / "store")
     clips = copy / "clips" / CLASSES[0]

@@ -74,14 +74,17 @@ def _embed(
     given: set[str],
     interrupts: Interrupts,
 ) -> int:
+    from avfewshot.encoders.presets import preset_names
     from avfewshot.media.clip import Failure
+    from avfewshot.prompts import template_names
     from avfewshot.store.store import Store
     from avfewshot.store.writer import embed_files
 
     asked: dict[str, Any] = {name: value for name, value in config.model if name not in _OWN}
     asked = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asked.items()}
-    if os.path.exists(asked["backbone"]):
-        asked["backbone"] = os.path.abspath(asked["backbone"])
+    for name, packaged in (("backbone", preset_names()), ("templates", template_names())):
+        if asked[name] not in (None, *packaged) and os.path.exists(asked[name]):
+            asked[name] = os.path.abspath(asked[name])
 
     @functools.cache
     def load() -> Classifier:
