@@ -243,7 +243,7 @@ class ClipsConfig(Settings, panel=DATA):
     )
     root: Folder | None = setting(None, "Folder of the task's data set.")
     media: Folders = setting((), "Folder of its clips, if elsewhere; may be repeated.")
-    list_file: FilePath | None = setting(None, "For vggsound_cls.", flag="--list", metavar="FILE")
+    list_file: FilePath | None = setting(None, "For vggsound_cls: the list to read.", flag="--list", metavar="FILE")
     store: Folder | None = setting(None, "Store of `avfs embed`, for embeddings of clips that it holds.")
 
 
@@ -355,7 +355,7 @@ class ListConfig(Settings, panel=DATA):
     list_file: FilePath | None = setting(None, "The list to read.", flag="--list", metavar="FILE")
     shards: Folder | None = setting(None, "Prepared shards instead of videos.")
     against: Folders = setting((), "Folder of a data set that will be evaluated on; may be repeated.")
-    keep_leaks: bool = setting(False, "Also train on videos of their test splits.")
+    keep_leaks: bool = setting(False, "Also train on videos of their val and test splits.")
     val_clips: Annotated[int, Ge(0)] = setting(1000, "Validation clips at most.")
 
 

@@ -291,9 +291,9 @@ class TrainingConfig(TrainerConfig):
         "whole val split. Light methods need none.",
         panel=DATA,
     )
-    seeds: Seeds = setting((1,), "A training for each: of the draw, the weights and the order.")
+    seeds: Seeds = setting((1,), "One fit for each; a seed draws the support, the weights and the order.")
     sampler: Literal["nested", "first-k"] = setting(
-        "nested", "How they are drawn: by seed, or the first rows.", panel=DATA
+        "nested", "How the support is drawn: by seed, or the first rows.", panel=DATA
     )
     multi_label: bool = setting(
         False, "Draw clips with several labels too; in --data, files that are linked into several folders.", panel=DATA
