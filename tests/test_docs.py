@@ -68,6 +68,17 @@ def test_names_of_the_package_exist(page):
         resolve_name(name)
 
 
+@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("C*.md"), *ROOT.glob("*/README.md")], ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^):\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed: pip install 'avfewshot[docs]'")
