@@ -240,27 +240,22 @@ def test_a_kernel_is_what_the_formula_says():
     np.testing.assert_allclose(head.arrays["dual.mean product"], dual, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_the_evidence_of_single_clips_is_what_the_formula_says(old):
+def test_the_evidence_of_single_clips_is_what_the_formula_says():
     support, texts = world(clips=1)
     rows, targets = rows_of(support, texts)
     head = kernel_ridge.KernelRidge().fit_head(rows, targets, seed=1)
-    if old:  # a run of before these were kept
-        for name in ("fisher", "product", "null classes"):
-            del head.params[name]
     near = {}
     for modality in ("visual", "audio"):
         scores = []
         for view in rows.views:
             vectors = kernel_ridge.metric_of(head, f"{view}.{modality}.0.4")(rows.vectors[view, modality])
-            nearness = vectors @ vectors.T if old else np.arctanh(0.9 * vectors @ vectors.T)
+            nearness = np.arctanh(0.9 * vectors @ vectors.T)
             different = nearness[~np.eye(len(vectors), dtype=bool)]
             head.params["null"][f"{view}.{modality}"] = [different.mean(), different.std()]
             scores.append((nearness - different.mean()) / different.std())
         near[modality] = np.mean(scores, 0) @ targets
-        if not old:
-            near[modality] /= np.sqrt((15 + CLASSES * near[modality].var(1, keepdims=True)) / (15 + CLASSES))
-    both = [near["visual"] + near["audio"]] * (2 if old else 3)
+        near[modality] /= np.sqrt((15 + CLASSES * near[modality].var(1, keepdims=True)) / (15 + CLASSES))
+    both = [near["visual"] + near["audio"]] * 3
     posteriors = [np.exp(2 * one) / np.exp(2 * one).sum(1, keepdims=True) for one in (*near.values(), *both)]
     head.params["text"] = {}
     np.testing.assert_allclose(np.exp(kernel_ridge.evidence(head, rows)), np.mean(posteriors, 0), atol=1e-9)

@@ -1,41 +1,34 @@
 """Kernel ridge regression on sight and sound, hyper-parameters by exact leave-one-clip-out, text as one more expert.
 
 Four Gaussian kernels are fitted side by side: of sight, of sound, their product (both must agree), their mean (either
-may). Each chooses its metric, bandwidth and penalty by the log-loss of its leave-one-clip-out predictions, which have a
-closed form: with ``A = inv(K + lam W^-1)`` and ``a = A Y``, the rows B of a clip, had they not been in the support,
-would have got ``Y_B - inv(A_BB) a_B``. Then the log-posterior is ``sum_e w_e f_e + w_t log p_text``: a product of
-experts whose weights (>= 0) minimise the log-loss of the left-out clips. The text takes part only where it beats chance
-on the support.
-
-The metric: vectors are centred on the support's mean and whitened by the scatter of seconds *within* clips, ``(S + beta
-s I)^-1/2``: what changes while a clip goes on says little about its class, and needs no label to be known. With s =
-tr(S^2) / tr(S), the eigenvalue of a typical direction, few clips, whose scatter lies in few directions, are whitened
-less, and one grid of beta serves every backbone.
+may). Each chooses its metric (:mod:`~avfewshot.methods.metric`), bandwidth and penalty by the log-loss of its
+leave-one-clip-out predictions, which have a closed form: with ``A = inv(K + lam W^-1)`` and ``a = A Y``, the rows B of
+a clip, had they not been in the support, would have got ``Y_B - inv(A_BB) a_B``. Then the log-posterior is ``sum_e w_e
+f_e + w_t log p_text``: a product of experts whose weights (>= 0) minimise the log-loss of the left-out clips. The text
+takes part only where it beats chance on the support.
 
 Counter-examples of a class (clips that are known not to be of it) are rows of that class's column alone, with the
 target -1: as far below indifference as its own clips are above it, since the text may well speak for them. Where the
 weights of the experts are chosen they count as clips of any other class.
 
-With one clip a class nothing is left of a class whose clip is left out. Then the evidence of a modality is Fisher's z
-of the cosine (``artanh``: two cuts of one recording, near 1, say far more than a likeness) in units of its spread
-between different classes, and of its spread among the classes for the clip at hand: what is like several is like none.
-Three posteriors are *averaged*: of sight, of sound, and (counted three times) of their product. A modality that carries
-nothing then spoils the product, and no more.
+With one clip a class, where nothing can be left out, :mod:`~avfewshot.methods.one_clip` takes its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import get_lapack_funcs
 
 from avfewshot.media.clip import MODALITIES
-from avfewshot.methods.base import Floats, log_loss, log_softmax, unit
+from avfewshot.methods.base import Floats, log_loss, log_softmax
 from avfewshot.methods.calibration import stack, text_is_useful
 from avfewshot.methods.method import Method
+from avfewshot.methods.metric import Arrays, Metric, centre_of, keep_metric, metric_of, text_experts
+from avfewshot.methods.one_clip import fit_one_clip, one_clip_evidence
 from avfewshot.methods.rows import Head, Rows, countable
 
 KERNELS = ("visual", "audio", "product", "mean")
@@ -43,60 +36,8 @@ BETAS = (0.02, 0.1, 0.3, 1.0)  # in units of the typical eigenvalue of the scatt
 SHARPNESS = (0.1, 0.3, 1.0)  # b = sharpness ln 10 / median distance of different classes
 PENALTIES = (0.01, 0.1)
 SCALES = (4.0, 8.0, 16.0, 32.0)  # only while an expert is chosen; the weights end as a continuous scale
-Arrays = dict[str, npt.NDArray[Any]]
 PULL = 0.1  # of the experts' weights to equal ones: clips of few classes, left out, say little and lean the wrong way
-ONE_SHOT_BETA = 0.4
-ONE_SHOT_SCALE = 2.0
-ONE_SHOT_COSINE = 0.9  # that of identical clips in Fisher's z, which stays finite
-ONE_SHOT_PRODUCT = 3.0  # how often the product of sight and sound counts
-ONE_SHOT_NULL = 15.0  # classes that the spread between different classes counts for against a clip's own
-ONE_SHOT_SHARE = 0.2  # of the evidence of single clips, where the text is of use
-ONE_PAIR_SPREAD = 0.25  # of nearness between classes, where two clips are all there is: about that of four classes
 SELECTION_ROWS = 450  # more rows: hyper-parameters are chosen on a subset of the classes
-
-
-def text_experts(rows: Rows, arrays: Arrays) -> dict[str, Floats]:
-    """What the text says, in five ways: logits ``[n, C]``, given the arrays of a head.
-
-    As the project's zero-shot prediction has it, by each modality alone, and by cosines of embeddings and texts that
-    are centred each on their own mean. Embeddings of one camera share an offset from those that the text branch was
-    trained on; the support shows it without labels.
-    """
-    experts = dict(rows.text)
-    for modality, scale in zip(MODALITIES, rows.scales, strict=True):
-        labels = rows.labels[modality] - rows.labels[modality].mean(0)
-        vectors = rows.vectors["mean", modality]
-        moved = np.where(vectors.any(-1, keepdims=True), vectors - arrays[f"text centre.{modality}"], 0.0)
-        experts[f"centred {modality}"] = scale * moved @ labels.T
-    return experts
-
-
-def centre_of(vectors: Floats) -> Floats:
-    """The mean ``[D]`` of the rows ``[n, D]`` that are there; zero of a single one."""
-    present = vectors[vectors.any(-1)]
-    return present.mean(0) if len(present) > 1 else np.zeros(vectors.shape[1])
-
-
-class Metric(NamedTuple):
-    """Centre and whiten the vectors of a modality: unit vectors again, zero (the centre) where missing."""
-
-    centre: Floats  # [D]
-    whitening: Floats | None  # [D, D]
-
-    @classmethod
-    def fit(cls, vectors: Floats, within: tuple[Floats, Floats] | None, beta: float) -> Metric:
-        """From the support's vectors ``[n, D]``; eigenvalues ``[D]`` and -vectors of the scatter within its clips."""
-        centre = centre_of(vectors)
-        if within is None:
-            return cls(centre, None)
-        values, directions = np.maximum(within[0], 0), within[1]
-        typical = (values**2).sum() / values.sum()
-        return cls(centre, (directions * (values + beta * typical) ** -0.5) @ directions.T)
-
-    def __call__(self, vectors: Floats) -> Floats:
-        """Vectors in this metric."""
-        moved = np.where(vectors.any(-1, keepdims=True), vectors - self.centre, 0.0)
-        return unit(moved if self.whitening is None else moved @ self.whitening)
 
 
 def distances(left: Floats, right: Floats) -> Floats:
@@ -167,30 +108,8 @@ def without(inverse: Floats, dual: Floats, targets: Floats, rows: npt.NDArray[np
     return targets[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
 
 
-def _fit_one_shot(rows: Rows, targets: Floats, judged: Any, use_text: bool, within: Any, arrays: Any) -> Head:
-    params: dict[str, Any] = {"rule": "one-shot", "beta": ONE_SHOT_BETA, "null": {}, "text": {}}
-    params |= {"fisher": ONE_SHOT_COSINE, "product": ONE_SHOT_PRODUCT, "null classes": ONE_SHOT_NULL}
-    different = ~((targets @ targets.T) > 0)
-    for (view, modality), raw in rows.vectors.items():
-        metric = Metric.fit(raw, within[modality], ONE_SHOT_BETA)
-        vectors, present = metric(raw), rows.present(modality)
-        between = _nearness(vectors, vectors, ONE_SHOT_COSINE)[different & present[:, None] & present[None]]
-        spread = float(between.std()) if between.size else 0.0
-        null = [float(between.mean()), spread if spread > 1e-9 else ONE_PAIR_SPREAD] if between.size else None
-        params["null"][f"{view}.{modality}"] = null
-        _keep_metric(arrays, f"{view}.{modality}.{ONE_SHOT_BETA}", metric)
-    if use_text:
-        experts = text_experts(rows, arrays)
-        start = np.eye(len(experts))[0]
-        params["text"] = dict(
-            zip(experts, stack(list(experts.values()), targets, rows.weights, start).tolist(), strict=True)
-        )
-    diagnostics = {"rule": "one clip a class: cosines against those of different classes", "text": params["text"]}
-    return Head(arrays, params, diagnostics=diagnostics)
-
-
 def _fit_ridge(
-    rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_], use_text: bool, within: Any, arrays: Arrays
+    rows: Rows, targets: Floats, judged: npt.NDArray[np.bool_], within: Any, arrays: Arrays, *, use_text: bool
 ) -> Head:
     part = _selection(rows, targets, judged)
     chosen, left = _choose(*part, within)
@@ -204,7 +123,7 @@ def _fit_ridge(
     for name, setting in chosen.items():
         for modality in MODALITIES:
             metric = Metric.fit(rows.vectors[setting["view"], modality], within[modality], setting["beta"])
-            _keep_metric(arrays, f"{setting['view']}.{modality}.{setting['beta']}", metric)
+            keep_metric(arrays, f"{setting['view']}.{modality}.{setting['beta']}", metric)
         kernel = kernel_between(Head(arrays), setting, "")
         _, arrays[f"dual.{name}"], loo[name] = solve(kernel, centred, rows.groups, rows.weights, setting["penalty"])
         if rows.counter is not None:
@@ -351,24 +270,11 @@ def _choose(
     return best, kept
 
 
-def _keep_metric(arrays: Arrays, name: str, metric: Metric) -> None:
-    arrays[f"centre.{name}"] = metric.centre
-    if metric.whitening is not None:
-        arrays[f"whitening.{name}"] = metric.whitening
-
-
-def metric_of(head: Head, name: str) -> Metric:
-    """A metric that was kept with a head."""
-    return Metric(head.arrays[f"centre.{name}"], head.arrays.get(f"whitening.{name}"))
-
-
 def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
     """Logits ``[n, C]``, of the kernels and the text, or of the kernels alone; a ValueError for an unknown rule."""
     text = text_experts(rows, head.arrays) if with_text else {}
     if head.params["rule"] == "one-shot":
-        weights = head.params["text"]
-        result = (ONE_SHOT_SHARE if weights else 1.0) * _one_shot_evidence(head, rows)
-        return result + sum((weight * text[name] for name, weight in weights.items()), np.zeros_like(result))
+        return one_clip_evidence(head, rows, text)
     if head.params["rule"] != "ridge":
         raise ValueError(f"its rule {head.params['rule']!r} is unknown")
     has = {modality: rows.present(modality) for modality in MODALITIES}
@@ -390,46 +296,6 @@ def evidence(head: Head, rows: Rows, *, with_text: bool = True) -> Floats:
     return result
 
 
-def _nearness(left: Floats, right: Floats, fisher: float) -> Floats:
-    """Fisher's z of cosines ``[n, m]`` times `fisher`; 0: the cosines."""
-    return np.arctanh(fisher * (left @ right.T)) if fisher else left @ right.T
-
-
-def _one_shot_evidence(head: Head, rows: Rows) -> Floats:
-    targets = head.arrays["targets"]
-    classes, beta = targets.shape[1], head.params.get("beta", 1.0)  # the others: runs of before they were kept
-    fisher, product = head.params.get("fisher", 0.0), head.params.get("product", 2.0)
-    share = classes / (classes + head.params.get("null classes", np.inf))
-    scores: dict[str, list[Floats]] = {modality: [] for modality in MODALITIES}
-    for name, null in head.params["null"].items():
-        view, _, modality = name.partition(".")
-        if null is None or (view, modality) not in rows.vectors:
-            continue
-        metric, raw = metric_of(head, f"{name}.{beta}"), head.arrays[name]
-        near = _nearness(metric(rows.vectors[view, modality]), metric(raw), fisher)
-        near = np.where(raw.any(-1)[None], (near - null[0]) / null[1], 0.0)
-        best = np.stack([near[:, targets[:, column] > 0].max(1) for column in range(classes)], 1)
-        if "not of" in head.arrays:  # nearer to one than to the class's own clips: against the class
-            raw = head.arrays[f"counter.{name}"]
-            near = _nearness(metric(rows.vectors[view, modality]), metric(raw), fisher)
-            near = (near - null[0]) / null[1]
-            for column in np.flatnonzero(head.arrays["not of"].any(0)):
-                own = head.arrays["not of"][:, column] & raw.any(-1)
-                nearest = near[:, own].max(1, initial=-np.inf)
-                best[:, column] = np.where(nearest > best[:, column], -np.maximum(nearest, 0), best[:, column])
-        scores[modality].append(best)
-    sight, sound = (
-        sum(scores[m]) / len(scores[m]) if scores[m] else np.zeros((len(rows), classes)) for m in MODALITIES
-    )
-    sight, sound = (near / np.sqrt(1 - share + share * near.var(1, keepdims=True)) for near in (sight, sound))
-    has = [rows.present(modality)[:, None] * 1.0 for modality in MODALITIES]
-    sight, sound = sight * has[0], sound * has[1]
-    shares = (has[0], has[1], product * has[0] * has[1])
-    parts = zip(shares, (sight, sound, sight + sound), strict=True)
-    total = sum(often * np.exp(log_softmax(ONE_SHOT_SCALE * part)) for often, part in parts)
-    return np.log(np.where(sum(shares) > 0, total / np.maximum(sum(shares), 1), 1 / classes))
-
-
 class KernelRidge(Method):
     """Joint kernel ridge with exact leave-one-clip-out and the text as an expert."""
 
@@ -448,8 +314,10 @@ class KernelRidge(Method):
             arrays |= {f"counter.{view}.{modality}": v for (view, modality), v in counter.vectors.items()}
         scatters: dict[str, Any] = rows.within
         within = {m: None if scatters[m] is None else np.linalg.eigh(scatters[m]) for m in MODALITIES}
-        fit = _fit_ridge if covered >= 0.5 else _fit_one_shot
-        return fit(rows, targets, judged, text_is_useful(rows.text["fused"], targets), within, arrays)
+        use_text = text_is_useful(rows.text["fused"], targets)
+        if covered < 0.5:
+            return fit_one_clip(rows, targets, within, arrays, use_text=use_text)
+        return _fit_ridge(rows, targets, judged, within, arrays, use_text=use_text)
 
     def score_head(self, head: Head, rows: Rows) -> Floats:
         """See :meth:`Method.score_head`."""
