@@ -148,8 +148,12 @@ def test_a_run_predicts_its_own_classes_without_a_label_file(light, avfs, world,
     assert classifier.own_labels.names == tuple(CODES)
     assert result.label == "class_2"
     assert result.scores["class_2"] == pytest.approx(clip["scores"]["class_2"], abs=0.02)
-    told = avfs.refused("zeroshot", "--task", "ave_cls", "--adapter", folder)
-    assert "--task judges trained adapters, and this run of auto has none" in told
+    told = avfs.refused("zeroshot", "--task", "ave", "--adapter", folder)
+    assert "labels seconds, and this run of auto has learnt other labels" in told
+    # Of labels that it does not know it says what the text says.
+    avfs("zeroshot", "--task", "ave_cls", "--adapter", folder, "--output", "other.json")
+    judged = json.loads((world / "other.json").read_text())["results"]
+    assert judged["auto"]["metrics"] == judged["zero-shot"]["metrics"]
     [other] = classifier.classify([world / DOG], ["class_2", "something new"])
     assert list(other.scores) == ["class_2", "something new"]
     with pytest.raises(UsageError, match="Which labels"):
@@ -334,8 +338,6 @@ def test_auto_trains_and_joins_and_the_joined_run_predicts(avfs, world):
     assert (folder / "report.html").is_file()
     assert (folder / "methods.html").is_file()
     assert avfs.json("zeroshot", "--adapter", folder, DOG)["clips"][0]["label"] == "dog barking"
-    _, err = avfs("zeroshot", "--task", "ave_cls", "--adapter", folder)
-    assert "its trained adapters are judged alone; figures of auto" in err
     # The trained model may be fused by a rule of its own; the text beside the light methods keeps its.
     classifier = avfewshot.load(adapter=folder, device="cpu")
     classifier.fusion = "product"
@@ -408,6 +410,10 @@ def test_what_is_trained_joins_the_labels_of_seconds_too(avfs, monkeypatch):
         assert [second["label"] for second in clip["segments"]] == [
             one.replace("Background", "background") for one in row["answers"]["auto"]
         ]
+    avfs("zeroshot", "--task", "ave", "--adapter", folder, "--output", "judged.json")
+    judged = json.loads((avfs.folder / "judged.json").read_text())["comparison"]["cells"]
+    for name, before in (("auto", "auto"), ("adapted", "trained"), ("zero-shot", "zero-shot")):
+        assert judged[name]["segment_accuracy"] == cells(folder)[before]["segment_accuracy"]
     classifier = avfewshot.load(adapter=folder, device="cpu")
     head, [file] = classifier.head(classifier.own_labels), classifier.embed_files([avfs.folder / clips[0]])
     joined = [second.scores for second in head.result(file, segments=True).segments]
@@ -448,6 +454,24 @@ def frozen(avfs):
     labels = [part for name in CODES for part in ("--label", name)]
     clips = avfs.json("zeroshot", *labels, *(f"codes/{name}" for name in CODES))["clips"]
     return {clip["path"]: clip["scores"] for clip in clips}
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "also"),
+    [
+        ("ave_cls", "coop", "--max-steps=3"),
+        ("ave_cls", "maple", "--max-steps=3"),
+        ("ave_cls", "kernel_ridge", "--val-shots=0"),
+        ("ave", "gda", "--val-shots=1"),
+    ],
+)
+def test_a_run_is_judged_on_a_task_by_what_it_predicts_with(task, method, also, avfs):
+    name = f"judged-{task}-{method}"
+    folder = avfs.made("fewshot", "--task", task, "--shots", "1", "--method", method, also, name=name)
+    avfs("zeroshot", "--task", task, "--adapter", folder, "--output", f"{name}.json")
+    judged = json.loads((avfs.folder / f"{name}.json").read_text())["comparison"]["cells"]
+    assert judged[method] == cells(folder)[method]
+    assert set(judged) == {method, "zero-shot", "CLIP only", "CLAP only"}
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "clip-lora"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rich.console import Console
 
@@ -13,13 +14,14 @@ from avfewshot.config import Resolved
 from avfewshot.data.load import load_dataset, require_media
 from avfewshot.data.vggsound import with_vggsounder
 from avfewshot.encoders.presets import load_preset
-from avfewshot.errors import DataError, UsageError
+from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluator import EvalReport, Evaluator, evaluate_task
+from avfewshot.evaluation.few_shot import evaluate_run, tuned_logits
 from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.evaluation.references import distinct
 from avfewshot.inference.devices import resolve_device, resolve_precision
 from avfewshot.inference.loading import decision_of, recalled
-from avfewshot.inference.runs import find_learned, find_tuned
+from avfewshot.inference.runs import LearnedRun, TunedRun, find_learned, find_tuned
 from avfewshot.io import user_path, write_text
 from avfewshot.models.build import load_model
 from avfewshot.models.checkpoint import AdapterCheckpoint, load_adapter
@@ -28,7 +30,7 @@ from avfewshot.reports.comparison import comparison_csv, comparison_markdown, co
 
 
 def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalReport]:
-    """Judge the untrained towers, and the trained model of an adapter beside them."""
+    """Judge the untrained towers, and what a run learnt beside them."""
     asked, task = settings.config.model, settings.config.task
     display.begin("reading annotations, looking for clips", 0)
     dataset = load_dataset(task.task, task.root, media=task.media, list_file=task.list_file)
@@ -39,19 +41,23 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
     precision = resolve_precision(asked.precision, device)
     preset, fusion, pool = asked.backbone, asked.fusion, asked.pool
     templates = None if asked.templates is None else load_templates(asked.templates)
-    window, options, checkpoint, context = 10, {}, None, asked.audio_context
-    if asked.adapter is not None:
-        if context == "clip":
+    window, context = 10, asked.audio_context
+    options: dict[str, Any] = {}
+    learned, tuned, checkpoint = (None,) * 3 if asked.adapter is None else _what_was_learnt(asked.adapter)
+    if (origin := learned or tuned or checkpoint) is not None:
+        if checkpoint is None and learned is not None:
+            context = learned.audio_context
+        elif context == "clip":
             display.say(f"{asked.adapter} was trained on single seconds of sound; --audio-context stays second.")
-        context = "second"
-        checkpoint = _adapters(asked.adapter, display)
-        decision, about = decision_of(checkpoint), checkpoint.config
-        window = decision.window
-        options = {"share": decision.blend, "trained_labels": (*about.labels, *about.wordings)}
+            context = "second"
+        options = {"trained_labels": (*origin.config.labels, *origin.config.wordings)}
         # What nobody sets is as it was trained.
-        templates = templates or recalled(checkpoint, "templates", load_templates)
+        templates = templates or recalled(origin, "templates", load_templates)
         if left_to_adapter(settings, "backbone"):
-            preset = recalled(checkpoint, "backbone", load_preset)
+            preset = recalled(origin, "backbone", load_preset)
+    if checkpoint is not None:
+        decision = decision_of(checkpoint)
+        window, options["share"] = decision.window, decision.blend
         if left_to_adapter(settings, "fusion"):  # the untrained towers are fused as ever
             options["fusion"] = decision.fusion
         pool = decision.pool if left_to_adapter(settings, "pool") else pool
@@ -72,24 +78,30 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
         look_up=None if (store := open_store(settings["store"])) is None else store.cache,
         audio_context=context,
     )
-    return evaluator, evaluate_task(evaluator, model, **options)
+    if origin is None or origin is checkpoint:
+        return evaluator, evaluate_task(evaluator, model, **options)
+    origin.config.check_backbone(backbone, where=origin.path)
+    name = origin.config.training["method"]
+    if learned is not None:
+        return evaluator, evaluate_run(evaluator, name, learned.scorer, model, **options)
+    assert tuned is not None
+    method, systems = tuned.method(backbone, dataset.wordings), evaluator.untrained("test")
+    validation, test = (tuned_logits(evaluator, method, split) for split in ("val", "test"))
+    systems[name] = evaluator.predict(test, evaluator.fit(validation))
+    return evaluator, evaluator.report(systems, **options)
 
 
-def _adapters(run: str, display: Display) -> AdapterCheckpoint:
-    """The trained adapters of a run; what else it learnt is not judged here, which is told."""
-    beside = find_learned(run) or find_tuned(run)
+def _what_was_learnt(run: str) -> tuple[LearnedRun | None, TunedRun | None, AdapterCheckpoint | None]:
+    """A fitted method, or a tuned one; and trained adapters: beside the former those of the same seed."""
+    learned = find_learned(run)
+    if learned is None and (tuned := find_tuned(run)) is not None:
+        return None, tuned, None
     try:
-        checkpoint = load_adapter(run)
+        return learned, None, load_adapter(run if learned is None else learned.path.parent)
     except DataError:
-        if beside is None:
+        if learned is None or learned.is_tuned:
             raise
-        what = f"{run}: --task judges trained adapters, and this run of {beside.config.training['method']} has none."
-        hint = "What it got right is in its results.json; avfs zeroshot --adapter RUN CLIPS predicts with it."
-        raise UsageError(what, hint=hint) from None
-    if beside is not None:
-        method = beside.config.training["method"]
-        display.say(f"{run}: its trained adapters are judged alone; figures of {method} are in its results.json.")
-    return checkpoint
+        return learned, None, None
 
 
 def print_report(settings: Resolved, evaluator: Evaluator, report: EvalReport) -> None:

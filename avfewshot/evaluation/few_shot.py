@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.encoders.text import label_features as encode_labels
-from avfewshot.evaluation.evaluator import Evaluator
+from avfewshot.errors import UsageError
+from avfewshot.evaluation.evaluator import ADAPTED, EvalReport, Evaluator
 from avfewshot.evaluation.predictions import Fitted, clip_probabilities
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
+from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import both_ways, second_posteriors
+from avfewshot.tuning.fit import answers
+from avfewshot.tuning.methods import TunedMethod
 
 
 def label_features(evaluator: Evaluator, *, single_prompts: bool = False) -> LabelFeatures:
@@ -73,17 +78,38 @@ def without_none(dataset: Dataset, columns: np.ndarray) -> np.ndarray:
     return columns if dataset.none_class is None else np.delete(columns, dataset.none_class, axis=1)
 
 
+def tuning_inputs(
+    evaluator: Evaluator, pixels: bool, samples: Sequence[Sample], features: Features
+) -> list[tuple[Any, Any]]:
+    """What a method that is tuned through the towers takes of clips: frames and waveforms, or their embeddings."""
+    if not pixels:
+        parts = (features.visual, features.audio)
+        tensors = ([None if one is None else torch.from_numpy(one).float() for one in part] for part in parts)
+        return list(zip(*tensors, strict=True))
+    clips = [evaluator.read(sample.path) for sample in samples if sample.path is not None]
+    return [(clip.frames, clip.audio_segments) for clip in clips]
+
+
+def tuned_logits(evaluator: Evaluator, method: TunedMethod, split: str) -> list[ClipLogits]:
+    """What a method that was tuned through the towers says of the usable clips of a split."""
+    given = tuning_inputs(evaluator, method.uses_pixels, *evaluator.features(split))
+    return [ClipLogits(*pair) for pair in answers(method, given)]
+
+
 def method_predictions(
     evaluator: Evaluator,
     scorer: Scorer,
     features: Features,
-    support: Support,
+    support: Support | None,
     *,
+    texts: LabelFeatures | None = None,
     tuned: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Predictions:
     """What a method that was fitted on `support` says about N clips.
 
-    `tuned` is as :func:`tuned_posteriors` gives it; where seconds are labelled, as :func:`tuned_seconds` does.
+    `support` is None for a scorer that has been saved, and so has its thresholds; `texts` are other labels than it was
+    fitted with, where clips are labelled. `tuned` is as :func:`tuned_posteriors` gives it; where seconds are labelled,
+    as :func:`tuned_seconds` does.
     """
     none = evaluator.dataset.none_class
     if evaluator.decision.per_second:
@@ -94,21 +120,22 @@ def method_predictions(
             known = np.exp(logits[: evaluator.decision.seconds])
             probabilities[row, : len(known)] = known / known.sum(-1, keepdims=True)
         return Predictions(probabilities, background=BackgroundRule("prompt"))
-    scores = scorer.scores(features, tuned=None if tuned is None else [np.stack(one) for one in tuned])
+    scores = scorer.scores(features, texts, tuned=None if tuned is None else [np.stack(one) for one in tuned])
     probabilities = np.exp(scores.fused)
     if none is not None:
         column = 0.0 if scores.none is None else np.exp(scores.none)
         probabilities = np.insert(probabilities, none, column, axis=1)
     threshold = None
     if evaluator.dataset.multi_label:
-        scorer.decide_labels(support)
+        if support is not None:
+            scorer.decide_labels(support)
         if known := scorer.thresholds:
             other = float(np.mean(list(known.values())))
             threshold = np.array([known.get(name, other) for name in evaluator.dataset.classes])
     return Predictions(probabilities / probabilities.sum(-1, keepdims=True), label_threshold=threshold)
 
 
-def tuned_posteriors(evaluator: Evaluator, logits: Sequence[ClipLogits], fitted: Fitted) -> list[np.ndarray]:
+def tuned_posteriors(evaluator: Evaluator, logits: Sequence[ClipLogits], fitted: Fitted) -> list[Any]:
     """Log-posteriors ``[N, K]`` of a tuned part by its fusion and by the other one, for :meth:`Scorer.scores`."""
     ways, classes = both_ways(fitted.fusion or evaluator.decision.fusion), evaluator.dataset.num_classes
     said = [clip_probabilities(logits, classes, fusion=one, pool=evaluator.decision.pool) for one in ways]
@@ -200,3 +227,40 @@ def with_validation(dataset: Dataset, chosen: Sequence[Sample]) -> Dataset:
     taken = {id(sample) for sample in chosen}
     kept = [sample for sample in dataset.samples if sample.split != "val" and id(sample) not in taken]
     return dataset.with_samples([*kept, *(replace(sample, split="val") for sample in chosen)])
+
+
+def evaluate_run(
+    evaluator: Evaluator,
+    name: str,
+    scorer: Scorer,
+    model: AudioVisualModel | None = None,
+    *,
+    share: float = 1.0,
+    fusion: str = "",
+    trained_labels: Collection[str] = (),
+) -> EvalReport:
+    """Evaluate what a few-shot run predicts with on the test clips of any task, beside the untrained towers.
+
+    Labels of the task that the run knows, whatever their case, are scored by what it learnt, the others by the text.
+    The other arguments are as :func:`~avfewshot.evaluation.evaluator.evaluate_task` takes them.
+
+    Raises:
+        UsageError: Seconds are labelled, and not those that the run learnt.
+    """
+    texts: LabelFeatures | None = label_features(evaluator)
+    known = {label.casefold(): label for label in scorer.texts.names}
+    names = tuple(known.get(label.casefold(), label) for label in texts.names)
+    texts = None if names == scorer.texts.names else replace(texts, names=names)
+    per_second, tuned = evaluator.decision.per_second, None
+    if per_second and (texts is not None or scorer.second is None):
+        what = f"{evaluator.dataset.description.title} labels seconds, and this run of {name} has learnt other labels."
+        raise UsageError(what, hint="Judge it on a task that labels clips, such as ave_cls.")
+    systems = evaluator.untrained("test")
+    if model is not None:
+        fitted = evaluator.fit(evaluator.joined(model, "val", share), fusion)
+        logits = evaluator.joined(model, "test", share)
+        systems[ADAPTED] = evaluator.predict(logits, fitted)
+        tuned = tuned_seconds(evaluator, logits, fitted) if per_second else tuned_posteriors(evaluator, logits, fitted)
+    features = evaluator.features("test")[1]
+    systems[name] = method_predictions(evaluator, scorer, features, None, texts=texts, tuned=tuned)
+    return evaluator.report(systems, trained_labels=trained_labels)

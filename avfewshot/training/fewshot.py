@@ -25,6 +25,7 @@ from avfewshot.evaluation.few_shot import (
     method_support,
     tuned_posteriors,
     tuned_seconds,
+    tuning_inputs,
 )
 from avfewshot.evaluation.finished import ANSWERS_NAME
 from avfewshot.evaluation.results import Comparison, TaskResult
@@ -191,7 +192,7 @@ class FewShot(FewShotSetting):
         found = {}
         for name in names:
             begun = time.perf_counter()
-            inputs = self.inputs(TUNED[name].uses_pixels, samples, features)
+            inputs = tuning_inputs(self.evaluator, TUNED[name].uses_pixels, samples, features)
             targets = labels.segments if per_second else labels.labels
             assert targets is not None
             clips = [
@@ -266,7 +267,7 @@ class FewShot(FewShotSetting):
             raise AvfsError("A clip of the support could be read before and cannot be embedded now.")
         pairs = [
             [None if one is None else one.to(self.device) for one in pair]
-            for pair in self.inputs(False, samples, features)
+            for pair in tuning_inputs(self.evaluator, False, samples, features)
         ]
         widths = self.backbone.visual.output_dim, self.backbone.audio.output_dim
         units = [

@@ -14,7 +14,7 @@ import torch
 
 from avfewshot.cache import file_key
 from avfewshot.config import ADAPTER_METHODS, AUTO, TrainingConfig
-from avfewshot.data.dataset import Dataset, Sample
+from avfewshot.data.dataset import Dataset
 from avfewshot.data.sampler import Support, draw_validation, with_spare_clips
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import walkable
@@ -24,7 +24,6 @@ from avfewshot.evaluation.observer import Observer
 from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.inference.embedding_cache import LookUp
 from avfewshot.io import write_text
-from avfewshot.methods.base import Features
 from avfewshot.methods.base import Support as MethodSupport
 from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT, AdapterCheckpoint, AdapterConfig
 from avfewshot.prompts import Templates
@@ -190,15 +189,6 @@ class FewShotSetting:
         ]
         texts = [asdict(self.templates), data.classes, data.wordings, data.none_class]
         return hashlib.sha256(json.dumps([settings, towers, texts, clips], sort_keys=True).encode()).hexdigest()[:12]
-
-    def inputs(self, pixels: bool, samples: Sequence[Sample], features: Features) -> list[tuple[Any, Any]]:
-        """Frames and waveforms of clips, or their embeddings."""
-        if not pixels:
-            parts = (features.visual, features.audio)
-            tensors = ([None if one is None else torch.from_numpy(one).float() for one in part] for part in parts)
-            return list(zip(*tensors, strict=True))
-        clips = [self.evaluator.read(sample.path) for sample in samples if sample.path is not None]
-        return [(clip.frames, clip.audio_segments) for clip in clips]
 
     def write_config(self, folder: Path, seed: int, support: Support) -> None:
         """Say beside what predicts, in the folder of a checkpoint, what it belongs to."""

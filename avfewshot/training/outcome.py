@@ -18,6 +18,7 @@ from avfewshot.evaluation.few_shot import (
     modality_confusion,
     mteb_zero_shot,
     right_answers,
+    tuned_logits,
     tuned_posteriors,
     tuned_seconds,
 )
@@ -33,7 +34,6 @@ from avfewshot.methods.method import Scorer
 from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.training.fewshot_setting import FewShotSetting
 from avfewshot.training.protocol import Progress
-from avfewshot.tuning.fit import answers
 from avfewshot.tuning.methods import TunedMethod
 
 TRAINED = "trained"
@@ -85,10 +85,7 @@ def on_test_clips(
                 before = scorer.uncalibrated()
                 uncalibrated[name] = method_predictions(evaluator, before, features, run.clips, tuned=said[0])
     for name, (method, _) in prompted.items():
-        validation, judged = (
-            [ClipLogits(*pair) for pair in answers(method, run.inputs(method.uses_pixels, *evaluator.features(split)))]
-            for split in ("val", "test")
-        )
+        validation, judged = (tuned_logits(evaluator, method, split) for split in ("val", "test"))
         by_logits(name, judged, evaluator.fit(validation))
     report = evaluator.report(systems)
     targets = Targets.from_samples(run.dataset, evaluator.scored("test").samples)
