@@ -40,6 +40,14 @@ def commands(page: Path) -> list[list[str]]:
     return found
 
 
+@cache
+def code() -> str:
+    """All that is written for machines here."""
+    folders = ("avfewshot", "benchmarks", "scripts", "tests", "data_splits")
+    files = [path for folder in folders for kind in ("py", "yaml") for path in (ROOT / folder).rglob(f"*.{kind}")]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_and_options_exist(page):
     for words in commands(page):
@@ -66,6 +74,12 @@ def test_names_of_the_package_exist(page):
         names += [f"{module}.{name}" for name in found.split(", ")]
     for name in names:
         resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_other_names_occur_in_the_code(page):
+    names = set(re.findall(r"`([A-Za-z]+_\w+)`", page.read_text(encoding="utf-8")))
+    assert not [name for name in names if name not in code()]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("C*.md"), *ROOT.glob("*/README.md")], ids=lambda page: page.stem)
