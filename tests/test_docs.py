@@ -67,6 +67,15 @@ def test_commands_and_options_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_scripts_and_their_options_exist(page):
+    calls = re.findall(r"python ((?:benchmarks|scripts)/\w+\.py)([^`\n#]*)", page.read_text(encoding="utf-8"))
+    for script, arguments in calls:
+        known = (ROOT / script).read_text(encoding="utf-8")
+        for option in re.findall(r"--[\w-]+", arguments):
+            assert f'"{option}"' in known, (script, option)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_names_of_the_package_exist(page):
     text = re.sub(r"entry-points\S+", "", page.read_text(encoding="utf-8"))  # groups of entry points are no modules
     names = re.findall(r"(avfewshot(?:\.\w+)+)", text)
