@@ -494,6 +494,15 @@ def test_a_tuned_run_predicts_as_it_was_evaluated(method, avfs, world, frozen):
         with pytest.raises(UsageError, match="too long behind the 10 context vectors"):
             classifier.classify([path], ["a dog that is barking at a clock", "car"])
     assert "learnt on frozen embeddings" in avfs.refused("zeroshot", "--adapter", folder, "--reject", "my_clips")
+    if method == "coop":  # killed behind its training
+        for damaged in ("[1]", "[" * 100_000):
+            (folder / "seed-1" / "result.json").write_text(damaged)
+            assert "Remove it" in avfs.refused("fewshot", "--resume", folder, status=1)
+        (folder / "seed-1" / "result.json").unlink()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("avfewshot.tuning.fit.clip_loss", lambda *_: pytest.fail("a step is taken again"))
+            avfs("fewshot", "--resume", folder)
+        assert answers(folder / "seed-1") == lines
     (folder / "seed-1" / method / "tuned.safetensors").write_bytes(b"damaged")
     with pytest.raises(AvfsError, match=r"tuned\.safetensors|no tuned method"):
         avfewshot.load(adapter=folder, device="cpu")

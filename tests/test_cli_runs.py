@@ -10,7 +10,7 @@ import pytest
 from avfewshot.cli import runs
 from avfewshot.cli.runs import Run, new_run, resumed_run, run_faults
 from avfewshot.config import FewshotConfig, PretrainConfig, resolve
-from avfewshot.errors import AvfsError, UsageError
+from avfewshot.errors import AvfsError, DataError, UsageError
 from avfewshot.io import try_lock
 
 DEVICES = ("device", "devices", "nodes", "strategy")
@@ -110,6 +110,10 @@ def test_what_does_not_contradict_a_run_may_be_given_beside_resume():
     record.write_text(json.dumps({**json.loads(record.read_text()), "format": 1}))
     with pytest.raises(AvfsError, match="Begin a new run"):
         resumed_run("pretrain", folder, {}, may_change=())
+    for damaged in ("[" * 100_000, "[1]", '{"format": 2', "\0"):
+        record.write_text(damaged)
+        with pytest.raises(DataError, match=r"run\.json: is damaged"):
+            resumed_run("pretrain", folder, {}, may_change=())
 
 
 def test_the_record_is_the_dump_of_the_config():

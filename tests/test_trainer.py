@@ -31,6 +31,7 @@ from training_support import (
 from avfewshot.config import TrainingConfig
 from avfewshot.errors import AvfsError
 from avfewshot.models.checkpoint import load_adapter
+from avfewshot.training import checkpoints
 from avfewshot.training import trainer as trainer_module
 from avfewshot.training.cuda_graphs import EagerRunner
 from avfewshot.training.data import window_start
@@ -215,17 +216,21 @@ def test_a_training_that_is_done_removes_what_a_killed_one_had_not(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == kept
 
 
-def test_what_does_not_resume_to_the_bit_is_said(tmp_path):
-    make_trainer(tmp_path, stopping=StopAfter(4)).fit()
-    newest = make_trainer(tmp_path).checkpoints.steps()[-1]
+def test_from_an_older_checkpoint_it_goes_on_to_the_bit_and_what_does_not_is_said(tmp_path, straight, monkeypatch):
+    kind, *_ = straight
+    make_trainer(tmp_path, kind=kind, stopping=StopAfter(4)).fit()
+    newest = make_trainer(tmp_path, kind=kind).checkpoints.steps()[-1]
     (newest / "state.pt").write_bytes(b"damaged")
     diary = Diary()
-    trainer = make_trainer(tmp_path, callbacks=[diary])
+    trainer = make_trainer(tmp_path, kind=kind, callbacks=[diary])
     trainer.fit(resume=trainer.checkpoints.load_last(backbone()))
     [warning] = diary.warnings
-    assert warning.startswith("This does not resume bit for bit: ")
+    assert warning.startswith("An older checkpoint is gone on from: ")
     assert newest.name in warning
-    assert trainer.progress.finished
+    ends_alike(straight, trainer, tmp_path)
+    monkeypatch.setattr(checkpoints, "set_rng_state", lambda state: ["another device"])
+    trainer.fit(resume=trainer.checkpoints.load_last(backbone()))
+    assert diary.warnings[1:] == ["This does not resume bit for bit: another device"]
 
 
 def test_resuming_on_another_number_of_ranks_is_refused(tmp_path):

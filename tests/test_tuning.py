@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from avfewshot.encoders.backbone import build_backbone
 from avfewshot.encoders.text import RobertaTextBranch
 from avfewshot.errors import DataError
-from avfewshot.tuning.fit import TuningClip, answers, clip_loss, load, save, tune
+from avfewshot.tuning.fit import STATE_NAME, TuningClip, answers, clip_loss, load, save, tune
 from avfewshot.tuning.layers import PromptedText
 from avfewshot.tuning.methods import TUNED, ClipLora, CoCoOp, CoOp, MaPLe
 
@@ -111,6 +111,37 @@ def test_low_rank_updates_change_nothing_at_the_start_and_leave_the_backbone_alo
     tune("clip-lora", tiny, TEXTS, clips_for(tiny, pixels=True), shots=1, seed=0, max_steps=2)
     assert tiny.visual.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in tiny.visual.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["coop", "clip-lora"])
+def test_a_training_that_was_stopped_goes_on_to_the_bit_and_one_that_is_done_is_not_done_again(tiny, tmp_path, name):
+    clips = clips_for(tiny, TUNED[name].uses_pixels)
+    told = []
+
+    def trained(clips=clips, stop_after=100, **more):
+        told.append([])
+        options = {"shots": 1, "seed": 3, "max_steps": 6, "begin": lambda *counts: told[-1].append(counts), **more}
+        options["stopping"] = lambda: len(told[-1]) > stop_after
+        return tune(name, tiny, TEXTS, clips, advance=lambda: told[-1].append("step"), **options).state_dict()
+
+    def same(one, other):
+        return all(torch.equal(one[key], other[key]) for key in one)
+
+    straight = trained()
+    assert not same(trained(place=tmp_path, stop_after=2), straight)
+    torch.rand(7)  # elsewhere
+    assert same(trained(place=tmp_path), straight)
+    assert same(trained(place=tmp_path), straight)
+    assert told[1:] == [[(6, 0), "step", "step"], [(6, 2), *["step"] * 4], [(6, 6)]]
+    for other in ({"clips": clips[1:]}, {"seed": 4}, {"max_steps": 5}):
+        trained(place=tmp_path, stop_after=1, **other)
+        assert told.pop()[0][1] == 0
+    trained(place=tmp_path)
+    content = bytearray((tmp_path / STATE_NAME).read_bytes())
+    for damaged in (content[:-4], content[:-1] + bytes([content[-1] ^ 1]), b"", b"nothing"):
+        (tmp_path / STATE_NAME).write_bytes(damaged)
+        assert same(trained(place=tmp_path), straight)
+        assert told.pop()[0] == (6, 0)
 
 
 @pytest.mark.parametrize("name", sorted(TUNED))

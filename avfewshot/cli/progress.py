@@ -34,11 +34,11 @@ class Display(RunObserver):
     def __exit__(self, *exception: object) -> None:
         self.show(None)
 
-    def begin(self, what: str, total: int) -> None:
+    def begin(self, what: str, total: int, done: int = 0, *, unit: str = "clip") -> None:
         """See :class:`~avfewshot.evaluation.observer.Observer`."""
         if self.chief:
             self.show(None)
-            self.show(progress_bar(total or None, "clip", what))
+            self.show(progress_bar(total or None, unit, what, done))
 
     def advance(self) -> None:
         """See :class:`~avfewshot.evaluation.observer.Observer`."""
@@ -95,8 +95,7 @@ class ProgressBar(Callback):
         self._sum, self._steps = 0.0, 0
         if self._display.chief:
             self._display.show(None)
-            self._bar = progress_bar(steps, "step", f"{self._title} {epoch}/{self._epochs}")
-            self._bar.update(done)
+            self._bar = progress_bar(steps, "step", f"{self._title} {epoch}/{self._epochs}", done)
             self._display.show(self._bar)
 
     def on_step(self, step: int, loss: float, pace: Pace) -> None:

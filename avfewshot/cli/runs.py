@@ -196,7 +196,7 @@ def resumed_run(
         # Settings that were added since have their defaults, in the configuration too.
         sources = {key: str(record["sources"].get(key, "default")) for key in settings_of(model)}
         command = str(record["command"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is damaged ({error}).", hint="Begin a new run.") from None
     run = Run(config, sources, folder, command, resumed=True)
     before, faults, contrary = Resolved(config), [], []

@@ -118,11 +118,11 @@ def paused_progress() -> Iterator[None]:
         yield
 
 
-def progress_bar(total: int | None, unit: str, description: str) -> Any:
+def progress_bar(total: int | None, unit: str, description: str, done: int = 0) -> Any:
     """A tqdm bar on stderr with rate and time left; silent with --quiet and when stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(
-        total=total, unit=unit, desc=description, file=sys.stderr, disable=_quiet or None, dynamic_ncols=True,
-        leave=False,
+        total=total, initial=done, unit=unit, desc=description, file=sys.stderr, disable=_quiet or None,
+        dynamic_ncols=True, leave=False,
     )  # fmt: skip

@@ -6,11 +6,11 @@ from __future__ import annotations
 class Observer:
     """Is told what is going on; this one does nothing."""
 
-    def begin(self, what: str, total: int) -> None:
-        """Something begins that takes `total` clips; 0: nobody knows how many."""
+    def begin(self, what: str, total: int, done: int = 0, *, unit: str = "clip") -> None:
+        """Something begins that takes `total` clips, or another `unit`, of which some are `done`; 0: nobody knows."""
 
     def advance(self) -> None:
-        """One clip of it is done."""
+        """One of them is done."""
 
     def say(self, message: str) -> None:
         """Something that a person should know."""

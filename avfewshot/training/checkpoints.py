@@ -180,12 +180,22 @@ class CheckpointManager:
     def load_best(self, backbone: Backbone | None = None) -> AdapterCheckpoint:
         """Read the best checkpoint, as :func:`~avfewshot.models.checkpoint.load_adapter` does.
 
-        A :class:`DataError` where there is none.
+        A :class:`DataError` where there is none, or it is damaged.
         """
         paths = numbered(self.folder, "best")
         if not paths:
-            raise DataError(f"{self.folder}: there is no best checkpoint.", hint="Begin a new run.")
-        return load_adapter(paths[-1], backbone)
+            raise self._lost(f"{self.folder}: there is no best checkpoint.")
+        try:
+            adapter = load_adapter(paths[-1])
+        except (DataError, WeightsError) as error:
+            raise self._lost(error.message) from None
+        if backbone is not None:
+            adapter.config.check_backbone(backbone, where=paths[-1])
+        return adapter
+
+    def _lost(self, message: str) -> DataError:
+        hint = f"Remove {self.folder}, and result.json beside it; then --resume trains that anew."
+        return DataError(message, hint=hint)
 
     def load_last(self, backbone: Backbone | None = None) -> Resumed | None:
         """Read the last checkpoint that is sound; None where there is none at all. Without a backbone none is checked.
@@ -194,20 +204,18 @@ class CheckpointManager:
             AvfsError: All are damaged, or it was trained with another backbone.
         """
         skipped: list[str] = []
-        first: DataError | WeightsError | None = None
         for path in reversed(self.steps()):
             try:
                 adapter, values = load_adapter(path), _read_state(path)
             except (DataError, WeightsError) as error:
-                first = first or error
-                skipped.append(str(error))
+                skipped.append(error.message)
                 continue
             if backbone is not None:
                 adapter.config.check_backbone(backbone, where=path)
             state = TrainingState(adapter.tensors, values["parts"], values["rng"], values["progress"])
             return Resumed(place_of(path)[0], adapter.config, state, tuple(skipped))
-        if first is not None:
-            raise first
+        if skipped:
+            raise self._lost(skipped[0])
         return None
 
     def _new(self, kind: str, step: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -199,11 +200,14 @@ class FewShot(FewShotSetting):
                 TuningClip(pair[0], pair[1], torch.from_numpy(np.array(row)))
                 for pair, row in zip(inputs, targets, strict=True)
             ]
-            self.observer.begin(f"seed {seed}: tuning {name}", 0)
-            method = tune(
-                name, self.backbone, texts, clips, shots=self.config.shots, seed=seed, max_steps=self.config.max_steps
-            )
             folder = self.folder / f"seed-{seed}" / name
+            show = functools.partial(self.observer.begin, f"seed {seed}: tuning {name}", unit="step")
+            with self.put_off() as stopping:
+                method = tune(
+                    name, self.backbone, texts, clips, shots=self.config.shots, seed=seed,
+                    max_steps=self.config.max_steps, place=folder, begin=show, advance=self.observer.advance,
+                    stopping=stopping,
+                )  # fmt: skip
             save(method, folder)
             self.write_config(folder, seed, support)
             about = {"seconds": time.perf_counter() - begun, "trainable": method.num_trainable}
@@ -358,7 +362,7 @@ def read_result(folder: Path, drawn: str) -> SeedResult | None:
         if values.get("drawn", values["support"]["fingerprint"]) != drawn:
             return None
         return SeedResult.model_validate({**values, "folder": folder, "drawn": drawn})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: is damaged ({str(error).splitlines()[0]}).", hint="Remove it: the evaluation is then done again."
         ) from None

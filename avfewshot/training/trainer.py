@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ class Trainer:
             if not found.skipped:  # what a killed process was about to remove; a training that is done saves no more
                 self.checkpoints.tidy()
         self._resumed = True
-        return [*found.skipped, *lost]
+        return lost
 
     def fit(self, resume: Resumed | None = None) -> Progress:
         """Train until the last epoch, or until validation has not improved for as long as the settings say.
@@ -137,9 +137,10 @@ class Trainer:
         done = False
         try:
             if resume is not None:
-                for reason in self.resume(resume):
-                    for callback in self.callbacks:
-                        callback.on_warning(f"This does not resume bit for bit: {reason}")
+                lost = [f"This does not resume bit for bit: {reason}" for reason in self.resume(resume)]
+                older = [f"An older checkpoint is gone on from: {reason}" for reason in resume.skipped]
+                for callback, message in product(self.callbacks, (*older, *lost)):
+                    callback.on_warning(message)
             if not self._resumed:
                 self._begin()
             self.fabric.barrier()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,13 @@ from torch.nn import functional as F
 from avfewshot.encoders.backbone import Backbone
 from avfewshot.encoders.tower import Pair
 from avfewshot.errors import DataError, UsageError
+from avfewshot.io import write_bytes, write_text
 from avfewshot.media.clip import MODALITIES
 from avfewshot.tuning.methods import TUNED, TunedMethod
 
-TENSORS_NAME, ABOUT_NAME = "tuned.safetensors", "tuned.json"
+TENSORS_NAME, ABOUT_NAME, STATE_NAME = "tuned.safetensors", "tuned.json", "tuning.state"
+SAVE_SECONDS = 300.0
+"""A state is kept when so much time has passed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +67,27 @@ def tune(
     *,
     shots: int,
     seed: int,
-    progress: Callable[[int, int, float], object] | None = None,
     max_steps: int | None = None,
+    place: Path | None = None,
+    begin: Callable[[int, int], object] = lambda steps, done: None,
+    advance: Callable[[], object] = lambda: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> TunedMethod:
     """Train a method from its published beginning on `texts`, K + 1 wordings with the background last.
+
+    Args:
+        name: Of the method, in :data:`TUNED`.
+        backbone: Stays as it is.
+        texts: What the classes are called.
+        clips: The support.
+        shots: Clips a class, which published recipes go by.
+        seed: Of the weights, the order and what is dropped.
+        max_steps: No more optimizer steps than these.
+        place: A folder that the state is kept in, every five minutes, at the end and when it stops: the same training
+            goes on from there to the bit.
+        begin: Is told how many steps there are, and how many are done.
+        advance: Is called after each further one.
+        stopping: Whether somebody asked to stop; looked at after each step.
 
     Raises:
         DataError: There is no clip.
@@ -82,9 +105,14 @@ def tune(
             optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         else:
             optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-        order: list[int] = []
+        kept, done, order = None, 0, []
+        if place is not None:
+            kept = _Kept(place / STATE_NAME, (name, list(texts), shots, seed, max_steps, backbone.identity), clips)
+            done, order = kept.restore(parameters, optimizer)
+        steps, saved = min(total, max_steps or total), time.monotonic()
+        begin(steps, done)
         method.learning(True)
-        for step in range(min(total, max_steps or total)):
+        for step in range(done, steps):
             if len(order) < min(recipe.batch_size, len(clips)):
                 order += torch.randperm(len(clips)).tolist()
             batch, order = order[: recipe.batch_size], order[recipe.batch_size :]
@@ -97,10 +125,70 @@ def tune(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            if progress is not None:
-                progress(step + 1, total, loss.item())
+            advance()
+            stops = stopping()
+            if kept is not None and (stops or step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS):
+                kept.save(step + 1, order, parameters, optimizer)
+                saved = time.monotonic()
+            if stops:
+                break
         method.learning(False)
     return method.requires_grad_(False)
+
+
+class _Kept:
+    """A file that says where a training stands. One of other inputs, or damaged, counts for nothing."""
+
+    def __init__(self, path: Path, about: object, clips: Sequence[TuningClip]) -> None:
+        self._path, self._inputs = path, hashlib.sha256(repr(about).encode())
+        for clip in clips:
+            for part in (clip.visual, clip.audio, clip.labels):
+                self._inputs.update(repr(None if part is None else (part.shape, part.dtype)).encode())
+                self._inputs.update(b"" if part is None else part.cpu().contiguous().numpy().data)
+
+    def _seal(self, content: bytes) -> bytes:
+        """What is written before the content: a digest of the inputs and of it."""
+        digest = self._inputs.copy()
+        digest.update(content)
+        return digest.digest()
+
+    def save(self, done: int, order: Sequence[int], parameters: Sequence[Tensor], optimizer: Any) -> None:
+        """Keep what the rest of the training depends on."""
+        tensors = {"place": torch.tensor([done, *order]), "random": torch.get_rng_state()}
+        if parameters[0].is_cuda:
+            tensors["cuda"] = torch.cuda.get_rng_state(parameters[0].device)
+        tensors |= {f"parameter.{row}": parameter for row, parameter in enumerate(parameters)}
+        for row, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{row}.{name}": value for name, value in values.items()}
+        content = _to_bytes(tensors)
+        write_bytes(self._path, self._seal(content) + content)
+
+    def restore(self, parameters: Sequence[Tensor], optimizer: Any) -> tuple[int, list[int]]:
+        """Put back what was kept; gives the steps done and the clips that come next."""
+        from safetensors.torch import load as of_bytes
+
+        try:
+            stored = self._path.read_bytes()
+        except OSError:
+            return 0, []
+        seal, content = stored[: self._inputs.digest_size], stored[self._inputs.digest_size :]
+        if seal != self._seal(content):
+            return 0, []
+        tensors = of_bytes(content)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "parameter":
+                parameters[int(rest)].data.copy_(tensor)
+            elif kind == "optimizer":
+                row, name = rest.split(".")
+                moments.setdefault(int(row), {})[name] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        torch.set_rng_state(tensors["random"])
+        if "cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda"], parameters[0].device)
+        done, *order = tensors["place"].tolist()
+        return done, order
 
 
 def _drawn(clip: TuningClip, count: int) -> TuningClip:
@@ -125,15 +213,14 @@ def answers(method: TunedMethod, clips: Sequence[Pair]) -> list[Pair]:
 
 def save(method: TunedMethod, folder: Path) -> None:
     """Write the learned tensors (``tuned.safetensors``), with the method's name and texts beside them."""
-    import json
+    write_bytes(folder / TENSORS_NAME, _to_bytes(method.state_dict()))
+    write_text(folder / ABOUT_NAME, json.dumps({"method": method.name, "texts": list(method.texts)}, indent=1))
 
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save as to_bytes
 
-    from avfewshot.io import write_bytes, write_text
-
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    write_bytes(folder / TENSORS_NAME, to_bytes(state))
-    write_text(folder / ABOUT_NAME, json.dumps({"method": method.name, "texts": list(method.texts)}, indent=1))
+    return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def load(folder: Path, backbone: Backbone, texts: Sequence[str] | None = None) -> TunedMethod:
@@ -143,8 +230,6 @@ def load(folder: Path, backbone: Backbone, texts: Sequence[str] | None = None) -
         DataError: Files are missing, damaged, or of another backbone.
         UsageError: A text is too long behind the context vectors that were learnt.
     """
-    import json
-
     from avfewshot.encoders.weights.load import read_tensors
 
     try:
