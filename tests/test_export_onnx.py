@@ -96,6 +96,21 @@ def test_every_light_method_is_exported(tmp_path, name, present):
     assert write_head(tmp_path / "classify.onnx", head, present)["largest_difference"] < 1e-9
 
 
+def test_a_run_whose_tuned_part_was_joined_answers_with_it_by_clip_and_by_second(tmp_path):
+    support, texts = world(3)
+    labels = support.labels.copy()
+    labels[labels[:, 3]] = False  # its clips show "none of these"
+    head = learned_head("kernel_ridge", Support(support.features, labels), texts, (*texts.names, "nothing"))
+    seen = {name: np.random.default_rng(5).normal(size=(4, WIDTH)).astype(np.float32) for name in ("visual", "audio")}
+    answers = []
+    for tuned in (None, {"light": 0.2, "tuned": 1.0, "other": 0.3}):
+        head._scorer.tuned = tuned
+        assert write_head(tmp_path / f"{tuned is None}.onnx", head, seen)["largest_difference"] < 1e-9
+        session = onnxruntime.InferenceSession(tmp_path / f"{tuned is None}.onnx")
+        answers.append(session.run(["probabilities", "seconds"], seen))
+    assert all(not np.allclose(plain, joined, atol=1e-3) for plain, joined in zip(*answers, strict=True))
+
+
 @pytest.mark.parametrize("present", [("visual", "audio"), ("visual",)], ids="+".join)
 @pytest.mark.parametrize("name", ["auto", "kernel_ridge", "gda"])
 def test_runs_on_labelled_seconds_answer_by_second(tmp_path, name, present):

@@ -137,6 +137,14 @@ def test_without_labels_of_seconds_each_is_scored_as_a_clip():
     events = np.concatenate(support.segments)[:, :CLASSES]
     seconds = events.any(1)
     assert events[seconds][np.arange(seconds.sum()), np.concatenate(scores)[seconds].argmax(1)].mean() >= 0.8
+    # With a tuned part too, whose background says nothing here.
+    rng, weights = np.random.default_rng(0), {"light": 0.5, "tuned": 1.5, "other": 0.4}
+    tuned, scorer.tuned = said_of(support, 3.0, rng), weights
+    parts = [np.concatenate(scores), *(np.concatenate(one)[:, :-1] for one in tuned)]
+    expected = sum(weight * np.log(softmax(part, axis=1)) for weight, part in zip(weights.values(), parts, strict=True))
+    found = np.exp(np.concatenate(scorer.segment_logits(support.features, tuned=tuned)))
+    np.testing.assert_allclose(found, softmax(expected, axis=1), atol=1e-9)
+    assert (np.concatenate(scorer.segment_logits(support.features)) == parts[0]).all()
 
 
 def test_what_the_text_says_of_a_second_is_a_distribution_with_the_background_by_its_salience():

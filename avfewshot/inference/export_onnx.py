@@ -232,7 +232,8 @@ class _Answers(nn.Module):
                 seconds = joined.tensor
             seconds = seconds.exp()
         else:
-            seconds = _columns(head, self._scores({n: values[:, None] for n, values in frozen.items()}, None).joined)
+            tuned = [Traced(one[:, columns]) for _, one in both] or None
+            seconds = _columns(head, self._scores({n: values[:, None] for n, values in frozen.items()}, tuned).joined)
         return clip[0], seconds, said.weights
 
     def reference(self, *embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:

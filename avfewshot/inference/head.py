@@ -222,7 +222,7 @@ class LearnedHead(ZeroShotHead):
             return None, None
         columns = [row for row in range(len(self._labels)) if row != self._none]
         clip, seconds = zip(*self._zero_shot.both_ways(file), strict=True)
-        return [one[None, columns].numpy() for one in clip], [[one.numpy()] for one in seconds]
+        return [one[None, columns].numpy() for one in clip], [[one[:, [*columns, -1]].numpy()] for one in seconds]
 
     def _features(self, file: EmbeddedFile) -> Features:
         return Features.of([frozen_part(file, self._dims)])

@@ -240,8 +240,8 @@ class Scorer:
 
         Args:
             features: N clips.
-            tuned: What the tuned part says of the seconds, if one was joined and they were labelled: two times N
-                log-posteriors ``[T_i, K + 1]``, its modalities joined as in its own answers, and the other way.
+            tuned: What the tuned part says of the seconds, if one was joined: two times N log-posteriors
+                ``[T_i, K + 1]``, the background last, its modalities joined as in its own answers, and the other way.
         """
         if self.second is not None:
             rows, salience = second_rows(features, self.texts, np.arange(len(features)), np.flatnonzero(self.trained))
@@ -258,7 +258,8 @@ class Scorer:
             )
             for second in range(seconds)
         ]
-        return np.split(self.scores(Features.of(cut)).joined, np.cumsum(features.seconds)[:-1])
+        said = None if tuned is None else [np.concatenate(one)[:, :-1] for one in tuned]
+        return np.split(self.scores(Features.of(cut), tuned=said).joined, np.cumsum(features.seconds)[:-1])
 
     def left_out(self, support: Support) -> dict[str, Any]:
         """Calibrate on the support's clips, each without itself; their accuracy, log-loss and ECE, None without."""
