@@ -26,6 +26,8 @@ from avfewshot.training.objective import Objective, TrainingClip
 from avfewshot.training.tasks import FewShotTask
 from avfewshot.training.trainer import Trainer
 from avfewshot.training.validation import Validator
+from avfewshot.tuning.fit import TuningClip, answers, tune
+from avfewshot.tuning.methods import TUNED
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -233,6 +235,20 @@ def test_fewshot_gives_the_same_twice_and_with_recorded_passes(world, name, firs
     one, two = few_shot(world, f"{name}-one", *first), few_shot(world, f"{name}-two", *second)
     assert one[0] == two[0]
     assert all(torch.equal(one[1][key], tensor) for key, tensor in two[1].items())
+
+
+@pytest.mark.parametrize("name", sorted(TUNED))
+def test_prompts_and_updates_are_tuned_on_the_device(name):
+    backbone = copy.deepcopy(tiny()).to("cuda")
+    widths = backbone.visual.output_dim, backbone.audio.output_dim
+    clips = [TuningClip(clip.frames, clip.audio, clip.labels) for clip in noise(CLASSES)]
+    if not TUNED[name].uses_pixels:
+        clips = [TuningClip(*(F.normalize(torch.randn(3, w), dim=-1) for w in widths), clip.labels) for clip in clips]
+    texts = [f"class {number}" for number in range(CLASSES)]
+    method = tune(name, backbone, [*texts, "nothing"], clips, shots=1, seed=0, max_steps=2)
+    for said in answers(method, [(clips[0].visual, clips[0].audio)])[0]:
+        assert said.device.type == "cpu"
+        assert said.isfinite().all()
 
 
 def test_trained_adapters_are_read_on_the_processor(world):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,14 +80,18 @@ def without_none(dataset: Dataset, columns: np.ndarray) -> np.ndarray:
 
 def tuning_inputs(
     evaluator: Evaluator, pixels: bool, samples: Sequence[Sample], features: Features
-) -> list[tuple[Any, Any]]:
-    """What a method that is tuned through the towers takes of clips: frames and waveforms, or their embeddings."""
+) -> Iterator[tuple[Any, Any]]:
+    """What a method that is tuned through the towers takes of clips: frames and waveforms one by one, or embeddings."""
     if not pixels:
         parts = (features.visual, features.audio)
         tensors = ([None if one is None else torch.from_numpy(one).float() for one in part] for part in parts)
-        return list(zip(*tensors, strict=True))
-    clips = [evaluator.read(sample.path) for sample in samples if sample.path is not None]
-    return [(clip.frames, clip.audio_segments) for clip in clips]
+        yield from zip(*tensors, strict=True)
+        return
+    evaluator.observer.begin("frames and sound of clips", len(samples))
+    for path in (sample.path for sample in samples if sample.path is not None):
+        clip = evaluator.read(path)
+        yield clip.frames, clip.audio_segments
+        evaluator.observer.advance()
 
 
 def tuned_logits(evaluator: Evaluator, method: TunedMethod, split: str) -> list[ClipLogits]:
@@ -195,15 +199,22 @@ def modality_confusion(joint: np.ndarray, visual: np.ndarray, audio: np.ndarray)
     return {name: float(values.mean()) for name, values in lost.items()}
 
 
-def mteb_zero_shot(evaluator: Evaluator) -> Predictions:
-    """Zero-shot as mteb evaluates AVE: "a video of {name}", one prompt and nothing else, whole clips, top-1."""
+def mteb_zero_shot(evaluator: Evaluator) -> list[Predictions]:
+    """Zero-shot as mteb evaluates AVE: "a video of {name}", one prompt and nothing else, whole clips, top-1.
+
+    By both modalities, by sight alone, by sound alone.
+    """
     prompt = ("a video of {}",)
     templates = replace(evaluator.templates, visual=prompt, audio=prompt)
     names = [name.replace("_", " ") for name in evaluator.dataset.classes]
     texts = class_texts(evaluator.backbone, names, templates)
     scales = evaluator.backbone.visual_scale, evaluator.backbone.audio_scale
     clips = [score_clip(file.visual, file.audio, texts, scales) for file in evaluator.scored("test").embeddings]
-    return replace(evaluator.decision, pool="mean").predict(clips, texts.num_classes, Fitted())
+    decision, parts = (
+        replace(evaluator.decision, pool="mean"),
+        [[clip.only(one) for clip in clips] for one in MODALITIES],
+    )
+    return [decision.predict(part, texts.num_classes, Fitted()) for part in (clips, *parts)]
 
 
 def with_several_labels(dataset: Dataset) -> Dataset:

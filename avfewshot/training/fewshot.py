@@ -192,7 +192,6 @@ class FewShot(FewShotSetting):
         labels = labelled_support(replace(self.dataset, none_class=None), samples, features, per_second=per_second)
         found = {}
         for name in names:
-            begun = time.perf_counter()
             inputs = tuning_inputs(self.evaluator, TUNED[name].uses_pixels, samples, features)
             targets = labels.segments if per_second else labels.labels
             assert targets is not None
@@ -210,9 +209,10 @@ class FewShot(FewShotSetting):
                 )  # fmt: skip
             save(method, folder)
             self.write_config(folder, seed, support)
-            about = {"seconds": time.perf_counter() - begun, "trainable": method.num_trainable}
+            about = {"seconds": method.seconds, "trainable": method.num_trainable}
             with torch.no_grad():
                 about["support_loss"] = fmean(clip_loss(method, [clip]).item() for clip in clips)
+            self.observer.say(f"seed {seed}: {name} tuned in {method.seconds:.0f} s.")
             found[name] = (method, about | {"labels_used": {"support": len(clips), "validation": 0}})
         return found
 

@@ -63,7 +63,8 @@ def on_test_clips(
         by_modality[name] = tuple(evaluator.predict(part, fitted) for part in parts)
 
     if run.protocol == "mteb":
-        systems[MTEB] = mteb_zero_shot(evaluator)
+        systems[MTEB], *parts = mteb_zero_shot(evaluator)
+        by_modality[MTEB] = tuple(parts)
     for name, (model, progress) in trained.items():
         logits, fitted = evaluator.joined(model, "test", progress.best.blend), progress.best.fitted
         by_logits(name, logits, fitted)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,12 @@ def tune(
             optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         else:
             optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-        kept, done, order = None, 0, []
+        kept, done, order, spent = None, 0, [], 0.0
         if place is not None:
             kept = _Kept(place / STATE_NAME, (name, list(texts), shots, seed, max_steps, backbone.identity), clips)
-            done, order = kept.restore(parameters, optimizer)
+            done, order, spent = kept.restore(parameters, optimizer)
         steps, saved = min(total, max_steps or total), time.monotonic()
+        begun = saved - spent
         begin(steps, done)
         method.learning(True)
         for step in range(done, steps):
@@ -128,11 +129,12 @@ def tune(
             advance()
             stops = stopping()
             if kept is not None and (stops or step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS):
-                kept.save(step + 1, order, parameters, optimizer)
                 saved = time.monotonic()
+                kept.save(step + 1, order, saved - begun, parameters, optimizer)
             if stops:
                 break
         method.learning(False)
+        method.seconds = spent if done == steps else time.monotonic() - begun
     return method.requires_grad_(False)
 
 
@@ -152,9 +154,12 @@ class _Kept:
         digest.update(content)
         return digest.digest()
 
-    def save(self, done: int, order: Sequence[int], parameters: Sequence[Tensor], optimizer: Any) -> None:
-        """Keep what the rest of the training depends on."""
+    def save(
+        self, done: int, order: Sequence[int], spent: float, parameters: Sequence[Tensor], optimizer: Any
+    ) -> None:
+        """Keep what the rest of the training depends on, and the seconds spent."""
         tensors = {"place": torch.tensor([done, *order]), "random": torch.get_rng_state()}
+        tensors["spent"] = torch.tensor(spent, dtype=torch.float64)
         if parameters[0].is_cuda:
             tensors["cuda"] = torch.cuda.get_rng_state(parameters[0].device)
         tensors |= {f"parameter.{row}": parameter for row, parameter in enumerate(parameters)}
@@ -163,17 +168,17 @@ class _Kept:
         content = _to_bytes(tensors)
         write_bytes(self._path, self._seal(content) + content)
 
-    def restore(self, parameters: Sequence[Tensor], optimizer: Any) -> tuple[int, list[int]]:
-        """Put back what was kept; gives the steps done and the clips that come next."""
+    def restore(self, parameters: Sequence[Tensor], optimizer: Any) -> tuple[int, list[int], float]:
+        """Put back what was kept; gives the steps done, the clips that come next and the seconds spent."""
         from safetensors.torch import load as of_bytes
 
         try:
             stored = self._path.read_bytes()
         except OSError:
-            return 0, []
+            return 0, [], 0.0
         seal, content = stored[: self._inputs.digest_size], stored[self._inputs.digest_size :]
         if seal != self._seal(content):
-            return 0, []
+            return 0, [], 0.0
         tensors = of_bytes(content)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
@@ -188,7 +193,7 @@ class _Kept:
         if "cuda" in tensors:
             torch.cuda.set_rng_state(tensors["cuda"], parameters[0].device)
         done, *order = tensors["place"].tolist()
-        return done, order
+        return done, order, float(tensors["spent"])
 
 
 def _drawn(clip: TuningClip, count: int) -> TuningClip:
@@ -202,7 +207,7 @@ def _drawn(clip: TuningClip, count: int) -> TuningClip:
 
 
 @torch.no_grad()
-def answers(method: TunedMethod, clips: Sequence[Pair]) -> list[Pair]:
+def answers(method: TunedMethod, clips: Iterable[Pair]) -> list[Pair]:
     """Logits float32 ``[T, K + 1]`` on the CPU for sight and sound of each clip."""
     result = []
     for visual, audio in clips:

@@ -49,6 +49,7 @@ class PromptedText(nn.Module):
         self.register_buffer("ends", ends + self.context, persistent=False)
         self.length = int(self.ends.max()) + 1
         with torch.no_grad():
+            tokens = tokens.to(self.embedding.weight.device)
             self.register_buffer("embedded", self.embedding(tokens).float(), persistent=False)
 
     @property
@@ -120,6 +121,7 @@ class LowRank(nn.Module):
         self.down = nn.Parameter(torch.empty(stacked, rank, columns))
         self.up = nn.Parameter(torch.zeros(stacked, rows // stacked, rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.to(weight.device)  # drawn on the CPU: the same factors everywhere
 
     def forward(self, weight: Tensor) -> Tensor:
         """The updated weight."""

@@ -64,6 +64,7 @@ class TunedMethod(nn.Module):
     source: str
     uses_pixels = False  # whether it reads frames and waveforms; else the frozen embeddings of seconds
     vectors = 0  # that are learnt before each text, in either text branch
+    seconds = 0.0  # of its training, those before an interruption among them
 
     def __init__(self, backbone: Backbone, texts: Sequence[str], *, context: Mapping[str, int] | None = None) -> None:
         super().__init__()
@@ -88,11 +89,14 @@ class TunedMethod(nn.Module):
         return self.logits([(visual, audio)])[0]
 
     def logits(self, clips: Sequence[Pair]) -> list[Pair]:
-        """Logits of the seconds of several clips, which go through the towers together."""
+        """Logits of the seconds of several clips, wherever these are; they go through the towers together."""
+        device = next(self.backbone.visual.parameters()).device
         columns: list[list[Tensor | None]] = []
         for index, modality in enumerate(MODALITIES):
             present = [part for clip in clips if (part := clip[index]) is not None]
-            found = self.embed(modality, torch.cat(present)).split([len(part) for part in present]) if present else ()
+            found = (
+                self.embed(modality, torch.cat(present).to(device)).split(list(map(len, present))) if present else ()
+            )
             vectors = iter(found)
             columns.append([None if clip[index] is None else next(vectors) for clip in clips])
         return self.compare(list(zip(*columns, strict=True)))
