@@ -9,7 +9,7 @@ import typer
 
 from avfewshot.cli.fewshot import clips_root, with_own_folder
 from avfewshot.cli.options import argument, backbone_faults, with_options
-from avfewshot.cli.runs import command_line, session
+from avfewshot.cli.runs import command_line, folder_faults, session
 from avfewshot.cli.terminal import say
 from avfewshot.config import resolve
 from avfewshot.errors import UsageError, raise_faults
@@ -49,7 +49,7 @@ def compare(
         compare_finished_runs([user_path(run) for run in finished], flags, command)
         return
     settings = resolve("compare", with_own_folder(flags))
-    faults = settings.faults
+    faults = [*settings.faults, *folder_faults(settings)]
     if settings["efficiency"]:
         raise_faults([*faults, *backbone_faults(settings)])
         from avfewshot.cli.compare_efficiency import compare_efficiency
@@ -75,5 +75,5 @@ def compare(
 
         tables = compare_methods(config, folder, display, interrupts)
     print_methods(tables, write_tables(config, folder, tables, command))
-    for path in (folder / "compare.html", folder / "compare.csv"):
-        say(f"written: {path}")
+    for name in ("compare.html", "compare.csv", "compare.json"):
+        say(f"written: {folder / name}")

@@ -14,8 +14,11 @@ from avfewshot.cli.loading import load_backbone, on_device
 from avfewshot.config import AUTO, NONE, TUNED_METHODS, CompareConfig, FewshotConfig, TrainingConfig
 from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluate import average_comparisons, join_tables
+from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.evaluation.results import Comparison
+from avfewshot.evaluation.tasks import find_task
 from avfewshot.io import alone, write_text
+from avfewshot.methods.auto import LIGHT
 from avfewshot.reports.charts import Series, line_chart
 from avfewshot.reports.figures import metric_title
 from avfewshot.reports.listings import Listing
@@ -31,7 +34,7 @@ from avfewshot.reports.methods import (
 from avfewshot.reports.text import count
 from avfewshot.text import csv_text
 from avfewshot.training.fewshot import FewShot, SeedResult
-from avfewshot.training.outcome import TRAINED
+from avfewshot.training.outcome import MTEB, TRAINED
 
 _FACTORS = ("alpha", "beta", "gamma")
 SWEEP = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5)  # values of each factor; the paper's own are among them
@@ -120,17 +123,23 @@ def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupt
         if not any(one.comparison for of_cell in cells.values() for one in of_cell):
             hint = "Give a test split, or more clips a class than --shots."
             raise DataError("There is no test clip to compare methods on.", hint=hint)
-        tables.append((title, *_join(cells, ablation=bool(rows))))
+        tables.append((title, *_join(cells, config)))
         write_tables(config, folder, tables, "")
     return tables
 
 
-def _join(cells: dict[str, list[SeedResult]], *, ablation: bool) -> tuple[Comparison, list[dict[str, Any]]]:
+def _join(cells: dict[str, list[SeedResult]], config: CompareConfig) -> tuple[Comparison, list[dict[str, Any]]]:
     """One table of the systems of all cells over seeds, paired on seeds and clips; and what each seed says of them."""
+    asked = {*UNTRAINED, AUTO, *config.methods}
+    asked |= set() if find_task(config.task).per_second else {*LIGHT} - {"zero_shot"}  # which `auto` has tried
+    asked |= {MTEB} if config.protocol else set()
 
     def row(system: str, cell: str) -> str | None:
-        if ablation:  # what each cell has trained, below zero-shot; else cells are audio contexts
+        if config.ablate:  # what each cell has trained, below zero-shot; else cells are audio contexts
             return {FROZEN: FROZEN, TRAINED: cell}.get(system)
+        system = "dgsct" if system == TRAINED else system
+        if system not in asked:  # a cell may hold what an earlier command has asked for
+            return None
         return f"{system} ({cell})" if len(cells) > 1 else system
 
     tests, methods = [], []

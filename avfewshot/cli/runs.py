@@ -150,8 +150,12 @@ def tracker_faults(name: str | None) -> list[UsageError]:
 
 def run_faults(settings: Resolved) -> list[UsageError]:
     """What stands against making the run folder and tracking it: told now, not when the weights are loaded."""
-    runs, name = settings["runs"], settings["name"]
-    faults = tracker_faults(settings["tracker"])
+    return [*tracker_faults(settings["tracker"]), *folder_faults(settings)]
+
+
+def folder_faults(settings: Resolved) -> list[UsageError]:
+    """What stands against a folder called --name below --runs."""
+    runs, name, faults = settings["runs"], settings["name"], []
     if name is not None:
         unfit = not name or name.startswith(".") or any(letter in _UNFIT or not letter.isprintable() for letter in name)
         if unfit or len(name) > _LONGEST_NAME:
