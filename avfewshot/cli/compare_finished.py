@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avfewshot.cli.runs import folder_faults
 from avfewshot.cli.terminal import say
 from avfewshot.config import resolve
 from avfewshot.errors import UsageError, collect, raise_faults
@@ -35,7 +36,7 @@ def compare_finished_runs(folders: list[Path], flags: dict[str, Any], command: s
         faults.append(UsageError("Comparing takes two runs or more, each named once.", hint=hint))
     runs = [collect(faults, lambda folder=folder: read_finished(folder)) for folder in dict.fromkeys(folders)]
     settings = resolve("compare", {key: flags[key] for key in ("runs", "name")})
-    raise_faults([*faults, *settings.faults])
+    raise_faults([*faults, *settings.faults, *folder_faults(settings)])
     finished = [run for run in runs if run is not None]
     if len({run.name for run in finished}) < len(finished):
         finished = [replace(run, name=str(folder)) for run, folder in zip(finished, folders, strict=True)]
@@ -47,23 +48,29 @@ def compare_finished_runs(folders: list[Path], flags: dict[str, Any], command: s
     ]
     seen = max(len(answers) for run in finished for answers in run.seeds.values())
     note = f"{len(differing):,} of the {comparison.num_clips:,} shared test clips"
-    note += f"; {seen - comparison.num_clips:,} are not in all runs." if seen > comparison.num_clips else "."
+    if seen > comparison.num_clips:
+        note += f"; {seen - comparison.num_clips:,} are not in all runs, and ECE and mu are of all test clips of a run"
     head = ("clip", "true", *(run.name for run in finished))
-    listings = [differences_listing(comparison), Listing("clips that are answered differently well", head, rows, note)]
+    listings = [
+        differences_listing(comparison),
+        Listing("clips that are answered differently well", head, rows, f"{note}."),
+    ]
     diagnostics = [
         {run.name: run.methods[index] for run in finished if index < len(run.methods)}
         for index in range(max(len(run.methods) for run in finished))
     ]
-    table = (", ".join(f"{run.name}: {run.system}" for run in finished), comparison, diagnostics)
+    table = (", ".join(f"{run.name}: {run.method}" for run in finished), comparison, diagnostics)
     write_methods_page(target / "compare.html", [table], title="few-shot runs", command=command, listings=listings)
-    document = {"command": command, "clips": comparison.num_clips, **table_record(comparison, diagnostics)}
+    document: dict[str, Any] = {"command": command, "clips": comparison.num_clips}
+    document["runs"] = {run.name: {"method": run.method, "seeds": list(run.seeds)} for run in finished}
+    document |= table_record(comparison, diagnostics)
     document["differences"] = [
         {"system": d.system, "reference": d.reference, **figure_record(d.estimate)} for d in comparison.differences
     ]
     document["differing"] = [dict(zip(head, row, strict=True)) for row in rows]
     write_text(target / "compare.json", json.dumps(document, indent=1))
     write_text(target / "clips.csv", csv_text((head, *rows)))
-    print_methods([("", comparison, diagnostics)], listings)
+    print_methods([table], listings)
     for name in ("compare.html", "compare.json", "clips.csv"):
         say(f"written: {target / name}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,12 @@ Clip = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run with the answers of the system that stands for it: its method, or the trained adapters."""
+    """A run with the answers of what stands for it: its method, or the adapter that was trained."""
 
     name: str
     task: str
     headline: str
-    system: str
+    method: str
     seeds: dict[int, dict[Clip, Any]]  # seed -> clip -> its answer, or those to its seconds
     methods: list[dict[str, Any]]  # what that system says of itself, a seed
 
@@ -43,15 +45,21 @@ class FinishedRun:
 
 def read_finished(folder: Path) -> FinishedRun:
     """Read a run; a :class:`UsageError` where it is none with test clips, a :class:`DataError` if it is damaged."""
-    if not (folder / RESULTS_NAME).is_file():
+    path, hint = folder / RESULTS_NAME, _HINT
+    if not path.is_file():
         problem = "holds no results.json, so it is no finished run" if folder.is_dir() else "there is no such folder"
-        raise UsageError(f"{folder}: {problem}.", hint=_HINT)
+        if (folder / "run.json").is_file():
+            hint = f"If it is a few-shot run, finish it: avfs fewshot --resume {shlex.quote(str(folder))}"
+        raise UsageError(f"{folder}: {problem}.", hint=hint)
     try:
-        document = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if "comparison" not in document:
+            raise UsageError(f"{folder}: is not the folder of a few-shot run.", hint=_HINT)
         method, comparison = document["config"]["method"], document["comparison"]
         system = "trained" if method in ADAPTER_METHODS else method
-        seeds, methods = {}, []
-        for seed in document["seeds"] if comparison is not None else ():
+        runs = [] if comparison is None else sorted(document["seeds"], key=lambda one: one["seed"])
+        seeds, methods = {}, [seed["methods"][system] for seed in runs]
+        for seed in runs:
             path = folder / f"seed-{seed['seed']}" / ANSWERS_NAME
             if not path.is_file():
                 hint = "It was made by an earlier version: give its command again."
@@ -61,12 +69,14 @@ def read_finished(folder: Path) -> FinishedRun:
                 record = json.loads(line)
                 answers[str(record["id"]), tuple(record["truth"])] = record["answers"][system]
             seeds[int(seed["seed"])] = answers
-            methods.append(seed["methods"][system])
-        if comparison is None or not seeds:
+        if not seeds:
             raise UsageError(f"{folder}: had no test clip, so nothing can be compared.", hint=_HINT)
-        return FinishedRun(folder.name, document["config"]["task"], comparison["headline"], system, seeds, methods)
+        config = document["config"]
+        called = config["adapter"] if system == "trained" else system
+        return FinishedRun(folder.name, config["task"], comparison["headline"], called, seeds, methods)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: is damaged ({error}).", hint="Give its command again.") from None
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: is damaged ({what}).", hint="Give the command again that made the run.") from None
 
 
 def compare_finished(runs: Sequence[FinishedRun]) -> tuple[Comparison, list[Clip]]:
@@ -82,7 +92,8 @@ def compare_finished(runs: Sequence[FinishedRun]) -> tuple[Comparison, list[Clip
         clip for clip in next(iter(runs[0].seeds.values())) if all(clip in a for r in runs for a in r.seeds.values())
     ]
     if not shared:
-        raise DataError("The runs have no test clip in common.", hint="Compare runs on the same data.")
+        told = ", ".join(f"{run.name}: {run.task}" for run in runs)
+        raise DataError(f"The runs have no test clip in common ({told}).", hint="Compare runs on the same data.")
     groups = np.unique([name for name, _ in shared], return_inverse=True)[1].reshape(-1)
     counts = resample(groups, REPLICATES, 0).astype(np.float64)
     right = {run.name: np.array([[run.right(seed, c) for c in shared] for seed in run.seeds]) for run in runs}
@@ -93,7 +104,10 @@ def compare_finished(runs: Sequence[FinishedRun]) -> tuple[Comparison, list[Clip
     cells = {}
     for run in runs:
         whole = len(run.seeds) == 1 and headline != "segment_accuracy"
-        figure = estimate(right[run.name].mean(), over_runs(draws[run.name], 0), number, proportion=whole)
+        values = right[run.name].mean(1)
+        figure = estimate(values.mean(), over_runs(draws[run.name], 0), number, proportion=whole)
+        if len(values) > 1:
+            figure = dataclasses.replace(figure, interval="seeds", n=len(values), values=tuple(values.tolist()))
         cells[run.name] = {headline: figure}
     means = np.array([right[run.name].mean(0) for run in runs])
     differing = [clip for clip, column in zip(shared, means.T, strict=True) if np.ptp(column) > 0]

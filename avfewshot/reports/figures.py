@@ -54,7 +54,9 @@ def basis(comparison: Comparison, metrics: Sequence[str] = ()) -> str:
     if runs:
         text = f"Means over {runs} training runs with other seeds; 95 % intervals over runs and {clips} together."
         if resampled:
-            text += " A system without training does the same in every run: its interval is over clips alone."
+            text += (
+                " What is of one run, or the same in every run as without training, has its interval over clips alone."
+            )
         return few + text
     if resampled and "bootstrap" not in kinds:
         return few + f"95 % intervals by Wilson's score over {clips}."
