@@ -14,6 +14,7 @@ from fewshot_worlds import CLASSES, write_ave, write_class_folders
 
 import avfewshot
 from avfewshot.errors import AvfsError, UsageError
+from avfewshot.evaluation.finished import read_finished
 from avfewshot.io import try_lock
 from avfewshot.methods.gda import TIMO
 from avfewshot.prompts import load_templates
@@ -541,8 +542,9 @@ def test_the_seed_that_answers_for_a_run_is_chosen_without_test_clips_and_told(m
 
 def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(avfs, world, monkeypatch):
     arguments = ("compare", "--data", "codes", "--shots", "1,2", "--seeds", "1,2", "--name", "both")
-    out, _ = avfs(*arguments)
+    out, err = avfs(*arguments)
     folder = world / "runs" / "compare" / "both"
+    assert all(f"written: runs/compare/both/compare.{kind}" in err for kind in ("html", "csv", "json"))
     rows = table(folder / "compare.csv")
     assert {row["shots"] for row in rows} == {"1", "2"}
     assert {"auto", "kernel_ridge", "zero-shot"} <= {row["system"] for row in rows}
@@ -550,9 +552,9 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(avfs, world
     assert all(row["mu_av"] for row in rows if row["system"] in ("auto", "zero-shot"))
     assert all(row["labels_used"] and row["fit_seconds"] and row["trainable"] for row in rows)
     page = (folder / "compare.html").read_text()
-    lines = page.split("</svg>")[0].count("<g ")
-    assert lines >= 3
-    assert page.count('class="interval"') == 2 * lines  # at each number of shots
+    chart = page.split("</svg>")[0]
+    assert chart.count("<g ") >= 3
+    assert chart.count('class="interval"') == 2 * chart.count("<g ")  # at each number of shots
     # Where each system wins.
     document = json.loads((folder / "compare.json").read_text())
     for one in document["tables"]:
@@ -576,6 +578,30 @@ def test_compare_writes_a_table_for_each_number_of_shots_and_goes_on(avfs, world
     # A further method is not there yet.
     avfs(*arguments, "--methods", "auto,timo", "--seeds", "1", "--shots", "1")
     assert sum(row["system"] == "timo" for row in table(folder / "compare.csv")) == 1
+    # A table has what its command asks for, though a cell of one seed holds more.
+    avfs(*arguments)
+    assert {row["system"] for row in table(folder / "compare.csv")} == {row["system"] for row in rows}
+    assert "cannot be part of a folder's name" in avfs.refused(*arguments, "--name", "../both")
+
+
+def test_what_is_tuned_is_not_tuned_again_for_a_further_method(avfs, world, monkeypatch):
+    arguments = ("compare", "--data", "codes", "--shots", "1", "--seeds", "1", "--max-steps", "2", "--name", "tuned")
+    _, err = avfs(*arguments, "--methods", "coop")
+    assert "seed 1: coop tuned in" in err
+    path = world / "runs" / "compare" / "tuned" / "compare.csv"
+    [before] = [row for row in table(path) if row["system"] == "coop"]
+    monkeypatch.setattr("avfewshot.training.fewshot.tune", None)
+    avfs(*arguments, "--methods", "coop,timo")
+    assert before in table(path)
+    assert "timo" in {row["system"] for row in table(path)}
+
+
+def test_dgsct_is_a_row_of_that_name(avfs, world):
+    avfs("compare", "--data", "my_clips", "--shots", "1", "--seeds", "1", "--max-steps", "1", "--methods", "dgsct",
+         "--name", "own")  # fmt: skip
+    systems = {row["system"] for row in table(world / "runs" / "compare" / "own" / "compare.csv")}
+    assert "dgsct" in systems
+    assert "trained" not in systems
 
 
 def test_what_decides_figures_computes_its_own_cells_under_the_same_name(avfs, world):
@@ -638,6 +664,30 @@ def test_finished_runs_are_compared_on_the_clips_that_they_share(avfs, world, li
     assert [row["clip"] for row in table(folder / "clips.csv")] == differing
     assert differing[0] in (folder / "compare.html").read_text()
     assert "differences, paired" in out
+    assert f"{light.name}: auto, {blind.name}: zero_shot" in " ".join(out.split())
+    assert document["runs"][blind.name] == {"method": "zero_shot", "seeds": [1, 2]}
+    assert "Means over 2 training runs" in " ".join(out.split())
+
+    # Seeds are paired by their numbers, in whichever order they were run.
+    turned = world / "turned"
+    shutil.copytree(blind, turned)
+    changed = results(turned)
+    changed["seeds"].reverse()
+    (turned / "results.json").write_text(json.dumps(changed))
+    assert list(read_finished(turned).seeds) == [1, 2]
+
+    # What is wrong, where, and what to do.
+    lines = turned / "seed-2" / "answers.jsonl"
+    lines.write_text(lines.read_text().replace("zero_shot", "other"))
+    told = avfs.refused("compare", blind, turned, status=1)
+    assert "turned/seed-2/answers.jsonl: is damaged (lacks 'zero_shot')" in told
+    (turned / "results.json").write_text("{")
+    assert "turned/results.json: is damaged" in avfs.refused("compare", blind, turned, status=1)
+    (turned / "results.json").write_text('{"task": "ave", "seeds": []}')  # as `avfs train` leaves it
+    assert "is not the folder of a few-shot run" in avfs.refused("compare", blind, turned)
+    (turned / "results.json").unlink()
+    assert "avfs fewshot --resume turned" in avfs.refused("compare", blind, "turned")
+    assert "cannot be part of a folder's name" in avfs.refused("compare", blind, light, "--name", "../pair")
 
     assert "two runs or more" in avfs.refused("compare", blind)
     assert "two runs or more" in avfs.refused("compare", blind, blind)
@@ -654,7 +704,8 @@ def test_seconds_are_compared_too_and_runs_on_other_clips_are_not(avfs, world, l
         [row] = [row for row in document["systems"] if row["system"] == folder.name]
         assert row["estimate"]["value"] == pytest.approx(cells(folder)[system]["segment_accuracy"]["value"])
     assert "different figures" in avfs.refused("compare", blind, timo[0], status=1)
-    assert "no test clip in common" in avfs.refused("compare", light[0], timo[0], status=1)
+    told = avfs.refused("compare", light[0], timo[0], status=1)
+    assert f"no test clip in common ({light[0].name}: folder, {timo[0].name}: " in told
 
 
 def test_mtebs_protocol_is_a_row_by_its_own_prompt(avfs, world):
@@ -669,6 +720,13 @@ def test_mtebs_protocol_is_a_row_by_its_own_prompt(avfs, world):
     classifier = avfewshot.load("tiny", device="cpu", templates=world / "mteb.txt")
     found = classifier.classify(paths, list(CLASSES), pool="mean")
     assert [line["answers"]["zero-shot (mteb)"] for line in answers(cell)] == [result.label for result in found]
+    alone = classifier.classify(paths, list(CLASSES), pool="mean", modality="audio")
+    spoilt = [
+        heard.label in line["truth"] and joint.label not in line["truth"]
+        for line, joint, heard in zip(answers(cell), found, alone, strict=True)
+    ]
+    assert float(row["mu_a"]) == pytest.approx(np.mean(spoilt))
+    assert row["mu_v"]
     assert "Add --task ave_cls" in avfs.refused("compare", "--task", "ave", "--protocol", "mteb")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import xml.dom.minidom
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -344,6 +345,38 @@ def test_intervals_stand_beside_each_other_at_their_own_heights_and_shots_double
         np.testing.assert_allclose(np.diff(dots[:, 0])[1], 3 * np.diff(dots[:, 0])[0], atol=0.2)  # 2 to 16, 1 to 2
         heights = bars[:, 1] - bars[:, 3]
         np.testing.assert_allclose(heights / heights[0], [1, 1, 4], atol=0.05)
+
+
+def test_equal_means_win_together_whatever_their_last_digit():
+    mean = fmean((0.81, 0.83, 0.85))
+    assert mean != 0.83
+    table = one_figure(fixed=Estimate(0.83, 0.7, 0.9, n=100), seeds=Estimate(mean, 0.7, 0.9, n=100))
+    rows = methods.wins_listing([("1 shot", table, [])]).rows
+    assert sorted(rows) == [("fixed", "1 shot", "–"), ("seeds", "1 shot", "–")]
+
+
+def test_systems_that_the_chart_has_no_colour_for_have_one_of_their_own_from_few_shots_to_many(tmp_path):
+    names = ("auto", "zero-shot", *"abcdefg")
+
+    def page(*systems):
+        cells = [
+            {name: Estimate(0.4 + 0.05 * k + 0.01 * row, 0.1, 0.9, n=50, interval="seeds")
+             for row, name in enumerate(systems)}
+            for k in (2, 1)
+        ]  # fmt: skip
+        tables = [(title, one_figure(**of), [{}]) for title, of in zip(("2 shots", "1 shot"), cells, strict=True)]
+        methods.write_methods_page(tmp_path / "page.html", tables, title="t", command="c", shots=(2, 1))
+        return (tmp_path / "page.html").read_text()
+
+    text = page(*names)
+    chart, *panels = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    [drawn, *alone] = [re.findall(r"<g [^>]*><title>([^<]+)", one) for one in (chart, *panels)]
+    assert drawn == ["auto", "zero-shot", *"gfed"]
+    assert "auto from 45.0 % to 50.0 %" in chart
+    assert alone == [["auto", "zero-shot", name] for name in "abcdefg"]
+    assert {one.count('class="interval"') for one in panels} == {2}  # of its own line
+    assert len({tuple(re.findall(r'class="tick end"[^>]*>([^<]+)', one)) for one in panels}) == 1
+    assert page(*names[:6]).count("<svg") == 1
 
 
 def test_ticks_are_round_and_long_lines_are_thinned_and_smoothed():

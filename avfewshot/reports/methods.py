@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +28,7 @@ MethodsTable = tuple[str, Comparison, Sequence[Diagnostics]]
 """Its title, systems over seeds, and of each seed what the fitted methods say of themselves."""
 
 MUS = ("mu_v", "mu_a", "mu_av")
+_BESIDE = ("auto", "zero-shot")  # in every chart
 
 
 def method_rows(comparison: Comparison, runs: Sequence[Diagnostics]) -> list[dict[str, Any]]:
@@ -120,7 +123,7 @@ def print_methods(tables: Sequence[MethodsTable], listings: Sequence[Listing] = 
     console = Console(highlight=False)
     for title, comparison, runs in tables:
         if title:
-            console.print(f"[bold]{title}[/bold]")
+            console.print(Text(printable(title), style="bold"))
         console.print(methods_table(comparison, runs))
         console.print()
         console.print(details_table(comparison, runs))
@@ -161,7 +164,7 @@ def wins_listing(tables: Sequence[MethodsTable]) -> Listing:
         for name, value in values.items():
             best.setdefault(name, [])
             level.setdefault(name, [])
-            if value == values[top]:
+            if math.isclose(value, values[top]):  # equal means over seeds differ in the last digit
                 best[name].append(title)
             elif not table.difference(name, top).clear:
                 level[name].append(title)
@@ -184,21 +187,26 @@ def write_methods_page(
 ) -> None:
     """Write the page.
 
-    Where the tables are of one task at several `shots`, a chart over these is drawn. `notes` stand above, a paragraph
-    each, `listings` below. A `chart` of the caller's own comes with the names of its lines.
+    Where the tables are of one task at several `shots`, a chart over these is drawn, and one of each system where it
+    cannot have all lines. `notes` stand above, a paragraph each, `listings` below. A `chart` of the caller's own comes
+    with the names of its lines.
     """
-    over_shots = _lines(tables, shots) if len(shots) > 1 and chart is None else []
-    if over_shots:
-        name = f"{metric_title(tables[0][1].headline)} over shots"
-        drawn = line_chart(name, over_shots, x_name="shots", shares=True, doubling=True)
-        chart = drawn, [one.name for one in over_shots]
+    lines = _lines(tables, shots) if len(shots) > 1 and chart is None else {}
+    panels: dict[str, Markup] = {}
+    if lines:
+        name, shown = f"{metric_title(tables[0][1].headline)} over shots", _foremost(lines)
+        drawn = line_chart(name, shown, x_name="shots", shares=True, doubling=True)
+        chart = drawn, [one.name for one in shown]
+        panels = _panels(lines) if len(shown) < len(lines) else {}
     page = render(
         "methods.html.j2",
         title=title,
         command=command,
         chart=chart[0] if chart else "",
         drawn=chart[1] if chart else (),
-        over_shots=bool(over_shots),
+        over_shots=bool(lines),
+        panels=panels,
+        beside=[name for name in _BESIDE if name in lines],
         tones=TONES,
         tables=[
             {"title": name, "rows": method_rows(table, runs), "table": table, "runs": runs}
@@ -214,20 +222,37 @@ def write_methods_page(
     write_text(path, page)
 
 
-def _lines(tables: Sequence[MethodsTable], shots: Sequence[int]) -> list[Series]:
-    """A line a system over shots: `auto`, zero-shot, and the best of the others, as many as there are colours."""
+def _lines(tables: Sequence[MethodsTable], shots: Sequence[int]) -> dict[str, Series]:
+    """A line a system over shots, with its intervals, where it has any figure."""
     lines: dict[str, Series] = {}
+    at_shots = sorted(zip(shots, tables, strict=True), key=lambda one: one[0])
     for system in dict.fromkeys(name for _, table, _ in tables for name in table.systems):
         cells = [
-            (float(k), table.cells[system][table.headline])
-            for k, (_, table, _) in zip(shots, tables, strict=True)
-            if system in table.systems
+            (float(k), table.cells[system][table.headline]) for k, (_, table, _) in at_shots if system in table.systems
         ]
         points = [(k, one.value) for k, one in cells if one.value is not None]
         ends = [(k, one.low, one.high) for k, one in cells if one.low is not None and one.high is not None]
-        lines[system] = Series(system, points, intervals=ends)
-    first = [name for name in ("auto", "zero-shot") if name in lines and lines[name].points]
+        if points:
+            lines[system] = Series(system, points, intervals=ends)
+    return lines
+
+
+def _foremost(lines: Mapping[str, Series]) -> list[Series]:
+    """`auto`, zero-shot, and the best of the lines that differ from that of `auto`, as many as there are colours."""
+    first = [name for name in _BESIDE if name in lines]
     auto = lines["auto"].points if "auto" in lines else None
-    others = [name for name in lines if lines[name].points and name not in first and lines[name].points != auto]
+    others = [name for name, line in lines.items() if name not in first and line.points != auto]
     others.sort(key=lambda name: -fmean(value for _, value in lines[name].points))
     return [lines[name] for name in (*first, *others[: TONES - len(first)])]
+
+
+def _panels(lines: Mapping[str, Series]) -> dict[str, Markup]:
+    """A chart of each system with its intervals, over the lines of `auto` and zero-shot, all of the same height."""
+    heights = [end for line in lines.values() for _, *ends in (*line.points, *line.intervals) for end in ends]
+    options: dict[str, Any] = {"x_name": "shots", "shares": True, "doubling": True}
+    beside = [replace(lines[name], intervals=()) for name in _BESIDE if name in lines]
+    return {
+        name: line_chart(name, [*beside, line], limits=(min(heights), max(heights)), **options)
+        for name, line in lines.items()
+        if name not in _BESIDE
+    }
