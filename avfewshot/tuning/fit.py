@@ -127,14 +127,14 @@ def tune(
             loss.backward()
             optimizer.step()
             advance()
-            stops = stopping()
+            stops, spent = stopping(), time.monotonic() - begun
             if kept is not None and (stops or step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS):
+                kept.save(step + 1, order, spent, parameters, optimizer)
                 saved = time.monotonic()
-                kept.save(step + 1, order, saved - begun, parameters, optimizer)
             if stops:
                 break
         method.learning(False)
-        method.seconds = spent if done == steps else time.monotonic() - begun
+        method.seconds = spent
     return method.requires_grad_(False)
 
 
@@ -154,9 +154,7 @@ class _Kept:
         digest.update(content)
         return digest.digest()
 
-    def save(
-        self, done: int, order: Sequence[int], spent: float, parameters: Sequence[Tensor], optimizer: Any
-    ) -> None:
+    def save(self, done: int, order: Sequence[int], spent: float, parameters: Sequence[Tensor], optimizer: Any) -> None:
         """Keep what the rest of the training depends on, and the seconds spent."""
         tensors = {"place": torch.tensor([done, *order]), "random": torch.get_rng_state()}
         tensors["spent"] = torch.tensor(spent, dtype=torch.float64)
