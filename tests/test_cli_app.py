@@ -408,3 +408,27 @@ def test_the_shim_runs_the_same_program(tmp_path):
     found = [row for row in json.loads(done.stdout) if row["name"] == "backbone"]
     assert {row["table"] for row in found} == {n for n, model in TABLES.items() if "backbone" in settings_of(model)}
     assert {(row["value"], row["source"]) for row in found} == {("large", "AVFS_BACKBONE")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+@pytest.mark.parametrize(("columns", "wide"), [(None, True), ("40", False)])
+def test_a_bar_tells_rate_and_time_left_where_a_terminal_has_no_size_or_is_narrow(columns, wide):
+    code = (
+        "from time import sleep; from avfewshot.cli.progress import Display\n"
+        "with Display() as display:\n"
+        "    display.begin('a long description of the work', 50, 10, unit='step')\n"
+        "    for _ in range(4): sleep(0.15); display.advance()\n"
+    )
+    ours, theirs = os.openpty()  # which says that it has no rows and no columns
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {} if columns is None else {"COLUMNS": columns}
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, check=False)
+        os.close(theirs)
+        shown = terminal.read(1 << 16).decode()
+    assert done.returncode == 0
+    [*_, line, cleared] = shown.rstrip("\r").split("\r")
+    assert ("14/50 [00:0" in line, "step/s]" in line, "description" in line) == (True, True, wide), shown
+    assert len(line) < int(columns or 80)
+    assert not cleared.strip()
+    assert "\n" not in shown

@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from avfewshot.text import printable
 _LOG = logging.getLogger("avfs")  # what people are told; not below "avfewshot", whose warnings become notices
 _LOG.addHandler(logging.NullHandler())  # else Python prints it
 _quiet = False
+_NARROW = 60  # columns; below them a description leaves no room for rate and time left
 
 
 class _Told(io.FileIO):
@@ -123,6 +125,19 @@ def progress_bar(total: int | None, unit: str, description: str, done: int = 0) 
     from tqdm import tqdm
 
     return tqdm(
-        total=total, initial=done, unit=unit, desc=description, file=sys.stderr, disable=_quiet or None,
-        dynamic_ncols=True, leave=False,
+        total=total, initial=done, unit=unit, desc=description, file=sys.stderr, disable=_quiet or None, leave=False,
+        **_bar_size(),
     )  # fmt: skip
+
+
+def _bar_size() -> dict[str, Any]:
+    """How tqdm fits a line: with figures first if it is narrow; $COLUMNS goes before what the terminal tells."""
+    size, how = (0, 0), {"dynamic_ncols": True}
+    with contextlib.suppress(OSError):
+        size = os.get_terminal_size(2)
+    if "COLUMNS" in os.environ or not all(size):  # a serial line, `script`
+        size = shutil.get_terminal_size()
+        how = {"ncols": size[0] - 1, "nrows": size[1]}
+    if size[0] < _NARROW:
+        how["bar_format"] = "{n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}] {desc}"
+    return how
