@@ -53,6 +53,21 @@ def test_auto_joins_two_heads_of_seconds_and_does_not_trust_texts_that_mean_noth
             assert set(weights) == {"kernel_ridge", "timo"}
 
 
+@pytest.mark.parametrize("name", ["kernel_ridge", "logistic", "tip_adapter"])
+@pytest.mark.parametrize("clips", [1, 3])
+def test_a_method_beside_auto_labels_seconds_as_it_does_alone(name, clips):
+    support, texts = world(clips, 1)
+    support = support.take(np.random.default_rng(0).permutation(len(support)))
+    queries, _ = world(2, 2)
+    auto = find_method("auto").fit(support, texts)
+    before = [rows.copy() for rows in auto.segment_logits(queries.features)]
+    part, own = auto.part(name, support), find_method(name).fit(support, texts)
+    for one, other in zip(part.segment_logits(queries.features), own.segment_logits(queries.features), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    assert part.diagnostics["calibration_seconds"] == own.diagnostics["calibration_seconds"]
+    assert all((a == b).all() for a, b in zip(before, auto.segment_logits(queries.features), strict=True))
+
+
 def test_heads_of_seconds_that_say_nothing_and_of_earlier_runs_still_answer():
     support, texts = world(3, 1)
     scorer = find_method("auto").fit(support, texts)

@@ -94,6 +94,7 @@ class JoinedHeads(Method):
             {f"{name}/{key}": values for name in kept for key, values in heads[name].arrays.items()},
             {"weights": kept, "params": {name: heads[name].params for name in kept}},
             loo,
+            parts=heads,
         )
 
     def score_head(self, head: Head, rows: Rows) -> Floats:

@@ -101,7 +101,7 @@ class Method:
             used["validation"] = len(validation)
             support = support + validation
         # In the order of their ids, so that the order in which clips come changes nothing.
-        order = np.array(sorted(range(len(support)), key=lambda row: (support.features.ids[row], row)))
+        order = in_order(support.features.ids)
         given, support = support, support.take(order)
         trained = support.labels.any(0)
         negatives = not support.labels.any(1).all()
@@ -139,6 +139,25 @@ class Method:
         return scorer
 
 
+def in_order(ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Rows in the order of their ids."""
+    return np.array(sorted(range(len(ids)), key=lambda row: (ids[row], row)), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A method whose head of seconds was fitted before."""
+
+    head: Head
+    method: Method
+
+    def fit_head(self, rows: Rows, targets: Floats, *, seed: int) -> Head:
+        return replace(self.head, params=dict(self.head.params))
+
+    def score_head(self, head: Head, rows: Rows) -> Floats:
+        return self.method.score_head(head, rows)
+
+
 @dataclass(eq=False)
 class Scorer:
     """A fitted method: scores clips it has not seen."""
@@ -163,8 +182,8 @@ class Scorer:
             values = label_thresholds(left_out[judged], support.labels[judged])
             self.thresholds = {name: float(values[row]) for row, name in enumerate(names) if self.trained[row]}
 
-    def part(self, name: str, support: Support) -> Scorer:
-        """A method that was tried beside this one (:attr:`Head.parts`), for clips; `support` is what was fitted on."""
+    def part(self, name: str, support: Support, *, seed: int = 1) -> Scorer:
+        """A method that was tried beside this one (:attr:`Head.parts`), given what this one was fitted with."""
         head = self.clip.parts[name]
         scorer = Scorer(find_method(name), self.texts, self.trained, self.negatives, head, None)
         about = {"method": name, "labels_used": dict(self.diagnostics["labels_used"]), "trainable": head.trainable}
@@ -172,7 +191,15 @@ class Scorer:
             about["labels_used"].pop("counter-examples", None)
         elif "counter_examples" in self.diagnostics:
             about["counter_examples"] = self.diagnostics["counter_examples"]
-        scorer.diagnostics = {**head.diagnostics, **scorer.left_out(support), **about}
+        left_out = scorer.left_out(support)
+        if support.segments is not None:
+            made = {} if self.second is None else self.second.parts
+            method: Any = _Made(made[name], scorer.method) if name in made else scorer.method
+            order = in_order(support.features.ids)
+            loo = None if head.loo is None else head.loo[order]
+            scorer.second = fit_seconds(method, support.take(order), self.texts, self.trained, loo, seed)
+        calibration = scorer.second and scorer.second.params.get("calibration")
+        scorer.diagnostics = {**head.diagnostics, **left_out, "calibration_seconds": calibration, **about}
         return scorer
 
     def rows(self, features: Features, groups: npt.NDArray[np.int64] | None = None) -> Rows:

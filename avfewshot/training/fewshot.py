@@ -175,9 +175,8 @@ class FewShot(FewShotSetting):
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
             texts = label_features(self.evaluator, single_prompts=name == "timo")
             scorer = find_method(name).fit(clips, texts, seed=seed)
-            parts = () if self.evaluator.decision.per_second else scorer.clip.parts
-            beside = [part for part in parts if part != "zero_shot"]
-            scorers = {part: scorer.part(part, clips) for part in beside} | scorers | {name: scorer}
+            beside = [part for part in scorer.clip.parts if part != "zero_shot"]
+            scorers = {part: scorer.part(part, clips, seed=seed) for part in beside} | scorers | {name: scorer}
         self.observer.methods(seed, {name: scorer.diagnostics for name, scorer in scorers.items()})
         return scorers
 
