@@ -386,6 +386,7 @@ def test_seconds_and_their_background_by_light_methods(avfs, seconds):
     found = cells(seconds)
     assert {"auto", "kernel_ridge", "logistic", "gda", "nearest_mean", "tip_adapter", "zero-shot"} <= set(found)
     assert all(found[name]["segment_accuracy"]["value"] is not None for name in found)
+    assert "Seconds it labels by kernel_ridge" in (seconds / "methods.html").read_text()
     clips = avfs.json("zeroshot", "--adapter", seconds, "AVE/AVE", "--segments")["clips"]
     labels = {part["label"] for clip in clips for part in clip["segments"]}
     assert "background" in labels  # learnt, and kept at inference
@@ -403,6 +404,7 @@ def test_what_is_trained_joins_the_labels_of_seconds_too(avfs, monkeypatch):
     told = results(folder)["seeds"][0]["methods"]["auto"]
     assert told["tuned"]["tuned"] > 0
     assert told["labels_used"] == {"support": 3, "validation": 3}
+    assert "whether there is one: 0.00 of its log-odds and 1.00 of" in (folder / "methods.html").read_text()
     # It predicts as it was evaluated, second by second, and not as without what was trained.
     rows = answers(folder / "seed-1")
     clips = [f"AVE/AVE/{row['id']}.mp4" for row in rows]

@@ -130,6 +130,7 @@ class Method:
             **scorer.clip.diagnostics,
             **left_out,
             "calibration_seconds": scorer.second and scorer.second.params.get("calibration"),
+            "seconds_by": list(scorer.second.params.get("weights", {})) if scorer.second else [],
             "method": self.name,
             "labels_used": used,
             **against,

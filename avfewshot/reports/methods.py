@@ -62,6 +62,8 @@ def left_out_table(seed: int, diagnostics: Diagnostics) -> Table:
     """What light methods get right on clips of the support, each left out: known before any test clip is read."""
     auto = diagnostics.get("auto")
     caption = "" if auto is None else f"auto: {auto.get('choice', '')}; {auto.get('why', '')}"
+    if auto is not None and auto.get("seconds_by"):
+        caption += f"; seconds by {' and '.join(auto['seconds_by'])}"
     title = f"seed {seed}: light methods, clips of the support left out"
     columns = ("method", "right", "log-loss", "ECE", "tempered", "seconds")
     table = figures_table(*columns, title=title, caption=caption or None)
