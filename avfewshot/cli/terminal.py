@@ -132,7 +132,8 @@ def progress_bar(total: int | None, unit: str, description: str, done: int = 0) 
 
 def _bar_size() -> dict[str, Any]:
     """How tqdm fits a line: with figures first if it is narrow; $COLUMNS goes before what the terminal tells."""
-    size, how = (0, 0), {"dynamic_ncols": True}
+    size = (0, 0)
+    how: dict[str, Any] = {"dynamic_ncols": True}
     with contextlib.suppress(OSError):
         size = os.get_terminal_size(2)
     if "COLUMNS" in os.environ or not all(size):  # a serial line, `script`
