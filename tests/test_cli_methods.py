@@ -683,8 +683,9 @@ def test_finished_runs_are_compared_on_the_clips_that_they_share(avfs, world, li
     lines.write_text(lines.read_text().replace("zero_shot", "other"))
     told = avfs.refused("compare", blind, turned, status=1)
     assert "turned/seed-2/answers.jsonl: is damaged (lacks 'zero_shot')" in told
-    (turned / "results.json").write_text("{")
-    assert "turned/results.json: is damaged" in avfs.refused("compare", blind, turned, status=1)
+    for damaged in ("{", "[" * 100_000):
+        (turned / "results.json").write_text(damaged)
+        assert "turned/results.json: is damaged" in avfs.refused("compare", blind, turned, status=1)
     (turned / "results.json").write_text('{"task": "ave", "seeds": []}')  # as `avfs train` leaves it
     assert "is not the folder of a few-shot run" in avfs.refused("compare", blind, turned)
     (turned / "results.json").unlink()

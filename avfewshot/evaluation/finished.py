@@ -57,7 +57,9 @@ def read_finished(folder: Path) -> FinishedRun:
             raise UsageError(f"{folder}: is not the folder of a few-shot run.", hint=_HINT)
         method, comparison = document["config"]["method"], document["comparison"]
         system = "trained" if method in ADAPTER_METHODS else method
-        runs = [] if comparison is None else sorted(document["seeds"], key=lambda one: one["seed"])
+        if comparison is None or not document["seeds"]:
+            raise UsageError(f"{folder}: had no test clip, so nothing can be compared.", hint=_HINT)
+        runs = sorted(document["seeds"], key=lambda one: one["seed"])
         seeds, methods = {}, [seed["methods"][system] for seed in runs]
         for seed in runs:
             path = folder / f"seed-{seed['seed']}" / ANSWERS_NAME
@@ -69,12 +71,10 @@ def read_finished(folder: Path) -> FinishedRun:
                 record = json.loads(line)
                 answers[str(record["id"]), tuple(record["truth"])] = record["answers"][system]
             seeds[int(seed["seed"])] = answers
-        if not seeds:
-            raise UsageError(f"{folder}: had no test clip, so nothing can be compared.", hint=_HINT)
         config = document["config"]
         called = config["adapter"] if system == "trained" else system
         return FinishedRun(folder.name, config["task"], comparison["headline"], called, seeds, methods)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{path}: is damaged ({what}).", hint="Give the command again that made the run.") from None
 

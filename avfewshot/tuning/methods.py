@@ -90,7 +90,7 @@ class TunedMethod(nn.Module):
 
     def logits(self, clips: Sequence[Pair]) -> list[Pair]:
         """Logits of the seconds of several clips, wherever these are; they go through the towers together."""
-        device = next(self.backbone.visual.parameters()).device
+        device = next(self.tower("visual").parameters()).device
         columns: list[list[Tensor | None]] = []
         for index, modality in enumerate(MODALITIES):
             present = [part for clip in clips if (part := clip[index]) is not None]
