@@ -188,17 +188,39 @@ def test_clips_of_none_are_a_class_that_stays_at_inference_and_classes_come_and_
     assert "'class_0' is learnt as 'class 0'" in told
     (world / "broken.mp4").write_bytes(b"no video")
     assert "can be learnt from" in avfs.refused("learn", folder, "add", "class_0", "broken.mp4", status=1)
+    # What could be read is learnt, and the status tells of the rest.
+    told = avfs.refused("learn", folder, "add", "my_Dogs", "my_clips/dog barking/1.mp4", "broken.mp4", status=1)
+    assert "left out: broken.mp4" in told
+    assert held() == ["class_0: 3 clips", "class_1: 3 clips", "my_Dogs: 1 clip"]
+    told = avfs("learn", folder, "add", "MY dogs", "my_clips/dog barking/2.mp4")[1]  # spelt another way
+    assert "1 clip learnt as 'my_Dogs'" in told
+    assert "stay learnt" not in told
+    config = json.loads((folder / "seed-1" / "scorer" / "config.json").read_text())
+    assert config["wordings"][-1] == "my dogs"
+    told = avfs("learn", folder, "add", "class_1", "my_clips/dog barking/2.mp4")[1]
+    assert "Some of them stay learnt as 'my_Dogs', too." in told
+    avfs("learn", folder, "remove", "my dogs")
+    assert held() == ["class_0: 3 clips", "class_1: 4 clips"]
+    # No name that the run could not be read with afterwards.
+    assert "a name that can be seen" in avfs.refused("learn", folder, "add", " ", CAR)
+    assert "same wording as 'class_0'" in avfs.refused("learn", folder, "add", "new", CAR, "--wording", "Class 0")
+    assert "a folder -CLASS/" in avfs.refused("learn", folder, "add", "--", "-class_0", CAR)
     avfs("learn", folder, "add", "dogs", "my_clips/dog barking/1.mp4", "my_clips/dog barking/2.mp4")
-    handle = os.open(folder, os.O_RDONLY)
+    scorer = folder / "seed-1" / "scorer"
+    handle = os.open(scorer, os.O_RDONLY)
     assert try_lock(handle)  # as another process that learns
-    assert "another `avfs learn` changes this run" in avfs.refused("learn", folder, "remove", "class_1", status=1)
+    for named in (folder, scorer):
+        told = avfs.refused("learn", named, "remove", "class_1", status=1)
+        assert "another `avfs learn` changes this run" in told
     os.close(handle)
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("avfewshot.cli.learn.write_text", full_disk)
         assert "No space left on device" in avfs.refused("learn", folder, "remove", "class_1", status=1)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+    (scorer / ".learn-killed").mkdir()
     avfs("learn", folder, "remove", "class_1")
+    assert not (scorer / ".learn-killed").exists()
     assert held() == ["class_0: 3 clips", "dogs: 2 clips"]
     assert avfs.json("zeroshot", "--adapter", folder, DOG)["clips"][0]["label"] == "dogs"
 

@@ -208,15 +208,14 @@ def learn(
         facts |= {"accuracy": scorer.diagnostics["loo_accuracy"], "judged": scorer.diagnostics.get("loo_clips")}
         wrong = support.labels.any(1) & ~support.labels[np.arange(len(rows)), loo.argmax(1)]
         facts["doubted"] = sorted({marked[support.groups[row]][0].path for row in np.flatnonzero(wrong)})
-    elif "weights" in living._params:
+    elif living.leaves_out:
         targets = scorer.clip.arrays["targets"]
         right = targets[np.arange(len(targets)), living.left_out().argmax(1)] > 0
         facts |= {"accuracy": float(right.mean()), "judged": len(targets)}
-    try:
-        living.calibrate_reject()
+    if living.leaves_out:
+        if living.reject is None:  # else it was calibrated when it learnt
+            living.calibrate_reject()
         learnt.living = living
-    except UsageError:  # one clip a class: nothing can be left out
-        pass
     facts["seconds"] = time.perf_counter() - begun
     return learnt
 

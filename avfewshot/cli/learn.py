@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +21,11 @@ from avfewshot.cli.terminal import say
 from avfewshot.config import not_one_of
 from avfewshot.errors import DataError, UsageError
 from avfewshot.io import alone, user_path, write_text
+from avfewshot.labels import LabelSet
 from avfewshot.reports.text import count
+from avfewshot.text import fold
 
+_UNFINISHED = ".learn-"
 _ACTIONS = {"list": "nothing more", "add": "a class and clips", "remove": "a class and no clips"}
 
 
@@ -41,7 +47,10 @@ def learn(
       avfs learn RUN add none noise/                     clips that show none of the classes
       avfs learn RUN remove "dog barking"
 
-    What is learnt is written into the run: `avfs zeroshot --adapter RUN` answers with it at once.
+    What is learnt is written into the run: `avfs zeroshot --adapter RUN` answers with it at once. A clip that cannot be
+    read is named and left out.
+
+    [bold]Exit status:[/bold] 0 all done, 1 some clips failed, 2 misuse.
     """  # noqa: D205
     folder = user_path(run)
     hint = "avfs learn --help has examples."
@@ -53,8 +62,8 @@ def learn(
         raise UsageError(f"avfs learn RUN {action}: takes no --wording.", hint=hint)
     if run.startswith("hf:/") and action != "list":
         raise UsageError(f"{run}: a commit of the hub stays as it is.", hint="Teach a run of your own, then avfs push.")
+    found = find_run(folder)
     if action == "list":
-        found = find_run(folder)
         targets = found.scorer.clip.arrays.get("targets")  # kernel ridge keeps its clips
         counts = iter([] if targets is None else (targets > 0).sum(0).tolist())
         for label, learnt in zip(found.scorer.texts.names, found.scorer.trained, strict=True):
@@ -64,7 +73,11 @@ def learn(
             typer.echo(f"{found.none}: {'learnt' if targets is None else count(next(counts), 'clip')}")
         return
     assert name is not None
-    with alone(folder, "another `avfs learn` changes this run"):
+    with ExitStack() as held:
+        for place in {folder.resolve(), found.path.resolve()}:  # the run may be named by one of its folders
+            held.enter_context(alone(place, "another `avfs learn` changes this run"))
+        for left in found.path.glob(f"{_UNFINISHED}*"):  # by one that was killed
+            shutil.rmtree(left)
         _change(folder, action, name, clips or [], wording, device)
 
 
@@ -72,7 +85,8 @@ def _change(folder: Path, action: str, name: str, clips: list[str], wording: str
     from avfewshot.methods.living import LivingRidge
     from avfewshot.models.checkpoint import CONFIG_NAME, FORMAT
 
-    found = find_run(folder)
+    found, failed = find_run(folder), False
+    name = _label(found.config.labels, name)
     if action == "remove":
         LivingRidge(found.scorer).remove(None if name == found.none else name)
         kept = [row for row, label in enumerate(found.config.labels) if label != name]
@@ -80,9 +94,9 @@ def _change(folder: Path, action: str, name: str, clips: list[str], wording: str
         config = replace(found.config, labels=labels, wordings=tuple(found.config.wordings[row] for row in kept))
     else:
         with library_messages():
-            config = _add(found, folder, name, wording, clips, device)
+            config, failed = _add(found, folder, name, wording, clips, device)
     # All files first, then each in its place: neither a full disk nor a signal leaves some that do not go together.
-    with Interrupts() as interrupts, TemporaryDirectory(prefix=".learn-", dir=found.path.parent) as place:
+    with Interrupts() as interrupts, TemporaryDirectory(prefix=_UNFINISHED, dir=found.path) as place:
         found.scorer.save(place)
         write_text(Path(place, CONFIG_NAME), json.dumps({"format": FORMAT, **asdict(config)}, indent=2))
         with interrupts.put_off():
@@ -91,11 +105,22 @@ def _change(folder: Path, action: str, name: str, clips: list[str], wording: str
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
     say(f"{found.path}: {len(config.labels)} classes.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _label(labels: Sequence[str], name: str) -> str:
+    """What a run calls a class: its label, be it spelt another way; or a new one, as of a folder."""
+    from avfewshot.data.folder import clean_name
+
+    return name if name in labels else next((label for label in labels if fold(label) == fold(name)), clean_name(name))
 
 
 def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], device: str):
     import numpy as np
 
+    from avfewshot.data.description import default_wording
+    from avfewshot.data.folder import NONE_FOLDER
     from avfewshot.inference.loading import load
     from avfewshot.inference.results import Failure
     from avfewshot.methods.base import Features, LabelFeatures
@@ -103,8 +128,14 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
 
     labels, wordings = list(found.config.labels), list(found.config.wordings)
     if name not in labels:
+        if not name:
+            raise UsageError("A class needs a name that can be seen.", hint='avfs learn RUN add "dog barking" clips/')
+        if name.startswith("-"):
+            what = f"{name!r}: a dash in front is for counter-examples, which are learnt when a run is made."
+            raise UsageError(what, hint="Put them into a folder -CLASS/ beside the others; then avfs fewshot.")
         labels.append(name)
-        wordings.append(wording or name)
+        wordings.append(wording or default_wording(name))
+        LabelSet.from_wordings(dict(zip(labels, wordings, strict=True)))
     elif wording and wording != wordings[labels.index(name)]:
         what = f"{name!r} is learnt as {wordings[labels.index(name)]!r}, so it has no other --wording."
         raise UsageError(what, hint="Leave it out, or remove the class first.")
@@ -116,7 +147,7 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     usable = [file for file in files if not isinstance(file, Failure)]
     if not usable:
         raise DataError(f"None of {', '.join(clips)} can be learnt from.", hint="Give clips that can be read.")
-    none = found.none or ("none" if name == "none" and name not in found.config.labels else None)
+    none = found.none or (name if fold(name) == NONE_FOLDER and name not in found.config.labels else None)
     shown = [row for row, label in enumerate(labels) if label != none]  # "none of these" has no text
     texts: LabelFeatures = classifier.label_features(labels, wordings).take(shown)
     marks = np.zeros((len(usable), len(labels)), dtype=bool)
@@ -124,10 +155,14 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     marks = marks[:, shown]
     features = Features.of((file.path, file.visual, file.by_clip.audio) for file in usable)
     ridge = LivingRidge(found.scorer)
-    new = np.flatnonzero(~ridge.learnt(features, None if name == none else name))
+    known, asked = ridge.learnt_as(features), None if name == none else name
+    new = np.array([row for row, classes in enumerate(known) if asked not in classes], dtype=int)
     if len(new) < len(usable):
         say(f"left out: {count(len(usable) - len(new), 'clip')} that {found.path} has learnt as {name!r} already.")
     if len(new):
         ridge.add(features.take(new), marks[new], texts)
     say(f"{count(len(new), 'clip')} learnt as {name!r}.")
-    return replace(found.config, labels=tuple(labels), wordings=tuple(wordings))
+    if others := set[str | None]().union(*(known[row] for row in new)):
+        shown = ", ".join(sorted(repr(none if label is None else label) for label in others))
+        say(f"Some of them stay learnt as {shown}, too.")
+    return replace(found.config, labels=tuple(labels), wordings=tuple(wordings)), len(usable) < len(files)

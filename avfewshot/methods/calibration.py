@@ -87,13 +87,18 @@ def _best_f1(scores: Floats, truth: npt.NDArray[np.bool_], otherwise: float) -> 
 def reject_threshold(known: Floats, unknown: Floats, keep: float = 0.95) -> dict[str, Any]:
     """Below which score a clip is "unknown".
 
+    A point of the known clips' distribution, interpolated between two of them. Of few clips the lowest is then below
+    it: the lowest itself as the threshold would reject hardly fewer clips that come later, and accept more unknown ones
+    (``benchmarks/few_classes.py --unknown``).
+
     Args:
         known: Scores of clips of known classes, each left out, ``[n]``.
         unknown: Scores of clips when all clips of their class are left out, ``[m]``.
-        keep: Share of the known clips that shall be accepted.
+        keep: Share of known clips that shall be accepted.
 
     Returns:
-        ``threshold``; ``false_accepts``, the share of unknown clips at or above it; ``false_rejects``.
+        ``threshold``; ``false_accepts``, the share of unknown clips at or above it; ``false_rejects``, that of known
+        ones below it.
     """
     threshold = float(np.quantile(known, 1 - keep))
     return {

@@ -10,7 +10,7 @@ full fit on the new support.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,6 @@ from avfewshot.methods.rows import VIEWS, Rows, clip_rows, countable
 
 _REFITS, _REFIT_CLIPS = 10, 2000
 _SAME = 1e-4  # squared distance of unit vectors of one clip, embedded in different batches
-_RAREST = 1e-3  # a share that is told apart from none
 
 
 class LivingRidge:
@@ -99,19 +98,19 @@ class LivingRidge:
         scorer.texts, scorer.trained, scorer.negatives = texts, trained, negatives
         self._finish(targets)
 
-    def learnt(self, features: Features, name: str | None) -> npt.NDArray[np.bool_]:
-        """Which clips are learnt already as a class, or as "none of these" (None), by their vectors: bool ``[M]``."""
+    def learnt_as(self, features: Features) -> list[set[str | None]]:
+        """The classes as which each clip is learnt already, by its vectors; None is "none of these"."""
         scorer = self.scorer
         pairs = zip(scorer.texts.names, scorer.trained, strict=True)
         columns = [*(label for label, trained in pairs if trained), *([None] if scorer.negatives else [])]
-        if name not in columns:
-            return np.zeros(len(features), dtype=bool)
-        of_class, rows = self._arrays["targets"][:, columns.index(name)] > 0, scorer.rows(features)
-        same = np.ones((len(features), int(of_class.sum())), dtype=bool)
-        for modality in MODALITIES:
-            known = self._arrays[f"mean.{modality}"][of_class]
-            same &= [((known - one) ** 2).sum(1) < _SAME for one in rows.vectors["mean", modality]]
-        return same.any(1)
+        classes = self._same(scorer.rows(features)) @ (self._arrays["targets"] > 0)
+        return [{columns[column] for column in np.flatnonzero(row)} for row in classes]
+
+    def _same(self, rows: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Which clips of the support rows (None: the support's own) are: ``[M, n]``."""
+        known = {modality: self._arrays[f"mean.{modality}"] for modality in MODALITIES}
+        asked = known if rows is None else {modality: rows.vectors["mean", modality] for modality in MODALITIES}
+        return np.all([kernel_ridge.distances(asked[m], known[m]) < _SAME / 2 for m in MODALITIES], axis=0)
 
     def remove(self, name: str | None) -> None:
         """Forget a class and the clips that carry no other; its label goes too. None: "none of these".
@@ -120,8 +119,10 @@ class LivingRidge:
         """
         scorer = self.scorer
         if name is None:
-            if not scorer.negatives or scorer.trained.sum() < 2:
-                raise UsageError("There is nothing to go, or less than two classes would stay.")
+            if not scorer.negatives:
+                raise UsageError('No clip was learnt as "none of these".')
+            if scorer.trained.sum() < 2:
+                raise UsageError('"None of these" cannot go: two classes have to stay.')
             scorer.negatives = False
             self._finish(self._without(len(self._arrays["targets"][0]) - 1))
             return
@@ -177,17 +178,18 @@ class LivingRidge:
                 evidence[own] += weight * left[np.searchsorted(out, own)]
         return evidence
 
-    def calibrate_reject(self, keep: float = 0.95, *, unseen: float | None = None) -> dict[str, Any]:
+    def calibrate_reject(self, keep: float = 0.95, *, unseen: Sequence[bool] = ()) -> dict[str, Any]:
         """The familiarity below which a clip is "unknown", by leaving out clips.
 
         Familiarity is the nearness to the two closest clips of the support plus the largest output of the kernels, each
         in units of its spread over known clips. A clip of the support, left out, is known; with all clips that share a
         class left out, it is unknown. Clips of "none of these" take no part.
 
-        The metric has seen the classes that are left out, and one is compared with all others but itself. `unseen`, the
-        share that fits on other classes accept of a class, tells how much more that is of classes that were never seen;
-        what it adds to the log-odds is kept for later supports. Of two classes one would be left, and its metric would
-        be of no use: ``false_accepts`` is None then.
+        The metric has seen the classes that are left out, and one is compared with all others but itself. `unseen`,
+        whether fits on other classes accept clips of a class, tells how much more that is of classes that were never
+        seen; what it adds to the log-odds is kept for later supports. Of n clips a that are accepted are a share of
+        (a + 1/2) / (n + 1): few tell little. Of two classes one would be left, and its metric would be of no use:
+        ``false_accepts`` is None then.
 
         Returns:
             See :func:`~avfewshot.methods.calibration.reject_threshold`.
@@ -195,7 +197,7 @@ class LivingRidge:
         Raises:
             UsageError: One clip a class: nothing can be left out.
         """
-        if self._params["rule"] != "ridge":
+        if not self.leaves_out:
             raise UsageError(
                 "With one clip a class nothing can be left out, so no threshold for `unknown` can be calibrated.",
                 hint="Learn from at least two clips a class.",
@@ -203,11 +205,11 @@ class LivingRidge:
         labels = self._arrays["targets"][:, : int(self.scorer.trained.sum())]
         shared = labels @ labels.T > 0
         rows = np.flatnonzero(labels.any(1))
-        judged = countable(labels[rows], rows)
-        near = self._nearness(None)
-        near[near > -1e-9] = -np.inf  # the clip itself, under another class as well
-        relatives = shared | np.eye(len(near), dtype=bool)
-        said = [self.left_out(out)[:, : labels.shape[1]].max(1) for out in (None, relatives)]
+        judged = self._can_be_left_out()[rows]
+        same = self._same()  # the clip itself, and under another class as well
+        near = np.where(same, -np.inf, self._nearness(None))
+        alone = None if same.sum() == len(same) else same
+        said = [self.left_out(out)[:, : labels.shape[1]].max(1) for out in (alone, shared | same)]
         known, unknown = (
             np.stack((_two_largest(gaps[np.ix_(rows, rows)]), says[rows]))
             for gaps, says in zip((near, np.where(shared, -np.inf, near)), said, strict=True)
@@ -219,13 +221,23 @@ class LivingRidge:
         if share is None or classes < 3:
             result["false_accepts"] = None
         else:
-            odds = _log_odds_of_all(share, classes)
-            if unseen is not None:
-                self._params["unseen"] = _log_odds_of_all(unseen, classes) - odds
+            odds = _log_odds_of_all(share * unknown.shape[1], unknown.shape[1], classes)
+            if len(unseen):
+                self._params["unseen"] = _log_odds_of_all(sum(unseen), len(unseen), classes) - odds
             result["false_accepts"] = float(expit(odds + self._params.get("unseen", 0.0)))
         self._params |= {"reject": result, "spreads": scales.tolist()}
         self.scorer.diagnostics["reject"] = result
         return result
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether clips can be left out: of one clip a class nothing would be left."""
+        return self._params["rule"] == "ridge" and bool(self._can_be_left_out().any())
+
+    def _can_be_left_out(self) -> npt.NDArray[np.bool_]:
+        """Which clips carry labels, and only such that another clip has, too: ``[n]``."""
+        labels = self._arrays["targets"][:, : int(self.scorer.trained.sum())]
+        return labels.any(1) & countable(labels, np.arange(len(labels)))
 
     @property
     def reject(self) -> dict[str, Any] | None:
@@ -288,10 +300,12 @@ class LivingRidge:
             other, trained = sum(known.values()) / len(known), self.scorer.trained
             pairs = zip(self.scorer.texts.names, trained, strict=True)
             self.scorer.thresholds = {name: known.get(name, other) for name, learnt in pairs if learnt}
-        if self.reject is not None:
-            self.calibrate_reject()
         self.scorer.clip.loo = None  # of another support
         self.scorer.diagnostics = {**self.scorer.diagnostics, "classes": list(self.scorer.texts.names)}
+        self.scorer.diagnostics.pop("reject", None)
+        self._params.pop("reject", None)
+        if self.leaves_out:
+            self.calibrate_reject()
 
 
 def _two_largest(values: Floats) -> Floats:
@@ -300,17 +314,19 @@ def _two_largest(values: Floats) -> Floats:
     return np.where(np.isfinite(largest[:, -1]), largest.mean(1), largest[:, 0])
 
 
-def _log_odds_of_all(share: float, classes: int) -> float:
-    """That a clip is accepted by one of the classes, given the share that all but one accept."""
-    return float(logit(np.clip(1 - (1 - share) ** (classes / (classes - 1)), _RAREST, 1 - _RAREST)))
+def _log_odds_of_all(accepted: float, clips: int, classes: int) -> float:
+    """That a clip is accepted by one of the classes, given how many all but one accept."""
+    rest = (clips - accepted + 0.5) / (clips + 1)
+    return float(logit(1 - rest ** (classes / (classes - 1))))
 
 
-def _accepted_unseen(support: Support, texts: LabelFeatures, seed: int) -> float | None:
-    """The share of the clips of a class that a fit on the other classes accepts; None where nothing can tell.
+def _accepted_unseen(support: Support, texts: LabelFeatures, seed: int) -> list[bool]:
+    """Whether fits on the other classes accept the clips of a class; none where nothing can tell.
 
     Over ten classes, or fewer of a large support: as many fits as two thousand clips are.
     """
-    classes, accepted = np.flatnonzero(support.labels.any(0)), []
+    accepted: list[bool] = []
+    classes = np.flatnonzero(support.labels.any(0))
     count = min(_REFITS, _REFIT_CLIPS // len(support)) if len(classes) > 2 else 0
     for one in np.random.default_rng(seed).permutation(classes)[:count]:
         out, others = support.labels[:, one], classes[classes != one]
@@ -319,7 +335,7 @@ def _accepted_unseen(support: Support, texts: LabelFeatures, seed: int) -> float
             ridge = LivingRidge(find_method("kernel_ridge").fit(rest, texts.take(others), seed=seed), learn=False)
             ridge.calibrate_reject()
             accepted += (~ridge.unknown(support.features.take(np.flatnonzero(out)))).tolist()
-    return float(np.mean(accepted)) if accepted else None
+    return accepted
 
 
 def learn_to_reject(scorer: Scorer, support: Support, *, seed: int = 1) -> None:
@@ -331,8 +347,7 @@ def learn_to_reject(scorer: Scorer, support: Support, *, seed: int = 1) -> None:
         ridge = find_method("kernel_ridge")
         tried = ridge.name in scorer.clip.parts
         scorer.rejector = scorer.part(ridge.name, plain) if tried else ridge.fit(plain, scorer.texts, seed=seed)
-    with contextlib.suppress(UsageError):  # one clip a class
-        ridge = LivingRidge(scorer.rejector or scorer, learn=False)
-        ridge.calibrate_reject()  # where that cannot be, before the fits
+    ridge = LivingRidge(scorer.rejector or scorer, learn=False)
+    if ridge.leaves_out:
         unseen = _accepted_unseen(support, scorer.texts, seed)
         scorer.diagnostics["reject"] = ridge.calibrate_reject(unseen=unseen)

@@ -66,8 +66,8 @@ def reject_text(reject: Mapping[str, Any]) -> str:
     if accepted is not None:
         others = f"about {percent(accepted)} do not (false accepts)"
     return (
-        f"{percent(reject['false_rejects'])} of {reject['clips']:,} left-out clips fall below the threshold (false "
-        f"rejects), of clips of classes that were never seen {others}"
+        f"{round(reject['false_rejects'] * reject['clips']):,} of {count(reject['clips'], 'left-out clip')} below the "
+        f"threshold (false rejects), of clips of classes that were never seen {others}"
     )
 
 
