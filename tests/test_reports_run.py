@@ -364,8 +364,9 @@ def test_systems_that_the_chart_has_no_colour_for_have_one_of_their_own_from_few
              for row, name in enumerate(systems)}
             for k in (2, 1)
         ]  # fmt: skip
-        tables = [(title, one_figure(**of), [{}]) for title, of in zip(("2 shots", "1 shot"), cells, strict=True)]
-        methods.write_methods_page(tmp_path / "page.html", tables, title="t", command="c", shots=(2, 1))
+        runs = [{}, {"auto": {"choice": "gda", "why": "it is better", "seconds": 1.0}}]
+        tables = [(title, one_figure(**of), runs) for title, of in zip(("2 shots", "1 shot"), cells, strict=True)]
+        methods.write_methods_page(tmp_path / "page.html", tables, title="t", command="c", seeds=(4, 9), shots=(2, 1))
         return (tmp_path / "page.html").read_text()
 
     text = page(*names)
@@ -377,6 +378,7 @@ def test_systems_that_the_chart_has_no_colour_for_have_one_of_their_own_from_few
     assert {one.count('class="interval"') for one in panels} == {2}  # of its own line
     assert len({tuple(re.findall(r'class="tick end"[^>]*>([^<]+)', one)) for one in panels}) == 1
     assert page(*names[:6]).count("<svg") == 1
+    assert text.count("Seed 9: auto took gda, since it is better") == 2
 
 
 def test_ticks_are_round_and_long_lines_are_thinned_and_smoothed():

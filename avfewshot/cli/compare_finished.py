@@ -55,12 +55,14 @@ def compare_finished_runs(folders: list[Path], flags: dict[str, Any], command: s
         differences_listing(comparison),
         Listing("clips that are answered differently well", head, rows, f"{note}."),
     ]
+    told = [dict(zip(run.seeds, run.methods, strict=True)) for run in finished]
+    seeds = sorted(set().union(*told))
     diagnostics = [
-        {run.name: run.methods[index] for run in finished if index < len(run.methods)}
-        for index in range(max(len(run.methods) for run in finished))
+        {run.name: about[seed] for run, about in zip(finished, told, strict=True) if seed in about} for seed in seeds
     ]
     table = (", ".join(f"{run.name}: {run.method}" for run in finished), comparison, diagnostics)
-    write_methods_page(target / "compare.html", [table], title="few-shot runs", command=command, listings=listings)
+    page = target / "compare.html"
+    write_methods_page(page, [table], title="few-shot runs", command=command, seeds=seeds, listings=listings)
     document: dict[str, Any] = {"command": command, "clips": comparison.num_clips}
     document["runs"] = {run.name: {"method": run.method, "seeds": list(run.seeds)} for run in finished}
     document |= table_record(comparison, diagnostics)

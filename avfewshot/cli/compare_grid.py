@@ -179,8 +179,8 @@ def write_tables(config: CompareConfig, folder: Path, tables: list[MethodsTable]
         wins = listings[0]
         record["wins"] = [dict(zip(wins.head, row, strict=True)) for row in wins.rows]
     write_text(folder / "compare.json", json.dumps(record, indent=1))
-    page = folder / "compare.html"
-    write_methods_page(page, tables, title=title, command=command, shots=shots, listings=listings, chart=chart)
+    options: dict[str, Any] = {"title": title, "command": command, "listings": listings, "chart": chart}
+    write_methods_page(folder / "compare.html", tables, seeds=config.seeds, shots=shots, **options)
     return listings
 
 

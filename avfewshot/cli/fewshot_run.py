@@ -249,7 +249,8 @@ def write_results(
         notes = describe_short(results[0].support["short"], trainer.config.shots)
         if chosen is not None:
             notes.append(f"Seed {chosen['seed']} answers for the run: {chosen['why']}.")
-        write_methods_page(folder / "methods.html", [table], title=title, command=run.command, notes=notes)
+        options: dict[str, Any] = {"title": title, "command": run.command, "notes": notes}
+        write_methods_page(folder / "methods.html", [table], seeds=trainer.config.seeds, **options)
         pages.append(folder / "methods.html")
     return [*pages, folder / "results.json"]
 

@@ -182,12 +182,13 @@ def write_methods_page(
     *,
     title: str,
     command: str,
+    seeds: Sequence[int],
     shots: Sequence[int] = (),
     listings: Sequence[Listing] = (),
     notes: Sequence[str] = (),
     chart: tuple[Markup, Sequence[str]] | None = None,
 ) -> None:
-    """Write the page.
+    """Write the page. `seeds` are those that the tables' systems say something of themselves for.
 
     Where the tables are of one task at several `shots`, a chart over these is drawn, and one of each system where it
     cannot have all lines. `notes` stand above, a paragraph each, `listings` below. A `chart` of the caller's own comes
@@ -210,6 +211,7 @@ def write_methods_page(
         panels=panels,
         beside=[name for name in _BESIDE if name in lines],
         tones=TONES,
+        seeds=seeds,
         tables=[
             {"title": name, "rows": method_rows(table, runs), "table": table, "runs": runs}
             | {"basis": basis(table, (table.headline,))}
