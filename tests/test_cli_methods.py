@@ -408,6 +408,7 @@ def test_seconds_and_their_background_by_light_methods(avfs, seconds):
     found = cells(seconds)
     assert {"auto", "kernel_ridge", "logistic", "gda", "nearest_mean", "tip_adapter", "zero-shot"} <= set(found)
     assert all(found[name]["segment_accuracy"]["value"] is not None for name in found)
+    assert "this one labels seconds" in avfs.refused("learn", seconds, "add", "boat", "my_clips")
     assert "Seconds it labels by kernel_ridge" in (seconds / "methods.html").read_text()
     clips = avfs.json("zeroshot", "--adapter", seconds, "AVE/AVE", "--segments")["clips"]
     labels = {part["label"] for clip in clips for part in clip["segments"]}

@@ -40,9 +40,11 @@ class LivingRidge:
     def __init__(self, scorer: Scorer, *, learn: bool = True) -> None:
         params = scorer.clip.params.get("params", scorer.clip.params)
         if "rule" not in params or (learn and scorer.second is not None):
+            method = scorer.clip.params.get("auto", scorer.method.name)
+            why = "labels seconds" if "rule" in params else f"answers by {method}"
             raise UsageError(
-                "Classes can be added to and removed from kernel-ridge runs that label clips, not from this one.",
-                hint="Fit with --method kernel_ridge.",
+                f"Classes can be added to and removed from kernel-ridge runs that label clips; this one {why}.",
+                hint="Fit such a run: avfs fewshot --method kernel_ridge --task ave_cls, or --data DIR.",
             )
         self.scorer, self._params, self._arrays = scorer, params, scorer.clip.arrays
         self._inverses: dict[str, Floats] = {}
