@@ -121,6 +121,7 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
 
     from avfewshot.data.description import default_wording
     from avfewshot.data.folder import NONE_FOLDER
+    from avfewshot.inference.head import frozen_part
     from avfewshot.inference.loading import load
     from avfewshot.inference.results import Failure
     from avfewshot.methods.base import Features, LabelFeatures
@@ -153,7 +154,7 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     marks = np.zeros((len(usable), len(labels)), dtype=bool)
     marks[:, labels.index(name)] = True
     marks = marks[:, shown]
-    features = Features.of((file.path, file.visual, file.by_clip.audio) for file in usable)
+    features = Features.of(frozen_part(file.by_clip, classifier.dims) for file in usable)
     ridge = LivingRidge(found.scorer)
     known, asked = ridge.learnt_as(features), None if name == none else name
     new = np.array([row for row, classes in enumerate(known) if asked not in classes], dtype=int)
