@@ -455,3 +455,15 @@ def test_shuffled_support_labels_make_nothing_sure():
     assert scorer.diagnostics["loo_accuracy"] <= 0.6
     queries, _ = world(clips=10, seed=5)
     assert np.exp(scorer.logits(queries.features)).max(1).mean() < 0.6
+
+
+def test_a_run_of_one_clip_a_class_says_when_it_has_outgrown_its_rule():
+    scorer, *_ = fitted(clips=1)
+    living = LivingRidge(scorer)
+    assert not living.outgrown
+    more, _ = world(clips=1, seed=7)
+    for label in range(CLASSES - 1):
+        rows = np.flatnonzero(more.labels[:, label])
+        living.add(more.features.take(rows), more.labels[rows], scorer.texts)
+        assert living.outgrown == (2 * (label + 1) >= CLASSES)
+    assert not LivingRidge(fitted(clips=3)[0]).outgrown

@@ -163,6 +163,8 @@ def _add(found, folder: Path, name: str, wording: str | None, clips: list[str], 
     if len(new):
         ridge.add(features.take(new), marks[new], texts)
     say(f"{count(len(new), 'clip')} learnt as {name!r}.")
+    if ridge.outgrown:
+        say("This run stays with the rule of one clip a class; `avfs fewshot` on these clips would find a better one.")
     if others := set[str | None]().union(*(known[row] for row in new)):
         shown = ", ".join(sorted(repr(none if label is None else label) for label in others))
         say(f"Some of them stay learnt as {shown}, too.")

@@ -236,6 +236,12 @@ class LivingRidge:
         """Whether clips can be left out: of one clip a class nothing would be left."""
         return self._params["rule"] == "ridge" and bool(self._can_be_left_out().any())
 
+    @property
+    def outgrown(self) -> bool:
+        """Whether it goes by the rule of one clip a class, though a fit on what it has learnt would leave clips out."""
+        targets, judged = self._arrays["targets"], self._can_be_left_out()
+        return self._params["rule"] != "ridge" and bool((targets[judged] > 0).any(0).mean() >= 0.5)
+
     def _can_be_left_out(self) -> npt.NDArray[np.bool_]:
         """Which clips carry labels, and only such that another clip has, too: ``[n]``."""
         labels = self._arrays["targets"][:, : int(self.scorer.trained.sum())]
