@@ -511,6 +511,10 @@ def test_find_prints_tables_json_and_csv_and_takes_queries_by_line(avfs, embedde
     monkeypatch.setattr("sys.stdin", StringIO("dog barking\nclock ticking\n"))
     lines = avfs("find", "--store", "store", "--top", "1")[0].splitlines()
     assert [line for line in lines if line in ("dog barking", "clock ticking")] == ["dog barking", "clock ticking"]
+    monkeypatch.setattr("sys.stdin", StringIO("dog barking\nclock ticking\n"))
+    rows = list(csv.DictReader(StringIO(avfs("find", "--store", "store", "--top", "1", "--format", "csv")[0])))
+    assert list(dict.fromkeys(row["query"] for row in rows)) == ["dog barking", "clock ticking"]
+    assert {row["rank"] for row in rows} == {"1"}
     assert "Which store?" in avfs.refused("find", "dog")
     avfs("find", "dog", "--like", "a.mp4", "--store", "store", status=2)
     assert "nothing.mp4" in avfs.refused("find", "--like", "nothing.mp4", "--store", "store", status=1)

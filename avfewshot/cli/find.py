@@ -56,10 +56,15 @@ def find(**flags: Any) -> None:
                 raise typer.Exit(1)
         else:
             say("One query a line:")
+            if config.format == "csv":
+                typer.echo(csv_text([("query", *_COLUMNS)]), nl=False)
             for line in sys.stdin:
                 if line.strip():
                     _answer(store, config, notices, line.strip())
                     sys.stdout.flush()
+
+
+_COLUMNS = ("rank", "path", "start", "end", "score")
 
 
 def _answer(store: Store, config: FindConfig, notices: Notices, query: str | None) -> bool:
@@ -74,7 +79,9 @@ def _answer(store: Store, config: FindConfig, notices: Notices, query: str | Non
         typer.echo(json.dumps(about))
     elif config.format == "csv":
         moments = ((rank, hit.path, m.start, m.end, m.score) for rank, hit in enumerate(hits, 1) for m in hit.moments)
-        typer.echo(csv_text((("rank", "path", "start", "end", "score"), *moments)), nl=False)
+        several = config.query is None and query is not None
+        table = [(query, *moment) for moment in moments] if several else [_COLUMNS, *moments]
+        typer.echo(csv_text(table), nl=False)
     else:
         if config.query is None and query is not None:
             typer.echo(f"\n{printable(query)}")  # one of several
