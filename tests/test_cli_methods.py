@@ -409,6 +409,8 @@ def test_seconds_and_their_background_by_light_methods(avfs, seconds):
     assert {"auto", "kernel_ridge", "logistic", "gda", "nearest_mean", "tip_adapter", "zero-shot"} <= set(found)
     assert all(found[name]["segment_accuracy"]["value"] is not None for name in found)
     assert "this one labels seconds" in avfs.refused("learn", seconds, "add", "boat", "my_clips")
+    out, _ = avfs("compare", "--task", "ave", "--shots", "1", "--seeds", "1", "--methods", "auto")
+    assert {"auto", "kernel_ridge", "gda"} <= set(out.split())
     assert "Seconds it labels by kernel_ridge" in (seconds / "methods.html").read_text()
     clips = avfs.json("zeroshot", "--adapter", seconds, "AVE/AVE", "--segments")["clips"]
     labels = {part["label"] for clip in clips for part in clip["segments"]}
@@ -485,7 +487,7 @@ def frozen(avfs):
 @pytest.mark.parametrize(
     ("task", "method", "also"),
     [
-        ("ave_cls", "coop", "--max-steps=3"),
+        ("ave_cls", "coop", "--max-steps=3 --fusion=product"),
         ("ave_cls", "maple", "--max-steps=3"),
         ("ave_cls", "kernel_ridge", "--val-shots=0"),
         ("ave", "gda", "--val-shots=1"),
@@ -493,11 +495,13 @@ def frozen(avfs):
 )
 def test_a_run_is_judged_on_a_task_by_what_it_predicts_with(task, method, also, avfs):
     name = f"judged-{task}-{method}"
-    folder = avfs.made("fewshot", "--task", task, "--shots", "1", "--method", method, also, name=name)
+    folder = avfs.made("fewshot", "--task", task, "--shots", "1", "--method", method, *also.split(), name=name)
     avfs("zeroshot", "--task", task, "--adapter", folder, "--output", f"{name}.json")
-    judged = json.loads((avfs.folder / f"{name}.json").read_text())["comparison"]["cells"]
-    assert judged[method] == cells(folder)[method]
-    assert set(judged) == {method, "zero-shot", "CLIP only", "CLAP only"}
+    judged = json.loads((avfs.folder / f"{name}.json").read_text())
+    assert judged["comparison"]["cells"][method] == cells(folder)[method]
+    assert set(judged["results"]) == {method, "zero-shot", "CLIP only", "CLAP only"}
+    before = json.loads((folder / "seed-1" / "result.json").read_text())["results"][method]
+    assert judged["results"][method]["calibration"] == before["calibration"]  # of probabilities, not answers alone
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "clip-lora"])

@@ -16,7 +16,6 @@ from avfewshot.errors import DataError
 from avfewshot.evaluation.evaluate import average_comparisons, join_tables
 from avfewshot.evaluation.evaluator import UNTRAINED
 from avfewshot.evaluation.results import Comparison
-from avfewshot.evaluation.tasks import find_task
 from avfewshot.io import alone, write_text
 from avfewshot.methods.auto import LIGHT
 from avfewshot.reports.charts import Series, line_chart
@@ -130,8 +129,7 @@ def compare_methods(config: CompareConfig, folder: Path, display: Any, interrupt
 
 def _join(cells: dict[str, list[SeedResult]], config: CompareConfig) -> tuple[Comparison, list[dict[str, Any]]]:
     """One table of the systems of all cells over seeds, paired on seeds and clips; and what each seed says of them."""
-    asked = {*UNTRAINED, AUTO, *config.methods}
-    asked |= set() if find_task(config.task).per_second else {*LIGHT} - {"zero_shot"}  # which `auto` has tried
+    asked = {*UNTRAINED, AUTO, *config.methods, *LIGHT} - {"zero_shot"}  # the light ones: which `auto` has tried
     asked |= {MTEB} if config.protocol else set()
 
     def row(system: str, cell: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from rich.console import Console
 
@@ -15,8 +14,8 @@ from avfewshot.data.load import load_dataset, require_media
 from avfewshot.data.vggsound import with_vggsounder
 from avfewshot.encoders.presets import load_preset
 from avfewshot.errors import DataError
-from avfewshot.evaluation.evaluator import EvalReport, Evaluator, evaluate_task
-from avfewshot.evaluation.few_shot import evaluate_run, tuned_logits
+from avfewshot.evaluation.evaluator import ADAPTED, EvalReport, Evaluator
+from avfewshot.evaluation.few_shot import run_predictions, tuned_logits
 from avfewshot.evaluation.predictions import PredictionConfig
 from avfewshot.evaluation.references import distinct
 from avfewshot.inference.devices import resolve_device, resolve_precision
@@ -41,25 +40,23 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
     precision = resolve_precision(asked.precision, device)
     preset, fusion, pool = asked.backbone, asked.fusion, asked.pool
     templates = None if asked.templates is None else load_templates(asked.templates)
-    window, context = 10, asked.audio_context
-    options: dict[str, Any] = {}
+    window, context, share, trained_fusion = 10, asked.audio_context, 1.0, ""
     learned, tuned, checkpoint = (None,) * 3 if asked.adapter is None else _what_was_learnt(asked.adapter)
-    if (origin := learned or tuned or checkpoint) is not None:
+    origin = learned or tuned or checkpoint
+    if origin is not None:
         if checkpoint is None and learned is not None:
             context = learned.audio_context
         elif context == "clip":
             display.say(f"{asked.adapter} was trained on single seconds of sound; --audio-context stays second.")
             context = "second"
-        options = {"trained_labels": (*origin.config.labels, *origin.config.wordings)}
+        decision = decision_of(checkpoint or origin)
+        window, share = decision.window, decision.blend
         # What nobody sets is as it was trained.
         templates = templates or recalled(origin, "templates", load_templates)
         if left_to_adapter(settings, "backbone"):
             preset = recalled(origin, "backbone", load_preset)
-    if checkpoint is not None:
-        decision = decision_of(checkpoint)
-        window, options["share"] = decision.window, decision.blend
         if left_to_adapter(settings, "fusion"):  # the untrained towers are fused as ever
-            options["fusion"] = decision.fusion
+            trained_fusion = decision.fusion
         pool = decision.pool if left_to_adapter(settings, "pool") else pool
     display.begin("loading the backbone", 0)
     backbone = load_backbone(asked, preset, seed=asked.seed)
@@ -78,17 +75,21 @@ def evaluate(settings: Resolved, display: Display) -> tuple[Evaluator, EvalRepor
         look_up=None if (store := open_store(settings["store"])) is None else store.cache,
         audio_context=context,
     )
-    if origin is None or origin is checkpoint:
-        return evaluator, evaluate_task(evaluator, model, **options)
-    origin.config.check_backbone(backbone, where=origin.path)
-    name = origin.config.training["method"]
+    systems, adapted, labels = evaluator.untrained("test"), None, ()
+    if origin is not None:
+        origin.config.check_backbone(backbone, where=origin.path)
+        labels = (*origin.config.labels, *origin.config.wordings)
+    if model is not None:
+        logits, fitted = adapted = evaluator.adapted(model, share, trained_fusion)
+        systems[ADAPTED] = evaluator.predict(logits, fitted)
     if learned is not None:
-        return evaluator, evaluate_run(evaluator, name, learned.scorer, model, **options)
-    assert tuned is not None
-    method, systems = tuned.method(backbone, dataset.wordings), evaluator.untrained("test")
-    validation, test = (tuned_logits(evaluator, method, split) for split in ("val", "test"))
-    systems[name] = evaluator.predict(test, evaluator.fit(validation))
-    return evaluator, evaluator.report(systems, **options)
+        name = learned.config.training["method"]
+        systems[name] = run_predictions(evaluator, name, learned.scorer, adapted)
+    if tuned is not None:
+        method = tuned.method(backbone, dataset.wordings)
+        validation, test = (tuned_logits(evaluator, method, split) for split in ("val", "test"))
+        systems[method.name] = evaluator.predict(test, evaluator.fit(validation, trained_fusion))
+    return evaluator, evaluator.report(systems, trained_labels=labels)
 
 
 def _what_was_learnt(run: str) -> tuple[LearnedRun | None, TunedRun | None, AdapterCheckpoint | None]:

@@ -182,6 +182,10 @@ class Evaluator:
         trained = self.trained_logits(model, split)
         return [before.ensemble(after, share) for before, after in zip(clips, trained, strict=True)]
 
+    def adapted(self, model: AudioVisualModel, share: float = 1.0, fusion: str = "") -> tuple[list[ClipLogits], Fitted]:
+        """A trained model's logits of the test clips, as of :meth:`joined`, and what validation clips choose for it."""
+        return self.joined(model, "test", share), self.fit(self.joined(model, "val", share), fusion)
+
     def trained_logits(self, model: AudioVisualModel, split: str) -> list[ClipLogits]:
         """Logits of a trained model on the usable clips of a split, as of :meth:`logits_of`."""
         paths = [sample.path for sample in self.scored(split).samples if sample.path is not None]
@@ -223,23 +227,3 @@ class Evaluator:
                 found[path] = file
                 self.observer.advance()
         return found
-
-
-def evaluate_task(
-    evaluator: Evaluator,
-    model: AudioVisualModel | None = None,
-    *,
-    share: float = 1.0,
-    fusion: str = "",
-    trained_labels: Collection[str] = (),
-) -> EvalReport:
-    """Evaluate the untrained towers, and a trained model beside them, on the test clips.
-
-    What has to be chosen is chosen on validation clips, for each of them; `fusion` is the trained model's, where it has
-    one of its own. Without test clips there is a :class:`DataError`.
-    """
-    systems = evaluator.untrained("test")
-    if model is not None:
-        fitted = evaluator.fit(evaluator.joined(model, "val", share), fusion)
-        systems[ADAPTED] = evaluator.predict(evaluator.joined(model, "test", share), fitted)
-    return evaluator.report(systems, trained_labels=trained_labels if model is not None else ())

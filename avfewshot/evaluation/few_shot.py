@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,13 @@ import torch
 from avfewshot.data.dataset import SPLITS, Dataset, Sample
 from avfewshot.encoders.text import label_features as encode_labels
 from avfewshot.errors import UsageError
-from avfewshot.evaluation.evaluator import ADAPTED, EvalReport, Evaluator
+from avfewshot.evaluation.evaluator import Evaluator
 from avfewshot.evaluation.predictions import Fitted, clip_probabilities
 from avfewshot.evaluation.targets import BackgroundRule, Predictions, Targets, decide_segments
 from avfewshot.inference.logits import ClipLogits, class_texts, score_clip
 from avfewshot.media.clip import MODALITIES
 from avfewshot.methods.base import Features, LabelFeatures, Support
 from avfewshot.methods.method import Scorer
-from avfewshot.models.audio_visual import AudioVisualModel
 from avfewshot.models.fusion import both_ways, second_posteriors
 from avfewshot.tuning.fit import answers
 from avfewshot.tuning.methods import TunedMethod
@@ -210,11 +209,9 @@ def mteb_zero_shot(evaluator: Evaluator) -> list[Predictions]:
     texts = class_texts(evaluator.backbone, names, templates)
     scales = evaluator.backbone.visual_scale, evaluator.backbone.audio_scale
     clips = [score_clip(file.visual, file.audio, texts, scales) for file in evaluator.scored("test").embeddings]
-    decision, parts = (
-        replace(evaluator.decision, pool="mean"),
-        [[clip.only(one) for clip in clips] for one in MODALITIES],
-    )
-    return [decision.predict(part, texts.num_classes, Fitted()) for part in (clips, *parts)]
+    alone = ([clip.only(one) for clip in clips] for one in MODALITIES)
+    decision = replace(evaluator.decision, pool="mean")
+    return [decision.predict(part, texts.num_classes, Fitted()) for part in (clips, *alone)]
 
 
 def with_several_labels(dataset: Dataset) -> Dataset:
@@ -240,20 +237,13 @@ def with_validation(dataset: Dataset, chosen: Sequence[Sample]) -> Dataset:
     return dataset.with_samples([*kept, *(replace(sample, split="val") for sample in chosen)])
 
 
-def evaluate_run(
-    evaluator: Evaluator,
-    name: str,
-    scorer: Scorer,
-    model: AudioVisualModel | None = None,
-    *,
-    share: float = 1.0,
-    fusion: str = "",
-    trained_labels: Collection[str] = (),
-) -> EvalReport:
-    """Evaluate what a few-shot run predicts with on the test clips of any task, beside the untrained towers.
+def run_predictions(
+    evaluator: Evaluator, name: str, scorer: Scorer, adapted: tuple[Sequence[ClipLogits], Fitted] | None = None
+) -> Predictions:
+    """What a finished few-shot run predicts with says about the test clips of any task.
 
     Labels of the task that the run knows, whatever their case, are scored by what it learnt, the others by the text.
-    The other arguments are as :func:`~avfewshot.evaluation.evaluator.evaluate_task` takes them.
+    `name` is the run's method, `adapted` what its trained adapters say, as of :meth:`Evaluator.adapted`.
 
     Raises:
         UsageError: Seconds are labelled, and not those that the run learnt.
@@ -266,12 +256,6 @@ def evaluate_run(
     if per_second and (texts is not None or scorer.second is None):
         what = f"{evaluator.dataset.description.title} labels seconds, and this run of {name} has learnt other labels."
         raise UsageError(what, hint="Judge it on a task that labels clips, such as ave_cls.")
-    systems = evaluator.untrained("test")
-    if model is not None:
-        fitted = evaluator.fit(evaluator.joined(model, "val", share), fusion)
-        logits = evaluator.joined(model, "test", share)
-        systems[ADAPTED] = evaluator.predict(logits, fitted)
-        tuned = tuned_seconds(evaluator, logits, fitted) if per_second else tuned_posteriors(evaluator, logits, fitted)
-    features = evaluator.features("test")[1]
-    systems[name] = method_predictions(evaluator, scorer, features, None, texts=texts, tuned=tuned)
-    return evaluator.report(systems, trained_labels=trained_labels)
+    if adapted is not None:
+        tuned = tuned_seconds(evaluator, *adapted) if per_second else tuned_posteriors(evaluator, *adapted)
+    return method_predictions(evaluator, scorer, evaluator.features("test")[1], None, texts=texts, tuned=tuned)

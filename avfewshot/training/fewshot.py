@@ -175,7 +175,7 @@ class FewShot(FewShotSetting):
             self.observer.begin(f"seed {seed}: fitting {name}", 0)
             texts = label_features(self.evaluator, single_prompts=name == "timo")
             scorer = find_method(name).fit(clips, texts, seed=seed)
-            beside = [part for part in scorer.clip.parts if part != "zero_shot"]
+            beside = [part for part in scorer.clip.parts if part not in ("zero_shot", *light)]
             scorers = {part: scorer.part(part, clips, seed=seed) for part in beside} | scorers | {name: scorer}
         self.observer.methods(seed, {name: scorer.diagnostics for name, scorer in scorers.items()})
         return scorers
